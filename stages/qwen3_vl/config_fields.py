@@ -1,0 +1,91 @@
+"""Checked reading of one JSON object of a model's configuration files.
+
+Every read checks the value and blames the full name of the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from broker_pipeline.errors import ModelConfigError
+
+
+class Fields:
+    """One JSON object; every read checks the value and blames the full name of the field."""
+
+    def __init__(self, values: Mapping[str, Any], path: str) -> None:
+        self._values = values
+        self._path = path
+
+    def name(self, key: str) -> str:
+        """The field's full name, with the sections around it."""
+        return f"{self._path}.{key}" if self._path else key
+
+    def has(self, key: str) -> bool:
+        """Whether the field is given and not null."""
+        return self._values.get(key) is not None
+
+    def error(self, key: str, expected: str) -> ModelConfigError:
+        """What is wrong with the field: what was found, and what was expected."""
+        found = repr(self._values[key])[:80] if key in self._values else "missing"
+        return ModelConfigError(f"{self.name(key)} is {found}; expected {expected}", field=self.name(key))
+
+    def section(self, key: str) -> Fields:
+        """A nested object."""
+        value = self._values.get(key)
+        if not isinstance(value, Mapping):
+            raise self.error(key, "an object")
+        return Fields(value, self.name(key))
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self._values.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean."""
+        value = self._values.get(key)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def integer(self, key: str, *, minimum: int = 0) -> int:
+        """An integer, at least `minimum`."""
+        value = self._values.get(key)
+        if not _is_int(value) or value < minimum:
+            raise self.error(key, f"an integer of at least {minimum}")
+        return int(value)
+
+    def positive(self, key: str) -> int:
+        """An integer of at least 1."""
+        return self.integer(key, minimum=1)
+
+    def number(self, key: str) -> float:
+        """A finite number above 0."""
+        value = self._values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, "a positive number")
+        if not math.isfinite(value) or value <= 0:
+            raise self.error(key, "a positive number")
+        return float(value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers of at least 0; one bare integer counts as a list of one."""
+        value = self._values.get(key)
+        value = [value] if _is_int(value) else value
+        if not isinstance(value, list | tuple) or not all(_is_int(item) and item >= 0 for item in value):
+            raise self.error(key, "a list of integers of at least 0")
+        return tuple(int(item) for item in value)
+
+    def require(self, key: str, allowed: object) -> None:
+        """If the field is given, it must be `allowed`: other values would need other code."""
+        if self.has(key) and self._values[key] != allowed:
+            raise self.error(key, f"{allowed!r}, the only value that this engine implements")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
