@@ -1,0 +1,3 @@
+"""The core of broker-pipeline: contract, transport, state, scheduling. Imports no torch."""
+
+__version__ = "0.1.0"

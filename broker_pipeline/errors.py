@@ -1,0 +1,349 @@
+"""Every error that broker-pipeline raises on purpose.
+
+Users see `code` and the message; `retryable` says whether the same work may succeed when tried again.
+
+    PipelineError
+    ├── ConfigurationError            a flag, environment variable or file is wrong
+    ├── InvalidRequestError           a request is wrong; `field` names where
+    │   ├── PromptTooLongError
+    │   ├── BodyTooLargeError
+    │   └── MediaError                an image or video cannot be used
+    │       ├── NotAnImageError, TruncatedImageError, ImageTooLargeError, ImageShapeError
+    │       ├── MediaTooLargeError, MediaMissingError
+    │       └── MediaFetchError
+    │           └── PrivateAddressError
+    ├── JobNotFoundError, JobStateError
+    ├── QueueFullError                accepted nothing; try again after `retry_after_s`
+    ├── ContractError                 a message breaks the activation contract
+    │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
+    │   ├── StaleEpochError, TensorMismatchError
+    │   └── PartError                 a part of a cut payload is missing, foreign or late
+    ├── StageError                    a stage cannot do what an envelope asks
+    │   ├── SessionUnknownError, KVCapacityError, KVPositionError
+    │   ├── VisualRowsMissingError, NonFiniteLogitsError
+    │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
+    ├── TransportError                the broker is unreachable or dropped something
+    │   ├── NoResponderError, RequestTimeoutError, SlowConsumerError, PayloadTooLargeError
+    ├── StateError                    Redis is unreachable or refused a write
+    │   ├── LeaseLostError, WorkerNameTakenError, StaleAttemptError
+    ├── DeadlineExceededError         a part did not answer in time
+    ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
+    ├── CancelledJobError             somebody asked for the job to stop
+    ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
+    │   └── ExportError               a checkpoint cannot be exported
+    └── ServerStartError              an embedded server did not start
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An error as it travels: over NATS, in Redis and in HTTP answers."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retryable: bool = False
+
+
+class PipelineError(Exception):
+    """Root of the tree. `field` names the offending input where there is one."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def to_failure(self) -> Failure:
+        """Return the error in the form that travels."""
+        return Failure(self.code, self.message, self.field, self.retryable)
+
+
+class ConfigurationError(PipelineError):
+    """A flag, environment variable or file is wrong."""
+
+    code = "configuration"
+
+
+class InvalidRequestError(PipelineError):
+    """A request is wrong; `field` names where."""
+
+    code = "invalid_request"
+
+
+class PromptTooLongError(InvalidRequestError):
+    """Prompt and output limit together exceed what the model or the KV room can hold."""
+
+    code = "prompt_too_long"
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """A request body exceeds the gateway's limit."""
+
+    code = "body_too_large"
+
+
+class MediaError(InvalidRequestError):
+    """An image or video cannot be used."""
+
+    code = "media"
+
+
+class NotAnImageError(MediaError):
+    """The bytes are not an image in a supported format."""
+
+    code = "not_an_image"
+
+
+class TruncatedImageError(MediaError):
+    """The image ends before its data does, or its data is corrupt."""
+
+    code = "truncated_image"
+
+
+class ImageTooLargeError(MediaError):
+    """The image has more pixels or frames than are decoded here."""
+
+    code = "image_too_large"
+
+
+class ImageShapeError(MediaError):
+    """The image's sides are too unequal, or one of them is too short."""
+
+    code = "image_shape"
+
+
+class MediaTooLargeError(MediaError):
+    """The file has more bytes than are accepted."""
+
+    code = "media_too_large"
+
+
+class MediaMissingError(MediaError):
+    """The media store no longer holds what a job refers to."""
+
+    code = "media_missing"
+
+
+class MediaFetchError(MediaError):
+    """A URL could not be fetched."""
+
+    code = "media_fetch"
+
+
+class PrivateAddressError(MediaFetchError):
+    """A URL leads to an address that is not public."""
+
+    code = "private_address"
+
+
+class JobNotFoundError(PipelineError):
+    """No job has this id."""
+
+    code = "job_not_found"
+
+
+class JobStateError(PipelineError):
+    """The job is in a state that does not allow this."""
+
+    code = "job_state"
+
+
+class QueueFullError(PipelineError):
+    """The job queue or the media store is full; nothing was accepted."""
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ContractError(PipelineError):
+    """A message breaks the activation contract."""
+
+    code = "contract"
+
+
+class MalformedEnvelopeError(ContractError):
+    """Metadata or payload cannot be parsed."""
+
+    code = "malformed_envelope"
+
+
+class ContractVersionError(ContractError):
+    """The sender speaks another version of the contract."""
+
+    code = "contract_version"
+
+
+class FingerprintMismatchError(ContractError):
+    """The sender's or worker's artifact is not this pipeline's."""
+
+    code = "fingerprint_mismatch"
+
+
+class StaleEpochError(ContractError):
+    """The sender belongs to an older epoch of the pipeline."""
+
+    code = "stale_epoch"
+
+
+class TensorMismatchError(ContractError):
+    """A tensor's dtype, shape or size does not fit the model or its table entry."""
+
+    code = "tensor_mismatch"
+
+
+class PartError(ContractError):
+    """A part of a cut payload is missing, foreign or late."""
+
+    code = "part"
+    retryable = True
+
+
+class StageError(PipelineError):
+    """A stage cannot do what an envelope asks."""
+
+    code = "stage"
+    retryable = True
+
+
+class SessionUnknownError(StageError):
+    """The stage has lost, or never had, this session."""
+
+    code = "session_unknown"
+
+
+class KVCapacityError(StageError):
+    """The stage has no room for the session's keys and values."""
+
+    code = "kv_capacity"
+
+
+class KVPositionError(StageError):
+    """A segment does not start where the session's cached tokens end."""
+
+    code = "kv_position"
+
+
+class VisualRowsMissingError(StageError):
+    """A segment needs visual rows that were never delivered, or have expired."""
+
+    code = "visual_rows_missing"
+
+
+class NonFiniteLogitsError(StageError):
+    """The model's output for this session holds NaN or infinity."""
+
+    code = "non_finite_logits"
+
+
+class ComputeError(StageError):
+    """The computation itself failed (out of memory, a bad kernel)."""
+
+    code = "compute"
+
+
+class TransportError(PipelineError):
+    """The broker is unreachable or dropped something."""
+
+    code = "transport"
+    retryable = True
+
+
+class NoResponderError(TransportError):
+    """Nobody listens on the subject."""
+
+    code = "no_responder"
+
+
+class RequestTimeoutError(TransportError):
+    """A request got no answer in time."""
+
+    code = "request_timeout"
+
+
+class SlowConsumerError(TransportError):
+    """The receiver was too slow and the client dropped messages."""
+
+    code = "slow_consumer"
+
+
+class PayloadTooLargeError(TransportError):
+    """A message is larger than the broker accepts."""
+
+    code = "payload_too_large"
+    retryable = False
+
+
+class StateError(PipelineError):
+    """Redis is unreachable or refused a write."""
+
+    code = "state"
+    retryable = True
+
+
+class LeaseLostError(StateError):
+    """Another conductor holds the pipeline now."""
+
+    code = "lease_lost"
+
+
+class WorkerNameTakenError(StateError):
+    """A live worker already has this name."""
+
+    code = "worker_name_taken"
+    retryable = False
+
+
+class StaleAttemptError(StateError):
+    """A newer attempt of the session exists; this one's writes are void."""
+
+    code = "stale_attempt"
+    retryable = False
+
+
+class DeadlineExceededError(PipelineError):
+    """A part did not answer in time."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class RetriesExhaustedError(PipelineError):
+    """A job failed in every attempt that it was allowed."""
+
+    code = "retries_exhausted"
+
+
+class CancelledJobError(PipelineError):
+    """Somebody asked for the job to stop."""
+
+    code = "cancelled"
+
+
+class ArtifactError(PipelineError):
+    """An artifact directory is incomplete, altered or of another model."""
+
+    code = "artifact"
+
+
+class ExportError(ArtifactError):
+    """A checkpoint cannot be exported."""
+
+    code = "export"
+
+
+class ServerStartError(PipelineError):
+    """An embedded server did not start."""
+
+    code = "server_start"

@@ -1,0 +1,82 @@
+"""Every Redis key in one place.
+
+{ns}:job:{id}               hash    spec, status, times, attempt, result, error, cancel flag (see `sessions`)
+{ns}:job:{id}:tokens        list    one JSON `TokenEntry` per committed token; the index is the token's number
+{ns}:jobs                   zset    job ids by time of creation
+{ns}:counts                 hash    jobs by status
+{ns}:idempotency:{key}      string  job id of an earlier submission with this key
+{ns}:media:{sha256}         string  object name of the stored bytes
+{ns}:media:{sha256}:jobs    set     jobs that need them
+{ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
+{ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
+{ns}:{pl}:lease             string  instance of the active conductor, with a time to live
+{ns}:{pl}:epoch             string  counter; a new conductor takes the next one
+{ns}:{pl}:status            string  JSON of what the conductor shows, with a time to live
+"""
+
+from __future__ import annotations
+
+
+def job(namespace: str, job_id: str) -> str:
+    """Hash of one job."""
+    return f"{namespace}:job:{job_id}"
+
+
+def job_tokens(namespace: str, job_id: str) -> str:
+    """List of a job's committed tokens."""
+    return f"{namespace}:job:{job_id}:tokens"
+
+
+def jobs(namespace: str) -> str:
+    """Sorted set of job ids by time of creation."""
+    return f"{namespace}:jobs"
+
+
+def counts(namespace: str) -> str:
+    """Hash of the number of jobs by status."""
+    return f"{namespace}:counts"
+
+
+def idempotency(namespace: str, key: str) -> str:
+    """Job id of an earlier submission with the same idempotency key."""
+    return f"{namespace}:idempotency:{key}"
+
+
+def media(namespace: str, sha256: str) -> str:
+    """Object name of stored bytes."""
+    return f"{namespace}:media:{sha256}"
+
+
+def media_jobs(namespace: str, sha256: str) -> str:
+    """Set of jobs that need stored bytes."""
+    return f"{namespace}:media:{sha256}:jobs"
+
+
+def media_unreferenced(namespace: str) -> str:
+    """Sorted set of media that no job needs, by the time from which that is so."""
+    return f"{namespace}:media:unreferenced"
+
+
+def worker(namespace: str, pipeline: str, name: str) -> str:
+    """A worker's record."""
+    return f"{namespace}:{pipeline}:worker:{name}"
+
+
+def worker_pattern(namespace: str, pipeline: str = "*") -> str:
+    """Pattern that matches every worker record."""
+    return f"{namespace}:{pipeline}:worker:*"
+
+
+def lease(namespace: str, pipeline: str) -> str:
+    """Instance of the active conductor."""
+    return f"{namespace}:{pipeline}:lease"
+
+
+def epoch(namespace: str, pipeline: str) -> str:
+    """Counter of epochs."""
+    return f"{namespace}:{pipeline}:epoch"
+
+
+def status(namespace: str, pipeline: str) -> str:
+    """What the conductor shows of itself."""
+    return f"{namespace}:{pipeline}:status"

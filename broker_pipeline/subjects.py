@@ -1,0 +1,67 @@
+"""Every NATS subject, stream and bucket in one place.
+
+A worker's subjects hang below one root that holds its instance id, so that nothing addressed to a dead instance can
+reach the one that took its name.
+"""
+
+from __future__ import annotations
+
+
+def worker_root(namespace: str, pipeline: str, worker: str, instance: str) -> str:
+    """Root of one instance's subjects; this is `WorkerRecord.subject`."""
+    return f"{namespace}.{pipeline}.worker.{worker}.{instance}"
+
+
+def work(root: str) -> str:
+    """Envelopes for a stage, `PrepareRequest`s for a vision worker."""
+    return f"{root}.work"
+
+
+def rows(root: str) -> str:
+    """Visual rows for a stage (request and reply)."""
+    return f"{root}.rows"
+
+
+def control(root: str) -> str:
+    """Hello and drain (request and reply)."""
+    return f"{root}.control"
+
+
+def results(namespace: str, pipeline: str, instance: str) -> str:
+    """`MicrobatchResult`s for one conductor instance."""
+    return f"{namespace}.{pipeline}.conductor.{instance}.results"
+
+
+def heartbeats(namespace: str, pipeline: str) -> str:
+    """Every worker's heartbeats."""
+    return f"{namespace}.{pipeline}.heartbeat"
+
+
+def cancel(namespace: str) -> str:
+    """`CancelRequest`s from gateways to conductors."""
+    return f"{namespace}.cancel"
+
+
+def job_events(namespace: str, job_id: str) -> str:
+    """`JobEvent`s of one job."""
+    return f"{namespace}.events.{job_id}"
+
+
+def job_queue_subject(namespace: str) -> str:
+    """Subject of the work queue's messages."""
+    return f"{namespace}.queue.jobs"
+
+
+def job_stream(namespace: str) -> str:
+    """Name of the JetStream stream behind the work queue."""
+    return f"{namespace}-jobs"
+
+
+def job_consumer(namespace: str) -> str:
+    """Name of the durable consumer that all conductors share."""
+    return f"{namespace}-conductors"
+
+
+def media_bucket(namespace: str) -> str:
+    """Name of the JetStream object store for media."""
+    return f"{namespace}-media"
