@@ -33,7 +33,7 @@ class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 # --- what a user asks for -------------------------------------------------------------------------------------------
 
 
-class SamplingParams(_Wire):
+class SamplingParams(_Wire, frozen=True, kw_only=True):
     """Sampling as a user may ask for it; `None` means the model's own default (its generation_config)."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=262_144)] | None = None
@@ -51,7 +51,7 @@ class SamplingParams(_Wire):
     ignore_eos: bool = False
 
 
-class SamplingSettings(_Wire):
+class SamplingSettings(_Wire, frozen=True, kw_only=True):
     """Sampling as a stage obeys it: every field decided. Greedy is `temperature == 0`; `top_k == 0` means no limit."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
@@ -70,7 +70,7 @@ class SamplingSettings(_Wire):
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-class MediaRef(_Wire):
+class MediaRef(_Wire, frozen=True, kw_only=True):
     """Bytes in the media store: `object_name` finds them, `sha256` proves them."""
 
     sha256: Sha256
@@ -78,33 +78,33 @@ class MediaRef(_Wire):
     num_bytes: Count
 
 
-class TextPart(_Wire, tag_field="type", tag="text"):
+class TextPart(_Wire, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A piece of text in a chat message."""
 
     text: Annotated[str, Meta(max_length=2_000_000)]
 
 
-class ImagePart(_Wire, tag_field="type", tag="image"):
+class ImagePart(_Wire, frozen=True, kw_only=True, tag_field="type", tag="image"):
     """One image in a chat message."""
 
     media: MediaRef
 
 
-class VideoPart(_Wire, tag_field="type", tag="video"):
+class VideoPart(_Wire, frozen=True, kw_only=True, tag_field="type", tag="video"):
     """One video in a chat message, given as its frames in order."""
 
     frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=768)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
 
 
-class ChatMessage(_Wire):
+class ChatMessage(_Wire, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[tuple[TextPart | ImagePart | VideoPart, ...], Meta(min_length=1, max_length=1024)]
 
 
-class JobSpec(_Wire):
+class JobSpec(_Wire, frozen=True, kw_only=True):
     """A job as it waits in the queue: whole, so that it can run even if Redis has forgotten it."""
 
     job_id: Name
@@ -132,14 +132,14 @@ FINAL_STATUSES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-class TokenLogprob(_Wire):
+class TokenLogprob(_Wire, frozen=True, kw_only=True):
     """Log-probability of one token (natural logarithm, after penalties, before temperature and filters)."""
 
     token_id: TokenId
     logprob: float
 
 
-class TokenEntry(_Wire):
+class TokenEntry(_Wire, frozen=True, kw_only=True):
     """One committed token: its id, the text that became visible with it, its log-probabilities."""
 
     token_id: TokenId
@@ -148,7 +148,7 @@ class TokenEntry(_Wire):
     top: tuple[TokenLogprob, ...] = ()
 
 
-class Usage(_Wire):
+class Usage(_Wire, frozen=True, kw_only=True):
     """Token counts of one job."""
 
     num_prompt_tokens: Count
@@ -156,7 +156,7 @@ class Usage(_Wire):
     num_output_tokens: Count
 
 
-class JobResult(_Wire):
+class JobResult(_Wire, frozen=True, kw_only=True):
     """What a finished job holds."""
 
     text: str
@@ -165,7 +165,7 @@ class JobResult(_Wire):
     num_attempts: PositiveCount = 1
 
 
-class JobRecord(_Wire):
+class JobRecord(_Wire, frozen=True, kw_only=True):
     """A job as Redis knows it and as the gateway shows it."""
 
     job_id: Name
@@ -179,7 +179,7 @@ class JobRecord(_Wire):
     error: Failure | None = None
 
 
-class JobEvent(_Wire):
+class JobEvent(_Wire, frozen=True, kw_only=True):
     """One step of a job's life, for streaming clients. `index` counts the tokens committed before this event."""
 
     job_id: Name
@@ -189,7 +189,7 @@ class JobEvent(_Wire):
     record: JobRecord | None = None
 
 
-class CancelRequest(_Wire):
+class CancelRequest(_Wire, frozen=True, kw_only=True):
     """Asks whoever runs the job to stop at the next token."""
 
     job_id: Name
@@ -200,7 +200,7 @@ class CancelRequest(_Wire):
 Role = Literal["stage", "vision", "conductor", "gateway"]
 
 
-class BlockRange(_Wire):
+class BlockRange(_Wire, frozen=True, kw_only=True):
     """Decoder layers `[start, stop)`."""
 
     start: Count
@@ -210,7 +210,7 @@ class BlockRange(_Wire):
         return self.stop - self.start
 
 
-class WorkerRecord(_Wire):
+class WorkerRecord(_Wire, frozen=True, kw_only=True):
     """How a worker announces itself. `instance` changes with every start, so that a restart is seen."""
 
     worker: Name
@@ -236,7 +236,7 @@ class WorkerRecord(_Wire):
     """Most tokens of one microbatch that this worker computes."""
 
 
-class Heartbeat(_Wire):
+class Heartbeat(_Wire, frozen=True, kw_only=True):
     """A sign of life, published every `heartbeat_s`; also carries what `status` shows."""
 
     worker: Name
@@ -254,7 +254,7 @@ class Heartbeat(_Wire):
 # --- the activation contract ----------------------------------------------------------------------------------------
 
 
-class TensorSpec(_Wire):
+class TensorSpec(_Wire, frozen=True, kw_only=True):
     """One row of the tensor table. `offset` is 16-byte aligned; the bytes are little-endian and C-contiguous."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9_.]{1,64}$")]
@@ -264,7 +264,7 @@ class TensorSpec(_Wire):
     num_bytes: Count
 
 
-class VisualSpan(_Wire):
+class VisualSpan(_Wire, frozen=True, kw_only=True):
     """`count` visual tokens at `offset` (of the segment, or of the prompt), using visual rows from `row` on."""
 
     offset: Count
@@ -272,7 +272,7 @@ class VisualSpan(_Wire):
     row: Count
 
 
-class Segment(_Wire):
+class Segment(_Wire, frozen=True, kw_only=True):
     """Tokens `[start, start + count)` of one session: many for a prefill chunk, one for a decode step."""
 
     session: Name
@@ -284,7 +284,7 @@ class Segment(_Wire):
     visual: tuple[VisualSpan, ...] = ()
 
 
-class SessionOpen(_Wire):
+class SessionOpen(_Wire, frozen=True, kw_only=True):
     """Opens a session on every stage of the route."""
 
     session: Name
@@ -297,14 +297,14 @@ class SessionOpen(_Wire):
     """Tokens of this session in the tensor `history` (int32, sessions in the order of `opens`); 0 where not needed."""
 
 
-class SessionClose(_Wire):
+class SessionClose(_Wire, frozen=True, kw_only=True):
     """Frees a session's KV and rows on every stage of the route."""
 
     session: Name
     attempt: PositiveCount
 
 
-class SessionFailure(_Wire):
+class SessionFailure(_Wire, frozen=True, kw_only=True):
     """Why one session could not go on in this microbatch; the others are not touched."""
 
     session: Name
@@ -313,7 +313,7 @@ class SessionFailure(_Wire):
     worker: str = ""
 
 
-class StageTiming(_Wire):
+class StageTiming(_Wire, frozen=True, kw_only=True):
     """Where a microbatch's time went on one stage."""
 
     worker: Name
@@ -321,7 +321,7 @@ class StageTiming(_Wire):
     compute_s: Seconds
 
 
-class Envelope(_Wire):
+class Envelope(_Wire, frozen=True, kw_only=True):
     """One microbatch on its way to a stage.
 
     Tensors: `positions` int32 [3, n]; first stage: `token_ids` int32 [n]; later stages: `hidden` [n, hidden_size] in
@@ -350,7 +350,7 @@ class Envelope(_Wire):
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class SampledToken(_Wire):
+class SampledToken(_Wire, frozen=True, kw_only=True):
     """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
 
     session: Name
@@ -361,7 +361,7 @@ class SampledToken(_Wire):
     top: tuple[TokenLogprob, ...] = ()
 
 
-class MicrobatchResult(_Wire):
+class MicrobatchResult(_Wire, frozen=True, kw_only=True):
     """The one answer to every envelope: from the last stage, or from the stage that could not go on."""
 
     version: int = CONTRACT_VERSION
@@ -381,7 +381,7 @@ class MicrobatchResult(_Wire):
 # --- vision ---------------------------------------------------------------------------------------------------------
 
 
-class RowTarget(_Wire):
+class RowTarget(_Wire, frozen=True, kw_only=True):
     """A stage that needs visual rows: the first stage the merged embeddings, the owner of layer j those of level j."""
 
     subject: Subject
@@ -389,7 +389,7 @@ class RowTarget(_Wire):
     levels: tuple[Annotated[int, Meta(ge=0, le=15)], ...] = ()
 
 
-class PrepareRequest(_Wire):
+class PrepareRequest(_Wire, frozen=True, kw_only=True):
     """Asks a vision worker to turn a conversation into tokens, positions and visual rows."""
 
     version: int = CONTRACT_VERSION
@@ -405,7 +405,7 @@ class PrepareRequest(_Wire):
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class PreparedSession(_Wire):
+class PreparedSession(_Wire, frozen=True, kw_only=True):
     """The answer. Tensors: `token_ids` int32 [n], `positions` int32 [3, n]. Rows are already at their stages."""
 
     version: int = CONTRACT_VERSION
@@ -423,7 +423,7 @@ class PreparedSession(_Wire):
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class RowDelivery(_Wire):
+class RowDelivery(_Wire, frozen=True, kw_only=True):
     """Visual rows on their way to a stage. Tensors: `embeds` [r, H] and `deepstack.J` [r, H] in the model's dtype."""
 
     version: int = CONTRACT_VERSION
@@ -435,7 +435,7 @@ class RowDelivery(_Wire):
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class RowReceipt(_Wire):
+class RowReceipt(_Wire, frozen=True, kw_only=True):
     """A stage's answer to a `RowDelivery`."""
 
     session: Name
@@ -447,7 +447,7 @@ class RowReceipt(_Wire):
 # --- control --------------------------------------------------------------------------------------------------------
 
 
-class Hello(_Wire):
+class Hello(_Wire, frozen=True, kw_only=True):
     """A round trip that proves that the listener is subscribed; also fences: a stage adopts a higher epoch."""
 
     version: int = CONTRACT_VERSION
@@ -456,7 +456,7 @@ class Hello(_Wire):
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class HelloReply(_Wire):
+class HelloReply(_Wire, frozen=True, kw_only=True):
     """A worker's answer to `Hello`."""
 
     record: WorkerRecord
