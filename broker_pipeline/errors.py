@@ -30,7 +30,11 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
     ├── CancelledJobError             somebody asked for the job to stop
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
+    │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError
     │   └── ExportError               a checkpoint cannot be exported
+    │       ├── CheckpointError, AmbiguousLayoutError
+    │       ├── HubError, DiskSpaceError
+    │       └── TargetExistsError, ExportStateError
     └── ServerStartError              an embedded server did not start
 """
 
@@ -337,10 +341,64 @@ class ArtifactError(PipelineError):
     code = "artifact"
 
 
+class ArtifactMissingError(ArtifactError):
+    """There is no artifact here, or this host lacks a file of it."""
+
+    code = "artifact_missing"
+
+
+class ArtifactCorruptError(ArtifactError):
+    """A file of the artifact is not what the export wrote."""
+
+    code = "artifact_corrupt"
+
+
+class TensorMissingError(ArtifactError):
+    """The artifact has no tensor of this name."""
+
+    code = "tensor_missing"
+
+
 class ExportError(ArtifactError):
     """A checkpoint cannot be exported."""
 
     code = "export"
+
+
+class CheckpointError(ExportError):
+    """The checkpoint's tensors are not the ones that its configuration asks for, or cannot be read."""
+
+    code = "checkpoint"
+
+
+class AmbiguousLayoutError(CheckpointError):
+    """The shape of expert tensors fits both layouts, so that guessing could silently swap their axes."""
+
+    code = "ambiguous_layout"
+
+
+class HubError(ExportError):
+    """The hub is unreachable, or has no such repository, revision or file."""
+
+    code = "hub"
+
+
+class DiskSpaceError(ExportError):
+    """The target's file system has too little room."""
+
+    code = "disk_space"
+
+
+class TargetExistsError(ExportError):
+    """The target holds something else."""
+
+    code = "target_exists"
+
+
+class ExportStateError(ExportError):
+    """An unfinished export in the way is of another source, or still running."""
+
+    code = "export_state"
 
 
 class ServerStartError(PipelineError):

@@ -1,0 +1,142 @@
+"""The few facts about a model that schedule and validate work, read from an artifact without torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from broker_pipeline.artifact_manifest import (
+    CONFIG_NAME,
+    Dtype,
+    WeightsManifest,
+    read_artifact_file,
+    read_manifest,
+)
+from broker_pipeline.errors import ArtifactCorruptError
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+# These mirror files that other programs write, so unknown keys are let through.
+
+
+class _TextSection(msgspec.Struct):
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    eos_token_id: int | list[int] | None = None
+
+
+class _VisionSection(msgspec.Struct):
+    deepstack_visual_indexes: list[int]
+
+
+class _Config(msgspec.Struct):
+    text_config: _TextSection
+    vision_config: _VisionSection
+    model_type: str
+    image_token_id: int
+    video_token_id: int
+    eos_token_id: int | list[int] | None = None
+
+
+class GenerationDefaults(msgspec.Struct, frozen=True):
+    """Sampling values that the checkpoint's authors recommend; None where they say nothing."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    eos_token_id: int | list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the conductor needs to know of a model. Sizes are counts of values, `dtype` is the artifact's."""
+
+    fingerprint: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    num_kv_heads: int
+    head_dim: int
+    num_deepstack_levels: int
+    vocab_size: int
+    max_position_embeddings: int
+    dtype: Dtype
+    image_token_id: int
+    video_token_id: int
+    eos_token_ids: tuple[int, ...]
+    generation: GenerationDefaults
+
+
+def read_model_facts(directory: Path) -> ModelFacts:
+    """Read an artifact's facts; no weight file is opened or even needed.
+
+    Raises:
+        ArtifactMissingError: the directory is no artifact.
+        ArtifactCorruptError: its configuration or manifest was altered.
+    """
+    manifest = read_manifest(directory)
+    config = _decode(read_config_bytes(directory, manifest), _Config, directory / CONFIG_NAME)
+    text = config.text_config
+    if text.num_hidden_layers != manifest.num_blocks:
+        raise ArtifactCorruptError(f"{directory}: configuration and manifest differ in the number of blocks")
+    generation = _read_generation(directory, manifest)
+    return ModelFacts(
+        fingerprint=manifest.fingerprint,
+        model_type=config.model_type,
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        num_deepstack_levels=len(config.vision_config.deepstack_visual_indexes),
+        vocab_size=text.vocab_size,
+        max_position_embeddings=text.max_position_embeddings,
+        dtype=manifest.dtype,
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        eos_token_ids=_first_ids(generation.eos_token_id, text.eos_token_id, config.eos_token_id),
+        generation=generation,
+    )
+
+
+def read_config_bytes(directory: Path, manifest: WeightsManifest) -> bytes:
+    """Return `hf_config.json`'s bytes, checked against the manifest's hash."""
+    content = read_artifact_file(directory / CONFIG_NAME)
+    if hashlib.sha256(content).hexdigest() != manifest.config_sha256:
+        raise ArtifactCorruptError(
+            f"{directory / CONFIG_NAME} was altered since the export; export again", field=CONFIG_NAME
+        )
+    return content
+
+
+def _read_generation(directory: Path, manifest: WeightsManifest) -> GenerationDefaults:
+    if not any(file.name == GENERATION_CONFIG_NAME for file in manifest.side_files):
+        return GenerationDefaults()
+    path = directory / GENERATION_CONFIG_NAME
+    return _decode(read_artifact_file(path), GenerationDefaults, path)
+
+
+def _decode(encoded: bytes, shape: type[S], path: Path) -> S:
+    try:
+        return msgspec.json.decode(encoded, type=shape)
+    except msgspec.DecodeError as error:
+        raise ArtifactCorruptError(f"{path}: {error}", field=path.name) from error
+
+
+def _first_ids(*candidates: int | list[int] | None) -> tuple[int, ...]:
+    """Return the first stated set of token ids; generation_config.json lists more than config.json does."""
+    for candidate in candidates:
+        if candidate is not None:
+            return (candidate,) if isinstance(candidate, int) else tuple(candidate)
+    return ()
