@@ -31,6 +31,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── CancelledJobError             somebody asked for the job to stop
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
     │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError
+    │   ├── ModelConfigError          a configuration file of the model is wrong; `field` names where
     │   └── ExportError               a checkpoint cannot be exported
     │       ├── CheckpointError, AmbiguousLayoutError
     │       ├── HubError, DiskSpaceError
@@ -357,6 +358,12 @@ class TensorMissingError(ArtifactError):
     """The artifact has no tensor of this name."""
 
     code = "tensor_missing"
+
+
+class ModelConfigError(ArtifactError):
+    """A configuration file of the model lacks a field, or a field's value cannot be used; `field` names it."""
+
+    code = "model_config"
 
 
 class ExportError(ArtifactError):
