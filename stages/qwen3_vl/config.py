@@ -260,11 +260,7 @@ def _read_vision_rope(fields: Fields) -> float:
 
 def _read_tie(top: Fields, text: Fields) -> bool:
     # The top level decides: a re-saved MoE checkpoint carries a wrong `true` in text_config.
-    return (
-        top.flag("tie_word_embeddings")
-        if top.has("tie_word_embeddings")
-        else text.flag("tie_word_embeddings")
-    )
+    return top.flag("tie_word_embeddings") if top.has("tie_word_embeddings") else text.flag("tie_word_embeddings")
 
 
 def _read_eos(top: Fields, text: Fields) -> tuple[int, ...]:
@@ -289,18 +285,14 @@ def _read_dtype(top: Fields, text: Fields) -> str:
 def _check_together(config: ModelConfig) -> None:
     """What no single field shows."""
     text, vision = config.text, config.vision
-    _check(
-        text.num_heads % text.num_kv_heads == 0, "text_config.num_key_value_heads", "a divisor of the heads"
-    )
+    _check(text.num_heads % text.num_kv_heads == 0, "text_config.num_key_value_heads", "a divisor of the heads")
     _check(text.head_dim % 2 == 0, "text_config.head_dim", "an even number")
     _check(
         sum(text.mrope_section) == text.head_dim // 2,
         "text_config.rope_scaling.mrope_section",
         f"three sections that add up to half of head_dim, {text.head_dim // 2}",
     )
-    _check(
-        vision.out_hidden_size == text.hidden_size, "vision_config.out_hidden_size", "text_config.hidden_size"
-    )
+    _check(vision.out_hidden_size == text.hidden_size, "vision_config.out_hidden_size", "text_config.hidden_size")
     _check(
         vision.num_deepstack_levels <= text.num_layers,
         "vision_config.deepstack_visual_indexes",
@@ -313,6 +305,4 @@ def _check_together(config: ModelConfig) -> None:
 
 def _check(holds: bool, field: str, expected: str) -> None:
     if not holds:
-        raise ModelConfigError(
-            f"{field} does not fit the rest of the configuration; expected {expected}", field=field
-        )
+        raise ModelConfigError(f"{field} does not fit the rest of the configuration; expected {expected}", field=field)

@@ -1,0 +1,79 @@
+"""A small byte-level BPE tokenizer with the special tokens of Qwen3-VL, trained on a few built-in sentences.
+
+It is shaped like the real one (NFC, byte level, the same 26 added tokens in the same order), only with a vocabulary of
+hundreds: ids are shifted, which nothing but the five ids in `config.json` depends on.
+"""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+ADDED_TOKENS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+_NUM_MERGES = 96
+_WORD_PATTERN = (  # how the Qwen tokenizers split words: contractions, letters, single digits, punctuation, spaces
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SENTENCES = (
+    "user assistant system\nDescribe this picture in one sentence.",
+    "What is in the picture? Write a short caption for the image.",
+    "A small brown dog is sitting on the grass in front of a white house.",
+    "The cat sleeps on the red chair beside the window, and the sun is shining.",
+    "Two people are walking along the street with their bicycles in the rain.",
+    "A cup of coffee stands on a wooden table. There are three coins next to it.",
+    "The photograph shows a rocket on the launch pad with the sea behind it.",
+    "<0.2 seconds><1.5 seconds> then the woman turns around and looks at the camera.",
+)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """The same tokenizer at every call: 256 bytes, 96 merges and the 26 added tokens, 378 ids in all."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(_SENTENCES, _trainer())
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
+    return tokenizer
+
+
+def _trainer() -> trainers.BpeTrainer:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return trainers.BpeTrainer(
+        vocab_size=len(alphabet) + _NUM_MERGES, initial_alphabet=sorted(alphabet), show_progress=False
+    )
