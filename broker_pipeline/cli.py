@@ -1,0 +1,88 @@
+"""The command `broker-pipeline`. Commands of other packages are found by name and imported only when used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from broker_pipeline import __version__
+from broker_pipeline.config import ENV_PREFIX, check_environment
+from broker_pipeline.errors import PipelineError
+from broker_pipeline.exit_codes import exit_code_of
+
+# In the order in which a newcomer meets them.
+COMMANDS = {
+    "demo": "broker_pipeline.demo_command:command",
+    "up": "broker_pipeline.up_command:command",
+    "caption": "broker_pipeline.caption_command:command",
+    "status": "broker_pipeline.status_command:command",
+    "export": "export.command:command",
+    "gateway": "gateway.command:command",
+    "conductor": "broker_pipeline.conductor_command:command",
+    "vision": "stages.vision_command:command",
+    "stage": "stages.stage_command:command",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one command."""
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+
+def load_command(name: str) -> click.Command:
+    """Import the command `name`."""
+    module_name, _, attribute = COMMANDS[name].partition(":")
+    command = getattr(importlib.import_module(module_name), attribute)
+    assert isinstance(command, click.Command)
+    return command
+
+
+def known_variables() -> set[str]:
+    """Return every environment variable that some command reads."""
+    return {name for command in COMMANDS for name in _variables_of(load_command(command))}
+
+
+def _variables_of(command: click.Command) -> set[str]:
+    names: set[str] = set()
+    for parameter in command.params:
+        variables = parameter.envvar
+        names.update([variables] if isinstance(variables, str) else variables or ())
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            names |= _variables_of(child)
+    return names
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="broker-pipeline")
+def cli() -> None:
+    """Run one Qwen3-VL model cut over the GPUs of several hosts, joined by NATS and Redis.
+
+    \b
+    Try it:            broker-pipeline demo
+    On one machine:    broker-pipeline export CHECKPOINT ARTIFACTS
+                       broker-pipeline up --model ARTIFACTS --stages 3
+                       broker-pipeline caption PICTURES/ --out captions.jsonl
+    On several hosts:  run gateway, conductor, vision and stage where they belong
+    """
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose end in one line and their exit code."""
+    try:
+        if any(name.startswith(ENV_PREFIX) for name in os.environ):
+            check_environment(known_variables())
+        cli(standalone_mode=True)
+    except PipelineError as error:
+        click.echo(f"error: {error.message}", err=True)
+        sys.exit(exit_code_of(error))

@@ -1,0 +1,99 @@
+"""Settings, parsed once at the edge: flags first, then environment variables, then defaults.
+
+Every option made with `option` reads `BROKER_PIPELINE_<NAME>` as well, and says so in `--help`. A variable with that
+prefix which no command knows is refused, since it is most likely a misspelling.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import click
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.logs import LogFormat
+from broker_pipeline.messages import Name
+
+ENV_PREFIX = "BROKER_PIPELINE_"
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every service needs to know."""
+
+    nats_url: str = DEFAULT_NATS_URL
+    redis_url: str = DEFAULT_REDIS_URL
+    namespace: Name = "bp"
+    pipeline: Name = "main"
+    drain_s: Annotated[float, Meta(ge=0)] = 30.0
+    ready_file: str | None = None
+    log_format: LogFormat = "auto"
+    log_level: str = "info"
+
+
+def env_name(flag: str) -> str:
+    """Return the environment variable of a flag: `--nats-url` is `BROKER_PIPELINE_NATS_URL`."""
+    return ENV_PREFIX + flag.split("/", maxsplit=1)[0].strip().lstrip("-").replace("-", "_").upper()
+
+
+def option(*flags: str, **attributes: Any) -> Callable[[F], F]:
+    """Declare a click option that can also come from the environment and shows its default."""
+    long_flag = next(flag for flag in flags if flag.startswith("--"))
+    attributes.setdefault("envvar", env_name(long_flag))
+    attributes.setdefault("show_envvar", True)
+    attributes.setdefault("show_default", True)
+    return click.option(*flags, **attributes)
+
+
+_COMMON_OPTIONS = (
+    option("--nats-url", default=DEFAULT_NATS_URL, help="NATS server with JetStream; several, separated by commas."),
+    option("--redis-url", default=DEFAULT_REDIS_URL, help="Redis 6.2 or newer, or Valkey."),
+    option("--namespace", default="bp", help="Prefix of every subject, stream and key, to share servers with others."),
+    option("--pipeline", default="main", help="Name of the pipeline that this process belongs to."),
+    option("--drain-s", default=30.0, type=click.FloatRange(min=0), help="Seconds from SIGTERM to a forced stop."),
+    option("--ready-file", default=None, type=click.Path(dir_okay=False), help="File written once ready, for scripts."),
+    option("--log-format", default="auto", type=click.Choice(["auto", "json", "console"]), help="Form of the log."),
+    option(
+        "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level."
+    ),
+)
+
+
+def common_options(function: F) -> F:
+    """Add the options of `CommonSettings` to a command."""
+    for decorate in reversed(_COMMON_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def split_common(options: dict[str, Any]) -> tuple[CommonSettings, dict[str, Any]]:
+    """Divide a command's options into the common settings and the rest."""
+    common = {field: options[field] for field in CommonSettings.__struct_fields__}
+    rest = {key: value for key, value in options.items() if key not in common}
+    return parse_settings(CommonSettings, common), rest
+
+
+def parse_settings(settings_type: type[T], options: Mapping[str, Any]) -> T:
+    """Check options against a settings struct; a wrong one is a `ConfigurationError` that names it."""
+    try:
+        return msgspec.convert(dict(options), settings_type)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"wrong setting: {error}") from error
+
+
+def check_environment(known: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse `BROKER_PIPELINE_*` variables that no command knows."""
+    names = set(known)
+    for name in sorted(environment):
+        if not name.startswith(ENV_PREFIX) or name in names:
+            continue
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; `broker-pipeline COMMAND --help` lists what is read"
+        raise ConfigurationError(f"unknown environment variable {name}{hint}", field=name)

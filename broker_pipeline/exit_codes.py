@@ -1,0 +1,54 @@
+"""Exit codes of every command and service; sysexits(3) numbers where one fits."""
+
+from __future__ import annotations
+
+from broker_pipeline.errors import (
+    ArtifactError,
+    ConfigurationError,
+    InvalidRequestError,
+    LeaseLostError,
+    PipelineError,
+    ServerStartError,
+    StateError,
+    TransportError,
+    WorkerNameTakenError,
+)
+
+OK = 0
+SOME_FAILED = 1
+USAGE = 2
+UNAVAILABLE = 69
+INTERNAL = 70
+TEMPORARY = 75
+CONFIGURATION = 78
+INTERRUPTED = 130
+
+# The first class that fits decides, so the narrower ones stand first.
+_CODES: tuple[tuple[type[PipelineError], int], ...] = (
+    (ConfigurationError, USAGE),
+    (InvalidRequestError, USAGE),
+    (ArtifactError, CONFIGURATION),
+    (LeaseLostError, TEMPORARY),
+    (WorkerNameTakenError, TEMPORARY),
+    (ServerStartError, UNAVAILABLE),
+    (TransportError, UNAVAILABLE),
+    (StateError, UNAVAILABLE),
+)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code for an error; of a group, that of its first `PipelineError`."""
+    leaf = first_pipeline_error(error)
+    if leaf is None:
+        return INTERNAL
+    return next((code for kind, code in _CODES if isinstance(leaf, kind)), INTERNAL)
+
+
+def first_pipeline_error(error: BaseException) -> PipelineError | None:
+    """Return the first `PipelineError` in an error or a tree of exception groups."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = (first_pipeline_error(child) for child in error.exceptions)
+        return next((leaf for leaf in found if leaf is not None), None)
+    return None

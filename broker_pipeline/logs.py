@@ -1,0 +1,52 @@
+"""Structured logs: one line per event on standard error, JSON or readable."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import Processor
+
+LogFormat = Literal["auto", "json", "console"]
+
+
+def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str = "info") -> None:
+    """Route structlog and the standard library's logging to standard error.
+
+    `auto` writes readable lines to a terminal and JSON elsewhere.
+    """
+    as_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        if as_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    level_number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level_number),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    _route_standard_logging(shared, renderer)
+
+
+def _route_standard_logging(shared: list[Processor], renderer: list[Processor]) -> None:
+    """Give lines of libraries the same form; only their warnings are of interest."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [stream]
+    root.setLevel(logging.WARNING)

@@ -1,0 +1,125 @@
+"""The life of every service: start, ready, SIGTERM drains, the deadline cancels, an exit code says how it ended.
+
+start ──► main(context) ──► context.ready() ──► … ──► first signal: `context.stopping` is set; main drains
+                                                        │
+                                                        ├── main returns in time             exit 0
+                                                        ├── `drain_s` passes: main cancelled, exit 0 with a warning
+                                                        └── second signal: main cancelled    exit 130
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from broker_pipeline import __version__, exit_codes
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.logs import configure_logs
+
+log = structlog.get_logger()
+
+ServiceMain = Callable[["ServiceContext"], Awaitable[None]]
+
+
+class ServiceContext:
+    """What a running service sees of its own life."""
+
+    def __init__(self, name: str, settings: CommonSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.stopping = asyncio.Event()
+        """Set when the service shall refuse new work, finish what it has, and return."""
+        self._num_signals = 0
+        self._started = time.monotonic()
+
+    def ready(self, **facts: object) -> None:
+        """Say that the service takes work; `facts` go into the log line and the ready file."""
+        log.info("service_ready", start_s=round(time.monotonic() - self._started, 3), **facts)
+        if self.settings.ready_file:
+            lines = [f"{key}={value}\n" for key, value in facts.items()]
+            _write_atomically(Path(self.settings.ready_file), "".join(lines))
+
+    def stop(self) -> None:
+        """Ask the service to drain and return, as a signal would."""
+        self.stopping.set()
+
+    def on_signal(self, number: int, task: asyncio.Task[None]) -> None:
+        """Drain at the first signal, cancel `task` at the second."""
+        self._num_signals += 1
+        log.info("signal_received", signal=signal.Signals(number).name, count=self._num_signals)
+        self.stopping.set()
+        if self._num_signals > 1:
+            task.cancel()
+
+    @property
+    def was_forced(self) -> bool:
+        """Whether a second signal asked for an end without draining."""
+        return self._num_signals > 1
+
+
+def run(name: str, main: ServiceMain, settings: CommonSettings) -> int:
+    """Run a service to its end and return the exit code."""
+    configure_logs(name, log_format=settings.log_format, level=settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_live(name, main, settings))
+
+
+def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings) -> None:
+    """Run a service and end the process with its exit code."""
+    sys.exit(run(name, main, settings))
+
+
+async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
+    context = ServiceContext(name, settings)
+    task = asyncio.ensure_future(_as_coroutine(main, context))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, context.on_signal, number, task)
+    log.info("service_starting", version=__version__, namespace=settings.namespace, pipeline=settings.pipeline)
+    deadline = asyncio.ensure_future(_cancel_after_drain(context, task))
+    try:
+        await asyncio.wait({task})
+    finally:
+        deadline.cancel()
+        await asyncio.wait({deadline})
+    return _exit_code(context, task)
+
+
+async def _as_coroutine(main: ServiceMain, context: ServiceContext) -> None:
+    await main(context)
+
+
+async def _cancel_after_drain(context: ServiceContext, task: asyncio.Task[None]) -> None:
+    await context.stopping.wait()
+    await asyncio.sleep(context.settings.drain_s)
+    log.warning("drain_deadline_passed", drain_s=context.settings.drain_s)
+    task.cancel()
+
+
+def _exit_code(context: ServiceContext, task: asyncio.Task[None]) -> int:
+    if task.cancelled():
+        log.warning("service_cut_short")
+        return exit_codes.INTERRUPTED if context.was_forced else exit_codes.OK
+    error = task.exception()
+    if error is None:
+        log.info("service_stopped")
+        return exit_codes.OK
+    known = exit_codes.first_pipeline_error(error)
+    if known is not None:
+        log.error("service_failed", code=known.code, message=known.message, field=known.field)
+    else:
+        log.error("service_crashed", exc_info=error)
+    return exit_codes.exit_code_of(error)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
