@@ -11,7 +11,10 @@ import click
 from broker_pipeline import __version__
 from broker_pipeline.config import ENV_PREFIX, check_environment
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.exit_codes import exit_code_of
+from broker_pipeline.exit_codes import CONFIGURATION, exit_code_of
+
+# What an extra of the distribution brings, by module name.
+_EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggingface_hub": "hub"}
 
 # In the order in which a newcomer meets them.
 COMMANDS = {
@@ -86,3 +89,9 @@ def main() -> None:
     except PipelineError as error:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(exit_code_of(error))
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        click.echo(f"error: this needs {error.name}: pip install 'broker-pipeline[{extra}]'", err=True)
+        sys.exit(CONFIGURATION)
