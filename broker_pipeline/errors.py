@@ -21,6 +21,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── StageError                    a stage cannot do what an envelope asks
     │   ├── SessionUnknownError, KVCapacityError, KVPositionError
     │   ├── VisualRowsMissingError, NonFiniteLogitsError
+    │   ├── WorkerBusyError           a worker's queue or buffer is full
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
     ├── TransportError                the broker is unreachable or dropped something
     │   ├── NoResponderError, RequestTimeoutError, SlowConsumerError, PayloadTooLargeError
@@ -250,6 +251,12 @@ class NonFiniteLogitsError(StageError):
     """The model's output for this session holds NaN or infinity."""
 
     code = "non_finite_logits"
+
+
+class WorkerBusyError(StageError):
+    """A worker's queue or buffer is full; the same request may fit a moment later."""
+
+    code = "worker_busy"
 
 
 class ComputeError(StageError):
