@@ -7,6 +7,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── InvalidRequestError           a request is wrong; `field` names where
     │   ├── PromptTooLongError
     │   ├── BodyTooLargeError
+    │   ├── IdempotencyConflictError  the key was used before, for something else
     │   └── MediaError                an image or video cannot be used
     │       ├── NotAnImageError, TruncatedImageError, ImageTooLargeError, ImageShapeError
     │       ├── MediaTooLargeError, MediaMissingError
@@ -25,6 +26,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
     ├── TransportError                the broker is unreachable or dropped something
     │   ├── NoResponderError, RequestTimeoutError, SlowConsumerError, PayloadTooLargeError
+    │   └── GatewayUnreachableError   no gateway answers under this URL
     ├── StateError                    Redis is unreachable or refused a write
     │   ├── LeaseLostError, WorkerNameTakenError, StaleAttemptError
     ├── DeadlineExceededError         a part did not answer in time
@@ -94,6 +96,12 @@ class BodyTooLargeError(InvalidRequestError):
     """A request body exceeds the gateway's limit."""
 
     code = "body_too_large"
+
+
+class IdempotencyConflictError(InvalidRequestError):
+    """The idempotency key was used before, for another request."""
+
+    code = "idempotency_conflict"
 
 
 class MediaError(InvalidRequestError):
@@ -295,6 +303,12 @@ class PayloadTooLargeError(TransportError):
 
     code = "payload_too_large"
     retryable = False
+
+
+class GatewayUnreachableError(TransportError):
+    """No gateway answers under this URL, or what answers is none."""
+
+    code = "gateway_unreachable"
 
 
 class StateError(PipelineError):
