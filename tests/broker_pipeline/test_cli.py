@@ -1,0 +1,44 @@
+"""The command line as a person meets it, in processes of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from broker_pipeline.cli import COMMANDS
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "broker_pipeline", *arguments],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_help_lists_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+    assert len(done.stdout.splitlines()) > 6
+
+
+def test_the_light_commands_need_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from broker_pipeline.cli import load_command\n"
+    code += "for name in ('gateway', 'conductor', 'caption', 'status', 'up'): load_command(name)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_misspelt_variable_is_an_error() -> None:
+    done = run("status", BROKER_PIPELINE_NATS_ULR="nats://x")
+    assert done.returncode == 2
+    assert "did you mean BROKER_PIPELINE_NATS_URL" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,102 @@
+"""Lifecycle of a service: a real process, real signals."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BODY = """
+import asyncio
+from broker_pipeline import service
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import TransportError, WorkerNameTakenError
+
+async def main(context):
+    {body}
+
+service.run_and_exit("probe", main, CommonSettings(drain_s={drain_s}, ready_file={ready!r}, log_format="json"))
+"""
+
+
+@contextmanager
+def running(tmp_path: Path, body: str, *, drain_s: float = 5) -> Iterator[subprocess.Popen[str]]:
+    ready = tmp_path / "ready"
+    script = tmp_path / "probe.py"
+    script.write_text(
+        BODY.format(body=textwrap.indent(textwrap.dedent(body), "    ").strip(), drain_s=drain_s, ready=str(ready))
+    )
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 20
+        while not ready.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
+    body = """
+    context.ready(port=1)
+    await context.stopping.wait()
+    await asyncio.sleep(0.2)
+    print("drained", file=__import__("sys").stderr)
+    """
+    with running(tmp_path, body) as process:
+        assert (tmp_path / "ready").read_text() == "port=1\n"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert "drained" in log
+        assert "service_stopped" in log
+
+
+def test_the_deadline_cancels_what_does_not_drain(tmp_path: Path) -> None:
+    body = """
+    context.ready()
+    await context.stopping.wait()
+    await asyncio.sleep(60)
+    """
+    with running(tmp_path, body, drain_s=0.3) as process:
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert time.monotonic() - began < 5
+        assert "drain_deadline_passed" in log
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    body = """
+    context.ready()
+    await asyncio.sleep(60)
+    """
+    with running(tmp_path, body, drain_s=60) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise TransportError('gone')", 69),
+        ("raise WorkerNameTakenError('taken')", 75),
+        ("raise ExceptionGroup('group', [ValueError('bug'), TransportError('gone')])", 69),
+        ("raise ValueError('bug')", 70),
+    ],
+)
+def test_an_error_decides_the_exit_code(tmp_path: Path, body: str, code: int) -> None:
+    with running(tmp_path, body) as process:
+        process.communicate(timeout=10)
+        assert process.returncode == code
