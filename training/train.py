@@ -1,0 +1,204 @@
+"""Train the captioner from nothing.
+
+    python -m training.train --out RUN --minutes 15 --steps 20000
+
+writes RUN/log.jsonl and the checkpoint directory RUN/model, refreshed whenever the measured share of right captions
+has not fallen. The schedule ends at the step count or at the time limit, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from training.batches import SequenceBuilder
+from training.checkpoint import build_model, save_checkpoint
+from training.fast_forward import FastForward, grid_tables, patch_rows
+from training.kinds import SPRITES
+from training.optimizer import Muon
+from training.render import Renderer
+from training.scenes import SceneSampler, Split
+from training.sprites import load_sprites
+from training.tokenizer import build_tokenizer
+
+SIZES = ((256, 256), (256, 320), (320, 256), (224, 320), (320, 224))
+SIZE_WEIGHTS = (0.4, 0.15, 0.15, 0.15, 0.15)
+EVAL_SCENES = 1024
+
+
+class Pictures:
+    """Endless batches of one split: patch rows, sequences, and which sprite covers which merged cell."""
+
+    def __init__(self, split: Split, sequences: SequenceBuilder, seed: int, device: str) -> None:
+        sprites = load_sprites()
+        self._sampler = SceneSampler(sprites, split, device)
+        self._renderer = Renderer(sprites, device)
+        self._sequences = sequences
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def batch(self, num: int, size: tuple[int, int], *, default_prompt: bool = False) -> tuple:
+        """Patch rows [B, N, 768], Sequences, and cells int64 [B, N/4] (num_sprites: empty, -100: neither)."""
+        height, width = size
+        scenes = self._sampler.sample(num, height, width, self._generator)
+        pictures, alphas = self._renderer.draw(scenes, height, width, self._generator)
+        prompt = self._sequences.random_prompts(num, self._generator)
+        prompt = torch.zeros_like(prompt) if default_prompt else prompt
+        sequences = self._sequences.build(scenes, height * width // 1024, prompt)
+        share, thing = functional.avg_pool2d(alphas, 32).flatten(2).max(1)
+        sprite = scenes.sprite.gather(1, scenes.group.clamp(min=0)).gather(1, thing)
+        cells = torch.where(share > 0.2, sprite, torch.where(share < 0.04, len(SPRITES), -100))
+        return patch_rows(pictures), sequences, cells
+
+
+class Trainer:
+    """Model, optimizers and forward passes; float32 masters, arithmetic in `dtype` on copies of them."""
+
+    def __init__(self, options: argparse.Namespace, device: str, dtype: torch.dtype) -> None:
+        self.options, self.device, self.dtype = options, device, dtype
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(self.tokenizer, options.seed).to(device)
+        self.config = self.model.config
+        wrap = torch.compile if options.compile else (lambda piece: piece)
+        self.forward = FastForward(self.config, wrap)
+        named = {name: value for name, value in self.model.named_parameters() if name != "lm_head.weight"}
+        width = 3 * self.config.text_config.hidden_size
+        self.cell_head = torch.nn.Linear(width, len(SPRITES) + 1).to(device)
+        self._names = list(named)
+        self._masters = [*named.values(), *self.cell_head.parameters()]
+        self._copies = [value.detach().to(dtype, copy=True).requires_grad_() for value in self._masters]
+        for value in self._masters:
+            value.grad = torch.zeros_like(value)
+        self._build_optimizers(named)
+        self.tables = {size: grid_tables(self.config, *size, device) for size in SIZES}
+
+    def _build_optimizers(self, named: dict[str, torch.nn.Parameter]) -> None:
+        inside = ("blocks.", "layers.", "merger")
+        matrices = [value for name, value in named.items() if value.ndim == 2 and any(part in name for part in inside)]
+        use_muon = self.options.optimizer == "muon"
+        chosen = {id(value) for value in matrices} if use_muon else set()
+        rest = [value for value in self._masters if id(value) not in chosen]
+        decay = [value for value in rest if value.ndim > 1]
+        plain = [value for value in rest if value.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=self.device == "cuda")
+        self._muon = Muon(matrices, momentum=0.95, weight_decay=0.05) if use_muon else None
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The copies that the forward passes use, by transformers' names."""
+        return dict(zip(self._names, self._copies, strict=False))
+
+    def losses(self, batch: tuple, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean caption loss per token and mean loss of the cell head."""
+        rows, sequences, cells = batch
+        p, tables = self.parameters, self.tables[size]
+        pooled, levels = self.forward.vision(p, rows, tables)
+        logits = self.forward.text(p, sequences, pooled, levels, tables.merged)
+        caption = functional.cross_entropy(logits.float().flatten(0, 1), sequences.target.flatten())
+        cell_logits = functional.linear(torch.cat(levels, -1), *self._copies[-2:])
+        return caption, functional.cross_entropy(cell_logits.float().flatten(0, 1), cells.flatten())
+
+    def step(self, batch: tuple, size: tuple[int, int], learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One update; returns the two losses, still on the device."""
+        caption, cell = self.losses(batch, size)
+        gradients = torch.autograd.grad(caption + self.options.cell_weight * cell, self._copies)
+        torch._foreach_copy_([value.grad for value in self._masters], list(gradients))
+        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        if self._muon:
+            self._muon.step(learning_rate)
+        with torch.no_grad():
+            torch._foreach_copy_(self._copies, self._masters)
+        return caption.detach(), cell.detach()
+
+    @torch.no_grad()
+    def exact_share(self, pictures: Pictures, num: int) -> float:
+        """Share of captions whose every token is the most likely one: what greedy decoding gets right."""
+        right = total = 0
+        for start in range(0, num, 256):
+            size = SIZES[start // 256 % len(SIZES)]
+            rows, sequences, _ = pictures.batch(min(256, num), size, default_prompt=True)
+            pooled, levels = self.forward.vision(self.parameters, rows, self.tables[size])
+            logits = self.forward.text(self.parameters, sequences, pooled, levels, self.tables[size].merged)
+            wanted = sequences.target >= 0
+            fine = ((logits.argmax(-1) == sequences.target) | ~wanted).all(1) & wanted.any(1)
+            right, total = right + int(fine.sum()), total + int(wanted.any(1).sum())
+        return right / total
+
+
+def learning_rate(options: argparse.Namespace, step: int, elapsed_s: float) -> float | None:
+    """Linear warm-up, cosine to zero; None when the run is over."""
+    progress = max(step / options.steps, elapsed_s / (60 * options.minutes))
+    if progress >= 1:
+        return None
+    return options.learning_rate * min(1.0, (step + 1) / options.warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def train(options: argparse.Namespace) -> None:
+    """The whole run."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    trainer = Trainer(options, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    builder = SequenceBuilder(trainer.tokenizer, options.seed, device)
+    pictures = Pictures("train", builder, options.seed, device)
+    sizes = random.Random(options.seed)
+    log = (options.out / "log.jsonl").open("w")
+    began = last = time.monotonic()
+    best, last_step, step = -1.0, 0, 0
+    while (rate := learning_rate(options, step, time.monotonic() - began)) is not None:
+        size = sizes.choices(SIZES, SIZE_WEIGHTS)[0]
+        caption, cell = trainer.step(pictures.batch(options.batch, size), size, rate)
+        step += 1
+        if step % options.log_every == 0 or step == options.steps:
+            entry = {"step": step, "caption_loss": round(caption.item(), 5), "cell_loss": round(cell.item(), 5)}
+            now = time.monotonic()
+            entry |= {"learning_rate": rate, "elapsed_s": round(now - began, 1)}
+            entry["pictures_per_s"] = round((step - last_step) * options.batch / (now - last))
+            if step % options.eval_every == 0 or step == options.steps:
+                unseen = Pictures("test", builder, 1, device)
+                entry["exact"] = trainer.exact_share(unseen, options.eval_scenes)
+                if entry["exact"] >= best:
+                    best = entry["exact"]
+                    save_checkpoint(trainer.model, trainer.tokenizer, options.out / "model")
+            last, last_step = time.monotonic(), step
+            print(json.dumps(entry), file=log, flush=True)
+            print(json.dumps(entry), flush=True)
+    share = trainer.exact_share(Pictures("test", builder, 1, device), options.eval_scenes)
+    if share >= best:
+        save_checkpoint(trainer.model, trainer.tokenizer, options.out / "model")
+    print(json.dumps({"step": step, "exact": share, "elapsed_s": round(time.monotonic() - began, 1)}), file=log)
+    print(f"done: {step} steps, exact {share:.4f}", flush=True)
+
+
+def parse_options() -> argparse.Namespace:
+    """Command line; the defaults are the recipe of the shipped checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the log and the checkpoint")
+    parser.add_argument("--minutes", type=float, default=15.0, help="time limit; the schedule adapts to it")
+    parser.add_argument("--steps", type=int, default=20_000, help="planned number of updates")
+    parser.add_argument("--batch", type=int, default=512, help="pictures per update")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--warmup", type=int, default=300, help="updates of linear warm-up")
+    parser.add_argument("--cell-weight", type=float, default=0.3, help="weight of the helper loss on sprite cells")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--eval-every", type=int, default=500)
+    parser.add_argument("--eval-scenes", type=int, default=EVAL_SCENES)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+if __name__ == "__main__":
+    train(parse_options())
