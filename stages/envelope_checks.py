@@ -114,7 +114,7 @@ def read_tensors(envelope: Envelope, tensors: Mapping[str, WireTensor], facts: S
     _check_range(found, HISTORY, facts.vocab_size)
     _check_range(found, POSITIONS, 2**31)
     sizes = [opening.num_history_tokens for opening in envelope.opens]
-    history = found.get(HISTORY, torch.empty(0, dtype=torch.int32)).split(sizes) if sizes else ()
+    history = torch.split(found.get(HISTORY, torch.empty(0, dtype=torch.int32)), sizes) if sizes else ()
     return StageTensors(_inputs(found, facts), found.get(POSITIONS, torch.empty((3, 0), dtype=torch.int32)), history)
 
 

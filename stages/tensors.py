@@ -43,7 +43,7 @@ def to_wire(tensor: Tensor) -> WireTensor:
     if name is None:
         raise TensorMismatchError(f"dtype {tensor.dtype} cannot travel; use one of {', '.join(_DTYPES)}")
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return WireTensor(name, tuple(tensor.shape), memoryview(flat.numpy()))
+    return WireTensor(name, tuple(tensor.shape), flat.numpy().data)
 
 
 def from_wire(name: str, wire: WireTensor, *, dtype: torch.dtype, shape: Shape) -> Tensor:
