@@ -1,0 +1,64 @@
+"""Which device a worker computes on, in which dtype, and how much memory is free there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from broker_pipeline.errors import ConfigurationError
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPE_NAMES = ("auto", *_DTYPES)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigurationError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"unknown device {name!r}; use auto, cpu or cuda:N", field="device") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ConfigurationError(f"device {name!r} is not supported; use auto, cpu or cuda:N", field="device")
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = device.index or 0
+    if index >= num_devices:
+        raise ConfigurationError(
+            f"device {name!r} is not here: torch {torch.__version__} sees {num_devices} CUDA device(s)", field="device"
+        )
+    return torch.device("cuda", index)
+
+
+def choose_dtype(name: str, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype called `bfloat16` or `float32`; `auto` is that of the artifact."""
+    return stored if name == "auto" else _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name as announced and as it stands in tensor tables."""
+    return str(dtype).removeprefix("torch.")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes can still be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return _available_memory_bytes(Path("/proc/meminfo"))
+
+
+def _available_memory_bytes(meminfo: Path) -> int:
+    """Read Linux's own estimate; where there is none, assume 4 GiB rather than guess high."""
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 * 2**30
