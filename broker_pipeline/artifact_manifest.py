@@ -93,6 +93,10 @@ class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     side_files: tuple[SideFile, ...]
     tensors: tuple[TensorRecord, ...]
 
+    def listed_files(self) -> list[str]:
+        """Return the names of all weight and side files."""
+        return [file.name for file in self.weight_files] + [file.name for file in self.side_files]
+
     def by_name(self) -> dict[str, TensorRecord]:
         """Return the records under their tensors' names."""
         return {record.name: record for record in self.tensors}
@@ -186,7 +190,7 @@ def check_manifest(manifest: WeightsManifest, path: Path) -> None:
 
 def _contradictions(manifest: WeightsManifest) -> list[str]:
     records = manifest.by_name()
-    files = [file.name for file in (*manifest.weight_files, *manifest.side_files)]
+    files = manifest.listed_files()
     weight_files = {file.name for file in manifest.weight_files}
     found = []
     if len(records) != len(manifest.tensors):

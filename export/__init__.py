@@ -1,0 +1,1 @@
+"""Offline, on a CPU: a Hugging Face checkpoint becomes an artifact that any cut of the model can load."""

@@ -1,0 +1,87 @@
+"""What an artifact is, for a person who decides where to put it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from broker_pipeline.artifact_manifest import (
+    EMBED_FILE,
+    HEAD_FILE,
+    VISION_FILE,
+    WeightsManifest,
+    block_file,
+    read_manifest,
+)
+from broker_pipeline.model_facts import ModelFacts, read_model_facts
+from export.cuts import Cut, balanced_cuts
+from stages.qwen3_vl.tensors import LM_HEAD
+
+# (layers, hidden size) of the family's members, spec: the configurations on the hub
+_FAMILY = {
+    (28, 2048): "2B",
+    (36, 2560): "4B",
+    (36, 4096): "8B",
+    (64, 5120): "32B",
+    (48, 2048): "30B-A3B",
+    (94, 4096): "235B-A22B",
+}
+
+
+def print_inspection(directory: Path, num_stages: int, console: Console) -> None:
+    """Print an artifact's identity, its sizes, and cuts into `num_stages` stages of about the same size.
+
+    Raises:
+        ArtifactMissingError, ArtifactCorruptError: the directory is no whole artifact.
+    """
+    manifest = read_manifest(directory)
+    facts = read_model_facts(directory)
+    if num_stages > facts.num_layers:
+        raise click.BadParameter(f"the model has {facts.num_layers} blocks", param_hint="--stages")
+    sizes = {file.name: file.size_bytes for file in manifest.weight_files}
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in _facts(facts, manifest, sizes):
+        table.add_row(label, value)
+    console.print(table)
+    console.print(_cuts_table(suggested_cuts(manifest, num_stages)))
+
+
+def suggested_cuts(manifest: WeightsManifest, num_stages: int) -> list[Cut]:
+    """Return balanced cuts by bytes on disk. A tied head costs the last stage a copy of the embedding."""
+    sizes = {file.name: file.size_bytes for file in manifest.weight_files}
+    is_tied = any(record.name == LM_HEAD and record.tied_to is not None for record in manifest.tensors)
+    head_bytes = sizes[HEAD_FILE] + (sizes[EMBED_FILE] if is_tied and num_stages > 1 else 0)
+    blocks = [sizes[block_file(block)] for block in range(manifest.num_blocks)]
+    return balanced_cuts(blocks, num_stages, embed_bytes=sizes[EMBED_FILE], head_bytes=head_bytes)
+
+
+def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) -> list[tuple[str, str]]:
+    blocks = [sizes[block_file(block)] for block in range(manifest.num_blocks)]
+    member = _FAMILY.get((facts.num_layers, facts.hidden_size), "of no published size")
+    span = decimal(min(blocks)) if min(blocks) == max(blocks) else f"{decimal(min(blocks))} to {decimal(max(blocks))}"
+    return [
+        ("fingerprint", manifest.fingerprint),
+        ("model", f"{facts.model_type}, {member}, {manifest.dtype}"),
+        ("source", manifest.source or "a local checkpoint"),
+        ("blocks", f"{facts.num_layers}, {span} each"),
+        ("hidden size", str(facts.hidden_size)),
+        ("DeepStack", f"rows enter blocks 0 to {facts.num_deepstack_levels - 1}"),
+        ("embedding", decimal(sizes[EMBED_FILE])),
+        ("head", decimal(sizes[HEAD_FILE])),
+        ("vision", decimal(sizes[VISION_FILE])),
+        ("weights", decimal(sum(sizes.values()))),
+        ("side files", ", ".join(file.name for file in manifest.side_files) or "none"),
+    ]
+
+
+def _cuts_table(cuts: list[Cut]) -> Table:
+    table = Table(
+        "stage", "blocks", "weights", title=f"{len(cuts)} stages of about the same size", title_justify="left"
+    )
+    for number, cut in enumerate(cuts):
+        table.add_row(str(number), f"{cut.start}:{cut.stop}", decimal(cut.size_bytes))
+    return table

@@ -1,0 +1,139 @@
+"""Everything that an export will do, decided from headers before a single value is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from broker_pipeline.artifact_manifest import EMBED_FILE, HEAD_FILE, VISION_FILE, Dtype, block_file
+from broker_pipeline.errors import CheckpointError
+from export.checkpoint import Checkpoint
+from export.layout import ExpertLayout, LayoutResolver, LayoutRules, PlannedTensor
+from export.safetensors_file import StoredTensor, file_size_bytes
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.tensors import (
+    EMBED_TOKENS,
+    LM_HEAD,
+    Shapes,
+    embedding_shapes,
+    head_shapes,
+    layer_shapes,
+    vision_shapes,
+)
+
+FP8_BLOCK = (128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A weight file of the artifact, and how its tensors are made."""
+
+    name: str
+    dtype: Dtype
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """The tensors as the file holds them, in order."""
+        return tuple(StoredTensor(tensor.name, self.dtype, tensor.shape) for tensor in self.tensors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return file_size_bytes(self.stored)
+
+    @property
+    def source_files(self) -> set[str]:
+        """Files of the checkpoint that it is made from."""
+        return {file for tensor in self.tensors for file in tensor.source_files}
+
+
+@dataclass(frozen=True, slots=True)
+class TiedHead:
+    """The output head of a tied model: an alias of the embedding, which some checkpoints store a second time."""
+
+    copy: PlannedTensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """The artifact to be. `tied_head` is None where the head is a tensor of its own."""
+
+    dtype: Dtype
+    num_blocks: int
+    files: tuple[PlannedFile, ...]
+    tied_head: TiedHead | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class _Quantisation(msgspec.Struct):
+    quant_method: str
+    weight_block_size: tuple[int, int] | None = None
+
+
+class _Quantised(msgspec.Struct):
+    quantization_config: _Quantisation | None = None
+
+
+def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: ExpertLayout) -> ExportPlan:
+    """Decide which file holds which tensor, made how. `dtype` None keeps the checkpoint's.
+
+    Raises:
+        ModelConfigError: the configuration is not of a model of this family.
+        CheckpointError: tensors are missing, left over, or of a wrong shape or dtype; all are listed.
+        AmbiguousLayoutError: shapes do not tell how the experts are stored.
+    """
+    config = ModelConfig.from_json(checkpoint.config_json)
+    stored_dtype: Dtype = dtype or ("float32" if config.dtype == "float32" else "bfloat16")
+    rules = LayoutRules(stored_dtype, dtype is not None, expert_layout, fp8_block(checkpoint.config_json))
+    resolver = LayoutResolver(checkpoint.tensors, rules)
+    files = tuple(
+        PlannedFile(name, stored_dtype, resolver.resolve(shapes)) for name, shapes in _file_shapes(config).items()
+    )
+    tied_head = None
+    if config.tie_word_embeddings:
+        tied_head = TiedHead(_stored_twice(checkpoint, config, resolver))
+    resolver.finish()
+    return ExportPlan(stored_dtype, config.text.num_layers, files, tied_head)
+
+
+def fp8_block(config_json: bytes) -> tuple[int, int]:
+    """Return rows and columns of the blocks that share an FP8 scale.
+
+    Raises:
+        CheckpointError: the checkpoint is quantised in another way than by FP8 blocks.
+    """
+    try:
+        quantisation = msgspec.json.decode(config_json, type=_Quantised).quantization_config
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"config.json: {error}", field="quantization_config") from error
+    if quantisation is None:
+        return FP8_BLOCK
+    if quantisation.quant_method != "fp8":
+        raise CheckpointError(
+            f"the checkpoint is quantised by {quantisation.quant_method!r}; only bfloat16, float32 and FP8 in blocks "
+            "can be exported. Use the unquantised checkpoint.",
+            field="quantization_config.quant_method",
+        )
+    rows, columns = quantisation.weight_block_size or FP8_BLOCK
+    if rows < 1 or columns < 1:
+        raise CheckpointError("config.json: FP8 blocks have no size", field="quantization_config.weight_block_size")
+    return rows, columns
+
+
+def _file_shapes(config: ModelConfig) -> dict[str, Shapes]:
+    head = {name: shape for name, shape in head_shapes(config).items() if name != EMBED_TOKENS}
+    blocks = {block_file(layer): layer_shapes(config, layer) for layer in range(config.text.num_layers)}
+    return {VISION_FILE: vision_shapes(config), EMBED_FILE: embedding_shapes(config)} | blocks | {HEAD_FILE: head}
+
+
+def _stored_twice(checkpoint: Checkpoint, config: ModelConfig, resolver: LayoutResolver) -> PlannedTensor | None:
+    if LM_HEAD not in checkpoint.tensors:
+        return None
+    shape = embedding_shapes(config)[EMBED_TOKENS]
+    return next(iter(resolver.resolve({LM_HEAD: shape})), None)

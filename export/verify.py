@@ -1,0 +1,186 @@
+"""Checking an artifact against its manifest, down to the last byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from rich.console import Console
+
+from broker_pipeline.artifact_manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PACKED_NAME,
+    PACKED_RECORD_NAME,
+    PackedRecord,
+    WeightsManifest,
+    read_manifest,
+)
+from broker_pipeline.errors import ArtifactCorruptError
+from broker_pipeline.model_facts import read_config_bytes
+from export.name_groups import group_names
+from export.progress import ProgressReport
+from export.safetensors_file import StoredTensor, file_size_bytes, header_bytes
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.tensors import model_shapes
+
+READ_BYTES = 8 << 20
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification went through. `absent` are weight files that were allowed to be missing."""
+
+    fingerprint: str
+    num_files: int
+    size_bytes: int
+    absent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One file to go through, and how."""
+
+    name: str
+    size_bytes: int
+    run: Callable[[Advance], list[str]]
+
+
+def verify_artifact(directory: Path, *, allow_missing: bool, console: Console, num_workers: int = 1) -> Verified:
+    """Read every byte of an artifact and compare it with the manifest.
+
+    `allow_missing`: weight files may be absent, as on a host that holds only its own blocks.
+
+    Raises:
+        ArtifactMissingError: the directory is no artifact.
+        ArtifactCorruptError: lists everything that is wrong.
+    """
+    manifest = read_manifest(directory)
+    absent = tuple(file.name for file in manifest.weight_files if not (directory / file.name).exists())
+    checks = _checks(directory, manifest, skipped=absent if allow_missing else ())
+    problems = _structure_problems(directory, manifest)
+    total_bytes = sum(check.size_bytes for check in checks)
+    with ProgressReport("verifying", total_bytes, len(checks), console) as report:
+
+        def run(check: _Check) -> list[str]:
+            found = check.run(report.advance)
+            report.file_done(check.name, check.size_bytes, "DAMAGED" if found else "checked")
+            return found
+
+        with ThreadPoolExecutor(num_workers, thread_name_prefix="verify") as pool:
+            for found in pool.map(run, checks):
+                problems.extend(found)
+    if problems:
+        raise ArtifactCorruptError(
+            f"{directory} is damaged ({len(problems)} findings); export it again, or copy it again from a good host:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+    return Verified(manifest.fingerprint, len(checks), total_bytes, absent)
+
+
+def check_weight_file(
+    path: Path, tensors: Sequence[StoredTensor], hashes: Sequence[str], advance: Advance
+) -> list[str]:
+    """Return what is wrong with a weight file; an empty list when every byte is right."""
+    expected = file_size_bytes(tensors)
+    if problem := _size_problem(path, expected):
+        return [problem]
+    header = header_bytes(tensors)
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            return [f"{path.name}: its header was altered"]
+        advance(len(header))
+        return [
+            f"{path.name}: {tensor.name} was altered"
+            for tensor, expected_hash in zip(tensors, hashes, strict=True)
+            if _hash_next(file, tensor.size_bytes, advance) != expected_hash
+        ]
+
+
+def hash_file(path: Path, advance: Advance) -> str:
+    """Return the SHA-256 of a whole file, in hex."""
+    with path.open("rb") as file:
+        return _hash_next(file, path.stat().st_size, advance)
+
+
+def _checks(directory: Path, manifest: WeightsManifest, skipped: tuple[str, ...]) -> list[_Check]:
+    checks = [
+        _weight_check(directory, manifest, file.name, file.size_bytes)
+        for file in manifest.weight_files
+        if file.name not in skipped
+    ]
+    checks += [_plain_check(directory / file.name, file.size_bytes, file.sha256) for file in manifest.side_files]
+    if (directory / PACKED_NAME).exists():
+        checks += _packed_check(directory, manifest)
+    return checks
+
+
+def _weight_check(directory: Path, manifest: WeightsManifest, name: str, size_bytes: int) -> _Check:
+    records = manifest.stored_in(name)
+    tensors = [StoredTensor(record.name, record.dtype, record.shape) for record in records]
+    hashes = [record.sha256 for record in records]
+    return _Check(name, size_bytes, lambda advance: check_weight_file(directory / name, tensors, hashes, advance))
+
+
+def _plain_check(path: Path, size_bytes: int, sha256: str) -> _Check:
+    def run(advance: Advance) -> list[str]:
+        if problem := _size_problem(path, size_bytes):
+            return [problem]
+        return [] if hash_file(path, advance) == sha256 else [f"{path.name}: was altered"]
+
+    return _Check(path.name, size_bytes, run)
+
+
+def _packed_check(directory: Path, manifest: WeightsManifest) -> list[_Check]:
+    path = directory / PACKED_RECORD_NAME
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=PackedRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        problem = f"{PACKED_RECORD_NAME}: {error}"
+        return [_Check(PACKED_RECORD_NAME, 0, lambda _: [problem])]
+    if record.fingerprint != manifest.fingerprint:
+        return [_Check(PACKED_NAME, 0, lambda _: [f"{PACKED_NAME}: was packed from another artifact"])]
+    return [_plain_check(directory / PACKED_NAME, record.size_bytes, record.sha256)]
+
+
+def _structure_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
+    config = ModelConfig.from_json(read_config_bytes(directory, manifest))
+    records = manifest.by_name()
+    absent = [name for name in model_shapes(config) if name not in records]
+    wrong = [name for name, shape in model_shapes(config).items() if name in records and records[name].shape != shape]
+    listed = {*manifest.listed_files(), MANIFEST_NAME, CONFIG_NAME, PACKED_NAME, PACKED_RECORD_NAME}
+    extra = sorted(entry.name for entry in directory.iterdir() if entry.name not in listed)
+    return [
+        *(f"{MANIFEST_NAME}: lacks {line}" for line in group_names(absent)),
+        *(f"{MANIFEST_NAME}: wrong shape of {line}" for line in group_names(wrong)),
+        *(f"{name}: is no part of the artifact" for name in extra),
+    ]
+
+
+def _size_problem(path: Path, expected: int) -> str | None:
+    try:
+        size_bytes = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path.name}: missing"
+    return None if size_bytes == expected else f"{path.name}: has {size_bytes} bytes instead of {expected}"
+
+
+def _hash_next(file: BinaryIO, num_bytes: int, advance: Advance) -> str:
+    """Hash the next `num_bytes` of an open file; of fewer, if the file ends before."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(READ_BYTES, num_bytes)))
+    while num_bytes > 0:
+        count = file.readinto(buffer[:num_bytes])  # type: ignore[attr-defined]
+        if not count:
+            break
+        digest.update(buffer[:count])
+        advance(count)
+        num_bytes -= count
+    return digest.hexdigest()
