@@ -3,11 +3,15 @@
 {ns}:job:{id}               hash    spec, status, times, attempt, result, error, cancel flag (see `sessions`)
 {ns}:job:{id}:tokens        list    one JSON `TokenEntry` per committed token; the index is the token's number
 {ns}:jobs                   zset    job ids by time of creation
-{ns}:counts                 hash    jobs by status
+{ns}:jobs:{status}          zset    job ids with this status, by time of creation
+{ns}:expiry                 zset    ids of finished jobs by the time at which they are forgotten
+{ns}:counts                 hash    jobs by status: queued and running now, the others since the start
 {ns}:idempotency:{key}      string  job id of an earlier submission with this key
 {ns}:media:{sha256}         string  object name of the stored bytes
 {ns}:media:{sha256}:jobs    set     jobs that need them
 {ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
+{ns}:pipelines              set     names of pipelines that have, or had, workers
+{ns}:{pl}:workers           set     names of workers that have, or had, a record
 {ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
 {ns}:{pl}:lease             string  instance of the active conductor, with a time to live
 {ns}:{pl}:epoch             string  counter; a new conductor takes the next one
@@ -30,6 +34,16 @@ def job_tokens(namespace: str, job_id: str) -> str:
 def jobs(namespace: str) -> str:
     """Sorted set of job ids by time of creation."""
     return f"{namespace}:jobs"
+
+
+def jobs_with_status(namespace: str, status: str) -> str:
+    """Sorted set of the ids of jobs with one status, by time of creation."""
+    return f"{namespace}:jobs:{status}"
+
+
+def expiry(namespace: str) -> str:
+    """Sorted set of the ids of finished jobs, by the time at which they are forgotten."""
+    return f"{namespace}:expiry"
 
 
 def counts(namespace: str) -> str:
@@ -55,6 +69,16 @@ def media_jobs(namespace: str, sha256: str) -> str:
 def media_unreferenced(namespace: str) -> str:
     """Sorted set of media that no job needs, by the time from which that is so."""
     return f"{namespace}:media:unreferenced"
+
+
+def pipelines(namespace: str) -> str:
+    """Names of pipelines that have, or had, workers."""
+    return f"{namespace}:pipelines"
+
+
+def workers(namespace: str, pipeline: str) -> str:
+    """Names of workers that have, or had, a record."""
+    return f"{namespace}:{pipeline}:workers"
 
 
 def worker(namespace: str, pipeline: str, name: str) -> str:

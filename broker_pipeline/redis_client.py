@@ -1,0 +1,106 @@
+"""The connection to Redis: bounded in time and in number, never repeating a command by itself.
+
+redis-py repeats commands by default when a connection breaks, also those that are not idempotent: an RPUSH then
+happens twice, without an exception. Here nothing is repeated; whoever may repeat (all of `redis_scripts` is guarded)
+decides so itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from broker_pipeline.errors import ConfigurationError, StateError
+
+if TYPE_CHECKING:
+    from redis.commands.core import AsyncScript
+
+RedisClient = Redis
+
+DEFAULT_TIMEOUT_S = 5.0
+_MAX_CONNECTIONS = 32
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, max_connections: int = _MAX_CONNECTIONS
+) -> AsyncIterator[RedisClient]:
+    """Connect, check that Redis answers, close at the end.
+
+    Replies are bytes. Every command ends within about `timeout_s`, by `StateError` where it goes through this module.
+    Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached.
+    """
+    client = _client(url, timeout_s, max_connections)
+    try:
+        with state_errors(f"cannot reach Redis at {public_url(url)} (--redis-url)"):
+            await client.ping()
+        yield client
+    finally:
+        await client.aclose()
+
+
+def public_url(url: str) -> str:
+    """Return the URL without user name and password, for messages."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "(not a URL)"
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+@contextmanager
+def state_errors(action: str) -> Iterator[None]:
+    """Turn what redis-py raises into a `StateError` that starts with `action`."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise StateError(f"{action}: {reason}") from error
+    except msgspec.MsgspecError as error:
+        raise StateError(f"{action}: Redis holds something that this version did not write: {error}") from error
+
+
+class ScriptRunner:
+    """Runs the Lua scripts of `redis_scripts`. One round trip; a Redis that forgot the script is taught it again."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def __call__(self, script: str, keys: list[str], args: list[Any], *, action: str) -> Any:
+        """Run `script`; raises `StateError` starting with `action`."""
+        registered = self._scripts.get(script)
+        if registered is None:
+            registered = self._scripts[script] = self._redis.register_script(script)
+        with state_errors(action):
+            return await registered(keys=keys, args=args)
+
+
+def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            decode_responses=False,
+            protocol=2,
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--redis-url {public_url(url)} is not a Redis URL: {error}", field="redis_url"
+        ) from error
+    return Redis.from_pool(pool)

@@ -1,0 +1,276 @@
+"""The Lua scripts that change state in Redis.
+
+Each is one atomic step, guarded so that doing it again changes nothing: a client that got no answer may repeat its
+call. They use commands of Redis 6.2 only, and Redis's own clock. Key names come in as templates of `redis_keys` with
+`@` for the id, so that names stay in one place; for the same reason they are for one Redis (with replicas, with
+Sentinel), not for a Redis Cluster.
+
+A job's way through the sorted sets:
+
+    create ──► jobs, jobs:queued ──► jobs, jobs:running ──► jobs, jobs:succeeded, expiry ──► (forgotten)
+                                                                 jobs:failed
+                                                                 jobs:cancelled
+"""
+
+NUM_SWEPT_PER_CALL = 16
+
+# Shared by the scripts about jobs. KEYS: jobs, expiry, counts. ARGV: templates of job, tokens and status keys,
+# seconds that finished jobs are kept. Further arguments start at 5.
+_JOB_PRELUDE = f"""
+local JOBS, EXPIRY, COUNTS = KEYS[1], KEYS[2], KEYS[3]
+local TTL_S = tonumber(ARGV[4])
+local FINAL = {{succeeded = true, failed = true, cancelled = true}}
+
+local function named(template, id) return (string.gsub(template, '@', id)) end
+local function job_key(id) return named(ARGV[1], id) end
+local function tokens_key(id) return named(ARGV[2], id) end
+local function status_key(status) return named(ARGV[3], status) end
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+-- Clocks differ: no step of a job is shown as earlier than the one before it.
+local function not_before(job, field)
+  return string.format('%.6f', math.max(now(), tonumber(redis.call('HGET', job, field) or '0')))
+end
+
+local function record(id)
+  return redis.call('HMGET', job_key(id), 'status', 'created_at', 'started_at', 'finished_at', 'attempt',
+                    'metadata', 'result', 'error')
+end
+
+local function create(id, spec, created_at, metadata, idempotency)
+  redis.call('HSET', job_key(id), 'status', 'queued', 'spec', spec, 'created_at', created_at,
+             'metadata', metadata, 'attempt', '0', 'idempotency', idempotency)
+  redis.call('ZADD', JOBS, created_at, id)
+  redis.call('ZADD', status_key('queued'), created_at, id)
+  redis.call('HINCRBY', COUNTS, 'queued', 1)
+end
+
+local function move(id, status)
+  local job = job_key(id)
+  local old, created_at = unpack(redis.call('HMGET', job, 'status', 'created_at'))
+  if old == status then return end
+  redis.call('HSET', job, 'status', status)
+  redis.call('ZREM', status_key(old), id)
+  redis.call('ZADD', status_key(status), created_at, id)
+  redis.call('HINCRBY', COUNTS, old, -1)
+  redis.call('HINCRBY', COUNTS, status, 1)
+end
+
+local function finish(id, status, result, failure)
+  local job = job_key(id)
+  if result ~= '' then redis.call('HSET', job, 'result', result) end
+  if failure ~= '' then redis.call('HSET', job, 'error', failure) end
+  redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
+  move(id, status)
+  redis.call('EXPIRE', job, TTL_S)
+  redis.call('EXPIRE', tokens_key(id), TTL_S)
+  redis.call('ZADD', EXPIRY, string.format('%.6f', now() + TTL_S), id)
+end
+
+local function forget(id)
+  redis.call('DEL', job_key(id), tokens_key(id))
+  redis.call('ZREM', JOBS, id)
+  redis.call('ZREM', EXPIRY, id)
+  for _, status in ipairs({{'queued', 'running', 'succeeded', 'failed', 'cancelled'}}) do
+    redis.call('ZREM', status_key(status), id)
+  end
+end
+
+local function sweep()
+  local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', string.format('%.6f', now()), 'LIMIT', 0,
+                         {NUM_SWEPT_PER_CALL})
+  for _, id in ipairs(due) do forget(id) end
+  return #due
+end
+"""
+
+# KEYS[4]: the idempotency key, or the job's own key where there is none.
+# ARGV[5..]: job id, spec, created_at, metadata, whether there is an idempotency key ('1').
+# Returns {job id, 1 when it is this job, record}.
+CREATE_JOB = (
+    _JOB_PRELUDE
+    + """
+local id, spec, created_at, metadata, has_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1'
+sweep()
+if has_key then
+  local other = redis.call('GET', KEYS[4])
+  if other and other ~= id and redis.call('EXISTS', job_key(other)) == 1 then
+    return {other, 0, record(other)}
+  end
+  redis.call('SET', KEYS[4], id, 'EX', TTL_S)
+end
+if redis.call('EXISTS', job_key(id)) == 0 then
+  create(id, spec, created_at, metadata, has_key and KEYS[4] or '')
+end
+return {id, 1, record(id)}
+"""
+)
+
+# ARGV[5]: job id. Forgets a job that nobody has begun. Returns 1 when it was there.
+DISCARD_JOB = (
+    _JOB_PRELUDE
+    + """
+local id = ARGV[5]
+local status, attempt, idempotency = unpack(redis.call('HMGET', job_key(id), 'status', 'attempt', 'idempotency'))
+if status ~= 'queued' or attempt ~= '0' then return 0 end
+redis.call('HINCRBY', COUNTS, 'queued', -1)
+if idempotency and idempotency ~= '' and redis.call('GET', idempotency) == id then
+  redis.call('DEL', idempotency)
+end
+forget(id)
+return 1
+"""
+)
+
+# ARGV[5..]: job id, spec, created_at, metadata. Every call takes a number of its own; numbers handed out before are
+# void from then on. Returns {attempt, cancelled, finished, token entries}.
+BEGIN_ATTEMPT = (
+    _JOB_PRELUDE
+    + """
+local id = ARGV[5]
+local job = job_key(id)
+if redis.call('EXISTS', job) == 0 then create(id, ARGV[6], ARGV[7], ARGV[8], '') end
+local status, cancel, attempt = unpack(redis.call('HMGET', job, 'status', 'cancel', 'attempt'))
+if FINAL[status] then return {tonumber(attempt), 0, 1, {}} end
+attempt = redis.call('HINCRBY', job, 'attempt', 1)
+if redis.call('HEXISTS', job, 'started_at') == 0 then
+  redis.call('HSET', job, 'started_at', not_before(job, 'created_at'))
+end
+move(id, 'running')
+return {attempt, cancel and 1 or 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
+"""
+)
+
+# ARGV[5..]: per job its id, attempt, start, number of entries, entries. Returns 1 or 0 per job.
+#
+#     start == length                    append                    1
+#     the same entries stand at start    an earlier call did it    1
+#     anything else                      refused                   0
+COMMIT_TOKENS = (
+    _JOB_PRELUDE
+    + """
+local function commit(id, attempt, start, first, num)
+  local status, current = unpack(redis.call('HMGET', job_key(id), 'status', 'attempt'))
+  if current ~= attempt then return 0 end
+  local tokens = tokens_key(id)
+  if redis.call('LLEN', tokens) == start then
+    if status ~= 'running' then return 0 end
+    for i = first, first + num - 1 do redis.call('RPUSH', tokens, ARGV[i]) end
+    return 1
+  end
+  local held = redis.call('LRANGE', tokens, start, start + num - 1)
+  if #held ~= num then return 0 end
+  for i = 1, num do
+    if held[i] ~= ARGV[first + i - 1] then return 0 end
+  end
+  return 1
+end
+
+local done, i = {}, 5
+while i <= #ARGV do
+  local num = tonumber(ARGV[i + 3])
+  done[#done + 1] = commit(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), i + 4, num)
+  i = i + 4 + num
+end
+return done
+"""
+)
+
+# ARGV[5..]: job id, attempt, status, result or '', error or ''.
+# Returns 1 when the job ended as this call says, be it now or by an earlier, equal call; else 0.
+FINISH_JOB = (
+    _JOB_PRELUDE
+    + """
+local id, attempt, status, result, failure = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local held, current, held_result, held_failure =
+  unpack(redis.call('HMGET', job_key(id), 'status', 'attempt', 'result', 'error'))
+if current ~= attempt then return 0 end
+if FINAL[held] then
+  local same = held == status and (held_result or '') == result and (held_failure or '') == failure
+  return same and 1 or 0
+end
+finish(id, status, result, failure)
+sweep()
+return 1
+"""
+)
+
+# ARGV[5]: job id. Returns 0 when there is no such job.
+CANCEL_JOB = (
+    _JOB_PRELUDE
+    + """
+local id = ARGV[5]
+local status = redis.call('HGET', job_key(id), 'status')
+if not status then return 0 end
+if status == 'queued' then
+  finish(id, 'cancelled', '', '')
+elseif status == 'running' then
+  redis.call('HSET', job_key(id), 'cancel', '1')
+end
+return 1
+"""
+)
+
+# Forgets finished jobs whose time has come. Returns how many.
+SWEEP_JOBS = _JOB_PRELUDE + "return sweep()"
+
+# KEYS: worker record, set of names, set of pipelines. ARGV: record, instance, time to live in ms, name, pipeline.
+# Returns {1} or, when another live instance has the name, {0, its record, ms until that record ends}.
+CLAIM_WORKER = """
+local held = redis.call('GET', KEYS[1])
+if held and cjson.decode(held).instance ~= ARGV[2] then return {0, held, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[5])
+return {1}
+"""
+
+# KEYS: worker record, set of names. ARGV: instance, name.
+RELEASE_WORKER = """
+local held = redis.call('GET', KEYS[1])
+if held and cjson.decode(held).instance ~= ARGV[1] then return 0 end
+redis.call('SREM', KEYS[2], ARGV[2])
+return redis.call('DEL', KEYS[1])
+"""
+
+# KEYS: set of names. ARGV: template of worker keys. Returns the records; names without one leave the set.
+LIST_WORKERS = """
+local records = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local held = redis.call('GET', (string.gsub(ARGV[1], '@', name)))
+  if held then records[#records + 1] = held else redis.call('SREM', KEYS[1], name) end
+end
+return records
+"""
+
+# KEYS: lease, epoch. ARGV: instance, time to live in ms. Returns {1, epoch}, or {0, ms until the lease ends}.
+#
+# An epoch is at least the time in seconds, so that a Redis that lost everything does not hand out an old one, which
+# stages would refuse for ever.
+ACQUIRE_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {0, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local epoch = tonumber(redis.call('GET', KEYS[2]) or '0')
+if not holder then
+  epoch = math.max(epoch + 1, tonumber(redis.call('TIME')[1]))
+  redis.call('SET', KEYS[2], string.format('%.0f', epoch))
+end
+return {1, epoch}
+"""
+
+# KEYS: lease. ARGV: instance, time to live in ms. Returns 1 while the lease is this instance's.
+RENEW_LEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS: lease. ARGV: instance.
+RELEASE_LEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
