@@ -56,9 +56,9 @@ class Fields:
     def integer(self, key: str, *, minimum: int = 0) -> int:
         """An integer, at least `minimum`."""
         value = self._values.get(key)
-        if not _is_int(value) or value < minimum:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(key, f"an integer of at least {minimum}")
-        return int(value)
+        return value
 
     def positive(self, key: str) -> int:
         """An integer of at least 1."""

@@ -1,0 +1,82 @@
+"""What goes into a stage's computation and what comes out of it: tensors and the segments that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from broker_pipeline.errors import PipelineError
+from broker_pipeline.messages import SampledToken, Segment
+
+SessionKey = tuple[str, int]
+"""Session id and attempt: what KV and rows are kept under."""
+
+
+def key_of(segment: Segment) -> SessionKey:
+    """Whose KV and rows the segment uses."""
+    return segment.session, segment.attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """The packed tokens of `segments`, in their order; n is the sum of their counts.
+
+    `positions` int32 `[3, n]`. The first stage gets `token_ids` int32 `[n]`, the others `hidden` `[n, H]` in the
+    model's dtype.
+    """
+
+    segments: tuple[Segment, ...]
+    positions: Tensor
+    token_ids: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        return sum(segment.count for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """What a stage made of a microbatch.
+
+    `segments` were computed; `hidden` `[n, H]` and `positions` `[3, n]` belong to them, for the next stage. At the last
+    stage `hidden` is None and `tokens` holds what was sampled. `repeats` had been computed before and were skipped.
+    `failures` could not be computed, or not sampled; each concerns its own session only.
+    """
+
+    segments: tuple[Segment, ...]
+    positions: Tensor
+    hidden: Tensor | None
+    tokens: tuple[SampledToken, ...] = ()
+    repeats: tuple[Segment, ...] = ()
+    failures: tuple[tuple[Segment, PipelineError], ...] = ()
+
+
+class Rows(Protocol):
+    """Visual rows of one session, as far as a stage needs them."""
+
+    @property
+    def embeds(self) -> Tensor | None:
+        """`[r, H]`: replace the embeddings of pad tokens."""
+
+    @property
+    def levels(self) -> Mapping[int, Tensor]:
+        """`[r, H]` each: added after decoder layer j."""
+
+    @property
+    def num_rows(self) -> int:
+        """r."""
+
+
+class RowSource(Protocol):
+    """Where delivered visual rows wait (see `row_buffer`)."""
+
+    def find(self, session: str, attempt: int) -> Rows:
+        """Return a session's rows, or raise VisualRowsMissingError."""
+
+    def discard(self, session: str, attempt: int) -> None:
+        """Forget them."""
