@@ -38,6 +38,7 @@ class Lease:
         self._lease_key = redis_keys.lease(namespace, pipeline)
         self._epoch_key = redis_keys.epoch(namespace, pipeline)
         self._valid_until = float("-inf")
+        self._last_epoch = 0
 
     @property
     def is_held(self) -> bool:
@@ -78,14 +79,15 @@ class Lease:
     async def _try_acquire(self) -> int | float:
         """Return the epoch, or the seconds until the present lease ends."""
         asked_at = time.monotonic()
-        keys, args = [self._lease_key, self._epoch_key], [self._instance, self._ttl_ms]
+        keys, args = [self._lease_key, self._epoch_key], [self._instance, self._ttl_ms, self._last_epoch]
         is_taken, value = await self._run_script(
             redis_scripts.ACQUIRE_LEASE, keys, args, action=f"cannot take the lease of pipeline {self._pipeline}"
         )
         if not is_taken:
             return float(max(value, 0) / 1000)
         self._valid_until = asked_at + self._ttl_s
-        return int(value)
+        self._last_epoch = int(value)
+        return self._last_epoch
 
     async def _renew_in_time(self) -> None:
         """Renew once, trying again through errors until the lease ends."""

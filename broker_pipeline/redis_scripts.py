@@ -247,17 +247,20 @@ end
 return records
 """
 
-# KEYS: lease, epoch. ARGV: instance, time to live in ms. Returns {1, epoch}, or {0, ms until the lease ends}.
+# KEYS: lease, epoch. ARGV: instance, time to live in ms, an epoch to exceed.
+# Returns {1, epoch}, or {0, ms until the lease ends}.
 #
-# An epoch is at least the time in seconds, so that a Redis that lost everything does not hand out an old one, which
-# stages would refuse for ever.
+# An epoch is at least the time in hundredths of a second, so that a Redis that lost everything does not hand out an
+# old one, which stages would refuse for ever.
 ACQUIRE_LEASE = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {0, redis.call('PTTL', KEYS[1])} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local epoch = tonumber(redis.call('GET', KEYS[2]) or '0')
 if not holder then
-  epoch = math.max(epoch + 1, tonumber(redis.call('TIME')[1]))
+  local seconds, micros = unpack(redis.call('TIME'))
+  local hundredths = tonumber(seconds) * 100 + math.floor(tonumber(micros) / 10000)
+  epoch = math.max(epoch + 1, hundredths, tonumber(ARGV[3]) + 1)
   redis.call('SET', KEYS[2], string.format('%.0f', epoch))
 end
 return {1, epoch}

@@ -130,6 +130,13 @@ async def test_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     assert not server.process.is_running
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 PARENT = textwrap.dedent("""
     import asyncio, json, sys
     from pathlib import Path
@@ -155,6 +162,6 @@ def test_servers_die_with_a_killed_parent(tmp_path: Path) -> None:
         assert len(sessions) == 3, "a terminal's Ctrl-C would reach the servers"
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while any(psutil.pid_exists(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a server outlived its parent"
         time.sleep(0.02)
