@@ -1,0 +1,157 @@
+"""Pixels to patch rows: resizing, normalising and the merge-block order that the vision tower reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from broker_pipeline.errors import ImageShapeError, ModelConfigError
+from stages.qwen3_vl.config import VisionConfig
+from stages.qwen3_vl.config_fields import Fields
+from stages.qwen3_vl.patches import PatchGrid
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """Bounds on pixels after resizing: of one picture, or of all frames of a video together."""
+
+    min_pixels: int
+    max_pixels: int
+
+    @classmethod
+    def from_json(cls, source: bytes | Mapping[str, Any], vision: VisionConfig, *, file: str) -> PixelBudget:
+        """Reads `preprocessor_config.json` or `video_preprocessor_config.json`; `file` is named in errors.
+
+        Raises:
+            ModelConfigError: a bound is missing, or the file asks for other patches or another normalisation than
+                this engine implements.
+        """
+        fields = Fields(_parse(source, file), file)
+        size = fields.section("size")
+        budget = cls(size.positive("shortest_edge"), size.positive("longest_edge"))
+        if budget.min_pixels > budget.max_pixels:
+            raise size.error("shortest_edge", "at most longest_edge")
+        for key, implemented in (
+            ("patch_size", vision.patch_size),
+            ("temporal_patch_size", vision.temporal_patch_size),
+            ("merge_size", vision.spatial_merge_size),
+            ("image_mean", [0.5, 0.5, 0.5]),
+            ("image_std", [0.5, 0.5, 0.5]),
+        ):
+            fields.require(key, implemented)
+        return budget
+
+
+def _parse(source: bytes | Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    if isinstance(source, Mapping):
+        return source
+    try:
+        parsed = json.loads(source)
+    except ValueError as error:
+        raise ModelConfigError(f"{file} is not valid JSON: {error}", field=file) from error
+    if not isinstance(parsed, dict):
+        raise ModelConfigError(f"{file} is not a JSON object", field=file)
+    return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Patch rows fp32 `[grid.num_patches, patch_values]` of one picture or video."""
+
+    rows: Tensor
+    grid: PatchGrid
+
+
+def fit_size(height: int, width: int, factor: int, budget: PixelBudget) -> tuple[int, int]:
+    """Height and width that are multiples of `factor`, near the picture's shape, and within the budget.
+
+    Raises:
+        ImageShapeError: one side is more than 200 times the other.
+    """
+    return _fit(height, width, factor, budget, num_frames=1, counted_frames=1)
+
+
+def fit_video_size(num_frames: int, height: int, width: int, factor: int, budget: PixelBudget) -> tuple[int, int]:
+    """Like `fit_size`, for frames whose pixels are counted together; frames smaller than `factor` are enlarged first.
+
+    Where pixels are compared with the budget, the number of frames is rounded to pairs.
+    """
+    scale = max(factor / height, factor / width, 1.0)
+    counted = max(round(num_frames / 2) * 2, 2)
+    enlarged = int(height * scale), int(width * scale)
+    return _fit(*enlarged, factor, budget, num_frames=num_frames, counted_frames=counted)
+
+
+def _fit(
+    height: int, width: int, factor: int, budget: PixelBudget, *, num_frames: int, counted_frames: int
+) -> tuple[int, int]:
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ImageShapeError(f"{width} x {height} pixels: one side may be {MAX_ASPECT_RATIO} times the other")
+    fitted = [round(side / factor) * factor for side in (height, width)]
+    pixels = counted_frames * fitted[0] * fitted[1]
+    if pixels > budget.max_pixels:
+        shrink = math.sqrt(num_frames * height * width / budget.max_pixels)
+        fitted = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+    elif pixels < budget.min_pixels:
+        stretch = math.sqrt(budget.min_pixels / (num_frames * height * width))
+        fitted = [math.ceil(side * stretch / factor) * factor for side in (height, width)]
+    return fitted[0], fitted[1]
+
+
+def image_patches(pixels: Tensor, vision: VisionConfig, budget: PixelBudget) -> Patches:
+    """One picture, uint8 `[3, height, width]`, resized and cut into patch rows."""
+    size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
+    frames = resize(pixels[None], size)
+    # a picture is a video of one frame shown for the whole temporal patch
+    return cut_patches(frames.expand(vision.temporal_patch_size, -1, -1, -1), vision)
+
+
+def video_patches(frames: Sequence[Tensor], vision: VisionConfig, budget: PixelBudget) -> Patches:
+    """A video's frames, uint8 `[3, height, width]` each, all resized alike; an odd last frame is shown twice.
+
+    Raises:
+        ImageShapeError: the frames differ in size.
+    """
+    if len({tuple(frame.shape) for frame in frames}) != 1:
+        raise ImageShapeError("the frames of a video must all have the same size")
+    height, width = frames[0].shape[1:]
+    size = fit_video_size(len(frames), height, width, vision.pixel_factor, budget)
+    stacked = resize(torch.stack(list(frames)), size)
+    missing = -len(frames) % vision.temporal_patch_size
+    return cut_patches(torch.cat((stacked, stacked[-1:].expand(missing, -1, -1, -1))), vision)
+
+
+def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic with antialiasing, on and to uint8 `[frames, 3, height, width]`."""
+    if tuple(frames.shape[2:]) == size:
+        return frames
+    return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """uint8 to fp32 in [-1, 1]: mean and deviation 0.5 of the unit range, fused into one step."""
+    return (frames.to(torch.float32) - 127.5) / 127.5
+
+
+def cut_patches(frames: Tensor, vision: VisionConfig) -> Patches:
+    """uint8 `[frames, 3, height, width]`, multiples of patch and merge sizes, to rows in merge-block order.
+
+    Each row is one cube of pixels, flattened as channel, frame, y, x.
+    """
+    num_frames, channels, height, width = frames.shape
+    patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    grid = PatchGrid(num_frames // temporal, height // patch, width // patch)
+    blocks = (grid.height // merge, merge, patch, grid.width // merge, merge, patch)
+    cubes = normalise(frames).view(grid.frames, temporal, channels, *blocks)
+    #   0 group  1 frame  2 channel  3 block row  4 row in block  5 y  6 block column  7 column in block  8 x
+    ordered = cubes.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return Patches(ordered.reshape(grid.num_patches, vision.patch_values), grid)
