@@ -100,12 +100,12 @@ def _hub_api() -> HfApi:
 @contextmanager
 def _hub_errors(what: str) -> Iterator[None]:
     """Turn the client's many errors into one that says what to do."""
-    from huggingface_hub.errors import (  # noqa: PLC0415
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # noqa: PLC0415
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # httpx' own, whichever httpx it is built on
+        HTTPError,  # of httpx, whichever release of it the client is built on
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
