@@ -433,3 +433,18 @@ class ServerStartError(PipelineError):
     """An embedded server did not start."""
 
     code = "server_start"
+
+
+def error_from_failure(failure: Failure) -> PipelineError:
+    """Return a peer's failure as an error of the same class; as a plain `PipelineError` when its code is unknown."""
+    found = _errors_by_code(PipelineError).get(failure.code, PipelineError)
+    error = found(failure.message)
+    error.field = failure.field
+    return error
+
+
+def _errors_by_code(root: type[PipelineError]) -> dict[str, type[PipelineError]]:
+    by_code = {root.code: root}
+    for child in root.__subclasses__():
+        by_code |= _errors_by_code(child)
+    return by_code

@@ -65,3 +65,11 @@ def job_consumer(namespace: str) -> str:
 def media_bucket(namespace: str) -> str:
     """Name of the JetStream object store for media."""
     return f"{namespace}-media"
+
+
+def bulk(subject: str) -> str:
+    """Subject on which large messages for `subject` travel, so that small ones do not wait behind them.
+
+    A prefix keeps wildcards working at both ends of a subject.
+    """
+    return subject if subject.startswith("bulk.") else f"bulk.{subject}"

@@ -1,0 +1,62 @@
+"""Real servers for every test that needs them: one of each per session, a namespace per test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from broker_pipeline.redis_client import RedisClient, open_redis
+from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.transport import Transport
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A nats-server with JetStream that the whole session shares."""
+    async with EmbeddedNats(tmp_path_factory.mktemp("nats")) as server:
+        yield server.url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A Redis that the whole session shares."""
+    async with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def namespace() -> str:
+    """Keeps tests that share servers out of each other's way."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest_asyncio.fixture
+async def own_nats(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
+    """A nats-server that the test may kill."""
+    async with EmbeddedNats(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
+    """A Redis that the test may kill."""
+    async with EmbeddedRedis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def redis(redis_url: str) -> AsyncIterator[RedisClient]:
+    """A client of the shared Redis."""
+    async with open_redis(redis_url) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def transport(nats_url: str) -> AsyncIterator[Transport]:
+    """A transport to the shared nats-server."""
+    async with Transport.open(nats_url, name="test") as opened:
+        yield opened
