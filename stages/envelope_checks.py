@@ -1,7 +1,7 @@
 """Holds an envelope against the contract before anything is computed from it. Pure: no state is read or changed.
 
-What concerns single sessions (attempt, start, KV room, visual rows) is decided later, by `stage_engine`; what fails
-here fails the whole microbatch, since its sender is wrong.
+What concerns single sessions (attempt, start, token ids, KV room, visual rows) is decided when the microbatch is
+computed; what fails here fails the whole microbatch, since its sender is wrong.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ def read_tensors(envelope: Envelope, tensors: Mapping[str, WireTensor], facts: S
         wanted[HISTORY] = (torch.int32, (num_history,))
     _check_names(set(tensors), set(wanted))
     found = {name: from_wire(name, tensors[name], dtype=d, shape=s) for name, (d, s) in wanted.items()}
-    _check_range(found, TOKEN_IDS, facts.vocab_size)
     _check_range(found, HISTORY, facts.vocab_size)
     _check_range(found, POSITIONS, 2**31)
     sizes = [opening.num_history_tokens for opening in envelope.opens]
