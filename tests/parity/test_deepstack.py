@@ -1,0 +1,38 @@
+"""DeepStack is seen to matter: switched off or shifted, parity breaks. Its loss alone leaves fluent text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.qwen3_vl.vision import EncodedRows
+from tests.parity.oracle import FP32, encode, prompt_logits, reference_logits, relative_error, scene, stages_of
+
+DENSE_AND_MOE = (FP32[0], FP32[3])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("variant", DENSE_AND_MOE, ids=str)
+def test_parity_breaks_without_one_level(variant, level):
+    shown = scene(variant, "one image")
+    rows = encode(variant, shown)
+    levels = [torch.zeros_like(rows) if j == level else rows for j, rows in enumerate(rows.levels)]
+    found = prompt_logits(stages_of(variant), shown, EncodedRows(rows.embeds, tuple(levels)))
+    assert relative_error(found, reference_logits(variant, shown)) > 1e-2
+
+
+@pytest.mark.parametrize("variant", DENSE_AND_MOE, ids=str)
+def test_parity_breaks_when_levels_are_shifted(variant):
+    shown = scene(variant, "one image")
+    rows = encode(variant, shown)
+    shifted = EncodedRows(rows.embeds, rows.levels[1:] + rows.levels[:1])
+    found = prompt_logits(stages_of(variant), shown, shifted)
+    assert relative_error(found, reference_logits(variant, shown)) > 1e-2
+
+
+@pytest.mark.parametrize("variant", DENSE_AND_MOE, ids=str)
+def test_parity_breaks_without_the_merged_rows(variant):
+    shown = scene(variant, "one image")
+    rows = encode(variant, shown)
+    found = prompt_logits(stages_of(variant), shown, EncodedRows(torch.zeros_like(rows.embeds), rows.levels))
+    assert relative_error(found, reference_logits(variant, shown)) > 1e-2
