@@ -1,0 +1,85 @@
+"""Puts routes together, serves them, and lets go of them in order.
+
+stopping is set ──► listening ends ──► streams say goodbye, requests under way are finished ──► connections close
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.service import ServiceContext
+from gateway import events, health, jobs_routes, status_routes
+from gateway.errors_http import answer_errors
+from gateway.observe import METRICS, observe
+from gateway.settings import GatewaySettings
+from gateway.wiring import GATEWAY, Gateway, open_gateway
+
+_KEEPALIVE_S = 75.0
+
+
+def all_routes() -> list[web.RouteDef]:
+    """Return every route of the gateway."""
+    return [*jobs_routes.routes(), *events.routes(), *status_routes.routes(), *health.routes()]
+
+
+def build_app(gateway: Gateway) -> web.Application:
+    """Make the application around a gateway's parts."""
+    app = web.Application(middlewares=[observe, answer_errors], client_max_size=gateway.settings.limits.max_body_bytes)
+    app[GATEWAY] = gateway
+    app[METRICS] = gateway.metrics
+    app.add_routes(all_routes())
+    return app
+
+
+@asynccontextmanager
+async def serving(gateway: Gateway) -> AsyncIterator[str]:
+    """Listen while the context is open and yield the URL; at the end, requests under way are finished."""
+    settings = gateway.settings
+    runner = web.AppRunner(
+        build_app(gateway),
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=settings.common.drain_s,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        await _start(site, settings)
+        yield _url(runner)
+    finally:
+        await runner.cleanup()
+
+
+async def serve(context: ServiceContext, settings: GatewaySettings) -> None:
+    """Run the gateway until it is asked to stop."""
+    async with open_gateway(settings, context.stopping) as gateway, serving(gateway) as url:
+        context.ready(url=url)
+        await _until_stopped(gateway)
+
+
+async def _until_stopped(gateway: Gateway) -> None:
+    """Wait for the wish to stop; raises `TransportError` when the broker is lost for good."""
+    async with asyncio.TaskGroup() as group:
+        failed = group.create_task(gateway.transport.wait_failed())
+        await gateway.stopping.wait()
+        failed.cancel()
+
+
+async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; another --port, or 0?",
+            field="port",
+        ) from error
+
+
+def _url(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,75 @@
+"""The command `broker-pipeline gateway`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.service import ServiceContext, run_and_exit
+from gateway.app import serve
+from gateway.settings import MIB, FetchSettings, GatewaySettings, Limits, address_guard
+
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command()
+@option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
+@option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
+@option("--max-body-mb", default=64, type=_POSITIVE, help="Largest request body, in MiB.")
+@option("--max-image-mb", default=32, type=_POSITIVE, help="Largest image file, in MiB.")
+@option("--max-image-megapixels", default=100, type=_POSITIVE, help="Largest image, in millions of pixels.")
+@option("--max-images", default=64, type=_POSITIVE, help="Most images and video frames of one job.")
+@option("--max-uploads", default=16, type=_POSITIVE, help="Request bodies held in memory at the same time.")
+@option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
+@option("--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="For one image URL.")
+@option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")
+@option(
+    "--allow-private-urls",
+    multiple=True,
+    metavar="CIDR",
+    help="Network that image URLs may lead to although it is not public, such as 10.1.0.0/16. May be repeated.",
+)
+@common_options
+def command(**options: Any) -> None:
+    """Accept jobs over HTTP and answer for them.
+
+    Needs NATS with JetStream and Redis. Any number of gateways may run side by side: each answers for every job.
+
+    \b
+    Example:
+      broker-pipeline gateway --nats-url nats://broker:4222 --redis-url redis://broker:6379 --host 0.0.0.0
+      curl -F image=@photo.jpg http://127.0.0.1:8080/v1/jobs
+    """
+    settings = gateway_settings(options)
+
+    async def main(context: ServiceContext) -> None:
+        await serve(context, settings)
+
+    run_and_exit("gateway", main, settings.common)
+
+
+def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
+    """Turn the command's options into settings; raises `ConfigurationError`."""
+    common, rest = split_common(options)
+    limits = {
+        "max_body_bytes": rest["max_body_mb"] * MIB,
+        "max_image_bytes": rest["max_image_mb"] * MIB,
+        "max_image_pixels": rest["max_image_megapixels"] * 1_000_000,
+        **{name: rest[name] for name in ("max_images", "max_uploads", "max_streams")},
+    }
+    fetch = {
+        "timeout_s": rest["fetch_timeout_s"],
+        "max_redirects": rest["max_redirects"],
+        "allow_private_urls": tuple(rest["allow_private_urls"]),
+    }
+    settings = GatewaySettings(
+        common=common,
+        host=rest["host"],
+        port=rest["port"],
+        limits=parse_settings(Limits, limits),
+        fetch=parse_settings(FetchSettings, fetch),
+    )
+    address_guard(settings.fetch)
+    return settings

@@ -1,0 +1,188 @@
+"""Fetches an image from a URL that a stranger gave.
+
+The address is checked in the connector, for every socket about to be connected (see `address_guard`); redirects are
+followed by hand, so that each hop is checked as a URL and as an address; bytes are counted while they arrive; nothing
+is sent that could identify the host (no cookies, no proxy or password files from the environment).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import aiohttp
+from yarl import URL
+
+from broker_pipeline import __version__
+from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
+from gateway.address_guard import AddressGuard
+from gateway.settings import FetchSettings
+
+MAX_URL_LENGTH = 8192
+_CHUNK_BYTES = 64 * 1024
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = {
+    "Accept": "image/*",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"broker-pipeline/{__version__}",
+}
+
+
+@dataclass(slots=True)
+class ByteBudget:
+    """Bytes that one job may still fetch, over all of its URLs."""
+
+    max_bytes: int
+    num_spent: int = field(default=0, init=False)
+
+    def spend(self, num_bytes: int, name: str) -> None:
+        """Take `num_bytes` off; raises `MediaTooLargeError` naming the field `name` when too few are left."""
+        self.num_spent += num_bytes
+        if self.num_spent > self.max_bytes:
+            raise MediaTooLargeError(f"the job's images have more than {self.max_bytes} bytes together", field=name)
+
+
+class ImageFetcher:
+    """Fetches the bytes behind http and https URLs; what they are is for `images` to find out."""
+
+    def __init__(self, guard: AddressGuard, settings: FetchSettings, *, max_bytes: int) -> None:
+        self._guard = guard
+        self._settings = settings
+        self._max_bytes = max_bytes
+
+    async def fetch(self, url: str, budget: ByteBudget, *, name: str) -> bytes:
+        """Return the bytes behind `url`; errors name the field `name`.
+
+        Raises `MediaFetchError`, `PrivateAddressError` or `MediaTooLargeError`.
+        """
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await _Fetch(self._guard, self._max_bytes, budget, name).follow(
+                    parse_url(url, name), self._settings.max_redirects
+                )
+        except TimeoutError as error:
+            raise MediaFetchError(
+                f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name
+            ) from error
+
+
+def parse_url(url: str, name: str) -> URL:
+    """Check the form of a URL before anything is resolved."""
+    if len(url) > MAX_URL_LENGTH:
+        raise MediaFetchError(f"the URL is longer than {MAX_URL_LENGTH} characters", field=name)
+    try:
+        parsed = URL(url.strip())
+    except ValueError as error:
+        raise MediaFetchError(f"this is not a URL: {error}", field=name) from error
+    return check_url(parsed, name)
+
+
+def check_url(url: URL, name: str) -> URL:
+    """Refuse what is not plain http or https to a host."""
+    if url.scheme not in ("http", "https"):
+        raise MediaFetchError(f"only http, https and data URLs are read, not {url.scheme or 'a bare'!r}", field=name)
+    if not url.host:
+        raise MediaFetchError("the URL names no host", field=name)
+    if url.user is not None or url.password is not None:
+        raise MediaFetchError("a URL with a user name or password is not fetched", field=name)
+    return url
+
+
+class _Fetch:
+    """One image's way through its redirects."""
+
+    def __init__(self, guard: AddressGuard, max_bytes: int, budget: ByteBudget, name: str) -> None:
+        self._guard = guard
+        self._max_bytes = max_bytes
+        self._budget = budget
+        self._name = name
+        self._was_refused = False
+
+    async def follow(self, url: URL, max_redirects: int) -> bytes:
+        """Return the bytes at the end of at most `max_redirects` redirects."""
+        async with self._session() as session:
+            for _ in range(max_redirects + 1):
+                content, url = await self._get(session, url)
+                if content is not None:
+                    return content
+        raise MediaFetchError(f"the URL redirects more than {max_redirects} times", field=self._name)
+
+    def _session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            socket_factory=self._open_socket, use_dns_cache=False, force_close=True, limit=1
+        )
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=_HEADERS, auto_decompress=False
+        )
+
+    def _open_socket(self, address_info: Any) -> socket.socket:
+        family, kind, protocol, _, address = address_info
+        if not self._guard.allows(str(address[0])):
+            self._was_refused = True
+            raise OSError("refused by the address guard")
+        return socket.socket(family, kind, protocol)
+
+    async def _get(self, session: aiohttp.ClientSession, url: URL) -> tuple[bytes | None, URL]:
+        """Return the content behind `url`, or None and where to look next."""
+        self._was_refused = False
+        try:
+            async with session.get(url, allow_redirects=False) as response:
+                if response.status in _REDIRECTS:
+                    return None, self._next_url(response)
+                return await self._read(response), url
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self._explain(url, error)
+
+    def _next_url(self, response: aiohttp.ClientResponse) -> URL:
+        location = response.headers.get("Location")
+        if not location:
+            raise MediaFetchError(f"the URL answered {response.status} without a Location", field=self._name)
+        try:
+            return check_url(response.url.join(URL(location)), self._name)
+        except ValueError as error:
+            raise MediaFetchError("the URL redirects to something that is not a URL", field=self._name) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        self._check_head(response)
+        chunks: list[bytes] = []
+        num_bytes = 0
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+            num_bytes += len(chunk)
+            if num_bytes > self._max_bytes:
+                self._too_large()
+            self._budget.spend(len(chunk), self._name)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _check_head(self, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            raise MediaFetchError(
+                f"the URL answered {response.status} {response.reason or ''}".strip(), field=self._name
+            )
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise MediaFetchError("the URL answered with compressed content, which was not asked for", field=self._name)
+        if (response.content_length or 0) > self._max_bytes:
+            self._too_large()
+
+    def _too_large(self) -> NoReturn:
+        raise MediaTooLargeError(f"the file behind the URL has more than {self._max_bytes} bytes", field=self._name)
+
+    def _explain(self, url: URL, error: Exception) -> NoReturn:
+        if isinstance(error, TimeoutError):
+            raise error
+        if self._was_refused:
+            raise PrivateAddressError(
+                f"{url.host} leads to an address that is not public; `--allow-private-urls` lets networks through",
+                field=self._name,
+            ) from error
+        raise MediaFetchError(f"{url.host} cannot be fetched from: {_reason(error)}", field=self._name) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the name does not resolve"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or "no connection"
+    return str(error) or type(error).__name__

@@ -1,0 +1,62 @@
+"""What Prometheus can ask. Counters live in this process; states of the whole system are read when asked."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from gateway.schemas import StatusBody
+
+_PREFIX = "broker_pipeline"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """The metrics of one gateway process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            f"{_PREFIX}_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            f"{_PREFIX}_http_request_seconds",
+            "From the first byte of a request to the last of its answer; event streams and long polls are left out.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.submissions = Counter(
+            f"{_PREFIX}_jobs_submitted",
+            "Submissions by outcome: accepted, repeated, or the error's code.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.uploads = Gauge(f"{_PREFIX}_uploads_in_flight", "Request bodies being read or stored.", registry=registry)
+        self.streams = Gauge(f"{_PREFIX}_streams_open", "Event streams and long polls open.", registry=registry)
+        self.upload_bytes = Counter(f"{_PREFIX}_media_bytes", "Bytes of media accepted.", registry=registry)
+        self.streamed_tokens = Counter(
+            f"{_PREFIX}_streamed_tokens", "Tokens sent over event streams.", registry=registry
+        )
+        self.up = Gauge(f"{_PREFIX}_up", "Whether NATS and Redis answered when this was asked.", registry=registry)
+        self.queue = Gauge(f"{_PREFIX}_queue_jobs", "Jobs in the work queue.", ["state"], registry=registry)
+        self.jobs = Gauge(
+            f"{_PREFIX}_jobs", "Jobs by status; finished ones since Redis began.", ["status"], registry=registry
+        )
+        self.workers = Gauge(f"{_PREFIX}_workers", "Live workers.", ["role", "state"], registry=registry)
+
+    def show(self, status: StatusBody) -> None:
+        """Take over the state of the whole system."""
+        self.up.set(1)
+        self.queue.labels("waiting").set(status.queue.num_waiting)
+        self.queue.labels("in_progress").set(status.queue.num_in_progress)
+        for name, count in status.jobs.items():
+            self.jobs.labels(name).set(count)
+        self.workers.clear()
+        for worker in status.workers:
+            self.workers.labels(worker.role, worker.state).inc()
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus's text format."""
+        return generate_latest(self.registry)

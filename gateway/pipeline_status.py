@@ -1,0 +1,66 @@
+"""What is known about the pipeline behind the gateway, and whether it will run what is accepted."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker_pipeline import redis_keys
+from broker_pipeline.errors import StateError, TransportError
+from broker_pipeline.redis_client import state_errors
+from broker_pipeline.status import ConductorStatus
+from gateway.schemas import QueueStatus, Readiness, StatusBody
+from gateway.wiring import Gateway
+
+OK = "ok"
+
+
+async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
+    """Return what the active conductor shows of itself, None when there is none. Raises `StateError`."""
+    common = gateway.settings.common
+    with state_errors("cannot read the conductor's status"):
+        text = await gateway.redis.get(redis_keys.status(common.namespace, common.pipeline))
+        return None if text is None else msgspec.json.decode(text, type=ConductorStatus)
+
+
+async def read_status(gateway: Gateway) -> StatusBody:
+    """Gather everything that `GET /v1/status` shows. Raises `StateError` or `TransportError`."""
+    depth = await gateway.queue.depth()
+    counts = await gateway.store.counts()
+    return StatusBody(
+        pipeline=gateway.settings.common.pipeline,
+        workers=tuple(await gateway.registry.workers()),
+        conductor=await conductor_status(gateway),
+        queue=QueueStatus(num_waiting=depth.num_waiting, num_in_progress=depth.num_in_progress),
+        jobs=msgspec.structs.asdict(counts),
+    )
+
+
+async def read_readiness(gateway: Gateway) -> Readiness:
+    """Check NATS, Redis and that the conductor has a route."""
+    checks = {
+        "gateway": "stopping" if gateway.stopping.is_set() else OK,
+        "nats": await _check_nats(gateway),
+        "redis": OK,
+        "route": OK,
+    }
+    try:
+        checks["route"] = _check_route(await conductor_status(gateway))
+    except StateError as error:
+        checks["redis"], checks["route"] = error.message, "unknown"
+    return Readiness(ready=all(check == OK for check in checks.values()), checks=checks)
+
+
+async def _check_nats(gateway: Gateway) -> str:
+    if not gateway.transport.is_connected:
+        return "not connected"
+    try:
+        await gateway.queue.depth()
+    except TransportError as error:
+        return error.message
+    return OK
+
+
+def _check_route(status: ConductorStatus | None) -> str:
+    if status is None:
+        return "no conductor is active"
+    return OK if status.routes else "no route covers all blocks of the model"

@@ -1,0 +1,137 @@
+"""Bodies of requests and answers. Limits stand in the types: check, error and OpenAPI document agree."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from broker_pipeline.messages import JobRecord, SamplingParams, WorkerRecord
+from broker_pipeline.status import ConductorStatus
+
+MAX_TEXT_LENGTH = 2_000_000
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
+ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of an image")]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16, description="Kept with the job and given back; never read."),
+]
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything here: immutable, strict."""
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+class TextInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A piece of text."""
+
+    text: Text
+
+
+class ImageInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="image"):
+    """An image by URL."""
+
+    url: ImageUrl
+
+
+class VideoInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="video"):
+    """A video, given as its frames in order."""
+
+    frames: Annotated[tuple[ImageUrl, ...], Meta(min_length=1, max_length=768)]
+    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+
+
+class MessageInput(_Body, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text | Annotated[tuple[TextInput | ImageInput | VideoInput, ...], Meta(min_length=1, max_length=1024)]
+
+
+class JobRequest(_Body, frozen=True, kw_only=True):
+    """A job: either `prompt` and `images`, or `messages`."""
+
+    prompt: Text | UnsetType = UNSET
+    images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] = ()
+    messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | UnsetType = UNSET
+    sampling: SamplingParams = SamplingParams()
+    metadata: Metadata = {}
+
+
+class JobListQuery(_Body, frozen=True, kw_only=True):
+    """Which jobs to list: the newest first, `after` is the `next` of an earlier page."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    after: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]{1,128}$")] | None = None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None
+
+
+class JobQuery(_Body, frozen=True, kw_only=True):
+    """How long to wait for a job's end before it is shown as it stands."""
+
+    wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+class JobList(_Body, frozen=True, kw_only=True):
+    """A page of jobs, newest first. `next` is the `after` of the following page; null on the last one."""
+
+    jobs: tuple[JobRecord, ...]
+    next: str | None
+
+
+class QueueStatus(_Body, frozen=True, kw_only=True):
+    """Jobs in the work queue: waiting, and handed to a conductor but not finished."""
+
+    num_waiting: int
+    num_in_progress: int
+
+
+class StatusBody(_Body, frozen=True, kw_only=True):
+    """The state of one pipeline."""
+
+    pipeline: str
+    workers: tuple[WorkerRecord, ...]
+    conductor: ConductorStatus | None
+    """What the active conductor shows of itself; null while there is none."""
+    queue: QueueStatus
+    jobs: dict[str, int]
+    """Number of jobs by status."""
+
+
+class Readiness(_Body, frozen=True, kw_only=True):
+    """Whether jobs can be taken and will be run; `checks` says which part is missing."""
+
+    ready: bool
+    checks: dict[str, str]
+
+
+class Health(_Body, frozen=True, kw_only=True):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(_Body, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request was not done."""
+
+    code: str
+    """Stable name of the kind of error."""
+    message: str
+    """For people; what was wrong and what to do."""
+    retryable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
+    request_id: str
+    """Also in the header X-Request-Id and in the gateway's log."""
+    field: str | None = None
+    """Path of the offending field, such as `sampling.temperature` or `images[0]`."""
+
+
+class ErrorBody(_Body, frozen=True, kw_only=True):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorDetail

@@ -1,0 +1,58 @@
+"""What the gateway can be told, and the limits that it holds requests to."""
+
+import ipaddress
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import ConfigurationError
+from gateway.address_guard import AddressGuard
+
+MIB = 1024 * 1024
+
+Positive = Annotated[int, Meta(ge=1)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much one request may bring, and how many requests may bring it at once."""
+
+    max_body_bytes: Positive = 64 * MIB
+    max_image_bytes: Positive = 32 * MIB
+    max_image_pixels: Positive = 100_000_000
+    max_images: Positive = 64
+    """Images and video frames of one job together."""
+    max_uploads: Positive = 16
+    """Bodies read at the same time; memory is at most this times `max_body_bytes`."""
+    max_streams: Positive = 1000
+    """Event streams and long polls open at the same time."""
+
+
+class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How images are fetched from URLs."""
+
+    timeout_s: PositiveSeconds = 20.0
+    """For one image, all redirects together."""
+    max_redirects: Annotated[int, Meta(ge=0, le=20)] = 5
+    allow_private_urls: tuple[str, ...] = ()
+    """Networks (CIDR) that are reachable although they are not public."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything the gateway is told at its start."""
+
+    common: CommonSettings = CommonSettings()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    limits: Limits = Limits()
+    fetch: FetchSettings = FetchSettings()
+
+
+def address_guard(settings: FetchSettings) -> AddressGuard:
+    """Build the guard; a network that cannot be parsed is a `ConfigurationError`."""
+    try:
+        return AddressGuard(tuple(ipaddress.ip_network(network) for network in settings.allow_private_urls))
+    except ValueError as error:
+        raise ConfigurationError(f"--allow-private-urls: {error}", field="allow_private_urls") from error

@@ -1,0 +1,36 @@
+"""Reads a stream of messages without waiting for ever: when nothing comes for a while, or somebody asks for an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def with_ticks(
+    source: AsyncIterator[T], tick_s: float, stopping: asyncio.Event
+) -> AsyncGenerator[T | None, None]:
+    """Yield the items of `source`, and None whenever `tick_s` seconds pass without one; end when `stopping` is set.
+
+    Close the generator (`contextlib.aclosing`) when leaving it early.
+    """
+    stop = asyncio.ensure_future(stopping.wait())
+    item = asyncio.ensure_future(anext(source))
+    try:
+        while not stopping.is_set():
+            await asyncio.wait({item, stop}, timeout=tick_s, return_when=asyncio.FIRST_COMPLETED)
+            if item.done():
+                try:
+                    value = item.result()
+                except StopAsyncIteration:
+                    return
+                item = asyncio.ensure_future(anext(source))
+                yield value
+            elif not stop.done():
+                yield None
+    finally:
+        stop.cancel()
+        item.cancel()
+        await asyncio.gather(stop, item, return_exceptions=True)

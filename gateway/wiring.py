@@ -1,0 +1,78 @@
+"""Builds a gateway's parts and connects them; everything else gets what it needs from here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from broker_pipeline.job_store import JobStore
+from broker_pipeline.jobs import JobQueue
+from broker_pipeline.media import MediaStore
+from broker_pipeline.redis_client import RedisClient, open_redis
+from broker_pipeline.registry import WorkerRegistry
+from broker_pipeline.transport import Transport
+from gateway.fetch import ImageFetcher
+from gateway.intake import Intake
+from gateway.job_service import JobService
+from gateway.job_watch import JobWatch
+from gateway.metrics import Metrics
+from gateway.pictures import PictureLoader
+from gateway.settings import GatewaySettings, address_guard
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts that routes use."""
+
+    settings: GatewaySettings
+    transport: Transport
+    redis: RedisClient
+    store: JobStore
+    queue: JobQueue
+    registry: WorkerRegistry
+    jobs: JobService
+    watch: JobWatch
+    intake: Intake
+    metrics: Metrics
+    stopping: asyncio.Event
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+
+
+@asynccontextmanager
+async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> AsyncIterator[Gateway]:
+    """Connect to NATS and Redis and make sure that queue and media store exist.
+
+    Raises `ConfigurationError`, `TransportError` or `StateError`.
+    """
+    common = settings.common
+    fetcher = ImageFetcher(address_guard(settings.fetch), settings.fetch, max_bytes=settings.limits.max_image_bytes)
+    async with (
+        Transport.open(common.nats_url, name="gateway") as transport,
+        open_redis(common.redis_url) as redis,
+    ):
+        store = JobStore(redis, common.namespace)
+        queue = JobQueue(transport, common.namespace)
+        media = MediaStore(transport, redis, common.namespace)
+        await queue.ensure()
+        await media.ensure()
+        yield Gateway(
+            settings=settings,
+            transport=transport,
+            redis=redis,
+            store=store,
+            queue=queue,
+            registry=WorkerRegistry(redis, common.namespace, common.pipeline),
+            jobs=JobService(transport, store, media, queue, common.namespace),
+            watch=JobWatch(
+                transport, store, common.namespace, max_watches=settings.limits.max_streams, stopping=stopping
+            ),
+            intake=Intake(PictureLoader(fetcher, settings.limits), settings.limits),
+            metrics=Metrics(),
+            stopping=stopping,
+        )
