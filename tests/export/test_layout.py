@@ -17,8 +17,7 @@ GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 def to_hub(weights):
     return {
-        name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor
-        for name, tensor in weights.items()
+        name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor for name, tensor in weights.items()
     }
 
 
@@ -39,9 +38,7 @@ def test_square_experts_are_refused(run_export, write_checkpoint, moe_config, wi
 
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("layout", ["hub", "runtime"])
-def test_square_experts_are_exported_when_the_layout_is_stated(
-    run_export, write_checkpoint, moe_config, width, layout
-):
+def test_square_experts_are_exported_when_the_layout_is_stated(run_export, write_checkpoint, moe_config, width, layout):
     weights = square_experts(moe_config, width)
     source = write_checkpoint(moe_config, to_hub(weights) if layout == "hub" else weights)
     exported = run_export(source, expert_layout=layout)
@@ -49,9 +46,7 @@ def test_square_experts_are_exported_when_the_layout_is_stated(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
 
-def test_a_stated_layout_that_the_shapes_contradict_is_refused(
-    run_export, write_checkpoint, moe_config, moe_weights
-):
+def test_a_stated_layout_that_the_shapes_contradict_is_refused(run_export, write_checkpoint, moe_config, moe_weights):
     source = write_checkpoint(moe_config, to_hub(moe_weights))
     with pytest.raises(CheckpointError, match="not in the runtime layout that was asked for"):
         run_export(source, expert_layout="runtime")
@@ -74,8 +69,9 @@ def test_everything_that_is_wrong_is_in_one_error(run_export, write_checkpoint, 
 
 
 def test_one_missing_matrix_of_one_expert_is_named(run_export, tmp_path):
-    from export.random_checkpoint import write_random_checkpoint
     from safetensors.torch import load_file, save_file
+
+    from export.random_checkpoint import write_random_checkpoint
 
     source = write_random_checkpoint(
         tmp_path / "source", moe=True, tied=False, num_layers=3, expert_layout="per_expert"
