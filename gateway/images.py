@@ -11,6 +11,7 @@ Of an animation the first frame is used.
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -116,8 +117,10 @@ def _sniff(content: bytes) -> str | None:
 
 
 def _pillow_size(name: str, content: bytes) -> tuple[int, int]:
-    with _READERS[name](BytesIO(content)) as image:
-        return image.size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is no concern of ours; what cannot be decoded fails later
+        with _READERS[name](BytesIO(content)) as image:
+            return image.size
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from broker_pipeline.errors import InvalidRequestError
 
 T = TypeVar("T")
 
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$")
 _NAMED = re.compile(r"(?:unknown|required) field `(?P<name>[^`]+)`")
 _INVALID_VALUE = re.compile(r"^Invalid value '(?P<value>.*)'$")
 
