@@ -112,11 +112,17 @@ def checkpoint(
     target = target.absolute()
     opened = open_source(source)
     if _TOKENIZER not in opened.side_files:
-        console.print(f"note: {source} has no {_TOKENIZER}; a vision worker cannot serve without one", highlight=False)
+        console.print(
+            f"note: {source} has no {_TOKENIZER}; a vision worker cannot serve without one",
+            highlight=False,
+            soft_wrap=True,
+        )
     try:
         exported = export_checkpoint(opened, target, options, console)
     except KeyboardInterrupt:
-        console.print(f"stopped; {partial_path(target)} holds what is done, the same command goes on from there")
+        console.print(
+            f"stopped; {partial_path(target)} holds what is done, the same command goes on from there", soft_wrap=True
+        )
         raise
     _print_result(exported)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -35,8 +36,6 @@ def test_place_time_and_order_of_work_do_not_matter(tmp_path, checkpoint, run_ex
 
 def test_it_is_a_known_value(checkpoint, run_export):
     """Computed by hand from the documented canonical form; a change here breaks every artifact that exists."""
-    import hashlib
-
     manifest = run_export(checkpoint).manifest
     content = {
         "config_sha256": hashlib.sha256((checkpoint / "config.json").read_bytes()).hexdigest(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_chunks_do_not_change_values(monkeypatch):
     tensors = {"x": codes, "s": scales}
     scale = BlockScale(SourceTensor("s", "f", "F32", tuple(scales.shape)), BLOCK, BLOCK)
     recipe = Plain(SourceTensor("x", "f", "F8_E4M3", (100, 40)), scale)
-    reader = type("Rows", (), {"read_rows": lambda self, tensor, start, stop: tensors[tensor.name][start:stop]})()
+    reader = SimpleNamespace(read_rows=lambda tensor, start, stop: tensors[tensor.name][start:stop])
     whole = dequantise(codes, scales, scale)
     monkeypatch.setattr("export.recipe.CHUNK_BYTES", 40 * 20)  # 20 rows, rounded down to one block of 16
     chunks = list(recipe.chunks(reader, torch.float32))

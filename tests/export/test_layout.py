@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError, ModelConfigError
 from export.checkpoint import LocalCheckpoint
-from export.random_checkpoint import random_weights
+from export.random_checkpoint import random_weights, write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 
@@ -69,10 +70,6 @@ def test_everything_that_is_wrong_is_in_one_error(run_export, write_checkpoint, 
 
 
 def test_one_missing_matrix_of_one_expert_is_named(run_export, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    from export.random_checkpoint import write_random_checkpoint
-
     source = write_random_checkpoint(
         tmp_path / "source", moe=True, tied=False, num_layers=3, expert_layout="per_expert"
     )
@@ -118,7 +115,7 @@ class TestLocalCheckpoint:
         with pytest.raises(CheckpointError, match=r"has no config\.json"):
             LocalCheckpoint(tmp_path)
 
-    def test_no_weights(self, tmp_path, write_checkpoint, dense_config, dense_weights):
+    def test_no_weights(self, write_checkpoint, dense_config, dense_weights):
         source = write_checkpoint(dense_config, dense_weights)
         (source / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
@@ -128,7 +125,7 @@ class TestLocalCheckpoint:
         source = write_checkpoint(dense_config, dense_weights, num_shards=4)
         (source / "model-00002-of-00004.safetensors").unlink()
         (source / "model-00004-of-00004.safetensors").unlink()
-        with pytest.raises(CheckpointError, match="lacks 2 of 4 .* model-00002-of-00004.*, model-00004-of-00004"):
+        with pytest.raises(CheckpointError, match=r"lacks 2 of 4 .* model-00002-of-00004.*, model-00004-of-00004"):
             LocalCheckpoint(source)
 
     def test_truncated_shard(self, write_checkpoint, dense_config, dense_weights):

@@ -21,6 +21,7 @@ from broker_pipeline.errors import (
     ExportStateError,
     TargetExistsError,
 )
+from export import exporter
 from export.random_checkpoint import write_random_checkpoint
 from export.safetensors_file import disk_error
 from export.verify import verify_artifact
@@ -145,8 +146,6 @@ def test_a_second_export_of_the_same_target_is_refused(tmp_path, source, run_exp
 def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(tmp_path, run_export, monkeypatch):
     source = write_random_checkpoint(tmp_path / "source", num_layers=3)
     other = write_random_checkpoint(tmp_path / "other", num_layers=3, dtype=torch.bfloat16)
-    from export import exporter
-
     plan_export = exporter.plan_export
 
     def plan_then_replace(*arguments, **options):

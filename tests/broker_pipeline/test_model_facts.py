@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
+from broker_pipeline.model_facts import read_model_facts
+from export.checkpoint import LocalCheckpoint
+from export.exporter import ExportOptions, export_checkpoint
+from export.random_checkpoint import write_random_checkpoint
+from stages.artifact import Artifact
+
+
+def export(source: Path, target: Path) -> Path:
+    return export_checkpoint(LocalCheckpoint(source), target, ExportOptions(), Console(quiet=True)).directory
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return write_random_checkpoint(tmp_path / "source", moe=True, tied=False, num_layers=4, dtype=torch.bfloat16)
+
+
+def test_facts_are_the_models(source, tmp_path):
+    directory = export(source, tmp_path / "artifact")
+    facts, artifact = read_model_facts(directory), Artifact.open(directory)
+    config = artifact.config
+    assert facts.fingerprint == artifact.fingerprint
+    assert (facts.model_type, facts.dtype) == ("qwen3_vl_moe", "bfloat16")
+    assert facts.num_layers == config.text.num_layers == 4
+    assert facts.hidden_size == config.text.hidden_size
+    assert (facts.num_kv_heads, facts.head_dim) == (config.text.num_kv_heads, config.text.head_dim)
+    assert facts.num_deepstack_levels == config.vision.num_deepstack_levels == 3
+    assert facts.vocab_size == config.text.vocab_size
+    assert facts.max_position_embeddings == config.text.max_position_embeddings
+    assert (facts.image_token_id, facts.video_token_id) == (config.image_token_id, config.video_token_id)
+    generation = json.loads((source / "generation_config.json").read_text())
+    assert facts.eos_token_ids == tuple(generation["eos_token_id"])
+    assert facts.generation.temperature == generation["temperature"] == 0.7
+    assert facts.generation.top_k == 20
+    assert facts.generation.min_p is None
+
+
+def test_without_a_generation_config_the_model_config_ends_sequences(source, tmp_path):
+    (source / "generation_config.json").unlink()
+    directory = export(source, tmp_path / "artifact")
+    facts = read_model_facts(directory)
+    assert facts.eos_token_ids == Artifact.open(directory).config.eos_token_ids
+    assert len(facts.eos_token_ids) == 1
+    assert facts.generation.do_sample is None
+
+
+def test_no_weights_are_needed(source, tmp_path):
+    directory = export(source, tmp_path / "artifact")
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+    assert read_model_facts(directory).num_layers == 4
+
+
+def test_no_torch_is_imported():
+    code = "import sys, broker_pipeline.model_facts; sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_artifact_is_refused(tmp_path, source):
+    with pytest.raises(ArtifactMissingError):
+        read_model_facts(source)
+
+
+def test_another_models_configuration_is_refused(tmp_path, source):
+    directory = export(source, tmp_path / "artifact")
+    other = write_random_checkpoint(tmp_path / "other", num_layers=3)
+    shutil.copy(other / "config.json", directory / "hf_config.json")
+    with pytest.raises(ArtifactCorruptError, match="was altered"):
+        read_model_facts(directory)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.8), (1.0, 0.95)], ids=["instruct", "thinking"])
+def test_the_hubs_generation_configs_are_read(tmp_path, source, temperature, top_p):
+    values = {
+        "bos_token_id": 151643,
+        "pad_token_id": 151643,
+        "do_sample": True,
+        "eos_token_id": [151645, 151643],
+        "top_p": top_p,
+        "top_k": 20,
+        "temperature": temperature,
+        "repetition_penalty": 1.0,
+        "transformers_version": "4.56.0",
+    }
+    (source / "generation_config.json").write_text(json.dumps(values))
+    facts = read_model_facts(export(source, tmp_path / "artifact"))
+    assert facts.eos_token_ids == (151645, 151643)
+    assert (facts.generation.temperature, facts.generation.top_p) == (temperature, top_p)
