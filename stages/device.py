@@ -55,6 +55,19 @@ def free_bytes(device: torch.device) -> int:
     return _available_memory_bytes(Path("/proc/meminfo"))
 
 
+def is_alive(device: torch.device) -> bool:
+    """Say whether a device can still compute; after some CUDA errors no call of the process ever succeeds again."""
+    if device.type == "cpu":
+        return True
+    try:
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _available_memory_bytes(meminfo: Path) -> int:
     """Read Linux's own estimate; where there is none, assume 4 GiB rather than guess high."""
     if meminfo.is_file():

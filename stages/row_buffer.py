@@ -67,7 +67,9 @@ class RowBuffer:
         self._num_bytes = 0
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
+    @property
+    def num_sessions(self) -> int:
+        """Sessions whose rows are here."""
         return len(self._entries)
 
     @property

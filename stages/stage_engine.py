@@ -22,6 +22,7 @@ from broker_pipeline.messages import Envelope, MicrobatchResult, Segment, Sessio
 from broker_pipeline.wire_tensor import WireTensor
 from stages.closed_attempts import ClosedAttempts
 from stages.compute import StageCompute
+from stages.device import is_alive
 from stages.envelope_checks import HIDDEN, HISTORY, POSITIONS, StageFacts, StageTensors
 from stages.epoch_fence import EpochFence
 from stages.microbatch import Microbatch, StageOutput
@@ -76,6 +77,8 @@ class StageEngine:
         self._epoch = 0
         self.num_microbatches = 0
         self.num_tokens = 0
+        self.is_device_lost = False
+        """Whether the device answers no more, so that only a new process can go on."""
 
     @property
     def num_sessions(self) -> int:
@@ -154,6 +157,9 @@ class StageEngine:
     def _run(self, batch: Microbatch) -> StageOutput:
         try:
             return self._compute.run(batch)
+        except ComputeError:
+            self.is_device_lost = not is_alive(self._compute.device)
+            raise
         except PipelineError:
             raise
         except Exception as error:
@@ -175,7 +181,13 @@ class StageEngine:
     ) -> Forward | Answer:
         envelope = work.envelope
         for failure in failures:
-            log.info("session_failed", session=failure.session, attempt=failure.attempt, code=failure.failure.code)
+            log.info(
+                "session_failed",
+                session=failure.session,
+                attempt=failure.attempt,
+                code=failure.failure.code,
+                reason=failure.failure.message,
+            )
         failed = {failure.session for failure in failures}
         opened = [(opening, tokens) for opening, tokens in opened if opening.session not in failed]
         timings = (*envelope.timings, self._timing(work, started))

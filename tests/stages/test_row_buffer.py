@@ -39,7 +39,7 @@ def test_rows_expire() -> None:
     clock.now = 10
     with pytest.raises(VisualRowsMissingError):
         held.find("a", 1)
-    assert (len(held), held.num_bytes) == (0, 0)
+    assert (held.num_sessions, held.num_bytes) == (0, 0)
 
 
 def test_a_full_buffer_refuses_and_expiry_makes_room() -> None:
@@ -51,7 +51,7 @@ def test_a_full_buffer_refuses_and_expiry_makes_room() -> None:
     assert refusal.value.retryable
     clock.now = 10
     held.put("b", 1, 0, rows())
-    assert len(held) == 1
+    assert held.num_sessions == 1
 
 
 def test_a_repeat_replaces_and_counts_once() -> None:
@@ -69,7 +69,7 @@ def test_a_newer_attempt_replaces_an_older_one_and_never_the_reverse() -> None:
         held.put("a", 1, 0, rows())
     with pytest.raises(VisualRowsMissingError):
         held.find("a", 1)
-    assert len(held) == 1
+    assert held.num_sessions == 1
 
 
 def test_discard_spares_newer_attempts_and_other_sessions() -> None:
@@ -77,9 +77,9 @@ def test_discard_spares_newer_attempts_and_other_sessions() -> None:
     held.put("a", 2, 0, rows())
     held.put("b", 1, 0, rows())
     held.discard("a", 1)
-    assert len(held) == 2
+    assert held.num_sessions == 2
     held.discard("a", 2)
-    assert (len(held), held.num_bytes) == (1, 256)
+    assert (held.num_sessions, held.num_bytes) == (1, 256)
 
 
 def test_rows_of_older_epochs_go() -> None:
@@ -88,7 +88,7 @@ def test_rows_of_older_epochs_go() -> None:
     held.put("b", 1, 4, rows())
     held.drop_before(4)
     held.find("b", 1)
-    assert len(held) == 1
+    assert held.num_sessions == 1
 
 
 def test_tensors_of_one_delivery_have_equally_many_rows() -> None:

@@ -220,7 +220,7 @@ def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> No
     assert isinstance(outcome, Answer)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "stale_epoch"
-    assert (chain.engines[0].num_sessions, len(chain.rows[0])) == (0, 0)
+    assert (chain.engines[0].num_sessions, chain.rows[0].num_sessions) == (0, 0)
     fresh = chain.run(chain.envelope([segment("a", 0, 5)], opens=(opening("a"),), epoch=4), inputs(PROMPT, PLACES))
     assert fresh is not None
     assert fresh.tokens[0].token_id == reference(PROMPT, 1)[0]

@@ -1,0 +1,42 @@
+"""Command line options that both kinds of workers share. No torch: a command's help must come at once."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from broker_pipeline.config import option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COMPUTE_OPTIONS = (
+    option(
+        "--model",
+        required=True,
+        type=click.Path(exists=True, file_okay=False),
+        help="Artifact directory, made by `broker-pipeline export`.",
+    ),
+    option("--device", default="auto", help="auto (first GPU, else CPU), cpu, cuda, or cuda:N."),
+    option(
+        "--dtype",
+        default="auto",
+        type=click.Choice(["auto", "bfloat16", "float32"]),
+        help="Dtype to compute in; auto is the artifact's. All workers of a pipeline need the same.",
+    ),
+    option(
+        "--attention",
+        default="sdpa",
+        type=click.Choice(["sdpa", "eager"]),
+        help="Attention kernel; eager rounds as the reference implementation does, and is slower.",
+    ),
+    option(
+        "--threads", default=None, type=click.IntRange(min=1), help="CPU threads of one operation.  [default: torch's]"
+    ),
+)
+
+
+def compute_options(function: F) -> F:
+    """Add the options of `ComputeSettings` to a command."""
+    for decorate in reversed(_COMPUTE_OPTIONS):
+        function = decorate(function)
+    return function

@@ -1,0 +1,51 @@
+"""Settings of the two kinds of workers, as their commands parse them."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.messages import Name
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+Dtype = Literal["auto", "bfloat16", "float32"]
+AttentionKind = Literal["sdpa", "eager"]
+
+
+class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where and how a worker computes."""
+
+    model: str
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    attention: AttentionKind = "sdpa"
+    threads: PositiveInt | None = None
+    """CPU threads of one operation; None leaves it to torch (and OMP_NUM_THREADS)."""
+
+
+class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A stage worker's settings."""
+
+    blocks: str
+    name: Name | None = None
+    kv_tokens: PositiveInt | None = None
+    max_batch_tokens: PositiveInt = 4096
+    max_envelopes: PositiveInt = 64
+    row_buffer_bytes: PositiveInt = 2 * 2**30
+    row_ttl_s: PositiveSeconds = 300.0
+
+
+class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A vision worker's settings."""
+
+    name: Name = "vision-0"
+    max_requests: PositiveInt = 64
+    max_pictures: PositiveInt = 16
+    """Pictures that are decoded and encoded at the same time; bounds the memory that pixels take."""
+    max_batch_patches: PositiveInt = 65_536
+    """Patches that the tower encodes in one go."""
+    preprocess_threads: PositiveInt = 2
+    cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
+    max_image_bytes: PositiveInt = 64 * 2**20
+    max_image_pixels: PositiveInt = 120_000_000
