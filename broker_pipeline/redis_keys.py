@@ -10,6 +10,7 @@
 {ns}:media:{sha256}         string  object name of the stored bytes
 {ns}:media:{sha256}:jobs    set     jobs that need them
 {ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
+{ns}:media:doomed           zset    object names by the time from which they may be deleted
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
 {ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
@@ -69,6 +70,11 @@ def media_jobs(namespace: str, sha256: str) -> str:
 def media_unreferenced(namespace: str) -> str:
     """Sorted set of media that no job needs, by the time from which that is so."""
     return f"{namespace}:media:unreferenced"
+
+
+def media_doomed(namespace: str) -> str:
+    """Sorted set of object names that nobody may refer to any more, by the time from which they may be deleted."""
+    return f"{namespace}:media:doomed"
 
 
 def pipelines(namespace: str) -> str:

@@ -1,0 +1,86 @@
+"""JetStream's errors as ours, and streams that are made or brought up to date in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nats.errors
+from nats.js.api import StreamConfig
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+
+from broker_pipeline.errors import (
+    ConfigurationError,
+    PayloadTooLargeError,
+    PipelineError,
+    QueueFullError,
+    RequestTimeoutError,
+    TransportError,
+)
+
+# Numbers of the server's errors (server/errors.json of nats-server).
+_STORE_FAILED = 10077  # also says that a stream is full
+_NO_STORAGE = frozenset({10023, 10028, 10047})
+_NOT_ENABLED = frozenset({10039, 10076})
+_MESSAGE_TOO_LARGE = 10054
+_OTHER_CONFIGURATION = frozenset({10052, 10058, 10065})
+
+
+@contextmanager
+def jetstream_errors(action: str, *, retry_after_s: float = 1.0) -> Iterator[None]:
+    """Turn what nats-py raises into errors of ours that start with `action`."""
+    try:
+        yield
+    except APIError as error:
+        raise _translated(action, error, retry_after_s) from error
+    except (NoStreamResponseError, nats.errors.NoRespondersError) as error:
+        raise TransportError(f"{action}: no JetStream answers; is it enabled, and is the stream there?") from error
+    except TimeoutError as error:
+        raise RequestTimeoutError(f"{action}: JetStream did not answer in time") from error
+    except (nats.errors.Error, OSError) as error:
+        raise TransportError(f"{action}: {error}") from error
+
+
+def _translated(action: str, error: APIError, retry_after_s: float) -> PipelineError:
+    said = f"{action}: {error.description or error}"
+    code = error.err_code
+    if code == _STORE_FAILED and "exceeded" in (error.description or ""):
+        return QueueFullError(said, retry_after_s=retry_after_s)
+    if code in _NO_STORAGE:
+        return QueueFullError(
+            f"{said}; JetStream has less room than is asked for: give it more, or lower the limit",
+            retry_after_s=retry_after_s,
+        )
+    if code == _MESSAGE_TOO_LARGE:
+        return PayloadTooLargeError(said)
+    if code in _OTHER_CONFIGURATION:
+        return ConfigurationError(f"{said}; something else uses this name on the server: choose another namespace")
+    if code in _NOT_ENABLED or isinstance(error, ServiceUnavailableError):
+        return TransportError(f"{said}; is JetStream enabled on the NATS server?")
+    return TransportError(said)
+
+
+async def ensure_stream(jetstream: JetStreamContext, config: StreamConfig, *, update: bool) -> None:
+    """Make the stream, or, with `update`, give an existing one this configuration.
+
+    Raises `TransportError` when JetStream does not answer, `QueueFullError` when it lacks the room that `config` asks
+    for, `ConfigurationError` when the name is taken by a stream of another kind.
+    """
+    with jetstream_errors(f"stream {config.name}"):
+        try:
+            await jetstream.stream_info(str(config.name))
+        except NotFoundError:
+            await _create(jetstream, config)
+        else:
+            if update:
+                await jetstream.update_stream(config)
+
+
+async def _create(jetstream: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await jetstream.add_stream(config)
+    except APIError as error:
+        if error.err_code != 10058:
+            raise
+        # Somebody else made it a moment ago, with limits of its own; theirs are as good as ours.
