@@ -44,10 +44,15 @@ class EmbeddedServer(ABC):
     name: str
     scheme: str
 
-    def __init__(self, directory: Path, *, port: int | None = None, start_timeout_s: float = 30.0) -> None:
-        """`directory` is made when missing. Without `port` a free one is taken, and kept across `restart`."""
+    def __init__(
+        self, directory: Path, *, port: int | None = None, log_path: Path | None = None, start_timeout_s: float = 30.0
+    ) -> None:
+        """`directory` is made when missing. Without `port` a free one is taken, and kept across `restart`.
+
+        The log goes to `log_path`, else into the directory.
+        """
         self.directory = directory.absolute()
-        self.log_path = self.directory / f"{self.name}.log"
+        self.log_path = log_path or self.directory / f"{self.name}.log"
         self._lock = DirectoryLock(self.directory)
         self._start_timeout_s = start_timeout_s
         self._port: int | None = port
@@ -177,7 +182,7 @@ class EmbeddedRedis(EmbeddedServer):
     scheme = "redis"
 
     def _prepare(self, port: int | None) -> Sequence[str]:
-        self._listen_port = _free_port() if port is None else port
+        self._listen_port = free_port() if port is None else port
         settings = {
             "bind": _LOOPBACK,
             "port": str(self._listen_port),
@@ -293,9 +298,11 @@ def _read_ports_file(directory: Path, pid: int) -> int | None:
     return None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
+def free_port(host: str = _LOOPBACK) -> int:
+    """Return a port that nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
