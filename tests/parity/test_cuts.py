@@ -40,7 +40,7 @@ def test_every_cut_generates_the_tokens_of_the_whole(variant):
 @pytest.mark.parametrize("cuts", [(), (1, 2), (2, 5)], ids=str)
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("variant", (FP32[0], FP32[3]), ids=str)
+@pytest.mark.parametrize("variant", [FP32[0], FP32[3]], ids=str)
 def test_chunked_prefill_agrees_with_one_shot(variant, attention, chunk_tokens, cuts):
     shown = scene(variant, "image and odd video")
     rows = encode(variant, shown)
@@ -49,7 +49,7 @@ def test_chunked_prefill_agrees_with_one_shot(variant, attention, chunk_tokens, 
     assert relative_error(prompt_logits(stages, shown, rows, chunk_tokens), whole) <= 1e-5
 
 
-@pytest.mark.parametrize("variant", (FP32[0], FP32[3]), ids=str)
+@pytest.mark.parametrize("variant", [FP32[0], FP32[3]], ids=str)
 def test_equal_chunks_give_equal_bits_for_every_cut(variant):
     shown = scene(variant, "three images")
     rows = encode(variant, shown)
@@ -59,7 +59,7 @@ def test_equal_chunks_give_equal_bits_for_every_cut(variant):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("variant", (FP32[0], FP32[3]), ids=str)
+@pytest.mark.parametrize("variant", [FP32[0], FP32[3]], ids=str)
 def test_a_session_in_a_batch_agrees_with_the_same_session_alone(variant, attention):
     names = ("text", "one image", "three images", "image and odd video", "one image")
     requests = [

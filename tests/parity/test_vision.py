@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, per_frame
 from tests.parity.oracle import BF16, FP32, Variant, config_of, encode, reference_of, relative_error, scene
@@ -45,8 +46,6 @@ def test_position_embeddings_are_interpolated_as_transformers_does(size):
     variant = FP32[0]
     grids = [PatchGrid(1, *size), PatchGrid(2, 4, 6)]
     visual = reference_of(variant).model.visual
-    from transformers.vision_utils import get_vision_interpolation_indices_and_weights
-
     thw = torch.tensor([[g.frames, g.height, g.width] for g in grids])
     indexes, weights = get_vision_interpolation_indices_and_weights(
         thw, visual.num_grid_per_side, mode="bilinear", align_corners=True, spatial_merge_size=2

@@ -1,0 +1,201 @@
+"""Prompts, positions and patch rows against transformers' tokenizer, processor code and position planning."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+from broker_pipeline.errors import ImageShapeError
+from broker_pipeline.messages import ChatMessage, ImagePart, TextPart, VideoPart
+from stages.chat import VisualInput, frame_timestamps
+from stages.preprocess import PixelBudget, fit_size, fit_video_size, image_patches, video_patches
+from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.positions import plan_positions
+from tests.parity.oracle import (
+    FP32,
+    IMAGE_BUDGET,
+    MEDIA,
+    SCENES,
+    VIDEO_BUDGET,
+    config_of,
+    picture,
+    prompt_builder,
+    reference_inputs,
+    reference_of,
+    scene,
+)
+from tests.tiny_models import tiny_checkpoint
+
+VARIANT = FP32[0]
+TEXTS = [
+    "Describe this picture.",
+    "  Zeile eins\n\n  Zeile zwei\t<think> 12345 don't ünïcödé e\u0301 漢字 🙂 ",
+    "<tool_call>{}</tool_call> <|fim_prefix|> <|box_start|>(1,2)<|box_end|>",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(tiny_checkpoint())
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("add_vision_id", [False, True])
+def test_a_chat_is_tokenised_as_transformers_does(tokenizer, text, add_vision_id):
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": text}, {"type": "image"}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": text}]},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+    ]
+    rendered = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, add_vision_id=add_vision_id
+    )
+    for count in (6, 4):  # what transformers' processor does with one pad token per picture
+        rendered = rendered.replace("<|image_pad|>", "<|placeholder|>" * count, 1)
+    expected = tokenizer(rendered.replace("<|placeholder|>", "<|image_pad|>"))["input_ids"]
+    visuals = [VisualInput("image", PatchGrid(1, 4, 6)), VisualInput("image", PatchGrid(1, 2, 8))]
+    found = prompt_builder(VARIANT).build(_turns(messages), visuals, add_vision_id=add_vision_id)
+    assert list(found.token_ids) == expected
+
+
+def _turns(messages) -> list[ChatMessage]:
+    def part(content):
+        return ImagePart(media=MEDIA) if content["type"] == "image" else TextPart(text=content["text"])
+
+    return [ChatMessage(role=m["role"], content=tuple(map(part, m["content"]))) for m in messages]
+
+
+@pytest.mark.parametrize(("num_frames", "fps"), [(4, 2.0), (5, 2.0), (7, 24.0), (2, 0.7)])
+def test_a_video_gets_the_timestamps_of_transformers(tokenizer, num_frames, fps):
+    grid = (math.ceil(num_frames / 2), 4, 6)
+    processor = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+        video_token="<|video_pad|>",
+        _calculate_timestamps=lambda *a: Qwen3VLProcessor._calculate_timestamps(None, *a),
+    )
+    metadata = SimpleNamespace(fps=fps, frames_indices=list(range(num_frames)))
+    inputs = {"video_grid_thw": np.array([grid]), "video_metadata": [metadata]}
+    expanded = Qwen3VLProcessor.replace_video_token(processor, inputs, 0)
+    text = f"<|im_start|>user\n<|vision_start|>{expanded}<|vision_end|>Go<|im_end|>\n<|im_start|>assistant\n"
+    message = ChatMessage(role="user", content=(VideoPart(frames=(MEDIA,)), TextPart(text="Go")))
+    video = VisualInput("video", PatchGrid(*grid), frame_timestamps(num_frames, fps))
+    found = prompt_builder(VARIANT).build([message], [video])
+    assert list(found.token_ids) == tokenizer(text)["input_ids"]
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_positions_and_delta_equal_those_of_transformers(name):
+    shown = scene(VARIANT, name)
+    inputs = reference_inputs(VARIANT, shown)
+    expected, deltas = reference_of(VARIANT).model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs.get("image_grid_thw"),
+        video_grid_thw=inputs.get("video_grid_thw"),
+    )
+    plan = plan_positions(len(shown.prompt.token_ids), shown.prompt.groups)
+    assert plan.positions.dtype == torch.int32
+    assert torch.equal(plan.positions.long(), expected[:, 0])
+    assert plan.delta == int(deltas)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (256, 32), (160, 224)])
+def test_patch_rows_of_a_picture_that_needs_no_resizing_are_identical(height, width):
+    pixels = picture(height, width, seed=height + width)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint())
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    expected = processor(images=[image], return_tensors="pt", do_resize=False)
+    found = image_patches(pixels, config_of(VARIANT).vision, PixelBudget(1, 10**9))
+    assert expected["image_grid_thw"].tolist() == [[1, found.grid.height, found.grid.width]]
+    # transformers' Pillow path rescales and normalises in two steps: one rounding more than ours and torchvision's
+    torch.testing.assert_close(found.rows, expected["pixel_values"], rtol=0, atol=2e-7)
+
+
+def test_a_resized_picture_is_close_to_pillows_and_as_large():
+    pixels = picture(333, 517, seed=1)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint())
+    expected = processor(images=[Image.fromarray(pixels.permute(1, 2, 0).numpy())], return_tensors="pt")
+    found = image_patches(pixels, config_of(VARIANT).vision, IMAGE_BUDGET)
+    assert expected["image_grid_thw"].tolist() == [[1, found.grid.height, found.grid.width]]
+    # other fixed-point filters: one grey level of 255 on smooth pictures
+    assert (found.rows - expected["pixel_values"]).abs().max() <= 1.01 / 127.5
+
+
+def test_sizes_equal_those_of_transformers():
+    generator = np.random.default_rng(0)
+    budget = PixelBudget(65536, 16777216)
+    sides = [(int(h), int(w)) for h, w in generator.integers(1, 9000, (2000, 2))]
+    sides += [(int(h), int(w)) for h, w in generator.integers(1, 70, (500, 2))]
+    for height, width in sides:
+        try:
+            expected = smart_resize(height, width, 32, budget.min_pixels, budget.max_pixels)
+        except ValueError:
+            with pytest.raises(ImageShapeError):
+                fit_size(height, width, 32, budget)
+        else:
+            assert fit_size(height, width, 32, budget) == expected, (height, width)
+
+
+def test_video_sizes_equal_those_of_transformers():
+    theirs = _video_smart_resize()
+    generator = np.random.default_rng(0)
+    budget = PixelBudget(4096, 25165824)
+    for frames, height, width in generator.integers((2, 1, 1), (769, 3000, 3000), (2000, 3)).tolist():
+        try:
+            expected = theirs(frames, height, width, 2, 32, budget.min_pixels, budget.max_pixels)
+        except ValueError:
+            continue
+        assert fit_video_size(frames, height, width, 32, budget) == expected, (frames, height, width)
+
+
+def _video_smart_resize():
+    """transformers' function; its module cannot be imported without torchvision."""
+    path = Path(transformers.__file__).parent / "models/qwen3_vl/video_processing_qwen3_vl.py"
+    tree = ast.parse(path.read_text())
+    [function] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "smart_resize"]
+    scope = {"math": math}
+    exec(compile(ast.Module([function], []), str(path), "exec"), scope)
+    return scope["smart_resize"]
+
+
+def test_an_odd_video_repeats_its_last_frame():
+    vision = config_of(VARIANT).vision
+    frames = [picture(64, 96, seed) for seed in range(3)]
+    odd, even = (video_patches(f, vision, VIDEO_BUDGET) for f in (frames, [*frames, frames[-1]]))
+    assert odd.grid == even.grid == PatchGrid(2, 4, 6)
+    assert torch.equal(odd.rows, even.rows)
+
+
+def test_a_picture_is_a_video_of_one_frame_shown_twice():
+    vision = config_of(VARIANT).vision
+    pixels = picture(64, 96, 0)
+    image = image_patches(pixels, vision, IMAGE_BUDGET)
+    video = video_patches([pixels, pixels], vision, VIDEO_BUDGET)
+    assert torch.equal(image.rows, video.rows)
