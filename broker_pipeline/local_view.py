@@ -46,7 +46,7 @@ class PlainView:
 
     def say(self, line: str) -> None:
         """Print a line of one's own."""
-        self._console.print(f"{time.monotonic() - self._began:6.1f} s  {line}", markup=False, highlight=False)
+        self._console.print(f"{time.monotonic() - self._began:6.1f} s  {line}", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

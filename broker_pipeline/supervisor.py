@@ -141,6 +141,9 @@ class SupervisedProgram:
         except ServerStartError as error:
             self._set("failed", error.message)
             raise
+        except asyncio.CancelledError:
+            self._set("stopped", "given up")
+            raise
 
     async def _start(self) -> None:
         self._set("starting")

@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from broker_pipeline.demo_pictures import photographs, scenes, trained_model
+from broker_pipeline.errors import ConfigurationError
+
+
+def test_photographs_are_real_pictures_that_scikit_image_ships() -> None:
+    found = photographs()
+    assert len(found) == 6
+    for picture in found:
+        with Image.open(picture.path) as image:
+            assert min(image.size) >= 256
+        assert picture.expected is None
+
+
+def test_scenes_have_files_and_expected_captions(tmp_path: Path) -> None:
+    listed = [{"name": "one", "caption": "A cat."}, {"name": "two", "caption": "A dog.", "file": "2.jpg"}]
+    (tmp_path / "scenes.json").write_text(json.dumps(listed))
+    found = [(scene.name, scene.path, scene.expected) for scene in scenes(tmp_path)]
+    assert found == [("one", tmp_path / "one.png", "A cat."), ("two", tmp_path / "2.jpg", "A dog.")]
+
+
+def test_a_broken_listing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scenes.json").write_text('[{"name": 3}]')
+    with pytest.raises(ConfigurationError, match=r"scenes\.json"):
+        scenes(tmp_path)
+
+
+def test_a_directory_without_model_or_scenes_has_none(tmp_path: Path) -> None:
+    assert scenes(tmp_path) == []
+    assert trained_model(tmp_path) is None
