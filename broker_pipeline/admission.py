@@ -1,0 +1,67 @@
+"""Whether the conductor should take one more job from the queue. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_EMA_WEIGHT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """Bounds on what is held ahead of the stages."""
+
+    max_jobs: int = 1024
+    """Jobs held in all, in whatever state."""
+    max_preparing_per_vision_worker: int = 8
+    """Sessions that one vision worker is asked for at a time."""
+    max_waiting: int = 32
+    """Prepared sessions that wait for KV; their visual rows occupy the stages meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the conductor has on its hands. `room_tokens` is free KV that nobody is being prepared for."""
+
+    num_jobs: int
+    num_preparing: int
+    num_waiting: int
+    num_vision_workers: int
+    num_routes: int
+    room_tokens: int
+    can_commit: bool
+
+
+class Admission:
+    """Says yes while a job can start soon, and learns how much KV jobs need."""
+
+    def __init__(self, limits: AdmissionLimits, expected_tokens: int) -> None:
+        self._limits = limits
+        self._expected_tokens = float(expected_tokens)
+
+    @property
+    def expected_tokens(self) -> int:
+        """KV tokens that the next job will probably need."""
+        return max(1, round(self._expected_tokens))
+
+    def learn(self, num_kv_tokens: int) -> None:
+        """Take a prepared job's real need into account."""
+        self._expected_tokens += _EMA_WEIGHT * (num_kv_tokens - self._expected_tokens)
+
+    def refusal(self, load: Load) -> str | None:
+        """Say why no job should be taken now, or None if one should."""
+        limits = self._limits
+        ahead = load.num_preparing + load.num_waiting
+        reasons = (
+            (not load.can_commit, "Redis does not take results"),
+            (not load.num_routes, "no route covers the whole model"),
+            (not load.num_vision_workers, "no vision worker"),
+            (load.num_jobs >= limits.max_jobs, "enough jobs"),
+            (
+                load.num_preparing >= limits.max_preparing_per_vision_worker * load.num_vision_workers,
+                "enough sessions in preparation",
+            ),
+            (load.num_waiting >= limits.max_waiting, "enough sessions waiting"),
+            (ahead > 0 and load.room_tokens < self.expected_tokens, "no room for keys and values"),
+        )
+        return next((reason for is_so, reason in reasons if is_so), None)

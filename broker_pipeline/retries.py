@@ -1,0 +1,78 @@
+"""Whether a session that was lost gets another attempt, when, and by itself or in company. Pure.
+
+    what happened                                         what follows
+    ────────────────────────────────────────────────────  ──────────────────────────────────────────────────────────
+    lost with a worker, or with others, not in flight     at once; does not count
+    the computation failed, or a stage refused its input  by itself; if that fails again, the job fails
+    in flight when a worker died or a deadline passed     counts; from the second time on by itself
+    a stage had no room, no rows, or another idea of it   counts
+    the input is wrong (a broken image, say)              the job fails at once
+
+What counts is bounded and waits longer every time; a token more than last time starts the count again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_pipeline.errors import Failure, RetriesExhaustedError
+
+# Failures of the computation on just this input: the session may be the cause whenever it was in the microbatch.
+_BREAKS_STAGES = frozenset({"compute", "non_finite_logits", "contract", "malformed_envelope", "tensor_mismatch"})
+# A stage's view of a session differs from the conductor's: a new attempt sets that right, though no repeat would.
+_OUT_OF_STEP = frozenset({"stale_attempt", "session_unknown", "kv_position", "kv_capacity", "visual_rows_missing"})
+# The broker failed, not the session.
+_NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale_epoch"})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLimits:
+    """How often and how fast. Times in seconds."""
+
+    max_attempts: int = 5
+    backoff_s: float = 0.2
+    max_backoff_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `delay_s`; `is_alone`: in a microbatch of its own."""
+
+    delay_s: float
+    is_alone: bool
+
+
+class RetryPolicy:
+    """What one job has been through in this conductor."""
+
+    def __init__(self, limits: RetryLimits) -> None:
+        self._limits = limits
+        self._num_counted = 0
+        self._is_suspect = False
+        self._num_tokens = 0
+
+    def after(self, failure: Failure, *, is_blamed: bool, was_alone: bool, num_tokens: int) -> Retry | Failure:
+        """Decide what follows a failure; a Failure is the job's end. `num_tokens`: output tokens it had got to."""
+        if num_tokens > self._num_tokens:
+            self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
+        if failure.code in _NOBODYS_FAULT or not is_blamed:
+            return Retry(0.0, self._is_suspect)
+        if failure.code in _BREAKS_STAGES:
+            if was_alone:
+                return _exhausted(failure, "failed again when it was computed by itself")
+            self._is_suspect = True
+        elif not failure.retryable and failure.code not in _OUT_OF_STEP:
+            return failure
+        return self._count(failure)
+
+    def _count(self, failure: Failure) -> Retry | Failure:
+        self._num_counted += 1
+        if self._num_counted >= self._limits.max_attempts:
+            return _exhausted(failure, f"failed in {self._num_counted} attempts, each time at the same token")
+        self._is_suspect |= self._num_counted > 1 and failure.code not in _OUT_OF_STEP
+        delay_s = self._limits.backoff_s * 2 ** (self._num_counted - 1) if self._num_counted > 1 else 0.0
+        return Retry(min(delay_s, self._limits.max_backoff_s), self._is_suspect)
+
+
+def _exhausted(failure: Failure, what: str) -> Failure:
+    return RetriesExhaustedError(f"{what}; the last cause ({failure.code}): {failure.message}").to_failure()

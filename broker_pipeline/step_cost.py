@@ -1,0 +1,88 @@
+"""What a step costs on a stage, measured, and how many microbatches that makes worth having in flight.
+
+With D microbatches sharing T tokens, on stages whose step of n tokens takes t_i(n), and h seconds spent outside of
+them, every session gets its next token once per
+
+    period(D) = max( D * max_i t_i(T/D) ,      the slowest stage works without pause
+                     sum_i t_i(T/D) + h )      one microbatch's way through all stages and back
+
+Where t is flat (a GPU reading its weights) splitting gains nothing and D stays small; where t grows with n (a CPU, or
+prefill) N stages are kept busy by D = N, and N+1 hides h as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
+_RISE = 0.1  # weight of one above it: a hiccup is no trend
+_TOLERANCE = 1.03  # a larger D has to gain more than this, since each microbatch costs the broker something
+
+
+class StepCost:
+    """Seconds that one stage needs for a microbatch of n tokens, from what was seen at powers of two."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learn from one microbatch."""
+        bucket = _bucket(num_tokens)
+        known = self._seen.get(bucket)
+        weight = 1.0 if known is None else _FALL if seconds < known else _RISE
+        self._seen[bucket] = seconds if known is None else known + weight * (seconds - known)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was observed."""
+        return bool(self._seen)
+
+    def estimate(self, num_tokens: float) -> float:
+        """Return the seconds for `num_tokens`, 0 when nothing is known.
+
+        Between two sizes seen: interpolated. Beyond them: in proportion, which below the smallest is optimistic on
+        purpose, since only what is tried is measured.
+        """
+        if not self._seen:
+            return 0.0
+        sizes, costs = self._monotone()
+        x = max(1.0, float(num_tokens))
+        if x <= sizes[0]:
+            return costs[0] * x / sizes[0]
+        if x >= sizes[-1]:
+            return costs[-1] * x / sizes[-1]
+        high = next(index for index, size in enumerate(sizes) if size >= x)
+        share = (x - sizes[high - 1]) / (sizes[high] - sizes[high - 1])
+        return costs[high - 1] + share * (costs[high] - costs[high - 1])
+
+    def _monotone(self) -> tuple[list[float], list[float]]:
+        """Sizes seen and their costs; a smaller step never costs more than a larger one, whatever was seen long ago."""
+        sizes = sorted(self._seen)
+        costs = [self._seen[size] for size in sizes]
+        for index in range(len(costs) - 2, -1, -1):
+            costs[index] = min(costs[index], costs[index + 1])
+        return [float(2**size) for size in sizes], costs
+
+
+def choose_num_microbatches(num_sessions: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float) -> int:
+    """Return how many microbatches should be in flight on a route of these stages.
+
+    `num_sessions` sessions wait for `num_tokens` tokens in all; `outside_s` is spent between stages. At least 1, at
+    most N+1 and at most one per session. While a stage is unmeasured, as many as are allowed.
+    """
+    most = max(1, min(len(stages) + 1, num_sessions))
+    if not all(stage.is_known for stage in stages):
+        return most
+    periods = [_period(count, num_tokens, stages, outside_s) for count in range(1, most + 1)]
+    best = min(periods)
+    return next(count for count, period in enumerate(periods, start=1) if period <= best * _TOLERANCE)
+
+
+def _period(count: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float) -> float:
+    steps = [stage.estimate(num_tokens / count) for stage in stages]
+    return max(count * max(steps), sum(steps) + outside_s)
+
+
+def _bucket(num_tokens: int) -> int:
+    return max(0, round(math.log2(max(1, num_tokens))))

@@ -1,0 +1,106 @@
+"""Any interleaving of completions, failures and losses: never over-committed, right tokens, everything ends."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.broker_pipeline.simulated_stages import Simulation
+
+CUTS = {
+    "one stage": [("a", 0, 4)],
+    "three stages": [("a", 0, 1), ("b", 1, 2), ("c", 2, 4)],
+    "replicas": [("a0", 0, 2), ("a1", 0, 2), ("b0", 2, 4), ("b1", 2, 4)],
+    "shared last": [("a0", 0, 2), ("a1", 0, 2), ("b", 2, 4)],
+    "mixed": [("whole", 0, 4), ("a", 0, 3), ("b", 3, 4)],
+}
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(cut=st.sampled_from(sorted(CUTS)))
+    def start(self, cut: str) -> None:
+        self.simulation = Simulation()
+        self.ranges = {name: (start, stop) for name, start, stop in CUTS[cut]}
+        for name, blocks in self.ranges.items():
+            self.simulation.start_worker(name, *blocks, kv=64, batch=8)
+
+    def pick(self, data: st.DataObject, items: list) -> object:  # type: ignore[type-arg]
+        return data.draw(st.sampled_from(items))
+
+    @rule(num_prompt=st.integers(1, 30), max_tokens=st.integers(1, 8), is_poison=st.booleans())
+    def submit(self, num_prompt: int, max_tokens: int, is_poison: bool) -> None:
+        self.simulation.submit(num_prompt, max_tokens, is_poison=is_poison and len(self.simulation.jobs) % 4 == 3)
+
+    @rule()
+    def plan(self) -> None:
+        self.simulation.plan()
+
+    @precondition(lambda self: self.simulation.network)
+    @rule(data=st.data())
+    def answer_some(self, data: st.DataObject) -> None:
+        for _ in range(data.draw(st.integers(1, 6))):
+            if self.simulation.network:
+                self.simulation.deliver(self.pick(data, self.simulation.network))
+                self.simulation.plan()
+
+    @precondition(lambda self: self.simulation.network)
+    @rule(data=st.data(), at=st.integers(0, 2))
+    def break_one(self, data: st.DataObject, at: int) -> None:
+        self.simulation.deliver(self.pick(data, self.simulation.network), break_at=at)
+
+    @precondition(lambda self: self.simulation.network)
+    @rule(data=st.data(), at=st.integers(0, 2))
+    def lose_one_on_the_way(self, data: st.DataObject, at: int) -> None:
+        self.simulation.deliver(self.pick(data, self.simulation.network), lose_at=at)
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 200.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.simulation.now += seconds
+        self.simulation.expire()
+
+    @precondition(lambda self: self.simulation.stages)
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        self.simulation.kill_worker(self.pick(data, sorted(self.simulation.stages)))
+
+    @rule()
+    def start_missing(self) -> None:
+        running = {stage.worker.name for stage in self.simulation.stages.values()}
+        for name, blocks in self.ranges.items():
+            if name not in running:
+                self.simulation.start_worker(name, *blocks, kv=64, batch=8)
+
+    @precondition(lambda self: self.simulation.stages)
+    @rule(data=st.data())
+    def suspend(self, data: st.DataObject) -> None:
+        self.simulation.suspend(self.pick(data, sorted(self.simulation.stages)))
+
+    @rule()
+    def probe(self) -> None:
+        self.simulation.probe_all()
+
+    @precondition(lambda self: self.simulation.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.simulation.cancel(self.simulation.jobs[self.pick(data, sorted(self.simulation.jobs))])
+
+    @invariant()
+    def no_stage_is_over_committed(self) -> None:
+        if hasattr(self, "simulation"):
+            self.simulation.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "simulation"):
+            return
+        self.start_missing()
+        self.simulation.run()
+        self.simulation.check_ended()
+        for job in self.simulation.jobs.values():
+            assert job.outcome in ("succeeded", "failed", "cancelled")
+            if job.is_poison and job.outcome != "cancelled":
+                assert job.outcome == "failed"
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestScheduler = SchedulerMachine.TestCase
