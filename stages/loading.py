@@ -15,7 +15,8 @@ from torch import Tensor
 from broker_pipeline.errors import ArtifactError, ConfigurationError
 from broker_pipeline.messages import BlockRange
 from stages.attention import AttentionName, attention_named
-from stages.compute import StageCompute, StageWeights
+from stages.compute import StageCompute
+from stages.decoder import EagerDecoder, StageWeights
 from stages.kv_cache import KVCache
 from stages.microbatch import RowSource
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
@@ -98,14 +99,10 @@ def load_stage(
     loaded = load_tensors(tensors, stage_tensor_names(config, blocks.start, blocks.stop), dtype, device)
     text = config.text
     kv = KVCache(len(blocks), kv_capacity_tokens, text.num_kv_heads, text.head_dim, dtype, device)
-    return StageCompute(
-        config,
-        blocks,
-        _stage_weights(config, blocks, loaded),
-        kv=kv,
-        rows=rows or RowBuffer(max_bytes=2**31, ttl_s=600.0),
-        attention=attention_named(options.attention),
-    )
+    weights = _stage_weights(config, blocks, loaded)
+    attention = attention_named(options.attention)
+    decoder = EagerDecoder(text, blocks.start, weights, kv=kv, attention=attention)
+    return StageCompute(config, blocks, decoder, kv=kv, rows=rows or RowBuffer(max_bytes=2**31, ttl_s=600.0))
 
 
 def load_vision(

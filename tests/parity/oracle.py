@@ -257,14 +257,14 @@ def _chunk_logits(
         output = stage.run(batch)
         assert not output.failures
         batch = Microbatch(output.segments, output.positions, hidden=output.hidden)
-    last, seen = stages[-1], []
-    forward = last._forward
-    last._forward = lambda batch, rows: seen.append(forward(batch, rows)) or seen[0]
+    decoder, seen = stages[-1].decoder, []
+    forward = decoder.forward
+    decoder.forward = lambda *given: seen.append(forward(*given)) or seen[0]
     try:
-        assert not last.run(batch).failures
+        assert not stages[-1].run(batch).failures
     finally:
-        del last._forward
-    return last.head(seen[0])
+        del decoder.forward
+    return decoder.logits(seen[0], range(count))
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

@@ -369,7 +369,7 @@ def test_a_failed_computation_advances_nobody_and_may_be_repeated(monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compute, "_block", out_of_memory)
+        patched.setattr(compute.decoder, "forward", out_of_memory)
         with pytest.raises(ComputeError, match="no memory"):
             run(compute, segment("a", 0, 5))
     assert compute.kv.length(("a", 1)) == 0

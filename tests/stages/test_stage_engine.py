@@ -278,14 +278,14 @@ def test_a_crash_of_the_computation_is_answered_and_sessions_stay_where_they_wer
 ) -> None:
     chain = Chain()
     first = prefill(chain)
-    compute = chain.engines[1]._compute
-    real = compute._forward
-    monkeypatch.setattr(compute, "_forward", lambda _: 1 // 0)
+    decoder = chain.engines[1]._compute.decoder
+    real = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda *_: 1 // 0)
     step = chain.envelope([segment("a", 5, 1)])
     crashed = chain.run(step, inputs([first.tokens[0].token_id], [5]))
     assert crashed is not None
     assert crashed.failure is not None
     assert (crashed.failure.code, crashed.failure.retryable) == ("compute", True)
     assert crashed.worker == "stage-1"
-    monkeypatch.setattr(compute, "_forward", real)
+    monkeypatch.setattr(decoder, "forward", real)
     assert prefill(chain, attempt=2).tokens == (msgspec.structs.replace(first.tokens[0], attempt=2),)
