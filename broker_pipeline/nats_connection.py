@@ -222,8 +222,8 @@ class NatsConnection:
 
     # --- life ---
 
-    async def _connect(self, url: str, timeout_s: float) -> None:
-        servers = [part.strip() for part in url.split(",") if part.strip()]
+    async def _connect(self, servers: list[str], timeout_s: float) -> None:
+        shown = without_credentials(",".join(servers))
         options: dict[str, Any] = {
             "servers": servers,
             "name": self.name,
@@ -241,11 +241,11 @@ class NatsConnection:
                 await self.client.connect(**options)
         except TimeoutError as error:
             raise TransportError(
-                f"no NATS server at {without_credentials(url)} within {timeout_s:g} s "
+                f"no NATS server at {shown} within {timeout_s:g} s "
                 f"({self._last_error or 'no answer'}); is it running, and is the address right?"
             ) from error
         except nats.errors.Error as error:
-            raise ConfigurationError(f"{without_credentials(url)}: {error}", field="nats_url") from error
+            raise ConfigurationError(f"{shown}: {error}", field="nats_url") from error
         self._is_opening = False
         self._connected.set()
 
@@ -273,13 +273,33 @@ async def open_connection(
     `url` may name several servers of a cluster, separated by commas. Raises `TransportError` when none answers
     within `timeout_s` seconds or the server refuses the credentials, `ConfigurationError` for what is no address.
     """
+    servers = server_addresses(url)
     connection = NatsConnection(name, on_failed)
     try:
-        await connection._connect(url, timeout_s)  # noqa: SLF001 - the one way to make one
+        await connection._connect(servers, timeout_s)  # noqa: SLF001 - the one way to make one
         await connection._start()  # noqa: SLF001
         yield connection
     finally:
         await connection._close()  # noqa: SLF001
+
+
+def server_addresses(url: str) -> list[str]:
+    """Split and check the addresses of one or several servers; `ConfigurationError` for what is none."""
+    addresses = [part.strip() for part in url.split(",") if part.strip()]
+    for address in addresses:
+        try:
+            pieces = urlsplit(address if "://" in address else f"nats://{address}")
+            is_address = pieces.scheme in {"nats", "tls"} and bool(pieces.hostname) and pieces.port != 0
+        except ValueError:
+            is_address = False
+        if not is_address:
+            addresses = []
+            break
+    if not addresses:
+        raise ConfigurationError(
+            "a NATS server's address looks like nats://HOST:4222 (several: separated by commas)", field="nats_url"
+        )
+    return addresses
 
 
 def without_credentials(url: str) -> str:
