@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,19 +57,37 @@ class StageTensors:
     history: tuple[Tensor, ...]
 
 
-def check_origin(version: int, pipeline: str, fingerprint: str, facts: StageFacts) -> None:
+class Receiver(Protocol):
+    """Who a message must be meant for: a stage's facts, or any worker's record."""
+
+    @property
+    def worker(self) -> str:
+        """The worker's name."""
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline that it serves."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Its artifact's."""
+
+
+def check_origin(version: int, pipeline: str, fingerprint: str, receiver: Receiver) -> None:
     """Raise unless a message speaks this contract, to this pipeline, about this artifact."""
     if version != CONTRACT_VERSION:
         raise ContractVersionError(
-            f"sender speaks version {version} of the contract, {facts.worker} speaks {CONTRACT_VERSION}; "
+            f"sender speaks version {version} of the contract, {receiver.worker} speaks {CONTRACT_VERSION}; "
             "run the same release everywhere",
             field="version",
         )
-    if pipeline != facts.pipeline:
-        raise ContractError(f"message for pipeline {pipeline}; this worker serves {facts.pipeline}", field="pipeline")
-    if fingerprint != facts.fingerprint:
+    if pipeline != receiver.pipeline:
+        raise ContractError(
+            f"message for pipeline {pipeline}; this worker serves {receiver.pipeline}", field="pipeline"
+        )
+    if fingerprint != receiver.fingerprint:
         raise FingerprintMismatchError(
-            f"sender's artifact is {fingerprint[:12]}…, that of {facts.worker} is {facts.fingerprint[:12]}…; "
+            f"sender's artifact is {fingerprint[:12]}…, that of {receiver.worker} is {receiver.fingerprint[:12]}…; "
             "export once and copy that artifact to every host",
             field="fingerprint",
         )
@@ -79,7 +98,9 @@ def check_envelope(envelope: Envelope, facts: StageFacts) -> None:
     check_origin(envelope.version, envelope.pipeline, envelope.fingerprint, facts)
     if envelope.route[0] != facts.subject:
         raise MalformedEnvelopeError(f"route begins at {envelope.route[0]}, not at this worker", field="route")
-    if facts.is_last != (len(envelope.route) == 1):
+    ends_here = len(envelope.route) == 1
+    # Closes alone may go to a single stage: to one that is on no route now, or to ask whether it still computes.
+    if facts.is_last != ends_here and (facts.is_last or envelope.segments or envelope.opens):
         problem = "goes on after the stage that owns the last block" if facts.is_last else "ends before the last block"
         raise MalformedEnvelopeError(f"route {problem}", field="route")
     _check_sessions(envelope)

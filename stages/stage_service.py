@@ -11,6 +11,7 @@ import structlog
 import torch
 
 from broker_pipeline import subjects
+from broker_pipeline.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages import WorkerRecord
 from broker_pipeline.redis_client import open_redis
@@ -52,7 +53,9 @@ async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
     thread = ComputeThread()
     try:
         async with (
-            Transport.open(common.nats_url, name=f"stage {settings.name or settings.blocks}") as transport,
+            Transport.open(
+                common.nats_url, name=f"stage {settings.name or settings.blocks}", max_message_bytes=MAX_PAYLOAD_BYTES
+            ) as transport,
             open_redis(common.redis_url) as redis,
         ):
             loaded = await unless_stopped(context, thread.run(load, settings, common))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from broker_pipeline import subjects
+from broker_pipeline.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.errors import ComputeError, PipelineError, SlowConsumerError, TransportError, WorkerBusyError
 from broker_pipeline.messages import Envelope, Heartbeat, Hello, RowDelivery
 from broker_pipeline.transport import Received, Transport
@@ -34,11 +35,15 @@ _IDLE_POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class StageLimits:
-    """What may wait at a stage: checked envelopes by number and bytes, messages not yet read by bytes."""
+    """What may wait at a stage: checked envelopes by number and bytes, messages not yet read by bytes.
+
+    One session's rows are one message, and those of a large picture are hundreds of megabytes.
+    """
 
     max_envelopes: int = 64
     max_envelope_bytes: int = 512 * 2**20
     max_pending_bytes: int = 512 * 2**20
+    max_pending_row_bytes: int = MAX_PAYLOAD_BYTES + 2**20
 
 
 class StageWorker:
@@ -77,11 +82,15 @@ class StageWorker:
             TransportError: the broker connection is gone for good.
             ComputeError: the device is lost; only a new process can use it again.
         """
-        root, limit = self._presence.record().subject, self._limits.max_pending_bytes
+        root, limits = self._presence.record().subject, self._limits
         subscribe = self._transport.subscribe
         async with (
-            subscribe(subjects.work(root), Envelope, max_pending_bytes=limit, on_dropped=self._on_dropped) as envelopes,
-            subscribe(subjects.rows(root), RowDelivery, max_pending_bytes=limit, on_dropped=log_drop) as rows,
+            subscribe(
+                subjects.work(root), Envelope, max_pending_bytes=limits.max_pending_bytes, on_dropped=self._on_dropped
+            ) as envelopes,
+            subscribe(
+                subjects.rows(root), RowDelivery, max_pending_bytes=limits.max_pending_row_bytes, on_dropped=log_drop
+            ) as rows,
             subscribe(subjects.control(root), Hello, on_dropped=log_drop) as hellos,
             asyncio.TaskGroup() as tasks,
         ):
