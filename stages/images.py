@@ -23,6 +23,10 @@ from broker_pipeline.errors import (
     TruncatedImageError,
 )
 
+# Pillow warns of large pictures, which are judged here, and of odd metadata, which nobody can act on. Set once for the
+# process: decoding runs on several threads, where a temporary filter would leak from one into the other.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError)
 
 
@@ -54,12 +58,9 @@ def decode_image(content: bytes, limits: ImageLimits = DEFAULT_IMAGE_LIMITS) -> 
     """
     if len(content) > limits.max_bytes:
         raise MediaTooLargeError(f"the image has {len(content)} bytes; at most {limits.max_bytes} are accepted")
-    with warnings.catch_warnings():
-        # Pillow's own bound on pixels only warns, and where it does raise, ours has said so before
-        warnings.simplefilter("ignore")
-        with _open(content, limits) as image:
-            _check_size(image, limits)
-            return _pixels(_decode(image))
+    with _open(content, limits) as image:
+        _check_size(image, limits)
+        return _pixels(_decode(image))
 
 
 def _open(content: bytes, limits: ImageLimits) -> Image.Image:

@@ -105,6 +105,7 @@ def test_a_corrupt_file_is_refused():
         decode_image(bytes(content))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as in a worker, see stages.images
 @pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (12_000, 10_001), (60_000, 2_500)])
 def test_a_bomb_is_refused_by_its_header(width, height):
     with pytest.raises(ImageTooLargeError):
