@@ -17,6 +17,14 @@ _POSITIVE = click.IntRange(min=1)
 @click.command()
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
+@option("--max-queued-jobs", default=1_000_000, type=_POSITIVE, help="Jobs that may wait before new ones get a 429.")
+@option("--max-queue-mb", default=None, type=_POSITIVE, help="Room for waiting jobs, in MiB.  [default: up to 1024]")
+@option(
+    "--max-media-mb",
+    default=None,
+    type=_POSITIVE,
+    help="Room for the images of unfinished jobs, in MiB.  [default: up to 10240]",
+)
 @option("--max-body-mb", default=64, type=_POSITIVE, help="Largest request body, in MiB.")
 @option("--max-image-mb", default=32, type=_POSITIVE, help="Largest image file, in MiB.")
 @option("--max-image-megapixels", default=100, type=_POSITIVE, help="Largest image, in millions of pixels.")
@@ -68,8 +76,15 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         common=common,
         host=rest["host"],
         port=rest["port"],
+        queue_max_jobs=rest["max_queued_jobs"],
+        queue_max_bytes=_mebibytes(rest["max_queue_mb"]),
+        media_max_bytes=_mebibytes(rest["max_media_mb"]),
         limits=parse_settings(Limits, limits),
         fetch=parse_settings(FetchSettings, fetch),
     )
     address_guard(settings.fetch)
     return settings
+
+
+def _mebibytes(count: int | None) -> int | None:
+    return None if count is None else count * MIB

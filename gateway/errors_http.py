@@ -29,7 +29,7 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from gateway.json_answer import json_answer
-from gateway.request_id import request_id
+from gateway.request_facts import request_id
 from gateway.schemas import ErrorBody, ErrorDetail
 
 log = structlog.get_logger()
@@ -62,23 +62,23 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except PipelineError as error:
-        return error_answer(request, error)
+        return error_answer(error)
     except web.HTTPException as error:
         return _plain_http_error(request, error)
     except (ConnectionError, ClientPayloadError, web.PayloadAccessError) as error:
-        log.info("client_gone", request_id=request_id(request), reason=str(error) or type(error).__name__)
+        log.info("client_gone", request_id=request_id(), reason=str(error) or type(error).__name__)
         return web.Response(status=_CLIENT_CLOSED_REQUEST)
     except Exception:  # the last line of defence: logged in full, answered without details
-        log.exception("request_crashed", request_id=request_id(request), path=request.path)
-        return _answer(request, 500, Failure("internal", "an error inside the gateway; its log has the request id"), {})
+        log.exception("request_crashed", request_id=request_id(), path=request.path)
+        return _answer(500, Failure("internal", "an error inside the gateway; its log has the request id"), {})
 
 
-def error_answer(request: web.Request, error: PipelineError) -> web.Response:
+def error_answer(error: PipelineError) -> web.Response:
     """Build the answer for an error of ours."""
     status = status_of(error)
     if status >= 500:
-        log.warning("request_failed", request_id=request_id(request), code=error.code, message=error.message)
-    return _answer(request, status, error.to_failure(), _retry_headers(error, status))
+        log.warning("request_failed", request_id=request_id(), code=error.code, message=error.message)
+    return _answer(status, error.to_failure(), _retry_headers(error, status))
 
 
 def status_of(error: PipelineError) -> int:
@@ -99,15 +99,15 @@ def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.Str
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     code = _HTTP_CODES.get(error.status, "invalid_request")
     message = f"{request.method} {request.path}: {error.reason}; /openapi.json lists what there is"
-    return _answer(request, error.status, Failure(code, message), headers)
+    return _answer(error.status, Failure(code, message), headers)
 
 
-def _answer(request: web.Request, status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
+def _answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
     detail = ErrorDetail(
         code=failure.code,
         message=failure.message,
         field=failure.field,
         retryable=failure.retryable,
-        request_id=request_id(request),
+        request_id=request_id(),
     )
     return json_answer(ErrorBody(error=detail), status=status, headers=headers)

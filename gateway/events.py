@@ -27,8 +27,7 @@ from broker_pipeline.errors import InvalidRequestError, JobNotFoundError, StateE
 from broker_pipeline.messages import JobEvent
 from gateway.job_progress import JobProgress
 from gateway.jobs_routes import job_id_of
-from gateway.observe import leave_untimed
-from gateway.request_id import HEADER, request_id
+from gateway.request_facts import HEADER, leave_untimed, request_id
 from gateway.wiring import GATEWAY, Gateway
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
@@ -50,14 +49,14 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     job_id = job_id_of(request)
     progress = _progress(request, job_id)
     await gateway.jobs.get(job_id)  # an unknown job is a 404, not an empty stream
-    leave_untimed(request)
+    leave_untimed()
     async with gateway.watch.place():
         stream = _EventStream(request)
         await stream.open()
         try:
             await _pump(gateway, progress, job_id, stream)
         except (ConnectionError, TimeoutError) as error:
-            log.info("event_stream_lost", job=job_id, request_id=request_id(request), reason=type(error).__name__)
+            log.info("event_stream_lost", job=job_id, request_id=request_id(), reason=type(error).__name__)
         return stream.response
 
 
@@ -103,7 +102,7 @@ class _EventStream:
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-store",
                 "X-Accel-Buffering": "no",
-                HEADER: request_id(request),
+                HEADER: request_id(),
             }
         )
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from broker_pipeline.errors import JobNotFoundError, PipelineError
 from broker_pipeline.messages import FINAL_STATUSES, JobRecord
 from gateway.json_answer import json_answer
-from gateway.observe import leave_untimed
+from gateway.request_facts import leave_untimed
 from gateway.schemas import JobList, JobListQuery, JobQuery
 from gateway.validation import convert_strings
 from gateway.wiring import GATEWAY
@@ -61,7 +61,7 @@ async def get_job(request: web.Request) -> web.Response:
     wait_s = convert_strings(request.query, JobQuery).wait_s
     if wait_s == 0:
         return json_answer(await gateway.jobs.get(job_id))
-    leave_untimed(request)
+    leave_untimed()
     async with gateway.watch.place():
         return json_answer(await gateway.watch.finished(job_id, wait_s))
 

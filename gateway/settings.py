@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.jobs import MAX_JOBS
 from gateway.address_guard import AddressGuard
 
 MIB = 1024 * 1024
@@ -46,6 +47,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     common: CommonSettings = CommonSettings()
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    queue_max_jobs: Positive = MAX_JOBS
+    """Jobs that may wait; what comes beyond is refused."""
+    queue_max_bytes: Positive | None = None
+    """Room for waiting jobs, without their images; None: what JetStream gives, up to 1 GiB."""
+    media_max_bytes: Positive | None = None
+    """Room for the images of unfinished jobs; None: what JetStream gives, up to 10 GiB."""
     limits: Limits = Limits()
     fetch: FetchSettings = FetchSettings()
 

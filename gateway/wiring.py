@@ -11,7 +11,6 @@ from aiohttp import web
 
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.redis_client import RedisClient, open_redis
 from broker_pipeline.registry import WorkerRegistry
 from broker_pipeline.transport import Transport
@@ -22,6 +21,7 @@ from gateway.job_watch import JobWatch
 from gateway.metrics import Metrics
 from gateway.pictures import PictureLoader
 from gateway.settings import GatewaySettings, address_guard
+from gateway.storage_room import open_media, open_queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
         open_redis(common.redis_url) as redis,
     ):
         store = JobStore(redis, common.namespace)
-        queue = JobQueue(transport, common.namespace)
-        media = MediaStore(transport, redis, common.namespace)
-        await queue.ensure()
-        await media.ensure()
+        queue = await open_queue(transport, settings)
+        media = await open_media(transport, redis, settings)
         yield Gateway(
             settings=settings,
             transport=transport,

@@ -1,0 +1,44 @@
+"""What is known about the request that this task works on: its name above all, so that an answer, a log line and a
+user's report can be brought together.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from aiohttp import web
+
+HEADER = "X-Request-Id"
+_ACCEPTED = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """One request's name, and whether how long it takes says anything."""
+
+    name: str
+    is_timed: bool = True
+
+
+_current: ContextVar[RequestFacts] = ContextVar("request_facts")
+
+
+def begin(request: web.Request) -> RequestFacts:
+    """Start a request: it is named as the client says, where that is harmless, or anew."""
+    sent = request.headers.get(HEADER, "")
+    facts = RequestFacts(sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(8))
+    _current.set(facts)
+    return facts
+
+
+def request_id() -> str:
+    """Return the name of the request at hand."""
+    return _current.get().name
+
+
+def leave_untimed() -> None:
+    """Keep a request that waits on purpose out of the statistics of how long requests take."""
+    _current.get().is_timed = False
