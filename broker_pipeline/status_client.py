@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import aiohttp
+import msgspec
 
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
+from broker_pipeline.messages import WorkerRecord
+from broker_pipeline.status import ConductorStatus
 
 _TIMEOUT_S = 10.0
+
+
+class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs in the work queue: waiting, and handed to a conductor but not finished."""
+
+    num_waiting: int
+    num_in_progress: int
+
+
+class PipelineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `GET /v1/status`."""
+
+    pipeline: str
+    workers: tuple[WorkerRecord, ...]
+    conductor: ConductorStatus | None
+    queue: QueueStatus
+    jobs: dict[str, int]
+
+
+async def fetch_status(gateway_url: str) -> PipelineStatus:
+    """Return the state of the pipeline behind a gateway; raises as `fetch_status_json` does."""
+    return parse_status(await fetch_status_json(gateway_url))
 
 
 async def fetch_status_json(gateway_url: str) -> bytes:
@@ -30,7 +55,16 @@ async def fetch_status_json(gateway_url: str) -> bytes:
             field="gateway",
         ) from error
     if answer.status != 200:
-        raise GatewayUnreachableError(
-            f"{url}/v1/status answers {answer.status}: {body[:300].decode(errors='replace')}", field="gateway"
-        )
+        said = body[:300].decode(errors="replace")
+        raise GatewayUnreachableError(f"{url}/v1/status answers {answer.status}: {said}", field="gateway")
     return body
+
+
+def parse_status(body: bytes) -> PipelineStatus:
+    """Decode the body; raises `GatewayUnreachableError` when it is not that of a gateway of this version."""
+    try:
+        return msgspec.json.decode(body, type=PipelineStatus)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise GatewayUnreachableError(
+            f"what answers is not a gateway of this version: {error}", field="gateway"
+        ) from error
