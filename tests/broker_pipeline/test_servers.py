@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer
+from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer, find_redis_server
 
 SERVERS = [EmbeddedNats, EmbeddedRedis]
 
@@ -135,6 +135,21 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def test_without_a_server_on_the_path_the_wheels_binary_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server().name == "valkey-server"
+    async with EmbeddedRedis(tmp_path / "redis") as server, redis.asyncio.Redis.from_url(server.url) as client:
+        assert await client.ping()
+
+
+def test_a_server_on_the_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "redis-server").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server() == tmp_path / "redis-server"
 
 
 PARENT = textwrap.dedent("""
