@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -46,7 +45,9 @@ class PlainView:
 
     def say(self, line: str) -> None:
         """Print a line of one's own."""
-        self._console.print(f"{time.monotonic() - self._began:6.1f} s  {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{time.monotonic() - self._began:6.1f} s  {line}", markup=False, highlight=False, soft_wrap=True
+        )
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -61,7 +62,7 @@ class LiveView:
         self._console = console
         self._programs: dict[str, SupervisedProgram] = {}
         self._changed_at: dict[str, float] = {}
-        self._lines: list[str] = []
+        self._line = ""
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=5)
 
     def on_change(self, program: SupervisedProgram) -> None:
@@ -70,8 +71,8 @@ class LiveView:
         self._changed_at[program.name] = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Show a line below the table, in place of the ones shown before."""
-        self._lines = [line]
+        """Show a line below the table, in place of the one shown before."""
+        self._line = line
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -82,20 +83,18 @@ class LiveView:
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
         for heading in ("part", "what", "state", "pid", ""):
-            table.add_column(heading, no_wrap=heading != "")
+            table.add_column(heading, no_wrap=True, overflow="ellipsis")
         for program in list(self._programs.values()):
             table.add_row(
                 program.name, program.what, self._state(program), str(program.pid or ""), _first_line(program.detail)
             )
-        return Group(table, *(Text(line) for line in self._lines))
+        return Group(table, Text(self._line))
 
-    def _state(self, program: SupervisedProgram) -> RenderableType:
-        style = _STYLES[program.state]
+    def _state(self, program: SupervisedProgram) -> Text:
         text = program.state + (f" again, {program.num_restarts}" if program.num_restarts else "")
         if program.state in {"starting", "stopping"}:
-            since_s = time.monotonic() - self._changed_at[program.name]
-            return Spinner("dots", Text(f"{text} {since_s:.0f} s", style=style), style=style)
-        return Text(text, style=style)
+            text += f" {time.monotonic() - self._changed_at[program.name]:.0f} s"
+        return Text(text, style=_STYLES[program.state])
 
 
 def local_view(console: Console) -> PlainView | LiveView:

@@ -17,7 +17,7 @@ _STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red"
 
 def render_status(status: PipelineStatus) -> RenderableType:
     """Return everything that `broker-pipeline status` prints."""
-    parts: list[RenderableType] = [_headline(status), Text(_work(status)), Text("")]
+    parts: list[RenderableType] = [_headline(status), Text(describe_work(status)), Text("")]
     if status.conductor is not None and status.conductor.routes:
         parts += [_routes(status.conductor.routes), Text("")]
     if status.workers:
@@ -55,6 +55,18 @@ def describe_workers(status: PipelineStatus) -> str:
     )
 
 
+def describe_work(status: PipelineStatus) -> str:
+    """Return jobs, rates and sessions, a line each."""
+    jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items())
+    lines = [f"jobs    {jobs}; in the queue {status.queue.num_waiting} waiting, {status.queue.num_in_progress} taken"]
+    conductor = status.conductor
+    if conductor is not None:
+        sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
+        lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
+        lines.append(f"work    sessions: {sessions}; replays: {conductor.num_replays}")
+    return "\n".join(lines)
+
+
 def _headline(status: PipelineStatus) -> Text:
     conductor = status.conductor
     is_ready = conductor is not None and bool(conductor.routes)
@@ -67,17 +79,6 @@ def _headline(status: PipelineStatus) -> Text:
             style="dim",
         )
     return text
-
-
-def _work(status: PipelineStatus) -> str:
-    jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items())
-    lines = [f"jobs    {jobs}; in the queue {status.queue.num_waiting} waiting, {status.queue.num_in_progress} taken"]
-    conductor = status.conductor
-    if conductor is not None:
-        sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
-        lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
-        lines.append(f"work    sessions: {sessions}; replays: {conductor.num_replays}")
-    return "\n".join(lines)
 
 
 def _routes(routes: Iterable[RouteStatus]) -> Table:

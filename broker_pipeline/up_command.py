@@ -14,16 +14,19 @@ from rich.console import Console
 from broker_pipeline.config import option
 from broker_pipeline.cuts import balanced_cut, parse_cut
 from broker_pipeline.devices import count_cuda_devices
-from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.local import LocalCluster
 from broker_pipeline.local_plan import LocalSettings
 from broker_pipeline.local_run import run_cluster
-from broker_pipeline.local_view import local_view
+from broker_pipeline.local_view import LiveView, local_view
 from broker_pipeline.messages import BlockRange
 from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.status_client import fetch_status
+from broker_pipeline.status_view import describe_work
 
 _POSITIVE = click.IntRange(min=1)
 _DEFAULT_NUM_STAGES = 3
+_SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
     *("device", "dtype", "kv_tokens", "drain_s", "log_level"),
@@ -80,7 +83,10 @@ async def _up(options: dict[str, Any]) -> int:
 
     async def serve(cluster: LocalCluster) -> None:
         view.say(_welcome(cluster))
-        await asyncio.Event().wait()
+        while True:
+            await asyncio.sleep(_SHOW_JOBS_S)
+            if isinstance(view, LiveView):
+                view.say(_welcome(cluster) + await _jobs(cluster.gateway_url))
 
     code = await run_cluster(settings, view, serve)
     console.print(f"stopped; jobs, results and logs are in {settings.data_dir}", markup=False, soft_wrap=True)
@@ -115,6 +121,14 @@ def choose_stages(
             f"--cut {cut} makes {len(stages)} stages and --stages says {num_stages}: leave one of them out", field="cut"
         )
     return stages
+
+
+async def _jobs(gateway_url: str) -> str:
+    try:
+        status = await fetch_status(gateway_url)
+    except GatewayUnreachableError:
+        return "jobs    unknown: the gateway does not answer"
+    return describe_work(status)
 
 
 def _default_data_dir(pipeline: str) -> Path:
