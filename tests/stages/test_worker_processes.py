@@ -1,0 +1,219 @@
+"""Worker services as processes: start, ready, drain, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from broker_pipeline import exit_codes, subjects
+from broker_pipeline.messages import (
+    Envelope,
+    Hello,
+    HelloReply,
+    MicrobatchResult,
+    SamplingSettings,
+    Segment,
+    SessionClose,
+    SessionOpen,
+    WorkerRecord,
+)
+from broker_pipeline.processes import ChildProcess
+from broker_pipeline.redis_client import RedisClient
+from broker_pipeline.registry import WorkerRegistry
+from broker_pipeline.transport import Transport
+from stages.tensors import to_wire
+from tests.tiny_artifacts import tiny_artifact
+
+
+class Workers:
+    """Starts worker processes on the shared servers."""
+
+    def __init__(self, directory: Path, nats_url: str, redis_url: str, namespace: str) -> None:
+        self.directory = directory
+        self._servers = ("--nats-url", nats_url, "--redis-url", redis_url, "--namespace", namespace)
+        self._children: list[ChildProcess] = []
+
+    async def start(self, *arguments: str, model: Path | None = None) -> ChildProcess:
+        number = len(self._children)
+        ready = self.directory / f"{number}.ready"
+        flags = ["--model", str(model or tiny_artifact()), "--device", "cpu", "--threads", "1", "--log-format", "json"]
+        command, *rest = arguments
+        argv = [
+            sys.executable,
+            "-m",
+            "broker_pipeline",
+            command,
+            *self._servers,
+            *flags,
+            "--ready-file",
+            str(ready),
+            *rest,
+        ]
+        child = await ChildProcess.spawn(f"worker-{number}", argv, log_path=self.directory / f"{number}.log")
+        self._children.append(child)
+        async with asyncio.timeout(60):
+            while not ready.exists() and child.is_running:  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(0.02)
+        return child
+
+    async def stop(self) -> None:
+        for child in self._children:
+            await child.destroy()
+
+
+@pytest.fixture
+async def workers(tmp_path: Path, nats_url: str, redis_url: str, namespace: str) -> AsyncIterator[Workers]:
+    started = Workers(tmp_path, nats_url, redis_url, namespace)
+    yield started
+    await started.stop()
+
+
+async def ended(child: ChildProcess, timeout_s: float = 10) -> int:
+    async with asyncio.timeout(timeout_s):
+        return await child.wait()
+
+
+async def test_a_stage_announces_itself_and_leaves_in_order(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str
+) -> None:
+    child = await workers.start("stage", "--blocks", "0:2", "--kv-tokens", "512")
+    registry = WorkerRegistry(redis, namespace, "main")
+    [record] = await registry.workers()
+    assert record.blocks is not None
+    assert (record.worker, record.blocks.start, record.blocks.stop) == ("stage-0-2", 0, 2)
+    assert (record.role, record.num_layers, record.kv_capacity_tokens) == ("stage", 6, 512)
+    assert (record.device, record.dtype, record.pid, record.state) == ("cpu", "float32", child.pid, "ready")
+    control = subjects.control(record.subject)
+    reply = await transport.request(control, Hello(pipeline="main"), reply_type=HelloReply, timeout_s=5)
+    assert reply.body.record == record
+    child.kill(signal.SIGTERM)
+    assert await ended(child) == exit_codes.OK
+    assert await registry.workers() == []
+
+
+async def test_a_vision_worker_announces_itself_and_leaves_in_order(
+    workers: Workers, redis: RedisClient, namespace: str
+) -> None:
+    child = await workers.start("vision", "--name", "eyes")
+    registry = WorkerRegistry(redis, namespace, "main")
+    [record] = await registry.workers()
+    assert (record.worker, record.role, record.blocks) == ("eyes", "vision", None)
+    child.kill(signal.SIGINT)
+    assert await ended(child) == exit_codes.OK
+    assert await registry.workers() == []
+
+
+@asynccontextmanager
+async def session_on(record: WorkerRecord, transport: Transport, namespace: str) -> AsyncIterator[Envelope]:
+    """Open a session on a stage that is a whole pipeline; yields the envelope that closes it."""
+    results = subjects.results(namespace, "main", "test")
+    envelope = Envelope(
+        pipeline="main",
+        fingerprint=record.fingerprint,
+        epoch=1,
+        microbatch=1,
+        route=(subjects.work(record.subject),),
+        reply=results,
+        budget_s=10.0,
+        segments=(Segment(session="a", attempt=1, start=0, count=2, wants_token=True),),
+        opens=(SessionOpen(session="a", attempt=1, num_kv_tokens=8, num_prompt_tokens=2, sampling=SamplingSettings()),),
+    )
+    tensors = {
+        "token_ids": to_wire(torch.tensor([1, 2], dtype=torch.int32)),
+        "positions": to_wire(torch.tensor([[0, 1]] * 3, dtype=torch.int32)),
+    }
+    async with transport.subscribe(results, MicrobatchResult) as answers:
+        await transport.publish(envelope.route[0], envelope, tensors)
+        async with asyncio.timeout(10):
+            assert len((await anext(answers)).body.tokens) == 1
+        closes = (SessionClose(session="a", attempt=1),)
+        yield msgspec.structs.replace(envelope, microbatch=2, segments=(), opens=(), closes=closes)
+
+
+async def test_a_draining_stage_says_so_and_stays_until_its_sessions_are_gone(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str
+) -> None:
+    child = await workers.start("stage", "--blocks", ":", "--name", "whole")
+    registry = WorkerRegistry(redis, namespace, "main")
+    [record] = await registry.workers()
+    async with session_on(record, transport, namespace) as closing:
+        child.kill(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            while (await registry.workers())[0].state != "draining":  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        assert child.is_running
+        await transport.publish(closing.route[0], closing)
+        assert await ended(child) == exit_codes.OK
+
+
+async def test_a_drain_ends_at_its_deadline(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str
+) -> None:
+    child = await workers.start("stage", "--blocks", ":", "--drain-s", "0.5")
+    [record] = await WorkerRegistry(redis, namespace, "main").workers()
+    async with session_on(record, transport, namespace):
+        child.kill(signal.SIGTERM)
+        assert await ended(child) == exit_codes.OK
+    assert await WorkerRegistry(redis, namespace, "main").workers() == []
+
+
+async def test_a_second_worker_of_the_same_name_is_turned_away(
+    workers: Workers, redis: RedisClient, namespace: str
+) -> None:
+    await workers.start("stage", "--blocks", "0:2", "--name", "one")
+    second = await workers.start("stage", "--blocks", "2:6", "--name", "one")
+    assert await ended(second, 20) == exit_codes.TEMPORARY
+    assert any("worker_name_taken" in line for line in second.last_lines())
+    [record] = await WorkerRegistry(redis, namespace, "main").workers()
+    assert record.blocks is not None
+    assert record.blocks.stop == 2
+
+
+async def test_a_killed_worker_can_come_back_under_its_name(
+    workers: Workers, redis: RedisClient, namespace: str
+) -> None:
+    first = await workers.start("vision")
+    first.kill()
+    await first.wait()
+    second = await workers.start("vision")
+    assert second.is_running
+    [record] = await WorkerRegistry(redis, namespace, "main").workers()
+    assert record.pid == second.pid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("stage", "--blocks", "0:9"), exit_codes.USAGE, "blocks 0:6"),
+        (("stage", "--blocks", "nonsense"), exit_codes.USAGE, "START:STOP"),
+        (("stage", "--blocks", ":", "--name", "no spaces"), exit_codes.USAGE, "name"),
+        (("vision", "--redis-url", "redis://127.0.0.1:1"), exit_codes.UNAVAILABLE, "Redis"),
+    ],
+)
+async def test_what_cannot_work_ends_at_once_and_says_why(
+    workers: Workers, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    child = await workers.start(*arguments)
+    assert await ended(child, 20) == code
+    assert said in "\n".join(child.last_lines())
+
+
+async def test_an_artifact_without_the_files_of_these_blocks_is_refused(workers: Workers, tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    for file in tiny_artifact().iterdir():
+        if file.name != "block-00001.safetensors":
+            (partial / file.name).symlink_to(file)
+    child = await workers.start("stage", "--blocks", "0:2", model=partial)
+    assert await ended(child) == exit_codes.CONFIGURATION
+    assert "block-00001.safetensors" in "\n".join(child.last_lines())
+    assert (await workers.start("stage", "--blocks", "2:", model=partial)).is_running
