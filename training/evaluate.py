@@ -119,7 +119,9 @@ def main() -> None:
     elapsed_s = time.monotonic() - began
     captioner.switch_deepstack_off()
     without = measure(captioner, options.scenes, options.seed, [])
-    print(f"{options.scenes} unseen scenes, seed {options.seed}, {options.device}, {options.dtype}, {elapsed_s:.0f} s\n")
+    print(
+        f"{options.scenes} unseen scenes, seed {options.seed}, {options.device}, {options.dtype}, {elapsed_s:.0f} s\n"
+    )
     print("| field | scenes | right | DeepStack off |\n|---|---|---|---|")
     for field in ("caption", *FIELDS):
         (right, total), (right_without, _) = whole[field], without[field]

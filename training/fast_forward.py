@@ -147,9 +147,7 @@ class FastForward:
         self._config = config
         self._vision_block, self._text_layer, self._merge = wrap(vision_block), wrap(text_layer), wrap(merge_rows)
 
-    def vision(
-        self, p: Parameters, rows: torch.Tensor, tables: GridTables
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def vision(self, p: Parameters, rows: torch.Tensor, tables: GridTables) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Pooled rows [B, N/4, H] and the DeepStack rows of each level, from patch rows [B, N, 768]."""
         vision = self._config.vision_config
         prefix = "model.visual."

@@ -83,7 +83,11 @@ def _kinds() -> tuple[Kind, ...]:
     for line in _FIXED.replace("\n", "|").strip("|").split("|"):
         name, plural, glyph = line.split()
         kinds.append(Kind(name, plural, (("", glyph),)))
-    for name, glyphs in (("heart", "❤🧡💛💚💙💜🤎🖤🤍"), ("circle", "🔴🟠🟡🟢🔵🟣🟤⚫⚪"), ("square", "🟥🟧🟨🟩🟦🟪🟫⬛⬜")):
+    for name, glyphs in (
+        ("heart", "❤🧡💛💚💙💜🤎🖤🤍"),
+        ("circle", "🔴🟠🟡🟢🔵🟣🟤⚫⚪"),
+        ("square", "🟥🟧🟨🟩🟦🟪🟫⬛⬜"),
+    ):
         kinds.append(Kind(name, f"{name}s", tuple(zip(_HUES, glyphs, strict=True))))
     kinds.append(Kind("book", "books", (("red", "📕"), ("green", "📗"), ("blue", "📘"), ("orange", "📙"))))
     kinds.append(Kind("apple", "apples", (("red", "🍎"), ("green", "🍏"))))

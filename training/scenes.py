@@ -78,7 +78,10 @@ def single_split() -> torch.Tensor:
     """Bool [num_sprites, 3, num_backgrounds]: sprite, count and background belong to the test split."""
     return torch.tensor(
         [
-            [[_in_test(f"{count} {sprite.name} on {background}") for background in BACKGROUNDS] for count in COUNT_WORDS]
+            [
+                [_in_test(f"{count} {sprite.name} on {background}") for background in BACKGROUNDS]
+                for count in COUNT_WORDS
+            ]
             for sprite in SPRITES
         ]
     )
@@ -162,7 +165,9 @@ class SceneSampler:
         room_low = torch.where(first_is_low[:, 0], room[:, 0], room[:, 1])
         free = extent[axis] - room.sum(1)
         cut = room_low[:, None] + free[:, None] * self._uniform((len(counts), _LAYOUT_TRIES), generator)
-        low = size[:, None, :, None] / 2 + 2 + torch.zeros(len(counts), _LAYOUT_TRIES, MAX_THINGS, 2, device=self.device)
+        low = (
+            size[:, None, :, None] / 2 + 2 + torch.zeros(len(counts), _LAYOUT_TRIES, MAX_THINGS, 2, device=self.device)
+        )
         high = extent - low
         along = torch.nn.functional.one_hot(axis, 2).bool()[:, None, None] & two[:, None, :, None]
         half = size[:, None, :, None] / 2 + 2

@@ -1,6 +1,6 @@
 """Train the captioner from nothing.
 
-    python -m training.train --out RUN --minutes 15 --steps 20000
+    python -m training.train --out RUN --minutes 12.5 --steps 7200
 
 writes RUN/log.jsonl and the checkpoint directory RUN/model, refreshed whenever the measured share of right captions
 has not fallen. The schedule ends at the step count or at the time limit, whichever comes first.
@@ -13,16 +13,17 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from training.batches import SequenceBuilder
 from training.checkpoint import build_model, save_checkpoint
 from training.fast_forward import FastForward, grid_tables, patch_rows
 from training.kinds import SPRITES
-from training.optimizer import Muon
 from training.render import Renderer
 from training.scenes import SceneSampler, Split
 from training.sprites import load_sprites
@@ -57,16 +58,25 @@ class Pictures:
         return patch_rows(pictures), sequences, cells
 
 
+def _compiled(piece: Callable) -> Callable:
+    """One graph for each picture size; blocks of equal shape share it."""
+    torch._dynamo.config.recompile_limit = 64  # noqa: SLF001
+    return torch.compile(piece, dynamic=False)
+
+
 class Trainer:
-    """Model, optimizers and forward passes; float32 masters, arithmetic in `dtype` on copies of them."""
+    """Model, optimizer and forward passes; float32 masters, arithmetic in `dtype` on copies of them."""
 
     def __init__(self, options: argparse.Namespace, device: str, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype
         self.tokenizer = build_tokenizer()
-        self.model = build_model(self.tokenizer, options.seed).to(device)
+        self.model = build_model(self.tokenizer, options.seed)
+        if options.init:
+            self.model.load_state_dict(load_file(options.init / "model.safetensors"), strict=False)
+        self.model.to(device)
         self.config = self.model.config
-        wrap = torch.compile if options.compile else (lambda piece: piece)
-        self.forward = FastForward(self.config, wrap)
+        self._plain_forward = FastForward(self.config)
+        self._forward = FastForward(self.config, _compiled) if options.compile else self._plain_forward
         named = {name: value for name, value in self.model.named_parameters() if name != "lm_head.weight"}
         width = 3 * self.config.text_config.hidden_size
         self.cell_head = torch.nn.Linear(width, len(SPRITES) + 1).to(device)
@@ -75,20 +85,11 @@ class Trainer:
         self._copies = [value.detach().to(dtype, copy=True).requires_grad_() for value in self._masters]
         for value in self._masters:
             value.grad = torch.zeros_like(value)
-        self._build_optimizers(named)
+        decayed = [value for value in self._masters if value.ndim > 1]
+        plain = [value for value in self._masters if value.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=device == "cuda")
         self.tables = {size: grid_tables(self.config, *size, device) for size in SIZES}
-
-    def _build_optimizers(self, named: dict[str, torch.nn.Parameter]) -> None:
-        inside = ("blocks.", "layers.", "merger")
-        matrices = [value for name, value in named.items() if value.ndim == 2 and any(part in name for part in inside)]
-        use_muon = self.options.optimizer == "muon"
-        chosen = {id(value) for value in matrices} if use_muon else set()
-        rest = [value for value in self._masters if id(value) not in chosen]
-        decay = [value for value in rest if value.ndim > 1]
-        plain = [value for value in rest if value.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=self.device == "cuda")
-        self._muon = Muon(matrices, momentum=0.95, weight_decay=0.05) if use_muon else None
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -99,11 +100,17 @@ class Trainer:
         """Mean caption loss per token and mean loss of the cell head."""
         rows, sequences, cells = batch
         p, tables = self.parameters, self.tables[size]
-        pooled, levels = self.forward.vision(p, rows, tables)
-        logits = self.forward.text(p, sequences, pooled, levels, tables.merged)
+        pooled, levels = self._forward.vision(p, rows, tables)
+        logits = self._forward.text(p, sequences, pooled, levels, tables.merged)
         caption = functional.cross_entropy(logits.float().flatten(0, 1), sequences.target.flatten())
         cell_logits = functional.linear(torch.cat(levels, -1), *self._copies[-2:])
         return caption, functional.cross_entropy(cell_logits.float().flatten(0, 1), cells.flatten())
+
+    def warm_up(self, pictures: Pictures) -> None:
+        """Compile the pieces for every size, before the clock of the schedule starts."""
+        for size in SIZES:
+            caption, cell = self.losses(pictures.batch(self.options.batch, size), size)
+            torch.autograd.grad(caption + cell, self._copies)
 
     def step(self, batch: tuple, size: tuple[int, int], learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One update; returns the two losses, still on the device."""
@@ -111,11 +118,9 @@ class Trainer:
         gradients = torch.autograd.grad(caption + self.options.cell_weight * cell, self._copies)
         torch._foreach_copy_([value.grad for value in self._masters], list(gradients))
         torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
-        for group in self._adamw.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._adamw.step()
-        if self._muon:
-            self._muon.step(learning_rate)
+        self._optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self._copies, self._masters)
         return caption.detach(), cell.detach()
@@ -127,8 +132,8 @@ class Trainer:
         for start in range(0, num, 256):
             size = SIZES[start // 256 % len(SIZES)]
             rows, sequences, _ = pictures.batch(min(256, num), size, default_prompt=True)
-            pooled, levels = self.forward.vision(self.parameters, rows, self.tables[size])
-            logits = self.forward.text(self.parameters, sequences, pooled, levels, self.tables[size].merged)
+            pooled, levels = self._plain_forward.vision(self.parameters, rows, self.tables[size])
+            logits = self._plain_forward.text(self.parameters, sequences, pooled, levels, self.tables[size].merged)
             wanted = sequences.target >= 0
             fine = ((logits.argmax(-1) == sequences.target) | ~wanted).all(1) & wanted.any(1)
             right, total = right + int(fine.sum()), total + int(wanted.any(1).sum())
@@ -152,6 +157,7 @@ def train(options: argparse.Namespace) -> None:
     pictures = Pictures("train", builder, options.seed, device)
     sizes = random.Random(options.seed)
     log = (options.out / "log.jsonl").open("w")
+    trainer.warm_up(pictures)
     began = last = time.monotonic()
     best, last_step, step = -1.0, 0, 0
     while (rate := learning_rate(options, step, time.monotonic() - began)) is not None:
@@ -183,13 +189,13 @@ def parse_options() -> argparse.Namespace:
     """Command line; the defaults are the recipe of the shipped checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the log and the checkpoint")
-    parser.add_argument("--minutes", type=float, default=15.0, help="time limit; the schedule adapts to it")
-    parser.add_argument("--steps", type=int, default=20_000, help="planned number of updates")
+    parser.add_argument("--minutes", type=float, default=12.5, help="time limit; the schedule adapts to it")
+    parser.add_argument("--steps", type=int, default=7200, help="planned number of updates")
     parser.add_argument("--batch", type=int, default=512, help="pictures per update")
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300, help="updates of linear warm-up")
     parser.add_argument("--cell-weight", type=float, default=0.3, help="weight of the helper loss on sprite cells")
+    parser.add_argument("--init", type=Path, help="checkpoint directory to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--eval-every", type=int, default=500)
