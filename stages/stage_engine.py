@@ -1,7 +1,7 @@
 """What one envelope does to a stage, and what the stage sends on. Synchronous; lives on the compute thread.
 
 envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
-              │         │                  │         │     └─► Answer: to the conductor (last stage, or nothing left)
+              │         │                  │         │     └─► Answer: to the conductor (end of the route, or nothing left)
               └─────────┴── Answer with    └────┬────┘
                   a failure of the whole        sessions that cannot go on are left out and listed in `failures`
 """
@@ -192,7 +192,7 @@ class StageEngine:
         opened = [(opening, tokens) for opening, tokens in opened if opening.session not in failed]
         timings = (*envelope.timings, self._timing(work, started))
         all_failures = (*envelope.failures, *failures)
-        if self.facts.is_last or not (output.segments or opened or envelope.closes):
+        if len(envelope.route) == 1 or not (output.segments or opened or envelope.closes):
             result = _result(envelope, self.facts)
             return Answer(
                 envelope.reply,

@@ -151,6 +151,16 @@ def test_closes_free_every_stage_even_without_segments() -> None:
     assert [engine.num_sessions for engine in chain.engines] == [0, 0]
 
 
+def test_closes_for_one_stage_alone_are_answered_by_it() -> None:
+    chain = Chain()
+    prefill(chain)
+    lone = chain.envelope(route=(work_subject("stage-0"),), closes=(SessionClose(session="a", attempt=1),))
+    outcome = chain.step(0, lone, {})
+    assert isinstance(outcome, Answer)
+    assert (outcome.result.worker, outcome.result.failure) == ("stage-0", None)
+    assert [engine.num_sessions for engine in chain.engines] == [0, 1]
+
+
 def test_one_session_that_cannot_go_on_leaves_its_neighbours_alone() -> None:
     chain = Chain()
     prefill(chain, "a")
