@@ -1,7 +1,10 @@
 import asyncio
+import contextlib
+import random
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker_pipeline import redis_keys
@@ -400,3 +403,44 @@ async def test_committing_a_microbatch_takes_one_command(store: JobStore, redis:
     assert all(await store.commit(commits))
     after = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
     assert after - before == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_each_job_stands_in_one_place_and_is_counted_there(
+    store: JobStore, redis: RedisClient, namespace: str, seed: int
+) -> None:
+    """Random calls, repeated and out of order, from clients that know nothing of each other."""
+    chance = random.Random(seed)
+    specs = [make_spec() for _ in range(6)]
+
+    async def act() -> None:
+        spec = chance.choice(specs)
+        attempt = chance.randrange(1, 4)
+        start = chance.randrange(3)
+        await chance.choice(
+            [
+                lambda: store.create(spec, chance.choice([None, "key"])),
+                lambda: store.begin_attempt(spec),
+                lambda: store.commit([TokenCommit(spec.job_id, attempt, start, entries(start))]),
+                lambda: store.finish(spec.job_id, attempt, "succeeded", RESULT),
+                lambda: store.finish(spec.job_id, attempt, "failed", error=FAILURE),
+                lambda: store.discard(spec.job_id),
+            ]
+        )()
+
+    for _ in range(60):
+        await asyncio.gather(*(act() for _ in range(4)))
+    statuses = {}
+    for spec in specs:
+        with contextlib.suppress(JobNotFoundError):
+            statuses[spec.job_id] = (await store.get(spec.job_id)).status
+            assert [entry.token_id for entry in await store.tokens(spec.job_id)] in [[], [0], [0, 1], [0, 1, 2]]
+    listed = {
+        record.job_id: status
+        for status in ("queued", "running", "succeeded", "failed", "cancelled")
+        for record in (await store.list(status=status)).records
+    }
+    assert listed == statuses
+    assert {record.job_id for record in (await store.list()).records} == statuses.keys()
+    counted = msgspec.structs.asdict(await store.counts())
+    assert counted == {status: list(statuses.values()).count(status) for status in counted}
