@@ -1,9 +1,9 @@
 """What one envelope does to a stage, and what the stage sends on. Synchronous; lives on the compute thread.
 
-envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
-                  │         │                  │         │     └─► Answer: to the conductor (route ends, or nothing left)
-              └─────────┴── Answer with    └────┬────┘
-                  a failure of the whole        sessions that cannot go on are left out and listed in `failures`
+    envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
+                  │        │                   │        │      └─► Answer: the route ends here, or nothing is left
+                  └────────┴─► Answer with     └───┬────┘
+                      a failure of the whole       sessions that cannot go on are left out and listed in `failures`
 """
 
 from __future__ import annotations
