@@ -9,17 +9,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
 from gateway import events, health, jobs_routes, status_routes
 from gateway.errors_http import answer_errors
-from gateway.observe import METRICS, observe
+from gateway.observe import observe
 from gateway.settings import GatewaySettings
 from gateway.wiring import GATEWAY, Gateway, open_gateway
 
 _KEEPALIVE_S = 75.0
+_CLOSE_S = 0.5
+
+log = structlog.get_logger()
 
 
 def all_routes() -> list[web.RouteDef]:
@@ -31,7 +35,6 @@ def build_app(gateway: Gateway) -> web.Application:
     """Make the application around a gateway's parts."""
     app = web.Application(middlewares=[observe, answer_errors], client_max_size=gateway.settings.limits.max_body_bytes)
     app[GATEWAY] = gateway
-    app[METRICS] = gateway.metrics
     app.add_routes(all_routes())
     return app
 
@@ -44,13 +47,16 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
         build_app(gateway),
         access_log=None,
         keepalive_timeout=_KEEPALIVE_S,
-        shutdown_timeout=settings.common.drain_s,
+        shutdown_timeout=_CLOSE_S,
     )
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port)
         await _start(site, settings)
         yield _url(runner)
+        await site.stop()
+        if not await gateway.in_flight.drained(max(0.0, settings.common.drain_s - 2 * _CLOSE_S)):
+            log.warning("requests_cut_short", num_requests=gateway.in_flight.num_requests)
     finally:
         await runner.cleanup()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from broker_pipeline.status import ConductorStatus
 from gateway.schemas import StatusBody
 
 _PREFIX = "broker_pipeline"
@@ -44,6 +45,9 @@ class Metrics:
         self.jobs = Gauge(
             f"{_PREFIX}_jobs", "Jobs by status; finished ones since Redis began.", ["status"], registry=registry
         )
+        self.routes = Gauge(f"{_PREFIX}_routes", "Chains of stages that hold the whole model.", registry=registry)
+        self.token_rate = Gauge(f"{_PREFIX}_tokens_per_second", "Tokens sampled, lately.", registry=registry)
+        self.caption_rate = Gauge(f"{_PREFIX}_captions_per_second", "Jobs that succeeded, lately.", registry=registry)
         self.workers = Gauge(f"{_PREFIX}_workers", "Live workers.", ["role", "state"], registry=registry)
 
     def show(self, status: StatusBody) -> None:
@@ -56,6 +60,13 @@ class Metrics:
         self.workers.clear()
         for worker in status.workers:
             self.workers.labels(worker.role, worker.state).inc()
+
+        self._show_conductor(status.conductor)
+
+    def _show_conductor(self, conductor: ConductorStatus | None) -> None:
+        self.routes.set(len(conductor.routes) if conductor else 0)
+        self.token_rate.set(conductor.tokens_per_s if conductor else 0.0)
+        self.caption_rate.set(conductor.captions_per_s if conductor else 0.0)
 
     def text(self) -> bytes:
         """Return everything in Prometheus's text format."""

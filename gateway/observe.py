@@ -8,12 +8,11 @@ import structlog
 from aiohttp import web
 
 from gateway.errors_http import Handler
-from gateway.metrics import Metrics
 from gateway.request_facts import HEADER, RequestFacts, begin
+from gateway.wiring import GATEWAY
 
 log = structlog.get_logger()
 
-METRICS = web.AppKey("metrics", Metrics)
 _QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -22,16 +21,20 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Stand outside of everything else and see what comes of a request."""
     started = time.monotonic()
     facts = begin(request)
-    response = await handler(request)
+    gateway = request.app[GATEWAY]
+    with gateway.in_flight.request():
+        response = await handler(request)
     if not response.prepared:
         response.headers[HEADER] = facts.name
+        if gateway.stopping.is_set():
+            response.force_close()
     _count(request, facts, response.status, time.monotonic() - started)
     return response
 
 
 def _count(request: web.Request, facts: RequestFacts, status: int, seconds: float) -> None:
     route = _route(request)
-    metrics = request.app[METRICS]
+    metrics = request.app[GATEWAY].metrics
     metrics.requests.labels(request.method, route, status).inc()
     if facts.is_timed:
         metrics.request_seconds.labels(route).observe(seconds)

@@ -36,17 +36,16 @@ async def read_status(gateway: Gateway) -> StatusBody:
 
 
 async def read_readiness(gateway: Gateway) -> Readiness:
-    """Check NATS, Redis and that the conductor has a route."""
+    """Check NATS, Redis, and that the conductor has a route and a vision worker."""
     checks = {
         "gateway": "stopping" if gateway.stopping.is_set() else OK,
         "nats": await _check_nats(gateway),
         "redis": OK,
-        "route": OK,
     }
     try:
-        checks["route"] = _check_route(await conductor_status(gateway))
+        checks |= _check_pipeline(await conductor_status(gateway))
     except StateError as error:
-        checks["redis"], checks["route"] = error.message, "unknown"
+        checks |= {"redis": error.message, "route": "unknown", "vision": "unknown"}
     return Readiness(ready=all(check == OK for check in checks.values()), checks=checks)
 
 
@@ -60,7 +59,10 @@ async def _check_nats(gateway: Gateway) -> str:
     return OK
 
 
-def _check_route(status: ConductorStatus | None) -> str:
+def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:
     if status is None:
-        return "no conductor is active"
-    return OK if status.routes else "no route covers all blocks of the model"
+        return {"route": "no conductor is active", "vision": "unknown"}
+    missing = ", ".join(f"{blocks.start} to {blocks.stop - 1}" for blocks in status.missing_blocks)
+    no_route = f"no ready stage holds blocks {missing}" if missing else "the ready stages' blocks do not fit together"
+    has_vision = any(worker.state == "ready" for worker in status.vision)
+    return {"route": OK if status.routes else no_route, "vision": OK if has_vision else "no vision worker is ready"}

@@ -15,6 +15,7 @@ from broker_pipeline.redis_client import RedisClient, open_redis
 from broker_pipeline.registry import WorkerRegistry
 from broker_pipeline.transport import Transport
 from gateway.fetch import ImageFetcher
+from gateway.in_flight import InFlight
 from gateway.intake import Intake
 from gateway.job_service import JobService
 from gateway.job_watch import JobWatch
@@ -38,6 +39,7 @@ class Gateway:
     watch: JobWatch
     intake: Intake
     metrics: Metrics
+    in_flight: InFlight
     stopping: asyncio.Event
 
 
@@ -72,5 +74,6 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             ),
             intake=Intake(PictureLoader(fetcher, settings.limits), settings.limits),
             metrics=Metrics(),
+            in_flight=InFlight(),
             stopping=stopping,
         )
