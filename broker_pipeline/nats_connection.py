@@ -86,7 +86,7 @@ class NatsConnection:
         the server is not connected. That this returns does not mean that the server has the message.
         """
         if self.client.pending_data_size > MAX_UNSENT_BYTES:
-            await self.barrier()
+            await self._make_room(subject)
         size = len(payload) + _header_bytes(headers)
         if size > self.max_payload:
             raise PayloadTooLargeError(
@@ -120,14 +120,9 @@ class NatsConnection:
 
         Outlasts a reconnect (subscriptions are made again with it, messages in flight are not).
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not await self._echo():
-                    pass
-        except TimeoutError as error:
-            raise TransportError(
-                f"{self.name}: the server has not taken what was sent within {timeout_s:g} s"
-            ) from error
+        async with self._patience(timeout_s):
+            while not await self._echo():
+                pass
 
     def on_lost(self, listener: OnLost) -> Callable[[], None]:
         """Call `listener` whenever the connection is lost; returns what takes it off the list."""
@@ -139,6 +134,22 @@ class NatsConnection:
         self._reconnect_listeners.append(listener)
 
     # --- the echo ---
+
+    async def _make_room(self, subject: str) -> None:
+        """Wait until the server has taken what is unsent; a sender that waits must learn when that is lost."""
+        async with self._patience(BARRIER_TIMEOUT_S):
+            if not self.is_connected or not await self._echo():
+                raise self._not_sent(subject, nats.errors.OutboundBufferLimitError())
+
+    @asynccontextmanager
+    async def _patience(self, timeout_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as error:
+            raise TransportError(
+                f"{self.name}: the server has not taken what was sent within {timeout_s:g} s"
+            ) from error
 
     async def _echo(self) -> bool:
         """Send a message to ourselves; return whether it came back (False: the connection was lost meanwhile)."""

@@ -33,14 +33,21 @@ _NATS_LIMIT_BYTES = 256 * 2**20
 
 
 @dataclass(slots=True)
+class Waiting:
+    """Requests without answer. Both inboxes share it: an answer takes the connection that its size asks for."""
+
+    futures: dict[str, asyncio.Future[WireMessage]] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+
+@dataclass(slots=True)
 class ReplyInbox:
     """Answers that come over one connection: each to a subject of its own below one subscription."""
 
     connection: NatsConnection
     root: str
     assembler: Assembler
-    _waiting: dict[str, asyncio.Future[WireMessage]] = field(default_factory=dict)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    waiting: Waiting
 
     async def open(self) -> None:
         """Subscribe; returns when answers are sure to arrive."""
@@ -52,19 +59,19 @@ class ReplyInbox:
     @contextmanager
     def expect(self) -> Iterator[tuple[str, asyncio.Future[WireMessage]]]:
         """Give a subject for one answer, and the future that it arrives in."""
-        token = str(next(self._numbers))
-        future = self._waiting[token] = asyncio.get_running_loop().create_future()
+        token = str(next(self.waiting.numbers))
+        future = self.waiting.futures[token] = asyncio.get_running_loop().create_future()
         try:
             yield f"{self.root}.{token}", future
         finally:
-            del self._waiting[token]
+            del self.waiting.futures[token]
             if future.done() and not future.cancelled():
                 future.exception()  # seen, even where the caller was cancelled meanwhile
 
     async def on_message(self, msg: Msg) -> None:
         """Take one NATS message: an answer, a part of one, a failure, or the server's word that nobody listens."""
         token = msg.subject.rpartition(".")[2]
-        future = self._waiting.get(token)
+        future = self.waiting.futures.get(token)
         if future is None or future.done():
             log.debug("late_answer", subject=msg.subject)
             return
@@ -99,12 +106,12 @@ class ReplyInbox:
 
     def fail(self, error: TransportError) -> None:
         """Let everybody who waits know that no answer can come any more."""
-        for future in self._waiting.values():
+        for future in self.waiting.futures.values():
             if not future.done():
                 future.set_exception(error)
 
     def _give_up(self, subject: str, error: ContractError) -> None:
-        future = self._waiting.get(subject.rpartition(".")[2])
+        future = self.waiting.futures.get(subject.rpartition(".")[2])
         if future is not None and not future.done():
             future.set_exception(error)
 

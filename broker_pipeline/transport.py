@@ -37,7 +37,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.nats_connection import NatsConnection, open_connection
 from broker_pipeline.parts import Assembler, SizeRules, WireMessage, cut
-from broker_pipeline.reply_inbox import FAILURE_HEADER, ReplyInbox
+from broker_pipeline.reply_inbox import FAILURE_HEADER, ReplyInbox, Waiting
 from broker_pipeline.subjects import bulk
 from broker_pipeline.subscription import OnMalformed, Received, Subscription
 from broker_pipeline.wire_tensor import WireTensor
@@ -131,6 +131,7 @@ class Transport:
         cannot be read, and what `publish` raises.
         """
         frame = encode(body, tensors)
+        # That nobody listens, the server says only to an inbox on the connection that the request came over.
         inbox = self._inboxes[self._takes_bulk(frame)]
         with inbox.expect() as (reply, answer):
             try:
@@ -253,14 +254,14 @@ class Transport:
     # --- life ---
 
     async def _open_inboxes(self) -> None:
-        small, large = self.connections
-        self._inboxes = (
-            ReplyInbox(small, f"{small.inbox}.reply", Assembler(max_message_bytes=self.max_message_bytes)),
-            ReplyInbox(large, bulk(f"{large.inbox}.reply"), Assembler(max_message_bytes=self.max_message_bytes)),
+        root, waiting = f"{self._small.inbox}.reply", Waiting()
+        self._inboxes = tuple(
+            ReplyInbox(connection, subject, Assembler(max_message_bytes=self.max_message_bytes), waiting)
+            for connection, subject in ((self._small, root), (self._bulk, bulk(root)))
         )
         for inbox in self._inboxes:
             await inbox.open()
-        large.on_lost(self._on_bulk_lost)
+        self._bulk.on_lost(self._on_bulk_lost)
 
     def _all_receivers(self) -> tuple[ReplyInbox | Subscription[Any], ...]:
         return (*self._inboxes, *self._receivers)

@@ -116,6 +116,21 @@ async def test_payloads_of_every_size_in_both_directions(transport: Transport, n
     assert answer.tensors["hidden"].data == tensors["hidden"].data
 
 
+@pytest.mark.parametrize("ask_bytes", [0, 64 * 1024 + 4, 3 * MIB])
+@pytest.mark.parametrize("answer_bytes", [0, 64 * 1024 + 4, 3 * MIB])
+async def test_an_answer_may_be_of_another_size_than_its_request(
+    transport: Transport, namespace: str, ask_bytes: int, answer_bytes: int
+) -> None:
+    async def answer() -> None:
+        received = await anext(messages)
+        await received.respond(Note(number=received.tensors["hidden"].data.nbytes), floats(answer_bytes))
+
+    async with transport.subscribe(f"{namespace}.a", Note) as messages, asyncio.TaskGroup() as group:
+        group.create_task(answer())
+        got = await transport.request(f"{namespace}.a", Note(), floats(ask_bytes), reply_type=Note, timeout_s=10)
+    assert (got.body.number, got.tensors["hidden"].data.nbytes) == (ask_bytes, answer_bytes)
+
+
 @pytest.mark.parametrize("num_characters", [1, 16 * 1024 - 40, 16 * 1024, 70_000, MIB, MAX_PAYLOAD + 1])
 async def test_bodies_of_every_size_in_both_directions(
     transport: Transport, namespace: str, num_characters: int
@@ -219,7 +234,7 @@ async def test_an_answer_that_does_not_come(transport: Transport, namespace: str
             await transport.request(f"{namespace}.silent", Note(), reply_type=Note, timeout_s=0.2)
         late = await next_of(messages)
         await late.respond(Note(number=1))  # nobody waits any more, and nothing breaks
-        assert not transport._inboxes[0]._waiting
+        assert not transport._inboxes[0].waiting.futures
 
 
 async def test_a_refusal_is_raised_where_the_request_was_made(transport: Transport, namespace: str) -> None:
@@ -431,7 +446,9 @@ async def test_a_fast_sender_is_slowed_down_and_keeps_little(nats_url: str, name
 
 async def test_no_server_there() -> None:
     started = time.monotonic()
-    with pytest.raises(TransportError, match=r"no NATS server at nats://127\.0\.0\.1:1 .*Connect call failed") as failure:
+    with pytest.raises(
+        TransportError, match=r"no NATS server at nats://127\.0\.0\.1:1 .*Connect call failed"
+    ) as failure:
         async with Transport.open("nats://user:secret@127.0.0.1:1", name="test", connect_timeout_s=0.5):
             pass
     assert "secret" not in str(failure.value)
