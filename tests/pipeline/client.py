@@ -1,0 +1,98 @@
+"""What tests do to a running pipeline: submit, wait, read tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from broker_pipeline.errors import StateError
+from broker_pipeline.job_store import JobStore
+from broker_pipeline.local import LocalCluster
+from broker_pipeline.messages import FINAL_STATUSES, JobRecord
+from broker_pipeline.redis_client import open_redis
+
+GREEDY = {"temperature": 0.0}
+PROMPT = "Describe this picture in one sentence."
+
+
+class PipelineClient:
+    """Speaks HTTP to the gateway, and reads committed tokens from Redis as a gateway would."""
+
+    def __init__(self, cluster: LocalCluster, http: aiohttp.ClientSession) -> None:
+        self.cluster = cluster
+        self._http = http
+
+    async def submit(self, *pictures: bytes, prompt: str = PROMPT, max_tokens: int = 12, **sampling: Any) -> str:
+        """Submit a job whose pictures stand before the prompt; greedy unless told otherwise."""
+        content: list[dict[str, str]] = [{"type": "image", "url": _data_url(picture)} for picture in pictures]
+        content.append({"type": "text", "text": prompt})
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "sampling": {**GREEDY, "max_tokens": max_tokens, **sampling},
+        }
+        async with self._http.post(f"{self.cluster.gateway_url}/v1/jobs", json=body) as answer:
+            said = await answer.json()
+            assert answer.status < 300, said
+            return str(said["job_id"])
+
+    async def wait(self, job_ids: Sequence[str], timeout_s: float = 60.0) -> list[JobRecord]:
+        """Return the records of finished jobs, in order; outages of Redis are sat out."""
+        deadline = time.monotonic() + timeout_s
+        done: dict[str, JobRecord] = {}
+        while len(done) < len(job_ids):
+            for record in await self.records([job_id for job_id in job_ids if job_id not in done]):
+                if record.status in FINAL_STATUSES:
+                    done[record.job_id] = record
+            if time.monotonic() > deadline:
+                left = [job_id for job_id in job_ids if job_id not in done]
+                raise TimeoutError(f"{len(left)} of {len(job_ids)} jobs are unfinished after {timeout_s} s: {left[:5]}")
+            await asyncio.sleep(0.05)
+        return [done[job_id] for job_id in job_ids]
+
+    async def records(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Return jobs as Redis knows them; nothing while it is away."""
+        try:
+            async with self._store() as store:
+                return [await store.get(job_id) for job_id in job_ids]
+        except StateError:
+            return []
+
+    async def run(self, job_ids: Sequence[str], timeout_s: float = 60.0) -> list[list[int]]:
+        """Wait for jobs that must succeed and return their tokens."""
+        for record in await self.wait(job_ids, timeout_s):
+            assert record.status == "succeeded", record
+        return [await self.tokens(job_id) for job_id in job_ids]
+
+    async def tokens(self, job_id: str) -> list[int]:
+        """Return the ids of a job's committed tokens."""
+        async with self._store() as store:
+            return [entry.token_id for entry in await store.tokens(job_id)]
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many jobs have ended in each way, by the counters that every finish raises once."""
+        async with self._store() as store:
+            counts = await store.counts()
+        return {name: getattr(counts, name) for name in counts.__struct_fields__}
+
+    @asynccontextmanager
+    async def _store(self) -> AsyncIterator[JobStore]:
+        async with open_redis(self.cluster.redis_url, timeout_s=2.0) as redis:
+            yield JobStore(redis, self.cluster.settings.namespace)
+
+
+@asynccontextmanager
+async def client_of(cluster: LocalCluster) -> AsyncIterator[PipelineClient]:
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        yield PipelineClient(cluster, http)
+
+
+def _data_url(content: bytes) -> str:
+    kind = "jpeg" if content.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

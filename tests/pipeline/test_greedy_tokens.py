@@ -1,0 +1,41 @@
+"""The running pipeline says what transformers says: dense and MoE, several cuts, many jobs at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.parity.oracle import Variant
+from tests.pictures import picture
+from tests.pipeline.client import client_of
+from tests.pipeline.clusters import DENSE, MOE, tiny_cluster
+from tests.pipeline.reference import reference_tokens
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+NUM_JOBS = 8
+MAX_TOKENS = 16
+
+JOBS = [
+    ((picture(1),), "Describe this picture in one sentence."),
+    ((picture(2, 200, 80),), "What is in the middle of it?"),
+    ((picture(3, 64, 64), picture(4, 120, 90)), "What is different between the two?"),
+    ((), "Tell me a story about a lighthouse and its keeper, and leave nothing out."),
+    ((picture(5, 256, 256),), "Hm?"),
+    ((picture(6, 300, 100, "JPEG"),), "Is this a photograph? " * 12),
+    ((picture(7),) * 3, "Count."),
+    ((picture(1),), "Describe this picture in one sentence, again."),
+]
+
+
+@pytest.mark.parametrize("cut", ["1", "2,4", "1,2,3"])
+@pytest.mark.parametrize("variant", [DENSE, MOE], ids=str)
+async def test_tokens_equal_those_of_transformers(tmp_path: Path, variant: Variant, cut: str) -> None:
+    expected = [reference_tokens(variant, pictures, prompt, MAX_TOKENS) for pictures, prompt in JOBS]
+    assert len({tuple(tokens) for tokens in expected}) == NUM_JOBS, "the jobs are to be told apart"
+    async with tiny_cluster(tmp_path / "run", variant, cut) as cluster, client_of(cluster) as client:
+        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS)
+        job_ids = await asyncio.gather(*submissions)
+        assert await client.run(job_ids) == expected
