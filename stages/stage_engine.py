@@ -1,9 +1,9 @@
 """What one envelope does to a stage, and what the stage sends on. Synchronous; lives on the compute thread.
 
-    envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
-                  │        │                   │        │      └─► Answer: the route ends here, or nothing is left
-                  └────────┴─► Answer with     └───┬────┘
-                      a failure of the whole       sessions that cannot go on are left out and listed in `failures`
+envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
+              │        │                   │        │      └─► Answer: the route ends here, or nothing is left
+              └────────┴─► Answer with     └───┬────┘
+                  a failure of the whole       sessions that cannot go on are left out and listed in `failures`
 """
 
 from __future__ import annotations
@@ -103,15 +103,21 @@ class StageEngine:
     def step(self, work: StageWork) -> Forward | Answer | None:
         """Do what an envelope asks; None for a repeat, which was answered before.
 
-        Every error that concerns the whole microbatch comes back as an `Answer`; nothing is raised but bugs of the
-        engine itself.
+        Every error that concerns the whole microbatch comes back as an `Answer`: nothing is raised, since a bug that
+        one input meets must not take down the sessions of all others.
         """
         started = self._clock()
         try:
             return self._step(work, started)
-        except PipelineError as error:
+        except PipelineError as known:
+            error: PipelineError = known
             log.warning("microbatch_failed", microbatch=work.envelope.microbatch, code=error.code, reason=error.message)
-            return refusal(work.envelope, self.facts, error, self._timing(work, started))
+        except Exception as bug:
+            error = ComputeError(f"microbatch {work.envelope.microbatch} crashed: {bug!r}")
+            log.exception("microbatch_crashed", microbatch=work.envelope.microbatch)
+        if isinstance(error, ComputeError):
+            self.is_device_lost = not is_alive(self._compute.device)
+        return refusal(work.envelope, self.facts, error, self._timing(work, started))
 
     def _step(self, work: StageWork, started: float) -> Forward | Answer | None:
         envelope = work.envelope
@@ -125,7 +131,7 @@ class StageEngine:
                 f"microbatch {envelope.microbatch} had {envelope.budget_s:.3f} s left and waited {waited_s:.3f} s"
             )
         opened, failures = self._open(envelope, work.tensors.history)
-        output = self._run(_without(envelope.segments, work.tensors, failures, is_first=self.facts.is_first))
+        output = self._compute.run(_without(envelope.segments, work.tensors, failures, is_first=self.facts.is_first))
         if self._is_repeat(envelope, output, failures):
             log.info("microbatch_repeated", microbatch=envelope.microbatch)
             return None
@@ -153,19 +159,6 @@ class StageEngine:
             else:
                 opened.append((opening, tokens))
         return opened, failures
-
-    def _run(self, batch: Microbatch) -> StageOutput:
-        try:
-            return self._compute.run(batch)
-        except ComputeError:
-            self.is_device_lost = not is_alive(self._compute.device)
-            raise
-        except PipelineError:
-            raise
-        except Exception as error:
-            # A bug met by one input must not take down the sessions of all others; it is answered, and logged whole.
-            log.exception("compute_crashed", num_tokens=batch.num_tokens)
-            raise ComputeError(f"the computation of {batch.num_tokens} tokens crashed: {error!r}") from error
 
     @staticmethod
     def _is_repeat(envelope: Envelope, output: StageOutput, failures: list[SessionFailure]) -> bool:
