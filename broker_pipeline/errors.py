@@ -6,7 +6,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── ConfigurationError            a flag, environment variable or file is wrong
     ├── InvalidRequestError           a request is wrong; `field` names where
     │   ├── PromptTooLongError
-    │   ├── BodyTooLargeError
+    │   ├── BodyTooLargeError, BodyTooSlowError
     │   ├── IdempotencyConflictError  the key was used before, for something else
     │   └── MediaError                an image or video cannot be used
     │       ├── NotAnImageError, TruncatedImageError, ImageTooLargeError, ImageShapeError
@@ -96,6 +96,13 @@ class BodyTooLargeError(InvalidRequestError):
     """A request body exceeds the gateway's limit."""
 
     code = "body_too_large"
+
+
+class BodyTooSlowError(InvalidRequestError):
+    """A request body did not arrive in time."""
+
+    code = "body_too_slow"
+    retryable = True
 
 
 class IdempotencyConflictError(InvalidRequestError):

@@ -16,6 +16,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
 from gateway import events, health, jobs_routes, status_routes
 from gateway.errors_http import answer_errors
+from gateway.housekeeping import keep_house
 from gateway.observe import observe
 from gateway.settings import GatewaySettings
 from gateway.wiring import GATEWAY, Gateway, open_gateway
@@ -71,9 +72,13 @@ async def serve(context: ServiceContext, settings: GatewaySettings) -> None:
 async def _until_stopped(gateway: Gateway) -> None:
     """Wait for the wish to stop; raises `TransportError` when the broker is lost for good."""
     async with asyncio.TaskGroup() as group:
-        failed = group.create_task(gateway.transport.wait_failed())
+        beside = (
+            group.create_task(gateway.transport.wait_failed()),
+            group.create_task(keep_house(gateway.store, gateway.media)),
+        )
         await gateway.stopping.wait()
-        failed.cancel()
+        for task in beside:
+            task.cancel()
 
 
 async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:

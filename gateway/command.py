@@ -30,6 +30,7 @@ _POSITIVE = click.IntRange(min=1)
 @option("--max-image-megapixels", default=100, type=_POSITIVE, help="Largest image, in millions of pixels.")
 @option("--max-images", default=64, type=_POSITIVE, help="Most images and video frames of one job.")
 @option("--max-uploads", default=16, type=_POSITIVE, help="Request bodies held in memory at the same time.")
+@option("--upload-timeout-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="For a body to arrive.")
 @option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
 @option("--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="For one image URL.")
 @option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")
@@ -65,7 +66,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         "max_body_bytes": rest["max_body_mb"] * MIB,
         "max_image_bytes": rest["max_image_mb"] * MIB,
         "max_image_pixels": rest["max_image_megapixels"] * 1_000_000,
-        **{name: rest[name] for name in ("max_images", "max_uploads", "max_streams")},
+        **{name: rest[name] for name in ("max_images", "max_uploads", "max_streams", "upload_timeout_s")},
     }
     fetch = {
         "timeout_s": rest["fetch_timeout_s"],

@@ -14,6 +14,7 @@ from aiohttp import ClientPayloadError, web
 
 from broker_pipeline.errors import (
     BodyTooLargeError,
+    BodyTooSlowError,
     DeadlineExceededError,
     Failure,
     IdempotencyConflictError,
@@ -39,6 +40,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # The first class that fits decides, so the narrower ones stand first.
 STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (BodyTooLargeError, 413),
+    (BodyTooSlowError, 408),
     (MediaTooLargeError, 413),
     (IdempotencyConflictError, 409),
     (MediaError, 422),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from broker_pipeline.errors import InvalidRequestError, QueueFullError
+from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
 from gateway.body import check_announced_length, read_body
 from gateway.job_plan import JobPlan, Source, plan_job
 from gateway.multipart import job_request, read_form
@@ -66,7 +66,11 @@ class Intake:
         """Read, check and fetch everything that `request` brings and names. Call it inside a `turn`."""
         key = idempotency_key(request)
         check_announced_length(request, self._limits.max_body_bytes)
-        job, images = await self._parse(request)
+        try:
+            async with asyncio.timeout(self._limits.upload_timeout_s):
+                job, images = await self._parse(request)
+        except TimeoutError as error:
+            raise BodyTooSlowError(f"the body did not arrive within {self._limits.upload_timeout_s:g} s") from error
         plan = plan_job(job, images, max_images=self._limits.max_images)
         return Submission(plan, tuple(await self._pictures.load(plan.sources)), key)
 

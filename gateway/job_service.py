@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import IdempotencyConflictError, StateError, TransportError
+from broker_pipeline.errors import IdempotencyConflictError, RequestTimeoutError, StateError, TransportError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.jobs import JobQueue
@@ -75,7 +75,7 @@ class JobService:
             spec = _spec(job_id, submission.plan, refs)
             record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
-                await self._queue.publish(spec)
+                await self._publish(spec)
                 log.info("job_accepted", job=job_id, num_images=len(refs))
                 return Accepted(record, is_repeat=False)
         except BaseException:
@@ -112,9 +112,16 @@ class JobService:
                 f"this key belongs to job {record.job_id}, which was another request", field="Idempotency-Key"
             )
         if record.status == "queued":
-            await self._queue.publish(spec)
+            await self._publish(spec)
         log.info("job_repeated", job=record.job_id, status=record.status)
         return Accepted(record, is_repeat=True)
+
+    async def _publish(self, spec: JobSpec) -> None:
+        """Queue a job; asks once more where it is unknown whether the first message arrived. The queue keeps one."""
+        try:
+            await self._queue.publish(spec)
+        except RequestTimeoutError:
+            await self._queue.publish(spec)
 
     async def _undo(self, job_id: str, refs: Sequence[MediaRef]) -> None:
         """Forget a job that was not accepted; what cannot be forgotten now, the stores' own sweeps will find."""

@@ -43,6 +43,7 @@ _STRUCTS: tuple[type[msgspec.Struct], ...] = (
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
     404: "No such job.",
+    408: "The body did not arrive in time.",
     409: "The idempotency key belongs to another request.",
     413: "The body or a file is too large.",
     422: "An image cannot be used.",
@@ -73,7 +74,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "submitJob",
         "Submit a job.",
         {202: JobRecord},
-        errors=(400, 409, 413, 422, 429, 503),
+        errors=(400, 408, 409, 413, 422, 429, 503),
         headers={"Idempotency-Key": "Submitting again with the same key returns the first job."},
         has_job_body=True,
     ),

@@ -27,6 +27,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Images and video frames of one job together."""
     max_uploads: Positive = 16
     """Bodies read at the same time; memory is at most this times `max_body_bytes`."""
+    upload_timeout_s: PositiveSeconds = 300.0
+    """For one body to arrive."""
     max_streams: Positive = 1000
     """Event streams and long polls open at the same time."""
 

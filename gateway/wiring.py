@@ -11,6 +11,7 @@ from aiohttp import web
 
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.jobs import JobQueue
+from broker_pipeline.media import MediaStore
 from broker_pipeline.redis_client import RedisClient, open_redis
 from broker_pipeline.registry import WorkerRegistry
 from broker_pipeline.transport import Transport
@@ -35,6 +36,7 @@ class Gateway:
     store: JobStore
     queue: JobQueue
     registry: WorkerRegistry
+    media: MediaStore
     jobs: JobService
     watch: JobWatch
     intake: Intake
@@ -68,6 +70,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             store=store,
             queue=queue,
             registry=WorkerRegistry(redis, common.namespace, common.pipeline),
+            media=media,
             jobs=JobService(transport, store, media, queue, common.namespace),
             watch=JobWatch(
                 transport, store, common.namespace, max_watches=settings.limits.max_streams, stopping=stopping

@@ -290,6 +290,19 @@ async def test_bodies_in_memory_are_bounded(
         await accepted(http, data=form(jpeg))
 
 
+async def test_a_body_that_does_not_arrive_gives_its_place_back(start_gateway: OpenGateway, jpeg: bytes) -> None:
+    async def never() -> Any:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    started = start_gateway(limits=Limits(max_uploads=1, upload_timeout_s=0.2))
+    async with started as (_, url), aiohttp.ClientSession(base_url=url) as http:
+        headers = {"Content-Type": "application/json"}
+        async with http.post("/v1/jobs", data=never(), headers=headers) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (408, "body_too_slow")
+        await accepted(http, data=form(jpeg))
+
+
 async def test_a_failed_publish_leaves_no_job(
     running: tuple[Gateway, str], http: aiohttp.ClientSession, jpeg: bytes, redis: RedisClient, namespace: str
 ) -> None:
