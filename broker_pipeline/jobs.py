@@ -16,12 +16,10 @@ job may be delivered is for the conductor to decide, from `Delivery.num_deliveri
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
-import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.js.api import (
@@ -35,8 +33,9 @@ from nats.js.api import (
 )
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError, TransportError
+from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
 from broker_pipeline.jetstream import ensure_stream, jetstream_errors
+from broker_pipeline.job_puller import JobPuller
 from broker_pipeline.messages import JobSpec
 from broker_pipeline.parts import RESERVED_BYTES
 from broker_pipeline.transport import Transport
@@ -49,8 +48,6 @@ MAX_JOB_BYTES = 4 * 2**20
 ACK_WAIT_S = 30.0
 MAX_IN_PROGRESS = 65_536
 DUPLICATE_WINDOW_S = 120.0
-_PULL_S = 1.0
-_GRACE_S = 0.25
 _MSG_ID_HEADER = "Nats-Msg-Id"
 
 OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
@@ -101,12 +98,6 @@ class Delivery:
             await self._msg.term()
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    msg: Msg
-    at: float
-
-
 class JobQueue:
     """The queue of one namespace. Publishing needs `ensure`d; pulling needs `async with queue:` around it."""
 
@@ -132,11 +123,7 @@ class JobQueue:
         self._max_bytes = max_bytes
         self._num_replicas = num_replicas
         self._on_unreadable = on_unreadable
-        self._inbox = f"{transport.connections[0].inbox}.jobs.{next(_queue_numbers)}"
-        self._pull_numbers = itertools.count()
-        self._arrived: asyncio.Queue[_Arrived] = asyncio.Queue()
-        self._turn = asyncio.Lock()
-        self._is_subscribed = False
+        self._puller = JobPuller(transport.connections[0], self._stream, self._consumer, ack_wait_s)
 
     @property
     def max_job_bytes(self) -> int:
@@ -183,49 +170,13 @@ class JobQueue:
         May be cancelled: a job that arrives afterwards is kept for the next call, or put back by `close`. Raises
         `TransportError` when the server cannot be reached or has no such queue.
         """
-        if not self._is_subscribed:
-            raise TransportError("pulling needs `async with queue:` around it")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        async with self._turn:
-            while True:
-                while not self._arrived.empty():
-                    if delivery := await self._delivery(self._arrived.get_nowait()):
-                        return delivery
-                remaining = deadline - loop.time()
-                if remaining <= 0:
-                    return None
-                await self._await_one(min(remaining, _PULL_S))
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (msg := await self._puller.next(deadline)) is not None:
+            if delivery := await self._delivery(msg):
+                return delivery
+        return None
 
-    async def _await_one(self, wait_s: float) -> None:
-        """Ask the server for one job and wait until something came: the job, or the word that there is none.
-
-        A request for several stalls in nats-py although jobs wait (its issue 986); one that is open while the server
-        restarts is never answered, so that each is short.
-        """
-        reply = f"{self._inbox}.{next(self._pull_numbers)}"
-        wish = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
-        await self._transport.connections[0].publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}", wish, reply=reply
-        )
-        try:
-            async with asyncio.timeout(wait_s + _GRACE_S):
-                arrived = await self._arrived.get()
-                while arrived.msg.subject.startswith(self._inbox) and arrived.msg.subject != reply:
-                    arrived = await self._arrived.get()  # the end of an earlier request
-        except TimeoutError:
-            return
-        if arrived.msg.subject == reply:
-            _check_status(arrived.msg)
-            return
-        self._arrived.put_nowait(arrived)
-
-    async def _delivery(self, arrived: _Arrived) -> Delivery | None:
-        msg = arrived.msg
-        if msg.subject.startswith(self._inbox):
-            return None
-        if asyncio.get_running_loop().time() - arrived.at > self.ack_wait_s:
-            return None  # the server gives it to somebody else now
+    async def _delivery(self, msg: Msg) -> Delivery | None:
         try:
             spec = msgspec.json.decode(msg.data, type=JobSpec)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -241,22 +192,8 @@ class JobQueue:
         with jetstream_errors(f"dropping unreadable job {job_id}"):
             await msg.term()
 
-    async def _on_message(self, msg: Msg) -> None:
-        self._arrived.put_nowait(_Arrived(msg, asyncio.get_running_loop().time()))
-
-    async def _on_dropped(self) -> None:
-        # nats-py dropped a job that nobody has seen: the server delivers it again after ack_wait_s.
-        log.error("job_delivery_dropped", consumer=self._consumer)
-
-    # --- life ---
-
     async def __aenter__(self) -> JobQueue:
-        small = self._transport.connections[0]
-        self._subscription = await small.subscribe(
-            f"{self._inbox}.*", self._on_message, max_pending_bytes=64 * 2**20, on_dropped=self._on_dropped
-        )
-        await small.barrier()
-        self._is_subscribed = True
+        await self._puller.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -264,17 +201,7 @@ class JobQueue:
 
     async def close(self) -> None:
         """Stop pulling, and put back what has arrived but was taken by nobody."""
-        if not self._is_subscribed:
-            return
-        self._is_subscribed = False
-        await self._transport.connections[0].unsubscribe(self._subscription)
-        while not self._arrived.empty():
-            msg = self._arrived.get_nowait().msg
-            if not msg.subject.startswith(self._inbox):
-                try:
-                    await msg.nak()
-                except nats.errors.Error as error:
-                    log.warning("job_not_put_back", reason=str(error), comes_back_after_s=self.ack_wait_s)
+        await self._puller.close()
 
     def _stream_config(self) -> StreamConfig:
         return StreamConfig(
@@ -300,18 +227,3 @@ class JobQueue:
             max_deliver=-1,
             max_ack_pending=MAX_IN_PROGRESS,
         )
-
-
-_queue_numbers = itertools.count()
-
-
-def _check_status(msg: Msg) -> None:
-    """Look at the server's answer to a pull that brought no job."""
-    headers = msg.headers or {}
-    status = headers.get("Status", "")
-    description = headers.get("Description", "")
-    if status in {"404", "408"} or (status == "409" and "deleted" not in description.lower()):
-        return  # none waits; or the server restarts, or too many are in progress: ask again
-    if status == "503":
-        raise TransportError("the job queue is not there: no JetStream answers, or nobody has made the queue")
-    raise TransportError(f"the job queue: {status} {description}".rstrip())

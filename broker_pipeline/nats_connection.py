@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats.errors
 import structlog
@@ -28,6 +27,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
+from broker_pipeline.nats_address import server_addresses, without_credentials
 
 log = structlog.get_logger()
 
@@ -292,34 +292,6 @@ async def open_connection(
         yield connection
     finally:
         await connection._close()  # noqa: SLF001
-
-
-def server_addresses(url: str) -> list[str]:
-    """Split and check the addresses of one or several servers; `ConfigurationError` for what is none."""
-    addresses = [part.strip() for part in url.split(",") if part.strip()]
-    for address in addresses:
-        try:
-            pieces = urlsplit(address if "://" in address else f"nats://{address}")
-            is_address = pieces.scheme in {"nats", "tls"} and bool(pieces.hostname) and pieces.port != 0
-        except ValueError:
-            is_address = False
-        if not is_address:
-            addresses = []
-            break
-    if not addresses:
-        raise ConfigurationError(
-            "a NATS server's address looks like nats://HOST:4222 (several: separated by commas)", field="nats_url"
-        )
-    return addresses
-
-
-def without_credentials(url: str) -> str:
-    """Return server addresses in a form that may be logged."""
-    shown = []
-    for part in url.split(","):
-        pieces = urlsplit(part.strip())
-        shown.append(pieces._replace(netloc=pieces.netloc.rpartition("@")[2]).geturl())
-    return ",".join(shown)
 
 
 def _header_bytes(headers: dict[str, str] | None) -> int:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from nats.aio.msg import Msg
 
+from broker_pipeline.assembler import Assembler, WireMessage, receive
 from broker_pipeline.errors import (
     ContractError,
     Failure,
@@ -23,7 +24,6 @@ from broker_pipeline.errors import (
     error_from_failure,
 )
 from broker_pipeline.nats_connection import NatsConnection
-from broker_pipeline.parts import Assembler, WireMessage, receive
 
 log = structlog.get_logger()
 

@@ -20,6 +20,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from broker_pipeline.assembler import Assembler, WireMessage, is_part, receive, whole_bytes
 from broker_pipeline.codec import decode
 from broker_pipeline.errors import (
     ContractError,
@@ -28,7 +29,7 @@ from broker_pipeline.errors import (
     SlowConsumerError,
     TransportError,
 )
-from broker_pipeline.parts import METADATA_HEADER, Assembler, WireMessage, is_part, receive, whole_bytes
+from broker_pipeline.parts import METADATA_HEADER
 from broker_pipeline.subjects import bulk
 from broker_pipeline.wire_tensor import WireTensor
 

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 from nats.js.client import JetStreamContext
 
+from broker_pipeline.assembler import Assembler, WireMessage
 from broker_pipeline.codec import Frame, decode, encode
 from broker_pipeline.errors import (
     NoResponderError,
@@ -36,7 +37,7 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.nats_connection import NatsConnection, open_connection
-from broker_pipeline.parts import Assembler, SizeRules, WireMessage, cut
+from broker_pipeline.parts import SizeRules, cut
 from broker_pipeline.reply_inbox import FAILURE_HEADER, ReplyInbox, Waiting
 from broker_pipeline.subjects import bulk
 from broker_pipeline.subscription import OnMalformed, Received, Subscription

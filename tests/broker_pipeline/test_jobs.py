@@ -263,6 +263,14 @@ async def test_pulling_from_a_queue_that_nobody_made(transport: Transport, names
             await queue.pull()
 
 
+async def test_a_queue_that_is_deleted_under_a_puller(queue: JobQueue, transport: Transport, namespace: str) -> None:
+    pull = asyncio.create_task(queue.pull(5.0))
+    await asyncio.sleep(0.1)
+    await transport.jetstream().delete_stream(subjects.job_stream(namespace))
+    with pytest.raises(TransportError, match="the job queue"):
+        await pull
+
+
 async def test_jobs_outlive_a_killed_server(own_nats: EmbeddedNats, namespace: str) -> None:
     """A server that is killed may forget which jobs were out, not which there are."""
     async with Transport.open(own_nats.url, name="test") as transport, JobQueue(transport, namespace) as queue:

@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_pipeline.assembler import Assembler, WireMessage
 from broker_pipeline.codec import Frame
 from broker_pipeline.errors import PartError, SlowConsumerError
 from broker_pipeline.parts import (
     METADATA_HEADER,
     PART_HEADER,
-    Assembler,
     PartHeader,
     Piece,
     SizeRules,
-    WireMessage,
     cut,
     read_part_header,
 )
@@ -86,6 +85,15 @@ def test_the_payload_of_parts_is_aligned_for_tensors() -> None:
         whole = [feed(assembler, piece) for piece in cut(sent, SizeRules(1, 50), "id")][-1]
         assert whole is not None
         assert np.frombuffer(whole.payload, np.uint8).ctypes.data % 16 == 0
+
+
+def test_metadata_that_is_not_ascii_keeps_out_of_headers() -> None:
+    sent = frame(10, '{"a":"ü"}'.encode())
+    (piece,) = cut(sent, SizeRules(1000, 1000), "id")
+    assert METADATA_HEADER not in piece.headers
+    whole = feed(Assembler(max_message_bytes=ROOM), piece)
+    assert whole is not None
+    assert (whole.metadata, bytes(whole.payload)) == (sent.metadata, b"".join(sent.pieces))
 
 
 def test_messages_may_interleave() -> None:
