@@ -18,11 +18,16 @@ from dataclasses import dataclass
 from broker_pipeline.errors import Failure, RetriesExhaustedError
 
 # Failures of the computation on just this input: the session may be the cause whenever it was in the microbatch.
-_BREAKS_STAGES = frozenset({"compute", "non_finite_logits", "contract", "malformed_envelope", "tensor_mismatch"})
+_BREAKS_STAGES = frozenset(
+    {"compute", "non_finite_logits", "contract", "malformed_envelope", "tensor_mismatch", "payload_too_large"}
+)
 # A stage's view of a session differs from the conductor's: a new attempt sets that right, though no repeat would.
-_OUT_OF_STEP = frozenset({"stale_attempt", "session_unknown", "kv_position", "kv_capacity", "visual_rows_missing"})
+_OUT_OF_STEP = frozenset(
+    {"stale_attempt", "session_unknown", "kv_position", "kv_capacity", "visual_rows_missing", "worker_busy"}
+)
 # The broker failed, not the session.
 _NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale_epoch"})
+_BROKER_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,9 @@ class RetryPolicy:
         """Decide what follows a failure; a Failure is the job's end. `num_tokens`: output tokens it had got to."""
         if num_tokens > self._num_tokens:
             self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
-        if failure.code in _NOBODYS_FAULT or not is_blamed:
+        if failure.code in _NOBODYS_FAULT:
+            return Retry(_BROKER_PAUSE_S, self._is_suspect)
+        if not is_blamed:
             return Retry(0.0, self._is_suspect)
         if failure.code in _BREAKS_STAGES:
             if was_alone:

@@ -35,8 +35,13 @@ class RouteTable:
         """Workers that routes may use."""
         return tuple(self._usable.values())
 
-    def suspended(self, key: str) -> StageWorker | None:
-        """Return a suspended worker."""
+    @property
+    def suspended(self) -> tuple[StageWorker, ...]:
+        """Workers that did not answer and have yet to do so."""
+        return tuple(self._suspended.values())
+
+    def find_suspended(self, key: str) -> StageWorker | None:
+        """Return a suspended worker, None when this one is not."""
         return self._suspended.get(key)
 
     def is_usable(self, route: Route) -> bool:

@@ -91,7 +91,7 @@ class Scheduler:
 
     def probe(self, key: str, now: float) -> Microbatch | None:
         """Return a message that asks a suspended worker for nothing but closes and an answer."""
-        worker = self.routes.suspended(key)
+        worker = self.routes.find_suspended(key)
         return self._empty_microbatch(worker, now, self.limits.probe_deadline_s) if worker else None
 
     # --- sessions ---------------------------------------------------------------------------------------------------

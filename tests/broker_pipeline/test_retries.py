@@ -73,7 +73,7 @@ def test_a_wrong_input_fails_as_what_it_is() -> None:
 def test_the_brokers_failures_never_count() -> None:
     retries = policy()
     for _ in range(20):
-        assert blamed(retries, TransportError("gone").to_failure()) == Retry(0.0, is_alone=False)
+        assert blamed(retries, TransportError("gone").to_failure()) == Retry(0.1, is_alone=False)
 
 
 def test_a_missed_deadline_counts() -> None:
