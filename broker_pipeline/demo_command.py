@@ -58,25 +58,24 @@ class Captioned:
 def command() -> None:
     """Caption pictures with a small model on this machine: three stages, a vision worker, NATS, Redis, gateway.
 
-    Takes under a minute and cleans up after itself. The model is tiny, so that no GPU and no download is needed.
+    Takes well under a minute and cleans up after itself. The model is tiny: no GPU and no download is needed.
     """
     sys.exit(asyncio.run(_demo(Console(highlight=False))))
 
 
 async def _demo(console: Console) -> int:
-    checkpoint, pictures = trained_model(), scenes()
-    is_trained = checkpoint is not None and bool(pictures)
-    if not is_trained:
-        checkpoint, pictures = None, photographs()
+    checkpoint = trained_model()
+    pictures = [*(scenes() if checkpoint else []), *photographs()]
     view = local_view(console)
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-demo-") as directory:
-        view.say("making a small model of random weights" if checkpoint is None else "exporting the small model")
+        view.say("exporting the small model" if checkpoint else "making a small model of random weights")
         settings = _settings(Path(directory), await make_artifact(Path(directory), checkpoint))
         shown = _Shown(console, view, pictures)
         code = await run_cluster(settings, view, shown.caption_all)
-    if code != exit_codes.OK or shown.captioned is None:
-        return code or exit_codes.INTERRUPTED
-    return shown.summary(is_trained=is_trained)
+    if shown.captioned is None:
+        return exit_codes.INTERRUPTED
+    shown.print_summary(is_trained=checkpoint is not None)
+    return code or shown.exit_code
 
 
 def _settings(directory: Path, artifact: Path) -> LocalSettings:
@@ -105,30 +104,41 @@ class _Shown:
         """Caption every picture at once, as a queue of jobs; then ask who took part."""
         self._view.say(f"captioning {len(self._pictures)} pictures through {cluster.gateway_url}")
         started = time.monotonic()
-        async with CaptionClient.open(cluster.gateway_url, patience_s=60) as client, asyncio.TaskGroup() as tasks:
-            jobs = [tasks.create_task(_caption(client, picture)) for picture in self._pictures]
+        try:
+            async with CaptionClient.open(cluster.gateway_url, patience_s=60) as client, asyncio.TaskGroup() as tasks:
+                jobs = [tasks.create_task(_caption(client, picture)) for picture in self._pictures]
+        except ExceptionGroup as group:
+            raise exit_codes.first_pipeline_error(group) or group from None
         self._seconds = time.monotonic() - started
         self._workers = describe_workers(await fetch_status(cluster.gateway_url))
         self.captioned = [job.result() for job in jobs]
         self._view.say("done; stopping")
 
-    def summary(self, *, is_trained: bool) -> int:
-        """Print captions, timings and workers; returns the exit code."""
+    @property
+    def exit_code(self) -> int:
+        """0 when every picture has a caption."""
         assert self.captioned is not None
-        self._console.print(_table(self.captioned, is_trained=is_trained))
+        has_all = all(job.record.status == "succeeded" for job in self.captioned)
+        return exit_codes.OK if has_all else exit_codes.SOME_FAILED
+
+    def print_summary(self, *, is_trained: bool) -> None:
+        """Print captions, timings and workers."""
+        assert self.captioned is not None
         num_tokens = sum(job.record.result.usage.num_output_tokens for job in self.captioned if job.record.result)
         num_done = sum(job.record.status == "succeeded" for job in self.captioned)
-        self._console.print(
-            f"\n{num_done} of {len(self.captioned)} captioned, {num_tokens} tokens, in {self._seconds:.2f} s",
-            markup=False,
-        )
-        self._console.print(f"\nworkers that took part:\n{self._workers}", markup=False)
-        if is_trained:
-            num_right = sum(job.is_right for job in self.captioned)
-            self._console.print(f"\n{num_right} of {len(self.captioned)} captions are the expected ones")
-        else:
-            self._console.print("\nThe captions are noise: this model's weights are random. Every other part is real.")
-        return exit_codes.OK if num_done == len(self.captioned) else exit_codes.SOME_FAILED
+        known = [job for job in self.captioned if job.picture.expected is not None]
+        self._console.print(_table(self.captioned))
+        self._say(f"{num_done} of {len(self.captioned)} captioned, {num_tokens} tokens, in {self._seconds:.2f} s")
+        self._say(f"workers that took part:\n{self._workers}")
+        if not is_trained:
+            self._say("The captions are noise: this model's weights are random. Every other part is real.")
+            return
+        self._say(f"{sum(job.is_right for job in known)} of {len(known)} captions are the expected ones.")
+        if len(known) < len(self.captioned):
+            self._say("The model has learned such scenes only: what it says about photographs means nothing.")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"\n{text}", markup=False, soft_wrap=True)
 
 
 async def _caption(client: CaptionClient, picture: DemoPicture) -> Captioned:
@@ -140,17 +150,15 @@ async def _caption(client: CaptionClient, picture: DemoPicture) -> Captioned:
     return Captioned(picture, record, time.monotonic() - started)
 
 
-def _table(captioned: list[Captioned], *, is_trained: bool) -> Table:
+def _table(captioned: list[Captioned]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("picture", no_wrap=True)
-    if is_trained:
-        table.add_column("expected")
-    table.add_column("caption")
-    table.add_column("seconds", justify="right")
+    has_expected = any(job.picture.expected for job in captioned)
+    for heading in ("picture", "caption", "seconds", *(["expected"] if has_expected else [])):
+        table.add_column(heading)
     for job in captioned:
-        expected = [Text(job.picture.expected or "")] if is_trained else []
+        expected = [Text("" if job.is_right else job.picture.expected or "", style="red")] if has_expected else []
         caption = Text(_printable(job.caption), style="green" if job.is_right else "")
-        table.add_row(job.picture.name, *expected, caption, f"{job.seconds:.2f}")
+        table.add_row(job.picture.name, caption, f"{job.seconds:.2f}", *expected)
     return table
 
 

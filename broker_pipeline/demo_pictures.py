@@ -1,4 +1,4 @@
-"""What the demo captions: photographs that scikit-image ships, or scenes whose caption is known."""
+"""What the demo captions: scenes whose caption is known, and photographs that scikit-image ships."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DemoPicture:
 
 class _Scene(msgspec.Struct, frozen=True):
     name: str
+    """Name of the picture's file."""
     caption: str
-    file: str | None = None
 
 
 def photographs() -> list[DemoPicture]:
@@ -48,10 +48,11 @@ def scenes(directory: Path | None = None) -> list[DemoPicture]:
         listed = msgspec.json.decode(listing.read_bytes(), type=list[_Scene])
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"{listing}: {error}") from error
-    return [
-        DemoPicture(scene.name, directory / (scene.file or f"{scene.name}.png"), expected=scene.caption)
-        for scene in listed
-    ]
+    found = [DemoPicture(Path(scene.name).stem, directory / scene.name, expected=scene.caption) for scene in listed]
+    for picture in found:
+        if not picture.path.is_file():
+            raise ConfigurationError(f"{listing} names {picture.path.name}, which is not there")
+    return found
 
 
 def trained_model(directory: Path | None = None) -> Path | None:

@@ -79,6 +79,7 @@ class LiveView:
         """Draw the table until the end of the context; its last state stays on the screen."""
         with self._live:
             yield
+            self._line = ""
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")

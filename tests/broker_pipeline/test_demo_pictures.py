@@ -18,10 +18,12 @@ def test_photographs_are_real_pictures_that_scikit_image_ships() -> None:
 
 
 def test_scenes_have_files_and_expected_captions(tmp_path: Path) -> None:
-    listed = [{"name": "one", "caption": "A cat."}, {"name": "two", "caption": "A dog.", "file": "2.jpg"}]
-    (tmp_path / "scenes.json").write_text(json.dumps(listed))
+    (tmp_path / "scenes.json").write_text(json.dumps([{"name": "one.png", "caption": "A cat."}]))
+    with pytest.raises(ConfigurationError, match=r"names one\.png, which is not there"):
+        scenes(tmp_path)
+    (tmp_path / "one.png").touch()
     found = [(scene.name, scene.path, scene.expected) for scene in scenes(tmp_path)]
-    assert found == [("one", tmp_path / "one.png", "A cat."), ("two", tmp_path / "2.jpg", "A dog.")]
+    assert found == [("one", tmp_path / "one.png", "A cat.")]
 
 
 def test_a_broken_listing_is_named(tmp_path: Path) -> None:
