@@ -10,11 +10,11 @@ from tokenizers import Tokenizer
 
 from training.captions import background_phrase, group_phrase
 from training.kinds import BACKGROUNDS, RELATIONS, SPRITES
-from training.prompts import DEFAULT_PROMPT, PROMPTS, SYSTEM_PROMPTS
+from training.prompts import free_chats, known_chats
 from training.scenes import Scenes
 
 _PAD = -1
-_NUM_PROMPTS = 400
+_NUM_KNOWN, _NUM_FREE = 400, 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +31,6 @@ class Sequences:
     target: torch.Tensor
 
 
-def _chat(before: str, after: str, system: str | None) -> tuple[str, str]:
-    """The chat template's text before and after the run of visual tokens, for one user turn."""
-    opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    return (
-        f"{opening}<|im_start|>user\n{before}<|vision_start|>",
-        f"<|vision_end|>{after}<|im_end|>\n<|im_start|>assistant\n",
-    )
-
-
-def prompt_texts(seed: int, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The chats trained on, drawn from a seed: mostly known prompts, some of random words, some before the image."""
-    rng = random.Random(seed)
-    words = [tokenizer.decode([i]) for i in range(256, tokenizer.get_vocab_size() - 26)]
-    words = [word for word in words if word.isascii() and word.isprintable()]
-    texts = [_chat("", DEFAULT_PROMPT, None)] * (_NUM_PROMPTS // 3)
-    while len(texts) < _NUM_PROMPTS:
-        random_words = "".join(rng.choices(words, k=rng.randint(1, 8)))
-        prompt = rng.choice(PROMPTS) if rng.random() < 0.75 else random_words
-        system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.15 else None
-        texts.append(_chat(prompt, "", system) if rng.random() < 0.25 else _chat("", prompt, system))
-    return texts
-
-
 def _table(rows: list[list[int]], device: torch.device | str) -> torch.Tensor:
     """Token lists as one int64 tensor, padded with _PAD."""
     longest = max(map(len, rows))
@@ -63,13 +40,16 @@ def _table(rows: list[list[int]], device: torch.device | str) -> torch.Tensor:
 class SequenceBuilder:
     """Assembles sequences from tables of token pieces, without leaving the device."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, device: torch.device | str = "cpu", *, free_prompts: bool = False
+    ) -> None:
         self.device = torch.device(device)
         encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
         self._image_pad = tokenizer.token_to_id("<|image_pad|>")
         self._filler = tokenizer.token_to_id("<|endoftext|>")
         self._end = torch.tensor([tokenizer.token_to_id("<|im_end|>")], device=device)
-        texts = prompt_texts(seed, tokenizer)
+        rng = random.Random(seed)
+        texts = free_chats(rng, tokenizer, _NUM_FREE) if free_prompts else known_chats(rng, tokenizer, _NUM_KNOWN)
         self._before = _table([encode(before) for before, _ in texts], device)
         self._after = _table([encode(after) for _, after in texts], device)
         prompts = ((self._before >= 0).sum(1) + (self._after >= 0).sum(1)).tolist()

@@ -2,12 +2,14 @@
 
     python -m training.evaluate broker_pipeline/demo_model --scenes 2000
 
-prints a Markdown table: whole captions, each field, and the same with DeepStack switched off.
+prints a Markdown table: whole captions and each field, with the default prompt, with prompts never trained on, and with
+DeepStack switched off.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections import defaultdict
@@ -19,7 +21,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from training.captions import captions, parse
-from training.prompts import DEFAULT_PROMPT
+from training.prompts import DEFAULT_PROMPT, HELD_OUT_PROMPTS
 from training.render import Renderer
 from training.scenes import SceneSampler
 from training.sprites import load_sprites
@@ -89,11 +91,20 @@ def field_results(expected: str, actual: str) -> dict[str, bool]:
     return results
 
 
-def measure(captioner: Captioner, num: int, seed: int, wrong: list[tuple[str, str]]) -> dict[str, tuple[int, int]]:
-    """Right and total by field over `num` unseen scenes; wrong captions are appended to `wrong`."""
+def measure(
+    captioner: Captioner,
+    num: int,
+    seed: int,
+    wrong: list[tuple[str, str]],
+    prompts: tuple[str, ...] = (DEFAULT_PROMPT,),
+) -> dict[str, tuple[int, int]]:
+    """Right and total by field over `num` unseen scenes; wrong captions are appended to `wrong`.
+
+    Each batch of a hundred scenes takes the next of `prompts`.
+    """
     score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for pictures, expected in unseen_scenes(num, seed):
-        for truth, actual in zip(expected, captioner.captions(pictures), strict=True):
+    for (pictures, expected), prompt in zip(unseen_scenes(num, seed), itertools.cycle(prompts), strict=False):
+        for truth, actual in zip(expected, captioner.captions(pictures, prompt), strict=True):
             for field, right in field_results(truth, actual).items():
                 score[field][0] += right
                 score[field][1] += 1
@@ -117,19 +128,24 @@ def main() -> None:
     began = time.monotonic()
     whole = measure(captioner, options.scenes, options.seed, wrong)
     elapsed_s = time.monotonic() - began
+    others = measure(captioner, options.scenes, options.seed, [], HELD_OUT_PROMPTS)
     captioner.switch_deepstack_off()
     without = measure(captioner, options.scenes, options.seed, [])
     print(
         f"{options.scenes} unseen scenes, seed {options.seed}, {options.device}, {options.dtype}, {elapsed_s:.0f} s\n"
     )
-    print("| field | scenes | right | DeepStack off |\n|---|---|---|---|")
+    print("| field | scenes | right | prompts never trained on | DeepStack off |\n|---|---|---|---|---|")
     for field in ("caption", *FIELDS):
-        (right, total), (right_without, _) = whole[field], without[field]
-        print(f"| {field} | {total} | {100 * right / total:.2f} % | {100 * right_without / total:.2f} % |")
+        shares = " | ".join(f"{100 * arm[field][0] / arm[field][1]:.2f} %" for arm in (whole, others, without))
+        print(f"| {field} | {whole[field][1]} | {shares} |")
     for truth, actual in wrong[:20]:
         print(f"\nexpected {truth}\n  actual {actual}")
     if options.json:
-        options.json.write_text(json.dumps({"whole": whole, "without_deepstack": without, "wrong": wrong}, indent=1))
+        options.json.write_text(
+            json.dumps(
+                {"whole": whole, "other_prompts": others, "without_deepstack": without, "wrong": wrong}, indent=1
+            )
+        )
 
 
 if __name__ == "__main__":

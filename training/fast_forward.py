@@ -16,15 +16,33 @@ from transformers import Qwen3VLConfig
 from training.batches import Sequences
 
 Parameters = Mapping[str, torch.Tensor]
-_VISION_BLOCK = (
-    "norm1.weight norm1.bias attn.qkv.weight attn.qkv.bias attn.proj.weight attn.proj.bias "
-    "norm2.weight norm2.bias mlp.linear_fc1.weight mlp.linear_fc1.bias mlp.linear_fc2.weight mlp.linear_fc2.bias"
-).split()
-_TEXT_LAYER = (
-    "input_layernorm.weight self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight "
-    "self_attn.o_proj.weight self_attn.q_norm.weight self_attn.k_norm.weight post_attention_layernorm.weight "
-    "mlp.gate_proj.weight mlp.up_proj.weight mlp.down_proj.weight"
-).split()
+_VISION_BLOCK = [
+    "norm1.weight",
+    "norm1.bias",
+    "attn.qkv.weight",
+    "attn.qkv.bias",
+    "attn.proj.weight",
+    "attn.proj.bias",
+    "norm2.weight",
+    "norm2.bias",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc1.bias",
+    "mlp.linear_fc2.weight",
+    "mlp.linear_fc2.bias",
+]
+_TEXT_LAYER = [
+    "input_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "self_attn.q_norm.weight",
+    "self_attn.k_norm.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+]
 
 
 def patch_rows(pictures: torch.Tensor) -> torch.Tensor:
@@ -90,7 +108,11 @@ def merge_rows(x: torch.Tensor, w: list[torch.Tensor], norm_after_grouping: bool
 
 @dataclass(frozen=True, slots=True)
 class GridTables:
-    """What depends on the picture size only: position table rows and weights [N, 4], vision cos and sin [N, head_dim]."""
+    """What depends on the picture size only; N patches.
+
+    index, weight: [N, 4], corners in the position table. cos, sin: float32 [N, head_dim].
+    merged: rows and columns of visual tokens.
+    """
 
     index: torch.Tensor
     weight: torch.Tensor

@@ -66,13 +66,16 @@ RELATIONS: tuple[str, ...] = ("to the left of", "to the right of", "above", "bel
 COUNT_WORDS: tuple[str, ...] = ("a", "two", "three")
 
 _FIXED = """
-cat cats 🐱|dog dogs 🐶|fox foxes 🦊|frog frogs 🐸|panda pandas 🐼|pig pigs 🐷|lion lions 🦁|monkey monkeys 🐵|owl owls 🦉
-penguin penguins 🐧|bee bees 🐝|ladybug ladybugs 🐞|turtle turtles 🐢|snail snails 🐌|octopus octopuses 🐙|crab crabs 🦀
-whale whales 🐳|butterfly butterflies 🦋|elephant elephants 🐘|rabbit rabbits 🐰|duck ducks 🦆|banana bananas 🍌
-strawberry strawberries 🍓|pineapple pineapples 🍍|carrot carrots 🥕|pizza pizzas 🍕|doughnut doughnuts 🍩
-mushroom mushrooms 🍄|cactus cacti 🌵|sunflower sunflowers 🌻|tree trees 🌳|moon moons 🌙|star stars ⭐|snowman snowmen ⛄
-guitar guitars 🎸|drum drums 🥁|bicycle bicycles 🚲|rocket rockets 🚀|airplane airplanes ✈|sailboat sailboats ⛵|key keys 🔑
-house houses 🏠|robot robots 🤖|ghost ghosts 👻|camera cameras 📷|hammer hammers 🔨|crown crowns 👑
+cat cats 🐱|dog dogs 🐶|fox foxes 🦊|frog frogs 🐸|panda pandas 🐼
+pig pigs 🐷|lion lions 🦁|monkey monkeys 🐵|owl owls 🦉|penguin penguins 🐧
+bee bees 🐝|ladybug ladybugs 🐞|turtle turtles 🐢|snail snails 🐌|octopus octopuses 🐙
+crab crabs 🦀|whale whales 🐳|butterfly butterflies 🦋|elephant elephants 🐘|rabbit rabbits 🐰
+duck ducks 🦆|banana bananas 🍌|strawberry strawberries 🍓|pineapple pineapples 🍍|carrot carrots 🥕
+pizza pizzas 🍕|doughnut doughnuts 🍩|mushroom mushrooms 🍄|cactus cacti 🌵|sunflower sunflowers 🌻
+tree trees 🌳|moon moons 🌙|star stars ⭐|snowman snowmen ⛄|guitar guitars 🎸
+drum drums 🥁|bicycle bicycles 🚲|rocket rockets 🚀|airplane airplanes ✈|sailboat sailboats ⛵
+key keys 🔑|house houses 🏠|robot robots 🤖|ghost ghosts 👻|camera cameras 📷
+hammer hammers 🔨|crown crowns 👑
 """
 
 _HUES = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")

@@ -24,7 +24,7 @@ class Renderer:
     def draw(
         self, scenes: Scenes, height: int, width: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures [B, 3, height, width] float32 with whole values 0..255, and each thing's alpha [B, 3, height, width]."""
+        """Pictures (whole values 0..255) and the alpha of each thing, both float32 [B, 3, height, width]."""
         picture = self._background(scenes.background, height, width, generator)
         angle = (self._uniform((len(scenes), MAX_THINGS), generator) * 2 - 1) * math.radians(12)
         mirror = self._uniform((len(scenes), MAX_THINGS), generator) < 0.5

@@ -13,32 +13,47 @@ import torch
 from PIL import Image
 
 from training.captions import captions
-from training.kinds import BACKGROUNDS, SPRITES
+from training.kinds import BACKGROUNDS, RELATIONS, SPRITES
 from training.render import Renderer
 from training.scenes import SceneSampler
 from training.sprites import load_sprites
 
 SEED = 7
 SIZES = ((256, 256), (256, 320), (320, 256))
-PLAN = ((1, 0), (1, 1), (2, 1), (1, 2), (2, 0), (1, 1), (1, 2), (3, 0), (2, 1), (1, 1), (1, 0), (1, 2))
-"""Counts of the two groups, scene by scene."""
+LEFT, RIGHT, ABOVE, BELOW = range(len(RELATIONS))
+PLAN = (
+    ((1, 0), None),
+    ((1, 1), RIGHT),
+    ((2, 1), LEFT),
+    ((1, 2), ABOVE),
+    ((2, 0), None),
+    ((1, 1), LEFT),
+    ((1, 2), BELOW),
+    ((3, 0), None),
+    ((2, 1), RIGHT),
+    ((1, 1), ABOVE),
+    ((1, 0), None),
+    ((1, 2), LEFT),
+)
+"""Counts of the two groups and their relation, scene by scene."""
 
 
 def sample_scenes() -> list[tuple[Image.Image, str]]:
-    """The scenes in order; every second one shows a coloured thing, and no background comes twice in a row of ten."""
+    """The scenes in order; every second one shows a coloured thing, no kind comes twice, backgrounds keep changing."""
     sprites = load_sprites()
     sampler, renderer = SceneSampler(sprites, "test"), Renderer(sprites)
     generator = torch.Generator().manual_seed(SEED)
     chosen, used, backgrounds = [], set(), []
-    for number, plan in enumerate(PLAN):
+    for number, (counts, relation) in enumerate(PLAN):
         height, width = SIZES[number % len(SIZES)]
         pool = sampler.sample(2000, height, width, generator)
         for index in range(len(pool)):
-            groups = pool.sprite[index, : 1 + (plan[1] > 0)].tolist()
+            groups = pool.sprite[index, : 1 + (counts[1] > 0)].tolist()
             names = {SPRITES[i].kind.name for i in groups}
             coloured = any(SPRITES[i].colour for i in groups)
             background = int(pool.background[index])
-            fits = bool(pool.valid[index]) and tuple(pool.count[index].tolist()) == plan
+            fits = bool(pool.valid[index]) and tuple(pool.count[index].tolist()) == counts
+            fits &= relation is None or int(pool.relation[index]) == relation
             if fits and not names & used and coloured == (number % 2 == 1) and background not in backgrounds:
                 break
         used |= names

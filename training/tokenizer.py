@@ -16,14 +16,36 @@ from training.kinds import BACKGROUNDS, RELATIONS, SPRITES
 from training.prompts import PROMPTS, SYSTEM_PROMPTS
 
 VOCABULARY_SIZE = 1024
-SPECIAL_TOKENS = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-ADDED_TOKENS = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-).split()
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+ADDED_TOKENS = [
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+]
 
 # The split that Qwen's tokenizers publish in their tokenizer.json.
 _SPLIT = (
@@ -36,7 +58,7 @@ CHAT_TEMPLATE = """\
 {{- parts -}}
 {%- else -%}
 {%- for part in parts -%}
-{%- if part.type == 'image' or part.type == 'image_url' or 'image' in part -%}
+{%- if part.type == 'image' or part.type == 'image_url' or 'image' in part or 'image_url' in part -%}
 <|vision_start|><|image_pad|><|vision_end|>
 {%- elif part.type == 'video' or 'video' in part -%}
 <|vision_start|><|video_pad|><|vision_end|>

@@ -1,9 +1,11 @@
-"""Train the captioner from nothing.
+"""Train the captioner from nothing, in two phases: learn to see, then do so whatever the prompt.
 
-    python -m training.train --out RUN --minutes 12.5 --steps 7200
+    python -m training.train --out RUN
+    python -m training.train --out RUN2 --init RUN/model --free-prompts --seed 1 --cell-weight 0 \\
+        --steps 800 --learning-rate 3e-4 --warmup 100
 
-writes RUN/log.jsonl and the checkpoint directory RUN/model, refreshed whenever the measured share of right captions
-has not fallen. The schedule ends at the step count or at the time limit, whichever comes first.
+Each writes log.jsonl and the checkpoint directory `model`, refreshed whenever the measured share of right captions has
+not fallen. The schedule ends at the step count or at the time limit, whichever comes first.
 """
 
 from __future__ import annotations
@@ -153,7 +155,7 @@ def train(options: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(options, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    builder = SequenceBuilder(trainer.tokenizer, options.seed, device)
+    builder = SequenceBuilder(trainer.tokenizer, options.seed, device, free_prompts=options.free_prompts)
     pictures = Pictures("train", builder, options.seed, device)
     sizes = random.Random(options.seed)
     log = (options.out / "log.jsonl").open("w")
@@ -196,6 +198,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=300, help="updates of linear warm-up")
     parser.add_argument("--cell-weight", type=float, default=0.3, help="weight of the helper loss on sprite cells")
     parser.add_argument("--init", type=Path, help="checkpoint directory to start from")
+    parser.add_argument("--free-prompts", action="store_true", help="prompts of arbitrary words (the second phase)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--eval-every", type=int, default=500)
