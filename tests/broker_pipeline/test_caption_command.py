@@ -259,6 +259,28 @@ async def test_a_gateway_that_is_killed_and_comes_back_costs_nothing(
     assert set(conductor.seen.values()) == {1}
 
 
+async def test_jobs_that_redis_forgot_are_submitted_again(
+    captioner: Captioner, transport: Transport, redis: RedisClient, namespace: str
+) -> None:
+    folder(captioner.directory / "pictures", 8)
+    async with acting_conductor(transport, redis, namespace) as acting:
+        process = await captioner.start("pictures")
+        for _ in range(500):
+            if (await acting.queue.depth()).num_waiting == 8:
+                break
+            await asyncio.sleep(0.02)
+        async for key in redis.scan_iter(f"{namespace}:*"):
+            await redis.delete(key)
+        conductor = Conductor(acting)
+        await asyncio.sleep(2.5)  # the client looks, finds nothing, and submits anew
+        work = asyncio.ensure_future(conductor.work())
+        run = await captioner.finish(process)
+        work.cancel()
+        await asyncio.wait({work})
+    assert run.code == 0, run.text
+    assert len({line["path"] for line in lines(captioner.out)}) == len(lines(captioner.out)) == 8
+
+
 async def test_a_full_queue_slows_the_run_and_fails_nothing(
     tmp_path: Path, nats_url: str, redis_url: str, namespace: str, transport: Transport, redis: RedisClient
 ) -> None:
