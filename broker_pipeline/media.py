@@ -29,6 +29,7 @@ MAX_AGE_S = 7 * 24 * 3600.0
 NUM_UPLOADS = 8
 """Uploads that are under way at once; each has a chunk in memory a second time."""
 _HASH_INLINE_BYTES = 256 * 1024
+_REQUEST_S = 10.0
 
 
 class MediaStore:
@@ -47,7 +48,7 @@ class MediaStore:
         self._transport = transport
         self._max_age_s = max_age_s
         self._objects = ObjectBucket(
-            transport.jetstream(for_bulk=True, timeout_s=30.0),
+            transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S),
             subjects.media_bucket(namespace),
             max_bytes,
             max_age_s,

@@ -258,6 +258,8 @@ async def test_media_outlive_a_killed_server(own_nats: EmbeddedNats, redis: Redi
         content = os.urandom(2 * MIB)
         ref = await store.put(content, "job-1")
         own_nats.kill()
+        while transport.is_connected:  # noqa: ASYNC110 - the test asks for nothing that tells
+            await asyncio.sleep(0.01)
         with pytest.raises(TransportError):
             await store.put(b"meanwhile", "job-2")
         await own_nats.restart()

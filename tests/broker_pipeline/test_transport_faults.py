@@ -40,7 +40,9 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def floats(num_bytes: int) -> dict[str, WireTensor]:
-    return {"hidden": WireTensor.from_numpy(np.frombuffer(os.urandom(num_bytes), np.float32))}
+    pattern = os.urandom(min(num_bytes, 4096))
+    whole = pattern * (num_bytes // max(len(pattern), 1)) + pattern[: num_bytes % max(len(pattern), 1)]
+    return {"hidden": WireTensor.from_numpy(np.frombuffer(whole, np.float32))}
 
 
 async def next_of(messages: object, timeout_s: float = 10.0) -> Received[Note]:
