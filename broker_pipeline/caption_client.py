@@ -101,7 +101,7 @@ class CaptionClient:
 
         def form() -> aiohttp.FormData:
             data = aiohttp.FormData(default_to_multipart=True)
-            data.add_field("request", request.as_json(), content_type="application/json")
+            data.add_field("request", request.as_json().decode(), content_type="application/json")
             data.add_field("image", content, filename="picture", content_type="application/octet-stream")
             return data
 
