@@ -1,4 +1,4 @@
-"""The launcher with every real part, as a program and as a library. Slow: each test starts seven processes or more."""
+"""The launcher with every real part, as a program and as a library. Slow: each test starts six processes or more."""
 
 import asyncio
 import contextlib
@@ -18,10 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
+from broker_pipeline.caption_client import CaptionClient
+from broker_pipeline.caption_request import CaptionRequest
 from broker_pipeline.cuts import parse_cut
+from broker_pipeline.demo_pictures import photographs
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.local import LocalCluster
 from broker_pipeline.local_plan import LocalSettings
+from broker_pipeline.messages import SamplingParams
 from tests.tiny_artifacts import tiny_artifact
 from tests.waiting import eventually
 
@@ -234,3 +238,20 @@ def _is_ready(url: str) -> bool:
         return bool(fetch(f"{url}/readyz")["ready"])
     except OSError:
         return False
+
+
+async def test_jobs_that_were_not_run_are_taken_up_at_the_next_start(data_dir: Path) -> None:
+    settings = LocalSettings(
+        model=tiny_artifact(), stages=parse_cut("3", 6), data_dir=data_dir, drain_s=5, restarts=False
+    )
+    content = await asyncio.to_thread(photographs()[0].path.read_bytes)
+    request = CaptionRequest(sampling=SamplingParams(max_tokens=4))
+    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+        cluster.processes["stage-1"].kill()
+        submitted = [await client.submit(content, request, key=f"key-{number}") for number in range(3)]
+        assert (await client.get(submitted[0].record.job_id)).status in {"queued", "running"}
+    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+        async with asyncio.timeout(START_S):
+            records = [await client.wait(job.record.job_id) for job in submitted]
+    assert [record.status for record in records] == ["succeeded"] * 3
+    assert {record.result.usage.num_output_tokens for record in records if record.result} == {4}
