@@ -27,6 +27,7 @@ COMMANDS = {
     "conductor": "broker_pipeline.conductor_command:command",
     "vision": "stages.vision_command:command",
     "stage": "stages.stage_command:command",
+    "soak": "broker_pipeline.soak_command:command",
 }
 
 

@@ -1,0 +1,86 @@
+"""Which fault comes when, to whom: a pure function of a seed.
+
+Faults are dealt like cards. Every possible pair of target and kind is in the deck once; when it has been dealt, it is
+shuffled again. So a run of as many faults as there are pairs has met every component in every way, whatever the seed.
+
+    deck: (stage-0, kill) (stage-0, stop) … (redis, partition)  ──shuffled──►  pause, fault, pause, fault, …
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+from broker_pipeline.errors import ConfigurationError
+
+FaultKind: TypeAlias = Literal["kill", "stop", "partition", "restart"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+# How long a stopped or cut-off component stays away, by role: longer than it takes the others to notice. A conductor
+# is noticed when its lease ends, after ten seconds; a worker when its heartbeats do, after two or three.
+_AWAY_S: Mapping[str, tuple[float, float]] = {
+    "conductor": (11.0, 15.0),
+    "stage": (4.0, 9.0),
+    "vision": (4.0, 9.0),
+    "gateway": (2.0, 6.0),
+    "nats": (2.0, 6.0),
+    "redis": (2.0, 6.0),
+}
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.4, 1.6
+"""Bounds of a pause, as shares of the mean one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: `pause_s` seconds after the last one began, `target` is hit.
+
+    `away_s` is for how long it stays stopped or cut off; 0 for kinds that end by themselves.
+    """
+
+    number: int
+    pause_s: float
+    target: str
+    kind: FaultKind
+    away_s: float = 0.0
+
+
+def role_of(target: str) -> str:
+    """Return the role in a component's name: `stage` of `stage-0`."""
+    return target.partition("-")[0]
+
+
+def parse_kinds(text: str) -> tuple[FaultKind, ...]:
+    """Read `kill,stop`; raises `ConfigurationError` for anything that is no kind of fault, and for a repeat."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in FAULT_KINDS]
+    if unknown:
+        raise ConfigurationError(
+            f"--faults {text}: {unknown[0]} is none of {', '.join(FAULT_KINDS)}; separate several by commas",
+            field="faults",
+        )
+    if len(set(words)) != len(words):
+        raise ConfigurationError(f"--faults {text} names a kind twice", field="faults")
+    return cast("tuple[FaultKind, ...]", tuple(words))
+
+
+def plan_faults(seed: int, targets: Iterable[str], kinds: Iterable[FaultKind], *, every_s: float) -> Iterator[Fault]:
+    """Yield faults without end, `every_s` seconds apart on average; nothing when there is no target or no kind."""
+    chance = random.Random(f"faults-{seed}")
+    deck = [(target, kind) for target in targets for kind in kinds]
+    number = 0
+    while deck:
+        for target, kind in _shuffled(deck, chance):
+            number += 1
+            pause_s = every_s * chance.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE)
+            yield Fault(number, pause_s, target, kind, _away_s(target, kind, chance))
+
+
+def _away_s(target: str, kind: FaultKind, chance: random.Random) -> float:
+    drawn = chance.uniform(*_AWAY_S[role_of(target)])
+    return drawn if kind in {"stop", "partition"} else 0.0
+
+
+def _shuffled(deck: Sequence[tuple[str, FaultKind]], chance: random.Random) -> list[tuple[str, FaultKind]]:
+    return chance.sample(deck, len(deck))
