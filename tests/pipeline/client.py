@@ -11,11 +11,13 @@ from typing import Any
 
 import aiohttp
 
+from broker_pipeline import subjects
 from broker_pipeline.errors import StateError
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.local import LocalCluster
-from broker_pipeline.messages import FINAL_STATUSES, JobRecord
+from broker_pipeline.messages import FINAL_STATUSES, Heartbeat, JobRecord
 from broker_pipeline.redis_client import open_redis
+from broker_pipeline.transport import Transport
 
 GREEDY = {"temperature": 0.0}
 PROMPT = "Describe this picture in one sentence."
@@ -55,6 +57,16 @@ class PipelineClient:
             await asyncio.sleep(0.05)
         return [done[job_id] for job_id in job_ids]
 
+    async def wait_any(self, job_ids: Sequence[str], num_jobs: int) -> None:
+        """Return once `num_jobs` of these have finished."""
+        async with asyncio.timeout(60):
+            while await self.num_finished(job_ids) < num_jobs:  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(0.02)
+
+    async def num_finished(self, job_ids: Sequence[str]) -> int:
+        """Return how many of these jobs have finished."""
+        return sum(record.status in FINAL_STATUSES for record in await self.records(job_ids))
+
     async def records(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return jobs as Redis knows them; nothing while it is away."""
         try:
@@ -73,6 +85,23 @@ class PipelineClient:
         """Return the ids of a job's committed tokens."""
         async with self._store() as store:
             return [entry.token_id for entry in await store.tokens(job_id)]
+
+    async def wait_empty(self, timeout_s: float = 15.0) -> None:
+        """Return once every stage says that it holds no session and no KV."""
+        settings = self.cluster.settings
+        subject = subjects.heartbeats(settings.namespace, settings.pipeline)
+        held: dict[str, Heartbeat] = {}
+        async with (
+            asyncio.timeout(timeout_s),
+            Transport.open(self.cluster.nats_url, name="test") as transport,
+            transport.subscribe(subject, Heartbeat) as beats,
+        ):
+            async for received in beats:
+                if received.body.role == "stage":
+                    held[received.body.worker] = received.body
+                is_empty = all(beat.num_sessions == beat.kv_used_tokens == 0 for beat in held.values())
+                if len(held) == len(settings.stages) and is_empty:
+                    return
 
     async def counts(self) -> dict[str, int]:
         """Return how many jobs have ended in each way, by the counters that every finish raises once."""

@@ -27,7 +27,7 @@ def tiny_cluster(directory: Path, variant: Variant, cut: str, **changes: Any) ->
         data_dir=directory,
         device="cpu",
         num_threads=1,
-        kv_tokens=8192,
+        kv_tokens=2048,
         drain_s=2.0,
         start_timeout_s=90.0,
         **changes,

@@ -70,6 +70,7 @@ async def test_a_prompt_beyond_the_model_is_refused_and_the_next_job_runs(client
 
 
 async def test_more_jobs_than_kv_room_all_finish(client: PipelineClient) -> None:
-    jobs = [client.submit(picture(seed % 5), max_tokens=600, ignore_eos=False) for seed in range(20)]
+    jobs = [client.submit(picture(seed % 5), max_tokens=150, ignore_eos=True) for seed in range(20)]
     records = await client.wait(await asyncio.gather(*jobs), timeout_s=100)
     assert {record.status for record in records} == {"succeeded"}
+    await client.wait_empty()
