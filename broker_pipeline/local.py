@@ -22,11 +22,12 @@ from typing import Self
 
 import aiohttp
 
+from broker_pipeline.directory_lock import DirectoryLock
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.local_plan import LocalSettings, PlannedService, num_threads, plan_services
 from broker_pipeline.local_service import LocalService
-from broker_pipeline.servers import DirectoryLock, EmbeddedNats, EmbeddedRedis, EmbeddedServer, free_port
+from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer, free_port
 from broker_pipeline.supervisor import Program, SupervisedProgram
 
 _STOP_MARGIN_S = 5.0

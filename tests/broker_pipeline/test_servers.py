@@ -15,7 +15,8 @@ import pytest
 import redis.asyncio
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer, find_redis_server
+from broker_pipeline.server_binaries import find_redis_server
+from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer
 
 SERVERS = [EmbeddedNats, EmbeddedRedis]
 
