@@ -8,6 +8,7 @@ process from ending (threads of `concurrent.futures` are joined at exit and woul
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 import time
@@ -37,12 +38,13 @@ class ComputeThread:
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Queue a call and return a future of the running loop; cancelling it drops the call if it has not begun."""
         future: Future[T] = Future()
+        context = contextvars.copy_context()  # so that log lines of the call carry what those of the caller do
 
         def task() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                outcome = function(*args, **kwargs)
+                outcome = context.run(function, *args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - it is raised again where the future is awaited
                 future.set_exception(error)
             else:

@@ -24,6 +24,13 @@ from stages.worker_settings import StageSettings
     type=click.IntRange(min=1),
     help="Tokens of keys and values to hold, over all sessions.  [default: what fits]",
 )
+@option(
+    "--kv-share",
+    default=None,
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Part of the memory left beside the weights to use for them; less where workers share a device.  "
+    "[default: 0.8 of a GPU, 0.25 of a host]",
+)
 @option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option("--max-envelopes", default=64, type=click.IntRange(min=1), help="Microbatches that may wait here.")
 @option(

@@ -183,7 +183,16 @@ class StageEngine:
             )
         failed = {failure.session for failure in failures}
         opened = [(opening, tokens) for opening, tokens in opened if opening.session not in failed]
-        timings = (*envelope.timings, self._timing(work, started))
+        timing = self._timing(work, started)
+        log.debug(
+            "microbatch_done",
+            microbatch=envelope.microbatch,
+            num_tokens=sum(segment.count for segment in output.segments),
+            sessions=[segment.session for segment in output.segments],
+            queue_s=timing.queue_s,
+            compute_s=timing.compute_s,
+        )
+        timings = (*envelope.timings, timing)
         all_failures = (*envelope.failures, *failures)
         if len(envelope.route) == 1 or not (output.segments or opened or envelope.closes):
             result = _result(envelope, self.facts)

@@ -30,6 +30,8 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     blocks: str
     name: Name | None = None
     kv_tokens: PositiveInt | None = None
+    kv_share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """Part of the free memory that KV takes where `kv_tokens` is not given."""
     max_batch_tokens: PositiveInt = 4096
     max_envelopes: PositiveInt = 64
     row_buffer_bytes: PositiveInt = 2 * 2**30

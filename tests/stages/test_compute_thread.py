@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import subprocess
 import sys
 import threading
@@ -24,6 +25,13 @@ async def test_calls_run_in_order_on_one_thread_without_autograd() -> None:
     assert set(answers) == {(answers[0][0], True)}
     assert answers[0][0] != threading.get_ident()
     assert thread.close()
+
+
+async def test_calls_see_the_callers_context() -> None:
+    thread, variable = ComputeThread(), contextvars.ContextVar("variable", default="nobody")
+    variable.set("caller")
+    assert await thread.run(variable.get) == "caller"
+    thread.close()
 
 
 async def test_errors_are_raised_where_the_call_is_awaited_and_the_thread_lives_on() -> None:

@@ -39,7 +39,9 @@ def test_a_token_takes_keys_and_values_of_each_layer() -> None:
 def test_capacity_follows_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_capacity, "free_bytes", lambda _: 2**30)
     assert default_kv_tokens(2**16, CPU) == 4096
+    assert default_kv_tokens(2**16, CPU, share=0.5) == 8192
     assert default_kv_tokens(16, CPU) == 65_536
-    assert default_kv_tokens(2**16, torch.device("cuda:0")) > 10_000
+    assert default_kv_tokens(2**16, torch.device("cuda:0")) == int(0.8 * 2**30) // 2**16
+    assert default_kv_tokens(16, torch.device("cuda:0")) == 2**20
     with pytest.raises(ConfigurationError, match="fewer blocks"):
         default_kv_tokens(2**24, CPU)
