@@ -1,9 +1,10 @@
 """Jobs and their tokens in Redis: what clients see, and what a new attempt resumes from.
 
     create ──► queued ──begin_attempt──► running ──finish──► succeeded | failed | cancelled ──(result_ttl_s)──► gone
-                  │                        │  ▲
-                  └──request_cancel──►     └──┘ commit, begin_attempt (a later attempt voids the earlier ones)
-                      cancelled
+                │  ▲                       │  ▲                             │
+                │  │                       └──┘ commit, begin_attempt (a later attempt voids the earlier ones)
+                │  └───────────────────────────────────────────── retry ────┘ (see `failed_jobs`)
+                └──request_cancel──► cancelled
 
 Every method is one script or one read, so it is atomic; every method may be repeated, so a caller that got a
 `StateError` can call again.
@@ -20,21 +21,24 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from broker_pipeline import redis_keys, redis_scripts
-from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundError
+from broker_pipeline.errors import Failure, InvalidRequestError
+from broker_pipeline.job_records import (
+    DEFAULT_RESULT_TTL_S,
+    RECORD_FIELDS,
+    JobScripts,
+    is_known,
+    job_not_found,
+    job_record,
+    spec_args,
+)
 from broker_pipeline.messages import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
-from broker_pipeline.redis_client import RedisClient, ScriptRunner, state_errors
-
-DEFAULT_RESULT_TTL_S = 7 * 24 * 3600
+from broker_pipeline.redis_client import RedisClient, state_errors
 
 TokenEntries: TypeAlias = list[TokenEntry]
 
 _MAX_PAGE = 1000
-_RECORD_FIELDS = ("status", "created_at", "started_at", "finished_at", "attempt", "metadata", "result", "error")
 _encode = msgspec.json.Encoder().encode
 _decode_token = msgspec.json.Decoder(TokenEntry).decode
-_decode_result = msgspec.json.Decoder(JobResult).decode
-_decode_failure = msgspec.json.Decoder(Failure).decode
-_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 
 
@@ -42,14 +46,16 @@ _decode_spec = msgspec.json.Decoder(JobSpec).decode
 class Attempt:
     """A number to write with, and the tokens that earlier attempts have committed.
 
-    With `is_finished` there is nothing to do and the number must not be used. With `is_cancelled` all that is left is
-    to `finish` the job as cancelled under this number.
+    With `is_finished` there is nothing to do and the number must not be used; `has_failed` says that the job ended as
+    failed and may be sent again. With `is_cancelled` all that is left is to `finish` the job as cancelled under this
+    number.
     """
 
     number: int
     tokens: TokenEntries
     is_cancelled: bool = False
     is_finished: bool = False
+    has_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +93,7 @@ class JobStore:
         """Finished jobs are kept for `result_ttl_s` seconds."""
         self._redis = redis
         self._namespace = namespace
-        self._run_script = ScriptRunner(redis)
-        self._keys = [redis_keys.jobs(namespace), redis_keys.expiry(namespace), redis_keys.counts(namespace)]
-        self._prelude_args: list[Any] = [
-            redis_keys.job(namespace, "@"),
-            redis_keys.job_tokens(namespace, "@"),
-            redis_keys.jobs_with_status(namespace, "@"),
-            result_ttl_s,
-        ]
+        self._run = JobScripts(redis, namespace, result_ttl_s).run
 
     async def create(self, spec: JobSpec, idempotency_key: str | None = None) -> tuple[JobRecord, bool]:
         """Record a new job as queued.
@@ -106,11 +105,11 @@ class JobStore:
             key = redis_keys.job(self._namespace, spec.job_id)
         else:
             key = redis_keys.idempotency(self._namespace, idempotency_key)
-        args = [*_spec_args(spec), "0" if idempotency_key is None else "1"]
+        args = [*spec_args(spec), "0" if idempotency_key is None else "1"]
         job_id, is_this, fields = await self._run(
             redis_scripts.CREATE_JOB, args, f"cannot record job {spec.job_id}", extra_keys=[key]
         )
-        return _record(job_id.decode(), fields), bool(is_this)
+        return job_record(job_id.decode(), fields), bool(is_this)
 
     async def discard(self, job_id: str) -> None:
         """Forget a job that could not be queued; one that has begun, or is unknown, is left alone."""
@@ -119,10 +118,10 @@ class JobStore:
     async def get(self, job_id: str) -> JobRecord:
         """Return a job; raises `JobNotFoundError`."""
         with state_errors(f"cannot read job {job_id}"):
-            fields: list[Any] = await self._redis.hmget(redis_keys.job(self._namespace, job_id), _RECORD_FIELDS)
-        if fields[0] is None:
-            raise _not_found(job_id)
-        return _record(job_id, fields)
+            fields: list[Any] = await self._redis.hmget(redis_keys.job(self._namespace, job_id), RECORD_FIELDS)
+        if not is_known(fields[0]):
+            raise job_not_found(job_id)
+        return job_record(job_id, fields)
 
     async def spec(self, job_id: str) -> JobSpec:
         """Return what was submitted; raises `JobNotFoundError`."""
@@ -130,26 +129,31 @@ class JobStore:
             spec = await self._redis.hget(redis_keys.job(self._namespace, job_id), "spec")
             if spec is not None:
                 return _decode_spec(spec)
-        raise _not_found(job_id)
+        raise job_not_found(job_id)
 
     async def tokens(self, job_id: str, start: int = 0) -> TokenEntries:
         """Return the committed tokens from number `start` on; raises `JobNotFoundError`."""
         with state_errors(f"cannot read the tokens of job {job_id}"):
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.exists(redis_keys.job(self._namespace, job_id))
+                pipeline.hget(redis_keys.job(self._namespace, job_id), "status")
                 pipeline.lrange(redis_keys.job_tokens(self._namespace, job_id), start, -1)
-                is_known, entries = await pipeline.execute()
-            if is_known:
+                status, entries = await pipeline.execute()
+            if is_known(status):
                 return [_decode_token(entry) for entry in entries]
-        raise _not_found(job_id)
+        raise job_not_found(job_id)
 
     async def begin_attempt(self, spec: JobSpec) -> Attempt:
-        """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again."""
+        """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
+
+        So is the wish to run a job again that Redis lost, and a message of an earlier sending of the job is finished.
+        """
         action = f"cannot begin an attempt of job {spec.job_id}"
-        number, cancelled, finished, entries = await self._run(redis_scripts.BEGIN_ATTEMPT, _spec_args(spec), action)
+        number, cancelled, finished, failed, entries = await self._run(
+            redis_scripts.BEGIN_ATTEMPT, spec_args(spec), action
+        )
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]
-        return Attempt(number, tokens, is_cancelled=bool(cancelled), is_finished=bool(finished))
+        return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed))
 
     async def commit(self, commits: Sequence[TokenCommit]) -> list[bool]:
         """Append tokens of many jobs in one round trip.
@@ -190,7 +194,7 @@ class JobStore:
         Raises `JobNotFoundError`.
         """
         if not await self._run(redis_scripts.CANCEL_JOB, [job_id], f"cannot cancel job {job_id}"):
-            raise _not_found(job_id)
+            raise job_not_found(job_id)
         return await self.get(job_id)
 
     async def is_cancelled(self, job_id: str) -> bool:
@@ -228,12 +232,9 @@ class JobStore:
         """Return the records that still exist."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(redis_keys.job(self._namespace, job_id), _RECORD_FIELDS)
+                pipeline.hmget(redis_keys.job(self._namespace, job_id), RECORD_FIELDS)
             rows = await pipeline.execute()
-        return [_record(job_id, row) for job_id, row in zip(job_ids, rows, strict=True) if row[0] is not None]
-
-    async def _run(self, script: str, args: Sequence[Any], action: str, *, extra_keys: Sequence[str] = ()) -> Any:
-        return await self._run_script(script, [*self._keys, *extra_keys], [*self._prelude_args, *args], action=action)
+        return [job_record(job_id, row) for job_id, row in zip(job_ids, rows, strict=True) if is_known(row[0])]
 
     async def list(self, before: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
         """Return up to `limit` jobs, newest first, that come after the cursor `before` (a page's `next`)."""
@@ -250,28 +251,6 @@ class JobStore:
 _Cursor: TypeAlias = tuple[float, str]
 
 
-def _spec_args(spec: JobSpec) -> list[Any]:
-    return [spec.job_id, _encode(spec), repr(float(spec.created_at)), _encode(spec.metadata)]
-
-
-def _record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:
-    """Build a record from the hash's fields in the order of `_RECORD_FIELDS`."""
-    status, created_at, started_at, finished_at, attempt, metadata, result, error = fields
-    with state_errors(f"cannot read job {job_id}"):
-        plain = {
-            "job_id": job_id,
-            "status": (status or b"").decode(),
-            "created_at": created_at and created_at.decode(),
-            "started_at": started_at and started_at.decode(),
-            "finished_at": finished_at and finished_at.decode(),
-            "attempt": (attempt or b"0").decode(),
-            "metadata": _decode_metadata(metadata or b"{}"),
-            "result": result and _decode_result(result),
-            "error": error and _decode_failure(error),
-        }
-        return msgspec.convert(plain, JobRecord, strict=False)
-
-
 def _format_cursor(cursor: _Cursor) -> str:
     return f"{cursor[0]!r}_{cursor[1]}"
 
@@ -282,7 +261,3 @@ def _parse_cursor(text: str) -> _Cursor:
         if math.isfinite(seconds := float(created_at)):
             return seconds, job_id
     raise InvalidRequestError("before must be the `next` of an earlier page", field="before")
-
-
-def _not_found(job_id: str) -> JobNotFoundError:
-    return JobNotFoundError(f"no job {job_id}: it never was, or it ended too long ago", field="job_id")

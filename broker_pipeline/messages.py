@@ -7,6 +7,7 @@ Sizes are in bytes, times in seconds. `session` is the id of one generation; tod
 share their id.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -112,6 +113,28 @@ class JobSpec(_Wire, frozen=True, kw_only=True):
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
     sampling: SamplingParams = SamplingParams()
     metadata: dict[str, str] = {}
+    num_retries: Count = 0
+    """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
+
+    @property
+    def media_holder(self) -> str:
+        """Under what name this sending of the job refers to its media: no earlier one can release them."""
+        return f"{self.job_id}.{self.num_retries}" if self.num_retries else self.job_id
+
+    def with_media(self, refs: Mapping[str, MediaRef]) -> "JobSpec":
+        """Return the job with its media found where `refs` (by sha256) says."""
+
+        def moved(part: TextPart | ImagePart | VideoPart) -> TextPart | ImagePart | VideoPart:
+            if isinstance(part, ImagePart):
+                return msgspec.structs.replace(part, media=refs[part.media.sha256])
+            if isinstance(part, VideoPart):
+                return msgspec.structs.replace(part, frames=tuple(refs[frame.sha256] for frame in part.frames))
+            return part
+
+        messages = tuple(
+            msgspec.structs.replace(message, content=tuple(map(moved, message.content))) for message in self.messages
+        )
+        return msgspec.structs.replace(self, messages=messages)
 
     def media(self) -> tuple[MediaRef, ...]:
         """Return every media reference of the job, in order."""
@@ -165,6 +188,16 @@ class JobResult(_Wire, frozen=True, kw_only=True):
     num_attempts: PositiveCount = 1
 
 
+class PastEnd(_Wire, frozen=True, kw_only=True):
+    """How a job had ended before it was sent again."""
+
+    status: Literal["failed", "cancelled"]
+    attempt: Count
+    """Attempts that had been begun by then."""
+    finished_at: Seconds
+    error: Failure | None = None
+
+
 class JobRecord(_Wire, frozen=True, kw_only=True):
     """A job as Redis knows it and as the gateway shows it."""
 
@@ -177,6 +210,10 @@ class JobRecord(_Wire, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     result: JobResult | None = None
     error: Failure | None = None
+    num_retries: Count = 0
+    """How often somebody has sent the job again after its end."""
+    failures: tuple[PastEnd, ...] = ()
+    """How it had ended before that, the last ones, oldest first."""
 
 
 class JobEvent(_Wire, frozen=True, kw_only=True):

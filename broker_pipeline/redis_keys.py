@@ -5,11 +5,13 @@
 {ns}:jobs                   zset    job ids by time of creation
 {ns}:jobs:{status}          zset    job ids with this status, by time of creation
 {ns}:expiry                 zset    ids of finished jobs by the time at which they are forgotten
+{ns}:unpublished            zset    jobs sent again that may not be in the queue yet, by the time of that
 {ns}:counts                 hash    jobs by status: queued and running now, the others since the start
 {ns}:idempotency:{key}      string  job id of an earlier submission with this key
 {ns}:media:{sha256}         string  object name of the stored bytes
 {ns}:media:{sha256}:jobs    set     jobs that need them
 {ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
+{ns}:media:kept             zset    references that end by themselves (those of failed jobs), by the time of that
 {ns}:media:doomed           zset    object names by the time from which they may be deleted
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
@@ -47,6 +49,11 @@ def expiry(namespace: str) -> str:
     return f"{namespace}:expiry"
 
 
+def unpublished(namespace: str) -> str:
+    """Sorted set of jobs that were sent again and may not be in the queue yet, by the time of that."""
+    return f"{namespace}:unpublished"
+
+
 def counts(namespace: str) -> str:
     """Hash of the number of jobs by status."""
     return f"{namespace}:counts"
@@ -70,6 +77,11 @@ def media_jobs(namespace: str, sha256: str) -> str:
 def media_unreferenced(namespace: str) -> str:
     """Sorted set of media that no job needs, by the time from which that is so."""
     return f"{namespace}:media:unreferenced"
+
+
+def media_kept(namespace: str) -> str:
+    """Sorted set of references that end by themselves, by the time at which they do."""
+    return f"{namespace}:media:kept"
 
 
 def media_doomed(namespace: str) -> str:

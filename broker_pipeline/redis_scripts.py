@@ -8,18 +8,20 @@ Sentinel), not for a Redis Cluster.
 A job's way through the sorted sets:
 
     create ──► jobs, jobs:queued ──► jobs, jobs:running ──► jobs, jobs:succeeded, expiry ──► (forgotten)
-                                                                 jobs:failed
-                                                                 jobs:cancelled
+                         ▲                                       jobs:failed
+                         └───── sent again ─────────────────     jobs:cancelled
 """
 
 NUM_SWEPT_PER_CALL = 16
+NUM_PAST_ENDS = 10
+"""Earlier ends that a job's record keeps."""
 
 # Shared by the scripts about jobs. KEYS: jobs, expiry, counts. ARGV: templates of job, tokens and status keys,
 # seconds that finished jobs are kept. Further arguments start at 5.
-_JOB_PRELUDE = f"""
+JOB_PRELUDE = f"""
 local JOBS, EXPIRY, COUNTS = KEYS[1], KEYS[2], KEYS[3]
 local TTL_S = tonumber(ARGV[4])
-local FINAL = {{succeeded = true, failed = true, cancelled = true}}
+local FINAL = {{succeeded = true, failed = true, cancelled = true, discarded = true}}
 
 local function named(template, id) return (string.gsub(template, '@', id)) end
 local function job_key(id) return named(ARGV[1], id) end
@@ -38,12 +40,12 @@ end
 
 local function record(id)
   return redis.call('HMGET', job_key(id), 'status', 'created_at', 'started_at', 'finished_at', 'attempt',
-                    'metadata', 'result', 'error')
+                    'metadata', 'result', 'error', 'num_retries', 'failures')
 end
 
-local function create(id, spec, created_at, metadata, idempotency)
+local function create(id, spec, created_at, metadata, num_retries, idempotency)
   redis.call('HSET', job_key(id), 'status', 'queued', 'spec', spec, 'created_at', created_at,
-             'metadata', metadata, 'attempt', '0', 'idempotency', idempotency)
+             'metadata', metadata, 'attempt', '0', 'num_retries', num_retries, 'idempotency', idempotency)
   redis.call('ZADD', JOBS, created_at, id)
   redis.call('ZADD', status_key('queued'), created_at, id)
   redis.call('HINCRBY', COUNTS, 'queued', 1)
@@ -71,6 +73,24 @@ local function finish(id, status, result, failure)
   redis.call('ZADD', EXPIRY, string.format('%.6f', now() + TTL_S), id)
 end
 
+-- A job that has ended is queued once more: its end goes into its history, one line of JSON each.
+local function start_over(id, spec, num_retries)
+  local job = job_key(id)
+  local status, attempt, finished_at, failure, failures =
+    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures'))
+  local past = '{{"status":"' .. status .. '","attempt":' .. attempt .. ',"finished_at":' .. finished_at
+               .. (failure and ',"error":' .. failure or '') .. '}}'
+  failures = failures and failures .. '\\n' .. past or past
+  local _, num_older = string.gsub(failures, '\\n', '\\n')
+  if num_older >= {NUM_PAST_ENDS} then failures = string.sub(failures, string.find(failures, '\\n', 1, true) + 1) end
+  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel')
+  redis.call('HSET', job, 'spec', spec, 'num_retries', num_retries, 'failures', failures)
+  redis.call('DEL', tokens_key(id))
+  redis.call('PERSIST', job)
+  redis.call('ZREM', EXPIRY, id)
+  move(id, 'queued')
+end
+
 local function forget(id)
   redis.call('DEL', job_key(id), tokens_key(id))
   redis.call('ZREM', JOBS, id)
@@ -89,12 +109,13 @@ end
 """
 
 # KEYS[4]: the idempotency key, or the job's own key where there is none.
-# ARGV[5..]: job id, spec, created_at, metadata, whether there is an idempotency key ('1').
+# ARGV[5..]: job id, spec, created_at, metadata, num_retries, whether there is an idempotency key ('1').
 # Returns {job id, 1 when it is this job, record}.
 CREATE_JOB = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
-local id, spec, created_at, metadata, has_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1'
+local id, spec, created_at, metadata, num_retries, has_key = unpack(ARGV, 5, 10)
+has_key = has_key == '1'
 sweep()
 if has_key then
   local other = redis.call('GET', KEYS[4])
@@ -104,7 +125,7 @@ if has_key then
   redis.call('SET', KEYS[4], id, 'EX', TTL_S)
 end
 if redis.call('EXISTS', job_key(id)) == 0 then
-  create(id, spec, created_at, metadata, has_key and KEYS[4] or '')
+  create(id, spec, created_at, metadata, num_retries, has_key and KEYS[4] or '')
 end
 return {id, 1, record(id)}
 """
@@ -112,7 +133,7 @@ return {id, 1, record(id)}
 
 # ARGV[5]: job id. Forgets a job that nobody has begun. Returns 1 when it was there.
 DISCARD_JOB = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
 local id = ARGV[5]
 local status, attempt, idempotency = unpack(redis.call('HMGET', job_key(id), 'status', 'attempt', 'idempotency'))
@@ -126,22 +147,36 @@ return 1
 """
 )
 
-# ARGV[5..]: job id, spec, created_at, metadata. Every call takes a number of its own; numbers handed out before are
-# void from then on. Returns {attempt, cancelled, finished, token entries}.
+# ARGV[5..]: job id, spec, created_at, metadata, num_retries. Every call takes a number of its own; numbers handed out
+# before are void from then on. Returns {attempt, cancelled, finished, failed, token entries}; what is finished may have
+# been so in an earlier sending of the job, which is over whatever became of it.
+#
+#     num_retries in Redis    that of the message
+#     the same                                       a further attempt
+#     higher                  of an earlier sending  finished
+#     lower                   Redis lost the wish    granted now
 BEGIN_ATTEMPT = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
-local id = ARGV[5]
+local id, spec, num_retries = ARGV[5], ARGV[6], tonumber(ARGV[9])
 local job = job_key(id)
-if redis.call('EXISTS', job) == 0 then create(id, ARGV[6], ARGV[7], ARGV[8], '') end
-local status, cancel, attempt = unpack(redis.call('HMGET', job, 'status', 'cancel', 'attempt'))
-if FINAL[status] then return {tonumber(attempt), 0, 1, {}} end
+if redis.call('EXISTS', job) == 0 then create(id, spec, ARGV[7], ARGV[8], ARGV[9], '') end
+local status, attempt, held = unpack(redis.call('HMGET', job, 'status', 'attempt', 'num_retries'))
+held = tonumber(held or '0')
+if held > num_retries then return {tonumber(attempt), 0, 1, 0, {}} end
+if held < num_retries and (status == 'failed' or status == 'cancelled') then
+  start_over(id, spec, num_retries)
+  status = 'queued'
+end
+if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
+redis.call('HSET', job, 'num_retries', num_retries, 'spec', spec)
 attempt = redis.call('HINCRBY', job, 'attempt', 1)
 if redis.call('HEXISTS', job, 'started_at') == 0 then
   redis.call('HSET', job, 'started_at', not_before(job, 'created_at'))
 end
 move(id, 'running')
-return {attempt, cancel and 1 or 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
+local cancel = redis.call('HEXISTS', job, 'cancel')
+return {attempt, cancel, 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
 """
 )
 
@@ -151,7 +186,7 @@ return {attempt, cancel and 1 or 0, 0, redis.call('LRANGE', tokens_key(id), 0, -
 #     the same entries stand at start    an earlier call did it    1
 #     anything else                      refused                   0
 COMMIT_TOKENS = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
 local function commit(id, attempt, start, first, num)
   local status, current = unpack(redis.call('HMGET', job_key(id), 'status', 'attempt'))
@@ -183,7 +218,7 @@ return done
 # ARGV[5..]: job id, attempt, status, result or '', error or ''.
 # Returns 1 when the job ended as this call says, be it now or by an earlier, equal call; else 0.
 FINISH_JOB = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
 local id, attempt, status, result, failure = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local held, current, held_result, held_failure =
@@ -193,6 +228,7 @@ if FINAL[held] then
   local same = held == status and (held_result or '') == result and (held_failure or '') == failure
   return same and 1 or 0
 end
+if held ~= 'running' then return 0 end
 finish(id, status, result, failure)
 sweep()
 return 1
@@ -201,7 +237,7 @@ return 1
 
 # ARGV[5]: job id. Returns 0 when there is no such job.
 CANCEL_JOB = (
-    _JOB_PRELUDE
+    JOB_PRELUDE
     + """
 local id = ARGV[5]
 local status = redis.call('HGET', job_key(id), 'status')
@@ -216,7 +252,7 @@ return 1
 )
 
 # Forgets finished jobs whose time has come. Returns how many.
-SWEEP_JOBS = _JOB_PRELUDE + "return sweep()"
+SWEEP_JOBS = JOB_PRELUDE + "return sweep()"
 
 # KEYS: worker record, set of names, set of pipelines. ARGV: record, instance, time to live in ms, name, pipeline.
 # Returns {1} or, when another live instance has the name, {0, its record, ms until that record ends}.
