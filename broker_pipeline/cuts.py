@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from broker_pipeline.artifact_manifest import EMBED_FILE, HEAD_FILE, block_file, read_manifest
+from broker_pipeline.artifact_manifest import EMBED_FILE, HEAD_FILE, WeightsManifest, block_file, read_manifest
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange
 
@@ -44,11 +44,20 @@ def balanced_cut(artifact: Path, num_stages: int) -> tuple[BlockRange, ...]:
         raise ConfigurationError(
             f"{artifact} has {num_layers} layers and cannot be cut into {num_stages} stages", field="stages"
         )
+    return _ranges(balanced_bounds(layer_costs(manifest, num_stages), num_stages))
+
+
+def layer_costs(manifest: WeightsManifest, num_stages: int) -> list[int]:
+    """Return the bytes that a stage holds for each layer; embedding and head count with the first and the last.
+
+    A tied head costs the last of several stages a copy of the embedding.
+    """
     sizes = {file.name: file.size_bytes for file in manifest.weight_files}
-    costs = [sizes.get(block_file(block), 0) for block in range(num_layers)]
+    is_tied = any(record.tied_to is not None for record in manifest.tensors)
+    costs = [sizes.get(block_file(block), 0) for block in range(manifest.num_blocks)]
     costs[0] += sizes.get(EMBED_FILE, 0)
-    costs[-1] += sizes.get(HEAD_FILE, 0)
-    return _ranges(balanced_bounds(costs, num_stages))
+    costs[-1] += sizes.get(HEAD_FILE, 0) + (sizes.get(EMBED_FILE, 0) if is_tied and num_stages > 1 else 0)
+    return costs
 
 
 def balanced_bounds(costs: Sequence[int], num_stages: int) -> list[int]:

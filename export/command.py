@@ -1,25 +1,17 @@
-"""`broker-pipeline export`: make artifacts, check them, look at them."""
+"""`broker-pipeline export`: make artifacts, check them, look at them.
+
+What the commands do is imported when one runs: `--help`, and a machine without torch, must not need it.
+"""
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
-import torch
-from rich.console import Console
-from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import Dtype
-from export.checkpoint import Checkpoint, LocalCheckpoint
-from export.exporter import Exported, ExportOptions, export_checkpoint
-from export.hub import HubCheckpoint
-from export.inspection import print_inspection
-from export.layout import ExpertLayout
-from export.revisions import parse_reference
-from export.verify import verify_artifact
-from export.workspace import partial_path
 
 DEFAULT_NUM_WORKERS = min(4, os.cpu_count() or 1)
-_TOKENIZER = "tokenizer.json"
 
 
 class ExportGroup(click.Group):
@@ -100,31 +92,16 @@ def checkpoint(
     source: str,
     target: Path,
     dtype: Dtype | None,
-    expert_layout: ExpertLayout,
+    expert_layout: Literal["auto", "hub", "runtime"],
     packed: bool,
     restart: bool,
     num_workers: int,
 ) -> None:
     """Export SOURCE to TARGET."""
-    torch.set_num_threads(1)  # the workers are the parallelism
-    console = Console(stderr=True)
-    options = ExportOptions(dtype, expert_layout, packed, restart, num_workers)
-    target = target.absolute()
-    opened = open_source(source)
-    if _TOKENIZER not in opened.side_files:
-        console.print(
-            f"note: {source} has no {_TOKENIZER}; a vision worker cannot serve without one",
-            highlight=False,
-            soft_wrap=True,
-        )
-    try:
-        exported = export_checkpoint(opened, target, options, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"stopped; {partial_path(target)} holds what is done, the same command goes on from there", soft_wrap=True
-        )
-        raise
-    _print_result(exported)
+    from export.exporter import ExportOptions  # noqa: PLC0415
+    from export.terminal import export_source  # noqa: PLC0415
+
+    export_source(source, target.absolute(), ExportOptions(dtype, expert_layout, packed, restart, num_workers))
 
 
 @command.command("verify")
@@ -133,13 +110,9 @@ def checkpoint(
 @_workers_option
 def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
     """Read every byte of an artifact and compare it with its manifest."""
-    result = verify_artifact(
-        directory, allow_missing=allow_missing, console=Console(stderr=True), num_workers=num_workers
-    )
-    click.echo(f"{directory} is whole: {result.num_files} files, {decimal(result.size_bytes)}")
-    if result.absent:
-        click.echo(f"absent: {', '.join(result.absent)}")
-    click.echo(f"fingerprint {result.fingerprint}")
+    from export.terminal import verify_directory  # noqa: PLC0415
+
+    verify_directory(directory, allow_missing=allow_missing, num_workers=num_workers)
 
 
 @command.command("inspect")
@@ -149,21 +122,6 @@ def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
 )
 def inspect(directory: Path, num_stages: int) -> None:
     """Show what an artifact is, and where to cut it."""
-    print_inspection(directory, num_stages, Console())
+    from export.terminal import inspect_directory  # noqa: PLC0415
 
-
-def open_source(source: str) -> Checkpoint:
-    """Open a local directory or, failing that, a repository of the hub."""
-    if Path(source).is_dir():
-        return LocalCheckpoint(Path(source))
-    return HubCheckpoint(parse_reference(source))
-
-
-def _print_result(exported: Exported) -> None:
-    if exported.was_there:
-        click.echo(f"{exported.directory} already is this artifact")
-    else:
-        kept = f" ({exported.num_kept} files kept from an earlier run)" if exported.num_kept else ""
-        size_bytes = sum(file.size_bytes for file in exported.manifest.weight_files)
-        click.echo(f"{exported.directory}: {decimal(size_bytes)} in {exported.manifest.num_blocks} blocks{kept}")
-    click.echo(f"fingerprint {exported.manifest.fingerprint}")
+    inspect_directory(directory, num_stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -17,9 +18,8 @@ from broker_pipeline.artifact_manifest import (
     block_file,
     read_manifest,
 )
+from broker_pipeline.cuts import balanced_bounds, layer_costs
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
-from export.cuts import Cut, balanced_cuts
-from stages.qwen3_vl.tensors import LM_HEAD
 
 # (layers, hidden size) of the family's members, spec: the configurations on the hub
 _FAMILY = {
@@ -47,16 +47,7 @@ def print_inspection(directory: Path, num_stages: int, console: Console) -> None
     for label, value in _facts(facts, manifest, sizes):
         table.add_row(label, value)
     console.print(table)
-    console.print(_cuts_table(suggested_cuts(manifest, num_stages)))
-
-
-def suggested_cuts(manifest: WeightsManifest, num_stages: int) -> list[Cut]:
-    """Return balanced cuts by bytes on disk. A tied head costs the last stage a copy of the embedding."""
-    sizes = {file.name: file.size_bytes for file in manifest.weight_files}
-    is_tied = any(record.name == LM_HEAD and record.tied_to is not None for record in manifest.tensors)
-    head_bytes = sizes[HEAD_FILE] + (sizes[EMBED_FILE] if is_tied and num_stages > 1 else 0)
-    blocks = [sizes[block_file(block)] for block in range(manifest.num_blocks)]
-    return balanced_cuts(blocks, num_stages, embed_bytes=sizes[EMBED_FILE], head_bytes=head_bytes)
+    console.print(_cuts_table(layer_costs(manifest, num_stages), num_stages))
 
 
 def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) -> list[tuple[str, str]]:
@@ -78,10 +69,10 @@ def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) 
     ]
 
 
-def _cuts_table(cuts: list[Cut]) -> Table:
+def _cuts_table(costs: list[int], num_stages: int) -> Table:
     table = Table(
-        "stage", "blocks", "weights", title=f"{len(cuts)} stages of about the same size", title_justify="left"
+        "stage", "blocks", "weights", title=f"{num_stages} stages of about the same size", title_justify="left"
     )
-    for number, cut in enumerate(cuts):
-        table.add_row(str(number), f"{cut.start}:{cut.stop}", decimal(cut.size_bytes))
+    for number, (start, stop) in enumerate(pairwise(balanced_bounds(costs, num_stages))):
+        table.add_row(str(number), f"{start}:{stop}", decimal(sum(costs[start:stop])))
     return table
