@@ -85,7 +85,11 @@ def _services(settings: LocalSettings, port: int) -> Iterator[tuple[str, str, st
         yield name, "vision", f"pictures, {devices[name]}", _worker_flags(settings, name, devices[name])
     for index, blocks in enumerate(settings.stages):
         name = f"stage-{index}"
-        own = {"--blocks": f"{blocks.start}:{blocks.stop}", "--kv-tokens": settings.kv_tokens}
+        own = {
+            "--blocks": f"{blocks.start}:{blocks.stop}",
+            "--kv-tokens": settings.kv_tokens,
+            "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
+        }
         what = f"layers {blocks.start}:{blocks.stop}, {devices[name]}"
         yield name, "stage", what, {**_worker_flags(settings, name, devices[name]), **own}
 
@@ -106,6 +110,17 @@ def _devices(settings: LocalSettings) -> dict[str, str]:
     names += [f"vision-{index}" for index in range(settings.num_vision_workers)]
     dealt = assign_devices(len(names), settings.num_cuda_devices)
     return {name: settings.device or device for name, device in zip(names, dealt, strict=True)}
+
+
+def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
+    """Return the part of its card's free memory that a stage may fill when others load onto the card beside it.
+
+    Each may look before the others have taken theirs, so the parts together have to leave room for all weights.
+    """
+    sharers = [other for other, device in devices.items() if device == devices[name]]
+    if len(sharers) == 1 or not devices[name].startswith("cuda"):
+        return None
+    return round(_SHARED_CARD / len(sharers), 3)
 
 
 def _flags(values: Mapping[str, object]) -> Iterator[str]:

@@ -63,3 +63,12 @@ def test_every_worker_has_a_thread(num_workers: int) -> None:
 async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert await count_cuda_devices() == 0
+
+
+def test_stages_on_one_card_share_its_memory() -> None:
+    services = plan(num_cuda_devices=1)
+    shares = [float(flags(services[name])["--kv-share"]) for name in services if name.startswith("stage")]
+    assert sum(shares) < 0.8
+    alone = plan(num_cuda_devices=8)
+    assert all("--kv-share" not in flags(alone[name]) for name in alone)
+    assert "--kv-share" not in flags(plan(num_cuda_devices=1, kv_tokens=99)["stage-0"])
