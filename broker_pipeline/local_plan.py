@@ -9,6 +9,8 @@ from pathlib import Path
 from broker_pipeline.devices import assign_devices, threads_per_worker
 from broker_pipeline.messages import BlockRange
 
+_SHARED_CARD = 0.6  # of what is free on a card, for the KV of all stages on it together
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
