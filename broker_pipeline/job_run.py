@@ -137,7 +137,7 @@ class JobRunner:
         attempt = await persist(lambda: self._stores.jobs.begin_attempt(job.spec))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
-            await self._acknowledge(job)
+            await self._acknowledge(job, has_failed=attempt.has_failed)
             return True
         await self._announce(job, attempt)
         outcome = await self._outcome(job, attempt)
@@ -315,7 +315,7 @@ class JobRunner:
         )
         record = await persist(lambda: self._stores.jobs.get(job.job_id))
         await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
-        await self._acknowledge(job)
+        await self._acknowledge(job, has_failed=ending.status == "failed")
         return True
 
     def _result(self, job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
@@ -327,9 +327,13 @@ class JobRunner:
         )
         return JobResult(text=ending.text, finish_reason=ending.finish_reason, usage=usage, num_attempts=attempt.number)
 
-    async def _acknowledge(self, job: LiveJob) -> None:
-        """Give up the job's media and take it out of the queue, in this order: what is left undone is done again."""
-        await persist(lambda: self._stores.media.release(job.spec, job.job_id))
+    async def _acknowledge(self, job: LiveJob, *, has_failed: bool) -> None:
+        """Give up the job's media and take it out of the queue, in this order: what is left undone is done again.
+
+        A job that has failed keeps its media for a while: it may be sent again.
+        """
+        media, spec = self._stores.media, job.spec
+        await persist(lambda: media.keep(spec) if has_failed else media.release(spec, spec.media_holder))
         try:
             await job.delivery.ack()
         except TransportError as error:

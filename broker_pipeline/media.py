@@ -26,6 +26,9 @@ log = structlog.get_logger()
 
 MAX_STORE_BYTES = 10 * 2**30
 MAX_AGE_S = 7 * 24 * 3600.0
+KEEP_S = 7 * 24 * 3600.0
+"""How long a failed job's media are kept for it to be sent again, as long as there is room."""
+_KEPT_SHARE = 0.5  # of the store, beyond which what failed jobs keep has to make room
 NUM_UPLOADS = 8
 """Uploads that are under way at once; each has a chunk in memory a second time."""
 _HASH_INLINE_BYTES = 256 * 1024
@@ -47,6 +50,7 @@ class MediaStore:
     ) -> None:
         self._transport = transport
         self._max_age_s = max_age_s
+        self._max_bytes = max_bytes
         self._objects = ObjectBucket(
             transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S),
             subjects.media_bucket(namespace),
@@ -99,12 +103,44 @@ class MediaStore:
         refs = media.media() if isinstance(media, JobSpec) else tuple(media)
         await self._references.release(tuple({ref.sha256 for ref in refs}), job_id)
 
+    async def keep(self, spec: JobSpec) -> None:
+        """Leave a failed job its media for a while, so that it can be sent again. Instead of `release`.
+
+        They go after `KEEP_S`, or earlier, the oldest first, when the store is more than half full.
+        """
+        await self._references.keep(_sha256s(spec), spec.media_holder, KEEP_S)
+
+    async def reclaim(self, spec: JobSpec) -> JobSpec:
+        """Get the media of a job that is to be sent again as `spec`; return it with the places where they are.
+
+        For an hour; to be followed by `hold` once the job is queued, or `release`. Raises `MediaMissingError` when some
+        are gone.
+        """
+        shas, holder = _sha256s(spec), spec.media_holder
+        # Before the first reference: a process that dies meanwhile leaves none that stay.
+        await self._references.keep(shas, holder, UPLOAD_S)
+        try:
+            refs = {ref.sha256: await self._reclaim(ref, holder) for ref in spec.media()}
+        except BaseException:
+            await self._references.release(shas, holder)
+            raise
+        return spec.with_media(refs)
+
+    async def hold(self, spec: JobSpec) -> None:
+        """Let what was reclaimed stay until it is released."""
+        await self._references.hold(_sha256s(spec), spec.media_holder)
+
     async def sweep(self, grace_s: float = 60.0) -> int:
         """Delete what no job has needed for `grace_s` seconds; return the number of objects deleted.
 
         Any number of processes may do this at once. One that dies half-way leaves its work to the next.
         """
+        await self._references.release_due()
         num_deleted = 0
+        if await self.size_bytes() > _KEPT_SHARE * self._max_bytes:
+            num_released = await self._references.release_oldest()
+            if num_released:
+                log.warning("media_of_failed_jobs_released", num_references=num_released, reason="the store fills up")
         while names := await self._references.take_deletable(grace_s):
             for name in names:
                 await self._objects.delete(name)
@@ -121,6 +157,13 @@ class MediaStore:
         if self._maybe_references is None:
             raise StateError("this media store was opened for reading, without Redis")
         return self._maybe_references
+
+    async def _reclaim(self, ref: MediaRef, holder: str) -> MediaRef:
+        name = await self._references.claim(ref.sha256, holder)
+        if name is None:
+            raise MediaMissingError(f"the media store has no {ref.object_name} of {ref.num_bytes} bytes any more")
+        found = MediaRef(sha256=ref.sha256, object_name=name, num_bytes=ref.num_bytes)
+        return found if await self._will_last(name) else await self.put(await self.get(found), holder)
 
     async def _will_last(self, name: str) -> bool:
         """Whether the object is there and will be for as long as a job may reasonably wait."""
@@ -154,6 +197,10 @@ class MediaStore:
 
     def _chunk_bytes(self) -> int:
         return min(CHUNK_BYTES, SizeRules.for_server(self._transport.max_payload).part_bytes)
+
+
+def _sha256s(spec: JobSpec) -> tuple[str, ...]:
+    return tuple({ref.sha256 for ref in spec.media()})
 
 
 async def _sha256(content: bytes) -> str:

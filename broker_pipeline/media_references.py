@@ -3,6 +3,7 @@
     put ──► claim: known? ── yes ──────────────────────────────► one more job refers to it
                      └─ no ─► doomed for an hour, upload ─► adopt ─┘ (or another upload was first: its name)
     release ──► last job gone? ──► unreferenced since now
+    keep ──► released by a sweep when its time has come, or by `release_kept` when room is short; unless held before
     sweep ──► unreferenced for longer than the grace ──► doomed now ──► deleted from the bucket ──► forgotten
 
 An object's name is used for one upload only. So a sweep that is about to delete a name can never hit bytes that
@@ -20,11 +21,12 @@ from broker_pipeline.redis_client import RedisClient, ScriptRunner
 UPLOAD_S = 3600.0
 """How long an upload may take; what was not adopted by then is deleted."""
 _NUM_SWEPT = 128
+_MAX_KEPT = 100_000
 
-# Every script has KEYS: unreferenced, doomed; ARGV: template of the media key, template of its jobs' key ('@' for the
-# sha256). Further arguments start at 3.
+# Every script has KEYS: unreferenced, doomed, kept; ARGV: template of the media key, template of its jobs' key ('@'
+# for the sha256). Further arguments start at 3.
 _PRELUDE = """
-local UNREFERENCED, DOOMED = KEYS[1], KEYS[2]
+local UNREFERENCED, DOOMED, KEPT = KEYS[1], KEYS[2], KEYS[3]
 local function named(template, sha) return (string.gsub(template, '@', sha)) end
 local function media_key(sha) return named(ARGV[1], sha) end
 local function jobs_key(sha) return named(ARGV[2], sha) end
@@ -35,6 +37,20 @@ end
 local function refer(sha, job)
   redis.call('SADD', jobs_key(sha), job)
   redis.call('ZREM', UNREFERENCED, sha)
+end
+local function release(sha, job)
+  redis.call('ZREM', KEPT, job .. ' ' .. sha)
+  if redis.call('SREM', jobs_key(sha), job) == 1 and redis.call('SCARD', jobs_key(sha)) == 0
+     and redis.call('EXISTS', media_key(sha)) == 1 then
+    redis.call('ZADD', UNREFERENCED, now(), sha)
+  end
+end
+local function release_kept(members)
+  for _, member in ipairs(members) do
+    local job, sha = string.match(member, '^(%S+) (%S+)$')
+    release(sha, job)
+  end
+  return #members
 end
 """
 
@@ -80,14 +96,41 @@ return name
 _RELEASE = (
     _PRELUDE
     + """
-for i = 4, #ARGV do
-  local sha = ARGV[i]
-  if redis.call('SREM', jobs_key(sha), ARGV[3]) == 1 and redis.call('SCARD', jobs_key(sha)) == 0
-     and redis.call('EXISTS', media_key(sha)) == 1 then
-    redis.call('ZADD', UNREFERENCED, now(), sha)
-  end
-end
+for i = 4, #ARGV do release(ARGV[i], ARGV[3]) end
 return 1
+"""
+)
+
+# ARGV: job, seconds, most references that are kept, sha256... Over that number the oldest go.
+_KEEP = (
+    _PRELUDE
+    + """
+local job, until_s, most = ARGV[3], now() + tonumber(ARGV[4]), tonumber(ARGV[5])
+for i = 6, #ARGV do redis.call('ZADD', KEPT, until_s, job .. ' ' .. ARGV[i]) end
+local excess = redis.call('ZCARD', KEPT) - most
+if excess > 0 then release_kept(redis.call('ZRANGE', KEPT, 0, math.min(excess, 1000) - 1)) end
+return 1
+"""
+)
+
+# ARGV: job, sha256...
+_HOLD = (
+    _PRELUDE
+    + """
+for i = 4, #ARGV do redis.call('ZREM', KEPT, ARGV[3] .. ' ' .. ARGV[i]) end
+return 1
+"""
+)
+
+# ARGV: most to release, seconds from now ('-': those whose time has come, else those that would stay for longer).
+# Returns how many.
+_RELEASE_KEPT = (
+    _PRELUDE
+    + """
+if ARGV[4] == '-' then
+  return release_kept(redis.call('ZRANGEBYSCORE', KEPT, '-inf', now(), 'LIMIT', 0, ARGV[3]))
+end
+return release_kept(redis.call('ZRANGEBYSCORE', KEPT, now() + tonumber(ARGV[4]), '+inf', 'LIMIT', 0, ARGV[3]))
 """
 )
 
@@ -152,6 +195,28 @@ class MediaReferences:
         if sha256s:
             await self._call(_RELEASE, job_id, *sha256s)
 
+    async def keep(self, sha256s: tuple[str, ...], job_id: str, for_s: float) -> None:
+        """Let the job's references to these bytes, those that it has and those to come, end `for_s` from now.
+
+        Of more than 100,000 such references the oldest end at once.
+        """
+        if sha256s:
+            await self._call(_KEEP, job_id, for_s, _MAX_KEPT, *sha256s)
+
+    async def hold(self, sha256s: tuple[str, ...], job_id: str) -> None:
+        """Let the job's references to these bytes stay until they are released."""
+        if sha256s:
+            await self._call(_HOLD, job_id, *sha256s)
+
+    async def release_due(self) -> None:
+        """End the kept references whose time has come."""
+        while await self._call(_RELEASE_KEPT, _NUM_SWEPT, "-") == _NUM_SWEPT:
+            pass
+
+    async def release_oldest(self) -> int:
+        """End some of the references that are kept for longer than an upload takes, the oldest; return how many."""
+        return int(await self._call(_RELEASE_KEPT, _NUM_SWEPT, UPLOAD_S + 1))
+
     async def take_deletable(self, grace_s: float) -> list[str]:
         """Give up bytes that no job has needed for `grace_s`; return names of objects to delete, some at a time."""
         names: list[bytes] = await self._call(_TAKE, grace_s, _NUM_SWEPT)
@@ -162,6 +227,10 @@ class MediaReferences:
         await self._call(_FORGET, *names)
 
     async def _call(self, script: str, *args: str | float) -> Any:
-        keys = [redis_keys.media_unreferenced(self.namespace), redis_keys.media_doomed(self.namespace)]
+        keys = [
+            redis_keys.media_unreferenced(self.namespace),
+            redis_keys.media_doomed(self.namespace),
+            redis_keys.media_kept(self.namespace),
+        ]
         templates = [redis_keys.media(self.namespace, "@"), redis_keys.media_jobs(self.namespace, "@")]
         return await self._run(script, keys, [*templates, *args], action="the media store's references")

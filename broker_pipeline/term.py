@@ -13,8 +13,10 @@ from broker_pipeline.cancels import Cancels
 from broker_pipeline.committer import Committer
 from broker_pipeline.conductor_settings import ConductorSettings
 from broker_pipeline.config import CommonSettings
+from broker_pipeline.dead_letters import DeadLetters
 from broker_pipeline.dispatcher import Dispatcher
 from broker_pipeline.envelopes import EnvelopeBuilder
+from broker_pipeline.failed_jobs import FailedJobs
 from broker_pipeline.intake import Intake
 from broker_pipeline.job_events import JobEvents
 from broker_pipeline.job_run import JobRunner, RunSettings, Stores
@@ -77,7 +79,11 @@ class Term:
             AdmissionLimits(settings.max_jobs, settings.max_preparing, settings.max_waiting),
             _EXPECTED_PROMPT_TOKENS + settings.default_max_tokens,
         )
-        self._queue = JobQueue(around.transport, common.namespace, ack_wait_s=settings.ack_wait_s)
+        self._media = MediaStore(around.transport, around.redis, common.namespace)
+        dead_letters = DeadLetters(FailedJobs(around.redis, common.namespace), self._store, self._media, self._events)
+        self._queue = JobQueue(
+            around.transport, common.namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=dead_letters.fail
+        )
         self._intake = Intake(
             self._queue,
             self._live,
@@ -161,7 +167,7 @@ class Term:
         )
         return JobRunner(
             self._live,
-            Stores(self._store, MediaStore(around.transport, around.redis, common.namespace), self._events),
+            Stores(self._store, self._media, self._events),
             around.model,
             self._dispatcher,
             preparer,

@@ -74,7 +74,7 @@ async def _until_stopped(gateway: Gateway) -> None:
     async with asyncio.TaskGroup() as group:
         beside = (
             group.create_task(gateway.transport.wait_failed()),
-            group.create_task(keep_house(gateway.store, gateway.media)),
+            group.create_task(keep_house(gateway.store, gateway.media, gateway.retries)),
         )
         await gateway.stopping.wait()
         for task in beside:

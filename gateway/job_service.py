@@ -75,7 +75,7 @@ class JobService:
             spec = _spec(job_id, submission.plan, refs)
             record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
-                await self._publish(spec)
+                await publish_job(self._queue, spec)
                 log.info("job_accepted", job=job_id, num_images=len(refs))
                 return Accepted(record, is_repeat=False)
         except BaseException:
@@ -101,7 +101,7 @@ class JobService:
     async def _after_cancel_in_queue(self, record: JobRecord) -> None:
         """Do what the conductor does at the end of a job that it ran."""
         spec = await self._store.spec(record.job_id)
-        await self._media.release(spec, record.job_id)
+        await self._media.release(spec, spec.media_holder)
         event = JobEvent(job_id=record.job_id, kind="finished", record=record)
         await self._transport.publish(subjects.job_events(self._namespace, record.job_id), event)
 
@@ -112,16 +112,9 @@ class JobService:
                 f"this key belongs to job {record.job_id}, which was another request", field="Idempotency-Key"
             )
         if record.status == "queued":
-            await self._publish(spec)
+            await publish_job(self._queue, spec)
         log.info("job_repeated", job=record.job_id, status=record.status)
         return Accepted(record, is_repeat=True)
-
-    async def _publish(self, spec: JobSpec) -> None:
-        """Queue a job; asks once more where it is unknown whether the first message arrived. The queue keeps one."""
-        try:
-            await self._queue.publish(spec)
-        except RequestTimeoutError:
-            await self._queue.publish(spec)
 
     async def _undo(self, job_id: str, refs: Sequence[MediaRef]) -> None:
         """Forget a job that was not accepted; what cannot be forgotten now, the stores' own sweeps will find."""
@@ -130,6 +123,15 @@ class JobService:
             await self._media.release(refs, job_id)
         except (TransportError, StateError) as error:
             log.warning("job_undo_failed", job=job_id, code=error.code, message=error.message)
+
+
+async def publish_job(queue: JobQueue, spec: JobSpec) -> None:
+    """Queue a job; asks once more where it is unknown whether the first message arrived. The queue keeps one."""
+    occasion = f"retry-{spec.num_retries}" if spec.num_retries else ""
+    try:
+        await queue.publish(spec, occasion=occasion)
+    except RequestTimeoutError:
+        await queue.publish(spec, occasion=occasion)
 
 
 def is_same_request(spec: JobSpec, submission: Submission) -> bool:

@@ -24,7 +24,8 @@ def routes() -> list[web.RouteDef]:
         web.post("/v1/jobs", submit_job),
         web.get("/v1/jobs", list_jobs),
         web.get("/v1/jobs/{job_id}", get_job, allow_head=False),
-        web.delete("/v1/jobs/{job_id}", cancel_job),
+        web.delete("/v1/jobs/{job_id}", delete_job),
+        web.post("/v1/jobs/{job_id}/retry", retry_job),
     ]
 
 
@@ -66,10 +67,28 @@ async def get_job(request: web.Request) -> web.Response:
         return json_answer(await gateway.watch.finished(job_id, wait_s))
 
 
-async def cancel_job(request: web.Request) -> web.Response:
-    """Ask for a job's end: 200 when it has ended, 202 when it will at its next token."""
-    record = await request.app[GATEWAY].jobs.cancel(job_id_of(request))
+async def delete_job(request: web.Request) -> web.Response:
+    """Ask for a job's end: 200 when it has ended, 202 when it will at its next token. A failed job is discarded."""
+    gateway = request.app[GATEWAY]
+    record = await gateway.jobs.cancel(job_id_of(request))
+    if record.status == "failed":
+        return json_answer(await gateway.retries.discard(record.job_id))
     return json_answer(record, status=200 if record.status in FINAL_STATUSES else 202)
+
+
+async def retry_job(request: web.Request) -> web.Response:
+    """Send a failed or cancelled job again."""
+    gateway = request.app[GATEWAY]
+    outcome = "failed"
+    try:
+        record = await gateway.retries.retry(job_id_of(request))
+        outcome = "accepted"
+    except PipelineError as error:
+        outcome = error.code
+        raise
+    finally:
+        gateway.metrics.retries.labels(outcome).inc()
+    return _job_answer(record, status=202, is_repeat=False)
 
 
 async def list_jobs(request: web.Request) -> web.Response:

@@ -34,6 +34,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.retries = Counter(
+            f"{_PREFIX}_jobs_sent_again",
+            "Failed and cancelled jobs sent again, by outcome: accepted, or the error's code.",
+            ["outcome"],
+            registry=registry,
+        )
         self.uploads = Gauge(f"{_PREFIX}_uploads_in_flight", "Request bodies being read or stored.", registry=registry)
         self.streams = Gauge(f"{_PREFIX}_streams_open", "Event streams and long polls open.", registry=registry)
         self.upload_bytes = Counter(f"{_PREFIX}_media_bytes", "Bytes of media accepted.", registry=registry)
@@ -47,6 +53,9 @@ class Metrics:
         )
         self.routes = Gauge(f"{_PREFIX}_routes", "Chains of stages that hold the whole model.", registry=registry)
         self.token_rate = Gauge(f"{_PREFIX}_tokens_per_second", "Tokens sampled, lately.", registry=registry)
+        self.replays = Gauge(
+            f"{_PREFIX}_replays", "Attempts beyond the first that the active conductor has begun.", registry=registry
+        )
         self.caption_rate = Gauge(f"{_PREFIX}_captions_per_second", "Jobs that succeeded, lately.", registry=registry)
         self.workers = Gauge(f"{_PREFIX}_workers", "Live workers.", ["role", "state"], registry=registry)
 
@@ -66,6 +75,7 @@ class Metrics:
     def _show_conductor(self, conductor: ConductorStatus | None) -> None:
         self.routes.set(len(conductor.routes) if conductor else 0)
         self.token_rate.set(conductor.tokens_per_s if conductor else 0.0)
+        self.replays.set(conductor.num_replays if conductor else 0)
         self.caption_rate.set(conductor.captions_per_s if conductor else 0.0)
 
     def text(self) -> bytes:

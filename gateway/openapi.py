@@ -44,9 +44,9 @@ _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
     404: "No such job.",
     408: "The body did not arrive in time.",
-    409: "The idempotency key belongs to another request.",
+    409: "The job's status does not allow this, or the idempotency key belongs to another request.",
     413: "The body or a file is too large.",
-    422: "An image cannot be used.",
+    422: "An image cannot be used, or is gone.",
     429: "The queue is full, or too much is under way; `Retry-After` says when to try again.",
     503: "NATS or Redis does not answer; try again.",
 }
@@ -99,10 +99,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "delete",
         "/v1/jobs/{job_id}",
-        "cancelJob",
-        "Stop a job: at once while it is queued, at the next token while it runs.",
+        "deleteJob",
+        "Stop a job: at once while it is queued, at the next token while it runs. A failed job is forgotten.",
         {200: JobRecord, 202: JobRecord},
-        errors=(404, 503),
+        errors=(404, 409, 503),
+    ),
+    Operation(
+        "post",
+        "/v1/jobs/{job_id}/retry",
+        "retryJob",
+        "Send a failed or cancelled job again.",
+        {202: JobRecord},
+        errors=(404, 409, 422, 429, 503),
     ),
     Operation(
         "get",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from broker_pipeline.failed_jobs import FailedJobs
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.jobs import JobQueue
 from broker_pipeline.media import MediaStore
@@ -18,6 +19,7 @@ from broker_pipeline.transport import Transport
 from gateway.fetch import ImageFetcher
 from gateway.in_flight import InFlight
 from gateway.intake import Intake
+from gateway.job_retries import JobRetries
 from gateway.job_service import JobService
 from gateway.job_watch import JobWatch
 from gateway.metrics import Metrics
@@ -38,6 +40,7 @@ class Gateway:
     registry: WorkerRegistry
     media: MediaStore
     jobs: JobService
+    retries: JobRetries
     watch: JobWatch
     intake: Intake
     metrics: Metrics
@@ -72,6 +75,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             registry=WorkerRegistry(redis, common.namespace, common.pipeline),
             media=media,
             jobs=JobService(transport, store, media, queue, common.namespace),
+            retries=JobRetries(store, FailedJobs(redis, common.namespace), media, queue),
             watch=JobWatch(
                 transport, store, common.namespace, max_watches=settings.limits.max_streams, stopping=stopping
             ),

@@ -61,7 +61,10 @@ class ActingConductor:
             await self.store.finish(
                 job_id, attempt, "succeeded", JobResult(text=outcome, finish_reason="stop", usage=usage)
             )
-        await self.media.release(spec, job_id)
+        if isinstance(outcome, Failure):
+            await self.media.keep(spec)
+        else:
+            await self.media.release(spec, spec.media_holder)
         if tells:
             await self.say(JobEvent(job_id=job_id, kind="finished", record=await self.store.get(job_id)))
 

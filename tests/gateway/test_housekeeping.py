@@ -22,7 +22,7 @@ async def test_images_of_finished_jobs_are_deleted(
     await conductor.run(await conductor.take(), lambda *_: "done")
     sweep = gateway.media.sweep
     gateway.media.sweep = lambda: sweep(0.0)  # type: ignore[method-assign] # without the usual grace
-    house = asyncio.ensure_future(keep_house(gateway.store, gateway.media, 0.05))
+    house = asyncio.ensure_future(keep_house(gateway.store, gateway.media, gateway.retries, 0.05))
     async with asyncio.timeout(5.0):
         while True:
             left = await gateway.media.size_bytes()
