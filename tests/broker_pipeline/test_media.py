@@ -267,3 +267,97 @@ async def test_media_outlive_a_killed_server(own_nats: EmbeddedNats, redis: Redi
             await connection.barrier()
         assert await store.get(ref) == content
         assert await store.put(content, "job-3") == ref
+
+
+def job_with(*refs: MediaRef, job_id: str = "job", num_retries: int = 0) -> JobSpec:
+    parts = tuple(ImagePart(media=ref) for ref in refs)
+    messages = (ChatMessage(role="user", content=parts),)
+    return JobSpec(job_id=job_id, created_at=0.0, messages=messages, num_retries=num_retries)
+
+
+async def age_kept(redis: RedisClient, namespace: str, seconds: float) -> None:
+    key = redis_keys.media_kept(namespace)
+    for member, until in await redis.zrange(key, 0, -1, withscores=True):
+        await redis.zadd(key, {member: until - seconds})
+
+
+async def test_a_failed_job_keeps_its_media_until_it_is_sent_again(store: MediaStore) -> None:
+    ref = await store.put(b"picture", "job")
+    first = job_with(ref)
+    await store.keep(first)
+    assert await store.sweep(0) == 0
+    second = await store.reclaim(job_with(ref, num_retries=1))
+    assert second == job_with(ref, num_retries=1)
+    await store.hold(second)
+    await store.release(first, first.media_holder)
+    await store.release(first, first.media_holder)
+    assert await store.sweep(0) == 0, "an earlier sending cannot take its media"
+    assert await store.get(second.media()[0]) == b"picture"
+    await store.release(second, second.media_holder)
+    assert await store.sweep(0) == 1
+
+
+async def test_kept_media_go_after_their_time(store: MediaStore, redis: RedisClient, namespace: str) -> None:
+    spec = job_with(await store.put(b"picture", "job"))
+    await store.keep(spec)
+    await age_kept(redis, namespace, 7 * 24 * 3600 - 1)
+    assert await store.sweep(0) == 0
+    await age_kept(redis, namespace, 2)
+    assert await store.sweep(0) == 1
+    with pytest.raises(MediaMissingError):
+        await store.reclaim(job_with(*spec.media(), num_retries=1))
+
+
+async def test_a_reclaim_that_nobody_follows_up_ends_by_itself_and_one_that_is_held_does_not(
+    store: MediaStore, redis: RedisClient, namespace: str
+) -> None:
+    ref = await store.put(b"picture", "job")
+    spec = await store.reclaim(job_with(ref, num_retries=1))
+    await store.release(job_with(ref), "job")
+    await store.hold(spec)
+    await age_kept(redis, namespace, 3600)
+    assert await store.sweep(0) == 0
+    await store.reclaim(spec)
+    await age_kept(redis, namespace, 3601)
+    assert await store.sweep(0) == 1
+
+
+async def test_without_all_media_nothing_is_reclaimed(store: MediaStore, redis: RedisClient, namespace: str) -> None:
+    one, two = await store.put(b"one", "job"), await store.put(b"two", "other")
+    await store.release([two], "other")
+    assert await store.sweep(0) == 1
+    with pytest.raises(MediaMissingError):
+        await store.reclaim(job_with(one, two, num_retries=1))
+    await store.release([one], "job")
+    assert await store.sweep(0) == 1, "no reference stays behind"
+    assert await redis.zcard(redis_keys.media_kept(namespace)) == 0
+
+
+async def test_old_media_are_stored_anew_for_a_job_that_is_sent_again(
+    transport: Transport, redis: RedisClient, namespace: str
+) -> None:
+    store = MediaStore(transport, redis, namespace, MIB, max_age_s=4.0)
+    await store.ensure()
+    ref = await store.put(b"picture", "job")
+    await asyncio.sleep(2.2)
+    spec = await store.reclaim(job_with(ref, num_retries=1))
+    [fresh] = spec.media()
+    assert fresh.object_name != ref.object_name
+    await asyncio.sleep(2.2)
+    assert await store.get(fresh) == b"picture"
+    with pytest.raises(MediaMissingError):
+        await store.get(ref)
+
+
+async def test_what_failed_jobs_keep_makes_room_when_the_store_fills(
+    transport: Transport, redis: RedisClient, namespace: str
+) -> None:
+    store = MediaStore(transport, redis, namespace, 8 * MIB)
+    await store.ensure()
+    for number in range(3):
+        job = f"job-{number}"
+        await store.keep(job_with(await store.put(os.urandom(MIB), job), job_id=job))
+    assert await store.sweep(0) == 0
+    waiting = await store.put(os.urandom(2 * MIB), "waiting")
+    assert await store.sweep(0) == 3
+    assert len(await store.get(waiting)) == 2 * MIB
