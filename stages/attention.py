@@ -137,8 +137,8 @@ class SdpaAttention:
 
 def _sdpa_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A decode step sees every key, so the query heads of one kv head are simply its queries."""
-    grouped = q.view(1, k.shape[1], -1, q.shape[-1])
-    return F.scaled_dot_product_attention(grouped, k, v).view(q.shape)
+    grouped = q.reshape(1, k.shape[1], -1, q.shape[-1])
+    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
 
 
 def _sdpa_chunk(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan, plan: AttentionPlan) -> Tensor:
