@@ -31,6 +31,7 @@ from broker_pipeline.status_client import fetch_status
 from broker_pipeline.status_view import describe_workers
 
 _MAX_TOKENS = 32
+_PLAIN_WIDTH = 200  # in a file or a pipe nothing needs to be folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def command() -> None:
 
     Takes well under a minute and cleans up after itself. The model is tiny: no GPU and no download is needed.
     """
-    sys.exit(asyncio.run(_demo(Console(highlight=False))))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    sys.exit(asyncio.run(_demo(console)))
 
 
 async def _demo(console: Console) -> int:
@@ -153,13 +155,19 @@ async def _caption(client: CaptionClient, picture: DemoPicture) -> Captioned:
 def _table(captioned: list[Captioned]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     has_expected = any(job.picture.expected for job in captioned)
-    for heading in ("picture", "caption", "seconds", *(["expected"] if has_expected else [])):
+    for heading in ("picture", *(["expected", "is"] if has_expected else []), "caption", "seconds"):
         table.add_column(heading)
     for job in captioned:
-        expected = [Text("" if job.is_right else job.picture.expected or "", style="red")] if has_expected else []
-        caption = Text(_printable(job.caption), style="green" if job.is_right else "")
-        table.add_row(job.picture.name, caption, f"{job.seconds:.2f}", *expected)
+        caption = Text(_printable(job.caption))
+        table.add_row(job.picture.name, *(_verdict(job) if has_expected else []), caption, f"{job.seconds:.2f}")
     return table
+
+
+def _verdict(job: Captioned) -> tuple[Text, Text]:
+    """What was expected of a picture, where anything was, and whether it came true."""
+    if job.picture.expected is None:
+        return Text("(a photograph)", style="dim"), Text("")
+    return Text(job.picture.expected), Text("right", style="green") if job.is_right else Text("wrong", style="red")
 
 
 def _printable(text: str) -> str:
