@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -99,13 +100,13 @@ class Leftovers:
         return []
 
     async def _media_left(self) -> list[str]:
-        """Sweep twice: what a gateway that died was uploading may go an hour later, and that hour is made to pass now."""
+        """Sweep twice: what a gateway that died was uploading may go an hour later, and that hour passes in between."""
         await self._media.sweep(grace_s=0)
-        doomed = redis_keys.media_doomed(self._namespace)
-        with state_errors("cannot age unfinished uploads"):
-            names = await self._redis.zrange(doomed, 0, -1)
-            if names:
-                await self._redis.zadd(doomed, dict.fromkeys(names, 0.0))
+        with state_errors("cannot age what was never accepted"):
+            for key in (redis_keys.media_kept(self._namespace), redis_keys.media_doomed(self._namespace)):
+                names: Any = await self._redis.zrange(key, 0, -1)
+                if names:
+                    await self._redis.zadd(key, dict.fromkeys(names, 0.0))
         await self._media.sweep(grace_s=0)
         size_bytes = await self._media.size_bytes()
         return [f"the media store holds {size_bytes} bytes"] if size_bytes else []
