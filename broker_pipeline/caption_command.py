@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from broker_pipeline.caption_client import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S, CaptionClient
+from broker_pipeline.caption_client import CaptionClient
 from broker_pipeline.caption_log import CaptionLog
 from broker_pipeline.caption_progress import CaptionProgress, print_summary
 from broker_pipeline.caption_request import CaptionRequest
@@ -21,6 +21,7 @@ from broker_pipeline.caption_run import CaptionRun, Summary
 from broker_pipeline.config import option, parse_settings
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
+from broker_pipeline.gateway_client import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.messages import SamplingParams
 from broker_pipeline.picture_files import EXTENSIONS, find_pictures
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "up": "broker_pipeline.up_command:command",
     "caption": "broker_pipeline.caption_command:command",
     "status": "broker_pipeline.status_command:command",
+    "failed": "broker_pipeline.failed_command:command",
+    "drain": "broker_pipeline.drain_command:command",
     "export": "export.command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor_command:command",

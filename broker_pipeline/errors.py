@@ -14,6 +14,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
+    ├── WorkerNotFoundError
     ├── QueueFullError                accepted nothing; try again after `retry_after_s`
     ├── ContractError                 a message breaks the activation contract
     │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
@@ -175,6 +176,12 @@ class JobStateError(PipelineError):
     """The job is in a state that does not allow this."""
 
     code = "job_state"
+
+
+class WorkerNotFoundError(PipelineError):
+    """There is no live worker of this name."""
+
+    code = "worker_not_found"
 
 
 class QueueFullError(PipelineError):

@@ -6,12 +6,15 @@ from broker_pipeline.errors import (
     ArtifactError,
     ConfigurationError,
     InvalidRequestError,
+    JobNotFoundError,
+    JobStateError,
     LeaseLostError,
     PipelineError,
     ServerStartError,
     StateError,
     TransportError,
     WorkerNameTakenError,
+    WorkerNotFoundError,
 )
 
 OK = 0
@@ -27,6 +30,9 @@ INTERRUPTED = 130
 _CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (ConfigurationError, USAGE),
     (InvalidRequestError, USAGE),
+    (JobNotFoundError, USAGE),
+    (JobStateError, USAGE),
+    (WorkerNotFoundError, USAGE),
     (ArtifactError, CONFIGURATION),
     (LeaseLostError, TEMPORARY),
     (WorkerNameTakenError, TEMPORARY),

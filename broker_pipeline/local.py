@@ -146,7 +146,14 @@ class LocalCluster:
         return self._add(planned.name, service, planned.what)
 
     def _add(self, name: str, program: Program, what: str) -> SupervisedProgram:
-        added = SupervisedProgram(name, program, what=what, restarts=self.settings.restarts, on_change=self._on_change)
+        added = SupervisedProgram(
+            name,
+            program,
+            what=what,
+            restarts=self.settings.restarts,
+            may_end=name.startswith(("stage-", "vision-")),  # drained
+            on_change=self._on_change,
+        )
         self.processes[name] = added
         self._on_change(added)
         return added

@@ -498,3 +498,18 @@ class HelloReply(_Wire, frozen=True, kw_only=True):
 
     record: WorkerRecord
     tensors: tuple[TensorSpec, ...] = ()
+
+
+class DrainRequest(_Wire, frozen=True, kw_only=True):
+    """Asks a worker to announce that it drains, finish the sessions that it has, and end. Asking again is harmless."""
+
+    version: int = CONTRACT_VERSION
+    pipeline: Name
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class DrainReply(_Wire, frozen=True, kw_only=True):
+    """A worker's answer to `DrainRequest`: its record, which says `draining`."""
+
+    record: WorkerRecord
+    tensors: tuple[TensorSpec, ...] = ()

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from broker_pipeline.caption_client import DEFAULT_GATEWAY_URL
 from broker_pipeline.config import option
+from broker_pipeline.gateway_client import DEFAULT_GATEWAY_URL
 from broker_pipeline.status_client import fetch_status, fetch_status_json
 from broker_pipeline.status_view import render_status
 

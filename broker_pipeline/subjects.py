@@ -23,8 +23,13 @@ def rows(root: str) -> str:
 
 
 def control(root: str) -> str:
-    """Hello and drain (request and reply)."""
+    """Hellos (request and reply)."""
     return f"{root}.control"
+
+
+def drain(root: str) -> str:
+    """`DrainRequest`s (request and reply)."""
+    return f"{root}.drain"
 
 
 def results(namespace: str, pipeline: str, instance: str) -> str:

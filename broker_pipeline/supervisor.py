@@ -4,7 +4,7 @@ waiting ──start()──► starting ──► ready ──died──► rest
                         │                             │
                         └── did not start ──► failed ◄┘  (a setting is wrong: trying again is no use)
 
-any ──stop()──► stopping ──► stopped
+any ──stop()──► stopping ──► stopped ◄── ended with 0 by itself (a worker that was drained); `restart()` brings it back
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.exit_codes import CONFIGURATION, USAGE
+from broker_pipeline.exit_codes import CONFIGURATION, OK, USAGE
 from broker_pipeline.processes import ChildProcess, describe_exit
 
 State = Literal["waiting", "starting", "ready", "restarting", "failed", "stopping", "stopped", "dead"]
@@ -56,9 +56,13 @@ class SupervisedProgram:
         *,
         what: str = "",
         restarts: bool = True,
+        may_end: bool = False,
         on_change: Callable[[SupervisedProgram], None] = lambda _: None,
     ) -> None:
-        """`what` says what it is for; without `restarts` a program that died stays dead until `restart()`."""
+        """`what` says what it is for; without `restarts` a program that died stays dead until `restart()`.
+
+        With `may_end`, one that ended with 0 was drained, or asked by SIGTERM, and stays so until `restart()` as well.
+        """
         self.name = name
         self.what = what
         self.state: State = "waiting"
@@ -66,6 +70,7 @@ class SupervisedProgram:
         self.num_restarts = 0
         self._program = program
         self._restarts = restarts
+        self._may_end = may_end
         self._on_change = on_change
         self._num_deaths_in_a_row = 0
         self._lock = asyncio.Lock()
@@ -109,7 +114,7 @@ class SupervisedProgram:
                 if self.process is not process:
                     continue
                 self._note_death(returncode, lived_s=time.monotonic() - began)
-            if self._restarts:
+            if self.state == "restarting":
                 await self._revive()
             else:
                 await self._is_ready.wait()
@@ -170,7 +175,9 @@ class SupervisedProgram:
 
     def _note_death(self, returncode: int, *, lived_s: float) -> None:
         self._num_deaths_in_a_row = 1 if lived_s > _STEADY_S else self._num_deaths_in_a_row + 1
-        if self._restarts:
+        if self._may_end and returncode == OK:
+            self._set("stopped", "drained, exit status 0; it is not started again")
+        elif self._restarts:
             self._set("restarting", f"{describe_exit(returncode)}; starting again in {self._pause_s():g} s")
         else:
             self._set("dead", describe_exit(returncode))

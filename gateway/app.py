@@ -14,7 +14,7 @@ from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
-from gateway import events, health, jobs_routes, status_routes
+from gateway import events, health, jobs_routes, status_routes, worker_routes
 from gateway.errors_http import answer_errors
 from gateway.housekeeping import keep_house
 from gateway.observe import observe
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    return [*jobs_routes.routes(), *events.routes(), *status_routes.routes(), *health.routes()]
+    return [*jobs_routes.routes(), *events.routes(), *status_routes.routes(), *worker_routes.routes(), *health.routes()]
 
 
 def build_app(gateway: Gateway) -> web.Application:

@@ -28,6 +28,7 @@ from broker_pipeline.errors import (
     QueueFullError,
     StateError,
     TransportError,
+    WorkerNotFoundError,
 )
 from gateway.json_answer import json_answer
 from gateway.request_facts import request_id
@@ -46,6 +47,7 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (MediaError, 422),
     (InvalidRequestError, 400),
     (JobNotFoundError, 404),
+    (WorkerNotFoundError, 404),
     (JobStateError, 409),
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),

@@ -5,6 +5,7 @@ A test holds the table against the routes, so that the document cannot forget on
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline import __version__
-from broker_pipeline.messages import JobEvent, JobRecord, SamplingParams
+from broker_pipeline.messages import JobEvent, JobRecord, SamplingParams, WorkerRecord
 from gateway.images import FORMATS
 from gateway.multipart import IMAGE_FIELD
 from gateway.schemas import (
@@ -36,13 +37,14 @@ _STRUCTS: tuple[type[msgspec.Struct], ...] = (
     JobListQuery,
     SamplingParams,
     StatusBody,
+    WorkerRecord,
     Readiness,
     Health,
     ErrorBody,
 )
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
-    404: "No such job.",
+    404: "No such job, or no such live worker.",
     408: "The body did not arrive in time.",
     409: "The job's status does not allow this, or the idempotency key belongs to another request.",
     413: "The body or a file is too large.",
@@ -121,6 +123,14 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=(400, 404, 429, 503),
         headers={"Last-Event-ID": "Tokens seen so far; the stream continues after them."},
     ),
+    Operation(
+        "post",
+        "/v1/workers/{worker}/drain",
+        "drainWorker",
+        "Ask a worker to take no new sessions, finish those that it has, and end.",
+        {202: WorkerRecord},
+        errors=(400, 404, 503),
+    ),
     Operation("get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: StatusBody}, errors=(503,)),
     Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}),
     Operation(
@@ -185,9 +195,8 @@ def _error(status: int) -> dict[str, Any]:
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
-    if "{job_id}" not in operation.path:
-        return []
-    return [{"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    names = re.findall(r"{(\w+)}", operation.path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
 def _query_parameters(operation: Operation) -> list[dict[str, Any]]:

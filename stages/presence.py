@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from broker_pipeline import __version__, subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ContractError, PipelineError, SlowConsumerError, TransportError
 from broker_pipeline.identity import new_instance_id
-from broker_pipeline.messages import Hello, HelloReply, Role, WorkerRecord
+from broker_pipeline.messages import DrainReply, DrainRequest, Hello, HelloReply, Role, WorkerRecord
 from broker_pipeline.transport import Received
 from stages.epoch_fence import EpochFence
 
@@ -74,6 +75,23 @@ async def answer_hellos(
             await message.respond(HelloReply(record=presence.record()))
         except TransportError as error:
             log.warning("hello_answer_lost", reason=error.message)
+        except PipelineError as error:
+            await refuse(message, error)
+
+
+async def answer_drains(
+    messages: AsyncIterator[Received[DrainRequest]], presence: Presence, drain: asyncio.Event
+) -> None:
+    """Answer each wish to drain with the worker's record, which says so from then on, and set `drain`."""
+    async for message in messages:
+        try:
+            if message.body.pipeline != presence.record().pipeline:
+                raise ContractError(f"this worker serves pipeline {presence.record().pipeline}", field="pipeline")
+            presence.start_draining()
+            drain.set()
+            await message.respond(DrainReply(record=presence.record()))
+        except TransportError as error:
+            log.warning("drain_answer_lost", reason=error.message)
         except PipelineError as error:
             await refuse(message, error)
 

@@ -24,7 +24,8 @@ broken = directory / "broken"
 if broken.exists():
     sys.exit(int(broken.read_text()))
 (directory / "ready").touch()
-time.sleep(60)
+while not (directory / "drained").exists():
+    time.sleep(0.01)
 """
 
 
@@ -69,7 +70,11 @@ class Watched:
         self.script = Script(directory)
         self.history: list[State] = []
         self.program = SupervisedProgram(
-            "script", self.script, restarts=restarts, on_change=lambda program: self.history.append(program.state)
+            "script",
+            self.script,
+            restarts=restarts,
+            may_end=True,
+            on_change=lambda program: self.history.append(program.state),
         )
         self.watching: asyncio.Task[None] | None = None
 
@@ -145,6 +150,22 @@ async def test_without_restarts_the_dead_stay_dead_until_told(watched: Watched) 
         await watched.program.restart()
         assert watched.program.state == "ready"
         assert watched.program.num_restarts == count
+
+
+async def test_a_program_that_ended_in_order_stays_ended_until_told(watched: Watched) -> None:
+    """It was drained; starting it again at once would undo what somebody asked for."""
+    await watched.start()
+    drained = watched.script.directory / "drained"
+    drained.touch()
+    await watched.until("stopped")
+    await asyncio.sleep(0.3)
+    assert watched.history == ["starting", "ready", "stopped"]
+    assert "drained" in watched.program.detail
+    drained.unlink()
+    await watched.program.restart()
+    watched.program.kill()
+    await watched.until("restarting")
+    await watched.program.wait_ready(5)
 
 
 async def test_restart_replaces_a_running_program(watched: Watched) -> None:

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from broker_pipeline import exit_codes, subjects
+from broker_pipeline.errors import ContractError
 from broker_pipeline.messages import (
+    DrainReply,
+    DrainRequest,
     Envelope,
     Hello,
     HelloReply,
@@ -152,6 +155,43 @@ async def test_a_draining_stage_says_so_and_stays_until_its_sessions_are_gone(
         await asyncio.sleep(0.3)
         assert child.is_running
         await transport.publish(closing.route[0], closing)
+        assert await ended(child) == exit_codes.OK
+
+
+async def test_a_drain_by_request_has_no_deadline_and_waits_for_what_comes_late(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str
+) -> None:
+    child = await workers.start("stage", "--blocks", ":", "--name", "whole", "--drain-s", "0.5")
+    registry = WorkerRegistry(redis, namespace, "main")
+    [record] = await registry.workers()
+    drain = subjects.drain(record.subject)
+    for _ in range(2):  # asking again is harmless
+        reply = await transport.request(drain, DrainRequest(pipeline="main"), reply_type=DrainReply, timeout_s=5)
+        assert reply.body.record == msgspec.structs.replace(record, state="draining")
+    async with asyncio.timeout(3):
+        while (await registry.workers())[0].state != "draining":  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+    async with session_on(record, transport, namespace) as closing:  # sent before the conductor knew
+        await asyncio.sleep(2.5)
+        assert child.is_running
+        await transport.publish(closing.route[0], closing)
+        assert await ended(child) == exit_codes.OK
+    assert await registry.workers() == []
+
+
+async def test_sigterm_gives_a_drain_its_deadline(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str
+) -> None:
+    child = await workers.start("stage", "--blocks", ":", "--drain-s", "0.5")
+    [record] = await WorkerRegistry(redis, namespace, "main").workers()
+    drain = subjects.drain(record.subject)
+    with pytest.raises(ContractError, match="serves pipeline main"):
+        await transport.request(drain, DrainRequest(pipeline="other"), reply_type=DrainReply, timeout_s=5)
+    async with session_on(record, transport, namespace):
+        await transport.request(drain, DrainRequest(pipeline="main"), reply_type=DrainReply, timeout_s=5)
+        await asyncio.sleep(1)
+        assert child.is_running
+        child.kill(signal.SIGTERM)
         assert await ended(child) == exit_codes.OK
 
 
