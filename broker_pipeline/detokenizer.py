@@ -12,7 +12,8 @@ from broker_pipeline.errors import ArtifactCorruptError
 
 TOKENIZER_NAME = "tokenizer.json"
 
-_MAX_PENDING = 32  # tokens; a character needs at most 4, so that more without text are no text at all
+_MAX_PENDING = 32  # tokens; a character needs at most 4, so that most of those are broken bytes
+_NUM_UNDECIDED = 3  # tokens at the end that the next one may still complete to a character
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -49,11 +50,22 @@ class Detokenizer:
             self._pending.clear()
             return str(text)
         # Each step decodes what is pending again: without an end to that, a run of broken bytes costs its square.
-        return self.finish() if len(self._pending) >= _MAX_PENDING else ""
+        return self._give_up_on_most() if len(self._pending) >= _MAX_PENDING else ""
 
     def finish(self) -> str:
         """Return the text of what is pending, incomplete characters as replacement characters."""
-        text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
-        self._pending.clear()
+        text = self._decode(self._pending)
+        self._pending = []
         self._stream = DecodeStream(skip_special_tokens=True)
-        return str(text)
+        return text
+
+    def _give_up_on_most(self) -> str:
+        """Return the text of the front of what is pending, up to where no character is cut; begin again behind it."""
+        pending, whole = self._pending, self._decode(self._pending)
+        places = range(len(pending) - _NUM_UNDECIDED, 0, -1)
+        cut = next((at for at in places if self._decode(pending[:at]) + self._decode(pending[at:]) == whole), places[0])
+        self._pending = pending[:cut]
+        return self.finish() + "".join(self.feed(token_id) for token_id in pending[cut:])
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))

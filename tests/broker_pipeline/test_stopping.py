@@ -57,6 +57,15 @@ def test_text_of_random_tokens_is_the_tokenizers_own() -> None:
         assert text == TOKENIZER.decode(ids, skip_special_tokens=True)
 
 
+@given(st.integers(0, 80), st.integers(0, 3), st.sampled_from("éˎ€😀"), st.integers(0, 40))
+def test_a_character_after_a_long_run_of_broken_bytes_is_whole(before: int, cut: int, text: str, after: int) -> None:
+    broken = TOKENIZER.token_to_id("Ń")  # byte 0x81, which begins nothing
+    character = TOKENIZER.encode(text, add_special_tokens=False).ids
+    ids = [broken] * before + character[: len(character) - cut] + character + [broken] * after
+    detokenizer = Detokenizer(TOKENIZER)
+    assert "".join([*map(detokenizer.feed, ids), detokenizer.finish()]) == TOKENIZER.decode(ids)
+
+
 def test_a_character_appears_with_its_last_byte() -> None:
     ids = TOKENIZER.encode("é").ids
     assert len(ids) == 2
@@ -68,8 +77,8 @@ def test_a_run_of_broken_bytes_does_not_pile_up() -> None:
     broken = TOKENIZER.encode("é").ids[1]
     detokenizer = Detokenizer(TOKENIZER)
     shown = [detokenizer.feed(broken) for _ in range(100)]
-    assert "".join(shown) == "\ufffd" * 96
-    assert detokenizer.finish() == "\ufffd" * 4
+    assert len("".join(shown)) > 100 - 32
+    assert "".join(shown) + detokenizer.finish() == "\ufffd" * 100
 
 
 def output(max_tokens: int = 100, stop: tuple[str, ...] = ()) -> Output:
