@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
 
 from broker_pipeline.config import option
 from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissingError
 from broker_pipeline.exit_codes import OK, SOME_FAILED, first_pipeline_error
-from broker_pipeline.failed_view import render_failures, render_job
+from broker_pipeline.failed_view import render_failures, render_job, wide_console
 from broker_pipeline.gateway_client import DEFAULT_GATEWAY_URL
 from broker_pipeline.messages import JobRecord
 from broker_pipeline.operator_client import OperatorClient
@@ -75,7 +74,7 @@ def list_failed(limit: int, gateway: str, as_json: bool) -> None:
     if as_json:
         _print_json(records)
     elif records:
-        Console(highlight=False).print(render_failures(records, time.time()))
+        wide_console().print(render_failures(records, time.time()))
     else:
         click.echo("no job has failed, of those that are kept")
 
@@ -89,7 +88,7 @@ def show(job_id: str, gateway: str, as_json: bool) -> None:
     if as_json:
         _print_json([record])
     else:
-        Console(highlight=False).print(render_job(record))
+        wide_console().print(render_job(record))
 
 
 @command.command("retry")

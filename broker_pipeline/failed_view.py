@@ -5,20 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages import JobRecord
 
+_WIDTH = 160
+
+
+def wide_console() -> Console:
+    """Return a console on which a line of the table is one line, also where it goes into a pipe."""
+    console = Console(highlight=False)
+    return console if console.width >= _WIDTH else Console(highlight=False, width=_WIDTH)
+
 
 def render_failures(records: Sequence[JobRecord], now: float) -> RenderableType:
     """Return a table of jobs, one line each."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("job", "failed", "attempts", "sent again", "code"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("why", overflow="ellipsis", no_wrap=True)
+    widest_code = max((len(record.error.code) for record in records if record.error), default=4)
+    for heading, width in (("job", 28), ("failed", 10), ("attempts", 8), ("sent again", 10), ("code", widest_code)):
+        table.add_column(heading, no_wrap=True, min_width=width)
+    table.add_column("why", overflow="ellipsis", no_wrap=True, min_width=20)
     for record in records:
         error = record.error or Failure("unknown", "")
         table.add_row(
