@@ -6,6 +6,7 @@ import click
 
 from broker_pipeline.conductor_settings import ConductorSettings
 from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.jobs import ACK_WAIT_S
 from broker_pipeline.service import ServiceContext, run_and_exit
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -41,8 +42,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
 @option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has not computed anything.")
 @option("--prepare-timeout-s", default=60.0, type=_SECONDS, help="Seconds for a vision worker to prepare a session.")
-@option("--lease-ttl-s", default=10.0, type=_SECONDS, help="Seconds after which a standby replaces a dead conductor.")
-@option("--ack-wait-s", default=30.0, type=_SECONDS, help="Seconds after which a dead conductor's jobs come back.")
+@option("--lease-ttl-s", default=5.0, type=_SECONDS, help="Seconds after which a standby replaces a dead conductor.")
+@option(
+    "--ack-wait-s", default=ACK_WAIT_S, type=_SECONDS, help="Seconds after which a dead conductor's jobs come back."
+)
 @option(
     "--metrics-port",
     default=None,

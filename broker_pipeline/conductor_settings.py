@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_pipeline.jobs import ACK_WAIT_S
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 
@@ -32,6 +34,6 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     first_deadline_s: PositiveSeconds = 180.0
     prepare_timeout_s: PositiveSeconds = 60.0
     heartbeat_timeout_s: PositiveSeconds = 2.5
-    lease_ttl_s: PositiveSeconds = 10.0
-    ack_wait_s: PositiveSeconds = 30.0
+    lease_ttl_s: PositiveSeconds = 5.0
+    ack_wait_s: PositiveSeconds = ACK_WAIT_S
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None

@@ -29,9 +29,9 @@ from broker_pipeline.messages import JobRecord, SamplingParams
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.status_client import fetch_status
 from broker_pipeline.status_view import describe_workers
+from broker_pipeline.terminal import make_console
 
 _MAX_TOKENS = 32
-_PLAIN_WIDTH = 200  # in a file or a pipe nothing needs to be folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,7 @@ def command() -> None:
 
     Takes well under a minute and cleans up after itself. The model is tiny: no GPU and no download is needed.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    sys.exit(asyncio.run(_demo(console)))
+    sys.exit(asyncio.run(_demo(make_console())))
 
 
 async def _demo(console: Console) -> int:

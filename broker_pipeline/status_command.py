@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 
 import click
-from rich.console import Console
 from rich.live import Live
 
 from broker_pipeline.config import option
 from broker_pipeline.gateway_client import DEFAULT_GATEWAY_URL
 from broker_pipeline.status_client import fetch_status, fetch_status_json
 from broker_pipeline.status_view import render_status
+from broker_pipeline.terminal import make_console
 
 _WATCH_S = 1.0
 
@@ -36,11 +36,11 @@ def command(gateway: str, as_json: bool, watch: bool) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(gateway))
     else:
-        Console(highlight=False).print(render_status(asyncio.run(fetch_status(gateway))))
+        make_console().print(render_status(asyncio.run(fetch_status(gateway))))
 
 
 async def _watch(gateway: str) -> None:
-    console = Console(highlight=False)
+    console = make_console()
     with Live(render_status(await fetch_status(gateway)), console=console, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(_WATCH_S)

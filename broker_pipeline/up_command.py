@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from broker_pipeline.config import option
 from broker_pipeline.cuts import balanced_cut, parse_cut
@@ -23,6 +22,7 @@ from broker_pipeline.messages import BlockRange
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.status_client import fetch_status
 from broker_pipeline.status_view import describe_work
+from broker_pipeline.terminal import make_console
 
 _POSITIVE = click.IntRange(min=1)
 _DEFAULT_NUM_STAGES = 3
@@ -77,7 +77,7 @@ def command(**options: Any) -> None:
 
 
 async def _up(options: dict[str, Any]) -> int:
-    console = Console(highlight=False)
+    console = make_console()
     settings = local_settings(options, num_cuda_devices=await count_cuda_devices())
     view = local_view(console)
 
