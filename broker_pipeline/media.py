@@ -136,6 +136,7 @@ class MediaStore:
         Any number of processes may do this at once. One that dies half-way leaves its work to the next.
         """
         await self._references.release_due()
+        await self._references.release_unknown()
         num_deleted = 0
         if await self.size_bytes() > _KEPT_SHARE * self._max_bytes:
             num_released = await self._references.release_oldest()

@@ -2,6 +2,7 @@
 
     put ──► claim: known? ── yes ──────────────────────────────► one more job refers to it
                      └─ no ─► doomed for an hour, upload ─► adopt ─┘ (or another upload was first: its name)
+    claimed for an hour ──► is the job known by then? ── no ──► released: whoever put it got no further
     release ──► last job gone? ──► unreferenced since now
     keep ──► released by a sweep when its time has come, or by `release_kept` when room is short; unless held before
     sweep ──► unreferenced for longer than the grace ──► doomed now ──► deleted from the bucket ──► forgotten
@@ -23,10 +24,11 @@ UPLOAD_S = 3600.0
 _NUM_SWEPT = 128
 _MAX_KEPT = 100_000
 
-# Every script has KEYS: unreferenced, doomed, kept; ARGV: template of the media key, template of its jobs' key ('@'
-# for the sha256). Further arguments start at 3.
+# Every script has KEYS: unreferenced, doomed, kept, claimed; ARGV: template of the media key, template of its jobs'
+# key ('@' for the sha256). Further arguments start at 3.
 _PRELUDE = """
-local UNREFERENCED, DOOMED, KEPT = KEYS[1], KEYS[2], KEYS[3]
+local UNREFERENCED, DOOMED, KEPT, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local UPLOAD_S = @UPLOAD_S@
 local function named(template, sha) return (string.gsub(template, '@', sha)) end
 local function media_key(sha) return named(ARGV[1], sha) end
 local function jobs_key(sha) return named(ARGV[2], sha) end
@@ -36,10 +38,12 @@ local function now()
 end
 local function refer(sha, job)
   redis.call('SADD', jobs_key(sha), job)
+  redis.call('ZADD', CLAIMED, now() + UPLOAD_S, job .. ' ' .. sha)
   redis.call('ZREM', UNREFERENCED, sha)
 end
 local function release(sha, job)
   redis.call('ZREM', KEPT, job .. ' ' .. sha)
+  redis.call('ZREM', CLAIMED, job .. ' ' .. sha)
   if redis.call('SREM', jobs_key(sha), job) == 1 and redis.call('SCARD', jobs_key(sha)) == 0
      and redis.call('EXISTS', media_key(sha)) == 1 then
     redis.call('ZADD', UNREFERENCED, now(), sha)
@@ -52,7 +56,7 @@ local function release_kept(members)
   end
   return #members
 end
-"""
+""".replace("@UPLOAD_S@", str(UPLOAD_S))
 
 # ARGV: sha256, job. Returns the object's name, or false.
 _CLAIM = (
@@ -131,6 +135,20 @@ if ARGV[4] == '-' then
   return release_kept(redis.call('ZRANGEBYSCORE', KEPT, '-inf', now(), 'LIMIT', 0, ARGV[3]))
 end
 return release_kept(redis.call('ZRANGEBYSCORE', KEPT, now() + tonumber(ARGV[4]), '+inf', 'LIMIT', 0, ARGV[3]))
+"""
+)
+
+# ARGV: template of a job's key, most to look at. A retried job's reference is held by `job.number`. Returns how many.
+_RELEASE_UNKNOWN = (
+    _PRELUDE
+    + """
+local due = redis.call('ZRANGEBYSCORE', CLAIMED, '-inf', now(), 'LIMIT', 0, ARGV[4])
+for _, member in ipairs(due) do
+  local holder, sha = string.match(member, '^(%S+) (%S+)$')
+  redis.call('ZREM', CLAIMED, member)
+  if redis.call('EXISTS', named(ARGV[3], string.match(holder, '^[^.]+'))) == 0 then release(sha, holder) end
+end
+return #due
 """
 )
 
@@ -213,6 +231,15 @@ class MediaReferences:
         while await self._call(_RELEASE_KEPT, _NUM_SWEPT, "-") == _NUM_SWEPT:
             pass
 
+    async def release_unknown(self) -> None:
+        """End references that are an hour old and whose job was never recorded: its submission did not get so far.
+
+        A claim may reach Redis after its sender has given up waiting, so that nobody else could release it.
+        """
+        job_key = redis_keys.job(self.namespace, "@")
+        while await self._call(_RELEASE_UNKNOWN, job_key, _NUM_SWEPT) == _NUM_SWEPT:
+            pass
+
     async def release_oldest(self) -> int:
         """End some of the references that are kept for longer than an upload takes, the oldest; return how many."""
         return int(await self._call(_RELEASE_KEPT, _NUM_SWEPT, UPLOAD_S + 1))
@@ -231,6 +258,7 @@ class MediaReferences:
             redis_keys.media_unreferenced(self.namespace),
             redis_keys.media_doomed(self.namespace),
             redis_keys.media_kept(self.namespace),
+            redis_keys.media_claimed(self.namespace),
         ]
         templates = [redis_keys.media(self.namespace, "@"), redis_keys.media_jobs(self.namespace, "@")]
         return await self._run(script, keys, [*templates, *args], action="the media store's references")

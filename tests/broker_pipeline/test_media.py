@@ -11,6 +11,7 @@ import pytest
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import MediaMissingError, QueueFullError, StateError, TransportError
+from broker_pipeline.job_store import JobStore
 from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import ChatMessage, ImagePart, JobSpec, MediaRef
 from broker_pipeline.redis_client import RedisClient
@@ -319,6 +320,44 @@ async def test_a_reclaim_that_nobody_follows_up_ends_by_itself_and_one_that_is_h
     assert await store.sweep(0) == 0
     await store.reclaim(spec)
     await age_kept(redis, namespace, 3601)
+    assert await store.sweep(0) == 1
+
+
+async def age_claims(redis: RedisClient, namespace: str, seconds: float) -> None:
+    key = redis_keys.media_claimed(namespace)
+    for member, until in await redis.zrange(key, 0, -1, withscores=True):
+        await redis.zadd(key, {member: until - seconds})
+
+
+async def test_a_claim_that_came_after_its_sender_had_given_up_ends_by_itself(
+    store: MediaStore, transport: Transport, redis: RedisClient, namespace: str
+) -> None:
+    """Redis was cut off when a gateway claimed known bytes; the claim arrived when it was back, the job never."""
+    ref = await store.put(b"picture", "job-1")
+    assert await store.put(b"picture", "job-of-a-submission-that-failed") == ref
+    await store.release([ref], "job-1")
+    await age_claims(redis, namespace, 3599)
+    assert await store.sweep(0) == 0
+    await age_claims(redis, namespace, 2)
+    assert await store.sweep(0) == 1
+    assert await names_in_bucket(transport, namespace) == []
+    assert await redis.exists(redis_keys.media_jobs(namespace, ref.sha256)) == 0
+
+
+async def test_a_claim_of_a_job_that_is_known_stays_for_as_long_as_the_job_needs_it(
+    store: MediaStore, redis: RedisClient, namespace: str
+) -> None:
+    ref = await store.put(b"picture", "job")
+    spec = job_with(ref)
+    await JobStore(redis, namespace).create(spec)
+    again = job_with(ref, num_retries=1)
+    await store.hold(await store.reclaim(again))
+    await age_claims(redis, namespace, 2 * 3600)
+    assert await store.sweep(0) == 0
+    assert await redis.zcard(redis_keys.media_claimed(namespace)) == 0
+    await store.release(spec, spec.media_holder)
+    assert await store.sweep(0) == 0
+    await store.release(again, again.media_holder)
     assert await store.sweep(0) == 1
 
 

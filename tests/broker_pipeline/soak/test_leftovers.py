@@ -13,6 +13,7 @@ import msgspec
 import pytest_asyncio
 
 from broker_pipeline import redis_keys, subjects
+from broker_pipeline.job_store import JobStore
 from broker_pipeline.jobs import JobQueue
 from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import BlockRange, ChatMessage, Heartbeat, JobSpec, TextPart, WorkerRecord
@@ -125,7 +126,8 @@ async def test_a_job_that_still_waits_is_found(pipeline: Pipeline) -> None:
 
 
 async def test_a_picture_that_somebody_still_refers_to_is_found(pipeline: Pipeline) -> None:
-    await pipeline.media.put(b"x" * 1000, "job-1")
+    await JobStore(pipeline.redis, pipeline.namespace).create(SPEC)
+    await pipeline.media.put(b"x" * 1000, SPEC.job_id)
     assert "the media store holds" in failed(await pipeline.proofs())
 
 
