@@ -1,0 +1,123 @@
+"""Workers are emptied while jobs run: no session fails, none even begins anew, and their processes end with 0."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from broker_pipeline.local import LocalCluster
+from broker_pipeline.messages import BlockRange
+from broker_pipeline.operator_client import OperatorClient
+from tests.pictures import picture
+from tests.pipeline.client import PipelineClient, client_of
+from tests.pipeline.clusters import DENSE, tiny_cluster
+from tests.pipeline.reference import reference_tokens
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+
+MAX_TOKENS = 60
+STAGES = (BlockRange(start=0, stop=3), BlockRange(start=3, stop=6), BlockRange(start=3, stop=6))
+PROMPTS = [f"Tell me about number {number}." for number in range(8)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
+    settings = tiny_cluster(tmp_path_factory.mktemp("drain") / "run", DENSE, "3", num_vision_workers=2).settings
+    async with LocalCluster(replace(settings, stages=STAGES)) as cluster, client_of(cluster) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    return [reference_tokens(DENSE, (picture(n),), PROMPTS[n], MAX_TOKENS) for n in range(len(PROMPTS))]
+
+
+async def drain(client: PipelineClient, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        "broker-pipeline", "drain", *arguments, "--gateway", client.cluster.gateway_url,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def submit_some(client: PipelineClient) -> list[str]:
+    jobs = (client.submit(picture(n), prompt=prompt, max_tokens=MAX_TOKENS) for n, prompt in enumerate(PROMPTS))
+    return list(await asyncio.gather(*jobs))
+
+
+async def check(client: PipelineClient, job_ids: list[str], expected: list[list[int]]) -> None:
+    tokens = await client.run(job_ids)
+    assert tokens == expected * (len(job_ids) // len(expected))
+    assert {record.attempt for record in await client.records(job_ids)} == {1}, "a session began anew"
+
+
+async def sessions_by_route(client: PipelineClient) -> dict[tuple[str, ...], int]:
+    async with OperatorClient.open(client.cluster.gateway_url) as operator:
+        conductor = (await operator.status()).conductor
+    assert conductor is not None
+    return {route.workers: route.num_sessions for route in conductor.routes}
+
+
+async def until_sessions(client: PipelineClient, condition: Callable[[list[int]], bool]) -> None:
+    """Wait until the routes' numbers of sessions are as they should be."""
+    async with asyncio.timeout(20):
+        while not condition(list((await sessions_by_route(client)).values())):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+
+
+async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
+    job_ids = await submit_some(client) + await submit_some(client)
+    await until_sessions(client, lambda counts: len(counts) == 2 and min(counts) > 0)
+    draining = asyncio.ensure_future(drain(client, "stage-1", "--wait", "--timeout-s", "60"))
+    while not draining.done():
+        job_ids += await submit_some(client)
+        await asyncio.sleep(1.0)
+    code, out, err = await draining
+    assert (code, err) == (0, "")
+    assert "stage-1 has ended" in out
+    await check(client, job_ids, expected)
+
+    program = client.cluster.processes["stage-1"]
+    await eventually(lambda: program.state == "stopped")
+    assert program.process.returncode == 0
+    assert list(await sessions_by_route(client)) == [("stage-0", "stage-2")]
+    await check(client, await submit_some(client), expected)
+    assert (program.state, program.num_restarts) == ("stopped", 0), "nobody starts again what was drained"
+
+
+async def test_a_vision_worker_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
+    job_ids = await submit_some(client)
+    draining = asyncio.ensure_future(drain(client, "vision-0", "--wait", "--timeout-s", "60"))
+    while not draining.done():
+        job_ids += await submit_some(client)
+        await asyncio.sleep(1.0)
+    assert (await draining)[0] == 0
+    await check(client, job_ids, expected)
+    program = client.cluster.processes["vision-0"]
+    await eventually(lambda: program.state == "stopped")
+    assert program.process.returncode == 0
+
+
+async def test_the_last_worker_for_its_layers_finishes_its_sessions_and_jobs_wait(
+    client: PipelineClient, expected: list[list[int]]
+) -> None:
+    code, _, err = await drain(client, "stage-9")
+    assert (code, "there are: " in err, "Traceback" in err) == (2, True, False)
+    job_ids = await submit_some(client)
+    await until_sessions(client, lambda counts: sum(counts) >= 4)
+    code, out, err = await drain(client, "stage-2", "--wait")
+    assert (code, "stage-2 has ended" in out) == (0, True)
+    assert "nobody else does what stage-2 did" in err
+    late = await client.submit(picture(0), prompt=PROMPTS[0], max_tokens=MAX_TOKENS)
+    await asyncio.sleep(1.0)
+    assert (await client.records([late]))[0].status == "queued"
+    await client.cluster.processes["stage-2"].restart()
+    tokens = await client.run([*job_ids, late])
+    assert tokens == [*expected, expected[0]]
