@@ -58,9 +58,13 @@ class Captioner:
         """Drop the DeepStack rows, leaving everything else as it is."""
         self.model.model.language_model._deepstack_process = lambda hidden_states, *_: hidden_states  # noqa: SLF001
 
-    @torch.inference_mode()
     def captions(self, pictures: list[Image.Image], prompt: str = DEFAULT_PROMPT) -> list[str]:
         """Greedy captions of equally large pictures."""
+        return self.tokenizer.batch_decode(self.tokens(pictures, prompt), skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def tokens(self, pictures: list[Image.Image], prompt: str = DEFAULT_PROMPT) -> torch.Tensor:
+        """Greedy token ids `[num_pictures, longest caption]` of equally large pictures."""
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         text = self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
         images = self.processor(pictures, return_tensors="pt")
@@ -74,7 +78,7 @@ class Captioner:
             image_grid_thw=images["image_grid_thw"].to(self.device),
             mm_token_type_ids=(ids == self.model.config.image_token_id).int(),
         )
-        return self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        return output[:, ids.shape[1] :]
 
 
 def field_results(expected: str, actual: str) -> dict[str, bool]:

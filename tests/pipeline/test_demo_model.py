@@ -1,0 +1,66 @@
+"""The trained model that ships with the package, through gateway and three stages."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+import torch
+from PIL import Image
+
+from broker_pipeline.cuts import parse_cut
+from broker_pipeline.demo_artifact import make_artifact
+from broker_pipeline.demo_pictures import DemoPicture, scenes, trained_model
+from broker_pipeline.local import LocalCluster
+from broker_pipeline.local_plan import LocalSettings
+from tests.pipeline.client import PipelineClient, client_of
+from training.evaluate import Captioner
+from training.prompts import DEFAULT_PROMPT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
+    directory = tmp_path_factory.mktemp("demo-model")
+    artifact = await make_artifact(directory, trained_model())
+    stages = parse_cut("1,2", 5)
+    settings = LocalSettings(model=artifact, stages=stages, data_dir=directory / "run", drain_s=2.0)
+    async with LocalCluster(settings) as cluster, client_of(cluster) as opened:
+        yield opened
+
+
+def transformers_tokens(pictures: list[DemoPicture]) -> list[list[int]]:
+    """Return each scene's greedy tokens, generated alone."""
+    model = trained_model()
+    assert model is not None
+    captioner = Captioner(model, "cpu", torch.bfloat16)
+    images = [Image.open(io.BytesIO(picture.path.read_bytes())).convert("RGB") for picture in pictures]
+    with torch.random.fork_rng():
+        return [captioner.tokens([image])[0].tolist() for image in images]
+
+
+async def test_scenes_are_captioned_as_by_transformers_token_for_token(client: PipelineClient) -> None:
+    shown = scenes()
+    assert len(shown) == 12
+    jobs = [client.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in shown]
+    job_ids = await asyncio.gather(*jobs)
+    tokens = await client.run(job_ids)
+    assert tokens == await asyncio.to_thread(transformers_tokens, shown)
+    texts = [record.result.text if record.result else None for record in await client.records(job_ids)]
+    assert texts == [scene.expected for scene in shown]
+
+
+async def test_sampled_captions_depend_on_the_seed_alone(client: PipelineClient) -> None:
+    async def sampled(seed: int) -> str:
+        """Without a picture the model cannot be certain of anything."""
+        return await client.submit(prompt=DEFAULT_PROMPT, seed=seed, temperature=2.0, max_tokens=24, ignore_eos=True)
+
+    alone = [(await client.run([await sampled(seed)]))[0] for seed in range(4)]
+    assert len({tuple(tokens) for tokens in alone}) > 1, "the seed decides nothing"
+    crowd = [client.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in scenes()]
+    job_ids = await asyncio.gather(*crowd, *(sampled(seed) for seed in range(4)))
+    assert (await client.run(job_ids))[len(crowd) :] == alone
