@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+import structlog
 from rich.console import Console
 
 from broker_pipeline import exit_codes
@@ -92,6 +94,8 @@ def command(**options: Any) -> None:
       broker-pipeline soak --overload 5 --overload-s 600 --out overload.json
     """
     say = _Teller()
+    # What the soak's own connections meet during a fault is no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     sys.exit(asyncio.run(_interruptible(_soak(options, say), say)))
 
 

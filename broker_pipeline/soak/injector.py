@@ -57,20 +57,23 @@ class FaultInjector:
                 await self._pause(fault.pause_s, is_enough)
                 if is_enough():
                     return
-                done = await self._begin(fault)
-                ends.create_task(self._end(done))
+                if (done := await self._begin(fault)) is not None:
+                    ends.create_task(self._end(done))
 
     async def _pause(self, pause_s: float, is_enough: Callable[[], bool]) -> None:
         deadline = time.monotonic() + pause_s
         while not is_enough() and (left := deadline - time.monotonic()) > 0:  # noqa: ASYNC110 - may come any time
             await asyncio.sleep(min(left, 0.25))
 
-    async def _begin(self, fault: Fault) -> InjectedFault:
-        """Do the fault, once its target has come back from an earlier one."""
+    async def _begin(self, fault: Fault) -> InjectedFault | None:
+        """Do the fault, once its target has come back from an earlier one; None when it does not come back."""
         program = self._cluster.programs[fault.target]
-        await self._until_undisturbed(fault.target)
+        try:
+            await self._until_undisturbed(fault.target)
+        except ServerStartError as error:
+            self._note(InjectedFault(fault, time.monotonic(), None, problem=f"could not be hit: {error.message}"))
+            return None
         done = InjectedFault(fault, time.monotonic(), program.process.pid)
-        self.injected.append(done)
         match fault.kind:
             case "kill":
                 program.kill()
@@ -80,8 +83,12 @@ class FaultInjector:
                 await self._net.cut(fault.target)
             case "restart":
                 pass  # lasts: see `_end`
-        self._on_change(done)
+        self._note(done)
         return done
+
+    def _note(self, done: InjectedFault) -> None:
+        self.injected.append(done)
+        self._on_change(done)
 
     async def _until_undisturbed(self, target: str) -> None:
         program = self._cluster.programs[target]

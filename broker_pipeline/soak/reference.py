@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from broker_pipeline.soak.questions import Answer, Question, make_questions, wri
 _PROGRAM = "stages.reference_answers"
 _SPARE_SHARE = 0.15
 _NUM_SPARES = 16
+_PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ async def set_examination(
     write_pictures(pictures, seed)
     drawn = make_questions(seed, num_jobs + int(num_jobs * _SPARE_SHARE) + _NUM_SPARES)
     say(f"computing the right answers of {len(drawn)} questions in one process")
-    answers = await _compute(model, drawn, pictures, directory)
+    answers = await _compute(model, drawn, pictures, directory, say)
     firm = [(question, answer) for question, answer in zip(drawn, answers, strict=True) if answer.is_firm]
     say(f"{len(firm)} answers do not depend on rounding; taking {num_jobs}")
     if len(firm) < num_jobs:
@@ -53,16 +55,29 @@ async def set_examination(
     )
 
 
-async def _compute(model: Path, questions: list[Question], pictures: Path, directory: Path) -> list[Answer]:
+async def _compute(
+    model: Path, questions: list[Question], pictures: Path, directory: Path, say: Callable[[str], None]
+) -> list[Answer]:
     asked, answered = directory / "questions.json", directory / "answers.json"
     asked.write_bytes(msgspec.json.encode(questions))
     argv = [sys.executable, "-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
     child = await ChildProcess.spawn("reference", argv, log_path=directory / "reference.log")
     try:
-        returncode = await child.wait()
+        returncode = await _told(child, say)
     finally:
         await child.destroy()
     if returncode != 0:
         said = "\n".join(child.last_lines())
         raise ServerStartError(f"could not compute the right answers (exit status {returncode}):\n{said}")
     return msgspec.json.decode(answered.read_bytes(), type=list[Answer])
+
+
+async def _told(child: ChildProcess, say: Callable[[str], None]) -> int:
+    """Wait for the end, and say from time to time how far it is."""
+    waiting = asyncio.ensure_future(child.wait())
+    try:
+        while not (await asyncio.wait({waiting}, timeout=_PROGRESS_S))[0]:
+            say("".join(child.last_lines(1)))
+        return waiting.result()
+    finally:
+        waiting.cancel()
