@@ -1,6 +1,8 @@
 """Jobs that are sent again or discarded, against a real Redis."""
 
 import asyncio
+import contextlib
+import random
 
 import msgspec
 import pytest
@@ -208,6 +210,55 @@ async def test_a_job_that_nobody_can_read_fails_once(store: JobStore, failed: Fa
     record = await store.get(spec.job_id)
     assert (record.status, record.error, record.attempt) == ("failed", cause, 0)
     assert (await failed.retry(again(spec))).status == "queued"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_each_job_stands_in_one_place_and_is_counted_there(
+    store: JobStore, failed: FailedJobs, redis: RedisClient, namespace: str, seed: int
+) -> None:
+    """Random calls of gateways and conductors that know nothing of each other, of all sendings, out of order."""
+    chance = random.Random(seed)
+    jobs = [JobSpec(job_id=new_job_id(), created_at=float(number), messages=_messages()) for number in range(4)]
+    for spec in jobs:
+        await store.create(spec)
+
+    async def act() -> None:
+        spec = again(chance.choice(jobs), chance.randrange(4))
+        attempt = chance.randrange(1, 6)
+        with contextlib.suppress(JobStateError):
+            await chance.choice(
+                [
+                    lambda: store.begin_attempt(spec),
+                    lambda: store.begin_attempt(spec),
+                    lambda: store.commit([TokenCommit(spec.job_id, attempt, chance.randrange(3), TOKENS[:1])]),
+                    lambda: store.finish(spec.job_id, attempt, "failed", error=CAUSE),
+                    lambda: store.finish(spec.job_id, attempt, "cancelled"),
+                    lambda: failed.retry(spec),
+                    lambda: failed.retry(spec),
+                    lambda: store.request_cancel(spec.job_id),
+                ]
+            )()
+
+    for _ in range(80):
+        await asyncio.gather(*(act() for _ in range(4)))
+    records = {spec.job_id: await store.get(spec.job_id) for spec in jobs}
+    assert any(record.num_retries for record in records.values())
+    for record in records.values():
+        is_over = record.status in ("failed", "cancelled")
+        assert len(record.failures) <= record.num_retries
+        assert (record.finished_at is not None) == is_over
+        assert (record.error is not None) == (record.status == "failed")
+        assert (await redis.zscore(redis_keys.expiry(namespace), record.job_id) is not None) == is_over
+        assert (await redis.ttl(redis_keys.job(namespace, record.job_id)) > 0) == is_over
+    listed = {
+        record.job_id: record
+        for status in ("queued", "running", "failed", "cancelled")
+        for record in (await store.list(status=status)).records
+    }
+    assert listed == records
+    counted = msgspec.structs.asdict(await store.counts())
+    statuses = [record.status for record in records.values()]
+    assert counted == {status: statuses.count(status) for status in counted}
 
 
 def _messages() -> tuple[ChatMessage, ...]:
