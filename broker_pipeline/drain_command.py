@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from broker_pipeline.config import option
+from broker_pipeline.errors import WorkerNotFoundError
 from broker_pipeline.exit_codes import OK, TEMPORARY
 from broker_pipeline.gateway_client import DEFAULT_GATEWAY_URL
 from broker_pipeline.messages import WorkerRecord
@@ -56,6 +57,7 @@ def command(workers: tuple[str, ...], wait: bool, timeout_s: float | None, as_js
 async def _drain(workers: Sequence[str], wait: bool, timeout_s: float | None, as_json: bool, gateway: str) -> int:
     async with OperatorClient.open(gateway, patience_s=_PATIENCE_S) as client:
         await client.check()
+        _require_known(await client.status(), workers)
         records = [await client.drain(worker) for worker in workers]
         for record in records:
             click.echo(msgspec.json.encode(record).decode() if as_json else f"{record.worker} drains")
@@ -64,6 +66,15 @@ async def _drain(workers: Sequence[str], wait: bool, timeout_s: float | None, as
                 f"note: nobody else does what {', '.join(lonely)} did: new jobs wait until somebody does", err=True
             )
         return await _until_gone(client, records, timeout_s, as_json) if wait else OK
+
+
+def _require_known(status: PipelineStatus, workers: Sequence[str]) -> None:
+    """Refuse a wrong name before any worker is drained."""
+    live = [record.worker for record in status.workers]
+    if unknown := [worker for worker in workers if worker not in live]:
+        raise WorkerNotFoundError(
+            f"no live worker is called {', '.join(unknown)}; there are: {', '.join(live) or 'none'}", field="worker"
+        )
 
 
 async def _until_gone(
