@@ -10,6 +10,7 @@ from nats.js.api import StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
+from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import (
     ConfigurationError,
     PayloadTooLargeError,
@@ -29,9 +30,10 @@ _OTHER_CONFIGURATION = frozenset({10052, 10058, 10065})
 
 @contextmanager
 def jetstream_errors(action: str, *, retry_after_s: float = 1.0) -> Iterator[None]:
-    """Turn what nats-py raises into errors of ours that start with `action`."""
+    """Turn what nats-py raises into errors of ours that start with `action`; keeps cancellations that it loses."""
     try:
-        yield
+        with cancellation_kept():
+            yield
     except APIError as error:
         raise _translated(action, error, retry_after_s) from error
     except (NoStreamResponseError, nats.errors.NoRespondersError) as error:

@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, StateError
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def public_url(url: str) -> str:
 
 @contextmanager
 def state_errors(action: str) -> Iterator[None]:
-    """Turn what redis-py raises into a `StateError` that starts with `action`."""
+    """Turn what redis-py raises into a `StateError` that starts with `action`; keeps cancellations that it loses."""
     try:
-        yield
+        with cancellation_kept():
+            yield
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise StateError(f"{action}: {reason}") from error

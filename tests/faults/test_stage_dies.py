@@ -1,0 +1,163 @@
+"""A stage dies, or hangs and wakes, while a crowd is being decoded: nobody can tell from the outputs.
+
+Half of the jobs are greedy, half are sampled by seed; each says what it says when nothing happens. The printed figures
+(`pytest -s`) are those of "Failure drill" in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from broker_pipeline.status_client import PipelineStatus
+from tests.faults.drill import (
+    Follower,
+    crowd_questions,
+    fault_cluster,
+    jobs_lost,
+    log_lines,
+    status_when,
+    submitted,
+    undisturbed,
+)
+from tests.pipeline.client import PipelineClient, client_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+
+NUM_JOBS = 20
+NUM_IN_FLIGHT = 16
+QUESTIONS = crowd_questions(NUM_JOBS, 240)
+MAX_DETECTION_S = 4.0
+"""The aim is 3 s; the rest is for machines that do other things as well."""
+MAX_GAP_S = 1.0
+"""Of sessions on other routes. They share two cores with a process that is being started, so not just one step."""
+RECORD_TTL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A running pipeline and what its crowd says when nothing happens."""
+
+    client: PipelineClient
+    expected: list[list[int]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def with_spares(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drill]:
+    cluster = fault_cluster(tmp_path_factory.mktemp("spares") / "run", "3", num_each=2)
+    async with cluster, client_of(cluster) as client:
+        yield Drill(client, await undisturbed(client, QUESTIONS))
+
+
+def report(what: str, died_at: float, detected_at: float, affected: list[Follower], others: list[Follower]) -> float:
+    """Print the figures of one death and return the longest gap on other routes."""
+    first = [each.first_token_after(detected_at) - detected_at for each in affected]
+    until = detected_at + max(first)
+    running = [each for each in others if each.token_times[-1] > until]
+    gap_s = max((each.longest_gap_s(died_at, until) for each in running), default=0.0)
+    calm = [each.longest_gap_s(each.token_times[0], died_at) for each in others]
+    print(
+        f"\n{what}: {len(affected)} sessions lost; detected after {detected_at - died_at:.2f} s; first new token "
+        f"{min(first):.2f} s later, of the last session {max(first):.2f} s; {len(running)} sessions on other routes: "
+        f"longest gap {gap_s:.2f} s, before the fault {max(calm, default=0.0):.2f} s "
+        f"(median {statistics.median(calm) if calm else 0.0:.2f} s)"
+    )
+    return gap_s
+
+
+def detected_at(client: PipelineClient, since: float, victim: str) -> float:
+    lines = log_lines(client.cluster.processes["conductor-0"].log_path, since, "worker_suspended")
+    return next(line.at for line in lines if victim in line.facts["reason"])
+
+
+async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> None:
+    client, cluster = with_spares.client, with_spares.client.cluster
+    async with submitted(client, QUESTIONS) as crowd:
+        await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+        died_at = time.time()
+        cluster.processes["stage-3"].kill()
+        assert await crowd.finish() == with_spares.expected
+    affected, others = crowd.split(jobs_lost(cluster, died_at))
+    assert affected, "the victim had sessions"
+    assert others, "the other route had sessions"
+    noticed_at = detected_at(client, died_at, "stage-3")
+    assert noticed_at - died_at < MAX_DETECTION_S
+    assert report("stage killed, with a spare", died_at, noticed_at, affected, others) < MAX_GAP_S
+    await status_when(cluster, lambda status: len(status.conductor.stages) == 4 and len(status.conductor.routes) == 2)
+    await client.wait_empty()
+
+
+async def test_a_stage_hangs_is_fenced_and_serves_again_when_it_wakes(with_spares: Drill) -> None:
+    client, cluster = with_spares.client, with_spares.client.cluster
+    victim = cluster.processes["stage-0"]
+    async with submitted(client, QUESTIONS) as crowd:
+        await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+        hung_at = time.time()
+        victim.kill(signal.SIGSTOP)
+        try:
+            assert await crowd.finish() == with_spares.expected, "everything ends while it still hangs"
+            status = await status_when(
+                cluster, lambda status: any(s.state == "suspended" for s in status.conductor.stages)
+            )
+            assert [stage.worker for stage in status.conductor.stages if stage.state == "suspended"] == ["stage-0"]
+            await asyncio.sleep(max(0.0, hung_at + RECORD_TTL_S + 1.0 - time.time()))
+        finally:
+            victim.kill(signal.SIGCONT)
+    woken_at = time.time()
+    affected, others = crowd.split(jobs_lost(cluster, hung_at))
+    assert affected
+    assert others
+    noticed_at = detected_at(client, hung_at, "stage-0")
+    assert noticed_at - hung_at < MAX_DETECTION_S
+    assert report("stage hung, with a spare", hung_at, noticed_at, affected, others) < MAX_GAP_S
+    await status_when(cluster, lambda status: all(stage.state == "ready" for stage in status.conductor.stages))
+    [rejoined] = log_lines(cluster.processes["conductor-0"].log_path, woken_at, "worker_answers_again")
+    print(f"woken: serves again after {rejoined.at - woken_at:.2f} s")
+    assert rejoined.facts["worker"] == "stage-0"
+    assert victim.process.is_running
+    await serves(client, "stage-0", with_spares.expected)
+
+
+def suspended(status: PipelineStatus) -> list[str]:
+    assert status.conductor is not None
+    return [stage.worker for stage in status.conductor.stages if stage.state == "suspended"]
+
+
+async def serves(client: PipelineClient, stage: str, expected: list[list[int]]) -> None:
+    """The crowd says the same, some of it through this stage; afterwards nothing is left in any KV."""
+    async with submitted(client, QUESTIONS) as crowd:
+        await crowd.decoding(2, at_once=NUM_IN_FLIGHT)
+        await status_when(
+            client.cluster,
+            lambda status: any(stage in route.workers and route.num_sessions for route in status.conductor.routes),
+            what=f"a route with sessions through {stage}",
+        )
+        assert await crowd.finish() == expected
+    await client.wait_empty()
+
+
+async def test_a_stage_without_a_spare_is_started_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    cluster = fault_cluster(tmp_path_factory.mktemp("restart") / "run", "3")
+    async with cluster, client_of(cluster) as client:
+        expected = await undisturbed(client, QUESTIONS)
+        async with submitted(client, QUESTIONS) as crowd:
+            await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+            died_at = time.time()
+            cluster.processes["stage-1"].kill()
+            assert await crowd.finish() == expected
+        affected, others = crowd.split(jobs_lost(cluster, died_at))
+        assert len(affected) >= NUM_IN_FLIGHT
+        noticed_at = detected_at(client, died_at, "stage-1")
+        assert noticed_at - died_at < MAX_DETECTION_S
+        joined = log_lines(cluster.processes["conductor-0"].log_path, died_at, "worker_joined")
+        [again_at] = [line.at for line in joined if line.facts["worker"] == "stage-1"]
+        print(f"\nstarted again and joined {again_at - died_at:.2f} s after its death")
+        report("stage killed, without a spare, from its return on", died_at, again_at, affected, others)
+        await client.wait_empty()
