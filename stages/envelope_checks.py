@@ -6,7 +6,7 @@ computed; what fails here fails the whole microbatch, since its sender is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,11 +166,17 @@ def _check_range(found: Mapping[str, Tensor], name: str, stop: int) -> None:
 
 
 def _check_sessions(envelope: Envelope) -> None:
-    for field, items in (("segments", envelope.segments), ("opens", envelope.opens), ("closes", envelope.closes)):
-        names = [item.session for item in items]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise MalformedEnvelopeError(f"session {twice} stands twice in {field}", field=field)
+    _check_distinct("segments", [item.session for item in envelope.segments])
+    _check_distinct("opens", [item.session for item in envelope.opens])
+    # Several attempts of one session may end before any envelope can carry their closes.
+    _check_distinct("closes", [(item.session, item.attempt) for item in envelope.closes])
+
+
+def _check_distinct(field: str, names: Sequence[str | tuple[str, int]]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        who = twice if isinstance(twice, str) else f"{twice[0]}, attempt {twice[1]},"
+        raise MalformedEnvelopeError(f"session {who} stands twice in {field}", field=field)
 
 
 def _check_visual(segment: Segment) -> None:

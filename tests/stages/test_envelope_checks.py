@@ -140,6 +140,11 @@ def test_history_outside_the_vocabulary_is_refused() -> None:
         read_tensors(envelope(opens=(opening("a", 1),)), tensors(history=torch.tensor([100], dtype=torch.int32)), FIRST)
 
 
+def test_several_attempts_of_one_session_may_be_closed_at_once() -> None:
+    closes = tuple(SessionClose(session="a", attempt=attempt) for attempt in (1, 2, 4))
+    check_envelope(envelope(closes=closes), FIRST)
+
+
 def test_an_envelope_of_closes_alone_needs_no_tensors() -> None:
     closing = envelope(segments=(), closes=(SessionClose(session="a", attempt=1),))
     found = read_tensors(closing, {}, FIRST)
