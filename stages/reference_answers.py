@@ -4,15 +4,14 @@
 
 `broker-pipeline soak` runs this as a process of its own and compares what came through the pipeline with it.
 
-A pipeline adds up in another order than one process does, as the composition of its microbatches decides. Where two
-tokens are so close that rounding chooses between them, both are right; such a question proves nothing. So everything
-is computed a second time with weights that are off by several roundings: an answer that both agree on is firm.
+Where two tokens are so close that rounding chooses between them, both are right; such an answer proves nothing and is
+marked as not firm (see `firmness`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,23 +25,57 @@ from broker_pipeline.sampling import resolve_sampling
 from broker_pipeline.soak.questions import Answer, Question
 from stages.artifact import Artifact
 from stages.chat import PromptBuilder, VisualInput
+from stages.decoder import Decoder
+from stages.firmness import TOLERANCES, is_firm
 from stages.generate import InProcess, Request
 from stages.images import DEFAULT_IMAGE_LIMITS
 from stages.loading import load_stage, load_vision, stage_tensor_names, vision_tensor_names
+from stages.microbatch import Microbatch
 from stages.preprocess import PixelBudget
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.sampler import SessionSampler
 from stages.visual_frames import VisualFrames, image_frames
+from stages.visual_injection import VisualInjection
 
 _NUM_TOGETHER = 32
 _KV_TOKENS = 64 * 1024
-_NUM_ROUNDINGS = 16
 _RULES = "preprocessor_config.json"
 
 
-class ReferenceModel:
-    """The whole model in this process. `noise` is the relative error of every weight, drawn from a fixed seed."""
+class WatchedDecoder:
+    """A decoder that remembers the logits of every token that was wanted, by session and the token's index."""
 
-    def __init__(self, directory: Path, *, noise: float = 0.0) -> None:
+    def __init__(self, decoder: Decoder) -> None:
+        self.seen: dict[tuple[str, int], Tensor] = {}
+        self._decoder = decoder
+        self._wanted: list[tuple[str, int]] = []
+
+    @property
+    def device(self) -> torch.device:
+        """See `Decoder`."""
+        return self._decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Decoder`."""
+        return self._decoder.dtype
+
+    def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
+        """See `Decoder`."""
+        self._wanted = [(each.session, each.start + each.count) for each in batch.segments if each.wants_token]
+        return self._decoder.forward(batch, injection)
+
+    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Decoder`."""
+        logits = self._decoder.logits(hidden, rows)
+        self.seen |= zip(self._wanted, logits, strict=True)
+        return logits
+
+
+class ReferenceModel:
+    """The whole model in this process."""
+
+    def __init__(self, directory: Path) -> None:
         artifact = Artifact.open(directory)
         self._config = artifact.config
         self._facts: ModelFacts = read_model_facts(directory)
@@ -50,19 +83,21 @@ class ReferenceModel:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._budget = PixelBudget.from_json(artifact.path(_RULES).read_bytes(), artifact.config.vision, file=_RULES)
         num_layers = artifact.config.text.num_layers
-        text = _shaken(artifact.load(stage_tensor_names(artifact.config, 0, num_layers)), noise)
+        text = artifact.load(stage_tensor_names(artifact.config, 0, num_layers))
         whole = BlockRange(start=0, stop=num_layers)
-        self._stages = [load_stage(artifact.config, whole, text, kv_capacity_tokens=_KV_TOKENS)]
-        vision = _shaken(artifact.load(vision_tensor_names(artifact.config)), noise)
-        self._tower: VisionTower = load_vision(artifact.config, vision)
+        self._stage = load_stage(artifact.config, whole, text, kv_capacity_tokens=_KV_TOKENS)
+        self._decoder = WatchedDecoder(self._stage.decoder)
+        self._stage.decoder = self._decoder
+        self._tower: VisionTower = load_vision(artifact.config, artifact.load(vision_tensor_names(artifact.config)))
         self._seen: dict[Path, tuple[VisualFrames, EncodedRows]] = {}
 
     def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[Answer]:
-        """Answer all questions, some at a time; `is_firm` is set."""
+        """Answer all questions, some at a time."""
         for first in range(0, len(questions), _NUM_TOGETHER):
             some = questions[first : first + _NUM_TOGETHER]
             requests = [self._request(question, pictures) for question in some]
-            sampled = InProcess(self._stages).generate(requests)
+            self._decoder.seen.clear()
+            sampled = InProcess([self._stage]).generate(requests)
             for question, request, tokens in zip(some, requests, sampled, strict=True):
                 yield self._answer(question, request, tokens)
 
@@ -95,17 +130,13 @@ class ReferenceModel:
             finish_reason="stop" if ids[-1] in request.eos_token_ids else "length",
             num_prompt_tokens=len(request.token_ids),
             num_visual_tokens=sum(group.count for group in request.groups),
-            is_firm=True,
+            is_firm=all(self._is_firm(request, ids[:number], token) for number, token in enumerate(tokens)),
         )
 
-
-def firm_answers(directory: Path, questions: Sequence[Question], pictures: Path) -> Iterator[Answer]:
-    """Answer all questions; where weights that are off by some roundings answer otherwise, `is_firm` is false."""
-    model = ReferenceModel(directory)
-    noise = _NUM_ROUNDINGS * torch.finfo(Artifact.open(directory).dtype).eps
-    shaken = ReferenceModel(directory, noise=noise)
-    for answer, again in zip(model.answers(questions, pictures), shaken.answers(questions, pictures), strict=True):
-        yield msgspec.structs.replace(answer, is_firm=answer.token_ids == again.token_ids)
+    def _is_firm(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
+        logits = self._decoder.seen[(request.session, token.position)]
+        sampler = SessionSampler.opened(request.sampling, (*request.token_ids, *before), len(request.token_ids))
+        return is_firm(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
 
 
 def _message(question: Question) -> ChatMessage:
@@ -119,23 +150,13 @@ def _joined(rows: Sequence[EncodedRows]) -> EncodedRows:
     return EncodedRows(torch.cat([each.embeds for each in rows]), tuple(torch.cat(level) for level in levels))
 
 
-def _shaken(tensors: Mapping[str, Tensor], noise: float) -> dict[str, Tensor]:
-    if noise == 0:
-        return dict(tensors)
-    chance = torch.Generator().manual_seed(0)
-    return {
-        name: (tensor.float() * (1 + noise * torch.randn(tensor.shape, generator=chance))).to(tensor.dtype)
-        for name, tensor in tensors.items()
-    }
-
-
 def main(arguments: Sequence[str]) -> None:
     """Read questions, write answers; says how far it is, one line per step."""
     artifact, questions_path, pictures, answers_path = map(Path, arguments)
     torch.set_num_threads(1)
     questions = msgspec.json.decode(questions_path.read_bytes(), type=list[Question])
     answers = []
-    for answer in firm_answers(artifact, questions, pictures):
+    for answer in ReferenceModel(artifact).answers(questions, pictures):
         answers.append(answer)
         if len(answers) % _NUM_TOGETHER == 0 or len(answers) == len(questions):
             sys.stdout.write(f"{len(answers)} of {len(questions)} answers\n")

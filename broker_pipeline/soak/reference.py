@@ -16,7 +16,7 @@ from broker_pipeline.soak.questions import Answer, Question, make_questions, wri
 
 # The core must not import the package that computes; it runs it.
 _PROGRAM = "stages.reference_answers"
-_SPARE_SHARE = 0.15
+_SPARE_SHARE = 0.3
 _NUM_SPARES = 16
 _PROGRESS_S = 10.0
 

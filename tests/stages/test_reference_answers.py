@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.soak.questions import make_questions, write_pictures
-from stages.reference_answers import ReferenceModel, firm_answers
+from stages.reference_answers import ReferenceModel
 from tests.tiny_artifacts import tiny_artifact
 
 
@@ -36,9 +36,8 @@ def test_answers_obey_their_questions(pictures: Path) -> None:
             assert answer.finish_reason == "length"
 
 
-def test_most_answers_are_firm_and_coarse_weights_answer_otherwise(pictures: Path) -> None:
-    questions = make_questions(2, 16)
-    answers = list(firm_answers(tiny_artifact(), questions, pictures))
-    assert sum(answer.is_firm for answer in answers) >= 12
-    coarse = ReferenceModel(tiny_artifact(), noise=0.05).answers(questions, pictures)
-    assert sum(answer.token_ids != other.token_ids for answer, other in zip(answers, coarse, strict=True)) >= 8
+def test_answers_that_are_firm_stand_against_small_errors_and_others_may_not(pictures: Path) -> None:
+    questions = make_questions(2, 48)
+    answers = list(ReferenceModel(tiny_artifact()).answers(questions, pictures))
+    assert sum(answer.is_firm for answer in answers) >= 36
+    assert not all(answer.is_firm for answer in answers)
