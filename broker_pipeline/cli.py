@@ -30,6 +30,7 @@ COMMANDS = {
     "vision": "stages.vision_command:command",
     "stage": "stages.stage_command:command",
     "soak": "broker_pipeline.soak_command:command",
+    "bench": "broker_pipeline.bench.command:command",
 }
 
 

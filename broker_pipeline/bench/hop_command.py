@@ -1,0 +1,96 @@
+"""`broker-pipeline bench hop`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+import uvloop
+
+from broker_pipeline.bench.hop import HopRow, measure_hop
+from broker_pipeline.bench.machine import MachineFacts
+from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
+from broker_pipeline.bench.spread import shown
+from broker_pipeline.servers import EmbeddedNats
+
+_KIB = 1024
+_COLUMNS: list[Column] = [
+    ("tensor bytes", lambda row: f"{row.num_tensor_bytes // _KIB} KiB"),
+    ("segments", lambda row: row.num_segments),
+    ("bytes in all", lambda row: f"{row.num_bytes:,}"),
+    ("raw nats-py, µs one way (p10–p90)", lambda row: row.raw_s.scaled(1e6)),
+    ("transport, µs one way (p10–p90)", lambda row: row.transport_s.scaled(1e6)),
+    ("added, µs", lambda row: shown(row.excess_s * 1e6)),
+    ("ratio", lambda row: f"{row.ratio:.2f}"),
+]
+
+
+@click.command(name="hop")
+@click.option("--nats-url", help="Server to measure.  [default: one started for the occasion]")
+@click.option(
+    "--kib",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=(8, 256, 4096),
+    show_default=True,
+    help="Tensor KiB of an envelope; may be given several times.",
+)
+@click.option(
+    "--segments",
+    multiple=True,
+    type=click.IntRange(1, 256),
+    default=(1, 32),
+    show_default=True,
+    help="Sessions in an envelope; may be given several times.",
+)
+@click.option(
+    "--trips",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(min=20),
+    help="Round trips of 8 KiB; larger ones are fewer.",
+)
+@json_option
+def command(
+    nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], trips: int, json_path: Path | None
+) -> None:
+    """Time envelopes through the transport, and raw nats-py with the same bytes.
+
+    \b
+    Examples:
+      broker-pipeline bench hop
+      broker-pipeline bench hop --nats-url nats://broker:4222 --kib 8 --segments 32 --json hop.json
+    """
+    machine = MachineFacts.read()
+    rows = uvloop.run(_measure(nats_url, sizes, segments, trips))
+    settings = {"trips": trips, "is_embedded": nats_url is None, "event_loop": "uvloop"}
+    report = BenchReport(bench="hop", command=command_line(), machine=machine, settings=settings, rows=rows)
+    show(report, _COLUMNS, json_path)
+
+
+async def _measure(nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], trips: int) -> list[HopRow]:
+    async with _server(nats_url) as url:
+        return [
+            await measure_hop(url, size * _KIB, count, num_trips=_num_trips(size, trips))
+            for size in sizes
+            for count in segments
+        ]
+
+
+def _num_trips(size_kib: int, trips: int) -> int:
+    """Return fewer trips for what takes long, so that every size takes about as long as the first."""
+    return max(20, trips * 32 // max(size_kib, 32))
+
+
+@asynccontextmanager
+async def _server(nats_url: str | None) -> AsyncIterator[str]:
+    if nats_url is not None:
+        yield nats_url
+        return
+    with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as directory:
+        async with EmbeddedNats(Path(directory)) as server:
+            yield server.url
