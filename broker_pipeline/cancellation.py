@@ -19,7 +19,10 @@ def cancellation_kept() -> Iterator[None]:
     Cancellations from before do not count, so that clean-up code can make such calls too; nor do those of an
     `asyncio.timeout` inside, which takes its own back.
     """
-    task = asyncio.current_task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        task = None
     if task is None:
         yield
         return

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
+from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.conductor_settings import ConductorSettings
-from broker_pipeline.config import CommonSettings
-from broker_pipeline.errors import LeaseLostError, StateError
+from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
 from broker_pipeline.jobs import JobQueue
@@ -47,7 +47,8 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
         Transport.open(common.nats_url, name=f"conductor {common.pipeline}") as transport,
         open_redis(common.redis_url) as redis,
     ):
-        await _ensure_streams(transport, redis, common, settings)
+        if not await _ensure_streams(transport, redis, context, settings):
+            return
         context.ready(instance=instance, fingerprint=model.facts.fingerprint[:12], num_layers=model.facts.num_layers)
         conductor = Conductor(Surroundings(transport, redis, model, common, settings, instance))
         async with asyncio.TaskGroup() as tasks:
@@ -75,7 +76,8 @@ class Conductor:
             ttl_s=self._around.settings.lease_ttl_s,
         )
         while (epoch := await _acquire(lease, stopping)) is not None:
-            await self._serve_term(lease, epoch, stopping)
+            with cancellation_kept():  # a task group that ends by an error forgets that it was cancelled as well
+                await self._serve_term(lease, epoch, stopping)
 
     async def _serve_term(self, lease: Lease, epoch: int, stopping: asyncio.Event) -> None:
         log.info("term_begins", epoch=epoch, instance=self._around.instance)
@@ -98,12 +100,26 @@ class Conductor:
 
 
 async def _ensure_streams(
-    transport: Transport, redis: RedisClient, common: CommonSettings, settings: ConductorSettings
-) -> None:
-    """Make queue and media store where no gateway has made them yet; their limits are the gateway's to say."""
-    queue = JobQueue(transport, common.namespace, ack_wait_s=settings.ack_wait_s)
-    await queue.ensure(update=False)
-    await MediaStore(transport, redis, common.namespace).ensure(update=False)
+    transport: Transport, redis: RedisClient, context: ServiceContext, settings: ConductorSettings
+) -> bool:
+    """Make queue and media store where no gateway has made them yet; their limits are the gateway's to say.
+
+    On a small disk only the gateway knows how much to ask for, so there it is waited for. False when told to stop.
+    """
+    namespace = context.settings.namespace
+    is_first = True
+    while not context.stopping.is_set():
+        try:
+            await JobQueue(transport, namespace, ack_wait_s=settings.ack_wait_s).ensure(update=False)
+            await MediaStore(transport, redis, namespace).ensure(update=False)
+        except QueueFullError as error:
+            if is_first:
+                log.warning("gateway_awaited", reason=error.message)
+            is_first = False
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 async def _acquire(lease: Lease, stopping: asyncio.Event) -> int | None:
