@@ -11,41 +11,12 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from export.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 from training.captions import background_phrase, group_phrase
 from training.kinds import BACKGROUNDS, RELATIONS, SPRITES
 from training.prompts import PROMPTS, SYSTEM_PROMPTS
 
 VOCABULARY_SIZE = 1024
-SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-ADDED_TOKENS = [
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-]
 
 # The split that Qwen's tokenizers publish in their tokenizer.json.
 _SPLIT = (

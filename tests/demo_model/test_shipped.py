@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from export.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT, HELD_OUT_PROMPTS
-from training.tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 
 _PACKAGE = Path(__file__).parents[2] / "broker_pipeline"
 _MODEL = _PACKAGE / "demo_model"
