@@ -61,6 +61,13 @@ class JobService:
         self._media = media
         self._queue = queue
         self._namespace = namespace
+        self._not_stored: tuple[float, TransportError] | None = None
+
+    def not_stored(self, within_s: float) -> TransportError | None:
+        """Return why NATS did not store the latest submission, if that was within the last seconds."""
+        if self._not_stored is None or time.monotonic() - self._not_stored[0] > within_s:
+            return None
+        return self._not_stored[1]
 
     async def submit(self, submission: Submission) -> Accepted:
         """Make a job of a submission. Either the job is queued when this returns, or nothing of it remains.
@@ -76,9 +83,12 @@ class JobService:
             record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
                 await publish_job(self._queue, spec)
+                self._not_stored = None
                 log.info("job_accepted", job=job_id, num_images=len(refs))
                 return Accepted(record, is_repeat=False)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, TransportError):
+                self._not_stored = time.monotonic(), error
             await asyncio.shield(self._undo(job_id, refs))
             raise
         await self._media.release(refs, job_id)

@@ -12,6 +12,8 @@ from gateway.schemas import QueueStatus, Readiness, StatusBody
 from gateway.wiring import Gateway
 
 OK = "ok"
+_REMEMBERED_S = 30.0
+"""For so long a gateway that could not store a job is not ready; then it may try again."""
 
 
 async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
@@ -40,9 +42,9 @@ async def read_readiness(gateway: Gateway) -> Readiness:
     checks = {
         "gateway": "stopping" if gateway.stopping.is_set() else OK,
         "nats": await _check_nats(gateway),
-        "redis": OK,
     }
     try:
+        checks["redis"] = await _check_redis(gateway)
         checks |= _check_pipeline(await conductor_status(gateway))
     except StateError as error:
         checks |= {"redis": error.message, "route": "unknown", "vision": "unknown"}
@@ -56,7 +58,19 @@ async def _check_nats(gateway: Gateway) -> str:
         await gateway.queue.depth()
     except TransportError as error:
         return error.message
+    # JetStream answers questions when its disk is full, and stores nothing until its server is started again.
+    if error_or_none := gateway.jobs.not_stored(_REMEMBERED_S):
+        return f"{error_or_none.message}; if the server's log says that its disk is full, free some and restart it"
     return OK
+
+
+async def _check_redis(gateway: Gateway) -> str:
+    """Redis answers reads, and refuses writes, while its disk is full. Raises `StateError`."""
+    with state_errors("cannot ask Redis for its state"):
+        facts = await gateway.redis.info("persistence")
+    return (
+        OK if facts.get("aof_last_write_status", OK) == OK else "cannot write its file; is its disk full?"
+    )
 
 
 def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:

@@ -1,0 +1,154 @@
+"""The disks of NATS and Redis fill up: what cannot be kept is refused and said, what was accepted runs in the end.
+
+The disks are small file systems in memory, which takes root; they are filled to the last byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.faults.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.pipeline.client import PipelineClient, client_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small file system needs root"),
+]
+
+QUESTIONS = crowd_questions(12, 150)
+ROOM = ("--max-queue-mb", "16", "--max-media-mb", "128")
+LONG_PROMPT = "word " * 100
+"""Some kilobytes, so that a page which is half full takes no more than a few."""
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A running pipeline on small disks, and what its crowd says when nothing happens."""
+
+    client: PipelineClient
+    disks: Path
+    expected: list[list[int]]
+
+
+@contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[None]:
+    directory.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextmanager
+def filled(directory: Path) -> Iterator[None]:
+    """Leave not a byte on a disk until the end of the context."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def drill(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drill]:
+    run = tmp_path_factory.mktemp("disks") / "run"
+    with small_disk(run / "nats", "256m"), small_disk(run / "redis", "64m"):
+        cluster = fault_cluster(run, "3", extra_arguments={"gateway": ROOM})
+        async with cluster, client_of(cluster) as client:
+            yield Drill(client, run, await undisturbed(client, QUESTIONS))
+
+
+async def test_redis_has_no_room_and_gets_some(drill: Drill) -> None:
+    client = drill.client
+    async with submitted(client, QUESTIONS) as crowd:
+        await crowd.decoding(10, at_once=6)
+        with filled(drill.disks / "redis"):
+            refusal = await until_refused(client)
+            assert (refusal["code"], refusal["retryable"]) == ("state", True)
+            assert "No space left" in refusal["message"]
+            checks = await readiness(client)
+            assert "disk full" in checks["redis"]
+        mended_at = time.time()
+        accepted = await until_accepted(client)
+        print(f"\nRedis: takes jobs {time.time() - mended_at:.1f} s after there was room again")
+        assert await crowd.finish() == drill.expected, "nothing that was accepted is lost"
+    [record] = await client.wait([accepted])
+    assert record.status == "succeeded"
+    assert set((await readiness(client)).values()) == {"ok"}
+
+
+async def test_jetstream_has_no_room_and_is_restarted_with_some(drill: Drill) -> None:
+    client = drill.client
+    async with submitted(client, QUESTIONS) as crowd:
+        await crowd.decoding(10, at_once=6)
+        with filled(drill.disks / "nats"):
+            refusal = await until_refused(client)
+            assert refusal["code"] in ("request_timeout", "transport", "queue_full")
+            assert refusal["retryable"]
+            checks = await readiness(client)
+            assert "restart" in checks["nats"]
+        mended_at = time.time()
+        await client.cluster.processes["nats"].restart()
+        accepted = await until_accepted(client)
+        print(f"\nJetStream: takes jobs {time.time() - mended_at:.1f} s after its restart with room")
+        assert await crowd.finish() == drill.expected, "nothing that was accepted is lost"
+    [record] = await client.wait([accepted])
+    assert record.status == "succeeded"
+    assert set((await readiness(client)).values()) == {"ok"}
+    await client.wait_empty()
+
+
+async def until_refused(client: PipelineClient) -> dict[str, Any]:
+    """Submit until the answer is a refusal, and return it; what is accepted meanwhile has to run like all else."""
+    for _ in range(40):
+        status, answer = await try_submit(client)
+        if status != 202:
+            assert status in (429, 503), answer
+            return answer["error"]
+    pytest.fail("a full disk took 40 jobs")
+
+
+async def until_accepted(client: PipelineClient) -> str:
+    """Submit until a job is accepted, as a client would that takes `retryable` for an answer."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        status, answer = await try_submit(client)
+        if status == 202:
+            return str(answer["job_id"])
+        assert answer["error"]["retryable"], answer
+    pytest.fail(f"still refused after 30 s: {answer}")
+
+
+async def try_submit(client: PipelineClient) -> tuple[int, dict[str, Any]]:
+    body = {"messages": [{"role": "user", "content": LONG_PROMPT}], "sampling": {"max_tokens": 4}}
+    url = f"{client.cluster.gateway_url}/v1/jobs"
+    async with aiohttp.ClientSession() as http, http.post(url, json=body) as answer:
+        return answer.status, await answer.json()
+
+
+async def readiness(client: PipelineClient) -> dict[str, str]:
+    async with aiohttp.ClientSession() as http, http.get(f"{client.cluster.gateway_url}/readyz") as answer:
+        return (await answer.json())["checks"]
