@@ -15,7 +15,7 @@ the tensors are views of the receive buffer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ MAX_PAYLOAD_BYTES = 2**30
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _PADDING = bytes(ALIGNMENT_BYTES)
 _VERSION_PREFIX = b'{"version":%d' % CONTRACT_VERSION
+_THIS_VERSION = (_VERSION_PREFIX + b",", _VERSION_PREFIX + b"}")
 _FIELD = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`")
 
 
@@ -61,13 +62,11 @@ def encode(body: msgspec.Struct, tensors: Mapping[str, WireTensor] | None = None
     Raises `TensorMismatchError` when the body takes no tensors or their number or size is beyond what a message
     holds, `MalformedEnvelopeError` when the body itself does not fit the contract.
     """
-    tensors = {} if tensors is None else tensors
+    table, pieces, num_bytes = _lay_out({} if tensors is None else tensors)
     stale: Sequence[TensorSpec] = getattr(body, "tensors", ())
-    if tensors or stale:
-        body = _with_table(body, _table(tensors))
-    metadata = _encode_metadata(body)
-    pieces, num_bytes = _lay_out(tensors)
-    return Frame(metadata, pieces, num_bytes)
+    if table or stale:
+        body = _with_table(body, table)
+    return Frame(_encode_metadata(body), pieces, num_bytes)
 
 
 def decode(
@@ -103,18 +102,19 @@ def _encode_metadata(body: msgspec.Struct) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _decoder(body_type: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(body_type)
+def _reader(body_type: type[msgspec.Struct]) -> tuple[msgspec.json.Decoder[Any], bool]:
+    """Return what decodes a body, and whether the body says its version."""
+    return msgspec.json.Decoder(body_type), "version" in body_type.__struct_fields__
 
 
 def _decode_metadata(metadata: bytes | memoryview, body_type: type[Body]) -> Body:
     if len(metadata) > MAX_METADATA_BYTES:
         raise MalformedEnvelopeError(f"{len(metadata)} bytes of metadata; a message holds {MAX_METADATA_BYTES}")
-    versioned = "version" in body_type.__struct_fields__
-    if versioned and metadata[: len(_VERSION_PREFIX) + 1] not in (_VERSION_PREFIX + b",", _VERSION_PREFIX + b"}"):
+    decoder, is_versioned = _reader(body_type)
+    if is_versioned and metadata[: len(_VERSION_PREFIX) + 1] not in _THIS_VERSION:
         _check_version(metadata)
     try:
-        body: Body = _decoder(body_type).decode(metadata)
+        body: Body = decoder.decode(metadata)
     except _UNREADABLE as error:
         raise _malformed(body_type, error) from error
     return body
@@ -123,7 +123,7 @@ def _decode_metadata(metadata: bytes | memoryview, body_type: type[Body]) -> Bod
 def _check_version(metadata: bytes | memoryview) -> None:
     """Look at the version alone, so that a newer sender is named as such and not as one of unknown fields."""
     try:
-        version = _decoder(_VersionOnly).decode(metadata).version
+        version = _reader(_VersionOnly)[0].decode(metadata).version
     except _UNREADABLE as error:
         raise _malformed(_VersionOnly, error) from error
     if version is None:
@@ -146,26 +146,7 @@ def _malformed(body_type: type[msgspec.Struct], error: Exception) -> MalformedEn
 
 
 def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _offsets(sizes: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """Yield (offset, size) for tensors of these sizes: the one layout there is."""
-    end = 0
-    for size in sizes:
-        offset = _aligned(end)
-        end = offset + size
-        yield offset, size
-
-
-def _table(tensors: Mapping[str, WireTensor]) -> tuple[TensorSpec, ...]:
-    if len(tensors) > MAX_TENSORS:
-        raise TensorMismatchError(f"{len(tensors)} tensors; a message holds {MAX_TENSORS}", field="tensors")
-    places = _offsets(tensor.data.nbytes for tensor in tensors.values())
-    return tuple(
-        TensorSpec(name=name, dtype=tensor.dtype, shape=tensor.shape, offset=offset, num_bytes=size)
-        for (name, tensor), (offset, size) in zip(tensors.items(), places, strict=True)
-    )
+    return num_bytes + ALIGNMENT_BYTES - 1 & -ALIGNMENT_BYTES
 
 
 def _with_table(body: msgspec.Struct, table: tuple[TensorSpec, ...]) -> msgspec.Struct:
@@ -174,19 +155,27 @@ def _with_table(body: msgspec.Struct, table: tuple[TensorSpec, ...]) -> msgspec.
     return msgspec.structs.replace(body, tensors=table)
 
 
-def _lay_out(tensors: Mapping[str, WireTensor]) -> tuple[tuple[memoryview | bytes, ...], int]:
+def _lay_out(
+    tensors: Mapping[str, WireTensor],
+) -> tuple[tuple[TensorSpec, ...], tuple[memoryview | bytes, ...], int]:
+    """Return the table, the payload in pieces, and its size: the one layout there is."""
+    if len(tensors) > MAX_TENSORS:
+        raise TensorMismatchError(f"{len(tensors)} tensors; a message holds {MAX_TENSORS}", field="tensors")
+    table: list[TensorSpec] = []
     pieces: list[memoryview | bytes] = []
     end = 0
-    for tensor in tensors.values():
-        if not tensor.data.nbytes:
+    for name, tensor in tensors.items():
+        size, offset = tensor.data.nbytes, _aligned(end)
+        table.append(TensorSpec(name=name, dtype=tensor.dtype, shape=tensor.shape, offset=offset, num_bytes=size))
+        if not size:  # nothing is no piece of the payload
             continue
-        if padding := _aligned(end) - end:
-            pieces.append(_PADDING[:padding])
+        if offset > end:
+            pieces.append(_PADDING[: offset - end])
         pieces.append(tensor.data)
-        end = _aligned(end) + tensor.data.nbytes
+        end = offset + size
     if end > MAX_PAYLOAD_BYTES:
         raise TensorMismatchError(f"{end} bytes of tensors; a message holds {MAX_PAYLOAD_BYTES}", field="tensors")
-    return tuple(pieces), end
+    return tuple(table), tuple(pieces), end
 
 
 def _read_tensors(table: Sequence[TensorSpec], payload: memoryview) -> dict[str, WireTensor]:
@@ -204,20 +193,22 @@ def _check_table(table: Sequence[TensorSpec], num_payload_bytes: int) -> None:
         raise TensorMismatchError("two tensors have the same name", field="tensors")
     end = 0
     for index, spec in enumerate(table):
-        size = tensor_bytes(spec.dtype, spec.shape)
-        _expect(spec.num_bytes, size, f"tensors[{index}].num_bytes", spec)
-        # Nothing is no piece of the payload: an empty tensor moves neither offset nor end.
-        _expect(spec.offset, _aligned(end), f"tensors[{index}].offset", spec)
-        end = _aligned(end) + size if size else end
+        size, offset = tensor_bytes(spec.dtype, spec.shape), _aligned(end)
+        if spec.num_bytes != size:
+            raise _mismatch(index, spec, "num_bytes", size)
+        if spec.offset != offset:
+            raise _mismatch(index, spec, "offset", offset)
+        end = offset + size if size else end  # an empty tensor moves neither offset nor end
     if end != num_payload_bytes:
         raise TensorMismatchError(
             f"the table describes {end} bytes, but the payload has {num_payload_bytes}", field="tensors"
         )
 
 
-def _expect(value: int, expected: int, field: str, spec: TensorSpec) -> None:
-    if value != expected:
-        raise TensorMismatchError(
-            f"{field} of {spec.name!r} ({spec.dtype} {list(spec.shape)}) is {value}, and has to be {expected}",
-            field=field,
-        )
+def _mismatch(index: int, spec: TensorSpec, name: str, expected: int) -> TensorMismatchError:
+    field = f"tensors[{index}].{name}"
+    return TensorMismatchError(
+        f"{field} of {spec.name!r} ({spec.dtype} {list(spec.shape)}) is {getattr(spec, name)}, "
+        f"and has to be {expected}",
+        field=field,
+    )

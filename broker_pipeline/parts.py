@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -54,6 +55,7 @@ class SizeRules:
     """Most payload bytes of one NATS message, headers not counted."""
 
     @classmethod
+    @lru_cache(maxsize=16)
     def for_server(cls, max_payload: int) -> SizeRules:
         """Stay clear of the limit: a server cuts the connection of who exceeds it with payload and headers together."""
         header_bytes = min(MAX_HEADER_BYTES, max_payload // 8)
@@ -90,12 +92,11 @@ class Piece:
 
 def cut(frame: Frame, rules: SizeRules, message: str) -> Iterator[Piece]:
     """Yield the NATS messages that carry `frame`: one without a part header when it is small enough, or its parts."""
-    # nats-py translates header values character by character; where they are not ASCII, that takes 50 us for a kB.
-    in_header = len(frame.metadata) <= rules.header_bytes and frame.metadata.isascii()
-    metadata = {METADATA_HEADER: frame.metadata.decode()} if in_header else {}
-    if in_header and frame.num_payload_bytes <= rules.part_bytes:
-        yield Piece(metadata, _join(frame.pieces))
+    if (whole := uncut(frame, rules)) is not None:
+        yield whole
         return
+    in_header = _fits_header(frame, rules)
+    metadata = {METADATA_HEADER: frame.metadata.decode("ascii")} if in_header else {}
     pieces = frame.pieces if in_header else (frame.metadata, bytes(-len(frame.metadata) % _ALIGNMENT), *frame.pieces)
     num_bytes = sum(map(len, pieces))
     count = -(-num_bytes // rules.part_bytes)
@@ -108,6 +109,18 @@ def cut(frame: Frame, rules: SizeRules, message: str) -> Iterator[Piece]:
             num_metadata_bytes=0 if in_header else len(frame.metadata),
         )
         yield Piece({PART_HEADER: msgspec.json.encode(header).decode(), **(metadata if not index else {})}, payload)
+
+
+def uncut(frame: Frame, rules: SizeRules) -> Piece | None:
+    """Return the one NATS message that holds all of `frame`; None where it has to be cut."""
+    if frame.num_payload_bytes > rules.part_bytes or not _fits_header(frame, rules):
+        return None
+    return Piece({METADATA_HEADER: frame.metadata.decode("ascii")}, _join(frame.pieces))
+
+
+def _fits_header(frame: Frame, rules: SizeRules) -> bool:
+    # nats-py translates header values character by character; where they are not ASCII, that takes 50 us for a kB.
+    return len(frame.metadata) <= rules.header_bytes and frame.metadata.isascii()
 
 
 def _join(pieces: tuple[memoryview | bytes, ...]) -> memoryview | bytes:

@@ -37,7 +37,7 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.nats_connection import NatsConnection, open_connection
-from broker_pipeline.parts import SizeRules, cut
+from broker_pipeline.parts import SizeRules, cut, uncut
 from broker_pipeline.reply_inbox import FAILURE_HEADER, ReplyInbox, Waiting
 from broker_pipeline.subjects import bulk
 from broker_pipeline.subscription import OnMalformed, Received, Subscription
@@ -159,7 +159,7 @@ class Transport:
             raise PayloadTooLargeError(
                 f"{num_bytes} bytes for {subject}; messages of up to {self.max_message_bytes} are sent"
             )
-        if not self._takes_bulk(frame):
+        if num_bytes <= self.bulk_bytes:
             await self._send_pieces(self._small, subject, frame, reply)
             return
         # One large message after the other: sent by turns, all of them would arrive as late as the last.
@@ -168,6 +168,9 @@ class Transport:
 
     async def _send_pieces(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
         rules = SizeRules.for_server(connection.max_payload)
+        if (whole := uncut(frame, rules)) is not None:
+            await connection.publish(subject, whole.payload, whole.headers, reply)
+            return
         message = f"{self._message_prefix}-{next(self._message_numbers)}"
         for number, piece in enumerate(cut(frame, rules, message)):
             if number:

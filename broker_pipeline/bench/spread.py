@@ -29,7 +29,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, median=self.median * factor, p10=self.p10 * factor, p90=self.p90 * factor)
 
     def __str__(self) -> str:
-        return f"{shown(self.median)} ({shown(self.p10)}–{shown(self.p90)})"
+        return f"{shown(self.median)} ({shown(self.p10)}-{shown(self.p90)})"
 
 
 def shown(value: float) -> str:
