@@ -50,7 +50,10 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
         if not await _ensure_streams(transport, redis, context, settings):
             return
         context.ready(instance=instance, fingerprint=model.facts.fingerprint[:12], num_layers=model.facts.num_layers)
-        conductor = Conductor(Surroundings(transport, redis, model, common, settings, instance))
+        around = Surroundings(transport, redis, model, common, settings, instance)
+        if settings.metrics_port is not None:
+            around.metrics.start(settings.metrics_port)
+        conductor = Conductor(around)
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(transport.wait_failed(), name="transport")
             await conductor.run(context.stopping)

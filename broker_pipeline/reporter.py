@@ -12,6 +12,7 @@ import structlog
 
 from broker_pipeline import redis_keys
 from broker_pipeline.committer import Committer
+from broker_pipeline.conductor_metrics import ConductorMetrics
 from broker_pipeline.dispatcher import Dispatcher
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.intake import Intake
@@ -47,7 +48,10 @@ class Parts:
 class Reporter:
     """Gathers a `ConductorStatus` and keeps it in Redis."""
 
-    def __init__(self, instance: str, epoch: int, facts: ModelFacts, parts: Parts) -> None:
+    def __init__(
+        self, instance: str, epoch: int, facts: ModelFacts, parts: Parts, metrics: ConductorMetrics | None = None
+    ) -> None:
+        self._metrics = metrics or ConductorMetrics()
         self._instance = instance
         self._epoch = epoch
         self._facts = facts
@@ -68,7 +72,8 @@ class Reporter:
         try:
             while True:
                 try:
-                    encoded = msgspec.json.encode(self.gather(await self._num_waiting(queue)))
+                    status = self._metrics.status = self.gather(await self._num_waiting(queue))
+                    encoded = msgspec.json.encode(status)
                     with state_errors("cannot write the status"):
                         await redis.set(key, encoded, ex=_TTL_S)
                 except StateError as error:
@@ -79,6 +84,7 @@ class Reporter:
                     is_away = False
                 await asyncio.sleep(_EVERY_S)
         finally:
+            self._metrics.status = None
             await _take_back(redis, key)
 
     def gather(self, num_jobs_waiting: int) -> ConductorStatus:

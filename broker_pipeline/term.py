@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -11,6 +11,7 @@ from broker_pipeline import subjects
 from broker_pipeline.admission import Admission, AdmissionLimits, Load
 from broker_pipeline.cancels import Cancels
 from broker_pipeline.committer import Committer
+from broker_pipeline.conductor_metrics import ConductorMetrics
 from broker_pipeline.conductor_settings import ConductorSettings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.dead_letters import DeadLetters
@@ -52,6 +53,7 @@ class Surroundings:
     common: CommonSettings
     settings: ConductorSettings
     instance: str
+    metrics: ConductorMetrics = field(default_factory=ConductorMetrics)
 
 
 class Term:
@@ -102,7 +104,7 @@ class Term:
         """
         around, common = self._around, self._around.common
         cancels = Cancels(around.transport, subjects.cancel(common.namespace), self._store, self._live)
-        reporter = Reporter(around.instance, self._epoch, around.model.facts, self._parts())
+        reporter = Reporter(around.instance, self._epoch, around.model.facts, self._parts(), around.metrics)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(self._dispatcher.run(), name="dispatcher"),

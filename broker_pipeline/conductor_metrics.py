@@ -1,0 +1,67 @@
+"""What the conductor shows, once more for Prometheus; most people scrape the gateway, which shows the whole system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.status import ConductorStatus
+
+log = structlog.get_logger()
+
+_PREFIX = "broker_pipeline_conductor"
+
+
+class ConductorMetrics(Collector):
+    """Renders the newest status whenever somebody scrapes; before the first term there is only `active` 0."""
+
+    def __init__(self) -> None:
+        self.status: ConductorStatus | None = None
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def start(self, port: int) -> int:
+        """Serve on a port (0: any) from a thread of its own and return the port; raises `ConfigurationError`."""
+        try:
+            server, _ = start_http_server(port, registry=self.registry)
+        except OSError as error:
+            raise ConfigurationError(f"cannot serve metrics on port {port}: {error}", field="metrics_port") from error
+        bound = int(server.server_port)
+        log.info("metrics_served", port=bound)
+        return bound
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the metrics of this moment."""
+        status = self.status
+        yield _gauge("active", "Whether this conductor holds the lease.", float(status is not None))
+        if status is None:
+            return
+        yield _gauge("tokens_per_second", "Tokens sampled, lately.", status.tokens_per_s)
+        yield _gauge("captions_per_second", "Jobs that succeeded, lately.", status.captions_per_s)
+        yield _gauge("routes", "Chains of stages that hold the whole model.", len(status.routes))
+        yield _gauge("replays", "Attempts beyond the first in this term.", status.num_replays)
+        yield _gauge("uncommitted_tokens", "Tokens that Redis does not hold yet.", status.num_uncommitted_tokens)
+        yield _by_label("sessions", "Sessions by what they do.", "state", status.num_sessions)
+        yield _by_label("jobs_finished", "Jobs ended in this term, by status.", "status", status.num_finished)
+        yield _by_label(
+            "stage_busy", "Share of time spent computing.", "worker", {s.worker: s.busy for s in status.stages}
+        )
+        yield _by_label(
+            "stage_kv_used_tokens", "Reserved KV.", "worker", {s.worker: s.kv_used_tokens for s in status.stages}
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+
+
+def _by_label(name: str, text: str, label: str, values: dict[str, int] | dict[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
