@@ -68,9 +68,7 @@ async def _check_redis(gateway: Gateway) -> str:
     """Redis answers reads, and refuses writes, while its disk is full. Raises `StateError`."""
     with state_errors("cannot ask Redis for its state"):
         facts = await gateway.redis.info("persistence")
-    return (
-        OK if facts.get("aof_last_write_status", OK) == OK else "cannot write its file; is its disk full?"
-    )
+    return OK if facts.get("aof_last_write_status", OK) == OK else "cannot write its file; is its disk full?"
 
 
 def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:

@@ -1,0 +1,68 @@
+"""The clocks of conductor, gateway and workers jump by hours in the middle of everything: nobody times out for it.
+
+libfaketime gives the processes another wall clock, and re-reads the offset from a file; monotonic clocks stay true, as
+they do when an administrator or NTP sets a host's time. NATS and Redis keep the true time: they are another host.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.status_client import fetch_status
+from tests.faults.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.pipeline.client import client_of
+
+LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(150),
+    pytest.mark.skipif(LIBRARY is None or sys.platform != "linux", reason="needs Debian's libfaketime"),
+]
+
+QUESTIONS = crowd_questions(16, 200)
+HOUR_S = 3600
+
+
+class FakeClock:
+    """The wall clock of all processes that are started while it is set up."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        self.set(0)
+        monkeypatch.setenv("LD_PRELOAD", str(LIBRARY))
+        monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(path))
+        monkeypatch.setenv("FAKETIME_NO_CACHE", "1")
+        monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+
+    def set(self, offset_s: int) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(f"{offset_s:+d}\n")
+        partial.replace(self._path)
+
+
+@pytest.mark.parametrize("offset_s", [6 * HOUR_S, -6 * HOUR_S])
+async def test_a_clock_jumps_while_sessions_run(
+    tmp_path: Path, own_nats: EmbeddedNats, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, offset_s: int
+) -> None:
+    clock = FakeClock(tmp_path / "clock", monkeypatch)
+    cluster = fault_cluster(tmp_path / "run", "3", nats_url=own_nats.url, redis_url=own_redis.url)
+    async with cluster, client_of(cluster) as client:
+        expected = await undisturbed(client, QUESTIONS)
+        async with submitted(client, QUESTIONS) as crowd:
+            await crowd.decoding(10, at_once=12)
+            clock.set(offset_s)
+            assert await crowd.finish() == expected
+        assert await undisturbed(client, QUESTIONS) == expected
+        status = await fetch_status(cluster.gateway_url)
+        assert status.conductor is not None
+        assert abs(status.conductor.updated_at - time.time() - offset_s) < 60, "the clock has jumped"
+        lines = log_lines(cluster.processes["conductor-0"].log_path)
+        events = {line.event for line in lines}
+        assert not events & {"attempt_lost", "term_lost", "worker_suspended", "deadline_passed"}, events
+        await client.wait_empty()
