@@ -10,17 +10,18 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import PipelineError, ServerStartError
+from broker_pipeline.errors import ServerStartError
 from broker_pipeline.job_store import JobStore
 from broker_pipeline.messages import JobEvent, JobRecord
 from broker_pipeline.redis_client import open_redis
-from broker_pipeline.soak.client import ClientCounts, SoakClient, Submission
+from broker_pipeline.soak.client import ClientCounts, SoakClient
 from broker_pipeline.soak.cluster import SoakCluster
 from broker_pipeline.soak.fault_plan import FaultKind, plan_faults
 from broker_pipeline.soak.injector import FaultInjector, InjectedFault
+from broker_pipeline.soak.job_batch import JobBatch
 from broker_pipeline.soak.leftovers import Leftovers, adopt_orphans, living_descendants
 from broker_pipeline.soak.netns import Network
 from broker_pipeline.soak.plan import SoakPlan
@@ -59,18 +60,6 @@ class SoakSettings:
         return self.num_faults * self.fault_every_s / self.num_jobs
 
 
-@dataclass(slots=True)
-class _Jobs:
-    """What becomes of the questions."""
-
-    submissions: list[Submission] = field(default_factory=list)
-    unanswered: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def num_ended(self) -> int:
-        return len(self.submissions) + len(self.unanswered)
-
-
 class Soak:
     """One run. `say` is told, line by line, what happens."""
 
@@ -79,7 +68,7 @@ class Soak:
         self._settings = settings
         self._say = say
         self._timelines = Timelines()
-        self._jobs = _Jobs()
+        self._jobs = JobBatch()
         self._crashes: list[str] = []
         self._are_jobs_done = False
         self._began = 0.0
@@ -140,29 +129,11 @@ class Soak:
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(injector.run(faults, lambda: self._is_enough(injector)))
-            await self._ask_all(client, questions)
+            await self._jobs.run(client, questions, num_in_flight=settings.num_in_flight, every_s=settings.job_every_s)
             self._are_jobs_done = True
 
     def _is_enough(self, injector: FaultInjector) -> bool:
         return self._are_jobs_done and len(injector.injected) >= self._settings.num_faults
-
-    async def _ask_all(self, client: SoakClient, questions: Sequence[Question]) -> None:
-        room = asyncio.Semaphore(self._settings.num_in_flight)
-        started = time.monotonic()
-
-        async def ask(question: Question) -> None:
-            try:
-                self._jobs.submissions.append(await client.run(question))
-            except PipelineError as error:
-                self._jobs.unanswered[question.number] = f"{error.code}: {error.message}"
-            finally:
-                room.release()
-
-        async with asyncio.TaskGroup() as tasks:
-            for place, question in enumerate(questions):
-                await asyncio.sleep(max(0.0, started + place * self._settings.job_every_s - time.monotonic()))
-                await room.acquire()
-                tasks.create_task(ask(question))
 
     async def _follow(self, transport: Transport) -> None:
         """Listen to all jobs' events, as a streaming client would."""
