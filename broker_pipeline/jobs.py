@@ -31,6 +31,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
+from nats.js.errors import NotFoundError
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
@@ -137,6 +138,8 @@ class JobQueue:
         """
         await ensure_stream(self._jetstream, self._stream_config(), update=update)
         with jetstream_errors(f"consumer {self._consumer}"):
+            if update and await self._has_consumer():
+                return  # how long a delivery may take is for those who pull to say
             # Creating a durable consumer that exists changes it where it may be changed.
             await self._jetstream.add_consumer(self._stream, self._consumer_config())
 
@@ -161,6 +164,13 @@ class JobQueue:
         with jetstream_errors("the job queue"):
             info = await self._jetstream.consumer_info(self._stream, self._consumer)
         return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
+
+    async def _has_consumer(self) -> bool:
+        try:
+            await self._jetstream.consumer_info(self._stream, self._consumer)
+        except NotFoundError:
+            return False
+        return True
 
     # --- pulling ---
 

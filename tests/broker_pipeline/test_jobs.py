@@ -246,6 +246,16 @@ async def test_ensure_again_keeps_jobs_and_changes_limits(transport: Transport, 
     assert (info.config.ack_wait, info.num_pending) == (7.0, 2)
 
 
+async def test_how_long_a_delivery_may_take_is_for_those_who_pull(transport: Transport, namespace: str) -> None:
+    puller, publisher = JobQueue(transport, namespace, ack_wait_s=3.0), JobQueue(transport, namespace)
+    await puller.ensure(update=False)
+    await publisher.ensure()
+    consumer = await transport.jetstream().consumer_info(
+        subjects.job_stream(namespace), subjects.job_consumer(namespace)
+    )
+    assert consumer.config.ack_wait == 3.0
+
+
 async def test_a_foreign_stream_of_that_name_is_refused(transport: Transport, namespace: str) -> None:
     await transport.jetstream().add_stream(name=subjects.job_stream(namespace), subjects=[f"{namespace}.else"])
     with pytest.raises(ConfigurationError, match="namespace"):
