@@ -38,6 +38,7 @@ class Admission:
     def __init__(self, limits: AdmissionLimits, expected_tokens: int) -> None:
         self._limits = limits
         self._expected_tokens = float(expected_tokens)
+        self._num_learned = 0
 
     @property
     def expected_tokens(self) -> int:
@@ -46,7 +47,9 @@ class Admission:
 
     def learn(self, num_kv_tokens: int) -> None:
         """Take a prepared job's real need into account."""
-        self._expected_tokens += _EMA_WEIGHT * (num_kv_tokens - self._expected_tokens)
+        self._num_learned += 1
+        weight = max(_EMA_WEIGHT, 1 / (1 + self._num_learned))  # the first guess counts as one job
+        self._expected_tokens += weight * (num_kv_tokens - self._expected_tokens)
 
     def refusal(self, load: Load) -> str | None:
         """Say why no job should be taken now, or None if one should."""

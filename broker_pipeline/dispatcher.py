@@ -36,6 +36,7 @@ from broker_pipeline.transport import Transport
 log = structlog.get_logger()
 
 _EXPIRY_POLL_S = 0.1
+_OVERTAKEN_S = 0.5  # small envelopes and large ones take different connections: so much later one may still come
 _MAX_RESULT_BYTES = 64 * 2**20
 
 
@@ -168,6 +169,8 @@ class Dispatcher:
             self._look_at_failure(result, result.failure)
         outcome = self.scheduler.complete(result, time.monotonic())
         self._rejoin(outcome)
+        if outcome.overtaken is not None:
+            asyncio.get_running_loop().call_later(_OVERTAKEN_S, self._give_up, outcome.overtaken)
         for sampled in outcome.sampled:
             self._take(sampled.session.key.session, sampled.token)
         self._tell(outcome.lost)
@@ -194,16 +197,29 @@ class Dispatcher:
 
     def _rejoin(self, outcome: Outcome) -> None:
         """A suspended worker that has answered what it was asked alone is usable again."""
-        if outcome.microbatch is None or outcome.microbatch.segments:
+        if outcome.microbatch is None or len(outcome.microbatch.route) > 1:
             return
         (worker,) = outcome.microbatch.route.workers
         if self.scheduler.routes.find_suspended(worker.key):
             log.info("worker_answers_again", worker=worker.name, instance=worker.key)
             self.join(worker)
 
+    def _give_up(self, number: int) -> None:
+        """Lose a microbatch that was overtaken along its own way, unless it has been answered after all."""
+        error = TransportError(f"microbatch {number} was lost on its way")
+        lost = self.scheduler.fail_microbatch(number, error.to_failure())
+        if lost:
+            log.warning("microbatch_lost", microbatch=number, num_sessions_lost=len(lost))
+        self._tell(lost)
+        self.wake()
+
     async def _watch_deadlines(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRY_POLL_S)
+            if self.is_paused or not self._transport.is_connected:
+                continue
+            for trail in self.scheduler.trails(time.monotonic()):
+                await self._send(trail)
             for microbatch in self.scheduler.expired(time.monotonic()):
                 error = DeadlineExceededError(
                     f"microbatch {microbatch.number} ({microbatch.num_tokens} tokens) was not answered within "

@@ -37,6 +37,8 @@ class Microbatch:
     closes: tuple[SessionKey, ...]
     sent_at: float
     deadline: float
+    suspect_at: float = float("inf")
+    """When it is late enough to ask whether it was lost on its way."""
 
     @property
     def num_tokens(self) -> int:
@@ -75,5 +77,7 @@ class Outcome:
 
     microbatch: Microbatch | None = None
     """None: nobody waits for this answer any more."""
+    overtaken: int | None = None
+    """A microbatch that was sent before this one, along the same way, and has no answer."""
     sampled: list[Sampled] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)

@@ -35,9 +35,8 @@ _GRACE_S = 2.0  # for the answer's way back, beyond what the worker is given
 
 @dataclass(frozen=True, slots=True)
 class PrepareLimits:
-    """How long one vision worker has, in seconds, and how many may fail in a row."""
+    """How many tries may fail in a row."""
 
-    timeout_s: float = 60.0
     max_tries: int = 3
 
 

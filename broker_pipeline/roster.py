@@ -39,6 +39,8 @@ from broker_pipeline.vision_pool import VisionPool
 
 log = structlog.get_logger()
 
+_STANDSTILL_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class RosterTimes:
@@ -250,10 +252,14 @@ class Roster:
                 self._pool.set_alive(heartbeat.instance, is_alive=True)
 
     async def _watch(self) -> None:
+        before = time.monotonic()
         while True:
             await asyncio.sleep(self._times.watch_s)
             now = time.monotonic()
-            self._liveness.set_connected(self._transport.is_connected, now)
+            # Had we stood still ourselves, heartbeats would wait to be read: that is no silence.
+            has_stood_still = now - before > self._times.watch_s + _STANDSTILL_S
+            self._liveness.set_connected(self._transport.is_connected and not has_stood_still, now)
+            before = now
             for key, record in list(self._known.items()):
                 if not self._liveness.is_alive(key, now):
                     self._silent(record)

@@ -31,7 +31,7 @@ from broker_pipeline.session_state import SessionState
 from broker_pipeline.step_cost import StepCost
 
 _MAX_CLOSES = 1024  # in one envelope; more wait for the next
-_PATIENCE = 4.0  # a step may take this many times its estimate before its deadline even begins to count
+_PATIENCE = 4.0  # a step may take this many times its estimate before it is late
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ class SchedulerLimits:
     first_deadline_s: float = 180.0
     """The same for a route with a stage that has not computed yet: it may have kernels to build."""
     probe_deadline_s: float = 5.0
-    """How long a message to a suspended worker is remembered."""
+    """How long a message that only asks for an answer is remembered."""
+    suspect_s: float = 2.0
+    """How late a microbatch may be before another is sent after it to see whether it was lost."""
 
 
 class Scheduler:
@@ -63,6 +65,7 @@ class Scheduler:
         self._waiting: list[SessionState] = []
         self._pledges: dict[str, tuple[Route, int]] = {}
         self._in_flight: dict[int, Microbatch] = {}
+        self._trails: dict[int, int] = {}
         self._costs: dict[str, StepCost] = {}
         self._numbers = itertools.count(1)
 
@@ -92,7 +95,7 @@ class Scheduler:
     def probe(self, key: str, now: float) -> Microbatch | None:
         """Return a message that asks a suspended worker for nothing but closes and an answer."""
         worker = self.routes.find_suspended(key)
-        return self._empty_microbatch(worker, now, self.limits.probe_deadline_s) if worker else None
+        return self._empty_microbatch(Route((worker,)), now, self.limits.probe_deadline_s) if worker else None
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -171,9 +174,10 @@ class Scheduler:
         microbatch = self._forget(result.microbatch)
         if microbatch is None:
             return Outcome()
+        overtaken = self._trails.pop(microbatch.number, None)
         self._settle(microbatch, result)
         self._observe(microbatch, result, now)
-        outcome = Outcome(microbatch)
+        outcome = Outcome(microbatch, overtaken if overtaken in self._in_flight else None)
         if result.failure is not None:
             outcome.lost.extend(self._lose(microbatch.segments, result.failure, is_blamed=True))
         else:
@@ -185,14 +189,27 @@ class Scheduler:
         microbatch = self._forget(number)
         return self._lose(microbatch.segments, failure) if microbatch else []
 
+    def trails(self, now: float) -> list[Microbatch]:
+        """Return an empty microbatch to send after each that is late, along the same route.
+
+        Envelopes along one route keep about their order, so that one which is overtaken was lost; the outcome of the
+        trail says so (`overtaken`). A stage that just takes long holds up the trail as well.
+        """
+        trailed = set(self._trails.values())
+        late = [m for m in self._in_flight.values() if m.suspect_at <= now and m.number not in trailed]
+        planned = [self._empty_microbatch(m.route, now, self.limits.probe_deadline_s) for m in late]
+        self._trails |= {trail.number: m.number for trail, m in zip(planned, late, strict=True)}
+        return planned
+
     def expired(self, now: float) -> list[Microbatch]:
-        """Return microbatches past their deadline; probes among them are forgotten at once.
+        """Return microbatches past their deadline; probes and trails among them are forgotten at once.
 
         The caller suspends the workers of the others, which loses their sessions.
         """
         late = [microbatch for microbatch in self._in_flight.values() if microbatch.deadline <= now]
         for microbatch in late:
-            if not self.routes.is_usable(microbatch.route):
+            is_trail = self._trails.pop(microbatch.number, None) is not None
+            if is_trail or not self.routes.is_usable(microbatch.route):
                 self._forget(microbatch.number)
         return [microbatch for microbatch in late if microbatch.number in self._in_flight]
 
@@ -246,31 +263,30 @@ class Scheduler:
     def _send(self, lane: Lane, segments: tuple[PlannedSegment, ...], now: float) -> Microbatch:
         number = next(self._numbers)
         closes = self.ledger.pending_closes(lane.route, _MAX_CLOSES)
-        num_tokens = sum(segment.count for segment in segments)
-        deadline = now + self._time_allowed(lane, num_tokens)
-        microbatch = Microbatch(number, lane.route, segments, closes, now, deadline)
+        expected_s = self._expected_s(lane, sum(segment.count for segment in segments))
+        is_first = not all(self._costs[key].is_known for key in lane.route.key)
+        allowed_s = max(self.limits.first_deadline_s if is_first else 0.0, self.limits.deadline_s + expected_s)
+        suspect_at = now + self.limits.suspect_s + expected_s
+        microbatch = Microbatch(number, lane.route, segments, closes, now, now + allowed_s, suspect_at)
         for segment in segments:
             segment.session.in_flight = number
             segment.session.is_open = True
         lane.in_flight[number] = self._in_flight[number] = microbatch
         return microbatch
 
-    def _time_allowed(self, lane: Lane, num_tokens: int) -> float:
+    def _expected_s(self, lane: Lane, num_tokens: int) -> float:
+        """Seconds after which an answer is late; what is in flight already comes first."""
         costs = [self._costs[key] for key in lane.route.key]
-        if not all(cost.is_known for cost in costs):
-            return max(self.limits.first_deadline_s, self.limits.deadline_s)
-        expected = sum(cost.estimate(num_tokens) for cost in costs)
-        return self.limits.deadline_s + _PATIENCE * expected * (1 + len(lane.in_flight))
+        return _PATIENCE * sum(cost.estimate(num_tokens) for cost in costs) * (1 + len(lane.in_flight))
 
     def _flush(self, now: float) -> Iterable[Microbatch]:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
         busy = {key for microbatch in self._in_flight.values() for key in microbatch.route.key}
         for worker in self.routes.usable:
             if worker.key not in busy and self.ledger.has_pending_closes(worker.key):
-                yield self._empty_microbatch(worker, now, self.limits.first_deadline_s)
+                yield self._empty_microbatch(Route((worker,)), now, self.limits.first_deadline_s)
 
-    def _empty_microbatch(self, worker: StageWorker, now: float, allowed_s: float) -> Microbatch:
-        route = Route((worker,))
+    def _empty_microbatch(self, route: Route, now: float, allowed_s: float) -> Microbatch:
         closes = self.ledger.pending_closes(route, _MAX_CLOSES)
         microbatch = Microbatch(next(self._numbers), route, (), closes, now, now + allowed_s)
         self._in_flight[microbatch.number] = microbatch

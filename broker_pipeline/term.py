@@ -165,7 +165,7 @@ class Term:
             self._dispatcher.changed,
             self._dispatcher.is_usable,
             around.model.facts.vocab_size,
-            PrepareLimits(timeout_s=settings.prepare_timeout_s),
+            PrepareLimits(),
         )
         return JobRunner(
             self._live,

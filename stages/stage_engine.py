@@ -194,7 +194,8 @@ class StageEngine:
         )
         timings = (*envelope.timings, timing)
         all_failures = (*envelope.failures, *failures)
-        if len(envelope.route) == 1 or not (output.segments or opened or envelope.closes):
+        has_nothing_left = bool(envelope.segments) and not (output.segments or opened or envelope.closes)
+        if len(envelope.route) == 1 or has_nothing_left:
             result = _result(envelope, self.facts)
             return Answer(
                 envelope.reply,

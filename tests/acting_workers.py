@@ -166,6 +166,8 @@ class ActingStage(ActingWorker):
         self.closed: dict[str, int] = {}
         self.rowless: set[str] = set()
         """Sessions that are told once that their rows are missing."""
+        self.num_to_lose = 0
+        """Envelopes that never arrive, as in a short interruption of the network."""
         self.num_steps = 0
         self.batch_sizes: list[int] = []
         self.opens: list[str] = []
@@ -195,6 +197,9 @@ class ActingStage(ActingWorker):
 
     async def _step(self, message: Received[Envelope]) -> None:
         envelope = message.body
+        if self.num_to_lose and envelope.segments:
+            self.num_to_lose -= 1
+            return
         if envelope.epoch < self.epoch:
             await self._answer(envelope, failure=StaleEpochError("an older epoch").to_failure())
             return

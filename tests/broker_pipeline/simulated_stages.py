@@ -136,6 +136,9 @@ class Simulation:
             self.suspended.add(key)
             self.lost(self.scheduler.suspend(key, Failure("deadline_exceeded", "no answer", retryable=True)))
 
+    def trail_all(self) -> None:
+        self.network += self.scheduler.trails(self.now)
+
     def probe_all(self) -> None:
         for key in list(self.suspended):
             probe = self.scheduler.probe(key, self.now)
@@ -212,11 +215,13 @@ class Simulation:
         if result is None:
             return Outcome()
         outcome = self.scheduler.complete(result, self.now)
-        if outcome.microbatch is not None and not microbatch.segments:
+        if outcome.microbatch is not None and not microbatch.segments and len(microbatch.route) == 1:
             key = microbatch.route.workers[0].key
             if key in self.suspended:
                 self.suspended.discard(key)
                 self.scheduler.join(microbatch.route.workers[0])
+        if outcome.overtaken is not None:
+            self.lost(self.scheduler.fail_microbatch(outcome.overtaken, Failure("transport", "lost", retryable=True)))
         for sampled in outcome.sampled:
             self._token(sampled.session, sampled.token)
         self.lost(outcome.lost)

@@ -302,6 +302,21 @@ async def test_a_stage_that_hangs_computing_is_suspended_by_its_deadline(bench: 
     await bench.check_empty(a)
 
 
+async def test_envelopes_lost_on_their_way_are_found_missing_before_their_deadline(bench: Bench) -> None:
+    a = await bench.stage("a", 0, 3, step_s=0.005)
+    b = await bench.stage("b", 3, 6, step_s=0.005)
+    await bench.vision()
+    bench.conductor(deadline_s=60.0)
+    job_ids = [await bench.submit(max_tokens=40) for _ in range(4)]
+    await bench.progress(job_ids, 5)
+    b.num_to_lose = 2
+    started = time.monotonic()
+    await bench.wait(job_ids)
+    assert time.monotonic() - started < 10
+    await bench.check_right(job_ids)
+    await bench.check_empty(a, b)
+
+
 async def test_poison_costs_its_own_job_only(bench: Bench) -> None:
     a = await bench.stage("a", 0, 3)
     b = await bench.stage("b", 3, 6)

@@ -75,6 +75,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.simulation.suspend(self.pick(data, sorted(self.simulation.stages)))
 
     @rule()
+    def trail(self) -> None:
+        self.simulation.trail_all()
+
+    @rule()
     def probe(self) -> None:
         self.simulation.probe_all()
 
