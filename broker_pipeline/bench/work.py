@@ -1,0 +1,86 @@
+"""The same work for everybody who is compared: pictures, a prompt, and a number of tokens for each."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from broker_pipeline.messages import SamplingParams
+
+_TILE_PIXELS = 8
+
+
+class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One round: every picture once, each with so many output tokens, greedy, whatever the end-of-sequence token says.
+
+    `num_in_flight` sessions at a time; the next begins when one has ended.
+    """
+
+    prompt: str
+    pictures: tuple[str, ...]
+    """Names of files; no two hold the same picture, so that no cache has it already."""
+    num_output_tokens: int
+    num_in_flight: int
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sampling of every session."""
+        return SamplingParams(max_tokens=self.num_output_tokens, temperature=0.0, ignore_eos=True)
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of all sessions."""
+        return len(self.pictures) * self.num_output_tokens
+
+
+class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a process that computes without a broker is asked to do: a round for every work, timed each."""
+
+    model: str
+    pictures: str
+    """Directory of the picture files."""
+    warm_up: Work
+    rounds: tuple[Work, ...]
+    num_threads: int
+    device: str = "cpu"
+    dtype: str | None = None
+    max_batch_tokens: int = 4096
+    max_batch_pictures: int = 16
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one round took, and how many seconds of a core that cost, by program."""
+
+    seconds: float
+    num_pictures: int
+    num_tokens: int
+    cpu_s: dict[str, float]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second."""
+        return self.num_tokens / self.seconds
+
+    @property
+    def captions_per_s(self) -> float:
+        """Pictures per second."""
+        return self.num_pictures / self.seconds
+
+
+def write_pictures(directory: Path, prefix: str, num_pictures: int, side: int, seed: int = 0) -> tuple[str, ...]:
+    """Write JPEGs of `side` x `side` pixels, each of random tiles, and return their names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng([seed, *prefix.encode()])
+    names = tuple(f"{prefix}-{number:05d}.jpg" for number in range(num_pictures))
+    tiles = -(-side // _TILE_PIXELS)
+    for name in names:
+        colours = chance.integers(0, 256, (tiles, tiles, 3), np.uint8)
+        pixels = colours.repeat(_TILE_PIXELS, 0).repeat(_TILE_PIXELS, 1)[:side, :side]
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "JPEG", quality=90)
+        (directory / name).write_bytes(content.getvalue())
+    return names

@@ -1,0 +1,179 @@
+"""Continuous batching in one process: what a pipeline computes, without broker, hosts or other processes.
+
+    waiting ──► tower (several pictures in one go) ──► live ──► one microbatch: a chunk for whoever is not prefilled,
+                                                        ▲       one token for everybody else
+                                                        └──────── sampled tokens; who has all of them leaves
+
+It is what pipelines are measured against, so it does nothing that a careful single-process server would not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.bench.work import Work
+from broker_pipeline.messages import (
+    BlockRange,
+    ChatMessage,
+    ImagePart,
+    MediaRef,
+    SamplingSettings,
+    Segment,
+    SessionOpen,
+    TextPart,
+)
+from stages.artifact import Artifact
+from stages.chat import PromptBuilder, VisualInput
+from stages.compute import StageCompute
+from stages.generate import deliver_rows, run_stages, window_spans
+from stages.images import DEFAULT_IMAGE_LIMITS
+from stages.loading import ComputeOptions, load_stage, load_vision, stage_tensor_names, vision_tensor_names
+from stages.preprocess import Patches, PixelBudget
+from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
+from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.visual_frames import image_frames
+
+_RULES = "preprocessor_config.json"
+_GREEDY = SamplingSettings()
+
+
+@dataclass(slots=True)
+class _Session:
+    name: str
+    token_ids: tuple[int, ...]
+    groups: tuple[VisualGroup, ...]
+    positions: Tensor
+    """int32 `[3, n]` of the prompt."""
+    delta: int
+    num_computed_tokens: int = 0
+    generated: list[int] = field(default_factory=list)
+
+    def next_segment(self, room: int) -> tuple[Segment, Tensor, Tensor]:
+        """The next tokens to compute, at most `room`: segment, ids `[n]`, positions `[3, n]`."""
+        start, num_prompt = self.num_computed_tokens, len(self.token_ids)
+        count = min(room, num_prompt - start) if start < num_prompt else 1
+        segment = Segment(
+            session=self.name,
+            attempt=1,
+            start=start,
+            count=count,
+            wants_token=start + count >= num_prompt,
+            visual=window_spans(self.groups, start, count) if start < num_prompt else (),
+        )
+        if start < num_prompt:
+            ids = torch.tensor(self.token_ids[start : start + count], dtype=torch.int32)
+            return segment, ids, self.positions[:, start : start + count]
+        ids = torch.tensor(self.generated[-1:], dtype=torch.int32)
+        return segment, ids, decode_positions(start, 1, self.delta)
+
+
+class ContinuousBatch:
+    """The whole model in this process."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        kv_tokens: int,
+        options: ComputeOptions | None = None,
+        max_batch_tokens: int = 4096,
+        max_batch_pictures: int = 16,
+    ) -> None:
+        artifact = Artifact.open(directory)
+        config = artifact.config
+        options = options or ComputeOptions()
+        num_layers = config.text.num_layers
+        self._config = config
+        self._prompts = PromptBuilder.from_directory(config, directory)
+        self._budget = PixelBudget.from_json(artifact.path(_RULES).read_bytes(), config.vision, file=_RULES)
+        self._stage: StageCompute = load_stage(
+            config,
+            BlockRange(start=0, stop=num_layers),
+            artifact.load(stage_tensor_names(config, 0, num_layers), options.device),
+            kv_capacity_tokens=kv_tokens,
+            options=options,
+        )
+        self._tower: VisionTower = load_vision(
+            config, artifact.load(vision_tensor_names(config), options.device), options
+        )
+        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_pictures = max_batch_pictures
+
+    def run(self, work: Work, pictures: Path) -> int:
+        """Do all of it; returns the number of tokens that were sampled."""
+        waiting = deque(work.pictures)
+        live: list[_Session] = []
+        num_sampled = 0
+        while waiting or live:
+            room = min(work.num_in_flight - len(live), self._max_batch_pictures)
+            names = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if names:
+                live += self._open(names, pictures, work)
+            num_sampled += self._step(live)
+            ended = [session for session in live if len(session.generated) >= work.num_output_tokens]
+            for session in ended:
+                self._stage.close(session.name, 1)
+            live = [session for session in live if len(session.generated) < work.num_output_tokens]
+        return num_sampled
+
+    def _open(self, names: Sequence[str], pictures: Path, work: Work) -> Iterator[_Session]:
+        patches = [self._patches(pictures / name) for name in names]
+        encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
+        rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
+        for name, each, own in zip(names, patches, rows, strict=True):
+            prompt = self._prompts.build([_message(work.prompt)], [VisualInput("image", each.grid)])
+            plan = plan_positions(len(prompt.token_ids), prompt.groups)
+            num_prompt = len(prompt.token_ids)
+            opening = SessionOpen(
+                session=name,
+                attempt=1,
+                num_kv_tokens=num_prompt + work.num_output_tokens,
+                num_prompt_tokens=num_prompt,
+                sampling=_GREEDY,
+            )
+            self._stage.open(opening)
+            deliver_rows([self._stage], name, 1, own)
+            yield _Session(name, prompt.token_ids, prompt.groups, plan.positions, plan.delta)
+
+    def _patches(self, path: Path) -> Patches:
+        return image_frames(path.read_bytes(), DEFAULT_IMAGE_LIMITS, self._config.vision, self._budget).to_patches()
+
+    def _step(self, live: Sequence[_Session]) -> int:
+        taken: list[tuple[_Session, Segment]] = []
+        ids: list[Tensor] = []
+        positions: list[Tensor] = []
+        room = self._max_batch_tokens
+        for session in live:
+            if room == 0:
+                break
+            segment, own_ids, own_positions = session.next_segment(room)
+            taken.append((session, segment))
+            ids.append(own_ids)
+            positions.append(own_positions)
+            room -= segment.count
+        segments = [segment for _, segment in taken]
+        output = run_stages([self._stage], segments, torch.cat(ids), torch.cat(positions, dim=1))
+        sampled = {token.session: token.token_id for token in output.tokens}
+        for session, segment in taken:
+            session.num_computed_tokens += segment.count
+            if session.name in sampled:
+                session.generated.append(sampled[session.name])
+        return len(sampled)
+
+
+def _split(rows: EncodedRows, counts: Sequence[int]) -> Iterator[EncodedRows]:
+    embeds = torch.split(rows.embeds, list(counts))
+    levels = [torch.split(level, list(counts)) for level in rows.levels]
+    for index, own in enumerate(embeds):
+        yield EncodedRows(own, tuple(level[index] for level in levels))
+
+
+def _message(prompt: str) -> ChatMessage:
+    unnamed = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
+    return ChatMessage(role="user", content=(unnamed, TextPart(text=prompt)))
