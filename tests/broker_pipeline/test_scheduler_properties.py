@@ -1,6 +1,9 @@
-"""Any interleaving of completions, failures and losses: never over-committed, right tokens, everything ends."""
+"""Any interleaving of completions, failures and losses: never over-committed, right tokens, everything ends.
 
-from hypothesis import HealthCheck, settings
+And nobody starves: a session that needs nearly all KV ends while small ones keep coming.
+"""
+
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -108,3 +111,33 @@ SchedulerMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestScheduler = SchedulerMachine.TestCase
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cut=st.sampled_from(sorted(CUTS)),
+    small=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), min_size=1, max_size=6),
+    num_before=st.integers(0, 10),
+)
+def test_a_large_session_ends_while_small_ones_keep_coming(
+    cut: str, small: list[tuple[int, int]], num_before: int
+) -> None:
+    simulation = Simulation()
+    for name, start, stop in CUTS[cut]:
+        simulation.start_worker(name, start, stop, kv=64, batch=32)
+    for number in range(num_before):
+        simulation.submit(*small[number % len(small)])
+    large = simulation.submit(50, 4)
+    num_small = 0
+    while not large.outcome:
+        num_small += 1
+        simulation.now += 0.05
+        assert num_small < 400, "small sessions pass it for ever"
+        if sum(not job.outcome for job in simulation.jobs.values()) < 12:
+            simulation.submit(*small[num_small % len(small)])
+        simulation.plan()
+        if simulation.network:
+            simulation.deliver(simulation.network[0])
+    assert large.outcome == "succeeded"
+    simulation.run()
+    simulation.check_ended()
