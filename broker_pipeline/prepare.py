@@ -29,7 +29,8 @@ from broker_pipeline.vision_pool import VisionPool, VisionWorker
 
 log = structlog.get_logger()
 
-_PAUSE_S = 0.1
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
 _GRACE_S = 2.0  # for the answer's way back, beyond what the worker is given
 
 
@@ -68,6 +69,7 @@ class Preparer:
         """
         tried: set[str] = set()
         num_tries = 0
+        pause_s = _FIRST_PAUSE_S
         while True:
             with self._pool.borrow(avoid=tried) as worker:
                 if worker is None:
@@ -88,7 +90,8 @@ class Preparer:
                     if not error.retryable or num_tries >= self._limits.max_tries:
                         raise
                     log.info("prepare_tried_again", session=request.session, code=error.code, reason=error.message)
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _ask(self, worker: VisionWorker, request: PrepareRequest, route: Route) -> Prompt:
         num_lost = worker.num_lost

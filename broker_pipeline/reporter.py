@@ -85,7 +85,17 @@ class Reporter:
                 await asyncio.sleep(_EVERY_S)
         finally:
             self._metrics.status = None
-            await _take_back(redis, key)
+            await self._take_back(redis, key)
+
+    async def _take_back(self, redis: RedisClient, key: str) -> None:
+        """Show nothing any more, unless a successor shows itself already."""
+        try:
+            with state_errors("cannot take the status back"):
+                text = await redis.get(key)
+                if text is not None and msgspec.json.decode(text, type=ConductorStatus).instance == self._instance:
+                    await redis.delete(key)
+        except StateError as error:
+            log.info("status_left", reason=error.message, ttl_s=_TTL_S)
 
     def gather(self, num_jobs_waiting: int) -> ConductorStatus:
         """Return the state of this moment."""
@@ -170,11 +180,3 @@ class Reporter:
             return (await queue.depth()).num_waiting
         except TransportError:
             return 0
-
-
-async def _take_back(redis: RedisClient, key: str) -> None:
-    try:
-        with state_errors("cannot take the status back"):
-            await redis.delete(key)
-    except StateError as error:
-        log.info("status_left", reason=error.message, ttl_s=_TTL_S)

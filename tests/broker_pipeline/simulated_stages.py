@@ -12,6 +12,7 @@ from broker_pipeline.errors import (
     Failure,
     KVCapacityError,
     KVPositionError,
+    NonFiniteLogitsError,
     PipelineError,
     SessionUnknownError,
     StaleAttemptError,
@@ -30,6 +31,8 @@ from broker_pipeline.retries import RetryLimits, RetryPolicy
 from broker_pipeline.routes import StageWorker
 from broker_pipeline.scheduler import Scheduler, SchedulerLimits
 from broker_pipeline.session_state import Prompt, SessionState
+
+OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
 
 
 def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageWorker:
@@ -99,6 +102,7 @@ class SimulatedJob:
     retries: RetryPolicy
     generated: list[int] = field(default_factory=list)
     num_kv_tokens: int = 0
+    num_blamed: int = 0
     outcome: str = ""
     failure: Failure | None = None
 
@@ -115,6 +119,7 @@ class Simulation:
         self.jobs: dict[str, SimulatedJob] = {}
         self.homeless: list[tuple[SimulatedJob, bool]] = []
         self.admitted: list[str] = []
+        self._spoil: tuple[int | None, int] = (None, 0)
         self._attempts = itertools.count(1)
         self._instances = itertools.count(1)
 
@@ -186,6 +191,8 @@ class Simulation:
             job = self.jobs[each.session.key.session]
             assert not job.outcome
             assert each.session.key.session not in self.scheduler
+            assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
+            job.num_blamed += each.is_blamed
             verdict = job.retries.after(
                 each.failure,
                 is_blamed=each.is_blamed,
@@ -208,9 +215,22 @@ class Simulation:
         self.check()
         return planned
 
-    def deliver(self, microbatch: Microbatch, *, break_at: int | None = None, lose_at: int | None = None) -> Outcome:
-        """Take an envelope through its stages; a whole failure at stage `break_at`, gone in silence at `lose_at`."""
+    def deliver(
+        self,
+        microbatch: Microbatch,
+        *,
+        break_at: int | None = None,
+        lose_at: int | None = None,
+        spoil_at: int | None = None,
+        num_spoilt: int = 1,
+    ) -> Outcome:
+        """Take an envelope through its stages.
+
+        It fails as a whole at stage `break_at`, is gone in silence at `lose_at`, or loses its first `num_spoilt`
+        sessions at `spoil_at`.
+        """
         self.network.remove(microbatch)
+        self._spoil = (spoil_at, num_spoilt)
         result = self._compute(microbatch, break_at, lose_at)
         if result is None:
             return Outcome()
@@ -249,10 +269,14 @@ class Simulation:
                 return None
             if index == break_at or (poisoned and index == len(microbatch.route) - 1):
                 return self._result(microbatch, worker, failure=ComputeError("broken").to_failure())
-            for key, error in stage.take(microbatch, alive).items():
-                assert "OVER-COMMITTED" not in str(error)
+            failed: dict[SessionKey, PipelineError] = {}
+            if index == self._spoil[0]:
+                failed = dict.fromkeys(alive[: self._spoil[1]], NonFiniteLogitsError("spoilt"))
+                alive = [key for key in alive if key not in failed]
+            failed |= stage.take(microbatch, alive)
+            for key, error in failed.items():
                 failures[key] = (error, worker.name)
-                alive.remove(key)
+            alive = [key for key in alive if key not in failed]
             if not alive and microbatch.segments:
                 break
         tokens = tuple(
@@ -265,11 +289,11 @@ class Simulation:
             for segment in microbatch.segments
             if segment.wants_token and (key := segment.session.key) in alive
         )
-        failed = tuple(
+        left_out = tuple(
             SessionFailure(session=key.session, attempt=key.attempt, failure=error.to_failure(), worker=name)
             for key, (error, name) in failures.items()
         )
-        return self._result(microbatch, worker, tokens=tokens, failures=failed)
+        return self._result(microbatch, worker, tokens=tokens, failures=left_out)
 
     def _result(self, microbatch: Microbatch, worker: StageWorker, **fields: object) -> MicrobatchResult:
         timings = tuple(
@@ -312,6 +336,7 @@ class Simulation:
     def check_ended(self) -> None:
         """Every job ended as it should, and nothing of any is left anywhere."""
         for job in self.jobs.values():
+            assert job.outcome != "failed" or job.num_blamed > 1, "once is no reason to fail"
             if job.outcome == "succeeded":
                 right = [right_token(job.name, job.num_prompt + index) for index in range(job.max_tokens)]
                 assert job.generated == right

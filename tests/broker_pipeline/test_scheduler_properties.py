@@ -29,9 +29,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def pick(self, data: st.DataObject, items: list) -> object:  # type: ignore[type-arg]
         return data.draw(st.sampled_from(items))
 
-    @rule(num_prompt=st.integers(1, 30), max_tokens=st.integers(1, 8), is_poison=st.booleans())
-    def submit(self, num_prompt: int, max_tokens: int, is_poison: bool) -> None:
-        self.simulation.submit(num_prompt, max_tokens, is_poison=is_poison and len(self.simulation.jobs) % 4 == 3)
+    @rule(jobs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 8), st.booleans()), min_size=1, max_size=5))
+    def submit(self, jobs: list[tuple[int, int, bool]]) -> None:
+        for num_prompt, max_tokens, may_be_poison in jobs:
+            is_poison = may_be_poison and len(self.simulation.jobs) % 4 == 3
+            self.simulation.submit(num_prompt, max_tokens, is_poison=is_poison)
+        self.simulation.plan()
 
     @rule()
     def plan(self) -> None:
@@ -40,7 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.simulation.network)
     @rule(data=st.data())
     def answer_some(self, data: st.DataObject) -> None:
-        for _ in range(data.draw(st.integers(1, 6))):
+        for _ in range(data.draw(st.integers(1, 12))):
             if self.simulation.network:
                 self.simulation.deliver(self.pick(data, self.simulation.network))
                 self.simulation.plan()
@@ -54,6 +57,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), at=st.integers(0, 2))
     def lose_one_on_the_way(self, data: st.DataObject, at: int) -> None:
         self.simulation.deliver(self.pick(data, self.simulation.network), lose_at=at)
+
+    @precondition(lambda self: self.simulation.network)
+    @rule(data=st.data(), at=st.integers(0, 2), num=st.integers(1, 8))
+    def spoil_some(self, data: st.DataObject, at: int, num: int) -> None:
+        self.simulation.deliver(self.pick(data, self.simulation.network), spoil_at=at, num_spoilt=num)
 
     @rule(seconds=st.sampled_from([0.1, 3.0, 200.0]))
     def pass_time(self, seconds: float) -> None:
@@ -85,10 +93,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def probe(self) -> None:
         self.simulation.probe_all()
 
-    @precondition(lambda self: self.simulation.jobs)
+    @precondition(lambda self: any(not job.outcome for job in self.simulation.jobs.values()))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        self.simulation.cancel(self.simulation.jobs[self.pick(data, sorted(self.simulation.jobs))])
+        self.simulation.cancel(self.pick(data, [job for job in self.simulation.jobs.values() if not job.outcome]))
 
     @invariant()
     def no_stage_is_over_committed(self) -> None:
