@@ -45,10 +45,10 @@ def write_random_checkpoint(
     hf_config = random_hf_config(moe=moe, tied=tied, num_layers=num_layers, dtype=dtype)
     _write_json(directory / "config.json", hf_config)
     weights = random_weights(ModelConfig.from_json(hf_config), seed=seed, dtype=dtype)
-    stored = _store_experts(weights, expert_layout)
+    stored = store_experts(weights, expert_layout)
     save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
-    _write_text_files(directory)
-    _write_processor_files(directory)
+    write_text_files(directory)
+    write_processor_files(directory)
     return directory
 
 
@@ -142,7 +142,8 @@ def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     return noise / math.sqrt(fan_in)
 
 
-def _store_experts(weights: dict[str, Tensor], layout: ExpertLayout) -> dict[str, Tensor]:
+def store_experts(weights: dict[str, Tensor], layout: ExpertLayout) -> dict[str, Tensor]:
+    """Turns experts from the runtime layout into that of a checkpoint."""
     stored: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if ".mlp.experts." not in name or layout == "runtime":
@@ -167,7 +168,8 @@ def _split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _write_text_files(directory: Path) -> None:
+def write_text_files(directory: Path) -> None:
+    """Writes tokenizer, chat template and generation defaults."""
     tokenizer = tiny_tokenizer()
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
     decoder = {
@@ -206,7 +208,8 @@ def _write_text_files(directory: Path) -> None:
     _write_json(directory / "generation_config.json", generation | sampling)
 
 
-def _write_processor_files(directory: Path) -> None:
+def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> None:
+    """Writes how pictures and videos are resized, up to `max_pixels` each."""
     common = {
         "patch_size": 16,
         "temporal_patch_size": 2,
@@ -215,8 +218,8 @@ def _write_processor_files(directory: Path) -> None:
         "image_std": [0.5, 0.5, 0.5],
         "processor_class": "Qwen3VLProcessor",
     }
-    image_size = {"longest_edge": _MAX_PIXELS, "shortest_edge": _MIN_PIXELS}
-    video_size = {"longest_edge": 8 * _MAX_PIXELS, "shortest_edge": _MIN_PIXELS}
+    image_size = {"longest_edge": max_pixels, "shortest_edge": _MIN_PIXELS}
+    video_size = {"longest_edge": 8 * max_pixels, "shortest_edge": _MIN_PIXELS}
     image = {"size": image_size, **common, "image_processor_type": "Qwen2VLImageProcessorFast"}
     video = {"size": video_size, **common, "video_processor_type": "Qwen3VLVideoProcessor"}
     _write_json(directory / "preprocessor_config.json", image)
