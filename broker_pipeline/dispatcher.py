@@ -220,7 +220,11 @@ class Dispatcher:
                 continue
             for trail in self.scheduler.trails(time.monotonic()):
                 await self._send(trail)
-            for microbatch in self.scheduler.expired(time.monotonic()):
+            num_in_flight = self.scheduler.num_in_flight
+            late = self.scheduler.expired(time.monotonic())
+            if self.scheduler.num_in_flight < num_in_flight:
+                self.wake()  # what waited behind a forgotten one, closes above all, can go now
+            for microbatch in late:
                 error = DeadlineExceededError(
                     f"microbatch {microbatch.number} ({microbatch.num_tokens} tokens) was not answered within "
                     f"{microbatch.deadline - microbatch.sent_at:.1f} s on {microbatch.route}"

@@ -364,11 +364,19 @@ class Scheduler:
         blamed = {segment.session.key for microbatch in suspects for segment in microbatch.segments}
         for microbatch in in_flight:
             self._in_flight.pop(microbatch.number, None)
+        self._forget_trails()
         ended = {lane.route.key for lane in lanes}
         sessions = [session for session in self._sessions.values() if session.route.key in ended]
         for session in sessions:
             self._remove(session)
         return [Lost(session, failure, session.key in blamed) for session in sessions]
+
+    def _forget_trails(self) -> None:
+        """Expect no answer to trails of microbatches that are lost: who waits for one is not told what to close."""
+        for trail, number in list(self._trails.items()):
+            if number not in self._in_flight:
+                del self._trails[trail]
+                self._in_flight.pop(trail, None)
 
     def _remove(self, session: SessionState) -> None:
         del self._sessions[session.key.session]

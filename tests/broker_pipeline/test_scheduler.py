@@ -366,3 +366,15 @@ def test_a_lost_trail_is_sent_again_and_suspends_nobody(two_stages: Simulation) 
     assert len(two_stages.scheduler.routes.usable) == 2
     two_stages.trail_all()
     assert len(two_stages.network) == 1
+
+
+def test_a_trail_that_is_lost_with_its_worker_keeps_no_close_from_the_others(two_stages: Simulation) -> None:
+    two_stages.submit(3, 4)
+    (microbatch,) = two_stages.plan()
+    two_stages.now = microbatch.suspect_at
+    two_stages.trail_all()
+    two_stages.network.clear()
+    two_stages.suspend(microbatch.route.workers[1].key)
+    (closing,) = two_stages.plan()
+    assert closing.route.workers == microbatch.route.workers[:1]
+    assert closing.closes == (microbatch.segments[0].session.key,)

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(lo
 
 NUM_JOBS = 20
 NUM_IN_FLIGHT = 16
-QUESTIONS = crowd_questions(NUM_JOBS, 240)
+QUESTIONS = crowd_questions(NUM_JOBS, 320)
 MAX_DETECTION_S = 4.0
 """The aim is 3 s; the rest is for machines that do other things as well."""
 MAX_GAP_S = 1.0
@@ -60,8 +60,9 @@ def report(what: str, died_at: float, detected_at: float, affected: list[Followe
     """Print the figures of one death and return the longest gap on other routes."""
     first = [each.first_token_after(detected_at) - detected_at for each in affected]
     until = detected_at + max(first)
-    running = [each for each in others if each.token_times[-1] > until]
-    gap_s = max((each.longest_gap_s(died_at, until) for each in running), default=0.0)
+    running = [each for each in others if each.token_times[-1] > died_at]
+    assert running, "nobody elsewhere was still being served"
+    gap_s = max(each.longest_gap_s(died_at, min(until, each.token_times[-1])) for each in running)
     calm = [each.longest_gap_s(each.token_times[0], died_at) for each in others]
     print(
         f"\n{what}: {len(affected)} sessions lost; detected after {detected_at - died_at:.2f} s; first new token "
@@ -152,12 +153,15 @@ async def test_a_stage_without_a_spare_is_started_again(tmp_path_factory: pytest
             died_at = time.time()
             cluster.processes["stage-1"].kill()
             assert await crowd.finish() == expected
-        affected, others = crowd.split(jobs_lost(cluster, died_at))
+        affected, _ = crowd.split(jobs_lost(cluster, died_at))
         assert len(affected) >= NUM_IN_FLIGHT
         noticed_at = detected_at(client, died_at, "stage-1")
         assert noticed_at - died_at < MAX_DETECTION_S
         joined = log_lines(cluster.processes["conductor-0"].log_path, died_at, "worker_joined")
         [again_at] = [line.at for line in joined if line.facts["worker"] == "stage-1"]
         print(f"\nstarted again and joined {again_at - died_at:.2f} s after its death")
-        report("stage killed, without a spare, from its return on", died_at, again_at, affected, others)
+        first = [each.first_token_after(again_at) - again_at for each in affected]
+        print(
+            f"stage killed, without a spare: first new tokens {min(first):.2f} to {max(first):.2f} s after its return"
+        )
         await client.wait_empty()
