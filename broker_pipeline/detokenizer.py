@@ -1,33 +1,61 @@
-"""Token ids become text, one at a time: each token's share is what became visible with it."""
+"""Token ids become text, one at a time: each token's share is what became visible with it.
+
+The family's tokenizers work on bytes, so a token is some bytes, and text is what a UTF-8 decoder has made of all bytes
+so far. The tokenizers library has a stream of its own for this, which decodes everything pending again at every step
+(a run of broken bytes costs its square, and shows nothing meanwhile); here a step costs the same whatever came before.
+"""
 
 from __future__ import annotations
 
+import codecs
+import json
 from pathlib import Path
+from typing import Self
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from broker_pipeline.artifact_manifest import read_artifact_file
 from broker_pipeline.errors import ArtifactCorruptError
 
 TOKENIZER_NAME = "tokenizer.json"
 
-_MAX_PENDING = 32  # tokens; a character needs at most 4, so that most of those are broken bytes
-_NUM_UNDECIDED = 3  # tokens at the end that the next one may still complete to a character
+_new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """Load an artifact's tokenizer.
+class Vocabulary:
+    """The bytes that each token of a byte-level tokenizer stands for; none for special and for unknown tokens."""
 
-    Raises:
-        ArtifactMissingError: the artifact has none.
-        ArtifactCorruptError: it cannot be read.
-    """
-    path = directory / TOKENIZER_NAME
-    try:
-        return Tokenizer.from_buffer(read_artifact_file(path))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ArtifactCorruptError(f"{path} is not a tokenizer: {error}", field=TOKENIZER_NAME) from error
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._bytes: dict[int, bytes] = {token_id: b"" for token_id, token in added.items() if token.special}
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Load an artifact's tokenizer.
+
+        Raises:
+            ArtifactMissingError: the artifact has none.
+            ArtifactCorruptError: it cannot be read, or does not work on bytes.
+        """
+        path = directory / TOKENIZER_NAME
+        encoded = read_artifact_file(path)
+        try:
+            tokenizer = Tokenizer.from_buffer(encoded)
+        except ValueError as error:
+            raise ArtifactCorruptError(f"{path} is not a tokenizer: {error}", field=TOKENIZER_NAME) from error
+        kind = (json.loads(tokenizer.to_str())["decoder"] or {}).get("type")
+        if kind != "ByteLevel":
+            raise ArtifactCorruptError(
+                f"{path} decodes by {kind}; tokenizers of this family do so by bytes", field=TOKENIZER_NAME
+            )
+        return cls(tokenizer)
+
+    def __getitem__(self, token_id: int) -> bytes:
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = _bytes_of(self._tokenizer.id_to_token(token_id) or "")
+        return known
 
 
 class Detokenizer:
@@ -37,35 +65,37 @@ class Detokenizer:
     `decode` of all of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._pending: list[int] = []
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = _new_decoder("replace")
 
     def feed(self, token_id: int) -> str:
         """Return the text that becomes visible with one more token."""
-        self._pending.append(token_id)
-        text = self._stream.step(self._tokenizer, token_id)
-        if text is not None:
-            self._pending.clear()
-            return str(text)
-        # Each step decodes what is pending again: without an end to that, a run of broken bytes costs its square.
-        return self._give_up_on_most() if len(self._pending) >= _MAX_PENDING else ""
+        return self._decoder.decode(self._vocabulary[token_id])
 
     def finish(self) -> str:
-        """Return the text of what is pending, incomplete characters as replacement characters."""
-        text = self._decode(self._pending)
-        self._pending = []
-        self._stream = DecodeStream(skip_special_tokens=True)
+        """Return a replacement character for bytes that nothing completes any more, if there are any."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
         return text
 
-    def _give_up_on_most(self) -> str:
-        """Return the text of the front of what is pending, up to where no character is cut; begin again behind it."""
-        pending, whole = self._pending, self._decode(self._pending)
-        places = range(len(pending) - _NUM_UNDECIDED, 0, -1)
-        cut = next((at for at in places if self._decode(pending[:at]) + self._decode(pending[at:]) == whole), places[0])
-        self._pending = pending[:cut]
-        return self.finish() + "".join(self.feed(token_id) for token_id in pending[cut:])
 
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+def _bytes_of(token: str) -> bytes:
+    """Return a token's bytes; an added token is written as its text, whatever characters that has."""
+    try:
+        return bytes(_BYTE_OF[character] for character in token)
+    except KeyError:
+        return token.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte of each character in which byte-level vocabularies are written.
+
+    Printable bytes stand for themselves, the others for characters from U+0100 on, as in GPT-2's encoder.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

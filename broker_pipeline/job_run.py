@@ -281,7 +281,7 @@ class JobRunner:
     def _output(self, job: LiveJob, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
         asked = job.spec.sampling
         output = Output(
-            self._model.tokenizer,
+            self._model.vocabulary,
             eos_token_ids=() if asked.ignore_eos else self._model.facts.eos_token_ids,
             max_tokens=max_tokens,
             stop=asked.stop,

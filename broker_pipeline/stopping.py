@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tokenizers import Tokenizer
-
-from broker_pipeline.detokenizer import Detokenizer
+from broker_pipeline.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.messages import FinishReason, SampledToken, TokenEntry
 
 
@@ -57,9 +55,9 @@ class Output:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, eos_token_ids: Collection[int], max_tokens: int, stop: Sequence[str] = ()
+        self, vocabulary: Vocabulary, *, eos_token_ids: Collection[int], max_tokens: int, stop: Sequence[str] = ()
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(vocabulary)
         self._stop_strings = StopStrings(stop)
         self._eos_token_ids = frozenset(eos_token_ids)
         self.max_tokens = max_tokens

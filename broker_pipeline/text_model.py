@@ -1,4 +1,4 @@
-"""What the conductor knows of the model: facts, tokenizer, limits. No torch, no weights."""
+"""What the conductor knows of the model: facts, vocabulary, limits. No torch, no weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tokenizers import Tokenizer
-
-from broker_pipeline.detokenizer import load_tokenizer
+from broker_pipeline.detokenizer import Vocabulary
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
 from broker_pipeline.prompt_limits import PromptLimits
 
@@ -18,13 +16,13 @@ class TextModel:
     """An artifact's small files."""
 
     facts: ModelFacts
-    tokenizer: Tokenizer
+    vocabulary: Vocabulary
     default_max_tokens: int
 
     @classmethod
     def open(cls, directory: Path, default_max_tokens: int) -> Self:
         """Read an artifact. Raises `ArtifactError`."""
-        return cls(read_model_facts(directory), load_tokenizer(directory), default_max_tokens)
+        return cls(read_model_facts(directory), Vocabulary.open(directory), default_max_tokens)
 
     def limits(self, num_asked: int | None, kv_capacity_tokens: int) -> PromptLimits:
         """Return the limits of one job; raises `PromptTooLongError` when the output alone is too long."""

@@ -1,15 +1,20 @@
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
-from broker_pipeline.detokenizer import Detokenizer
+from broker_pipeline.detokenizer import Detokenizer, Vocabulary
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
 from broker_pipeline.messages import SampledToken
 from broker_pipeline.stopping import Output, StopStrings
 from export.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+VOCABULARY = Vocabulary(TOKENIZER)
 EOS = TOKENIZER.token_to_id("<|im_end|>")
 
 
@@ -48,41 +53,47 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop(pieces: list[str], stops
     assert "".join(shown) == text
 
 
-def test_text_of_random_tokens_is_the_tokenizers_own() -> None:
+BROKEN = [token_id for token_id in range(TOKENIZER.get_vocab_size()) if TOKENIZER.decode([token_id]) == "\ufffd"]
+
+
+@pytest.mark.parametrize("choices", [range(TOKENIZER.get_vocab_size() + 5), BROKEN], ids=["any", "broken bytes"])
+def test_text_of_random_tokens_is_the_tokenizers_own(choices: Sequence[int]) -> None:
     chance = random.Random(0)
-    for _ in range(200):
-        ids = [chance.randrange(TOKENIZER.get_vocab_size()) for _ in range(40)]
-        detokenizer = Detokenizer(TOKENIZER)
+    for _ in range(3000):
+        ids = chance.choices(choices, k=chance.randrange(1, 60))
+        detokenizer = Detokenizer(VOCABULARY)
         text = "".join([*map(detokenizer.feed, ids), detokenizer.finish()])
         assert text == TOKENIZER.decode(ids, skip_special_tokens=True)
-
-
-@given(st.integers(0, 80), st.integers(0, 3), st.sampled_from("éˎ€😀"), st.integers(0, 40))
-def test_a_character_after_a_long_run_of_broken_bytes_is_whole(before: int, cut: int, text: str, after: int) -> None:
-    broken = TOKENIZER.token_to_id("Ń")  # byte 0x81, which begins nothing
-    character = TOKENIZER.encode(text, add_special_tokens=False).ids
-    ids = [broken] * before + character[: len(character) - cut] + character + [broken] * after
-    detokenizer = Detokenizer(TOKENIZER)
-    assert "".join([*map(detokenizer.feed, ids), detokenizer.finish()]) == TOKENIZER.decode(ids)
 
 
 def test_a_character_appears_with_its_last_byte() -> None:
     ids = TOKENIZER.encode("é").ids
     assert len(ids) == 2
-    detokenizer = Detokenizer(TOKENIZER)
+    detokenizer = Detokenizer(VOCABULARY)
     assert [detokenizer.feed(token_id) for token_id in ids] == ["", "é"]
 
 
-def test_a_run_of_broken_bytes_does_not_pile_up() -> None:
-    broken = TOKENIZER.encode("é").ids[1]
-    detokenizer = Detokenizer(TOKENIZER)
-    shown = [detokenizer.feed(broken) for _ in range(100)]
-    assert len("".join(shown)) > 100 - 32
-    assert "".join(shown) + detokenizer.finish() == "\ufffd" * 100
+def test_special_tokens_have_no_text_and_other_added_ones_do() -> None:
+    detokenizer = Detokenizer(VOCABULARY)
+    assert detokenizer.feed(TOKENIZER.token_to_id("<|im_end|>")) == ""
+    assert detokenizer.feed(TOKENIZER.token_to_id("<think>")) == "<think>"
+
+
+def test_a_tokenizer_that_does_not_work_on_bytes_is_refused(tmp_path: Path) -> None:
+    other = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ArtifactCorruptError, match="by bytes"):
+        Vocabulary.open(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactCorruptError, match="is not a tokenizer"):
+        Vocabulary.open(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactMissingError):
+        Vocabulary.open(tmp_path)
 
 
 def output(max_tokens: int = 100, stop: tuple[str, ...] = ()) -> Output:
-    return Output(TOKENIZER, eos_token_ids=(EOS,), max_tokens=max_tokens, stop=stop)
+    return Output(VOCABULARY, eos_token_ids=(EOS,), max_tokens=max_tokens, stop=stop)
 
 
 def run(out: Output, token_ids: list[int]) -> list[str]:
