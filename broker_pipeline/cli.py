@@ -18,18 +18,18 @@ _EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggi
 
 # In the order in which a newcomer meets them.
 COMMANDS = {
-    "demo": "broker_pipeline.demo_command:command",
-    "up": "broker_pipeline.up_command:command",
-    "caption": "broker_pipeline.caption_command:command",
-    "status": "broker_pipeline.status_command:command",
-    "failed": "broker_pipeline.failed_command:command",
-    "drain": "broker_pipeline.drain_command:command",
+    "demo": "broker_pipeline.demo.command:command",
+    "up": "broker_pipeline.local.command:command",
+    "caption": "broker_pipeline.caption.command:command",
+    "status": "broker_pipeline.operate.status_command:command",
+    "failed": "broker_pipeline.operate.failed_command:command",
+    "drain": "broker_pipeline.operate.drain_command:command",
     "export": "export.command:command",
     "gateway": "gateway.command:command",
-    "conductor": "broker_pipeline.conductor_command:command",
-    "vision": "stages.vision_command:command",
-    "stage": "stages.stage_command:command",
-    "soak": "broker_pipeline.soak_command:command",
+    "conductor": "broker_pipeline.conductor.command:command",
+    "vision": "stages.vision.command:command",
+    "stage": "stages.stage.command:command",
+    "soak": "broker_pipeline.soak.command:command",
     "bench": "broker_pipeline.bench.command:command",
 }
 

@@ -18,7 +18,7 @@ from broker_pipeline.artifact_manifest import (
     block_file,
     read_manifest,
 )
-from broker_pipeline.cuts import balanced_bounds, layer_costs
+from broker_pipeline.local.cuts import balanced_bounds, layer_costs
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
 
 # (layers, hidden size) of the family's members, spec: the configurations on the hub

@@ -12,8 +12,8 @@ import asyncio
 import structlog
 
 from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.media import MediaStore
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.storage.media import MediaStore
 from gateway.job_retries import JobRetries
 
 INTERVAL_S = 30.0

@@ -14,11 +14,11 @@ import msgspec
 import structlog
 
 from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissingError
-from broker_pipeline.failed_jobs import FailedJobs, not_retryable
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import JobRecord, JobSpec
+from broker_pipeline.state.failed_jobs import FailedJobs, not_retryable
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
 from gateway.job_service import publish_job
 
 UNPUBLISHED_S = 30.0

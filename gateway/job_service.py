@@ -23,9 +23,6 @@ import structlog
 from broker_pipeline import subjects
 from broker_pipeline.errors import IdempotencyConflictError, RequestTimeoutError, StateError, TransportError
 from broker_pipeline.identity import new_job_id
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import (
     FINAL_STATUSES,
     CancelRequest,
@@ -35,7 +32,10 @@ from broker_pipeline.messages import (
     JobSpec,
     MediaRef,
 )
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 from gateway.intake import Submission
 from gateway.job_plan import JobPlan, Link, fill
 

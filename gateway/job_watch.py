@@ -13,9 +13,9 @@ from contextlib import aclosing, asynccontextmanager
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import QueueFullError, SlowConsumerError
-from broker_pipeline.job_store import JobStore
 from broker_pipeline.messages import FINAL_STATUSES, JobEvent, JobRecord
-from broker_pipeline.transport import Received, Subscription, Transport
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.wire.transport import Received, Subscription, Transport
 from gateway.job_progress import JobProgress
 from gateway.ticks import with_ticks
 

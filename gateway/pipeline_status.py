@@ -6,7 +6,7 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
-from broker_pipeline.redis_client import state_errors
+from broker_pipeline.state.redis_client import state_errors
 from broker_pipeline.status import ConductorStatus
 from gateway.schemas import QueueStatus, Readiness, StatusBody
 from gateway.wiring import Gateway

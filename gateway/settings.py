@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.jobs import MAX_JOBS
+from broker_pipeline.storage.jobs import MAX_JOBS
 from gateway.address_guard import AddressGuard
 
 MIB = 1024 * 1024

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import structlog
 
 from broker_pipeline.errors import ConfigurationError, QueueFullError
-from broker_pipeline.jobs import MAX_QUEUE_BYTES, JobQueue
-from broker_pipeline.media import MAX_STORE_BYTES, MediaStore
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import MAX_QUEUE_BYTES, JobQueue
+from broker_pipeline.storage.media import MAX_STORE_BYTES, MediaStore
+from broker_pipeline.wire.transport import Transport
 from gateway.settings import MIB, GatewaySettings
 
 _LEAST_QUEUE_BYTES = 16 * MIB

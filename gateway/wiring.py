@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from broker_pipeline.failed_jobs import FailedJobs
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
-from broker_pipeline.redis_client import RedisClient, open_redis
-from broker_pipeline.registry import WorkerRegistry
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.failed_jobs import FailedJobs
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 from gateway.fetch import ImageFetcher
 from gateway.in_flight import InFlight
 from gateway.intake import Intake

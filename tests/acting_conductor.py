@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, suppress
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import Failure
-from broker_pipeline.job_store import JobStore, TokenCommit
-from broker_pipeline.jobs import Delivery, JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import JobEvent, JobResult, JobSpec, TextPart, TokenEntry, Usage
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import Delivery, JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 
 Caption = Callable[[JobSpec, list[bytes]], str | Failure]
 

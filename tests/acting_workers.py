@@ -43,10 +43,10 @@ from broker_pipeline.messages import (
     TextPart,
     WorkerRecord,
 )
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.registry import WorkerRegistry
-from broker_pipeline.transport import Received, Transport
-from broker_pipeline.wire_tensor import WireTensor
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
 
 HEARTBEAT_S = 0.1
 _TOKENS = np.array([32, 34, 65, 66, 67, 68, 69, 70, 71, 72, 73], np.int32)

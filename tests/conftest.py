@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.redis_client import RedisClient, open_redis
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
-from broker_pipeline.transport import Transport
+from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.wire.transport import Transport
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from broker_pipeline.codec import WireTensor, decode, encode
 from broker_pipeline.errors import ContractError
 from broker_pipeline.messages import (
     Envelope,
@@ -36,6 +35,7 @@ from broker_pipeline.messages import (
     StageTiming,
     VisualSpan,
 )
+from broker_pipeline.wire.codec import WireTensor, decode, encode
 
 _EXTREMES = [
     b"-1",

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from broker_pipeline import subjects
 from broker_pipeline.messages import BlockRange
-from stages.compute import StageCompute
-from stages.envelope_checks import StageFacts
-from stages.loading import load_stage, stage_tensor_names
+from stages.compute.loading import load_stage, stage_tensor_names
+from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import ModelConfig
-from stages.row_buffer import RowBuffer
+from stages.stage.envelope_checks import StageFacts
+from stages.stage.row_buffer import RowBuffer
 from tests.tiny_models import tiny_checkpoint
 
 FINGERPRINT = "f" * 64

@@ -23,12 +23,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from broker_pipeline.bench.spread import Spread
-from broker_pipeline.codec import encode
 from broker_pipeline.messages import Envelope, Segment, StageTiming
-from broker_pipeline.nats_address import server_addresses
-from broker_pipeline.parts import METADATA_HEADER
-from broker_pipeline.transport import Received, Transport
-from broker_pipeline.wire_tensor import WireTensor
+from broker_pipeline.wire.codec import encode
+from broker_pipeline.wire.nats_address import server_addresses
+from broker_pipeline.wire.parts import METADATA_HEADER
+from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
 
 RoundTrip = Callable[[], Awaitable[None]]
 

@@ -14,7 +14,7 @@ from broker_pipeline.bench.hop import HopRow, measure_hop
 from broker_pipeline.bench.machine import MachineFacts
 from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
 from broker_pipeline.bench.spread import shown
-from broker_pipeline.servers import EmbeddedNats
+from broker_pipeline.local.servers import EmbeddedNats
 
 _KIB = 1024
 _COLUMNS: list[Column] = [

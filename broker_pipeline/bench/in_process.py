@@ -10,7 +10,7 @@ import msgspec
 
 from broker_pipeline.bench.work import InProcessOrder, Round
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.processes import ChildProcess
+from broker_pipeline.local.processes import ChildProcess
 
 PROGRAM = "stages.bench.in_process"
 

@@ -12,9 +12,9 @@ from broker_pipeline.bench.in_process import in_process_rounds
 from broker_pipeline.bench.spread import Spread
 from broker_pipeline.bench.system_rounds import system_rounds
 from broker_pipeline.bench.work import InProcessOrder, Round, Work, write_pictures
-from broker_pipeline.cuts import balanced_cut
-from broker_pipeline.devices import count_cuda_devices
-from broker_pipeline.local_plan import LocalSettings
+from broker_pipeline.local.cuts import balanced_cut
+from broker_pipeline.local.devices import count_cuda_devices
+from broker_pipeline.local.plan import LocalSettings
 
 Say = Callable[[str], None]
 

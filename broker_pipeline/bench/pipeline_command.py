@@ -17,10 +17,10 @@ import structlog
 from broker_pipeline.bench.machine import MachineFacts
 from broker_pipeline.bench.pipeline import PipelineRow, PipelineSettings, measure_pipeline
 from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
-from broker_pipeline.demo_artifact import make_artifact
-from broker_pipeline.demo_pictures import trained_model
+from broker_pipeline.demo.artifact import make_artifact
+from broker_pipeline.demo.pictures import trained_model
 from broker_pipeline.errors import ConfigurationError, ServerStartError
-from broker_pipeline.processes import ChildProcess
+from broker_pipeline.local.processes import ChildProcess
 
 _POSITIVE = click.IntRange(min=1)
 _WRITE_SHAPE = "export.shape_checkpoint"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from broker_pipeline.bench.cpu_time import CpuClock
 from broker_pipeline.bench.work import Round, Work
-from broker_pipeline.caption_client import CaptionClient
-from broker_pipeline.caption_request import CaptionRequest
+from broker_pipeline.caption.client import CaptionClient
+from broker_pipeline.caption.request import CaptionRequest
 from broker_pipeline.errors import PipelineError, error_from_failure
-from broker_pipeline.local import LocalCluster
-from broker_pipeline.local_plan import LocalSettings
+from broker_pipeline.local.cluster import LocalCluster
+from broker_pipeline.local.plan import LocalSettings
 
 
 async def system_rounds(settings: LocalSettings, pictures: Path, warm_up: Work, rounds: Sequence[Work]) -> list[Round]:

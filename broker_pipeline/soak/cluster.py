@@ -16,12 +16,12 @@ import aiohttp
 
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import first_pipeline_error
-from broker_pipeline.servers import free_port
+from broker_pipeline.local.servers import free_port
+from broker_pipeline.local.supervisor import Program, SupervisedProgram
 from broker_pipeline.soak.fault_plan import role_of
 from broker_pipeline.soak.netns import Network
 from broker_pipeline.soak.placed import Place, PlacedNats, PlacedRedis, PlacedService
 from broker_pipeline.soak.plan import SERVERS, SoakPlan
-from broker_pipeline.supervisor import Program, SupervisedProgram
 
 _STOP_ORDER = ("gateway", "conductor", "vision", "stage", "redis", "nats")
 _STOP_MARGIN_S = 5.0

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from broker_pipeline.errors import ServerStartError
+from broker_pipeline.local.supervisor import SupervisedProgram
 from broker_pipeline.soak.cluster import SoakCluster
 from broker_pipeline.soak.fault_plan import Fault
 from broker_pipeline.soak.netns import Network
-from broker_pipeline.supervisor import SupervisedProgram
 
 _READY_TIMEOUT_S = 90.0
 

@@ -15,14 +15,14 @@ import msgspec
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import Heartbeat
-from broker_pipeline.redis_client import RedisClient, state_errors
-from broker_pipeline.registry import WorkerRegistry
 from broker_pipeline.soak.proofs import Proof, proof_of_none
+from broker_pipeline.state.redis_client import RedisClient, state_errors
+from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.status import ConductorStatus
-from broker_pipeline.transport import Transport
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 
 SETTLE_S = 60.0
 _POLL_S = 0.25

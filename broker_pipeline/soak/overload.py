@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from broker_pipeline.messages import JobRecord
+from broker_pipeline.operate.status_client import fetch_status
 from broker_pipeline.soak.client import SoakClient, retry_after_s
 from broker_pipeline.soak.cluster import SoakCluster
 from broker_pipeline.soak.leftovers import adopt_orphans, living_descendants
@@ -24,7 +25,6 @@ from broker_pipeline.soak.memory import Growth, MemoryLog, growth_of
 from broker_pipeline.soak.plan import SoakPlan
 from broker_pipeline.soak.proofs import Proof, proof_of_none
 from broker_pipeline.soak.questions import Question, make_questions, write_pictures
-from broker_pipeline.status_client import fetch_status
 
 QUEUE_JOBS = 64
 _MIB = 1024 * 1024

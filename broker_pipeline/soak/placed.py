@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_pipeline.local_service import LocalService
-from broker_pipeline.processes import ChildProcess
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.local.processes import ChildProcess
+from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.local.service import LocalService
 
 LOOPBACK = "127.0.0.1"
 _PROBE_S = 1.0

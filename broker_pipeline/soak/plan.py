@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_pipeline.cuts import balanced_cut
+from broker_pipeline.local.cuts import balanced_cut
 from broker_pipeline.messages import BlockRange
 
 SERVERS = ("nats", "redis")

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from broker_pipeline.job_store import JobCounts
 from broker_pipeline.messages import FINAL_STATUSES, JobRecord
 from broker_pipeline.soak.client import Submission
 from broker_pipeline.soak.questions import Answer
 from broker_pipeline.soak.timeline import JobTimeline, contradiction
+from broker_pipeline.state.job_store import JobCounts
 
 _MAX_EXAMPLES = 5
 

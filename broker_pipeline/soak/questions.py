@@ -36,7 +36,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The right answer, computed without any broker.
 
-    `is_firm`: rounding cannot change it (see `stages.firmness`); the pipeline may batch as it likes.
+    `is_firm`: rounding cannot change it (see `stages.compute.firmness`); the pipeline may batch as it likes.
     """
 
     number: int

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.processes import ChildProcess
+from broker_pipeline.local.processes import ChildProcess
 from broker_pipeline.soak.questions import Answer, Question, make_questions, write_pictures
 
 # The core must not import the package that computes; it runs it.
-_PROGRAM = "stages.reference_answers"
+_PROGRAM = "stages.compute.reference_answers"
 _SPARE_SHARE = 0.3
 _NUM_SPARES = 16
 _PROGRESS_S = 10.0

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.job_store import JobStore
+from broker_pipeline.local.supervisor import SupervisedProgram
 from broker_pipeline.messages import JobEvent, JobRecord
-from broker_pipeline.redis_client import open_redis
 from broker_pipeline.soak.client import ClientCounts, SoakClient
 from broker_pipeline.soak.cluster import SoakCluster
 from broker_pipeline.soak.fault_plan import FaultKind, plan_faults
@@ -30,8 +29,9 @@ from broker_pipeline.soak.questions import Question
 from broker_pipeline.soak.reference import Examination, set_examination
 from broker_pipeline.soak.report import FaultReport, SoakReport, counts_of, percentiles
 from broker_pipeline.soak.timeline import Timelines
-from broker_pipeline.supervisor import SupervisedProgram
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.wire.transport import Transport
 
 _CRASHED = "exit status 70"
 _PROGRESS_S = 5.0

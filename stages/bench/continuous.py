@@ -29,15 +29,15 @@ from broker_pipeline.messages import (
     TextPart,
 )
 from stages.artifact import Artifact
-from stages.chat import PromptBuilder, VisualInput
-from stages.compute import StageCompute
-from stages.generate import deliver_rows, run_stages, window_spans
-from stages.images import DEFAULT_IMAGE_LIMITS
-from stages.loading import ComputeOptions, load_stage, load_vision, stage_tensor_names, vision_tensor_names
-from stages.preprocess import Patches, PixelBudget
+from stages.compute.generate import deliver_rows, run_stages, window_spans
+from stages.compute.loading import ComputeOptions, load_stage, load_vision, stage_tensor_names, vision_tensor_names
+from stages.compute.stage_compute import StageCompute
+from stages.prompt.chat import PromptBuilder, VisualInput
+from stages.prompt.images import DEFAULT_IMAGE_LIMITS
+from stages.prompt.preprocess import Patches, PixelBudget
+from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
-from stages.visual_frames import image_frames
 
 _RULES = "preprocessor_config.json"
 _GREEDY = SamplingSettings()

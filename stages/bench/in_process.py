@@ -17,7 +17,7 @@ import torch
 from broker_pipeline.bench.cpu_time import CpuClock
 from broker_pipeline.bench.work import InProcessOrder, Round, Work
 from stages.bench.continuous import ContinuousBatch
-from stages.loading import ComputeOptions
+from stages.compute.loading import ComputeOptions
 
 _MARGIN_TOKENS = 1024  # of a session, beyond its output: the prompt with its picture
 

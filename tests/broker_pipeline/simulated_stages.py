@@ -17,7 +17,6 @@ from broker_pipeline.errors import (
     SessionUnknownError,
     StaleAttemptError,
 )
-from broker_pipeline.kv_ledger import SessionKey
 from broker_pipeline.messages import (
     BlockRange,
     MicrobatchResult,
@@ -26,11 +25,12 @@ from broker_pipeline.messages import (
     SessionFailure,
     StageTiming,
 )
-from broker_pipeline.microbatch import Lost, Microbatch, Outcome
-from broker_pipeline.retries import RetryLimits, RetryPolicy
-from broker_pipeline.routes import StageWorker
-from broker_pipeline.scheduler import Scheduler, SchedulerLimits
-from broker_pipeline.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome
+from broker_pipeline.scheduling.retries import RetryLimits, RetryPolicy
+from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.session_state import Prompt, SessionState
 
 OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import StateError
-from broker_pipeline.redis_client import RedisClient, ScriptRunner, state_errors
+from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
 
 
 async def lose_cancellation(error: Exception | None = None) -> None:

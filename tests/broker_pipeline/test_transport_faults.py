@@ -22,11 +22,11 @@ from broker_pipeline.errors import (
     RequestTimeoutError,
     TransportError,
 )
+from broker_pipeline.local.processes import ChildProcess
+from broker_pipeline.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.messages import TensorSpec
-from broker_pipeline.processes import ChildProcess
-from broker_pipeline.servers import EmbeddedNats, find_nats_server
-from broker_pipeline.transport import Received, Transport
-from broker_pipeline.wire_tensor import WireTensor
+from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
 
 MIB = 2**20
 
@@ -172,7 +172,7 @@ async def test_a_server_that_returns_with_another_limit(
 ) -> None:
     async with pair(own_nats) as (sender, receiver), receiver.subscribe("a", Note) as messages:
         assert sender.max_payload == 8 * MIB
-        monkeypatch.setattr("broker_pipeline.servers.MAX_PAYLOAD_BYTES", max_payload)
+        monkeypatch.setattr("broker_pipeline.local.servers.MAX_PAYLOAD_BYTES", max_payload)
         own_nats.kill()
         await until(lambda: not sender.is_connected and not receiver.is_connected)
         await own_nats.restart()

@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from broker_pipeline.cuts import parse_cut
-from broker_pipeline.local import LocalCluster
+from broker_pipeline.local.cluster import LocalCluster
+from broker_pipeline.local.cuts import parse_cut
 from broker_pipeline.messages import JobEvent, JobRecord
-from broker_pipeline.status_client import PipelineStatus, fetch_status
+from broker_pipeline.operate.status_client import PipelineStatus, fetch_status
 from tests.parity.oracle import Variant
 from tests.pictures import picture
 from tests.pipeline.client import PipelineClient

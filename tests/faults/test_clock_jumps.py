@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
-from broker_pipeline.status_client import fetch_status
+from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.operate.status_client import fetch_status
 from tests.faults.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
 from tests.pipeline.client import client_of
 

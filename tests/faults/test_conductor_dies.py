@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.local import LocalCluster
+from broker_pipeline.local.cluster import LocalCluster
 from tests.faults.drill import Crowd, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
 from tests.pipeline.client import PipelineClient, client_of
 from tests.waiting import eventually

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from broker_pipeline import exit_codes
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.local_service import LocalService
+from broker_pipeline.local.service import LocalService
 from tests.faults.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
 from tests.pipeline.client import PipelineClient, client_of
 from tests.tiny_artifacts import tiny_artifact

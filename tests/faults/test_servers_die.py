@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from broker_pipeline.errors import JobNotFoundError
-from broker_pipeline.redis_client import open_redis
+from broker_pipeline.state.redis_client import open_redis
 from tests.faults.drill import Follower, crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
 from tests.pipeline.client import PipelineClient, client_of
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline import servers, subjects
-from broker_pipeline.local import LocalCluster
-from broker_pipeline.status_client import fetch_status
-from broker_pipeline.transport import Transport
+from broker_pipeline import subjects
+from broker_pipeline.local import servers
+from broker_pipeline.local.cluster import LocalCluster
+from broker_pipeline.operate.status_client import fetch_status
+from broker_pipeline.wire.transport import Transport
 from tests.faults.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
 from tests.pipeline.client import client_of
 from tests.waiting import eventually

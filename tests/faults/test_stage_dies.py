@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.status_client import PipelineStatus
+from broker_pipeline.operate.status_client import PipelineStatus
 from tests.faults.drill import (
     Follower,
     crowd_questions,

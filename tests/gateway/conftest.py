@@ -16,8 +16,8 @@ from PIL import Image
 
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.wire.transport import Transport
 from gateway.app import serving
 from gateway.settings import MIB, GatewaySettings
 from gateway.wiring import Gateway, open_gateway

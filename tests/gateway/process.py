@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from broker_pipeline.processes import ChildProcess
+from broker_pipeline.local.processes import ChildProcess
 
 
 @asynccontextmanager

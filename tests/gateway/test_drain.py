@@ -9,9 +9,9 @@ import aiohttp
 
 from broker_pipeline import subjects
 from broker_pipeline.messages import DrainReply, DrainRequest, Role, WorkerRecord
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.registry import WorkerRegistry
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.transport import Transport
 
 
 def worker(namespace: str, name: str, role: Role = "stage") -> WorkerRecord:

@@ -12,8 +12,8 @@ import aiohttp
 import msgspec
 import pytest
 
+from broker_pipeline.local.servers import EmbeddedRedis
 from broker_pipeline.messages import JobEvent
-from broker_pipeline.servers import EmbeddedRedis
 from gateway.settings import GatewaySettings, Limits
 from gateway.wiring import Gateway
 from tests.acting_conductor import ActingConductor

@@ -12,7 +12,7 @@ import pytest
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, TransportError
 from broker_pipeline.messages import JobSpec
-from broker_pipeline.redis_client import RedisClient
+from broker_pipeline.state.redis_client import RedisClient
 from gateway.wiring import Gateway
 from tests.acting_conductor import ActingConductor
 from tests.gateway.test_jobs_api import accepted, form

@@ -12,7 +12,7 @@ import pytest
 
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.messages import ImagePart, TextPart
-from broker_pipeline.redis_client import RedisClient
+from broker_pipeline.state.redis_client import RedisClient
 from gateway.job_plan import DEFAULT_PROMPT
 from gateway.settings import Limits
 from gateway.wiring import Gateway

@@ -10,10 +10,10 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker_pipeline import redis_keys
+from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.messages import BlockRange, WorkerRecord
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.registry import WorkerRegistry
-from broker_pipeline.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.status import ConductorStatus, RouteStatus, VisionStatus
 from gateway.settings import GatewaySettings
 from tests.acting_conductor import ActingConductor

@@ -8,9 +8,9 @@ from nats.js.api import StreamConfig
 from nats.js.errors import APIError
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.servers import EmbeddedNats
-from broker_pipeline.transport import Transport
+from broker_pipeline.local.servers import EmbeddedNats
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.wire.transport import Transport
 from gateway.settings import MIB, GatewaySettings
 from gateway.storage_room import open_media, open_queue
 

@@ -23,13 +23,13 @@ from broker_pipeline.messages import (
     TextPart,
     VideoPart,
 )
-from stages.attention import AttentionName
-from stages.chat import Prompt, PromptBuilder, VisualInput, frame_timestamps
-from stages.compute import StageCompute
-from stages.generate import Request, build_stages, deliver_rows, window_spans
-from stages.loading import ComputeOptions, load_vision, vision_tensor_names
-from stages.microbatch import Microbatch
-from stages.preprocess import Patches, PixelBudget, image_patches, video_patches
+from stages.compute.attention import AttentionName
+from stages.compute.generate import Request, build_stages, deliver_rows, window_spans
+from stages.compute.loading import ComputeOptions, load_vision, vision_tensor_names
+from stages.compute.microbatch import Microbatch
+from stages.compute.stage_compute import StageCompute
+from stages.prompt.chat import Prompt, PromptBuilder, VisualInput, frame_timestamps
+from stages.prompt.preprocess import Patches, PixelBudget, image_patches, video_patches
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import plan_positions
 from stages.qwen3_vl.vision import EncodedRows

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from broker_pipeline.messages import SamplingSettings
-from stages.generate import InProcess, build_stages
-from stages.loading import ComputeOptions, load_vision, vision_tensor_names
+from stages.compute.generate import InProcess, build_stages
+from stages.compute.loading import ComputeOptions, load_vision, vision_tensor_names
 from tests.parity.oracle import (
     BF16,
     FP32,

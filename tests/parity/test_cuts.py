@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from broker_pipeline.messages import SamplingSettings
-from stages.generate import InProcess
+from stages.compute.generate import InProcess
 from tests.parity.oracle import BF16, FP32, encode, prompt_logits, relative_error, request_of, scene, stages_of
 
 NUM_LAYERS = 6

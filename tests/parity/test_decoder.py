@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.generate import InProcess
+from stages.compute.generate import InProcess
 from tests.parity.oracle import (
     BF16,
     FP32,

@@ -18,8 +18,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.messages import ChatMessage, ImagePart, TextPart, VideoPart
-from stages.chat import VisualInput, frame_timestamps
-from stages.preprocess import PixelBudget, fit_size, fit_video_size, image_patches, video_patches
+from stages.prompt.chat import VisualInput, frame_timestamps
+from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size, image_patches, video_patches
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import plan_positions
 from tests.parity.oracle import (

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from broker_pipeline.messages import SamplingSettings
-from stages.sampler import SessionSampler, candidates, penalise
+from stages.compute.sampler import SessionSampler, candidates, penalise
 
 VOCAB = 500
 

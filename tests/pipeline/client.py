@@ -13,11 +13,11 @@ import aiohttp
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import StateError
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.local import LocalCluster
+from broker_pipeline.local.cluster import LocalCluster
 from broker_pipeline.messages import FINAL_STATUSES, Heartbeat, JobRecord
-from broker_pipeline.redis_client import open_redis
-from broker_pipeline.transport import Transport
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.wire.transport import Transport
 
 GREEDY = {"temperature": 0.0}
 PROMPT = "Describe this picture in one sentence."

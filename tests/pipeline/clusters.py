@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from broker_pipeline.cuts import parse_cut
-from broker_pipeline.local import LocalCluster
-from broker_pipeline.local_plan import LocalSettings
+from broker_pipeline.local.cluster import LocalCluster
+from broker_pipeline.local.cuts import parse_cut
+from broker_pipeline.local.plan import LocalSettings
 from tests.parity.oracle import Variant
 from tests.tiny_artifacts import tiny_artifact
 

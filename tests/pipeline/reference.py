@@ -7,9 +7,9 @@ from functools import cache
 import torch
 
 from broker_pipeline.messages import ChatMessage, ImagePart, TextPart
-from stages.chat import VisualInput
-from stages.images import decode_image
-from stages.preprocess import image_patches
+from stages.prompt.chat import VisualInput
+from stages.prompt.images import decode_image
+from stages.prompt.preprocess import image_patches
 from tests.parity import oracle
 
 

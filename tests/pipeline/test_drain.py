@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.local import LocalCluster
+from broker_pipeline.local.cluster import LocalCluster
 from broker_pipeline.messages import BlockRange
-from broker_pipeline.operator_client import OperatorClient
+from broker_pipeline.operate.operator_client import OperatorClient
 from tests.pictures import picture
 from tests.pipeline.client import PipelineClient, client_of
 from tests.pipeline.clusters import DENSE, tiny_cluster

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.processes import ChildProcess
+from broker_pipeline.local.processes import ChildProcess
 from tests.pictures import picture
 from tests.pipeline.client import PROMPT, client_of
 from tests.pipeline.clusters import DENSE, tiny_cluster

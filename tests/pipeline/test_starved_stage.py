@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from broker_pipeline.local import LocalCluster
+from broker_pipeline.local.cluster import LocalCluster
 from tests.pictures import picture
 from tests.pipeline.client import client_of
 from tests.pipeline.clusters import DENSE, tiny_cluster

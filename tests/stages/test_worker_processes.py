@@ -15,6 +15,7 @@ import torch
 
 from broker_pipeline import exit_codes, subjects
 from broker_pipeline.errors import ContractError
+from broker_pipeline.local.processes import ChildProcess
 from broker_pipeline.messages import (
     DrainReply,
     DrainRequest,
@@ -28,11 +29,10 @@ from broker_pipeline.messages import (
     SessionOpen,
     WorkerRecord,
 )
-from broker_pipeline.processes import ChildProcess
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.registry import WorkerRegistry
-from broker_pipeline.transport import Transport
-from stages.tensors import to_wire
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.transport import Transport
+from stages.worker.tensors import to_wire
 from tests.tiny_artifacts import tiny_artifact
 
 

@@ -13,16 +13,16 @@ import msgspec
 import pytest_asyncio
 
 from broker_pipeline import redis_keys, subjects
-from broker_pipeline.job_store import JobStore
-from broker_pipeline.jobs import JobQueue
-from broker_pipeline.media import MediaStore
 from broker_pipeline.messages import BlockRange, ChatMessage, Heartbeat, JobSpec, TextPart, WorkerRecord
-from broker_pipeline.redis_client import RedisClient
-from broker_pipeline.registry import WorkerRegistry
 from broker_pipeline.soak.leftovers import Leftovers, living_descendants
 from broker_pipeline.soak.proofs import Proof
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.status import ConductorStatus, StageStatus
-from broker_pipeline.transport import Transport
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 
 SPEC = JobSpec(job_id="job-1", created_at=1.0, messages=(ChatMessage(role="user", content=(TextPart(text="hi"),)),))
 

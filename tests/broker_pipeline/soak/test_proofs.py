@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from broker_pipeline.errors import Failure
-from broker_pipeline.job_store import JobCounts
 from broker_pipeline.messages import JobRecord, JobResult, Usage
 from broker_pipeline.soak.client import Submission
 from broker_pipeline.soak.proofs import Evidence, Proof, prove
 from broker_pipeline.soak.questions import Answer
 from broker_pipeline.soak.timeline import JobTimeline, SeenTokens
+from broker_pipeline.state.job_store import JobCounts
 
 NUM_JOBS = 4
 

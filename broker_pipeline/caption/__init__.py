@@ -1,0 +1,1 @@
+"""Captioning folders of pictures through a gateway."""

@@ -1,0 +1,1 @@
+"""The conductor: it drives one pipeline, and puts the scheduler's decisions into effect."""

@@ -1,0 +1,76 @@
+"""The command `broker-pipeline conductor`."""
+
+from typing import Any
+
+import click
+
+from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.service import ServiceContext, run_and_exit
+from broker_pipeline.storage.jobs import ACK_WAIT_S
+
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command("conductor")
+@option(
+    "--model",
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Artifact directory; only its small files are read, so that a copy without weights will do.",
+)
+@option(
+    "--dtype",
+    default="auto",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    help="Dtype that all workers have to compute in; auto is that of the stage that was started first.",
+)
+@option("--max-sessions", default=256, type=click.IntRange(min=1), help="Sessions computed at a time, per route.")
+@option("--max-jobs", default=1024, type=click.IntRange(min=1), help="Jobs taken from the queue and not finished.")
+@option("--max-preparing", default=16, type=click.IntRange(min=1), help="Sessions in preparation per vision worker.")
+@option("--max-waiting", default=32, type=click.IntRange(min=1), help="Prepared sessions that wait for KV.")
+@option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option(
+    "--default-max-tokens",
+    default=512,
+    type=click.IntRange(min=1),
+    help="Output limit of jobs that ask for none in particular; cut to what fits.",
+)
+@option("--max-attempts", default=5, type=click.IntRange(min=1), help="Attempts at one token before a job fails.")
+@option("--max-deliveries", default=20, type=click.IntRange(min=1), help="Deliveries of one job before it fails.")
+@option("--heartbeat-timeout-s", default=2.5, type=_SECONDS, help="Silence after which a worker counts as dead.")
+@option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
+@option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has not computed anything.")
+@option("--prepare-timeout-s", default=60.0, type=_SECONDS, help="Seconds for a vision worker to prepare a session.")
+@option("--lease-ttl-s", default=5.0, type=_SECONDS, help="Seconds after which a standby replaces a dead conductor.")
+@option(
+    "--ack-wait-s", default=ACK_WAIT_S, type=_SECONDS, help="Seconds after which a dead conductor's jobs come back."
+)
+@option(
+    "--metrics-port",
+    default=None,
+    type=click.IntRange(min=0, max=65535),
+    help="Port for Prometheus metrics.  [default: none]",
+)
+@common_options
+def command(**options: Any) -> None:
+    """Drive a pipeline: take jobs from the queue, schedule them on the stages, finish them.
+
+    One conductor is active per pipeline; start a second one with the same flags, and it waits as a standby that takes
+    over when the first dies. A conductor needs no GPU and keeps nothing that is not in NATS or Redis: killed at any
+    moment, its jobs go on from the tokens that they had.
+
+    \b
+      host-a$ broker-pipeline conductor --model ARTIFACTS --nats-url nats://broker --redis-url redis://broker
+
+    SIGTERM: takes no more jobs, finishes what stages are computing within --drain-s seconds, and puts the rest back.
+    """
+    common, rest = split_common(options)
+    settings = parse_settings(ConductorSettings, rest)
+
+    async def main(context: ServiceContext) -> None:
+        from broker_pipeline.conductor.conductor import serve_conductor  # noqa: PLC0415 - keeps --help quick
+
+        await serve_conductor(context, settings)
+
+    run_and_exit("conductor", main, common)

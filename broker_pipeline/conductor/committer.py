@@ -1,0 +1,147 @@
+"""Writes sampled tokens to Redis beside the decode path, many sessions in one round trip.
+
+    add ──► pending, by job ──► one script call ──► event for streaming clients
+             (bounded: without room,     │
+             no further step is planned) └── refused: the job has a newer attempt, or Redis has lost it
+
+Events never run ahead of what Redis holds, and a job is finished only after `flushed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from broker_pipeline.conductor.job_events import JobEvents
+from broker_pipeline.conductor.pulse import Pulse
+from broker_pipeline.errors import StateError
+from broker_pipeline.messages import JobEvent, TokenEntry
+from broker_pipeline.state.job_store import JobStore, TokenCommit
+
+log = structlog.get_logger()
+
+MAX_PENDING_TOKENS = 65_536
+INTERVAL_S = 0.02
+_PAUSE_S = 0.25
+_MAX_JOBS = 1024
+
+OnRefused = Callable[[str, int], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    attempt: int
+    start: int
+    entries: list[TokenEntry]
+
+
+class Committer:
+    """Tokens on their way to Redis."""
+
+    def __init__(self, store: JobStore, events: JobEvents, on_refused: OnRefused) -> None:
+        """`on_refused(job_id, attempt)` is told of an attempt whose tokens Redis does not take any more."""
+        self._store = store
+        self._events = events
+        self._on_refused = on_refused
+        self._pending: dict[str, _Pending] = {}
+        self._committing: frozenset[str] = frozenset()
+        self._num_tokens = 0
+        self._work = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._progress = Pulse()
+        self.is_reachable = True
+        """Whether Redis took the last commit."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that Redis does not hold yet."""
+        return self._num_tokens
+
+    @property
+    def has_room(self) -> bool:
+        """Whether further tokens may be sampled."""
+        return self._num_tokens < MAX_PENDING_TOKENS
+
+    def add(self, job_id: str, attempt: int, start: int, entry: TokenEntry) -> None:
+        """Take the token with number `start` of a job."""
+        pending = self._pending.get(job_id)
+        if pending is None or pending.attempt != attempt:
+            self.drop(job_id)
+            pending = self._pending[job_id] = _Pending(attempt, start, [])
+        assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
+        pending.entries.append(entry)
+        self._num_tokens += 1
+        self._work.set()
+
+    def drop(self, job_id: str) -> None:
+        """Forget what is pending of a job: its attempt is over."""
+        if pending := self._pending.pop(job_id, None):
+            self._num_tokens -= len(pending.entries)
+
+    async def flushed(self, job_id: str) -> None:
+        """Return once nothing of a job is pending."""
+        while job_id in self._pending or job_id in self._committing:
+            self._hurry.set()
+            await self._progress.wait()
+
+    async def room(self) -> None:
+        """Return once there is room."""
+        while not self.has_room:
+            await self._progress.wait()
+
+    async def run(self) -> None:
+        """Commit until cancelled."""
+        while True:
+            await self._work.wait()
+            await self._next_turn()
+            self._work.clear()
+            while self._pending:
+                await self._commit(self._take())
+
+    async def _next_turn(self) -> None:
+        """Let tokens gather for a moment, unless somebody waits for them."""
+        try:
+            async with asyncio.timeout(INTERVAL_S):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
+
+    def _take(self) -> list[TokenCommit]:
+        commits = []
+        for job_id in list(self._pending)[:_MAX_JOBS]:
+            pending = self._pending.pop(job_id)
+            commits.append(TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries)))
+        self._committing = frozenset(commit.job_id for commit in commits)
+        return commits
+
+    async def _commit(self, commits: list[TokenCommit]) -> None:
+        taken = await self._until_taken(commits)
+        self._committing = frozenset()
+        self._num_tokens -= sum(len(commit.entries) for commit in commits)
+        self._progress.fire()
+        for commit, is_taken in zip(commits, taken, strict=True):
+            if is_taken:
+                event = JobEvent(job_id=commit.job_id, kind="tokens", index=commit.start, tokens=commit.entries)
+                await self._events.say(event)
+            else:
+                log.warning("commit_refused", job=commit.job_id, attempt=commit.attempt, start=commit.start)
+                self._on_refused(commit.job_id, commit.attempt)
+
+    async def _until_taken(self, commits: list[TokenCommit]) -> list[bool]:
+        while True:
+            try:
+                taken = await self._store.commit(commits)
+            except StateError as error:
+                if self.is_reachable:
+                    log.warning("commits_interrupted", num_jobs=len(commits), reason=error.message)
+                self.is_reachable = False
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            if not self.is_reachable:
+                log.info("commits_resumed", num_tokens=self._num_tokens)
+                self.is_reachable = True
+            return taken

@@ -1,0 +1,39 @@
+"""Settings of the conductor, as its command parses them."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.storage.jobs import ACK_WAIT_S
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one conductor keeps to. Times in seconds."""
+
+    model: str
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto: that of the stage that was started first."""
+    max_sessions: PositiveInt = 256
+    """Sessions that hold KV on one route at a time."""
+    max_jobs: PositiveInt = 1024
+    """Jobs taken from the queue and not finished."""
+    max_preparing: PositiveInt = 16
+    """Sessions that one vision worker is asked for at a time."""
+    max_waiting: PositiveInt = 32
+    """Prepared sessions that wait for KV."""
+    max_batch_tokens: PositiveInt = 8192
+    default_max_tokens: PositiveInt = 512
+    max_attempts: PositiveInt = 5
+    max_deliveries: PositiveInt = 20
+    """Deliveries of one job, over all conductors, before it fails."""
+    deadline_s: PositiveSeconds = 30.0
+    first_deadline_s: PositiveSeconds = 180.0
+    prepare_timeout_s: PositiveSeconds = 60.0
+    heartbeat_timeout_s: PositiveSeconds = 2.5
+    lease_ttl_s: PositiveSeconds = 5.0
+    ack_wait_s: PositiveSeconds = ACK_WAIT_S
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None

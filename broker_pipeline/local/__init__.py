@@ -1,0 +1,1 @@
+"""A whole pipeline on one machine: servers, services, and what keeps them running."""

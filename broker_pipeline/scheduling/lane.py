@@ -1,0 +1,103 @@
+"""One route's sessions, and how the next microbatch is dealt from them. Pure.
+
+    ready (first in, first out)                       in flight
+    ┌───┬───┬───┬───┬───┐   deal: about 1/D of all    ┌───────────┐
+    │ a │ b │ c │ d │ e │ ──sessions and tokens─────► │ f g h     │ ──► back to the end of ready
+    └───┴───┴───┴───┴───┘                             └───────────┘
+
+Whoever waits longest is served first, so nobody starves; a session has at most one segment in flight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
+from broker_pipeline.scheduling.routes import Route
+from broker_pipeline.scheduling.session_state import SessionState
+from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches
+
+_OUTSIDE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """How much one microbatch should hold: `num_sessions` and `num_tokens` are aims, `max_tokens` is a limit."""
+
+    num_sessions: int
+    num_tokens: int
+    max_tokens: int
+
+
+class Lane:
+    """A route with the sessions that hold KV on it."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.running: dict[SessionKey, SessionState] = {}
+        self.in_flight: dict[int, Microbatch] = {}
+        self._ready: dict[SessionKey, SessionState] = {}
+        self._outside_s = 0.0
+
+    def start(self, session: SessionState) -> None:
+        """Take in a session whose KV is reserved."""
+        self.running[session.key] = session
+        self._ready[session.key] = session
+
+    def make_ready(self, session: SessionState) -> None:
+        """Put a session whose segment was answered at the end of the queue."""
+        self._ready[session.key] = session
+
+    def remove(self, key: SessionKey) -> None:
+        """Let go of a session, wherever it is."""
+        self.running.pop(key, None)
+        self._ready.pop(key, None)
+
+    def observe_outside(self, seconds: float) -> None:
+        """Learn how long a microbatch is between stages and in the broker."""
+        known = self._outside_s or seconds
+        self._outside_s = known + _OUTSIDE_WEIGHT * (max(0.0, seconds) - known)
+
+    def deal(self, stages: Sequence[StepCost], max_batch_tokens: int) -> Deal | None:
+        """Return what the next microbatch should hold, or None when enough is in flight."""
+        max_tokens = min(max_batch_tokens, self.route.max_batch_tokens)
+        num_sessions = len(self.running)
+        num_tokens = sum(min(s.num_uncomputed_tokens, max_tokens) for s in self.running.values())
+        count = choose_num_microbatches(num_sessions, num_tokens, stages, self._outside_s)
+        if not self._ready or len(self.in_flight) >= count:
+            return None
+        return Deal(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
+
+    def take(self, deal: Deal) -> tuple[PlannedSegment, ...]:
+        """Take segments from the queue's head; none when all that is ready has to wait for a turn by itself."""
+        segments = self._segments(self._ready.values(), deal)
+        for segment in segments:
+            del self._ready[segment.session.key]
+        return segments
+
+    def _segments(self, queue: Iterable[SessionState], deal: Deal) -> tuple[PlannedSegment, ...]:
+        taken: list[PlannedSegment] = []
+        num_tokens = 0
+        alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
+        for session in queue:
+            if len(taken) >= deal.num_sessions or num_tokens >= min(deal.num_tokens, deal.max_tokens):
+                break
+            if session.is_alone:
+                if not taken and not alone_in_flight:
+                    return (_segment(session, deal.max_tokens),)
+                continue
+            taken.append(_segment(session, deal.max_tokens - num_tokens))
+            num_tokens += taken[-1].count
+        return tuple(taken)
+
+
+def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:
+    count = min(session.num_uncomputed_tokens, max_tokens)
+    start = session.num_computed_tokens
+    assert count > 0, f"{session.key} has nothing to compute"
+    assert start + count <= session.num_kv_tokens, f"{session.key} has outgrown its reservation"
+    wants_token = count == session.num_uncomputed_tokens
+    return PlannedSegment(session, start, count, wants_token, opens=not session.is_open)

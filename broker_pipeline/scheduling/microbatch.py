@@ -1,0 +1,83 @@
+"""A microbatch as planned: what goes along a route in one envelope, and the result's meaning for the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages import SampledToken
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.routes import Route
+from broker_pipeline.scheduling.session_state import SessionState
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    """Tokens `[start, start + count)` of one session; `wants_token` when they are the last ones known."""
+
+    session: SessionState
+    start: int
+    count: int
+    wants_token: bool
+    opens: bool = False
+
+    @property
+    def stop(self) -> int:
+        """One past the last token."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """One envelope to be. `sent_at` and `deadline` are on the caller's clock, in seconds."""
+
+    number: int
+    route: Route
+    segments: tuple[PlannedSegment, ...]
+    closes: tuple[SessionKey, ...]
+    sent_at: float
+    deadline: float
+    suspect_at: float = float("inf")
+    """When it is late enough to ask whether it was lost on its way."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed."""
+        return sum(segment.count for segment in self.segments)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it holds just one session that must be by itself."""
+        return len(self.segments) == 1 and self.segments[0].session.is_alone
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A session that the scheduler has let go of; it needs a new attempt, or fails.
+
+    `is_blamed` says that it may itself have been the cause: it was in the microbatch that failed.
+    """
+
+    session: SessionState
+    failure: Failure
+    is_blamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A session's next token; the session is ready for more."""
+
+    session: SessionState
+    token: SampledToken
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the answer to a microbatch came to."""
+
+    microbatch: Microbatch | None = None
+    """None: nobody waits for this answer any more."""
+    overtaken: int | None = None
+    """A microbatch that was sent before this one, along the same way, and has no answer."""
+    sampled: list[Sampled] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)

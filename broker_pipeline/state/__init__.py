@@ -1,0 +1,1 @@
+"""What Redis keeps: jobs and their tokens, who is there, who conducts."""

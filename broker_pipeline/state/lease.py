@@ -1,0 +1,125 @@
+"""One active conductor per pipeline: a lease in Redis with a time to live, and an epoch that fences its predecessors.
+
+    acquire() ──► epoch ──► hold(): renews every ttl/3 ──► release()
+                                │
+                                └── not renewed within the time to live: LeaseLostError, before Redis lets another in
+
+The holder counts the time to live from *before* it sent the renewal, on its monotonic clock, so it stops no later than
+Redis does. What it had sent by then is fenced by its epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from broker_pipeline import redis_keys
+from broker_pipeline.errors import LeaseLostError, StateError
+from broker_pipeline.state import redis_scripts
+from broker_pipeline.state.redis_client import RedisClient, ScriptRunner
+
+DEFAULT_TTL_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """The right to conduct one pipeline."""
+
+    def __init__(
+        self, redis: RedisClient, namespace: str, pipeline: str, instance: str, *, ttl_s: float = DEFAULT_TTL_S
+    ) -> None:
+        """`instance` names the holder; a crashed holder's successor gets in after at most `ttl_s` seconds."""
+        self._pipeline = pipeline
+        self._instance = instance
+        self._ttl_s = ttl_s
+        self._run_script = ScriptRunner(redis)
+        self._lease_key = redis_keys.lease(namespace, pipeline)
+        self._epoch_key = redis_keys.epoch(namespace, pipeline)
+        self._valid_until = float("-inf")
+        self._last_epoch = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nobody else can have the lease now."""
+        return time.monotonic() < self._valid_until
+
+    async def acquire(self) -> int:
+        """Wait until the lease is free, take it and return the new epoch, greater than every earlier one.
+
+        Raises `StateError` when Redis cannot be asked.
+        """
+        is_first = True
+        while True:
+            epoch_or_wait_s = await self._try_acquire()
+            if isinstance(epoch_or_wait_s, int):
+                return epoch_or_wait_s
+            if is_first:
+                log.info("lease_awaited", pipeline=self._pipeline, left_s=round(epoch_or_wait_s, 3))
+                is_first = False
+            await asyncio.sleep(min(epoch_or_wait_s + 0.01, self._ttl_s / 10))
+
+    async def hold(self) -> None:
+        """Renew until cancelled; raises `LeaseLostError` in time to stop before another holder begins.
+
+        Put it into the task group of the work that needs the lease.
+        """
+        while True:
+            await asyncio.sleep(self._ttl_s / 3)
+            await self._renew_in_time()
+
+    async def release(self) -> None:
+        """Let a standby in at once; nothing happens when the lease is another's."""
+        self._valid_until = float("-inf")
+        await self._run_script(
+            redis_scripts.RELEASE_LEASE, [self._lease_key], [self._instance], action="cannot release the lease"
+        )
+
+    async def _try_acquire(self) -> int | float:
+        """Return the epoch, or the seconds until the present lease ends."""
+        asked_at = time.monotonic()
+        keys, args = [self._lease_key, self._epoch_key], [self._instance, self._ttl_ms, self._last_epoch]
+        is_taken, value = await self._run_script(
+            redis_scripts.ACQUIRE_LEASE, keys, args, action=f"cannot take the lease of pipeline {self._pipeline}"
+        )
+        if not is_taken:
+            return float(max(value, 0) / 1000)
+        self._valid_until = asked_at + self._ttl_s
+        self._last_epoch = int(value)
+        return self._last_epoch
+
+    async def _renew_in_time(self) -> None:
+        """Renew once, trying again through errors until the lease ends."""
+        reason = "Redis did not answer"
+        try:
+            async with asyncio.timeout(max(self._valid_until - time.monotonic(), 0)):
+                while True:
+                    try:
+                        return await self._renew()
+                    except LeaseLostError:
+                        raise
+                    except StateError as error:
+                        reason = error.message
+                    await asyncio.sleep(self._ttl_s / 50)
+        except TimeoutError:
+            self._valid_until = float("-inf")
+            raise self._lost(f"not renewed within {self._ttl_s:g} s: {reason}") from None
+
+    async def _renew(self) -> None:
+        asked_at = time.monotonic()
+        args = [self._instance, self._ttl_ms]
+        if not await self._run_script(
+            redis_scripts.RENEW_LEASE, [self._lease_key], args, action="cannot renew the lease"
+        ):
+            self._valid_until = float("-inf")
+            raise self._lost("another conductor has it, or Redis lost it")
+        self._valid_until = asked_at + self._ttl_s
+
+    def _lost(self, reason: str) -> LeaseLostError:
+        return LeaseLostError(f"lost the lease of pipeline {self._pipeline}: {reason}")
+
+    @property
+    def _ttl_ms(self) -> int:
+        return int(self._ttl_s * 1000)

@@ -1,0 +1,179 @@
+"""Who is there: worker records in Redis with a time to live, and heartbeats on NATS.
+
+A name belongs to one instance at a time. A worker that was killed and started again waits until the record of its
+former self has run out; one whose name is in use by a live instance is refused as soon as that one is seen to renew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from broker_pipeline import redis_keys, subjects
+from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
+from broker_pipeline.messages import Heartbeat, WorkerRecord
+from broker_pipeline.state import redis_scripts
+from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
+
+DEFAULT_TTL_S = 5.0
+DEFAULT_HEARTBEAT_S = 1.0
+
+_CLAIM_POLL_S = 0.25
+_encode = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(WorkerRecord).decode
+
+log = structlog.get_logger()
+
+
+class HeartbeatPublisher(Protocol):
+    """The part of `transport.Transport` that heartbeats need."""
+
+    async def publish(self, subject: str, body: msgspec.Struct) -> None:
+        """Send `body` to `subject`."""
+
+
+class WorkerRegistry:
+    """The workers of one pipeline."""
+
+    def __init__(self, redis: RedisClient, namespace: str, pipeline: str, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        """A record that nobody renews is gone after `ttl_s` seconds."""
+        self._redis = redis
+        self._namespace = namespace
+        self._pipeline = pipeline
+        self._ttl_s = ttl_s
+        self._run_script = ScriptRunner(redis)
+
+    async def claim(self, record: WorkerRecord) -> None:
+        """Take the record's name, waiting up to the time to live for that of a dead instance to run out.
+
+        Raises `WorkerNameTakenError` when a live instance has the name.
+        """
+        deadline = time.monotonic() + 2 * self._ttl_s
+        last_left_s = float("inf")
+        while (holder := await self._try_claim(record)) is not None:
+            held, left_s = holder
+            if left_s > last_left_s or time.monotonic() > deadline:
+                raise _name_taken(record, held)
+            last_left_s = left_s
+            await asyncio.sleep(min(max(left_s, 0.0) + 0.01, _CLAIM_POLL_S))
+
+    async def renew(self, record: WorkerRecord) -> None:
+        """Write the record again for another time to live; raises `WorkerNameTakenError` when another has the name."""
+        if (holder := await self._try_claim(record)) is not None:
+            raise _name_taken(record, holder[0])
+
+    async def release(self, record: WorkerRecord) -> None:
+        """Give the name back at once; nothing happens when another instance has it."""
+        keys = [self._key(record.worker), redis_keys.workers(self._namespace, self._pipeline)]
+        args = [record.instance, record.worker]
+        await self._run_script(
+            redis_scripts.RELEASE_WORKER, keys, args, action=f"cannot take {record.worker} off the registry"
+        )
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return the records of live workers, sorted by name."""
+        action = "cannot list workers"
+        keys = [redis_keys.workers(self._namespace, self._pipeline)]
+        rows = await self._run_script(redis_scripts.LIST_WORKERS, keys, [self._key("@")], action=action)
+        with state_errors(action):
+            return sorted((_decode_record(row) for row in rows), key=lambda record: record.worker)
+
+    async def announce(
+        self,
+        record_source: Callable[[], WorkerRecord],
+        heartbeat_source: Callable[[], Heartbeat],
+        transport: HeartbeatPublisher,
+        *,
+        heartbeat_s: float = DEFAULT_HEARTBEAT_S,
+    ) -> None:
+        """Renew the record and publish heartbeats until cancelled. The record must have been claimed.
+
+        An outage of Redis or NATS is logged and outlived. Raises `WorkerNameTakenError` when, after such an outage,
+        another instance has taken the name.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_renewing(record_source))
+            tasks.create_task(self._keep_beating(heartbeat_source, transport, heartbeat_s))
+
+    async def _keep_renewing(self, record_source: Callable[[], WorkerRecord]) -> None:
+        outage = _Outage("registry_unreachable", "registry_reachable")
+        while True:
+            try:
+                await self.renew(record_source())
+            except WorkerNameTakenError:
+                raise
+            except StateError as error:
+                outage.begin(error)
+            else:
+                outage.end()
+            await asyncio.sleep(self._ttl_s / 5)
+
+    async def _keep_beating(
+        self, heartbeat_source: Callable[[], Heartbeat], transport: HeartbeatPublisher, heartbeat_s: float
+    ) -> None:
+        outage = _Outage("heartbeats_interrupted", "heartbeats_resumed")
+        subject = subjects.heartbeats(self._namespace, self._pipeline)
+        while True:
+            try:
+                await transport.publish(subject, heartbeat_source())
+            except TransportError as error:
+                outage.begin(error)
+            else:
+                outage.end()
+            await asyncio.sleep(heartbeat_s)
+
+    async def _try_claim(self, record: WorkerRecord) -> tuple[WorkerRecord, float] | None:
+        """Write the record; where another instance has the name, return its record and its remaining seconds."""
+        action = f"cannot register {record.worker}"
+        keys = [
+            self._key(record.worker),
+            redis_keys.workers(self._namespace, self._pipeline),
+            redis_keys.pipelines(self._namespace),
+        ]
+        args = [_encode(record), record.instance, int(self._ttl_s * 1000), record.worker, self._pipeline]
+        reply = await self._run_script(redis_scripts.CLAIM_WORKER, keys, args, action=action)
+        if reply[0]:
+            return None
+        with state_errors(action):
+            return _decode_record(reply[1]), reply[2] / 1000
+
+    def _key(self, worker: str) -> str:
+        return redis_keys.worker(self._namespace, self._pipeline, worker)
+
+
+async def pipelines(redis: RedisClient, namespace: str) -> list[str]:
+    """Return the names of all pipelines that have, or had, workers."""
+    with state_errors("cannot list pipelines"):
+        names: set[Any] = await redis.smembers(redis_keys.pipelines(namespace))
+        return sorted(name.decode() for name in names)
+
+
+class _Outage:
+    """Logs the begin and the end of an outage, not every failure in between."""
+
+    def __init__(self, begin_event: str, end_event: str) -> None:
+        self._events = begin_event, end_event
+        self._since: float | None = None
+
+    def begin(self, error: StateError | TransportError) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning(self._events[0], code=error.code, message=error.message)
+
+    def end(self) -> None:
+        if self._since is not None:
+            log.info(self._events[1], outage_s=round(time.monotonic() - self._since, 3))
+            self._since = None
+
+
+def _name_taken(record: WorkerRecord, held: WorkerRecord) -> WorkerNameTakenError:
+    return WorkerNameTakenError(
+        f"the name {record.worker} belongs to a live {held.role} on {held.host or 'another host'} "
+        f"(pid {held.pid}, instance {held.instance}): give this one another --name, or stop that one",
+        field="name",
+    )

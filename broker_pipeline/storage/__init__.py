@@ -1,0 +1,1 @@
+"""What JetStream keeps: the queue of jobs, and the media that they refer to."""

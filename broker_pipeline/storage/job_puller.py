@@ -1,0 +1,142 @@
+"""Pulls messages of a JetStream consumer one at a time, and loses none when whoever pulls is cancelled.
+
+nats-py's own pull subscription is not used: a cancelled `fetch` may take a message with it (it comes back after
+`ack_wait`), and a `fetch` for several stalls although messages wait (its issue 986).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+
+import msgspec
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from broker_pipeline.errors import TransportError
+from broker_pipeline.wire.nats_connection import NatsConnection
+
+log = structlog.get_logger()
+
+_PULL_S = 1.0
+_GRACE_S = 0.25
+_PAUSE_S = 0.1
+_MAX_PENDING_BYTES = 64 * 2**20
+_puller_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    msg: Msg
+    at: float
+
+
+@dataclass(slots=True)
+class JobPuller:
+    """One inbox, and short requests for one message each that are answered there."""
+
+    connection: NatsConnection
+    stream: str
+    consumer: str
+    ack_wait_s: float
+    _inbox: str = field(init=False)
+    _requests: itertools.count[int] = field(default_factory=itertools.count)
+    _arrived: asyncio.Queue[_Arrived] = field(default_factory=asyncio.Queue)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _subscription: Subscription | None = None
+
+    def __post_init__(self) -> None:
+        self._inbox = f"{self.connection.inbox}.pull.{next(_puller_numbers)}"
+
+    async def open(self) -> None:
+        """Subscribe to the inbox."""
+        self._subscription = await self.connection.subscribe(
+            f"{self._inbox}.*", self._on_message, max_pending_bytes=_MAX_PENDING_BYTES, on_dropped=self._on_dropped
+        )
+        await self.connection.barrier()
+
+    async def next(self, deadline: float) -> Msg | None:
+        """Return the next message, or None at `deadline` (of the loop's clock)."""
+        if self._subscription is None:
+            raise TransportError("pulling needs `async with queue:` around it")
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while True:
+                if msg := self._take_arrived(loop.time()):
+                    return msg
+                remaining_s = deadline - loop.time()
+                if remaining_s <= 0:
+                    return None
+                await self._ask(min(remaining_s, _PULL_S))
+
+    async def close(self) -> None:
+        """Unsubscribe, and put back what has arrived but was taken by nobody."""
+        if self._subscription is None:
+            return
+        await self.connection.unsubscribe(self._subscription)
+        self._subscription = None
+        while msg := self._take_arrived(asyncio.get_running_loop().time()):
+            try:
+                await msg.nak()
+            except nats.errors.Error as error:
+                log.warning("job_not_put_back", reason=str(error), comes_back_after_s=self.ack_wait_s)
+
+    def _take_arrived(self, now: float) -> Msg | None:
+        while not self._arrived.empty():
+            arrived = self._arrived.get_nowait()
+            # What has lain here for longer than `ack_wait_s`, the server gives to somebody else by now.
+            if not self._is_status(arrived.msg) and now - arrived.at < self.ack_wait_s:
+                return arrived.msg
+        return None
+
+    async def _ask(self, wait_s: float) -> None:
+        """Ask for one message; wait until something came: the message, or the word that there is none.
+
+        Each request is short, since one that is open while the server restarts is never answered.
+        """
+        reply = f"{self._inbox}.{next(self._requests)}"
+        wish = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
+        await self.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}", wish, reply=reply)
+        try:
+            async with asyncio.timeout(wait_s + _GRACE_S):
+                arrived = await self._arrived.get()
+                while self._is_status(arrived.msg) and arrived.msg.subject != reply:
+                    arrived = await self._arrived.get()  # the end of an earlier request
+        except TimeoutError:
+            return
+        if self._is_status(arrived.msg):
+            if _is_hasty(arrived.msg):
+                await asyncio.sleep(_PAUSE_S)
+        else:
+            self._arrived.put_nowait(arrived)
+
+    def _is_status(self, msg: Msg) -> bool:
+        """Whether the server speaks of a request; messages keep the subject that they were published to."""
+        return msg.subject.startswith(f"{self._inbox}.")
+
+    async def _on_message(self, msg: Msg) -> None:
+        self._arrived.put_nowait(_Arrived(msg, asyncio.get_running_loop().time()))
+
+    async def _on_dropped(self) -> None:
+        # nats-py dropped a job that nobody has seen: the server delivers it again after ack_wait_s.
+        log.error("job_delivery_dropped", consumer=self.consumer)
+
+
+def _is_hasty(msg: Msg) -> bool:
+    """Look at the server's answer to a request that brought no message; whether it came before the request's time.
+
+    Raises `TransportError` when asking again is in vain.
+    """
+    headers = msg.headers or {}
+    status = headers.get("Status", "")
+    description = headers.get("Description", "")
+    if status in {"404", "408"}:
+        return False  # none has come
+    if status == "409" and "deleted" not in description.lower():
+        return True  # the server restarts, or there are too many requests or jobs in progress
+    if status == "503":
+        raise TransportError("the job queue is not there: no JetStream answers, or nobody has made the queue")
+    raise TransportError(f"the job queue: {status} {description}".rstrip())

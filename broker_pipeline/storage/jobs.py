@@ -1,0 +1,239 @@
+"""The queue of jobs: a JetStream work queue that every conductor pulls from.
+
+    publish ──► stream (file, work queue, refuses when full) ──► one durable consumer ──► pull ──► ack: gone
+                                                                      ▲                     │
+                                                                      └── ack_wait passed, or retry(delay)
+
+At least once: a job is gone only when its acknowledgement has reached the server. A delivery that lasts says
+`in_progress` more often than every `ack_wait_s`, so that the job of a conductor that dies comes back that soon. An
+acknowledgement is no fence (the server takes a late one as well): what a late conductor may still write is decided
+by the attempt in Redis.
+
+The server is given no `max_deliver`: messages beyond it would stay in a work queue, delivered to nobody. How often a
+job may be delivered is for the conductor to decide, from `Delivery.num_deliveries`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import NotFoundError
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
+from broker_pipeline.messages import JobSpec
+from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
+from broker_pipeline.storage.job_puller import JobPuller
+from broker_pipeline.wire.parts import RESERVED_BYTES
+from broker_pipeline.wire.transport import Transport
+
+log = structlog.get_logger()
+
+MAX_JOBS = 1_000_000
+MAX_QUEUE_BYTES = 2**30
+MAX_JOB_BYTES = 4 * 2**20
+ACK_WAIT_S = 10.0
+MAX_IN_PROGRESS = 65_536
+DUPLICATE_WINDOW_S = 120.0
+_MSG_ID_HEADER = "Nats-Msg-Id"
+
+OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many jobs there are: not yet delivered, and delivered but not acknowledged."""
+
+    num_waiting: int
+    num_in_progress: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery of a job. Exactly one of `ack`, `retry` and `terminate` ends it.
+
+    All raise `TransportError` when the server cannot be reached; the job then comes back after `ack_wait_s`.
+    """
+
+    spec: JobSpec
+    num_deliveries: int
+    """1 for the first."""
+    _msg: Msg
+
+    async def ack(self, timeout_s: float = 5.0) -> None:
+        """Take the job out of the queue; returns when the server has confirmed it.
+
+        A server that was killed meanwhile may have forgotten that the job was out; it then confirms nothing
+        (`RequestTimeoutError`) and delivers the job again.
+        """
+        with jetstream_errors(f"acknowledging job {self.spec.job_id}"):
+            await self._msg.ack_sync(timeout=timeout_s)
+
+    async def in_progress(self) -> None:
+        """Say that the job is being worked on, which starts `ack_wait_s` anew."""
+        with jetstream_errors(f"prolonging job {self.spec.job_id}"):
+            await self._msg.in_progress()
+
+    async def retry(self, delay_s: float = 0.0) -> None:
+        """Put the job back; it is delivered again, to any conductor, after `delay_s` seconds."""
+        with jetstream_errors(f"putting back job {self.spec.job_id}"):
+            await self._msg.nak(delay=delay_s)
+
+    async def terminate(self) -> None:
+        """Take the job out of the queue as one that nobody can run."""
+        with jetstream_errors(f"terminating job {self.spec.job_id}"):
+            await self._msg.term()
+
+
+class JobQueue:
+    """The queue of one namespace. Publishing needs `ensure`d; pulling needs `async with queue:` around it."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        namespace: str,
+        *,
+        max_jobs: int = MAX_JOBS,
+        max_bytes: int = MAX_QUEUE_BYTES,
+        ack_wait_s: float = ACK_WAIT_S,
+        num_replicas: int = 1,
+        on_unreadable: OnUnreadable | None = None,
+    ) -> None:
+        """`on_unreadable(job_id, error)` is told of messages that hold no job, before they are dropped."""
+        self.ack_wait_s = ack_wait_s
+        self._transport = transport
+        self._jetstream = transport.jetstream()
+        self._subject = subjects.job_queue_subject(namespace)
+        self._stream = subjects.job_stream(namespace)
+        self._consumer = subjects.job_consumer(namespace)
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._num_replicas = num_replicas
+        self._on_unreadable = on_unreadable
+        self._puller = JobPuller(transport.connections[0], self._stream, self._consumer, ack_wait_s)
+
+    @property
+    def max_job_bytes(self) -> int:
+        """Most bytes of one job as JSON; the server may allow less than we would."""
+        return min(MAX_JOB_BYTES, self._transport.max_payload - min(RESERVED_BYTES, self._transport.max_payload // 2))
+
+    async def ensure(self, *, update: bool = True) -> None:
+        """Make stream and consumer; with `update`, give existing ones this queue's limits.
+
+        Those who only pull leave the limits to those who publish: `update=False`. Raises what `ensure_stream` raises.
+        """
+        await ensure_stream(self._jetstream, self._stream_config(), update=update)
+        with jetstream_errors(f"consumer {self._consumer}"):
+            if update and await self._has_consumer():
+                return  # how long a delivery may take is for those who pull to say
+            # Creating a durable consumer that exists changes it where it may be changed.
+            await self._jetstream.add_consumer(self._stream, self._consumer_config())
+
+    async def publish(self, spec: JobSpec, *, occasion: str = "") -> bool:
+        """Add a job; returns when it is on the server's disk. False: the queue has (or lately had) it already.
+
+        `occasion` tells a job that is sent again on purpose from one that is published twice by accident. Raises
+        `QueueFullError` when the queue has no room, `PayloadTooLargeError` for a job of too many bytes,
+        `TransportError` when the server does not answer (whether it has the job is then unknown; publishing again
+        is safe).
+        """
+        content = msgspec.json.encode(spec)
+        if len(content) > self.max_job_bytes:
+            raise PayloadTooLargeError(f"the job has {len(content)} bytes; the queue takes {self.max_job_bytes}")
+        headers = {_MSG_ID_HEADER: f"{spec.job_id}.{occasion}" if occasion else spec.job_id}
+        with jetstream_errors("the job queue"):
+            ack = await self._jetstream.publish(self._subject, content, stream=self._stream, headers=headers)
+        return not ack.duplicate
+
+    async def depth(self) -> QueueDepth:
+        """Count the jobs in the queue."""
+        with jetstream_errors("the job queue"):
+            info = await self._jetstream.consumer_info(self._stream, self._consumer)
+        return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
+
+    async def _has_consumer(self) -> bool:
+        try:
+            await self._jetstream.consumer_info(self._stream, self._consumer)
+        except NotFoundError:
+            return False
+        return True
+
+    # --- pulling ---
+
+    async def pull(self, timeout_s: float = 1.0) -> Delivery | None:
+        """Return the next job, or None when none has come within `timeout_s` seconds.
+
+        May be cancelled: a job that arrives afterwards is kept for the next call, or put back by `close`. Raises
+        `TransportError` when the server cannot be reached or has no such queue.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (msg := await self._puller.next(deadline)) is not None:
+            if delivery := await self._delivery(msg):
+                return delivery
+        return None
+
+    async def _delivery(self, msg: Msg) -> Delivery | None:
+        try:
+            spec = msgspec.json.decode(msg.data, type=JobSpec)
+        except (msgspec.MsgspecError, ValueError) as error:
+            await self._drop_unreadable(msg, MalformedEnvelopeError(f"the queue holds what is no job: {error}"))
+            return None
+        return Delivery(spec, msg.metadata.num_delivered, msg)
+
+    async def _drop_unreadable(self, msg: Msg, error: MalformedEnvelopeError) -> None:
+        job_id = (msg.headers or {}).get(_MSG_ID_HEADER, "").partition(".")[0]
+        log.error("job_unreadable", job=job_id, reason=str(error), num_bytes=len(msg.data))
+        if self._on_unreadable:
+            await self._on_unreadable(job_id, error)
+        with jetstream_errors(f"dropping unreadable job {job_id}"):
+            await msg.term()
+
+    async def __aenter__(self) -> JobQueue:
+        await self._puller.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop pulling, and put back what has arrived but was taken by nobody."""
+        await self._puller.close()
+
+    def _stream_config(self) -> StreamConfig:
+        return StreamConfig(
+            name=self._stream,
+            description="jobs of broker-pipeline that wait to be run",
+            subjects=[self._subject],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            max_msgs=self._max_jobs,
+            max_bytes=self._max_bytes,
+            max_msg_size=self.max_job_bytes + 1024,  # the server counts headers as well
+            duplicate_window=DUPLICATE_WINDOW_S,
+            num_replicas=self._num_replicas,
+        )
+
+    def _consumer_config(self) -> ConsumerConfig:
+        return ConsumerConfig(
+            durable_name=self._consumer,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self.ack_wait_s,
+            max_deliver=-1,
+            max_ack_pending=MAX_IN_PROGRESS,
+        )

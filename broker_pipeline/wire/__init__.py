@@ -1,0 +1,1 @@
+"""How bytes travel: the codec, and messages with tensors over NATS."""

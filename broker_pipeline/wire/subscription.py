@@ -1,0 +1,255 @@
+"""What a process hears on one subject: whole, decoded messages, within a bound of bytes, and nothing lost in silence.
+
+small connection ──┐                      room? ── no ──► SlowConsumerError: raised to the reader or told to
+                   ├─► join parts ─► decode │             `on_dropped`, and answered to the sender
+bulk connection ───┘        │          │    └── yes ─► queue ─► async for
+                         PartError     ContractError
+                            └──────────┴─► logged, counted, told to `on_malformed`, answered to the sender
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from broker_pipeline.errors import (
+    ContractError,
+    MalformedEnvelopeError,
+    PipelineError,
+    SlowConsumerError,
+    TransportError,
+)
+from broker_pipeline.subjects import bulk
+from broker_pipeline.wire.assembler import Assembler, WireMessage, is_part, receive, whole_bytes
+from broker_pipeline.wire.codec import decode
+from broker_pipeline.wire.parts import METADATA_HEADER
+from broker_pipeline.wire.wire_tensor import WireTensor
+
+if TYPE_CHECKING:
+    from broker_pipeline.wire.transport import Transport
+
+log = structlog.get_logger()
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+OnMalformed = Callable[[ContractError, str], None]
+OVERHEAD_BYTES = 1024
+"""What a queued message is taken to cost beside its bytes, so that empty ones are bounded as well."""
+_NATS_SLACK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[Body]):
+    """One message. Its tensors are views of the receive buffer and keep it alive."""
+
+    subject: str
+    body: Body
+    tensors: dict[str, WireTensor]
+    reply: str
+    """Where the sender wants an answer; empty when it wants none."""
+    num_bytes: int
+    transport: Transport
+
+    async def respond(self, body: msgspec.Struct, tensors: dict[str, WireTensor] | None = None) -> None:
+        """Answer a request. Raises `TransportError` when the message asked for no answer or cannot be answered now."""
+        if not self.reply:
+            raise TransportError(f"a message on {self.subject} asks for no answer")
+        await self.transport.publish(self.reply, body, tensors)
+
+    async def refuse(self, error: PipelineError) -> None:
+        """Answer a request with an error, which is raised again where the request was made."""
+        if self.reply:
+            await self.transport.refuse(self.reply, error)
+
+
+@dataclass(slots=True)
+class _Drops:
+    """A gap in the queue: what was dropped between two messages."""
+
+    num_messages: int = 0
+    num_bytes: int = 0
+
+
+class Subscription(Generic[Body]):
+    """An asynchronous iterator over the messages of one subject; made by `Transport.subscribe`.
+
+    Raises from the iteration: `SlowConsumerError` where messages were dropped (unless `on_dropped` takes these;
+    iterating may go on afterwards), `TransportError` when the connection is gone for good.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        subject: str,
+        body_type: type[Body],
+        *,
+        max_pending_bytes: int,
+        on_malformed: OnMalformed | None = None,
+        on_dropped: Callable[[SlowConsumerError, Body | None], None] | None = None,
+    ) -> None:
+        self.subject = subject
+        self.max_pending_bytes = max_pending_bytes
+        self.num_malformed = 0
+        self.num_dropped = 0
+        self._transport = transport
+        self._body_type = body_type
+        self._on_malformed = on_malformed
+        self._on_dropped = on_dropped
+        self._assembler = Assembler(
+            max_message_bytes=min(max_pending_bytes - OVERHEAD_BYTES, transport.max_message_bytes)
+        )
+        self._queue: asyncio.Queue[Received[Body] | _Drops | TransportError | None] = asyncio.Queue()
+        self._queued_bytes = 0
+        self._open_drops: _Drops | None = None
+        self._subscriptions: list[NatsSubscription] = []
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of messages that wait here, whole or in parts."""
+        return self._queued_bytes + self._assembler.num_bytes
+
+    # --- reading ---
+
+    def __aiter__(self) -> Subscription[Body]:
+        return self
+
+    async def __anext__(self) -> Received[Body]:
+        item = await self._queue.get()
+        if isinstance(item, Received):
+            self._queued_bytes -= item.num_bytes + OVERHEAD_BYTES
+            return item
+        if isinstance(item, _Drops):
+            if self._open_drops is item:
+                self._open_drops = None
+            raise SlowConsumerError(
+                f"{item.num_messages} messages ({item.num_bytes} bytes) on {self.subject} were dropped: "
+                f"more than {self.max_pending_bytes} bytes were waiting to be read"
+            )
+        self._queue.put_nowait(item)  # whoever else reads here has to see the end as well
+        if item is None:
+            raise StopAsyncIteration
+        raise item
+
+    # --- receiving ---
+
+    async def on_message(self, msg: Msg) -> None:
+        """Take one NATS message: a whole one, or a part."""
+        try:
+            message = receive(msg, self._assembler, asyncio.get_running_loop().time(), self._room_bytes())
+            if message is not None:
+                self._accept(message, has_room=is_part(msg))
+        except SlowConsumerError as error:
+            await self._drop(error, msg)
+        except ContractError as error:
+            await self._reject(error, msg.reply)
+
+    def _room_bytes(self) -> int:
+        return self.max_pending_bytes - self.pending_bytes - OVERHEAD_BYTES
+
+    def _accept(self, message: WireMessage, *, has_room: bool) -> None:
+        num_bytes = message.num_bytes
+        if num_bytes + OVERHEAD_BYTES > self.max_pending_bytes and not has_room:
+            raise MalformedEnvelopeError(f"{num_bytes} bytes, but {self.subject} takes {self.max_pending_bytes} in all")
+        body, tensors = decode(message.metadata, message.payload, self._body_type)
+        if num_bytes > self._room_bytes() and not has_room:
+            raise SlowConsumerError(f"no room for {num_bytes} bytes; {self.pending_bytes} are waiting to be read")
+        received = Received(self.subject, body, tensors, message.reply, num_bytes, self._transport)
+        self._queued_bytes += num_bytes + OVERHEAD_BYTES
+        self._open_drops = None
+        self._queue.put_nowait(received)
+
+    async def _reject(self, error: ContractError, reply: str) -> None:
+        self.num_malformed += 1
+        log.warning("message_malformed", subject=self.subject, code=error.code, reason=str(error), answered=bool(reply))
+        if self._on_malformed:
+            self._on_malformed(error, reply)
+        await self._answer(reply, error)
+
+    async def _drop(self, error: SlowConsumerError, msg: Msg) -> None:
+        error = SlowConsumerError(f"{self.subject}: {error}")
+        self._note_drop(error, whole_bytes(msg), self._body_of(msg))
+        await self._answer(msg.reply, error)
+
+    def _note_drop(self, error: SlowConsumerError, num_bytes: int, body: Body | None) -> None:
+        self.num_dropped += 1
+        if self._on_dropped:
+            self._on_dropped(error, body)
+            return
+        if self._open_drops is None:
+            log.error("messages_dropped", subject=self.subject, reason=str(error))
+            self._open_drops = _Drops()
+            self._queue.put_nowait(self._open_drops)
+        self._open_drops.num_messages += 1
+        self._open_drops.num_bytes += num_bytes
+
+    def _body_of(self, msg: Msg) -> Body | None:
+        """Decode a dropped message's metadata: with it, a receiver can tell whom the drop concerns."""
+        metadata = (msg.headers or {}).get(METADATA_HEADER, "")
+        try:
+            return msgspec.json.decode(metadata, type=self._body_type)
+        except (msgspec.MsgspecError, ValueError):
+            return None
+
+    async def _answer(self, reply: str, error: PipelineError) -> None:
+        if not reply:
+            return
+        try:
+            await self._transport.refuse(reply, error)
+        except TransportError as lost:
+            log.warning("answer_lost", subject=self.subject, reason=str(lost))
+
+    # --- told by the transport ---
+
+    async def expire(self, now: float) -> None:
+        """Give up messages whose parts stopped coming."""
+        for abandoned in self._assembler.expire(now):
+            await self._reject(abandoned.error, abandoned.reply)
+
+    async def connection_lost(self) -> None:
+        """Give up messages whose remaining parts were on the connection that is gone."""
+        for abandoned in self._assembler.abandon_all():
+            await self._reject(abandoned.error, abandoned.reply)
+
+    async def nats_dropped(self) -> None:
+        """Take note that nats-py itself dropped a message, of which it tells nothing."""
+        self._note_drop(SlowConsumerError(f"{self.subject}: messages came faster than they were taken"), 0, None)
+
+    def fail(self, error: TransportError) -> None:
+        """End the iteration with an error."""
+        self._queue.put_nowait(error)
+
+    # --- life ---
+
+    async def __aenter__(self) -> Subscription[Body]:
+        small, large = self._transport.connections
+        limit = self.max_pending_bytes + _NATS_SLACK_BYTES
+        self._transport.attach(self)
+        try:
+            for connection, subject in ((small, self.subject), (large, bulk(self.subject))):
+                subscription = await connection.subscribe(
+                    subject, self.on_message, max_pending_bytes=limit, on_dropped=self.nats_dropped
+                )
+                self._subscriptions.append(subscription)
+            await asyncio.gather(small.barrier(), large.barrier())
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        self._transport.detach(self)
+        for connection, subscription in zip(self._transport.connections, self._subscriptions, strict=False):
+            await connection.unsubscribe(subscription)
+        self._queue.put_nowait(None)

@@ -1,0 +1,92 @@
+"""`broker-pipeline bench stage`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from broker_pipeline.bench.machine import MachineFacts
+from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
+from broker_pipeline.bench.spread import shown
+from stages.bench.shapes import SHAPE_NAMES
+from stages.bench.stage import StageBenchSettings, measure_stage
+
+_POSITIVE = click.IntRange(min=1)
+_COLUMNS: list[Column] = [
+    ("", lambda row: row.kind),
+    ("sessions", lambda row: row.num_sessions),
+    ("tokens", lambda row: f"{row.num_tokens:,}"),
+    ("step, ms (p10-p90)", lambda row: row.step_s.scaled(1e3)),
+    ("tokens/s", lambda row: shown(row.tokens_per_s)),
+    ("floor, ms", lambda row: f"{shown(row.floor_s * 1e3)} ({row.bound})"),
+    ("floor of step", lambda row: f"{100 * row.floor_share:.0f} %"),
+]
+
+
+@click.command(name="stage")
+@click.option("--shape", type=click.Choice(SHAPE_NAMES), default="demo", show_default=True, help="Sizes of the model.")
+@click.option("--layers", type=_POSITIVE, help="Only the first layers, without the head.  [default: all, with it]")
+@click.option(
+    "--batch",
+    "batch_sizes",
+    multiple=True,
+    type=_POSITIVE,
+    default=(1, 16, 64),
+    show_default=True,
+    help="Sessions of a decode step; may be given several times.",
+)
+@click.option("--context", default=300, show_default=True, type=_POSITIVE, help="Tokens of a session, and of a prompt.")
+@click.option(
+    "--prefill",
+    "prefill_prompts",
+    multiple=True,
+    type=_POSITIVE,
+    default=(1, 8),
+    show_default=True,
+    help="Prompts that are prefilled together; may be given several times.",
+)
+@click.option("--steps", "num_steps", default=30, show_default=True, type=_POSITIVE, help="Steps of each kind.")
+@click.option("--warm-up", "num_warm_up", default=5, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
+@click.option("--threads", "num_threads", type=_POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
+@json_option
+def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
+    """Time a stage's steps, beside what memory and arithmetic of this device allow.
+
+    The weights are random and made on the device. The floor is the larger of two times: that of reading weights, keys
+    and values once, at the rate of a large copy; and that of the products, at the rate of a large matrix product. Both
+    rates are measured in the same run.
+
+    \b
+    Examples:
+      broker-pipeline bench stage --shape 8B --layers 2 --batch 1 --batch 8
+      broker-pipeline bench stage --shape 30B-A3B --device cuda --batch 1 --batch 64 --batch 256 --json moe.json
+    """
+    machine = MachineFacts.read()
+    settings = StageBenchSettings(num_layers=layers, **options)
+    report = measure_stage(settings, lambda line: click.echo(line, err=True))
+    rates = report.rates
+    notes = (
+        f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights; "
+        f"copy {rates.bytes_per_s / 1e9:,.1f} GB/s (read and written), matrix product {rates.flops_per_s / 1e12:,.3g} TFLOP/s",
+    )
+    facts = msgspec.to_builtins(settings) | {
+        "rates": msgspec.to_builtins(rates),
+        "num_weight_bytes": report.num_weight_bytes,
+    }
+    show(
+        BenchReport(
+            bench="stage",
+            command=command_line(),
+            machine=machine,
+            settings=facts,
+            rows=report.rows,
+            notes=notes,
+        ),
+        _COLUMNS,
+        json_path,
+    )

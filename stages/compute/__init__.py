@@ -1,0 +1,1 @@
+"""The computation of a stage, and of the vision tower: synchronous, without broker or clock."""

@@ -1,0 +1,121 @@
+"""Which segments of a microbatch a stage can compute, and why it cannot the others.
+
+Every segment is judged on its own, so that what is wrong with one session stops nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import PipelineError, TensorMismatchError
+from broker_pipeline.messages import Segment
+from stages.compute.kv_cache import KVCache
+from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, key_of
+from stages.compute.visual_injection import RowNeeds, find_rows
+from stages.qwen3_vl.config import TextConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`batch` holds the segments to compute, `rows` the visual rows that they use."""
+
+    batch: Microbatch
+    repeats: tuple[Segment, ...]
+    failures: tuple[tuple[Segment, PipelineError], ...]
+    rows: dict[SessionKey, Rows]
+
+
+class Admitter:
+    """Judges segments against a stage's KV, its visual rows and its vocabulary. Changes none of them."""
+
+    def __init__(self, config: TextConfig, needs: RowNeeds, kv: KVCache, source: RowSource) -> None:
+        self._config = config
+        self._needs = needs
+        self._kv = kv
+        self._source = source
+
+    def admit(self, batch: Microbatch) -> Admission:
+        """Sorts a microbatch's segments into those to compute, repeats, and failures."""
+        admitted: list[Segment] = []
+        repeats: list[Segment] = []
+        failures: list[tuple[Segment, PipelineError]] = []
+        rows: dict[SessionKey, Rows] = {}
+        lengths: dict[SessionKey, int] = {}
+        for segment, token_ids in _with_tokens(batch):
+            try:
+                if self._is_repeat(segment):
+                    repeats.append(segment)
+                    continue
+                found = self._judge(segment, token_ids, lengths)
+            except PipelineError as error:
+                failures.append((segment, error))
+                continue
+            admitted.append(segment)
+            lengths[key_of(segment)] = segment.start + segment.count
+            if found is not None:
+                rows[key_of(segment)] = found
+        return Admission(_select(batch, admitted), tuple(repeats), tuple(failures), rows)
+
+    def _is_repeat(self, segment: Segment) -> bool:
+        """Whether all of the segment has been computed before, under the same attempt."""
+        return segment.start + segment.count <= self._kv.length(key_of(segment))
+
+    def _judge(self, segment: Segment, token_ids: Tensor | None, lengths: dict[SessionKey, int]) -> Rows | None:
+        """Raises unless the segment can be computed; `lengths` counts earlier segments of this microbatch."""
+        key = key_of(segment)
+        self._kv.require(key, segment.start, segment.count, length=lengths.get(key))
+        if token_ids is not None:
+            self._require_vocabulary(segment, token_ids)
+        return find_rows(segment, self._needs, self._source, self._config.hidden_size)
+
+    def _require_vocabulary(self, segment: Segment, token_ids: Tensor) -> None:
+        low, high = token_ids.aminmax()
+        if low < 0 or high >= self._config.vocab_size:
+            raise TensorMismatchError(
+                f"token ids of session {segment.session} leave the vocabulary of {self._config.vocab_size}",
+                field="token_ids",
+            )
+
+
+def check_tensors(batch: Microbatch, *, hidden_size: int, dtype: torch.dtype, is_first: bool) -> None:
+    """Raises TensorMismatchError unless the tensors fit the segments, the model and the stage's place in it."""
+    n = batch.num_tokens
+    _require("positions", batch.positions, (3, n), torch.int32)
+    if is_first:
+        _require("token_ids", batch.token_ids, (n,), torch.int32)
+    else:
+        _require("hidden", batch.hidden, (n, hidden_size), dtype)
+
+
+def _require(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor is None:
+        raise TensorMismatchError(f"this stage needs {name} {list(shape)} {dtype}; there is none", field=name)
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise TensorMismatchError(
+            f"{name} is {list(tensor.shape)} {tensor.dtype}; this stage needs {list(shape)} {dtype}", field=name
+        )
+
+
+def _with_tokens(batch: Microbatch) -> list[tuple[Segment, Tensor | None]]:
+    if batch.token_ids is None:
+        return [(segment, None) for segment in batch.segments]
+    counts = [segment.count for segment in batch.segments]
+    return list(zip(batch.segments, torch.split(batch.token_ids, counts), strict=True)) if counts else []
+
+
+def _select(batch: Microbatch, admitted: Sequence[Segment]) -> Microbatch:
+    """The microbatch with only the admitted segments and their tokens."""
+    if len(admitted) == len(batch.segments):
+        return batch
+    kept = {id(segment) for segment in admitted}
+    mask = torch.cat([torch.full((segment.count,), id(segment) in kept) for segment in batch.segments])
+    return Microbatch(
+        segments=tuple(admitted),
+        positions=batch.positions[:, mask.to(batch.positions.device)],
+        token_ids=None if batch.token_ids is None else batch.token_ids[mask.to(batch.token_ids.device)],
+        hidden=None if batch.hidden is None else batch.hidden[mask.to(batch.hidden.device)],
+    )

@@ -1,0 +1,197 @@
+"""The whole model in one process: stages called one after the other, without broker.
+
+The reference that distributed runs are compared with, and the baseline that benchmarks measure them against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.messages import (
+    BlockRange,
+    SampledToken,
+    SamplingSettings,
+    Segment,
+    SessionOpen,
+    VisualSpan,
+)
+from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
+from stages.compute.microbatch import Microbatch, StageOutput
+from stages.compute.stage_compute import StageCompute
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
+from stages.qwen3_vl.vision import EncodedRows
+from stages.stage.row_buffer import RowBuffer, VisualRows
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One session: its prompt, its visual groups and rows, and how to sample."""
+
+    session: str
+    token_ids: tuple[int, ...]
+    groups: tuple[VisualGroup, ...] = ()
+    rows: EncodedRows | None = None
+    sampling: SamplingSettings = SamplingSettings()  # noqa: RUF009 - frozen
+    max_tokens: int = 16
+    eos_token_ids: tuple[int, ...] = ()
+    attempt: int = 1
+    generated: tuple[int, ...] = ()
+    """Tokens that an earlier attempt has generated; they are prefilled with the prompt, and sampling goes on."""
+
+
+def build_stages(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    cuts: Sequence[int] = (),
+    *,
+    kv_capacity_tokens: int = 4096,
+    options: ComputeOptions | None = None,
+) -> list[StageCompute]:
+    """The whole decoder as stages, cut before each layer of `cuts`; takes what it needs from all tensors."""
+    bounds = [0, *cuts, config.text.num_layers]
+    stages = []
+    for start, stop in pairwise(bounds):
+        own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
+        blocks = BlockRange(start=start, stop=stop)
+        stage = load_stage(config, blocks, own, kv_capacity_tokens=kv_capacity_tokens, options=options)
+        stages.append(stage)
+    return stages
+
+
+def deliver_rows(stages: Sequence[StageCompute], session: str, attempt: int, rows: EncodedRows) -> None:
+    """Hands every stage the visual rows that its layers need."""
+    for stage in stages:
+        needs = stage.row_needs
+        if needs and isinstance(stage.rows, RowBuffer):
+            embeds = rows.embeds if needs.embeds else None
+            levels = {level: rows.levels[level] for level in needs.levels}
+            stage.rows.put(session, attempt, 0, VisualRows(embeds, levels))
+
+
+def window_spans(groups: Sequence[VisualGroup], start: int, count: int) -> tuple[VisualSpan, ...]:
+    """The parts of visual groups that lie in tokens `[start, start + count)`, as spans of that segment."""
+    spans = []
+    for group in groups:
+        first, stop = max(group.start, start), min(group.start + group.count, start + count)
+        if first < stop:
+            spans.append(VisualSpan(offset=first - start, count=stop - first, row=group.row + first - group.start))
+    return tuple(spans)
+
+
+def run_stages(
+    stages: Sequence[StageCompute], segments: Sequence[Segment], token_ids: Tensor, positions: Tensor
+) -> StageOutput:
+    """One microbatch through all stages; raises the first failure of any session."""
+    batch = Microbatch(tuple(segments), positions=positions, token_ids=token_ids)
+    for stage in stages:
+        output = stage.run(batch)
+        for _, error in output.failures:
+            raise error
+        batch = Microbatch(output.segments, positions=output.positions, hidden=output.hidden)
+    return output
+
+
+class InProcess:
+    """A pipeline without a broker, for requests that are computed together."""
+
+    def __init__(self, stages: Sequence[StageCompute]) -> None:
+        self.stages = tuple(stages)
+
+    def generate(self, requests: Sequence[Request], *, chunk_tokens: int | None = None) -> list[list[SampledToken]]:
+        """Generates for all requests: prompts in chunks, then one decode step for all at a time.
+
+        Returns the sampled tokens of each request, in its order; an end-of-sequence token is the last one.
+        """
+        for request in requests:
+            self._open(request)
+        try:
+            return self._run(requests, chunk_tokens)
+        finally:
+            for request in requests:
+                for stage in self.stages:
+                    stage.close(request.session, request.attempt)
+
+    def _open(self, request: Request) -> None:
+        tokens = request.token_ids + request.generated
+        opening = SessionOpen(
+            session=request.session,
+            attempt=request.attempt,
+            num_kv_tokens=len(request.token_ids) + request.max_tokens,
+            num_prompt_tokens=len(request.token_ids),
+            sampling=request.sampling,
+            num_history_tokens=len(tokens) if request.sampling.needs_history else 0,
+        )
+        for stage in self.stages:
+            stage.open(opening, tokens if request.sampling.needs_history else ())
+        if request.rows is not None:
+            deliver_rows(self.stages, request.session, request.attempt, request.rows)
+
+    def _run(self, requests: Sequence[Request], chunk_tokens: int | None) -> list[list[SampledToken]]:
+        plans = [plan_positions(len(request.token_ids), request.groups) for request in requests]
+        sampled = [
+            self._prefill(request, plan.positions, plan.delta, chunk_tokens)
+            for request, plan in zip(requests, plans, strict=True)
+        ]
+        while live := [i for i, request in enumerate(requests) if not _is_finished(request, sampled[i])]:
+            self._step(live, requests, [plan.delta for plan in plans], sampled)
+        return sampled
+
+    def _prefill(
+        self, request: Request, prompt_positions: Tensor, delta: int, chunk_tokens: int | None
+    ) -> list[SampledToken]:
+        tokens = request.token_ids + request.generated
+        tail = decode_positions(len(request.token_ids), len(request.generated), delta)
+        positions = torch.cat((prompt_positions, tail), dim=1)
+        for start, count in _chunks(len(tokens), chunk_tokens or len(tokens)):
+            segment = Segment(
+                session=request.session,
+                attempt=request.attempt,
+                start=start,
+                count=count,
+                wants_token=start + count == len(tokens),
+                visual=window_spans(request.groups, start, count),
+            )
+            chunk = torch.tensor(tokens[start : start + count], dtype=torch.int32)
+            output = run_stages(self.stages, [segment], chunk, positions[:, start : start + count])
+        return list(output.tokens)
+
+    def _step(
+        self,
+        live: Sequence[int],
+        requests: Sequence[Request],
+        deltas: Sequence[int],
+        sampled: Sequence[list[SampledToken]],
+    ) -> None:
+        segments, ids, positions = [], [], []
+        for i in live:
+            last = sampled[i][-1]
+            segments.append(
+                Segment(
+                    session=requests[i].session,
+                    attempt=requests[i].attempt,
+                    start=last.position,
+                    count=1,
+                    wants_token=True,
+                )
+            )
+            ids.append(last.token_id)
+            positions.append(decode_positions(last.position, 1, deltas[i]))
+        output = run_stages(self.stages, segments, torch.tensor(ids, dtype=torch.int32), torch.cat(positions, dim=1))
+        for i, token in zip(live, output.tokens, strict=True):
+            sampled[i].append(token)
+
+
+def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, total, size):
+        yield start, min(size, total - start)
+
+
+def _is_finished(request: Request, sampled: Sequence[SampledToken]) -> bool:
+    ended = sampled[-1].token_id in request.eos_token_ids
+    return ended or len(request.generated) + len(sampled) >= request.max_tokens

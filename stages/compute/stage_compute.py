@@ -1,0 +1,197 @@
+"""The computation of one stage: its sessions, its KV, its blocks, and at the last stage the sampler.
+
+There is one path. A microbatch is a list of segments `(session, start, count)`; a prefill chunk has many tokens, a
+decode step has one, and both may come together. Tokens are packed without padding:
+
+    token_ids or hidden ─► admission ─► [embed, visual rows] ─► blocks start … stop-1 ─► hidden, or at the last stage:
+                               │                                   │ after layer j: DeepStack   head, sampler ─► tokens
+                               └ repeats, failures                 └ keys and values into this stage's own cache
+
+Everything here is synchronous and knows neither broker nor clock. One thread calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import ComputeError, PipelineError, StaleAttemptError
+from broker_pipeline.messages import BlockRange, SampledToken, Segment, SessionOpen
+from stages.compute.admission import Admitter, check_tensors
+from stages.compute.decoder import Decoder
+from stages.compute.kv_cache import KVCache
+from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, StageOutput, key_of
+from stages.compute.sampler import Choice, SessionSampler, sample
+from stages.compute.visual_injection import RowNeeds, gather_injection
+from stages.qwen3_vl.config import ModelConfig
+
+
+class StageCompute:
+    """Decoder layers `blocks` of one model, with the sessions that are open on them."""
+
+    def __init__(
+        self, config: ModelConfig, blocks: BlockRange, decoder: Decoder, *, kv: KVCache, rows: RowSource
+    ) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.decoder = decoder
+        self.kv = kv
+        self.rows = rows
+        self._admitter = Admitter(config.text, self.row_needs, kv, rows)
+        self._attempts: dict[str, int] = {}
+        self._samplers: dict[SessionKey, SessionSampler] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stage computes."""
+        return self.decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights, hidden states and KV."""
+        return self.decoder.dtype
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this stage embeds tokens."""
+        return self.blocks.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this stage samples."""
+        return self.blocks.stop == self.config.text.num_layers
+
+    @property
+    def row_needs(self) -> RowNeeds:
+        """Which visual rows must be delivered here."""
+        levels = range(self.config.vision.num_deepstack_levels)
+        owned = tuple(level for level in levels if self.blocks.start <= level < self.blocks.stop)
+        return RowNeeds(self.is_first, owned)
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def open(self, opening: SessionOpen, history: Sequence[int] = ()) -> None:
+        """Reserves KV for a session; at the last stage also keeps how to sample it.
+
+        `history` holds the token ids so far (prompt first), for settings that need it. A repeated opening changes
+        nothing; a newer attempt closes the older one.
+
+        Raises:
+            StaleAttemptError: a newer attempt of the session is open here.
+            KVCapacityError: there is no room.
+        """
+        current = self._attempts.get(opening.session, 0)
+        if current == opening.attempt:
+            return
+        if current > opening.attempt:
+            raise StaleAttemptError(f"attempt {current} of session {opening.session} is open here", field="attempt")
+        if current:
+            self.close(opening.session, current)
+        key = (opening.session, opening.attempt)
+        self.kv.reserve(key, opening.num_kv_tokens)
+        self._attempts[opening.session] = opening.attempt
+        if self.is_last:
+            self._samplers[key] = SessionSampler.opened(opening.sampling, history, opening.num_prompt_tokens)
+
+    def close(self, session: str, attempt: int) -> None:
+        """Frees what the session holds here; closing an unknown session or an older attempt changes nothing."""
+        self.rows.discard(session, attempt)
+        current = self._attempts.get(session)
+        if current is None or current > attempt:
+            return
+        del self._attempts[session]
+        self.kv.release((session, current))
+        self._samplers.pop((session, current), None)
+
+    def close_all(self) -> None:
+        """Frees every session, as when a new epoch begins."""
+        for session, attempt in list(self._attempts.items()):
+            self.close(session, attempt)
+
+    def open_sessions(self) -> dict[str, int]:
+        """The attempt of each session that is open here."""
+        return dict(self._attempts)
+
+    # --- microbatches ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, batch: Microbatch) -> StageOutput:
+        """Computes a microbatch; see `StageOutput` for what comes back.
+
+        Raises:
+            TensorMismatchError: a tensor does not fit the segments or the model; nothing was computed.
+            ComputeError: the computation failed, by lack of memory say; no session has advanced.
+        """
+        hidden_size = self.config.text.hidden_size
+        check_tensors(batch, hidden_size=hidden_size, dtype=self.dtype, is_first=self.is_first)
+        admission = self._admitter.admit(batch)
+        batch = admission.batch
+        try:
+            hidden, logits = self._compute(batch, admission.rows)
+        except RuntimeError as error:  # torch's errors, out of memory among them
+            raise ComputeError(f"the computation of {batch.num_tokens} tokens failed: {error}") from error
+        self._advance(batch.segments, admission.rows)
+        tokens, unsampled = self._sample(batch.segments, logits)
+        return StageOutput(
+            segments=batch.segments,
+            positions=batch.positions,
+            hidden=None if self.is_last else hidden,
+            tokens=tuple(tokens),
+            repeats=admission.repeats,
+            failures=(*admission.failures, *unsampled),
+        )
+
+    def _compute(self, batch: Microbatch, rows: Mapping[SessionKey, Rows]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states, and at the last stage the logits of every segment that wants a token."""
+        injection = gather_injection(batch.segments, self.row_needs, rows, self.device)
+        hidden = self.decoder.forward(batch, injection)
+        wanted = _last_rows(batch.segments)
+        return hidden, self.decoder.logits(hidden, wanted) if self.is_last and wanted else None
+
+    def _advance(self, segments: Sequence[Segment], rows: Mapping[SessionKey, Rows]) -> None:
+        for segment in segments:
+            key = key_of(segment)
+            self.kv.advance(key, segment.start, segment.count)
+            last_row = max((span.row + span.count for span in segment.visual), default=0)
+            if key in rows and last_row >= rows[key].num_rows:
+                self.rows.discard(*key)
+
+    def _sample(
+        self, segments: Sequence[Segment], logits: Tensor | None
+    ) -> tuple[list[SampledToken], list[tuple[Segment, PipelineError]]]:
+        tokens: list[SampledToken] = []
+        failures: list[tuple[Segment, PipelineError]] = []
+        if logits is None:
+            return tokens, failures
+        wanting = [segment for segment in segments if segment.wants_token]
+        samplers = [self._samplers[key_of(segment)] for segment in wanting]
+        positions = [segment.start + segment.count for segment in wanting]
+        for segment, outcome in zip(wanting, sample(logits, samplers, positions), strict=True):
+            if isinstance(outcome, Choice):
+                tokens.append(_sampled(segment, outcome))
+            else:
+                failures.append((segment, outcome))
+        return tokens, failures
+
+
+def _last_rows(segments: Sequence[Segment]) -> list[int]:
+    """The packed row of the last token of every segment that wants a token."""
+    rows, stop = [], 0
+    for segment in segments:
+        stop += segment.count
+        if segment.wants_token:
+            rows.append(stop - 1)
+    return rows
+
+
+def _sampled(segment: Segment, choice: Choice) -> SampledToken:
+    return SampledToken(
+        session=segment.session,
+        attempt=segment.attempt,
+        position=segment.start + segment.count,
+        token_id=choice.token_id,
+        logprob=choice.logprob,
+        top=choice.top,
+    )

@@ -1,0 +1,73 @@
+"""A picture or video on its way to the tower: decoded and resized, still one byte per colour.
+
+Patch rows are fp32 and hold every frame of a picture twice, so they take eight times as much memory; they are made
+just before they are encoded (`to_patches`), while these frames wait for the rest of their prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import ImageShapeError
+from stages.prompt.images import ImageLimits, decode_image
+from stages.prompt.preprocess import Patches, PixelBudget, cut_patches, fit_size, fit_video_size, resize
+from stages.qwen3_vl.config import VisionConfig
+from stages.qwen3_vl.patches import PatchGrid
+
+
+@dataclass(frozen=True, slots=True)
+class VisualFrames:
+    """Frames uint8 `[frames, 3, height, width]` of one picture (one frame) or video."""
+
+    frames: Tensor
+    vision: VisionConfig
+
+    @property
+    def grid(self) -> PatchGrid:
+        """The grid of the patches that will be cut."""
+        num_frames, _, height, width = self.frames.shape
+        groups = -(-num_frames // self.vision.temporal_patch_size)
+        return PatchGrid(groups, height // self.vision.patch_size, width // self.vision.patch_size)
+
+    def to_patches(self) -> Patches:
+        """Cut patch rows; the last frame is repeated to fill its temporal patch."""
+        missing = -self.frames.shape[0] % self.vision.temporal_patch_size
+        return cut_patches(torch.cat((self.frames, self.frames[-1:].expand(missing, -1, -1, -1))), self.vision)
+
+
+def image_frames(content: bytes, limits: ImageLimits, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
+    """Decode and resize a picture.
+
+    Raises:
+        MediaError: one of its kinds, saying why the bytes cannot be used.
+    """
+    pixels = decode_image(content, limits)
+    size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
+    return VisualFrames(resize(pixels[None], size), vision)
+
+
+def video_frames(
+    contents: Sequence[bytes], limits: ImageLimits, vision: VisionConfig, budget: PixelBudget
+) -> VisualFrames:
+    """Decode and resize a video given as its frames; each is resized before the next is decoded.
+
+    Raises:
+        MediaError: a frame cannot be used, or they differ in size.
+    """
+    resized: list[Tensor] = []
+    first: tuple[int, ...] | None = None
+    for index, content in enumerate(contents):
+        pixels = decode_image(content, limits)
+        shape = tuple(pixels.shape)
+        if first is not None and shape != first:
+            raise ImageShapeError(
+                f"frame {index} has {shape[2]} x {shape[1]} pixels, frame 0 has {first[2]} x {first[1]}"
+            )
+        first = shape
+        size = fit_video_size(len(contents), shape[1], shape[2], vision.pixel_factor, budget)
+        resized.append(resize(pixels[None], size))
+    return VisualFrames(torch.cat(resized), vision)

@@ -1,0 +1,1 @@
+"""The stage worker: envelopes in, envelopes or results out."""

@@ -1,0 +1,67 @@
+"""The command `broker-pipeline stage`."""
+
+from typing import Any
+
+import click
+
+from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.service import ServiceContext, run_and_exit
+from stages.worker.command_options import compute_options
+from stages.worker.settings import StageSettings
+
+
+@click.command("stage")
+@compute_options
+@option(
+    "--blocks",
+    required=True,
+    help="Decoder layers START:STOP that this worker owns, such as 0:12, or 12: for the rest.",
+)
+@option("--name", default=None, help="Name of this worker, unique in its pipeline.  [default: stage-START-STOP]")
+@option(
+    "--kv-tokens",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Tokens of keys and values to hold, over all sessions.  [default: what fits]",
+)
+@option(
+    "--kv-share",
+    default=None,
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Part of the memory left beside the weights to use for them; less where workers share a device.  "
+    "[default: 0.8 of a GPU, 0.25 of a host]",
+)
+@option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option("--max-envelopes", default=64, type=click.IntRange(min=1), help="Microbatches that may wait here.")
+@option(
+    "--row-buffer-bytes",
+    default=2 * 2**30,
+    type=click.IntRange(min=1),
+    help="Bytes of visual rows that may wait for their prefill.",
+)
+@option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
+@common_options
+def command(**options: Any) -> None:
+    """Serve a range of the model's decoder layers.
+
+    Stages find each other through NATS and Redis: none is told its neighbours. Start as many as it takes to cover all
+    layers; with several for one range, both serve and the loss of one fails nothing. Only the files of its own layers
+    need to be on this host.
+
+    \b
+    A model of 36 layers on three hosts:
+      host-a$ broker-pipeline stage --model ARTIFACTS --blocks 0:12  --nats-url nats://broker --redis-url redis://broker
+      host-b$ broker-pipeline stage --model ARTIFACTS --blocks 12:24 --nats-url nats://broker --redis-url redis://broker
+      host-c$ broker-pipeline stage --model ARTIFACTS --blocks 24:   --nats-url nats://broker --redis-url redis://broker
+
+    SIGTERM drains: no new sessions come, those that are here may end within --drain-s seconds.
+    """
+    common, rest = split_common(options)
+    settings = parse_settings(StageSettings, rest)
+
+    async def main(context: ServiceContext) -> None:
+        from stages.stage.service import serve_stage  # noqa: PLC0415 - torch takes seconds; --help must not wait
+
+        await serve_stage(context, settings)
+
+    run_and_exit("stage", main, common)

@@ -1,0 +1,76 @@
+"""Visual rows as they arrive at a stage: checked, kept, acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+import torch
+
+from broker_pipeline.errors import PipelineError, TensorMismatchError, TransportError
+from broker_pipeline.messages import RowDelivery, RowReceipt
+from broker_pipeline.wire.transport import Received
+from broker_pipeline.wire.wire_tensor import WireTensor
+from stages.compute.visual_injection import RowNeeds
+from stages.stage.envelope_checks import StageFacts, check_origin
+from stages.stage.epoch_fence import EpochFence
+from stages.stage.row_buffer import RowBuffer, VisualRows
+from stages.worker.tensors import from_wire
+
+log = structlog.get_logger()
+
+EMBEDS = "embeds"
+MAX_LEVELS = 16
+
+
+def level_name(level: int) -> str:
+    """Return the name under which the rows of a DeepStack level travel."""
+    return f"deepstack.{level}"
+
+
+def read_rows(tensors: Mapping[str, WireTensor], needs: RowNeeds, hidden_size: int, dtype: torch.dtype) -> VisualRows:
+    """Return a delivery's rows.
+
+    Raises:
+        TensorMismatchError: what came is not exactly what this stage needs, or has the wrong dtype or shape.
+    """
+    wanted = {level_name(level) for level in needs.levels} | ({EMBEDS} if needs.embeds else set())
+    if set(tensors) != wanted:
+        raise TensorMismatchError(f"rows {sorted(tensors)} came; this stage needs {sorted(wanted)}", field="tensors")
+    read = {name: from_wire(name, wire, dtype=dtype, shape=(None, hidden_size)) for name, wire in tensors.items()}
+    return VisualRows(read.get(EMBEDS), {level: read[level_name(level)] for level in needs.levels})
+
+
+class RowIntake:
+    """Answers row deliveries of one stage."""
+
+    def __init__(self, facts: StageFacts, needs: RowNeeds, rows: RowBuffer, fence: EpochFence) -> None:
+        self._facts = facts
+        self._needs = needs
+        self._rows = rows
+        self._fence = fence
+
+    async def serve(self, messages: AsyncIterator[Received[RowDelivery]]) -> None:
+        """Keep what comes, and say so or why not in a receipt, until cancelled."""
+        async for message in messages:
+            receipt = self._take(message)
+            try:
+                await message.respond(receipt)
+            except TransportError as error:
+                log.warning("receipt_lost", session=receipt.session, reason=error.message)
+
+    def _take(self, message: Received[RowDelivery]) -> RowReceipt:
+        delivery = message.body
+        try:
+            self.accept(delivery, message.tensors)
+        except PipelineError as error:
+            log.warning("rows_refused", session=delivery.session, attempt=delivery.attempt, code=error.code)
+            return RowReceipt(session=delivery.session, attempt=delivery.attempt, failure=error.to_failure())
+        return RowReceipt(session=delivery.session, attempt=delivery.attempt)
+
+    def accept(self, delivery: RowDelivery, tensors: Mapping[str, WireTensor]) -> None:
+        """Check one delivery and keep its rows; raises a PipelineError that says why it is refused."""
+        check_origin(delivery.version, delivery.pipeline, delivery.fingerprint, self._facts)
+        self._fence.admit(delivery.epoch)
+        rows = read_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype)
+        self._rows.put(delivery.session, delivery.attempt, delivery.epoch, rows)

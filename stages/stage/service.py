@@ -1,0 +1,141 @@
+"""The stage service: loads its blocks, then serves them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+
+from broker_pipeline import subjects
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.messages import WorkerRecord
+from broker_pipeline.service import ServiceContext
+from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
+from broker_pipeline.wire.transport import Transport
+from stages.artifact import Artifact
+from stages.compute.device import choose_device, choose_dtype, dtype_name
+from stages.compute.kv_capacity import default_kv_tokens, kv_token_bytes
+from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
+from stages.compute.stage_compute import StageCompute
+from stages.stage.block_range import parse_block_range
+from stages.stage.engine import StageEngine
+from stages.stage.envelope_checks import StageFacts
+from stages.stage.epoch_fence import EpochFence
+from stages.stage.row_buffer import RowBuffer
+from stages.stage.row_intake import RowIntake
+from stages.stage.worker import StageLimits, StageWorker
+from stages.worker.compute_thread import ComputeThread
+from stages.worker.presence import Presence, new_record
+from stages.worker.service import close_thread, serve_worker, unless_stopped
+from stages.worker.settings import StageSettings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A stage with its weights and KV in place."""
+
+    compute: StageCompute
+    rows: RowBuffer
+    record: WorkerRecord
+
+
+async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
+    """Run one stage worker until the service is stopped."""
+    common = context.settings
+    thread = ComputeThread()
+    try:
+        async with (
+            Transport.open(
+                common.nats_url, name=f"stage {settings.name or settings.blocks}", max_message_bytes=MAX_PAYLOAD_BYTES
+            ) as transport,
+            open_redis(common.redis_url) as redis,
+        ):
+            loaded = await unless_stopped(context, thread.run(load, settings, common))
+            if loaded is not None:
+                worker, presence = _assemble(loaded[0], settings, transport, thread)
+                registry = WorkerRegistry(redis, common.namespace, common.pipeline)
+                await serve_worker(context, transport, registry, presence, worker)
+    finally:
+        close_thread(thread)
+
+
+def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
+    """Open the artifact and load this stage's part of it; runs on the compute thread.
+
+    Raises:
+        ConfigurationError: blocks, device, dtype or KV room are not possible.
+        ArtifactError: the artifact, or a file of these blocks, is missing or wrong.
+    """
+    started = time.monotonic()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    artifact = Artifact.open(Path(settings.model))
+    config = artifact.config
+    blocks = parse_block_range(settings.blocks, config.text.num_layers)
+    device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
+    names = stage_tensor_names(config, blocks.start, blocks.stop)
+    tensors = artifact.load(names, device, dtype)
+    token_bytes = kv_token_bytes(config.text, len(blocks), dtype)
+    kv_tokens = settings.kv_tokens or default_kv_tokens(token_bytes, device, settings.kv_share)
+    rows = RowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
+    options = ComputeOptions(str(device), dtype_name(dtype), settings.attention)
+    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=kv_tokens, options=options, rows=rows)
+    record = new_record(
+        "stage",
+        settings.name or f"stage-{blocks.start}-{blocks.stop}",
+        common,
+        fingerprint=artifact.fingerprint,
+        device=str(device),
+        dtype=dtype_name(dtype),
+    )
+    record = msgspec.structs.replace(
+        record,
+        blocks=blocks,
+        num_layers=config.text.num_layers,
+        kv_capacity_tokens=kv_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+    )
+    log.info(
+        "stage_loaded",
+        worker=record.worker,
+        blocks=f"{blocks.start}:{blocks.stop}",
+        num_weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        kv_tokens=kv_tokens,
+        device=str(device),
+        load_s=round(time.monotonic() - started, 3),
+    )
+    return LoadedStage(compute, rows, record)
+
+
+def _assemble(
+    loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread
+) -> tuple[StageWorker, Presence]:
+    compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
+    facts = _facts(compute, loaded.record)
+    engine = StageEngine(compute, facts, fence, loaded.rows)
+    intake = RowIntake(facts, compute.row_needs, loaded.rows, fence)
+    limits = StageLimits(max_envelopes=settings.max_envelopes)
+    return StageWorker(transport, engine, thread, intake, fence, presence, limits), presence
+
+
+def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:
+    return StageFacts(
+        worker=record.worker,
+        pipeline=record.pipeline,
+        fingerprint=record.fingerprint,
+        subject=subjects.work(record.subject),
+        is_first=compute.is_first,
+        is_last=compute.is_last,
+        hidden_size=compute.config.text.hidden_size,
+        vocab_size=compute.config.text.vocab_size,
+        dtype=compute.dtype,
+        max_batch_tokens=record.max_batch_tokens,
+    )

@@ -1,0 +1,207 @@
+"""A stage as messages see it: envelopes in, envelopes or results out; rows and hellos answered.
+
+work ──► check ──► inbox (bounded) ──► compute thread ──► outbox (bounded) ──► next stage or conductor
+          │                                  ▲
+rows ─────┼────► row buffer (bounded) ───────┘       loops of their own: while one microbatch is computed the next
+control ──┴────► hello                               is received and checked, and the last one's output is sent
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import ComputeError, PipelineError, SlowConsumerError, TransportError, WorkerBusyError
+from broker_pipeline.messages import Envelope, Heartbeat, Hello, RowDelivery
+from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
+from broker_pipeline.wire.transport import Received, Transport
+from stages.stage.engine import Answer, Forward, StageEngine, StageWork, refusal
+from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
+from stages.stage.epoch_fence import EpochFence
+from stages.stage.row_intake import RowIntake
+from stages.worker.compute_thread import ComputeThread
+from stages.worker.presence import Presence, answer_hellos, log_drop
+
+log = structlog.get_logger()
+
+_OUTBOX_SIZE = 2
+_IDLE_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StageLimits:
+    """What may wait at a stage: checked envelopes by number and bytes, messages not yet read by bytes.
+
+    One session's rows are one message, and those of a large picture are hundreds of megabytes.
+    """
+
+    max_envelopes: int = 64
+    max_envelope_bytes: int = 512 * 2**20
+    max_pending_bytes: int = 512 * 2**20
+    max_pending_row_bytes: int = MAX_PAYLOAD_BYTES + 2**20
+
+
+class StageWorker:
+    """Serves one stage until cancelled."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        engine: StageEngine,
+        thread: ComputeThread,
+        intake: RowIntake,
+        fence: EpochFence,
+        presence: Presence,
+        limits: StageLimits | None = None,
+    ) -> None:
+        self._transport = transport
+        self._engine = engine
+        self._facts = engine.facts
+        self._thread = thread
+        self._intake = intake
+        self._fence = fence
+        self._presence = presence
+        self._limits = limits or StageLimits()
+        self._inbox: asyncio.Queue[tuple[StageWork, int]] = asyncio.Queue(self._limits.max_envelopes)
+        self._inbox_bytes = 0
+        self._outbox: asyncio.Queue[tuple[StageWork, asyncio.Future[Forward | Answer | None]]] = asyncio.Queue(
+            _OUTBOX_SIZE
+        )
+        self._dropped: asyncio.Queue[tuple[Envelope, SlowConsumerError]] = asyncio.Queue(self._limits.max_envelopes)
+        self._num_unsent = 0
+
+    async def serve(self, subscribed: asyncio.Event) -> None:
+        """Answer messages until cancelled; sets `subscribed` once none can be missed any more.
+
+        Raises (in a group):
+            TransportError: the broker connection is gone for good.
+            ComputeError: the device is lost; only a new process can use it again.
+        """
+        root, limits = self._presence.record().subject, self._limits
+        subscribe = self._transport.subscribe
+        async with (
+            subscribe(
+                subjects.work(root), Envelope, max_pending_bytes=limits.max_pending_bytes, on_dropped=self._on_dropped
+            ) as envelopes,
+            subscribe(
+                subjects.rows(root), RowDelivery, max_pending_bytes=limits.max_pending_row_bytes, on_dropped=log_drop
+            ) as rows,
+            subscribe(subjects.control(root), Hello, on_dropped=log_drop) as hellos,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(self._receive(envelopes), name="receive")
+            tasks.create_task(self._compute(), name="compute")
+            tasks.create_task(self._send(), name="send")
+            tasks.create_task(self._answer_drops(), name="drops")
+            tasks.create_task(self._intake.serve(rows), name="rows")
+            tasks.create_task(answer_hellos(hellos, self._presence, self._fence, self._follow_epoch), name="hellos")
+            subscribed.set()
+
+    async def wait_idle(self) -> None:
+        """Return when no session is open and no envelope is on its way through."""
+        while self._engine.num_sessions or self._num_unsent:  # noqa: ASYNC110 - sessions end on another thread
+            await asyncio.sleep(_IDLE_POLL_S)
+
+    def heartbeat(self) -> Heartbeat:
+        """Return how this stage is doing."""
+        record = self._presence.record()
+        return Heartbeat(
+            worker=record.worker,
+            instance=record.instance,
+            role="stage",
+            state=record.state,
+            num_sessions=self._engine.num_sessions,
+            kv_used_tokens=self._engine.kv_used_tokens,
+            num_microbatches=self._engine.num_microbatches,
+            num_tokens=self._engine.num_tokens,
+            busy_s=self._thread.busy_s,
+        )
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    async def _receive(self, messages: AsyncIterator[Received[Envelope]]) -> None:
+        async for message in messages:
+            try:
+                self._accept(message)
+            except PipelineError as error:
+                await self._refuse(message.body, error)
+            await asyncio.sleep(0)  # in a burst, lets `_compute` empty the inbox between two messages
+
+    def _accept(self, message: Received[Envelope]) -> None:
+        """Check an envelope and put it into the inbox."""
+        received_at = time.monotonic()
+        envelope = message.body
+        check_origin(envelope.version, envelope.pipeline, envelope.fingerprint, self._facts)
+        self._fence.admit(envelope.epoch)
+        check_envelope(envelope, self._facts)
+        tensors = read_tensors(envelope, message.tensors, self._facts)
+        self._require_room(message.num_bytes)
+        self._inbox_bytes += message.num_bytes
+        self._num_unsent += 1
+        self._inbox.put_nowait((StageWork(envelope, tensors, received_at), message.num_bytes))
+
+    def _require_room(self, num_bytes: int) -> None:
+        if self._inbox.full() or self._inbox_bytes + num_bytes > self._limits.max_envelope_bytes:
+            raise WorkerBusyError(
+                f"{self._facts.worker} has {self._inbox.qsize()} microbatches of {self._inbox_bytes} bytes waiting, "
+                f"and keeps up to {self._limits.max_envelopes} of {self._limits.max_envelope_bytes} bytes"
+            )
+
+    def _on_dropped(self, error: SlowConsumerError, envelope: Envelope | None) -> None:
+        """An envelope found no room even before it was read; where its metadata is known, it is answered."""
+        log.error("envelope_dropped", reason=error.message, is_answered=envelope is not None)
+        if envelope is not None and not self._dropped.full():
+            self._dropped.put_nowait((envelope, error))
+
+    async def _answer_drops(self) -> None:
+        while True:
+            await self._refuse(*await self._dropped.get())
+
+    async def _follow_epoch(self) -> None:
+        await self._thread.run(self._engine.follow_epoch)
+
+    # --- through ------------------------------------------------------------------------------------------------------
+
+    async def _compute(self) -> None:
+        """Give the thread its next microbatch before it has finished the last, so that it never waits for the loop."""
+        while True:
+            work, num_bytes = await self._inbox.get()
+            outcome = self._thread.submit(self._engine.step, work)
+            await self._outbox.put((work, outcome))
+            self._inbox_bytes -= num_bytes
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        while True:
+            work, pending = await self._outbox.get()
+            outcome = await pending
+            if isinstance(outcome, Forward):
+                await self._forward(work.envelope, outcome)
+            elif isinstance(outcome, Answer):
+                await self._answer(outcome)
+            self._num_unsent -= 1
+            if self._engine.is_device_lost:
+                raise ComputeError("the device no longer computes; start this worker again")
+
+    async def _forward(self, envelope: Envelope, onward: Forward) -> None:
+        try:
+            await self._transport.publish(onward.envelope.route[0], onward.envelope, onward.tensors)
+        except PipelineError as error:
+            await self._refuse(envelope, error)
+
+    async def _refuse(self, envelope: Envelope, error: PipelineError) -> None:
+        log.warning("microbatch_refused", microbatch=envelope.microbatch, code=error.code, reason=error.message)
+        await self._answer(refusal(envelope, self._facts, error))
+
+    async def _answer(self, answer: Answer) -> None:
+        """Send a result. With the broker away it is lost, like all else in flight; the conductor allows for that."""
+        try:
+            await self._transport.publish(answer.subject, answer.result)
+        except TransportError as error:
+            log.warning("result_lost", microbatch=answer.result.microbatch, reason=error.message)

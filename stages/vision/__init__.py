@@ -1,0 +1,1 @@
+"""The vision worker: conversations in, tokens, positions and visual rows out."""

@@ -1,0 +1,138 @@
+"""Turns a conversation into tokens, positions and visual rows: what one `PrepareRequest` asks for.
+
+look at every picture ─► lay out the prompt ─► does it fit? ─► encode ─► rows to their stages ─► answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import MediaError, PipelineError, PromptTooLongError
+from broker_pipeline.messages import ImagePart, PrepareRequest, TextPart, VideoPart, VisualSpan
+from stages.prompt.chat import Prompt, PromptBuilder
+from stages.qwen3_vl.positions import PositionPlan, plan_positions
+from stages.vision.row_sender import RowSender, join_rows
+from stages.vision.visual_encoder import Look, VisualEncoder
+from stages.worker.together import together
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt as the conductor needs it; its rows are at their stages. Ids int32 `[n]`, positions `[3, n]`."""
+
+    token_ids: Tensor
+    positions: Tensor
+    position_delta: int
+    visual: tuple[VisualSpan, ...]
+    fetch_s: float
+    preprocess_s: float
+    compute_s: float
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """Visual tokens that the prompt may still take; spent as pictures are looked at, before all are in memory."""
+
+    limit: int
+    num_spent: int = field(default=0)
+
+    def spend(self, num_tokens: int) -> None:
+        self.num_spent += num_tokens
+        if self.num_spent > self.limit:
+            raise PromptTooLongError(
+                f"the pictures take more than the {self.limit} tokens that the prompt may have", field="messages"
+            )
+
+
+class SessionPreparer:
+    """Prepares sessions; any number at the same time."""
+
+    def __init__(
+        self, prompts: PromptBuilder, encoder: VisualEncoder, sender: RowSender, pool: Executor, merge: int
+    ) -> None:
+        """`merge` is the side, in patches, of the square that becomes one visual token."""
+        self._prompts = prompts
+        self._encoder = encoder
+        self._sender = sender
+        self._pool = pool
+        self._patches_per_token = merge**2
+
+    async def prepare(self, request: PrepareRequest, deadline: float) -> Prepared:
+        """Do all of it; `deadline` is in seconds of the monotonic clock.
+
+        Raises:
+            MediaError: a picture cannot be used; `field` says which.
+            PromptTooLongError: the prompt has more tokens than `request.max_prompt_tokens`.
+            InvalidRequestError: the model's chat template refuses the messages.
+            PipelineError: the tower failed, or a stage did not take its rows.
+        """
+        looks = await self._look_at_all(request)
+        prompt = await self._in_pool(lambda: self._prompts.build(request.messages, [look.visual for look in looks]))
+        self._require_fit(prompt, request.max_prompt_tokens)
+        started = time.monotonic()
+        if looks:
+            rows = join_rows(await together(self._encoder.encode(look) for look in looks))
+            computed = time.monotonic()
+            await self._sender.send(request, rows, deadline)
+        else:
+            computed = started
+        plan = plan_positions(len(prompt.token_ids), prompt.groups)
+        return _prepared(prompt, plan, looks, compute_s=computed - started)
+
+    async def _look_at_all(self, request: PrepareRequest) -> list[Look]:
+        allowance = _Allowance(request.max_prompt_tokens)
+        parts = [
+            (part, f"messages[{turn}].content[{place}]")
+            for turn, message in enumerate(request.messages)
+            for place, part in enumerate(message.content)
+            if not isinstance(part, TextPart)
+        ]
+        return await together(self._look(part, where, allowance) for part, where in parts)
+
+    async def _look(self, part: ImagePart | VideoPart, where: str, allowance: _Allowance) -> Look:
+        try:
+            look = await self._encoder.look(part)
+        except MediaError as error:
+            raise _located(error, where) from error
+        allowance.spend(look.visual.grid.num_patches // self._patches_per_token)
+        return look
+
+    @staticmethod
+    def _require_fit(prompt: Prompt, max_prompt_tokens: int) -> None:
+        num_tokens = len(prompt.token_ids)
+        if num_tokens > max_prompt_tokens:
+            raise PromptTooLongError(
+                f"the prompt has {num_tokens} tokens, {prompt.num_visual_tokens} of them visual; "
+                f"at most {max_prompt_tokens} fit with the output that is asked for",
+                field="messages",
+            )
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _located(error: MediaError, where: str) -> PipelineError:
+    """The same error, with the place of the picture in the request: several requests may share one look."""
+    return type(error)(error.message, field=where)
+
+
+def _prepared(prompt: Prompt, plan: PositionPlan, looks: Sequence[Look], *, compute_s: float) -> Prepared:
+    return Prepared(
+        token_ids=torch.tensor(prompt.token_ids, dtype=torch.int32),
+        positions=plan.positions,
+        position_delta=plan.delta,
+        visual=tuple(VisualSpan(offset=group.start, count=group.count, row=group.row) for group in prompt.groups),
+        fetch_s=max((look.fetch_s for look in looks), default=0.0),
+        preprocess_s=max((look.preprocess_s for look in looks), default=0.0),
+        compute_s=compute_s,
+    )

@@ -1,0 +1,149 @@
+"""Pictures and videos of prompts: fetched, looked at, encoded. Twice the same bytes are encoded once.
+
+look      media store ─► decode, resize (thread pool) ─► frames, grid      enough to lay out the prompt
+encode    frames ─► patches (thread pool) ─► tower (batched) ─► rows       only once the prompt is known to fit
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.messages import ImagePart, MediaRef, VideoPart
+from stages.prompt.chat import VisualInput, frame_timestamps
+from stages.prompt.images import ImageLimits
+from stages.prompt.preprocess import PixelBudget
+from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
+from stages.qwen3_vl.config import VisionConfig
+from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.vision import EncodedRows
+from stages.vision.cache import EncodedVisual, VisionCache
+from stages.vision.single_flight import SingleFlight
+from stages.vision.tower_batcher import TowerBatcher
+
+T = TypeVar("T")
+
+
+class MediaSource(Protocol):
+    """Where the bytes of media come from (see `broker_pipeline.storage.media`)."""
+
+    async def get(self, ref: MediaRef) -> bytes:
+        """Return the bytes, or raise MediaMissingError."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelRules:
+    """How this model wants its pictures. `video` is None where the artifact says nothing about videos."""
+
+    vision: VisionConfig
+    image: PixelBudget
+    video: PixelBudget | None
+    limits: ImageLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One picture or video as far as the prompt needs it, and its rows already or the frames to make them of."""
+
+    key: str
+    visual: VisualInput
+    content: EncodedRows | VisualFrames
+    fetch_s: float = 0.0
+    preprocess_s: float = 0.0
+
+
+class VisualEncoder:
+    """Everything between a media reference and visual rows."""
+
+    def __init__(
+        self,
+        media: MediaSource,
+        batcher: TowerBatcher,
+        cache: VisionCache,
+        rules: PixelRules,
+        pool: Executor,
+        max_pictures: int,
+    ) -> None:
+        """At most `max_pictures` are fetched and decoded, and as many encoded, at the same time."""
+        self._media = media
+        self._batcher = batcher
+        self._cache = cache
+        self._rules = rules
+        self._pool = pool
+        self._look_slots = asyncio.Semaphore(max_pictures)
+        self._encode_slots = asyncio.Semaphore(max_pictures)
+        self._looks: SingleFlight[Look] = SingleFlight()
+        self._encodings: SingleFlight[EncodedRows] = SingleFlight()
+
+    async def look(self, part: ImagePart | VideoPart) -> Look:
+        """Fetch and decode a picture or video, or recall its grid.
+
+        Raises:
+            MediaError: it is gone, or cannot be used; says why.
+        """
+        key = _key_of(part)
+        cached = self._cache.get(key)
+        if cached is not None:
+            return Look(key, _input_of(part, cached.grid, self._rules.vision), cached.rows)
+        return await self._looks.run(key, lambda: self._look(key, part))
+
+    async def encode(self, look: Look) -> EncodedRows:
+        """Return the rows of what was looked at.
+
+        Raises:
+            ComputeError: the tower failed on it.
+        """
+        content = look.content
+        if isinstance(content, EncodedRows):
+            return content
+        return await self._encodings.run(look.key, lambda: self._encode(look.key, content))
+
+    async def _look(self, key: str, part: ImagePart | VideoPart) -> Look:
+        async with self._look_slots:
+            started = time.monotonic()
+            refs = (part.media,) if isinstance(part, ImagePart) else part.frames
+            contents = [await self._media.get(ref) for ref in refs]
+            fetched = time.monotonic()
+            frames = await self._in_pool(lambda: self._decode(part, contents))
+        visual = _input_of(part, frames.grid, self._rules.vision)
+        return Look(key, visual, frames, fetched - started, time.monotonic() - fetched)
+
+    def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
+        rules = self._rules
+        if isinstance(part, ImagePart):
+            return image_frames(contents[0], rules.limits, rules.vision, rules.image)
+        if rules.video is None:
+            raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
+        return video_frames(contents, rules.limits, rules.vision, rules.video)
+
+    async def _encode(self, key: str, frames: VisualFrames) -> EncodedRows:
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached.rows
+        async with self._encode_slots:
+            patches = await self._in_pool(frames.to_patches)
+            rows = await self._batcher.encode(patches)
+        self._cache.put(key, EncodedVisual(patches.grid, rows))
+        return rows
+
+    def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _key_of(part: ImagePart | VideoPart) -> str:
+    """Name what the rows depend on: the bytes of a picture, or of all frames of a video in order."""
+    if isinstance(part, ImagePart):
+        return part.media.sha256
+    return "video-" + hashlib.sha256("".join(frame.sha256 for frame in part.frames).encode()).hexdigest()
+
+
+def _input_of(part: ImagePart | VideoPart, grid: PatchGrid, vision: VisionConfig) -> VisualInput:
+    if isinstance(part, ImagePart):
+        return VisualInput("image", grid)
+    return VisualInput("video", grid, frame_timestamps(len(part.frames), part.fps, vision.temporal_patch_size))

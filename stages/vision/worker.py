@@ -1,0 +1,190 @@
+"""A vision worker as messages see it: prepare requests in, prepared sessions out; hellos answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import DeadlineExceededError, Failure, PipelineError, TransportError, WorkerBusyError
+from broker_pipeline.messages import Heartbeat, Hello, PreparedSession, PrepareRequest
+from broker_pipeline.wire.transport import Received, Transport
+from stages.stage.envelope_checks import check_origin
+from stages.stage.epoch_fence import EpochFence
+from stages.vision.session_preparer import Prepared, SessionPreparer
+from stages.vision.tower_batcher import TowerBatcher
+from stages.worker.compute_thread import ComputeThread
+from stages.worker.presence import Presence, answer_hellos, log_drop
+from stages.worker.tensors import to_wire
+
+log = structlog.get_logger()
+
+_IDLE_POLL_S = 0.05
+_MAX_PENDING_BYTES = 64 * 2**20
+
+
+class VisionWorker:
+    """Serves prepare requests until cancelled, at most `max_requests` at the same time."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        preparer: SessionPreparer,
+        batcher: TowerBatcher,
+        thread: ComputeThread,
+        presence: Presence,
+        max_requests: int,
+    ) -> None:
+        self._transport = transport
+        self._preparer = preparer
+        self._batcher = batcher
+        self._thread = thread
+        self._presence = presence
+        self._max_requests = max_requests
+        self._fence = EpochFence()
+        self._num_running = 0
+
+    async def serve(self, subscribed: asyncio.Event) -> None:
+        """Answer messages until cancelled; sets `subscribed` once none can be missed any more.
+
+        Raises (in a group):
+            TransportError: the broker connection is gone for good.
+            ComputeError: the device is lost; only a new process can use it again.
+        """
+        root, subscribe = self._presence.record().subject, self._transport.subscribe
+        async with (
+            subscribe(
+                subjects.work(root), PrepareRequest, max_pending_bytes=_MAX_PENDING_BYTES, on_dropped=log_drop
+            ) as requests,
+            subscribe(subjects.control(root), Hello, on_dropped=log_drop) as hellos,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(self._receive(requests, tasks), name="receive")
+            tasks.create_task(self._batcher.serve(), name="tower")
+            tasks.create_task(answer_hellos(hellos, self._presence, self._fence, _nothing_to_drop), name="hellos")
+            subscribed.set()
+
+    async def wait_idle(self) -> None:
+        """Return when no request is being worked on."""
+        while self._num_running:  # noqa: ASYNC110 - polling while draining is simplest, and rare
+            await asyncio.sleep(_IDLE_POLL_S)
+
+    def heartbeat(self) -> Heartbeat:
+        """Return how this worker is doing: sessions in work, batches and visual rows encoded so far."""
+        record = self._presence.record()
+        return Heartbeat(
+            worker=record.worker,
+            instance=record.instance,
+            role="vision",
+            state=record.state,
+            num_sessions=self._num_running,
+            num_microbatches=self._batcher.num_batches,
+            num_tokens=self._batcher.num_rows,
+            busy_s=self._thread.busy_s,
+        )
+
+    async def _receive(self, messages: AsyncIterator[Received[PrepareRequest]], tasks: asyncio.TaskGroup) -> None:
+        async for message in messages:
+            try:
+                self._admit(message.body)
+            except PipelineError as error:
+                await self._respond(message, _failed(message.body, self._presence, error.to_failure()))
+                continue
+            self._num_running += 1
+            tasks.create_task(self._answer(message), name=f"prepare {message.body.session}")
+
+    def _admit(self, request: PrepareRequest) -> None:
+        record = self._presence.record()
+        check_origin(request.version, request.pipeline, request.fingerprint, record)
+        self._fence.admit(request.epoch)
+        if self._num_running >= self._max_requests:
+            raise WorkerBusyError(f"{record.worker} works on {self._num_running} requests, and takes no more at once")
+
+    async def _answer(self, message: Received[PrepareRequest]) -> None:
+        try:
+            prepared = await self._prepare(message.body)
+            if isinstance(prepared, Failure):
+                await self._respond(message, _failed(message.body, self._presence, prepared))
+            else:
+                await self._respond(message, _succeeded(message.body, self._presence, prepared), prepared)
+        finally:
+            self._num_running -= 1
+
+    async def _prepare(self, request: PrepareRequest) -> Prepared | Failure:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(request.budget_s):
+                prepared = await self._preparer.prepare(request, started + request.budget_s)
+        except TimeoutError:
+            error: PipelineError = DeadlineExceededError(f"not prepared within {request.budget_s:g} s")
+        except PipelineError as known:
+            error = known
+        except Exception as bug:
+            # A bug met by one request must not take down the others; it is answered, and logged whole.
+            log.exception("prepare_crashed", session=request.session, attempt=request.attempt)
+            error = PipelineError(f"preparing the session crashed: {bug!r}")
+        else:
+            self._log_prepared(request, prepared, time.monotonic() - started)
+            return prepared
+        log.warning(
+            "prepare_failed",
+            session=request.session,
+            attempt=request.attempt,
+            code=error.code,
+            reason=error.message,
+            field=error.field,
+        )
+        return error.to_failure()
+
+    @staticmethod
+    def _log_prepared(request: PrepareRequest, prepared: Prepared, total_s: float) -> None:
+        log.info(
+            "session_prepared",
+            session=request.session,
+            attempt=request.attempt,
+            num_tokens=prepared.token_ids.shape[0],
+            num_visual_tokens=sum(span.count for span in prepared.visual),
+            fetch_s=round(prepared.fetch_s, 4),
+            preprocess_s=round(prepared.preprocess_s, 4),
+            compute_s=round(prepared.compute_s, 4),
+            total_s=round(total_s, 4),
+        )
+
+    @staticmethod
+    async def _respond(
+        message: Received[PrepareRequest], answer: PreparedSession, prepared: Prepared | None = None
+    ) -> None:
+        tensors = None
+        if prepared is not None:
+            tensors = {"token_ids": to_wire(prepared.token_ids), "positions": to_wire(prepared.positions)}
+        try:
+            await message.respond(answer, tensors)
+        except TransportError as error:
+            log.warning("answer_lost", session=answer.session, attempt=answer.attempt, reason=error.message)
+
+
+def _failed(request: PrepareRequest, presence: Presence, failure: Failure) -> PreparedSession:
+    return PreparedSession(
+        session=request.session, attempt=request.attempt, worker=presence.record().worker, failure=failure
+    )
+
+
+def _succeeded(request: PrepareRequest, presence: Presence, prepared: Prepared) -> PreparedSession:
+    return PreparedSession(
+        session=request.session,
+        attempt=request.attempt,
+        worker=presence.record().worker,
+        num_tokens=prepared.token_ids.shape[0],
+        position_delta=prepared.position_delta,
+        visual=prepared.visual,
+        fetch_s=prepared.fetch_s,
+        preprocess_s=prepared.preprocess_s,
+        compute_s=prepared.compute_s,
+    )
+
+
+async def _nothing_to_drop() -> None:
+    """A vision worker holds no sessions: what an older conductor asked for harms nobody."""

@@ -1,0 +1,1 @@
+"""What both kinds of workers share: their life, their presence, their one compute thread."""

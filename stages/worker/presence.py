@@ -1,0 +1,110 @@
+"""How a worker shows itself to the rest of its pipeline: its record, its state, its answer to a hello."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker_pipeline import __version__, subjects
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import ContractError, PipelineError, SlowConsumerError, TransportError
+from broker_pipeline.identity import new_instance_id
+from broker_pipeline.messages import DrainReply, DrainRequest, Hello, HelloReply, Role, WorkerRecord
+from broker_pipeline.wire.transport import Received
+from stages.stage.epoch_fence import EpochFence
+
+log = structlog.get_logger()
+
+
+def new_record(
+    role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str
+) -> WorkerRecord:
+    """Return the record of a worker that starts now, under a new instance id; a stage adds what only stages have."""
+    instance = new_instance_id()
+    return WorkerRecord(
+        worker=name,
+        instance=instance,
+        role=role,
+        pipeline=settings.pipeline,
+        subject=subjects.worker_root(settings.namespace, settings.pipeline, name, instance),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=__version__,
+        fingerprint=fingerprint,
+        device=device,
+        dtype=dtype,
+        started_at=time.time(),
+    )
+
+
+class Presence:
+    """A worker's record, whose state turns from ready to draining once."""
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self._record = record
+
+    def record(self) -> WorkerRecord:
+        """Return the record as it is to be announced now."""
+        return self._record
+
+    def start_draining(self) -> None:
+        """Say from now on that no new session should come here."""
+        self._record = msgspec.structs.replace(self._record, state="draining")
+
+
+async def answer_hellos(
+    messages: AsyncIterator[Received[Hello]],
+    presence: Presence,
+    fence: EpochFence,
+    on_new_epoch: Callable[[], Awaitable[None]],
+) -> None:
+    """Answer each hello with the worker's record; a hello of a higher epoch fences off the older conductor."""
+    async for message in messages:
+        try:
+            if message.body.pipeline != presence.record().pipeline:
+                raise ContractError(f"this worker serves pipeline {presence.record().pipeline}", field="pipeline")
+            if fence.admit(message.body.epoch):
+                await on_new_epoch()
+            await message.respond(HelloReply(record=presence.record()))
+        except TransportError as error:
+            log.warning("hello_answer_lost", reason=error.message)
+        except PipelineError as error:
+            await refuse(message, error)
+
+
+async def answer_drains(
+    messages: AsyncIterator[Received[DrainRequest]], presence: Presence, drain: asyncio.Event
+) -> None:
+    """Answer each wish to drain with the worker's record, which says so from then on, and set `drain`."""
+    async for message in messages:
+        try:
+            if message.body.pipeline != presence.record().pipeline:
+                raise ContractError(f"this worker serves pipeline {presence.record().pipeline}", field="pipeline")
+            presence.start_draining()
+            drain.set()
+            await message.respond(DrainReply(record=presence.record()))
+        except TransportError as error:
+            log.warning("drain_answer_lost", reason=error.message)
+        except PipelineError as error:
+            await refuse(message, error)
+
+
+async def refuse(message: Received[Any], error: PipelineError) -> None:
+    """Answer a request with an error; an answer that cannot be sent is logged, the sender's deadline does the rest."""
+    log.warning("request_refused", subject=message.subject, code=error.code, reason=error.message)
+    try:
+        await message.refuse(error)
+    except TransportError as lost:
+        log.warning("refusal_lost", subject=message.subject, reason=lost.message)
+
+
+def log_drop(error: SlowConsumerError, _: object) -> None:
+    """For subscriptions whose senders are answered by the transport when something is dropped."""
+    log.error("message_dropped", reason=error.message)

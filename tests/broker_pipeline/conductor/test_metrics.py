@@ -1,0 +1,43 @@
+import urllib.request
+
+import pytest
+
+from broker_pipeline.conductor.metrics import ConductorMetrics
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.messages import BlockRange
+from broker_pipeline.status import ConductorStatus, StageStatus
+
+STATUS = ConductorStatus(
+    instance="c", epoch=3, updated_at=1.0, uptime_s=1.0, fingerprint="f", routes=(), missing_blocks=(),
+    stages=(
+        StageStatus(
+            worker="a", instance="i", blocks=BlockRange(start=0, stop=6), state="ready", kv_capacity_tokens=100,
+            kv_used_tokens=40, busy=0.75,
+        ),
+    ),
+    vision=(), refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
+    captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
+)  # fmt: skip
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return str(answer.read().decode())
+
+
+def test_what_the_conductor_shows_can_be_scraped() -> None:
+    metrics = ConductorMetrics()
+    port = metrics.start(0)
+    assert "broker_pipeline_conductor_active 0.0" in scrape(port)
+    metrics.status = STATUS
+    text = scrape(port)
+    for line in (
+        "broker_pipeline_conductor_active 1.0",
+        "broker_pipeline_conductor_tokens_per_second 12.5",
+        'broker_pipeline_conductor_sessions{state="running"} 5.0',
+        'broker_pipeline_conductor_stage_busy{worker="a"} 0.75',
+        'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
+    ):
+        assert line in text.splitlines()
+    with pytest.raises(ConfigurationError, match=str(port)):
+        ConductorMetrics().start(port)

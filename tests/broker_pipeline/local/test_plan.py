@@ -1,0 +1,74 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_pipeline.local.devices import assign_devices, count_cuda_devices, threads_per_worker
+from broker_pipeline.local.plan import LocalSettings, PlannedService, plan_services
+from broker_pipeline.messages import BlockRange
+
+TWO_STAGES = (BlockRange(start=0, stop=2), BlockRange(start=2, stop=6))
+
+
+def plan(**fields: Any) -> dict[str, PlannedService]:
+    settings = LocalSettings(**{"model": Path("/m"), "stages": TWO_STAGES, "data_dir": Path("/d"), **fields})
+    services = plan_services(settings, nats_url="nats://n", redis_url="redis://r", port=81)
+    return {service.name: service for service in services}
+
+
+def flags(service: PlannedService) -> dict[str, str]:
+    words = service.arguments[1:]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_every_part_gets_its_own_and_the_common_flags() -> None:
+    services = plan(num_vision_workers=2, num_conductors=2, kv_tokens=99, drain_s=3.0)
+    assert list(services) == ["gateway", "conductor-0", "conductor-1", "vision-0", "vision-1", "stage-0", "stage-1"]
+    for service in services.values():
+        assert flags(service)["--nats-url"] == "nats://n"
+        assert flags(service)["--redis-url"] == "redis://r"
+        assert flags(service)["--drain-s"] == "3.0"
+    assert flags(services["gateway"])["--port"] == "81"
+    stage = flags(services["stage-1"])
+    assert (stage["--blocks"], stage["--name"], stage["--kv-tokens"]) == ("2:6", "stage-1", "99")
+    assert "--kv-tokens" not in flags(services["vision-0"])
+    assert services["vision-1"].arguments[0] == "vision"
+
+
+def test_devices_are_dealt_to_stages_first() -> None:
+    services = plan(num_cuda_devices=3, num_vision_workers=2)
+    dealt = {name: flags(services[name])["--device"] for name in ("stage-0", "stage-1", "vision-0", "vision-1")}
+    assert dealt == {"stage-0": "cuda:0", "stage-1": "cuda:1", "vision-0": "cuda:2", "vision-1": "cuda:0"}
+
+
+def test_a_named_device_is_everyones() -> None:
+    assert flags(plan(num_cuda_devices=3, device="cpu")["stage-1"])["--device"] == "cpu"
+
+
+def test_extra_arguments_reach_one_command_only() -> None:
+    services = plan(extra_arguments={"gateway": ("--max-images", "3")})
+    assert flags(services["gateway"])["--max-images"] == "3"
+    assert "--max-images" not in flags(services["stage-0"])
+
+
+def test_without_gpus_all_compute_on_the_cpu() -> None:
+    assert assign_devices(3, 0) == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 1000])
+def test_every_worker_has_a_thread(num_workers: int) -> None:
+    assert threads_per_worker(num_workers) >= 1
+
+
+async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert await count_cuda_devices() == 0
+
+
+def test_stages_on_one_card_share_its_memory() -> None:
+    services = plan(num_cuda_devices=1)
+    shares = [float(flags(services[name])["--kv-share"]) for name in services if name.startswith("stage")]
+    assert sum(shares) < 0.8
+    alone = plan(num_cuda_devices=8)
+    assert all("--kv-share" not in flags(alone[name]) for name in alone)
+    assert "--kv-share" not in flags(plan(num_cuda_devices=1, kv_tokens=99)["stage-0"])

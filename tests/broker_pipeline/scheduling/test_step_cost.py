@@ -1,0 +1,88 @@
+from collections.abc import Callable
+
+import pytest
+
+from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches
+
+
+def measured(cost: Callable[[int], float], sizes: tuple[int, ...] = (1, 4, 16, 64, 256)) -> StepCost:
+    stage = StepCost()
+    for _ in range(20):
+        for size in sizes:
+            stage.observe(size, cost(size))
+    return stage
+
+
+def flat(_: int) -> float:
+    return 0.008
+
+
+def linear(num_tokens: int) -> float:
+    return 0.001 * num_tokens
+
+
+def test_nothing_seen_nothing_known() -> None:
+    assert not StepCost().is_known
+    assert StepCost().estimate(10) == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 40, 256, 1000])
+def test_estimates_follow_a_linear_cost(size: int) -> None:
+    assert measured(linear).estimate(size) == pytest.approx(linear(size), rel=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 40, 256])
+def test_estimates_follow_a_flat_cost(size: int) -> None:
+    assert measured(flat).estimate(size) == pytest.approx(0.008)
+
+
+def test_a_slow_first_step_is_forgotten_when_larger_ones_are_faster() -> None:
+    stage = StepCost()
+    stage.observe(1, 30.0)
+    stage.observe(64, 0.01)
+    assert stage.estimate(1) == pytest.approx(0.01)
+
+
+def test_a_hiccup_moves_the_estimate_little_and_an_improvement_much() -> None:
+    stage = measured(flat)
+    stage.observe(16, 0.108)
+    assert stage.estimate(16) < 0.02
+    stage = measured(flat)
+    for _ in range(5):
+        stage.observe(16, 0.004)
+    assert stage.estimate(16) == pytest.approx(0.004, rel=0.05)
+
+
+def test_one_microbatch_when_half_of_it_costs_the_same() -> None:
+    stages = [measured(flat)] * 3
+    assert choose_num_microbatches(64, 64, stages, outside_s=0.0005) == 1
+
+
+def test_as_many_as_stages_when_cost_grows_with_tokens() -> None:
+    stages = [measured(linear)] * 3
+    assert choose_num_microbatches(64, 64, stages, outside_s=0.0) == 3
+
+
+def test_one_more_when_there_is_time_outside_of_stages_to_hide() -> None:
+    stages = [measured(linear)] * 3
+    assert choose_num_microbatches(64, 64, stages, outside_s=0.015) == 4
+
+
+def test_prefill_splits_where_decode_does_not() -> None:
+    def gpu(num_tokens: int) -> float:
+        return max(0.008, 0.00005 * num_tokens)
+
+    stages = [measured(gpu, (1, 16, 64, 256, 1024, 4096, 16384))] * 2
+    assert choose_num_microbatches(64, 64, stages, outside_s=0.0) == 1
+    assert choose_num_microbatches(64, 16384, stages, outside_s=0.0) == 2
+
+
+@pytest.mark.parametrize(("num_sessions", "most"), [(0, 1), (1, 1), (2, 2), (3, 3), (100, 4)])
+def test_never_more_than_sessions_nor_than_stages_and_one(num_sessions: int, most: int) -> None:
+    assert choose_num_microbatches(num_sessions, num_sessions, [StepCost()] * 3, 0.0) == most
+
+
+def test_the_slowest_stage_decides() -> None:
+    stages = [measured(flat), measured(linear), measured(flat)]
+    # 64 tokens: one microbatch takes 64 + 16 ms; two take max(2 * 32, 32 + 16); three no less than that.
+    assert choose_num_microbatches(64, 64, stages, outside_s=0.0) == 2

@@ -1,0 +1,141 @@
+import asyncio
+import signal
+import time
+
+import pytest
+
+from broker_pipeline import redis_keys
+from broker_pipeline.errors import LeaseLostError, StateError
+from broker_pipeline.local.servers import EmbeddedRedis
+from broker_pipeline.state.lease import Lease
+from broker_pipeline.state.redis_client import RedisClient, open_redis
+
+
+async def test_epochs_grow_from_holder_to_holder(redis: RedisClient, namespace: str) -> None:
+    epochs = []
+    for instance in "abcab":
+        lease = Lease(redis, namespace, "main", instance, ttl_s=5)
+        epochs.append(await lease.acquire())
+        assert lease.is_held
+        await lease.release()
+        assert not lease.is_held
+    assert epochs == sorted(set(epochs))
+
+
+async def test_acquiring_again_is_the_same_epoch(redis: RedisClient, namespace: str) -> None:
+    lease = Lease(redis, namespace, "main", "a", ttl_s=5)
+    assert await lease.acquire() == await lease.acquire()
+
+
+async def test_a_standby_waits_for_the_release(redis: RedisClient, namespace: str) -> None:
+    first, second = (Lease(redis, namespace, "main", name, ttl_s=5) for name in "ab")
+    epoch = await first.acquire()
+    waiting = asyncio.ensure_future(second.acquire())
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await first.release()
+    async with asyncio.timeout(2):
+        assert await waiting > epoch
+
+
+async def test_a_standby_gets_in_after_a_dead_holder(redis: RedisClient, namespace: str) -> None:
+    first, second = (Lease(redis, namespace, "main", name, ttl_s=0.5) for name in "ab")
+    await first.acquire()
+    started = time.monotonic()
+    await second.acquire()
+    assert 0.4 < time.monotonic() - started < 1.0
+    assert not first.is_held
+
+
+async def test_pipelines_have_leases_of_their_own(redis: RedisClient, namespace: str) -> None:
+    async with asyncio.timeout(1):
+        for pipeline in ("one", "two"):
+            await Lease(redis, namespace, pipeline, pipeline, ttl_s=5).acquire()
+
+
+async def test_of_many_racing_standbys_one_holds_at_a_time(redis_url: str, namespace: str) -> None:
+    holders: list[str] = []
+    epochs: list[int] = []
+
+    async def stand(instance: str) -> None:
+        async with open_redis(redis_url) as client:
+            lease = Lease(client, namespace, "main", instance, ttl_s=1)
+            epochs.append(await lease.acquire())
+            holders.append(instance)
+            await asyncio.sleep(0.02)
+            assert holders[-1] == instance, "another got in meanwhile"
+            await lease.release()
+
+    await asyncio.gather(*(stand(f"i{i}") for i in range(8)))
+    assert len(set(holders)) == 8
+    assert epochs == sorted(set(epochs))
+
+
+async def test_hold_keeps_the_lease_beyond_its_time_to_live(redis: RedisClient, namespace: str) -> None:
+    lease = Lease(redis, namespace, "main", "a", ttl_s=0.4)
+    await lease.acquire()
+    holding = asyncio.ensure_future(lease.hold())
+    await asyncio.sleep(1.2)
+    assert lease.is_held
+    assert await redis.get(redis_keys.lease(namespace, "main")) == b"a"
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+
+
+async def test_hold_ends_when_another_has_the_lease(redis: RedisClient, namespace: str) -> None:
+    lease = Lease(redis, namespace, "main", "a", ttl_s=0.6)
+    await lease.acquire()
+    await redis.set(redis_keys.lease(namespace, "main"), "b")
+    with pytest.raises(LeaseLostError, match="main"):
+        async with asyncio.timeout(2):
+            await lease.hold()
+    assert not lease.is_held
+    await lease.release()
+    assert await redis.get(redis_keys.lease(namespace, "main")) == b"b"
+
+
+async def test_hold_ends_in_time_when_redis_falls_silent(own_redis: EmbeddedRedis, namespace: str) -> None:
+    async with open_redis(own_redis.url, timeout_s=30) as client:
+        lease = Lease(client, namespace, "main", "a", ttl_s=0.8)
+        await lease.acquire()
+        acquired = time.monotonic()
+        own_redis.kill(signal.SIGSTOP)
+        with pytest.raises(LeaseLostError, match=r"not renewed within 0.8 s"):
+            await lease.hold()
+        assert time.monotonic() - acquired <= 0.85, "before Redis would let another in"
+        own_redis.kill(signal.SIGCONT)
+
+
+async def test_hold_outlives_a_quick_restart_of_redis(own_redis: EmbeddedRedis, namespace: str) -> None:
+    async with open_redis(own_redis.url) as client:
+        lease = Lease(client, namespace, "main", "a", ttl_s=3.0)
+        await lease.acquire()
+        holding = asyncio.ensure_future(lease.hold())
+        own_redis.kill()
+        await own_redis.process.wait()
+        with pytest.raises(StateError):
+            await lease.acquire()
+        await asyncio.sleep(1.1)
+        await own_redis.restart()
+        await asyncio.sleep(2.5)
+        assert not holding.done()
+        assert lease.is_held
+        holding.cancel()
+        await asyncio.wait({holding})
+
+
+async def test_a_wiped_redis_ends_the_lease_and_hands_out_a_newer_epoch(
+    own_redis: EmbeddedRedis, namespace: str
+) -> None:
+    async with open_redis(own_redis.url) as client:
+        lease = Lease(client, namespace, "main", "a", ttl_s=0.6)
+        epoch = await lease.acquire()
+        await client.flushall()
+        with pytest.raises(LeaseLostError):
+            await lease.hold()
+        again = await lease.acquire()
+        assert again > epoch
+        await client.flushall()
+        await asyncio.sleep(0.02)
+        assert await Lease(client, namespace, "main", "b", ttl_s=0.6).acquire() > again

@@ -1,0 +1,78 @@
+import asyncio
+import signal
+import socket
+import time
+
+import pytest
+
+from broker_pipeline import exit_codes
+from broker_pipeline.errors import ConfigurationError, StateError
+from broker_pipeline.local.servers import EmbeddedRedis
+from broker_pipeline.state.redis_client import ScriptRunner, open_redis, public_url
+
+
+async def test_wrong_url_names_the_setting_and_hides_the_password() -> None:
+    with pytest.raises(ConfigurationError, match="not a Redis URL") as caught:
+        async with open_redis("http://user:secret@host:1/0"):
+            pass
+    assert caught.value.field == "redis_url"
+    assert "secret" not in caught.value.message
+
+
+async def test_unreachable_redis_is_a_state_error_that_says_where() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(StateError, match=f"cannot reach Redis at redis://127.0.0.1:{port}/3") as caught:
+            async with open_redis(f"redis://:secret@127.0.0.1:{port}/3"):
+                pass
+    assert "secret" not in caught.value.message
+    assert exit_codes.exit_code_of(caught.value) == exit_codes.UNAVAILABLE
+
+
+async def test_silent_redis_is_a_state_error_within_the_timeout(own_redis: EmbeddedRedis) -> None:
+    async with open_redis(own_redis.url, timeout_s=0.3) as client:
+        own_redis.kill(signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(StateError, match="cannot count"):
+            await ScriptRunner(client)("return 1", [], [], action="cannot count")
+        assert time.monotonic() - started < 1.0
+        own_redis.kill(signal.SIGCONT)
+
+
+async def test_a_restarted_redis_is_used_again_and_taught_the_scripts(own_redis: EmbeddedRedis) -> None:
+    async with open_redis(own_redis.url) as client:
+        run = ScriptRunner(client)
+        script = "return redis.call('INCR', KEYS[1])"
+        assert await run(script, ["n"], [], action="x") == 1
+        own_redis.kill()
+        await own_redis.process.wait()
+        with pytest.raises(StateError):
+            await run(script, ["n"], [], action="x")
+        await own_redis.restart()
+        assert await run(script, ["n"], [], action="x") == 2
+
+
+async def test_a_script_whose_answer_was_lost_is_not_repeated(own_redis: EmbeddedRedis) -> None:
+    """The server runs the script, but the client hears nothing: exactly one INCR may have happened."""
+    async with open_redis(own_redis.url, timeout_s=0.3) as client, open_redis(own_redis.url) as other:
+        run = ScriptRunner(client)
+        script = "return redis.call('INCR', KEYS[1])"
+        await run(script, ["n"], [], action="x")
+        own_redis.kill(signal.SIGSTOP)
+        with pytest.raises(StateError):
+            await run(script, ["n"], [], action="x")
+        own_redis.kill(signal.SIGCONT)
+        await asyncio.sleep(0.2)
+        assert await other.get("n") == b"2"
+
+
+async def test_more_callers_than_connections_wait_for_their_turn(redis_url: str, namespace: str) -> None:
+    async with open_redis(redis_url, max_connections=2) as client:
+        values = await asyncio.gather(*(client.incr(namespace) for _ in range(200)))
+    assert sorted(values) == list(range(1, 201))
+
+
+def test_public_url_drops_credentials() -> None:
+    assert public_url("redis://me:pw@host:6379/2") == "redis://host:6379/2"
+    assert public_url("redis://host") == "redis://host"

@@ -1,0 +1,210 @@
+"""Prompts: placeholders are filled, and no user's text can forge a control token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_pipeline.errors import InvalidRequestError, ModelConfigError
+from broker_pipeline.messages import ChatMessage, ImagePart, TextPart, VideoPart
+from export.tiny_tokenizer import SPECIAL_TOKENS
+from stages.prompt.chat import PromptBuilder, VisualInput, frame_timestamps
+from stages.prompt.chat_template import ChatTemplate
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.positions import VisualGroup
+from tests.parity.oracle import FP32, MEDIA, config_of, prompt_builder
+from tests.tiny_models import tiny_checkpoint
+
+VARIANT = FP32[0]
+IMAGE, VIDEO = ImagePart(media=MEDIA), VideoPart(frames=(MEDIA,))
+SMALL = VisualInput("image", PatchGrid(1, 2, 4))
+CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"]
+CONTROLS += ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+def user(*parts) -> list[ChatMessage]:
+    return [ChatMessage(role="user", content=tuple(TextPart(text=p) if isinstance(p, str) else p for p in parts))]
+
+
+def decoded(ids) -> str:
+    return prompt_builder(VARIANT)._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def control_ids(ids) -> list[int]:
+    tokenizer = prompt_builder(VARIANT)._tokenizer
+    controls = {tokenizer.token_to_id(token) for token in CONTROLS}
+    return [i for i in ids if i in controls]
+
+
+def test_pads_are_expanded_and_their_places_known():
+    found = prompt_builder(VARIANT).build(user(IMAGE, "Hi", IMAGE), [SMALL, VisualInput("image", PatchGrid(1, 4, 2))])
+    pad = config_of(VARIANT).image_token_id
+    assert [i for i in found.token_ids if i == pad] == [pad] * 4
+    first, second = found.groups
+    assert (first.height, first.width, first.row) == (1, 2, 0)
+    assert (second.height, second.width, second.row) == (2, 1, 2)
+    for group in found.groups:
+        assert set(found.token_ids[group.start : group.start + group.count]) == {pad}
+    assert found.num_visual_tokens == 4
+    assert decoded(found.token_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_prompt_without_pictures_works():
+    found = prompt_builder(VARIANT).build(user("Hello"), [])
+    assert found.groups == ()
+    assert decoded(found.token_ids) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_video_is_timestamped_groups_inside_an_outer_pair():
+    video = VisualInput("video", PatchGrid(2, 2, 4), frame_timestamps(3, 2.0))
+    found = prompt_builder(VARIANT).build(user(VIDEO), [video])
+    group = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
+    inner = f"<0.2 seconds>{group}<1.0 seconds>{group}"
+    assert decoded(found.token_ids) == (
+        f"<|im_start|>user\n<|vision_start|>{inner}<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [(g.count, g.row) for g in found.groups] == [(2, 0), (2, 2)]
+
+
+def test_the_outer_pair_of_a_video_may_be_left_out():
+    builder = PromptBuilder.from_directory(config_of(VARIANT), tiny_checkpoint(), wrap_videos=False)
+    found = builder.build(user("a", VIDEO), [VisualInput("video", PatchGrid(1, 2, 2), (0.2,))])
+    assert decoded(found.token_ids).startswith("<|im_start|>user\na<0.2 seconds><|vision_start|><|video_pad|>")
+    assert decoded(found.token_ids).count("<|vision_start|>") == 1
+
+
+@pytest.mark.parametrize(("num_frames", "expected"), [(1, (0.0,)), (2, (0.25,)), (3, (0.25, 1.0)), (4, (0.25, 1.25))])
+def test_timestamps_are_means_of_first_and_last_frame(num_frames, expected):
+    assert frame_timestamps(num_frames, 2.0) == expected
+
+
+# --- what users type -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_strings_in_texts_are_only_text(control, role):
+    builder = prompt_builder(VARIANT)
+    text = f"before {control} after {control}{control}"
+    clean = builder.build([ChatMessage(role=role, content=(TextPart(text="x"),))], [])
+    forged = builder.build([ChatMessage(role=role, content=(TextPart(text=text),))], [])
+    assert control_ids(forged.token_ids) == control_ids(clean.token_ids)
+    assert text in decoded(forged.token_ids)
+    assert forged.groups == ()
+
+
+def test_a_typed_pad_beside_a_real_picture_takes_nothing_from_it():
+    found = prompt_builder(VARIANT).build(user("<|image_pad|>", IMAGE, "<|image_pad|>"), [SMALL])
+    [group] = found.groups
+    assert group.count == 2
+    assert (
+        len(control_ids(found.token_ids))
+        == len(control_ids(prompt_builder(VARIANT).build(user("x"), []).token_ids)) + 4
+    )
+
+
+PIECES = st.sampled_from(
+    [*SPECIAL_TOKENS, "<think>", "\ufdd0", "\ufdd1", "\ufdd00\ufdd1", "<|", "|>", "a", " ", "\n", "é"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=8).map("".join))
+def test_no_text_forges_a_control_token(text):
+    found = prompt_builder(VARIANT).build(user("begin", text, IMAGE), [SMALL])
+    plain = prompt_builder(VARIANT).build(user("begin", IMAGE), [SMALL])
+    assert control_ids(found.token_ids) == control_ids(plain.token_ids)
+    assert [g.count for g in found.groups] == [2]
+
+
+def test_texts_that_are_no_unicode_are_refused():
+    with pytest.raises(InvalidRequestError, match="Unicode"):
+        prompt_builder(VARIANT).build(user("\ud800"), [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "visuals"),
+    [
+        ((IMAGE,), []),
+        (("text",), [SMALL]),
+        ((IMAGE,), [SMALL, SMALL]),
+        ((VIDEO,), [SMALL]),
+        ((VIDEO,), [VisualInput("video", PatchGrid(2, 2, 2), (0.5,))]),
+    ],
+)
+def test_visuals_that_do_not_fit_the_messages_are_refused(parts, visuals):
+    with pytest.raises(InvalidRequestError) as caught:
+        prompt_builder(VARIANT).build(user(*parts), visuals)
+    assert caught.value.field == "messages"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_template_is_found_in_each_of_its_places(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
+    assert ChatTemplate.from_directory(tmp_path).render([]) == "config"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    assert ChatTemplate.from_directory(tmp_path).render([]) == "json"
+    (tmp_path / "chat_template.jinja").write_text("jinja")
+    assert ChatTemplate.from_directory(tmp_path).render([]) == "jinja"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer_config.json": "{}"},
+        {"chat_template.json": "["},
+        {"chat_template.json": "[]"},
+        {"chat_template.json": '{"chat_template": 3}'},
+        {"chat_template.jinja": "{% if %}"},
+    ],
+)
+def test_a_missing_or_broken_template_is_a_typed_error(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ModelConfigError):
+        ChatTemplate.from_directory(tmp_path)
+
+
+def test_a_template_may_refuse_messages():
+    with pytest.raises(InvalidRequestError, match="no system turns"):
+        ChatTemplate("{{ raise_exception('no system turns') }}").render([])
+
+
+def test_a_template_cannot_leave_its_sandbox():
+    with pytest.raises(InvalidRequestError):
+        ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}").render([])
+
+
+def test_json_in_templates_is_written_as_the_models_were_trained():
+    assert ChatTemplate("{{ messages | tojson }}").render([{"a": "é<'"}]) == '[{"a": "é<\'"}]'
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not json"])
+def test_a_missing_or_broken_tokenizer_is_a_typed_error(tmp_path: Path, content):
+    shutil.copytree(tiny_checkpoint(), tmp_path / "model")
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    tokenizer.unlink()
+    if content is not None:
+        tokenizer.write_text(content)
+    with pytest.raises(ModelConfigError, match=r"tokenizer\.json"):
+        PromptBuilder.from_directory(config_of(VARIANT), tmp_path / "model")
+
+
+def test_token_ids_that_the_tokenizer_lacks_are_named():
+    hub = json.loads((tiny_checkpoint() / "config.json").read_bytes()) | {"video_token_id": 380}
+    with pytest.raises(ModelConfigError) as caught:
+        PromptBuilder.from_directory(ModelConfig.from_json(hub), tiny_checkpoint())
+    assert caught.value.field == "video_token_id"
+
+
+def test_groups_count_their_tokens():
+    assert VisualGroup(0, 3, 4, 0).count == 12

@@ -1,0 +1,260 @@
+"""A vision worker on a real broker and media store, with stages that only take rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from broker_pipeline import subjects
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import StageError, WorkerBusyError
+from broker_pipeline.messages import (
+    ChatMessage,
+    ImagePart,
+    MediaRef,
+    PreparedSession,
+    PrepareRequest,
+    RowDelivery,
+    RowReceipt,
+    RowTarget,
+    TextPart,
+    VideoPart,
+)
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Received, Transport
+from stages.prompt.chat import VisualInput
+from stages.prompt.images import decode_image
+from stages.prompt.preprocess import image_patches
+from stages.qwen3_vl.positions import plan_positions
+from stages.vision.service import LoadedVision, _assemble, load
+from stages.worker.compute_thread import ComputeThread
+from stages.worker.presence import Presence
+from stages.worker.settings import VisionSettings
+from stages.worker.tensors import from_wire
+from tests.pictures import picture, truncated_jpeg
+from tests.tiny_artifacts import tiny_artifact
+
+Part = TextPart | ImagePart | VideoPart
+
+
+class Bench:
+    """One vision worker, two row targets, and a conductor's end of the conversation."""
+
+    def __init__(self, transport: Transport, media: MediaStore, loaded: LoadedVision) -> None:
+        self.transport = transport
+        self.media = media
+        self.loaded = loaded
+        self.deliveries: dict[str, list[Received[RowDelivery]]] = {"first": [], "second": []}
+        self.refusals: list[StageError] = []
+        self.targets = (
+            RowTarget(subject=self._subject("first"), embeds=True, levels=(0,)),
+            RowTarget(subject=self._subject("second"), levels=(1, 2)),
+        )
+
+    def _subject(self, name: str) -> str:
+        return f"{self.loaded.record.subject}.{name}"
+
+    async def keep_rows(self, name: str, subscribed: asyncio.Event) -> None:
+        async with self.transport.subscribe(self._subject(name), RowDelivery) as messages:
+            subscribed.set()
+            async for message in messages:
+                receipt = RowReceipt(session=message.body.session, attempt=message.body.attempt)
+                if self.refusals:
+                    receipt = msgspec.structs.replace(receipt, failure=self.refusals.pop().to_failure())
+                else:
+                    self.deliveries[name].append(message)
+                await message.respond(receipt)
+
+    async def store(self, content: bytes) -> MediaRef:
+        return await self.media.put(content, "job")
+
+    async def prepare(self, *parts: Part, **changes: Any) -> Received[PreparedSession]:
+        record = self.loaded.record
+        request = PrepareRequest(
+            pipeline=record.pipeline,
+            fingerprint=record.fingerprint,
+            epoch=1,
+            session="s",
+            attempt=1,
+            messages=(ChatMessage(role="user", content=parts),),
+            targets=self.targets,
+            max_prompt_tokens=2000,
+            budget_s=20.0,
+        )
+        request = msgspec.structs.replace(request, **changes)
+        return await self.transport.request(
+            subjects.work(record.subject), request, reply_type=PreparedSession, timeout_s=20
+        )
+
+    async def failure(self, *parts: Part, **changes: Any) -> tuple[str, str | None]:
+        answer = await self.prepare(*parts, **changes)
+        assert answer.body.failure is not None, answer.body
+        return answer.body.failure.code, answer.body.failure.field
+
+    def rows(self, name: str, tensor: str) -> torch.Tensor:
+        wire = self.deliveries[name][-1].tensors[tensor]
+        return from_wire(tensor, wire, dtype=torch.float32, shape=(None, 64))
+
+
+@pytest.fixture(scope="module")
+def settings() -> VisionSettings:
+    return VisionSettings(model=str(tiny_artifact()), device="cpu", max_requests=4)
+
+
+@asynccontextmanager
+async def _bench(
+    transport: Transport, redis: RedisClient, namespace: str, settings: VisionSettings
+) -> AsyncIterator[Bench]:
+    loaded = load(settings, CommonSettings(namespace=namespace))
+    media = MediaStore(transport, redis, namespace, max_bytes=2**26)
+    await media.ensure()
+    thread, pool = ComputeThread(), ThreadPoolExecutor(2)
+    reader = MediaStore(transport, None, namespace)
+    worker = _assemble(loaded, settings, transport, reader, thread, pool, Presence(loaded.record))
+    bench = Bench(transport, media, loaded)
+    async with asyncio.TaskGroup() as tasks:
+        running = []
+        for work in (worker.serve, *(lambda e, n=name: bench.keep_rows(n, e) for name in bench.deliveries)):
+            subscribed = asyncio.Event()
+            running.append(tasks.create_task(work(subscribed)))
+            await subscribed.wait()
+        yield bench
+        await asyncio.wait_for(worker.wait_idle(), 5)
+        for task in running:
+            task.cancel()
+    pool.shutdown()
+    thread.close()
+
+
+@pytest.fixture
+async def bench(
+    transport: Transport, redis: RedisClient, namespace: str, settings: VisionSettings
+) -> AsyncIterator[Bench]:
+    async with _bench(transport, redis, namespace, settings) as ready:
+        yield ready
+
+
+def text(content: str = "What is it?") -> TextPart:
+    return TextPart(text=content)
+
+
+async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: Bench) -> None:
+    contents = [picture(1), picture(2, 64, 160)]
+    refs = [await bench.store(content) for content in contents]
+    answer = await bench.prepare(ImagePart(media=refs[0]), text(), ImagePart(media=refs[1]))
+    assert answer.body.failure is None
+
+    rules, tower = bench.loaded.rules, bench.loaded.tower
+    patches = [image_patches(decode_image(content), rules.vision, rules.image) for content in contents]
+    expected = tower.encode(torch.cat([p.rows for p in patches]), [p.grid for p in patches])
+    torch.testing.assert_close(bench.rows("first", "embeds"), expected.embeds, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bench.rows("first", "deepstack.0"), expected.levels[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bench.rows("second", "deepstack.2"), expected.levels[2], rtol=1e-4, atol=1e-4)
+    assert set(bench.deliveries["second"][0].tensors) == {"deepstack.1", "deepstack.2"}
+
+    prompts = bench.loaded.prompts
+    message = ChatMessage(role="user", content=(ImagePart(media=refs[0]), text(), ImagePart(media=refs[1])))
+    prompt = prompts.build([message], [VisualInput("image", p.grid) for p in patches])
+    plan = plan_positions(len(prompt.token_ids), prompt.groups)
+    assert answer.tensors["token_ids"].to_numpy().tolist() == list(prompt.token_ids)
+    assert answer.tensors["positions"].to_numpy().tolist() == plan.positions.tolist()
+    assert (answer.body.num_tokens, answer.body.position_delta) == (len(prompt.token_ids), plan.delta)
+    assert [(span.offset, span.count, span.row) for span in answer.body.visual] == [
+        (group.start, group.count, group.row) for group in prompt.groups
+    ]
+
+
+async def test_text_alone_needs_no_rows_and_no_tower(bench: Bench) -> None:
+    answer = await bench.prepare(text("Tell me about lighthouses."))
+    assert answer.body.failure is None
+    assert answer.body.num_tokens > 5
+    assert answer.body.visual == ()
+    assert bench.deliveries == {"first": [], "second": []}
+
+
+async def test_a_video_is_its_frames_with_times(bench: Bench) -> None:
+    frames = tuple([await bench.store(picture(seed)) for seed in range(3)])
+    answer = await bench.prepare(VideoPart(frames=frames, fps=2.0), text())
+    assert answer.body.failure is None
+    assert len(answer.body.visual) == 2
+    assert bench.rows("first", "embeds").shape[0] == sum(span.count for span in answer.body.visual)
+
+
+async def test_a_picture_that_came_before_is_neither_fetched_nor_encoded_again(bench: Bench) -> None:
+    ref = await bench.store(picture(3))
+    first = await bench.prepare(ImagePart(media=ref), text("Who?"))
+    gone = msgspec.structs.replace(ref, object_name="gone")
+    again = await bench.prepare(ImagePart(media=gone), text("Where?"), attempt=2)
+    assert first.body.failure is None
+    assert again.body.failure is None
+    assert (again.body.fetch_s, again.body.preprocess_s) == (0, 0)
+    embeds = [
+        from_wire("e", d.tensors["embeds"], dtype=torch.float32, shape=(None, 64)) for d in bench.deliveries["first"]
+    ]
+    assert torch.equal(*embeds)
+
+
+async def test_pictures_that_cannot_be_used_are_named_with_their_reason(bench: Bench) -> None:
+    good = ImagePart(media=await bench.store(picture(4)))
+    for content, code in [
+        (b"GIF89a is not what this is", "not_an_image"),
+        (b"%PDF-1.7 nor this", "not_an_image"),
+        (truncated_jpeg(), "truncated_image"),
+        (picture(5, 2000, 4), "image_shape"),
+    ]:
+        bad = ImagePart(media=await bench.store(content))
+        found = await bench.failure(text(), good, bad)
+        assert found == (code, "messages[0].content[2]"), found
+    missing = ImagePart(media=MediaRef(sha256="0" * 64, object_name="never", num_bytes=5))
+    assert await bench.failure(missing) == ("media_missing", "messages[0].content[0]")
+    assert (await bench.prepare(text(), good)).body.failure is None, "good ones pass beside them"
+
+
+async def test_prompts_that_do_not_fit_are_refused_before_the_tower_runs(bench: Bench) -> None:
+    image = ImagePart(media=await bench.store(picture(6, 256, 256)))
+    assert await bench.failure(text("long " * 3000)) == ("prompt_too_long", "messages")
+    assert await bench.failure(image, text(), max_prompt_tokens=20) == ("prompt_too_long", "messages")
+    assert await bench.failure(image, image, max_prompt_tokens=100) == ("prompt_too_long", "messages")
+    assert bench.deliveries["first"] == []
+
+
+async def test_requests_of_others_and_of_the_past_are_refused(bench: Bench) -> None:
+    assert await bench.failure(text(), fingerprint="0" * 64) == ("fingerprint_mismatch", "fingerprint")
+    assert await bench.failure(text(), pipeline="other") == ("contract", "pipeline")
+    assert (await bench.prepare(text(), epoch=3)).body.failure is None
+    assert await bench.failure(text(), epoch=2) == ("stale_epoch", "epoch")
+
+
+async def test_rows_are_sent_once_more_and_then_the_session_fails(bench: Bench) -> None:
+    image = ImagePart(media=await bench.store(picture(7)))
+    bench.refusals = [WorkerBusyError("full")]
+    assert (await bench.prepare(image)).body.failure is None
+    bench.refusals = [WorkerBusyError("full")] * 4
+    assert (await bench.failure(image))[0] == "worker_busy"
+    bench.refusals = []
+    nobody = RowTarget(subject="nobody.listens.here", embeds=True)
+    assert (await bench.failure(image, targets=(nobody,)))[0] == "no_responder"
+    assert (await bench.failure(image, targets=(RowTarget(subject=bench.targets[0].subject, levels=(3,)),)))[
+        0
+    ] == "tensor_mismatch"
+
+
+async def test_a_request_ends_at_its_deadline(bench: Bench) -> None:
+    image = ImagePart(media=await bench.store(picture(8)))
+    assert (await bench.failure(image, budget_s=0.0))[0] == "deadline_exceeded"
+
+
+async def test_more_requests_than_it_takes_are_refused_at_once(bench: Bench) -> None:
+    images = [ImagePart(media=await bench.store(picture(seed, 200, 200))) for seed in range(20, 32)]
+    answers = await asyncio.gather(*(bench.prepare(image, session=f"s{i}") for i, image in enumerate(images)))
+    codes = [answer.body.failure.code for answer in answers if answer.body.failure]
+    assert 0 < len(codes) <= 8
+    assert set(codes) == {"worker_busy"}
