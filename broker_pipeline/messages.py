@@ -1,7 +1,7 @@
 """Everything that parts of broker-pipeline say to each other, as frozen structs.
 
 Each struct refuses unknown fields and checks its ranges while it is decoded, so that what code holds is what the
-contract allows. Tensors travel beside the metadata (see `codec`); here is only their table.
+contract allows. Tensors travel beside the metadata (see `wire.codec`); here is only their table.
 
 Sizes are in bytes, times in seconds. `session` is the id of one generation; today a job has exactly one, and they
 share their id.

@@ -1,6 +1,6 @@
 """Every Redis key in one place.
 
-{ns}:job:{id}               hash    spec, status, times, attempt, result, error, cancel flag (see `sessions`)
+{ns}:job:{id}               hash    spec, status, times, attempt, result, error, cancel flag (see `state.job_store`)
 {ns}:job:{id}:tokens        list    one JSON `TokenEntry` per committed token; the index is the token's number
 {ns}:jobs                   zset    job ids by time of creation
 {ns}:jobs:{status}          zset    job ids with this status, by time of creation

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from tests.broker_pipeline.test_conductor import Bench, open_bench
+from tests.broker_pipeline.conductor.test_conductor import Bench, open_bench
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.identity import new_job_id
