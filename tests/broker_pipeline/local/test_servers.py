@@ -1,4 +1,5 @@
 import asyncio
+import importlib.metadata
 import json
 import os
 import signal
@@ -147,9 +148,17 @@ async def test_without_a_server_on_the_path_the_wheels_binary_serves(
         assert await client.ping()
 
 
-def test_a_server_on_the_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_on_the_path_serves_only_where_there_is_no_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "redis-server").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server().name == "valkey-server"
+
+    def no_wheel(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", no_wheel)
     assert find_redis_server() == tmp_path / "redis-server"
 
 
