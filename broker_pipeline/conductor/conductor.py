@@ -87,7 +87,7 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                self._term = Term(self._around, epoch)
+                self._term = Term(self._around, epoch, lambda: lease.is_held)
                 await self._term.run(stopping)
                 holding.cancel()
         except* LeaseLostError as group:

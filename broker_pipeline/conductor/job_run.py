@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +47,8 @@ from broker_pipeline.storage.media import MediaStore
 
 log = structlog.get_logger()
 
+_OFFICE_POLL_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -70,12 +72,14 @@ class _Lost:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What is said to every vision worker, and how long it has."""
+    """What holds for every job of a term."""
 
     pipeline: str
     epoch: int
     prepare_timeout_s: float
     max_deliveries: int
+    is_in_office: Callable[[], bool]
+    """Whether nobody else can conduct at this moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class JobRunner:
 
     async def _attempt(self, job: LiveJob) -> bool:
         """Begin an attempt; True when the job has ended with it."""
+        await self._in_office()
         attempt = await persist(lambda: self._stores.jobs.begin_attempt(job.spec))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
@@ -148,6 +153,14 @@ class JobRunner:
         job.phase = "recovering"
         await asyncio.sleep(verdict.delay_s)
         return False
+
+    async def _in_office(self) -> None:
+        """Begin no attempt without the lease: after a standstill, that would void an attempt of the new holder's.
+
+        A lease that was not renewed in time either still is, or this task ends.
+        """
+        while not self._settings.is_in_office():  # noqa: ASYNC110 - for a moment at most, see above
+            await asyncio.sleep(_OFFICE_POLL_S)
 
     async def _announce(self, job: LiveJob, attempt: Attempt) -> None:
         job.num_attempts += 1

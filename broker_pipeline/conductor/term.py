@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -59,8 +60,10 @@ class Surroundings:
 class Term:
     """All parts of an active conductor, wired together."""
 
-    def __init__(self, around: Surroundings, epoch: int) -> None:
+    def __init__(self, around: Surroundings, epoch: int, is_in_office: Callable[[], bool]) -> None:
+        """`is_in_office` says whether the lease is held at this moment."""
         self._around = around
+        self._is_in_office = is_in_office
         self._epoch = epoch
         common, settings, facts = around.common, around.settings, around.model.facts
         self._live = LiveJobs()
@@ -175,7 +178,13 @@ class Term:
             preparer,
             self._committer,
             self._admission,
-            RunSettings(common.pipeline, self._epoch, settings.prepare_timeout_s, settings.max_deliveries),
+            RunSettings(
+                common.pipeline,
+                self._epoch,
+                settings.prepare_timeout_s,
+                settings.max_deliveries,
+                self._is_in_office,
+            ),
         )
 
 
