@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nats
 import pytest
 import pytest_asyncio
 
@@ -28,10 +29,27 @@ async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[s
         yield server.url
 
 
-@pytest.fixture
-def namespace() -> str:
-    """Keeps tests that share servers out of each other's way."""
-    return f"t{uuid.uuid4().hex[:12]}"
+@pytest_asyncio.fixture
+async def namespace(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """Keeps tests that share servers out of each other's way.
+
+    Streams are deleted after the test: a stream reserves all the room that it may ever need.
+    """
+    name = f"t{uuid.uuid4().hex[:12]}"
+    yield name
+    if "nats_url" in request.fixturenames:
+        await _delete_streams(request.getfixturevalue("nats_url"), name)
+
+
+async def _delete_streams(url: str, namespace: str) -> None:
+    client = await nats.connect(url)
+    try:
+        jetstream = client.jetstream()
+        for stream in await jetstream.streams_info():
+            if (name := stream.config.name or "").removeprefix("OBJ_").startswith(namespace):
+                await jetstream.delete_stream(name)
+    finally:
+        await client.close()
 
 
 @pytest_asyncio.fixture
