@@ -271,6 +271,10 @@ class WorkerRecord(_Wire, frozen=True, kw_only=True):
     kv_capacity_tokens: Count = 0
     max_batch_tokens: Count = 0
     """Most tokens of one microbatch that this worker computes."""
+    device_id: str = ""
+    """Names the very card or processor, whatever hosts are called: workers with the same one share it."""
+    device_slots: PositiveCount = 1
+    """Workers that the device computes for at the same time without one slowing the other: 1 on a card."""
 
 
 class Heartbeat(_Wire, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
-from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches
+from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices
 
 _OUTSIDE_WEIGHT = 0.1
 
@@ -41,6 +41,7 @@ class Lane:
         self.in_flight: dict[int, Microbatch] = {}
         self._ready: dict[SessionKey, SessionState] = {}
         self._outside_s = 0.0
+        self._shared = shared_devices(route)
 
     def start(self, session: SessionState) -> None:
         """Take in a session whose KV is reserved."""
@@ -66,7 +67,7 @@ class Lane:
         max_tokens = min(max_batch_tokens, self.route.max_batch_tokens)
         num_sessions = len(self.running)
         num_tokens = sum(min(s.num_uncomputed_tokens, max_tokens) for s in self.running.values())
-        count = choose_num_microbatches(num_sessions, num_tokens, stages, self._outside_s)
+        count = choose_num_microbatches(num_sessions, num_tokens, stages, self._outside_s, self._shared)
         if not self._ready or len(self.in_flight) >= count:
             return None
         return Deal(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)

@@ -42,6 +42,10 @@ class StageWorker:
     blocks: BlockRange
     kv_capacity_tokens: int
     max_batch_tokens: int
+    device_id: str = ""
+    """Workers with the same one share it; empty where nothing is known."""
+    device_slots: int = 1
+    """Workers that the device computes for at the same time at full speed."""
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Self:
@@ -54,6 +58,8 @@ class StageWorker:
             blocks=record.blocks,
             kv_capacity_tokens=record.kv_capacity_tokens,
             max_batch_tokens=record.max_batch_tokens,
+            device_id=record.device_id,
+            device_slots=record.device_slots,
         )
 
 

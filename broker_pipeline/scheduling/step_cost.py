@@ -4,7 +4,8 @@ With D microbatches sharing T tokens, on stages whose step of n tokens takes t_i
 them, every session gets its next token once per
 
     period(D) = max( D * max_i t_i(T/D) ,      the slowest stage works without pause
-                     sum_i t_i(T/D) + h )      one microbatch's way through all stages and back
+                     sum_i t_i(T/D) + h,       one microbatch's way through all stages and back
+                     D * sum t_i(T/D) / s )    a device that several stages share, and that computes for s at a time
 
 Where t is flat (a GPU reading its weights) splitting gains nothing and D stays small; where t grows with n (a CPU, or
 prefill) N stages are kept busy by D = N, and N+1 hides h as well.
@@ -13,7 +14,11 @@ prefill) N stages are kept busy by D = N, and N+1 hides h as well.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker_pipeline.scheduling.routes import Route
 
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
 _RISE = 0.1  # weight of one above it: a hiccup is no trend
@@ -65,7 +70,35 @@ class StepCost:
         return [float(2**size) for size in sizes], costs
 
 
-def choose_num_microbatches(num_sessions: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float) -> int:
+@dataclass(frozen=True, slots=True)
+class SharedDevice:
+    """Stages of a route, by index, that compute on one device; it computes for `num_slots` of them at a time."""
+
+    stages: tuple[int, ...]
+    num_slots: int
+
+
+def shared_devices(route: Route) -> tuple[SharedDevice, ...]:
+    """Return the devices that have to compute for more stages of a route than they can at a time."""
+    stages: defaultdict[str, list[int]] = defaultdict(list)
+    for index, worker in enumerate(route.workers):
+        if worker.device_id:
+            stages[worker.device_id].append(index)
+    slots = {worker.device_id: worker.device_slots for worker in route.workers}
+    return tuple(
+        SharedDevice(tuple(indexes), slots[device])
+        for device, indexes in stages.items()
+        if len(indexes) > slots[device]
+    )
+
+
+def choose_num_microbatches(
+    num_sessions: int,
+    num_tokens: int,
+    stages: Sequence[StepCost],
+    outside_s: float,
+    shared: Sequence[SharedDevice] = (),
+) -> int:
     """Return how many microbatches should be in flight on a route of these stages.
 
     `num_sessions` sessions wait for `num_tokens` tokens in all; `outside_s` is spent between stages. At least 1, at
@@ -74,14 +107,17 @@ def choose_num_microbatches(num_sessions: int, num_tokens: int, stages: Sequence
     most = max(1, min(len(stages) + 1, num_sessions))
     if not all(stage.is_known for stage in stages):
         return most
-    periods = [_period(count, num_tokens, stages, outside_s) for count in range(1, most + 1)]
+    periods = [_period(count, num_tokens, stages, outside_s, shared) for count in range(1, most + 1)]
     best = min(periods)
     return next(count for count, period in enumerate(periods, start=1) if period <= best * _TOLERANCE)
 
 
-def _period(count: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float) -> float:
+def _period(
+    count: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float, shared: Sequence[SharedDevice]
+) -> float:
     steps = [stage.estimate(num_tokens / count) for stage in stages]
-    return max(count * max(steps), sum(steps) + outside_s)
+    on_shared = (count * sum(steps[index] for index in device.stages) / device.num_slots for device in shared)
+    return max(count * max(steps), sum(steps) + outside_s, *on_shared)
 
 
 def _bucket(num_tokens: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from broker_pipeline.errors import ConfigurationError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DTYPE_NAMES = ("auto", *_DTYPES)
 
 
@@ -53,6 +55,23 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return _available_memory_bytes(Path("/proc/meminfo"))
+
+
+def device_identity(device: torch.device) -> str:
+    """Return a name of this very card, or of this machine's processor, that no other has; empty where there is none.
+
+    Host names will not do: containers on one machine have different ones, and strangers may have the same.
+    """
+    if device.type == "cuda":
+        return f"card-{torch.cuda.get_device_properties(device).uuid}"
+    return f"cpu-{_BOOT_ID.read_text().strip()}" if _BOOT_ID.is_file() else ""
+
+
+def device_slots(device: torch.device) -> int:
+    """Return how many workers like this one the device computes for at a time, none of them slowed by the others."""
+    if device.type == "cuda":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
 
 
 def is_alive(device: torch.device) -> bool:

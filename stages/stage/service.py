@@ -19,7 +19,7 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
-from stages.compute.device import choose_device, choose_dtype, dtype_name
+from stages.compute.device import choose_device, choose_dtype, device_identity, device_slots, dtype_name
 from stages.compute.kv_capacity import default_kv_tokens, kv_token_bytes
 from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
 from stages.compute.stage_compute import StageCompute
@@ -102,6 +102,8 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
         num_layers=config.text.num_layers,
         kv_capacity_tokens=kv_tokens,
         max_batch_tokens=settings.max_batch_tokens,
+        device_id=device_identity(device),
+        device_slots=device_slots(device),
     )
     log.info(
         "stage_loaded",

@@ -2,7 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches
+from broker_pipeline.messages import BlockRange
+from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.step_cost import SharedDevice, StepCost, choose_num_microbatches, shared_devices
 
 
 def measured(cost: Callable[[int], float], sizes: tuple[int, ...] = (1, 4, 16, 64, 256)) -> StepCost:
@@ -86,3 +88,34 @@ def test_the_slowest_stage_decides() -> None:
     stages = [measured(flat), measured(linear), measured(flat)]
     # 64 tokens: one microbatch takes 64 + 16 ms; two take max(2 * 32, 32 + 16); three no less than that.
     assert choose_num_microbatches(64, 64, stages, outside_s=0.0) == 2
+
+
+def affine(num_tokens: int) -> float:
+    return 0.002 + 0.0001 * num_tokens
+
+
+@pytest.mark.parametrize(
+    ("shared", "best"), [((), 3), ((SharedDevice((0, 1, 2), 2),), 2), ((SharedDevice((0, 1, 2), 1),), 1)]
+)
+def test_stages_that_share_a_device_cannot_all_compute_at_a_time(shared: tuple[SharedDevice, ...], best: int) -> None:
+    stages = [measured(affine)] * 3
+    assert choose_num_microbatches(32, 32, stages, 0.0, shared) == best
+
+
+def test_time_outside_of_stages_is_hidden_on_a_shared_card_as_well() -> None:
+    stages = [measured(linear)] * 2
+    assert choose_num_microbatches(64, 64, stages, 0.0, [SharedDevice((0, 1), 1)]) == 1
+    assert choose_num_microbatches(64, 64, stages, 0.05, [SharedDevice((0, 1), 1)]) == 2
+
+
+def worker(name: str, device_id: str, device_slots: int = 1) -> StageWorker:
+    return StageWorker(name, name, f"s.{name}", BlockRange(start=0, stop=1), 64, 64, device_id, device_slots)
+
+
+def test_only_devices_with_more_stages_than_they_have_room_for_are_shared() -> None:
+    route = Route((worker("a", "card-1"), worker("b", "card-2"), worker("c", "card-1"), worker("d", "card-3")))
+    assert shared_devices(route) == (SharedDevice((0, 2), 1),)
+    on_cpu = Route(tuple(worker(name, "cpu-x", 2) for name in "abc"))
+    assert shared_devices(on_cpu) == (SharedDevice((0, 1, 2), 2),)
+    assert shared_devices(Route(on_cpu.workers[:2])) == ()
+    assert shared_devices(Route((worker("a", ""), worker("b", "")))) == ()
