@@ -39,7 +39,8 @@ def write_shape_checkpoint(directory: Path, shape: str, num_layers: int | None =
         ConfigurationError: no shape has this name, or it has fewer layers.
     """
     tokenizer = tiny_tokenizer()
-    tokens = {name: tokenizer.token_to_id(token) for name, token in _TOKENS.items()}
+    vocabulary = tokenizer.get_vocab()
+    tokens = {name: vocabulary[token] for name, token in _TOKENS.items()}
     config = hf_config(shape, num_layers, tokens)
     parsed = ModelConfig.from_json(config)
     dtype = torch.float32 if parsed.dtype == "float32" else torch.bfloat16

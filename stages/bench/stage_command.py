@@ -71,8 +71,8 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     report = measure_stage(settings, lambda line: click.echo(line, err=True))
     rates = report.rates
     notes = (
-        f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights; "
-        f"copy {rates.bytes_per_s / 1e9:,.1f} GB/s (read and written), matrix product {rates.flops_per_s / 1e12:,.3g} TFLOP/s",
+        f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights",
+        f"copy {rates.bytes_per_s / 1e9:,.1f} GB/s (read and written), product {rates.flops_per_s / 1e12:,.3g} TFLOP/s",
     )
     facts = msgspec.to_builtins(settings) | {
         "rates": msgspec.to_builtins(rates),
