@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from tests.broker_pipeline.conductor.test_conductor import Bench, open_bench
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages import ChatMessage, ImagePart, JobSpec
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.storage.media import MediaStore
+from tests.broker_pipeline.conductor.test_conductor import Bench, open_bench
 
 
 @pytest.fixture
