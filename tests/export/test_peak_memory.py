@@ -77,7 +77,7 @@ def peak_bytes(code: str, *arguments: str) -> int:
 @pytest.mark.timeout(900 if FULL_SIZE else 120)
 def test_memory_does_not_grow_with_the_layer(tmp_path, record_property):
     size_bytes = write_source(tmp_path / "source")
-    idle = peak_bytes("import export.command")
+    idle = peak_bytes("import export.terminal")
     target = tmp_path / "target"
     export = "import sys; from broker_pipeline.cli import cli; cli(sys.argv[1:], standalone_mode=False)"
     peak = peak_bytes(export, "export", str(tmp_path / "source"), str(target), "--workers", "2")
