@@ -24,6 +24,8 @@ Count = Annotated[int, Meta(ge=0, le=2**40)]
 PositiveCount = Annotated[int, Meta(ge=1, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+PROCESSOR_PREFIX = "cpu-"
+"""What `WorkerRecord.device_id` begins with where a processor computes, not a card."""
 WireDtype = Literal["bfloat16", "float32", "int32"]
 
 

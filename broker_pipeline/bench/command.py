@@ -10,7 +10,7 @@ _COMMANDS = {
     "hop": "broker_pipeline.bench.hop_command:command",
     "stage": "stages.bench.stage_command:command",
     "pipeline": "broker_pipeline.bench.pipeline_command:command",
-    "transformers": "stages.bench.transformers_command:command",
+    "transformers": "broker_pipeline.bench.transformers_command:command",
 }
 
 

@@ -13,16 +13,17 @@ from broker_pipeline.errors import ServerStartError
 from broker_pipeline.local.processes import ChildProcess
 
 PROGRAM = "stages.bench.in_process"
+TRANSFORMERS_PROGRAM = "stages.bench.transformers_rounds"
 
 
-async def in_process_rounds(order: InProcessOrder, directory: Path) -> list[Round]:
-    """Run an order in a process of its own, which leaves its files in `directory`, and return its rounds.
+async def run_rounds(program: str, order: InProcessOrder, model: Path, directory: Path) -> list[Round]:
+    """Run an order for `model` in a process of its own, which leaves its files in `directory`, and return its rounds.
 
     Raises `ServerStartError` with the process's last words when it fails.
     """
     asked, answered, log = directory / "order.json", directory / "rounds.json", directory / "in-process.log"
-    asked.write_bytes(msgspec.json.encode(order))
-    argv = [sys.executable, "-m", PROGRAM, str(asked), str(answered)]
+    asked.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, model=str(model))))
+    argv = [sys.executable, "-m", program, str(asked), str(answered)]
     env = {"OMP_NUM_THREADS": str(order.num_threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     child = await ChildProcess.spawn("in-process", argv, log_path=log, env=env)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_pipeline.bench.in_process import in_process_rounds
+from broker_pipeline.bench.in_process import PROGRAM, run_rounds
 from broker_pipeline.bench.spread import Spread
 from broker_pipeline.bench.system_rounds import system_rounds
 from broker_pipeline.bench.work import InProcessOrder, Round, Work, write_pictures
@@ -71,8 +71,8 @@ async def measure_pipeline(
     for num_threads in _thread_counts(settings):
         name = f"one process, {num_threads} {'threads' if num_threads > 1 else 'thread'}"
         say(name)
-        order = _order(settings, rounds, model, num_threads)
-        measured[name] = await in_process_rounds(order, _made(directory / f"in-process-{num_threads}"))
+        order = _order(settings, rounds, num_threads)
+        measured[name] = await run_rounds(PROGRAM, order, model, _made(directory / f"in-process-{num_threads}"))
     best = max(Spread.of([each.tokens_per_s for each in done]).median for done in measured.values())
     num_cards = await count_cuda_devices() if settings.device != "cpu" else 0
     for num_stages in settings.num_stages:
@@ -80,7 +80,7 @@ async def measure_pipeline(
         say(name)
         local = _local(settings, model, directory / f"system-{num_stages}", num_stages, num_cards)
         measured[name] = await system_rounds(local, rounds.pictures, rounds.warm_up, rounds.timed)
-    return [_row(name, done, best) for name, done in measured.items()]
+    return [row_of(name, done, best) for name, done in measured.items()]
 
 
 def _made(directory: Path) -> Path:
@@ -109,9 +109,9 @@ def _thread_counts(settings: PipelineSettings) -> Sequence[int]:
     return (1, num_cores) if settings.device == "cpu" and num_cores > 1 else (num_cores,)
 
 
-def _order(settings: PipelineSettings, rounds: Rounds, model: Path, num_threads: int) -> InProcessOrder:
+def _order(settings: PipelineSettings, rounds: Rounds, num_threads: int) -> InProcessOrder:
     return InProcessOrder(
-        model=str(model.absolute()),
+        model="",
         pictures=str(rounds.pictures.absolute()),
         warm_up=rounds.warm_up,
         rounds=rounds.timed,
@@ -134,7 +134,8 @@ def _local(settings: PipelineSettings, model: Path, directory: Path, num_stages:
     )
 
 
-def _row(name: str, done: Sequence[Round], best: float) -> PipelineRow:
+def row_of(name: str, done: Sequence[Round], best: float) -> PipelineRow:
+    """Sum up rounds; `best` is what 100 % stands for, in tokens per second."""
     tokens = Spread.of([each.tokens_per_s for each in done])
     programs = list(dict.fromkeys(program for each in done for program in each.cpu_s))
     return PipelineRow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -31,7 +32,7 @@ def _programs(row: PipelineRow) -> str:
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in used if seconds >= 0.05)
 
 
-_COLUMNS: list[Column] = [
+COLUMNS: list[Column] = [
     ("", lambda row: row.name),
     ("tokens/s (p10-p90)", lambda row: row.tokens_per_s),
     ("captions/s", lambda row: row.captions_per_s),
@@ -89,10 +90,10 @@ def command(json_path: Path | None, work_dir: Path | None, **options: Any) -> No
         if work_dir and work_dir.exists() and any(work_dir.iterdir()):
             raise ConfigurationError(f"{work_dir} is not empty: a benchmark needs a fresh directory", field="work_dir")
         directory.mkdir(parents=True, exist_ok=True)
-        rows = asyncio.run(_measure(settings, options, directory))
+        rows = asyncio.run(_measure(settings, options, directory.absolute()))
     facts = {"model": _model_name(options), **msgspec.to_builtins(settings)}
     report = BenchReport(bench="pipeline", command=command_line(), machine=machine, settings=facts, rows=rows)
-    show(report, _COLUMNS, json_path)
+    show(report, COLUMNS, json_path)
 
 
 def _settings(options: dict[str, Any]) -> PipelineSettings:
@@ -123,17 +124,18 @@ async def _model(options: dict[str, Any], directory: Path) -> Path:
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     if options["model"]:
-        return Path(options["model"])
+        return Path(os.path.abspath(options["model"]))  # noqa: PTH100 - no file is touched
     if not options["shape"]:
         _say("the demo's model")
         return await make_artifact(directory, trained_model())
     _say(f"random weights in the shape of {options['shape']}")
     checkpoint = directory / "checkpoint"
-    await _write_shape(options["shape"], options["layers"], checkpoint, directory / "checkpoint.log")
+    await write_shape(options["shape"], options["layers"], checkpoint, directory / "checkpoint.log")
     return await make_artifact(directory, checkpoint)
 
 
-async def _write_shape(shape: str, num_layers: int | None, checkpoint: Path, log_path: Path) -> None:
+async def write_shape(shape: str, num_layers: int | None, checkpoint: Path, log_path: Path) -> None:
+    """Write a checkpoint of random weights; raises `ServerStartError` with the last words of what failed."""
     arguments = [shape, str(checkpoint), *([str(num_layers)] if num_layers else [])]
     child = await ChildProcess.spawn("checkpoint", [sys.executable, "-m", _WRITE_SHAPE, *arguments], log_path=log_path)
     try:

@@ -6,6 +6,7 @@ them, every session gets its next token once per
     period(D) = max( D * max_i t_i(T/D) ,      the slowest stage works without pause
                      sum_i t_i(T/D) + h,       one microbatch's way through all stages and back
                      D * sum t_i(T/D) / s )    a device that several stages share, and that computes for s at a time
+                                               (plus h, where that device is the processor that h is spent on)
 
 Where t is flat (a GPU reading its weights) splitting gains nothing and D stays small; where t grows with n (a CPU, or
 prefill) N stages are kept busy by D = N, and N+1 hides h as well.
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from broker_pipeline.messages import PROCESSOR_PREFIX
 from broker_pipeline.scheduling.routes import Route
 
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
@@ -76,6 +78,8 @@ class SharedDevice:
 
     stages: tuple[int, ...]
     num_slots: int
+    is_processor: bool = False
+    """Whether the time outside of stages (broker, event loops) is taken from it as well: not true of a card."""
 
 
 def shared_devices(route: Route) -> tuple[SharedDevice, ...]:
@@ -86,7 +90,7 @@ def shared_devices(route: Route) -> tuple[SharedDevice, ...]:
             stages[worker.device_id].append(index)
     slots = {worker.device_id: worker.device_slots for worker in route.workers}
     return tuple(
-        SharedDevice(tuple(indexes), slots[device])
+        SharedDevice(tuple(indexes), slots[device], is_processor=device.startswith(PROCESSOR_PREFIX))
         for device, indexes in stages.items()
         if len(indexes) > slots[device]
     )
@@ -116,7 +120,10 @@ def _period(
     count: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float, shared: Sequence[SharedDevice]
 ) -> float:
     steps = [stage.estimate(num_tokens / count) for stage in stages]
-    on_shared = (count * sum(steps[index] for index in device.stages) / device.num_slots for device in shared)
+    on_shared = [
+        count * (sum(steps[index] for index in device.stages) + outside_s * device.is_processor) / device.num_slots
+        for device in shared
+    ]
     return max(count * max(steps), sum(steps) + outside_s, *on_shared)
 
 

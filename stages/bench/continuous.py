@@ -36,10 +36,11 @@ from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.images import DEFAULT_IMAGE_LIMITS
 from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import image_frames
+from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
 
-_RULES = "preprocessor_config.json"
+RULES = "preprocessor_config.json"
 _GREEDY = SamplingSettings()
 
 
@@ -91,7 +92,7 @@ class ContinuousBatch:
         num_layers = config.text.num_layers
         self._config = config
         self._prompts = PromptBuilder.from_directory(config, directory)
-        self._budget = PixelBudget.from_json(artifact.path(_RULES).read_bytes(), config.vision, file=_RULES)
+        self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), config.vision, file=RULES)
         self._stage: StageCompute = load_stage(
             config,
             BlockRange(start=0, stop=num_layers),
@@ -123,11 +124,11 @@ class ContinuousBatch:
         return num_sampled
 
     def _open(self, names: Sequence[str], pictures: Path, work: Work) -> Iterator[_Session]:
-        patches = [self._patches(pictures / name) for name in names]
+        patches = [read_patches(pictures / name, self._config, self._budget) for name in names]
         encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
         rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
         for name, each, own in zip(names, patches, rows, strict=True):
-            prompt = self._prompts.build([_message(work.prompt)], [VisualInput("image", each.grid)])
+            prompt = self._prompts.build([message(work.prompt)], [VisualInput("image", each.grid)])
             plan = plan_positions(len(prompt.token_ids), prompt.groups)
             num_prompt = len(prompt.token_ids)
             opening = SessionOpen(
@@ -140,9 +141,6 @@ class ContinuousBatch:
             self._stage.open(opening)
             deliver_rows([self._stage], name, 1, own)
             yield _Session(name, prompt.token_ids, prompt.groups, plan.positions, plan.delta)
-
-    def _patches(self, path: Path) -> Patches:
-        return image_frames(path.read_bytes(), DEFAULT_IMAGE_LIMITS, self._config.vision, self._budget).to_patches()
 
     def _step(self, live: Sequence[_Session]) -> int:
         taken: list[tuple[_Session, Segment]] = []
@@ -174,6 +172,12 @@ def _split(rows: EncodedRows, counts: Sequence[int]) -> Iterator[EncodedRows]:
         yield EncodedRows(own, tuple(level[index] for level in levels))
 
 
-def _message(prompt: str) -> ChatMessage:
+def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patches:
+    """Decode, resize and cut one picture."""
+    return image_frames(path.read_bytes(), DEFAULT_IMAGE_LIMITS, config.vision, budget).to_patches()
+
+
+def message(prompt: str) -> ChatMessage:
+    """One picture and a prompt, as a conversation."""
     unnamed = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
     return ChatMessage(role="user", content=(unnamed, TextPart(text=prompt)))

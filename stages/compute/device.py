@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.messages import PROCESSOR_PREFIX
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -64,7 +65,7 @@ def device_identity(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return f"card-{torch.cuda.get_device_properties(device).uuid}"
-    return f"cpu-{_BOOT_ID.read_text().strip()}" if _BOOT_ID.is_file() else ""
+    return f"{PROCESSOR_PREFIX}{_BOOT_ID.read_text().strip()}" if _BOOT_ID.is_file() else ""
 
 
 def device_slots(device: torch.device) -> int:

@@ -116,6 +116,17 @@ def test_only_devices_with_more_stages_than_they_have_room_for_are_shared() -> N
     route = Route((worker("a", "card-1"), worker("b", "card-2"), worker("c", "card-1"), worker("d", "card-3")))
     assert shared_devices(route) == (SharedDevice((0, 2), 1),)
     on_cpu = Route(tuple(worker(name, "cpu-x", 2) for name in "abc"))
-    assert shared_devices(on_cpu) == (SharedDevice((0, 1, 2), 2),)
+    assert shared_devices(on_cpu) == (SharedDevice((0, 1, 2), 2, is_processor=True),)
     assert shared_devices(Route(on_cpu.workers[:2])) == ()
     assert shared_devices(Route((worker("a", ""), worker("b", "")))) == ()
+
+
+def test_a_processor_that_is_shared_with_the_broker_cannot_hide_the_time_outside() -> None:
+    stages, outside_s = [measured(affine)] * 3, 0.01
+    card, processor = (SharedDevice((0, 1, 2), 2, is_processor=is_processor) for is_processor in (False, True))
+    assert choose_num_microbatches(32, 32, stages, outside_s, [card]) == 4
+    assert choose_num_microbatches(32, 32, stages, outside_s, [processor]) == 2
+
+
+def test_a_processor_with_cores_for_all_stages_is_not_shared() -> None:
+    assert not shared_devices(Route((worker("a", "cpu-x", 8), worker("b", "cpu-x", 8))))
