@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -46,7 +45,7 @@ COLUMNS: list[Column] = [
 @click.option("--stages", multiple=True, type=_POSITIVE, default=(1, 3), show_default=True, help="Numbers of stages.")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
     help="Artifact to run.  [default: the demo's model]",
 )
 @click.option(
@@ -124,7 +123,7 @@ async def _model(options: dict[str, Any], directory: Path) -> Path:
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     if options["model"]:
-        return Path(os.path.abspath(options["model"]))  # noqa: PTH100 - no file is touched
+        return Path(options["model"])
     if not options["shape"]:
         _say("the demo's model")
         return await make_artifact(directory, trained_model())

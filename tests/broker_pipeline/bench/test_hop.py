@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from broker_pipeline.bench.command import command
+from broker_pipeline.bench.hop import bench_envelope, measure_hop
+
+
+@pytest.mark.parametrize("num_segments", [1, 32])
+async def test_a_hop_is_timed_three_ways(nats_url: str, num_segments: int) -> None:
+    row = await measure_hop(nats_url, 8192, num_segments, num_trips=20)
+    assert row.num_bytes > 8192
+    assert row.raw_s.num_samples == row.header_s.num_samples == row.transport_s.num_samples == 20
+    assert 0 < row.raw_s.p10 <= row.raw_s.median <= row.raw_s.p90
+    assert row.excess_s == pytest.approx((row.ratio - 1) * row.raw_s.median)
+
+
+@pytest.mark.parametrize(("num_bytes", "num_segments"), [(8192, 1), (8192, 32), (2**18, 7)])
+def test_the_envelope_has_about_the_bytes_that_were_asked_for(num_bytes: int, num_segments: int) -> None:
+    envelope, tensors = bench_envelope(num_bytes, num_segments)
+    assert len(envelope.segments) == num_segments
+    assert sum(tensor.data.nbytes for tensor in tensors.values()) == pytest.approx(num_bytes, rel=0.01)
+
+
+def test_the_command_writes_what_it_shows(nats_url: str, tmp_path: Path) -> None:
+    report_path = tmp_path / "new" / "hop.json"
+    arguments = [
+        "hop",
+        "--nats-url",
+        nats_url,
+        "--kib",
+        "8",
+        "--segments",
+        "1",
+        "--trips",
+        "20",
+        "--json",
+        str(report_path),
+    ]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(report_path.read_text())
+    assert report["bench"] == "hop"
+    assert report["machine"]["num_cores"] >= 1
+    assert [row["num_segments"] for row in report["rows"]] == [1]
+    assert "8 KiB" in result.output
