@@ -19,6 +19,7 @@ from broker_pipeline.messages import Name
 
 ENV_PREFIX = "BROKER_PIPELINE_"
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+DEFAULT_MAX_EVENTS = 1_000_000
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +37,9 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ready_file: str | None = None
     log_format: LogFormat = "auto"
     log_level: str = "info"
+    profile: str | None = None
+    """Directory for a trace of this process; None records nothing."""
+    profile_max_events: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_EVENTS
 
 
 def env_name(flag: str) -> str:
@@ -62,6 +66,18 @@ _COMMON_OPTIONS = (
     option("--log-format", default="auto", type=click.Choice(["auto", "json", "console"]), help="Form of the log."),
     option(
         "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level."
+    ),
+    option(
+        "--profile",
+        default=None,
+        type=click.Path(file_okay=False),
+        help="Directory to write a trace of this process into; see `broker-pipeline trace --help`.",
+    ),
+    option(
+        "--profile-max-events",
+        default=DEFAULT_MAX_EVENTS,
+        type=click.IntRange(min=1),
+        help="Events after which a trace ends.",
     ),
 )
 

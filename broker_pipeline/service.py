@@ -22,6 +22,7 @@ import uvloop
 from broker_pipeline import __version__, exit_codes
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.logs import configure_logs
+from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class ServiceContext:
 
     def ready(self, **facts: object) -> None:
         """Say that the service takes work; `facts` go into the log line and the ready file."""
+        tracer.name_process(str(facts.get("worker", self.name)))
         log.info("service_ready", start_s=round(time.monotonic() - self._started, 3), **facts)
         if self.settings.ready_file:
             lines = [f"{key}={value}\n" for key, value in facts.items()]
@@ -67,8 +69,13 @@ class ServiceContext:
 def run(name: str, main: ServiceMain, settings: CommonSettings) -> int:
     """Run a service to its end and return the exit code."""
     configure_logs(name, log_format=settings.log_format, level=settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_live(name, main, settings))
+    if settings.profile is not None:
+        tracer.start(Path(settings.profile), name, max_events=settings.profile_max_events)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_live(name, main, settings))
+    finally:
+        tracer.stop()
 
 
 def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings) -> None:

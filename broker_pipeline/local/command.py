@@ -62,6 +62,11 @@ _SAME_NAMES = (
 @option(
     "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level in logs."
 )
+@option(
+    "--profile",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory to write a trace of every part into; see `broker-pipeline trace --help`.",
+)
 def command(**options: Any) -> None:
     """Run a whole pipeline on this machine, each part in a process of its own.
 
@@ -103,6 +108,7 @@ def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSe
         num_vision_workers=options["vision_workers"],
         num_cuda_devices=num_cuda_devices,
         num_threads=options["threads"],
+        profile=options["profile"] and options["profile"].absolute(),
         **{name: options[name] for name in _SAME_NAMES},
     )
 

@@ -37,6 +37,8 @@ class LocalSettings:
     kv_tokens: int | None = None
     drain_s: float = 10.0
     log_level: str = "info"
+    profile: Path | None = None
+    """Directory for a trace of every service; None for none."""
     restarts: bool = True
     """Whether a program that dies is started again by itself."""
     start_timeout_s: float = 600.0
@@ -64,6 +66,7 @@ def plan_services(settings: LocalSettings, *, nats_url: str, redis_url: str, por
         "--drain-s": settings.drain_s,
         "--log-level": settings.log_level,
         "--log-format": "json",
+        "--profile": settings.profile,
     }
     return [
         PlannedService(name, what, (command, *_flags(own), *settings.extra_arguments.get(command, ()), *_flags(common)))

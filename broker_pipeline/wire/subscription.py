@@ -28,6 +28,8 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.subjects import bulk
+from broker_pipeline.tracing.message_spans import record_received
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, WireMessage, is_part, receive, whole_bytes
 from broker_pipeline.wire.codec import decode
 from broker_pipeline.wire.parts import METADATA_HEADER
@@ -157,7 +159,9 @@ class Subscription(Generic[Body]):
         num_bytes = message.num_bytes
         if num_bytes + OVERHEAD_BYTES > self.max_pending_bytes and not has_room:
             raise MalformedEnvelopeError(f"{num_bytes} bytes, but {self.subject} takes {self.max_pending_bytes} in all")
+        arrived = tracer.now()
         body, tensors = decode(message.metadata, message.payload, self._body_type)
+        record_received(body, self.subject, arrived, num_bytes)
         if num_bytes > self._room_bytes() and not has_room:
             raise SlowConsumerError(f"no room for {num_bytes} bytes; {self.pending_bytes} are waiting to be read")
         received = Received(self.subject, body, tensors, message.reply, num_bytes, self._transport)

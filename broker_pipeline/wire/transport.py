@@ -35,6 +35,8 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.subjects import bulk
+from broker_pipeline.tracing.message_spans import record_received, record_sent
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, WireMessage
 from broker_pipeline.wire.codec import Frame, decode, encode
 from broker_pipeline.wire.nats_connection import NatsConnection, open_connection
@@ -114,7 +116,11 @@ class Transport:
         The tensors may change again once this returns. Raises `PayloadTooLargeError` before anything is sent,
         `TransportError` when the server cannot be reached.
         """
-        await self._send(subject, encode(body, tensors))
+        started = tracer.now()
+        frame = encode(body, tensors)
+        encoded = tracer.now()
+        await self._send(subject, frame)
+        record_sent(body, subject, started, encoded, frame.num_payload_bytes)
 
     async def request(
         self,
@@ -131,13 +137,16 @@ class Transport:
         `timeout_s` seconds, the error that the other side answered with, a `ContractError` for an answer that
         cannot be read, and what `publish` raises.
         """
+        started = tracer.now()
         frame = encode(body, tensors)
+        encoded = tracer.now()
         # That nobody listens, the server says only to an inbox on the connection that the request came over.
         inbox = self._inboxes[self._takes_bulk(frame)]
         with inbox.expect() as (reply, answer):
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._send(subject, frame, reply)
+                    record_sent(body, subject, started, encoded, frame.num_payload_bytes)
                     message = await answer
             except TimeoutError as error:
                 raise RequestTimeoutError(f"no answer from {subject} within {timeout_s:g} s") from error
@@ -178,7 +187,9 @@ class Transport:
             await connection.publish(subject, piece.payload, piece.headers, reply)
 
     def _received(self, subject: str, message: WireMessage, body_type: type[Body]) -> Received[Body]:
+        arrived = tracer.now()
         body, tensors = decode(message.metadata, message.payload, body_type)
+        record_received(body, subject, arrived, message.num_bytes)
         return Received(subject, body, tensors, "", message.num_bytes, self)
 
     # --- receiving ---

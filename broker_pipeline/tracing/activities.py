@@ -1,0 +1,75 @@
+"""What a profile shows: every kind of work that a process records, its colour class and its row.
+
+Work without a row stands on the row of the thread that did it. What may overlap with itself (messages under way,
+requests that are waited for) has a row of its own and is written as asynchronous slices, since slices of one thread
+have to nest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["wire", "queue", "compute", "copy", "publish", "host", "bubble", "wait"]
+"""wire: between two processes; queue: received and not begun; compute: the model; copy: between host and device;
+publish: encoding and handing to the socket; host: other work of the processor; bubble: a stage with sessions and
+nothing to do; wait: for somebody else, such as the media store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """One kind of work. `row` is None for the row of the thread that does it."""
+
+    name: str
+    kind: Kind
+    row: str | None = None
+    overlaps: bool = False
+    """Whether several may be under way at a time on its row."""
+
+
+# Every process that speaks to others.
+ENCODE = Activity("encode", "publish")
+"""A message becomes bytes; its end is when the message leaves."""
+SEND = Activity("send", "publish", "sending", overlaps=True)
+"""The bytes are handed to the connection, which may have to wait for room."""
+RECEIVE = Activity("receive", "host")
+"""Bytes become a message; its beginning is when the message has arrived."""
+
+# Conductor.
+PLAN = Activity("plan", "host")
+BUILD = Activity("build", "host")
+COMPLETE = Activity("complete", "host")
+COMMIT = Activity("commit", "wait", "commits", overlaps=True)
+"""Tokens on their way to Redis, until it has taken them."""
+TELL = Activity("tell", "publish", "commits", overlaps=True)
+"""Committed tokens are published for streaming clients."""
+
+# Stage.
+CHECK = Activity("check", "host")
+"""An envelope is checked against the contract, and its tensors become views."""
+QUEUE = Activity("queue", "queue", "queue", overlaps=True)
+"""A checked envelope waits for the compute thread."""
+STEP = Activity("step", "compute")
+"""The compute thread works on a microbatch: on a processor all of the computation, on a card what launches it."""
+TO_DEVICE = Activity("to device", "copy")
+TO_HOST = Activity("to host", "copy")
+BUBBLE = Activity("bubble", "bubble", "bubbles")
+"""Sessions are open, and no microbatch is here."""
+DEVICE = Activity("microbatch", "compute", "card")
+"""A microbatch on the card, from the device's own clock."""
+
+# Vision worker.
+PREPARE = Activity("prepare", "wait", "requests", overlaps=True)
+FETCH = Activity("fetch", "wait", "fetching", overlaps=True)
+DECODE = Activity("decode", "host")
+LAY_OUT = Activity("lay out prompt", "host")
+PATCHES = Activity("patches", "host")
+TOWER = Activity("tower", "compute")
+DELIVER = Activity("deliver rows", "publish", "deliveries", overlaps=True)
+
+# Gateway.
+REQUEST = Activity("request", "host", "requests", overlaps=True)
+
+# Made when traces are joined.
+WIRE = Activity("wire", "wire", "wire", overlaps=True)
+IN_FLIGHT = Activity("microbatch", "wait", "in flight", overlaps=True)
