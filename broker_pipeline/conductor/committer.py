@@ -20,6 +20,8 @@ from broker_pipeline.conductor.pulse import Pulse
 from broker_pipeline.errors import StateError
 from broker_pipeline.messages import JobEvent, TokenEntry
 from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.tracing.activities import COMMIT, TELL
+from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
 
@@ -119,10 +121,12 @@ class Committer:
         return commits
 
     async def _commit(self, commits: list[TokenCommit]) -> None:
-        taken = await self._until_taken(commits)
+        with tracer.measure(COMMIT, num_jobs=len(commits)):
+            taken = await self._until_taken(commits)
         self._committing = frozenset()
         self._num_tokens -= sum(len(commit.entries) for commit in commits)
         self._progress.fire()
+        committed = tracer.now()
         for commit, is_taken in zip(commits, taken, strict=True):
             if is_taken:
                 event = JobEvent(job_id=commit.job_id, kind="tokens", index=commit.start, tokens=commit.entries)
@@ -130,6 +134,7 @@ class Committer:
             else:
                 log.warning("commit_refused", job=commit.job_id, attempt=commit.attempt, start=commit.start)
                 self._on_refused(commit.job_id, commit.attempt)
+        tracer.span(TELL, committed, num_jobs=len(commits))
 
     async def _until_taken(self, commits: list[TokenCommit]) -> list[bool]:
         while True:

@@ -31,6 +31,8 @@ from broker_pipeline.messages import MicrobatchResult, SampledToken
 from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome
 from broker_pipeline.scheduling.routes import Route, StageWorker
 from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.tracing.activities import BUILD, COMPLETE, PLAN
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -141,7 +143,8 @@ class Dispatcher:
             tasks.create_task(self._plan_and_send(), name="send")
             tasks.create_task(self._watch_deadlines(), name="deadlines")
             async for message in messages:
-                self._receive(message.body)
+                with tracer.measure(COMPLETE, epoch=message.body.epoch, microbatch=message.body.microbatch):
+                    self._receive(message.body)
 
     async def _plan_and_send(self) -> None:
         while True:
@@ -150,11 +153,18 @@ class Dispatcher:
             if self.is_paused or not self._transport.is_connected:
                 continue  # woken again once the broker is back
             await self._committer.room()
-            for microbatch in self.scheduler.plan(time.monotonic()):
+            started = tracer.now()
+            planned = self.scheduler.plan(time.monotonic())
+            tracer.span(PLAN, started, num_microbatches=len(planned))
+            for microbatch in planned:
                 await self._send(microbatch)
 
     async def _send(self, microbatch: Microbatch) -> None:
+        started = tracer.now()
         envelope, tensors = self._builder.build(microbatch, time.monotonic())
+        tracer.span(
+            BUILD, started, epoch=envelope.epoch, microbatch=microbatch.number, num_tokens=microbatch.num_tokens
+        )
         try:
             await self._transport.publish(envelope.route[0], envelope, tensors)
         except TransportError as error:
