@@ -15,9 +15,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import structlog
 
@@ -28,6 +29,9 @@ from broker_pipeline.tracing.event_writer import EventWriter, Recorded, open_wri
 from broker_pipeline.tracing.events import Fact
 
 log = structlog.get_logger()
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FLUSH_S = 0.5
 _STOP_S = 5.0
@@ -79,6 +83,17 @@ class Tracer:
             yield
         finally:
             self.span(activity, started, **facts)
+
+    def measured(self, activity: Activity, function: Callable[P, T], /, **facts: Fact) -> Callable[P, T]:
+        """Return a function that records itself on whatever thread it is called; the function itself while off."""
+        if not self.is_on:
+            return function
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self._measured(activity, facts):
+                return function(*args, **kwargs)
+
+        return call
 
     def _stop_recording(self) -> None:
         if self.is_on:

@@ -10,6 +10,8 @@ import torch
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError, error_from_failure
 from broker_pipeline.messages import PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.tracing.activities import DELIVER
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.qwen3_vl.vision import EncodedRows
@@ -58,7 +60,8 @@ class RowSender:
         Raises:
             PipelineError: what a stage, or the way there, failed with, after one more try where that may help.
         """
-        await together(self._deliver(request, target, rows, deadline) for target in request.targets)
+        with tracer.measure(DELIVER, session=request.session, attempt=request.attempt):
+            await together(self._deliver(request, target, rows, deadline) for target in request.targets)
 
     async def _deliver(self, request: PrepareRequest, target: RowTarget, rows: EncodedRows, deadline: float) -> None:
         tensors = rows_for(target, rows)

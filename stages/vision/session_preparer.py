@@ -17,6 +17,8 @@ from torch import Tensor
 
 from broker_pipeline.errors import MediaError, PipelineError, PromptTooLongError
 from broker_pipeline.messages import ImagePart, PrepareRequest, TextPart, VideoPart, VisualSpan
+from broker_pipeline.tracing.activities import LAY_OUT
+from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder
 from stages.qwen3_vl.positions import PositionPlan, plan_positions
 from stages.vision.row_sender import RowSender, join_rows
@@ -77,7 +79,8 @@ class SessionPreparer:
             PipelineError: the tower failed, or a stage did not take its rows.
         """
         looks = await self._look_at_all(request)
-        prompt = await self._in_pool(lambda: self._prompts.build(request.messages, [look.visual for look in looks]))
+        build = tracer.measured(LAY_OUT, lambda: self._prompts.build(request.messages, [look.visual for look in looks]))
+        prompt = await self._in_pool(build)
         self._require_fit(prompt, request.max_prompt_tokens)
         started = time.monotonic()
         if looks:

@@ -16,6 +16,8 @@ from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages import ImagePart, MediaRef, VideoPart
+from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES, Activity
+from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
 from stages.prompt.images import ImageLimits
 from stages.prompt.preprocess import PixelBudget
@@ -108,9 +110,10 @@ class VisualEncoder:
         async with self._look_slots:
             started = time.monotonic()
             refs = (part.media,) if isinstance(part, ImagePart) else part.frames
-            contents = [await self._media.get(ref) for ref in refs]
+            with tracer.measure(FETCH, num_media=len(refs)):
+                contents = [await self._media.get(ref) for ref in refs]
             fetched = time.monotonic()
-            frames = await self._in_pool(lambda: self._decode(part, contents))
+            frames = await self._in_pool(DECODE, lambda: self._decode(part, contents))
         visual = _input_of(part, frames.grid, self._rules.vision)
         return Look(key, visual, frames, fetched - started, time.monotonic() - fetched)
 
@@ -127,13 +130,13 @@ class VisualEncoder:
         if cached is not None:
             return cached.rows
         async with self._encode_slots:
-            patches = await self._in_pool(frames.to_patches)
+            patches = await self._in_pool(PATCHES, frames.to_patches)
             rows = await self._batcher.encode(patches)
         self._cache.put(key, EncodedVisual(patches.grid, rows))
         return rows
 
-    def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+    def _in_pool(self, activity: Activity, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, tracer.measured(activity, work))
 
 
 def _key_of(part: ImagePart | VideoPart) -> str:

@@ -11,6 +11,8 @@ import structlog
 from broker_pipeline import subjects
 from broker_pipeline.errors import DeadlineExceededError, Failure, PipelineError, TransportError, WorkerBusyError
 from broker_pipeline.messages import Heartbeat, Hello, PreparedSession, PrepareRequest
+from broker_pipeline.tracing.activities import PREPARE
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.envelope_checks import check_origin
 from stages.stage.epoch_fence import EpochFence
@@ -105,7 +107,8 @@ class VisionWorker:
 
     async def _answer(self, message: Received[PrepareRequest]) -> None:
         try:
-            prepared = await self._prepare(message.body)
+            with tracer.measure(PREPARE, session=message.body.session, attempt=message.body.attempt):
+                prepared = await self._prepare(message.body)
             if isinstance(prepared, Failure):
                 await self._respond(message, _failed(message.body, self._presence, prepared))
             else:
