@@ -40,6 +40,8 @@ class Lane:
         self.running: dict[SessionKey, SessionState] = {}
         self.in_flight: dict[int, Microbatch] = {}
         self._ready: dict[SessionKey, SessionState] = {}
+        self._wishes: dict[SessionKey, int] = {}
+        self._num_wished = 0
         self._outside_s = 0.0
         self._shared = shared_devices(route)
 
@@ -47,15 +49,24 @@ class Lane:
         """Take in a session whose KV is reserved."""
         self.running[session.key] = session
         self._ready[session.key] = session
+        self._wish(session)
 
     def make_ready(self, session: SessionState) -> None:
         """Put a session whose segment was answered at the end of the queue."""
         self._ready[session.key] = session
+        self._wish(session)
 
-    def remove(self, key: SessionKey) -> None:
-        """Let go of a session, wherever it is."""
-        self.running.pop(key, None)
+    def remove(self, key: SessionKey) -> bool:
+        """Let go of a session, wherever it is; return whether it was here."""
         self._ready.pop(key, None)
+        self._num_wished -= self._wishes.pop(key, 0)
+        return self.running.pop(key, None) is not None
+
+    def _wish(self, session: SessionState) -> None:
+        """Keep the sum of what all sessions would have computed at once, without ever adding up all of them."""
+        num_tokens = min(session.num_uncomputed_tokens, self.route.max_batch_tokens)
+        self._num_wished += num_tokens - self._wishes.get(session.key, 0)
+        self._wishes[session.key] = num_tokens
 
     def observe_outside(self, seconds: float) -> None:
         """Learn how long a microbatch is between stages and in the broker."""
@@ -64,11 +75,12 @@ class Lane:
 
     def deal(self, stages: Sequence[StepCost], max_batch_tokens: int) -> Deal | None:
         """Return what the next microbatch should hold, or None when enough is in flight."""
+        if not self._ready:
+            return None
         max_tokens = min(max_batch_tokens, self.route.max_batch_tokens)
-        num_sessions = len(self.running)
-        num_tokens = sum(min(s.num_uncomputed_tokens, max_tokens) for s in self.running.values())
+        num_sessions, num_tokens = len(self.running), self._num_wished
         count = choose_num_microbatches(num_sessions, num_tokens, stages, self._outside_s, self._shared)
-        if not self._ready or len(self.in_flight) >= count:
+        if len(self.in_flight) >= count:
             return None
         return Deal(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
 
@@ -81,24 +93,24 @@ class Lane:
 
     def _segments(self, queue: Iterable[SessionState], deal: Deal) -> tuple[PlannedSegment, ...]:
         taken: list[PlannedSegment] = []
-        num_tokens = 0
+        num_tokens, enough = 0, min(deal.num_tokens, deal.max_tokens)
         alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
         for session in queue:
-            if len(taken) >= deal.num_sessions or num_tokens >= min(deal.num_tokens, deal.max_tokens):
+            if len(taken) >= deal.num_sessions or num_tokens >= enough:
                 break
             if session.is_alone:
                 if not taken and not alone_in_flight:
                     return (_segment(session, deal.max_tokens),)
                 continue
-            taken.append(_segment(session, deal.max_tokens - num_tokens))
-            num_tokens += taken[-1].count
+            segment = _segment(session, deal.max_tokens - num_tokens)
+            taken.append(segment)
+            num_tokens += segment.count
         return tuple(taken)
 
 
 def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:
-    count = min(session.num_uncomputed_tokens, max_tokens)
-    start = session.num_computed_tokens
+    start, num_uncomputed = session.num_computed_tokens, session.num_uncomputed_tokens
+    count = min(num_uncomputed, max_tokens)
     assert count > 0, f"{session.key} has nothing to compute"
     assert start + count <= session.num_kv_tokens, f"{session.key} has outgrown its reservation"
-    wants_token = count == session.num_uncomputed_tokens
-    return PlannedSegment(session, start, count, wants_token, opens=not session.is_open)
+    return PlannedSegment(session, start, count, count == num_uncomputed, not session.is_open)

@@ -50,7 +50,10 @@ class RouteTable:
 
     def lane(self, route: Route) -> Lane:
         """Return the lane of a usable route."""
-        return self._lanes.setdefault(route.key, Lane(route))
+        lane = self._lanes.get(route.key)
+        if lane is None:
+            lane = self._lanes[route.key] = Lane(route)
+        return lane
 
     def join(self, worker: StageWorker) -> None:
         """Use a worker, whether it is new or was suspended."""
@@ -78,6 +81,11 @@ class RouteTable:
         self._suspended.pop(key, None)
         self._draining.discard(key)
         return self._end_lanes(key)
+
+    @property
+    def has_spare_lanes(self) -> bool:
+        """Whether there are lanes of routes that are not open, which `tidy` may find to be of no use."""
+        return len(self._lanes) > len(self.open_routes)
 
     def tidy(self, wanted: Iterable[Route]) -> None:
         """Forget lanes that are empty and neither open nor `wanted`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from broker_pipeline import subjects
@@ -68,6 +68,11 @@ class Route:
     """Workers whose block ranges, one after the other, are the whole model (or, for a message to one, just that)."""
 
     workers: tuple[StageWorker, ...]
+    key: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    """The workers' keys: what makes two routes the same."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", tuple(worker.key for worker in self.workers))
 
     def __len__(self) -> int:
         return len(self.workers)
@@ -77,11 +82,6 @@ class Route:
 
     def __contains__(self, key: object) -> bool:
         return any(worker.key == key for worker in self.workers)
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The workers' keys: what makes two routes the same."""
-        return tuple(worker.key for worker in self.workers)
 
     @property
     def work_subjects(self) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker_pipeline.errors import Failure, MalformedEnvelopeError, StageError
-from broker_pipeline.messages import MicrobatchResult
-from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
+from broker_pipeline.messages import MicrobatchResult, SampledToken
+from broker_pipeline.scheduling.claims import Claims
+from broker_pipeline.scheduling.flights import Flights
+from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome, PlannedSegment, Sampled
 from broker_pipeline.scheduling.route_table import RouteTable
@@ -63,9 +64,8 @@ class Scheduler:
         self.routes = RouteTable(num_layers)
         self._sessions: dict[str, SessionState] = {}
         self._waiting: list[SessionState] = []
-        self._pledges: dict[str, tuple[Route, int]] = {}
-        self._in_flight: dict[int, Microbatch] = {}
-        self._trails: dict[int, int] = {}
+        self._claims = Claims()
+        self._in_flight = Flights()
         self._costs: dict[str, StepCost] = {}
         self._numbers = itertools.count(1)
 
@@ -105,19 +105,17 @@ class Scheduler:
         None when no open route can ever hold that many. The choice counts against the route's room until `add` or
         `release`.
         """
-        self._pledges.pop(session, None)
+        self._claims.drop(session)
         routes = [route for route in self.routes.open_routes if route.kv_capacity_tokens >= num_tokens]
         if not routes:
             return None
-        claims = self._claims()
-        best = max(routes, key=lambda route: (self._room(route, claims), -len(self.routes.lane(route).running)))
-        self._pledges[session] = (best, num_tokens)
+        best = max(routes, key=lambda route: (self._room(route), -len(self.routes.lane(route).running)))
+        self._claims.put(session, best, num_tokens)
         return best
 
     def room(self) -> int:
         """Return the KV tokens of the emptiest route that nobody has, waits for or is being prepared for."""
-        claims = self._claims()
-        return max((self._room(route, claims) for route in self.routes.open_routes), default=0)
+        return max((self._room(route) for route in self.routes.open_routes), default=0)
 
     def longest_session(self) -> int:
         """Return the tokens of the longest session that any open route can hold."""
@@ -126,18 +124,19 @@ class Scheduler:
     def add(self, session: SessionState, now: float) -> Lost | None:
         """Queue a prepared session for its route; Lost at once when that route is no more."""
         assert session.key.session not in self._sessions, f"{session.key} is scheduled already"
-        self._pledges.pop(session.key.session, None)
+        self._claims.drop(session.key.session)
         if not self.routes.is_usable(session.route) or session.num_kv_tokens > session.route.kv_capacity_tokens:
             return Lost(session, StageError(f"route {session.route} is no more").to_failure())
         session.waiting_since = now
         self.routes.lane(session.route)
         self._sessions[session.key.session] = session
+        self._claims.put(session.key.session, session.route, session.num_kv_tokens)
         bisect.insort(self._waiting, session, key=lambda waiting: waiting.order)
         return None
 
     def release(self, session: str) -> None:
         """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
-        self._pledges.pop(session, None)
+        self._claims.drop(session)
         if state := self._sessions.get(session):
             self._remove(state)
 
@@ -166,7 +165,8 @@ class Scheduler:
         self._admit(now)
         planned = [microbatch for lane in self.routes.lanes for microbatch in self._deal(lane, now)]
         planned += self._flush(now)
-        self.routes.tidy([session.route for session in self._waiting])
+        if self.routes.has_spare_lanes:
+            self.routes.tidy([session.route for session in self._waiting])
         return planned
 
     def complete(self, result: MicrobatchResult, now: float) -> Outcome:
@@ -174,13 +174,13 @@ class Scheduler:
         microbatch = self._forget(result.microbatch)
         if microbatch is None:
             return Outcome()
-        overtaken = self._trails.pop(microbatch.number, None)
+        overtaken = self._in_flight.end_trail(microbatch.number)
         self._settle(microbatch, result)
         self._observe(microbatch, result, now)
-        outcome = Outcome(microbatch, overtaken if overtaken in self._in_flight else None)
+        outcome = Outcome(microbatch, overtaken if overtaken is not None and overtaken in self._in_flight else None)
         if result.failure is not None:
             outcome.lost.extend(self._lose(microbatch.segments, result.failure, is_blamed=True))
-        else:
+        elif microbatch.segments:
             self._take_in(microbatch, result, outcome)
         return outcome
 
@@ -195,10 +195,10 @@ class Scheduler:
         Envelopes along one route keep about their order, so that one which is overtaken was lost; the outcome of the
         trail says so (`overtaken`). A stage that just takes long holds up the trail as well.
         """
-        trailed = set(self._trails.values())
-        late = [m for m in self._in_flight.values() if m.suspect_at <= now and m.number not in trailed]
+        late = self._in_flight.without_trail(now)
         planned = [self._empty_microbatch(m.route, now, self.limits.probe_deadline_s) for m in late]
-        self._trails |= {trail.number: m.number for trail, m in zip(planned, late, strict=True)}
+        for trail, followed in zip(planned, late, strict=True):
+            self._in_flight.add_trail(trail, followed)
         return planned
 
     def expired(self, now: float) -> list[Microbatch]:
@@ -206,16 +206,16 @@ class Scheduler:
 
         The caller suspends the workers of the others, which loses their sessions.
         """
-        late = [microbatch for microbatch in self._in_flight.values() if microbatch.deadline <= now]
+        late = self._in_flight.late(now)
         for microbatch in late:
-            is_trail = self._trails.pop(microbatch.number, None) is not None
+            is_trail = self._in_flight.end_trail(microbatch.number) is not None
             if is_trail or not self.routes.is_usable(microbatch.route):
                 self._forget(microbatch.number)
         return [microbatch for microbatch in late if microbatch.number in self._in_flight]
 
     def next_deadline(self) -> float | None:
         """Return the time of the earliest deadline."""
-        return min((microbatch.deadline for microbatch in self._in_flight.values()), default=None)
+        return self._in_flight.next_deadline()
 
     # --- admission --------------------------------------------------------------------------------------------------
 
@@ -225,30 +225,22 @@ class Scheduler:
         One that has waited for `overtake_s` without there being room keeps its workers' room from all younger ones.
         """
         blocked: set[str] = set()
-        for session in list(self._waiting):
-            keys = session.route.key
-            if blocked.intersection(keys) or len(self.routes.lane(session.route).running) >= self.limits.max_sessions:
-                continue
-            if self.ledger.reserve(session.key, session.num_kv_tokens, session.route):
-                self._waiting.remove(session)
-                self.routes.lane(session.route).start(session)
-            elif now - session.waiting_since >= self.limits.overtake_s:
-                blocked.update(keys)
+        self._waiting = [session for session in self._waiting if not self._is_admitted(session, blocked, now)]
 
-    def _claims(self) -> Counter[str]:
-        """Tokens by worker that waiting sessions and those being prepared will take."""
-        claims: Counter[str] = Counter()
-        waiting = [(session.route, session.num_kv_tokens) for session in self._waiting]
-        for route, num_tokens in (*waiting, *self._pledges.values()):
-            for key in route.key:
-                claims[key] += num_tokens
-        return claims
+    def _is_admitted(self, session: SessionState, blocked: set[str], now: float) -> bool:
+        keys, lane = session.route.key, self.routes.lane(session.route)
+        if len(lane.running) >= self.limits.max_sessions or not blocked.isdisjoint(keys):
+            return False
+        if self.ledger.reserve(session.key, session.num_kv_tokens, session.route):
+            self._claims.drop(session.key.session)
+            lane.start(session)
+            return True
+        if now - session.waiting_since >= self.limits.overtake_s:
+            blocked.update(keys)
+        return False
 
-    def _room(self, route: Route, claims: Counter[str]) -> int:
-        return min(
-            worker.kv_capacity_tokens - self.ledger.used_tokens(worker.key) - claims[worker.key]
-            for worker in route.workers
-        )
+    def _room(self, route: Route) -> int:
+        return self._claims.room(route, self.ledger)
 
     # --- microbatches -----------------------------------------------------------------------------------------------
 
@@ -263,15 +255,17 @@ class Scheduler:
     def _send(self, lane: Lane, segments: tuple[PlannedSegment, ...], now: float) -> Microbatch:
         number = next(self._numbers)
         closes = self.ledger.pending_closes(lane.route, _MAX_CLOSES)
-        expected_s = self._expected_s(lane, sum(segment.count for segment in segments))
+        num_tokens = sum(segment.count for segment in segments)
+        expected_s = self._expected_s(lane, num_tokens)
         is_first = not all(self._costs[key].is_known for key in lane.route.key)
         allowed_s = max(self.limits.first_deadline_s if is_first else 0.0, self.limits.deadline_s + expected_s)
         suspect_at = now + self.limits.suspect_s + expected_s
-        microbatch = Microbatch(number, lane.route, segments, closes, now, now + allowed_s, suspect_at)
+        microbatch = Microbatch(number, lane.route, segments, closes, now, now + allowed_s, suspect_at, num_tokens)
         for segment in segments:
             segment.session.in_flight = number
             segment.session.is_open = True
-        lane.in_flight[number] = self._in_flight[number] = microbatch
+        lane.in_flight[number] = microbatch
+        self._in_flight.add(microbatch)
         return microbatch
 
     def _expected_s(self, lane: Lane, num_tokens: int) -> float:
@@ -281,7 +275,7 @@ class Scheduler:
 
     def _flush(self, now: float) -> Iterable[Microbatch]:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
-        busy = {key for microbatch in self._in_flight.values() for key in microbatch.route.key}
+        busy = {key for microbatch in self._in_flight for key in microbatch.route.key}
         for worker in self.routes.usable:
             if worker.key not in busy and self.ledger.has_pending_closes(worker.key):
                 yield self._empty_microbatch(Route((worker,)), now, self.limits.first_deadline_s)
@@ -289,13 +283,13 @@ class Scheduler:
     def _empty_microbatch(self, route: Route, now: float, allowed_s: float) -> Microbatch:
         closes = self.ledger.pending_closes(route, _MAX_CLOSES)
         microbatch = Microbatch(next(self._numbers), route, (), closes, now, now + allowed_s)
-        self._in_flight[microbatch.number] = microbatch
+        self._in_flight.add(microbatch)
         return microbatch
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def _forget(self, number: int) -> Microbatch | None:
-        microbatch = self._in_flight.pop(number, None)
+        microbatch = self._in_flight.pop(number)
         if microbatch is not None:
             for lane in self.routes.lanes:
                 lane.in_flight.pop(number, None)
@@ -321,26 +315,30 @@ class Scheduler:
             self.routes.lane(microbatch.route).observe_outside(now - microbatch.sent_at - on_stages)
 
     def _take_in(self, microbatch: Microbatch, result: MicrobatchResult, outcome: Outcome) -> None:
-        tokens = {SessionKey(token.session, token.attempt): token for token in result.tokens}
-        failures = {SessionKey(failed.session, failed.attempt): failed.failure for failed in result.failures}
+        tokens = {token.session: token for token in result.tokens}
+        failures = {failed.session: failed for failed in result.failures}
+        lane = self.routes.lane(microbatch.route)
         for segment in microbatch.segments:
             session = segment.session
-            if self._sessions.get(session.key.session) is not session:
+            key = session.key
+            if self._sessions.get(key.session) is not session:
                 continue  # released meanwhile
-            token = tokens.get(session.key)
-            failure = failures.get(session.key)
-            if failure is None and segment.wants_token and (token is None or token.position != segment.stop):
-                failure = MalformedEnvelopeError(f"no token for position {segment.stop} came back").to_failure()
-            if failure is not None:
-                outcome.lost.extend(self._lose([segment], failure, is_blamed=True))
+            token = tokens.get(key.session) if segment.wants_token else None
+            failed = failures.get(key.session) if failures else None
+            if failed is not None and failed.attempt == key.attempt:
+                outcome.lost.extend(self._lose([segment], failed.failure, is_blamed=True))
+                continue
+            if segment.wants_token and not _follows(token, segment):
+                error = MalformedEnvelopeError(f"no token for position {segment.stop} came back")
+                outcome.lost.extend(self._lose([segment], error.to_failure(), is_blamed=True))
                 continue
             session.in_flight = None
             session.num_computed_tokens = segment.stop
-            if segment.wants_token and token is not None:
+            if token is not None:
                 session.generated.append(token.token_id)
                 session.is_alone = False
                 outcome.sampled.append(Sampled(session, token))
-            self.routes.lane(session.route).make_ready(session)
+            lane.make_ready(session)
 
     # --- losses -----------------------------------------------------------------------------------------------------
 
@@ -363,25 +361,22 @@ class Scheduler:
         suspects = [microbatch for microbatch in in_flight if microbatch.is_alone] or in_flight
         blamed = {segment.session.key for microbatch in suspects for segment in microbatch.segments}
         for microbatch in in_flight:
-            self._in_flight.pop(microbatch.number, None)
-        self._forget_trails()
+            self._in_flight.pop(microbatch.number)
+        self._in_flight.tidy_trails()
         ended = {lane.route.key for lane in lanes}
         sessions = [session for session in self._sessions.values() if session.route.key in ended]
         for session in sessions:
             self._remove(session)
         return [Lost(session, failure, session.key in blamed) for session in sessions]
 
-    def _forget_trails(self) -> None:
-        """Expect no answer to trails of microbatches that are lost: who waits for one is not told what to close."""
-        for trail, number in list(self._trails.items()):
-            if number not in self._in_flight:
-                del self._trails[trail]
-                self._in_flight.pop(trail, None)
-
     def _remove(self, session: SessionState) -> None:
         del self._sessions[session.key.session]
-        if session in self._waiting:
+        self._claims.drop(session.key.session)
+        was_running = [lane.remove(session.key) for lane in self.routes.lanes]
+        if not any(was_running) and session in self._waiting:
             self._waiting.remove(session)
-        for lane in self.routes.lanes:
-            lane.remove(session.key)
         self.ledger.close(session.key, session.route)
+
+
+def _follows(token: SampledToken | None, segment: PlannedSegment) -> bool:
+    return token is not None and token.position == segment.stop and token.attempt == segment.session.key.attempt

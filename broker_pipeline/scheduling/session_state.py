@@ -69,16 +69,20 @@ class SessionState:
     in_flight: int | None = None
     """Number of the microbatch that holds its only segment under way."""
     waiting_since: float = 0.0
+    num_prompt_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = self.prompt.num_tokens
 
     @property
     def num_tokens(self) -> int:
         """Tokens known: prompt and generated ones."""
-        return self.prompt.num_tokens + len(self.generated)
+        return self.num_prompt_tokens + len(self.generated)
 
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens known but not in KV."""
-        return self.num_tokens - self.num_computed_tokens
+        return self.num_prompt_tokens + len(self.generated) - self.num_computed_tokens
 
     def token_ids(self, start: int, stop: int) -> Int32Array:
         """Return tokens `[start, stop)` of prompt and generated ones, int32 [stop - start]."""

@@ -32,6 +32,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
+        self._curve: tuple[list[float], list[float]] | None = None
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn from one microbatch."""
@@ -39,6 +40,7 @@ class StepCost:
         known = self._seen.get(bucket)
         weight = 1.0 if known is None else _FALL if seconds < known else _RISE
         self._seen[bucket] = seconds if known is None else known + weight * (seconds - known)
+        self._curve = None
 
     @property
     def is_known(self) -> bool:
@@ -53,7 +55,9 @@ class StepCost:
         """
         if not self._seen:
             return 0.0
-        sizes, costs = self._monotone()
+        if self._curve is None:
+            self._curve = self._monotone()
+        sizes, costs = self._curve
         x = max(1.0, float(num_tokens))
         if x <= sizes[0]:
             return costs[0] * x / sizes[0]

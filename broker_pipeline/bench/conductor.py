@@ -1,0 +1,445 @@
+"""What the conductor's event loop spends on a token, with real NATS and Redis, and a stage that only answers.
+
+    this process, measured                                                  another process
+    scheduler ─► envelope ─► transport ──────────── NATS ────────────────► one stage: waits, answers
+    committer ─► Redis     ◄─ tokens ◄─ complete ◄── NATS ◄──────────────┘
+
+Every session is followed by another one, so that their number stays. The stage takes its time in proportion to the
+tokens: the pace is the same for any number of sessions, and what a token costs can be compared between them. Seconds
+are seconds of a core of this process alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import uvloop
+from nats.aio.msg import Msg
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from broker_pipeline import subjects
+from broker_pipeline.conductor.committer import Committer
+from broker_pipeline.conductor.detokenizer import Vocabulary
+from broker_pipeline.conductor.dispatcher import Dispatcher
+from broker_pipeline.conductor.envelopes import EnvelopeBuilder
+from broker_pipeline.conductor.generation import Generation
+from broker_pipeline.conductor.job_events import JobEvents
+from broker_pipeline.messages import (
+    BlockRange,
+    ChatMessage,
+    Envelope,
+    JobResult,
+    JobSpec,
+    MicrobatchResult,
+    SampledToken,
+    SamplingParams,
+    SamplingSettings,
+    StageTiming,
+    TextPart,
+    Usage,
+)
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.microbatch import Microbatch, Outcome
+from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.stopping import Output
+from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.wire.transport import Subscription, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
+
+T = TypeVar("T")
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+PARTS = ("receive", "complete", "take", "plan", "build", "send", "commit", "events")
+"""What a token passes through: result decoded, scheduler told, text and stop checks, next step planned, its envelope
+built, encoded and handed to NATS, tokens committed to Redis, events published."""
+
+_PROMPT = 219
+_STAGE = "bench"
+_NAMESPACE = "bench-conductor"
+_VOCABULARY = 256
+
+
+class ConductorBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run."""
+
+    num_sessions: tuple[int, ...]
+    num_output_tokens: int
+    tokens_per_s: float
+    """The stage's pace."""
+    seconds: float
+    """Measured, for each number of sessions."""
+
+
+class ConductorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was spent with one number of sessions: seconds of a core."""
+
+    num_sessions: int
+    num_tokens: int
+    num_jobs: int
+    seconds: float
+    total_s: float
+    parts_s: dict[str, float]
+    """By part of the way of a token, see `PARTS`."""
+    jobs_s: float
+    """Attempts begun, sessions started, results written."""
+
+    def per_token_us(self, part: str) -> float:
+        """Return microseconds per token of one part."""
+        return 1e6 * self.parts_s.get(part, 0.0) / max(1, self.num_tokens)
+
+    @property
+    def rest_us(self) -> float:
+        """Microseconds per token of everything else: event loop, sockets, Redis's protocol."""
+        return 1e6 * (self.total_s - sum(self.parts_s.values()) - self.jobs_s) / max(1, self.num_tokens)
+
+    @property
+    def token_us(self) -> float:
+        """Microseconds per token without what was spent on jobs."""
+        return 1e6 * (self.total_s - self.jobs_s) / max(1, self.num_tokens)
+
+    @property
+    def job_us(self) -> float:
+        """Microseconds per job beside its tokens, as far as this benchmark runs it: no queue, no vision, no media."""
+        return 1e6 * self.jobs_s / max(1, self.num_jobs)
+
+
+class Stopwatch:
+    """Seconds by part; a part inside another one is taken from that."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside."""
+        self._switch()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    async def steps(self, name: str, work: Awaitable[T]) -> T:
+        """Await something and count the steps that it takes, not what it waits for."""
+        return await _Stepwise(self, name, work)
+
+
+class _Stepwise(Awaitable[T]):
+    def __init__(self, watch: Stopwatch, name: str, work: Awaitable[T]) -> None:
+        self._watch, self._name, self._work = watch, name, work
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps = self._work.__await__()
+        value: Any = None
+        while True:
+            try:
+                with self._watch.part(self._name):
+                    waited = steps.send(value)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            try:
+                value = yield waited
+            except BaseException as error:  # noqa: BLE001 - handed on to what waits
+                with self._watch.part(self._name):
+                    waited = steps.throw(error)
+                value = yield waited
+
+
+# --- the conductor's parts, timed -----------------------------------------------------------------------------------
+
+
+class _TimedScheduler(Scheduler):
+    watch: Stopwatch
+
+    def plan(self, now: float) -> list[Microbatch]:
+        with self.watch.part("plan"):
+            return super().plan(now)
+
+    def complete(self, result: MicrobatchResult, now: float) -> Outcome:
+        with self.watch.part("complete"):
+            return super().complete(result, now)
+
+
+class _TimedGeneration(Generation):
+    watch: Stopwatch
+
+    def take(self, token: SampledToken) -> None:
+        started = time.perf_counter()  # inside no other part; once per token, so as cheap as can be
+        super().take(token)
+        self.watch.seconds["take"] += time.perf_counter() - started
+
+
+class _TimedStore(JobStore):
+    watch: Stopwatch
+
+    async def commit(self, commits: Sequence[TokenCommit]) -> list[bool]:
+        return await self.watch.steps("commit", super().commit(commits))
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedBuilder(EnvelopeBuilder):
+    watch: Stopwatch
+
+    def build(self, microbatch: Microbatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
+        with self.watch.part("build"):
+            return EnvelopeBuilder.build(self, microbatch, now)
+
+
+class _TimedTransport(Transport):
+    watch: Stopwatch
+
+    async def publish(
+        self, subject: str, body: msgspec.Struct, tensors: Mapping[str, WireTensor] | None = None
+    ) -> None:
+        name = "send" if isinstance(body, Envelope) else "events"
+        await self.watch.steps(name, super().publish(subject, body, tensors))
+
+    def subscribe(self, subject: str, body_type: type[Body], **options: Any) -> Subscription[Body]:
+        subscription = super().subscribe(subject, body_type, **options)
+        take = subscription.on_message
+
+        async def timed(msg: Msg) -> None:
+            await self.watch.steps("receive", take(msg))
+
+        subscription.on_message = timed  # type: ignore[method-assign]
+        return subscription
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+
+class _Jobs:
+    """Sessions that follow one another."""
+
+    def __init__(
+        self,
+        num_sessions: int,
+        num_output_tokens: int,
+        store: _TimedStore,
+        committer: Committer,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._num_sessions = num_sessions
+        self._num_output_tokens = num_output_tokens
+        self._store = store
+        self._committer = committer
+        self._dispatcher = dispatcher
+        self._numbers = itertools.count()
+        self._vocabulary = _vocabulary()
+        self.num_ended = 0
+
+    async def keep_one(self) -> None:
+        """Run one job after the other until cancelled."""
+        while True:
+            await self._run(next(self._numbers))
+
+    async def _run(self, number: int) -> None:
+        watch, store = self._store.watch, self._store
+        job_id = f"job-{number:08d}"
+        spec = _spec(job_id, self._num_output_tokens)
+        attempt = await watch.steps("jobs", store.begin_attempt(spec))
+        with watch.part("jobs"):
+            generation = self._generation(job_id, number, attempt.number)
+            self._dispatcher.start(generation)
+        lost = await generation.ended()
+        assert lost is None, f"{job_id} was lost: {lost}"
+        await watch.steps("jobs", self._finish(generation, attempt.number))
+        self.num_ended += 1
+
+    async def _finish(self, generation: Generation, attempt: int) -> None:
+        await self._committer.flushed(generation.job_id)
+        num_tokens = len(generation.output.token_ids)
+        usage = Usage(num_prompt_tokens=_PROMPT, num_visual_tokens=0, num_output_tokens=num_tokens)
+        result = JobResult(text=generation.output.text, finish_reason="length", usage=usage)
+        assert await self._store.finish(generation.job_id, attempt, "succeeded", result)
+
+    def _generation(self, job_id: str, number: int, attempt: int) -> Generation:
+        (route,) = self._dispatcher.scheduler.routes.open_routes
+        num_tokens = self._num_output_tokens
+        if number < self._num_sessions:  # those that begin together are not to end together, over and over
+            num_tokens = 1 + number * num_tokens // self._num_sessions
+        output = Output(self._vocabulary, eos_token_ids=(_VOCABULARY,), max_tokens=num_tokens)
+        session = SessionState(
+            key=SessionKey(job_id, 1),
+            order=number,
+            route=route,
+            prompt=_prompt(),
+            sampling=SamplingSettings(),
+            num_kv_tokens=_PROMPT + num_tokens,
+        )
+        generation = _TimedGeneration(session, attempt, output, self._committer)
+        generation.watch = self._store.watch
+        return generation
+
+
+def _prompt() -> Prompt:
+    ids = np.arange(_PROMPT, dtype=np.int32)
+    return Prompt(ids, np.stack([ids, ids, ids]))
+
+
+def _spec(job_id: str, num_output_tokens: int) -> JobSpec:
+    message = ChatMessage(role="user", content=(TextPart(text="Describe this image."),))
+    return JobSpec(
+        job_id=job_id,
+        created_at=time.time(),
+        messages=(message,),
+        sampling=SamplingParams(max_tokens=num_output_tokens),
+    )
+
+
+def _vocabulary() -> Vocabulary:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return Vocabulary(tokenizer)
+
+
+# --- the measurement ------------------------------------------------------------------------------------------------
+
+
+async def measure_conductor(
+    settings: ConductorBenchSettings, nats_url: str, redis_url: str, say: Callable[[str], None] = lambda _: None
+) -> list[ConductorRow]:
+    """Measure every number of sessions in turn."""
+    rows = []
+    for num_sessions in settings.num_sessions:
+        say(f"{num_sessions} sessions")
+        rows.append(await _measure(settings, num_sessions, nats_url, redis_url))
+    return rows
+
+
+async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url: str, redis_url: str) -> ConductorRow:
+    watch = Stopwatch()
+    worker = _worker(num_sessions, settings.num_output_tokens)
+    async with (
+        _TimedTransport.open(nats_url, name="bench conductor") as transport,
+        open_redis(redis_url) as redis,
+        _stage_process(nats_url, worker.subject, settings.tokens_per_s),
+    ):
+        assert isinstance(transport, _TimedTransport)
+        transport.watch = watch
+        await redis.flushdb()
+        store = _TimedStore(redis, _NAMESPACE)
+        scheduler = _TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
+        scheduler.watch = store.watch = watch
+        builder = _TimedBuilder("main", "", 1, subjects.results(_NAMESPACE, "main", "bench"), watch)
+        committer = Committer(store, JobEvents(transport, _NAMESPACE), lambda *_: None)
+        dispatcher = Dispatcher(transport, scheduler, builder, committer)
+        jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, dispatcher)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(dispatcher.run()), tasks.create_task(committer.run())]
+            await asyncio.sleep(0.1)
+            dispatcher.join(worker)
+            running += [tasks.create_task(jobs.keep_one()) for _ in range(num_sessions)]
+            row = await _observe(settings, num_sessions, watch, dispatcher, jobs)
+            for task in running:
+                task.cancel()
+    return row
+
+
+async def _observe(
+    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, dispatcher: Dispatcher, jobs: _Jobs
+) -> ConductorRow:
+    await asyncio.sleep(min(2.0, settings.seconds))
+    watch.seconds.clear()
+    num_tokens, num_jobs = dispatcher.num_tokens, jobs.num_ended
+    started, cpu = time.perf_counter(), time.process_time()
+    await asyncio.sleep(settings.seconds)
+    cpu_s, seconds = time.process_time() - cpu, time.perf_counter() - started
+    parts = {name: watch.seconds[name] for name in PARTS}
+    return ConductorRow(
+        num_sessions=num_sessions,
+        num_tokens=dispatcher.num_tokens - num_tokens,
+        num_jobs=jobs.num_ended - num_jobs,
+        seconds=seconds,
+        total_s=cpu_s,
+        parts_s=parts,
+        jobs_s=watch.seconds["jobs"],
+    )
+
+
+def _worker(num_sessions: int, num_output_tokens: int) -> StageWorker:
+    root = subjects.worker_root(_NAMESPACE, "main", _STAGE, f"{num_sessions}")
+    room = 2 * num_sessions * (_PROMPT + num_output_tokens)
+    return StageWorker(_STAGE, _STAGE, root, BlockRange(start=0, stop=1), room, 8192)
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _stage_process(nats_url: str, root: str, tokens_per_s: float) -> AsyncIterator[None]:
+    """Answer envelopes from another process while the context is open."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_run_stage, args=(nats_url, root, tokens_per_s, ready), daemon=True)
+    process.start()
+    try:
+        if not await asyncio.to_thread(ready.wait, 30.0):
+            raise TimeoutError("the process that answers as a stage did not start")
+        yield
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.join, 10.0)
+
+
+def _run_stage(nats_url: str, root: str, tokens_per_s: float, ready: Any) -> None:
+    uvloop.run(_answer_envelopes(nats_url, root, tokens_per_s, ready))
+
+
+async def _answer_envelopes(nats_url: str, root: str, tokens_per_s: float, ready: Any) -> None:
+    async with (
+        Transport.open(nats_url, name="bench stage") as transport,
+        transport.subscribe(subjects.work(root), Envelope) as envelopes,
+    ):
+        ready.set()
+        async for message in envelopes:
+            seconds = len(message.body.segments) / tokens_per_s
+            await asyncio.sleep(seconds)
+            await transport.publish(message.body.reply, answer_to(message.body, seconds))
+
+
+def answer_to(envelope: Envelope, compute_s: float) -> MicrobatchResult:
+    """Return what a stage that holds the whole model would answer, with tokens of no meaning."""
+    tokens = tuple(
+        SampledToken(
+            session=segment.session,
+            attempt=segment.attempt,
+            position=segment.start + segment.count,
+            token_id=(segment.start + segment.count) % _VOCABULARY,
+        )
+        for segment in envelope.segments
+        if segment.wants_token
+    )
+    return MicrobatchResult(
+        pipeline=envelope.pipeline,
+        fingerprint=envelope.fingerprint,
+        epoch=envelope.epoch,
+        microbatch=envelope.microbatch,
+        worker=_STAGE,
+        tokens=tokens,
+        timings=(StageTiming(worker=_STAGE, queue_s=0.0, compute_s=compute_s),),
+    )
