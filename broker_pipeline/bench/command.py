@@ -8,6 +8,7 @@ import click
 
 _COMMANDS = {
     "hop": "broker_pipeline.bench.hop_command:command",
+    "conductor": "broker_pipeline.bench.conductor_command:command",
     "stage": "stages.bench.stage_command:command",
     "pipeline": "broker_pipeline.bench.pipeline_command:command",
     "transformers": "broker_pipeline.bench.transformers_command:command",
@@ -33,6 +34,7 @@ def command() -> None:
 
     \b
     hop            one message through the transport, and raw NATS with the same bytes
+    conductor      what a token costs the conductor's event loop
     stage          decode and prefill of a model's shape, and the floor that memory and arithmetic set
     pipeline       captions/s of the whole system, and of the same computation in one process
     transformers   the same work by transformers' generate
