@@ -31,6 +31,7 @@ COMMANDS = {
     "stage": "stages.stage.command:command",
     "soak": "broker_pipeline.soak.command:command",
     "bench": "broker_pipeline.bench.command:command",
+    "trace": "broker_pipeline.tracing.command:command",
 }
 
 
