@@ -35,6 +35,8 @@ from broker_pipeline.messages import (
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.tracing.activities import CREATE_JOB, QUEUE_JOB, STORE_MEDIA
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
 from gateway.intake import Submission
 from gateway.job_plan import JobPlan, Link, fill
@@ -78,11 +80,14 @@ class JobService:
         refs: list[MediaRef] = []
         try:
             for content in submission.contents:
-                refs.append(await self._media.put(content, job_id))  # noqa: PERF401 - what was put must be known
+                with tracer.measure(STORE_MEDIA, session=job_id, num_bytes=len(content)):
+                    refs.append(await self._media.put(content, job_id))
             spec = _spec(job_id, submission.plan, refs)
-            record, is_new = await self._store.create(spec, submission.idempotency_key)
+            with tracer.measure(CREATE_JOB, session=job_id):
+                record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
-                await publish_job(self._queue, spec)
+                with tracer.measure(QUEUE_JOB, session=job_id):
+                    await publish_job(self._queue, spec)
                 self._not_stored = None
                 log.info("job_accepted", job=job_id, num_images=len(refs))
                 return Accepted(record, is_repeat=False)

@@ -7,6 +7,8 @@ import time
 import structlog
 from aiohttp import web
 
+from broker_pipeline.tracing.activities import REQUEST
+from broker_pipeline.tracing.tracer import tracer
 from gateway.errors_http import Handler
 from gateway.request_facts import HEADER, RequestFacts, begin
 from gateway.wiring import GATEWAY
@@ -36,6 +38,8 @@ def _count(request: web.Request, facts: RequestFacts, status: int, seconds: floa
     route = _route(request)
     metrics = request.app[GATEWAY].metrics
     metrics.requests.labels(request.method, route, status).inc()
+    if route not in _QUIET_ROUTES:
+        tracer.span(REQUEST, tracer.now() - round(seconds * 1e9), method=request.method, route=route, status=status)
     if facts.is_timed:
         metrics.request_seconds.labels(route).observe(seconds)
     if route not in _QUIET_ROUTES:

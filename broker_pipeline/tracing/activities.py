@@ -68,7 +68,10 @@ TOWER = Activity("tower", "compute")
 DELIVER = Activity("deliver rows", "publish", "deliveries", overlaps=True)
 
 # Gateway.
-REQUEST = Activity("request", "host", "requests", overlaps=True)
+REQUEST = Activity("request", "wait", "requests", overlaps=True)
+STORE_MEDIA = Activity("store media", "wait", "stores", overlaps=True)
+CREATE_JOB = Activity("create job", "wait", "stores", overlaps=True)
+QUEUE_JOB = Activity("queue job", "wait", "stores", overlaps=True)
 
 # Made when traces are joined.
 WIRE = Activity("wire", "wire", "wire", overlaps=True)
