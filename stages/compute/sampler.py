@@ -1,22 +1,23 @@
-"""Choosing the next token from logits.
+"""Choosing the next tokens of many sessions from their logits.
 
 Order and meaning of the steps are those of transformers' processors and warpers, where it has them:
 
-    logits (fp32)
+    logits
       ─► repetition penalty      over prompt and output: positive logits divided, negative multiplied
       ─► frequency, presence     over output tokens only (the OpenAI API's definition; transformers has neither)
       ═► log-probabilities are reported from here
-      ─► temperature ─► top-k ─► top-p ─► min-p ─► draw          (temperature 0: argmax instead)
+      ─► temperature ─► top-k ─► top-p ─► min-p ─► draw          (temperature 0: the most likely token instead)
 
 The draw needs one number in [0, 1): a hash of (seed, position), where position is the token's index in its session.
 So a session that goes on elsewhere draws what it would have drawn here, whatever else is in the batch. The hash is
 splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), applied to the seed and then to
 the position.
+
+Nothing waits for the device between `launch_sampling` and `PendingChoices.collect`; see `sampling_launch` for the work.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,12 @@ from torch import Tensor
 
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, StageError
 from broker_pipeline.messages import SamplingSettings, TokenLogprob
+from stages.compute.logit_scan import LogitScan, scan_logits
+from stages.compute.sampling_candidates import DrawSettings, shares
+from stages.compute.sampling_launch import NOT_FINITE, RowResults, launch_rows
+from stages.compute.sampling_penalties import TokenHistory, penalise_rows, penalty_tables
+from stages.compute.sampling_plan import RowRequest, plan_rows
+from stages.compute.sampling_transfer import send
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -35,28 +42,32 @@ class SessionSampler:
     """One session's settings and, where a penalty needs it, which tokens the session holds."""
 
     settings: SamplingSettings
-    prompt: frozenset[int] = frozenset()
-    output: Counter[int] = field(default_factory=Counter)
-    num_tokens: int = 0
+    history: TokenHistory = field(default_factory=TokenHistory)
 
     @classmethod
     def opened(cls, settings: SamplingSettings, history: Sequence[int], num_prompt_tokens: int) -> SessionSampler:
         """`history` holds the prompt and what was generated before; it may be empty when no penalty is set."""
-        output = Counter(history[num_prompt_tokens:])
-        return cls(settings, frozenset(history[:num_prompt_tokens]), output, len(history))
+        if not settings.needs_history:
+            return cls(settings)
+        return cls(settings, TokenHistory(history[:num_prompt_tokens], history[num_prompt_tokens:]))
 
     def require_history(self, position: int) -> None:
         """Checks that the history reaches up to the token to be sampled."""
-        if self.settings.needs_history and self.num_tokens != position:
+        if self.settings.needs_history and self.history.num_tokens != position:
             raise KVPositionError(
-                f"penalties need all {position} tokens before this one; the history has {self.num_tokens}"
+                f"penalties need all {position} tokens before this one; the history has {self.history.num_tokens}"
             )
+
+    @property
+    def needs_more_than_scan(self) -> bool:
+        """Whether anything but the most likely token is wanted."""
+        settings = self.settings
+        return settings.temperature > 0 or settings.logprobs is not None or settings.needs_history
 
     def record(self, token_id: int) -> None:
         """Adds a sampled token."""
         if self.settings.needs_history:
-            self.output[token_id] += 1
-            self.num_tokens += 1
+            self.history.record(token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,90 +91,96 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def sample(logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int]) -> list[Choice | StageError]:
-    """One token for each row of `logits` `[r, V]`; row i belongs to `samplers[i]` and index `positions[i]`.
+@dataclass(frozen=True, slots=True)
+class PendingChoices:
+    """Choices that the device is still working out; `collect` turns them into Python.
 
-    A row that cannot be sampled gets an error in place of a choice, and the others theirs. Tokens are recorded in the
-    samplers. Logits are used in fp32, whatever their dtype.
+    `refusals` holds the rows that cannot be sampled whatever the device says.
     """
-    logits = logits.float()
-    finite = torch.isfinite(logits).all(dim=-1).tolist()
-    greedy = logits.argmax(dim=-1).tolist()
-    outcomes: list[Choice | StageError] = []
+
+    results: RowResults
+    samplers: tuple[SessionSampler, ...]
+    positions: tuple[int, ...]
+    refusals: dict[int, StageError]
+
+    def collect(self) -> list[Choice | StageError]:
+        """The choice of each row, or the error of a row that cannot be sampled. To be called once.
+
+        On a GPU an event recorded after the launch must have passed. Tokens are recorded in the samplers.
+        """
+        reports = self.results.reports()
+        return [self._outcome(row, token_id, reports.get(row)) for row, token_id in enumerate(self.results.tokens())]
+
+    def _outcome(self, row: int, token_id: int, report: list[float] | None) -> Choice | StageError:
+        if token_id == NOT_FINITE:
+            return NonFiniteLogitsError(f"the logits for token {self.positions[row]} hold NaN or infinity")
+        if row in self.refusals:
+            return self.refusals[row]
+        sampler = self.samplers[row]
+        sampler.record(token_id)
+        return Choice(token_id) if report is None else _reported(token_id, report, sampler.settings.logprobs or 0)
+
+
+def _reported(token_id: int, report: list[float], num_top: int) -> Choice:
+    width = len(report) // 2
+    best = zip(report[1 + width :], report[1 : 1 + width], strict=True)
+    top = [TokenLogprob(token_id=int(top_id), logprob=logprob) for top_id, logprob in best]
+    return Choice(token_id, report[0], tuple(top[:num_top]))
+
+
+def launch_sampling(
+    logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int], scan: LogitScan
+) -> PendingChoices:
+    """Queues the work for one token of each row of `logits` `[r, V]` in bf16 or fp32, and waits for nothing.
+
+    Row i belongs to `samplers[i]` and index `positions[i]`; `scan` is `scan_logits(logits)`, by whatever kernel. Greedy
+    rows without penalties and log-probabilities take what the scan says; the others are worked on in groups. What
+    becomes of a row depends on no other row. `logits` may be overwritten by work queued after this call.
+    """
+    requests, refusals = [], {}
     for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True)):
         try:
-            if not finite[row]:
-                raise NonFiniteLogitsError(f"the logits for token {position} hold NaN or infinity")
             sampler.require_history(position)
-            choice = _choose(logits[row], sampler, position, greedy[row])
         except StageError as error:
-            outcomes.append(error)
+            refusals[row] = error
         else:
-            sampler.record(choice.token_id)
-            outcomes.append(choice)
-    return outcomes
+            if sampler.needs_more_than_scan:
+                requests.append(_request(row, sampler, position))
+    return PendingChoices(launch_rows(logits, scan, requests), tuple(samplers), tuple(positions), refusals)
 
 
-def _choose(logits: Tensor, sampler: SessionSampler, position: int, greedy: int) -> Choice:
-    settings = sampler.settings
-    if settings.needs_history:
-        logits = penalise(logits, sampler)
-        greedy = int(logits.argmax())
-    token_id = greedy if settings.temperature == 0 else _draw(logits, settings, position)
-    if settings.logprobs is None:
-        return Choice(token_id)
-    return _with_logprobs(logits, token_id, settings.logprobs)
+def _request(row: int, sampler: SessionSampler, position: int) -> RowRequest:
+    return RowRequest(row, sampler.settings, uniform(sampler.settings.seed, position), sampler.history)
+
+
+def sample(logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int]) -> list[Choice | StageError]:
+    """One token for each row of `logits` `[r, V]`: scan, launch and collect in one; see `launch_sampling`.
+
+    A row that cannot be sampled gets an error in place of a choice, and the others theirs.
+    """
+    pending = launch_sampling(logits, samplers, positions, scan_logits(logits))
+    if logits.device.type == "cuda":
+        torch.cuda.current_stream(logits.device).synchronize()
+    return pending.collect()
+
+
+# --- one row, for checks ---------------------------------------------------------------------------------------------
 
 
 def penalise(logits: Tensor, sampler: SessionSampler) -> Tensor:
-    """The row `[V]` with repetition, frequency and presence penalties applied."""
-    settings, logits = sampler.settings, logits.clone()
-    seen = _ids(sorted(sampler.prompt | sampler.output.keys()), logits)
-    scores = logits[seen]
-    scale = settings.repetition_penalty
-    logits[seen] = torch.where(scores < 0, scores * scale, scores / scale)
-    generated = _ids(list(sampler.output), logits)
-    counts = torch.tensor(list(sampler.output.values()), dtype=logits.dtype, device=logits.device)
-    logits[generated] -= settings.frequency_penalty * counts + settings.presence_penalty
-    return logits
-
-
-def _ids(ids: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int64, device=like.device)
+    """A copy in fp32 of the row `[V]` with the session's penalties applied."""
+    tables = send(penalty_tables([sampler.history], [sampler.settings]), logits.device)
+    return penalise_rows(logits[None].to(torch.float32, copy=True), *tables)[0]
 
 
 def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """Ids int64 and probabilities fp64 of the tokens that the filters leave, the most likely first.
+    """Ids int64 and probabilities fp64 of the tokens of a row `[V]` that the filters leave, the most likely first.
 
-    Tokens that tie with the last of the top k stay. Probabilities are not renormalised.
+    Settings must not be greedy. Probabilities add up to 1. Waits for the device.
     """
-    scores = logits.double() / settings.temperature
-    ids = torch.arange(scores.shape[0], device=scores.device)
-    if 0 < settings.top_k < scores.shape[0]:
-        ids = (scores >= scores.topk(settings.top_k).values[-1]).nonzero()[:, 0]
-    ordered, order = scores[ids].sort(descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities >= settings.min_p * probabilities[0]
-    if settings.top_p < 1:
-        kept &= before < settings.top_p
-    return ids[order][kept], probabilities[kept]
-
-
-def _draw(logits: Tensor, settings: SamplingSettings, position: int) -> int:
-    """Inverse of the cumulative distribution at the uniform number of (seed, position)."""
-    ids, probabilities = candidates(logits, settings)
-    cumulative = probabilities.cumsum(dim=-1)
-    target = uniform(settings.seed, position) * cumulative[-1]
-    place = torch.searchsorted(cumulative, target, right=True).clamp(max=ids.shape[0] - 1)
-    return int(ids[place])
-
-
-def _with_logprobs(logits: Tensor, token_id: int, num_top: int) -> Choice:
-    logprobs = logits.log_softmax(dim=-1)
-    best = logprobs.topk(min(num_top, logprobs.shape[0]))
-    top = tuple(
-        TokenLogprob(token_id=top_id, logprob=logprob)
-        for top_id, logprob in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-    return Choice(token_id, float(logprobs[token_id]), top)
+    [drawing] = plan_rows([_request(0, SessionSampler(settings), 0)], len(logits)).draws
+    [table] = send([drawing.table], logits.device)
+    ranked = drawing.rank(logits[None])
+    left = shares(ranked, DrawSettings.of_table(table), len(logits))[0]
+    kept = left > 0
+    return ranked.ids[0][kept], left[kept].double() / left.sum()

@@ -1,0 +1,102 @@
+"""Which rows of a batch are drawn and reported together: decided on the host.
+
+0 < top_k <= 256    drawn together, from the best top_k + 64 tokens
+others that draw    drawn 16 at a time, as they are sorted whole (about 10 MB of scratch memory a row at V = 150,000)
+log-probabilities   reported 32 at a time, after the draws (about 3 MB a row)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from broker_pipeline.messages import SamplingSettings
+from stages.compute.sampling_candidates import NUM_SPARE, Ranked, rank_all, rank_best
+from stages.compute.sampling_penalties import TokenHistory
+from stages.compute.sampling_transfer import Numbers
+
+MAX_RANKED_TOP_K = 256
+"""Rows with a larger `top_k` are sorted whole."""
+
+_RANKED_TOGETHER = 1024
+_SORTED_TOGETHER = 16
+_REPORTED_TOGETHER = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """A row that needs more than the scan: its place in the logits, its settings, its number in [0, 1), its tokens."""
+
+    place: int
+    settings: SamplingSettings
+    number: float
+    history: TokenHistory
+
+
+@dataclass(frozen=True, slots=True)
+class DrawPlan:
+    """Rows to draw together: fp64 `[6, n]` as `DrawSettings.of_table` wants it; `width` None: sort whole rows."""
+
+    table: Numbers
+    width: int | None
+
+    def rank(self, logits: Tensor) -> Ranked:
+        """Ranks these rows, `[n, V]`."""
+        return rank_all(logits) if self.width is None else rank_best(logits, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPlan:
+    """What is to be done with the rows of one tensor of logits; `reports` holds places in these logits."""
+
+    draws: tuple[DrawPlan, ...]
+    reports: tuple[Numbers, ...]
+
+    @property
+    def arrays(self) -> list[Numbers]:
+        """What the device needs, in the order in which `run_plan` takes it."""
+        return [*(plan.table for plan in self.draws), *self.reports]
+
+
+def plan_rows(requests: Sequence[RowRequest], vocab: int) -> RowsPlan:
+    """Groups the rows of one tensor of logits `[n, vocab]`. `requests` come in the order of the rows."""
+    drawn = [request for request in requests if request.settings.temperature > 0]
+    ranked = [request for request in drawn if _is_ranked(request.settings)]
+    whole = [request for request in drawn if not _is_ranked(request.settings)]
+    draws = [DrawPlan(_draw_table(rows, vocab), _width(rows)) for rows in _split(ranked, _RANKED_TOGETHER)]
+    draws += [DrawPlan(_draw_table(rows, vocab), None) for rows in _split(whole, _SORTED_TOGETHER)]
+    reports = [places_of(rows) for rows in _split(reported_rows(requests), _REPORTED_TOGETHER)]
+    return RowsPlan(tuple(draws), tuple(reports))
+
+
+def reported_rows(requests: Sequence[RowRequest]) -> list[RowRequest]:
+    """Those of `requests` that want log-probabilities."""
+    return [request for request in requests if request.settings.logprobs is not None]
+
+
+def _is_ranked(settings: SamplingSettings) -> bool:
+    return 0 < settings.top_k <= MAX_RANKED_TOP_K
+
+
+def _width(requests: Sequence[RowRequest]) -> int:
+    return max(request.settings.top_k for request in requests) + NUM_SPARE
+
+
+def places_of(requests: Sequence[RowRequest]) -> Numbers:
+    """Where the rows stand, fp64 `[n]`."""
+    return np.array([request.place for request in requests], dtype=np.float64)
+
+
+def _split(requests: list[RowRequest], size: int) -> Iterator[list[RowRequest]]:
+    return (requests[start : start + size] for start in range(0, len(requests), size))
+
+
+def _draw_table(requests: Sequence[RowRequest], vocab: int) -> Numbers:
+    return np.array([_draw_row(request.place, request.settings, request.number, vocab) for request in requests]).T
+
+
+def _draw_row(place: int, settings: SamplingSettings, number: float, vocab: int) -> tuple[float, ...]:
+    return (place, settings.temperature, settings.top_k or vocab, settings.top_p, settings.min_p, number)
