@@ -88,10 +88,10 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey values instead of scaling them
-            upright = upright.point(lambda value: value * (1 / 256), "L")
-        return upright.convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey values instead of scaling them
+            return image.point(lambda value: value * (1 / 256), "L").convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"the image decodes to more than it announces: {error}") from error
     except MemoryError as error:

@@ -1,4 +1,8 @@
-"""Pixels to patch rows: resizing, normalising and the merge-block order that the vision tower reads."""
+"""Pixels to patch rows: resizing and the merge-block order that the vision tower reads.
+
+Rows stay one byte per colour, and a still picture's rows hold its one frame: the tower normalises and repeats it where
+it computes (`patches.pixel_values`), so that an eighth of the bytes is cut, kept and copied.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +69,10 @@ def _parse(source: bytes | Mapping[str, Any], file: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Patch rows fp32 `[grid.num_patches, patch_values]` of one picture or video."""
+    """Patch rows of one picture or video, uint8 `[grid.num_patches, values]`.
+
+    Values are `patch_values`, or of a still picture one frame's.
+    """
 
     rows: Tensor
     grid: PatchGrid
@@ -110,9 +117,7 @@ def _fit(
 def image_patches(pixels: Tensor, vision: VisionConfig, budget: PixelBudget) -> Patches:
     """One picture, uint8 `[3, height, width]`, resized and cut into patch rows."""
     size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
-    frames = resize(pixels[None], size)
-    # a picture is a video of one frame shown for the whole temporal patch
-    return cut_patches(frames.expand(vision.temporal_patch_size, -1, -1, -1), vision)
+    return cut_patches(resize(pixels[None], size), vision)
 
 
 def video_patches(frames: Sequence[Tensor], vision: VisionConfig, budget: PixelBudget) -> Patches:
@@ -137,21 +142,33 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 to fp32 in [-1, 1]: mean and deviation 0.5 of the unit range, fused into one step."""
-    return (frames.to(torch.float32) - 127.5) / 127.5
-
-
 def cut_patches(frames: Tensor, vision: VisionConfig) -> Patches:
     """uint8 `[frames, 3, height, width]`, multiples of patch and merge sizes, to rows in merge-block order.
 
-    Each row is one cube of pixels, flattened as channel, frame, y, x.
+    Frames are one, of a still picture, or fill temporal patches. Each row is one cube of pixels, flattened as channel,
+    frame, y, x.
     """
     num_frames, channels, height, width = frames.shape
-    patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    patch, merge = vision.patch_size, vision.spatial_merge_size
+    temporal = vision.temporal_patch_size if num_frames > 1 else 1
     grid = PatchGrid(num_frames // temporal, height // patch, width // patch)
     blocks = (grid.height // merge, merge, patch, grid.width // merge, merge, patch)
-    cubes = normalise(frames).view(grid.frames, temporal, channels, *blocks)
+    cubes = frames.view(grid.frames, temporal, channels, *blocks)
     #   0 group  1 frame  2 channel  3 block row  4 row in block  5 y  6 block column  7 column in block  8 x
     ordered = cubes.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return Patches(ordered.reshape(grid.num_patches, vision.patch_values), grid)
+    return Patches(ordered.reshape(grid.num_patches, -1), grid)
+
+
+def join_patches(patches: Sequence[Patches], vision: VisionConfig) -> list[Tensor]:
+    """Return the rows of several pictures and videos, all of one width, so that they can be concatenated."""
+    if len({each.rows.shape[1] for each in patches}) == 1:
+        return [each.rows for each in patches]
+    return [_shown_throughout(each.rows, vision) for each in patches]
+
+
+def _shown_throughout(rows: Tensor, vision: VisionConfig) -> Tensor:
+    """Rows of a still picture as those of a video in which it is shown for a whole temporal patch."""
+    if rows.shape[1] == vision.patch_values:
+        return rows
+    frame = rows.view(-1, vision.in_channels, 1, vision.patch_size**2)
+    return frame.expand(-1, -1, vision.temporal_patch_size, -1).reshape(-1, vision.patch_values)

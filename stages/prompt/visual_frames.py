@@ -1,8 +1,4 @@
-"""A picture or video on its way to the tower: decoded and resized, still one byte per colour.
-
-Patch rows are fp32 and hold every frame of a picture twice, so they take eight times as much memory; they are made
-just before they are encoded (`to_patches`), while these frames wait for the rest of their prompt.
-"""
+"""A picture or video on its way to the tower: decoded and resized, not yet cut into patches."""
 
 from __future__ import annotations
 
@@ -34,9 +30,11 @@ class VisualFrames:
         return PatchGrid(groups, height // self.vision.patch_size, width // self.vision.patch_size)
 
     def to_patches(self) -> Patches:
-        """Cut patch rows; the last frame is repeated to fill its temporal patch."""
-        missing = -self.frames.shape[0] % self.vision.temporal_patch_size
-        return cut_patches(torch.cat((self.frames, self.frames[-1:].expand(missing, -1, -1, -1))), self.vision)
+        """Cut patch rows; the last of several frames is repeated to fill its temporal patch."""
+        num_frames = self.frames.shape[0]
+        missing = -num_frames % self.vision.temporal_patch_size if num_frames > 1 else 0
+        frames = torch.cat((self.frames, self.frames[-1:].expand(missing, -1, -1, -1))) if missing else self.frames
+        return cut_patches(frames, self.vision)
 
 
 def image_frames(content: bytes, limits: ImageLimits, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:

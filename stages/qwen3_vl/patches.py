@@ -13,12 +13,12 @@ and frames (pairs of pictures) follow each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from broker_pipeline.errors import TensorMismatchError
 from stages.qwen3_vl.config import VisionConfig
 
 
@@ -72,7 +72,25 @@ def _axis_taps(index: Tensor, length: int, side: int) -> tuple[Tensor, Tensor]:
     return taps.long().clamp(max=side - 1), weights
 
 
-def per_frame(values: Sequence[Tensor], grids: Sequence[PatchGrid]) -> Tensor:
-    """Concatenates what holds for one frame of each grid, repeated for all its frames, along rows."""
-    repeated = [value.repeat(grid.frames, *[1] * (value.dim() - 1)) for value, grid in zip(values, grids, strict=True)]
-    return torch.cat(repeated)
+def pixel_values(rows: Tensor, config: VisionConfig) -> Tensor:
+    """uint8 patch rows as the tower reads them: fp32 `[N, patch_values]` in [-1, 1].
+
+    Mean and deviation are 0.5 of the unit range, fused into one step. Rows that hold one frame are of still pictures,
+    which are shown for a whole temporal patch.
+
+    Raises:
+        TensorMismatchError: rows of another width or dtype.
+    """
+    frames, values = config.temporal_patch_size, config.patch_values
+    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] not in {values, values // frames}:
+        raise TensorMismatchError(
+            f"patch rows are {rows.dtype} {list(rows.shape)} and must be uint8 with {values} values, "
+            f"or {values // frames} of a still picture"
+        )
+    # a GPU divides by a number of the host's as it multiplies by its inverse, which rounds twice
+    half = torch.full((), 127.5, device=rows.device)
+    levels = rows.to(torch.float32).sub_(127.5).div_(half)
+    if rows.shape[1] == values:
+        return levels
+    shown = levels.view(-1, config.in_channels, 1, config.patch_size**2).expand(-1, -1, frames, -1)
+    return shown.reshape(-1, values)

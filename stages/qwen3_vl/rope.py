@@ -44,10 +44,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def vision_rotation(rows: Tensor, columns: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines fp32 `[N, 1, head_dim]` for the patch coordinates `[N]` within each frame."""
+    """Cosines and sines fp32 `[N, head_dim / 2]` for the patch coordinates `[N]` within each frame.
+
+    They are those of either half of a head's channels, which `rotate` wants side by side.
+    """
     half = config.head_dim // 2
     steps = torch.arange(0, half, 2, dtype=torch.float32, device=rows.device)
     frequencies = 1.0 / config.rope_theta ** (steps / half)
     angles = torch.cat((rows.float()[:, None] * frequencies, columns.float()[:, None] * frequencies), dim=-1)
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
     return angles.cos(), angles.sin()

@@ -12,9 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from broker_pipeline.errors import TensorMismatchError
 from stages.compute.attention import Attention
 from stages.qwen3_vl.config import VISION_LAYER_NORM_EPS, ModelConfig
-from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates, per_frame
-from stages.qwen3_vl.rope import rotate, vision_rotation
+from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.tensors import VISION_PREFIX
+from stages.qwen3_vl.vision_ops import VisionOps, choose_vision_ops
+from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,17 @@ class EncodedRows:
 
 
 class VisionTower:
-    """Weights by their hub names; inference only."""
+    """Weights by their hub names; inference only. On a card, `encode` returns when the work is queued."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], attention: Attention) -> None:
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, Tensor], attention: Attention, ops: VisionOps | None = None
+    ) -> None:
+        """Without `ops` the fastest are taken that mean what `attention` does."""
         self.config = config.vision
         self._weights = {name.removeprefix(VISION_PREFIX): tensor for name, tensor in tensors.items()}
-        self._attention = attention
         self._patch_matrix = self._weights["patch_embed.proj.weight"].flatten(1)
+        self._places = PatchPlaces(config.vision, self._weights["pos_embed.weight"])
+        self._ops = ops or choose_vision_ops(attention, self.config.head_dim, self.device, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -49,19 +54,21 @@ class VisionTower:
 
     @torch.inference_mode()
     def encode(self, patches: Tensor, grids: Sequence[PatchGrid]) -> EncodedRows:
-        """Encodes the pictures and videos whose patch rows `[N, patch_values]` are concatenated, in order.
+        """Encode pictures and videos whose patch rows are concatenated, in order: uint8 `[N, values]`.
+
+        Rows on the host are copied without waiting where they are pinned. The work is queued on the current stream.
 
         Raises:
             TensorMismatchError: the rows do not fit the grids.
         """
         self._check(patches, grids)
-        x = F.linear(patches.to(self.device, self.dtype), self._patch_matrix, self._bias("patch_embed.proj"))
-        x = x + self._position_embeddings(grids)
-        rotation = self._rotation(grids)
-        lengths = [grid.frame_patches for grid in grids for _ in range(grid.frames)]
+        pixels = pixel_values(patches.to(self.device, non_blocking=True), self.config).to(self.dtype)
+        places = self._places.of(grids)
+        x = F.linear(pixels, self._patch_matrix, self._bias("patch_embed.proj"))
+        x = x + places.embeddings
         levels: dict[int, Tensor] = {}
         for block in range(self.config.depth):
-            x = self._block(f"blocks.{block}.", x, rotation, lengths)
+            x = self._block(f"blocks.{block}.", x, places)
             if block in self.config.deepstack_indexes:
                 level = self.config.deepstack_indexes.index(block)
                 levels[level] = self._merge_grouped(f"deepstack_merger_list.{level}.", x)
@@ -72,9 +79,9 @@ class VisionTower:
         merge = self.config.spatial_merge_size
         if any(grid.height % merge or grid.width % merge for grid in grids):
             raise TensorMismatchError(f"patch grids must be multiples of {merge} patches a side: {grids}")
-        expected = (sum(grid.num_patches for grid in grids), self.config.patch_values)
-        if tuple(patches.shape) != expected:
-            raise TensorMismatchError(f"patch rows have shape {tuple(patches.shape)}; the grids need {expected}")
+        expected = sum(grid.num_patches for grid in grids)
+        if patches.shape[0] != expected:
+            raise TensorMismatchError(f"there are {patches.shape[0]} patch rows; the grids need {expected}")
 
     def _bias(self, name: str) -> Tensor:
         return self._weights[name + ".bias"]
@@ -86,33 +93,15 @@ class VisionTower:
         weight = self._weights[name + ".weight"]
         return F.layer_norm(x, weight.shape, weight, self._bias(name), VISION_LAYER_NORM_EPS)
 
-    def _position_embeddings(self, grids: Sequence[PatchGrid]) -> Tensor:
-        """Bilinear between the table's cells; products and sum in fp32, rounded once."""
-        table = self._weights["pos_embed.weight"]
-        embeddings = []
-        for grid in grids:
-            indexes, weights = (tap.to(self.device) for tap in interpolation_taps(grid, self.config))
-            embeddings.append((table[indexes] * weights[:, :, None]).sum(1).to(self.dtype))
-        return per_frame(embeddings, grids)
-
-    def _rotation(self, grids: Sequence[PatchGrid]) -> tuple[Tensor, Tensor]:
-        coordinates = [patch_coordinates(grid, self.config.spatial_merge_size) for grid in grids]
-        rows = per_frame([rows for rows, _ in coordinates], grids).to(self.device)
-        columns = per_frame([columns for _, columns in coordinates], grids).to(self.device)
-        return vision_rotation(rows, columns, self.config)
-
-    def _block(self, prefix: str, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
-        x = x + self._attend(prefix, self._norm(prefix + "norm1", x), rotation, lengths)
-        inner = F.gelu(self._linear(prefix + "mlp.linear_fc1", self._norm(prefix + "norm2", x)), approximate="tanh")
+    def _block(self, prefix: str, x: Tensor, places: BatchPlaces) -> Tensor:
+        x = x + self._attend(prefix, self._norm(prefix + "norm1", x), places)
+        normed, wide = self._norm(prefix + "norm2", x), prefix + "mlp.linear_fc1"
+        inner = self._ops.gelu_linear(normed, self._weights[wide + ".weight"], self._bias(wide))
         return x + self._linear(prefix + "mlp.linear_fc2", inner)
 
-    def _attend(self, prefix: str, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
-        qkv = self._linear(prefix + "attn.qkv", x)
-        q, k, v = qkv.view(-1, 3, self.config.num_heads, self.config.head_dim).unbind(1)
-        q = rotate(q.float(), *rotation).to(x.dtype)
-        k = rotate(k.float(), *rotation).to(x.dtype)
-        attended = self._attention.attend_frames(q, k, v, lengths)
-        return self._linear(prefix + "attn.proj", attended.flatten(1))
+    def _attend(self, prefix: str, x: Tensor, places: BatchPlaces) -> Tensor:
+        qkv = self._linear(prefix + "attn.qkv", x).view(-1, 3, self.config.num_heads, self.config.head_dim)
+        return self._linear(prefix + "attn.proj", self._ops.attend(qkv, places))
 
     def _merge_normed(self, prefix: str, x: Tensor) -> Tensor:
         """The final merger: norm each patch, then group four."""

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ComputeError, PipelineError
+from broker_pipeline.tracing.activities import TOWER
+from broker_pipeline.tracing.tracer import tracer
 from stages.compute.device import is_alive
-from stages.prompt.preprocess import Patches
+from stages.prompt.preprocess import Patches, join_patches
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
 from stages.worker.compute_thread import ComputeThread
 
@@ -82,7 +84,8 @@ class TowerBatcher:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         try:
-            encoded = await self._thread.run(self._encode, [item.patches for item in batch])
+            encode = tracer.measured(TOWER, self._encode, num_pictures=len(batch))
+            encoded = await self._thread.run(encode, [item.patches for item in batch])
         except PipelineError as error:
             if not await self._thread.run(is_alive, self._tower.device):
                 raise
@@ -105,7 +108,7 @@ class TowerBatcher:
     def _encode(self, batch: list[Patches]) -> list[EncodedRows]:
         grids = [patches.grid for patches in batch]
         try:
-            whole = self._tower.encode(torch.cat([patches.rows for patches in batch]), grids)
+            whole = self._tower.encode(torch.cat(join_patches(batch, self._tower.config)), grids)
             merged = self._tower.config.spatial_merge_size**2
             counts = [grid.num_patches // merged for grid in grids]
             parts = [_split(tensor, counts) for tensor in (whole.embeds, *whole.levels)]

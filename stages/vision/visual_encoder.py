@@ -1,7 +1,7 @@
 """Pictures and videos of prompts: fetched, looked at, encoded. Twice the same bytes are encoded once.
 
-look      media store ─► decode, resize (thread pool) ─► frames, grid      enough to lay out the prompt
-encode    frames ─► patches (thread pool) ─► tower (batched) ─► rows       only once the prompt is known to fit
+look      media store ─► decode, resize, cut (thread pool) ─► patches, grid    enough to lay out the prompt
+encode    patches ─► tower (batched) ─► rows                                   only once the prompt is known to fit
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages import ImagePart, MediaRef, VideoPart
-from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES, Activity
+from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
 from stages.prompt.images import ImageLimits
-from stages.prompt.preprocess import PixelBudget
+from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
@@ -51,11 +51,11 @@ class PixelRules:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One picture or video as far as the prompt needs it, and its rows already or the frames to make them of."""
+    """One picture or video as far as the prompt needs it, and its rows already or the patches to make them of."""
 
     key: str
     visual: VisualInput
-    content: EncodedRows | VisualFrames
+    content: EncodedRows | Patches
     fetch_s: float = 0.0
     preprocess_s: float = 0.0
 
@@ -72,14 +72,13 @@ class VisualEncoder:
         pool: Executor,
         max_pictures: int,
     ) -> None:
-        """At most `max_pictures` are fetched and decoded, and as many encoded, at the same time."""
+        """At most `max_pictures` are fetched and decoded at the same time."""
         self._media = media
         self._batcher = batcher
         self._cache = cache
         self._rules = rules
         self._pool = pool
         self._look_slots = asyncio.Semaphore(max_pictures)
-        self._encode_slots = asyncio.Semaphore(max_pictures)
         self._looks: SingleFlight[Look] = SingleFlight()
         self._encodings: SingleFlight[EncodedRows] = SingleFlight()
 
@@ -113,9 +112,15 @@ class VisualEncoder:
             with tracer.measure(FETCH, num_media=len(refs)):
                 contents = [await self._media.get(ref) for ref in refs]
             fetched = time.monotonic()
-            frames = await self._in_pool(DECODE, lambda: self._decode(part, contents))
-        visual = _input_of(part, frames.grid, self._rules.vision)
-        return Look(key, visual, frames, fetched - started, time.monotonic() - fetched)
+            patches = await self._in_pool(lambda: self._preprocess(part, contents))
+        visual = _input_of(part, patches.grid, self._rules.vision)
+        return Look(key, visual, patches, fetched - started, time.monotonic() - fetched)
+
+    def _preprocess(self, part: ImagePart | VideoPart, contents: list[bytes]) -> Patches:
+        with tracer.measure(DECODE):
+            frames = self._decode(part, contents)
+        with tracer.measure(PATCHES):
+            return frames.to_patches()
 
     def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
         rules = self._rules
@@ -125,18 +130,16 @@ class VisualEncoder:
             raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
         return video_frames(contents, rules.limits, rules.vision, rules.video)
 
-    async def _encode(self, key: str, frames: VisualFrames) -> EncodedRows:
+    async def _encode(self, key: str, patches: Patches) -> EncodedRows:
         cached = self._cache.get(key)
         if cached is not None:
             return cached.rows
-        async with self._encode_slots:
-            patches = await self._in_pool(PATCHES, frames.to_patches)
-            rows = await self._batcher.encode(patches)
+        rows = await self._batcher.encode(patches)
         self._cache.put(key, EncodedVisual(patches.grid, rows))
         return rows
 
-    def _in_pool(self, activity: Activity, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, tracer.measured(activity, work))
+    def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 def _key_of(part: ImagePart | VideoPart) -> str:

@@ -24,13 +24,15 @@ from broker_pipeline.messages import (
     VideoPart,
 )
 from stages.compute.attention import AttentionName
+from stages.compute.decoder import Computed
 from stages.compute.generate import Request, build_stages, deliver_rows, window_spans
 from stages.compute.loading import ComputeOptions, load_vision, vision_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.stage_compute import StageCompute
 from stages.prompt.chat import Prompt, PromptBuilder, VisualInput, frame_timestamps
-from stages.prompt.preprocess import Patches, PixelBudget, image_patches, video_patches
-from stages.qwen3_vl.config import ModelConfig
+from stages.prompt.preprocess import Patches, PixelBudget, image_patches, join_patches, video_patches
+from stages.qwen3_vl.config import ModelConfig, VisionConfig
+from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.positions import plan_positions
 from stages.qwen3_vl.vision import EncodedRows
 from tests.tiny_models import tiny_checkpoint
@@ -105,10 +107,11 @@ class Scene:
     prompt: Prompt
     visuals: tuple[VisualInput, ...]
     patches: tuple[Patches, ...]
+    vision: VisionConfig
 
     @property
     def rows(self) -> Tensor:
-        return torch.cat([patches.rows for patches in self.patches])
+        return torch.cat(join_patches(self.patches, self.vision))
 
     @property
     def grids(self):
@@ -148,7 +151,7 @@ def _scene(variant: Variant, parts, patches: tuple[Patches, ...]) -> Scene:
         for p in patches
     )
     prompt = prompt_builder(variant).build([ChatMessage(role="user", content=parts)], visuals)
-    return Scene(prompt, visuals, patches)
+    return Scene(prompt, visuals, patches, config_of(variant).vision)
 
 
 # --- the oracle's side -----------------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ def reference_inputs(variant: Variant, scene: Scene) -> dict[str, Any]:
     ):
         own = [p for v, p in zip(scene.visuals, scene.patches, strict=True) if v.kind == kind]
         if own:
-            inputs[pixels] = torch.cat([p.rows for p in own]).to(variant.dtype)
+            inputs[pixels] = torch.cat([pixel_values(p.rows, scene.vision) for p in own]).to(variant.dtype)
             inputs[grids] = torch.tensor([[p.grid.frames, p.grid.height, p.grid.width] for p in own])
     return inputs
 
@@ -258,12 +261,11 @@ def _chunk_logits(
         assert not output.failures
         batch = Microbatch(output.segments, output.positions, hidden=output.hidden)
     decoder, seen = stages[-1].decoder, []
-    forward = decoder.forward
-    decoder.forward = lambda *given: seen.append(forward(*given)) or seen[0]
+    decoder.step = lambda batch, injection, _: seen.append(decoder.forward(batch, injection)) or Computed()
     try:
         assert not stages[-1].run(batch).failures
     finally:
-        del decoder.forward
+        del decoder.step
     return decoder.logits(seen[0], range(count))
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, per_frame
+from stages.qwen3_vl.patches import PatchGrid, pixel_values
+from stages.qwen3_vl.vision_places import PatchPlaces
 from tests.parity.oracle import BF16, FP32, Variant, config_of, encode, reference_of, relative_error, scene
 
 VISUAL = ("one image", "three images", "image and odd video")
@@ -15,7 +16,7 @@ VISUAL = ("one image", "three images", "image and odd video")
 @torch.no_grad()
 def reference_rows(variant: Variant, rows: torch.Tensor, grids: list[PatchGrid]):
     grid = torch.tensor([[g.frames, g.height, g.width] for g in grids])
-    return reference_of(variant).model.visual(rows.to(variant.dtype), grid)
+    return reference_of(variant).model.visual(pixel_values(rows, config_of(variant).vision).to(variant.dtype), grid)
 
 
 @pytest.mark.parametrize("name", VISUAL)
@@ -50,7 +51,8 @@ def test_position_embeddings_are_interpolated_as_transformers_does(size):
     indexes, weights = get_vision_interpolation_indices_and_weights(
         thw, visual.num_grid_per_side, mode="bilinear", align_corners=True, spatial_merge_size=2
     )
-    taps = [interpolation_taps(grid, config_of(variant).vision) for grid in grids]
     table = visual.pos_embed.weight
-    ours = per_frame([(table[i] * w[:, :, None]).sum(1) for i, w in taps], grids)
+    places = PatchPlaces(config_of(variant).vision, table.detach())
+    ours = places.of(grids).embeddings
+    assert torch.equal(places.of(grids).embeddings, ours), "those that were kept"
     assert torch.equal(ours, (table[indexes] * weights[:, :, None]).sum(1))

@@ -22,4 +22,4 @@ def reference_tokens(variant: oracle.Variant, pictures: tuple[bytes, ...], promp
     parts = (*[ImagePart(media=oracle.MEDIA)] * len(pictures), TextPart(text=prompt))
     built = oracle.prompt_builder(variant).build([ChatMessage(role="user", content=parts)], visuals)
     with torch.random.fork_rng():
-        return oracle.reference_tokens(variant, oracle.Scene(built, visuals, patches), max_tokens)
+        return oracle.reference_tokens(variant, oracle.Scene(built, visuals, patches, vision), max_tokens)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker_pipeline.errors import ImageShapeError, ModelConfigError
-from stages.prompt.preprocess import PixelBudget, cut_patches, fit_size, image_patches, resize, video_patches
-from stages.qwen3_vl.patches import PatchGrid, patch_coordinates
+from broker_pipeline.errors import ImageShapeError, ModelConfigError, TensorMismatchError
+from stages.prompt.preprocess import (
+    PixelBudget,
+    cut_patches,
+    fit_size,
+    image_patches,
+    join_patches,
+    resize,
+    video_patches,
+)
+from stages.qwen3_vl.patches import PatchGrid, patch_coordinates, pixel_values
 from tests.parity.oracle import FP32, config_of, picture
 from tests.tiny_models import tiny_checkpoint
 
@@ -21,7 +29,7 @@ def test_rows_come_in_merge_block_order_and_hold_their_own_pixels():
     frame = index.repeat_interleave(16, 0).repeat_interleave(16, 1).to(torch.uint8).expand(3, height, width)
     patches = cut_patches(frame.expand(2, -1, -1, -1), VISION)
     rows, columns = patch_coordinates(patches.grid, 2)
-    numbers = (patches.rows * 127.5 + 127.5).round()
+    numbers = patches.rows
     assert patches.grid == PatchGrid(1, 4, 6)
     assert (numbers == (rows * 6 + columns)[:, None]).all()
     assert numbers[:8, 0].tolist() == [0, 1, 6, 7, 2, 3, 8, 9]
@@ -31,7 +39,7 @@ def test_a_row_is_channel_frame_y_x():
     frames = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).remainder(251).to(torch.uint8)
     patches = cut_patches(frames, VISION)
     expected = frames[:, :, 16:32, 0:16].transpose(0, 1).reshape(-1)
-    assert torch.equal((patches.rows[2] * 127.5 + 127.5).round().to(torch.uint8), expected)
+    assert torch.equal(patches.rows[2], expected)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +98,27 @@ def test_processor_files_that_ask_for_something_else_are_refused(change, field):
 def test_broken_processor_files_are_refused(content):
     with pytest.raises(ModelConfigError):
         PixelBudget.from_json(content, VISION, file="f.json")
+
+
+def test_a_still_pictures_rows_hold_one_frame_which_the_tower_sees_throughout():
+    pixels = picture(64, 96, 1)
+    still = image_patches(pixels, VISION, WIDE)
+    shown = video_patches([pixels, pixels], VISION, WIDE)
+    assert still.rows.shape == (24, VISION.patch_values // 2)
+    assert torch.equal(pixel_values(still.rows, VISION), pixel_values(shown.rows, VISION))
+    assert torch.equal(torch.cat(join_patches([still, shown], VISION)), shown.rows.repeat(2, 1))
+    assert join_patches([still, still], VISION)[1] is still.rows
+
+
+def test_a_video_of_one_frame_has_the_rows_of_a_picture():
+    pixels = picture(64, 96, 1)
+    video = video_patches([pixels], VISION, WIDE)
+    assert torch.equal(pixel_values(video.rows, VISION), pixel_values(image_patches(pixels, VISION, WIDE).rows, VISION))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 7), torch.uint8), ((4, 1536), torch.float32), ((1536,), torch.uint8)]
+)
+def test_rows_that_are_no_patches_are_refused(shape, dtype):
+    with pytest.raises(TensorMismatchError, match="patch rows"):
+        pixel_values(torch.zeros(shape, dtype=dtype), VISION)

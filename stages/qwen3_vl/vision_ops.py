@@ -1,0 +1,80 @@
+"""The parts of the vision tower's blocks that have a faster form on a card: attention over frames, and the wide half of
+the MLP.
+
+`EagerVisionOps` is the meaning, with the roundings of the reference implementation. `FusedVisionOps` computes the same
+in bf16 on CUDA: one kernel turns queries and keys where they lie, one attends to all frames whatever their lengths, and
+GELU is applied by the matrix product before it rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from stages.compute.attention import Attention, EagerAttention
+from stages.qwen3_vl.rope import rotate
+from stages.qwen3_vl.vision_places import BatchPlaces
+
+_FLASH_CHANNELS = 8
+"""Flash attention wants heads of a multiple of this many channels."""
+
+
+class VisionOps(Protocol):
+    """What a block needs besides norms, linear maps and sums."""
+
+    def attend(self, qkv: Tensor, places: BatchPlaces) -> Tensor:
+        """Rotate, and attend within each frame: `[N, 3, heads, d]` (not needed afterwards) -> `[N, heads * d]`."""
+
+    def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The tanh form of GELU after a linear map."""
+
+
+class EagerVisionOps:
+    """Step by step; any device and dtype."""
+
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+
+    def attend(self, qkv: Tensor, places: BatchPlaces) -> Tensor:
+        """See `VisionOps`."""
+        q, k, v = qkv.unbind(1)
+        cos, sin = (torch.cat((half, half), dim=-1).unsqueeze(1) for half in (places.cos, places.sin))
+        q = rotate(q.float(), cos, sin).to(qkv.dtype)
+        k = rotate(k.float(), cos, sin).to(qkv.dtype)
+        return self._attention.attend_frames(q, k, v, places.lengths).flatten(1)
+
+    def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """See `VisionOps`."""
+        return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+class FusedVisionOps:
+    """For bf16 on CUDA. Needs Triton."""
+
+    def __init__(self) -> None:
+        from stages.kernels.vision_rotation import rotate_packed  # noqa: PLC0415 - Triton is only where CUDA is
+
+        self._rotate = rotate_packed
+
+    def attend(self, qkv: Tensor, places: BatchPlaces) -> Tensor:
+        """See `VisionOps`."""
+        self._rotate(qkv, places.cos, places.sin)
+        q, k, v = qkv.unbind(1)
+        starts, longest = places.starts, max(places.lengths)
+        attended: Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - the public form cannot take strided heads
+            q, k, v, starts, starts, longest, longest, 0.0, False, False, scale=q.shape[-1] ** -0.5
+        )[0]
+        return attended.flatten(1)
+
+    def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """See `VisionOps`. On CUDA this operation has the tanh form (on the CPU it has the other)."""
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)  # noqa: SLF001 - it has no public name
+
+
+def choose_vision_ops(attention: Attention, head_dim: int, device: torch.device, dtype: torch.dtype) -> VisionOps:
+    """Return the fastest that has the attention's meaning: eager attention was asked for its roundings."""
+    is_fusible = device.type == "cuda" and dtype == torch.bfloat16 and head_dim % _FLASH_CHANNELS == 0
+    return FusedVisionOps() if is_fusible and not isinstance(attention, EagerAttention) else EagerVisionOps(attention)

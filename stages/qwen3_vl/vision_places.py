@@ -1,0 +1,108 @@
+"""Where the patches of a batch lie: position embeddings, rotations, and where each frame begins.
+
+Most pictures of a queue have one size, so what holds for one frame of a grid is kept on the device:
+
+    grids of a batch   28x28, 28x28, 40x30      kept per (height, width)
+                         │      │      │          embeddings [h * w, hidden], cosines and sines [h * w, head_dim / 2]
+                         └──────┴──────┴─► concatenated: a few launches for the whole batch, whatever its size
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.qwen3_vl.config import VisionConfig
+from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
+from stages.qwen3_vl.rope import vision_rotation
+
+_MAX_KEPT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlaces:
+    """What all layers of one batch of N patches share.
+
+    `embeddings` `[N, hidden]`; `cos` and `sin` fp32 `[N, head_dim / 2]`; `lengths` of the F frames; `starts` of the
+    frames on the device, int32 `[F + 1]`, ending with N.
+    """
+
+    embeddings: Tensor
+    cos: Tensor
+    sin: Tensor
+    lengths: tuple[int, ...]
+    starts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _FramePlaces:
+    """What holds for one frame of a grid."""
+
+    embeddings: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.embeddings.nbytes + self.cos.nbytes + self.sin.nbytes
+
+
+class PatchPlaces:
+    """Makes `BatchPlaces`; keeps those of grids used last, up to `max_kept_bytes` of the device's memory."""
+
+    def __init__(self, config: VisionConfig, table: Tensor, max_kept_bytes: int = _MAX_KEPT_BYTES) -> None:
+        """`table` holds the learned position embeddings `[cells, hidden]`."""
+        self._config = config
+        self._table = table
+        self._max_kept_bytes = max_kept_bytes
+        self._kept: OrderedDict[tuple[int, int], _FramePlaces] = OrderedDict()
+        self.num_kept_bytes = 0
+
+    def of(self, grids: Sequence[PatchGrid]) -> BatchPlaces:
+        """Return the places of all patches of `grids`, in order."""
+        frames = [places for grid in grids for places in [self._frame(grid)] * grid.frames]
+        lengths = tuple(grid.frame_patches for grid in grids for _ in range(grid.frames))
+        starts = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return BatchPlaces(
+            embeddings=_joined([frame.embeddings for frame in frames]),
+            cos=_joined([frame.cos for frame in frames]),
+            sin=_joined([frame.sin for frame in frames]),
+            lengths=lengths,
+            starts=_to(self._table.device, starts),
+        )
+
+    def _frame(self, grid: PatchGrid) -> _FramePlaces:
+        key = grid.height, grid.width
+        places = self._kept.get(key)
+        if places is not None:
+            self._kept.move_to_end(key)
+            return places
+        places = self._make(grid)
+        if places.num_bytes <= self._max_kept_bytes:
+            self._kept[key] = places
+            self.num_kept_bytes += places.num_bytes
+        while self.num_kept_bytes > self._max_kept_bytes:
+            self.num_kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
+        return places
+
+    def _make(self, grid: PatchGrid) -> _FramePlaces:
+        """Embeddings lie between the table's cells, bilinear; products and sum in fp32, rounded once."""
+        table, device = self._table, self._table.device
+        indexes, weights = (_to(device, tap) for tap in interpolation_taps(grid, self._config))
+        embeddings = (table[indexes] * weights[:, :, None]).sum(1).to(table.dtype)
+        rows, columns = patch_coordinates(grid, self._config.spatial_merge_size)
+        cos, sin = (_to(device, part) for part in vision_rotation(rows, columns, self._config))
+        return _FramePlaces(embeddings, cos, sin)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Copy to a device without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

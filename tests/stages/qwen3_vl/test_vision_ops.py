@@ -1,0 +1,49 @@
+"""The tower's fast forms against its eager ones, on the card; the shapes of the published towers, few blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from stages.bench.shapes import shape_config
+from stages.compute.attention import attention_named
+from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.tensors import vision_shapes
+from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.qwen3_vl.vision_ops import EagerVisionOps, FusedVisionOps, choose_vision_ops
+from stages.random_weights import draw_weights
+
+SDPA = attention_named("sdpa")
+GRIDS = [PatchGrid(1, 28, 28), PatchGrid(2, 16, 20), PatchGrid(1, 4, 2), PatchGrid(1, 40, 30)]
+
+
+def relative_error(found: EncodedRows, expected: EncodedRows) -> float:
+    pairs = [(found.embeds, expected.embeds), *zip(found.levels, expected.levels, strict=True)]
+    return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fused_rows_are_as_near_to_fp32_as_eager_ones() -> None:
+    whole = shape_config("8B")
+    config = dataclasses.replace(whole, vision=dataclasses.replace(whole.vision, depth=4, deepstack_indexes=(0, 1, 3)))
+    device = torch.device("cuda")
+    weights = draw_weights(vision_shapes(config), device, torch.bfloat16)
+    rows = torch.randint(0, 256, (sum(grid.num_patches for grid in GRIDS), 768), dtype=torch.uint8)
+    exact = VisionTower(config, {name: tensor.float() for name, tensor in weights.items()}, SDPA).encode(rows, GRIDS)
+    eager = VisionTower(config, weights, SDPA, EagerVisionOps(SDPA)).encode(rows, GRIDS)
+    chosen = VisionTower(config, weights, SDPA)
+    assert isinstance(choose_vision_ops(SDPA, 72, device, torch.bfloat16), FusedVisionOps)
+    assert relative_error(chosen.encode(rows, GRIDS), exact) <= 1.1 * relative_error(eager, exact) + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("attention", "head_dim", "dtype"),
+    [("eager", 72, torch.bfloat16), ("sdpa", 12, torch.bfloat16), ("sdpa", 72, torch.float32)],
+)
+def test_what_has_no_fast_form_is_computed_step_by_step(attention: str, head_dim: int, dtype: torch.dtype) -> None:
+    ops = choose_vision_ops(attention_named(attention), head_dim, torch.device("cuda"), dtype)
+    assert isinstance(ops, EagerVisionOps)
+    assert isinstance(choose_vision_ops(SDPA, 72, torch.device("cpu"), torch.bfloat16), EagerVisionOps)
