@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import Failure
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Subject = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.$-]{1,255}$")]
@@ -226,6 +226,18 @@ class JobEvent(_Wire, frozen=True, kw_only=True):
     index: Count = 0
     tokens: tuple[TokenEntry, ...] = ()
     record: JobRecord | None = None
+
+
+class WatchRequest(_Wire, frozen=True, kw_only=True):
+    """Asks conductors to publish these jobs' tokens as they are committed, for some seconds; those of others are not.
+
+    Tokens are in Redis whether or not anybody watches.
+    """
+
+    job_ids: Annotated[tuple[Name, ...], Meta(max_length=4096)] = ()
+    is_for_all: bool = False
+    """Whether all jobs are meant, whatever their ids."""
+    for_s: Annotated[float, Meta(gt=0, le=300)]
 
 
 class CancelRequest(_Wire, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
     transport   ping ── envelope of n tensor bytes ──► subject ──► decoded ── the same envelope ──► subject ──► decoded
     raw         ping ── payload of all its bytes ───► subject ──► callback ── the same payload ───► subject ──► callback
-    header      ping ── tensor bytes, metadata in a header: the very messages of the transport, neither made nor read
 
 Both sides run in this process and on one event loop, so that a round trip is the sum of all that a hop costs, twice.
 Raw and transport take turns in short rounds: what else the machine does meets both alike.
@@ -26,7 +25,7 @@ from broker_pipeline.bench.spread import Spread
 from broker_pipeline.messages import Envelope, Segment, StageTiming
 from broker_pipeline.wire.codec import encode
 from broker_pipeline.wire.nats_address import server_addresses
-from broker_pipeline.wire.parts import METADATA_HEADER
+from broker_pipeline.wire.parts import whole_pieces
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 
@@ -43,19 +42,12 @@ class HopRow(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: int
     """Tensor bytes and metadata together: what the raw message holds as well."""
     raw_s: Spread
-    header_s: Spread
-    """Raw as well, but the metadata in a header, as the transport sends it."""
     transport_s: Spread
 
     @property
     def ratio(self) -> float:
         """How many times longer the transport's hop takes."""
         return self.transport_s.median / self.raw_s.median
-
-    @property
-    def header_ratio(self) -> float:
-        """How many times longer the transport's hop takes than that of raw messages with the same header."""
-        return self.transport_s.median / self.header_s.median
 
     @property
     def excess_s(self) -> float:
@@ -97,22 +89,14 @@ def bench_envelope(num_tensor_bytes: int, num_segments: int) -> tuple[Envelope, 
 async def measure_hop(nats_url: str, num_tensor_bytes: int, num_segments: int, *, num_trips: int) -> HopRow:
     """Measure round trips of one size over a NATS server, after a tenth as many for warming up."""
     envelope, tensors = bench_envelope(num_tensor_bytes, num_segments)
-    frame = encode(envelope, tensors)
-    num_bytes = len(frame.metadata) + frame.num_payload_bytes
-    whole = frame.metadata + b"".join(frame.pieces)
-    header = {METADATA_HEADER: frame.metadata.decode()}
-    async with (
-        _raw_echo(nats_url, whole) as raw,
-        _raw_echo(nats_url, whole[len(frame.metadata) :], header) as with_header,
-        _transport_echo(nats_url, envelope, tensors) as through,
-    ):
-        samples = await _in_turns({"raw": raw, "header": with_header, "transport": through}, num_trips)
+    whole = b"".join(whole_pieces(encode(envelope, tensors)))
+    async with _raw_echo(nats_url, whole) as raw, _transport_echo(nats_url, envelope, tensors) as through:
+        samples = await _in_turns({"raw": raw, "transport": through}, num_trips)
     return HopRow(
         num_tensor_bytes=num_tensor_bytes,
         num_segments=num_segments,
-        num_bytes=num_bytes,
+        num_bytes=len(whole),
         raw_s=Spread.of(samples["raw"]).scaled(0.5),
-        header_s=Spread.of(samples["header"]).scaled(0.5),
         transport_s=Spread.of(samples["transport"]).scaled(0.5),
     )
 
@@ -131,14 +115,14 @@ async def _in_turns(trips: Mapping[str, RoundTrip], num_trips: int) -> dict[str,
 
 
 @asynccontextmanager
-async def _raw_echo(nats_url: str, payload: bytes, headers: dict[str, str] | None = None) -> AsyncIterator[RoundTrip]:
+async def _raw_echo(nats_url: str, payload: bytes) -> AsyncIterator[RoundTrip]:
     """Yield a round trip of `payload` through two nats-py clients and their callbacks."""
     there, back = (f"bench.{secrets.token_hex(8)}" for _ in range(2))
     async with _client(nats_url) as near, _client(nats_url) as far:
         arrived = _Arrival()
 
         async def answer(msg: Msg) -> None:
-            await far.publish(back, msg.data, headers=msg.headers)
+            await far.publish(back, msg.data)
 
         async def arrive(_: Msg) -> None:
             arrived.arrive()
@@ -151,7 +135,7 @@ async def _raw_echo(nats_url: str, payload: bytes, headers: dict[str, str] | Non
 
         async def trip() -> None:
             waiting = arrived.expect()
-            await near.publish(there, payload, headers=headers)
+            await near.publish(there, payload)
             await waiting
 
         yield trip

@@ -22,11 +22,9 @@ _COLUMNS: list[Column] = [
     ("segments", lambda row: row.num_segments),
     ("bytes in all", lambda row: f"{row.num_bytes:,}"),
     ("raw nats-py, µs (p10-p90)", lambda row: row.raw_s.scaled(1e6)),
-    ("with header, µs", lambda row: row.header_s.scaled(1e6)),
     ("transport, µs", lambda row: row.transport_s.scaled(1e6)),
     ("added to raw, µs", lambda row: shown(row.excess_s * 1e6)),
     ("ratio to raw", lambda row: f"{row.ratio:.2f}"),
-    ("to header", lambda row: f"{row.header_ratio:.2f}"),
 ]
 
 

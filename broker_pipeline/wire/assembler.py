@@ -6,26 +6,29 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
-from nats.aio.msg import Msg
 
-from broker_pipeline.errors import MalformedEnvelopeError, PartError, SlowConsumerError
-from broker_pipeline.wire.parts import METADATA_HEADER, PART_HEADER, PartHeader, padded, read_part_header
+from broker_pipeline.errors import ContractVersionError, PartError, SlowConsumerError
+from broker_pipeline.messages import CONTRACT_VERSION
+from broker_pipeline.wire.nats_message import NatsMessage, read_headers
+from broker_pipeline.wire.parts import PART_HEADER, PartHeader, read_part_header
 
 _NUM_REMEMBERED = 256
+_VERSION_1_HEADER = "Bp-Metadata"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WireMessage:
-    """A whole message as received, not yet decoded."""
+    """A whole message as received, not yet taken apart (see `open_whole`)."""
 
-    metadata: bytes | memoryview
-    payload: bytes | memoryview
+    whole: bytes | memoryview
     reply: str
+    is_joined: bool = False
+    """Whether it came in parts, and its room was given to it before."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the message holds on to."""
-        return len(self.metadata) + len(self.payload)
+        return len(self.whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +42,24 @@ class Abandoned:
 @dataclass(slots=True)
 class _Assembly:
     header: PartHeader
-    metadata: bytes
     reply: str
     deadline: float
     buffer: memoryview
     filled: int = 0
     next_index: int = 0
+    placed: memoryview | None = None
+    """Where the next part is being read to at this moment."""
 
     def expects(self, header: PartHeader) -> bool:
         ours = self.header
-        return (
-            header.index == self.next_index
-            and header.count == ours.count
-            and header.num_bytes == ours.num_bytes
-            and header.num_metadata_bytes == ours.num_metadata_bytes
-        )
+        return header.index == self.next_index and header.count == ours.count and header.num_bytes == ours.num_bytes
 
-    def append(self, payload: bytes) -> None:
+    def append(self, payload: bytes | memoryview) -> None:
         end = self.filled + len(payload)
-        self.buffer[self.filled : end] = payload
-        self.filled = end
+        if payload is not self.placed:
+            self.buffer[self.filled : end] = payload
+        self.filled, self.placed = end, None
         self.next_index += 1
-
-    def whole(self) -> WireMessage:
-        split = self.header.num_metadata_bytes
-        metadata = bytes(self.buffer[:split]) if split else self.metadata
-        return WireMessage(metadata, self.buffer[padded(split) :], self.reply)
 
 
 @dataclass(slots=True)
@@ -86,7 +81,7 @@ class Assembler:
         return len(self._assemblies)
 
     def add(
-        self, header: PartHeader, metadata: bytes, payload: bytes, reply: str, *, now: float, room_bytes: int
+        self, header: PartHeader, payload: bytes | memoryview, reply: str, *, now: float, room_bytes: int
     ) -> WireMessage | None:
         """Take one part; return the whole message when this was the last.
 
@@ -98,14 +93,28 @@ class Assembler:
             return None
         assembly = self._assemblies.get(header.message)
         if assembly is None:
-            assembly = self._begin(header, metadata, reply, now, room_bytes)
+            assembly = self._begin(header, reply, now, room_bytes)
         self._check(assembly, header, payload)
         assembly.append(payload)
         assembly.deadline = now + self.timeout_s
         if assembly.next_index < header.count:
             return None
         self._end(header.message)
-        return assembly.whole()
+        return WireMessage(assembly.buffer, assembly.reply, is_joined=True)
+
+    def place(self, header: PartHeader, num_bytes: int) -> memoryview | None:
+        """Return where a part's `num_bytes`, which are about to be read, may lie without a copy; None: nowhere.
+
+        Until that part is added, every other part of its message is foreign: two would be written to one place.
+        """
+        assembly = self._assemblies.get(header.message)
+        if assembly is None or assembly.placed is not None or not assembly.expects(header):
+            return None
+        end = assembly.filled + num_bytes
+        if end > header.num_bytes:
+            return None
+        assembly.placed = assembly.buffer[assembly.filled : end]
+        return assembly.placed
 
     def expire(self, now: float) -> list[Abandoned]:
         """Give up every message whose next part is overdue at `now`."""
@@ -119,7 +128,7 @@ class Assembler:
         """Return when `expire` has something to do next, or None."""
         return min((assembly.deadline for assembly in self._assemblies.values()), default=None)
 
-    def _begin(self, header: PartHeader, metadata: bytes, reply: str, now: float, room_bytes: int) -> _Assembly:
+    def _begin(self, header: PartHeader, reply: str, now: float, room_bytes: int) -> _Assembly:
         if header.index:
             self._forget(header.message)
             raise PartError(f"part {header.index} of a message whose first part never came", field="index")
@@ -137,15 +146,17 @@ class Assembler:
             )
         # Not zeroed: every byte is written before anyone sees it.
         buffer = np.empty(header.num_bytes, np.uint8).data
-        assembly = _Assembly(header, metadata, reply, now + self.timeout_s, buffer)
+        assembly = _Assembly(header, reply, now + self.timeout_s, buffer)
         self._assemblies[header.message] = assembly
         self.num_bytes += header.num_bytes
         return assembly
 
-    def _check(self, assembly: _Assembly, header: PartHeader, payload: bytes) -> None:
+    def _check(self, assembly: _Assembly, header: PartHeader, payload: bytes | memoryview) -> None:
         end = assembly.filled + len(payload)
         is_last = header.index == header.count - 1
-        if not assembly.expects(header):
+        if assembly.placed is not None and payload is not assembly.placed:
+            reason = f"part {header.index} of {header.count} came while part {assembly.next_index} was being read"
+        elif not assembly.expects(header):
             reason = f"part {header.index} of {header.count} came where part {assembly.next_index} was expected"
         elif not payload or end > header.num_bytes or is_last != (end == header.num_bytes):
             reason = f"part {header.index} of {header.count} does not fit a message of {header.num_bytes} bytes"
@@ -175,26 +186,36 @@ class Assembler:
         return abandoned
 
 
-def receive(msg: Msg, assembler: Assembler, now: float, room_bytes: int) -> WireMessage | None:
+def receive(message: NatsMessage, assembler: Assembler, now: float, room_bytes: int) -> WireMessage | None:
     """Take a NATS message; return the whole message that it is, or completes.
 
-    Raises `MalformedEnvelopeError`, `PartError` or `SlowConsumerError` (see `Assembler.add`).
+    Raises `ContractVersionError`, `PartError` or `SlowConsumerError` (see `Assembler.add`).
     """
-    headers = msg.headers or {}
-    metadata = headers.get(METADATA_HEADER, "").encode()
-    part = headers.get(PART_HEADER)
-    if part is not None:
-        return assembler.add(read_part_header(part), metadata, msg.data, msg.reply, now=now, room_bytes=room_bytes)
-    if not metadata:
-        raise MalformedEnvelopeError(f"the message has no header {METADATA_HEADER}", field=METADATA_HEADER)
-    return WireMessage(metadata, msg.data, msg.reply)
+    if not message.headers:
+        return WireMessage(message.payload, message.reply)
+    headers = read_headers(message.headers)
+    if _VERSION_1_HEADER in headers:
+        raise ContractVersionError(
+            f"the sender speaks version 1 of the contract, this process {CONTRACT_VERSION}; "
+            "run the same release everywhere",
+            field="version",
+        )
+    if (part := headers.get(PART_HEADER)) is None:
+        return WireMessage(message.payload, message.reply)
+    header = read_part_header(part)
+    return assembler.add(header, message.payload, message.reply, now=now, room_bytes=room_bytes)
 
 
-def is_part(msg: Msg) -> bool:
-    """Return whether a NATS message is one part of a larger one."""
-    return PART_HEADER in (msg.headers or {})
+def place(headers: bytes, num_bytes: int, assembler: Assembler) -> memoryview | None:
+    """Return where the payload of a NATS message that is about to be read belongs, if it is a part that fits."""
+    part = part_header(headers)
+    return assembler.place(part, num_bytes) if part else None
 
 
-def whole_bytes(msg: Msg) -> int:
-    """Return the size of the whole message that `msg` is, or begins."""
-    return read_part_header((msg.headers or {})[PART_HEADER]).num_bytes if is_part(msg) else len(msg.data)
+def part_header(headers: bytes) -> PartHeader | None:
+    """Return what a NATS message says about itself where it is, or claims to be, one part of a larger one."""
+    text = read_headers(headers).get(PART_HEADER) if headers else None
+    try:
+        return None if text is None else read_part_header(text)
+    except PartError:
+        return None

@@ -4,8 +4,8 @@ What nats-py 2.16 does that this file guards against (each was reproduced):
 
 * `flush()` writes PING ahead of queued SUB and PUB, so that it proves nothing about them: `barrier` publishes to an
   inbox of its own connection and waits for that message to come back.
-* While disconnected, publishes are kept and silently lost: with `pending_size=-1` they raise instead. That also
-  switches off nats-py's own limit on unsent bytes, so `publish` waits at a barrier when too much is unsent.
+* While disconnected, publishes are kept and silently lost: with `pending_size=-1` they raise instead, and so does
+  `publish` here, which goes past nats-py (see `nats_socket`) and waits when too much is unsent.
 * A message whose payload and headers together exceed `max_payload` makes the server close the connection for good,
   without an exception for the sender: the size is checked here before anything is sent.
 * Connections closed for good, dropped messages and exceptions in callbacks are told to callbacks only: they become
@@ -15,6 +15,7 @@ What nats-py 2.16 does that this file guards against (each was reproduced):
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,13 +29,15 @@ from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
 from broker_pipeline.wire.nats_address import server_addresses, without_credentials
+from broker_pipeline.wire.nats_message import NatsMessage, Receiver, header_block
+from broker_pipeline.wire.nats_socket import MAX_UNSENT_BYTES, Buffer, NatsSocket
 
 log = structlog.get_logger()
 
-MAX_UNSENT_BYTES = 4 * 2**20
 RECONNECT_WAIT_S = 0.05
 PING_INTERVAL_S = 5
 BARRIER_TIMEOUT_S = 30.0
+_SUBJECT = re.compile(r"[^\s\0]+")
 _NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
 OnMessage = Callable[[Msg], Awaitable[None]]
@@ -50,6 +53,7 @@ class NatsConnection:
     on_failed: Callable[[TransportError], None]
     """Told once when the connection is closed for good, or a callback failed in a way nobody foresaw."""
     client: Client = field(default_factory=Client)
+    socket: NatsSocket = field(init=False)
     num_reconnects: int = 0
     _inbox: str = ""
     _echoes: dict[bytes, asyncio.Future[None]] = field(default_factory=dict)
@@ -62,10 +66,14 @@ class NatsConnection:
     _is_opening: bool = True
     _is_closing: bool = False
 
+    def __post_init__(self) -> None:
+        self.socket = NatsSocket(self._on_receiver_failed)
+        self.client._transport = self.socket  # noqa: SLF001 - nats-py makes one of its own where there is none
+
     @property
     def is_connected(self) -> bool:
         """Whether the server can be reached at this moment."""
-        return bool(self.client.is_connected)
+        return bool(self.client.is_connected) and self.socket.is_open
 
     @property
     def max_payload(self) -> int:
@@ -77,31 +85,54 @@ class NatsConnection:
         """Root of subjects that only this connection uses."""
         return self._inbox
 
-    async def publish(
-        self, subject: str, payload: bytes | memoryview, headers: dict[str, str] | None = None, reply: str = ""
-    ) -> None:
-        """Hand one message to the connection; the payload is copied before this returns.
+    async def publish(self, subject: str, *pieces: Buffer, headers: bytes = b"", reply: str = "") -> None:
+        """Hand over one message, whose payload is all `pieces` in a row; they are copied before this returns.
 
-        Waits while too much is unsent. Raises `PayloadTooLargeError` before anything is sent, `TransportError` when
-        the server is not connected. That this returns does not mean that the server has the message.
+        `headers` is what `header_block` returns. Waits while too much is unsent. Raises `PayloadTooLargeError` before
+        anything is sent, `TransportError` when the server is not connected. That this returns does not mean that the
+        server has the message.
         """
-        if self.client.pending_data_size > MAX_UNSENT_BYTES:
+        if not self.socket.has_room:
             await self._make_room(subject)
-        size = len(payload) + _header_bytes(headers)
+        self._send(subject, pieces, headers, reply)
+
+    def publish_now(self, subject: str, *pieces: Buffer, headers: bytes = b"", reply: str = "") -> None:
+        """Like `publish`, for small messages that must not wait: with far too much unsent, this raises as well."""
+        if self.socket.unsent_bytes > 2 * MAX_UNSENT_BYTES:
+            raise TransportError(f"{self.name} has too much to send; nothing was sent to {subject}")
+        self._send(subject, pieces, headers, reply)
+
+    def _send(self, subject: str, pieces: tuple[Buffer, ...], headers: bytes, reply: str) -> None:
+        num_bytes = sum(map(len, pieces))
+        size = num_bytes + len(headers)
         if size > self.max_payload:
             raise PayloadTooLargeError(
                 f"{size} bytes for {subject}, but the server takes {self.max_payload} (its max_payload)"
             )
+        if not _SUBJECT.fullmatch(subject) or (reply and not _SUBJECT.fullmatch(reply)):
+            raise TransportError(f"{self.name}: {subject!r} or {reply!r} is no subject")
+        if not self.is_connected:
+            raise self._not_sent(subject)
+        self.socket.send(subject, reply, headers, pieces, num_bytes)
+
+    async def listen(self, subject: str, receiver: Receiver) -> Subscription:
+        """Ask for messages that go straight to `receiver`. They are sure to come only after the next `barrier`."""
+
+        async def on_early_message(msg: Msg) -> None:
+            headers = header_block(msg.headers) if msg.headers else b""
+            receiver.on_message(NatsMessage(msg.subject, msg.reply, headers, msg.data))
+
         try:
-            # nats-py concatenates, which any bytes-like object can take part in.
-            await self.client.publish(subject, payload, reply=reply, headers=headers)  # type: ignore[arg-type]
+            subscription = await self.client.subscribe(subject, cb=on_early_message)
         except _NATS_ERRORS as error:
-            raise self._not_sent(subject, error) from error
+            raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
+        self.socket.receivers[b"%d" % _sid(subscription)] = receiver
+        return subscription
 
     async def subscribe(
         self, subject: str, on_message: OnMessage, *, max_pending_bytes: int, on_dropped: OnDropped
     ) -> Subscription:
-        """Ask for messages. They are sure to come only after the next `barrier`."""
+        """Ask for messages by way of nats-py. They are sure to come only after the next `barrier`."""
         try:
             subscription = await self.client.subscribe(subject, cb=on_message, pending_bytes_limit=max_pending_bytes)
         except _NATS_ERRORS as error:
@@ -112,6 +143,7 @@ class NatsConnection:
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Ask for no more messages; a connection that is gone asks for none anyway."""
         self._dropped.pop(_sid(subscription), None)
+        self.socket.receivers.pop(b"%d" % _sid(subscription), None)
         with suppress(*_NATS_ERRORS):
             await subscription.unsubscribe()
 
@@ -138,8 +170,8 @@ class NatsConnection:
     async def _make_room(self, subject: str) -> None:
         """Wait until the server has taken what is unsent; a sender that waits must learn when that is lost."""
         async with self._patience(BARRIER_TIMEOUT_S):
-            if not self.is_connected or not await self._echo():
-                raise self._not_sent(subject, nats.errors.OutboundBufferLimitError())
+            if not await self.socket.wait_room():
+                raise self._not_sent(subject)
 
     @asynccontextmanager
     async def _patience(self, timeout_s: float) -> AsyncIterator[None]:
@@ -224,12 +256,13 @@ class NatsConnection:
             if not future.done():
                 future.set_exception(nats.errors.ConnectionClosedError())
 
-    def _not_sent(self, subject: str, error: BaseException) -> TransportError:
-        if isinstance(error, nats.errors.MaxPayloadError):
-            return PayloadTooLargeError(f"the server takes {self.max_payload} bytes; nothing was sent to {subject}")
-        if isinstance(error, nats.errors.OutboundBufferLimitError):
-            return TransportError(f"{self.name} is reconnecting; nothing was sent to {subject}")
-        return TransportError(f"{self.name}: nothing was sent to {subject}: {error}")
+    def _on_receiver_failed(self, error: Exception) -> None:
+        log.error("message_not_handled", connection=self.name, exc_info=error)
+        self._fail(TransportError(f"{self.name}: a message was not handled: {error!r}"))
+
+    def _not_sent(self, subject: str) -> TransportError:
+        state = "is closed" if self.client.is_closed else "is reconnecting"
+        return TransportError(f"{self.name} {state}; nothing was sent to {subject}")
 
     # --- life ---
 
@@ -292,13 +325,6 @@ async def open_connection(
         yield connection
     finally:
         await connection._close()  # noqa: SLF001
-
-
-def _header_bytes(headers: dict[str, str] | None) -> int:
-    if not headers:
-        return 0
-    lines = (len(key) + 4 + (len(value) if value.isascii() else len(value.encode())) for key, value in headers.items())
-    return len("NATS/1.0\r\n\r\n") + sum(lines)
 
 
 def _sid(subscription: Subscription) -> int:

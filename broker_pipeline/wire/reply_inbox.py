@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 
 from broker_pipeline.errors import (
     ContractError,
@@ -18,18 +17,17 @@ from broker_pipeline.errors import (
     MalformedEnvelopeError,
     NoResponderError,
     PipelineError,
-    SlowConsumerError,
     TransportError,
     error_from_failure,
 )
-from broker_pipeline.wire.assembler import Assembler, WireMessage, receive
+from broker_pipeline.wire.assembler import Assembler, WireMessage, place, receive
 from broker_pipeline.wire.nats_connection import NatsConnection
+from broker_pipeline.wire.nats_message import NatsMessage, read_headers
 
 log = structlog.get_logger()
 
 FAILURE_HEADER = "Bp-Failure"
 _MAX_ASSEMBLED_BYTES = 2**30
-_NATS_LIMIT_BYTES = 256 * 2**20
 
 
 @dataclass(slots=True)
@@ -51,9 +49,7 @@ class ReplyInbox:
 
     async def open(self) -> None:
         """Subscribe; returns when answers are sure to arrive."""
-        await self.connection.subscribe(
-            f"{self.root}.*", self.on_message, max_pending_bytes=_NATS_LIMIT_BYTES, on_dropped=self._nats_dropped
-        )
+        await self.connection.listen(f"{self.root}.*", self)
         await self.connection.barrier()
 
     @contextmanager
@@ -68,38 +64,43 @@ class ReplyInbox:
             if future.done() and not future.cancelled():
                 future.exception()  # seen, even where the caller was cancelled meanwhile
 
-    async def on_message(self, msg: Msg) -> None:
+    def place(self, headers: bytes, num_bytes: int) -> memoryview | None:
+        """Say where a part that is about to be read belongs."""
+        return place(headers, num_bytes, self.assembler)
+
+    def on_message(self, message: NatsMessage) -> None:
         """Take one NATS message: an answer, a part of one, a failure, or the server's word that nobody listens."""
-        token = msg.subject.rpartition(".")[2]
+        token = message.subject.rpartition(".")[2]
         future = self.waiting.futures.get(token)
         if future is None or future.done():
-            log.debug("late_answer", subject=msg.subject)
+            log.debug("late_answer", subject=message.subject)
             return
         try:
-            message = self._read(msg)
+            whole = self._read(message)
         except PipelineError as error:
             future.set_exception(error)
         else:
-            if message is not None:
-                future.set_result(message)
+            if whole is not None:
+                future.set_result(whole)
 
-    def _read(self, msg: Msg) -> WireMessage | None:
-        headers = msg.headers or {}
-        if headers.get("Status") == "503":
-            raise NoResponderError("nobody listens there")
-        if FAILURE_HEADER in headers:
-            raise _read_failure(headers[FAILURE_HEADER])
+    def _read(self, message: NatsMessage) -> WireMessage | None:
+        if message.headers:
+            headers = read_headers(message.headers)
+            if headers.get("Status") == "503":
+                raise NoResponderError("nobody listens there")
+            if FAILURE_HEADER in headers:
+                raise _read_failure(headers[FAILURE_HEADER])
         room_bytes = _MAX_ASSEMBLED_BYTES - self.assembler.num_bytes
         # An answer's parts bear the inbox as `reply` nowhere, so that its own subject names whom a gap concerns.
-        msg.reply = msg.subject
-        return receive(msg, self.assembler, asyncio.get_running_loop().time(), room_bytes)
+        message.reply = message.subject
+        return receive(message, self.assembler, asyncio.get_running_loop().time(), room_bytes)
 
-    async def expire(self, now: float) -> None:
+    def expire(self, now: float) -> None:
         """Give up answers whose parts stopped coming."""
         for abandoned in self.assembler.expire(now):
             self._give_up(abandoned.reply, abandoned.error)
 
-    async def connection_lost(self) -> None:
+    def connection_lost(self) -> None:
         """Give up answers of which parts were still to come. Those that have not begun may yet arrive."""
         for abandoned in self.assembler.abandon_all():
             self._give_up(abandoned.reply, abandoned.error)
@@ -114,10 +115,6 @@ class ReplyInbox:
         future = self.waiting.futures.get(subject.rpartition(".")[2])
         if future is not None and not future.done():
             future.set_exception(error)
-
-    async def _nats_dropped(self) -> None:
-        # nats-py does not say which answer it dropped, so that everybody who waits for one has to ask again.
-        self.fail(SlowConsumerError("answers came faster than they were taken, and some were dropped"))
 
 
 def _read_failure(text: str) -> PipelineError:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from broker_pipeline.errors import (
@@ -30,9 +29,10 @@ from broker_pipeline.errors import (
 from broker_pipeline.subjects import bulk
 from broker_pipeline.tracing.message_spans import record_received
 from broker_pipeline.tracing.tracer import tracer
-from broker_pipeline.wire.assembler import Assembler, WireMessage, is_part, receive, whole_bytes
+from broker_pipeline.wire.assembler import Assembler, WireMessage, part_header, place, receive
 from broker_pipeline.wire.codec import decode
-from broker_pipeline.wire.parts import METADATA_HEADER
+from broker_pipeline.wire.nats_message import NatsMessage
+from broker_pipeline.wire.parts import open_whole
 from broker_pipeline.wire.wire_tensor import WireTensor
 
 if TYPE_CHECKING:
@@ -44,10 +44,9 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 OnMalformed = Callable[[ContractError, str], None]
 OVERHEAD_BYTES = 1024
 """What a queued message is taken to cost beside its bytes, so that empty ones are bounded as well."""
-_NATS_SLACK_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received(Generic[Body]):
     """One message. Its tensors are views of the receive buffer and keep it alive."""
 
@@ -111,6 +110,7 @@ class Subscription(Generic[Body]):
         self._queued_bytes = 0
         self._open_drops: _Drops | None = None
         self._subscriptions: list[NatsSubscription] = []
+        self._loop: asyncio.AbstractEventLoop
 
     @property
     def pending_bytes(self) -> int:
@@ -141,26 +141,30 @@ class Subscription(Generic[Body]):
 
     # --- receiving ---
 
-    async def on_message(self, msg: Msg) -> None:
+    def place(self, headers: bytes, num_bytes: int) -> memoryview | None:
+        """Say where a part that is about to be read belongs."""
+        return place(headers, num_bytes, self._assembler)
+
+    def on_message(self, message: NatsMessage) -> None:
         """Take one NATS message: a whole one, or a part."""
         try:
-            message = receive(msg, self._assembler, asyncio.get_running_loop().time(), self._room_bytes())
-            if message is not None:
-                self._accept(message, has_room=is_part(msg))
+            whole = receive(message, self._assembler, self._loop.time(), self._room_bytes())
+            if whole is not None:
+                self._accept(whole)
         except SlowConsumerError as error:
-            await self._drop(error, msg)
+            self._drop(error, message)
         except ContractError as error:
-            await self._reject(error, msg.reply)
+            self._reject(error, message.reply)
 
     def _room_bytes(self) -> int:
         return self.max_pending_bytes - self.pending_bytes - OVERHEAD_BYTES
 
-    def _accept(self, message: WireMessage, *, has_room: bool) -> None:
-        num_bytes = message.num_bytes
+    def _accept(self, message: WireMessage) -> None:
+        num_bytes, has_room = message.num_bytes, message.is_joined
         if num_bytes + OVERHEAD_BYTES > self.max_pending_bytes and not has_room:
             raise MalformedEnvelopeError(f"{num_bytes} bytes, but {self.subject} takes {self.max_pending_bytes} in all")
         arrived = tracer.now()
-        body, tensors = decode(message.metadata, message.payload, self._body_type)
+        body, tensors = decode(*open_whole(message.whole), self._body_type)
         record_received(body, self.subject, arrived, num_bytes)
         if num_bytes > self._room_bytes() and not has_room:
             raise SlowConsumerError(f"no room for {num_bytes} bytes; {self.pending_bytes} are waiting to be read")
@@ -169,17 +173,19 @@ class Subscription(Generic[Body]):
         self._open_drops = None
         self._queue.put_nowait(received)
 
-    async def _reject(self, error: ContractError, reply: str) -> None:
+    def _reject(self, error: ContractError, reply: str) -> None:
         self.num_malformed += 1
         log.warning("message_malformed", subject=self.subject, code=error.code, reason=str(error), answered=bool(reply))
         if self._on_malformed:
             self._on_malformed(error, reply)
-        await self._answer(reply, error)
+        self._answer(reply, error)
 
-    async def _drop(self, error: SlowConsumerError, msg: Msg) -> None:
+    def _drop(self, error: SlowConsumerError, message: NatsMessage) -> None:
         error = SlowConsumerError(f"{self.subject}: {error}")
-        self._note_drop(error, whole_bytes(msg), self._body_of(msg))
-        await self._answer(msg.reply, error)
+        part = part_header(message.headers)
+        num_bytes = part.num_bytes if part else len(message.payload)
+        self._note_drop(error, num_bytes, self._body_of(message.payload))
+        self._answer(message.reply, error)
 
     def _note_drop(self, error: SlowConsumerError, num_bytes: int, body: Body | None) -> None:
         self.num_dropped += 1
@@ -193,37 +199,33 @@ class Subscription(Generic[Body]):
         self._open_drops.num_messages += 1
         self._open_drops.num_bytes += num_bytes
 
-    def _body_of(self, msg: Msg) -> Body | None:
-        """Decode a dropped message's metadata: with it, a receiver can tell whom the drop concerns."""
-        metadata = (msg.headers or {}).get(METADATA_HEADER, "")
+    def _body_of(self, payload: bytes | memoryview) -> Body | None:
+        """Decode the metadata of what is dropped, a message or its first part: it may say whom this concerns."""
         try:
+            metadata, _ = open_whole(payload)
             return msgspec.json.decode(metadata, type=self._body_type)
-        except (msgspec.MsgspecError, ValueError):
+        except (ContractError, msgspec.MsgspecError, ValueError):
             return None
 
-    async def _answer(self, reply: str, error: PipelineError) -> None:
+    def _answer(self, reply: str, error: PipelineError) -> None:
         if not reply:
             return
         try:
-            await self._transport.refuse(reply, error)
+            self._transport.refuse_now(reply, error)
         except TransportError as lost:
             log.warning("answer_lost", subject=self.subject, reason=str(lost))
 
     # --- told by the transport ---
 
-    async def expire(self, now: float) -> None:
+    def expire(self, now: float) -> None:
         """Give up messages whose parts stopped coming."""
         for abandoned in self._assembler.expire(now):
-            await self._reject(abandoned.error, abandoned.reply)
+            self._reject(abandoned.error, abandoned.reply)
 
-    async def connection_lost(self) -> None:
+    def connection_lost(self) -> None:
         """Give up messages whose remaining parts were on the connection that is gone."""
         for abandoned in self._assembler.abandon_all():
-            await self._reject(abandoned.error, abandoned.reply)
-
-    async def nats_dropped(self) -> None:
-        """Take note that nats-py itself dropped a message, of which it tells nothing."""
-        self._note_drop(SlowConsumerError(f"{self.subject}: messages came faster than they were taken"), 0, None)
+            self._reject(abandoned.error, abandoned.reply)
 
     def fail(self, error: TransportError) -> None:
         """End the iteration with an error."""
@@ -233,14 +235,11 @@ class Subscription(Generic[Body]):
 
     async def __aenter__(self) -> Subscription[Body]:
         small, large = self._transport.connections
-        limit = self.max_pending_bytes + _NATS_SLACK_BYTES
+        self._loop = asyncio.get_running_loop()
         self._transport.attach(self)
         try:
             for connection, subject in ((small, self.subject), (large, bulk(self.subject))):
-                subscription = await connection.subscribe(
-                    subject, self.on_message, max_pending_bytes=limit, on_dropped=self.nats_dropped
-                )
-                self._subscriptions.append(subscription)
+                self._subscriptions.append(await connection.listen(subject, self))
             await asyncio.gather(small.barrier(), large.barrier())
         except BaseException:
             await self._close()

@@ -40,7 +40,8 @@ from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, WireMessage
 from broker_pipeline.wire.codec import Frame, decode, encode
 from broker_pipeline.wire.nats_connection import NatsConnection, open_connection
-from broker_pipeline.wire.parts import SizeRules, cut, uncut
+from broker_pipeline.wire.nats_message import header_block
+from broker_pipeline.wire.parts import SizeRules, cut, open_whole, whole_bytes, whole_pieces
 from broker_pipeline.wire.reply_inbox import FAILURE_HEADER, ReplyInbox, Waiting
 from broker_pipeline.wire.subscription import OnMalformed, Received, Subscription
 from broker_pipeline.wire.wire_tensor import WireTensor
@@ -156,39 +157,42 @@ class Transport:
 
     async def refuse(self, reply: str, error: PipelineError) -> None:
         """Answer a request with an error, which is raised again where the request was made."""
-        failure = msgspec.json.encode(error.to_failure()).decode()
-        await self._small.publish(reply, b"", {FAILURE_HEADER: failure})
+        await self._small.publish(reply, headers=_failure_headers(error))
+
+    def refuse_now(self, reply: str, error: PipelineError) -> None:
+        """Like `refuse`, without ever waiting: raises `TransportError` also when far too much is unsent."""
+        self._small.publish_now(reply, headers=_failure_headers(error))
 
     def _takes_bulk(self, frame: Frame) -> bool:
-        return len(frame.metadata) + frame.num_payload_bytes > self.bulk_bytes
+        return whole_bytes(frame) > self.bulk_bytes
 
     async def _send(self, subject: str, frame: Frame, reply: str = "") -> None:
-        num_bytes = len(frame.metadata) + frame.num_payload_bytes
+        num_bytes = whole_bytes(frame)
         if num_bytes > self.max_message_bytes:
             raise PayloadTooLargeError(
                 f"{num_bytes} bytes for {subject}; messages of up to {self.max_message_bytes} are sent"
             )
         if num_bytes <= self.bulk_bytes:
-            await self._send_pieces(self._small, subject, frame, reply)
+            await self._send_on(self._small, subject, frame, reply)
             return
         # One large message after the other: sent by turns, all of them would arrive as late as the last.
         async with self._cut_turn:
-            await self._send_pieces(self._bulk, bulk(subject), frame, reply)
+            await self._send_on(self._bulk, bulk(subject), frame, reply)
 
-    async def _send_pieces(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
+    async def _send_on(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
         rules = SizeRules.for_server(connection.max_payload)
-        if (whole := uncut(frame, rules)) is not None:
-            await connection.publish(subject, whole.payload, whole.headers, reply)
+        if whole_bytes(frame) <= rules.part_bytes:
+            await connection.publish(subject, *whole_pieces(frame), reply=reply)
             return
         message = f"{self._message_prefix}-{next(self._message_numbers)}"
-        for number, piece in enumerate(cut(frame, rules, message)):
+        for number, part in enumerate(cut(frame, rules, message)):
             if number:
                 await asyncio.sleep(0)  # lets the first parts leave while the next are prepared
-            await connection.publish(subject, piece.payload, piece.headers, reply)
+            await connection.publish(subject, *part.pieces, headers=part.headers, reply=reply)
 
     def _received(self, subject: str, message: WireMessage, body_type: type[Body]) -> Received[Body]:
         arrived = tracer.now()
-        body, tensors = decode(message.metadata, message.payload, body_type)
+        body, tensors = decode(*open_whole(message.whole), body_type)
         record_received(body, subject, arrived, message.num_bytes)
         return Received(subject, body, tensors, "", message.num_bytes, self)
 
@@ -283,7 +287,7 @@ class Transport:
 
     async def _on_bulk_lost(self) -> None:
         for receiver in self._all_receivers():
-            await receiver.connection_lost()
+            receiver.connection_lost()
 
     def _on_failed(self, error: TransportError) -> None:
         if self._failure:
@@ -303,4 +307,8 @@ class Transport:
         while True:
             await asyncio.sleep(_SWEEP_S)
             for receiver in self._all_receivers():
-                await receiver.expire(loop.time())
+                receiver.expire(loop.time())
+
+
+def _failure_headers(error: PipelineError) -> bytes:
+    return header_block({FAILURE_HEADER: msgspec.json.encode(error.to_failure()).decode()})

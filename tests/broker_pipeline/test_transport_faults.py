@@ -160,7 +160,7 @@ async def test_a_server_that_hangs(own_nats: EmbeddedNats) -> None:
                 await transport.connections[0].barrier(timeout_s=0.3)
             with pytest.raises(RequestTimeoutError):
                 await transport.request("a", Note(), floats(32 * MIB), reply_type=Note, timeout_s=0.5)
-            assert transport.connections[1].client.pending_data_size < 8 * MIB
+            assert transport.connections[1].socket.unsent_bytes < 8 * MIB
         finally:
             own_nats.kill(signal.SIGCONT)
         await transport.connections[0].barrier()

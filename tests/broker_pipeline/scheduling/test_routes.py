@@ -150,7 +150,7 @@ def test_a_fitting_record_is_accepted() -> None:
         ({"pipeline": "other"}, "serves pipeline other"),
         ({"fingerprint": "0" * 64}, "its artifact is 000000000000, the pipeline's ffffffffffff; export once"),
         ({"fingerprint": ""}, "its artifact is (none)"),
-        ({"contract": 2}, "version 2 of the contract"),
+        ({"contract": 3}, "version 3 of the contract"),
         ({"dtype": "float32"}, "computes in float32, the pipeline in bfloat16"),
         ({"blocks": None}, "announces no blocks"),
         ({"blocks": BlockRange(start=12, stop=40)}, "blocks 12 to 40; the model has blocks 0 to 36"),

@@ -10,17 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_pipeline.errors import PartError, SlowConsumerError
+from broker_pipeline.errors import MalformedEnvelopeError, PartError, SlowConsumerError
 from broker_pipeline.wire.assembler import Assembler, WireMessage
-from broker_pipeline.wire.codec import Frame
+from broker_pipeline.wire.codec import MAX_METADATA_BYTES, Frame
+from broker_pipeline.wire.nats_message import header_block, read_headers
 from broker_pipeline.wire.parts import (
-    METADATA_HEADER,
     PART_HEADER,
+    Part,
     PartHeader,
-    Piece,
     SizeRules,
     cut,
+    open_whole,
     read_part_header,
+    whole_bytes,
+    whole_pieces,
 )
 
 ROOM = 2**30
@@ -35,46 +38,104 @@ def frame(num_bytes: int, metadata: bytes = b'{"a":1}', num_pieces: int = 3) -> 
 
 
 def feed(
-    assembler: Assembler, piece: Piece, *, reply: str = "", now: float = 0.0, room: int = ROOM
+    assembler: Assembler, part: Part, *, reply: str = "", now: float = 0.0, room: int = ROOM
 ) -> WireMessage | None:
-    header = read_part_header(piece.headers[PART_HEADER])
-    metadata = piece.headers.get(METADATA_HEADER, "").encode()
-    return assembler.add(header, metadata, bytes(piece.payload), reply, now=now, room_bytes=room)
+    header = read_part_header(read_headers(part.headers)[PART_HEADER])
+    return assembler.add(header, b"".join(part.pieces), reply, now=now, room_bytes=room)
 
 
-def feed_all(assembler: Assembler, pieces: list[Piece]) -> None:
-    for piece in pieces:
-        assert feed(assembler, piece) is None
+def feed_all(assembler: Assembler, parts: list[Part]) -> None:
+    for part in parts:
+        assert feed(assembler, part) is None
 
 
-def parts_of(num_bytes: int = 100, part_bytes: int = 30, message: str = "m") -> list[Piece]:
-    return list(cut(frame(num_bytes), SizeRules(1000, part_bytes), message))
+def parts_of(num_bytes: int = 100, part_bytes: int = 30, message: str = "m") -> list[Part]:
+    """Parts of a message of `num_bytes` in all, of which the metadata takes 16."""
+    return list(cut(frame(num_bytes - 16), SizeRules(part_bytes), message))
+
+
+# --- one message ----------------------------------------------------------------------------------------------------
+
+
+@given(num_bytes=st.integers(0, 300), num_metadata_bytes=st.integers(0, 100), num_pieces=st.integers(1, 5))
+def test_what_is_laid_together_is_taken_apart_again(num_bytes: int, num_metadata_bytes: int, num_pieces: int) -> None:
+    sent = frame(num_bytes, b"m" * num_metadata_bytes, num_pieces)
+    whole = b"".join(whole_pieces(sent))
+    assert len(whole) == whole_bytes(sent)
+    metadata, payload = open_whole(whole)
+    assert (bytes(metadata), bytes(payload)) == (sent.metadata, b"".join(sent.pieces))
+    assert np.frombuffer(whole, np.uint8).ctypes.data % 16 == 0
+    assert (len(whole) - len(payload)) % 16 == 0, "so that tensors are aligned in the receiver's memory"
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"",
+        b"\0\0\0",
+        b"\0\0\0\0",
+        b"\5\0\0\0{}",
+        b"\2\0\0\0{}",
+        b"\xff\xff\xff\xff" + bytes(100),
+        (MAX_METADATA_BYTES + 1).to_bytes(4, "little") + bytes(MAX_METADATA_BYTES + 100),
+    ],
+)
+def test_a_message_whose_metadata_is_not_all_there(whole: bytes) -> None:
+    with pytest.raises(MalformedEnvelopeError) as failure:
+        open_whole(whole)
+    assert failure.value.field == "metadata"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["A", "Bp-Part", "x-y"]), st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Z"]))
+    )
+)
+def test_headers_that_are_written_are_read(headers: dict[str, str]) -> None:
+    assert read_headers(header_block(headers)) == headers
+
+
+def test_the_status_of_the_server_is_a_header() -> None:
+    assert read_headers(b"NATS/1.0 503\r\n\r\n") == {"Status": "503"}
+    block = b"NATS/1.0 404 No Messages\r\nA:b\r\nno colon\r\n C :\td \r\nE: \xff\r\n\r\n"
+    assert read_headers(block) == {"Status": "404", "A": "b", "C": "d", "E": "\ufffd"}
+    assert read_headers(b"") == {}
+
+
+# --- several --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200)
 @given(
     num_bytes=st.integers(0, 300),
     num_metadata_bytes=st.integers(2, 100),
-    header_bytes=st.integers(1, 120),
     part_bytes=st.integers(1, 64),
     num_pieces=st.integers(1, 5),
+    are_placed=st.booleans(),
 )
 def test_what_is_cut_is_joined_again(
-    num_bytes: int, num_metadata_bytes: int, header_bytes: int, part_bytes: int, num_pieces: int
+    num_bytes: int, num_metadata_bytes: int, part_bytes: int, num_pieces: int, are_placed: bool
 ) -> None:
     sent = frame(num_bytes, b'"' + b"m" * (num_metadata_bytes - 2) + b'"', num_pieces)
-    pieces = list(cut(sent, SizeRules(header_bytes, part_bytes), "id"))
-    assert all(len(piece.payload) <= part_bytes for piece in pieces)
-    whole = b"".join(sent.pieces)
-    if PART_HEADER not in pieces[0].headers:
-        assert len(pieces) == 1
-        assert (pieces[0].headers[METADATA_HEADER].encode(), bytes(pieces[0].payload)) == (sent.metadata, whole)
-        return
+    parts = list(cut(sent, SizeRules(part_bytes), "id"))
     assembler = Assembler(max_message_bytes=ROOM)
-    *early, last = [feed(assembler, piece, reply="r") for piece in pieces]
+    got: list[WireMessage | None] = []
+    for index, part in enumerate(parts):
+        payload: bytes | memoryview = b"".join(part.pieces)
+        assert len(payload) <= part_bytes
+        header = read_part_header(read_headers(part.headers)[PART_HEADER])
+        if are_placed and index:
+            place = assembler.place(header, len(payload))
+            assert place is not None
+            place[:] = payload
+            payload = place
+        got.append(assembler.add(header, payload, "r", now=0, room_bytes=ROOM))
+    *early, last = got
     assert not any(early)
     assert last is not None
-    assert (bytes(last.metadata), bytes(last.payload), last.reply) == (sent.metadata, whole, "r")
+    assert last.reply == "r"
+    metadata, payload = open_whole(last.whole)
+    assert (bytes(metadata), bytes(payload)) == (sent.metadata, b"".join(sent.pieces))
     assert (len(assembler), assembler.num_bytes) == (0, 0)
 
 
@@ -82,18 +143,39 @@ def test_the_payload_of_parts_is_aligned_for_tensors() -> None:
     for num_metadata_bytes in (2, 17, 40):
         sent = frame(200, b"m" * num_metadata_bytes)
         assembler = Assembler(max_message_bytes=ROOM)
-        whole = [feed(assembler, piece) for piece in cut(sent, SizeRules(1, 50), "id")][-1]
-        assert whole is not None
-        assert np.frombuffer(whole.payload, np.uint8).ctypes.data % 16 == 0
+        message = [feed(assembler, part) for part in cut(sent, SizeRules(50), "id")][-1]
+        assert message is not None
+        assert np.frombuffer(open_whole(message.whole)[1], np.uint8).ctypes.data % 16 == 0
 
 
-def test_metadata_that_is_not_ascii_keeps_out_of_headers() -> None:
-    sent = frame(10, '{"a":"ü"}'.encode())
-    (piece,) = cut(sent, SizeRules(1000, 1000), "id")
-    assert METADATA_HEADER not in piece.headers
-    whole = feed(Assembler(max_message_bytes=ROOM), piece)
-    assert whole is not None
-    assert (whole.metadata, bytes(whole.payload)) == (sent.metadata, b"".join(sent.pieces))
+def header_of(part: Part) -> PartHeader:
+    return read_part_header(read_headers(part.headers)[PART_HEADER])
+
+
+def test_only_a_part_that_is_expected_gets_a_place() -> None:
+    parts = parts_of()
+    assembler = Assembler(max_message_bytes=ROOM)
+    assert assembler.place(header_of(parts[0]), 30) is None, "the message has not begun"
+    feed(assembler, parts[0])
+    assert assembler.place(header_of(parts[2]), 30) is None
+    assert assembler.place(header_of(parts[1]), 71) is None, "there is no room for it"
+    place = assembler.place(header_of(parts[1]), 30)
+    assert place is not None
+    assert assembler.place(header_of(parts[1]), 30) is None, "somebody else's bytes are being read there"
+
+
+def test_a_part_that_comes_while_the_same_is_being_read_gives_the_message_up() -> None:
+    """Two connections cannot write into one message, whatever its sender does."""
+    parts = parts_of(60)
+    assembler = Assembler(max_message_bytes=ROOM)
+    feed(assembler, parts[0])
+    place = assembler.place(header_of(parts[1]), 30)
+    assert place is not None
+    with pytest.raises(PartError, match="was being read"):
+        feed(assembler, parts[1])
+    place[:] = bytes(30)  # no message has this memory
+    assert assembler.add(header_of(parts[1]), place, "", now=0, room_bytes=ROOM) is None
+    assert assembler.num_bytes == 0
 
 
 def test_messages_may_interleave() -> None:
@@ -101,7 +183,7 @@ def test_messages_may_interleave() -> None:
     assembler = Assembler(max_message_bytes=ROOM)
     got = [feed(assembler, piece) for pair in zip(one, two, strict=True) for piece in pair]
     assert sum(message is not None for message in got) == 2
-    assert len({bytes(message.payload) for message in got if message}) == 2
+    assert len({bytes(message.whole) for message in got if message}) == 2
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -146,15 +228,15 @@ def test_a_lost_connection_gives_up_what_it_brought() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"count": 9}, {"num_bytes": 101}, {"num_metadata_bytes": 3}, {"index": 2}, {"index": 0}],
+    [{"count": 9}, {"num_bytes": 101}, {"index": 2}, {"index": 0}],
 )
 def test_a_part_that_contradicts_the_first_is_foreign(changes: dict[str, int]) -> None:
     pieces = parts_of()
     assembler = Assembler(max_message_bytes=ROOM)
     feed(assembler, pieces[0])
-    facts = {"message": "m", "index": 1, "count": 4, "num_bytes": 100, "num_metadata_bytes": 0, **changes}
+    facts = {"message": "m", "index": 1, "count": 4, "num_bytes": 100, **changes}
     with pytest.raises(PartError):
-        assembler.add(PartHeader(**facts), b"", bytes(pieces[1].payload), "", now=0, room_bytes=ROOM)  # type: ignore[arg-type]
+        assembler.add(PartHeader(**facts), b"".join(pieces[1].pieces), "", now=0, room_bytes=ROOM)  # type: ignore[arg-type]
     assert assembler.num_bytes == 0
 
 
@@ -162,9 +244,9 @@ def test_a_part_that_contradicts_the_first_is_foreign(changes: dict[str, int]) -
 def test_parts_of_the_wrong_size(count: int, sizes: list[int]) -> None:
     assembler = Assembler(max_message_bytes=ROOM)
     headers = [PartHeader(message="m", index=index, count=count, num_bytes=100) for index in range(len(sizes))]
-    texts = [{PART_HEADER: msgspec.json.encode(header).decode()} for header in headers]
+    texts = [header_block({PART_HEADER: msgspec.json.encode(header).decode()}) for header in headers]
     with pytest.raises(PartError, match="does not fit"):
-        feed_all(assembler, [Piece(text, bytes(size)) for text, size in zip(texts, sizes, strict=True)])
+        feed_all(assembler, [Part(text, (bytes(size),)) for text, size in zip(texts, sizes, strict=True)])
     assert assembler.num_bytes == 0
 
 
@@ -191,7 +273,7 @@ def test_bounds() -> None:
         '{"message":"a","index":1,"count":1,"num_bytes":1}',
         '{"message":"a","index":-1,"count":1,"num_bytes":1}',
         '{"message":"a","index":0,"count":1,"num_bytes":99999999999}',
-        '{"message":"a","index":0,"count":1,"num_bytes":8,"num_metadata_bytes":9}',
+        '{"message":"a","index":0,"count":1,"num_bytes":8,"num_metadata_bytes":2}',
         '{"message":"a","index":0,"count":1,"num_bytes":1,"more":1}',
     ],
 )
@@ -203,8 +285,7 @@ def test_part_headers_that_cannot_be(text: str) -> None:
 @pytest.mark.parametrize("max_payload", [1024, 4096, 65_536, 2**20, 8 * 2**20, 64 * 2**20])
 def test_every_servers_limit_leaves_room_for_headers(max_payload: int) -> None:
     rules = SizeRules.for_server(max_payload)
-    sent = Frame(b"m" * rules.header_bytes, (os.urandom(3 * rules.part_bytes),), 3 * rules.part_bytes)
-    for piece in cut(sent, rules, "f" * 30):
-        headers = sum(len(key) + len(value) + 4 for key, value in piece.headers.items()) + 12
-        assert len(piece.payload) + headers < max_payload
+    sent = frame(3 * rules.part_bytes)
+    for part in cut(sent, rules, "f" * 30):
+        assert sum(map(len, part.pieces)) + len(part.headers) < max_payload
     assert rules.part_bytes <= 2**20
