@@ -47,6 +47,11 @@ def cancel(namespace: str) -> str:
     return f"{namespace}.cancel"
 
 
+def watch(namespace: str) -> str:
+    """`WatchRequest`s from gateways to conductors."""
+    return f"{namespace}.watch"
+
+
 def job_events(namespace: str, job_id: str) -> str:
     """`JobEvent`s of one job."""
     return f"{namespace}.events.{job_id}"

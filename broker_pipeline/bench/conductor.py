@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import uvloop
-from nats.aio.msg import Msg
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from broker_pipeline import subjects
@@ -34,6 +33,7 @@ from broker_pipeline.conductor.dispatcher import Dispatcher
 from broker_pipeline.conductor.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.generation import Generation
 from broker_pipeline.conductor.job_events import JobEvents
+from broker_pipeline.conductor.watchers import Watchers
 from broker_pipeline.messages import (
     BlockRange,
     ChatMessage,
@@ -47,6 +47,7 @@ from broker_pipeline.messages import (
     StageTiming,
     TextPart,
     Usage,
+    WatchRequest,
 )
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.microbatch import Microbatch, Outcome
@@ -56,6 +57,7 @@ from broker_pipeline.scheduling.session_state import Prompt, SessionState
 from broker_pipeline.scheduling.stopping import Output
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.wire.nats_message import NatsMessage
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 
@@ -81,6 +83,8 @@ class ConductorBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The stage's pace."""
     seconds: float
     """Measured, for each number of sessions."""
+    are_watched: bool = False
+    """Whether somebody streams every session."""
 
 
 class ConductorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +129,7 @@ class Stopwatch:
         self._since = 0.0
 
     def _switch(self) -> None:
-        now = time.perf_counter()
+        now = time.thread_time()  # of this thread alone: what else runs on the machine counts for nothing
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
@@ -183,13 +187,12 @@ class _TimedScheduler(Scheduler):
             return super().complete(result, now)
 
 
-class _TimedGeneration(Generation):
+class _TimedDispatcher(Dispatcher):
     watch: Stopwatch
 
-    def take(self, token: SampledToken) -> None:
-        started = time.perf_counter()  # inside no other part; once per token, so as cheap as can be
-        super().take(token)
-        self.watch.seconds["take"] += time.perf_counter() - started
+    def _receive(self, result: MicrobatchResult) -> None:
+        with self.watch.part("take"):
+            super()._receive(result)
 
 
 class _TimedStore(JobStore):
@@ -221,10 +224,11 @@ class _TimedTransport(Transport):
         subscription = super().subscribe(subject, body_type, **options)
         take = subscription.on_message
 
-        async def timed(msg: Msg) -> None:
-            await self.watch.steps("receive", take(msg))
+        def timed(msg: NatsMessage) -> None:
+            with self.watch.part("receive"):
+                take(msg)
 
-        subscription.on_message = timed  # type: ignore[method-assign]
+        subscription.on_message = timed  # type: ignore[method-assign, assignment]
         return subscription
 
 
@@ -290,9 +294,7 @@ class _Jobs:
             sampling=SamplingSettings(),
             num_kv_tokens=_PROMPT + num_tokens,
         )
-        generation = _TimedGeneration(session, attempt, output, self._committer)
-        generation.watch = self._store.watch
-        return generation
+        return Generation(session, attempt, output, self._committer)
 
 
 def _prompt() -> Prompt:
@@ -345,9 +347,12 @@ async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url
         store = _TimedStore(redis, _NAMESPACE)
         scheduler = _TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
         scheduler.watch = store.watch = watch
+        watchers = Watchers()
+        watchers.take(WatchRequest(is_for_all=settings.are_watched, for_s=300.0))
         builder = _TimedBuilder("main", "", 1, subjects.results(_NAMESPACE, "main", "bench"), watch)
-        committer = Committer(store, JobEvents(transport, _NAMESPACE), lambda *_: None)
-        dispatcher = Dispatcher(transport, scheduler, builder, committer)
+        committer = Committer(store, JobEvents(transport, _NAMESPACE, watchers), lambda *_: None)
+        dispatcher = _TimedDispatcher(transport, scheduler, builder, committer)
+        dispatcher.watch = watch
         jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, dispatcher)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(dispatcher.run()), tasks.create_task(committer.run())]

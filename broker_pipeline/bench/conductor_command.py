@@ -48,8 +48,11 @@ _COLUMNS: list[Column] = [
 @click.option(
     "--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="To measure, for each row."
 )
+@click.option("--watched", is_flag=True, help="As if somebody streamed every session.")
 @json_option
-def command(sessions: tuple[int, ...], output_tokens: int, pace: float, seconds: float, json_path: Path | None) -> None:
+def command(
+    sessions: tuple[int, ...], output_tokens: int, pace: float, seconds: float, watched: bool, json_path: Path | None
+) -> None:
     """Measure what the conductor's event loop spends on a token, and on what.
 
     The scheduler and all that moves its microbatches run here, with a NATS and a Redis server of their own; a second
@@ -64,7 +67,11 @@ def command(sessions: tuple[int, ...], output_tokens: int, pace: float, seconds:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     machine = MachineFacts.read()
     settings = ConductorBenchSettings(
-        num_sessions=sessions, num_output_tokens=output_tokens, tokens_per_s=pace, seconds=seconds
+        num_sessions=sessions,
+        num_output_tokens=output_tokens,
+        tokens_per_s=pace,
+        seconds=seconds,
+        are_watched=watched,
     )
     rows = uvloop.run(_measure(settings))
     facts = {**msgspec.to_builtins(settings), "event_loop": "uvloop"}

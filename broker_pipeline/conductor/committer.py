@@ -1,8 +1,13 @@
 """Writes sampled tokens to Redis beside the decode path, many sessions in one round trip.
 
-    add ──► pending, by job ──► one script call ──► event for streaming clients
+    add ──► pending, by job ──► one script call ──► event, where somebody watches the job
              (bounded: without room,     │
              no further step is planned) └── refused: the job has a newer attempt, or Redis has lost it
+
+    watched                        committed within 20 ms
+    its end waits for that         at once
+    everything else                once its oldest token is a quarter of a second old, so that several share the cost;
+                                   a conductor that dies before that has them sampled again, to the same tokens
 
 Events never run ahead of what Redis holds, and a job is finished only after `flushed`.
 """
@@ -10,7 +15,9 @@ Events never run ahead of what Redis holds, and a job is finished only after `fl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -27,6 +34,7 @@ log = structlog.get_logger()
 
 MAX_PENDING_TOKENS = 65_536
 INTERVAL_S = 0.02
+GATHER_S = 0.25
 _PAUSE_S = 0.25
 _MAX_JOBS = 1024
 
@@ -37,6 +45,7 @@ OnRefused = Callable[[str, int], None]
 class _Pending:
     attempt: int
     start: int
+    since: float
     entries: list[TokenEntry]
 
 
@@ -49,6 +58,7 @@ class Committer:
         self._events = events
         self._on_refused = on_refused
         self._pending: dict[str, _Pending] = {}
+        self._urgent: dict[str, None] = {}
         self._committing: frozenset[str] = frozenset()
         self._num_tokens = 0
         self._work = asyncio.Event()
@@ -71,22 +81,31 @@ class Committer:
         """Take the token with number `start` of a job."""
         pending = self._pending.get(job_id)
         if pending is None or pending.attempt != attempt:
-            self.drop(job_id)
-            pending = self._pending[job_id] = _Pending(attempt, start, [])
+            pending = self._open(job_id, attempt, start)
         assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
         pending.entries.append(entry)
         self._num_tokens += 1
+
+    def _open(self, job_id: str, attempt: int, start: int) -> _Pending:
+        self.drop(job_id)
+        pending = self._pending[job_id] = _Pending(attempt, start, time.monotonic(), [])
+        if self._events.is_watched(job_id):
+            self._urgent[job_id] = None
         self._work.set()
+        return pending
 
     def drop(self, job_id: str) -> None:
         """Forget what is pending of a job: its attempt is over."""
+        self._urgent.pop(job_id, None)
         if pending := self._pending.pop(job_id, None):
             self._num_tokens -= len(pending.entries)
 
     async def flushed(self, job_id: str) -> None:
         """Return once nothing of a job is pending."""
         while job_id in self._pending or job_id in self._committing:
-            self._hurry.set()
+            if job_id in self._pending:
+                self._urgent[job_id] = None
+                self._hurry.set()
             await self._progress.wait()
 
     async def room(self) -> None:
@@ -99,9 +118,10 @@ class Committer:
         while True:
             await self._work.wait()
             await self._next_turn()
-            self._work.clear()
-            while self._pending:
-                await self._commit(self._take())
+            while commits := self._take(time.monotonic()):
+                await self._commit(commits)
+            if not self._pending:
+                self._work.clear()
 
     async def _next_turn(self) -> None:
         """Let tokens gather for a moment, unless somebody waits for them."""
@@ -112,13 +132,21 @@ class Committer:
             pass
         self._hurry.clear()
 
-    def _take(self) -> list[TokenCommit]:
-        commits = []
-        for job_id in list(self._pending)[:_MAX_JOBS]:
-            pending = self._pending.pop(job_id)
-            commits.append(TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries)))
+    def _take(self, now: float) -> list[TokenCommit]:
+        """Take what is due; the oldest is always first in `pending`, so that nobody is looked at in vain."""
+        commits: list[TokenCommit] = []
+        for job_id in itertools.chain(list(self._urgent), list(self._due(now))):
+            if len(commits) == _MAX_JOBS:
+                break
+            if pending := self._pending.pop(job_id, None):
+                commits.append(TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries)))
+                self._urgent.pop(job_id, None)
         self._committing = frozenset(commit.job_id for commit in commits)
         return commits
+
+    def _due(self, now: float) -> Iterator[str]:
+        gather_s = GATHER_S if self._num_tokens < MAX_PENDING_TOKENS // 2 else 0.0
+        return itertools.takewhile(lambda job_id: now - self._pending[job_id].since >= gather_s, self._pending)
 
     async def _commit(self, commits: list[TokenCommit]) -> None:
         with tracer.measure(COMMIT, num_jobs=len(commits)):
@@ -128,10 +156,10 @@ class Committer:
         self._progress.fire()
         committed = tracer.now()
         for commit, is_taken in zip(commits, taken, strict=True):
-            if is_taken:
+            if is_taken and self._events.is_watched(commit.job_id):
                 event = JobEvent(job_id=commit.job_id, kind="tokens", index=commit.start, tokens=commit.entries)
                 await self._events.say(event)
-            else:
+            elif not is_taken:
                 log.warning("commit_refused", job=commit.job_id, attempt=commit.attempt, start=commit.start)
                 self._on_refused(commit.job_id, commit.attempt)
         tracer.span(TELL, committed, num_jobs=len(commits))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from broker_pipeline import subjects
+from broker_pipeline.conductor.watchers import Watchers
 from broker_pipeline.errors import TransportError
 from broker_pipeline.messages import JobEvent
 from broker_pipeline.wire.transport import Transport
@@ -13,11 +14,12 @@ log = structlog.get_logger()
 
 
 class JobEvents:
-    """Publishes events of one namespace's jobs."""
+    """Publishes events of one namespace's jobs; those of a job that nobody watches are not worth making."""
 
-    def __init__(self, transport: Transport, namespace: str) -> None:
+    def __init__(self, transport: Transport, namespace: str, watchers: Watchers) -> None:
         self._transport = transport
         self._namespace = namespace
+        self.is_watched = watchers.is_watched
 
     async def say(self, event: JobEvent) -> None:
         """Publish an event. With the broker away it is lost: clients find the same in Redis, which has it already."""

@@ -172,7 +172,7 @@ class JobRunner:
             num_tokens=len(attempt.tokens),
             num_deliveries=job.delivery.num_deliveries,
         )
-        if job.num_attempts == 1:
+        if job.num_attempts == 1 and self._stores.events.is_watched(job.job_id):
             record = await persist(lambda: self._stores.jobs.get(job.job_id))
             await self._stores.events.say(JobEvent(job_id=job.job_id, kind="started", record=record))
 
@@ -326,10 +326,15 @@ class JobRunner:
             code=ending.error.code if ending.error else None,
             reason=ending.error.message if ending.error else ending.finish_reason,
         )
-        record = await persist(lambda: self._stores.jobs.get(job.job_id))
-        await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
+        await self._tell_end(job)
         await self._acknowledge(job, has_failed=ending.status == "failed")
         return True
+
+    async def _tell_end(self, job: LiveJob) -> None:
+        """Tell who waits for the end that it has come: always, since that takes no reading where nobody watches."""
+        is_watched = self._stores.events.is_watched(job.job_id)
+        record = await persist(lambda: self._stores.jobs.get(job.job_id)) if is_watched else None
+        await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
 
     def _result(self, job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
         prompt = job.prompt

@@ -25,6 +25,7 @@ from broker_pipeline.conductor.roster import Roster, RosterTimes
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.text_model import TextModel
 from broker_pipeline.conductor.vision_pool import VisionPool
+from broker_pipeline.conductor.watchers import Watchers
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.scheduling.admission import Admission, AdmissionLimits, Load
 from broker_pipeline.scheduling.retries import RetryLimits
@@ -68,7 +69,8 @@ class Term:
         common, settings, facts = around.common, around.settings, around.model.facts
         self._live = LiveJobs()
         self._store = JobStore(around.redis, common.namespace)
-        self._events = JobEvents(around.transport, common.namespace)
+        self._watchers = Watchers()
+        self._events = JobEvents(around.transport, common.namespace, self._watchers)
         self._committer = Committer(self._store, self._events, self._refuse)
         builder = EnvelopeBuilder(
             common.pipeline,
@@ -114,6 +116,9 @@ class Term:
                 tasks.create_task(self._roster.run(), name="roster"),
                 tasks.create_task(self._committer.run(), name="committer"),
                 tasks.create_task(cancels.run(), name="cancels"),
+                tasks.create_task(
+                    self._watchers.listen(around.transport, subjects.watch(common.namespace)), name="watchers"
+                ),
                 tasks.create_task(
                     reporter.run(around.redis, self._queue, common.namespace, common.pipeline), name="reporter"
                 ),

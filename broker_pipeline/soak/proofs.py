@@ -100,7 +100,7 @@ def _without_one_result(evidence: Evidence) -> Iterable[str]:
             yield from _not_one_result(submission.question, job_id, records.get(job_id))
     yield from _miscounted(evidence)
     for job_id, job in evidence.timelines.items():
-        if len({text for _, text in job.finished}) > 1:
+        if len({text for _, text in job.finished if text is not None}) > 1:
             yield f"job {job_id} ended {len(job.finished)} times, in different ways"
 
 

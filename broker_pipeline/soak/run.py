@@ -6,6 +6,7 @@ right answers ──► cluster up ──► jobs at a steady pace ║ faults at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -13,9 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import ServerStartError
+from broker_pipeline.errors import ServerStartError, TransportError
 from broker_pipeline.local.supervisor import SupervisedProgram
-from broker_pipeline.messages import JobEvent, JobRecord
+from broker_pipeline.messages import JobEvent, JobRecord, WatchRequest
 from broker_pipeline.soak.client import ClientCounts, SoakClient
 from broker_pipeline.soak.cluster import SoakCluster
 from broker_pipeline.soak.fault_plan import FaultKind, plan_faults
@@ -35,6 +36,7 @@ from broker_pipeline.wire.transport import Transport
 
 _CRASHED = "exit status 70"
 _PROGRESS_S = 5.0
+_WATCH_S = 0.5
 _LEAK_GRACE_S = 5.0
 _CONNECT_S = 30.0
 _PAGE = 500
@@ -138,9 +140,18 @@ class Soak:
     async def _follow(self, transport: Transport) -> None:
         """Listen to all jobs' events, as a streaming client would."""
         subject = subjects.job_events(self._plan.namespace, "*")
-        async with transport.subscribe(subject, JobEvent) as events:
+        async with transport.subscribe(subject, JobEvent) as events, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_all(transport))
             async for event in events:
                 self._timelines.take(event.body, time.monotonic())
+
+    async def _watch_all(self, transport: Transport) -> None:
+        """Keep asking conductors, also those that have just begun, to tell of every job."""
+        while True:
+            with contextlib.suppress(TransportError):  # the broker is a target as well
+                request = WatchRequest(is_for_all=True, for_s=10.0)
+                await transport.publish(subjects.watch(self._plan.namespace), request)
+            await asyncio.sleep(_WATCH_S)
 
     async def _tell(self) -> None:
         while True:

@@ -28,8 +28,9 @@ class JobTimeline:
     """One job: when it was heard of, and what it said. Times are of the monotonic clock."""
 
     tokens: list[SeenTokens] = field(default_factory=list)
-    finished: list[tuple[float, str]] = field(default_factory=list)
-    """When, and the text of its result ('' where it has none); one for each event of its end."""
+    finished: list[tuple[float, str | None]] = field(default_factory=list)
+    """When, and the text of its result ('' where it has none, None where that was not said); for each event of its end.
+    """
 
     def was_under_way(self, at: float) -> bool:
         """Whether it had said something, and had more to say."""
@@ -58,8 +59,10 @@ class Timelines:
         if event.kind == "tokens":
             job.tokens.append(SeenTokens(at, event.index, tuple(token.token_id for token in event.tokens)))
         elif event.kind == "finished":
-            result = event.record.result if event.record else None
-            job.finished.append((at, result.text if result else ""))
+            text = None
+            if event.record is not None:
+                text = event.record.result.text if event.record.result else ""
+            job.finished.append((at, text))
 
     def recovery(self, at: float) -> Recovery:
         """Say how a fault at the time `at` was felt."""

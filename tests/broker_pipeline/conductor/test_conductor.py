@@ -28,6 +28,7 @@ from broker_pipeline.messages import (
     JobSpec,
     SamplingParams,
     TextPart,
+    WatchRequest,
 )
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient, open_redis
@@ -74,10 +75,10 @@ class Bench:
         self.conductors.append(asyncio.create_task(Conductor(around).run(stopping)))
         return stopping
 
-    async def submit(self, prompt: str = PROMPT, **sampling: object) -> str:
+    async def submit(self, prompt: str = PROMPT, job_id: str = "", **sampling: object) -> str:
         fields = {"max_tokens": 20, "ignore_eos": True} | sampling
         spec = JobSpec(
-            job_id=new_job_id(),
+            job_id=job_id or new_job_id(),
             created_at=time.time(),
             messages=(ChatMessage(role="user", content=(TextPart(text=prompt),)),),
             sampling=SamplingParams(**fields),  # type: ignore[arg-type]
@@ -190,7 +191,11 @@ async def test_events_tell_a_jobs_life_in_order(bench: Bench) -> None:
     subject = subjects.job_events(bench.namespace, "*")
     async with bench.transport.subscribe(subject, JobEvent) as messages:
         bench.conductor()
-        job_id = await bench.submit()
+        await bench.status(lambda status: len(status.routes) == 1)
+        job_id = new_job_id()
+        request = WatchRequest(job_ids=(job_id,), for_s=10.0)
+        await bench.transport.publish(subjects.watch(bench.namespace), request)
+        await bench.submit(job_id=job_id)
         async for message in messages:
             events.append(message.body)
             if message.body.kind == "finished":
@@ -202,6 +207,22 @@ async def test_events_tell_a_jobs_life_in_order(bench: Bench) -> None:
     assert events[0].record is not None
     assert events[0].record.status == "running"
     assert events[-1].record == await bench.store.get(job_id)
+
+
+async def test_of_a_job_that_nobody_watches_only_the_end_is_told(bench: Bench) -> None:
+    await bench.stage("a", 0, 6)
+    await bench.vision()
+    bench.conductor()
+    await bench.status(lambda status: len(status.routes) == 1)
+    subject = subjects.job_events(bench.namespace, "*")
+    async with bench.transport.subscribe(subject, JobEvent) as messages:
+        past = WatchRequest(is_for_all=True, for_s=0.01)
+        await bench.transport.publish(subjects.watch(bench.namespace), past)
+        await asyncio.sleep(0.1)
+        job_id = await bench.submit()
+        event = (await anext(messages)).body
+    assert (event.job_id, event.kind, event.record) == (job_id, "finished", None)
+    await bench.check_right([job_id])
 
 
 async def test_status_shows_workers_routes_and_why_one_is_refused(bench: Bench) -> None:
