@@ -27,11 +27,15 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class PairTiling:
-    """A tile of the path without sorting: `block_n` outputs of one pair, `block_k` inputs at a time."""
+    """A tile of the path without sorting: `block_n` outputs of one pair, `block_k` inputs at a time.
+
+    Loads run `num_stages` - 1 steps ahead.
+    """
 
     block_n: int
     block_k: int
     num_warps: int = 4
+    num_stages: int = 1
 
 
 @dataclass(frozen=True, slots=True)

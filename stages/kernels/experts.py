@@ -178,6 +178,7 @@ def _pair_gate_up_kernel(
     NUM_CHOSEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -189,7 +190,7 @@ def _pair_gate_up_kernel(
     up_tile = gate_tile + INNER * HIDDEN
     gate = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for done in range(0, HIDDEN, BLOCK_K):
+    for done in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
         if INNER % BLOCK_N != 0 or HIDDEN % BLOCK_K != 0:
             inside = done + inputs < HIDDEN
             mask = column_mask[:, None] & inside[None, :]
@@ -221,6 +222,7 @@ def _pair_down_kernel(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """All of a row's choices at once, as (choice, output) lines of one tile, so that their weights load together."""
     row = tl.program_id(0).to(tl.int64)
@@ -235,7 +237,7 @@ def _pair_down_kernel(
     x_tile = activated_ptr + pairs[:, None] * INNER + inputs[None, :]
     weight_tile = down_ptr + (experts * HIDDEN + columns)[:, None] * INNER + inputs[None, :]
     total = tl.zeros((CHOSEN_POW2 * BLOCK_N, BLOCK_K), tl.float32)
-    for done in range(0, INNER, BLOCK_K):
+    for done in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
         mask = line_mask[:, None] & (done + inputs < INNER)[None, :]
         weight = tl.load(weight_tile + done, mask=mask, other=0.0).to(tl.float32)
         total += weight * tl.load(x_tile + done, mask=mask, other=0.0).to(tl.float32)
@@ -391,6 +393,7 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: PairTiling)
             NUM_CHOSEN=chosen.shape[1],
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
+            STAGES=tiling.num_stages,
             num_warps=tiling.num_warps,
         )
     return out
@@ -417,6 +420,7 @@ def pair_down(
             HAS_RESIDUAL=residual is not None,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
+            STAGES=tiling.num_stages,
             num_warps=tiling.num_warps,
         )
     return out

@@ -1,0 +1,198 @@
+"""Matrix products of few rows, which read every weight once: bound by memory, not by arithmetic.
+
+One row multiplies without tensor cores; more rows fill the narrow side of a tensor core's tile. With `gated` the weight
+holds a gate's outputs and then as many of an up projection, and the activation between is applied to the sums before
+they leave the registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiling:
+    """`block_n` outputs, `block_k` inputs at a time, loads of `num_stages` - 1 steps ahead."""
+
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyTiling:
+    """`block_m` rows times `block_n` outputs, `block_k` inputs at a time; `swap` puts outputs on the tile's rows."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 4
+    swap: bool = False
+
+
+@triton.jit
+def _activate(gate, up, dtype):
+    """`silu(gate) * up` of fp32 sums, rounded to dtype where plain torch rounds."""
+    gate = gate.to(dtype).to(tl.float32)
+    up = up.to(dtype).to(tl.float32)
+    return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
+
+
+@triton.jit
+def _row_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    WIDTH: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.program_id(1).to(tl.int64)
+    inputs = tl.arange(0, BLOCK_K)
+    column_mask = columns < WIDTH
+    whole: tl.constexpr = (WIDTH % BLOCK_N == 0) and (NUM_INPUTS % BLOCK_K == 0)
+    x_tile = x_ptr + row * NUM_INPUTS + inputs
+    weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
+    up_tile = weight_tile + WIDTH * NUM_INPUTS
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for done in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=STAGES):
+        inside = done + inputs < NUM_INPUTS
+        if whole:
+            weight = tl.load(weight_tile + done)
+            x = tl.load(x_tile + done).to(tl.float32)
+        else:
+            weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
+            x = tl.load(x_tile + done, mask=inside, other=0.0).to(tl.float32)
+        total += weight.to(tl.float32) * x[None, :]
+        if GATED:
+            if whole:
+                up_weight = tl.load(up_tile + done)
+            else:
+                up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
+            up_total += up_weight.to(tl.float32) * x[None, :]
+    if GATED:
+        out = _activate(tl.sum(total, axis=1), tl.sum(up_total, axis=1), out_ptr.dtype.element_ty)
+    else:
+        out = tl.sum(total, axis=1).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * WIDTH + columns, out, mask=column_mask)
+
+
+@triton.jit
+def _skinny_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    num_rows,
+    WIDTH: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr,
+):
+    num_row_blocks = tl.cdiv(num_rows, BLOCK_M)
+    program = tl.program_id(0)  # row blocks of one tile of weights are neighbours
+    rows = (program % num_row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (program // num_row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inputs = tl.arange(0, BLOCK_K)
+    row_mask, column_mask = rows < num_rows, columns < WIDTH
+    whole: tl.constexpr = (WIDTH % BLOCK_N == 0) and (NUM_INPUTS % BLOCK_K == 0)
+    x_tile = x_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
+    weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
+    up_tile = weight_tile + WIDTH * NUM_INPUTS
+    if SWAP:
+        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        up_total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        up_total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for done in range(0, NUM_INPUTS, BLOCK_K):
+        inside = done + inputs < NUM_INPUTS
+        if NUM_INPUTS % BLOCK_K == 0:
+            x = tl.load(x_tile + done, mask=row_mask[:, None], other=0.0)
+        else:
+            x = tl.load(x_tile + done, mask=row_mask[:, None] & inside[None, :], other=0.0)
+        if whole:
+            weight = tl.load(weight_tile + done)
+        else:
+            weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
+        if SWAP:
+            total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
+        else:
+            total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+        if GATED:
+            if whole:
+                up_weight = tl.load(up_tile + done)
+            else:
+                up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
+            if SWAP:
+                up_total = tl.dot(up_weight, tl.trans(x), up_total, input_precision="ieee")
+            else:
+                up_total = tl.dot(x, tl.trans(up_weight), up_total, input_precision="ieee")
+    if GATED:
+        out = _activate(total, up_total, out_ptr.dtype.element_ty)
+    else:
+        out = total.to(out_ptr.dtype.element_ty)
+    if SWAP:
+        out = tl.trans(out)
+    mask = row_mask[:, None] & column_mask[None, :]
+    tl.store(out_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], out, mask=mask)
+
+
+def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = False) -> Tensor:
+    """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`; reads the weights once per row.
+
+    With `gated` the result is `silu(first half) * second half`, `[n, N / 2]`.
+    """
+    width = weight.shape[0] // 2 if gated else weight.shape[0]
+    out = x.new_empty(x.shape[0], width)
+    if x.shape[0]:
+        _row_kernel[(triton.cdiv(width, tiling.block_n), x.shape[0])](
+            x,
+            weight,
+            out,
+            WIDTH=width,
+            NUM_INPUTS=x.shape[1],
+            GATED=gated,
+            BLOCK_N=tiling.block_n,
+            BLOCK_K=tiling.block_k,
+            STAGES=tiling.num_stages,
+            num_warps=tiling.num_warps,
+        )
+    return out
+
+
+def skinny_linear(x: Tensor, weight: Tensor, tiling: SkinnyTiling, *, gated: bool = False) -> Tensor:
+    """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`."""
+    width = weight.shape[0] // 2 if gated else weight.shape[0]
+    out = x.new_empty(x.shape[0], width)
+    if x.shape[0]:
+        grid = (triton.cdiv(x.shape[0], tiling.block_m) * triton.cdiv(width, tiling.block_n),)
+        _skinny_kernel[grid](
+            x,
+            weight,
+            out,
+            x.shape[0],
+            WIDTH=width,
+            NUM_INPUTS=x.shape[1],
+            GATED=gated,
+            BLOCK_M=tiling.block_m,
+            BLOCK_N=tiling.block_n,
+            BLOCK_K=tiling.block_k,
+            SWAP=tiling.swap,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+        )
+    return out
