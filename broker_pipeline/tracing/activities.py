@@ -74,5 +74,7 @@ CREATE_JOB = Activity("create job", "wait", "stores", overlaps=True)
 QUEUE_JOB = Activity("queue job", "wait", "stores", overlaps=True)
 
 # Made when traces are joined.
+HAND_OVER = Activity("hand over", "queue", "outbox", overlaps=True)
+"""A stage has computed, and its event loop has not begun to send."""
 WIRE = Activity("wire", "wire", "wire", overlaps=True)
 IN_FLIGHT = Activity("microbatch", "wait", "in flight", overlaps=True)

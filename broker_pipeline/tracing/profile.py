@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.tracing.activities import COMPLETE, ENCODE, IN_FLIGHT, WIRE, Activity
+from broker_pipeline.tracing.activities import COMPLETE, ENCODE, HAND_OVER, IN_FLIGHT, WIRE, Activity
 from broker_pipeline.tracing.alignment import Alignment, align
 from broker_pipeline.tracing.messages import Message, join_messages
 from broker_pipeline.tracing.reading import read_profile
@@ -48,7 +48,7 @@ def load_profile(directory: Path, window: Window | None = None) -> Profile:
     for message in messages:
         message.receiver.spans.append(_wire(message))
     for process in processes:
-        process.spans += _in_flight(process)
+        process.spans += [*_in_flight(process), *_hand_overs(process)]
         process.spans.sort(key=lambda span: span.start)
     profile = Profile([process for process in processes if process.spans], messages, alignment)
     if not profile.processes:
@@ -73,6 +73,24 @@ def _in_flight(process: ProcessTrace) -> list[Span]:
         elif span.name == COMPLETE.name and (began := sent.pop(span.microbatch, None)):
             spans.append(_made(IN_FLIGHT, began.start, span.stop, span.facts))
     return spans
+
+
+def _hand_overs(process: ProcessTrace) -> list[Span]:
+    """Return a span for each microbatch of a stage: from the end of its computation until it is encoded."""
+    computed: dict[tuple[int, int], int] = {}
+    encoded: dict[tuple[int, int], Span] = {}
+    for span in process.spans:
+        if span.microbatch is None:
+            continue
+        if span.kind in {"compute", "copy"}:
+            computed[span.microbatch] = max(computed.get(span.microbatch, 0), span.stop)
+        elif span.name == ENCODE.name:
+            encoded[span.microbatch] = span
+    return [
+        _made(HAND_OVER, stop, encoded[key].start, {"epoch": key[0], "microbatch": key[1]})
+        for key, stop in computed.items()
+        if key in encoded and encoded[key].start > stop
+    ]
 
 
 def _made(activity: Activity, start: int, stop: int, facts: dict[str, object]) -> Span:

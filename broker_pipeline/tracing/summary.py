@@ -7,13 +7,24 @@ from collections.abc import Iterable
 
 import msgspec
 
-from broker_pipeline.tracing.activities import COMMIT, DEVICE, IN_FLIGHT, PLAN, TELL
+from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, TELL
 from broker_pipeline.tracing.profile import Profile, in_order
 from broker_pipeline.tracing.spans import ProcessTrace, Span
 
+_PARTS = ("wire", "queue", "compute", "copy", "hand_over", "publish")
 _MICROBATCH_MESSAGES = frozenset({"Envelope", "MicrobatchResult"})
-_OF_ALL = frozenset({PLAN.name, COMMIT.name, TELL.name})
+_OF_ALL = frozenset({PLAN.name, TELL.name})
 """Work of the conductor that is done for several microbatches at once."""
+
+
+class ActivitySummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of work of one process."""
+
+    num: int
+    mean_ms: float
+    p95_ms: float
+    share: float
+    """Share of the process's time in which at least one of these went on."""
 
 
 class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +43,16 @@ class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
     wire_ms: float
     """From the sender's last byte encoded to the message whole."""
     queue_ms: float
+    """Checked and not begun."""
+    hand_over_ms: float
+    """Computed and not yet being sent."""
     compute_ms: float
     copy_ms: float
     publish_ms: float
     host_us: dict[str, float]
     """Work of the processor for each microbatch, by what it was."""
+    other: dict[str, ActivitySummary]
+    """What was done for sessions and requests, by what it was."""
 
 
 class ProfileSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +100,8 @@ def _worker(process: ProcessTrace, name: str) -> WorkerSummary:
         busy=min(1.0, _covered(computing) / extent),
         bubble=min(1.0, _covered(bubbles) / extent),
         host_us=_host_work(process, num, has_card=has_card),
-        **{f"{kind}_ms": times[kind] / max(1, num) / 1e6 for kind in ("wire", "queue", "compute", "copy", "publish")},
+        other=_other_work(process.spans),
+        **{f"{kind}_ms": times[kind] / max(1, num) / 1e6 for kind in _PARTS},
     )
 
 
@@ -98,9 +115,32 @@ def _by_kind(spans: Iterable[Span], *, has_card: bool) -> defaultdict[str, int]:
     for span in spans:
         if span.microbatch is None or span.facts.get("message", "Envelope") not in _MICROBATCH_MESSAGES:
             continue
-        if span.kind != "compute" or _is_computing(span, has_card=has_card):
+        if span.row == HAND_OVER.row:
+            times["hand_over"] += span.duration
+        elif span.kind != "compute" or _is_computing(span, has_card=has_card):
             times[span.kind] += span.duration
     return times
+
+
+def _other_work(spans: list[Span]) -> dict[str, ActivitySummary]:
+    """Sum up what has no microbatch; messages by what they hold."""
+    found: defaultdict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        if span.microbatch is None and span.name not in {*_OF_ALL, BUBBLE.name}:
+            message = span.facts.get("message")
+            found[f"{span.name} {message}" if message else span.name].append(span)
+    extent = _extent(spans) or 1
+    return {name: _activity(found[name], extent) for name in sorted(found)}
+
+
+def _activity(spans: list[Span], extent: int) -> ActivitySummary:
+    times = sorted(span.duration for span in spans)
+    return ActivitySummary(
+        num=len(times),
+        mean_ms=sum(times) / len(times) / 1e6,
+        p95_ms=times[int(0.95 * (len(times) - 1))] / 1e6,
+        share=_covered(spans) / extent,
+    )
 
 
 def _host_work(process: ProcessTrace, num_microbatches: int, *, has_card: bool) -> dict[str, float]:

@@ -23,13 +23,17 @@ def render_summary(summary: ProfileSummary) -> RenderableType:
     parts += [Text(""), _shares(summary.workers)]
     if with_microbatches:
         parts += [Text(""), _host_work(with_microbatches)]
+    if any(worker.other for worker in summary.workers):
+        parts += [Text(""), _other_work(summary.workers)]
     return Group(*parts)
 
 
 def _head(summary: ProfileSummary) -> Iterator[str]:
     yield f"{summary.span_s:.1f} s, {summary.num_microbatches} microbatches that the conductor saw whole"
     if whole := summary.round_ms.get("whole"):
-        parts = ", ".join(f"{kind} {time:.2f}" for kind, time in summary.round_ms.items() if kind != "whole")
+        parts = ", ".join(
+            f"{kind.replace('_', ' ')} {time:.2f}" for kind, time in summary.round_ms.items() if kind != "whole"
+        )
         yield f"a microbatch under way: {whole:.2f} ms on average; of these, over all processes: {parts}"
     for host, step in summary.clock_steps_ns.items():
         yield f"the wall clock of {host} was set by {step / 1e6:.1f} ms meanwhile; its middle was used"
@@ -39,10 +43,13 @@ def _head(summary: ProfileSummary) -> Iterator[str]:
 
 def _shares(workers: Sequence[WorkerSummary]) -> Table:
     table = _table("where the time went; means per microbatch in ms")
-    for heading in ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "publish"):
+    for heading in ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "hand over", "publish"):
         table.add_column(heading, justify="right")
     for worker in workers:
-        times = (worker.wire_ms, worker.queue_ms, worker.compute_ms, worker.copy_ms, worker.publish_ms)
+        times = (
+            *(worker.wire_ms, worker.queue_ms, worker.compute_ms),
+            *(worker.copy_ms, worker.hand_over_ms, worker.publish_ms),
+        )
         shares = (_share(worker.busy), _share(worker.bubble))
         shown = [f"{time:.2f}" if worker.num_microbatches else "" for time in times]
         table.add_row(worker.name, str(worker.num_microbatches or ""), *shares, *shown)
@@ -59,6 +66,18 @@ def _host_work(workers: Sequence[WorkerSummary]) -> Table:
     for worker in workers:
         shown = [f"{worker.host_us[name]:.0f}" if name in worker.host_us else "" for name in columns]
         table.add_row(worker.name, *shown, f"{sum(worker.host_us.values()):.0f}")
+    return table
+
+
+def _other_work(workers: Sequence[WorkerSummary]) -> Table:
+    table = _table("work for sessions and requests")
+    table.add_column("what")
+    for heading in ("times", "mean ms", "p95 ms", "share of time"):
+        table.add_column(heading, justify="right")
+    for worker in workers:
+        for name, done in worker.other.items():
+            figures = (str(done.num), f"{done.mean_ms:.2f}", f"{done.p95_ms:.2f}", f"{done.share:.1%}")
+            table.add_row(worker.name, name, *figures)
     return table
 
 
