@@ -26,7 +26,6 @@ NUM_SPARE = 64
 """How many tokens a row may keep beyond its top k because they tie with the last of them; the lowest ids stay."""
 
 _GROUP = 64
-_LOW_HALF = 0xFFFFFFFF
 _LARGEST_ID = 0x7FFFFFFF
 
 
@@ -40,14 +39,15 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class DrawSettings:
-    """Settings of `n` rows on the device. `rows` int64 `[n]`; the others `[n, 1]`, fp64 but `top_k`, which is int64.
+    """Settings of `n` rows on the device. `rows` int64 `[n]`; the others `[n, 1]`, fp64 but `last`, which is int64.
 
-    `top_k` is at least 1, and at least the size of the vocabulary where there is no limit. `number` lies in [0, 1).
+    `last` is the place of the last of the top k, or of the last token that is ranked where there is no limit; `number`
+    lies in [0, 1).
     """
 
     rows: Tensor
     temperature: Tensor
-    top_k: Tensor
+    last: Tensor
     top_p: Tensor
     min_p: Tensor
     number: Tensor
@@ -55,21 +55,31 @@ class DrawSettings:
     @classmethod
     def of_table(cls, table: Tensor) -> DrawSettings:
         """From fp64 `[6, n]`, one row of the table for each field."""
-        rows, temperature, top_k, top_p, min_p, number = table.unsqueeze(-1)
-        return cls(rows[:, 0].long(), temperature, top_k.long(), top_p, min_p, number)
+        rows, temperature, last, top_p, min_p, number = table.unsqueeze(-1)
+        return cls(rows[:, 0].long(), temperature, last.long(), top_p, min_p, number)
 
 
 def rank_best(logits: Tensor, width: int) -> Ranked:
     """The best `width` tokens, or all if there are fewer, of each row of `[n, V]` in bf16 or fp32."""
-    num_rows, vocab = logits.shape
-    groups = pad(logits, (0, -vocab % _GROUP), value=-torch.inf).view(num_rows, -1, _GROUP)
+    vocab = logits.shape[1]
+    groups = _groups(logits)
     numbers = torch.arange(groups.shape[1], device=logits.device)
-    keys = _keys(groups.amax(dim=-1), numbers).topk(min(width, len(numbers)), sorted=False).values
-    best = _ids_of(keys)[:, :, None]
-    members = groups.gather(1, best.expand(-1, -1, _GROUP))
+    best = _keys(groups.amax(dim=-1), numbers).topk(min(width, len(numbers)), sorted=False).indices[:, :, None]
+    members = groups.gather(1, best.expand(-1, -1, _GROUP)).float()
     ids = best * _GROUP + torch.arange(_GROUP, device=logits.device)
-    keys = _keys(members, ids).flatten(1).topk(min(width, vocab)).values
-    return Ranked(_scores_of(keys), _ids_of(keys).clamp(max=vocab - 1))  # rows with NaN may hold ids of the padding
+    places = _keys(members, ids).flatten(1).topk(min(width, vocab)).indices
+    ids = ids.flatten(1).gather(1, places)
+    if vocab % _GROUP:
+        ids = ids.clamp(max=vocab - 1)  # rows with NaN may hold ids of the padding
+    return Ranked(members.flatten(1).gather(1, places), ids)
+
+
+def _groups(logits: Tensor) -> Tensor:
+    """`[n, V]` as `[n, G, 64]`, without a copy where V is a multiple of 64."""
+    num_rows, vocab = logits.shape
+    if vocab % _GROUP:
+        logits = pad(logits, (0, -vocab % _GROUP), value=-torch.inf)
+    return logits.view(num_rows, -1, _GROUP)
 
 
 def rank_all(logits: Tensor) -> Ranked:
@@ -81,20 +91,8 @@ def rank_all(logits: Tensor) -> Ranked:
 def _keys(scores: Tensor, ids: Tensor) -> Tensor:
     """int64 keys, all different, that order as (score, lower id first): the score's bits above, the id below."""
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    return (_monotone(bits).long() << 32) | (_LARGEST_ID - ids)
-
-
-def _ids_of(keys: Tensor) -> Tensor:
-    return _LARGEST_ID - (keys & _LOW_HALF)
-
-
-def _scores_of(keys: Tensor) -> Tensor:
-    return _monotone((keys >> 32).int()).view(torch.float32)
-
-
-def _monotone(bits: Tensor) -> Tensor:
-    """Turns the bits of fp32 numbers into int32 that order as the numbers do, and back."""
-    return bits ^ ((bits >> 31) & _LARGEST_ID)
+    ordered = bits ^ ((bits >> 31) & _LARGEST_ID)  # of negative numbers, the larger has the smaller bits
+    return (ordered.long() << 32) | (_LARGEST_ID - ids)
 
 
 def unit_of(vocab: int) -> float:
@@ -109,22 +107,20 @@ def shares(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
     """
     scores = ranked.scores.double()
     relative = ((scores - scores[:, :1]) / settings.temperature).exp()
-    whole = (relative * unit_of(vocab)).long() * _in_top_k(scores, settings.top_k)
-    before = whole.cumsum(dim=-1) - whole
-    total = whole.sum(dim=-1, keepdim=True)
-    return whole * ((before < settings.top_p * total) & (relative >= settings.min_p))
+    whole = (relative * unit_of(vocab)).long() * _in_top_k(scores, settings.last)
+    until = whole.cumsum(dim=-1)
+    return whole * ((until - whole < settings.top_p * until[:, -1:]) & (relative >= settings.min_p))
 
 
-def _in_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
-    width = scores.shape[1]
-    last = scores.gather(1, (top_k - 1).clamp(max=width - 1))
-    return (scores >= last) & (torch.arange(width, device=scores.device) < top_k + NUM_SPARE)
+def _in_top_k(scores: Tensor, last: Tensor) -> Tensor:
+    beyond = torch.arange(-NUM_SPARE, scores.shape[1] - NUM_SPARE, device=scores.device)
+    return (scores >= scores.gather(1, last)) & (beyond <= last)
 
 
 def draw(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
     """A token int64 `[n]` for each row: the inverse of the cumulative distribution at the row's number."""
-    cumulative = shares(ranked, settings, vocab).cumsum(dim=-1)
-    total = cumulative[:, -1:]
+    until = shares(ranked, settings, vocab).cumsum(dim=-1)
+    total = until[:, -1:]
     target = (settings.number * total).long().minimum(total - 1)
-    place = (cumulative <= target).sum(dim=-1, keepdim=True)
+    place = (until <= target).sum(dim=-1, keepdim=True)
     return ranked.ids.gather(1, place.clamp(max=ranked.ids.shape[1] - 1))[:, 0]

@@ -62,7 +62,7 @@ def launch_rows(logits: Tensor, scan: LogitScan, requests: Sequence[RowRequest])
     if penalised:
         tokens, more = _run_penalised(penalised_plan, sent, logits, tokens, num_top)
         reports += more
-    packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports)))
+    packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
     reported = tuple(row.place for row in (*reported_rows(plain), *reported_rows(penalised)))
     return RowResults(fetch(packed), logits.shape[0], reported)
 

@@ -2,7 +2,7 @@
 
 0 < top_k <= 256    drawn together, from the best top_k + 64 tokens
 others that draw    drawn 16 at a time, as they are sorted whole (about 10 MB of scratch memory a row at V = 150,000)
-log-probabilities   reported 32 at a time, after the draws (about 3 MB a row)
+log-probabilities   reported 64 at a time, after the draws (about 1 MB a row)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_RANKED_TOP_K = 256
 
 _RANKED_TOGETHER = 1024
 _SORTED_TOGETHER = 16
-_REPORTED_TOGETHER = 32
+_REPORTED_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class RowsPlan:
 
     @property
     def arrays(self) -> list[Numbers]:
-        """What the device needs, in the order in which `run_plan` takes it."""
+        """What the device needs, in the order in which `launch_rows` takes it."""
         return [*(plan.table for plan in self.draws), *self.reports]
 
 
@@ -99,4 +99,11 @@ def _draw_table(requests: Sequence[RowRequest], vocab: int) -> Numbers:
 
 
 def _draw_row(place: int, settings: SamplingSettings, number: float, vocab: int) -> tuple[float, ...]:
-    return (place, settings.temperature, settings.top_k or vocab, settings.top_p, settings.min_p, number)
+    return (
+        place,
+        settings.temperature,
+        min(settings.top_k or vocab, vocab) - 1,
+        settings.top_p,
+        settings.min_p,
+        number,
+    )
