@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it once
 
 import nats
 import pytest

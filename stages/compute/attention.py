@@ -8,7 +8,7 @@ cache. One span per segment says where both are:
                          └ key_start of a, num_keys 5: query i of a sees keys 0 … 2 + i
 
 Two kernels of the same meaning are given. `eager` rounds exactly as the reference implementation's eager attention, for
-parity in bits. `sdpa` is faster. Others (CUDA graphs, flash attention) can be added here.
+parity in bits. `sdpa` is faster. On a card in bf16, `auto` is neither: see `fused_decoder`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-AttentionName = Literal["eager", "sdpa"]
-ATTENTION_NAMES: tuple[AttentionName, ...] = ("eager", "sdpa")
+AttentionName = Literal["auto", "eager", "sdpa"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from torch.nn import functional as F  # noqa: N812
 from broker_pipeline.messages import Segment
 from stages.compute.attention import Attention, AttentionPlan, AttentionSpan
 from stages.compute.kv_cache import KVCache
+from stages.compute.logit_scan import LogitScan, scan_logits
 from stages.compute.microbatch import Microbatch, key_of
 from stages.compute.visual_injection import VisualInjection
 from stages.qwen3_vl.config import TextConfig
-from stages.qwen3_vl.moe import ExpertCompute, eager_experts
+from stages.qwen3_vl.moe import ExpertCompute, Linear, eager_experts
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
 from stages.qwen3_vl.text import BlockWeights, finish_block, project_qkv, rms_norm
 
@@ -36,6 +37,24 @@ class StageWeights:
     head: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a step gave: `hidden` `[n, H]`, or at the last stage `logits` `[r, V]` of some rows, and their scan.
+
+    On a card they are complete in stream order, and may be overwritten by the next step.
+    """
+
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    scan: LogitScan | None = None
+
+    def rows(self, index: Tensor) -> Computed:
+        """Logits of only some rows, int64 `[r]`."""
+        assert self.logits is not None, "there are logits to choose from"
+        assert self.scan is not None, "logits come with their scan"
+        return Computed(logits=self.logits[index], scan=LogitScan(self.scan.greedy[index], self.scan.is_finite[index]))
+
+
 class Decoder(Protocol):
     """Blocks `first_layer` and following, with their own KV."""
 
@@ -47,8 +66,11 @@ class Decoder(Protocol):
     def dtype(self) -> torch.dtype:
         """The dtype of weights, hidden states and KV."""
 
+    def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
+        """Writes the tokens' keys and values, advances no session; at the last stage gives logits of rows `wanted`."""
+
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
-        """Hidden states `[n, H]` behind the last block; writes the tokens' keys and values, advances no session."""
+        """Hidden states `[n, H]` behind the last block; writes keys and values as `step` does."""
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         """Logits `[r, V]` of some rows of `hidden`, in the model's dtype; at the last stage only."""
@@ -66,6 +88,7 @@ class EagerDecoder:
         kv: KVCache,
         attention: Attention,
         experts: ExpertCompute = eager_experts,
+        linear: Linear = F.linear,
     ) -> None:
         self.device = weights.blocks[0].q.device
         self.dtype = weights.blocks[0].q.dtype
@@ -75,8 +98,19 @@ class EagerDecoder:
         self._kv = kv
         self._attention = attention
         self._experts = experts
+        self._linear = linear
         self._frequencies = text_frequencies(config, self.device)
         self._axes = frequency_axes(config, self.device)
+
+    def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
+        """See `Decoder`."""
+        hidden = self.forward(batch, injection)
+        if self._weights.head is None:
+            return Computed(hidden=hidden)
+        if not wanted:
+            return Computed()
+        logits = self.logits(hidden, wanted)
+        return Computed(logits=logits, scan=scan_logits(logits))
 
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         """See `Decoder`."""
@@ -95,7 +129,7 @@ class EagerDecoder:
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
         wanted = hidden[torch.tensor(rows, dtype=torch.int64, device=self.device)]
-        return F.linear(rms_norm(wanted, self._weights.norm, self._config.rms_norm_eps), self._weights.head)
+        return self._linear(rms_norm(wanted, self._weights.norm, self._config.rms_norm_eps), self._weights.head)
 
     def _enter(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         if batch.token_ids is None:
@@ -108,12 +142,12 @@ class EagerDecoder:
     def _block(
         self, index: int, block: BlockWeights, x: Tensor, rotation: tuple[Tensor, Tensor], plan: AttentionPlan
     ) -> Tensor:
-        q, k, v = project_qkv(block, x, rotation, self._config)
+        q, k, v = project_qkv(block, x, rotation, self._config, self._linear)
         keys, values = self._kv.keys(index), self._kv.values(index)
         keys.index_copy_(0, plan.slots, k)
         values.index_copy_(0, plan.slots, v)
         attended = self._attention.attend_cached(q, keys, values, plan)
-        return finish_block(block, x, attended, self._config, self._experts)
+        return finish_block(block, x, attended, self._config, self._experts, self._linear)
 
 
 def attention_spans(segments: Sequence[Segment], kv: KVCache) -> list[AttentionSpan]:

@@ -75,6 +75,13 @@ def device_slots(device: torch.device) -> int:
     return max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
 
 
+def use_own_stream(device: torch.device, priority: int = -1) -> None:
+    """Let the calling thread's work on a card pass that of others: of two streams the one with less is served first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
+
+
 def is_alive(device: torch.device) -> bool:
     """Say whether a device can still compute; after some CUDA errors no call of the process ever succeeds again."""
     if device.type == "cpu":

@@ -6,7 +6,8 @@ of rows (see `kv_regions`), filled from its start:
     region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
                               └ length 4 ┘ └ reserved ┘
 
-Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers.
+Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. One row behind the
+last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
 """
 
 from __future__ import annotations
@@ -32,19 +33,24 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, capacity_tokens, kv_heads, head_dim)
+        shape = (num_layers, capacity_tokens + 1, kv_heads, head_dim)
         self._keys = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
         self._values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
         self._table = RegionTable(capacity_tokens)
         self._lengths: dict[Hashable, int] = {}
 
     def keys(self, layer: int) -> Tensor:
-        """The layer's keys `[capacity, kv_heads, head_dim]`, normed and rotated."""
+        """The layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
         return self._keys[layer]
 
     def values(self, layer: int) -> Tensor:
-        """The layer's values `[capacity, kv_heads, head_dim]`."""
+        """The layer's values `[capacity + 1, kv_heads, head_dim]`."""
         return self._values[layer]
+
+    @property
+    def spare_slot(self) -> int:
+        """The row that belongs to nobody."""
+        return self._table.capacity
 
     @property
     def capacity_tokens(self) -> int:

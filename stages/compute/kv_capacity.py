@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from broker_pipeline.errors import ConfigurationError
@@ -11,8 +13,25 @@ from stages.qwen3_vl.config import TextConfig
 _GPU_SHARE = 0.80  # the rest is for activations, and for the allocator's own losses
 _CPU_SHARE = 0.25  # a CPU host runs other things: brokers, other stages, the page cache that holds the weights
 _MOST_CPU_TOKENS = 65_536
-_MOST_GPU_TOKENS = 2**20  # with a small model memory is not what limits the number of sessions
+MOST_GPU_TOKENS = 2**20  # with a small model memory is not what limits the number of sessions
 _FEWEST_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class KVRoom:
+    """How much KV a stage is to have: `num_tokens`, or what fits.
+
+    `share` is the part of the free memory to take, None for the default. `reserved_bytes` of a card are others' within
+    this process: visual rows, and a vision tower's needs.
+    """
+
+    num_tokens: int | None = None
+    share: float | None = None
+    reserved_bytes: int = 0
+
+    def fit(self, token_bytes: int, device: torch.device) -> int:
+        """Return the tokens to hold, beside weights that are loaded already; errors as of `default_kv_tokens`."""
+        return self.num_tokens or default_kv_tokens(token_bytes, device, self.share)
 
 
 def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int:
@@ -31,10 +50,15 @@ def default_kv_tokens(token_bytes: int, device: torch.device, share: float | Non
     free = free_bytes(device)
     on_cpu = device.type == "cpu"
     num_tokens = int(free * (share or (_CPU_SHARE if on_cpu else _GPU_SHARE))) // token_bytes
+    require_room(num_tokens, token_bytes, free, device)
+    return min(num_tokens, _MOST_CPU_TOKENS if on_cpu else MOST_GPU_TOKENS)
+
+
+def require_room(num_tokens: int, token_bytes: int, free: int, device: torch.device) -> None:
+    """Raise ConfigurationError unless `num_tokens` are enough for a short prompt; `free` bytes are told to the user."""
     if num_tokens < _FEWEST_TOKENS:
         raise ConfigurationError(
             f"no room for KV: {free / 2**20:.0f} MiB are free on {device} and a token takes {token_bytes} bytes; "
             "give this stage fewer blocks, or set --kv-share or --kv-tokens",
             field="kv_tokens",
         )
-    return min(num_tokens, _MOST_CPU_TOKENS if on_cpu else _MOST_GPU_TOKENS)

@@ -12,28 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from broker_pipeline.errors import ArtifactError, ConfigurationError
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange
 from stages.compute.attention import AttentionName, attention_named
-from stages.compute.decoder import EagerDecoder, StageWeights
+from stages.compute.checked_tensors import CheckedTensors, check_names
+from stages.compute.decoder import Decoder, EagerDecoder, StageWeights
 from stages.compute.kv_cache import KVCache
+from stages.compute.kv_capacity import KVRoom, kv_token_bytes
 from stages.compute.microbatch import RowSource
+from stages.compute.rowwise import SingleRowAttention, rowwise_experts, rowwise_linear
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
-from stages.qwen3_vl.tensors import (
-    EMBED_TOKENS,
-    FINAL_NORM,
-    LM_HEAD,
-    Shapes,
-    layer_prefix,
-    stage_shapes,
-    vision_shapes,
-)
-from stages.qwen3_vl.text import BlockWeights
+from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
 from stages.qwen3_vl.vision import VisionTower
 from stages.stage.row_buffer import RowBuffer
-
-_MAX_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +34,13 @@ class ComputeOptions:
 
     device: str = "cpu"
     dtype: str | None = None
-    attention: AttentionName = "sdpa"
+    attention: AttentionName = "auto"
+    is_deterministic: bool = False
+    """Whether a session's tokens must not depend on what else shares its microbatches; slower."""
+    max_batch_tokens: int = 4096
+    """Tokens of the largest microbatch, for which memory is kept free on a card."""
+    max_step_rows: int = 256
+    """Sessions of the largest decode step that is captured on a card; 0 captures none."""
 
 
 def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
@@ -82,27 +80,61 @@ def load_stage(
     blocks: BlockRange,
     tensors: Mapping[str, Tensor],
     *,
-    kv_capacity_tokens: int,
+    kv_capacity_tokens: int | KVRoom,
     options: ComputeOptions | None = None,
     rows: RowSource | None = None,
 ) -> StageCompute:
     """Builds the stage that owns decoder layers `blocks` from exactly its tensors.
 
-    `rows` is where visual rows wait; without it the stage gets a buffer of its own.
+    `tensors` may be lazy: each is asked for once. `rows` is where visual rows wait; without it the stage gets a buffer
+    of its own.
 
     Raises:
-        ConfigurationError: the range or the dtype is not possible.
+        ConfigurationError: the range or the dtype is not possible, or there is no room for KV.
         ArtifactError: tensors are missing, superfluous, or of a wrong shape or dtype; the message lists them.
     """
     options = options or ComputeOptions()
     dtype, device = compute_dtype(config, options.dtype), torch.device(options.device)
-    loaded = load_tensors(tensors, stage_tensor_names(config, blocks.start, blocks.stop), dtype, device)
-    text = config.text
-    kv = KVCache(len(blocks), kv_capacity_tokens, text.num_kv_heads, text.head_dim, dtype, device)
-    weights = _stage_weights(config, blocks, loaded)
-    attention = attention_named(options.attention)
-    decoder = EagerDecoder(text, blocks.start, weights, kv=kv, attention=attention)
+    shapes = stage_tensor_names(config, blocks.start, blocks.stop)
+    check_names(tensors, shapes)
+    source = CheckedTensors(tensors, shapes, dtype, device)
+    kv_room = KVRoom(kv_capacity_tokens) if isinstance(kv_capacity_tokens, int) else kv_capacity_tokens
+    decoder: Decoder
+    if is_fused(options, dtype, device):
+        from stages.compute.fused_loading import load_fused  # noqa: PLC0415 - needs Triton, which comes with CUDA
+
+        decoder, kv = load_fused(config, blocks, source, kv_room, options)
+    else:
+        decoder, kv = _load_eager(config, blocks, source, kv_room, options)
     return StageCompute(config, blocks, decoder, kv=kv, rows=rows or RowBuffer(max_bytes=2**31, ttl_s=600.0))
+
+
+def is_fused(options: ComputeOptions, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels for cards compute: on a card and in bf16, unless another attention is asked for."""
+    return device.type == "cuda" and dtype == torch.bfloat16 and options.attention == "auto"
+
+
+def _load_eager(
+    config: ModelConfig, blocks: BlockRange, source: CheckedTensors, kv_room: KVRoom, options: ComputeOptions
+) -> tuple[Decoder, KVCache]:
+    weights = StageWeights(
+        blocks=tuple(source.block(config, layer) for layer in range(blocks.start, blocks.stop)),
+        **source.ends(config, blocks),
+    )
+    text, device = config.text, source.device
+    num_tokens = kv_room.fit(kv_token_bytes(text, len(blocks), source.dtype), device)
+    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, device)
+    if options.is_deterministic:
+        return EagerDecoder(
+            text,
+            blocks.start,
+            weights,
+            kv=kv,
+            attention=SingleRowAttention(),
+            experts=rowwise_experts,
+            linear=rowwise_linear,
+        ), kv
+    return EagerDecoder(text, blocks.start, weights, kv=kv, attention=attention_named(options.attention)), kv
 
 
 def load_vision(
@@ -111,45 +143,7 @@ def load_vision(
     """Builds the vision tower from exactly its tensors; errors as for `load_stage`."""
     options = options or ComputeOptions()
     dtype, device = compute_dtype(config, options.dtype), torch.device(options.device)
-    loaded = load_tensors(tensors, vision_tensor_names(config), dtype, device)
+    shapes = vision_tensor_names(config)
+    check_names(tensors, shapes)
+    loaded = CheckedTensors(tensors, shapes, dtype, device).all()
     return VisionTower(config, loaded, attention_named(options.attention))
-
-
-def load_tensors(
-    tensors: Mapping[str, Tensor], shapes: Shapes, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """The tensors named in `shapes`, checked, converted and moved; raises ArtifactError listing what is wrong."""
-    missing = [name for name in shapes if name not in tensors]
-    unexpected = [name for name in tensors if name not in shapes]
-    _raise_if_any("missing", missing)
-    _raise_if_any("unexpected", unexpected)
-    loaded: dict[str, Tensor] = {}
-    wrong: list[str] = []
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype not in (torch.bfloat16, torch.float32):
-            wrong.append(f"{name} {list(tensor.shape)} {tensor.dtype} (expected {list(shape)}, bfloat16 or float32)")
-        elif not wrong:
-            loaded[name] = tensor.to(device=device, dtype=dtype).contiguous()
-    _raise_if_any("of a wrong shape or dtype", wrong)
-    return loaded
-
-
-def _raise_if_any(problem: str, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(names[:_MAX_NAMES_SHOWN])
-        more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
-        raise ArtifactError(f"{len(names)} tensors are {problem}: {shown}{more}")
-
-
-def _stage_weights(config: ModelConfig, blocks: BlockRange, tensors: Mapping[str, Tensor]) -> StageWeights:
-    is_last = blocks.stop == config.text.num_layers
-    return StageWeights(
-        blocks=tuple(
-            BlockWeights.from_tensors(tensors, layer_prefix(layer), sparse=config.text.layer_is_sparse(layer))
-            for layer in range(blocks.start, blocks.stop)
-        ),
-        embed=tensors[EMBED_TOKENS] if blocks.start == 0 else None,
-        norm=tensors[FINAL_NORM] if is_last else None,
-        head=tensors[EMBED_TOKENS if config.tie_word_embeddings else LM_HEAD] if is_last else None,
-    )

@@ -24,7 +24,7 @@ from broker_pipeline.model_facts import ModelFacts, read_model_facts
 from broker_pipeline.scheduling.sampling import resolve_sampling
 from broker_pipeline.soak.questions import Answer, Question
 from stages.artifact import Artifact
-from stages.compute.decoder import Decoder
+from stages.compute.decoder import Computed, Decoder
 from stages.compute.firmness import TOLERANCES, is_firm
 from stages.compute.generate import InProcess, Request
 from stages.compute.loading import load_stage, load_vision, stage_tensor_names, vision_tensor_names
@@ -48,7 +48,6 @@ class WatchedDecoder:
     def __init__(self, decoder: Decoder) -> None:
         self.seen: dict[tuple[str, int], Tensor] = {}
         self._decoder = decoder
-        self._wanted: list[tuple[str, int]] = []
 
     @property
     def device(self) -> torch.device:
@@ -60,16 +59,21 @@ class WatchedDecoder:
         """See `Decoder`."""
         return self._decoder.dtype
 
+    def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
+        """See `Decoder`."""
+        computed = self._decoder.step(batch, injection, wanted)
+        if computed.logits is not None:
+            names = [(each.session, each.start + each.count) for each in batch.segments if each.wants_token]
+            self.seen |= zip(names, computed.logits, strict=True)
+        return computed
+
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         """See `Decoder`."""
-        self._wanted = [(each.session, each.start + each.count) for each in batch.segments if each.wants_token]
         return self._decoder.forward(batch, injection)
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Decoder`."""
-        logits = self._decoder.logits(hidden, rows)
-        self.seen |= zip(self._wanted, logits, strict=True)
-        return logits
+        return self._decoder.logits(hidden, rows)
 
 
 class ReferenceModel:

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from broker_pipeline.errors import ComputeError, PipelineError, StaleAttemptError
-from broker_pipeline.messages import BlockRange, SampledToken, Segment, SessionOpen
+from broker_pipeline.errors import ComputeError, StaleAttemptError
+from broker_pipeline.messages import BlockRange, Segment, SessionOpen
 from stages.compute.admission import Admitter, check_tensors
-from stages.compute.decoder import Decoder
+from stages.compute.decoder import Computed, Decoder
+from stages.compute.host_copy import HostCopy
 from stages.compute.kv_cache import KVCache
+from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, StageOutput, key_of
-from stages.compute.sampler import Choice, SessionSampler, sample
+from stages.compute.sampler import PendingChoices, SessionSampler, launch_sampling
 from stages.compute.visual_injection import RowNeeds, gather_injection
 from stages.qwen3_vl.config import ModelConfig
 
@@ -42,6 +43,7 @@ class StageCompute:
         self._admitter = Admitter(config.text, self.row_needs, kv, rows)
         self._attempts: dict[str, int] = {}
         self._samplers: dict[SessionKey, SessionSampler] = {}
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -116,9 +118,13 @@ class StageCompute:
 
     # --- microbatches ---------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def run(self, batch: Microbatch) -> StageOutput:
-        """Computes a microbatch; see `StageOutput` for what comes back.
+        """Computes a microbatch and waits for it; see `launch`, and `StageOutput` for what comes back."""
+        return self.launch(batch).collect()
+
+    @torch.inference_mode()
+    def launch(self, batch: Microbatch) -> Launched:
+        """Hands a microbatch to the device. Its sessions have advanced when this returns.
 
         Raises:
             TensorMismatchError: a tensor does not fit the segments or the model; nothing was computed.
@@ -128,27 +134,37 @@ class StageCompute:
         check_tensors(batch, hidden_size=hidden_size, dtype=self.dtype, is_first=self.is_first)
         admission = self._admitter.admit(batch)
         batch = admission.batch
+        clock = DeviceClock(self.device)
+        wanting = tuple(segment for segment in batch.segments if segment.wants_token) if self.is_last else ()
         try:
-            hidden, logits = self._compute(batch, admission.rows)
+            computed = self._compute(batch, admission.rows)
+            choices = self._choose(computed, wanting)
+            hidden = HostCopy(None if self.is_last else computed.hidden, self._copies)
         except RuntimeError as error:  # torch's errors, out of memory among them
             raise ComputeError(f"the computation of {batch.num_tokens} tokens failed: {error}") from error
+        clock.end()
         self._advance(batch.segments, admission.rows)
-        tokens, unsampled = self._sample(batch.segments, logits)
-        return StageOutput(
+        output = StageOutput(
             segments=batch.segments,
             positions=batch.positions,
-            hidden=None if self.is_last else hidden,
-            tokens=tuple(tokens),
+            hidden=None,
             repeats=admission.repeats,
-            failures=(*admission.failures, *unsampled),
+            failures=admission.failures,
         )
+        return Launched(output, hidden, wanting, choices, clock, batch.num_tokens)
 
-    def _compute(self, batch: Microbatch, rows: Mapping[SessionKey, Rows]) -> tuple[Tensor, Tensor | None]:
-        """Hidden states, and at the last stage the logits of every segment that wants a token."""
+    def _compute(self, batch: Microbatch, rows: Mapping[SessionKey, Rows]) -> Computed:
+        """Hidden states, or at the last stage the logits of every segment that wants a token."""
         injection = gather_injection(batch.segments, self.row_needs, rows, self.device)
-        hidden = self.decoder.forward(batch, injection)
-        wanted = _last_rows(batch.segments)
-        return hidden, self.decoder.logits(hidden, wanted) if self.is_last and wanted else None
+        return self.decoder.step(batch, injection, _last_rows(batch.segments) if self.is_last else ())
+
+    def _choose(self, computed: Computed, wanting: Sequence[Segment]) -> PendingChoices | None:
+        if computed.logits is None:
+            return None
+        assert computed.scan is not None, "logits come with their scan"
+        samplers = [self._samplers[key_of(segment)] for segment in wanting]
+        positions = [segment.start + segment.count for segment in wanting]
+        return launch_sampling(computed.logits, samplers, positions, computed.scan)
 
     def _advance(self, segments: Sequence[Segment], rows: Mapping[SessionKey, Rows]) -> None:
         for segment in segments:
@@ -157,23 +173,6 @@ class StageCompute:
             last_row = max((span.row + span.count for span in segment.visual), default=0)
             if key in rows and last_row >= rows[key].num_rows:
                 self.rows.discard(*key)
-
-    def _sample(
-        self, segments: Sequence[Segment], logits: Tensor | None
-    ) -> tuple[list[SampledToken], list[tuple[Segment, PipelineError]]]:
-        tokens: list[SampledToken] = []
-        failures: list[tuple[Segment, PipelineError]] = []
-        if logits is None:
-            return tokens, failures
-        wanting = [segment for segment in segments if segment.wants_token]
-        samplers = [self._samplers[key_of(segment)] for segment in wanting]
-        positions = [segment.start + segment.count for segment in wanting]
-        for segment, outcome in zip(wanting, sample(logits, samplers, positions), strict=True):
-            if isinstance(outcome, Choice):
-                tokens.append(_sampled(segment, outcome))
-            else:
-                failures.append((segment, outcome))
-        return tokens, failures
 
 
 def _last_rows(segments: Sequence[Segment]) -> list[int]:
@@ -184,14 +183,3 @@ def _last_rows(segments: Sequence[Segment]) -> list[int]:
         if segment.wants_token:
             rows.append(stop - 1)
     return rows
-
-
-def _sampled(segment: Segment, choice: Choice) -> SampledToken:
-    return SampledToken(
-        session=segment.session,
-        attempt=segment.attempt,
-        position=segment.start + segment.count,
-        token_id=choice.token_id,
-        logprob=choice.logprob,
-        top=choice.top,
-    )

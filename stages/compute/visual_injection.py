@@ -16,6 +16,7 @@ from torch import Tensor
 
 from broker_pipeline.errors import TensorMismatchError, VisualRowsMissingError
 from broker_pipeline.messages import Segment
+from stages.compute.host_copy import to_device
 from stages.compute.microbatch import Rows, RowSource, SessionKey, key_of
 
 
@@ -92,6 +93,14 @@ def gather_injection(
                 assert tensor is not None, "find_rows has checked it"
                 picked.setdefault(name, []).append(tensor[span.row : span.row + span.count])
         first += segment.count
-    joined = {name: torch.cat([part.to(device) for part in parts]) for name, parts in picked.items()}
+    joined = {name: torch.cat([_on_device(part, device) for part in parts]) for name, parts in picked.items()}
     levels = {level: joined[f"deepstack.{level}"] for level in needs.levels}
-    return VisualInjection(torch.cat(index).to(device), joined.get("embeds"), levels)
+    return VisualInjection(to_device(torch.cat(index), device), joined.get("embeds"), levels)
+
+
+def _on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows where they are computed with; those that another stream of this device made are kept until we have read."""
+    if rows.device.type == "cuda":
+        rows.record_stream(torch.cuda.current_stream(rows.device))
+        return rows
+    return to_device(rows, device)

@@ -6,11 +6,15 @@ bit-identical to the reference implementation's eager mode. A grouped matrix pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+Linear = Callable[[Tensor, Tensor], Tensor]
+"""The product of rows `[n, in]` with a matrix `[out, in]`: `torch.nn.functional.linear`, or one that adds up alike."""
 
 
 class ExpertCompute(Protocol):
@@ -20,12 +24,12 @@ class ExpertCompute(Protocol):
         """Shapes: x `[n, H]`, chosen int64 `[n, k]`, weights `[n, k]`, gate_up `[E, 2I, H]`, down `[E, H, I]`."""
 
 
-def route(x: Tensor, router: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+def route(x: Tensor, router: Tensor, num_chosen: int, linear: Linear = F.linear) -> tuple[Tensor, Tensor]:
     """Chosen experts int64 `[n, k]` and their weights `[n, k]` in x's dtype, which sum to 1 before rounding.
 
     The softmax over all experts and the renormalisation run in fp32.
     """
-    logits = F.linear(x, router)
+    logits = linear(x, router)
     weights, chosen = F.softmax(logits, dim=-1, dtype=torch.float32).topk(num_chosen, dim=-1)
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return chosen, weights.to(logits.dtype)

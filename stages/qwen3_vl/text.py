@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.qwen3_vl.config import TextConfig
-from stages.qwen3_vl.moe import ExpertCompute, route
+from stages.qwen3_vl.moe import ExpertCompute, Linear, route
 from stages.qwen3_vl.rope import rotate
 
 
@@ -87,32 +87,39 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def project_qkv(
-    block: BlockWeights, x: Tensor, rotation: tuple[Tensor, Tensor], config: TextConfig
+    block: BlockWeights, x: Tensor, rotation: tuple[Tensor, Tensor], config: TextConfig, linear: Linear = F.linear
 ) -> tuple[Tensor, Tensor, Tensor]:
     """First half: queries `[n, heads, d]`, keys and values `[n, kv_heads, d]` of hidden states `[n, H]`.
 
     Queries and keys are normed per head, then rotated; values are left alone.
     """
     normed = rms_norm(x, block.input_norm, config.rms_norm_eps)
-    q = F.linear(normed, block.q).view(-1, config.num_heads, config.head_dim)
-    k = F.linear(normed, block.k).view(-1, config.num_kv_heads, config.head_dim)
-    v = F.linear(normed, block.v).view(-1, config.num_kv_heads, config.head_dim)
+    q = linear(normed, block.q).view(-1, config.num_heads, config.head_dim)
+    k = linear(normed, block.k).view(-1, config.num_kv_heads, config.head_dim)
+    v = linear(normed, block.v).view(-1, config.num_kv_heads, config.head_dim)
     q = rotate(rms_norm(q, block.q_norm, config.rms_norm_eps), *rotation)
     k = rotate(rms_norm(k, block.k_norm, config.rms_norm_eps), *rotation)
     return q, k, v
 
 
 def finish_block(
-    block: BlockWeights, x: Tensor, attended: Tensor, config: TextConfig, experts: ExpertCompute
+    block: BlockWeights,
+    x: Tensor,
+    attended: Tensor,
+    config: TextConfig,
+    experts: ExpertCompute,
+    linear: Linear = F.linear,
 ) -> Tensor:
     """Second half: output projection of `attended` `[n, heads, d]`, MLP or experts, both residuals."""
-    x = x + F.linear(attended.flatten(1), block.o)
+    x = x + linear(attended.flatten(1), block.o)
     normed = rms_norm(x, block.post_attention_norm, config.rms_norm_eps)
-    return x + _feed_forward(block.mlp, normed, config, experts)
+    return x + _feed_forward(block.mlp, normed, config, experts, linear)
 
 
-def _feed_forward(mlp: MlpWeights | ExpertWeights, x: Tensor, config: TextConfig, experts: ExpertCompute) -> Tensor:
+def _feed_forward(
+    mlp: MlpWeights | ExpertWeights, x: Tensor, config: TextConfig, experts: ExpertCompute, linear: Linear
+) -> Tensor:
     if isinstance(mlp, ExpertWeights):
-        chosen, weights = route(x, mlp.router, config.num_experts_per_tok)
+        chosen, weights = route(x, mlp.router, config.num_experts_per_tok, linear)
         return experts(x, chosen, weights, mlp.gate_up, mlp.down)
-    return F.linear(F.silu(F.linear(x, mlp.gate)) * F.linear(x, mlp.up), mlp.down)
+    return linear(F.silu(linear(x, mlp.gate)) * linear(x, mlp.up), mlp.down)

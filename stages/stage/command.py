@@ -29,9 +29,15 @@ from stages.worker.settings import StageSettings
     default=None,
     type=click.FloatRange(min=0, max=1, min_open=True),
     help="Part of the memory left beside the weights to use for them; less where workers share a device.  "
-    "[default: 0.8 of a GPU, 0.25 of a host]",
+    "[default: all of a GPU's beside what the largest microbatch needs, 0.25 of a host's]",
 )
 @option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option(
+    "--max-step-sessions",
+    default=256,
+    type=click.IntRange(min=0),
+    help="Most sessions of a decode step that a GPU runs as one graph; 0 builds none.",
+)
 @option("--max-envelopes", default=64, type=click.IntRange(min=1), help="Microbatches that may wait here.")
 @option(
     "--row-buffer-bytes",

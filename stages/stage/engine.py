@@ -1,9 +1,12 @@
 """What one envelope does to a stage, and what the stage sends on. Synchronous; lives on the compute thread.
 
-envelope ─► epoch ─► budget ─► closes ─► opens ─► compute ─┬─► Forward: to the next subject of the route
-              │        │                   │        │      └─► Answer: the route ends here, or nothing is left
+            ┌───────────── begin ─────────────────────────┐ ┌────────── finish ──────────┐
+envelope ─► epoch ─► budget ─► closes ─► opens ─► launch ─► collect ─┬─► Forward: to the next subject of the route
+              │        │                   │        │                └─► Answer: the route ends here, or nothing is left
               └────────┴─► Answer with     └───┬────┘
                   a failure of the whole       sessions that cannot go on are left out and listed in `failures`
+
+`begin` runs on the compute thread and waits for no device; `finish` waits, on whichever thread, in the same order.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -21,6 +25,7 @@ from broker_pipeline.errors import ComputeError, DeadlineExceededError, Pipeline
 from broker_pipeline.messages import Envelope, MicrobatchResult, Segment, SessionFailure, SessionOpen, StageTiming
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.device import is_alive
+from stages.compute.launched import Launched
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
 from stages.stage.closed_attempts import ClosedAttempts
@@ -31,6 +36,8 @@ from stages.worker.tensors import to_wire
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
@@ -39,6 +46,17 @@ class StageWork:
     envelope: Envelope
     tensors: StageTensors
     received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A microbatch on the device, and what has been decided about its sessions."""
+
+    work: StageWork
+    launched: Launched
+    opened: tuple[tuple[SessionOpen, Tensor], ...]
+    failures: tuple[SessionFailure, ...]
+    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,8 @@ class StageEngine:
         self._epoch = 0
         self.num_microbatches = 0
         self.num_tokens = 0
+        self.busy_s = 0.0
+        """Seconds of computing, by the device's own clock where it has one."""
         self.is_device_lost = False
         """Whether the device answers no more, so that only a new process can go on."""
 
@@ -101,14 +121,26 @@ class StageEngine:
         self._rows.drop_before(self._epoch)
 
     def step(self, work: StageWork) -> Forward | Answer | None:
-        """Do what an envelope asks; None for a repeat, which was answered before.
+        """Do what an envelope asks, to the end; None for a repeat, which was answered before."""
+        begun = self.begin(work)
+        return self.finish(begun) if isinstance(begun, Begun) else begun
+
+    def begin(self, work: StageWork) -> Begun | Answer | None:
+        """Hand an envelope's tokens to the device; None for a repeat, which was answered before.
 
         Every error that concerns the whole microbatch comes back as an `Answer`: nothing is raised, since a bug that
         one input meets must not take down the sessions of all others.
         """
         started = self._clock()
+        return self._guarded(work, started, lambda: self._begin(work, started))
+
+    def finish(self, begun: Begun) -> Forward | Answer | None:
+        """Wait for the device and return what is to be sent on; errors as for `begin`."""
+        return self._guarded(begun.work, begun.started, lambda: self._finish(begun))
+
+    def _guarded(self, work: StageWork, started: float, action: Callable[[], T]) -> T | Answer:
         try:
-            return self._step(work, started)
+            return action()
         except PipelineError as known:
             error: PipelineError = known
             log.warning("microbatch_failed", microbatch=work.envelope.microbatch, code=error.code, reason=error.message)
@@ -117,9 +149,9 @@ class StageEngine:
             log.exception("microbatch_crashed", microbatch=work.envelope.microbatch)
         if isinstance(error, ComputeError):
             self.is_device_lost = not is_alive(self._compute.device)
-        return refusal(work.envelope, self.facts, error, self._timing(work, started))
+        return refusal(work.envelope, self.facts, error, self._timing(work, started, None))
 
-    def _step(self, work: StageWork, started: float) -> Forward | Answer | None:
+    def _begin(self, work: StageWork, started: float) -> Begun | None:
         envelope = work.envelope
         self.follow_epoch()
         if envelope.epoch < self._epoch:
@@ -131,14 +163,21 @@ class StageEngine:
                 f"microbatch {envelope.microbatch} had {envelope.budget_s:.3f} s left and waited {waited_s:.3f} s"
             )
         opened, failures = self._open(envelope, work.tensors.history)
-        output = self._compute.run(_without(envelope.segments, work.tensors, failures, is_first=self.facts.is_first))
-        if self._is_repeat(envelope, output, failures):
+        batch = _without(envelope.segments, work.tensors, failures, is_first=self.facts.is_first)
+        launched = self._compute.launch(batch)
+        if self._is_repeat(envelope, launched.output, failures):
             log.info("microbatch_repeated", microbatch=envelope.microbatch)
             return None
-        failures += [self._failure(segment, error) for segment, error in output.failures]
+        return Begun(work, launched, tuple(opened), tuple(failures), started)
+
+    def _finish(self, begun: Begun) -> Forward | Answer:
+        output = begun.launched.collect()
+        failures = [*begun.failures, *(self._failure(segment, error) for segment, error in output.failures)]
         self.num_microbatches += 1
         self.num_tokens += sum(segment.count for segment in output.segments)
-        return self._send_on(work, output, opened, failures, started)
+        timing = self._timing(begun.work, begun.started, begun.launched.device_s)
+        self.busy_s += timing.compute_s
+        return self._send_on(begun.work, output, list(begun.opened), failures, timing)
 
     def _close(self, envelope: Envelope) -> None:
         """Closes hold whatever becomes of the rest: they only free."""
@@ -170,7 +209,7 @@ class StageEngine:
         output: StageOutput,
         opened: list[tuple[SessionOpen, Tensor]],
         failures: list[SessionFailure],
-        started: float,
+        timing: StageTiming,
     ) -> Forward | Answer:
         envelope = work.envelope
         for failure in failures:
@@ -183,7 +222,6 @@ class StageEngine:
             )
         failed = {failure.session for failure in failures}
         opened = [(opening, tokens) for opening, tokens in opened if opening.session not in failed]
-        timing = self._timing(work, started)
         log.debug(
             "microbatch_done",
             microbatch=envelope.microbatch,
@@ -218,11 +256,14 @@ class StageEngine:
             session=item.session, attempt=item.attempt, failure=error.to_failure(), worker=self.facts.worker
         )
 
-    def _timing(self, work: StageWork, started: float) -> StageTiming:
+    def _timing(self, work: StageWork, started: float, device_s: float | None) -> StageTiming:
+        """What the device says it took, and all else as waiting; where host and device are one, by the host's clock."""
+        now = self._clock()
+        compute_s = now - started if device_s is None else device_s
         return StageTiming(
             worker=self.facts.worker,
-            queue_s=max(0.0, started - work.received_at),
-            compute_s=max(0.0, self._clock() - started),
+            queue_s=max(0.0, now - work.received_at - compute_s),
+            compute_s=max(0.0, compute_s),
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import structlog
 import torch
+from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError, TransportError
 from broker_pipeline.messages import RowDelivery, RowReceipt
@@ -34,11 +35,31 @@ def read_rows(tensors: Mapping[str, WireTensor], needs: RowNeeds, hidden_size: i
     Raises:
         TensorMismatchError: what came is not exactly what this stage needs, or has the wrong dtype or shape.
     """
+    _check_names(tensors, needs)
+    read = {name: from_wire(name, wire, dtype=dtype, shape=(None, hidden_size)) for name, wire in tensors.items()}
+    return VisualRows(read.get(EMBEDS), {level: read[level_name(level)] for level in needs.levels})
+
+
+def take_rows(tensors: Mapping[str, Tensor], needs: RowNeeds, hidden_size: int, dtype: torch.dtype) -> VisualRows:
+    """Return rows that were made in this process, on whatever device they are.
+
+    Raises:
+        TensorMismatchError: as for `read_rows`.
+    """
+    _check_names(tensors, needs)
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype or tensor.dim() != 2 or tensor.shape[1] != hidden_size:
+            raise TensorMismatchError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} and must be {dtype} with rows of {hidden_size}",
+                field=f"tensors.{name}",
+            )
+    return VisualRows(tensors.get(EMBEDS), {level: tensors[level_name(level)] for level in needs.levels})
+
+
+def _check_names(tensors: Mapping[str, object], needs: RowNeeds) -> None:
     wanted = {level_name(level) for level in needs.levels} | ({EMBEDS} if needs.embeds else set())
     if set(tensors) != wanted:
         raise TensorMismatchError(f"rows {sorted(tensors)} came; this stage needs {sorted(wanted)}", field="tensors")
-    read = {name: from_wire(name, wire, dtype=dtype, shape=(None, hidden_size)) for name, wire in tensors.items()}
-    return VisualRows(read.get(EMBEDS), {level: read[level_name(level)] for level in needs.levels})
 
 
 class RowIntake:
@@ -70,7 +91,17 @@ class RowIntake:
 
     def accept(self, delivery: RowDelivery, tensors: Mapping[str, WireTensor]) -> None:
         """Check one delivery and keep its rows; raises a PipelineError that says why it is refused."""
+        self._admit(delivery)
+        self._keep(delivery, read_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
+
+    def accept_local(self, delivery: RowDelivery, tensors: Mapping[str, Tensor]) -> None:
+        """Like `accept`, for rows that a vision worker of this process hands over; they must be complete."""
+        self._admit(delivery)
+        self._keep(delivery, take_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
+
+    def _admit(self, delivery: RowDelivery) -> None:
         check_origin(delivery.version, delivery.pipeline, delivery.fingerprint, self._facts)
         self._fence.admit(delivery.epoch)
-        rows = read_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype)
+
+    def _keep(self, delivery: RowDelivery, rows: VisualRows) -> None:
         self._rows.put(delivery.session, delivery.attempt, delivery.epoch, rows)

@@ -19,10 +19,18 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
-from stages.compute.device import choose_device, choose_dtype, device_identity, device_slots, dtype_name
-from stages.compute.kv_capacity import default_kv_tokens, kv_token_bytes
+from stages.compute.device import (
+    choose_device,
+    choose_dtype,
+    device_identity,
+    device_slots,
+    dtype_name,
+    use_own_stream,
+)
+from stages.compute.kv_capacity import KVRoom
 from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
 from stages.compute.stage_compute import StageCompute
+from stages.lazy_tensors import LazyTensors
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
@@ -50,7 +58,7 @@ class LoadedStage:
 async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
     """Run one stage worker until the service is stopped."""
     common = context.settings
-    thread = ComputeThread()
+    thread, collector = ComputeThread(), ComputeThread("collect")
     try:
         async with (
             Transport.open(
@@ -60,11 +68,12 @@ async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
         ):
             loaded = await unless_stopped(context, thread.run(load, settings, common))
             if loaded is not None:
-                worker, presence = _assemble(loaded[0], settings, transport, thread)
+                worker, presence = _assemble(loaded[0], settings, transport, thread, collector)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
                 await serve_worker(context, transport, registry, presence, worker)
     finally:
         close_thread(thread)
+        close_thread(collector)
 
 
 def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
@@ -82,12 +91,19 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
     blocks = parse_block_range(settings.blocks, config.text.num_layers)
     device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
     names = stage_tensor_names(config, blocks.start, blocks.stop)
-    tensors = artifact.load(names, device, dtype)
-    token_bytes = kv_token_bytes(config.text, len(blocks), dtype)
-    kv_tokens = settings.kv_tokens or default_kv_tokens(token_bytes, device, settings.kv_share)
+    use_own_stream(device)
+    tensors = LazyTensors(artifact, names, device, dtype)
     rows = RowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
-    options = ComputeOptions(str(device), dtype_name(dtype), settings.attention)
-    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=kv_tokens, options=options, rows=rows)
+    room = KVRoom(settings.kv_tokens, settings.kv_share)
+    options = ComputeOptions(
+        str(device),
+        dtype_name(dtype),
+        settings.attention,
+        is_deterministic=settings.deterministic,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_step_rows=settings.max_step_sessions,
+    )
+    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=room, options=options, rows=rows)
     record = new_record(
         "stage",
         settings.name or f"stage-{blocks.start}-{blocks.stop}",
@@ -100,7 +116,7 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
         record,
         blocks=blocks,
         num_layers=config.text.num_layers,
-        kv_capacity_tokens=kv_tokens,
+        kv_capacity_tokens=compute.kv.capacity_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         device_id=device_identity(device),
         device_slots=device_slots(device),
@@ -109,8 +125,8 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
         "stage_loaded",
         worker=record.worker,
         blocks=f"{blocks.start}:{blocks.stop}",
-        num_weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-        kv_tokens=kv_tokens,
+        num_weight_bytes=tensors.num_bytes,
+        kv_tokens=compute.kv.capacity_tokens,
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
@@ -118,14 +134,15 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
 
 
 def _assemble(
-    loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread
+    loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread, collector: ComputeThread
 ) -> tuple[StageWorker, Presence]:
     compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
     facts = _facts(compute, loaded.record)
     engine = StageEngine(compute, facts, fence, loaded.rows)
     intake = RowIntake(facts, compute.row_needs, loaded.rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
-    return StageWorker(transport, engine, thread, intake, fence, presence, limits), presence
+    waits = collector if compute.device.type == "cuda" else None
+    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence
 
 
 def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:

@@ -1,9 +1,12 @@
 """A stage as messages see it: envelopes in, envelopes or results out; rows and hellos answered.
 
 work ──► check ──► inbox (bounded) ──► compute thread ──► outbox (bounded) ──► next stage or conductor
-          │                                  ▲
-rows ─────┼────► row buffer (bounded) ───────┘       loops of their own: while one microbatch is computed the next
-control ──┴────► hello                               is received and checked, and the last one's output is sent
+          │                                  ▲                  │
+rows ─────┼────► row buffer (bounded) ───────┘                  └ on a card: waited for on the collecting thread
+control ──┴────► hello
+
+Loops of their own: while one microbatch is computed the next is received, checked and handed to the device behind it,
+and the last one's output is sent.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from broker_pipeline.errors import ComputeError, PipelineError, SlowConsumerErro
 from broker_pipeline.messages import Envelope, Heartbeat, Hello, RowDelivery
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
-from stages.stage.engine import Answer, Forward, StageEngine, StageWork, refusal
+from stages.stage.engine import Answer, Begun, Forward, StageEngine, StageWork, refusal
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
 from stages.stage.epoch_fence import EpochFence
 from stages.stage.row_intake import RowIntake
@@ -58,7 +61,10 @@ class StageWorker:
         fence: EpochFence,
         presence: Presence,
         limits: StageLimits | None = None,
+        collector: ComputeThread | None = None,
     ) -> None:
+        """`collector` waits for the device where that is not the host; without it the compute thread does all."""
+        self._collector = collector
         self._transport = transport
         self._engine = engine
         self._facts = engine.facts
@@ -69,7 +75,7 @@ class StageWorker:
         self._limits = limits or StageLimits()
         self._inbox: asyncio.Queue[tuple[StageWork, int]] = asyncio.Queue(self._limits.max_envelopes)
         self._inbox_bytes = 0
-        self._outbox: asyncio.Queue[tuple[StageWork, asyncio.Future[Forward | Answer | None]]] = asyncio.Queue(
+        self._outbox: asyncio.Queue[tuple[StageWork, asyncio.Future[Begun | Forward | Answer | None]]] = asyncio.Queue(
             _OUTBOX_SIZE
         )
         self._dropped: asyncio.Queue[tuple[Envelope, SlowConsumerError]] = asyncio.Queue(self._limits.max_envelopes)
@@ -119,7 +125,7 @@ class StageWorker:
             kv_used_tokens=self._engine.kv_used_tokens,
             num_microbatches=self._engine.num_microbatches,
             num_tokens=self._engine.num_tokens,
-            busy_s=self._thread.busy_s,
+            busy_s=self._thread.busy_s if self._collector is None else self._engine.busy_s,
         )
 
     # --- in -----------------------------------------------------------------------------------------------------------
@@ -171,7 +177,11 @@ class StageWorker:
         """Give the thread its next microbatch before it has finished the last, so that it never waits for the loop."""
         while True:
             work, num_bytes = await self._inbox.get()
-            outcome = self._thread.submit(self._engine.step, work)
+            outcome: asyncio.Future[Begun | Forward | Answer | None] = (
+                self._thread.submit(self._engine.begin, work)
+                if self._collector is not None
+                else self._thread.submit(self._engine.step, work)
+            )
             await self._outbox.put((work, outcome))
             self._inbox_bytes -= num_bytes
 
@@ -181,6 +191,9 @@ class StageWorker:
         while True:
             work, pending = await self._outbox.get()
             outcome = await pending
+            if isinstance(outcome, Begun):
+                assert self._collector is not None, "only then is anything begun and not finished"
+                outcome = await self._collector.run(self._engine.finish, outcome)
             if isinstance(outcome, Forward):
                 await self._forward(work.envelope, outcome)
             elif isinstance(outcome, Answer):

@@ -25,9 +25,16 @@ _COMPUTE_OPTIONS = (
     ),
     option(
         "--attention",
-        default="sdpa",
-        type=click.Choice(["sdpa", "eager"]),
-        help="Attention kernel; eager rounds as the reference implementation does, and is slower.",
+        default="auto",
+        type=click.Choice(["auto", "sdpa", "eager"]),
+        help="auto computes with kernels for cards where there is one (bfloat16), and with sdpa elsewhere; eager rounds "
+        "as the reference implementation does, and is slower.",
+    ),
+    option(
+        "--deterministic",
+        is_flag=True,
+        default=False,
+        help="Compute a session alike whatever else shares its batches; slower. All workers of a pipeline need it.",
     ),
     option(
         "--threads", default=None, type=click.IntRange(min=1), help="CPU threads of one operation.  [default: torch's]"

@@ -10,7 +10,7 @@ from broker_pipeline.messages import Name
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "bfloat16", "float32"]
-AttentionKind = Literal["sdpa", "eager"]
+AttentionKind = Literal["auto", "sdpa", "eager"]
 
 
 class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -19,7 +19,9 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     model: str
     device: str = "auto"
     dtype: Dtype = "auto"
-    attention: AttentionKind = "sdpa"
+    attention: AttentionKind = "auto"
+    deterministic: bool = False
+    """Whether what becomes of a session must not depend on what shares its batches."""
     threads: PositiveInt | None = None
     """CPU threads of one operation; None leaves it to torch (and OMP_NUM_THREADS)."""
 
@@ -33,6 +35,8 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     kv_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Part of the free memory that KV takes where `kv_tokens` is not given."""
     max_batch_tokens: PositiveInt = 4096
+    max_step_sessions: Annotated[int, Meta(ge=0)] = 256
+    """Sessions of the largest decode step that a card has as one graph."""
     max_envelopes: PositiveInt = 64
     row_buffer_bytes: PositiveInt = 2 * 2**30
     row_ttl_s: PositiveSeconds = 300.0

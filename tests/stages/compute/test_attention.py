@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.compute.attention import ATTENTION_NAMES, AttentionPlan, AttentionSpan, attention_named
+from stages.compute.attention import AttentionPlan, AttentionSpan, attention_named
 
 HEADS, KV_HEADS, D = 6, 2, 8
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def plain(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Atten
     return out
 
 
-@pytest.mark.parametrize("name", ATTENTION_NAMES)
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_ragged_segments_see_their_own_regions_causally(name):
     spans = [AttentionSpan(0, 4, 20, 4), AttentionSpan(4, 1, 3, 9), AttentionSpan(5, 3, 40, 11)]
     q, keys, values = draw(8, HEADS, D, seed=0), draw(64, KV_HEADS, D, seed=1), draw(64, KV_HEADS, D, seed=2)
@@ -45,7 +45,7 @@ def test_slots_are_the_last_rows_of_each_segment():
     assert plan.slots.tolist() == [13, 14, 30]
 
 
-@pytest.mark.parametrize("name", ATTENTION_NAMES)
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_frames_attend_within_themselves(name):
     lengths = [4, 4, 6, 4]
     q, k, v = (draw(18, HEADS, D, seed=seed) for seed in range(3))

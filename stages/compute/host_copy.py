@@ -1,0 +1,41 @@
+"""Copies between host and device that are only queued: through pinned memory, so that nobody waits for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pinned(host: Tensor) -> Tensor:
+    """A copy in page-locked memory. torch keeps it from being used again until copies out of it are done."""
+    return torch.empty(host.shape, dtype=host.dtype, pin_memory=True).copy_(host)
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, complete in the order of the current stream."""
+    return host.to(device) if device.type != "cuda" else pinned(host).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A tensor's way to the host on a stream of its own, beside what is computed next."""
+
+    def __init__(self, tensor: Tensor | None, stream: torch.cuda.Stream | None) -> None:
+        self.tensor = tensor
+        self._done: torch.cuda.Event | None = None
+        if tensor is None or stream is None:
+            return
+        computed = torch.cuda.Event()
+        computed.record()
+        self.tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._done = torch.cuda.Event()
+        with torch.cuda.stream(stream):
+            stream.wait_event(computed)
+            self.tensor.copy_(tensor, non_blocking=True)
+            self._done.record()
+        tensor.record_stream(stream)  # its memory may be used again only after the copy
+
+    def wait(self) -> Tensor | None:
+        """The tensor, complete: on the host where it came from a card."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self.tensor

@@ -1,0 +1,104 @@
+"""A microbatch that has been handed to the device, and what is left to do once it is done there.
+
+    compute thread    launch k │ launch k+1 │ launch k+2 …            never waits for the card
+    card                       │ ═══ k ═════│═══ k+1 ════│═══ k+2 …
+    another thread                          │ collect k  │ collect k+1 …
+
+On the CPU everything has happened when `launch` returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from broker_pipeline.errors import ComputeError, PipelineError
+from broker_pipeline.messages import SampledToken, Segment
+from stages.compute.host_copy import HostCopy
+from stages.compute.microbatch import StageOutput
+from stages.compute.sampler import Choice, PendingChoices
+
+
+class DeviceClock:
+    """When the device began and ended something: events in its stream. A stand-still on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._began = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
+        self._ended = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
+        if self._began is not None:
+            self._began.record()
+
+    def end(self) -> None:
+        """Marks the end of what was queued since."""
+        if self._ended is not None:
+            self._ended.record()
+
+    def wait(self) -> None:
+        """Returns when the device has come to the end; other threads go on meanwhile."""
+        if self._ended is not None:
+            self._ended.synchronize()
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds between the two, once waited for; None on the CPU."""
+        if self._began is None or self._ended is None:
+            return None
+        return float(self._began.elapsed_time(self._ended)) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A microbatch on its way through the device.
+
+    `output` is what is known already: everything but `hidden`, `tokens` and failures of sampling.
+    """
+
+    output: StageOutput
+    hidden: HostCopy
+    wanting: tuple[Segment, ...]
+    choices: PendingChoices | None
+    clock: DeviceClock
+    num_tokens: int
+
+    def collect(self) -> StageOutput:
+        """Waits for the device and returns what the stage made of the microbatch.
+
+        Raises:
+            ComputeError: the device failed.
+        """
+        try:
+            self.clock.wait()
+            hidden = self.hidden.wait()
+        except RuntimeError as error:
+            raise ComputeError(f"the computation of {self.num_tokens} tokens failed: {error}") from error
+        tokens, failures = self._sampled()
+        return replace(self.output, hidden=hidden, tokens=tuple(tokens), failures=(*self.output.failures, *failures))
+
+    @property
+    def device_s(self) -> float | None:
+        """Seconds that the device took, once collected; None where host and device are one."""
+        return self.clock.seconds
+
+    def _sampled(self) -> tuple[list[SampledToken], list[tuple[Segment, PipelineError]]]:
+        tokens: list[SampledToken] = []
+        failures: list[tuple[Segment, PipelineError]] = []
+        outcomes = self.choices.collect() if self.choices is not None else []
+        for segment, outcome in zip(self.wanting, outcomes, strict=True):
+            if isinstance(outcome, Choice):
+                tokens.append(_sampled(segment, outcome))
+            else:
+                failures.append((segment, outcome))
+        return tokens, failures
+
+
+def _sampled(segment: Segment, choice: Choice) -> SampledToken:
+    return SampledToken(
+        session=segment.session,
+        attempt=segment.attempt,
+        position=segment.start + segment.count,
+        token_id=choice.token_id,
+        logprob=choice.logprob,
+        top=choice.top,
+    )

@@ -1,0 +1,13 @@
+"""Kernels run on the card where there is one, and in Triton's interpreter elsewhere; without Triton they are skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

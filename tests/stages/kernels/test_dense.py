@@ -1,0 +1,157 @@
+"""The dense decoder's kernels against their references, with the shapes of published models cut down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.bench.shapes import shape_config
+from stages.compute.attention import AttentionPlan, AttentionSpan, EagerAttention
+from stages.kernels.activation import silu_mul, silu_mul_reference
+from stages.kernels.cache_entry import enter_cache
+from stages.kernels.logit_scan import scan
+from stages.kernels.norms import add_rms_norm, rms_norm
+from stages.kernels.row_attention import attend_rows, num_parts
+from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
+from stages.qwen3_vl.text import BlockWeights, MlpWeights, project_qkv
+from stages.qwen3_vl.text import rms_norm as reference_rms_norm
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def _random(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(device, dtype)
+
+
+def _equal(have: Tensor, want: Tensor) -> None:
+    """Bit for bit on the card; the interpreter rounds to bf16 by cutting off."""
+    if have.device.type == "cuda":
+        assert torch.equal(have, want)
+    else:
+        torch.testing.assert_close(have.float(), want.float(), atol=0.05, rtol=0.02)
+
+
+def _close(have: Tensor, want: Tensor, dtype: torch.dtype) -> None:
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(have.float(), want.float(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 192])
+def test_rms_norm(device: torch.device, dtype: torch.dtype, width: int) -> None:
+    x, weight = _random(5, width, device=device, dtype=dtype), _random(width, device=device, dtype=dtype)
+    _close(rms_norm(x, weight, 1e-6), reference_rms_norm(x, weight, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rms_norm_adds_first(device: torch.device, dtype: torch.dtype) -> None:
+    x, weight = _random(3, 96, device=device, dtype=dtype), _random(96, device=device, dtype=dtype)
+    delta = _random(3, 96, device=device, dtype=dtype, seed=7)
+    total, normed = add_rms_norm(x, delta, weight, 1e-6)
+    _equal(total, x + delta)
+    _close(normed, reference_rms_norm(x + delta, weight, 1e-6), dtype)
+
+
+def test_add_rms_norm_sums_parts_in_order(device: torch.device) -> None:
+    dtype = torch.bfloat16
+    x, weight = _random(3, 64, device=device, dtype=dtype), _random(64, device=device, dtype=dtype)
+    parts = _random(3, 4, 64, device=device, dtype=dtype, seed=3)
+    total, _ = add_rms_norm(x, parts, weight, 1e-6)
+    summed = torch.zeros_like(x)
+    for index in range(4):
+        summed = summed + parts[:, index]
+    _equal(total, x + summed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_mul(device: torch.device, dtype: torch.dtype) -> None:
+    gate_up = _random(4, 2 * 160, device=device, dtype=dtype)
+    _close(silu_mul(gate_up), silu_mul_reference(gate_up), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_enter_cache_norms_rotates_and_stores(device: torch.device, dtype: torch.dtype) -> None:
+    config = replace(shape_config("tiny").text, num_heads=4, num_kv_heads=2)
+    d, hidden, n = config.head_dim, config.hidden_size, 5
+    sizes = {"q": config.num_heads * d, "k": config.num_kv_heads * d, "v": config.num_kv_heads * d}
+    parts = {name: _random(size, hidden, device=device, dtype=dtype) for name, size in sizes.items()}
+    norms = tuple(_random(d, device=device, dtype=dtype, seed=s) for s in (1, 2))
+    ones = torch.ones(hidden, device=device, dtype=dtype)
+    block = BlockWeights(ones, **parts, q_norm=norms[0], k_norm=norms[1], o=ones, post_attention_norm=ones,
+                         mlp=MlpWeights(ones, ones, ones))  # fmt: skip
+    x = _random(n, hidden, device=device, dtype=dtype, seed=5)
+    positions = torch.randint(0, 50, (3, n), dtype=torch.int32).to(device)
+    rotation = text_rotation(positions, text_frequencies(config, device), frequency_axes(config, device), dtype)
+    q, k, v = project_qkv(block, x, rotation, config)
+    normed = reference_rms_norm(x, ones, config.rms_norm_eps)
+    qkv = torch.cat([normed @ parts[name].T for name in "qkv"], dim=1).contiguous()
+    keys, values = (torch.zeros(12, config.num_kv_heads, d, device=device, dtype=dtype) for _ in range(2))
+    slots = torch.tensor([7, 0, 3, 11, 4], dtype=torch.int32, device=device)
+    have = enter_cache(qkv, (norms[0], norms[1]), rotation, config.rms_norm_eps, keys, values, slots)
+    _close(have, q, dtype)
+    _close(keys[slots.long()], k, dtype)
+    _close(values[slots.long()], v, dtype)
+    untouched = [row for row in range(12) if row not in slots.tolist()]
+    assert not keys[untouched].any()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (8, 1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attend_rows(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, parts: int) -> None:
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        pytest.skip("the interpreter has no bf16 products")
+    d, lengths, starts = 32, [1, 130, 64, 3], [400, 5, 200, 300]
+    keys, values = (_random(448, kv_heads, d, device=device, dtype=dtype, seed=s) for s in (1, 2))
+    q = _random(6, heads, d, device=device, dtype=dtype)
+    rows = [5, 0, 2, 3]
+    out = torch.full_like(q, float("nan"))
+    where = [torch.tensor(each, dtype=torch.int32, device=device) for each in (rows, starts, lengths)]
+    attend_rows(q, keys, values, *where, out=out, parts=parts)
+    spans = [AttentionSpan(i, 1, start, length) for i, (start, length) in enumerate(zip(starts, lengths, strict=True))]
+    want = EagerAttention().attend_cached(q[rows].float(), keys.float(), values.float(), AttentionPlan(spans, device))
+    _close(out[rows], want, dtype)
+    assert out[[1, 4]].isnan().all()
+
+
+def test_attend_rows_of_length_zero_gives_zeros(device: torch.device) -> None:
+    q = _random(2, 4, 32, device=device)
+    keys = values = _random(64, 2, 32, device=device)
+    rows, zero = (torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 1], [0, 0]))
+    for parts in (1, 2):
+        out = torch.full_like(q, float("nan"))
+        attend_rows(q, keys, values, rows, zero, zero, out=out, parts=parts)
+        assert not out.any()
+
+
+def test_attend_rows_does_not_depend_on_the_other_rows(device: torch.device) -> None:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q = _random(8, 4, 32, device=device, dtype=dtype)
+    keys, values = (_random(512, 2, 32, device=device, dtype=dtype, seed=s) for s in (1, 2))
+    starts = torch.arange(8, dtype=torch.int32, device=device) * 50
+    lengths = starts // 3 + 9
+    rows = torch.arange(8, dtype=torch.int32, device=device)
+    together, alone = torch.empty_like(q), torch.empty_like(q)
+    attend_rows(q, keys, values, rows, starts, lengths, out=together, parts=4)
+    attend_rows(q, keys, values, rows[3:4], starts[3:4], lengths[3:4], out=alone, parts=4)
+    assert torch.equal(together[3], alone[3])
+
+
+def test_num_parts_fills_the_card_and_no_more() -> None:
+    assert num_parts(1, 8) == 32
+    assert num_parts(32, 8) == 4
+    assert num_parts(256, 8) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scan_finds_the_first_of_the_best_and_what_is_not_finite(device: torch.device, dtype: torch.dtype) -> None:
+    logits = _random(4, 20_000, device=device, dtype=dtype)
+    logits[0, [9_000, 17_000, 8_500]] = 9.0
+    logits[2, 15_000] = float("nan")
+    logits[3, 1] = float("inf")
+    greedy, is_finite = scan(logits)
+    assert greedy[:2].tolist() == [8_500, int(logits[1].float().argmax())]
+    assert is_finite.tolist() == [True, True, False, False]
