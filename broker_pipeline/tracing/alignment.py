@@ -41,7 +41,7 @@ def align(traces: Sequence[ProcessTrace]) -> Alignment:
         offsets = [anchor.offset_ns for trace in machine for anchor in trace.anchors]
         if max(offsets) - min(offsets) > _STEP_NS:
             steps[machine[0].host] = max(offsets) - min(offsets)
-        common = round(statistics.median(offsets))
+        common = statistics.median_low(offsets)
         for trace in machine:
             _shift(trace, common - trace.offset_ns)
     return Alignment(steps, _align_machines(list(machines.values())))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -25,21 +25,33 @@ class Anchor(msgspec.Struct, frozen=True):
         return self.wall_ns - self.monotonic_ns
 
 
-def take_anchor() -> Anchor:
-    """Read both clocks as close together as a few tries get."""
-    tries = []
-    for _ in range(_NUM_TRIES):
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        after = time.monotonic_ns()
-        tries.append((after - before, Anchor(wall, (before + after) // 2)))
-    return min(tries, key=lambda each: each[0])[1]
+class Clock(Protocol):
+    """The clocks of a machine."""
+
+    name: str
+    """Names the monotonic clock: processes of one boot of one machine share it, in containers too."""
+    host: str
+
+    def anchor(self) -> Anchor:
+        """Read both clocks."""
 
 
-@lru_cache(maxsize=1)
-def clock_name() -> str:
-    """Name the monotonic clock: processes of one boot of one machine share it, in containers too."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return socket.gethostname()
+class SystemClock:
+    """The clocks of the machine that this runs on."""
+
+    def __init__(self) -> None:
+        self.host = socket.gethostname()
+        try:
+            self.name = _BOOT_ID.read_text().strip()
+        except OSError:
+            self.name = self.host
+
+    def anchor(self) -> Anchor:
+        """Read both clocks as close together as a few tries get."""
+        tries = []
+        for _ in range(_NUM_TRIES):
+            before = time.monotonic_ns()
+            wall = time.time_ns()
+            after = time.monotonic_ns()
+            tries.append((after - before, Anchor(wall, (before + after) // 2)))
+        return min(tries, key=lambda each: each[0])[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from broker_pipeline.tracing.activities import Activity
-from broker_pipeline.tracing.clock import Anchor, clock_name, take_anchor
+from broker_pipeline.tracing.clock import Anchor, Clock, SystemClock
 from broker_pipeline.tracing.events import Event, Fact, encode, microseconds
 from broker_pipeline.tracing.trace_file import TraceFile
 
@@ -24,20 +24,21 @@ _FIRST_ROW = 100  # rows that are no threads; below stand the threads
 class EventWriter:
     """Turns spans into lines of a trace file. Times are of the wall clock, by the first anchor."""
 
-    def __init__(self, path: Path, service: str) -> None:
-        """Raises `OSError`."""
+    def __init__(self, path: Path, service: str, clock: Clock | None = None, pid: int | None = None) -> None:
+        """Begin the file. Raises `OSError`."""
         self.path = path
         self.name = service
         """What the process is called; may be set at any time before the end."""
         self.num_events = 0
         self._service = service
-        self._pid = os.getpid()
-        self._anchor = take_anchor()
+        self._pid = pid or os.getpid()
+        self._clock = clock or SystemClock()
+        self._anchor = self._clock.anchor()
         self._last_anchor = self._anchor
         self._written_name = ""
         self._rows: dict[int | str, int] = {}
         self._num_slices = 0
-        self._file = TraceFile(path, encode(self._clock(self._anchor)))
+        self._file = TraceFile(path, encode(self._clock_event(self._anchor)))
 
     def write(self, recorded: Sequence[Recorded], threads: Mapping[int, str]) -> None:
         """Append spans; `threads` has the names of all threads in them. Raises `OSError`."""
@@ -48,24 +49,24 @@ class EventWriter:
         for activity, start, stop, thread, facts in recorded:
             lines += self._span(activity, start, stop, self._row(activity, thread, threads, lines), facts)
         self.num_events += len(recorded)
-        anchor = take_anchor()
+        anchor = self._clock.anchor()
         if anchor.monotonic_ns - self._last_anchor.monotonic_ns >= _ANCHOR_EVERY_NS:
-            lines.append(encode(self._clock(anchor)))
+            lines.append(encode(self._clock_event(anchor)))
             self._last_anchor = anchor
         if lines:
             self._file.append(lines)
 
-    def close(self, anchor: Anchor) -> None:
+    def close(self) -> None:
         """End the file with a last look at both clocks. Raises `OSError`."""
-        self._file.append([encode(self._clock(anchor))])
+        self._file.append([encode(self._clock_event(self._clock.anchor()))])
         self._file.close()
 
-    def _clock(self, anchor: Anchor) -> Event:
+    def _clock_event(self, anchor: Anchor) -> Event:
         facts = {
             "wall_ns": anchor.wall_ns,
             "monotonic_ns": anchor.monotonic_ns,
-            "clock": clock_name(),
-            "host": socket.gethostname(),
+            "clock": self._clock.name,
+            "host": self._clock.host,
             "service": self._service,
         }
         return Event(ph="M", name=CLOCK_EVENT, pid=self._pid, args=facts)

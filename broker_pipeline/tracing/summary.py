@@ -85,7 +85,7 @@ def summarise(profile: Profile) -> ProfileSummary:
 
 def _worker(process: ProcessTrace, name: str) -> WorkerSummary:
     worked = [span for span in process.spans if span.microbatch is not None] or process.spans
-    extent = _extent(worked) or 1
+    extent = _extent([span for span in worked if span.kind != "wire"] or worked) or 1
     num = len({span.microbatch for span in worked if span.microbatch is not None})
     has_card = any(span.row == DEVICE.row for span in process.spans)
     times = _by_kind(worked, has_card=has_card)

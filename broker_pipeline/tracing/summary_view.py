@@ -15,6 +15,9 @@ _HOST_ORDER = (
     *("encode", "send", "complete", "commit", "tell"),
 )
 
+_SHORT = ("encode ", "send ", "receive ")
+"""What is left to the JSON: each is a matter of microseconds."""
+
 
 def render_summary(summary: ProfileSummary) -> RenderableType:
     """Return tables of shares, of the parts of a microbatch's time, and of what the processors did for it."""
@@ -31,9 +34,8 @@ def render_summary(summary: ProfileSummary) -> RenderableType:
 def _head(summary: ProfileSummary) -> Iterator[str]:
     yield f"{summary.span_s:.1f} s, {summary.num_microbatches} microbatches that the conductor saw whole"
     if whole := summary.round_ms.get("whole"):
-        parts = ", ".join(
-            f"{kind.replace('_', ' ')} {time:.2f}" for kind, time in summary.round_ms.items() if kind != "whole"
-        )
+        times = {kind.replace("_", " "): time for kind, time in summary.round_ms.items() if kind != "whole"}
+        parts = ", ".join(f"{kind} {time:.2f}" for kind, time in times.items())
         yield f"a microbatch under way: {whole:.2f} ms on average; of these, over all processes: {parts}"
     for host, step in summary.clock_steps_ns.items():
         yield f"the wall clock of {host} was set by {step / 1e6:.1f} ms meanwhile; its middle was used"
@@ -76,6 +78,8 @@ def _other_work(workers: Sequence[WorkerSummary]) -> Table:
         table.add_column(heading, justify="right")
     for worker in workers:
         for name, done in worker.other.items():
+            if name.startswith(_SHORT):
+                continue
             figures = (str(done.num), f"{done.mean_ms:.2f}", f"{done.p95_ms:.2f}", f"{done.share:.1%}")
             table.add_row(worker.name, name, *figures)
     return table

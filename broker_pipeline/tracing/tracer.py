@@ -24,7 +24,6 @@ import structlog
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tracing.activities import Activity
-from broker_pipeline.tracing.clock import take_anchor
 from broker_pipeline.tracing.event_writer import EventWriter, Recorded, open_writer
 from broker_pipeline.tracing.events import Fact
 
@@ -143,7 +142,7 @@ class Tracer:
             while not self._stopping.wait(_FLUSH_S):
                 writer.write(self._take(), self._threads)
             writer.write(self._take(), self._threads)
-            writer.close(take_anchor())
+            writer.close()
         except OSError as error:
             self.is_on = False
             self._recorded.clear()
