@@ -29,6 +29,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {token_id: b"" for token_id, token in added.items() if token.special}
+        self._texts: dict[int, str | None] = {}
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -57,6 +58,13 @@ class Vocabulary:
             known = self._bytes[token_id] = _bytes_of(self._tokenizer.id_to_token(token_id) or "")
         return known
 
+    def text(self, token_id: int) -> str | None:
+        """Return a token's text where its bytes are whole characters, None where they are not."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            return self._texts.setdefault(token_id, _whole_text(self[token_id]))
+
 
 class Detokenizer:
     """Decodes one session's output; special tokens have no text.
@@ -68,16 +76,29 @@ class Detokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._decoder = _new_decoder("replace")
+        self._has_pending = False
 
     def feed(self, token_id: int) -> str:
         """Return the text that becomes visible with one more token."""
-        return self._decoder.decode(self._vocabulary[token_id])
+        if not self._has_pending and (text := self._vocabulary.text(token_id)) is not None:
+            return text  # most tokens: nothing to decode
+        text = self._decoder.decode(self._vocabulary[token_id])
+        self._has_pending = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         """Return a replacement character for bytes that nothing completes any more, if there are any."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
+        self._has_pending = False
         return text
+
+
+def _whole_text(encoded: bytes) -> str | None:
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _bytes_of(token: str) -> bytes:

@@ -48,7 +48,7 @@ def _segment(segment: PlannedSegment) -> Segment:
         start=segment.start,
         count=segment.count,
         wants_token=segment.wants_token,
-        visual=session.visual_spans(segment.start, segment.stop) if session.prompt.visual else (),
+        visual=session.visual_spans(segment.start, segment.stop) if segment.start < session.num_prompt_tokens else (),
     )
 
 
@@ -83,14 +83,17 @@ def _inputs(segments: Sequence[PlannedSegment]) -> tuple[Int32Array, Int32Array]
     n = sum(segment.count for segment in segments)
     token_ids, positions = np.empty(n, np.int32), np.empty((3, n), np.int32)
     at = 0
+    decoding: list[tuple[int, int, int]] = []
     for segment in segments:
-        session, start, stop = segment.session, segment.start, segment.stop
-        num_prompt = session.prompt.num_tokens
-        if segment.count == 1 and start >= num_prompt:  # a decode step: most segments are
-            token_ids[at] = session.generated[start - num_prompt]
-            positions[:, at] = start + session.prompt.position_delta
+        session, start, count = segment.session, segment.start, segment.count
+        num_prompt = session.num_prompt_tokens
+        if count == 1 and start >= num_prompt:  # a decode step: most segments are, so that arrays are filled at once
+            decoding.append((at, session.generated[start - num_prompt], start + session.prompt.position_delta))
         else:
-            token_ids[at : at + segment.count] = session.token_ids(start, stop)
-            positions[:, at : at + segment.count] = session.positions(start, stop)
-        at += segment.count
+            token_ids[at : at + count] = session.token_ids(start, start + count)
+            positions[:, at : at + count] = session.positions(start, start + count)
+        at += count
+    if decoding:
+        places, tokens, steps = np.array(decoding, np.int64).T
+        token_ids[places], positions[:, places] = tokens, steps
     return token_ids, positions

@@ -24,6 +24,8 @@ class StopStrings:
 
     def feed(self, text: str) -> tuple[str, bool]:
         """Return what may be shown now, and whether a stop string is complete; then what follows it is dropped."""
+        if not self._stops:
+            return text, False
         self._held += text
         found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if found:

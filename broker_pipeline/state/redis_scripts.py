@@ -180,7 +180,8 @@ return {attempt, cancel, 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
 """
 )
 
-# ARGV[5..]: per job its id, attempt, start, number of entries, entries. Returns 1 or 0 per job.
+# ARGV[5..]: one for each job, of lines: `id attempt start`, then an entry each (JSON has no line breaks in it).
+# Returns 1 or 0 per job.
 #
 #     start == length                    append                    1
 #     the same entries stand at start    an earlier call did it    1
@@ -188,28 +189,32 @@ return {attempt, cancel, 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
 COMMIT_TOKENS = (
     JOB_PRELUDE
     + """
-local function commit(id, attempt, start, first, num)
+local function commit(id, attempt, start, entries)
   local status, current = unpack(redis.call('HMGET', job_key(id), 'status', 'attempt'))
   if current ~= attempt then return 0 end
   local tokens = tokens_key(id)
   if redis.call('LLEN', tokens) == start then
     if status ~= 'running' then return 0 end
-    for i = first, first + num - 1 do redis.call('RPUSH', tokens, ARGV[i]) end
+    for first = 1, #entries, 1000 do  -- unpack has a limit
+      redis.call('RPUSH', tokens, unpack(entries, first, math.min(first + 999, #entries)))
+    end
     return 1
   end
-  local held = redis.call('LRANGE', tokens, start, start + num - 1)
-  if #held ~= num then return 0 end
-  for i = 1, num do
-    if held[i] ~= ARGV[first + i - 1] then return 0 end
+  local held = redis.call('LRANGE', tokens, start, start + #entries - 1)
+  if #held ~= #entries then return 0 end
+  for i = 1, #entries do
+    if held[i] ~= entries[i] then return 0 end
   end
   return 1
 end
 
-local done, i = {}, 5
-while i <= #ARGV do
-  local num = tonumber(ARGV[i + 3])
-  done[#done + 1] = commit(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), i + 4, num)
-  i = i + 4 + num
+local done = {}
+for i = 5, #ARGV do
+  local lines = string.gmatch(ARGV[i], '[^\\n]+')
+  local id, attempt, start = string.match(lines(), '^(%S+) (%S+) (%S+)$')
+  local entries = {}
+  for entry in lines do entries[#entries + 1] = entry end
+  done[#done + 1] = commit(id, attempt, tonumber(start), entries)
 end
 return done
 """
