@@ -20,7 +20,7 @@ from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
 from stages.qwen3_vl.rope import vision_rotation
 
-_MAX_KEPT_BYTES = 64 * 2**20
+MAX_KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class _FramePlaces:
 class PatchPlaces:
     """Makes `BatchPlaces`; keeps those of grids used last, up to `max_kept_bytes` of the device's memory."""
 
-    def __init__(self, config: VisionConfig, table: Tensor, max_kept_bytes: int = _MAX_KEPT_BYTES) -> None:
+    def __init__(self, config: VisionConfig, table: Tensor, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
         """`table` holds the learned position embeddings `[cells, hidden]`."""
         self._config = config
         self._table = table

@@ -11,7 +11,7 @@ from stages.qwen3_vl.vision import EncodedRows
 
 @dataclass(frozen=True, slots=True)
 class EncodedVisual:
-    """The visual rows of one picture or video, on the CPU."""
+    """The visual rows of one picture or video, where the tower's lane leaves them."""
 
     grid: PatchGrid
     rows: EncodedRows

@@ -6,6 +6,7 @@ import click
 
 from broker_pipeline.config import common_options, option, parse_settings, split_common
 from broker_pipeline.service import ServiceContext, run_and_exit
+from stages.vision.command_options import vision_options
 from stages.worker.command_options import compute_options
 from stages.worker.settings import VisionSettings
 
@@ -13,33 +14,7 @@ from stages.worker.settings import VisionSettings
 @click.command("vision")
 @compute_options
 @option("--name", default="vision-0", help="Name of this worker, unique in its pipeline.")
-@option("--max-requests", default=64, type=click.IntRange(min=1), help="Sessions that are prepared at the same time.")
-@option(
-    "--max-pictures",
-    default=16,
-    type=click.IntRange(min=1),
-    help="Pictures that are decoded, or encoded, at the same time; bounds memory.",
-)
-@option(
-    "--max-batch-patches",
-    default=65_536,
-    type=click.IntRange(min=4),
-    help="Patches of 16 x 16 pixels that the vision tower encodes in one go.",
-)
-@option("--preprocess-threads", default=2, type=click.IntRange(min=1), help="Threads that decode and resize.")
-@option(
-    "--cache-bytes",
-    default=2**30,
-    type=click.IntRange(min=0),
-    help="Bytes of encoded pictures kept in case they come again.",
-)
-@option("--max-image-bytes", default=64 * 2**20, type=click.IntRange(min=1), help="Largest image file.")
-@option(
-    "--max-image-pixels",
-    default=120_000_000,
-    type=click.IntRange(min=1),
-    help="Pixels of the largest image decoded.",
-)
+@vision_options
 @common_options
 def command(**options: Any) -> None:
     """Turn pictures and prompts into what the stages compute on.

@@ -1,21 +1,22 @@
-"""Sends a session's visual rows straight to the stages that need them, and waits for their receipts."""
+"""Gives a session's visual rows straight to the stages that need them, and waits for their receipts."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
-import torch
+from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError, error_from_failure
 from broker_pipeline.messages import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.tracing.activities import DELIVER
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
-from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.qwen3_vl.vision import EncodedRows
-from stages.stage.row_intake import EMBEDS, level_name
+from stages.stage.row_intake import EMBEDS, RowIntake, level_name
 from stages.worker.tensors import to_wire
 from stages.worker.together import together
 
@@ -25,17 +26,8 @@ _PAUSE_S = 0.2
 _LONGEST_TRY_S = 30.0
 
 
-def join_rows(pictures: list[EncodedRows]) -> EncodedRows:
-    """Return the rows of several pictures as one, in prompt order."""
-    if len(pictures) == 1:
-        return pictures[0]
-    embeds = torch.cat([picture.embeds for picture in pictures])
-    levels = zip(*(picture.levels for picture in pictures), strict=True)
-    return EncodedRows(embeds, tuple(torch.cat(level) for level in levels))
-
-
-def rows_for(target: RowTarget, rows: EncodedRows) -> dict[str, WireTensor]:
-    """Return the tensors that one stage needs.
+def rows_for(target: RowTarget, rows: EncodedRows) -> dict[str, Tensor]:
+    """Return the tensors that one stage needs, under the names that they travel with.
 
     Raises:
         TensorMismatchError: it asks for a DeepStack level that the model does not have.
@@ -44,15 +36,31 @@ def rows_for(target: RowTarget, rows: EncodedRows) -> dict[str, WireTensor]:
         raise TensorMismatchError(
             f"levels {list(target.levels)} are asked for; the model has {len(rows.levels)}", field="targets.levels"
         )
-    tensors = {level_name(level): to_wire(rows.levels[level]) for level in target.levels}
-    return tensors | ({EMBEDS: to_wire(rows.embeds)} if target.embeds else {})
+    tensors = {level_name(level): rows.levels[level] for level in target.levels}
+    return tensors | ({EMBEDS: rows.embeds} if target.embeds else {})
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStage:
+    """The stage in this very process: rows for its `subject` are handed over as they are, on the device."""
+
+    subject: str
+    intake: RowIntake
 
 
 class RowSender:
-    """Delivers rows over one transport."""
+    """Delivers rows: to a stage in this process directly, to others over a transport."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        to_host: Callable[[EncodedRows], Awaitable[EncodedRows]],
+        local: LocalStage | None = None,
+    ) -> None:
+        """`to_host` brings rows into host memory, from where alone they can be sent."""
         self._transport = transport
+        self._to_host = to_host
+        self._local = local
 
     async def send(self, request: PrepareRequest, rows: EncodedRows, deadline: float) -> None:
         """Deliver rows to every target of `request`; `deadline` is in seconds of the monotonic clock.
@@ -61,7 +69,15 @@ class RowSender:
             PipelineError: what a stage, or the way there, failed with, after one more try where that may help.
         """
         with tracer.measure(DELIVER, session=request.session, attempt=request.attempt):
-            await together(self._deliver(request, target, rows, deadline) for target in request.targets)
+            away = [target for target in request.targets if not self._is_here(target)]
+            on_host = await self._to_host(rows) if away else rows
+            await together(
+                self._deliver(request, target, rows if self._is_here(target) else on_host, deadline)
+                for target in request.targets
+            )
+
+    def _is_here(self, target: RowTarget) -> bool:
+        return self._local is not None and target.subject == self._local.subject
 
     async def _deliver(self, request: PrepareRequest, target: RowTarget, rows: EncodedRows, deadline: float) -> None:
         tensors = rows_for(target, rows)
@@ -75,7 +91,7 @@ class RowSender:
             await self._try(request, target, tensors, deadline)
 
     async def _try(
-        self, request: PrepareRequest, target: RowTarget, tensors: dict[str, WireTensor], deadline: float
+        self, request: PrepareRequest, target: RowTarget, tensors: Mapping[str, Tensor], deadline: float
     ) -> None:
         delivery = RowDelivery(
             pipeline=request.pipeline,
@@ -84,9 +100,19 @@ class RowSender:
             session=request.session,
             attempt=request.attempt,
         )
+        if self._local is not None and self._is_here(target):
+            self._local.intake.accept_local(delivery, tensors)
+            return
+        await self._send(target.subject, delivery, tensors, deadline)
+
+    async def _send(self, subject: str, delivery: RowDelivery, tensors: Mapping[str, Tensor], deadline: float) -> None:
         timeout_s = min(max(deadline - time.monotonic(), 0.0), _LONGEST_TRY_S)
         received = await self._transport.request(
-            target.subject, delivery, tensors, reply_type=RowReceipt, timeout_s=timeout_s
+            subject,
+            delivery,
+            {name: to_wire(tensor) for name, tensor in tensors.items()},
+            reply_type=RowReceipt,
+            timeout_s=timeout_s,
         )
         if received.body.failure is not None:
             raise error_from_failure(received.body.failure)

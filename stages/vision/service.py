@@ -1,9 +1,17 @@
-"""The vision service: loads the tower and what prompts need, then serves prepare requests."""
+"""The vision service: loads the tower and what prompts need, then serves prepare requests.
+
+It has a process of its own, or shares one with a stage (`stages.stage.with_vision`), which then gets its rows without a
+broker between them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +34,11 @@ from stages.prompt.images import ImageLimits
 from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
-from stages.vision.row_sender import RowSender
+from stages.vision.device_bytes import vision_device_bytes
+from stages.vision.row_sender import LocalStage, RowSender
 from stages.vision.session_preparer import SessionPreparer
-from stages.vision.tower_batcher import TowerBatcher
+from stages.vision.tower_batcher import BatchLimits, TowerBatcher
+from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import PixelRules, VisualEncoder
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
@@ -39,40 +49,68 @@ from stages.worker.settings import VisionSettings
 log = structlog.get_logger()
 
 _IMAGE_RULES, _VIDEO_RULES = "preprocessor_config.json", "video_preprocessor_config.json"
+_FEWEST_THREADS, _MOST_THREADS = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedVision:
-    """The tower with its weights in place, and how prompts and pictures are treated."""
+    """The tower with its weights in place, and how prompts and pictures are treated.
+
+    `device_bytes` is what it may still take of its card, encoded pictures that are kept there included.
+    """
 
     tower: VisionTower
     prompts: PromptBuilder
     rules: PixelRules
     record: WorkerRecord
+    device_bytes: int
 
 
-async def serve_vision(context: ServiceContext, settings: VisionSettings) -> None:
-    """Run one vision worker until the service is stopped."""
+class BesideStage:
+    """What the vision worker and the stage of one process wait for: to load one after the other, and to be joined."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.tower_loaded: asyncio.Future[int] = loop.create_future()
+        """The bytes of the card that a stage has to leave free."""
+        self.stage: asyncio.Future[LocalStage] = loop.create_future()
+
+
+@dataclass(frozen=True, slots=True)
+class VisionThreads:
+    """Where a vision worker computes: batches are launched, awaited, and pictures are decoded."""
+
+    launching: ComputeThread
+    finishing: ComputeThread
+    pool: ThreadPoolExecutor
+
+
+async def serve_vision(context: ServiceContext, settings: VisionSettings, beside: BesideStage | None = None) -> None:
+    """Run one vision worker until the service is stopped; `beside` where a stage shares its process."""
     common = context.settings
-    thread = ComputeThread()
-    pool = ThreadPoolExecutor(settings.preprocess_threads, thread_name_prefix="preprocess")
-    try:
+    with _threads(settings) as threads:
         async with (
             Transport.open(
                 common.nats_url, name=f"vision {settings.name}", max_message_bytes=MAX_PAYLOAD_BYTES
             ) as transport,
             open_redis(common.redis_url) as redis,
         ):
-            loaded = await unless_stopped(context, thread.run(load, settings, common))
-            if loaded is not None:
-                presence = Presence(loaded[0].record)
-                media = MediaStore(transport, None, common.namespace)
-                worker = _assemble(loaded[0], settings, transport, media, thread, pool, presence)
-                registry = WorkerRegistry(redis, common.namespace, common.pipeline)
-                await serve_worker(context, transport, registry, presence, worker)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        close_thread(thread)
+            loaded = await unless_stopped(context, threads.launching.run(load, settings, common))
+            if loaded is None:
+                return
+            local = await _meet_stage(context, loaded[0], beside) if beside is not None else None
+            if beside is not None and local is None:
+                return
+            presence = Presence(loaded[0].record)
+            media = MediaStore(transport, None, common.namespace)
+            worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
+            registry = WorkerRegistry(redis, common.namespace, common.pipeline)
+            await serve_worker(context, transport, registry, presence, worker)
+
+
+def default_preprocess_threads() -> int:
+    """Half of the cores that this process may use: decoding scales with them, and others need some."""
+    return min(_MOST_THREADS, max(_FEWEST_THREADS, len(os.sched_getaffinity(0)) // 2))
 
 
 def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
@@ -98,6 +136,8 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         dtype=dtype_name(dtype),
     )
+    rules = read_pixel_rules(artifact, settings)
+    need = vision_device_bytes(artifact.config, dtype, rules.image, settings.max_batch_patches)
     log.info(
         "vision_loaded",
         worker=record.worker,
@@ -105,7 +145,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
-    return LoadedVision(tower, prompts, read_pixel_rules(artifact, settings), record)
+    return LoadedVision(tower, prompts, rules, record, need + settings.cache_bytes)
 
 
 def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules:
@@ -122,18 +162,45 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
     )
 
 
+@contextmanager
+def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
+    """Threads that decode compute with one thread each: there are as many as there shall be."""
+    launching, finishing = ComputeThread("vision"), ComputeThread("vision-finish")
+    pool = ThreadPoolExecutor(
+        settings.preprocess_threads or default_preprocess_threads(),
+        thread_name_prefix="preprocess",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    try:
+        yield VisionThreads(launching, finishing, pool)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        close_thread(launching)
+        close_thread(finishing)
+
+
+async def _meet_stage(context: ServiceContext, loaded: LoadedVision, beside: BesideStage) -> LocalStage | None:
+    """Let the stage load and wait for it; None when the service is stopped first."""
+    beside.tower_loaded.set_result(loaded.device_bytes)
+    met = await unless_stopped(context, asyncio.shield(beside.stage))
+    return met[0] if met is not None else None
+
+
 def _assemble(
     loaded: LoadedVision,
     settings: VisionSettings,
     transport: Transport,
     media: MediaStore,
-    thread: ComputeThread,
-    pool: ThreadPoolExecutor,
+    threads: VisionThreads,
     presence: Presence,
+    local: LocalStage | None,
 ) -> VisionWorker:
-    batcher = TowerBatcher(loaded.tower, thread, settings.max_batch_patches)
+    lane = TowerLane(loaded.tower, keeps_on_device=local is not None)
+    limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if settings.deterministic else None)
+    batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
     cache = VisionCache(settings.cache_bytes)
-    encoder = VisualEncoder(media, batcher, cache, loaded.rules, pool, settings.max_pictures)
-    merge = loaded.rules.vision.spatial_merge_size
-    preparer = SessionPreparer(loaded.prompts, encoder, RowSender(transport), pool, merge)
-    return VisionWorker(transport, preparer, batcher, thread, presence, settings.max_requests)
+    encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pool, settings.max_pictures)
+    sender = RowSender(transport, batcher.to_host, local)
+    preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pool, loaded.rules.vision.spatial_merge_size)
+    return VisionWorker(transport, preparer, batcher, presence, settings.max_requests)

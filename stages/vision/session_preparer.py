@@ -21,7 +21,7 @@ from broker_pipeline.tracing.activities import LAY_OUT
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder
 from stages.qwen3_vl.positions import PositionPlan, plan_positions
-from stages.vision.row_sender import RowSender, join_rows
+from stages.vision.row_sender import RowSender
 from stages.vision.visual_encoder import Look, VisualEncoder
 from stages.worker.together import together
 
@@ -84,7 +84,7 @@ class SessionPreparer:
         self._require_fit(prompt, request.max_prompt_tokens)
         started = time.monotonic()
         if looks:
-            rows = join_rows(await together(self._encoder.encode(look) for look in looks))
+            rows = await self._encoder.encode_all(looks)
             computed = time.monotonic()
             await self._sender.send(request, rows, deadline)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -28,6 +28,7 @@ from stages.qwen3_vl.vision import EncodedRows
 from stages.vision.cache import EncodedVisual, VisionCache
 from stages.vision.single_flight import SingleFlight
 from stages.vision.tower_batcher import TowerBatcher
+from stages.worker.together import together
 
 T = TypeVar("T")
 
@@ -104,6 +105,14 @@ class VisualEncoder:
         if isinstance(content, EncodedRows):
             return content
         return await self._encodings.run(look.key, lambda: self._encode(look.key, content))
+
+    async def encode_all(self, looks: Sequence[Look]) -> EncodedRows:
+        """Return the rows of all pictures of a prompt as one, in order.
+
+        Raises:
+            ComputeError: the tower failed on one of them.
+        """
+        return await self._batcher.join(await together(self.encode(look) for look in looks))
 
     async def _look(self, key: str, part: ImagePart | VideoPart) -> Look:
         async with self._look_slots:

@@ -18,7 +18,6 @@ from stages.stage.envelope_checks import check_origin
 from stages.stage.epoch_fence import EpochFence
 from stages.vision.session_preparer import Prepared, SessionPreparer
 from stages.vision.tower_batcher import TowerBatcher
-from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence, answer_hellos, log_drop
 from stages.worker.tensors import to_wire
 
@@ -36,14 +35,12 @@ class VisionWorker:
         transport: Transport,
         preparer: SessionPreparer,
         batcher: TowerBatcher,
-        thread: ComputeThread,
         presence: Presence,
         max_requests: int,
     ) -> None:
         self._transport = transport
         self._preparer = preparer
         self._batcher = batcher
-        self._thread = thread
         self._presence = presence
         self._max_requests = max_requests
         self._fence = EpochFence()
@@ -85,7 +82,7 @@ class VisionWorker:
             num_sessions=self._num_running,
             num_microbatches=self._batcher.num_batches,
             num_tokens=self._batcher.num_rows,
-            busy_s=self._thread.busy_s,
+            busy_s=self._batcher.busy_s,
         )
 
     async def _receive(self, messages: AsyncIterator[Received[PrepareRequest]], tasks: asyncio.TaskGroup) -> None:

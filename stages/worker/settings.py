@@ -48,10 +48,11 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     name: Name = "vision-0"
     max_requests: PositiveInt = 64
     max_pictures: PositiveInt = 16
-    """Pictures that are decoded and encoded at the same time; bounds the memory that pixels take."""
-    max_batch_patches: PositiveInt = 65_536
-    """Patches that the tower encodes in one go."""
-    preprocess_threads: PositiveInt = 2
+    """Pictures that are fetched and decoded at the same time; bounds the memory that pixels take."""
+    max_batch_patches: PositiveInt = 12_288
+    """Patches that the tower encodes in one go: enough to fill a card, for about as long as a decode step takes."""
+    preprocess_threads: PositiveInt | None = None
+    """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
     max_image_bytes: PositiveInt = 64 * 2**20
     max_image_pixels: PositiveInt = 120_000_000

@@ -34,7 +34,7 @@ from stages.prompt.chat import VisualInput
 from stages.prompt.images import decode_image
 from stages.prompt.preprocess import image_patches
 from stages.qwen3_vl.positions import plan_positions
-from stages.vision.service import LoadedVision, _assemble, load
+from stages.vision.service import LoadedVision, VisionThreads, _assemble, load
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence
 from stages.worker.settings import VisionSettings
@@ -116,9 +116,9 @@ async def _bench(
     loaded = load(settings, CommonSettings(namespace=namespace))
     media = MediaStore(transport, redis, namespace, max_bytes=2**26)
     await media.ensure()
-    thread, pool = ComputeThread(), ThreadPoolExecutor(2)
+    threads = VisionThreads(ComputeThread(), ComputeThread(), ThreadPoolExecutor(2))
     reader = MediaStore(transport, None, namespace)
-    worker = _assemble(loaded, settings, transport, reader, thread, pool, Presence(loaded.record))
+    worker = _assemble(loaded, settings, transport, reader, threads, Presence(loaded.record), None)
     bench = Bench(transport, media, loaded)
     async with asyncio.TaskGroup() as tasks:
         running = []
@@ -130,8 +130,9 @@ async def _bench(
         await asyncio.wait_for(worker.wait_idle(), 5)
         for task in running:
             task.cancel()
-    pool.shutdown()
-    thread.close()
+    threads.pool.shutdown()
+    threads.launching.close()
+    threads.finishing.close()
 
 
 @pytest.fixture

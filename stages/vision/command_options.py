@@ -1,0 +1,63 @@
+"""Command line options of vision workers, also of one that shares a process with a stage. No torch."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from broker_pipeline.config import option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_VISION_OPTIONS = (
+    option(
+        "--max-requests", default=64, type=click.IntRange(min=1), help="Sessions that are prepared at the same time."
+    ),
+    option(
+        "--max-pictures",
+        default=16,
+        type=click.IntRange(min=1),
+        help="Pictures that are fetched and decoded at the same time; bounds memory.",
+    ),
+    option(
+        "--max-batch-patches",
+        default=12_288,
+        type=click.IntRange(min=4),
+        help="Patches of 16 x 16 pixels that the vision tower encodes in one go.",
+    ),
+    option(
+        "--preprocess-threads",
+        default=None,
+        type=click.IntRange(min=1),
+        help="Threads that decode and resize.  [default: half of the cores, from 2 to 8]",
+    ),
+    option(
+        "--cache-bytes",
+        default=2**30,
+        type=click.IntRange(min=0),
+        help="Bytes of encoded pictures kept in case they come again.",
+    ),
+    option("--max-image-bytes", default=64 * 2**20, type=click.IntRange(min=1), help="Largest image file."),
+    option(
+        "--max-image-pixels",
+        default=120_000_000,
+        type=click.IntRange(min=1),
+        help="Pixels of the largest image decoded.",
+    ),
+)
+VISION_OPTION_NAMES = (
+    "max_requests",
+    "max_pictures",
+    "max_batch_patches",
+    "preprocess_threads",
+    "cache_bytes",
+    "max_image_bytes",
+    "max_image_pixels",
+)
+
+
+def vision_options(function: F) -> F:
+    """Add the options of `VisionSettings`, less its name and those of `ComputeSettings`, to a command."""
+    for decorate in reversed(_VISION_OPTIONS):
+        function = decorate(function)
+    return function

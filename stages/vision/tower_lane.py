@@ -1,0 +1,157 @@
+"""The tower's own lane on its device: batches are launched on one thread and awaited on another.
+
+    compute thread      launch(a) ─────► launch(b) ──►            queues copies and kernels, and returns
+    the card                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority
+    finishing thread                 finish(a) ──► finish(b)      sleeps until the card is done with a batch
+
+On the CPU, `launch` computes and there is nothing left to wait for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import structlog
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import ComputeError, PipelineError
+from broker_pipeline.tracing.activities import TOWER
+from broker_pipeline.tracing.tracer import tracer
+from stages.compute.device import is_alive
+from stages.prompt.preprocess import Patches, join_patches
+from stages.qwen3_vl.vision import EncodedRows, VisionTower
+
+log = structlog.get_logger()
+
+_PRIORITY = 0
+"""The least that CUDA has. A stage in the same process computes at -1: its steps are short, and many wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedBatch:
+    """The rows of each picture, complete once `done` is."""
+
+    rows: list[EncodedRows]
+    done: torch.cuda.Event | None
+    launched_at_ns: int
+
+
+class TowerLane:
+    """Runs the tower. `launch` belongs to the compute thread, all else to the finishing thread."""
+
+    def __init__(self, tower: VisionTower, *, keeps_on_device: bool = False) -> None:
+        """Rows come back on the host, in pinned memory, unless they are kept on the tower's device."""
+        self.tower = tower
+        self._is_cuda = tower.device.type == "cuda"
+        self._keeps_on_device = keeps_on_device
+        self._stream = torch.cuda.Stream(tower.device, priority=_PRIORITY) if self._is_cuda else None
+        self._finished_at_ns = 0
+
+    def launch(self, batch: Sequence[Patches]) -> LaunchedBatch:
+        """Queue a batch; returns before the card is done with it.
+
+        Raises:
+            ComputeError: it could not be queued, by lack of memory say.
+        """
+        started = time.monotonic_ns()
+        try:
+            with self._on_stream():
+                rows = self._encode(batch)
+                return LaunchedBatch(rows, self._event(), started)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise _crash(error, len(batch)) from error
+
+    def finish(self, launched: LaunchedBatch) -> list[EncodedRows]:
+        """Wait until a batch is done and return the rows of each picture.
+
+        Raises:
+            ComputeError: the card failed.
+        """
+        try:
+            if launched.done is not None:
+                launched.done.synchronize()
+        except RuntimeError as error:
+            raise _crash(error, len(launched.rows)) from error
+        finally:
+            started = max(launched.launched_at_ns, self._finished_at_ns)
+            self._finished_at_ns = time.monotonic_ns()
+            tracer.span(TOWER, started, self._finished_at_ns, num_pictures=len(launched.rows))
+        return launched.rows
+
+    def join(self, pictures: Sequence[EncodedRows]) -> EncodedRows:
+        """Return the rows of several pictures as one, in prompt order; they are complete."""
+        if len(pictures) == 1:
+            return pictures[0]
+        with self._on_stream():
+            embeds = torch.cat([picture.embeds for picture in pictures])
+            levels = zip(*(picture.levels for picture in pictures), strict=True)
+            joined = EncodedRows(embeds, tuple(torch.cat(level) for level in levels))
+            self._wait()
+        return joined
+
+    def to_host(self, rows: EncodedRows) -> EncodedRows:
+        """Return rows in host memory; complete rows of the device are copied."""
+        if rows.embeds.device.type == "cpu":
+            return rows
+        with self._on_stream():
+            copied = EncodedRows(_to_host(rows.embeds), tuple(_to_host(level) for level in rows.levels))
+            self._wait()
+        return copied
+
+    def is_alive(self) -> bool:
+        """Say whether the device still computes."""
+        return is_alive(self.tower.device)
+
+    def _encode(self, batch: Sequence[Patches]) -> list[EncodedRows]:
+        config = self.tower.config
+        whole = self.tower.encode(self._gather(batch), [patches.grid for patches in batch])
+        counts = [patches.grid.num_patches // config.merge_factor for patches in batch]
+        parts = [self._split(tensor, counts) for tensor in (whole.embeds, *whole.levels)]
+        return [EncodedRows(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
+
+    def _gather(self, batch: Sequence[Patches]) -> Tensor:
+        rows = join_patches(batch, self.tower.config)
+        if not self._is_cuda:
+            return torch.cat(rows)
+        size = sum(each.shape[0] for each in rows), rows[0].shape[1]
+        return torch.cat(rows, out=torch.empty(size, dtype=torch.uint8, pin_memory=True))
+
+    def _split(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Rows per picture, each in memory of its own: one that is kept must not keep the others alive."""
+        parts = torch.split(tensor, list(counts))
+        if self._is_cuda and not self._keeps_on_device:
+            return [_to_host(part) for part in parts]
+        return [part.clone() if len(counts) > 1 else part for part in parts]
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _event(self) -> torch.cuda.Event | None:
+        """An event of what is queued so far; whoever waits for it sleeps."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event(blocking=True)
+        event.record(self._stream)
+        return event
+
+    def _wait(self) -> None:
+        event = self._event()
+        if event is not None:
+            event.synchronize()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Queue a copy into pinned memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _crash(error: Exception, num_pictures: int) -> ComputeError:
+    """A bug met by one picture must not take down the worker; it is answered, and logged whole."""
+    log.error("tower_crashed", num_pictures=num_pictures, exc_info=error)
+    return ComputeError(f"encoding {num_pictures} pictures failed: {error!r}")
