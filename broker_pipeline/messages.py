@@ -304,6 +304,10 @@ class Heartbeat(_Wire, frozen=True, kw_only=True):
     num_tokens: Count = 0
     busy_s: Seconds = 0.0
     """Seconds spent computing since the start of this instance."""
+    bubble_s: Seconds = 0.0
+    """Seconds since then in which it held sessions and had nothing to compute."""
+    queue_s: Seconds = 0.0
+    """Seconds that microbatches have waited here, added up."""
 
 
 # --- the activation contract ----------------------------------------------------------------------------------------

@@ -14,6 +14,19 @@ class _Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of everything here: immutable, strict."""
 
 
+class WorkerTotals(_Shown, frozen=True, kw_only=True):
+    """What a worker has done since its process began."""
+
+    busy_s: Seconds = 0.0
+    """Seconds in which it computed."""
+    bubble_s: Seconds = 0.0
+    """Seconds in which it held sessions and had nothing to compute."""
+    queue_s: Seconds = 0.0
+    """Seconds that microbatches waited in it, added up."""
+    num_microbatches: Count = 0
+    num_tokens: Count = 0
+
+
 class StageStatus(_Shown, frozen=True, kw_only=True):
     """One stage worker that the conductor uses or used lately."""
 
@@ -27,6 +40,9 @@ class StageStatus(_Shown, frozen=True, kw_only=True):
     """Tokens reserved for sessions."""
     busy: Share
     """Share of the last seconds that it spent computing."""
+    bubble: Share = 0.0
+    """Share of the last seconds in which it held sessions and had nothing to compute."""
+    totals: WorkerTotals = WorkerTotals()
 
 
 class VisionStatus(_Shown, frozen=True, kw_only=True):

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from broker_pipeline.status import ConductorStatus
+from broker_pipeline.worker_metrics import worker_families
 from gateway.schemas import StatusBody
 
 _PREFIX = "broker_pipeline"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class _WorkCollector(Collector):
+    """How workers spend their time, as the conductor tells; nothing while there is none."""
+
+    def __init__(self) -> None:
+        self.conductor: ConductorStatus | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.conductor is not None:
+            yield from worker_families(_PREFIX, self.conductor)
 
 
 class Metrics:
@@ -58,6 +74,8 @@ class Metrics:
         )
         self.caption_rate = Gauge(f"{_PREFIX}_captions_per_second", "Jobs that succeeded, lately.", registry=registry)
         self.workers = Gauge(f"{_PREFIX}_workers", "Live workers.", ["role", "state"], registry=registry)
+        self._work = _WorkCollector()
+        registry.register(self._work)
 
     def show(self, status: StatusBody) -> None:
         """Take over the state of the whole system."""
@@ -73,6 +91,7 @@ class Metrics:
         self._show_conductor(status.conductor)
 
     def _show_conductor(self, conductor: ConductorStatus | None) -> None:
+        self._work.conductor = conductor
         self.routes.set(len(conductor.routes) if conductor else 0)
         self.token_rate.set(conductor.tokens_per_s if conductor else 0.0)
         self.replays.set(conductor.num_replays if conductor else 0)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.status import ConductorStatus
+from broker_pipeline.worker_metrics import worker_families
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ class ConductorMetrics(Collector):
         log.info("metrics_served", port=bound)
         return bound
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the metrics of this moment."""
         status = self.status
         yield _gauge("active", "Whether this conductor holds the lease.", float(status is not None))
@@ -49,11 +50,9 @@ class ConductorMetrics(Collector):
         yield _by_label("sessions", "Sessions by what they do.", "state", status.num_sessions)
         yield _by_label("jobs_finished", "Jobs ended in this term, by status.", "status", status.num_finished)
         yield _by_label(
-            "stage_busy", "Share of time spent computing.", "worker", {s.worker: s.busy for s in status.stages}
-        )
-        yield _by_label(
             "stage_kv_used_tokens", "Reserved KV.", "worker", {s.worker: s.kv_used_tokens for s in status.stages}
         )
+        yield from worker_families(_PREFIX, status)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -20,11 +20,11 @@ from broker_pipeline.conductor.rates import Rate
 from broker_pipeline.conductor.roster import Roster
 from broker_pipeline.conductor.vision_pool import VisionPool
 from broker_pipeline.errors import StateError, TransportError
-from broker_pipeline.messages import WorkerRecord
+from broker_pipeline.messages import Heartbeat, WorkerRecord
 from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.scheduling.routes import missing_blocks
 from broker_pipeline.state.redis_client import RedisClient, state_errors
-from broker_pipeline.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus
+from broker_pipeline.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.storage.jobs import JobQueue
 
 log = structlog.get_logger()
@@ -64,6 +64,7 @@ class Reporter:
         self._started = time.monotonic()
         self._tokens, self._captions = Rate(), Rate()
         self._busy: defaultdict[str, Rate] = defaultdict(Rate)
+        self._bubble: defaultdict[str, Rate] = defaultdict(Rate)
 
     async def run(self, redis: RedisClient, queue: JobQueue, namespace: str, pipeline: str) -> None:
         """Report until cancelled; the report is taken back at the end."""
@@ -146,6 +147,8 @@ class Reporter:
             kv_capacity_tokens=record.kv_capacity_tokens,
             kv_used_tokens=scheduler.ledger.used_tokens(key),
             busy=self._busy_share(key, now),
+            bubble=self._bubble_share(key, now),
+            totals=_totals(self._roster.heartbeats.get(key)),
         )
 
     def _vision(self, now: float) -> tuple[VisionStatus, ...]:
@@ -164,6 +167,10 @@ class Reporter:
         heartbeat = self._roster.heartbeats.get(key)
         return min(1.0, self._busy[key].observe(heartbeat.busy_s, now)) if heartbeat else 0.0
 
+    def _bubble_share(self, key: str, now: float) -> float:
+        heartbeat = self._roster.heartbeats.get(key)
+        return min(1.0, self._bubble[key].observe(heartbeat.bubble_s, now)) if heartbeat else 0.0
+
     def _num_sessions(self) -> dict[str, int]:
         scheduler = self._dispatcher.scheduler
         return {
@@ -180,3 +187,15 @@ class Reporter:
             return (await queue.depth()).num_waiting
         except TransportError:
             return 0
+
+
+def _totals(heartbeat: Heartbeat | None) -> WorkerTotals:
+    if heartbeat is None:
+        return WorkerTotals()
+    return WorkerTotals(
+        busy_s=heartbeat.busy_s,
+        bubble_s=heartbeat.bubble_s,
+        queue_s=heartbeat.queue_s,
+        num_microbatches=heartbeat.num_microbatches,
+        num_tokens=heartbeat.num_tokens,
+    )

@@ -92,27 +92,27 @@ def _routes(routes: Iterable[RouteStatus]) -> Table:
 
 def _workers(status: PipelineStatus) -> Table:
     seen = _seen_by_conductor(status.conductor)
-    table = _table("worker", "holds", "state", "busy", "KV tokens", "device", "dtype", "host", "pid")
+    table = _table("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
     for record in status.workers:
-        state, busy, kv = seen.get(record.instance, (record.state, "", ""))
+        state, busy, bubble, kv = seen.get(record.instance, (record.state, "", "", ""))
         table.add_row(
             record.worker,
             _holds(record),
             Text(state, style=_STATE_STYLES.get(state, "")),
-            *(busy, kv, record.device, record.dtype, record.host, str(record.pid)),
+            *(busy, bubble, kv, record.device, record.dtype, record.host, str(record.pid)),
         )
     return table
 
 
-def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str]]:
-    """Return state, busy share and KV use by instance: what the conductor thinks counts, not what a worker claims."""
+def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str, str]]:
+    """Return state, shares and KV use by instance: what the conductor thinks counts, not what a worker claims."""
     if conductor is None:
         return {}
-    seen = {worker.instance: (worker.state, f"{worker.busy:.0%}", "") for worker in conductor.vision}
+    seen = {worker.instance: (worker.state, f"{worker.busy:.0%}", "", "") for worker in conductor.vision}
     for stage in conductor.stages:
         kv = f"{stage.kv_used_tokens}/{stage.kv_capacity_tokens}"
-        seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", kv)
-    return seen | {refused.instance: ("refused", "", "") for refused in conductor.refused}
+        seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
+    return seen | {refused.instance: ("refused", "", "", "") for refused in conductor.refused}
 
 
 def _table(*headings: str) -> Table:

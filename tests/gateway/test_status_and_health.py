@@ -14,7 +14,7 @@ from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.messages import BlockRange, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
-from broker_pipeline.status import ConductorStatus, RouteStatus, VisionStatus
+from broker_pipeline.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
 from gateway.settings import GatewaySettings
 from tests.acting_conductor import ActingConductor
 from tests.gateway.conftest import OpenGateway
@@ -32,7 +32,19 @@ def conductor_status(**changes: Any) -> ConductorStatus:
         fingerprint="f",
         routes=(RouteStatus(workers=("s0",), blocks=(WHOLE,), num_sessions=1, num_in_flight=1),),
         missing_blocks=(),
-        stages=(),
+        stages=(
+            StageStatus(
+                worker="s0",
+                instance="j",
+                blocks=WHOLE,
+                state="ready",
+                kv_capacity_tokens=9,
+                kv_used_tokens=1,
+                busy=0.75,
+                bubble=0.125,
+                totals=WorkerTotals(busy_s=90.0, bubble_s=20.0, queue_s=1.5),
+            ),
+        ),
         vision=(VisionStatus(worker="v0", instance="i", state="ready", num_preparing=0, busy=0.5),),
         refused=(),
         waits_for=None,
@@ -128,6 +140,11 @@ async def test_metrics(http: aiohttp.ClientSession, redis: RedisClient, namespac
     assert values[key("jobs", status="queued")] == 1
     assert values[key("queue_jobs", state="waiting")] == 1
     assert values[key("tokens_per_second")] == 12.5
+    assert values[key("stage_busy", worker="s0")] == 0.75
+    assert values[key("stage_bubble", worker="s0")] == 0.125
+    assert values[key("stage_busy_seconds_total", worker="s0")] == 90.0
+    assert values[key("stage_bubble_seconds_total", worker="s0")] == 20.0
+    assert values[key("vision_busy", worker="v0")] == 0.5
     assert values[key("media_bytes_total")] == 2 * len(jpeg)
     assert values[key("http_request_seconds_count", route="/v1/jobs")] == 3
     assert values[key("up")] == 1

@@ -5,17 +5,19 @@ import pytest
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange
-from broker_pipeline.status import ConductorStatus, StageStatus
+from broker_pipeline.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
 
 STATUS = ConductorStatus(
     instance="c", epoch=3, updated_at=1.0, uptime_s=1.0, fingerprint="f", routes=(), missing_blocks=(),
     stages=(
         StageStatus(
             worker="a", instance="i", blocks=BlockRange(start=0, stop=6), state="ready", kv_capacity_tokens=100,
-            kv_used_tokens=40, busy=0.75,
+            kv_used_tokens=40, busy=0.75, bubble=0.125,
+            totals=WorkerTotals(busy_s=90.0, bubble_s=20.0, queue_s=1.5, num_microbatches=300, num_tokens=9000),
         ),
     ),
-    vision=(), refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
+    vision=(VisionStatus(worker="v", instance="j", state="ready", num_preparing=0, busy=0.5),),
+    refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
 )  # fmt: skip
 
@@ -36,6 +38,13 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         "broker_pipeline_conductor_tokens_per_second 12.5",
         'broker_pipeline_conductor_sessions{state="running"} 5.0',
         'broker_pipeline_conductor_stage_busy{worker="a"} 0.75',
+        'broker_pipeline_conductor_stage_bubble{worker="a"} 0.125',
+        'broker_pipeline_conductor_vision_busy{worker="v"} 0.5',
+        'broker_pipeline_conductor_stage_busy_seconds_total{worker="a"} 90.0',
+        'broker_pipeline_conductor_stage_bubble_seconds_total{worker="a"} 20.0',
+        'broker_pipeline_conductor_stage_queue_seconds_total{worker="a"} 1.5',
+        'broker_pipeline_conductor_stage_microbatches_total{worker="a"} 300.0',
+        'broker_pipeline_conductor_stage_tokens_total{worker="a"} 9000.0',
         'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
     ):
         assert line in text.splitlines()

@@ -36,6 +36,7 @@ def stage(worker: str, blocks: BlockRange, state: str = "ready") -> StageStatus:
         kv_capacity_tokens=1000,
         kv_used_tokens=250,
         busy=0.42,
+        bubble=0.17,
     )
 
 
@@ -92,7 +93,7 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert "stage-0 0:2 → stage-1 2:6" in text
     assert "12.3 tokens/s, 0.50 captions/s" in text
     assert "5 waiting, 3 taken" in text
-    assert row(text, "stage-0")[:7] == ["stage-0", "layers", "0:2", "ready", "42%", "250/1000", "cpu"]
+    assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
 
 
 def test_what_the_conductor_thinks_of_a_worker_counts() -> None:

@@ -1,0 +1,44 @@
+"""How workers spend their time, for Prometheus: the same for whoever shows a conductor's status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from broker_pipeline.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+
+W = TypeVar("W", StageStatus, VisionStatus)
+
+_COUNTERS: tuple[tuple[str, str, Callable[[WorkerTotals], float]], ...] = (
+    ("busy_seconds", "Seconds in which it computed.", lambda totals: totals.busy_s),
+    ("bubble_seconds", "Seconds in which it held sessions and had nothing to compute.", lambda totals: totals.bubble_s),
+    ("queue_seconds", "Seconds that microbatches waited in it, added up.", lambda totals: totals.queue_s),
+    ("microbatches", "Microbatches computed.", lambda totals: totals.num_microbatches),
+    ("tokens", "Tokens computed, prompts included.", lambda totals: totals.num_tokens),
+)
+
+
+def worker_families(prefix: str, status: ConductorStatus) -> Iterator[Metric]:
+    """Yield `<prefix>_stage_busy`, `_stage_bubble`, `_vision_busy` and the counters behind them, by worker.
+
+    Shares are of the last ten seconds. Counters begin with a worker's process, and again where it is started again.
+    """
+    busy = "Share of time spent computing, lately."
+    bubble = "Share of time with sessions and nothing to compute, lately."
+    yield _gauge(f"{prefix}_stage_busy", busy, status.stages, lambda stage: stage.busy)
+    yield _gauge(f"{prefix}_stage_bubble", bubble, status.stages, lambda stage: stage.bubble)
+    yield _gauge(f"{prefix}_vision_busy", busy, status.vision, lambda worker: worker.busy)
+    for name, text, read in _COUNTERS:
+        family = CounterMetricFamily(f"{prefix}_stage_{name}", text, labels=["worker"])
+        for stage in status.stages:
+            family.add_metric([stage.worker], read(stage.totals))
+        yield family
+
+
+def _gauge(name: str, text: str, workers: Iterable[W], read: Callable[[W], float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["worker"])
+    for worker in workers:
+        family.add_metric([worker.worker], read(worker))
+    return family
