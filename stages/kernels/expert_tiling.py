@@ -14,7 +14,8 @@ class Tiling:
     """A product's tile: `block_m` pairs of one expert times `block_n` of its outputs, `block_k` inputs at a time.
 
     `swap` gives the weights the tile's rows and the pairs its columns, so that few pairs still fill a tensor core's
-    64 rows.
+    64 rows. `bulk` has the card's copy engine bring the weights instead of every thread a few bytes; the outputs must
+    then be a multiple of `block_n`.
     """
 
     block_m: int
@@ -23,6 +24,7 @@ class Tiling:
     num_warps: int = 4
     num_stages: int = 4
     swap: bool = False
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

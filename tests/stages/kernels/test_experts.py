@@ -114,7 +114,9 @@ def test_parts_sum_to_the_whole(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("tiling", [Tiling(16, 32, 32), Tiling(16, 64, 16, swap=True), Tiling(64, 16, 64)])
+@pytest.mark.parametrize(
+    "tiling", [Tiling(16, 32, 32), Tiling(16, 64, 16, swap=True), Tiling(64, 16, 64), Tiling(16, 16, 64, bulk=True)]
+)
 def test_tilings_agree(device: torch.device, dtype: torch.dtype, tiling: Tiling) -> None:
     """All rows at two experts, one of them in several blocks."""
     n = 50
