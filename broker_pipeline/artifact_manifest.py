@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, RandomWeightsError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "weights_manifest.json"
@@ -80,8 +80,20 @@ class SideFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
-class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`weights_manifest.json`. Tensors stand in the order in which their files hold them."""
+class RandomWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Says that no weight is stored: whoever loads a tensor draws it from this seed and the tensor's name.
+
+    Such an artifact is for measuring. Hashes in its manifest are those of how a tensor is drawn, not of its bytes.
+    """
+
+    seed: Count
+
+
+class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`weights_manifest.json`. Tensors stand in the order in which their files hold them.
+
+    With `random_weights` there are no weight files, only their names and the sizes that they would have.
+    """
 
     format_version: int
     fingerprint: Sha256
@@ -92,6 +104,7 @@ class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_files: tuple[WeightFile, ...]
     side_files: tuple[SideFile, ...]
     tensors: tuple[TensorRecord, ...]
+    random_weights: RandomWeights | None = None
 
     def listed_files(self) -> list[str]:
         """Return the names of all weight and side files."""
@@ -120,7 +133,7 @@ def fingerprint_of(manifest: WeightsManifest) -> str:
 
     Canonical form: compact JSON, keys sorted, tensors and side files sorted by name.
     """
-    content = {
+    content: dict[str, object] = {
         "format_version": manifest.format_version,
         "config_sha256": manifest.config_sha256,
         "dtype": manifest.dtype,
@@ -128,6 +141,8 @@ def fingerprint_of(manifest: WeightsManifest) -> str:
         "tensors": sorted((t.name, t.file, t.dtype, t.shape, t.sha256, t.tied_to) for t in manifest.tensors),
         "side_files": sorted((file.name, file.sha256) for file in manifest.side_files),
     }
+    if manifest.random_weights is not None:  # left out otherwise: artifacts keep the fingerprints that they have
+        content["random_weights"] = manifest.random_weights.seed
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
@@ -142,6 +157,17 @@ def read_manifest(directory: Path) -> WeightsManifest:
     manifest = decode_manifest(read_artifact_file(path), path)
     check_manifest(manifest, path)
     return manifest
+
+
+def check_weights_are_stored(manifest: WeightsManifest, directory: Path) -> None:
+    """Raise `RandomWeightsError` for an artifact whose weights no file holds."""
+    if manifest.random_weights is not None:
+        raise RandomWeightsError(
+            f"{directory} is for measuring: its weights are drawn at random when they are loaded, and no file holds "
+            "them. There is nothing to verify or to export; an artifact of a model comes from "
+            "`broker-pipeline export SOURCE TARGET`.",
+            field="random_weights",
+        )
 
 
 def decode_manifest(encoded: bytes, path: Path) -> WeightsManifest:

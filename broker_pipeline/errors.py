@@ -34,7 +34,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
     ├── CancelledJobError             somebody asked for the job to stop
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
-    │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError
+    │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError, RandomWeightsError
     │   ├── ModelConfigError          a configuration file of the model is wrong; `field` names where
     │   └── ExportError               a checkpoint cannot be exported
     │       ├── CheckpointError, AmbiguousLayoutError
@@ -387,6 +387,12 @@ class ArtifactCorruptError(ArtifactError):
     """A file of the artifact is not what the export wrote."""
 
     code = "artifact_corrupt"
+
+
+class RandomWeightsError(ArtifactError):
+    """The artifact is for measuring: it has random weights, and no file that could be verified or exported."""
+
+    code = "random_weights"
 
 
 class TensorMissingError(ArtifactError):

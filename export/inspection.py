@@ -57,7 +57,7 @@ def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) 
     return [
         ("fingerprint", manifest.fingerprint),
         ("model", f"{facts.model_type}, {member}, {manifest.dtype}"),
-        ("source", manifest.source or "a local checkpoint"),
+        ("source", _source(manifest)),
         ("blocks", f"{facts.num_layers}, {span} each"),
         ("hidden size", str(facts.hidden_size)),
         ("DeepStack", f"rows enter blocks 0 to {facts.num_deepstack_levels - 1}"),
@@ -67,6 +67,12 @@ def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) 
         ("weights", decimal(sum(sizes.values()))),
         ("side files", ", ".join(file.name for file in manifest.side_files) or "none"),
     ]
+
+
+def _source(manifest: WeightsManifest) -> str:
+    if manifest.random_weights is not None:
+        return f"none: random weights, drawn from seed {manifest.random_weights.seed} when they are loaded"
+    return manifest.source or "a local checkpoint"
 
 
 def _cuts_table(costs: list[int], num_stages: int) -> Table:

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker_pipeline.artifact_manifest import EMBED_FILE, HEAD_FILE, VISION_FILE, Dtype, block_file
+from broker_pipeline.artifact_manifest import Dtype
 from broker_pipeline.errors import CheckpointError
 from export.checkpoint import Checkpoint
 from export.layout import ExpertLayout, LayoutResolver, LayoutRules, PlannedTensor
 from export.safetensors_file import StoredTensor, file_size_bytes
+from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import (
     EMBED_TOKENS,
     LM_HEAD,
-    Shapes,
     embedding_shapes,
-    head_shapes,
-    layer_shapes,
-    vision_shapes,
 )
 
 FP8_BLOCK = (128, 128)
@@ -93,7 +90,7 @@ def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: E
     rules = LayoutRules(stored_dtype, dtype is not None, expert_layout, fp8_block(checkpoint.config_json))
     resolver = LayoutResolver(checkpoint.tensors, rules)
     files = tuple(
-        PlannedFile(name, stored_dtype, resolver.resolve(shapes)) for name, shapes in _file_shapes(config).items()
+        PlannedFile(name, stored_dtype, resolver.resolve(shapes)) for name, shapes in file_shapes(config).items()
     )
     tied_head = None
     if config.tie_word_embeddings:
@@ -124,12 +121,6 @@ def fp8_block(config_json: bytes) -> tuple[int, int]:
     if rows < 1 or columns < 1:
         raise CheckpointError("config.json: FP8 blocks have no size", field="quantization_config.weight_block_size")
     return rows, columns
-
-
-def _file_shapes(config: ModelConfig) -> dict[str, Shapes]:
-    head = {name: shape for name, shape in head_shapes(config).items() if name != EMBED_TOKENS}
-    blocks = {block_file(layer): layer_shapes(config, layer) for layer in range(config.text.num_layers)}
-    return {VISION_FILE: vision_shapes(config), EMBED_FILE: embedding_shapes(config)} | blocks | {HEAD_FILE: head}
 
 
 def _stored_twice(checkpoint: Checkpoint, config: ModelConfig, resolver: LayoutResolver) -> PlannedTensor | None:

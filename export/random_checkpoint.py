@@ -6,7 +6,6 @@ layer to layer, and so that attention and the visual rows move the output.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.chat_template import CHAT_TEMPLATE
-from export.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS, tiny_tokenizer
+from export.generated_files import write_json, write_processor_files, write_text_files
+from export.tiny_tokenizer import tiny_tokenizer
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import Shapes, model_shapes
 
 ExpertLayout = Literal["hub", "runtime", "per_expert"]
 
 _VOCAB_SIZE = 384  # the tokenizer's 378 ids and some unused ones, as the real models have
-_MIN_PIXELS, _MAX_PIXELS = 64 * 64, 256 * 256
 
 
 def write_random_checkpoint(
@@ -43,7 +41,7 @@ def write_random_checkpoint(
     """
     directory.mkdir(parents=True, exist_ok=True)
     hf_config = random_hf_config(moe=moe, tied=tied, num_layers=num_layers, dtype=dtype)
-    _write_json(directory / "config.json", hf_config)
+    write_json(directory / "config.json", hf_config)
     weights = random_weights(ModelConfig.from_json(hf_config), seed=seed, dtype=dtype)
     stored = store_experts(weights, expert_layout)
     save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
@@ -166,65 +164,3 @@ def _split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
         for part, matrices in parts.items()
         for expert in range(tensor.shape[0])
     }
-
-
-def write_text_files(directory: Path) -> None:
-    """Writes tokenizer, chat template and generation defaults."""
-    tokenizer = tiny_tokenizer()
-    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
-    decoder = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": token in SPECIAL_TOKENS,
-        }
-        for token in SPECIAL_TOKENS + ADDED_TOKENS
-    }
-    _write_json(
-        directory / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "added_tokens_decoder": decoder,
-            "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-            "bos_token": None,
-            "chat_template": CHAT_TEMPLATE,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": "<|im_end|>",
-            "errors": "replace",
-            "model_max_length": 4096,
-            "pad_token": "<|endoftext|>",
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
-    )
-    _write_json(directory / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    eos = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
-    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0}
-    generation = {"bos_token_id": eos[1], "pad_token_id": eos[1], "eos_token_id": eos}
-    _write_json(directory / "generation_config.json", generation | sampling)
-
-
-def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> None:
-    """Writes how pictures and videos are resized, up to `max_pixels` each."""
-    common = {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    image_size = {"longest_edge": max_pixels, "shortest_edge": _MIN_PIXELS}
-    video_size = {"longest_edge": 8 * max_pixels, "shortest_edge": _MIN_PIXELS}
-    image = {"size": image_size, **common, "image_processor_type": "Qwen2VLImageProcessorFast"}
-    video = {"size": video_size, **common, "video_processor_type": "Qwen3VLVideoProcessor"}
-    _write_json(directory / "preprocessor_config.json", image)
-    _write_json(directory / "video_preprocessor_config.json", video)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

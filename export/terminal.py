@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.filesize import decimal
 
+from broker_pipeline.artifact_manifest import MANIFEST_NAME, check_weights_are_stored, read_manifest
 from export.checkpoint import Checkpoint, LocalCheckpoint
 from export.exporter import Exported, ExportOptions, export_checkpoint
 from export.hub import HubCheckpoint
@@ -56,8 +57,11 @@ def inspect_directory(directory: Path, num_stages: int) -> None:
 
 def open_source(source: str) -> Checkpoint:
     """Open a local directory or, failing that, a repository of the hub."""
-    if Path(source).is_dir():
-        return LocalCheckpoint(Path(source))
+    directory = Path(source)
+    if directory.is_dir():
+        if (directory / MANIFEST_NAME).is_file():
+            check_weights_are_stored(read_manifest(directory), directory)
+        return LocalCheckpoint(directory)
     return HubCheckpoint(parse_reference(source))
 
 

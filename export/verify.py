@@ -19,6 +19,7 @@ from broker_pipeline.artifact_manifest import (
     PACKED_RECORD_NAME,
     PackedRecord,
     WeightsManifest,
+    check_weights_are_stored,
     read_manifest,
 )
 from broker_pipeline.errors import ArtifactCorruptError
@@ -61,8 +62,10 @@ def verify_artifact(directory: Path, *, allow_missing: bool, console: Console, n
     Raises:
         ArtifactMissingError: the directory is no artifact.
         ArtifactCorruptError: lists everything that is wrong.
+        RandomWeightsError: the artifact has no weights that could be verified.
     """
     manifest = read_manifest(directory)
+    check_weights_are_stored(manifest, directory)
     absent = tuple(file.name for file in manifest.weight_files if not (directory / file.name).exists())
     checks = _checks(directory, manifest, skipped=absent if allow_missing else ())
     problems = _structure_problems(directory, manifest)

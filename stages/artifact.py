@@ -15,6 +15,7 @@ from broker_pipeline.artifact_manifest import WeightsManifest, read_manifest
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, TensorMissingError
 from broker_pipeline.model_facts import read_config_bytes
 from stages.qwen3_vl.config import ModelConfig
+from stages.random_weights import draw_weights
 
 _NUM_NAMES_SHOWN = 20
 
@@ -79,6 +80,7 @@ class Artifact:
         Only the files that hold them are opened. On the CPU the tensors are private memory maps of the files: they cost
         no memory until they are read, several processes share it, and writing to one copies the page. For another
         device the bytes go there straight from the map. The head of a tied model and its embedding are one tensor.
+        An artifact of random weights has no files: its tensors are drawn on `device` (see `random_weights`).
 
         Raises:
             TensorMissingError: lists the names that this artifact does not have.
@@ -88,6 +90,10 @@ class Artifact:
         records = self.manifest.by_name()
         self._check_names([name for name in names if name not in records])
         stored_names = {name: records[name].tied_to or name for name in names}
+        if self.manifest.random_weights is not None:
+            shapes = {stored: records[stored].shape for stored in dict.fromkeys(stored_names.values())}
+            drawn = draw_weights(shapes, torch.device(device), self.dtype, self.manifest.random_weights.seed)
+            return {name: _converted(drawn[stored], dtype) for name, stored in stored_names.items()}
         by_file: defaultdict[str, set[str]] = defaultdict(set)
         for stored in stored_names.values():
             by_file[records[stored].file].add(stored)
@@ -96,6 +102,13 @@ class Artifact:
         for file, wanted in by_file.items():
             tensors |= _load_file(self.directory / file, wanted, torch.device(device), dtype)
         return {name: tensors[stored] for name, stored in stored_names.items()}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Check that `load` of these names will find them; errors as there."""
+        names, records = list(names), self.manifest.by_name()
+        self._check_names([name for name in names if name not in records])
+        if self.manifest.random_weights is None:
+            self._check_files({records[records[name].tied_to or name].file: set() for name in names})
 
     def _check_names(self, unknown: list[str]) -> None:
         if unknown:

@@ -1,9 +1,18 @@
-"""Rounds of the same work in one process without broker: run, not imported, since the core must not need torch."""
+"""Rounds of the same work in one process without broker: run, not imported, since the core must not need torch.
+
+    here      order.json ─► start                    go-0 ─►                    go-1 ─►
+    process                 load, warm up ─► ready           work ─► round-0            work ─► round-1 …
+
+Between rounds the process sleeps, so that rounds of others can lie in between on the same cores.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,22 +24,63 @@ from broker_pipeline.local.processes import ChildProcess
 PROGRAM = "stages.bench.in_process"
 TRANSFORMERS_PROGRAM = "stages.bench.transformers_rounds"
 
+ORDER_NAME, READY_NAME = "order.json", "ready"
+POLL_S = 0.02
+_NUM_LAST_LINES = 12
 
-async def run_rounds(program: str, order: InProcessOrder, model: Path, directory: Path) -> list[Round]:
-    """Run an order for `model` in a process of its own, which leaves its files in `directory`, and return its rounds.
 
-    Raises `ServerStartError` with the process's last words when it fails.
-    """
-    asked, answered, log = directory / "order.json", directory / "rounds.json", directory / "in-process.log"
-    asked.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, model=str(model))))
-    argv = [sys.executable, "-m", program, str(asked), str(answered)]
-    env = {"OMP_NUM_THREADS": str(order.num_threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    child = await ChildProcess.spawn("in-process", argv, log_path=log, env=env)
-    try:
-        returncode = await child.wait()
-    finally:
-        await child.destroy()
-    if returncode != 0:
-        said = "\n".join(child.last_lines())
-        raise ServerStartError(f"computing in one process failed (exit status {returncode}):\n{said}")
-    return msgspec.json.decode(answered.read_bytes(), type=list[Round])
+def go_name(number: int) -> str:
+    """Name of the file that has round `number` begin."""
+    return f"go-{number}"
+
+
+def round_name(number: int) -> str:
+    """Name of the file that tells of round `number`."""
+    return f"round-{number}.json"
+
+
+class InProcess:
+    """A process that has loaded the model and is warm. Made by `open`."""
+
+    def __init__(self, child: ChildProcess, directory: Path) -> None:
+        self._child = child
+        self._directory = directory
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, program: str, order: InProcessOrder, model: Path, directory: Path) -> AsyncIterator[InProcess]:
+        """Start it in a fresh `directory` and wait until it is warm; leaving ends it and frees what it holds.
+
+        Raises `ServerStartError` with the process's last words when it fails; so does `run`.
+        """
+        _write_order(msgspec.structs.replace(order, model=str(model)), directory)
+        argv = [sys.executable, "-m", program, str(directory)]
+        env = {"OMP_NUM_THREADS": str(order.num_threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        child = await ChildProcess.spawn("in-process", argv, log_path=directory / "in-process.log", env=env)
+        try:
+            process = cls(child, directory)
+            await process._until(READY_NAME)
+            yield process
+        finally:
+            await child.destroy()
+
+    async def run(self, number: int) -> Round:
+        """Do the order's round `number`; each can be done once."""
+        (self._directory / go_name(number)).touch()
+        path = await self._until(round_name(number))
+        return msgspec.json.decode(path.read_bytes(), type=Round)
+
+    async def _until(self, name: str) -> Path:
+        path = self._directory / name
+        while not path.exists():
+            if not self._child.is_running:
+                returncode = await self._child.wait()
+                said = "\n".join(self._child.last_lines(_NUM_LAST_LINES))
+                raise ServerStartError(f"computing in one process failed (exit status {returncode}):\n{said}")
+            await asyncio.sleep(POLL_S)
+        return path
+
+
+def _write_order(order: InProcessOrder, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / ORDER_NAME).write_bytes(msgspec.json.encode(order))

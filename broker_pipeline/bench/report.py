@@ -54,6 +54,11 @@ def show(report: BenchReport, columns: Sequence[Column], json_path: Path | None)
     console.print(f"{report.machine}", markup=False, soft_wrap=True)
     for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)
+    save(report, json_path)
+
+
+def save(report: BenchReport, json_path: Path | None) -> None:
+    """Write a report to `json_path` where that is given."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

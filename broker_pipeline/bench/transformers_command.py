@@ -7,18 +7,16 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import click
 
-from broker_pipeline.bench.in_process import PROGRAM, TRANSFORMERS_PROGRAM, run_rounds
+from broker_pipeline.bench.in_process import PROGRAM, TRANSFORMERS_PROGRAM, InProcess
 from broker_pipeline.bench.machine import MachineFacts
-from broker_pipeline.bench.pipeline import PipelineRow, row_of
-from broker_pipeline.bench.pipeline_command import COLUMNS, write_shape
+from broker_pipeline.bench.pipeline_command import shape_or_demo
+from broker_pipeline.bench.pipeline_row import COLUMNS, PipelineRow, row_of
 from broker_pipeline.bench.report import BenchReport, command_line, json_option, show
-from broker_pipeline.bench.spread import Spread
-from broker_pipeline.bench.work import InProcessOrder, Work, write_pictures
-from broker_pipeline.demo.artifact import make_artifact
-from broker_pipeline.demo.pictures import trained_model
+from broker_pipeline.bench.work import InProcessOrder, Round, Work, write_pictures
 from broker_pipeline.errors import ConfigurationError
 
 _POSITIVE = click.IntRange(min=1)
@@ -30,9 +28,12 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--pictures", default=64, show_default=True, type=_POSITIVE, help="Pictures of a round.")
 @click.option("--picture-side", default=128, show_default=True, type=_POSITIVE, help="Pixels; 448 makes 196 tokens.")
 @click.option("--output-tokens", default=64, show_default=True, type=_POSITIVE, help="Tokens of every caption.")
-@click.option("--concurrency", default=32, show_default=True, type=_POSITIVE, help="Captions at the same time.")
+@click.option(
+    "--concurrency", "--batch", default=32, show_default=True, type=_POSITIVE, help="Captions at the same time."
+)
 @click.option("--rounds", default=3, show_default=True, type=_POSITIVE, help="Rounds after the one that warms up.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--ours/--no-ours", "with_ours", default=True, show_default=True, help="Also time our own computation.")
 @click.option("--threads", type=_POSITIVE, help="CPU threads of one operation.  [default: all cores]")
 @json_option
 def command(  # noqa: PLR0913 - one for each option
@@ -45,6 +46,7 @@ def command(  # noqa: PLR0913 - one for each option
     concurrency: int,
     rounds: int,
     device: str,
+    with_ours: bool,
     threads: int | None,
     json_path: Path | None,
 ) -> None:
@@ -53,7 +55,8 @@ def command(  # noqa: PLR0913 - one for each option
     \b
     Examples:
       broker-pipeline bench transformers
-      broker-pipeline bench transformers --shape 8B --device cuda --picture-side 448 --concurrency 128
+      broker-pipeline bench transformers --shape 8B --device cuda --picture-side 448 --batch 128 \\
+          --pictures 128 --rounds 1
     """
     if importlib.util.find_spec("transformers") is None:
         raise ConfigurationError("this compares with transformers: pip install 'transformers>=5.17,<6'")
@@ -61,24 +64,26 @@ def command(  # noqa: PLR0913 - one for each option
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
         directory = Path(temporary)
 
-        def work(prefix: str) -> Work:
-            names = write_pictures(directory / "pictures", prefix, pictures, picture_side)
+        def work(prefix: str, num_pictures: int) -> Work:
             return Work(
                 prompt="Describe this image in one sentence.",
-                pictures=names,
+                pictures=write_pictures(directory / "pictures", prefix, num_pictures, picture_side),
+                picture_side=picture_side,
                 num_output_tokens=output_tokens,
                 num_in_flight=concurrency,
             )
 
+        warm_up = work("warm-up", min(pictures, concurrency))
         order = InProcessOrder(
             model="",
             pictures=str(directory / "pictures"),
-            warm_up=work("warm-up"),
-            rounds=tuple(work(f"round-{number}") for number in range(rounds)),
+            warm_up=warm_up,
+            rounds=tuple(work(f"round-{number}", pictures) for number in range(rounds)),
             num_threads=threads or len(os.sched_getaffinity(0)),
+            kv_tokens=warm_up.kv_tokens(concurrency),
             device=device,
         )
-        rows = asyncio.run(_measure(order, shape, layers, directory))
+        rows = asyncio.run(_measure(order, shape, layers, directory, with_ours=with_ours))
     facts = {"model": shape or "demo", "layers": layers, "concurrency": concurrency, "output_tokens": output_tokens}
     facts |= {"pictures": pictures, "picture_side": picture_side, "device": device, "threads": order.num_threads}
     show(
@@ -88,20 +93,16 @@ def command(  # noqa: PLR0913 - one for each option
     )
 
 
-async def _measure(order: InProcessOrder, shape: str | None, layers: int | None, directory: Path) -> list[PipelineRow]:
-    checkpoint = trained_model()
-    if shape is not None:
-        checkpoint = directory / "checkpoint"
-        await write_shape(shape, layers, checkpoint, directory / "checkpoint.log")
-    if checkpoint is None:
-        raise ConfigurationError("this installation ships no demo model; give a --shape", field="shape")
-    artifact = await make_artifact(directory, checkpoint)
-    measured = {}
-    for name, program, model in (
-        ("one process, ours", PROGRAM, artifact),
-        ("transformers generate", TRANSFORMERS_PROGRAM, checkpoint),
-    ):
+async def _measure(
+    order: InProcessOrder, shape: str | None, layers: int | None, directory: Path, *, with_ours: bool
+) -> list[PipelineRow]:
+    artifact = await shape_or_demo(shape, layers, directory)
+    programs = {"one process, ours": PROGRAM} if with_ours else {}
+    programs["transformers generate"] = TRANSFORMERS_PROGRAM
+    measured: dict[str, list[Round]] = {}
+    for name, program in programs.items():
         click.echo(name, err=True)
-        measured[name] = await run_rounds(program, order, model, directory)
-    ours = Spread.of([each.tokens_per_s for each in measured["one process, ours"]]).median
-    return [row_of(name, done, ours) for name, done in measured.items()]
+        async with InProcess.open(program, order, artifact, directory / program.rpartition(".")[2]) as process:
+            measured[name] = [await process.run(number) for number in range(len(order.rounds))]
+    best = median(each.tokens_per_s for each in next(iter(measured.values()))) if with_ours else None
+    return [row_of(name, done, best) for name, done in measured.items()]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from PIL import Image
 
+from broker_pipeline.bench.breakdown import Breakdown
 from broker_pipeline.messages import SamplingParams
 
 _TILE_PIXELS = 8
+_PIXELS_PER_TOKEN = 32
+_TEMPLATE_TOKENS = 64
+"""More than the turns of a chat take."""
 
 
 class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,6 +29,7 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prompt: str
     pictures: tuple[str, ...]
     """Names of files; no two hold the same picture, so that no cache has it already."""
+    picture_side: int
     num_output_tokens: int
     num_in_flight: int
 
@@ -36,9 +43,21 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Output tokens of all sessions."""
         return len(self.pictures) * self.num_output_tokens
 
+    def kv_tokens(self, num_sessions: int) -> int:
+        """Room for the keys and values of so many sessions, somewhat more than they need.
+
+        A byte of the prompt is at most a token; sessions that have ended hold their room until that is known.
+        """
+        visual = (-(-self.picture_side // _PIXELS_PER_TOKEN)) ** 2
+        each = visual + len(self.prompt.encode()) + _TEMPLATE_TOKENS + self.num_output_tokens
+        return (num_sessions + max(4, num_sessions // 8)) * each
+
 
 class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a process that computes without a broker is asked to do: a round for every work, timed each."""
+    """What a process that computes without a broker is asked to do: a round for every work, timed each.
+
+    It warms up at once, and does a round whenever it is told to (see `in_process`).
+    """
 
     model: str
     pictures: str
@@ -46,6 +65,7 @@ class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     warm_up: Work
     rounds: tuple[Work, ...]
     num_threads: int
+    kv_tokens: int
     device: str = "cpu"
     dtype: str | None = None
     max_batch_tokens: int = 4096
@@ -58,7 +78,12 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     num_pictures: int
     num_tokens: int
+    num_prompt_tokens: int
+    """Of one session, its visual tokens included."""
     cpu_s: dict[str, float]
+    middle_captions_per_s: float | None = None
+    """Rate of the middle half of a round's captions: without its beginning, and without the end when few are left."""
+    breakdown: Breakdown | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -74,13 +99,21 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 def write_pictures(directory: Path, prefix: str, num_pictures: int, side: int, seed: int = 0) -> tuple[str, ...]:
     """Write JPEGs of `side` x `side` pixels, each of random tiles, and return their names."""
     directory.mkdir(parents=True, exist_ok=True)
-    chance = np.random.default_rng([seed, *prefix.encode()])
     names = tuple(f"{prefix}-{number:05d}.jpg" for number in range(num_pictures))
-    tiles = -(-side // _TILE_PIXELS)
-    for name in names:
-        colours = chance.integers(0, 256, (tiles, tiles, 3), np.uint8)
-        pixels = colours.repeat(_TILE_PIXELS, 0).repeat(_TILE_PIXELS, 1)[:side, :side]
-        content = io.BytesIO()
-        Image.fromarray(pixels).save(content, "JPEG", quality=90)
-        (directory / name).write_bytes(content.getvalue())
+
+    def write(number: int) -> None:
+        chance = np.random.default_rng([seed, number, *prefix.encode()])
+        (directory / names[number]).write_bytes(_picture(chance, side))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(write, range(num_pictures)))
     return names
+
+
+def _picture(chance: np.random.Generator, side: int) -> bytes:
+    tiles = -(-side // _TILE_PIXELS)
+    colours = chance.integers(0, 256, (tiles, tiles, 3), np.uint8)
+    pixels = colours.repeat(_TILE_PIXELS, 0).repeat(_TILE_PIXELS, 1)[:side, :side]
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=90)
+    return content.getvalue()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -138,12 +138,15 @@ class LocalCluster:
             planned.arguments,
             log_path=self._log_dir / f"{planned.name}.log",
             ready_path=self.settings.data_dir / "run" / f"{planned.name}.ready",
-            env={"OMP_NUM_THREADS": str(num_threads(self.settings))},
+            env={"OMP_NUM_THREADS": str(num_threads(self.settings)), **self._env_of(planned)},
             start_timeout_s=self.settings.start_timeout_s,
         )
         if planned.name == "gateway":
             self._gateway = service
         return self._add(planned.name, service, planned.what)
+
+    def _env_of(self, planned: PlannedService) -> Mapping[str, str]:
+        return self.settings.worker_env if planned.arguments[0] in {"stage", "vision"} else {}
 
     def _add(self, name: str, program: Program, what: str) -> SupervisedProgram:
         added = SupervisedProgram(

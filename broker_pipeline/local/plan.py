@@ -20,6 +20,8 @@ class LocalSettings:
     stages: tuple[BlockRange, ...]
     data_dir: Path
     num_vision_workers: int = 1
+    shares_vision: bool = False
+    """Whether the first stage's process is a vision worker as well; `num_vision_workers` come on top of that."""
     num_conductors: int = 1
     host: str = "127.0.0.1"
     port: int = 0
@@ -43,6 +45,8 @@ class LocalSettings:
     """Whether a program that dies is started again by itself."""
     start_timeout_s: float = 600.0
     """Loading a large model takes minutes."""
+    worker_env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of stages and vision workers, on top of this process's own."""
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further flags by command: `gateway`, `conductor`, `vision`, `stage`."""
 
@@ -94,8 +98,10 @@ def _services(settings: LocalSettings, port: int) -> Iterator[tuple[str, str, st
             "--blocks": f"{blocks.start}:{blocks.stop}",
             "--kv-tokens": settings.kv_tokens,
             "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
+            "--vision": settings.shares_vision and index == 0,
         }
-        what = f"layers {blocks.start}:{blocks.stop}, {devices[name]}"
+        also = " and pictures" if own["--vision"] else ""
+        what = f"layers {blocks.start}:{blocks.stop}{also}, {devices[name]}"
         yield name, "stage", what, {**_worker_flags(settings, name, devices[name]), **own}
 
 
@@ -129,6 +135,9 @@ def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
 
 
 def _flags(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield the words of a command line; True is a flag without a value, False and None are none at all."""
     for flag, value in values.items():
-        if value is not None:
+        if value is True:
+            yield flag
+        elif value is not None and value is not False:
             yield from (flag, str(value))

@@ -80,14 +80,19 @@ class ContinuousBatch:
     def __init__(
         self,
         directory: Path,
+        pictures: Path,
         *,
         kv_tokens: int,
         options: ComputeOptions | None = None,
         max_batch_tokens: int = 4096,
         max_batch_pictures: int = 16,
     ) -> None:
+        """Load the model of an artifact; `pictures` is where the files of the work lie."""
         artifact = Artifact.open(directory)
         config = artifact.config
+        self._pictures = pictures
+        self.num_prompt_tokens = 0
+        """Of the last session."""
         options = options or ComputeOptions()
         num_layers = config.text.num_layers
         self._config = config
@@ -106,7 +111,7 @@ class ContinuousBatch:
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_pictures = max_batch_pictures
 
-    def run(self, work: Work, pictures: Path) -> int:
+    def run(self, work: Work) -> int:
         """Do all of it; returns the number of tokens that were sampled."""
         waiting = deque(work.pictures)
         live: list[_Session] = []
@@ -115,7 +120,7 @@ class ContinuousBatch:
             room = min(work.num_in_flight - len(live), self._max_batch_pictures)
             names = [waiting.popleft() for _ in range(min(room, len(waiting)))]
             if names:
-                live += self._open(names, pictures, work)
+                live += self._open(names, work)
             num_sampled += self._step(live)
             ended = [session for session in live if len(session.generated) >= work.num_output_tokens]
             for session in ended:
@@ -123,14 +128,14 @@ class ContinuousBatch:
             live = [session for session in live if len(session.generated) < work.num_output_tokens]
         return num_sampled
 
-    def _open(self, names: Sequence[str], pictures: Path, work: Work) -> Iterator[_Session]:
-        patches = [read_patches(pictures / name, self._config, self._budget) for name in names]
+    def _open(self, names: Sequence[str], work: Work) -> Iterator[_Session]:
+        patches = [read_patches(self._pictures / name, self._config, self._budget) for name in names]
         encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
         rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
         for name, each, own in zip(names, patches, rows, strict=True):
             prompt = self._prompts.build([message(work.prompt)], [VisualInput("image", each.grid)])
             plan = plan_positions(len(prompt.token_ids), prompt.groups)
-            num_prompt = len(prompt.token_ids)
+            self.num_prompt_tokens = num_prompt = len(prompt.token_ids)
             opening = SessionOpen(
                 session=name,
                 attempt=1,

@@ -17,12 +17,12 @@ from broker_pipeline.bench.spread import Spread
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange, SamplingSettings, Segment, SessionOpen
 from stages.bench.floor import DeviceRates, StepNeeds, measure_rates, step_needs, synchronize
-from stages.bench.random_weights import draw_weights
 from stages.bench.shapes import shape_config
 from stages.compute.loading import ComputeOptions, compute_dtype, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import ModelConfig
+from stages.random_weights import draw_weights
 
 _GREEDY = SamplingSettings()
 _SEED = 1

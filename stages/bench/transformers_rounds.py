@@ -1,50 +1,47 @@
-"""The same work by transformers' `generate`: `python -m stages.bench.transformers_rounds ORDER.json ROUNDS.json`.
+"""The same work by transformers' `generate`: `python -m stages.bench.transformers_rounds DIRECTORY`.
 
-`model` of the order is a checkpoint as the hub has it. Pictures become patches by our code, since
-transformers' own wants torchvision; they are taken `num_in_flight` at a time: `generate` ends
-when the last of a batch has ended, and here all of them have the same number of tokens.
+The model is built from the artifact's configuration, and gets the very tensors that our own computation gets: nothing
+is read from a checkpoint. Pictures become patches by our code, since transformers' own wants torchvision; they are
+taken `num_in_flight` at a time: `generate` ends when the last of a batch has ended, and here all of them have the same
+number of tokens.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
+import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
-from broker_pipeline.bench.cpu_time import CpuClock
-from broker_pipeline.bench.work import InProcessOrder, Round, Work
+from broker_pipeline.artifact_manifest import CONFIG_NAME
+from broker_pipeline.bench.work import InProcessOrder, Work
+from broker_pipeline.errors import ArtifactError
+from stages.artifact import Artifact
 from stages.bench.continuous import RULES, message, read_patches
+from stages.bench.rounds import serve_rounds
+from stages.compute.loading import compute_dtype
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.preprocess import PixelBudget
-from stages.qwen3_vl.config import ModelConfig
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+from stages.qwen3_vl.tensors import LM_HEAD, model_shapes
 
 
 class Generator:
-    """A checkpoint, loaded by transformers."""
+    """An artifact's model, as transformers computes it."""
 
     def __init__(self, order: InProcessOrder) -> None:
-        # By name, since nothing of the project may need it.
-        transformers = importlib.import_module("transformers")
-        transformers.logging.set_verbosity_error()
-        dtype = _DTYPES[order.dtype] if order.dtype else "auto"
-        load = transformers.AutoModelForImageTextToText.from_pretrained
-        self._model: Any = load(order.model, dtype=dtype).to(order.device).eval()
-        directory = Path(order.model)
-        self._config = ModelConfig.from_json((directory / "config.json").read_bytes())
-        self._prompts = PromptBuilder.from_directory(self._config, directory)
-        rules = (directory / RULES).read_bytes()
-        self._budget = PixelBudget.from_json(rules, self._config.vision, file=RULES)
-        self._directory = Path(order.pictures)
+        artifact = Artifact.open(order.model)
+        self._model = build_model(artifact, torch.device(order.device), order.dtype)
+        self._config = artifact.config
+        self._prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
+        self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), artifact.config.vision, file=RULES)
+        self._pictures = Path(order.pictures)
+        self.num_prompt_tokens = 0
+        """Of the last session."""
 
     def run(self, work: Work) -> int:
         """Do all of it; returns the number of tokens that were generated."""
@@ -55,6 +52,7 @@ class Generator:
 
     def _generate(self, names: Sequence[str], work: Work) -> int:
         inputs = self._inputs(names, work.prompt)
+        self.num_prompt_tokens = inputs["input_ids"].shape[1]
         generated = self._model.generate(
             **{name: tensor.to(self._model.device) for name, tensor in inputs.items()},
             do_sample=False,
@@ -64,12 +62,11 @@ class Generator:
             min_new_tokens=work.num_output_tokens,
             max_new_tokens=work.num_output_tokens,
         )
-        return int((generated.shape[1] - inputs["input_ids"].shape[1]) * generated.shape[0])
+        return int((generated.shape[1] - self.num_prompt_tokens) * generated.shape[0])
 
     def _inputs(self, names: Sequence[str], prompt: str) -> dict[str, Tensor]:
         """What transformers' processor would make of them; pictures of one size need no padding."""
-        paths = [self._directory / name for name in names]
-        patches = [read_patches(path, self._config, self._budget) for path in paths]
+        patches = [read_patches(self._pictures / name, self._config, self._budget) for name in names]
         grids = [each.grid for each in patches]
         prompts = [self._prompts.build([message(prompt)], [VisualInput("image", grid)]) for grid in grids]
         ids = torch.tensor([prompt.token_ids for prompt in prompts])
@@ -82,26 +79,27 @@ class Generator:
         }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read an order, write its rounds."""
-    asked, answered = map(Path, arguments)
-    order = msgspec.json.decode(asked.read_bytes(), type=InProcessOrder)
-    torch.set_num_threads(order.num_threads)
-    generator = Generator(order)
-    with torch.inference_mode():
-        generator.run(order.warm_up)
-        rounds = [_timed(generator, work) for work in order.rounds]
-    answered.write_bytes(msgspec.json.encode(rounds))
+def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None = None) -> Any:
+    """transformers' model with an artifact's tensors, on `device`.
 
-
-def _timed(generator: Generator, work: Work) -> Round:
-    clock = CpuClock({"transformers": os.getpid()})
-    started = time.perf_counter()
-    num_tokens = generator.run(work)
-    seconds = time.perf_counter() - started
-    assert num_tokens == work.num_tokens, f"{num_tokens} tokens instead of {work.num_tokens}"
-    return Round(seconds=seconds, num_pictures=len(work.pictures), num_tokens=num_tokens, cpu_s=clock.passed())
+    Raises:
+        ArtifactError: transformers wants tensors that the artifact does not have.
+    """
+    transformers = importlib.import_module("transformers")  # by name, since nothing of the project may need it
+    transformers.logging.set_verbosity_error()
+    dtype = compute_dtype(artifact.config, dtype_name)
+    fields = json.loads((artifact.directory / CONFIG_NAME).read_bytes())
+    config = transformers.AutoConfig.for_model(**fields)
+    initialization = importlib.import_module("transformers.initialization")
+    with device, initialization.no_init_weights():
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    tensors = artifact.load(model_shapes(artifact.config), device, dtype)
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    if unexpected or set(missing) - {LM_HEAD if artifact.config.tie_word_embeddings else ""}:
+        raise ArtifactError(f"transformers {transformers.__version__} names its tensors otherwise: {missing[:8]}")
+    return model.eval()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve_rounds(sys.argv[1:], Generator, "transformers")

@@ -42,7 +42,7 @@ def test_a_directory_that_is_no_artifact_says_what_to_do(tmp_path: Path) -> None
 def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     options: dict[str, Any] = dict.fromkeys(
-        ("stages", "cut", "data_dir", "nats_url", "redis_url", "device", "dtype", "threads", "kv_tokens")
+        ("stages", "cut", "data_dir", "nats_url", "redis_url", "device", "dtype", "threads", "kv_tokens", "profile")
     )
     options |= {"model": tiny_artifact(), "vision_workers": 1, "host": "127.0.0.1", "port": 0, "namespace": "bp"}
     options |= {"pipeline": "other", "drain_s": 1.0, "log_level": "info"}

@@ -1,0 +1,101 @@
+"""NVIDIA's Multi-Process Service for the workers of one pipeline: their kernels run side by side on a card.
+
+Without it, processes take turns on a card. The service needs no setting of the card and touches none; it lives in
+directories of its own, so that it neither finds nor disturbs another one on the machine.
+
+    async with MpsService(directory) as mps:
+        ...  # processes started with mps.env share their card
+
+The control program puts itself into the background: it is ended by its own command, not as a child.
+https://docs.nvidia.com/deploy/mps/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from broker_pipeline.errors import ConfigurationError, ServerStartError
+
+PROGRAM = "nvidia-cuda-mps-control"
+_TIMEOUT_S = 15.0
+_MAX_PATH = 80
+"""The service's sockets lie below its directory, and a socket's path has at most 107 characters."""
+
+
+class MpsService:
+    """The control program, from start to quit."""
+
+    def __init__(self, directory: Path) -> None:
+        self._wanted = directory.absolute()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.env: Mapping[str, str] = {}
+        """What processes need in their environment to be served; empty before the start."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start it.
+
+        Raises:
+            ConfigurationError: this machine does not have the program.
+            ServerStartError: it did not start; with its words.
+        """
+        if shutil.which(PROGRAM) is None:
+            raise ConfigurationError(
+                f"{PROGRAM} is not on PATH: it comes with NVIDIA's driver; without it, processes on a card take turns",
+                field="mps",
+            )
+        directory = self._directory()
+        pipes, logs = directory / "pipe", directory / "log"
+        for each in (pipes, logs):
+            each.mkdir(parents=True, exist_ok=True)
+        env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(logs)}
+        await _control(env, "-d")
+        self.env = env
+
+    async def stop(self) -> None:
+        """Have it quit; its clients should have ended before."""
+        if self.env:
+            env, self.env = self.env, {}
+            await _control(env, command="quit")
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _directory(self) -> Path:
+        if len(str(self._wanted)) <= _MAX_PATH:
+            return self._wanted
+        self._temporary = tempfile.TemporaryDirectory(prefix="bp-mps-", ignore_cleanup_errors=True)
+        return Path(self._temporary.name)
+
+
+async def _control(env: Mapping[str, str], *arguments: str, command: str = "") -> None:
+    # Its output goes to a file: the daemon would inherit a pipe, whose end then never comes.
+    with tempfile.TemporaryFile() as said:
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM, *arguments, stdin=asyncio.subprocess.PIPE, stdout=said, stderr=said, env={**os.environ, **env}
+        )
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await process.communicate(f"{command}\n".encode() if command else None)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise ServerStartError(f"{PROGRAM} {command or ' '.join(arguments)} took over {_TIMEOUT_S:g} s") from None
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip()
+    if process.returncode != 0:
+        raise ServerStartError(f"{PROGRAM} {command or ' '.join(arguments)} failed: {words or process.returncode}")
