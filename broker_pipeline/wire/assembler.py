@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from broker_pipeline.errors import ContractVersionError, PartError, SlowConsumerError
@@ -16,19 +17,13 @@ _NUM_REMEMBERED = 256
 _VERSION_1_HEADER = "Bp-Metadata"
 
 
-@dataclass(slots=True)
-class WireMessage:
+class WireMessage(msgspec.Struct, frozen=True):
     """A whole message as received, not yet taken apart (see `open_whole`)."""
 
-    whole: bytes | memoryview
+    content: bytes | memoryview
     reply: str
     is_joined: bool = False
     """Whether it came in parts, and its room was given to it before."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the message holds on to."""
-        return len(self.whole)
 
 
 @dataclass(frozen=True, slots=True)

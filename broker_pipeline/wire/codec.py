@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -38,13 +37,13 @@ MAX_PAYLOAD_BYTES = 2**30
 # msgspec says MsgspecError for what is wrong JSON, ValueError for text that is not UTF-8.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _PADDING = bytes(ALIGNMENT_BYTES)
+_ENCODER = msgspec.json.Encoder()
 _VERSION_PREFIX = b'{"version":%d' % CONTRACT_VERSION
 _THIS_VERSION = (_VERSION_PREFIX + b",", _VERSION_PREFIX + b"}")
 _FIELD = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """An encoded message: metadata, and the payload in pieces that together are its bytes (padding included)."""
 
     metadata: bytes
@@ -88,7 +87,7 @@ def decode(
 
 def _encode_metadata(body: msgspec.Struct) -> bytes:
     try:
-        text = msgspec.json.encode(body)
+        text = _ENCODER.encode(body)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise MalformedEnvelopeError(f"{type(body).__name__} cannot be encoded: {error}") from error
     if getattr(body, "version", None) == CONTRACT_VERSION:
@@ -150,7 +149,7 @@ def _aligned(num_bytes: int) -> int:
 
 
 def _with_table(body: msgspec.Struct, table: tuple[TensorSpec, ...]) -> msgspec.Struct:
-    if "tensors" not in body.__struct_fields__:
+    if not hasattr(body, "tensors"):
         raise TensorMismatchError(f"{type(body).__name__} takes no tensors", field="tensors")
     return msgspec.structs.replace(body, tensors=table)
 
@@ -179,30 +178,34 @@ def _lay_out(
 
 
 def _read_tensors(table: Sequence[TensorSpec], payload: memoryview) -> dict[str, WireTensor]:
-    _check_table(table, payload.nbytes)
-    return {
-        spec.name: WireTensor(spec.dtype, spec.shape, payload[spec.offset : spec.offset + spec.num_bytes])
-        for spec in table
-    }
-
-
-def _check_table(table: Sequence[TensorSpec], num_payload_bytes: int) -> None:
+    """Return the tensors of a table that is exactly what this payload has to have."""
     if len(table) > MAX_TENSORS:
         raise TensorMismatchError(f"{len(table)} tensors; a message holds {MAX_TENSORS}", field="tensors")
-    if len({spec.name for spec in table}) != len(table):
-        raise TensorMismatchError("two tensors have the same name", field="tensors")
+    tensors: dict[str, WireTensor] = {}
     end = 0
-    for index, spec in enumerate(table):
-        size, offset = tensor_bytes(spec.dtype, spec.shape), _aligned(end)
-        if spec.num_bytes != size:
-            raise _mismatch(index, spec, "num_bytes", size)
-        if spec.offset != offset:
-            raise _mismatch(index, spec, "offset", offset)
-        end = offset + size if size else end  # an empty tensor moves neither offset nor end
-    if end != num_payload_bytes:
-        raise TensorMismatchError(
-            f"the table describes {end} bytes, but the payload has {num_payload_bytes}", field="tensors"
-        )
+    for spec in table:
+        offset, num_bytes = spec.offset, spec.num_bytes
+        if num_bytes != tensor_bytes(spec.dtype, spec.shape):
+            raise _mismatch(len(tensors), spec, "num_bytes", tensor_bytes(spec.dtype, spec.shape))
+        if offset != _aligned(end):
+            raise _mismatch(len(tensors), spec, "offset", _aligned(end))
+        if num_bytes:  # an empty tensor moves neither offset nor end
+            end = offset + num_bytes
+        if end > payload.nbytes:
+            break
+        tensors[spec.name] = WireTensor(spec.dtype, spec.shape, payload[offset : offset + num_bytes])
+    if end != payload.nbytes:
+        raise _wrong_size(table, payload.nbytes)
+    if len(tensors) != len(table):
+        raise TensorMismatchError("two tensors have the same name", field="tensors")
+    return tensors
+
+
+def _wrong_size(table: Sequence[TensorSpec], num_payload_bytes: int) -> TensorMismatchError:
+    num_bytes = max((spec.offset + spec.num_bytes for spec in table if spec.num_bytes), default=0)
+    return TensorMismatchError(
+        f"the table describes {num_bytes} bytes, but the payload has {num_payload_bytes}", field="tensors"
+    )
 
 
 def _mismatch(index: int, spec: TensorSpec, name: str, expected: int) -> TensorMismatchError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import nats.errors
 import numpy as np
 
@@ -30,8 +31,7 @@ _NUM_FIELDS = {b"MSG": 4, b"HMSG": 5}
 """Behind the kind, with a reply; one less without."""
 
 
-@dataclass(slots=True)
-class _Announced:
+class _Announced(msgspec.Struct):
     """A message of which the line has been read."""
 
     receiver: Receiver | None

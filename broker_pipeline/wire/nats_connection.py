@@ -19,6 +19,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import nats.errors
@@ -109,7 +110,7 @@ class NatsConnection:
             raise PayloadTooLargeError(
                 f"{size} bytes for {subject}, but the server takes {self.max_payload} (its max_payload)"
             )
-        if not _SUBJECT.fullmatch(subject) or (reply and not _SUBJECT.fullmatch(reply)):
+        if not _is_subject(subject) or (reply and not _is_subject(reply)):
             raise TransportError(f"{self.name}: {subject!r} or {reply!r} is no subject")
         if not self.is_connected:
             raise self._not_sent(subject)
@@ -325,6 +326,12 @@ async def open_connection(
         yield connection
     finally:
         await connection._close()  # noqa: SLF001
+
+
+@lru_cache(maxsize=1024)
+def _is_subject(text: str) -> bool:
+    """Whether a text may be written into a line of the protocol."""
+    return bool(_SUBJECT.fullmatch(text))
 
 
 def _sid(subscription: Subscription) -> int:

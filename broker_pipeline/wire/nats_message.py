@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 _FIRST_LINE = b"NATS/1.0"
 _END = b"\r\n"
 
 
-@dataclass(slots=True)
-class NatsMessage:
+class NatsMessage(msgspec.Struct):
     """One message of a subscription."""
 
     subject: str

@@ -29,7 +29,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.subjects import bulk
 from broker_pipeline.tracing.message_spans import record_received
 from broker_pipeline.tracing.tracer import tracer
-from broker_pipeline.wire.assembler import Assembler, WireMessage, part_header, place, receive
+from broker_pipeline.wire.assembler import Assembler, part_header, place, receive
 from broker_pipeline.wire.codec import decode
 from broker_pipeline.wire.nats_message import NatsMessage
 from broker_pipeline.wire.parts import open_whole
@@ -46,8 +46,7 @@ OVERHEAD_BYTES = 1024
 """What a queued message is taken to cost beside its bytes, so that empty ones are bounded as well."""
 
 
-@dataclass(slots=True)
-class Received(Generic[Body]):
+class Received(msgspec.Struct, Generic[Body], frozen=True):
     """One message. Its tensors are views of the receive buffer and keep it alive."""
 
     subject: str
@@ -148,9 +147,10 @@ class Subscription(Generic[Body]):
     def on_message(self, message: NatsMessage) -> None:
         """Take one NATS message: a whole one, or a part."""
         try:
-            whole = receive(message, self._assembler, self._loop.time(), self._room_bytes())
-            if whole is not None:
-                self._accept(whole)
+            if not message.headers:
+                self._accept(message.payload, message.reply, has_room=False)
+            elif whole := receive(message, self._assembler, self._loop.time(), self._room_bytes()):
+                self._accept(whole.content, whole.reply, has_room=whole.is_joined)
         except SlowConsumerError as error:
             self._drop(error, message)
         except ContractError as error:
@@ -159,16 +159,17 @@ class Subscription(Generic[Body]):
     def _room_bytes(self) -> int:
         return self.max_pending_bytes - self.pending_bytes - OVERHEAD_BYTES
 
-    def _accept(self, message: WireMessage) -> None:
-        num_bytes, has_room = message.num_bytes, message.is_joined
+    def _accept(self, content: bytes | memoryview, reply: str, *, has_room: bool) -> None:
+        """Decode and queue a message; one that came in parts was given its room when it began."""
+        num_bytes = len(content)
         if num_bytes + OVERHEAD_BYTES > self.max_pending_bytes and not has_room:
             raise MalformedEnvelopeError(f"{num_bytes} bytes, but {self.subject} takes {self.max_pending_bytes} in all")
         arrived = tracer.now()
-        body, tensors = decode(*open_whole(message.whole), self._body_type)
+        body, tensors = decode(*open_whole(content), self._body_type)
         record_received(body, self.subject, arrived, num_bytes)
         if num_bytes > self._room_bytes() and not has_room:
             raise SlowConsumerError(f"no room for {num_bytes} bytes; {self.pending_bytes} are waiting to be read")
-        received = Received(self.subject, body, tensors, message.reply, num_bytes, self._transport)
+        received = Received(self.subject, body, tensors, reply, num_bytes, self._transport)
         self._queued_bytes += num_bytes + OVERHEAD_BYTES
         self._open_drops = None
         self._queue.put_nowait(received)

@@ -173,15 +173,17 @@ class Transport:
                 f"{num_bytes} bytes for {subject}; messages of up to {self.max_message_bytes} are sent"
             )
         if num_bytes <= self.bulk_bytes:
-            await self._send_on(self._small, subject, frame, reply)
+            await self._send_on(self._small, subject, frame, num_bytes, reply)
             return
         # One large message after the other: sent by turns, all of them would arrive as late as the last.
         async with self._cut_turn:
-            await self._send_on(self._bulk, bulk(subject), frame, reply)
+            await self._send_on(self._bulk, bulk(subject), frame, num_bytes, reply)
 
-    async def _send_on(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
+    async def _send_on(
+        self, connection: NatsConnection, subject: str, frame: Frame, num_bytes: int, reply: str
+    ) -> None:
         rules = SizeRules.for_server(connection.max_payload)
-        if whole_bytes(frame) <= rules.part_bytes:
+        if num_bytes <= rules.part_bytes:
             await connection.publish(subject, *whole_pieces(frame), reply=reply)
             return
         message = f"{self._message_prefix}-{next(self._message_numbers)}"
@@ -192,9 +194,10 @@ class Transport:
 
     def _received(self, subject: str, message: WireMessage, body_type: type[Body]) -> Received[Body]:
         arrived = tracer.now()
-        body, tensors = decode(*open_whole(message.whole), body_type)
-        record_received(body, subject, arrived, message.num_bytes)
-        return Received(subject, body, tensors, "", message.num_bytes, self)
+        body, tensors = decode(*open_whole(message.content), body_type)
+        num_bytes = len(message.content)
+        record_received(body, subject, arrived, num_bytes)
+        return Received(subject, body, tensors, "", num_bytes, self)
 
     # --- receiving ---
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,13 +26,11 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * ITEM_BYTES[dtype]
 
 
-@dataclass(frozen=True, slots=True)
-class WireTensor:
+class WireTensor(msgspec.Struct, frozen=True):
     """One tensor. `data` holds exactly its bytes: little-endian, C-contiguous.
 
     Made from an array, `data` is a view of that array, which must not change until the message is sent. Taken from a
-    message, it is a view of the receive buffer (read-only unless the message came in parts), which lives as long as
-    the view.
+    message, it is a view of the receive buffer (read-only when the message is small), which lives as long as the view.
 
     Raises `TensorMismatchError` when the bytes do not fit dtype and shape.
     """
@@ -42,14 +40,15 @@ class WireTensor:
     data: memoryview
 
     def __post_init__(self) -> None:
+        data = self.data
         if self.dtype not in ITEM_BYTES:
             raise TensorMismatchError(f"dtype {self.dtype!r} does not travel; use one of {', '.join(ITEM_BYTES)}")
-        if self.data.format != "B" or self.data.ndim != 1 or not self.data.contiguous:
+        if data.format != "B" or data.ndim != 1 or not data.contiguous:
             raise TensorMismatchError("a tensor's data must be a contiguous view of bytes")
         expected = tensor_bytes(self.dtype, self.shape)
-        if self.data.nbytes != expected:
+        if data.nbytes != expected:
             raise TensorMismatchError(
-                f"{self.dtype} {list(self.shape)} needs {expected} bytes, but there are {self.data.nbytes}"
+                f"{self.dtype} {list(self.shape)} needs {expected} bytes, but there are {data.nbytes}"
             )
 
     @classmethod

@@ -134,7 +134,7 @@ def test_what_is_cut_is_joined_again(
     assert not any(early)
     assert last is not None
     assert last.reply == "r"
-    metadata, payload = open_whole(last.whole)
+    metadata, payload = open_whole(last.content)
     assert (bytes(metadata), bytes(payload)) == (sent.metadata, b"".join(sent.pieces))
     assert (len(assembler), assembler.num_bytes) == (0, 0)
 
@@ -145,7 +145,7 @@ def test_the_payload_of_parts_is_aligned_for_tensors() -> None:
         assembler = Assembler(max_message_bytes=ROOM)
         message = [feed(assembler, part) for part in cut(sent, SizeRules(50), "id")][-1]
         assert message is not None
-        assert np.frombuffer(open_whole(message.whole)[1], np.uint8).ctypes.data % 16 == 0
+        assert np.frombuffer(open_whole(message.content)[1], np.uint8).ctypes.data % 16 == 0
 
 
 def header_of(part: Part) -> PartHeader:
@@ -183,7 +183,7 @@ def test_messages_may_interleave() -> None:
     assembler = Assembler(max_message_bytes=ROOM)
     got = [feed(assembler, piece) for pair in zip(one, two, strict=True) for piece in pair]
     assert sum(message is not None for message in got) == 2
-    assert len({bytes(message.whole) for message in got if message}) == 2
+    assert len({bytes(message.content) for message in got if message}) == 2
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
