@@ -276,11 +276,11 @@ class _Jobs:
         self.num_ended += 1
 
     async def _finish(self, generation: Generation, attempt: int) -> None:
-        await self._committer.flushed(generation.job_id)
+        tokens = await self._committer.last(generation.job_id, attempt)
         num_tokens = len(generation.output.token_ids)
         usage = Usage(num_prompt_tokens=_PROMPT, num_visual_tokens=0, num_output_tokens=num_tokens)
         result = JobResult(text=generation.output.text, finish_reason="length", usage=usage)
-        assert await self._store.finish(generation.job_id, attempt, "succeeded", result)
+        assert await self._store.finish(generation.job_id, attempt, "succeeded", result, tokens=tokens)
 
     def _generation(self, job_id: str, number: int, attempt: int) -> Generation:
         (route,) = self._dispatcher.scheduler.routes.open_routes

@@ -5,11 +5,11 @@
              no further step is planned) └── refused: the job has a newer attempt, or Redis has lost it
 
     watched                        committed within 20 ms
-    its end waits for that         at once
+    its end waits for that         at once; where nobody watches, with the end
     everything else                once its oldest token is a quarter of a second old, so that several share the cost;
                                    a conductor that dies before that has them sampled again, to the same tokens
 
-Events never run ahead of what Redis holds, and a job is finished only after `flushed`.
+Events never run ahead of what Redis holds, and a job is finished only with or after its `last` tokens.
 """
 
 from __future__ import annotations
@@ -107,6 +107,25 @@ class Committer:
                 self._urgent[job_id] = None
                 self._hurry.set()
             await self._progress.wait()
+
+    async def last(self, job_id: str, attempt: int) -> TokenCommit | None:
+        """Give out what is pending of an attempt whose end is written next, to be committed with that.
+
+        None when there is nothing, or when somebody watches the job: then it is committed, and told, before this
+        returns.
+        """
+        if self._events.is_watched(job_id):
+            await self.flushed(job_id)
+        while job_id in self._committing:
+            await self._progress.wait()
+        pending = self._pending.get(job_id)
+        if pending is None:
+            return None
+        self.drop(job_id)
+        self._progress.fire()
+        if pending.attempt != attempt:
+            return None
+        return TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries))
 
     async def room(self) -> None:
         """Return once there is room."""

@@ -151,6 +151,7 @@ class JobRunner:
             return await self._finish(job, attempt, verdict)
         job.is_alone = verdict.is_alone
         job.phase = "recovering"
+        await self._committer.flushed(job.job_id)  # the next attempt goes on from what Redis holds
         await asyncio.sleep(verdict.delay_s)
         return False
 
@@ -308,10 +309,10 @@ class JobRunner:
         """Write the end; False when it is not this attempt's to write, so that another has to look again."""
         job.phase = "finishing"
         self._dispatcher.stop(job.job_id)
-        await self._committer.flushed(job.job_id)
+        tokens = await self._committer.last(job.job_id, attempt.number)
         result = self._result(job, attempt, ending) if ending.status != "failed" else None
         is_written = await persist(
-            lambda: self._stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error)
+            lambda: self._stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
         )
         if not is_written:
             log.warning("end_refused", job=job.job_id, attempt=attempt.number)

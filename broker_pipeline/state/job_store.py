@@ -164,11 +164,7 @@ class JobStore:
         """
         if not commits:
             return []
-        # One argument a job: redis-py spends on an argument what this spends on four tokens.
-        args = [
-            b"\n".join([b"%b %d %d" % (item.job_id.encode(), item.attempt, item.start), *map(_encode, item.entries)])
-            for item in commits
-        ]
+        args = [_lines(item) for item in commits]
         done = await self._run(redis_scripts.COMMIT_TOKENS, args, f"cannot commit the tokens of {len(commits)} jobs")
         return [bool(flag) for flag in done]
 
@@ -179,13 +175,16 @@ class JobStore:
         status: Literal["succeeded", "failed", "cancelled"],
         result: JobResult | None = None,
         error: Failure | None = None,
+        tokens: TokenCommit | None = None,
     ) -> bool:
-        """End a job, once.
+        """End a job, once, after committing its last `tokens`.
 
         Returns True when the job has ended as this call says; a repeat after a lost answer is True as well. False
-        means that it changed nothing: the job had ended otherwise, a later attempt exists, or the job is unknown.
+        means that it changed nothing: the job had ended otherwise, a later attempt exists, its tokens do not belong,
+        or the job is unknown.
         """
         encoded = ["" if value is None else _encode(value) for value in (result, error)]
+        encoded.append("" if tokens is None else _lines(tokens))
         done = await self._run(
             redis_scripts.FINISH_JOB, [job_id, attempt, status, *encoded], f"cannot finish job {job_id}"
         )
@@ -249,6 +248,12 @@ class JobStore:
             found = await self._ids_before(key, cursor, limit + 1)
             records = await self._records([job_id for _, job_id in found[:limit]])
         return JobPage(records, _format_cursor(found[limit - 1]) if len(found) > limit else None)
+
+
+def _lines(commit: TokenCommit) -> bytes:
+    """Return a job's tokens as one argument: redis-py spends as much on an argument as this on several tokens."""
+    head = b"%b %d %d" % (commit.job_id.encode(), commit.attempt, commit.start)
+    return b"\n".join([head, *map(_encode, commit.entries)])
 
 
 _Cursor: TypeAlias = tuple[float, str]

@@ -180,13 +180,12 @@ return {attempt, cancel, 0, 0, redis.call('LRANGE', tokens_key(id), 0, -1)}
 """
 )
 
-# ARGV[5..]: one for each job, of lines: `id attempt start`, then an entry each (JSON has no line breaks in it).
-# Returns 1 or 0 per job.
+# Tokens of one job come as lines: `id attempt start`, then an entry each (JSON has no line breaks in it).
 #
 #     start == length                    append                    1
 #     the same entries stand at start    an earlier call did it    1
 #     anything else                      refused                   0
-COMMIT_TOKENS = (
+_COMMIT_PRELUDE = (
     JOB_PRELUDE
     + """
 local function commit(id, attempt, start, entries)
@@ -208,22 +207,30 @@ local function commit(id, attempt, start, entries)
   return 1
 end
 
-local done = {}
-for i = 5, #ARGV do
-  local lines = string.gmatch(ARGV[i], '[^\\n]+')
+local function commit_lines(text)
+  local lines = string.gmatch(text, '[^\\n]+')
   local id, attempt, start = string.match(lines(), '^(%S+) (%S+) (%S+)$')
   local entries = {}
   for entry in lines do entries[#entries + 1] = entry end
-  done[#done + 1] = commit(id, attempt, tonumber(start), entries)
+  return commit(id, attempt, tonumber(start), entries)
 end
+"""
+)
+
+# ARGV[5..]: tokens of one job each. Returns 1 or 0 per job.
+COMMIT_TOKENS = (
+    _COMMIT_PRELUDE
+    + """
+local done = {}
+for i = 5, #ARGV do done[#done + 1] = commit_lines(ARGV[i]) end
 return done
 """
 )
 
-# ARGV[5..]: job id, attempt, status, result or '', error or ''.
+# ARGV[5..]: job id, attempt, status, result or '', error or '', the last tokens or ''.
 # Returns 1 when the job ended as this call says, be it now or by an earlier, equal call; else 0.
 FINISH_JOB = (
-    JOB_PRELUDE
+    _COMMIT_PRELUDE
     + """
 local id, attempt, status, result, failure = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local held, current, held_result, held_failure =
@@ -234,6 +241,7 @@ if FINAL[held] then
   return same and 1 or 0
 end
 if held ~= 'running' then return 0 end
+if ARGV[10] ~= '' and commit_lines(ARGV[10]) == 0 then return 0 end
 finish(id, status, result, failure)
 sweep()
 return 1

@@ -210,6 +210,31 @@ async def test_second_finish_changes_nothing_and_an_equal_one_says_so(store: Job
     assert await store.counts() == JobCounts(succeeded=1)
 
 
+async def test_the_last_tokens_are_committed_with_the_end(store: JobStore) -> None:
+    spec, _ = await running_job(store)
+    broken = TokenEntry(token_id=2, text="a line\nand another\r\u2028")
+    assert await store.commit([TokenCommit(spec.job_id, 1, 0, (*entries(1), broken))]) == [True]
+    last = TokenCommit(spec.job_id, 1, 2, entries(3, 4))
+    for _ in range(2):
+        assert await store.finish(spec.job_id, 1, "succeeded", RESULT, tokens=last), "also as a repeat"
+        assert await store.tokens(spec.job_id) == [*entries(1), broken, *entries(3, 4)]
+
+
+async def test_tokens_that_do_not_belong_end_no_job(store: JobStore) -> None:
+    spec, _ = await running_job(store)
+    gap = TokenCommit(spec.job_id, 1, 2, entries(3))
+    assert not await store.finish(spec.job_id, 1, "succeeded", RESULT, tokens=gap)
+    assert (await store.get(spec.job_id)).status == "running"
+    assert await store.tokens(spec.job_id) == []
+
+
+async def test_more_tokens_than_a_script_can_unpack_are_committed(store: JobStore) -> None:
+    spec, _ = await running_job(store)
+    many = entries(*range(9000))
+    assert await store.commit([TokenCommit(spec.job_id, 1, 0, many)]) == [True]
+    assert await store.tokens(spec.job_id) == list(many)
+
+
 async def test_racing_finishes_end_a_job_once(redis_url: str, namespace: str) -> None:
     async with open_redis(redis_url) as one, open_redis(redis_url) as two:
         stores = [JobStore(client, namespace) for client in (one, two)]
