@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.compute.host_copy import to_device
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
 from stages.qwen3_vl.rope import vision_rotation
@@ -72,7 +73,7 @@ class PatchPlaces:
             cos=_joined([frame.cos for frame in frames]),
             sin=_joined([frame.sin for frame in frames]),
             lengths=lengths,
-            starts=_to(self._table.device, starts),
+            starts=to_device(starts, self._table.device),
         )
 
     def _frame(self, grid: PatchGrid) -> _FramePlaces:
@@ -92,17 +93,12 @@ class PatchPlaces:
     def _make(self, grid: PatchGrid) -> _FramePlaces:
         """Embeddings lie between the table's cells, bilinear; products and sum in fp32, rounded once."""
         table, device = self._table, self._table.device
-        indexes, weights = (_to(device, tap) for tap in interpolation_taps(grid, self._config))
+        indexes, weights = (to_device(tap, device) for tap in interpolation_taps(grid, self._config))
         embeddings = (table[indexes] * weights[:, :, None]).sum(1).to(table.dtype)
         rows, columns = patch_coordinates(grid, self._config.spatial_merge_size)
-        cos, sin = (_to(device, part) for part in vision_rotation(rows, columns, self._config))
+        cos, sin = (to_device(part, device) for part in vision_rotation(rows, columns, self._config))
         return _FramePlaces(embeddings, cos, sin)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _to(device: torch.device, tensor: Tensor) -> Tensor:
-    """Copy to a device without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,13 +1,17 @@
 """The command `broker-pipeline stage`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext, run_and_exit
+from stages.vision.command_options import VISION_OPTION_NAMES, vision_options
 from stages.worker.command_options import compute_options
-from stages.worker.settings import StageSettings
+from stages.worker.settings import ComputeSettings, StageSettings, VisionSettings
 
 
 @click.command("stage")
@@ -46,6 +50,13 @@ from stages.worker.settings import StageSettings
     help="Bytes of visual rows that may wait for their prefill.",
 )
 @option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
+@option(
+    "--vision/--no-vision",
+    default=False,
+    help="Run a vision worker in this process as well: visual rows for these layers then stay on the device.",
+)
+@option("--vision-name", default=None, help="Name of that worker.  [default: vision- and the stage's name]")
+@vision_options
 @common_options
 def command(**options: Any) -> None:
     """Serve a range of the model's decoder layers.
@@ -60,14 +71,49 @@ def command(**options: Any) -> None:
       host-b$ broker-pipeline stage --model ARTIFACTS --blocks 12:24 --nats-url nats://broker --redis-url redis://broker
       host-c$ broker-pipeline stage --model ARTIFACTS --blocks 24:   --nats-url nats://broker --redis-url redis://broker
 
+    \b
+    The whole model on one GPU, pictures included:
+      gpu-host$ broker-pipeline stage --model ARTIFACTS --blocks 0: --vision
+
     SIGTERM drains: no new sessions come, those that are here may end within --drain-s seconds.
     """
     common, rest = split_common(options)
-    settings = parse_settings(StageSettings, rest)
+    own = {key: value for key, value in rest.items() if key not in {"vision", "vision_name", *VISION_OPTION_NAMES}}
+    settings = parse_settings(StageSettings, own)
+    vision = _vision_settings(settings, rest)
 
     async def main(context: ServiceContext) -> None:
-        from stages.stage.service import serve_stage  # noqa: PLC0415 - torch takes seconds; --help must not wait
+        # torch takes seconds; --help must not wait
+        if vision is None:
+            from stages.stage.service import serve_stage  # noqa: PLC0415
 
-        await serve_stage(context, settings)
+            await serve_stage(context, settings)
+        else:
+            from stages.stage.with_vision import serve_stage_with_vision  # noqa: PLC0415
+
+            await serve_stage_with_vision(context, settings, vision)
 
     run_and_exit("stage", main, common)
+
+
+def _vision_settings(stage: StageSettings, options: Mapping[str, Any]) -> VisionSettings | None:
+    """Return how the vision worker beside a stage is set; None if there shall be none.
+
+    Raises:
+        ConfigurationError: an option is for a vision worker, and there shall be none.
+    """
+    if not options["vision"]:
+        _refuse_vision_options()
+        return None
+    default_name = f"vision-{stage.name or 'stage-' + stage.blocks.replace(':', '-').strip('-')}"
+    shared = {field: getattr(stage, field) for field in ComputeSettings.__struct_fields__}
+    own = {name: options[name] for name in VISION_OPTION_NAMES}
+    return parse_settings(VisionSettings, {**shared, **own, "name": options["vision_name"] or default_name})
+
+
+def _refuse_vision_options() -> None:
+    context = click.get_current_context()
+    for name in ("vision_name", *VISION_OPTION_NAMES):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigurationError(f"{flag} is for a vision worker: add --vision, or leave it out", field=name)

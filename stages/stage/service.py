@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,17 @@ class LoadedStage:
     record: WorkerRecord
 
 
-async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
-    """Run one stage worker until the service is stopped."""
+async def serve_stage(
+    context: ServiceContext,
+    settings: StageSettings,
+    *,
+    reserved_bytes: int = 0,
+    on_loaded: Callable[[WorkerRecord, RowIntake], None] = lambda *_: None,
+) -> None:
+    """Run one stage worker until the service is stopped.
+
+    `reserved_bytes` of a card are left to others of this process, who hear by `on_loaded` where rows can be handed in.
+    """
     common = context.settings
     thread, collector = ComputeThread(), ComputeThread("collect")
     try:
@@ -66,9 +76,10 @@ async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
             ) as transport,
             open_redis(common.redis_url) as redis,
         ):
-            loaded = await unless_stopped(context, thread.run(load, settings, common))
+            loaded = await unless_stopped(context, thread.run(load, settings, common, reserved_bytes))
             if loaded is not None:
-                worker, presence = _assemble(loaded[0], settings, transport, thread, collector)
+                worker, presence, intake = _assemble(loaded[0], settings, transport, thread, collector)
+                on_loaded(loaded[0].record, intake)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
                 await serve_worker(context, transport, registry, presence, worker)
     finally:
@@ -76,8 +87,10 @@ async def serve_stage(context: ServiceContext, settings: StageSettings) -> None:
         close_thread(collector)
 
 
-def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
+def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 0) -> LoadedStage:
     """Open the artifact and load this stage's part of it; runs on the compute thread.
+
+    KV leaves `reserved_bytes` of a card free for others of this process.
 
     Raises:
         ConfigurationError: blocks, device, dtype or KV room are not possible.
@@ -94,7 +107,7 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
     use_own_stream(device)
     tensors = LazyTensors(artifact, names, device, dtype)
     rows = RowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
-    room = KVRoom(settings.kv_tokens, settings.kv_share)
+    room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
     options = ComputeOptions(
         str(device),
         dtype_name(dtype),
@@ -135,14 +148,14 @@ def load(settings: StageSettings, common: CommonSettings) -> LoadedStage:
 
 def _assemble(
     loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread, collector: ComputeThread
-) -> tuple[StageWorker, Presence]:
+) -> tuple[StageWorker, Presence, RowIntake]:
     compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
     facts = _facts(compute, loaded.record)
     engine = StageEngine(compute, facts, fence, loaded.rows)
     intake = RowIntake(facts, compute.row_needs, loaded.rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if compute.device.type == "cuda" else None
-    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence
+    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence, intake
 
 
 def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:

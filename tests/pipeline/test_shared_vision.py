@@ -1,0 +1,74 @@
+"""A stage and a vision worker in one process: the tokens of two processes, other stages fed by wire, kills, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from broker_pipeline.errors import ServerStartError
+from tests.pictures import picture
+from tests.pipeline.client import client_of
+from tests.pipeline.clusters import DENSE, tiny_cluster
+from tests.pipeline.reference import reference_tokens
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+MAX_TOKENS = 12
+SHARED = {"shares_vision": True, "num_vision_workers": 0}
+JOBS = [
+    ((picture(1),), "Describe this picture in one sentence."),
+    ((picture(2, 200, 80),), "What is in the middle of it?"),
+    ((picture(3, 64, 64), picture(4, 120, 90)), "What is different between the two?"),
+    ((), "Tell me a story."),
+    ((picture(5, 256, 256),), "Hm?"),
+]
+
+
+def expected_tokens(max_tokens: int = MAX_TOKENS) -> list[list[int]]:
+    return [reference_tokens(DENSE, pictures, prompt, max_tokens) for pictures, prompt in JOBS]
+
+
+@pytest.mark.parametrize("cut", ["", "1,2"])
+async def test_tokens_are_those_of_transformers_also_where_rows_go_on_by_wire(tmp_path: Path, cut: str) -> None:
+    async with tiny_cluster(tmp_path, DENSE, cut, **SHARED) as cluster, client_of(cluster) as client:
+        assert not [name for name in cluster.processes if name.startswith("vision")]
+        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS)
+        job_ids = await asyncio.gather(*submissions)
+        assert await client.run(job_ids) == expected_tokens()
+
+
+async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
+    async with tiny_cluster(tmp_path, DENSE, "3", **SHARED) as cluster, client_of(cluster) as client:
+        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=96) for pictures, prompt in JOBS)
+        job_ids = await asyncio.gather(*submissions)
+        await asyncio.sleep(0.3)
+        cluster.processes["stage-0"].kill()
+        assert await client.run(job_ids) == expected_tokens(96)
+        assert cluster.processes["stage-0"].num_restarts == 1
+
+
+async def test_sigterm_drains_both_and_frees_both_names(tmp_path: Path) -> None:
+    async with tiny_cluster(tmp_path, DENSE, "", **SHARED) as cluster, client_of(cluster) as client:
+        job_ids = [await client.submit(picture(1), prompt="Describe it.", max_tokens=MAX_TOKENS)]
+        await client.run(job_ids)
+        stage = cluster.processes["stage-0"]
+        log = stage.log_path.read_text()
+        assert log.count('"service_ready"') == 1
+        assert '"vision_worker":"vision-stage-0"' in log.replace('": "', '":"')
+        stage.kill(signal.SIGTERM)
+        assert await stage.process.wait() == 0
+        assert stage.log_path.read_text().count('"draining"') == 2
+        await stage.restart()
+        again = [await client.submit(picture(2), prompt="Describe it.", max_tokens=MAX_TOKENS)]
+        assert await client.run(again) == [reference_tokens(DENSE, (picture(2),), "Describe it.", MAX_TOKENS)]
+
+
+async def test_the_failure_of_either_ends_the_process_with_its_error(tmp_path: Path) -> None:
+    wrong = {"stage": ("--vision-name", "stage-0")}
+    cluster = tiny_cluster(tmp_path, DENSE, "", **SHARED, extra_arguments=wrong, restarts=False)
+    with pytest.raises(ServerStartError, match=r"name.*stage-0"):
+        await cluster.start()
+    await cluster.stop()
