@@ -30,7 +30,7 @@ from stages.compute.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling_candidates import DrawSettings, shares
 from stages.compute.sampling_launch import NOT_FINITE, RowResults, launch_rows
 from stages.compute.sampling_penalties import TokenHistory, penalise_rows, penalty_tables
-from stages.compute.sampling_plan import RowRequest, plan_rows
+from stages.compute.sampling_plan import CPU_GROUPS, RowRequest, plan_rows
 from stages.compute.sampling_transfer import send
 
 _MASK = 2**64 - 1
@@ -178,7 +178,7 @@ def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tens
 
     Settings must not be greedy. Probabilities add up to 1. Waits for the device.
     """
-    [drawing] = plan_rows([_request(0, SessionSampler(settings), 0)], len(logits)).draws
+    [drawing] = plan_rows([_request(0, SessionSampler(settings), 0)], len(logits), CPU_GROUPS).draws
     [table] = send([drawing.table], logits.device)
     ranked = drawing.rank(logits[None])
     left = shares(ranked, DrawSettings.of_table(table), len(logits))[0]

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from stages.compute.logit_scan import LogitScan, scan_logits
-from stages.compute.sampling_candidates import DrawSettings, draw
+from stages.compute.sampling_candidates import DrawSettings
 from stages.compute.sampling_logprobs import logprob_report
 from stages.compute.sampling_penalties import penalise_rows, penalty_tables
-from stages.compute.sampling_plan import RowRequest, RowsPlan, places_of, plan_rows, reported_rows
+from stages.compute.sampling_plan import (
+    CPU_GROUPS,
+    GPU_GROUPS,
+    RowRequest,
+    RowsPlan,
+    places_of,
+    plan_rows,
+    reported_rows,
+)
 from stages.compute.sampling_transfer import Numbers, fetch, send
 
 NOT_FINITE = -1
@@ -52,8 +60,9 @@ def launch_rows(logits: Tensor, scan: LogitScan, requests: Sequence[RowRequest])
     """Queues everything for `logits` `[r, V]`; `requests` are the rows that need more than the scan, in order."""
     plain = [row for row in requests if not row.settings.needs_history]
     penalised = [row for row in requests if row.settings.needs_history]
-    plan = plan_rows(plain, logits.shape[1])
-    penalised_plan = plan_rows(_renumbered(penalised), logits.shape[1])
+    sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
+    plan = plan_rows(plain, logits.shape[1], sizes)
+    penalised_plan = plan_rows(_renumbered(penalised), logits.shape[1], sizes)
     arrays = [*plan.arrays, *_penalty_arrays(penalised), *penalised_plan.arrays]
     sent = iter(send(arrays, logits.device))
     num_top = max((row.settings.logprobs or 0 for row in requests), default=0)
@@ -74,8 +83,7 @@ def _run(
     chosen = greedy
     for drawing in plan.draws:
         settings = DrawSettings.of_table(next(sent))
-        ranked = drawing.rank(_take(logits, settings.rows))
-        chosen = chosen.index_copy(0, settings.rows, draw(ranked, settings, logits.shape[1]))
+        chosen = chosen.index_copy(0, settings.rows, drawing.draw(_take(logits, settings.rows), settings))
     reports = []
     for _ in plan.reports:
         places = next(sent).long()

@@ -1,8 +1,10 @@
 """Which rows of a batch are drawn and reported together: decided on the host.
 
-0 < top_k <= 256    drawn together, from the best top_k + 64 tokens
-others that draw    drawn 16 at a time, as they are sorted whole (about 10 MB of scratch memory a row at V = 150,000)
-log-probabilities   reported 64 at a time, after the draws (about 1 MB a row)
+    0 < top_k <= 256    drawn from the best top_k + 64 tokens
+    others that draw    drawn from all tokens
+    log-probabilities   reported after the draws
+
+On a GPU many rows go together, as launches cost more than memory; on a CPU only as many as stay in its caches.
 """
 
 from __future__ import annotations
@@ -14,16 +16,30 @@ import numpy as np
 from torch import Tensor
 
 from broker_pipeline.messages import SamplingSettings
-from stages.compute.sampling_candidates import NUM_SPARE, Ranked, rank_all, rank_best
+from stages.compute.sampling_candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best
 from stages.compute.sampling_penalties import TokenHistory
 from stages.compute.sampling_transfer import Numbers
+from stages.compute.sampling_whole_rows import Cuts, draw_whole
 
 MAX_RANKED_TOP_K = 256
-"""Rows with a larger `top_k` are sorted whole."""
+"""Rows with a larger `top_k`, or none, are drawn from all tokens."""
 
-_RANKED_TOGETHER = 1024
-_SORTED_TOGETHER = 16
-_REPORTED_TOGETHER = 64
+MAX_SORTED_VOCAB = 1 << 14
+"""To draw from all tokens, rows up to this length are sorted; of longer ones, histograms are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSizes:
+    """How many rows at most go together when they are drawn from all tokens, and when they are reported."""
+
+    whole: int
+    reported: int
+
+
+CPU_GROUPS = GroupSizes(whole=4, reported=8)
+
+GPU_GROUPS = GroupSizes(whole=32, reported=64)
+"""At V = 150,000 a row takes about 8 MB of scratch memory to be drawn and 1 MB to be reported: 256 MB a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +54,18 @@ class RowRequest:
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Rows to draw together: fp64 `[6, n]` as `DrawSettings.of_table` wants it; `width` None: sort whole rows."""
+    """Rows to draw together: fp64 `[6, n]` as `DrawSettings.of_table` wants it; `width` None: from all tokens."""
 
     table: Numbers
     width: int | None
+    cuts: Cuts
+
+    def draw(self, logits: Tensor, settings: DrawSettings) -> Tensor:
+        """The tokens int64 `[n]` of these rows, `[n, V]`."""
+        vocab = logits.shape[1]
+        if self.width is None and vocab > MAX_SORTED_VOCAB:
+            return draw_whole(logits, settings, self.cuts)
+        return draw(self.rank(logits), settings, vocab)
 
     def rank(self, logits: Tensor) -> Ranked:
         """Ranks these rows, `[n, V]`."""
@@ -61,14 +85,14 @@ class RowsPlan:
         return [*(plan.table for plan in self.draws), *self.reports]
 
 
-def plan_rows(requests: Sequence[RowRequest], vocab: int) -> RowsPlan:
+def plan_rows(requests: Sequence[RowRequest], vocab: int, sizes: GroupSizes) -> RowsPlan:
     """Groups the rows of one tensor of logits `[n, vocab]`. `requests` come in the order of the rows."""
     drawn = [request for request in requests if request.settings.temperature > 0]
     ranked = [request for request in drawn if _is_ranked(request.settings)]
     whole = [request for request in drawn if not _is_ranked(request.settings)]
-    draws = [DrawPlan(_draw_table(rows, vocab), _width(rows)) for rows in _split(ranked, _RANKED_TOGETHER)]
-    draws += [DrawPlan(_draw_table(rows, vocab), None) for rows in _split(whole, _SORTED_TOGETHER)]
-    reports = [places_of(rows) for rows in _split(reported_rows(requests), _REPORTED_TOGETHER)]
+    draws = [DrawPlan(_draw_table(ranked, vocab), _width(ranked), _cuts(ranked))] if ranked else []
+    draws += [DrawPlan(_draw_table(rows, vocab), None, _cuts(rows)) for rows in _split(whole, sizes.whole)]
+    reports = [places_of(rows) for rows in _split(reported_rows(requests), sizes.reported)]
     return RowsPlan(tuple(draws), tuple(reports))
 
 
@@ -83,6 +107,13 @@ def _is_ranked(settings: SamplingSettings) -> bool:
 
 def _width(requests: Sequence[RowRequest]) -> int:
     return max(request.settings.top_k for request in requests) + NUM_SPARE
+
+
+def _cuts(requests: Sequence[RowRequest]) -> Cuts:
+    settings = [request.settings for request in requests]
+    return Cuts(
+        any(row.top_k for row in settings), any(row.top_p < 1 for row in settings), any(row.min_p for row in settings)
+    )
 
 
 def places_of(requests: Sequence[RowRequest]) -> Numbers:
