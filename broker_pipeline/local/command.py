@@ -14,7 +14,7 @@ from broker_pipeline.config import option
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.local.cluster import LocalCluster
 from broker_pipeline.local.cuts import balanced_cut, parse_cut
-from broker_pipeline.local.devices import count_cuda_devices
+from broker_pipeline.local.devices import count_cuda_devices, vision_shares_card
 from broker_pipeline.local.plan import LocalSettings
 from broker_pipeline.local.run import run_cluster
 from broker_pipeline.local.view import LiveView, local_view
@@ -43,6 +43,13 @@ _SAME_NAMES = (
 @option("--stages", type=_POSITIVE, help="Number of stages. [default: one per GPU, else 3]")
 @option("--cut", help="First layer of every stage but the first, such as 2,10. [default: stages of equal size]")
 @option("--vision-workers", default=1, type=_POSITIVE, help="Number of vision workers.")
+@option(
+    "--vision-process",
+    default="auto",
+    type=click.Choice(["auto", "shared", "separate"]),
+    help="Where the first vision worker runs: in the process of the first stage, where visual rows need not leave the "
+    "GPU, or in one of its own. auto shares a process where it would share the GPU.",
+)
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
 @option(
@@ -69,6 +76,8 @@ _SAME_NAMES = (
 )
 def command(**options: Any) -> None:
     """Run a whole pipeline on this machine, each part in a process of its own.
+
+    With one GPU, the vision worker shares the process of the first stage.
 
     Starts NATS, Redis, a gateway, a conductor, vision workers and stages, shows what is ready, starts again what dies,
     and stops all of it in order at Ctrl-C. Jobs that are not finished by then are taken up at the next start.
@@ -101,11 +110,18 @@ async def _up(options: dict[str, Any]) -> int:
 def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSettings:
     """Turn the command's options into settings; raises `ConfigurationError` and `ArtifactError`."""
     model = options["model"].absolute()
+    stages = choose_stages(model, options["stages"], options["cut"], num_cuda_devices)
+    num_vision_workers = options["vision_workers"]
+    shares_vision = options["vision_process"] == "shared" or (
+        options["vision_process"] == "auto"
+        and vision_shares_card(len(stages), num_vision_workers, num_cuda_devices, options["device"])
+    )
     return LocalSettings(
         model=model,
-        stages=choose_stages(model, options["stages"], options["cut"], num_cuda_devices),
+        stages=stages,
         data_dir=options["data_dir"] or _default_data_dir(options["pipeline"]),
-        num_vision_workers=options["vision_workers"],
+        num_vision_workers=num_vision_workers - shares_vision,
+        shares_vision=shares_vision,
         num_cuda_devices=num_cuda_devices,
         num_threads=options["threads"],
         profile=options["profile"] and options["profile"].absolute(),

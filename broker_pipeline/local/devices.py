@@ -37,6 +37,15 @@ def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:
     return [f"cuda:{worker % num_cuda_devices}" for worker in range(num_workers)]
 
 
+def vision_shares_card(num_stages: int, num_vision_workers: int, num_cuda_devices: int, device: str | None) -> bool:
+    """Say whether a vision worker would compute on the card of the first stage; `device` is everyone's, if given."""
+    if device is not None:
+        is_card = device.startswith("cuda") or (device == "auto" and num_cuda_devices > 0)
+        return is_card and num_vision_workers > 0
+    dealt = assign_devices(num_stages + num_vision_workers, num_cuda_devices)
+    return dealt[0] != "cpu" and dealt[0] in dealt[num_stages:]
+
+
 def threads_per_worker(num_workers: int) -> int:
     """Return an equal share of the cores that this process may use, at least one."""
     return max(1, len(os.sched_getaffinity(0)) // num_workers)

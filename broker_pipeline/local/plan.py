@@ -80,7 +80,8 @@ def plan_services(settings: LocalSettings, *, nats_url: str, redis_url: str, por
 
 def num_threads(settings: LocalSettings) -> int:
     """Return how many threads each worker computes with."""
-    return settings.num_threads or threads_per_worker(len(settings.stages) + settings.num_vision_workers)
+    num_workers = len(settings.stages) + settings.num_vision_workers + settings.shares_vision
+    return settings.num_threads or threads_per_worker(num_workers)
 
 
 def _services(settings: LocalSettings, port: int) -> Iterator[tuple[str, str, str, dict[str, object]]]:

@@ -5,6 +5,7 @@ import pytest
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.local.command import choose_stages, local_settings
+from broker_pipeline.local.plan import LocalSettings
 from broker_pipeline.messages import BlockRange
 from tests.tiny_artifacts import tiny_artifact
 
@@ -39,12 +40,40 @@ def test_a_directory_that_is_no_artifact_says_what_to_do(tmp_path: Path) -> None
         choose_stages(tmp_path, 2, None, 0)
 
 
-def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
     options: dict[str, Any] = dict.fromkeys(
         ("stages", "cut", "data_dir", "nats_url", "redis_url", "device", "dtype", "threads", "kv_tokens", "profile")
     )
-    options |= {"model": tiny_artifact(), "vision_workers": 1, "host": "127.0.0.1", "port": 0, "namespace": "bp"}
-    options |= {"pipeline": "other", "drain_s": 1.0, "log_level": "info"}
-    settings = local_settings(options, num_cuda_devices=0)
+    options |= {
+        "model": tiny_artifact(),
+        "vision_workers": 1,
+        "vision_process": "auto",
+        "host": "127.0.0.1",
+        "port": 0,
+        "namespace": "bp",
+    }
+    options |= {"pipeline": "main", "drain_s": 1.0, "log_level": "info"}
+    return local_settings(options | changes, num_cuda_devices=num_cuda_devices)
+
+
+@pytest.mark.parametrize(
+    ("num_cards", "changes", "expected"),
+    [
+        (0, {}, (False, 1)),
+        (0, {"vision_process": "shared"}, (True, 0)),
+        (1, {}, (True, 0)),
+        (1, {"vision_workers": 2}, (True, 1)),
+        (1, {"vision_process": "separate"}, (False, 1)),
+    ],
+)
+def test_on_one_card_the_first_vision_worker_shares_a_process(
+    num_cards: int, changes: dict[str, Any], expected: tuple[bool, int]
+) -> None:
+    settings = _settings(num_cards, **changes)
+    assert (settings.shares_vision, settings.num_vision_workers) == expected
+
+
+def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    settings = _settings(0, pipeline="other")
     assert settings.data_dir == tmp_path / "broker-pipeline" / "other"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from broker_pipeline.local.devices import assign_devices, count_cuda_devices, threads_per_worker
+from broker_pipeline.local.devices import assign_devices, count_cuda_devices, threads_per_worker, vision_shares_card
 from broker_pipeline.local.plan import LocalSettings, PlannedService, plan_services
 from broker_pipeline.messages import BlockRange
 
@@ -58,6 +58,33 @@ def test_without_gpus_all_compute_on_the_cpu() -> None:
 @pytest.mark.parametrize("num_workers", [1, 2, 1000])
 def test_every_worker_has_a_thread(num_workers: int) -> None:
     assert threads_per_worker(num_workers) >= 1
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "num_vision", "num_cards", "device", "shares"),
+    [
+        (1, 1, 0, None, False),
+        (1, 1, 1, None, True),
+        (3, 1, 1, None, True),
+        (1, 1, 2, None, False),
+        (2, 1, 2, None, True),
+        (2, 2, 3, None, True),
+        (1, 1, 8, "cuda:3", True),
+        (1, 1, 1, "auto", True),
+        (1, 1, 0, "auto", False),
+        (1, 1, 1, "cpu", False),
+    ],
+)
+def test_a_vision_worker_shares_the_first_stages_card_where_there_are_too_few(
+    num_stages: int, num_vision: int, num_cards: int, device: str | None, shares: bool
+) -> None:
+    assert vision_shares_card(num_stages, num_vision, num_cards, device) is shares
+
+
+def test_a_shared_process_leaves_the_card_to_one_worker() -> None:
+    services = plan(stages=TWO_STAGES[:1], num_cuda_devices=1, num_vision_workers=0, shares_vision=True)
+    assert "--vision" in services["stage-0"].arguments
+    assert "--kv-share" not in services["stage-0"].arguments
 
 
 async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
