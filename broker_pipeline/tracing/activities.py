@@ -50,13 +50,18 @@ CHECK = Activity("check", "host")
 QUEUE = Activity("queue", "queue", "queue", overlaps=True)
 """A checked envelope waits for the compute thread."""
 STEP = Activity("step", "compute")
-"""The compute thread works on a microbatch: on a processor all of the computation, on a card what launches it."""
-TO_DEVICE = Activity("to device", "copy")
-TO_HOST = Activity("to host", "copy")
+"""A processor computes a microbatch."""
+LAUNCH = Activity("launch", "host")
+"""Where a card computes: its microbatch is checked, admitted and queued."""
+AWAIT = Activity("await card", "wait")
+COLLECT = Activity("collect", "host")
+"""Results of a microbatch become what is sent on."""
 BUBBLE = Activity("bubble", "bubble", "bubbles")
 """Sessions are open, and no microbatch is here."""
 DEVICE = Activity("microbatch", "compute", "card")
-"""A microbatch on the card, from the device's own clock."""
+"""A microbatch on the card, by the card's own clock: from the first thing queued for it to the last."""
+COPY_IN = Activity("to device", "copy", "card")
+COPY_OUT = Activity("to host", "copy", "card copies")
 
 # Vision worker.
 PREPARE = Activity("prepare", "wait", "requests", overlaps=True)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from broker_pipeline.tracing.activities import COPY_IN
+from stages.compute.card_times import timed
 from stages.compute.decoder import Computed, attention_spans
 from stages.compute.fused_attention import FusedAttention
 from stages.compute.fused_blocks import ExpertBlock, FusedBlocks, PackedBlock, Unsummed
@@ -178,10 +180,12 @@ class FusedDecoder:
     def _replay(self, batch: Microbatch, size: int, wanted: Sequence[int]) -> Computed:
         assert self._graphs is not None, "a size was found"
         host = self._host_inputs(batch, padded_to=size)
-        self._graph_inputs[: host.block.shape[0]].copy_(pinned(torch.from_numpy(host.block)), non_blocking=True)
         num_rows = len(batch.segments)
-        if batch.hidden is not None:
-            self._graph_hidden[:num_rows].copy_(pinned(batch.hidden), non_blocking=True)
+        block, hidden = pinned(torch.from_numpy(host.block)), None if batch.hidden is None else pinned(batch.hidden)
+        with timed(COPY_IN, self.device):
+            self._graph_inputs[: block.shape[0]].copy_(block, non_blocking=True)
+            if hidden is not None:
+                self._graph_hidden[:num_rows].copy_(hidden, non_blocking=True)
         output = self._graphs.replay(size)
         if output.logits is None:
             assert output.hidden is not None, "a captured step gives one or the other"

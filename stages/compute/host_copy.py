@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT
+from stages.compute.card_times import timed
+
 
 def pinned(host: Tensor) -> Tensor:
     """A copy in page-locked memory. torch keeps it from being used again until copies out of it are done."""
@@ -13,7 +16,11 @@ def pinned(host: Tensor) -> Tensor:
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device, complete in the order of the current stream."""
-    return host.to(device) if device.type != "cuda" else pinned(host).to(device, non_blocking=True)
+    if device.type != "cuda":
+        return host.to(device)
+    staged = pinned(host)
+    with timed(COPY_IN, device):
+        return staged.to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -30,7 +37,8 @@ class HostCopy:
         self._done = torch.cuda.Event()
         with torch.cuda.stream(stream):
             stream.wait_event(computed)
-            self.tensor.copy_(tensor, non_blocking=True)
+            with timed(COPY_OUT, tensor.device):
+                self.tensor.copy_(tensor, non_blocking=True)
             self._done.record()
         tensor.record_stream(stream)  # its memory may be used again only after the copy
 

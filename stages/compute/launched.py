@@ -9,12 +9,15 @@ On the CPU everything has happened when `launch` returns.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import torch
 
 from broker_pipeline.errors import ComputeError, PipelineError
 from broker_pipeline.messages import SampledToken, Segment
+from broker_pipeline.tracing.activities import DEVICE
+from stages.compute.card_times import Piece
 from stages.compute.host_copy import HostCopy
 from stages.compute.microbatch import StageOutput
 from stages.compute.sampler import Choice, PendingChoices
@@ -27,6 +30,8 @@ class DeviceClock:
         self._is_cuda = device.type == "cuda"
         self._began = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
         self._ended = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
+        self.seen_ns = 0
+        """When the end was noticed, in nanoseconds of the host's monotonic clock; 0 before that."""
         if self._began is not None:
             self._began.record()
 
@@ -39,6 +44,14 @@ class DeviceClock:
         """Returns when the device has come to the end; other threads go on meanwhile."""
         if self._ended is not None:
             self._ended.synchronize()
+            self.seen_ns = time.monotonic_ns()
+
+    @property
+    def piece(self) -> Piece | None:
+        """Beginning and end for a profile; None on the CPU."""
+        if self._began is None or self._ended is None:
+            return None
+        return Piece(DEVICE, self._began, self._ended)
 
     @property
     def seconds(self) -> float | None:
@@ -61,6 +74,8 @@ class Launched:
     choices: PendingChoices | None
     clock: DeviceClock
     num_tokens: int
+    pieces: tuple[Piece, ...] = ()
+    """What was timed of it, for a profile."""
 
     def collect(self) -> StageOutput:
         """Waits for the device and returns what the stage made of the microbatch.

@@ -19,6 +19,7 @@ import torch
 from broker_pipeline.errors import ComputeError, StaleAttemptError
 from broker_pipeline.messages import BlockRange, Segment, SessionOpen
 from stages.compute.admission import Admitter, check_tensors
+from stages.compute.card_times import take_pieces
 from stages.compute.decoder import Computed, Decoder
 from stages.compute.host_copy import HostCopy
 from stages.compute.kv_cache import KVCache
@@ -151,7 +152,7 @@ class StageCompute:
             repeats=admission.repeats,
             failures=admission.failures,
         )
-        return Launched(output, hidden, wanting, choices, clock, batch.num_tokens)
+        return Launched(output, hidden, wanting, choices, clock, batch.num_tokens, take_pieces())
 
     def _compute(self, batch: Microbatch, rows: Mapping[SessionKey, Rows]) -> Computed:
         """Hidden states, or at the last stage the logits of every segment that wants a token."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from broker_pipeline.errors import ComputeError, DeadlineExceededError, PipelineError, StaleEpochError
 from broker_pipeline.messages import Envelope, MicrobatchResult, Segment, SessionFailure, SessionOpen, StageTiming
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.device import is_alive
 from stages.compute.launched import Launched
@@ -31,6 +32,8 @@ from stages.compute.stage_compute import StageCompute
 from stages.stage.closed_attempts import ClosedAttempts
 from stages.stage.envelope_checks import HIDDEN, HISTORY, POSITIONS, StageFacts, StageTensors
 from stages.stage.epoch_fence import EpochFence
+from stages.stage.occupancy import Occupancy
+from stages.stage.profile import StageProfile
 from stages.stage.row_buffer import RowBuffer
 from stages.worker.tensors import to_wire
 
@@ -97,6 +100,10 @@ class StageEngine:
         self.num_tokens = 0
         self.busy_s = 0.0
         """Seconds of computing, by the device's own clock where it has one."""
+        self.queue_s = 0.0
+        """Seconds that microbatches have waited, added up."""
+        self.occupancy = Occupancy()
+        self._profile = StageProfile(compute.device)
         self.is_device_lost = False
         """Whether the device answers no more, so that only a new process can go on."""
 
@@ -132,11 +139,25 @@ class StageEngine:
         one input meets must not take down the sessions of all others.
         """
         started = self._clock()
-        return self._guarded(work, started, lambda: self._begin(work, started))
+        self.occupancy.enter()
+        shown = self._profile.began(work.envelope, work.received_at)
+        begun = self._guarded(work, started, lambda: self._begin(work, started))
+        self._profile.launched(work.envelope, shown)
+        if not isinstance(begun, Begun):
+            self._leave()
+        return begun
 
     def finish(self, begun: Begun) -> Forward | Answer | None:
         """Wait for the device and return what is to be sent on; errors as for `begin`."""
-        return self._guarded(begun.work, begun.started, lambda: self._finish(begun))
+        shown = tracer.now()
+        outcome = self._guarded(begun.work, begun.started, lambda: self._finish(begun))
+        has_failed = isinstance(outcome, Answer) and outcome.result.failure is not None
+        self._profile.collected(begun.work.envelope, begun.launched, shown, has_failed=has_failed)
+        self._leave()
+        return outcome
+
+    def _leave(self) -> None:
+        self.occupancy.leave(has_sessions=self.num_sessions > 0)
 
     def _guarded(self, work: StageWork, started: float, action: Callable[[], T]) -> T | Answer:
         try:
@@ -177,6 +198,7 @@ class StageEngine:
         self.num_tokens += sum(segment.count for segment in output.segments)
         timing = self._timing(begun.work, begun.started, begun.launched.device_s)
         self.busy_s += timing.compute_s
+        self.queue_s += timing.queue_s
         return self._send_on(begun.work, output, list(begun.opened), failures, timing)
 
     def _close(self, envelope: Envelope) -> None:

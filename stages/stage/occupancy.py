@@ -4,12 +4,12 @@
                            │ enter    enter  leave leave    │ enter   │ leave, the last session is closed
     time counts as         └────────── busy ─────┴─ bubble ─┴── busy ─┴─ idle ─ …
 
-Microbatches may overlap: the next one is launched while the card still computes the last. Written by the compute
-thread alone, read by any.
+Microbatches may overlap: the next one is launched while the card still computes the last. For any thread.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 
 from broker_pipeline.tracing.activities import BUBBLE
@@ -20,6 +20,7 @@ class Occupancy:
     """Seconds by what a stage did, since it was started. All times that are passed in: nanoseconds, monotonic."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._num_inside = 0
         self._since = 0
         self._is_bubble = False
@@ -29,20 +30,22 @@ class Occupancy:
     def enter(self, now: int | None = None) -> None:
         """Begin a microbatch."""
         now = time.monotonic_ns() if now is None else now
-        if self._num_inside == 0:
-            if self._is_bubble:
-                self._bubble_ns += now - self._since
-                tracer.span(BUBBLE, self._since, now)
-            self._is_bubble, self._since = False, now
-        self._num_inside += 1
+        with self._lock:
+            if self._num_inside == 0:
+                if self._is_bubble:
+                    self._bubble_ns += now - self._since
+                    tracer.span(BUBBLE, self._since, now)
+                self._is_bubble, self._since = False, now
+            self._num_inside += 1
 
     def leave(self, *, has_sessions: bool, now: int | None = None) -> None:
         """End a microbatch; what follows is a bubble where sessions are still open."""
         now = time.monotonic_ns() if now is None else now
-        self._num_inside -= 1
-        if self._num_inside == 0:
-            self._busy_ns += now - self._since
-            self._is_bubble, self._since = has_sessions, now
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._busy_ns += now - self._since
+                self._is_bubble, self._since = has_sessions, now
 
     @property
     def busy_s(self) -> float:

@@ -21,6 +21,8 @@ import structlog
 from broker_pipeline import subjects
 from broker_pipeline.errors import ComputeError, PipelineError, SlowConsumerError, TransportError, WorkerBusyError
 from broker_pipeline.messages import Envelope, Heartbeat, Hello, RowDelivery
+from broker_pipeline.tracing.activities import CHECK
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.engine import Answer, Begun, Forward, StageEngine, StageWork, refusal
@@ -125,7 +127,9 @@ class StageWorker:
             kv_used_tokens=self._engine.kv_used_tokens,
             num_microbatches=self._engine.num_microbatches,
             num_tokens=self._engine.num_tokens,
-            busy_s=self._thread.busy_s if self._collector is None else self._engine.busy_s,
+            busy_s=self._engine.busy_s if self._collector is not None else self._engine.occupancy.busy_s,
+            bubble_s=self._engine.occupancy.bubble_s,
+            queue_s=self._engine.queue_s,
         )
 
     # --- in -----------------------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ class StageWorker:
     def _accept(self, message: Received[Envelope]) -> None:
         """Check an envelope and put it into the inbox."""
         received_at = time.monotonic()
-        envelope = message.body
+        started, envelope = tracer.now(), message.body
         check_origin(envelope.version, envelope.pipeline, envelope.fingerprint, self._facts)
         self._fence.admit(envelope.epoch)
         check_envelope(envelope, self._facts)
@@ -150,6 +154,7 @@ class StageWorker:
         self._inbox_bytes += message.num_bytes
         self._num_unsent += 1
         self._inbox.put_nowait((StageWork(envelope, tensors, received_at), message.num_bytes))
+        tracer.span(CHECK, started, epoch=envelope.epoch, microbatch=envelope.microbatch)
 
     def _require_room(self, num_bytes: int) -> None:
         if self._inbox.full() or self._inbox_bytes + num_bytes > self._limits.max_envelope_bytes:

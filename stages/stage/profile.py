@@ -1,0 +1,63 @@
+"""What a profile shows of a microbatch at a stage: waiting, launching, the card, collecting.
+
+queue ─► launch ─► await card ─► collect        threads of the host; on a processor: queue ─► step ─► collect
+            └ to device, microbatch, to host    the card, by its own clock
+"""
+
+from __future__ import annotations
+
+import torch
+
+from broker_pipeline.messages import Envelope
+from broker_pipeline.tracing.activities import AWAIT, COLLECT, LAUNCH, QUEUE, STEP
+from broker_pipeline.tracing.events import Fact
+from broker_pipeline.tracing.tracer import tracer
+from stages.compute.card_times import CardAxis
+from stages.compute.launched import Launched
+
+
+class StageProfile:
+    """Records one stage's microbatches; free while there is no profile."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._launching = LAUNCH if device.type == "cuda" else STEP
+        self._axis = CardAxis()
+
+    def began(self, envelope: Envelope, received_at: float) -> int:
+        """The compute thread begins with a microbatch that came at `received_at` (monotonic seconds); returns when."""
+        now = tracer.now()
+        if tracer.is_on:
+            tracer.span(QUEUE, round(received_at * 1e9), now, **_ids(envelope))
+        return now
+
+    def launched(self, envelope: Envelope, began_ns: int) -> None:
+        """The compute thread is through with a microbatch."""
+        if tracer.is_on:
+            num_tokens = sum(segment.count for segment in envelope.segments)
+            tracer.span(
+                self._launching, began_ns, **_ids(envelope), num_tokens=num_tokens, num_segments=len(envelope.segments)
+            )
+
+    def collected(self, envelope: Envelope, launched: Launched, began_ns: int, *, has_failed: bool) -> None:
+        """A microbatch was waited for and is ready to be sent; a card that failed is not asked for its times."""
+        if not tracer.is_on:
+            return
+        ids, seen_ns = _ids(envelope), max(began_ns, launched.clock.seen_ns)
+        if seen_ns > began_ns:
+            tracer.span(AWAIT, began_ns, seen_ns, **ids)
+        tracer.span(COLLECT, seen_ns, **ids)
+        if not has_failed:
+            self._show_card(launched, ids)
+
+    def _show_card(self, launched: Launched, ids: dict[str, Fact]) -> None:
+        whole = launched.clock.piece
+        if whole is None:
+            return
+        self._axis.locate(whole.began, whole.ended, launched.clock.seen_ns)
+        for piece in (whole, *launched.pieces):
+            if piece.ended.query():
+                tracer.span(piece.activity, *self._axis.place(piece.began, piece.ended), **ids)
+
+
+def _ids(envelope: Envelope) -> dict[str, Fact]:
+    return {"epoch": envelope.epoch, "microbatch": envelope.microbatch}
