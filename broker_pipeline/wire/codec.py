@@ -79,7 +79,7 @@ def decode(
     """
     body = _decode_metadata(metadata, body_type)
     table: Sequence[TensorSpec] = getattr(body, "tensors", ())
-    return body, _read_tensors(table, memoryview(payload).cast("B"))
+    return body, _read_tensors(table, payload if isinstance(payload, memoryview) else memoryview(payload))
 
 
 # --- metadata -------------------------------------------------------------------------------------------------------

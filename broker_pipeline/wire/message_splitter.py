@@ -108,8 +108,8 @@ class MessageSplitter:
             if message.receiver is None:
                 self._num_other = after + message.num_bytes + len(_END) - at
             elif after + message.num_bytes <= end:
-                self._deliver_from_buffer(message.receiver, message, after)
                 at, self._num_skipped = after + message.num_bytes, len(_END)
+                self._deliver_from_buffer(message.receiver, message, after)
             elif self._begin(message.receiver, message, after):
                 return end
             else:

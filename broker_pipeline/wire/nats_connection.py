@@ -112,9 +112,12 @@ class NatsConnection:
             )
         if not _is_subject(subject) or (reply and not _is_subject(reply)):
             raise TransportError(f"{self.name}: {subject!r} or {reply!r} is no subject")
-        if not self.is_connected:
+        if not self.client.is_connected:
             raise self._not_sent(subject)
-        self.socket.send(subject, reply, headers, pieces, num_bytes)
+        try:
+            self.socket.send(subject, reply, headers, pieces, num_bytes)
+        except ConnectionResetError as error:
+            raise self._not_sent(subject) from error
 
     async def listen(self, subject: str, receiver: Receiver) -> Subscription:
         """Ask for messages that go straight to `receiver`. They are sure to come only after the next `barrier`."""

@@ -56,7 +56,7 @@ class NatsSocket(Transport):
     @property
     def has_room(self) -> bool:
         """Whether less than `MAX_UNSENT_BYTES` wait for the kernel to take them."""
-        return self._link is None or self._link.writable.is_set()
+        return self._link is None or self._link.has_room
 
     @property
     def unsent_bytes(self) -> int:
@@ -68,7 +68,7 @@ class NatsSocket(Transport):
         link = self._link
         if link is None:
             return False
-        await link.writable.wait()
+        await link.room.wait()
         return link is self._link and link.is_open
 
     def send(self, subject: str, reply: str, headers: bytes, pieces: Sequence[Buffer], num_bytes: int) -> None:
@@ -167,8 +167,9 @@ class _Link(asyncio.BufferedProtocol):
 
     receivers: dict[bytes, Receiver]
     on_failed: Callable[[Exception], None]
-    writable: asyncio.Event = field(default_factory=asyncio.Event)
-    """Also set when the connection is lost: whoever waits has to look again."""
+    has_room: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while there is room, and when the connection is lost: whoever waits has to look again."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     transport: asyncio.Transport = field(init=False)
     reader: asyncio.StreamReader = field(init=False)
@@ -184,7 +185,7 @@ class _Link(asyncio.BufferedProtocol):
         self.reader = asyncio.StreamReader()
         self.reader.set_transport(transport)  # pauses it while nats-py is behind
         self.splitter = MessageSplitter(self.receivers, self.reader.feed_data)
-        self.writable.set()
+        self.resume_writing()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self.splitter.room()
@@ -200,17 +201,19 @@ class _Link(asyncio.BufferedProtocol):
             self.on_failed(error)
 
     def pause_writing(self) -> None:
-        self.writable.clear()
+        self.has_room = False
+        self.room.clear()
 
     def resume_writing(self) -> None:
-        self.writable.set()
+        self.has_room = True
+        self.room.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is None:
             self.reader.feed_eof()
         elif not self.reader.exception():
             self.reader.set_exception(error)
-        self.writable.set()
+        self.resume_writing()
         self.closed.set()
 
     def _end(self, error: Exception) -> None:

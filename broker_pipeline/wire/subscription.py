@@ -31,6 +31,7 @@ from broker_pipeline.tracing.message_spans import record_received
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, part_header, place, receive
 from broker_pipeline.wire.codec import decode
+from broker_pipeline.wire.mailbox import Mailbox
 from broker_pipeline.wire.nats_message import NatsMessage
 from broker_pipeline.wire.parts import open_whole
 from broker_pipeline.wire.wire_tensor import WireTensor
@@ -105,7 +106,7 @@ class Subscription(Generic[Body]):
         self._assembler = Assembler(
             max_message_bytes=min(max_pending_bytes - OVERHEAD_BYTES, transport.max_message_bytes)
         )
-        self._queue: asyncio.Queue[Received[Body] | _Drops | TransportError | None] = asyncio.Queue()
+        self._mailbox: Mailbox[Received[Body] | _Drops | TransportError | None] = Mailbox()
         self._queued_bytes = 0
         self._open_drops: _Drops | None = None
         self._subscriptions: list[NatsSubscription] = []
@@ -122,7 +123,7 @@ class Subscription(Generic[Body]):
         return self
 
     async def __anext__(self) -> Received[Body]:
-        item = await self._queue.get()
+        item = await self._mailbox.get()
         if isinstance(item, Received):
             self._queued_bytes -= item.num_bytes + OVERHEAD_BYTES
             return item
@@ -133,7 +134,7 @@ class Subscription(Generic[Body]):
                 f"{item.num_messages} messages ({item.num_bytes} bytes) on {self.subject} were dropped: "
                 f"more than {self.max_pending_bytes} bytes were waiting to be read"
             )
-        self._queue.put_nowait(item)  # whoever else reads here has to see the end as well
+        self._mailbox.put(item)  # whoever else reads here has to see the end as well
         if item is None:
             raise StopAsyncIteration
         raise item
@@ -172,7 +173,7 @@ class Subscription(Generic[Body]):
         received = Received(self.subject, body, tensors, reply, num_bytes, self._transport)
         self._queued_bytes += num_bytes + OVERHEAD_BYTES
         self._open_drops = None
-        self._queue.put_nowait(received)
+        self._mailbox.put(received)
 
     def _reject(self, error: ContractError, reply: str) -> None:
         self.num_malformed += 1
@@ -196,7 +197,7 @@ class Subscription(Generic[Body]):
         if self._open_drops is None:
             log.error("messages_dropped", subject=self.subject, reason=str(error))
             self._open_drops = _Drops()
-            self._queue.put_nowait(self._open_drops)
+            self._mailbox.put(self._open_drops)
         self._open_drops.num_messages += 1
         self._open_drops.num_bytes += num_bytes
 
@@ -230,7 +231,7 @@ class Subscription(Generic[Body]):
 
     def fail(self, error: TransportError) -> None:
         """End the iteration with an error."""
-        self._queue.put_nowait(error)
+        self._mailbox.put(error)
 
     # --- life ---
 
@@ -256,4 +257,4 @@ class Subscription(Generic[Body]):
         self._transport.detach(self)
         for connection, subscription in zip(self._transport.connections, self._subscriptions, strict=False):
             await connection.unsubscribe(subscription)
-        self._queue.put_nowait(None)
+        self._mailbox.put(None)

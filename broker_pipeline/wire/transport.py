@@ -172,18 +172,18 @@ class Transport:
             raise PayloadTooLargeError(
                 f"{num_bytes} bytes for {subject}; messages of up to {self.max_message_bytes} are sent"
             )
-        if num_bytes <= self.bulk_bytes:
-            await self._send_on(self._small, subject, frame, num_bytes, reply)
-            return
-        # One large message after the other: sent by turns, all of them would arrive as late as the last.
-        async with self._cut_turn:
-            await self._send_on(self._bulk, bulk(subject), frame, num_bytes, reply)
+        if num_bytes > self.bulk_bytes:
+            # One large message after the other: sent by turns, all of them would arrive as late as the last.
+            async with self._cut_turn:
+                await self._send_on(self._bulk, bulk(subject), frame, reply)
+        elif num_bytes <= SizeRules.for_server(self._small.max_payload).part_bytes:
+            await self._small.publish(subject, *whole_pieces(frame), reply=reply)
+        else:
+            await self._send_on(self._small, subject, frame, reply)
 
-    async def _send_on(
-        self, connection: NatsConnection, subject: str, frame: Frame, num_bytes: int, reply: str
-    ) -> None:
+    async def _send_on(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
         rules = SizeRules.for_server(connection.max_payload)
-        if num_bytes <= rules.part_bytes:
+        if whole_bytes(frame) <= rules.part_bytes:
             await connection.publish(subject, *whole_pieces(frame), reply=reply)
             return
         message = f"{self._message_prefix}-{next(self._message_numbers)}"
