@@ -30,6 +30,12 @@ def _block(n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Te
     return x, router, gate_up, down
 
 
+def _routed(x: Tensor, router: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+    """Routing as the kernel breaks ties, which halves have often."""
+    chosen, weights = choose_experts_reference(F.linear(x, router), num_chosen)
+    return chosen.long(), weights
+
+
 def _tolerance(dtype: torch.dtype) -> dict[str, float]:
     return {"atol": 2e-5, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 2e-2}
 
@@ -43,7 +49,8 @@ def test_chooses_what_the_router_means(
     chosen, weights = choose_experts(logits, num_chosen)
     want_chosen, want_weights = choose_experts_reference(logits, num_chosen)
     assert torch.equal(chosen, want_chosen)
-    torch.testing.assert_close(weights, want_weights, atol=1e-3 if dtype != torch.float32 else 1e-6, rtol=1e-3)
+    tolerance = 1e-6 if dtype == torch.float32 else 8e-3  # one step of bf16
+    torch.testing.assert_close(weights, want_weights, atol=tolerance, rtol=tolerance)
 
 
 def test_reference_is_the_models_route(device: torch.device) -> None:
@@ -92,7 +99,7 @@ def test_block_is_the_eager_block(device: torch.device, dtype: torch.dtype, n: i
     x, router, gate_up, down = _block(n, device, dtype)
     residual = _random(n, HIDDEN, device=device, dtype=dtype)
     have = kernels.moe_block(x, router, gate_up, down, 3, residual)
-    want = residual + eager_experts(x, *route(x, router, 3), gate_up, down)
+    want = residual + eager_experts(x, *_routed(x, router, 3), gate_up, down)
     torch.testing.assert_close(have, want, **_tolerance(dtype))
 
 
@@ -133,7 +140,7 @@ def test_tilings_agree(device: torch.device, dtype: torch.dtype, tiling: Tiling)
 @pytest.mark.parametrize("tiling", [PairTiling(4, 32), PairTiling(16, 128)])
 def test_pairs_agree_whatever_their_tiling(device: torch.device, tiling: PairTiling) -> None:
     x, router, gate_up, down = _block(3, device, HALF)
-    chosen, weights = route(x, router, 3)
+    chosen, weights = _routed(x, router, 3)
     activated = kernels.pair_gate_up(x, chosen, gate_up, tiling)
     have = kernels.pair_down(activated, chosen, weights, down, x, tiling)
     want = x + eager_experts(x, chosen, weights, gate_up, down)
