@@ -3,7 +3,7 @@
     python -m tests.fuzz_codec --cases 1000000 --seed 0
 
 A case is one message with some damage: cut short, bits flipped, bytes overwritten, pieces taken out, put in twice,
-swapped or mixed with those of another message, numbers replaced by extreme ones. Allowed are a typed error and a
+swapped or mixed with those of another message, numbers replaced by extreme ones, a wrong length in front. Allowed are a typed error and a
 message whose tensors lie within the payload; anything else is printed with its case number, and the exit status is 1.
 The same seed gives the same cases.
 """
@@ -35,7 +35,8 @@ from broker_pipeline.messages import (
     StageTiming,
     VisualSpan,
 )
-from broker_pipeline.wire.codec import WireTensor, decode, encode
+from broker_pipeline.wire.codec import Frame, WireTensor, decode, encode
+from broker_pipeline.wire.parts import LENGTH_BYTES, open_whole, whole_pieces
 
 _EXTREMES = [
     b"-1",
@@ -53,11 +54,20 @@ _SHOW_EVERY = 100_000
 
 @dataclass(frozen=True)
 class Sample:
-    """A valid message."""
+    """A message."""
 
     kind: type[msgspec.Struct]
     metadata: bytes
     payload: bytes
+    damaged: bytes | None = None
+    """What travels in place of the two, laid together as they should be."""
+
+    @property
+    def whole(self) -> bytes:
+        """The bytes that a receiver gets."""
+        if self.damaged is not None:
+            return self.damaged
+        return b"".join(whole_pieces(Frame(self.metadata, (self.payload,), len(self.payload))))
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,13 @@ def case(chance: random.Random, samples: list[Sample]) -> tuple[str, Sample]:
 
 def judge(message: Sample) -> str:
     """Decode a message and return the name of the outcome; raises what the codec must not raise."""
+    whole = message.whole
     try:
-        body, tensors = decode(message.metadata, memoryview(message.payload), message.kind)
+        body, tensors = decode(*open_whole(whole), message.kind)
     except ContractError as error:
         return type(error).__name__ if error.message else "BROKEN: an error without a word"
     assert isinstance(body, message.kind)
-    assert sum(tensor.data.nbytes for tensor in tensors.values()) <= len(message.payload)
+    assert sum(tensor.data.nbytes for tensor in tensors.values()) <= len(whole)
     for tensor in tensors.values():
         bytes(tensor.data)
     return "decoded"
@@ -108,7 +119,7 @@ def fuzz(num_cases: int, seed: int, *, on_progress: Callable[[int, Counter[str]]
             outcome = judge(message)
         except Exception as bug:  # noqa: BLE001 - this is what is looked for
             outcome = "BROKEN"
-            broken.append(f"case {number} ({name}): {bug!r}; metadata {message.metadata!r:.2000}")
+            broken.append(f"case {number} ({name}): {bug!r}; {message.whole!r:.2000}")
         counts[f"{name}: {outcome}"] += 1
         if on_progress and number % _SHOW_EVERY == _SHOW_EVERY - 1:
             on_progress(number + 1, counts)
@@ -175,6 +186,20 @@ def _lengthen(chance: random.Random, message: Sample, _: list[Sample]) -> Sample
     return _with(message, metadata=message.metadata + more)
 
 
+def _misframe(chance: random.Random, message: Sample, _: list[Sample]) -> Sample:
+    whole, length = message.whole, int.from_bytes(message.whole[:LENGTH_BYTES], "little")
+    kind = chance.randrange(4)
+    if kind == 0:
+        damaged = whole[: chance.randrange(len(whole) + 1)]
+    elif kind == 1:
+        damaged = whole[chance.randrange(1, 20) :]
+    else:
+        near = max(0, length + chance.choice((-20, -16, -1, 1, 15, 16, 40, len(message.payload))))
+        wrong = chance.randrange(2**32) if kind == 2 else near
+        damaged = wrong.to_bytes(LENGTH_BYTES, "little") + whole[LENGTH_BYTES:]
+    return Sample(message.kind, message.metadata, message.payload, damaged)
+
+
 Damage = Callable[[random.Random, Sample, list[Sample]], Sample]
 DAMAGES: tuple[tuple[str, Damage], ...] = (
     ("cut short", _cut_short),
@@ -187,6 +212,7 @@ DAMAGES: tuple[tuple[str, Damage], ...] = (
     ("messages mixed", _mix),
     ("extreme numbers", _extreme_number),
     ("lengthened", _lengthen),
+    ("framing", _misframe),
 )
 
 
