@@ -1,0 +1,133 @@
+"""Rows for a stage of the same process: handed over as they are, under the checks of those that come by wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+import torch
+
+from broker_pipeline.errors import (
+    FingerprintMismatchError,
+    StaleAttemptError,
+    StaleEpochError,
+    TensorMismatchError,
+    WorkerBusyError,
+)
+from broker_pipeline.messages import PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.wire.transport import Transport
+from stages.compute.visual_injection import RowNeeds
+from stages.qwen3_vl.vision import EncodedRows
+from stages.stage.envelope_checks import StageFacts
+from stages.stage.epoch_fence import EpochFence
+from stages.stage.row_buffer import RowBuffer
+from stages.stage.row_intake import RowIntake
+from stages.vision.row_sender import LocalStage, RowSender
+
+HIDDEN = 8
+HERE = "local.rows"
+
+
+def rows(num_rows: int = 3, width: int = HIDDEN, dtype: torch.dtype = torch.float32) -> EncodedRows:
+    return EncodedRows(torch.ones(num_rows, width, dtype=dtype), (torch.ones(num_rows, width, dtype=dtype),) * 2)
+
+
+@dataclass
+class Local:
+    sender: RowSender
+    buffer: RowBuffer
+    num_copies: int = 0
+
+    async def send(self, given: EncodedRows, *targets: RowTarget, **changes: object) -> None:
+        request = PrepareRequest(
+            pipeline="main",
+            fingerprint="f" * 64,
+            epoch=1,
+            session="s",
+            attempt=1,
+            messages=(),
+            targets=targets or (RowTarget(subject=HERE, embeds=True, levels=(0,)),),
+            max_prompt_tokens=10,
+            budget_s=5.0,
+        )
+        await self.sender.send(msgspec.structs.replace(request, **changes), given, time.monotonic() + 5)
+
+
+@pytest.fixture
+def local(transport: Transport) -> Local:
+    facts = StageFacts(
+        worker="stage-0",
+        pipeline="main",
+        fingerprint="f" * 64,
+        subject="local.work",
+        is_first=True,
+        is_last=False,
+        hidden_size=HIDDEN,
+        vocab_size=10,
+        dtype=torch.float32,
+        max_batch_tokens=10,
+    )
+    buffer = RowBuffer(max_bytes=1000, ttl_s=60)
+    intake = RowIntake(facts, RowNeeds(embeds=True, levels=(0,)), buffer, EpochFence())
+
+    async def to_host(given: EncodedRows) -> EncodedRows:
+        found.num_copies += 1
+        return EncodedRows(given.embeds.clone(), tuple(level.clone() for level in given.levels))
+
+    found = Local(RowSender(transport, to_host, LocalStage(HERE, intake)), buffer)
+    return found
+
+
+async def test_rows_are_handed_over_without_a_copy(local: Local) -> None:
+    given = rows()
+    await local.send(given)
+    kept = local.buffer.find("s", 1)
+    assert kept.embeds is given.embeds
+    assert kept.levels == {0: given.levels[0]}
+    assert (local.buffer.num_bytes, local.num_copies) == (2 * 3 * HIDDEN * 4, 0)
+
+
+async def test_other_stages_get_theirs_by_wire(local: Local, transport: Transport) -> None:
+    away = RowTarget(subject="t.away.rows", levels=(1,))
+    async with transport.subscribe(away.subject, RowDelivery) as messages:
+
+        async def answer() -> set[str]:
+            async for message in messages:
+                await message.respond(RowReceipt(session="s", attempt=1))
+                return set(message.tensors)
+            raise AssertionError
+
+        answering = asyncio.create_task(answer())
+        await local.send(rows(), RowTarget(subject=HERE, embeds=True, levels=(0,)), away)
+        assert await answering == {"deepstack.1"}
+    assert (local.buffer.num_sessions, local.num_copies) == (1, 1)
+
+
+async def test_what_the_wire_would_refuse_is_refused(local: Local) -> None:
+    for given, changes, error in [
+        (rows(), {"fingerprint": "0" * 64}, FingerprintMismatchError),
+        (rows(width=9), {}, TensorMismatchError),
+        (rows(dtype=torch.bfloat16), {}, TensorMismatchError),
+        (rows(), {"targets": (RowTarget(subject=HERE, embeds=True),)}, TensorMismatchError),
+        (rows(num_rows=100), {}, WorkerBusyError),
+    ]:
+        with pytest.raises(error):
+            await local.send(given, **changes)
+        assert local.buffer.num_sessions == 0
+    await local.send(rows(), epoch=3, attempt=2)
+    with pytest.raises(StaleEpochError):
+        await local.send(rows(), epoch=2, attempt=3)
+    with pytest.raises(StaleAttemptError):
+        await local.send(rows(), epoch=3, attempt=1)
+
+
+async def test_a_full_buffer_is_tried_once_more(local: Local) -> None:
+    await local.send(rows(14), session="other")
+    sending = asyncio.create_task(local.send(rows(14)))
+    await asyncio.sleep(0.05)
+    local.buffer.discard("other", 1)
+    await sending
+    assert local.buffer.find("s", 1).num_rows == 14
