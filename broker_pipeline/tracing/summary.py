@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, TELL
+from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, SEND, TELL
 from broker_pipeline.tracing.profile import Profile, in_order
 from broker_pipeline.tracing.spans import ProcessTrace, Span
 
@@ -161,7 +161,12 @@ def _round(rounds: Iterable[Span], processes: Iterable[ProcessTrace]) -> dict[st
     parts: defaultdict[str, int] = defaultdict(int)
     for process in processes:
         has_card = any(span.row == DEVICE.row for span in process.spans)
-        counted = [span for span in process.spans if span.microbatch in lengths and span.row != IN_FLIGHT.row]
+        # Sending goes on while the message is on the wire already.
+        counted = [
+            span
+            for span in process.spans
+            if span.microbatch in lengths and span.row not in {IN_FLIGHT.row, SEND.row} and span.kind != "wait"
+        ]
         for kind, time in _by_kind(counted, has_card=has_card).items():
             parts[kind] += time
     in_ms = {kind: time / len(lengths) / 1e6 for kind, time in sorted(parts.items())}
