@@ -79,9 +79,7 @@ class SessionPreparer:
             PipelineError: the tower failed, or a stage did not take its rows.
         """
         looks = await self._look_at_all(request)
-        build = tracer.measured(LAY_OUT, lambda: self._prompts.build(request.messages, [look.visual for look in looks]))
-        prompt = await self._in_pool(build)
-        self._require_fit(prompt, request.max_prompt_tokens)
+        prompt, plan = await self._in_pool(tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
         started = time.monotonic()
         if looks:
             rows = await self._encoder.encode_all(looks)
@@ -89,8 +87,12 @@ class SessionPreparer:
             await self._sender.send(request, rows, deadline)
         else:
             computed = started
-        plan = plan_positions(len(prompt.token_ids), prompt.groups)
         return _prepared(prompt, plan, looks, compute_s=computed - started)
+
+    def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> tuple[Prompt, PositionPlan]:
+        prompt = self._prompts.build(request.messages, [look.visual for look in looks])
+        self._require_fit(prompt, request.max_prompt_tokens)
+        return prompt, plan_positions(len(prompt.token_ids), prompt.groups)
 
     async def _look_at_all(self, request: PrepareRequest) -> list[Look]:
         allowance = _Allowance(request.max_prompt_tokens)
