@@ -3,9 +3,9 @@
     python -m tests.fuzz_codec --cases 1000000 --seed 0
 
 A case is one message with some damage: cut short, bits flipped, bytes overwritten, pieces taken out, put in twice,
-swapped or mixed with those of another message, numbers replaced by extreme ones, a wrong length in front. Allowed are a typed error and a
-message whose tensors lie within the payload; anything else is printed with its case number, and the exit status is 1.
-The same seed gives the same cases.
+swapped or mixed with those of another message, numbers replaced by extreme ones, a wrong length in front. Allowed are
+a typed error and a message whose tensors lie within the payload; anything else is printed with its case number, and the
+exit status is 1. The same seed gives the same cases.
 """
 
 from __future__ import annotations

@@ -101,10 +101,15 @@ class NatsSocket(Transport):
     ) -> None:
         """Go on encrypted."""
         link, host = self._open_link(), uri if isinstance(uri, str) else uri.hostname
-        async with asyncio.timeout(connect_timeout):
-            encrypted = await asyncio.get_running_loop().start_tls(
-                link.transport, link, ssl_context, server_hostname=host
-            )
+        try:
+            async with asyncio.timeout(connect_timeout):
+                encrypted = await asyncio.get_running_loop().start_tls(
+                    link.transport, link, ssl_context, server_hostname=host
+                )
+        except BaseException:
+            link.transport.abort()
+            link.connection_lost(None)  # the protocol of the handshake keeps this to itself
+            raise
         if encrypted is None:
             raise ConnectionResetError("the connection was lost while encryption was agreed upon")
         link.connection_made(encrypted)
