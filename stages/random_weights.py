@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +35,30 @@ def draw_weights(shapes: Shapes, device: torch.device, dtype: torch.dtype, seed:
     return {
         name: _draw(name, shape, chance.manual_seed(tensor_seed(seed, name)), dtype) for name, shape in shapes.items()
     }
+
+
+class DrawnTensors(Mapping[str, Tensor]):
+    """The same, each drawn when it is asked for and kept by nobody here: for models that fill a device."""
+
+    def __init__(self, shapes: Shapes, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+        self._shapes = shapes
+        self._device = device
+        self._dtype = dtype
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> Tensor:
+        return draw_weights({name: self._shapes[name]}, self._device, self._dtype, self._seed)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of them together."""
+        return self._dtype.itemsize * sum(math.prod(shape) for shape in self._shapes.values())
 
 
 def tensor_seed(seed: int, name: str) -> int:

@@ -32,6 +32,7 @@ _POSITIVE = click.IntRange(min=1)
     "--concurrency", "--batch", default=32, show_default=True, type=_POSITIVE, help="Captions at the same time."
 )
 @click.option("--rounds", default=3, show_default=True, type=_POSITIVE, help="Rounds after the one that warms up.")
+@click.option("--prompt", default="Describe this image in one sentence.", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--ours/--no-ours", "with_ours", default=True, show_default=True, help="Also time our own computation.")
 @click.option("--threads", type=_POSITIVE, help="CPU threads of one operation.  [default: all cores]")
@@ -45,6 +46,7 @@ def command(  # noqa: PLR0913 - one for each option
     output_tokens: int,
     concurrency: int,
     rounds: int,
+    prompt: str,
     device: str,
     with_ours: bool,
     threads: int | None,
@@ -59,14 +61,16 @@ def command(  # noqa: PLR0913 - one for each option
           --pictures 128 --rounds 1
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ConfigurationError("this compares with transformers: pip install 'transformers>=5.17,<6'")
+        raise ConfigurationError(
+            "this compares with transformers, which is not installed: pip install 'transformers>=5.17,<6'"
+        )
     machine = MachineFacts.read()
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
         directory = Path(temporary)
 
         def work(prefix: str, num_pictures: int) -> Work:
             return Work(
-                prompt="Describe this image in one sentence.",
+                prompt=prompt,
                 pictures=write_pictures(directory / "pictures", prefix, num_pictures, picture_side),
                 picture_side=picture_side,
                 num_output_tokens=output_tokens,

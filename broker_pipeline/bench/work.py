@@ -14,7 +14,8 @@ from PIL import Image
 from broker_pipeline.bench.breakdown import Breakdown
 from broker_pipeline.messages import SamplingParams
 
-_TILE_PIXELS = 8
+_TILE_PIXELS = 16
+_NOISE = 32
 _PIXELS_PER_TOKEN = 32
 _TEMPLATE_TOKENS = 64
 """More than the turns of a chat take."""
@@ -97,7 +98,11 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_pictures(directory: Path, prefix: str, num_pictures: int, side: int, seed: int = 0) -> tuple[str, ...]:
-    """Write JPEGs of `side` x `side` pixels, each of random tiles, and return their names."""
+    """Write JPEGs of `side` x `side` pixels and return their names.
+
+    Each is random tiles with noise on them, about as many bytes as a photograph full of detail (448 x 448: 100 kB), and
+    as much work to decode.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     names = tuple(f"{prefix}-{number:05d}.jpg" for number in range(num_pictures))
 
@@ -112,8 +117,9 @@ def write_pictures(directory: Path, prefix: str, num_pictures: int, side: int, s
 
 def _picture(chance: np.random.Generator, side: int) -> bytes:
     tiles = -(-side // _TILE_PIXELS)
-    colours = chance.integers(0, 256, (tiles, tiles, 3), np.uint8)
+    colours = chance.integers(_NOISE, 256 - _NOISE, (tiles, tiles, 3), np.int16)
     pixels = colours.repeat(_TILE_PIXELS, 0).repeat(_TILE_PIXELS, 1)[:side, :side]
+    pixels += chance.integers(-_NOISE, _NOISE, pixels.shape, np.int16)
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG", quality=90)
+    Image.fromarray(pixels.astype(np.uint8)).save(content, "JPEG", quality=90)
     return content.getvalue()

@@ -30,8 +30,16 @@ from broker_pipeline.messages import (
 )
 from stages.artifact import Artifact
 from stages.compute.generate import deliver_rows, run_stages, window_spans
-from stages.compute.loading import ComputeOptions, load_stage, load_vision, stage_tensor_names, vision_tensor_names
+from stages.compute.loading import (
+    ComputeOptions,
+    compute_dtype,
+    load_stage,
+    load_vision,
+    stage_tensor_names,
+    vision_tensor_names,
+)
 from stages.compute.stage_compute import StageCompute
+from stages.lazy_tensors import LazyTensors
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.images import DEFAULT_IMAGE_LIMITS
 from stages.prompt.preprocess import Patches, PixelBudget
@@ -94,6 +102,7 @@ class ContinuousBatch:
         self.num_prompt_tokens = 0
         """Of the last session."""
         options = options or ComputeOptions()
+        device, dtype = torch.device(options.device), compute_dtype(config, options.dtype)
         num_layers = config.text.num_layers
         self._config = config
         self._prompts = PromptBuilder.from_directory(config, directory)
@@ -101,12 +110,12 @@ class ContinuousBatch:
         self._stage: StageCompute = load_stage(
             config,
             BlockRange(start=0, stop=num_layers),
-            artifact.load(stage_tensor_names(config, 0, num_layers), options.device),
+            LazyTensors(artifact, stage_tensor_names(config, 0, num_layers), device, dtype),
             kv_capacity_tokens=kv_tokens,
             options=options,
         )
         self._tower: VisionTower = load_vision(
-            config, artifact.load(vision_tensor_names(config), options.device), options
+            config, LazyTensors(artifact, vision_tensor_names(config), device, dtype), options
         )
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_pictures = max_batch_pictures

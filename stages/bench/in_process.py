@@ -20,7 +20,12 @@ def make_batch(order: InProcessOrder) -> ContinuousBatch:
         Path(order.model),
         Path(order.pictures),
         kv_tokens=order.kv_tokens,
-        options=ComputeOptions(order.device, order.dtype),
+        options=ComputeOptions(
+            order.device,
+            order.dtype,
+            max_batch_tokens=order.max_batch_tokens,
+            max_step_rows=order.warm_up.num_in_flight,
+        ),
         max_batch_tokens=order.max_batch_tokens,
         max_batch_pictures=order.max_batch_pictures,
     )

@@ -1,12 +1,18 @@
 """One stage by itself: decode steps and prefills of a shape with random weights, beside the floor of the device.
 
-No broker, no queue: what is timed is `StageCompute.run`, from a microbatch on the host to its result.
+No broker, no queue: what is timed is a microbatch on the host until its result is on the host again, one after the
+other. A part of that is the host's, which hands the work to the device and goes on; the device's own part is taken from
+events in its stream. A pipeline with several microbatches in flight hides the former behind the latter.
+
+    step    |── launch ──|············ waiting ···········|── result ──|
+    card          |═══════════════ card ═══════════════════|
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -22,7 +28,7 @@ from stages.compute.loading import ComputeOptions, compute_dtype, load_stage, st
 from stages.compute.microbatch import Microbatch
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import ModelConfig
-from stages.random_weights import draw_weights
+from stages.random_weights import DrawnTensors
 
 _GREEDY = SamplingSettings()
 _SEED = 1
@@ -38,20 +44,45 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that a session holds when it is decoded, and that a prompt has."""
     prefill_prompts: tuple[int, ...]
     """Numbers of prompts that are prefilled together."""
+    mixed: tuple[tuple[int, int], ...]
+    """Sessions that are decoded and prompts that are prefilled in the same step."""
     num_steps: int
     num_warm_up: int
     device: str
     dtype: str | None
     num_threads: int | None
+    is_deterministic: bool
+
+    @property
+    def num_tokens_most(self) -> int:
+        """Tokens of the largest step."""
+        prompts = max((*self.prefill_prompts, *(prompts for _, prompts in self.mixed)), default=0)
+        return self.num_decoded_most + prompts * self.context
+
+    @property
+    def num_decoded_most(self) -> int:
+        """Sessions of the largest decode step."""
+        return max((*self.batch_sizes, *(decoded for decoded, _ in self.mixed)), default=0)
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """KV of the most sessions that are open at a time."""
+        room = self.context + self.num_warm_up + self.num_steps
+        prompts = max((*self.prefill_prompts, *(prompts for _, prompts in self.mixed)), default=0)
+        return (self.num_decoded_most + prompts) * room
 
 
 class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of step."""
 
-    kind: Literal["decode", "prefill"]
+    kind: Literal["decode", "prefill", "mixed"]
     num_sessions: int
     num_tokens: int
     step_s: Spread
+    launch_s: Spread
+    """Of these, until the host has handed everything to the device; on the CPU that is the computation itself."""
+    card_s: Spread | None
+    """From the device's first to its last work for a step; None on the CPU."""
     floor_s: float
     bound: str
     """What sets the floor: "memory" or "compute"."""
@@ -72,9 +103,19 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
 
     rates: DeviceRates
     num_weight_bytes: int
+    load_s: float
+    """Seconds for drawing the weights, and on a card for building kernels and graphs."""
     rows: tuple[StageRow, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    step_s: float
+    launch_s: float
+    card_s: float | None
+
+
+@torch.inference_mode()
 def measure_stage(settings: StageBenchSettings, say: Callable[[str], None] = lambda _: None) -> StageReport:
     """Make a stage of random weights and time its steps.
 
@@ -89,22 +130,33 @@ def measure_stage(settings: StageBenchSettings, say: Callable[[str], None] = lam
     say("measuring what the device can do")
     rates = measure_rates(device, dtype)
     say(f"drawing the weights of {len(blocks)} layers")
-    names = stage_tensor_names(config, blocks.start, blocks.stop)
-    weights = draw_weights(names, device, dtype)
-    most = max((*settings.batch_sizes, *settings.prefill_prompts))
-    room = settings.context + settings.num_warm_up + settings.num_steps
-    options = ComputeOptions(settings.device, settings.dtype)
-    stage = load_stage(config, blocks, weights, kv_capacity_tokens=most * room, options=options)
+    weights = DrawnTensors(stage_tensor_names(config, blocks.start, blocks.stop), device, dtype)
+    started = time.perf_counter()
+    stage = load_stage(config, blocks, weights, kv_capacity_tokens=settings.num_kv_tokens, options=_options(settings))
+    synchronize(device)
+    load_s = time.perf_counter() - started
     bench = _StageBench(stage, settings, rates)
     rows = []
     for num_sessions in settings.batch_sizes:
         say(f"decode, {num_sessions} sessions")
         rows.append(bench.decode(num_sessions))
-    for num_sessions in settings.prefill_prompts:
-        say(f"prefill, {num_sessions} prompts of {settings.context} tokens")
-        rows.append(bench.prefill(num_sessions))
-    num_bytes = sum(tensor.nbytes for tensor in weights.values())
-    return StageReport(rates=rates, num_weight_bytes=num_bytes, rows=tuple(rows))
+    for num_prompts in settings.prefill_prompts:
+        say(f"prefill, {num_prompts} prompts of {settings.context} tokens")
+        rows.append(bench.mixed(0, num_prompts))
+    for num_decoded, num_prompts in settings.mixed:
+        say(f"mixed, {num_decoded} sessions and {num_prompts} prompts of {settings.context} tokens")
+        rows.append(bench.mixed(num_decoded, num_prompts))
+    return StageReport(rates=rates, num_weight_bytes=weights.num_bytes, load_s=load_s, rows=tuple(rows))
+
+
+def _options(settings: StageBenchSettings) -> ComputeOptions:
+    return ComputeOptions(
+        settings.device,
+        settings.dtype,
+        is_deterministic=settings.is_deterministic,
+        max_batch_tokens=settings.num_tokens_most,
+        max_step_rows=settings.num_decoded_most,
+    )
 
 
 def _blocks(config: ModelConfig, num_layers: int | None) -> BlockRange:
@@ -120,40 +172,49 @@ class _StageBench:
         self._settings = settings
         self._rates = rates
         self._chance = torch.Generator().manual_seed(_SEED)
+        for layer in range(len(stage.blocks)):  # zeros would be computed faster on a card, which then draws less power
+            stage.kv.keys(layer).normal_()
+            stage.kv.values(layer).normal_()
 
     def decode(self, num_sessions: int) -> StageRow:
         """Steps of one new token for each session; all hold `context` tokens before the first."""
-        context = self._settings.context
-        names = self._open(num_sessions, cached=context)
+        settings = self._settings
+        names = self._open("decode", num_sessions, cached=settings.context)
         steps = [
-            self._step(names, context + step, 1)
-            for step in range(self._settings.num_warm_up + self._settings.num_steps)
+            self._step([self._segment(name, settings.context + step, 1) for name in names])
+            for step in range(settings.num_warm_up + settings.num_steps)
         ]
         self._close(names)
-        length = context + self._settings.num_warm_up + self._settings.num_steps // 2
+        length = settings.context + settings.num_warm_up + settings.num_steps // 2
         needs = self._needs(num_sessions, num_sessions * length, num_sessions * length, num_sessions)
         return self._row("decode", num_sessions, num_sessions, steps, needs)
 
-    def prefill(self, num_prompts: int) -> StageRow:
-        """Whole prompts of `context` tokens, packed into one microbatch; each time for new sessions."""
-        context = self._settings.context
+    def mixed(self, num_decoded: int, num_prompts: int) -> StageRow:
+        """Whole prompts of `context` tokens, new ones in every step, packed with one token each of other sessions."""
+        settings, context = self._settings, self._settings.context
+        decoded = self._open("decode", num_decoded, cached=context)
         steps = []
-        for _ in range(self._settings.num_warm_up + self._settings.num_steps):
-            names = self._open(num_prompts, cached=0)
-            steps.append(self._step(names, 0, context))
-            self._close(names)
-        pairs = num_prompts * context * (context + 1) // 2
-        needs = self._needs(num_prompts * context, num_prompts * context, pairs, num_prompts)
-        return self._row("prefill", num_prompts, num_prompts * context, steps, needs)
+        for step in range(settings.num_warm_up + settings.num_steps):
+            prompts = self._open("prompt", num_prompts, cached=0)
+            segments = [self._segment(name, context + step, 1) for name in decoded]
+            segments += [self._segment(name, 0, context) for name in prompts]
+            steps.append(self._step(segments))
+            self._close(prompts)
+        self._close(decoded)
+        length = context + settings.num_warm_up + settings.num_steps // 2
+        num_tokens, num_sessions = num_decoded + num_prompts * context, num_decoded + num_prompts
+        pairs = num_decoded * length + num_prompts * context * (context + 1) // 2
+        needs = self._needs(num_tokens, num_decoded * length + num_prompts * context, pairs, num_sessions)
+        return self._row("mixed" if num_decoded else "prefill", num_sessions, num_tokens, steps, needs)
 
-    def _open(self, num_sessions: int, *, cached: int) -> list[str]:
+    def _open(self, kind: str, num_sessions: int, *, cached: int) -> list[str]:
         room = self._settings.context + self._settings.num_warm_up + self._settings.num_steps
-        names = [f"bench-{index}" for index in range(num_sessions)]
+        names = [f"bench-{kind}-{index}" for index in range(num_sessions)]
         for name in names:
             self._stage.open(
                 SessionOpen(session=name, attempt=1, num_kv_tokens=room, num_prompt_tokens=room, sampling=_GREEDY)
             )
-            if cached:  # what the cache holds changes no time
+            if cached:  # the cache holds random numbers already
                 self._stage.kv.advance((name, 1), 0, cached)
         return names
 
@@ -161,19 +222,21 @@ class _StageBench:
         for name in names:
             self._stage.close(name, 1)
 
-    def _step(self, names: Sequence[str], start: int, count: int) -> float:
-        segments = tuple(
-            Segment(session=name, attempt=1, start=start, count=count, wants_token=self._stage.is_last)
-            for name in names
-        )
-        positions = torch.arange(start, start + count, dtype=torch.int32).repeat(len(names)).expand(3, -1)
-        batch = Microbatch(segments, positions, token_ids=self._random_tokens(len(names) * count))
-        device = self._stage.device
-        synchronize(device)
+    def _segment(self, name: str, start: int, count: int) -> Segment:
+        return Segment(session=name, attempt=1, start=start, count=count, wants_token=self._stage.is_last)
+
+    def _step(self, segments: Sequence[Segment]) -> _Timing:
+        positions = torch.cat(
+            [torch.arange(each.start, each.start + each.count, dtype=torch.int32) for each in segments]
+        ).expand(3, -1)
+        batch = Microbatch(tuple(segments), positions, token_ids=self._random_tokens(positions.shape[1]))
+        synchronize(self._stage.device)
         started = time.perf_counter()
-        self._stage.run(batch)
-        synchronize(device)
-        return time.perf_counter() - started
+        launched = self._stage.launch(batch)
+        handed_over = time.perf_counter()
+        launched.collect()
+        ended = time.perf_counter()
+        return _Timing(ended - started, handed_over - started, launched.device_s)
 
     def _random_tokens(self, num_tokens: int) -> Tensor:
         """Different for every session, or all of them would choose the same experts."""
@@ -193,18 +256,22 @@ class _StageBench:
 
     def _row(
         self,
-        kind: Literal["decode", "prefill"],
+        kind: Literal["decode", "prefill", "mixed"],
         num_sessions: int,
         num_tokens: int,
-        steps: Sequence[float],
+        steps: Sequence[_Timing],
         needs: StepNeeds,
     ) -> StageRow:
         floor_s, bound = needs.floor(self._rates)
+        timed = steps[self._settings.num_warm_up :]
+        card_s = [step.card_s for step in timed if step.card_s is not None]
         return StageRow(
             kind=kind,
             num_sessions=num_sessions,
             num_tokens=num_tokens,
-            step_s=Spread.of(steps[self._settings.num_warm_up :]),
+            step_s=Spread.of([step.step_s for step in timed]),
+            launch_s=Spread.of([step.launch_s for step in timed]),
+            card_s=Spread.of(card_s) if card_s else None,
             floor_s=floor_s,
             bound=bound,
         )

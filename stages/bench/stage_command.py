@@ -20,10 +20,22 @@ _COLUMNS: list[Column] = [
     ("sessions", lambda row: row.num_sessions),
     ("tokens", lambda row: f"{row.num_tokens:,}"),
     ("step, ms (p10-p90)", lambda row: row.step_s.scaled(1e3)),
+    ("of it launching", lambda row: shown(row.launch_s.median * 1e3)),
+    ("on the card", lambda row: shown(row.card_s.median * 1e3) if row.card_s else ""),
     ("tokens/s", lambda row: shown(row.tokens_per_s)),
     ("floor, ms", lambda row: f"{shown(row.floor_s * 1e3)} ({row.bound})"),
     ("floor of step", lambda row: f"{100 * row.floor_share:.0f} %"),
 ]
+
+
+def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    pairs = []
+    for text in texts:
+        words = text.split(":")
+        if len(words) != 2 or not all(word.isdigit() and int(word) > 0 for word in words):
+            raise click.BadParameter(f"{text!r} is not SESSIONS:PROMPTS, such as 128:2")
+        pairs.append((int(words[0]), int(words[1])))
+    return tuple(pairs)
 
 
 @click.command(name="stage")
@@ -48,22 +60,35 @@ _COLUMNS: list[Column] = [
     show_default=True,
     help="Prompts that are prefilled together; may be given several times.",
 )
+@click.option(
+    "--mixed",
+    multiple=True,
+    callback=_parse_mixed,
+    metavar="SESSIONS:PROMPTS",
+    help="Also a step that decodes so many sessions and prefills so many prompts; may be given several times.",
+)
 @click.option("--steps", "num_steps", default=30, show_default=True, type=_POSITIVE, help="Steps of each kind.")
 @click.option("--warm-up", "num_warm_up", default=5, show_default=True, type=click.IntRange(min=0))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--deterministic", "is_deterministic", is_flag=True, help="As a worker computes with its flag of the same name."
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
 @click.option("--threads", "num_threads", type=_POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
 @json_option
 def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     """Time a stage's steps, beside what memory and arithmetic of this device allow.
 
-    The weights are random and made on the device. The floor is the larger of two times: that of reading weights, keys
-    and values once, at the rate of a large copy; and that of the products, at the rate of a large matrix product. Both
-    rates are measured in the same run.
+    The weights are random and made on the device; so are the keys and values that sessions hold. "Launching" is the
+    host's part of a step, during which a card computes already; "on the card" is the card's own time.
+
+    The floor is the larger of two times: that of reading weights, keys and values once, at the rate of a large copy;
+    and that of the products, at the rate of a large matrix product. Both rates are measured in the same run.
 
     \b
     Examples:
       broker-pipeline bench stage --shape 8B --layers 2 --batch 1 --batch 8
+      broker-pipeline bench stage --shape 8B --device cuda --batch 128 --mixed 128:2 --context 219
       broker-pipeline bench stage --shape 30B-A3B --device cuda --batch 1 --batch 64 --batch 256 --json moe.json
     """
     machine = MachineFacts.read()
@@ -72,11 +97,13 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     rates = report.rates
     notes = (
         f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights",
+        f"ready {report.load_s:.1f} s after the first weight was drawn",
         f"copy {rates.bytes_per_s / 1e9:,.1f} GB/s (read and written), product {rates.flops_per_s / 1e12:,.3g} TFLOP/s",
     )
     facts = msgspec.to_builtins(settings) | {
         "rates": msgspec.to_builtins(rates),
         "num_weight_bytes": report.num_weight_bytes,
+        "load_s": round(report.load_s, 3),
     }
     show(
         BenchReport(

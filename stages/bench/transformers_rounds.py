@@ -9,11 +9,13 @@ number of tokens.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from stages.bench.rounds import serve_rounds
 from stages.compute.loading import compute_dtype
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.preprocess import PixelBudget
+from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.tensors import LM_HEAD, model_shapes
 
 
@@ -74,7 +77,9 @@ class Generator:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == self._config.image_token_id).long(),
-            "pixel_values": torch.cat([each.rows for each in patches]).to(self._model.dtype),
+            "pixel_values": pixel_values(torch.cat([each.rows for each in patches]), self._config.vision).to(
+                self._model.dtype
+            ),
             "image_grid_thw": torch.tensor([[grid.frames, grid.height, grid.width] for grid in grids]),
         }
 
@@ -90,8 +95,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None
     dtype = compute_dtype(artifact.config, dtype_name)
     fields = json.loads((artifact.directory / CONFIG_NAME).read_bytes())
     config = transformers.AutoConfig.for_model(**fields)
-    initialization = importlib.import_module("transformers.initialization")
-    with device, initialization.no_init_weights():
+    with device, _without_initial_values():
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     tensors = artifact.load(model_shapes(artifact.config), device, dtype)
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
@@ -99,6 +103,16 @@ def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None
     if unexpected or set(missing) - {LM_HEAD if artifact.config.tie_word_embeddings else ""}:
         raise ArtifactError(f"transformers {transformers.__version__} names its tensors otherwise: {missing[:8]}")
     return model.eval()
+
+
+def _without_initial_values() -> AbstractContextManager[Any]:
+    """transformers' own context for that, where this release has it: drawing values that are replaced takes time."""
+    for name in ("transformers.initialization", "transformers.modeling_utils"):
+        if importlib.util.find_spec(name) is not None:
+            found = getattr(importlib.import_module(name), "no_init_weights", None)
+            if found is not None:
+                return cast("AbstractContextManager[Any]", found())
+    return nullcontext()
 
 
 if __name__ == "__main__":

@@ -99,3 +99,10 @@ def test_stages_on_one_card_share_its_memory() -> None:
     alone = plan(num_cuda_devices=8)
     assert all("--kv-share" not in flags(alone[name]) for name in alone)
     assert "--kv-share" not in flags(plan(num_cuda_devices=1, kv_tokens=99)["stage-0"])
+
+
+def test_the_first_stage_may_take_the_pictures_as_well() -> None:
+    services = plan(shares_vision=True, num_vision_workers=0)
+    assert list(services) == ["gateway", "conductor-0", "stage-0", "stage-1"]
+    assert "--vision" in services["stage-0"].arguments
+    assert "--vision" not in services["stage-1"].arguments

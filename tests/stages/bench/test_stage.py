@@ -71,6 +71,8 @@ def test_the_command_times_decode_and_prefill(tmp_path: Path) -> None:
         "3",
         "--warm-up",
         "1",
+        "--mixed",
+        "3:1",
     ]
     result = CliRunner().invoke(command, [*arguments, "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -78,5 +80,15 @@ def test_the_command_times_decode_and_prefill(tmp_path: Path) -> None:
     assert [(row["kind"], row["num_tokens"], row["step_s"]["num_samples"]) for row in rows] == [
         ("decode", 2, 3),
         ("prefill", 16, 3),
+        ("mixed", 11, 3),
     ]
     assert all(row["floor_s"] > 0 for row in rows)
+    assert all(0 < row["launch_s"]["median"] <= row["step_s"]["median"] for row in rows)
+    assert all(row["card_s"] is None for row in rows)
+
+
+@pytest.mark.parametrize("text", ["3", "3:0", "a:1", "1:2:3"])
+def test_a_mixed_step_is_two_numbers(text: str) -> None:
+    result = CliRunner().invoke(command, ["--shape", "tiny", "--mixed", text])
+    assert result.exit_code == 2
+    assert "SESSIONS:PROMPTS" in result.output
