@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -119,8 +120,10 @@ class TowerLane:
         rows = join_patches(batch, self.tower.config)
         if not self._is_cuda:
             return torch.cat(rows)
-        size = sum(each.shape[0] for each in rows), rows[0].shape[1]
-        return torch.cat(rows, out=torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        pinned = torch.empty(sum(each.shape[0] for each in rows), rows[0].shape[1], dtype=torch.uint8, pin_memory=True)
+        # torch would wake a thread on every core for this, which then spin for a while
+        np.concatenate([each.numpy() for each in rows], out=pinned.numpy())
+        return pinned
 
     def _split(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Rows per picture, each in memory of its own: one that is kept must not keep the others alive."""
