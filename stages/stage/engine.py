@@ -49,6 +49,8 @@ class StageWork:
     envelope: Envelope
     tensors: StageTensors
     received_at: float
+    checked_ns: int = 0
+    """When it was checked, for a profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class StageEngine:
         """
         started = self._clock()
         self.occupancy.enter()
-        shown = self._profile.began(work.envelope, work.received_at)
+        shown = self._profile.began(work.envelope, work.checked_ns)
         begun = self._guarded(work, started, lambda: self._begin(work, started))
         self._profile.launched(work.envelope, shown)
         if not isinstance(begun, Begun):

@@ -23,11 +23,11 @@ class StageProfile:
         self._launching = LAUNCH if device.type == "cuda" else STEP
         self._axis = CardAxis()
 
-    def began(self, envelope: Envelope, received_at: float) -> int:
-        """The compute thread begins with a microbatch that came at `received_at` (monotonic seconds); returns when."""
+    def began(self, envelope: Envelope, checked_ns: int) -> int:
+        """The compute thread begins with a microbatch that has waited since `checked_ns`; returns when."""
         now = tracer.now()
         if tracer.is_on:
-            tracer.span(QUEUE, round(received_at * 1e9), now, **_ids(envelope))
+            tracer.span(QUEUE, checked_ns, now, **_ids(envelope))
         return now
 
     def launched(self, envelope: Envelope, began_ns: int) -> None:

@@ -153,8 +153,9 @@ class StageWorker:
         self._require_room(message.num_bytes)
         self._inbox_bytes += message.num_bytes
         self._num_unsent += 1
-        self._inbox.put_nowait((StageWork(envelope, tensors, received_at), message.num_bytes))
-        tracer.span(CHECK, started, epoch=envelope.epoch, microbatch=envelope.microbatch)
+        checked = tracer.now()
+        tracer.span(CHECK, started, checked, epoch=envelope.epoch, microbatch=envelope.microbatch)
+        self._inbox.put_nowait((StageWork(envelope, tensors, received_at, checked), message.num_bytes))
 
     def _require_room(self, num_bytes: int) -> None:
         if self._inbox.full() or self._inbox_bytes + num_bytes > self._limits.max_envelope_bytes:
