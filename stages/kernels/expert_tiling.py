@@ -1,4 +1,4 @@
-"""How the experts' products are cut, by the number of rows; chosen from measurements, not tuned at run time.
+"""How the experts' products are cut, by the number of pairs that an expert has; chosen from measurements, not tuned at run time.
 
 Tuning at run time would break graph capture and make the first steps slow. The figures behind the table come from a
 sweep on one H100 over the shapes of Qwen3-VL-30B-A3B.
@@ -14,8 +14,7 @@ class Tiling:
     """A product's tile: `block_m` pairs of one expert times `block_n` of its outputs, `block_k` inputs at a time.
 
     `swap` gives the weights the tile's rows and the pairs its columns, so that few pairs still fill a tensor core's
-    64 rows. `bulk` has the card's copy engine bring the weights instead of every thread a few bytes; the outputs must
-    then be a multiple of `block_n`.
+    64 rows.
     """
 
     block_m: int
@@ -24,7 +23,6 @@ class Tiling:
     num_warps: int = 4
     num_stages: int = 4
     swap: bool = False
-    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +40,35 @@ class PairTiling:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTilings:
-    """The cut of both products for up to `max_rows` rows."""
+    """The cut of both products where an expert has up to `most_pairs` pairs on average."""
 
-    max_rows: int
+    most_pairs: int
     gate_up: Tiling
     down: Tiling
 
 
 MAX_PAIR_ROWS = 4  # up to here experts are hardly shared by rows, so that sorting would save no reading
-PAIR_GATE_UP = PairTiling(block_n=16, block_k=256, num_warps=4)
-PAIR_DOWN = PairTiling(block_n=8, block_k=256, num_warps=8)
+PAIR_GATE_UP = PairTiling(16, 256, num_warps=4, num_stages=3)
+PAIR_DOWN = PairTiling(4, 256, num_warps=4)
 
-_BY_ROWS = (
-    ExpertTilings(80, Tiling(16, 64, 64, 4, 4), Tiling(16, 64, 64, 4, 4)),
-    ExpertTilings(176, Tiling(32, 64, 64, 4, 4), Tiling(32, 128, 64, 4, 4)),
-    ExpertTilings(1024, Tiling(64, 64, 64, 4, 4), Tiling(64, 128, 64, 4, 4)),
-    ExpertTilings(1 << 62, Tiling(128, 64, 64, 8, 4), Tiling(128, 128, 64, 8, 4)),
+_BY_LOAD = (
+    ExpertTilings(10, Tiling(16, 64, 128, swap=True), Tiling(16, 64, 128, num_stages=3, swap=True)),
+    ExpertTilings(24, Tiling(32, 64, 128), Tiling(32, 64, 128, num_stages=3, swap=True)),
+    ExpertTilings(80, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3)),
+    ExpertTilings(1 << 62, Tiling(128, 128, 64, num_warps=8), Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
-INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, 4, 4), Tiling(64, 128, 64, 4, 4))  # one cut for every n
-_WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, 4, 2), Tiling(16, 32, 32, 4, 2))  # fp32 does not use tensor cores
+INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3))  # for every n
+_WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
 
-def tilings_for(num_rows: int, itemsize: int, *, deterministic: bool) -> ExpertTilings:
-    """The cut for `num_rows` rows of `itemsize` bytes per value.
+def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> ExpertTilings:
+    """The cut for `num_pairs` pairs of a row and a choice, of values of `itemsize` bytes.
 
-    >>> tilings_for(64, 2, deterministic=False).gate_up.block_m
+    >>> tilings_for(512, 128, 2, deterministic=False).gate_up.block_m
     16
     """
     if itemsize > 2:
         return _WIDE
     if deterministic:
         return INVARIANT
-    return next(tilings for tilings in _BY_ROWS if num_rows <= tilings.max_rows)
+    return next(tilings for tilings in _BY_LOAD if num_pairs <= tilings.most_pairs * num_experts)

@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from stages.kernels.expert_sort import sort_by_expert
 from stages.kernels.expert_tiling import MAX_PAIR_ROWS, PAIR_DOWN, PAIR_GATE_UP, PairTiling, Tiling, tilings_for
@@ -56,7 +55,7 @@ def _gate_up_kernel(
     x_ptr,
     order_ptr,
     starts_ptr,
-    gate_up,
+    gate_up_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
@@ -67,7 +66,6 @@ def _gate_up_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr,
-    BULK: tl.constexpr,
 ):
     num_tiles: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
@@ -80,10 +78,8 @@ def _gate_up_kernel(
     row_mask, column_mask = places < end, columns < INNER
     rows = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64) // NUM_CHOSEN
     x_tile = x_ptr + rows[:, None] * HIDDEN + inputs[None, :]
-    gate_row = expert * 2 * INNER + (program % num_tiles) * BLOCK_N
-    if not BULK:
-        gate_tile = gate_up + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
-        up_tile = gate_tile + INNER * HIDDEN
+    gate_tile = gate_up_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
+    up_tile = gate_tile + INNER * HIDDEN
     if SWAP:
         gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -96,10 +92,7 @@ def _gate_up_kernel(
             inside = done + inputs < HIDDEN
             x_mask, weight_mask = x_mask & inside[None, :], weight_mask & inside[None, :]
         x = tl.load(x_tile + done, mask=x_mask, other=0.0)
-        if BULK:
-            gate_weight = gate_up.load([gate_row, done])
-            up_weight = gate_up.load([gate_row + INNER, done])
-        elif INNER % BLOCK_N != 0 or HIDDEN % BLOCK_K != 0:
+        if INNER % BLOCK_N != 0 or HIDDEN % BLOCK_K != 0:
             gate_weight = tl.load(gate_tile + done, mask=weight_mask, other=0.0)
             up_weight = tl.load(up_tile + done, mask=weight_mask, other=0.0)
         else:
@@ -123,7 +116,7 @@ def _down_kernel(
     activated_ptr,
     order_ptr,
     starts_ptr,
-    down,
+    down_ptr,
     weights_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
@@ -134,7 +127,6 @@ def _down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr,
-    BULK: tl.constexpr,
 ):
     num_tiles: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
@@ -147,9 +139,7 @@ def _down_kernel(
     inputs = tl.arange(0, BLOCK_K)
     row_mask, column_mask = places < end, columns < HIDDEN
     x_tile = activated_ptr + places.to(tl.int64)[:, None] * INNER + inputs[None, :]
-    down_row = expert * HIDDEN + (program % num_tiles) * BLOCK_N
-    if not BULK:
-        weight_tile = down + expert.to(tl.int64) * HIDDEN * INNER + columns[:, None] * INNER + inputs[None, :]
+    weight_tile = down_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[:, None] * INNER + inputs[None, :]
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
@@ -160,9 +150,7 @@ def _down_kernel(
             inside = done + inputs < INNER
             x_mask, weight_mask = x_mask & inside[None, :], weight_mask & inside[None, :]
         x = tl.load(x_tile + done, mask=x_mask, other=0.0)
-        if BULK:
-            weight = down.load([down_row, done])
-        elif HIDDEN % BLOCK_N != 0 or INNER % BLOCK_K != 0:
+        if HIDDEN % BLOCK_N != 0 or INNER % BLOCK_K != 0:
             weight = tl.load(weight_tile + done, mask=weight_mask, other=0.0)
         else:
             weight = tl.load(weight_tile + done)
@@ -317,7 +305,7 @@ def expert_parts(
     x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, deterministic: bool = False
 ) -> Tensor:
     """What each choice adds to its row, `[n, k, H]`, already weighted; see `fused_experts`."""
-    tilings = tilings_for(x.shape[0], x.element_size(), deterministic=deterministic)
+    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)
     return sorted_down(activated, order, starts, weights, down, tilings.down)
@@ -354,7 +342,7 @@ def sorted_gate_up(
         x,
         order,
         starts,
-        _operand(gate_up, tiling),
+        gate_up,
         out,
         HIDDEN=x.shape[1],
         INNER=inner,
@@ -377,7 +365,7 @@ def sorted_down(
         activated,
         order,
         starts,
-        _operand(down, tiling),
+        down,
         weights,
         out,
         HIDDEN=hidden,
@@ -462,20 +450,12 @@ def _max_blocks(num_pairs: int, num_experts: int, tiling: Tiling) -> int:
     return max(1, min(num_pairs, num_pairs // tiling.block_m + num_experts))
 
 
-def _operand(weights: Tensor, tiling: Tiling) -> Tensor | TensorDescriptor:
-    """Experts' weights `[E, N, K]` as a pointer, or as a description of `[E * N, K]` for bulk copies."""
-    if not tiling.bulk:
-        return weights
-    return TensorDescriptor.from_tensor(weights.flatten(0, 1), [tiling.block_n, tiling.block_k])
-
-
 def _cut(tiling: Tiling) -> dict[str, int | bool]:
     return {
         "BLOCK_M": tiling.block_m,
         "BLOCK_N": tiling.block_n,
         "BLOCK_K": tiling.block_k,
         "SWAP": tiling.swap,
-        "BULK": tiling.bulk,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
     }
