@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import click
 import uvloop
 
 from broker_pipeline.bench.hop import HopRow, measure_hop
+from broker_pipeline.bench.hop_decode import DecodeRow, measure_decode
 from broker_pipeline.bench.machine import MachineFacts
-from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
+from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show, show_table
 from broker_pipeline.bench.spread import shown
 from broker_pipeline.local.servers import EmbeddedNats
 
@@ -26,6 +27,23 @@ _COLUMNS: list[Column] = [
     ("added to raw, µs", lambda row: shown(row.excess_s * 1e6)),
     ("ratio to raw", lambda row: f"{row.ratio:.2f}"),
 ]
+
+
+_DECODE_COLUMNS: list[Column] = [
+    ("message", lambda row: row.message),
+    ("sessions", lambda row: row.num_segments),
+    ("bytes in all", lambda row: f"{row.num_bytes:,}"),
+    ("encode, µs (p10-p90)", lambda row: row.encode_s.scaled(1e6)),
+    ("decode, µs", lambda row: row.decode_s.scaled(1e6)),
+    ("processor, both ends, µs", lambda row: shown(row.cpu_s * 1e6)),
+    ("one way, µs", lambda row: row.transport_s.scaled(1e6)),
+]
+
+
+class HopReport(BenchReport, frozen=True, kw_only=True):
+    """Hops beside raw ones, and what a decode step's messages cost."""
+
+    decode_rows: Sequence[DecodeRow]
 
 
 @click.command(name="hop")
@@ -48,6 +66,15 @@ _COLUMNS: list[Column] = [
     help="Sessions in an envelope; may be given several times.",
 )
 @click.option(
+    "--envelope",
+    "envelopes",
+    multiple=True,
+    type=click.IntRange(1, 4096),
+    default=(128, 256),
+    show_default=True,
+    help="Sessions of a decode step whose messages are timed by themselves; may be given several times.",
+)
+@click.option(
     "--trips",
     default=2000,
     show_default=True,
@@ -56,9 +83,16 @@ _COLUMNS: list[Column] = [
 )
 @json_option
 def command(
-    nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], trips: int, json_path: Path | None
+    nats_url: str | None,
+    sizes: tuple[int, ...],
+    segments: tuple[int, ...],
+    envelopes: tuple[int, ...],
+    trips: int,
+    json_path: Path | None,
 ) -> None:
-    """Time envelopes through the transport, and raw nats-py with the same bytes.
+    """Time envelopes through the transport, and raw nats-py with the same bytes on the same event loop.
+
+    Then: what the messages of one decode step cost the processor, between conductor and stages.
 
     \b
     Examples:
@@ -66,19 +100,33 @@ def command(
       broker-pipeline bench hop --nats-url nats://broker:4222 --kib 8 --segments 32 --json hop.json
     """
     machine = MachineFacts.read()
-    rows = uvloop.run(_measure(nats_url, sizes, segments, trips))
-    settings = {"trips": trips, "is_embedded": nats_url is None, "event_loop": "uvloop"}
-    report = BenchReport(bench="hop", command=command_line(), machine=machine, settings=settings, rows=rows)
+    rows, decode_rows = uvloop.run(_measure(nats_url, sizes, segments, envelopes, trips))
+    report = HopReport(
+        bench="hop",
+        command=command_line(),
+        machine=machine,
+        settings={"trips": trips, "is_embedded": nats_url is None, "event_loop": "uvloop"},
+        rows=rows,
+        decode_rows=decode_rows,
+        notes=("One way is half a round trip. Both ends are in one process, on uvloop, raw and transport alike.",),
+    )
+    show_table("messages of one decode step", decode_rows, _DECODE_COLUMNS)
     show(report, _COLUMNS, json_path)
 
 
-async def _measure(nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], trips: int) -> list[HopRow]:
+async def _measure(
+    nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], envelopes: tuple[int, ...], trips: int
+) -> tuple[list[HopRow], list[DecodeRow]]:
     async with _server(nats_url) as url:
-        return [
+        rows = [
             await measure_hop(url, size * _KIB, count, num_trips=_num_trips(size, trips))
             for size in sizes
             for count in segments
         ]
+        decode_rows = [
+            row for count in envelopes for row in await measure_decode(url, count, num_trips=max(20, trips // 4))
+        ]
+    return rows, decode_rows
 
 
 def _num_trips(size_kib: int, trips: int) -> int:

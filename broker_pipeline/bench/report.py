@@ -45,16 +45,21 @@ def command_line() -> str:
 def show(report: BenchReport, columns: Sequence[Column], json_path: Path | None) -> None:
     """Print a report as a table, and write it to `json_path` where that is given."""
     console = make_console()
-    table = Table(title=f"bench {report.bench}", title_justify="left")
-    for heading, _ in columns:
-        table.add_column(heading, justify="right" if heading != columns[0][0] else "left")
-    for row in report.rows:
-        table.add_row(*(str(cell(row)) for _, cell in columns))
-    console.print(table)
+    show_table(f"bench {report.bench}", report.rows, columns)
     console.print(f"{report.machine}", markup=False, soft_wrap=True)
     for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)
     save(report, json_path)
+
+
+def show_table(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> None:
+    """Print rows as a table."""
+    table = Table(title=title, title_justify="left")
+    for heading, _ in columns:
+        table.add_column(heading, justify="right" if heading != columns[0][0] else "left")
+    for row in rows:
+        table.add_row(*(str(cell(row)) for _, cell in columns))
+    make_console().print(table)
 
 
 def save(report: BenchReport, json_path: Path | None) -> None:
