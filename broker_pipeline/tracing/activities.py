@@ -69,7 +69,7 @@ FETCH = Activity("fetch", "wait", "fetching", overlaps=True)
 DECODE = Activity("decode", "host")
 LAY_OUT = Activity("lay out prompt", "host")
 PATCHES = Activity("patches", "host")
-TOWER = Activity("tower", "compute")
+TOWER = Activity("tower", "compute", "tower")
 DELIVER = Activity("deliver rows", "publish", "deliveries", overlaps=True)
 
 # Gateway.

@@ -13,7 +13,19 @@ from broker_pipeline.tracing.spans import ProcessTrace, Span
 from broker_pipeline.tracing.trace_file import TraceFile
 
 _CHUNK = 4096
-_FIRST_ROWS = ("event loop", "in flight", "wire", "queue", "compute", "card", "bubbles", "sending")
+_FIRST_ROWS = (
+    "event loop",
+    "in flight",
+    "wire",
+    "queue",
+    "compute",
+    "collect",
+    "card",
+    "card copies",
+    "tower",
+    "bubbles",
+    "sending",
+)
 
 
 def write_merged(profile: Profile, path: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, SEND, TELL
+from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, SEND, TELL, TOWER
 from broker_pipeline.tracing.profile import Profile, in_order
 from broker_pipeline.tracing.spans import ProcessTrace, Span
 
@@ -106,7 +106,7 @@ def _worker(process: ProcessTrace, name: str) -> WorkerSummary:
 
 
 def _is_computing(span: Span, *, has_card: bool) -> bool:
-    return span.kind == "compute" and (span.row == DEVICE.row or not has_card)
+    return span.kind == "compute" and (span.row == DEVICE.row or span.name == TOWER.name or not has_card)
 
 
 def _by_kind(spans: Iterable[Span], *, has_card: bool) -> defaultdict[str, int]:
