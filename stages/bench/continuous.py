@@ -4,13 +4,16 @@
                                                         ▲       one token for everybody else
                                                         └──────── sampled tokens; who has all of them leaves
 
-It is what pipelines are measured against, so it does nothing that a careful single-process server would not.
+It is what pipelines are measured against, so it does nothing that a careful single-process server would not. Where a
+card computes, threads read pictures ahead.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,11 +97,17 @@ class ContinuousBatch:
         options: ComputeOptions | None = None,
         max_batch_tokens: int = 4096,
         max_batch_pictures: int = 16,
+        num_readers: int = 0,
     ) -> None:
-        """Load the model of an artifact; `pictures` is where the files of the work lie."""
+        """Load the model of an artifact; `pictures` is where the files of the work lie.
+
+        `num_readers` threads read them ahead; with 0 they are read where they are needed.
+        """
         artifact = Artifact.open(directory)
         config = artifact.config
         self._pictures = pictures
+        self._readers = ThreadPoolExecutor(num_readers) if num_readers else None
+        self._read_ahead: dict[str, Future[Patches]] = {}
         self.num_prompt_tokens = 0
         """Of the last session."""
         options = options or ComputeOptions()
@@ -126,6 +135,7 @@ class ContinuousBatch:
         live: list[_Session] = []
         num_sampled = 0
         while waiting or live:
+            self._read_next(waiting)
             room = min(work.num_in_flight - len(live), self._max_batch_pictures)
             names = [waiting.popleft() for _ in range(min(room, len(waiting)))]
             if names:
@@ -137,8 +147,22 @@ class ContinuousBatch:
             live = [session for session in live if len(session.generated) < work.num_output_tokens]
         return num_sampled
 
+    def _read_next(self, waiting: Sequence[str]) -> None:
+        if self._readers is None:
+            return
+        for name in itertools.islice(waiting, 4 * self._max_batch_pictures):
+            if name not in self._read_ahead:
+                self._read_ahead[name] = self._readers.submit(self._read, name)
+
+    def _read(self, name: str) -> Patches:
+        return read_patches(self._pictures / name, self._config, self._budget)
+
+    def _patches(self, name: str) -> Patches:
+        ahead = self._read_ahead.pop(name, None)
+        return ahead.result() if ahead is not None else self._read(name)
+
     def _open(self, names: Sequence[str], work: Work) -> Iterator[_Session]:
-        patches = [read_patches(self._pictures / name, self._config, self._budget) for name in names]
+        patches = [self._patches(name) for name in names]
         encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
         rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
         for name, each, own in zip(names, patches, rows, strict=True):

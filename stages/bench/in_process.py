@@ -28,6 +28,7 @@ def make_batch(order: InProcessOrder) -> ContinuousBatch:
         ),
         max_batch_tokens=order.max_batch_tokens,
         max_batch_pictures=order.max_batch_pictures,
+        num_readers=order.num_threads if order.device.startswith("cuda") else 0,
     )
 
 
