@@ -8,25 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.compute.step_inputs import DeviceInputs, StepInputs
-from stages.kernels.row_attention import FIXED_PARTS, attend_rows, num_parts
+from stages.compute.step_inputs import DeviceInputs
+from stages.kernels.row_attention import attend_rows
 
 
 @dataclass(frozen=True, slots=True)
 class FusedAttention:
-    """Where the queries of a microbatch look; nothing here is read back from the device."""
+    """Where the queries of a microbatch look; nothing here is read back from the device.
+
+    `max_chunk` bounds the tokens of a chunk and `max_chunk_keys` what it sees; `parts` is how many pieces each row's
+    keys are cut into.
+    """
 
     inputs: DeviceInputs
-    num_chunk_tokens: int = 0
+    parts: int
     max_chunk: int = 0
     max_chunk_keys: int = 0
-    has_fixed_parts: bool = False
-    """Whether rows are computed alike however many there are."""
-
-    @classmethod
-    def of(cls, inputs: DeviceInputs, host: StepInputs, *, has_fixed_parts: bool) -> FusedAttention:
-        """For a microbatch whose inputs are on the device."""
-        return cls(inputs, host.num_chunk_tokens, host.max_chunk, host.max_chunk_keys, has_fixed_parts)
 
     @property
     def slots(self) -> Tensor:
@@ -35,18 +32,13 @@ class FusedAttention:
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries `[n, heads, d]` and the layer's cache `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
-        if self.num_chunk_tokens == q.shape[0]:
-            return self._attend_chunks(q, keys, values)
-        out = torch.empty_like(q)
-        if self.num_chunk_tokens:
-            chunks = slice(0, self.num_chunk_tokens)
-            out[chunks] = self._attend_chunks(q[chunks], keys, values)
-        rows, kv_heads = self.inputs.rows, keys.shape[1]
-        parts = FIXED_PARTS if self.has_fixed_parts else num_parts(rows.shape[0], kv_heads)
-        attend_rows(q, keys, values, rows, self.inputs.starts, self.inputs.lengths, out=out, parts=parts)
+        inputs = self.inputs
+        out = self._attend_chunks(q, keys, values) if self.max_chunk else torch.empty_like(q)
+        attend_rows(q, keys, values, inputs.rows, inputs.starts, inputs.lengths, out=out, parts=self.parts)
         return out
 
     def _attend_chunks(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries of chunks, which come first; what stands for the others is left for the rows to be written over."""
         return _flash(
             q,
             keys,

@@ -9,7 +9,7 @@ Nothing here waits for the device or depends on values there, so that a whole st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from stages.compute.kv_cache import KVCache
-from stages.compute.visual_injection import VisualInjection
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.norms import add_rms_norm, rms_norm
@@ -66,6 +65,10 @@ class PackedBlock:
             post_attention_norm=block.post_attention_norm,
             mlp=packed,
         )
+
+
+RowAddition = Callable[[Tensor, int], Tensor]
+"""Hidden states `[n, H]` behind a layer, and the layer -> the same with that layer's visual rows added."""
 
 
 class AttentionStep(Protocol):
@@ -120,7 +123,9 @@ class FusedBlocks:
         *,
         linear: Linear,
         experts: ExpertBlock,
+        deepstack_layers: Collection[int] = (),
     ) -> None:
+        self._deepstack_layers = frozenset(deepstack_layers)
         self._config = config
         self._first_layer = first_layer
         self._blocks = tuple(blocks)
@@ -129,15 +134,18 @@ class FusedBlocks:
         self._experts = experts
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, injection: VisualInjection | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: RowAddition | None = None
     ) -> Unsummed:
-        """Hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`."""
+        """Hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
+
+        `additions` is asked behind each of `deepstack_layers`.
+        """
         state = Unsummed(x, None)
         for index, block in enumerate(self._blocks):
             state = self._block(index, block, state, rotation, step)
             layer = self._first_layer + index
-            if injection is not None and layer in injection.levels:
-                state = Unsummed(injection.add(state.summed(), layer), None)
+            if additions is not None and layer in self._deepstack_layers:
+                state = Unsummed(additions(state.summed(), layer), None)
         return state
 
     def _block(

@@ -17,7 +17,8 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange, Segment
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.fused_blocks import PackedBlock
-from stages.compute.fused_decoder import FusedDecoder, FusedWeights, cublas
+from stages.compute.fused_decoder import FusedDecoder, cublas
+from stages.compute.fused_model import FusedModel, FusedWeights
 from stages.compute.kv_cache import KVCache
 from stages.compute.kv_capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.loading import ComputeOptions
@@ -64,18 +65,19 @@ def _build(
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
     kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
-    decoder = FusedDecoder(
+    model = FusedModel(
         text,
         blocks.start,
         weights,
         kv,
         linear=invariant_linear if options.is_deterministic else cublas,
         experts=_invariant_experts if options.is_deterministic else _experts,
-        is_deterministic=options.is_deterministic,
+        num_deepstack_levels=config.vision.num_deepstack_levels,
     )
+    decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
     with torch.inference_mode():
         if options.max_step_rows:
-            decoder.capture(options.max_step_rows)
+            decoder.capture(options.max_step_rows, options.max_batch_tokens)
         _warm_up(decoder, kv, text, min(options.max_batch_tokens, num_tokens), is_first=blocks.start == 0)
     return decoder, kv
 

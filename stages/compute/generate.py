@@ -20,6 +20,7 @@ from broker_pipeline.messages import (
     SessionOpen,
     VisualSpan,
 )
+from stages.compute.kv_capacity import KVRoom
 from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
@@ -50,7 +51,7 @@ def build_stages(
     tensors: Mapping[str, Tensor],
     cuts: Sequence[int] = (),
     *,
-    kv_capacity_tokens: int = 4096,
+    kv_capacity_tokens: int | KVRoom = 4096,
     options: ComputeOptions | None = None,
 ) -> list[StageCompute]:
     """The whole decoder as stages, cut before each layer of `cuts`; takes what it needs from all tensors."""

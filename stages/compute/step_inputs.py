@@ -1,10 +1,17 @@
 """What the device has to be told of a microbatch, as one block of int32 that is copied in one go.
 
-    positions T | H | W | slots | token ids | rows | starts | lengths | chunk offsets | chunk starts | chunk lengths
-    └──────────── one for every token ────────┘ └ single-token segments ┘ └───── segments of several tokens ─────────┘
+    positions T | H | W | slots | token ids | visual | rows | starts | lengths | chunk offsets | starts | lengths | …
+    └─────────────── one for every token ──────────┘ └ single-token segments ┘ └─ segments of several tokens ─┘   wanted
 
 Segments of several tokens come first in a microbatch (the scheduler orders them so). Where they do not, single tokens
-count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16 bytes.
+before one count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16 bytes,
+and may be longer than what is known, for steps of a fixed size:
+
+    tokens beyond     store keys where nobody reads, and see nothing: a row of length 0
+    rows beyond       are -1: nobody's
+    chunks beyond     have no tokens
+    visual beyond     is -1: nobody's
+    wanted beyond     is the first token
 """
 
 from __future__ import annotations
@@ -24,20 +31,24 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class StepSizes:
-    """How many tokens, single rows and chunks a microbatch has."""
+    """How long the sections are."""
 
     num_tokens: int
     num_rows: int
-    num_chunks: int
+    num_chunks: int = 0
+    num_visual: int = 0
+    num_wanted: int = 0
 
     def sections(self) -> dict[str, slice]:
         """Where each section lies."""
         chunk_ends = self.num_chunks + 1 if self.num_chunks else 0
         lengths = {
             **dict.fromkeys(("time", "height", "width", "slots", "token_ids"), self.num_tokens),
+            "visual": self.num_visual,
             **dict.fromkeys(("rows", "starts", "lengths"), self.num_rows),
             **dict.fromkeys(("chunk_offsets", "chunk_starts"), chunk_ends),
             "chunk_lengths": self.num_chunks,
+            "wanted": self.num_wanted,
         }
         sections, at = {}, 0
         for name, length in lengths.items():
@@ -53,54 +64,87 @@ class StepSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """The block on the host, and what kernels must know before they are launched."""
+class Layout:
+    """A microbatch's tokens sorted into chunks and rows; `every_token_alone` makes all of them rows.
 
-    sizes: StepSizes
-    block: Ints
-    num_chunk_tokens: int
-    max_chunk: int
-    max_chunk_keys: int
-
-
-def step_inputs(
-    spans: Sequence[AttentionSpan],
-    positions: Tensor,
-    token_ids: Tensor | None,
-    *,
-    every_token_alone: bool = False,
-    padded_to: int | None = None,
-    spare_slot: int = 0,
-) -> StepInputs:
-    """The block of a microbatch: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage.
-
-    With `every_token_alone`, each token is a row that attends to what comes before it and to itself, whatever segment
-    it is of. `padded_to` adds single rows of length 0 up to that many; they store their keys in `spare_slot`.
+    `rows`, `starts` and `lengths` say of each single token where it is and what it sees: whatever segment it is of,
+    what comes before it there and itself.
     """
-    num_chunks = 0 if every_token_alone else _num_chunks(spans)
-    chunks = spans[:num_chunks]
-    rows, starts, lengths = _rows(spans[num_chunks:])
-    num_tokens = padded_to or positions.shape[1]
-    num_padding = num_tokens - positions.shape[1]
-    sizes = StepSizes(num_tokens, len(rows) + num_padding, num_chunks)
+
+    slots: Ints
+    chunks: tuple[AttentionSpan, ...]
+    rows: Ints
+    starts: Ints
+    lengths: Ints
+
+    @classmethod
+    def of(cls, spans: Sequence[AttentionSpan], *, every_token_alone: bool = False) -> Layout:
+        """For segments at these places."""
+        num_chunks = 0 if every_token_alone else _num_chunks(spans)
+        slots = np.concatenate([_slots(span) for span in spans])
+        return cls(slots, tuple(spans[:num_chunks]), *_rows(spans[num_chunks:]))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        return len(self.slots)
+
+    @property
+    def num_chunk_tokens(self) -> int:
+        """Tokens of chunks, all before the first row."""
+        return sum(span.num_queries for span in self.chunks)
+
+    @property
+    def max_chunk(self) -> int:
+        """Tokens of the longest chunk."""
+        return max((span.num_queries for span in self.chunks), default=0)
+
+    @property
+    def max_chunk_keys(self) -> int:
+        """Keys that the chunk with most of them sees."""
+        return max((span.num_keys for span in self.chunks), default=0)
+
+    def sizes(self) -> StepSizes:
+        """Sections without anything beyond."""
+        return StepSizes(self.num_tokens, len(self.rows), len(self.chunks))
+
+
+def step_block(
+    layout: Layout,
+    sizes: StepSizes,
+    positions: Tensor,
+    token_ids: Tensor | None = None,
+    *,
+    spare_slot: int = 0,
+    visual: Ints | None = None,
+    wanted: Sequence[int] = (),
+) -> Ints:
+    """The block, int32 `[sizes.num_ints]`: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage."""
     block, sections = np.zeros(sizes.num_ints, np.int32), sizes.sections()
-    given = slice(0, positions.shape[1])
+
+    def fill(name: str, values: npt.ArrayLike, beyond: int = 0) -> None:
+        section, given = block[sections[name]], np.asarray(values, np.int32)
+        section[: len(given)] = given
+        section[len(given) :] = beyond
+
     for name, axis in zip(("time", "height", "width"), positions.numpy(), strict=True):
-        block[sections[name]][given] = axis
-    block[sections["slots"]] = spare_slot
-    block[sections["slots"]][given] = np.concatenate([_slots(span) for span in spans])
+        fill(name, axis)
+    fill("slots", layout.slots, beyond=spare_slot)
     if token_ids is not None:
-        block[sections["token_ids"]][given] = token_ids.numpy()
-    block[sections["rows"]] = np.concatenate((rows, np.arange(positions.shape[1], num_tokens)))
-    block[sections["starts"]][: len(rows)] = starts
-    block[sections["lengths"]][: len(rows)] = lengths
-    num_chunk_tokens = sum(span.num_queries for span in chunks)
-    if chunks:
-        block[sections["chunk_offsets"]] = [span.query_start for span in chunks] + [num_chunk_tokens]
-        block[sections["chunk_starts"]] = [span.key_start for span in chunks] + [0]
-        block[sections["chunk_lengths"]] = [span.num_keys for span in chunks]
-    max_chunk = max((span.num_queries for span in chunks), default=0)
-    return StepInputs(sizes, block, num_chunk_tokens, max_chunk, max((span.num_keys for span in chunks), default=0))
+        fill("token_ids", token_ids.numpy())
+    if visual is not None:
+        fill("visual", visual, beyond=-1)
+    elif sizes.num_visual:
+        fill("visual", (), beyond=-1)
+    fill("rows", np.concatenate((layout.rows, np.arange(layout.num_tokens, sizes.num_tokens))), beyond=-1)
+    fill("starts", layout.starts)
+    fill("lengths", layout.lengths)
+    if sizes.num_chunks:
+        fill("chunk_offsets", [span.query_start for span in layout.chunks], beyond=layout.num_chunk_tokens)
+        fill("chunk_starts", [span.key_start for span in layout.chunks])
+        fill("chunk_lengths", [span.num_keys for span in layout.chunks])
+    fill("wanted", wanted)
+    return block
 
 
 def _num_chunks(spans: Sequence[AttentionSpan]) -> int:
@@ -130,16 +174,18 @@ class DeviceInputs:
     positions: tuple[Tensor, Tensor, Tensor]
     slots: Tensor
     token_ids: Tensor
+    visual: Tensor
     rows: Tensor
     starts: Tensor
     lengths: Tensor
     chunk_offsets: Tensor
     chunk_starts: Tensor
     chunk_lengths: Tensor
+    wanted: Tensor
 
     @classmethod
     def over(cls, buffer: Tensor, sizes: StepSizes) -> DeviceInputs:
-        """Views of `buffer` int32 `[sizes.num_ints]`."""
+        """Views of `buffer` int32 `[sizes.num_ints or more]`."""
         parts = {name: buffer[place] for name, place in sizes.sections().items()}
         axes = parts.pop("time"), parts.pop("height"), parts.pop("width")
         return cls(positions=axes, **parts)

@@ -9,8 +9,10 @@ The spans of a segment say which of its tokens are visual and which rows are the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,11 +35,15 @@ class RowNeeds:
 
 @dataclass(frozen=True, slots=True)
 class VisualInjection:
-    """`index` int64 `[nv]` of visual tokens in the microbatch; `embeds` and each level `[nv, H]`, row by row theirs."""
+    """`index` int64 `[nv]` of visual tokens in the microbatch; `embeds` and each level `[nv, H]`, row by row theirs.
+
+    `places` is the index once more, on the host.
+    """
 
     index: Tensor
     embeds: Tensor | None
     levels: Mapping[int, Tensor]
+    places: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def replace(self, x: Tensor) -> Tensor:
         """The first stage: rows in place of the pad tokens' embeddings."""
@@ -95,7 +101,9 @@ def gather_injection(
         first += segment.count
     joined = {name: torch.cat([_on_device(part, device) for part in parts]) for name, parts in picked.items()}
     levels = {level: joined[f"deepstack.{level}"] for level in needs.levels}
-    return VisualInjection(to_device(torch.cat(index), device), joined.get("embeds"), levels)
+    places = torch.cat(index)
+    on_host = places.numpy().astype(np.int32)
+    return VisualInjection(to_device(places, device), joined.get("embeds"), levels, on_host)
 
 
 def _on_device(rows: Tensor, device: torch.device) -> Tensor:

@@ -49,7 +49,8 @@ def _attend_kernel(
     row = tl.load(rows_ptr + index).to(tl.int64)
     lanes = tl.arange(0, HEAD_DIM)
     heads = tl.arange(0, ROWS)
-    is_head = heads[:, None] < GROUP
+    num_heads = tl.where(row >= 0, GROUP, 0)
+    is_head = heads[:, None] < num_heads
     head = row * KV_HEADS * GROUP + kv_head * GROUP + heads
     q = tl.load(q_ptr + head[:, None] * HEAD_DIM + lanes[None, :], mask=is_head, other=0.0)
     part_keys = tl.cdiv(tl.cdiv(length, KEYS), PARTS) * KEYS
@@ -80,8 +81,8 @@ def _attend_kernel(
     else:
         place = ((index * KV_HEADS + kv_head) * PARTS + part) * GROUP + heads
         tl.store(sums_ptr + place[:, None].to(tl.int64) * HEAD_DIM + lanes[None, :], summed, mask=is_head)
-        tl.store(stats_ptr + 2 * place, best, mask=heads < GROUP)
-        tl.store(stats_ptr + 2 * place + 1, total, mask=heads < GROUP)
+        tl.store(stats_ptr + 2 * place, best, mask=heads < num_heads)
+        tl.store(stats_ptr + 2 * place + 1, total, mask=heads < num_heads)
 
 
 @triton.jit
@@ -97,6 +98,8 @@ def _combine_kernel(
 ):
     index, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows_ptr + index).to(tl.int64)
+    if row < 0:
+        return
     lanes = tl.arange(0, HEAD_DIM)
     parts = tl.arange(0, PARTS)
     place = ((index * KV_HEADS + head // GROUP) * PARTS + parts) * GROUP + head % GROUP
@@ -132,8 +135,8 @@ def attend_rows(
     """Writes `out[rows]` for queries `q[rows]`: full attention of row i to `lengths[i]` cache rows from `starts[i]`.
 
     Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`, the others int32 `[r]`. Scale is
-    d ** -0.5. A length of 0 gives zeros. Nothing but shapes and `parts` decides how a row is computed: with one number
-    of parts a row's result is the same whatever else is asked for.
+    d ** -0.5. A length of 0 gives zeros, a negative row is nobody's. Nothing but shapes and `parts` decides how a row
+    is computed: with one number of parts its result is the same whatever else is asked for.
     """
     num_rows, (kv_heads, head_dim) = rows.shape[0], keys.shape[1:]
     group = q.shape[1] // kv_heads

@@ -1,0 +1,73 @@
+"""Whole steps as CUDA graphs, one for each of a few sizes.
+
+    n rows ─► the next larger size ─► inputs copied into fixed buffers ─► replay ─► the first n rows are the answer
+
+The host takes longer to launch the hundreds of kernels of a step than the card takes to compute them; a graph is one
+launch. All graphs share one pool of memory and one set of buffers, since only one runs at a time. Steps captured by
+batch size are vLLM's idea.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+GraphPool: TypeAlias = Any
+"""What `torch.cuda.graph_pool_handle` gives: memory that several graphs use one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A captured step's results: rows of buffers that the next replay overwrites.
+
+    At the last stage `logits` `[r, V]`, `greedy` int64 `[r]` and `is_finite` bool `[r]`; elsewhere `hidden` `[n, H]`.
+    """
+
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    greedy: Tensor | None = None
+    is_finite: Tensor | None = None
+
+
+def sizes_up_to(most: int, strides: Sequence[tuple[int, int]], first: Sequence[int] = ()) -> tuple[int, ...]:
+    """Sizes that grow by a stride up to a limit, for each (limit, stride); the last is the first that holds `most`."""
+    sizes = list(first)
+    for limit, stride in strides:
+        start = (sizes[-1] // stride + 1) * stride if sizes else stride
+        sizes += range(start, limit + 1, stride)
+    return tuple(sizes[: bisect.bisect_left(sizes, most) + 1])
+
+
+class GraphSet:
+    """The captured steps of one kind; used on one thread."""
+
+    def __init__(self, sizes: Sequence[int], step: Callable[[int], StepOutput], pool: GraphPool) -> None:
+        """Captures `step(size)` for every size. `step` reads its inputs from buffers that stay where they are."""
+        self._sizes = tuple(sizes)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._outputs: dict[int, StepOutput] = {}
+        stream = torch.cuda.Stream()
+        for size in reversed(self._sizes):  # the largest first: the others fit into its memory
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                step(size)  # builds and loads kernels, which a capture must not
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._outputs[size] = step(size)
+            self._graphs[size] = graph
+
+    def size_for(self, num: int) -> int | None:
+        """The size that holds `num`; None if it is too much."""
+        index = bisect.bisect_left(self._sizes, num)
+        return self._sizes[index] if index < len(self._sizes) else None
+
+    def replay(self, size: int) -> StepOutput:
+        """Queues the step; its outputs are complete in stream order."""
+        self._graphs[size].replay()
+        return self._outputs[size]

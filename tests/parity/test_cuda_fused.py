@@ -1,0 +1,88 @@
+"""The fused decoder on a card: near the plain one in bf16, alike however it is cut, captured or batched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from broker_pipeline.messages import SamplingSettings
+from stages.compute.generate import InProcess, build_stages
+from stages.compute.kv_capacity import KVRoom
+from stages.compute.loading import ComputeOptions
+from tests.parity.oracle import (
+    BF16,
+    SCENES,
+    config_of,
+    encode,
+    prompt_logits,
+    relative_error,
+    request_of,
+    scene,
+    stages_of,
+    tensors_of,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+LOGPROBS = SamplingSettings(logprobs=5)
+TOLERANCE = 4e-2  # of the largest logit; the plain path in bf16 is as far from fp32
+
+
+def fused(variant, cuts=(), **options):
+    options = ComputeOptions(device="cuda", max_batch_tokens=512, **options)
+    return build_stages(config_of(variant), tensors_of(variant), cuts, kv_capacity_tokens=2048, options=options)
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_logits_stay_near_the_cpus(variant, name):
+    shown = scene(variant, name)
+    rows = encode(variant, shown)
+    expected = prompt_logits(stages_of(variant), shown, rows).float()
+    found = prompt_logits(fused(variant, max_step_rows=0), shown, rows).cpu().float()
+    assert relative_error(found, expected) <= TOLERANCE
+
+
+def test_it_is_what_a_card_gets_by_itself():
+    assert type(fused(BF16[0], max_step_rows=0)[0].decoder).__name__ == "FusedDecoder"
+
+
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_captured_steps_are_the_launched_ones(variant):
+    requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
+    captured = InProcess(fused(variant, max_step_rows=8)).generate(requests)
+    launched = InProcess(fused(variant, max_step_rows=0)).generate(requests)
+    for ours, theirs in zip(captured, launched, strict=True):
+        assert ours[0] == theirs[0]  # both from the same prefill
+        assert ours[1].logprob == pytest.approx(theirs[1].logprob, abs=0.1) or ours[0].token_id != theirs[0].token_id
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 4), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_every_cut_gives_the_tokens_of_the_whole(variant, cuts):
+    requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
+    whole = InProcess(fused(variant, max_step_rows=4)).generate(requests)
+    assert InProcess(fused(variant, cuts, max_step_rows=4)).generate(requests) == whole
+
+
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_deterministic_sessions_have_the_same_bits_in_any_company(variant):
+    requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
+    stages = fused(variant, is_deterministic=True, max_step_rows=4)
+    together = InProcess(stages).generate(requests)
+    for request, ours in zip(requests, together, strict=True):
+        assert InProcess(stages).generate([request])[0] == ours
+        assert InProcess(stages).generate([request], chunk_tokens=7)[0] == ours
+
+
+def test_kv_takes_what_is_free_and_no_more():
+    variant = BF16[0]
+
+    options = ComputeOptions(device="cuda", max_batch_tokens=512, max_step_rows=8)
+    room = KVRoom(share=0.001)
+    [stage] = build_stages(config_of(variant), tensors_of(variant), kv_capacity_tokens=room, options=options)
+    assert stage.kv.capacity_tokens > 256
+    assert stage.kv.num_sessions == 0
