@@ -31,7 +31,8 @@ class Mailbox(Generic[Item]):
                 await reader
             except asyncio.CancelledError:
                 if reader.cancelled():
-                    self._readers.remove(reader)
+                    if reader in self._readers:  # not where an item came before this task heard that it is cancelled
+                        self._readers.remove(reader)
                 elif self._items:
                     self._wake_one()  # it was woken for an item that somebody else has to take now
                 raise
