@@ -2,16 +2,20 @@
 
     ready (first in, first out)                       in flight
     ┌───┬───┬───┬───┬───┐   deal: about 1/D of all    ┌───────────┐
-    │ a │ b │ c │ d │ e │ ──sessions and tokens─────► │ f g h     │ ──► back to the end of ready
+    │ a │ P │ b │ Q │ c │ ──sessions and tokens─────► │ a b c P   │ ──► back to the end of ready
     └───┴───┴───┴───┴───┘                             └───────────┘
+      one token: a b c    prompts: P Q
 
-Whoever waits longest is served first, so nobody starves; a session has at most one segment in flight.
+Every microbatch takes along the sessions that have one token to compute, and then prompts up to its share of tokens:
+a step costs its weights whatever it holds, so that one of prompts alone is one too many, and sessions that speak do
+not stand still while many prompts come. Prompts get half of the tokens where both are more than fit. Among equals
+whoever waits longest is served first, so nobody starves; a session has at most one segment in flight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
@@ -43,6 +47,7 @@ class Lane:
         self._wishes: dict[SessionKey, int] = {}
         self._num_wished = 0
         self._outside_s = 0.0
+        self._count = 0
         self._shared = shared_devices(route)
 
     def start(self, session: SessionState) -> None:
@@ -79,33 +84,62 @@ class Lane:
             return None
         max_tokens = min(max_batch_tokens, self.route.max_batch_tokens)
         num_sessions, num_tokens = len(self.running), self._num_wished
-        count = choose_num_microbatches(num_sessions, num_tokens, stages, self._outside_s, self._shared)
+        count = self._count = choose_num_microbatches(
+            num_sessions,
+            num_tokens,
+            stages,
+            self._outside_s,
+            self._shared,
+            max_tokens=max_tokens,
+            current=self._count,
+        )
         if len(self.in_flight) >= count:
             return None
         return Deal(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
 
     def take(self, deal: Deal) -> tuple[PlannedSegment, ...]:
-        """Take segments from the queue's head; none when all that is ready has to wait for a turn by itself."""
-        segments = self._segments(self._ready.values(), deal)
+        """Take segments from the queue; none when all that is ready has to wait for a turn by itself."""
+        segments = self._segments(deal)
         for segment in segments:
             del self._ready[segment.session.key]
         return segments
 
-    def _segments(self, queue: Iterable[SessionState], deal: Deal) -> tuple[PlannedSegment, ...]:
-        taken: list[PlannedSegment] = []
-        num_tokens, enough = 0, min(deal.num_tokens, deal.max_tokens)
-        alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
-        for session in queue:
-            if len(taken) >= deal.num_sessions or num_tokens >= enough:
+    def _segments(self, deal: Deal) -> tuple[PlannedSegment, ...]:
+        steps, prompts = self._candidates(deal)
+        first = next(iter(steps or prompts), None)
+        if first is not None and first.is_alone:
+            return (_segment(first, deal.max_tokens),)
+        if prompts:
+            num_wished = sum(self._wishes[session.key] for session in prompts)
+            del steps[max(1, deal.max_tokens - min(num_wished, deal.max_tokens // 2)) :]
+        taken = [_segment(session, 1) for session in steps[: deal.max_tokens]]
+        num_tokens, enough = len(taken), min(deal.num_tokens, deal.max_tokens)
+        for session in prompts:
+            if num_tokens >= enough:
                 break
-            if session.is_alone:
-                if not taken and not alone_in_flight:
-                    return (_segment(session, deal.max_tokens),)
-                continue
             segment = _segment(session, deal.max_tokens - num_tokens)
             taken.append(segment)
             num_tokens += segment.count
         return tuple(taken)
+
+    def _candidates(self, deal: Deal) -> tuple[list[SessionState], list[SessionState]]:
+        """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
+        steps: list[SessionState] = []
+        prompts: list[SessionState] = []
+        num_wished = 0
+        alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
+        for key, session in self._ready.items():
+            wished = self._wishes[key]
+            if session.is_alone:
+                if not steps and not prompts and not alone_in_flight:
+                    return ([session], []) if wished == 1 else ([], [session])
+            elif wished == 1:
+                if len(steps) < deal.num_sessions:
+                    steps.append(session)
+            elif num_wished < deal.max_tokens:
+                prompts.append(session)
+                num_wished += wished
+        return steps, prompts
 
 
 def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:

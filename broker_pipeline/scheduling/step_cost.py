@@ -28,18 +28,25 @@ _TOLERANCE = 1.03  # a larger D has to gain more than this, since each microbatc
 
 
 class StepCost:
-    """Seconds that one stage needs for a microbatch of n tokens, from what was seen at powers of two."""
+    """Seconds that one stage needs for a microbatch of n tokens, from what was seen near powers of two.
+
+    A mean of sizes is kept with each mean of seconds: what is near 2048 tokens may always have been 1500.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[int, float] = {}
+        self._seen: dict[int, tuple[float, float]] = {}
         self._curve: tuple[list[float], list[float]] | None = None
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn from one microbatch."""
         bucket = _bucket(num_tokens)
         known = self._seen.get(bucket)
-        weight = 1.0 if known is None else _FALL if seconds < known else _RISE
-        self._seen[bucket] = seconds if known is None else known + weight * (seconds - known)
+        if known is None:
+            self._seen[bucket] = (float(num_tokens), seconds)
+        else:
+            weight = _FALL if seconds < self.estimate(num_tokens) else _RISE
+            size, cost = known
+            self._seen[bucket] = (size + weight * (num_tokens - size), cost + weight * (seconds - cost))
         self._curve = None
 
     @property
@@ -69,11 +76,11 @@ class StepCost:
 
     def _monotone(self) -> tuple[list[float], list[float]]:
         """Sizes seen and their costs; a smaller step never costs more than a larger one, whatever was seen long ago."""
-        sizes = sorted(self._seen)
-        costs = [self._seen[size] for size in sizes]
+        points = [self._seen[bucket] for bucket in sorted(self._seen)]
+        sizes, costs = [size for size, _ in points], [cost for _, cost in points]
         for index in range(len(costs) - 2, -1, -1):
             costs[index] = min(costs[index], costs[index + 1])
-        return [float(2**size) for size in sizes], costs
+        return sizes, costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +113,45 @@ def choose_num_microbatches(
     stages: Sequence[StepCost],
     outside_s: float,
     shared: Sequence[SharedDevice] = (),
+    *,
+    max_tokens: float = math.inf,
+    current: int = 0,
 ) -> int:
     """Return how many microbatches should be in flight on a route of these stages.
 
     `num_sessions` sessions wait for `num_tokens` tokens in all; `outside_s` is spent between stages. At least 1, at
     most N+1 and at most one per session. While a stage is unmeasured, as many as are allowed.
+
+    One microbatch takes at most `max_tokens`; where that is less than its share, what counts is the time per token.
+    `current` microbatches are in flight up to now: they stay as many while nothing else gains enough, since every
+    change leaves a stage idle for a moment.
     """
     most = max(1, min(len(stages) + 1, num_sessions))
     if not all(stage.is_known for stage in stages):
         return most
-    periods = [_period(count, num_tokens, stages, outside_s, shared) for count in range(1, most + 1)]
-    best = min(periods)
-    return next(count for count, period in enumerate(periods, start=1) if period <= best * _TOLERANCE)
+    periods = [_period(count, num_tokens, max_tokens, stages, outside_s, shared) for count in range(1, most + 1)]
+    enough = min(periods) * _TOLERANCE
+    if 1 <= current <= most and periods[current - 1] <= enough:
+        return current
+    return next(count for count, period in enumerate(periods, start=1) if period <= enough)
 
 
 def _period(
-    count: int, num_tokens: int, stages: Sequence[StepCost], outside_s: float, shared: Sequence[SharedDevice]
+    count: int,
+    num_tokens: int,
+    max_tokens: float,
+    stages: Sequence[StepCost],
+    outside_s: float,
+    shared: Sequence[SharedDevice],
 ) -> float:
-    steps = [stage.estimate(num_tokens / count) for stage in stages]
+    size = min(num_tokens / count, max_tokens)
+    steps = [stage.estimate(size) for stage in stages]
     on_shared = [
         count * (sum(steps[index] for index in device.stages) + outside_s * device.is_processor) / device.num_slots
         for device in shared
     ]
-    return max(count * max(steps), sum(steps) + outside_s, *on_shared)
+    num_turns = num_tokens / (count * size) if size else 1.0  # until all tokens have had theirs
+    return num_turns * max(count * max(steps), sum(steps) + outside_s, *on_shared)
 
 
 def _bucket(num_tokens: int) -> int:

@@ -108,6 +108,34 @@ def test_time_outside_of_stages_is_hidden_on_a_shared_card_as_well() -> None:
     assert choose_num_microbatches(64, 64, stages, 0.05, [SharedDevice((0, 1), 1)]) == 2
 
 
+@pytest.mark.parametrize("size", [150, 200, 260, 700, 1400, 2600])
+def test_sizes_between_powers_of_two_are_not_taken_for_these(size: int) -> None:
+    def card(num_tokens: int) -> float:
+        return 0.007 + 0.027e-3 * num_tokens
+
+    stage = measured(card, (150, 260, 700, 1400, 2600))
+    assert stage.estimate(size) == pytest.approx(card(size), rel=0.02)
+
+
+def test_a_number_stays_while_no_other_gains_enough() -> None:
+    def card(num_tokens: int) -> float:
+        return 0.007 + 0.027e-3 * num_tokens
+
+    stage = [measured(card, (128, 256, 512, 1024, 2048))]
+    assert choose_num_microbatches(256, 1128, stage, outside_s=0.006) == 1
+    assert choose_num_microbatches(256, 1128, stage, outside_s=0.006, current=2) == 2
+    assert choose_num_microbatches(256, 256, stage, outside_s=0.003, current=2) == 1
+
+
+def test_of_more_than_one_microbatch_takes_the_next_one_hides_the_time_outside() -> None:
+    def card(num_tokens: int) -> float:
+        return 0.007 + 0.027e-3 * num_tokens
+
+    stage = [measured(card, (256, 1024, 4096))]
+    assert choose_num_microbatches(256, 56_000, stage, outside_s=0.010) == 1
+    assert choose_num_microbatches(256, 56_000, stage, outside_s=0.010, max_tokens=4096) == 2
+
+
 def worker(name: str, device_id: str, device_slots: int = 1) -> StageWorker:
     return StageWorker(name, name, f"s.{name}", BlockRange(start=0, stop=1), 64, 64, device_id, device_slots)
 
