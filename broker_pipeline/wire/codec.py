@@ -185,15 +185,16 @@ def _read_tensors(table: Sequence[TensorSpec], payload: memoryview) -> dict[str,
     end = 0
     for spec in table:
         offset, num_bytes = spec.offset, spec.num_bytes
-        if num_bytes != tensor_bytes(spec.dtype, spec.shape):
-            raise _mismatch(len(tensors), spec, "num_bytes", tensor_bytes(spec.dtype, spec.shape))
         if offset != _aligned(end):
             raise _mismatch(len(tensors), spec, "offset", _aligned(end))
         if num_bytes:  # an empty tensor moves neither offset nor end
             end = offset + num_bytes
         if end > payload.nbytes:
             break
-        tensors[spec.name] = WireTensor(spec.dtype, spec.shape, payload[offset : offset + num_bytes])
+        try:
+            tensors[spec.name] = WireTensor(spec.dtype, spec.shape, payload[offset : offset + num_bytes])
+        except TensorMismatchError as error:
+            raise _mismatch(len(tensors), spec, "num_bytes", tensor_bytes(spec.dtype, spec.shape)) from error
     if end != payload.nbytes:
         raise _wrong_size(table, payload.nbytes)
     if len(tensors) != len(table):
