@@ -25,10 +25,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     type=click.Choice(["auto", "bfloat16", "float32"]),
     help="Dtype that all workers have to compute in; auto is that of the stage that was started first.",
 )
-@option("--max-sessions", default=256, type=click.IntRange(min=1), help="Sessions computed at a time, per route.")
+@option("--max-sessions", default=512, type=click.IntRange(min=1), help="Sessions computed at a time, per route.")
 @option("--max-jobs", default=1024, type=click.IntRange(min=1), help="Jobs taken from the queue and not finished.")
-@option("--max-preparing", default=16, type=click.IntRange(min=1), help="Sessions in preparation per vision worker.")
-@option("--max-waiting", default=32, type=click.IntRange(min=1), help="Prepared sessions that wait for KV.")
+@option("--max-preparing", default=128, type=click.IntRange(min=1), help="Sessions in preparation per vision worker.")
+@option("--max-waiting", default=64, type=click.IntRange(min=1), help="Prepared sessions that wait for KV.")
 @option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option(
     "--default-max-tokens",

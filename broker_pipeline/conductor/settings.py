@@ -17,14 +17,15 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     model: str
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto: that of the stage that was started first."""
-    max_sessions: PositiveInt = 256
+    max_sessions: PositiveInt = 512
     """Sessions that hold KV on one route at a time."""
     max_jobs: PositiveInt = 1024
     """Jobs taken from the queue and not finished."""
-    max_preparing: PositiveInt = 16
-    """Sessions that one vision worker is asked for at a time."""
-    max_waiting: PositiveInt = 32
-    """Prepared sessions that wait for KV."""
+    max_preparing: PositiveInt = 128
+    """Sessions that one vision worker is asked for at a time: what stages take per second, times the seconds that
+    preparing takes, or the stages run dry."""
+    max_waiting: PositiveInt = 64
+    """Prepared sessions that wait for KV; their visual rows lie at the stages meanwhile."""
     max_batch_tokens: PositiveInt = 8192
     default_max_tokens: PositiveInt = 512
     max_attempts: PositiveInt = 5

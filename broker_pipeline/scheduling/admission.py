@@ -13,9 +13,9 @@ class AdmissionLimits:
 
     max_jobs: int = 1024
     """Jobs held in all, in whatever state."""
-    max_preparing_per_vision_worker: int = 8
+    max_preparing_per_vision_worker: int = 128
     """Sessions that one vision worker is asked for at a time."""
-    max_waiting: int = 32
+    max_waiting: int = 64
     """Prepared sessions that wait for KV; their visual rows occupy the stages meanwhile."""
 
 

@@ -39,7 +39,7 @@ _PATIENCE = 4.0  # a step may take this many times its estimate before it is lat
 class SchedulerLimits:
     """What the scheduler keeps to. Times in seconds."""
 
-    max_sessions: int = 256
+    max_sessions: int = 512
     """Sessions that hold KV on one route at a time."""
     max_batch_tokens: int = 8192
     """Tokens of one microbatch; a route whose workers take fewer gets fewer."""

@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _VISION_OPTIONS = (
     option(
-        "--max-requests", default=64, type=click.IntRange(min=1), help="Sessions that are prepared at the same time."
+        "--max-requests", default=256, type=click.IntRange(min=1), help="Sessions that are prepared at the same time."
     ),
     option(
         "--max-pictures",

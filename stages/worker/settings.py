@@ -46,7 +46,7 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     """A vision worker's settings."""
 
     name: Name = "vision-0"
-    max_requests: PositiveInt = 64
+    max_requests: PositiveInt = 256
     max_pictures: PositiveInt = 16
     """Pictures that are fetched and decoded at the same time; bounds the memory that pixels take."""
     max_batch_patches: PositiveInt = 12_288
