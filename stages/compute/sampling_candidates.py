@@ -120,7 +120,6 @@ def _in_top_k(scores: Tensor, last: Tensor) -> Tensor:
 def draw(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
     """A token int64 `[n]` for each row: the inverse of the cumulative distribution at the row's number."""
     until = shares(ranked, settings, vocab).cumsum(dim=-1)
-    total = until[:, -1:]
-    target = (settings.number * total).long().minimum(total - 1)
+    target = (settings.number * until[:, -1:]).long()  # below the total: a number below 1 stays so in rounding
     place = (until <= target).sum(dim=-1, keepdim=True)
-    return ranked.ids.gather(1, place.clamp(max=ranked.ids.shape[1] - 1))[:, 0]
+    return ranked.ids.gather(1, place.clamp(max=ranked.ids.shape[1] - 1))[:, 0]  # rows with NaN have a total of 0

@@ -68,7 +68,7 @@ class Slots:
     def find(self, amounts: Tensor, target: Tensor) -> Found:
         """Where `amounts` int64 `[n, V]`, added up in the order of the ranking, exceed `target` int64 `[n, 1]`.
 
-        Tokens with equal scores have equal amounts.
+        Tokens with equal scores have equal amounts, but for a unit that rounding may take from some.
         """
         slot, before = torch.zeros_like(target), torch.zeros_like(target)
         inside = amounts
@@ -105,8 +105,7 @@ def draw_whole(logits: Tensor, settings: DrawSettings, cuts: Cuts) -> Tensor:
         total = torch.where(settings.top_p < 1, _top_p_total(slots, shares, settings.top_p * total), total)
     if cuts.min_p:
         total = total.minimum((shares * (relative >= settings.min_p)).sum(dim=-1, keepdim=True))
-    target = (settings.number * total).long().minimum(total - 1)
-    return slots.ids(slots.find(shares, target))
+    return slots.ids(slots.find(shares, (settings.number * total).long()))
 
 
 def _top_k_total(slots: Slots, shares: Tensor, last: Tensor) -> Tensor:

@@ -134,10 +134,23 @@ def test_rows_of_every_kind_fail_alone_when_they_are_not_finite(bad, place):
         assert found == expected[:broken] + expected[broken + 1 :]
 
 
-def test_rows_of_nothing_but_nan_fail_alone():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rows_of_nothing_but_nan_fail(sign):
     rows = [Row(random.Random(seed), 137, **kind) for seed, kind in enumerate(KINDS)]
-    found = sampled(torch.full((len(rows), 137), math.nan), rows)
+    nan = torch.tensor(math.nan).copysign(torch.tensor(sign))
+    found = sampled(nan.expand(len(rows), 137).clone(), rows)
     assert all(isinstance(outcome, NonFiniteLogitsError) for outcome in found)
+
+
+def test_a_row_with_nan_of_both_signs_fails_without_reaching_beyond_the_vocabulary():
+    """Ranked: NaN, 36 numbers, 55 places that fill up the last group of 64, 100 negative NaN."""
+    logits = logits_of(2, 137, 0)
+    logits[1, 36:] = torch.tensor(math.nan).copysign(torch.tensor(-1.0))
+    logits[1, 136] = math.nan
+    rows = [Row(random.Random(seed), 137, **QWEN, logprobs=2) for seed in range(2)]
+    found = sampled(logits, rows)
+    check_against_oracle(found[0], logits[0], rows[0])
+    assert isinstance(found[1], NonFiniteLogitsError)
 
 
 def test_a_penalty_that_overflows_fails_its_row_alone():

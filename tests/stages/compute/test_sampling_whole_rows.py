@@ -12,7 +12,7 @@ from broker_pipeline.messages import SamplingSettings
 from stages.compute.sampler import Choice, SessionSampler, sample
 from stages.compute.sampling_candidates import DrawSettings, draw, rank_all
 from stages.compute.sampling_plan import MAX_SORTED_VOCAB
-from stages.compute.sampling_whole_rows import Cuts, draw_whole
+from stages.compute.sampling_whole_rows import Cuts, Slots, draw_whole
 from tests.stages.compute import sampling_oracle as oracle
 
 ALL_CUTS = Cuts(top_k=True, top_p=True, min_p=True)
@@ -65,6 +65,20 @@ def test_zeros_of_both_signs_are_equal():
     assert torch.equal(draw_whole(logits, settings, ALL_CUTS), draw_whole(logits.abs(), settings, ALL_CUTS))
 
 
+def test_top_p_leaves_out_a_token_that_begins_where_it_ends():
+    logits = torch.full((40, LONG), -1e4)
+    logits[:, [70, 9000]] = 0.0
+    rows = [SamplingSettings(temperature=1.0, top_p=0.5, seed=seed) for seed in range(40)]
+    assert sample(logits, [SessionSampler(row) for row in rows], [0] * 40) == [Choice(70)] * 40
+
+
+def test_amounts_of_ties_may_differ_by_rounding():
+    slots = Slots.of(torch.tensor([[1.0, 2.0, 2.0, 0.0]]))
+    amounts = torch.tensor([[3, 5, 6, 1]])
+    targets = [(target, slots.find(amounts, torch.tensor([[target]]))) for target in range(15)]
+    assert [int(slots.ids(found)) for _, found in targets] == [1] * 5 + [2] * 6 + [0] * 3 + [3]
+
+
 def test_ties_beyond_the_top_k_are_bounded():
     settings = [SamplingSettings(temperature=1.0, top_k=400, seed=seed) for seed in range(400)]
     found = sample(torch.zeros(400, LONG), [SessionSampler(row) for row in settings], [0] * 400)
@@ -88,7 +102,8 @@ def test_long_rows_are_what_the_plainest_code_chooses(kind):
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("num_bad", [1, LONG])
 def test_long_rows_that_are_not_finite_fail_alone(bad, num_bad):
-    rows = [SamplingSettings(temperature=1.0, seed=seed, top_p=0.9, top_k=5000, min_p=0.01) for seed in range(3)]
+    settings = {"temperature": 1.0, "top_p": 0.9, "top_k": 5000, "min_p": 0.01, "logprobs": 2}
+    rows = [SamplingSettings(seed=seed, **settings) for seed in range(3)]
     logits = logits_of(3, LONG, 4)
     expected = sample(logits, [SessionSampler(row) for row in rows], [0] * 3)
     logits[1, :num_bad] = bad
