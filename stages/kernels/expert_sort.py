@@ -15,7 +15,7 @@ from torch import Tensor
 _MAX_BLOCK = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _sort_kernel(chosen_ptr, order_ptr, starts_ptr, num_pairs, BLOCK: tl.constexpr):
     expert = tl.program_id(0)
     offsets = tl.arange(0, BLOCK)

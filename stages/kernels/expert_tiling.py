@@ -1,7 +1,7 @@
-"""How the experts' products are cut, by the number of pairs that an expert has; chosen from measurements, not tuned at run time.
+"""How the experts' products are cut, by the number of pairs that an expert has.
 
-Tuning at run time would break graph capture and make the first steps slow. The figures behind the table come from a
-sweep on one H100 over the shapes of Qwen3-VL-30B-A3B.
+Tuning at run time would break graph capture and make the first steps slow, so the table holds the winners of a sweep on
+one H100 over the shapes of Qwen3-VL-30B-A3B.
 """
 
 from __future__ import annotations

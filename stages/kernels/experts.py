@@ -224,35 +224,38 @@ def _pair_down_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """All of a row's choices at once, as (choice, output) lines of one tile, so that their weights load together."""
+    """All of a row's choices in one tile (choice, output, input), so that their weights load together."""
     row = tl.program_id(0).to(tl.int64)
     dtype = out_ptr.dtype.element_ty
-    lines = tl.arange(0, CHOSEN_POW2 * BLOCK_N)
-    choices = lines // BLOCK_N
-    columns = tl.program_id(1) * BLOCK_N + lines % BLOCK_N
+    choices = tl.arange(0, CHOSEN_POW2)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
-    line_mask = (choices < NUM_CHOSEN) & (columns < HIDDEN)
+    choice_mask, column_mask = choices < NUM_CHOSEN, columns < HIDDEN
     pairs = row * NUM_CHOSEN + choices
-    experts = tl.load(chosen_ptr + pairs, mask=line_mask, other=0).to(tl.int64)
-    x_tile = activated_ptr + pairs[:, None] * INNER + inputs[None, :]
-    weight_tile = down_ptr + (experts * HIDDEN + columns)[:, None] * INNER + inputs[None, :]
-    total = tl.zeros((CHOSEN_POW2 * BLOCK_N, BLOCK_K), tl.float32)
+    experts = tl.load(chosen_ptr + pairs, mask=choice_mask, other=0).to(tl.int64)
+    x_tile = activated_ptr + pairs[:, None, None] * INNER + inputs[None, None, :]
+    lines = experts[:, None] * HIDDEN + columns[None, :]
+    weight_tile = down_ptr + lines[:, :, None] * INNER + inputs[None, None, :]
+    total = tl.zeros((CHOSEN_POW2, BLOCK_N, BLOCK_K), tl.float32)
+    line_mask = choice_mask[:, None] & column_mask[None, :]
     for done in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
-        mask = line_mask[:, None] & (done + inputs < INNER)[None, :]
-        weight = tl.load(weight_tile + done, mask=mask, other=0.0).to(tl.float32)
-        total += weight * tl.load(x_tile + done, mask=mask, other=0.0).to(tl.float32)
-    share = tl.load(weights_ptr + pairs, mask=line_mask, other=0.0).to(tl.float32)
-    weighted = (tl.sum(total, axis=1).to(dtype).to(tl.float32) * share).to(dtype).to(tl.float32)
-    weighted = tl.reshape(weighted, (CHOSEN_POW2, BLOCK_N))
+        if INNER % BLOCK_K == 0 and NUM_CHOSEN == CHOSEN_POW2 and HIDDEN % BLOCK_N == 0:
+            weight = tl.load(weight_tile + done)
+            x = tl.load(x_tile + done)
+        else:
+            inside = (done + inputs < INNER)[None, None, :]
+            weight = tl.load(weight_tile + done, mask=line_mask[:, :, None] & inside, other=0.0)
+            x = tl.load(x_tile + done, mask=choice_mask[:, None, None] & inside, other=0.0)
+        total += weight.to(tl.float32) * x.to(tl.float32)
+    share = tl.load(weights_ptr + pairs, mask=choice_mask, other=0.0).to(tl.float32)
+    weighted = (tl.sum(total, axis=2).to(dtype).to(tl.float32) * share[:, None]).to(dtype).to(tl.float32)
     summed = tl.zeros((BLOCK_N,), tl.float32)
     for choice in tl.static_range(NUM_CHOSEN):
-        one = tl.sum(tl.where(tl.arange(0, CHOSEN_POW2)[:, None] == choice, weighted, 0.0), axis=0)
+        one = tl.sum(tl.where(choices[:, None] == choice, weighted, 0.0), axis=0)
         summed = (summed + one).to(dtype).to(tl.float32)
-    outputs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    output_mask = outputs < HIDDEN
     if HAS_RESIDUAL:
-        summed += tl.load(residual_ptr + row * HIDDEN + outputs, mask=output_mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * HIDDEN + outputs, summed.to(dtype), mask=output_mask)
+        summed += tl.load(residual_ptr + row * HIDDEN + columns, mask=column_mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * HIDDEN + columns, summed.to(dtype), mask=column_mask)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ def _operands(n: int, inputs: int, width: int, device: torch.device, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize(("n", "inputs", "width"), [(1, 64, 128), (5, 80, 40), (130, 96, 200), (0, 64, 64)])
+@pytest.mark.parametrize(("n", "inputs", "width"), [(1, 64, 128), (5, 80, 40), (70, 96, 40), (0, 64, 64)])
 def test_is_the_linear_product(device: torch.device, dtype: torch.dtype, n: int, inputs: int, width: int) -> None:
     x, weight = _operands(n, inputs, width, device, dtype)
     want = F.linear(x.double(), weight.double()).to(dtype)
@@ -29,9 +29,9 @@ def test_is_the_linear_product(device: torch.device, dtype: torch.dtype, n: int,
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 def test_a_row_ignores_the_other_rows(device: torch.device, dtype: torch.dtype) -> None:
-    x, weight = _operands(150, 96, 136, device, dtype)
+    x, weight = _operands(70, 96, 40, device, dtype)
     together = invariant_linear(x, weight)
-    for few in (slice(0, 1), slice(70, 73), slice(5, 140)):
+    for few in (slice(0, 1), slice(60, 63), slice(5, 30)):
         assert torch.equal(invariant_linear(x[few], weight), together[few])
 
 
@@ -42,5 +42,5 @@ def test_a_row_of_a_published_shape_ignores_the_other_rows(inputs: int, width: i
     together = invariant_linear(x, weight)
     want = F.linear(x.float(), weight.float())
     assert (together.float() - want).norm() / want.norm() < 5e-3
-    for few in (slice(0, 1), slice(70, 73), slice(5, 500)):
+    for few in (slice(0, 1), slice(70, 73), slice(5, 55), slice(9, 200), slice(5, 500)):
         assert torch.equal(invariant_linear(x[few].contiguous(), weight), together[few])
