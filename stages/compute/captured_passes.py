@@ -32,7 +32,9 @@ _PARTS = 2
 class CapturedPasses:
     """The mixed microbatches of one stage, of up to `most_tokens` tokens and `most_rows` single ones among them."""
 
-    def __init__(self, model: FusedModel, most_tokens: int, most_rows: int, pool: GraphPool) -> None:
+    def __init__(
+        self, model: FusedModel, most_tokens: int, most_rows: int, pool: GraphPool, *, only_largest: bool = False
+    ) -> None:
         self._model = model
         self._most_rows = most_rows
         sizes = sizes_up_to(min(most_tokens, _MOST_TOKENS), _STRIDES)
@@ -42,7 +44,7 @@ class CapturedPasses:
         self._embeds = self._buffer(most if model.is_first else 0, config.hidden_size)
         self._levels = {layer: self._buffer(most, config.hidden_size) for layer in model.deepstack_layers}
         self._logits = self._buffer(self._sizes(most).num_wanted, config.vocab_size)
-        self._graphs = GraphSet(sizes, self._pass, pool)
+        self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._pass, pool)
 
     def size_for(self, layout: Layout) -> int | None:
         """The size of the graph that a microbatch takes; None if none does."""

@@ -26,7 +26,14 @@ class CapturedSteps:
     """The decode steps of one stage, of up to `most_rows` sessions."""
 
     def __init__(
-        self, model: FusedModel, most_rows: int, kv_heads: int, pool: GraphPool, fixed_parts: int | None
+        self,
+        model: FusedModel,
+        most_rows: int,
+        kv_heads: int,
+        pool: GraphPool,
+        fixed_parts: int | None,
+        *,
+        only_largest: bool = False,
     ) -> None:
         """`fixed_parts` is the number of parts that every row's keys are cut into; None suits it to the rows."""
         self._model = model
@@ -38,7 +45,7 @@ class CapturedSteps:
         self._hidden = torch.zeros(most, config.hidden_size, dtype=model.dtype, device=model.device)
         rows = most if model.is_last else 0
         self._logits = torch.empty(rows, config.vocab_size, dtype=model.dtype, device=model.device)
-        self._graphs = GraphSet(sizes, self._step, pool)
+        self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._step, pool)
 
     def size_for(self, batch: Microbatch) -> int | None:
         """The size of the graph that a microbatch takes; None if none does."""

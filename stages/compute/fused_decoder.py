@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from stages.compute.captured_passes import CapturedPasses
 from stages.compute.captured_steps import CapturedSteps
@@ -43,14 +42,17 @@ class FusedDecoder:
         self._steps: CapturedSteps | None = None
         self._passes: CapturedPasses | None = None
 
-    def capture(self, most_rows: int, most_tokens: int) -> None:
-        """Builds the graphs: steps of up to `most_rows` sessions, and passes of up to `most_tokens` tokens."""
+    def capture(self, most_rows: int, most_tokens: int, *, only_largest: bool = False) -> None:
+        """Builds the graphs: steps of up to `most_rows` sessions, and passes of up to `most_tokens` tokens.
+
+        The largest ones decide how much memory all of them take.
+        """
         pool = torch.cuda.graph_pool_handle()
         fixed_parts = FIXED_PARTS if self._is_deterministic else None
         kv_heads = self._model.config.num_kv_heads
         if not self._is_deterministic:
-            self._passes = CapturedPasses(self._model, most_tokens, most_rows, pool)
-        self._steps = CapturedSteps(self._model, most_rows, kv_heads, pool, fixed_parts)
+            self._passes = CapturedPasses(self._model, most_tokens, most_rows, pool, only_largest=only_largest)
+        self._steps = CapturedSteps(self._model, most_rows, kv_heads, pool, fixed_parts, only_largest=only_largest)
 
     # --- Decoder ------------------------------------------------------------------------------------------------------
 
@@ -128,8 +130,3 @@ class FusedDecoder:
 
 def _addition(injection: VisualInjection | None) -> RowAddition | None:
     return None if injection is None else injection.add
-
-
-def cublas(x: Tensor, weight: Tensor) -> Tensor:
-    """The library's product: fast, and free to add up in another order for another number of rows."""
-    return F.linear(x, weight)

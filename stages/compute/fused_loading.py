@@ -17,12 +17,13 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange, Segment
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.fused_blocks import PackedBlock
-from stages.compute.fused_decoder import FusedDecoder, cublas
+from stages.compute.fused_decoder import FusedDecoder
 from stages.compute.fused_model import FusedModel, FusedWeights
 from stages.compute.kv_cache import KVCache
 from stages.compute.kv_capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.loading import ComputeOptions
 from stages.compute.microbatch import Microbatch
+from stages.compute.products import FastProducts, InvariantProducts
 from stages.kernels.expert_tiling import MAX_PAIR_ROWS
 from stages.kernels.experts import expert_parts, fused_experts
 from stages.kernels.matmul import invariant_linear
@@ -62,6 +63,8 @@ def _build(
     source: CheckedTensors,
     num_tokens: int,
     options: ComputeOptions,
+    *,
+    only_largest: bool = False,
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
     kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
@@ -70,14 +73,14 @@ def _build(
         blocks.start,
         weights,
         kv,
-        linear=invariant_linear if options.is_deterministic else cublas,
+        products=InvariantProducts() if options.is_deterministic else FastProducts(),
         experts=_invariant_experts if options.is_deterministic else _experts,
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
     decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
     with torch.inference_mode():
         if options.max_step_rows:
-            decoder.capture(options.max_step_rows, options.max_batch_tokens)
+            decoder.capture(options.max_step_rows, options.max_batch_tokens, only_largest=only_largest)
         _warm_up(decoder, kv, text, min(options.max_batch_tokens, num_tokens), is_first=blocks.start == 0)
     return decoder, kv
 
@@ -116,7 +119,7 @@ def _measured_tokens(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    decoder, kv = _build(config, blocks, weights, source, options.max_batch_tokens, options)
+    decoder, kv = _build(config, blocks, weights, source, options.max_batch_tokens, options, only_largest=True)
     token_bytes = kv_token_bytes(text, len(blocks), source.dtype)
     needed = torch.cuda.max_memory_reserved(device) - before - kv.capacity_tokens * token_bytes
     del decoder, kv
@@ -132,7 +135,7 @@ def _measured_tokens(
 
 
 def _experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
-    chosen, weights = choose_experts(cublas(normed, mlp.router), num_chosen)
+    chosen, weights = choose_experts(FastProducts().linear(normed, mlp.router), num_chosen)
     if normed.shape[0] <= MAX_PAIR_ROWS:
         return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
     return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down)

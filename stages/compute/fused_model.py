@@ -10,10 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 from stages.compute.fused_attention import FusedAttention
 from stages.compute.fused_blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
 from stages.compute.kv_cache import KVCache
+from stages.compute.products import Products
 from stages.compute.step_inputs import DeviceInputs
 from stages.kernels.rotation import rotation
 from stages.qwen3_vl.config import TextConfig
-from stages.qwen3_vl.moe import Linear
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies
 
 
@@ -37,7 +37,7 @@ class FusedModel:
         weights: FusedWeights,
         kv: KVCache,
         *,
-        linear: Linear,
+        products: Products,
         experts: ExpertBlock,
         num_deepstack_levels: int,
     ) -> None:
@@ -46,7 +46,7 @@ class FusedModel:
         self.dtype = weights.blocks[0].qkv.dtype
         self.layers = range(first_layer, first_layer + len(weights.blocks))
         self._weights = weights
-        self._linear = linear
+        self._products = products
         self.deepstack_layers = tuple(layer for layer in self.layers if layer < num_deepstack_levels)
         """Layers behind which visual rows are added."""
         self._blocks = FusedBlocks(
@@ -54,7 +54,7 @@ class FusedModel:
             first_layer,
             weights.blocks,
             kv,
-            linear=linear,
+            products=products,
             experts=experts,
             deepstack_layers=self.deepstack_layers,
         )
@@ -88,5 +88,5 @@ class FusedModel:
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
         _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)
-        logits = self._linear(normed, self._weights.head)
+        logits = self._products.linear(normed, self._weights.head)
         return logits if out is None else out.copy_(logits)

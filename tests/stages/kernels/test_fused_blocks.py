@@ -18,6 +18,7 @@ from stages.compute.kv_cache import KVCache
 from stages.compute.loading import stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection
+from stages.kernels.activation import silu_mul
 from stages.qwen3_vl.moe import eager_experts, route
 from tests.tiny_stages import tiny_config, tiny_tensors
 
@@ -27,6 +28,16 @@ CAPACITY = 128
 def _experts(normed: Tensor, mlp, num_chosen: int) -> Tensor:
     chosen, weights = route(normed, mlp.router, num_chosen)
     return eager_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
+
+
+class PlainProducts:
+    """The kernels of products have tests of their own, and take long in the interpreter."""
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
+        return silu_mul(F.linear(x, gate_up))
 
 
 class Pair:
@@ -52,7 +63,7 @@ class Pair:
             0,
             FusedWeights(packed, **ends),
             self.caches[1],
-            linear=F.linear,
+            products=PlainProducts(),
             experts=_experts,
             num_deepstack_levels=config.vision.num_deepstack_levels,
         )
@@ -95,9 +106,9 @@ def same(computed, tolerance: float = 1e-4) -> None:
 def test_chunks_and_steps_agree_with_the_eager_decoder(device: torch.device, moe: bool) -> None:
     pair = Pair(device, moe=moe)
     pair.open("a", "b", "c")
-    same(pair.step([segment("a", 0, 5), segment("b", 0, 3)]))
-    same(pair.step([segment("c", 0, 4), segment("a", 5, 1), segment("b", 3, 1)], seed=1))
-    same(pair.step([segment("b", 4, 1), segment("c", 4, 1)], seed=2))
+    same(pair.step([segment("a", 0, 3), segment("b", 0, 2)]))
+    same(pair.step([segment("c", 0, 2), segment("a", 3, 1)], seed=1))
+    same(pair.step([segment("b", 2, 1), segment("c", 2, 1)], seed=2))
 
 
 def test_visual_rows_go_where_they_belong(device: torch.device) -> None:
@@ -107,4 +118,4 @@ def test_visual_rows_go_where_they_belong(device: torch.device) -> None:
     injection = VisualInjection(
         torch.tensor([1, 3], device=device), rows, {0: rows * 0.5, 1: rows * 0.1, 2: rows * 0.2}
     )
-    same(pair.step([segment("a", 0, 6)], injection))
+    same(pair.step([segment("a", 0, 4)], injection))
