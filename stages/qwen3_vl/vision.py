@@ -62,10 +62,8 @@ class VisionTower:
             TensorMismatchError: the rows do not fit the grids.
         """
         self._check(patches, grids)
-        pixels = pixel_values(patches.to(self.device, non_blocking=True), self.config).to(self.dtype)
         places = self._places.of(grids)
-        x = F.linear(pixels, self._patch_matrix, self._bias("patch_embed.proj"))
-        x = x + places.embeddings
+        x = self._embed(patches.to(self.device, non_blocking=True)) + places.embeddings
         levels: dict[int, Tensor] = {}
         for block in range(self.config.depth):
             x = self._block(f"blocks.{block}.", x, places)
@@ -82,6 +80,10 @@ class VisionTower:
         expected = sum(grid.num_patches for grid in grids)
         if patches.shape[0] != expected:
             raise TensorMismatchError(f"there are {patches.shape[0]} patch rows; the grids need {expected}")
+
+    def _embed(self, patches: Tensor) -> Tensor:
+        pixels = pixel_values(patches, self.config).to(self.dtype)
+        return F.linear(pixels, self._patch_matrix, self._bias("patch_embed.proj"))
 
     def _bias(self, name: str) -> Tensor:
         return self._weights[name + ".bias"]

@@ -14,6 +14,7 @@ from stages.qwen3_vl.tensors import vision_shapes
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
 from stages.qwen3_vl.vision_ops import EagerVisionOps, FusedVisionOps, choose_vision_ops
 from stages.random_weights import draw_weights
+from stages.vision.device_bytes import patch_bytes
 
 SDPA = attention_named("sdpa")
 GRIDS = [PatchGrid(1, 28, 28), PatchGrid(2, 16, 20), PatchGrid(1, 4, 2), PatchGrid(1, 40, 30)]
@@ -37,6 +38,24 @@ def test_fused_rows_are_as_near_to_fp32_as_eager_ones() -> None:
     chosen = VisionTower(config, weights, SDPA)
     assert isinstance(choose_vision_ops(SDPA, 72, device, torch.bfloat16), FusedVisionOps)
     assert relative_error(chosen.encode(rows, GRIDS), exact) <= 1.1 * relative_error(eager, exact) + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("grids", [[PatchGrid(1, 28, 28)] * 8, [PatchGrid(1, 128, 128)]])
+def test_a_batch_takes_no_more_memory_than_is_kept_free_for_it(grids: list[PatchGrid]) -> None:
+    config, device = shape_config("8B"), torch.device("cuda")
+    tower = VisionTower(config, draw_weights(vision_shapes(config), device, torch.bfloat16), SDPA)
+    num_patches = sum(grid.num_patches for grid in grids)
+    rows = torch.zeros(num_patches, 768, dtype=torch.uint8)
+    tower.encode(rows, grids)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    encoded = tower.encode(rows, grids)
+    assert encoded.embeds.shape[0] == num_patches // 4
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.4 < taken / (num_patches * patch_bytes(config, torch.bfloat16)) <= 1
 
 
 @pytest.mark.parametrize(
