@@ -1,7 +1,8 @@
 """Mixture of experts: the router, and the experts behind a seam.
 
 `ExpertCompute` is the seam: `eager_experts` below sums in ascending order of experts in the activation dtype, which is
-bit-identical to the reference implementation's eager mode. A grouped matrix product can take its place.
+bit-identical to the reference implementation's eager mode. `stages.kernels.experts.fused_experts` takes its place on a
+card.
 """
 
 from __future__ import annotations
