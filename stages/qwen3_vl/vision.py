@@ -64,14 +64,15 @@ class VisionTower:
         self._check(patches, grids)
         places = self._places.of(grids)
         x = self._embed(patches.to(self.device, non_blocking=True)) + places.embeddings
+        normed = self._norm("blocks.0.norm1", x)
         levels: dict[int, Tensor] = {}
         for block in range(self.config.depth):
-            x = self._block(f"blocks.{block}.", x, places)
+            x, normed = self._block(block, x, normed, places)
             if block in self.config.deepstack_indexes:
                 level = self.config.deepstack_indexes.index(block)
                 levels[level] = self._merge_grouped(f"deepstack_merger_list.{level}.", x)
         ordered = tuple(levels[level] for level in range(self.config.num_deepstack_levels))
-        return EncodedRows(self._merge_normed("merger.", x), ordered)
+        return EncodedRows(self._project("merger.", normed.view(-1, self.config.merged_size)), ordered)
 
     def _check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
         merge = self.config.spatial_merge_size
@@ -95,19 +96,21 @@ class VisionTower:
         weight = self._weights[name + ".weight"]
         return F.layer_norm(x, weight.shape, weight, self._bias(name), VISION_LAYER_NORM_EPS)
 
-    def _block(self, prefix: str, x: Tensor, places: BatchPlaces) -> Tensor:
-        x = x + self._attend(prefix, self._norm(prefix + "norm1", x), places)
-        normed, wide = self._norm(prefix + "norm2", x), prefix + "mlp.linear_fc1"
+    def _block(self, block: int, x: Tensor, normed: Tensor, places: BatchPlaces) -> tuple[Tensor, Tensor]:
+        """The stream after this block, and normed for what follows: the next block, or the final merger's patches."""
+        prefix = f"blocks.{block}."
+        following = f"blocks.{block + 1}.norm1" if block + 1 < self.config.depth else "merger.norm"
+        x, normed = self._add_norm(prefix + "norm2", x, self._attend(prefix, normed, places))
+        wide = prefix + "mlp.linear_fc1"
         inner = self._ops.gelu_linear(normed, self._weights[wide + ".weight"], self._bias(wide))
-        return x + self._linear(prefix + "mlp.linear_fc2", inner)
+        return self._add_norm(following, x, self._linear(prefix + "mlp.linear_fc2", inner))
 
-    def _attend(self, prefix: str, x: Tensor, places: BatchPlaces) -> Tensor:
-        qkv = self._linear(prefix + "attn.qkv", x).view(-1, 3, self.config.num_heads, self.config.head_dim)
+    def _add_norm(self, name: str, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        return self._ops.add_norm(x, delta, self._weights[name + ".weight"], self._bias(name))
+
+    def _attend(self, prefix: str, normed: Tensor, places: BatchPlaces) -> Tensor:
+        qkv = self._linear(prefix + "attn.qkv", normed).view(-1, 3, self.config.num_heads, self.config.head_dim)
         return self._linear(prefix + "attn.proj", self._ops.attend(qkv, places))
-
-    def _merge_normed(self, prefix: str, x: Tensor) -> Tensor:
-        """The final merger: norm each patch, then group four."""
-        return self._project(prefix, self._norm(prefix + "norm", x).view(-1, self.config.merged_size))
 
     def _merge_grouped(self, prefix: str, x: Tensor) -> Tensor:
         """A DeepStack merger: group four patches, then norm the group."""

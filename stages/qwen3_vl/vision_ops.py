@@ -1,9 +1,8 @@
-"""The parts of the vision tower's blocks that have a faster form on a card: attention over frames, and the wide half of
-the MLP.
+"""The parts of the vision tower's blocks that have a faster form on a card.
 
 `EagerVisionOps` is the meaning, with the roundings of the reference implementation. `FusedVisionOps` computes the same
-in bf16 on CUDA: one kernel turns queries and keys where they lie, one attends to all frames whatever their lengths, and
-GELU is applied by the matrix product before it rounds.
+in bf16 on CUDA: one kernel turns queries and keys where they lie, one attends to all frames whatever their lengths, one
+adds to the residual stream and norms it, and GELU is applied by the matrix product before it rounds.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.compute.attention import Attention, EagerAttention
+from stages.qwen3_vl.config import VISION_LAYER_NORM_EPS
 from stages.qwen3_vl.rope import rotate
 from stages.qwen3_vl.vision_places import BatchPlaces
 
@@ -30,6 +30,9 @@ class VisionOps(Protocol):
 
     def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The tanh form of GELU after a linear map."""
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of two `[N, hidden]`, and its layer norm."""
 
 
 class EagerVisionOps:
@@ -50,14 +53,21 @@ class EagerVisionOps:
         """See `VisionOps`."""
         return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VisionOps`."""
+        total = x + delta
+        return total, F.layer_norm(total, weight.shape, weight, bias, VISION_LAYER_NORM_EPS)
+
 
 class FusedVisionOps:
     """For bf16 on CUDA. Needs Triton."""
 
     def __init__(self) -> None:
-        from stages.kernels.vision_rotation import rotate_packed  # noqa: PLC0415 - Triton is only where CUDA is
+        # Triton is only where CUDA is
+        from stages.kernels.vision_norms import add_layer_norm  # noqa: PLC0415
+        from stages.kernels.vision_rotation import rotate_packed  # noqa: PLC0415
 
-        self._rotate = rotate_packed
+        self._add_norm, self._rotate = add_layer_norm, rotate_packed
 
     def attend(self, qkv: Tensor, places: BatchPlaces) -> Tensor:
         """See `VisionOps`."""
@@ -72,6 +82,10 @@ class FusedVisionOps:
     def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """See `VisionOps`. On CUDA this operation has the tanh form (on the CPU it has the other)."""
         return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)  # noqa: SLF001 - it has no public name
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VisionOps`."""
+        return self._add_norm(x, delta, weight, bias, VISION_LAYER_NORM_EPS)
 
 
 def choose_vision_ops(attention: Attention, head_dim: int, device: torch.device, dtype: torch.dtype) -> VisionOps:
