@@ -1,10 +1,9 @@
 """The socket of a connection to NATS, shared by nats-py and by messages that go past it.
 
-    nats-py     connects, authenticates, pings, reconnects, subscribes; JetStream        read, write (its `Transport`)
-                                       │ ▲                                                      │ ▲
-    NatsSocket ────────────────────────┴─┴────── one TCP or TLS connection after the other ─────┘ │
-                                       │ ▲                                                        │
-    messages    `send` writes at once: one copy of the tensors ─► socket          MessageSplitter ┴─► receivers
+    nats-py ◄────── read ─ all else ──┐                        nats-py ── write ──┐
+    (connects, authenticates, pings,  ├── splitter ◄── socket                     ├──► socket
+    reconnects, JetStream)            │                        publish ── send ───┘
+    receivers ◄─ on_message ──────────┘                                  (copied once)
 
 nats-py 2.16 takes a message through its parser's buffer, a dict of headers, a queue and a task of its own on the way
 in, and through a list and another task on the way out, and copies it four to six times. What it is good at is kept.
@@ -115,12 +114,14 @@ class NatsSocket(Transport):
         link.connection_made(encrypted)
 
     def write(self, payload: Buffer) -> None:
-        """Write at once."""
-        self._open_link().transport.write(payload)
+        """Write at once. What is written to a lost connection is lost; `read` and `drain` say so."""
+        if self._link and self._link.is_open:
+            self._link.transport.write(payload)
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write at once."""
-        self._open_link().transport.writelines(payload)
+        """Write at once, like `write`."""
+        if self._link and self._link.is_open:
+            self._link.transport.writelines(payload)
 
     async def read(self, buffer_size: int) -> bytes:
         """Return bytes that concern no receiver; none at the end of the connection."""

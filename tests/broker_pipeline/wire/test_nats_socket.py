@@ -185,3 +185,23 @@ async def test_a_server_that_talks_nonsense_is_left_and_connected_to_again(
         await round_trips(connection)
         assert connection.num_reconnects == 1
         assert len(clients) == 2
+
+
+async def test_a_lost_connection(own_nats: EmbeddedNats) -> None:
+    """nats-py may write to it before it knows, and is told where it reads and drains."""
+    async with open_connection(own_nats.url, "test", on_failed=print) as connection:
+        connection_socket = connection.socket
+        link = connection_socket._link
+        assert link
+        link.transport.abort()
+        assert not connection_socket.is_open
+        assert not connection.is_connected
+        connection_socket.write(b"PING\r\n")
+        connection_socket.writelines([b"PING\r\n"])
+        with pytest.raises(ConnectionResetError):
+            await connection_socket.drain()
+        with pytest.raises(TransportError, match="reconnecting"):
+            await connection.publish("a", b"x")
+        assert await connection_socket.wait_room() is False
+        await connection.barrier()
+        await round_trips(connection)
