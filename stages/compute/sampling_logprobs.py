@@ -20,5 +20,5 @@ def logprob_report(logits: Tensor, chosen: Tensor, num_top: int) -> Tensor:
     relative = logits.to(torch.float32, copy=True).sub_(highest).exp_().mul_(unit_of(vocab))
     total = relative.sum(dim=-1, keepdim=True, dtype=torch.int64)
     log_sum = highest.double() + (total.double() / unit_of(vocab)).log()
-    picked = logits.gather(1, chosen[:, None]).double()
+    picked = logits.gather(1, chosen[:, None].clamp(0, vocab - 1)).double()  # in rows with NaN it may be anything
     return torch.cat((picked - log_sum, best.scores.double() - log_sum, best.ids.double()), dim=1)

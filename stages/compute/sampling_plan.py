@@ -38,8 +38,8 @@ class GroupSizes:
 
 CPU_GROUPS = GroupSizes(whole=4, reported=8)
 
-GPU_GROUPS = GroupSizes(whole=32, reported=64)
-"""At V = 150,000 a row takes about 8 MB of scratch memory to be drawn and 1 MB to be reported: 256 MB a group."""
+GPU_GROUPS = GroupSizes(whole=16, reported=64)
+"""Scratch memory of a group at V = 150,000: 10 MB a row to be drawn, 160 MB in all; 2 MB a row to be reported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,17 @@ def test_a_row_with_nan_of_both_signs_fails_without_reaching_beyond_the_vocabula
     assert isinstance(found[1], NonFiniteLogitsError)
 
 
+@pytest.mark.parametrize("greedy", [-1, 50, 2**40])
+def test_what_a_scan_says_of_a_row_that_is_not_finite_means_nothing(greedy):
+    logits, rows = logits_of(2, 50, 0), [Row(random.Random(seed), 50, logprobs=1) for seed in range(2)]
+    logits[0, 3] = math.nan
+    scan = scan_logits(logits)
+    scan.greedy[0] = greedy
+    found = launch_sampling(logits, [row.sampler() for row in rows], [row.position for row in rows], scan).collect()
+    assert isinstance(found[0], NonFiniteLogitsError)
+    check_against_oracle(found[1], logits[1], rows[1])
+
+
 def test_a_penalty_that_overflows_fails_its_row_alone():
     logits = logits_of(3, 50, 0)
     logits[1, 4] = 3e38
