@@ -120,7 +120,7 @@ class Lane:
             segment = _segment(session, deal.max_tokens - num_tokens)
             taken.append(segment)
             num_tokens += segment.count
-        return tuple(taken)
+        return tuple(sorted(taken, key=_is_step))
 
     def _candidates(self, deal: Deal) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
@@ -140,6 +140,11 @@ class Lane:
                 prompts.append(session)
                 num_wished += wished
         return steps, prompts
+
+
+def _is_step(segment: PlannedSegment) -> bool:
+    """Sort chunks to the front: a card computes their attention apart from that of single tokens."""
+    return segment.count == 1
 
 
 def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:

@@ -88,5 +88,7 @@ class FusedModel:
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
         _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)
-        logits = self._products.linear(normed, self._weights.head)
-        return logits if out is None else out.copy_(logits)
+        if out is None:
+            return self._products.linear(normed, self._weights.head)
+        self._products.linear_into(out, normed, self._weights.head)
+        return out
