@@ -7,6 +7,7 @@ card   one process, all rounds; it ends and frees the card; then the system, all
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -72,7 +73,7 @@ async def measure_pipeline(
 
     Raises the first error of a system only after the others have had their turn.
     """
-    rounds = _draw(settings, directory / "pictures")
+    rounds = await asyncio.to_thread(_draw, settings, directory / "pictures")
     baseline = _Baseline(settings, rounds, model, directory, say)
     if settings.with_in_process and not baseline.takes_turns:
         await baseline.run_alone()
