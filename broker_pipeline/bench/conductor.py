@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -72,7 +73,6 @@ built, encoded and handed to NATS, tokens committed to Redis, events published."
 _PROMPT = 219
 _VISUAL = 196
 _STAGE = "bench"
-_NAMESPACE = "bench-conductor"
 _VOCABULARY = 256
 
 
@@ -338,7 +338,8 @@ async def measure_conductor(
 
 async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url: str, redis_url: str) -> ConductorRow:
     watch = Stopwatch()
-    worker = _worker(num_sessions, settings.num_output_tokens)
+    namespace = f"bench-{secrets.token_hex(4)}"  # what an earlier run left is in nobody's way
+    worker = _worker(namespace, num_sessions, settings.num_output_tokens)
     async with (
         _TimedTransport.open(nats_url, name="bench conductor") as transport,
         open_redis(redis_url) as redis,
@@ -346,14 +347,13 @@ async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url
     ):
         assert isinstance(transport, _TimedTransport)
         transport.watch = watch
-        await redis.flushdb()
-        store = _TimedStore(redis, _NAMESPACE)
+        store = _TimedStore(redis, namespace)
         scheduler = _TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
         scheduler.watch = store.watch = watch
         watchers = Watchers()
         watchers.take(WatchRequest(is_for_all=settings.are_watched, for_s=300.0))
-        builder = _TimedBuilder("main", "", 1, subjects.results(_NAMESPACE, "main", "bench"), watch)
-        committer = Committer(store, JobEvents(transport, _NAMESPACE, watchers), lambda *_: None)
+        builder = _TimedBuilder("main", "", 1, subjects.results(namespace, "main", "bench"), watch)
+        committer = Committer(store, JobEvents(transport, namespace, watchers), lambda *_: None)
         dispatcher = _TimedDispatcher(transport, scheduler, builder, committer)
         dispatcher.watch = watch
         jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, dispatcher)
@@ -389,8 +389,8 @@ async def _observe(
     )
 
 
-def _worker(num_sessions: int, num_output_tokens: int) -> StageWorker:
-    root = subjects.worker_root(_NAMESPACE, "main", _STAGE, f"{num_sessions}")
+def _worker(namespace: str, num_sessions: int, num_output_tokens: int) -> StageWorker:
+    root = subjects.worker_root(namespace, "main", _STAGE, f"{num_sessions}")
     room = 2 * num_sessions * (_PROMPT + num_output_tokens)
     return StageWorker(_STAGE, _STAGE, root, BlockRange(start=0, stop=1), room, 8192)
 

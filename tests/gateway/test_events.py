@@ -12,8 +12,10 @@ import aiohttp
 import msgspec
 import pytest
 
+from broker_pipeline import subjects
 from broker_pipeline.local.servers import EmbeddedRedis
-from broker_pipeline.messages import JobEvent
+from broker_pipeline.messages import JobEvent, WatchRequest
+from broker_pipeline.wire.transport import Transport
 from gateway.settings import GatewaySettings, Limits
 from gateway.wiring import Gateway
 from tests.acting_conductor import ActingConductor
@@ -88,6 +90,24 @@ async def test_a_whole_life(http: aiohttp.ClientSession, conductor: ActingConduc
         assert last.event.record.result is not None
         assert last.event.record.result.text == "a b c"
         assert [sent async for sent in events] == []
+
+
+async def test_a_stream_asks_for_its_job_again_and_again_and_a_poll_for_none(
+    http: aiohttp.ClientSession, conductor: ActingConductor, transport: Transport, namespace: str, jpeg: bytes
+) -> None:
+    streamed, polled = await accepted(http, data=form(jpeg)), await accepted(http, data=form(jpeg))
+    async with transport.subscribe(subjects.watch(namespace), WatchRequest) as requests, asyncio.timeout(9.0):
+        async with http.get(f"/v1/jobs/{polled['job_id']}?wait_s=0.1"):
+            pass
+        async with stream(http, streamed):
+            asked = [(await anext(requests)).body for _ in range(2)]
+        async with stream(http, polled):
+            while polled["job_id"] not in asked[-1].job_ids:
+                asked.append((await anext(requests)).body)
+    assert [request.job_ids for request in asked[:2]] == [(streamed["job_id"],)] * 2
+    assert asked[-1].job_ids == (polled["job_id"],), "the first stream has ended"
+    assert all(request.for_s > 5.0 and not request.is_for_all for request in asked)
+    assert conductor is not None
 
 
 async def test_a_finished_job_is_replayed(http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes) -> None:
