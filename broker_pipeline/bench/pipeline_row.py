@@ -38,6 +38,11 @@ class PipelineRow(msgspec.Struct, frozen=True, kw_only=True):
         """Cores that were busy, on average."""
         return sum(self.cpu_s.values()) / self.seconds
 
+    @property
+    def core_ms(self) -> float:
+        """Milliseconds of a core for one picture: what other work on the same cores changes least."""
+        return 1e3 * sum(self.cpu_s.values()) / self.num_pictures
+
 
 def row_of(name: str, done: Sequence[Round], best: float | None) -> PipelineRow:
     """Sum up rounds; `best` is what 100 % stands for, in tokens per second."""
@@ -72,5 +77,6 @@ COLUMNS: list[Column] = [
     ("middle half", lambda row: row.middle_captions_per_s or ""),
     ("of one process", lambda row: f"{row.share:.0%}" if row.share is not None else ""),
     ("cores busy", lambda row: f"{row.num_cores:.2f}"),
-    ("by program (ms per caption)", _programs),
+    ("core ms per caption", lambda row: shown(row.core_ms)),
+    ("cores busy by program (core ms)", _programs),
 ]

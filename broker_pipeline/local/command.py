@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.local.cluster import LocalCluster
 from broker_pipeline.local.cuts import balanced_cut, parse_cut
 from broker_pipeline.local.devices import count_cuda_devices, vision_shares_card
+from broker_pipeline.local.mps import MpsService
 from broker_pipeline.local.plan import LocalSettings
 from broker_pipeline.local.run import run_cluster
 from broker_pipeline.local.view import LiveView, local_view
@@ -50,6 +52,7 @@ _SAME_NAMES = (
     help="Where the first vision worker runs: in the process of the first stage, where visual rows need not leave the "
     "GPU, or in one of its own. auto shares a process where it would share the GPU.",
 )
+@option("--mps", is_flag=True, help="Have workers on one GPU compute side by side, by NVIDIA's MPS, not in turns.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
 @option(
@@ -91,8 +94,15 @@ def command(**options: Any) -> None:
 
 
 async def _up(options: dict[str, Any]) -> int:
-    console = make_console()
     settings = local_settings(options, num_cuda_devices=await count_cuda_devices())
+    if not options["mps"]:
+        return await _serve(settings)
+    async with MpsService(settings.data_dir / "mps") as mps:
+        return await _serve(replace(settings, worker_env=mps.env))
+
+
+async def _serve(settings: LocalSettings) -> int:
+    console = make_console()
     view = local_view(console)
 
     async def serve(cluster: LocalCluster) -> None:
