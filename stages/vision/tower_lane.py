@@ -1,7 +1,8 @@
 """The tower's own lane on its device: batches are launched on one thread and awaited on another.
 
     compute thread      launch(a) ─────► launch(b) ──►            queues copies and kernels, and returns
-    the card                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority
+    the card                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority,
+                                       └ rows of a ┘ └ …          and one for copies, behind nothing but their own batch
     finishing thread                 finish(a) ──► finish(b)      sleeps until the card is done with a batch
 
 On the CPU, `launch` computes and there is nothing left to wait for.
@@ -49,8 +50,13 @@ class TowerLane:
         self.tower = tower
         self._is_cuda = tower.device.type == "cuda"
         self._keeps_on_device = keeps_on_device
-        self._stream = torch.cuda.Stream(tower.device, priority=_PRIORITY) if self._is_cuda else None
+        self._stream: torch.cuda.Stream | None = None
+        self._copies: torch.cuda.Stream | None = None
         self._finished_at_ns = 0
+        if self._is_cuda:
+            self._stream = torch.cuda.Stream(tower.device, priority=_PRIORITY)
+            self._stream.wait_stream(torch.cuda.default_stream(tower.device))  # where the weights were loaded
+            self._copies = torch.cuda.Stream(tower.device, priority=_PRIORITY)
 
     def launch(self, batch: Sequence[Patches]) -> LaunchedBatch:
         """Queue a batch; returns before the card is done with it.
@@ -60,9 +66,9 @@ class TowerLane:
         """
         started = time.monotonic_ns()
         try:
-            with self._on_stream():
-                rows = self._encode(batch)
-                return LaunchedBatch(rows, self._event(), started)
+            with _on(self._stream):
+                rows, done = self._encode(batch)
+            return LaunchedBatch(rows, done, started)
         except PipelineError:
             raise
         except Exception as error:
@@ -76,7 +82,8 @@ class TowerLane:
         """
         try:
             if launched.done is not None:
-                launched.done.synchronize()
+                with _on(self._stream):  # else a thread that has no device yet would wake up the first one
+                    launched.done.synchronize()
         except RuntimeError as error:
             raise _crash(error, len(launched.rows)) from error
         finally:
@@ -89,32 +96,47 @@ class TowerLane:
         """Return the rows of several pictures as one, in prompt order; they are complete."""
         if len(pictures) == 1:
             return pictures[0]
-        with self._on_stream():
+        with _on(self._copies):
             embeds = torch.cat([picture.embeds for picture in pictures])
             levels = zip(*(picture.levels for picture in pictures), strict=True)
             joined = EncodedRows(embeds, tuple(torch.cat(level) for level in levels))
-            self._wait()
+            _wait(_event(self._copies))
         return joined
 
     def to_host(self, rows: EncodedRows) -> EncodedRows:
         """Return rows in host memory; complete rows of the device are copied."""
         if rows.embeds.device.type == "cpu":
             return rows
-        with self._on_stream():
+        with _on(self._copies):
             copied = EncodedRows(_to_host(rows.embeds), tuple(_to_host(level) for level in rows.levels))
-            self._wait()
+            _wait(_event(self._copies))
         return copied
 
     def is_alive(self) -> bool:
         """Say whether the device still computes."""
         return is_alive(self.tower.device)
 
-    def _encode(self, batch: Sequence[Patches]) -> list[EncodedRows]:
+    def _encode(self, batch: Sequence[Patches]) -> tuple[list[EncodedRows], torch.cuda.Event | None]:
         config = self.tower.config
         whole = self.tower.encode(self._gather(batch), [patches.grid for patches in batch])
         counts = [patches.grid.num_patches // config.merge_factor for patches in batch]
-        parts = [self._split(tensor, counts) for tensor in (whole.embeds, *whole.levels)]
-        return [EncodedRows(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
+        tensors = (whole.embeds, *whole.levels)
+        if self._keeps_on_device or self._copies is None:
+            parts, last = [_split(tensor, counts) for tensor in tensors], self._stream
+        else:
+            parts, last = self._copy_to_host(tensors, counts), self._copies
+        rows = [EncodedRows(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
+        return rows, _event(last)
+
+    def _copy_to_host(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+        """Queue copies beside what the tower computes next."""
+        assert self._stream is not None and self._copies is not None, "there is a card"  # noqa: PT018
+        self._copies.wait_stream(self._stream)
+        with _on(self._copies):
+            parts = [[_to_host(part) for part in torch.split(tensor, list(counts))] for tensor in tensors]
+        for tensor in tensors:
+            tensor.record_stream(self._copies)  # its memory may be used again only after the copies
+        return parts
 
     def _gather(self, batch: Sequence[Patches]) -> Tensor:
         rows = join_patches(batch, self.tower.config)
@@ -125,28 +147,29 @@ class TowerLane:
         np.concatenate([each.numpy() for each in rows], out=pinned.numpy())
         return pinned
 
-    def _split(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Rows per picture, each in memory of its own: one that is kept must not keep the others alive."""
-        parts = torch.split(tensor, list(counts))
-        if self._is_cuda and not self._keeps_on_device:
-            return [_to_host(part) for part in parts]
-        return [part.clone() if len(counts) > 1 else part for part in parts]
 
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+def _split(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Rows per picture, each in memory of its own: one that is kept must not keep the others alive."""
+    parts = torch.split(tensor, list(counts))
+    return [part.clone() if len(counts) > 1 else part for part in parts]
 
-    def _event(self) -> torch.cuda.Event | None:
-        """An event of what is queued so far; whoever waits for it sleeps."""
-        if self._stream is None:
-            return None
-        event = torch.cuda.Event(blocking=True)
-        event.record(self._stream)
-        return event
 
-    def _wait(self) -> None:
-        event = self._event()
-        if event is not None:
-            event.synchronize()
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _event(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    """An event of what is queued so far; whoever waits for it sleeps."""
+    if stream is None:
+        return None
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
+
+
+def _wait(event: torch.cuda.Event | None) -> None:
+    if event is not None:
+        event.synchronize()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
