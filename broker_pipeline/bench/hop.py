@@ -38,6 +38,11 @@ class HopRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.transport_s.median / self.raw_s.median
 
     @property
+    def quiet_ratio(self) -> float:
+        """The same of the tenth percentiles: of rounds that nothing else on the machine disturbed."""
+        return self.transport_s.p10 / self.raw_s.p10
+
+    @property
     def excess_s(self) -> float:
         """What the transport adds to one hop, in seconds."""
         return self.transport_s.median - self.raw_s.median

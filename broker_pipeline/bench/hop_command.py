@@ -26,6 +26,7 @@ _COLUMNS: list[Column] = [
     ("transport, µs", lambda row: row.transport_s.scaled(1e6)),
     ("added to raw, µs", lambda row: shown(row.excess_s * 1e6)),
     ("ratio to raw", lambda row: f"{row.ratio:.2f}"),
+    ("of p10s", lambda row: f"{row.quiet_ratio:.2f}"),
 ]
 
 

@@ -85,30 +85,21 @@ async def transport_echo(
         near.subscribe(back, type(body)) as answered,
         asyncio.TaskGroup() as tasks,
     ):
-        arrived = _Arrival()
         echo = tasks.create_task(_echo(asked, far, back))
-        taking = tasks.create_task(_take(answered, arrived))
 
         async def trip() -> None:
-            waiting = arrived.expect()
             await near.publish(there, body, tensors)
-            await waiting
+            await anext(answered)
 
         try:
             yield trip
         finally:
             echo.cancel()
-            taking.cancel()
 
 
 async def _echo(messages: AsyncIterator[Received[msgspec.Struct]], transport: Transport, subject: str) -> None:
     async for received in messages:
         await transport.publish(subject, received.body, received.tensors)
-
-
-async def _take(messages: AsyncIterator[Received[msgspec.Struct]], arrived: _Arrival) -> None:
-    async for _ in messages:
-        arrived.arrive()
 
 
 class _Arrival:

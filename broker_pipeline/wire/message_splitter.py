@@ -86,7 +86,7 @@ class MessageSplitter:
         left = self._end - start
         if left == BUFFER_BYTES:
             raise nats.errors.ProtocolError(f"the server sent a line of more than {BUFFER_BYTES} bytes")
-        if start:
+        if start and left:
             self._view[:left] = self._view[start : self._end]
         self._end = left
 
@@ -108,7 +108,9 @@ class MessageSplitter:
             if message.receiver is None:
                 self._num_other = after + message.num_bytes + len(_END) - at
             elif after + message.num_bytes <= end:
-                at, self._num_skipped = after + message.num_bytes, len(_END)
+                at = after + message.num_bytes + len(_END)
+                if at > end:
+                    at, self._num_skipped = end, at - end
                 self._deliver_from_buffer(message.receiver, message, after)
             elif self._begin(message.receiver, message, after):
                 return end
