@@ -33,7 +33,7 @@ WireDtype = Literal["bfloat16", "float32", "int32"]
 
 
 class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, gc=False):
-    """Base of everything here: immutable, strict, compact; never in a cycle, and so none of the collector's business."""
+    """Base of everything here: immutable, strict, compact; never in a cycle, so that the collector may pass it over."""
 
 
 # --- what a user asks for -------------------------------------------------------------------------------------------
