@@ -54,7 +54,11 @@ class PipelineSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int | None
     """Of every stage; None is what so many sessions need."""
     with_in_process: bool
+    in_process_threads: tuple[int, ...]
+    """Numbers of threads to try; empty for all cores, and on the CPU one as well."""
     mps: bool
+    profile: str | None
+    """Directory below which each system's services write traces."""
     extra_arguments: dict[str, tuple[str, ...]]
 
 
@@ -206,6 +210,8 @@ def _draw(settings: PipelineSettings, directory: Path) -> Rounds:
 
 def _thread_counts(settings: PipelineSettings) -> Sequence[int]:
     """One process may use all cores; small models are faster with one thread, so that is tried as well."""
+    if settings.in_process_threads:
+        return settings.in_process_threads
     num_cores = len(os.sched_getaffinity(0))
     return (1, num_cores) if settings.device == "cpu" and num_cores > 1 else (num_cores,)
 
@@ -240,6 +246,7 @@ def _systems(
                 num_threads=settings.num_threads,
                 kv_tokens=settings.kv_tokens or rounds.warm_up.kv_tokens(settings.num_sessions),
                 restarts=False,
+                profile=Path(settings.profile) / f"{num_stages}-{place}" if settings.profile else None,
                 extra_arguments=settings.extra_arguments,
             )
             named.append((name, local))

@@ -68,6 +68,12 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     show_default=True,
     help="Also do the work in one process: on the CPU in turns with the system, on a card before it.",
 )
+@click.option(
+    "--in-process-threads",
+    multiple=True,
+    type=_POSITIVE,
+    help="Threads of the one process; may be given several times.  [default: all cores, and on the CPU also 1]",
+)
 @click.option("--mps", is_flag=True, help="Workers share their card through NVIDIA's MPS instead of taking turns.")
 @click.option(
     "--with",
@@ -75,6 +81,11 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     multiple=True,
     metavar="'COMMAND FLAGS'",
     help="Further flags of gateway, conductor, vision or stage, such as 'conductor --max-preparing 32'.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Have every service write a trace into STAGES-VISION in this directory; see `broker-pipeline trace --help`.",
 )
 @click.option(
     "--work-dir",
@@ -151,7 +162,9 @@ def _settings(options: dict[str, Any]) -> PipelineSettings:
         num_threads=options["threads"],
         kv_tokens=options["kv_tokens"],
         with_in_process=options["with_in_process"],
+        in_process_threads=options["in_process_threads"],
         mps=options["mps"],
+        profile=str(options["profile"].absolute()) if options["profile"] else None,
         extra_arguments=extra,
     )
 

@@ -29,6 +29,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_the_whole_system_and_one_process_do_the_same_work_in_turns(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.json"
     words = ["--stages", "2", "--pictures", "4", "--output-tokens", "4", "--concurrency", "2", "--rounds", "2"]
+    words += ["--in-process-threads", "1"]
     done = run_bench(*words, path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(path)
@@ -58,8 +59,9 @@ def test_one_process_with_both_roles_and_a_breakdown_of_where_time_goes(tmp_path
     ]
     words += ["--concurrency", "8", "--rounds", "1", "--prompt", "Describe this image"]
     words += ["--with", "stage --preprocess-threads 1", "--with", "conductor --max-preparing 4"]
-    done = run_bench(*words, path=path)
+    done = run_bench(*words, "--profile", str(tmp_path / "traces"), path=path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "traces" / "1-shared").iterdir())
     [row] = rows_of(path)
     assert row["name"] == "whole system, 1 stage, vision shared"
     assert row["num_prompt_tokens"] == 219
