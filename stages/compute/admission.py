@@ -5,8 +5,9 @@ Every segment is judged on its own, so that what is wrong with one session stops
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -44,37 +45,41 @@ class Admitter:
         repeats: list[Segment] = []
         failures: list[tuple[Segment, PipelineError]] = []
         rows: dict[SessionKey, Rows] = {}
-        lengths: dict[SessionKey, int] = {}
-        for segment, token_ids in _with_tokens(batch):
+        lengths: dict[SessionKey, int] = {}  # what earlier segments of this microbatch will have written
+        for segment, token_ids in self._with_doubtful_tokens(batch):
+            key = key_of(segment)
+            stop = segment.start + segment.count
             try:
-                if self._is_repeat(segment):
+                length = self._kv.length(key)
+                if stop <= length:  # all of it has been computed before, under the same attempt
                     repeats.append(segment)
                     continue
-                found = self._judge(segment, token_ids, lengths)
+                self._kv.require(key, segment.start, segment.count, length=lengths.get(key, length))
+                if token_ids is not None:
+                    self._require_vocabulary(segment, token_ids)
+                found = find_rows(segment, self._needs, self._source, self._config.hidden_size)
             except PipelineError as error:
                 failures.append((segment, error))
                 continue
             admitted.append(segment)
-            lengths[key_of(segment)] = segment.start + segment.count
+            lengths[key] = stop
             if found is not None:
-                rows[key_of(segment)] = found
+                rows[key] = found
         return Admission(_select(batch, admitted), tuple(repeats), tuple(failures), rows)
 
-    def _is_repeat(self, segment: Segment) -> bool:
-        """Whether all of the segment has been computed before, under the same attempt."""
-        return segment.start + segment.count <= self._kv.length(key_of(segment))
+    def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:
+        """Each segment, with its token ids where one of the microbatch's leaves the vocabulary."""
+        ids = batch.token_ids
+        if ids is None or not len(ids) or self._is_in_vocabulary(ids):
+            return zip(batch.segments, repeat(None), strict=False)
+        return zip(batch.segments, torch.split(ids, [segment.count for segment in batch.segments]), strict=True)
 
-    def _judge(self, segment: Segment, token_ids: Tensor | None, lengths: dict[SessionKey, int]) -> Rows | None:
-        """Raises unless the segment can be computed; `lengths` counts earlier segments of this microbatch."""
-        key = key_of(segment)
-        self._kv.require(key, segment.start, segment.count, length=lengths.get(key))
-        if token_ids is not None:
-            self._require_vocabulary(segment, token_ids)
-        return find_rows(segment, self._needs, self._source, self._config.hidden_size)
+    def _is_in_vocabulary(self, token_ids: Tensor) -> bool:
+        low, high = token_ids.aminmax()
+        return bool(low >= 0 and high < self._config.vocab_size)
 
     def _require_vocabulary(self, segment: Segment, token_ids: Tensor) -> None:
-        low, high = token_ids.aminmax()
-        if low < 0 or high >= self._config.vocab_size:
+        if not self._is_in_vocabulary(token_ids):
             raise TensorMismatchError(
                 f"token ids of session {segment.session} leave the vocabulary of {self._config.vocab_size}",
                 field="token_ids",
@@ -98,13 +103,6 @@ def _require(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: to
         raise TensorMismatchError(
             f"{name} is {list(tensor.shape)} {tensor.dtype}; this stage needs {list(shape)} {dtype}", field=name
         )
-
-
-def _with_tokens(batch: Microbatch) -> list[tuple[Segment, Tensor | None]]:
-    if batch.token_ids is None:
-        return [(segment, None) for segment in batch.segments]
-    counts = [segment.count for segment in batch.segments]
-    return list(zip(batch.segments, torch.split(batch.token_ids, counts), strict=True)) if counts else []
 
 
 def _select(batch: Microbatch, admitted: Sequence[Segment]) -> Microbatch:

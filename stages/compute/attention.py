@@ -14,9 +14,8 @@ parity in bits. `sdpa` is faster. On a card in bf16, `auto` is neither: see `fus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 AttentionName = Literal["auto", "eager", "sdpa"]
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSpan:
+class AttentionSpan(NamedTuple):
     """One segment: `num_queries` packed rows from `query_start`, `num_keys` cache rows from `key_start`."""
 
     query_start: int

@@ -154,7 +154,7 @@ def attention_spans(segments: Sequence[Segment], kv: KVCache) -> list[AttentionS
     """Where each segment's queries and keys lie, from the regions that the cache holds now."""
     spans, first = [], 0
     for segment in segments:
-        region = kv.region(key_of(segment))
-        spans.append(AttentionSpan(first, segment.count, region.start, segment.start + segment.count))
-        first += segment.count
+        count = segment.count
+        spans.append(AttentionSpan(first, count, kv.region(key_of(segment)).start, segment.start + count))
+        first += count
     return spans

@@ -61,6 +61,7 @@ class FusedDecoder:
         if not batch.segments:
             return Computed(hidden=torch.empty(0, self._model.config.hidden_size, dtype=self.dtype, device=self.device))
         layout = self._layout(batch)
+        wanted = wanted if self._model.is_last else ()
         if self._steps is not None and (size := self._steps.size_for(batch)):
             output = self._steps.replay(batch, layout, size, self._kv.spare_slot)
             return self._computed(output, layout, range(layout.num_tokens), wanted)

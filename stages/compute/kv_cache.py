@@ -116,9 +116,11 @@ class KVCache:
             raise KVCapacityError(f"session {session!r} reserved {size} KV tokens; {start + count} are needed")
 
     def advance(self, session: Hashable, start: int, count: int) -> None:
-        """Records that tokens `[start, start + count)` are written in every layer."""
-        self.require(session, start, count)
-        self._lengths[session] = start + count
+        """Records that tokens `[start, start + count)` are written in every layer; errors as of `require`."""
+        stop = start + count
+        if self._lengths.get(session) != start or stop > self._table[session].size:
+            self.require(session, start, count)
+        self._lengths[session] = stop
 
     def _move(self, moves: list[Move]) -> None:
         """Copies regions; through a temporary, since source and target may overlap."""

@@ -171,8 +171,7 @@ class StageCompute:
         for segment in segments:
             key = key_of(segment)
             self.kv.advance(key, segment.start, segment.count)
-            last_row = max((span.row + span.count for span in segment.visual), default=0)
-            if key in rows and last_row >= rows[key].num_rows:
+            if key in rows and max(span.row + span.count for span in segment.visual) >= rows[key].num_rows:
                 self.rows.discard(*key)
 
 

@@ -81,8 +81,14 @@ class Layout:
     def of(cls, spans: Sequence[AttentionSpan], *, every_token_alone: bool = False) -> Layout:
         """For segments at these places."""
         num_chunks = 0 if every_token_alone else _num_chunks(spans)
-        slots = np.concatenate([_slots(span) for span in spans])
-        return cls(slots, tuple(spans[:num_chunks]), *_rows(spans[num_chunks:]))
+        place = np.array([(s.query_start, s.num_queries, s.key_start, s.num_keys) for s in spans], np.int32)
+        first, counts, starts, num_keys = place.T
+        within = np.arange(counts.sum(), dtype=np.int32) - np.repeat(first, counts)
+        slots = np.repeat(starts + num_keys - counts, counts) + within
+        tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
+        row_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
+        rows = np.arange(tail, len(slots), dtype=np.int32)
+        return cls(slots, tuple(spans[:num_chunks]), rows, row_starts, slots[tail:] + 1 - row_starts)
 
     @property
     def num_tokens(self) -> int:
@@ -150,21 +156,6 @@ def step_block(
 def _num_chunks(spans: Sequence[AttentionSpan]) -> int:
     """How many spans from the front are chunks: all up to the last one of several tokens."""
     return max((index + 1 for index, span in enumerate(spans) if span.num_queries > 1), default=0)
-
-
-def _slots(span: AttentionSpan) -> Ints:
-    return np.arange(span.keys.stop - span.num_queries, span.keys.stop, dtype=np.int32)
-
-
-def _rows(spans: Sequence[AttentionSpan]) -> tuple[Ints, Ints, Ints]:
-    """Row, start and length of every token of the spans."""
-    if not spans:
-        nothing = np.zeros(0, np.int32)
-        return nothing, nothing, nothing
-    counts = [span.num_queries for span in spans]
-    rows = np.arange(spans[0].query_start, spans[0].query_start + sum(counts), dtype=np.int32)
-    starts = np.repeat(np.array([span.key_start for span in spans], np.int32), counts)
-    return rows, starts, np.concatenate([_slots(span) for span in spans]) + 1 - starts
 
 
 @dataclass(frozen=True, slots=True)

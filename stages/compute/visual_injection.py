@@ -63,7 +63,7 @@ def find_rows(segment: Segment, needs: RowNeeds, source: RowSource, width: int) 
         VisualRowsMissingError: rows were never delivered, are dropped, or are fewer than the spans say.
         TensorMismatchError: a span leaves its segment, or rows have another width.
     """
-    if not needs or not segment.visual:
+    if not segment.visual or not needs:
         return None
     rows = source.find(segment.session, segment.attempt)
     needed = max(span.row + span.count for span in segment.visual)
