@@ -14,45 +14,24 @@ The idea of scheduling by tokens not computed yet, in place of prefill and decod
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from broker_pipeline.errors import Failure, MalformedEnvelopeError, StageError
-from broker_pipeline.messages import MicrobatchResult, SampledToken
-from broker_pipeline.scheduling.claims import Claims
+from broker_pipeline.errors import Failure, StageError
+from broker_pipeline.messages import MicrobatchResult
+from broker_pipeline.scheduling.answers import Answers, learn_costs, outside_s, workers_passed
 from broker_pipeline.scheduling.flights import Flights
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome, PlannedSegment, Sampled
+from broker_pipeline.scheduling.microbatch_maker import MicrobatchMaker
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route, StageWorker
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost
+from broker_pipeline.scheduling.waiting_line import WaitingLine
 
-_MAX_CLOSES = 1024  # in one envelope; more wait for the next
-_PATIENCE = 4.0  # a step may take this many times its estimate before it is late
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """What the scheduler keeps to. Times in seconds."""
-
-    max_sessions: int = 512
-    """Sessions that hold KV on one route at a time."""
-    max_batch_tokens: int = 8192
-    """Tokens of one microbatch; a route whose workers take fewer gets fewer."""
-    overtake_s: float = 2.0
-    """How long shorter sessions may pass by one for which there is no room."""
-    deadline_s: float = 30.0
-    """How long a microbatch may take beyond what is expected."""
-    first_deadline_s: float = 180.0
-    """The same for a route with a stage that has not computed yet: it may have kernels to build."""
-    probe_deadline_s: float = 5.0
-    """How long a message that only asks for an answer is remembered."""
-    suspect_s: float = 2.0
-    """How late a microbatch may be before another is sent after it to see whether it was lost."""
+__all__ = ["Scheduler", "SchedulerLimits"]
 
 
 class Scheduler:
@@ -63,11 +42,10 @@ class Scheduler:
         self.ledger = KVLedger()
         self.routes = RouteTable(num_layers)
         self._sessions: dict[str, SessionState] = {}
-        self._waiting: list[SessionState] = []
-        self._claims = Claims()
+        self._waiting = WaitingLine(self.limits, self.ledger, self.routes)
+        self._maker = MicrobatchMaker(self.limits, self.ledger)
         self._in_flight = Flights()
         self._costs: dict[str, StepCost] = {}
-        self._numbers = itertools.count(1)
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -105,17 +83,17 @@ class Scheduler:
         None when no open route can ever hold that many. The choice counts against the route's room until `add` or
         `release`.
         """
-        self._claims.drop(session)
+        self._waiting.drop_claim(session)
         routes = [route for route in self.routes.open_routes if route.kv_capacity_tokens >= num_tokens]
         if not routes:
             return None
-        best = max(routes, key=lambda route: (self._room(route), -len(self.routes.lane(route).running)))
-        self._claims.put(session, best, num_tokens)
+        best = max(routes, key=lambda route: (self._waiting.room(route), -len(self.routes.lane(route).running)))
+        self._waiting.pledge(session, best, num_tokens)
         return best
 
     def room(self) -> int:
         """Return the KV tokens of the emptiest route that nobody has, waits for or is being prepared for."""
-        return max((self._room(route) for route in self.routes.open_routes), default=0)
+        return max((self._waiting.room(route) for route in self.routes.open_routes), default=0)
 
     def longest_session(self) -> int:
         """Return the tokens of the longest session that any open route can hold."""
@@ -124,19 +102,16 @@ class Scheduler:
     def add(self, session: SessionState, now: float) -> Lost | None:
         """Queue a prepared session for its route; Lost at once when that route is no more."""
         assert session.key.session not in self._sessions, f"{session.key} is scheduled already"
-        self._claims.drop(session.key.session)
+        self._waiting.drop_claim(session.key.session)
         if not self.routes.is_usable(session.route) or session.num_kv_tokens > session.route.kv_capacity_tokens:
             return Lost(session, StageError(f"route {session.route} is no more").to_failure())
-        session.waiting_since = now
-        self.routes.lane(session.route)
         self._sessions[session.key.session] = session
-        self._claims.put(session.key.session, session.route, session.num_kv_tokens)
-        bisect.insort(self._waiting, session, key=lambda waiting: waiting.order)
+        self._waiting.add(session, now)
         return None
 
     def release(self, session: str) -> None:
         """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
-        self._claims.drop(session)
+        self._waiting.drop_claim(session)
         if state := self._sessions.get(session):
             self._remove(state)
 
@@ -162,7 +137,7 @@ class Scheduler:
 
     def plan(self, now: float) -> list[Microbatch]:
         """Return the microbatches to send now; call again after every change."""
-        self._admit(now)
+        self._waiting.admit(now)
         planned = [microbatch for lane in self.routes.lanes for microbatch in self._deal(lane, now)]
         planned += self._flush(now)
         if self.routes.has_spare_lanes:
@@ -175,8 +150,9 @@ class Scheduler:
         if microbatch is None:
             return Outcome()
         overtaken = self._in_flight.end_trail(microbatch.number)
-        self._settle(microbatch, result)
-        self._observe(microbatch, result, now)
+        self.ledger.settle(microbatch.closes, workers_passed(microbatch, result))
+        if microbatch.segments and result.failure is None and not result.failures:
+            self._learn(microbatch, result, now)
         outcome = Outcome(microbatch, overtaken if overtaken is not None and overtaken in self._in_flight else None)
         if result.failure is not None:
             outcome.lost.extend(self._lose(microbatch.segments, result.failure, is_blamed=True))
@@ -217,31 +193,6 @@ class Scheduler:
         """Return the time of the earliest deadline."""
         return self._in_flight.next_deadline()
 
-    # --- admission --------------------------------------------------------------------------------------------------
-
-    def _admit(self, now: float) -> None:
-        """Give KV to waiting sessions, the oldest job first.
-
-        One that has waited for `overtake_s` without there being room keeps its workers' room from all younger ones.
-        """
-        blocked: set[str] = set()
-        self._waiting = [session for session in self._waiting if not self._is_admitted(session, blocked, now)]
-
-    def _is_admitted(self, session: SessionState, blocked: set[str], now: float) -> bool:
-        keys, lane = session.route.key, self.routes.lane(session.route)
-        if len(lane.running) >= self.limits.max_sessions or not blocked.isdisjoint(keys):
-            return False
-        if self.ledger.reserve(session.key, session.num_kv_tokens, session.route):
-            self._claims.drop(session.key.session)
-            lane.start(session)
-            return True
-        if now - session.waiting_since >= self.limits.overtake_s:
-            blocked.update(keys)
-        return False
-
-    def _room(self, route: Route) -> int:
-        return self._claims.room(route, self.ledger)
-
     # --- microbatches -----------------------------------------------------------------------------------------------
 
     def _deal(self, lane: Lane, now: float) -> Iterable[Microbatch]:
@@ -250,28 +201,16 @@ class Scheduler:
             segments = lane.take(deal)
             if not segments:
                 return
-            yield self._send(lane, segments, now)
+            yield self._send(lane, segments, stages, now)
 
-    def _send(self, lane: Lane, segments: tuple[PlannedSegment, ...], now: float) -> Microbatch:
-        number = next(self._numbers)
-        closes = self.ledger.pending_closes(lane.route, _MAX_CLOSES)
-        num_tokens = sum(segment.count for segment in segments)
-        expected_s = self._expected_s(lane, num_tokens)
-        is_first = not all(self._costs[key].is_known for key in lane.route.key)
-        allowed_s = max(self.limits.first_deadline_s if is_first else 0.0, self.limits.deadline_s + expected_s)
-        suspect_at = now + self.limits.suspect_s + expected_s
-        microbatch = Microbatch(number, lane.route, segments, closes, now, now + allowed_s, suspect_at, num_tokens)
+    def _send(self, lane: Lane, segments: tuple[PlannedSegment, ...], stages: list[StepCost], now: float) -> Microbatch:
+        microbatch = self._maker.make(lane.route, segments, stages, len(lane.in_flight), now)
         for segment in segments:
-            segment.session.in_flight = number
+            segment.session.in_flight = microbatch.number
             segment.session.is_open = True
-        lane.in_flight[number] = microbatch
+        lane.in_flight[microbatch.number] = microbatch
         self._in_flight.add(microbatch)
         return microbatch
-
-    def _expected_s(self, lane: Lane, num_tokens: int) -> float:
-        """Seconds after which an answer is late; what is in flight already comes first."""
-        costs = [self._costs[key] for key in lane.route.key]
-        return _PATIENCE * sum(cost.estimate(num_tokens) for cost in costs) * (1 + len(lane.in_flight))
 
     def _flush(self, now: float) -> Iterable[Microbatch]:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
@@ -281,8 +220,7 @@ class Scheduler:
                 yield self._empty_microbatch(Route((worker,)), now, self.limits.first_deadline_s)
 
     def _empty_microbatch(self, route: Route, now: float, allowed_s: float) -> Microbatch:
-        closes = self.ledger.pending_closes(route, _MAX_CLOSES)
-        microbatch = Microbatch(next(self._numbers), route, (), closes, now, now + allowed_s)
+        microbatch = self._maker.make_empty(route, now, allowed_s)
         self._in_flight.add(microbatch)
         return microbatch
 
@@ -295,49 +233,27 @@ class Scheduler:
                 lane.in_flight.pop(number, None)
         return microbatch
 
-    def _settle(self, microbatch: Microbatch, result: MicrobatchResult) -> None:
-        """Free the closed sessions on the stages that the envelope has passed: up to the one that answered."""
-        names = [worker.name for worker in microbatch.route.workers]
-        num_passed = names.index(result.worker) + 1 if result.worker in names else 0
-        if result.failure is not None:
-            num_passed -= 1  # the one that failed may not have got as far as its closes
-        self.ledger.settle(microbatch.closes, microbatch.route.workers[: max(0, num_passed)])
-
-    def _observe(self, microbatch: Microbatch, result: MicrobatchResult, now: float) -> None:
-        if not microbatch.segments or result.failure is not None or result.failures:
-            return
-        keys = {worker.name: worker.key for worker in microbatch.route.workers}
-        for timing in result.timings:
-            if cost := self._costs.get(keys.get(timing.worker, "")):
-                cost.observe(microbatch.num_tokens, timing.compute_s)
-        on_stages = sum(timing.queue_s + timing.compute_s for timing in result.timings)
+    def _learn(self, microbatch: Microbatch, result: MicrobatchResult, now: float) -> None:
+        learn_costs(microbatch, result, self._costs)
         if self.routes.is_usable(microbatch.route):
-            self.routes.lane(microbatch.route).observe_outside(now - microbatch.sent_at - on_stages)
+            self.routes.lane(microbatch.route).observe_outside(outside_s(microbatch, result, now))
 
     def _take_in(self, microbatch: Microbatch, result: MicrobatchResult, outcome: Outcome) -> None:
-        tokens = {token.session: token for token in result.tokens}
-        failures = {failed.session: failed for failed in result.failures}
-        lane = self.routes.lane(microbatch.route)
+        answers, lane = Answers(result), self.routes.lane(microbatch.route)
         for segment in microbatch.segments:
             session = segment.session
-            key = session.key
-            if self._sessions.get(key.session) is not session:
+            if self._sessions.get(session.key.session) is not session:
                 continue  # released meanwhile
-            token = tokens.get(key.session) if segment.wants_token else None
-            failed = failures.get(key.session) if failures else None
-            if failed is not None and failed.attempt == key.attempt:
-                outcome.lost.extend(self._lose([segment], failed.failure, is_blamed=True))
-                continue
-            if segment.wants_token and not _follows(token, segment):
-                error = MalformedEnvelopeError(f"no token for position {segment.stop} came back")
-                outcome.lost.extend(self._lose([segment], error.to_failure(), is_blamed=True))
+            answer = answers.to(segment)
+            if isinstance(answer, Failure):
+                outcome.lost.extend(self._lose([segment], answer, is_blamed=True))
                 continue
             session.in_flight = None
             session.num_computed_tokens = segment.stop
-            if token is not None:
-                session.generated.append(token.token_id)
+            if answer is not None:
+                session.generated.append(answer.token_id)
                 session.is_alone = False
-                outcome.sampled.append(Sampled(session, token))
+                outcome.sampled.append(Sampled(session, answer))
             lane.make_ready(session)
 
     # --- losses -----------------------------------------------------------------------------------------------------
@@ -371,12 +287,7 @@ class Scheduler:
 
     def _remove(self, session: SessionState) -> None:
         del self._sessions[session.key.session]
-        self._claims.drop(session.key.session)
         was_running = [lane.remove(session.key) for lane in self.routes.lanes]
-        if not any(was_running) and session in self._waiting:
+        if not any(was_running):
             self._waiting.remove(session)
         self.ledger.close(session.key, session.route)
-
-
-def _follows(token: SampledToken | None, segment: PlannedSegment) -> bool:
-    return token is not None and token.position == segment.stop and token.attempt == segment.session.key.attempt

@@ -1,0 +1,54 @@
+"""Reads a microbatch's answer: what it says of each segment, which workers it has passed, what they needed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from broker_pipeline.errors import Failure, MalformedEnvelopeError
+from broker_pipeline.messages import MicrobatchResult, SampledToken
+from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
+from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.step_cost import StepCost
+
+
+class Answers:
+    """An answer by session."""
+
+    def __init__(self, result: MicrobatchResult) -> None:
+        self._tokens = {token.session: token for token in result.tokens}
+        self._failures = {failed.session: failed for failed in result.failures}
+
+    def to(self, segment: PlannedSegment) -> SampledToken | Failure | None:
+        """Return the token that follows a segment, None where none was wanted, or why it came to nothing."""
+        key = segment.session.key
+        failed = self._failures.get(key.session) if self._failures else None
+        if failed is not None and failed.attempt == key.attempt:
+            return failed.failure
+        if not segment.wants_token:
+            return None
+        token = self._tokens.get(key.session)
+        if token is None or token.position != segment.stop or token.attempt != key.attempt:
+            return MalformedEnvelopeError(f"no token for position {segment.stop} came back").to_failure()
+        return token
+
+
+def workers_passed(microbatch: Microbatch, result: MicrobatchResult) -> tuple[StageWorker, ...]:
+    """Return the workers that have surely done what the envelope said: up to the one that answered."""
+    names = [worker.name for worker in microbatch.route.workers]
+    num_passed = names.index(result.worker) + 1 if result.worker in names else 0
+    if result.failure is not None:
+        num_passed -= 1  # the one that failed may not have got as far as its closes
+    return microbatch.route.workers[: max(0, num_passed)]
+
+
+def learn_costs(microbatch: Microbatch, result: MicrobatchResult, costs: Mapping[str, StepCost]) -> None:
+    """Let every stage's cost, by the worker's key, learn what the microbatch took there."""
+    keys = {worker.name: worker.key for worker in microbatch.route.workers}
+    for timing in result.timings:
+        if cost := costs.get(keys.get(timing.worker, "")):
+            cost.observe(microbatch.num_tokens, timing.compute_s)
+
+
+def outside_s(microbatch: Microbatch, result: MicrobatchResult, now: float) -> float:
+    """Return the seconds that the microbatch spent outside of stages."""
+    return now - microbatch.sent_at - sum(timing.queue_s + timing.compute_s for timing in result.timings)

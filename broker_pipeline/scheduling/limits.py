@@ -1,0 +1,25 @@
+"""What the scheduler keeps to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Times in seconds."""
+
+    max_sessions: int = 512
+    """Sessions that hold KV on one route at a time."""
+    max_batch_tokens: int = 8192
+    """Tokens of one microbatch; a route whose workers take fewer gets fewer."""
+    overtake_s: float = 2.0
+    """How long shorter sessions may pass by one for which there is no room."""
+    deadline_s: float = 30.0
+    """How long a microbatch may take beyond what is expected."""
+    first_deadline_s: float = 180.0
+    """The same for a route with a stage that has not computed yet: it may have kernels to build."""
+    probe_deadline_s: float = 5.0
+    """How long a message that only asks for an answer is remembered."""
+    suspect_s: float = 2.0
+    """How late a microbatch may be before another is sent after it to see whether it was lost."""
