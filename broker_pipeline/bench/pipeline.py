@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -89,12 +90,13 @@ async def measure_pipeline(
         for name, local in _systems(settings, model, directory, rounds, num_cards):
             say(name)
             try:
-                done, bests = await _measure_system(replace(local, worker_env=worker_env), rounds, baseline)
+                row = await _measure_system(name, replace(local, worker_env=worker_env), rounds, baseline)
             except PipelineError as error:
                 say(f"{name}: failed; {error.message.partition(chr(10))[0]}")
                 failed = failed or error
             else:
-                yield row_of(name, done, median(bests) if bests else None)
+                say(f"{name}: up after {row.start_s:.1f} s, warm after another {row.warm_up_s:.1f} s")
+                yield row
     if baseline.takes_turns:
         for row in baseline.rows():
             yield row
@@ -102,17 +104,20 @@ async def measure_pipeline(
         raise failed
 
 
-async def _measure_system(local: LocalSettings, rounds: Rounds, baseline: _Baseline) -> tuple[list[Round], list[float]]:
-    """Return a system's rounds, and for each the best that one process reached beside it."""
+async def _measure_system(name: str, local: LocalSettings, rounds: Rounds, baseline: _Baseline) -> PipelineRow:
+    """Time a system's rounds, each beside the best that one process reached right before it."""
     done: list[Round] = []
     bests: list[float] = []
+    began = time.monotonic()
     async with RunningSystem.open(local, rounds.pictures) as system:
-        await system.run(rounds.warm_up)
+        start_s = time.monotonic() - began
+        warm_up_s = (await system.run(rounds.warm_up)).seconds
         for work in rounds.timed:
             if (best := await baseline.turn()) is not None:
                 bests.append(best)
             done.append(await system.run(work))
-    return done, bests
+    row = row_of(name, done, median(bests) if bests else None)
+    return msgspec.structs.replace(row, start_s=start_s, warm_up_s=warm_up_s)
 
 
 class _Baseline:

@@ -30,6 +30,10 @@ class PipelineRow(msgspec.Struct, frozen=True, kw_only=True):
     """Of all rounds together."""
     share: float | None
     """Tokens per second as a part of those of one process (the faster of its rows); None without one."""
+    start_s: float = 0.0
+    """Until a system took jobs; 0 for one process."""
+    warm_up_s: float = 0.0
+    """Of the first round, which does not count."""
     breakdowns: tuple[Breakdown, ...] = ()
     """Of each round."""
 
