@@ -6,8 +6,8 @@
 
     watched                        committed within 20 ms
     its end waits for that         at once; where nobody watches, with the end
-    everything else                once its oldest token is a quarter of a second old, so that several share the cost;
-                                   a conductor that dies before that has them sampled again, to the same tokens
+    everything else                all together, once the oldest token is a quarter of a second old: many share the cost
+                                   (a conductor that dies before has them sampled again, to the same tokens)
 
 Events never run ahead of what Redis holds, and a job is finished only with or after its `last` tokens.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -35,8 +35,9 @@ log = structlog.get_logger()
 MAX_PENDING_TOKENS = 65_536
 INTERVAL_S = 0.02
 GATHER_S = 0.25
+_MANY_TOKENS = MAX_PENDING_TOKENS // 2
 _PAUSE_S = 0.25
-_MAX_JOBS = 1024
+_MAX_JOBS = 256
 
 OnRefused = Callable[[str, int], None]
 
@@ -85,11 +86,15 @@ class Committer:
         assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
         pending.entries.append(entry)
         self._num_tokens += 1
+        if self._num_tokens == _MANY_TOKENS:
+            self._hurry.set()
 
     def _open(self, job_id: str, attempt: int, start: int) -> _Pending:
         self.drop(job_id)
         pending = self._pending[job_id] = _Pending(attempt, start, time.monotonic(), [])
         if self._events.is_watched(job_id):
+            if not self._urgent:
+                asyncio.get_running_loop().call_later(INTERVAL_S, self._hurry.set)
             self._urgent[job_id] = None
         self._work.set()
         return pending
@@ -143,29 +148,29 @@ class Committer:
                 self._work.clear()
 
     async def _next_turn(self) -> None:
-        """Let tokens gather for a moment, unless somebody waits for them."""
+        """Let tokens gather until the oldest are due, or somebody waits for some."""
+        oldest = next(iter(self._pending.values()), None)
+        wait_s = oldest.since + GATHER_S - time.monotonic() if oldest else 0.0
         try:
-            async with asyncio.timeout(INTERVAL_S):
+            async with asyncio.timeout(max(0.0, wait_s)):
                 await self._hurry.wait()
         except TimeoutError:
             pass
         self._hurry.clear()
 
     def _take(self, now: float) -> list[TokenCommit]:
-        """Take what is due; the oldest is always first in `pending`, so that nobody is looked at in vain."""
+        """Take everything when the oldest is due, otherwise what somebody waits for."""
         commits: list[TokenCommit] = []
-        for job_id in itertools.chain(list(self._urgent), list(self._due(now))):
-            if len(commits) == _MAX_JOBS:
-                break
-            if pending := self._pending.pop(job_id, None):
-                commits.append(TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries)))
-                self._urgent.pop(job_id, None)
+        for job_id in list(itertools.islice(self._pending if self._is_due(now) else self._urgent, _MAX_JOBS)):
+            self._urgent.pop(job_id, None)
+            pending = self._pending.pop(job_id)
+            commits.append(TokenCommit(job_id, pending.attempt, pending.start, tuple(pending.entries)))
         self._committing = frozenset(commit.job_id for commit in commits)
         return commits
 
-    def _due(self, now: float) -> Iterator[str]:
-        gather_s = GATHER_S if self._num_tokens < MAX_PENDING_TOKENS // 2 else 0.0
-        return itertools.takewhile(lambda job_id: now - self._pending[job_id].since >= gather_s, self._pending)
+    def _is_due(self, now: float) -> bool:
+        oldest = next(iter(self._pending.values()), None)
+        return oldest is not None and (now - oldest.since >= GATHER_S or self._num_tokens >= _MANY_TOKENS)
 
     async def _commit(self, commits: list[TokenCommit]) -> None:
         with tracer.measure(COMMIT, num_jobs=len(commits)):
