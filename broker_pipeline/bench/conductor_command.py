@@ -17,6 +17,10 @@ from broker_pipeline.bench.report import BenchReport, Column, command_line, json
 from broker_pipeline.bench.spread import shown
 from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
 
+_NOTE = (
+    "Microseconds. A token and a job: processor time of the conductor's process. The parts of a token: by the clock on "
+    "the wall, so that on a busy machine they come to more than the token, and the rest falls below nothing."
+)
 _COLUMNS: list[Column] = [
     ("sessions", lambda row: row.num_sessions),
     ("tokens/s", lambda row: f"{row.num_tokens / row.seconds:,.0f}"),
@@ -75,7 +79,9 @@ def command(
     )
     rows = uvloop.run(_measure(settings))
     facts = {**msgspec.to_builtins(settings), "event_loop": "uvloop"}
-    report = BenchReport(bench="conductor", command=command_line(), machine=machine, settings=facts, rows=rows)
+    report = BenchReport(
+        bench="conductor", command=command_line(), machine=machine, settings=facts, rows=rows, notes=(_NOTE,)
+    )
     show(report, _COLUMNS, json_path)
 
 

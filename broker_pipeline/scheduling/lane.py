@@ -46,6 +46,7 @@ class Lane:
         self._ready: dict[SessionKey, SessionState] = {}
         self._wishes: dict[SessionKey, int] = {}
         self._num_wished = 0
+        self._max_tokens = route.max_batch_tokens
         self._outside_s = 0.0
         self._count = 0
         self._shared = shared_devices(route)
@@ -69,7 +70,7 @@ class Lane:
 
     def _wish(self, session: SessionState) -> None:
         """Keep the sum of what all sessions would have computed at once, without ever adding up all of them."""
-        num_tokens = min(session.num_uncomputed_tokens, self.route.max_batch_tokens)
+        num_tokens = min(session.num_uncomputed_tokens, self._max_tokens)
         self._num_wished += num_tokens - self._wishes.get(session.key, 0)
         self._wishes[session.key] = num_tokens
 
@@ -82,7 +83,7 @@ class Lane:
         """Return what the next microbatch should hold, or None when enough is in flight."""
         if not self._ready:
             return None
-        max_tokens = min(max_batch_tokens, self.route.max_batch_tokens)
+        max_tokens = min(max_batch_tokens, self._max_tokens)
         num_sessions, num_tokens = len(self.running), self._num_wished
         count = self._count = choose_num_microbatches(
             num_sessions,
