@@ -13,6 +13,7 @@ so that reading it needs no look at its description, and an unfinished upload ca
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -46,15 +47,22 @@ class ObjectBucket:
     async def put(self, name: str, content: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Store `content` under a name that was never used.
 
+        The last chunk and the description are under way together, since each waits for a disk.
+
         Raises `QueueFullError` when the bucket has no room. Whatever it raises, parts of the object may be there:
         `delete` removes them.
         """
         view = memoryview(content)
         with jetstream_errors("the media store"):
-            for start in range(0, len(view), chunk_bytes):
+            last = max(0, len(view) - 1) // chunk_bytes * chunk_bytes
+            for start in range(0, last, chunk_bytes):
                 await self.jetstream.publish(self._chunks(name), bytes(view[start : start + chunk_bytes]))
             description = self._describe(name, content, chunk_bytes)
-            await self.jetstream.publish(self._description(name), description, headers=dict(_ROLLUP))
+            publishing = [self.jetstream.publish(self._chunks(name), bytes(view[last:]))] if content else []
+            publishing.append(self.jetstream.publish(self._description(name), description, headers=dict(_ROLLUP)))
+            for done in await asyncio.gather(*publishing, return_exceptions=True):
+                if isinstance(done, BaseException):
+                    raise done
 
     async def get(self, name: str, num_bytes: int) -> bytes | None:
         """Return the object's bytes; None when it is not there, not whole, or not of `num_bytes` bytes."""
