@@ -22,6 +22,7 @@ class StageProfile:
     def __init__(self, device: torch.device) -> None:
         self._launching = LAUNCH if device.type == "cuda" else STEP
         self._axis = CardAxis()
+        self._reached: dict[str | None, int] = {}
 
     def began(self, envelope: Envelope, checked_ns: int) -> int:
         """The compute thread begins with a microbatch that has waited since `checked_ns`; returns when."""
@@ -54,9 +55,14 @@ class StageProfile:
         if whole is None:
             return
         self._axis.locate(whole.began, whole.ended, launched.clock.seen_ns)
+        reached = dict(self._reached)
         for piece in (whole, *launched.pieces):
             if piece.ended.query():
-                tracer.span(piece.activity, *self._axis.place(piece.began, piece.ended), **ids)
+                # What is known of the card's clock grows: what follows may seem to begin before what precedes has ended.
+                floor = reached.get(piece.activity.row, 0)
+                start, stop = (max(floor, at) for at in self._axis.place(piece.began, piece.ended))
+                tracer.span(piece.activity, start, stop, **ids)
+                self._reached[piece.activity.row] = max(self._reached.get(piece.activity.row, 0), stop)
 
 
 def _ids(envelope: Envelope) -> dict[str, Fact]:
