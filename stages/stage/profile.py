@@ -58,7 +58,7 @@ class StageProfile:
         reached = dict(self._reached)
         for piece in (whole, *launched.pieces):
             if piece.ended.query():
-                # What is known of the card's clock grows: what follows may seem to begin before what precedes has ended.
+                # What is known of the card's clock grows: what follows may seem to begin before its time.
                 floor = reached.get(piece.activity.row, 0)
                 start, stop = (max(floor, at) for at in self._axis.place(piece.began, piece.ended))
                 tracer.span(piece.activity, start, stop, **ids)
