@@ -16,7 +16,7 @@ from stages.compute.fused_attention import FusedAttention
 from stages.compute.fused_blocks import RowAddition
 from stages.compute.fused_model import FusedModel
 from stages.compute.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
-from stages.compute.host_copy import pinned
+from stages.compute.host_copy import Staging, pinned
 from stages.compute.microbatch import Microbatch
 from stages.compute.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.compute.visual_injection import VisualInjection
@@ -40,6 +40,7 @@ class CapturedPasses:
         sizes = sizes_up_to(min(most_tokens, _MOST_TOKENS), _STRIDES)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(self._sizes(most).num_ints, dtype=torch.int32, device=model.device)
+        self._staging = Staging(self._block)
         self._hidden = self._buffer(0 if model.is_first else most, config.hidden_size)
         self._embeds = self._buffer(most if model.is_first else 0, config.hidden_size)
         self._levels = {layer: self._buffer(most, config.hidden_size) for layer in model.deepstack_layers}
@@ -72,8 +73,9 @@ class CapturedPasses:
             spare_slot=spare_slot,
             visual=visual,
             wanted=wanted,
+            out=self._staging.next(),
         )
-        self._block[: len(block)].copy_(pinned(torch.from_numpy(block)), non_blocking=True)
+        self._staging.send(len(block))
         if batch.hidden is not None:
             self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)
         if injection is not None:

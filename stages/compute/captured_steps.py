@@ -12,7 +12,7 @@ import torch
 from stages.compute.fused_attention import FusedAttention
 from stages.compute.fused_model import FusedModel
 from stages.compute.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
-from stages.compute.host_copy import pinned
+from stages.compute.host_copy import Staging, pinned
 from stages.compute.microbatch import Microbatch
 from stages.compute.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.kernels.logit_scan import scan
@@ -42,6 +42,7 @@ class CapturedSteps:
         sizes = sizes_up_to(most_rows, _STRIDES, _SMALL)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(StepSizes(most, most).num_ints, dtype=torch.int32, device=model.device)
+        self._staging = Staging(self._block)
         self._hidden = torch.zeros(most, config.hidden_size, dtype=model.dtype, device=model.device)
         rows = most if model.is_last else 0
         self._logits = torch.empty(rows, config.vocab_size, dtype=model.dtype, device=model.device)
@@ -55,9 +56,9 @@ class CapturedSteps:
 
     def replay(self, batch: Microbatch, layout: Layout, size: int, spare_slot: int) -> StepOutput:
         """Queues the step."""
-        sizes = StepSizes(size, size)
-        block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot)
-        self._block[: len(block)].copy_(pinned(torch.from_numpy(block)), non_blocking=True)
+        sizes, row = StepSizes(size, size), self._staging.next()
+        block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot, out=row)
+        self._staging.send(len(block))
         if batch.hidden is not None:
             self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)
         return self._graphs.replay(size)

@@ -52,7 +52,8 @@ class Computed:
         """Logits of only some rows, int64 `[r]`."""
         assert self.logits is not None, "there are logits to choose from"
         assert self.scan is not None, "logits come with their scan"
-        return Computed(logits=self.logits[index], scan=LogitScan(self.scan.greedy[index], self.scan.is_finite[index]))
+        scan = LogitScan(self.scan.greedy[index], self.scan.is_finite[index], self.scan.is_marked)
+        return Computed(logits=self.logits[index], scan=scan)
 
 
 class Decoder(Protocol):

@@ -90,7 +90,9 @@ class FusedDecoder:
         assert output.greedy is not None, "captured with the logits"
         assert output.is_finite is not None, "captured with the logits"
         num = len(given)
-        found = Computed(logits=output.logits[:num], scan=LogitScan(output.greedy[:num], output.is_finite[:num]))
+        found = Computed(
+            logits=output.logits[:num], scan=LogitScan(output.greedy[:num], output.is_finite[:num], is_marked=True)
+        )
         return found if len(wanted) == num else found.rows(self._index(wanted))
 
     # --- one kernel after the other -----------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class FusedDecoder:
         if not wanted:
             return Computed()
         logits = self._model.logits(state.rows(self._index(wanted)))
-        return Computed(logits=logits, scan=LogitScan(*scan(logits)))
+        return Computed(logits=logits, scan=LogitScan(*scan(logits), is_marked=True))
 
     def _pass(self, batch: Microbatch, layout: Layout, injection: VisualInjection | None) -> Unsummed:
         sizes = layout.sizes()

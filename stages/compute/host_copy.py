@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +25,29 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     staged = pinned(host)
     with timed(COPY_IN, device):
         return staged.to(device, non_blocking=True)
+
+
+class Staging:
+    """A few page-locked rows of int32 that are written in turn and sent to one buffer of the device."""
+
+    def __init__(self, target: Tensor, num_rows: int = 4) -> None:
+        self._target = target
+        self._rows = [torch.empty(target.shape, dtype=target.dtype, pin_memory=True) for _ in range(num_rows)]
+        self._arrays = [row.numpy() for row in self._rows]
+        self._sent = [torch.cuda.Event() for _ in range(num_rows)]
+        self._turn = itertools.cycle(range(num_rows))
+        self._current = 0
+
+    def next(self) -> npt.NDArray[np.int32]:
+        """A row to write to; waits where it is still being sent, which is long past unless many are queued."""
+        self._current = next(self._turn)
+        self._sent[self._current].synchronize()
+        return self._arrays[self._current]
+
+    def send(self, num_ints: int) -> None:
+        """Queues the copy of the row's first numbers."""
+        self._target[:num_ints].copy_(self._rows[self._current][:num_ints], non_blocking=True)
+        self._sent[self._current].record()
 
 
 class HostCopy:

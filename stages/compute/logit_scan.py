@@ -12,11 +12,13 @@ from torch import Tensor
 class LogitScan:
     """For each of `r` rows: `greedy` int64 `[r]` and `is_finite` bool `[r]`, on the device of the logits.
 
-    `greedy` is the lowest id of the largest logit, and means nothing where the row holds NaN or infinity.
+    `greedy` is the lowest id of the largest logit. Where the row holds NaN or infinity it means nothing, or, if
+    `is_marked`, it is -1.
     """
 
     greedy: Tensor
     is_finite: Tensor
+    is_marked: bool = False
 
 
 def scan_logits(logits: Tensor) -> LogitScan:

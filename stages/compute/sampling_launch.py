@@ -58,6 +58,8 @@ class RowResults:
 
 def launch_rows(logits: Tensor, scan: LogitScan, requests: Sequence[RowRequest]) -> RowResults:
     """Queues everything for `logits` `[r, V]`; `requests` are the rows that need more than the scan, in order."""
+    if not requests:
+        return RowResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
     plain = [row for row in requests if not row.settings.needs_history]
     penalised = [row for row in requests if row.settings.needs_history]
     sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
@@ -109,6 +111,8 @@ def _take(logits: Tensor, places: Tensor) -> Tensor:
 
 
 def _marked(tokens: Tensor, scan: LogitScan) -> Tensor:
+    if scan.is_marked and tokens is scan.greedy:
+        return tokens
     return torch.where(scan.is_finite, tokens, NOT_FINITE)
 
 

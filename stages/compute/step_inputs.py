@@ -16,8 +16,10 @@ and may be longer than what is known, for steps of a fixed size:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -39,28 +41,33 @@ class StepSizes:
     num_visual: int = 0
     num_wanted: int = 0
 
-    def sections(self) -> dict[str, slice]:
+    def sections(self) -> Mapping[str, slice]:
         """Where each section lies."""
-        chunk_ends = self.num_chunks + 1 if self.num_chunks else 0
-        lengths = {
-            **dict.fromkeys(("time", "height", "width", "slots", "token_ids"), self.num_tokens),
-            "visual": self.num_visual,
-            **dict.fromkeys(("rows", "starts", "lengths"), self.num_rows),
-            **dict.fromkeys(("chunk_offsets", "chunk_starts"), chunk_ends),
-            "chunk_lengths": self.num_chunks,
-            "wanted": self.num_wanted,
-        }
-        sections, at = {}, 0
-        for name, length in lengths.items():
-            sections[name] = slice(at, at + length)
-            at += -(-length // _ALIGNMENT) * _ALIGNMENT
-        return sections
+        return _sections(self)
 
     @property
     def num_ints(self) -> int:
         """Length of the whole block."""
         stop: int = list(self.sections().values())[-1].stop
         return -(-stop // _ALIGNMENT) * _ALIGNMENT
+
+
+@lru_cache(maxsize=256)
+def _sections(sizes: StepSizes) -> Mapping[str, slice]:
+    chunk_ends = sizes.num_chunks + 1 if sizes.num_chunks else 0
+    lengths = {
+        **dict.fromkeys(("time", "height", "width", "slots", "token_ids"), sizes.num_tokens),
+        "visual": sizes.num_visual,
+        **dict.fromkeys(("rows", "starts", "lengths"), sizes.num_rows),
+        **dict.fromkeys(("chunk_offsets", "chunk_starts"), chunk_ends),
+        "chunk_lengths": sizes.num_chunks,
+        "wanted": sizes.num_wanted,
+    }
+    sections, at = {}, 0
+    for name, length in lengths.items():
+        sections[name] = slice(at, at + length)
+        at += -(-length // _ALIGNMENT) * _ALIGNMENT
+    return MappingProxyType(sections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +131,20 @@ def step_block(
     spare_slot: int = 0,
     visual: Ints | None = None,
     wanted: Sequence[int] = (),
+    out: Ints | None = None,
 ) -> Ints:
-    """The block, int32 `[sizes.num_ints]`: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage."""
-    block, sections = np.zeros(sizes.num_ints, np.int32), sizes.sections()
+    """The block, int32 `[sizes.num_ints]`: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage.
 
-    def fill(name: str, values: npt.ArrayLike, beyond: int = 0) -> None:
-        section, given = block[sections[name]], np.asarray(values, np.int32)
-        section[: len(given)] = given
-        section[len(given) :] = beyond
+    It is written to the beginning of `out` where that is given.
+    """
+    sections = sizes.sections()
+    block = np.zeros(sizes.num_ints, np.int32) if out is None else out[: sizes.num_ints]
+
+    def fill(name: str, values: Ints | Sequence[int], beyond: int = 0) -> None:
+        section, num_given = block[sections[name]], len(values)
+        section[:num_given] = values
+        if num_given < len(section):
+            section[num_given:] = beyond
 
     for name, axis in zip(("time", "height", "width"), positions.numpy(), strict=True):
         fill(name, axis)
@@ -142,7 +155,8 @@ def step_block(
         fill("visual", visual, beyond=-1)
     elif sizes.num_visual:
         fill("visual", (), beyond=-1)
-    fill("rows", np.concatenate((layout.rows, np.arange(layout.num_tokens, sizes.num_tokens))), beyond=-1)
+    beyond = np.arange(layout.num_tokens, sizes.num_tokens, dtype=np.int32)
+    fill("rows", np.concatenate((layout.rows, beyond)) if len(beyond) else layout.rows, beyond=-1)
     fill("starts", layout.starts)
     fill("lengths", layout.lengths)
     if sizes.num_chunks:

@@ -37,12 +37,17 @@ def _join_kernel(best_ptr, place_ptr, finite_ptr, greedy_ptr, is_finite_ptr, CHU
     _, winner = tl.max(best, axis=0, return_indices=True, return_indices_tie_break_left=True)
     places = tl.load(place_ptr + at, mask=mask, other=0)
     finite = tl.load(finite_ptr + at, mask=mask, other=1)
-    tl.store(greedy_ptr + row, tl.sum(tl.where(chunks == winner, places, 0), axis=0).to(tl.int64))
-    tl.store(is_finite_ptr + row, tl.min(finite, axis=0).to(tl.int1))
+    is_finite = tl.min(finite, axis=0)
+    greedy = tl.where(is_finite > 0, tl.sum(tl.where(chunks == winner, places, 0), axis=0), -1)
+    tl.store(greedy_ptr + row, greedy.to(tl.int64))
+    tl.store(is_finite_ptr + row, is_finite.to(tl.int1))
 
 
 def scan(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest id of the largest finite logit, int64 `[r]`, and whether all are finite, bool `[r]`, of `[r, V]`."""
+    """The lowest id of the largest logit, int64 `[r]`, and whether all are finite, bool `[r]`, of `[r, V]`.
+
+    Where not all are finite, the id is -1.
+    """
     num_rows, width = logits.shape
     chunks = triton.cdiv(width, _CHUNK)
     device = logits.device

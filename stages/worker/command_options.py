@@ -27,8 +27,8 @@ _COMPUTE_OPTIONS = (
         "--attention",
         default="auto",
         type=click.Choice(["auto", "sdpa", "eager"]),
-        help="auto computes with kernels for cards where there is one (bfloat16), and with sdpa elsewhere; eager rounds "
-        "as the reference implementation does, and is slower.",
+        help="auto uses kernels for cards where there is one (bfloat16), and sdpa elsewhere; eager rounds as the "
+        "reference implementation does, and is slower.",
     ),
     option(
         "--deterministic",

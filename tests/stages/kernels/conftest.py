@@ -1,4 +1,4 @@
-"""Kernels run on the card where there is one, and in Triton's interpreter elsewhere; without Triton they are skipped."""
+"""Kernels run on the card where there is one, in Triton's interpreter elsewhere, and are skipped without Triton."""
 
 from __future__ import annotations
 

@@ -155,3 +155,4 @@ def test_scan_finds_the_first_of_the_best_and_what_is_not_finite(device: torch.d
     greedy, is_finite = scan(logits)
     assert greedy[:2].tolist() == [8_500, int(logits[1].float().argmax())]
     assert is_finite.tolist() == [True, True, False, False]
+    assert greedy[2:].tolist() == [-1, -1]
