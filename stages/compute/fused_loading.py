@@ -32,7 +32,8 @@ from stages.qwen3_vl.config import ModelConfig, TextConfig
 from stages.qwen3_vl.text import ExpertWeights
 
 _MARGIN_SHARE = 0.03  # of the card: what allocators lose, and what CUDA takes later
-_SAMPLED_BYTES = 32  # for each logit of a row that is sampled with filters: keys, order, probabilities
+_SAMPLED_BYTES = 8  # for each logit of a row that is sampled with filters
+_SAMPLING_BYTES = 200 * 2**20  # for groups of rows that are sampled without
 _WARM_UP = "warm-up"
 
 
@@ -126,7 +127,7 @@ def _measured_tokens(
     gc.collect()
     torch.cuda.empty_cache()
     if weights.head is not None:
-        needed += options.max_step_rows * text.vocab_size * _SAMPLED_BYTES
+        needed += options.max_step_rows * text.vocab_size * _SAMPLED_BYTES + _SAMPLING_BYTES
     free, total = torch.cuda.mem_get_info(device)
     left = free - needed - room.reserved_bytes - int(_MARGIN_SHARE * total)
     num_tokens = int(left * (room.share or 1.0)) // token_bytes

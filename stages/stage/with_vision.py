@@ -11,7 +11,6 @@ nothing else uses it. Each has a name, a record and a life of its own; either on
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from broker_pipeline import subjects
 from broker_pipeline.messages import WorkerRecord
@@ -24,9 +23,6 @@ from stages.worker.roles import Roles
 from stages.worker.service import unless_stopped
 from stages.worker.settings import StageSettings, VisionSettings
 
-_SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may keep Python to itself: at the default of 5 ms the stage would launch its steps late."""
-
 
 async def serve_stage_with_vision(context: ServiceContext, settings: StageSettings, vision: VisionSettings) -> None:
     """Run a stage and a vision worker until the service is stopped.
@@ -34,7 +30,6 @@ async def serve_stage_with_vision(context: ServiceContext, settings: StageSettin
     Raises (in a group):
         PipelineError: either failed.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     beside, roles = BesideStage(), Roles(context, ("stage", "vision"))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(serve_vision(roles.part("vision"), vision, beside), name="vision")
