@@ -13,14 +13,13 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import structlog
 
 from broker_pipeline.conductor.committer import Committer
 from broker_pipeline.conductor.dispatcher import Dispatcher
 from broker_pipeline.conductor.generation import Generation
-from broker_pipeline.conductor.job_events import JobEvents
+from broker_pipeline.conductor.job_end import Ending, JobEnds, Stores
 from broker_pipeline.conductor.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.prepare import Preparer
 from broker_pipeline.conductor.text_model import TextModel
@@ -32,7 +31,7 @@ from broker_pipeline.errors import (
     StateError,
     TransportError,
 )
-from broker_pipeline.messages import FinishReason, JobEvent, JobResult, PrepareRequest, TokenEntry, Usage
+from broker_pipeline.messages import JobEvent, PrepareRequest, TokenEntry
 from broker_pipeline.scheduling.admission import Admission
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.prompt_limits import PromptLimits
@@ -41,24 +40,12 @@ from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.sampling import resolve_sampling
 from broker_pipeline.scheduling.session_state import Prompt, SessionState
 from broker_pipeline.scheduling.stopping import Output
-from broker_pipeline.state.job_store import Attempt, JobStore
+from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
-from broker_pipeline.storage.media import MediaStore
 
 log = structlog.get_logger()
 
 _OFFICE_POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a job ends: with a result (whole, or cut short), or with an error."""
-
-    status: Literal["succeeded", "failed", "cancelled"]
-    text: str = ""
-    finish_reason: FinishReason = "error"
-    num_output_tokens: int = 0
-    error: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +67,6 @@ class RunSettings:
     max_deliveries: int
     is_in_office: Callable[[], bool]
     """Whether nobody else can conduct at this moment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """Where jobs are kept."""
-
-    jobs: JobStore
-    media: MediaStore
-    events: JobEvents
 
 
 class JobRunner:
@@ -113,6 +91,7 @@ class JobRunner:
         self._committer = committer
         self._admission = admission
         self._settings = settings
+        self._ends = JobEnds(live, stores, committer)
         self._wire_attempts = itertools.count(1)
 
     async def run(self, job: LiveJob) -> None:
@@ -142,7 +121,7 @@ class JobRunner:
         attempt = await persist(lambda: self._stores.jobs.begin_attempt(job.spec))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
-            await self._acknowledge(job, has_failed=attempt.has_failed)
+            await self._ends.acknowledge(job, has_failed=attempt.has_failed)
             return True
         await self._announce(job, attempt)
         outcome = await self._outcome(job, attempt)
@@ -180,9 +159,9 @@ class JobRunner:
     async def _outcome(self, job: LiveJob, attempt: Attempt) -> Ending | _Lost:
         """Run an attempt on the stages and say how that went."""
         if attempt.is_cancelled:
-            return _cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
+            return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
         if job.delivery.num_deliveries > self._settings.max_deliveries:
-            return _failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
+            return Ending.failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
         generation: Generation | None = None
         try:
             generation = await job.unless_cancelled(self._ready(job, attempt))
@@ -196,7 +175,7 @@ class JobRunner:
         except Exception as bug:
             # A bug met by one job must not take down the others; it is the job's end, and logged whole.
             log.exception("job_crashed", job=job.job_id)
-            return _failed(PipelineError(f"running the job crashed: {bug!r}"))
+            return Ending.failed(PipelineError(f"running the job crashed: {bug!r}"))
 
     async def _generate(self, job: LiveJob, generation: Generation) -> Ending | _Lost:
         output = generation.output
@@ -211,8 +190,8 @@ class JobRunner:
     def _cancelled(self, job: LiveJob, generation: Generation | None, attempt: Attempt) -> Ending:
         self._dispatcher.stop(job.job_id)
         if generation is None:
-            return _cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
-        return _cut_short(generation.output.cut_short(), len(generation.output.token_ids))
+            return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
+        return Ending.cut_short(generation.output.cut_short(), len(generation.output.token_ids))
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         verdict = job.retries.after(
@@ -306,62 +285,6 @@ class JobRunner:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _finish(self, job: LiveJob, attempt: Attempt, ending: Ending) -> bool:
-        """Write the end; False when it is not this attempt's to write, so that another has to look again."""
         job.phase = "finishing"
         self._dispatcher.stop(job.job_id)
-        tokens = await self._committer.last(job.job_id, attempt.number)
-        result = self._result(job, attempt, ending) if ending.status != "failed" else None
-        is_written = await persist(
-            lambda: self._stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
-        )
-        if not is_written:
-            log.warning("end_refused", job=job.job_id, attempt=attempt.number)
-            return False
-        self._live.num_finished[ending.status] += 1
-        log.info(
-            "job_finished",
-            job=job.job_id,
-            status=ending.status,
-            attempt=attempt.number,
-            num_tokens=ending.num_output_tokens,
-            code=ending.error.code if ending.error else None,
-            reason=ending.error.message if ending.error else ending.finish_reason,
-        )
-        await self._tell_end(job)
-        await self._acknowledge(job, has_failed=ending.status == "failed")
-        return True
-
-    async def _tell_end(self, job: LiveJob) -> None:
-        """Tell who waits for the end that it has come: always, since that takes no reading where nobody watches."""
-        is_watched = self._stores.events.is_watched(job.job_id)
-        record = await persist(lambda: self._stores.jobs.get(job.job_id)) if is_watched else None
-        await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
-
-    def _result(self, job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
-        prompt = job.prompt
-        usage = Usage(
-            num_prompt_tokens=prompt.num_tokens if prompt else 0,
-            num_visual_tokens=prompt.num_visual_tokens if prompt else 0,
-            num_output_tokens=ending.num_output_tokens,
-        )
-        return JobResult(text=ending.text, finish_reason=ending.finish_reason, usage=usage, num_attempts=attempt.number)
-
-    async def _acknowledge(self, job: LiveJob, *, has_failed: bool) -> None:
-        """Give up the job's media and take it out of the queue, in this order: what is left undone is done again.
-
-        A job that has failed keeps its media for a while: it may be sent again.
-        """
-        media, spec = self._stores.media, job.spec
-        await persist(lambda: media.keep(spec) if has_failed else media.release(spec, spec.media_holder))
-        try:
-            await job.delivery.ack()
-        except TransportError as error:
-            log.warning("ack_lost", job=job.job_id, reason=error.message)
-
-
-def _cut_short(text: str, num_tokens: int) -> Ending:
-    return Ending("cancelled", text, "cancelled", num_tokens)
-
-
-def _failed(error: PipelineError) -> Ending:
-    return Ending("failed", error=error.to_failure())
+        return await self._ends.write(job, attempt, ending)

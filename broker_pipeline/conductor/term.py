@@ -15,8 +15,9 @@ from broker_pipeline.conductor.dead_letters import DeadLetters
 from broker_pipeline.conductor.dispatcher import Dispatcher
 from broker_pipeline.conductor.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.intake import Intake
+from broker_pipeline.conductor.job_end import Stores
 from broker_pipeline.conductor.job_events import JobEvents
-from broker_pipeline.conductor.job_run import JobRunner, RunSettings, Stores
+from broker_pipeline.conductor.job_run import JobRunner, RunSettings
 from broker_pipeline.conductor.live_job import LiveJobs
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.conductor.prepare import PrepareLimits, Preparer

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -69,7 +70,8 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
         """KV of the most sessions that are open at a time."""
         room = self.context + self.num_warm_up + self.num_steps
         prompts = max((*self.prefill_prompts, *(prompts for _, prompts in self.mixed)), default=0)
-        return (self.num_decoded_most + prompts) * room
+        in_turn = max(self.batch_sizes, default=0)  # a second set of sessions, decoded in turn with the first
+        return (self.num_decoded_most + prompts + in_turn) * room
 
 
 class StageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,8 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     """Of these, until the host has handed everything to the device; on the CPU that is the computation itself."""
     card_s: Spread | None
     """From the device's first to its last work for a step; None on the CPU."""
+    queued_s: Spread | None = None
+    """From one step's end to the next one's where it was handed over meanwhile; decode steps on a card only."""
     floor_s: float
     bound: str
     """What sets the floor: "memory" or "compute"."""
@@ -185,9 +189,30 @@ class _StageBench:
             for step in range(settings.num_warm_up + settings.num_steps)
         ]
         self._close(names)
+        queued_s = self._in_turn(num_sessions) if self._stage.device.type == "cuda" else None
         length = settings.context + settings.num_warm_up + settings.num_steps // 2
         needs = self._needs(num_sessions, num_sessions * length, num_sessions * length, num_sessions)
-        return self._row("decode", num_sessions, num_sessions, steps, needs)
+        return msgspec.structs.replace(self._row("decode", num_sessions, num_sessions, steps, needs), queued_s=queued_s)
+
+    def _in_turn(self, num_sessions: int) -> Spread:
+        """Steps of two sets of sessions in turn, each handed over before the last has ended: as a pipeline does."""
+        settings = self._settings
+        sets = [self._open(kind, num_sessions, cached=settings.context) for kind in ("odd", "even")]
+        batches = [
+            self._batch([self._segment(name, settings.context + step, 1) for name in names])
+            for step in range((settings.num_warm_up + settings.num_steps) // 2)
+            for names in sets
+        ]
+        ended, before = [], self._stage.launch(batches[0])
+        for batch in batches[1:]:
+            launched = self._stage.launch(batch)
+            before.collect()
+            ended.append(time.perf_counter())
+            before = launched
+        before.collect()
+        for names in sets:
+            self._close(names)
+        return Spread.of([after - first for first, after in pairwise(ended)][settings.num_warm_up :])
 
     def mixed(self, num_decoded: int, num_prompts: int) -> StageRow:
         """Whole prompts of `context` tokens, new ones in every step, packed with one token each of other sessions."""
@@ -225,11 +250,14 @@ class _StageBench:
     def _segment(self, name: str, start: int, count: int) -> Segment:
         return Segment(session=name, attempt=1, start=start, count=count, wants_token=self._stage.is_last)
 
-    def _step(self, segments: Sequence[Segment]) -> _Timing:
+    def _batch(self, segments: Sequence[Segment]) -> Microbatch:
         positions = torch.cat(
             [torch.arange(each.start, each.start + each.count, dtype=torch.int32) for each in segments]
         ).expand(3, -1)
-        batch = Microbatch(tuple(segments), positions, token_ids=self._random_tokens(positions.shape[1]))
+        return Microbatch(tuple(segments), positions, token_ids=self._random_tokens(positions.shape[1]))
+
+    def _step(self, segments: Sequence[Segment]) -> _Timing:
+        batch = self._batch(segments)
         synchronize(self._stage.device)
         started = time.perf_counter()
         launched = self._stage.launch(batch)
