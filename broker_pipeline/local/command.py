@@ -66,6 +66,11 @@ _SAME_NAMES = (
 @option("--pipeline", default="main", help="Name of the pipeline.")
 @option("--device", help="Device of every worker, such as cpu. [default: the GPUs in turn, else the CPU]")
 @option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), help="Dtype of the workers. [default: auto]")
+@option(
+    "--deterministic",
+    is_flag=True,
+    help="Compute a session alike whatever else shares its batches; slower.",
+)
 @option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
 @option("--kv-tokens", type=_POSITIVE, help="KV room of each stage, in tokens. [default: what fits]")
 @option("--drain-s", default=10.0, type=click.FloatRange(min=0), help="Seconds for each part to finish when stopping.")
@@ -134,6 +139,7 @@ def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSe
         shares_vision=shares_vision,
         num_cuda_devices=num_cuda_devices,
         num_threads=options["threads"],
+        is_deterministic=options["deterministic"],
         profile=options["profile"] and options["profile"].absolute(),
         **{name: options[name] for name in _SAME_NAMES},
     )

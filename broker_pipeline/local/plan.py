@@ -34,6 +34,8 @@ class LocalSettings:
     device: str | None = None
     """Device of every worker; None deals the CUDA devices in turn, or takes the CPU."""
     dtype: str | None = None
+    is_deterministic: bool = False
+    """Whether what becomes of a session must not depend on what shares its batches."""
     num_threads: int | None = None
     """Threads of each worker; None shares the cores out."""
     kv_tokens: int | None = None
@@ -112,6 +114,7 @@ def _worker_flags(settings: LocalSettings, name: str, device: str) -> dict[str, 
         "--name": name,
         "--device": device,
         "--dtype": settings.dtype,
+        "--deterministic": settings.is_deterministic,
         "--threads": num_threads(settings),
     }
 

@@ -48,6 +48,7 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
         "model": tiny_artifact(),
         "vision_workers": 1,
         "vision_process": "auto",
+        "deterministic": False,
         "host": "127.0.0.1",
         "port": 0,
         "namespace": "bp",

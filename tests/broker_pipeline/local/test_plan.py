@@ -35,6 +35,13 @@ def test_every_part_gets_its_own_and_the_common_flags() -> None:
     assert services["vision-1"].arguments[0] == "vision"
 
 
+def test_determinism_is_every_workers() -> None:
+    services = plan(is_deterministic=True)
+    asked = {name for name, service in services.items() if "--deterministic" in service.arguments}
+    assert asked == {"stage-0", "stage-1", "vision-0"}
+    assert not any("--deterministic" in service.arguments for service in plan().values())
+
+
 def test_devices_are_dealt_to_stages_first() -> None:
     services = plan(num_cuda_devices=3, num_vision_workers=2)
     dealt = {name: flags(services[name])["--device"] for name in ("stage-0", "stage-1", "vision-0", "vision-1")}
