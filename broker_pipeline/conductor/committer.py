@@ -6,8 +6,9 @@
 
     watched                        committed within 20 ms
     its end waits for that         at once; where nobody watches, with the end
-    everything else                all together, once the oldest token is a quarter of a second old: many share the cost
-                                   (a conductor that dies before has them sampled again, to the same tokens)
+    everything else                all together, once one job has eight or the oldest token is a quarter of a second
+                                   old: many share the cost (a conductor that dies before has them sampled again, to
+                                   the same tokens)
 
 Events never run ahead of what Redis holds, and a job is finished only with or after its `last` tokens.
 """
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 MAX_PENDING_TOKENS = 65_536
 INTERVAL_S = 0.02
 GATHER_S = 0.25
+GATHER_TOKENS = 8
 _MANY_TOKENS = MAX_PENDING_TOKENS // 2
 _PAUSE_S = 0.25
 _MAX_JOBS = 256
@@ -62,6 +64,7 @@ class Committer:
         self._urgent: dict[str, None] = {}
         self._committing: frozenset[str] = frozenset()
         self._num_tokens = 0
+        self._is_enough = False
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
         self._progress = Pulse()
@@ -86,7 +89,8 @@ class Committer:
         assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
         pending.entries.append(entry)
         self._num_tokens += 1
-        if self._num_tokens == _MANY_TOKENS:
+        if len(pending.entries) == GATHER_TOKENS or self._num_tokens == _MANY_TOKENS:
+            self._is_enough = True
             self._hurry.set()
 
     def _open(self, job_id: str, attempt: int, start: int) -> _Pending:
@@ -170,7 +174,9 @@ class Committer:
 
     def _is_due(self, now: float) -> bool:
         oldest = next(iter(self._pending.values()), None)
-        return oldest is not None and (now - oldest.since >= GATHER_S or self._num_tokens >= _MANY_TOKENS)
+        is_due = oldest is not None and (self._is_enough or now - oldest.since >= GATHER_S)
+        self._is_enough = False
+        return is_due
 
     async def _commit(self, commits: list[TokenCommit]) -> None:
         with tracer.measure(COMMIT, num_jobs=len(commits)):

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.committer import GATHER_S, Committer
+from broker_pipeline.conductor.committer import GATHER_S, GATHER_TOKENS, Committer
 from broker_pipeline.conductor.job_events import JobEvents
 from broker_pipeline.conductor.watchers import Watchers
 from broker_pipeline.identity import new_job_id
@@ -117,6 +117,15 @@ async def test_what_somebody_watches_is_committed_and_then_told(
         assert committing.committer.num_tokens <= 1
     assert {event.job_id for event in events} == {job_id}
     assert [event.index for event in events] == [0, 1]
+
+
+async def test_a_job_that_is_quick_does_not_wait_for_its_quarter_of_a_second(committing: Committing) -> None:
+    job_id, other = await committing.running_job(), await committing.running_job()
+    committing.committer.add(other, 1, 0, entry(0))
+    for number in range(GATHER_TOKENS):
+        committing.committer.add(job_id, 1, number, entry(number))
+    assert await committing.committed_after_s(job_id, GATHER_TOKENS) < GATHER_S
+    assert await committing.num_committed(other) == 1, "what is committed for one is committed for all"
 
 
 async def test_flushed_waits_for_nobody_elses_tokens(committing: Committing) -> None:
