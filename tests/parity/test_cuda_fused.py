@@ -65,6 +65,17 @@ def test_captured_steps_are_the_launched_ones(variant):
         assert ours[1].logprob == pytest.approx(theirs[1].logprob, abs=0.1) or ours[0].token_id != theirs[0].token_id
 
 
+@pytest.mark.parametrize("most_rows", [0, 8])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_chunks_go_on_where_the_last_ended(variant, most_rows):
+    requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
+    stages = fused(variant, max_step_rows=most_rows)
+    whole, chunked = (InProcess(stages).generate(requests, chunk_tokens=size) for size in (None, 7))
+    for ours, theirs in zip(chunked, whole, strict=True):
+        likely = {top.token_id: top.logprob for top in theirs[0].top}
+        assert ours[0].logprob == pytest.approx(likely.get(ours[0].token_id), abs=0.25)
+
+
 @pytest.mark.parametrize("cuts", [(1,), (2, 4), (1, 2, 3, 4, 5)])
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_every_cut_gives_the_tokens_of_the_whole(variant, cuts):
