@@ -221,8 +221,8 @@ class _StageBench:
         steps = []
         for step in range(settings.num_warm_up + settings.num_steps):
             prompts = self._open("prompt", num_prompts, cached=0)
-            segments = [self._segment(name, context + step, 1) for name in decoded]
-            segments += [self._segment(name, 0, context) for name in prompts]
+            segments = [self._segment(name, 0, context) for name in prompts]  # first, as the scheduler puts them
+            segments += [self._segment(name, context + step, 1) for name in decoded]
             steps.append(self._step(segments))
             self._close(prompts)
         self._close(decoded)
