@@ -20,6 +20,14 @@ from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.wire.transport import Transport
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a card where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A nats-server with JetStream that the whole session shares."""

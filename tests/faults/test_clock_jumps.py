@@ -21,11 +21,11 @@ LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(LIBRARY is None or sys.platform != "linux", reason="needs Debian's libfaketime"),
 ]
 
-QUESTIONS = crowd_questions(16, 200)
+QUESTIONS = crowd_questions(16, 48)
 HOUR_S = 3600
 PATIENT = ("--heartbeat-timeout-s", "20")
 """Much less than the jump, and more than a busy machine keeps a worker waiting."""
