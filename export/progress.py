@@ -53,13 +53,13 @@ class ProgressReport:
 
     def file_done(self, name: str, size_bytes: int, how: str) -> None:
         """Tell that a file is finished; `how` is a word such as "written" or "checked"."""
-        with self._lock:
+        with self._lock:  # also while it is shown, or a lower number could come last
             self._num_done += 1
-        counter = f"{self._num_done}/{self._num_files}"
-        if self._console.is_terminal:
-            self._bar.update(self._task, description=f"{self._what} {counter}")
-        else:
-            self._console.print(f"{counter} {how} {name} ({decimal(size_bytes)})", highlight=False, soft_wrap=True)
+            counter = f"{self._num_done}/{self._num_files}"
+            if self._console.is_terminal:
+                self._bar.update(self._task, description=f"{self._what} {counter}")
+            else:
+                self._console.print(f"{counter} {how} {name} ({decimal(size_bytes)})", highlight=False, soft_wrap=True)
 
 
 def quiet_report() -> ProgressReport:

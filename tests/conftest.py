@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:
@@ -14,6 +14,7 @@ if shutil.which("nvidia-smi") is None:
 import nats
 import pytest
 import pytest_asyncio
+import structlog
 
 from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.state.redis_client import RedisClient, open_redis
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """Commands that a test runs in this process set up logging for all of it."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tracing.activities import PLAN, QUEUE, STEP
@@ -76,15 +77,16 @@ def test_nothing_is_recorded_while_it_is_off(tmp_path: Path) -> None:
     assert read_trace(path).spans == []
 
 
-def test_a_profile_ends_at_its_limit_and_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_ends_at_its_limit_and_says_so_once(tmp_path: Path) -> None:
     tracer = Tracer()
-    path = tracer.start(tmp_path, "stage", max_events=10)
-    for _ in range(50):
-        tracer.span(PLAN, tracer.now())
-    assert not tracer.is_on
-    tracer.stop()
+    with capture_logs() as said:
+        path = tracer.start(tmp_path, "stage", max_events=10)
+        for _ in range(50):
+            tracer.span(PLAN, tracer.now())
+        assert not tracer.is_on
+        tracer.stop()
     assert len(read_trace(path).spans) == 10
-    assert capsys.readouterr().out.count("profile_full") == 1
+    assert [line["event"] for line in said].count("profile_full") == 1
 
 
 def test_many_threads_lose_nothing(tmp_path: Path) -> None:
