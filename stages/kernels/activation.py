@@ -11,15 +11,22 @@ _BLOCK = 1024
 
 
 @triton.jit
+def activate(gate, up, dtype):
+    """`silu(gate) * up` of fp32 sums, rounded to dtype where plain torch rounds. For other kernels to end with."""
+    gate = gate.to(dtype).to(tl.float32)
+    up = up.to(dtype).to(tl.float32)
+    return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
+
+
+@triton.jit
 def _silu_mul_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < WIDTH
-    dtype = out_ptr.dtype.element_ty
     gate = tl.load(gate_up_ptr + row * 2 * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * WIDTH + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    activated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + columns, (activated * up).to(dtype), mask=mask)
+    out = activate(gate, up, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * WIDTH + columns, out, mask=mask)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

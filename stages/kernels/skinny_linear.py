@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.kernels.activation import silu_mul
+from stages.kernels.activation import activate, silu_mul
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,6 @@ _MORE_ROWS = SkinnyTiling(64, 32, 128)
 _BROAD_FROM = 5120
 MOST_FEW_ROWS = 16
 """Above, the library's product is as fast."""
-
-
-@triton.jit
-def _activate(gate, up, dtype):
-    """`silu(gate) * up` of fp32 sums, rounded to dtype where plain torch rounds."""
-    gate = gate.to(dtype).to(tl.float32)
-    up = up.to(dtype).to(tl.float32)
-    return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
 
 
 @triton.jit
@@ -94,7 +86,7 @@ def _row_kernel(
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
             up_total += up_weight.to(tl.float32) * x[None, :]
     if GATED:
-        out = _activate(tl.sum(total, axis=1), tl.sum(up_total, axis=1), out_ptr.dtype.element_ty)
+        out = activate(tl.sum(total, axis=1), tl.sum(up_total, axis=1), out_ptr.dtype.element_ty)
     else:
         out = tl.sum(total, axis=1).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * WIDTH + columns, out, mask=column_mask)
@@ -154,7 +146,7 @@ def _skinny_kernel(
             else:
                 up_total = tl.dot(x, tl.trans(up_weight), up_total, input_precision="ieee")
     if GATED:
-        out = _activate(total, up_total, out_ptr.dtype.element_ty)
+        out = activate(total, up_total, out_ptr.dtype.element_ty)
     else:
         out = total.to(out_ptr.dtype.element_ty)
     if SWAP:
