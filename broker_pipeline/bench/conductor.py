@@ -13,55 +13,49 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import multiprocessing
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 import numpy as np
-import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from broker_pipeline import subjects
+from broker_pipeline.bench.answering_stage import NUM_TOKENS, STAGE, answering_stage
+from broker_pipeline.bench.stopwatch import Stopwatch
+from broker_pipeline.bench.timed_conductor import (
+    TimedBuilder,
+    TimedDispatcher,
+    TimedScheduler,
+    TimedStore,
+    TimedTransport,
+)
 from broker_pipeline.conductor.committer import Committer
 from broker_pipeline.conductor.detokenizer import Vocabulary
 from broker_pipeline.conductor.dispatcher import Dispatcher
-from broker_pipeline.conductor.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.generation import Generation
 from broker_pipeline.conductor.job_events import JobEvents
 from broker_pipeline.conductor.watchers import Watchers
 from broker_pipeline.messages import (
     BlockRange,
     ChatMessage,
-    Envelope,
     JobResult,
     JobSpec,
-    MicrobatchResult,
-    SampledToken,
     SamplingParams,
     SamplingSettings,
-    StageTiming,
     TextPart,
     Usage,
     VisualSpan,
     WatchRequest,
 )
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.microbatch import Microbatch, Outcome
 from broker_pipeline.scheduling.routes import StageWorker
-from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.scheduler import SchedulerLimits
 from broker_pipeline.scheduling.session_state import Prompt, SessionState
 from broker_pipeline.scheduling.stopping import Output
-from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import open_redis
-from broker_pipeline.wire.nats_message import NatsMessage
-from broker_pipeline.wire.transport import Subscription, Transport
-from broker_pipeline.wire.wire_tensor import WireTensor
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -72,8 +66,6 @@ built, encoded and handed to NATS, tokens committed to Redis, events published."
 
 _PROMPT = 219
 _VISUAL = 196
-_STAGE = "bench"
-_VOCABULARY = 256
 
 
 class ConductorBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,118 +114,6 @@ class ConductorRow(msgspec.Struct, frozen=True, kw_only=True):
         return 1e6 * self.jobs_s / max(1, self.num_jobs)
 
 
-class Stopwatch:
-    """Seconds by part; a part inside another one is taken from that."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._open: list[str] = []
-        self._since = 0.0
-
-    def _switch(self) -> None:
-        now = time.perf_counter()  # the clock of this thread's time takes longer to read than some parts to run
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside."""
-        self._switch()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._open.pop()
-
-    async def steps(self, name: str, work: Awaitable[T]) -> T:
-        """Await something and count the steps that it takes, not what it waits for."""
-        return await _Stepwise(self, name, work)
-
-
-class _Stepwise(Awaitable[T]):
-    def __init__(self, watch: Stopwatch, name: str, work: Awaitable[T]) -> None:
-        self._watch, self._name, self._work = watch, name, work
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        steps = self._work.__await__()
-        value: Any = None
-        while True:
-            try:
-                with self._watch.part(self._name):
-                    waited = steps.send(value)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            try:
-                value = yield waited
-            except BaseException as error:  # noqa: BLE001 - handed on to what waits
-                with self._watch.part(self._name):
-                    waited = steps.throw(error)
-                value = yield waited
-
-
-# --- the conductor's parts, timed -----------------------------------------------------------------------------------
-
-
-class _TimedScheduler(Scheduler):
-    watch: Stopwatch
-
-    def plan(self, now: float) -> list[Microbatch]:
-        with self.watch.part("plan"):
-            return super().plan(now)
-
-    def complete(self, result: MicrobatchResult, now: float) -> Outcome:
-        with self.watch.part("complete"):
-            return super().complete(result, now)
-
-
-class _TimedDispatcher(Dispatcher):
-    watch: Stopwatch
-
-    def _receive(self, result: MicrobatchResult) -> None:
-        with self.watch.part("take"):
-            super()._receive(result)
-
-
-class _TimedStore(JobStore):
-    watch: Stopwatch
-
-    async def commit(self, commits: Sequence[TokenCommit]) -> list[bool]:
-        return await self.watch.steps("commit", super().commit(commits))
-
-
-@dataclass(frozen=True, slots=True)
-class _TimedBuilder(EnvelopeBuilder):
-    watch: Stopwatch
-
-    def build(self, microbatch: Microbatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
-        with self.watch.part("build"):
-            return EnvelopeBuilder.build(self, microbatch, now)
-
-
-class _TimedTransport(Transport):
-    watch: Stopwatch
-
-    async def publish(
-        self, subject: str, body: msgspec.Struct, tensors: Mapping[str, WireTensor] | None = None
-    ) -> None:
-        name = "send" if isinstance(body, Envelope) else "events"
-        await self.watch.steps(name, super().publish(subject, body, tensors))
-
-    def subscribe(self, subject: str, body_type: type[Body], **options: Any) -> Subscription[Body]:
-        subscription = super().subscribe(subject, body_type, **options)
-        take = subscription.on_message
-
-        def timed(msg: NatsMessage) -> None:
-            with self.watch.part("receive"):
-                take(msg)
-
-        subscription.on_message = timed  # type: ignore[method-assign, assignment]
-        return subscription
-
-
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +124,7 @@ class _Jobs:
         self,
         num_sessions: int,
         num_output_tokens: int,
-        store: _TimedStore,
+        store: TimedStore,
         committer: Committer,
         dispatcher: Dispatcher,
     ) -> None:
@@ -287,7 +167,7 @@ class _Jobs:
         num_tokens = self._num_output_tokens
         if number < self._num_sessions:  # those that begin together are not to end together, over and over
             num_tokens = 1 + number * num_tokens // self._num_sessions
-        output = Output(self._vocabulary, eos_token_ids=(_VOCABULARY,), max_tokens=num_tokens)
+        output = Output(self._vocabulary, eos_token_ids=(NUM_TOKENS,), max_tokens=num_tokens)
         session = SessionState(
             key=SessionKey(job_id, 1),
             order=number,
@@ -341,20 +221,20 @@ async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url
     namespace = f"bench-{secrets.token_hex(4)}"  # what an earlier run left is in nobody's way
     worker = _worker(namespace, num_sessions, settings.num_output_tokens)
     async with (
-        _TimedTransport.open(nats_url, name="bench conductor") as transport,
+        TimedTransport.open(nats_url, name="bench conductor") as transport,
         open_redis(redis_url) as redis,
-        _stage_process(nats_url, worker.subject, settings.tokens_per_s),
+        answering_stage(nats_url, worker.subject, settings.tokens_per_s),
     ):
-        assert isinstance(transport, _TimedTransport)
+        assert isinstance(transport, TimedTransport)
         transport.watch = watch
-        store = _TimedStore(redis, namespace)
-        scheduler = _TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
+        store = TimedStore(redis, namespace)
+        scheduler = TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
         scheduler.watch = store.watch = watch
         watchers = Watchers()
         watchers.take(WatchRequest(is_for_all=settings.are_watched, for_s=300.0))
-        builder = _TimedBuilder("main", "", 1, subjects.results(namespace, "main", "bench"), watch)
+        builder = TimedBuilder("main", "", 1, subjects.results(namespace, "main", "bench"), watch)
         committer = Committer(store, JobEvents(transport, namespace, watchers), lambda *_: None)
-        dispatcher = _TimedDispatcher(transport, scheduler, builder, committer)
+        dispatcher = TimedDispatcher(transport, scheduler, builder, committer)
         dispatcher.watch = watch
         jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, dispatcher)
         async with asyncio.TaskGroup() as tasks:
@@ -390,64 +270,6 @@ async def _observe(
 
 
 def _worker(namespace: str, num_sessions: int, num_output_tokens: int) -> StageWorker:
-    root = subjects.worker_root(namespace, "main", _STAGE, f"{num_sessions}")
+    root = subjects.worker_root(namespace, "main", STAGE, f"{num_sessions}")
     room = 2 * num_sessions * (_PROMPT + num_output_tokens)
-    return StageWorker(_STAGE, _STAGE, root, BlockRange(start=0, stop=1), room, 8192)
-
-
-# --- the stage ------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _stage_process(nats_url: str, root: str, tokens_per_s: float) -> AsyncIterator[None]:
-    """Answer envelopes from another process while the context is open."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_run_stage, args=(nats_url, root, tokens_per_s, ready), daemon=True)
-    process.start()
-    try:
-        if not await asyncio.to_thread(ready.wait, 30.0):
-            raise TimeoutError("the process that answers as a stage did not start")
-        yield
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.join, 10.0)
-
-
-def _run_stage(nats_url: str, root: str, tokens_per_s: float, ready: Any) -> None:
-    uvloop.run(_answer_envelopes(nats_url, root, tokens_per_s, ready))
-
-
-async def _answer_envelopes(nats_url: str, root: str, tokens_per_s: float, ready: Any) -> None:
-    async with (
-        Transport.open(nats_url, name="bench stage") as transport,
-        transport.subscribe(subjects.work(root), Envelope) as envelopes,
-    ):
-        ready.set()
-        async for message in envelopes:
-            seconds = len(message.body.segments) / tokens_per_s
-            await asyncio.sleep(seconds)
-            await transport.publish(message.body.reply, answer_to(message.body, seconds))
-
-
-def answer_to(envelope: Envelope, compute_s: float) -> MicrobatchResult:
-    """Return what a stage that holds the whole model would answer, with tokens of no meaning."""
-    tokens = tuple(
-        SampledToken(
-            session=segment.session,
-            attempt=segment.attempt,
-            position=segment.start + segment.count,
-            token_id=(segment.start + segment.count) % _VOCABULARY,
-        )
-        for segment in envelope.segments
-        if segment.wants_token
-    )
-    return MicrobatchResult(
-        pipeline=envelope.pipeline,
-        fingerprint=envelope.fingerprint,
-        epoch=envelope.epoch,
-        microbatch=envelope.microbatch,
-        worker=_STAGE,
-        tokens=tokens,
-        timings=(StageTiming(worker=_STAGE, queue_s=0.0, compute_s=compute_s),),
-    )
+    return StageWorker(STAGE, STAGE, root, BlockRange(start=0, stop=1), room, 8192)

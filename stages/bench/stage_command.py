@@ -12,7 +12,8 @@ from broker_pipeline.bench.machine import MachineFacts
 from broker_pipeline.bench.report import BenchReport, Column, command_line, json_option, show
 from broker_pipeline.bench.spread import shown
 from stages.bench.shapes import SHAPE_NAMES
-from stages.bench.stage import StageBenchSettings, measure_stage
+from stages.bench.stage import measure_stage
+from stages.bench.stage_rows import StageBenchSettings
 
 _POSITIVE = click.IntRange(min=1)
 _COLUMNS: list[Column] = [

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from broker_pipeline.bench.command import command
-from broker_pipeline.bench.conductor import PARTS, ConductorBenchSettings, Stopwatch, measure_conductor
+from broker_pipeline.bench.conductor import PARTS, ConductorBenchSettings, measure_conductor
+from broker_pipeline.bench.stopwatch import Stopwatch
 
 
 @pytest.mark.parametrize("are_watched", [False, True])
