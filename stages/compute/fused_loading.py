@@ -51,10 +51,17 @@ def load_fused(
         raise ConfigurationError(
             f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
         )
-    packed = tuple(PackedBlock.pack(source.block(config, layer)) for layer in range(blocks.start, blocks.stop))
-    weights = FusedWeights(packed, **source.ends(config, blocks))
-    num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, source, room, options)
-    return _build(config, blocks, weights, source, num_tokens, options)
+    try:
+        packed = tuple(PackedBlock.pack(source.block(config, layer)) for layer in range(blocks.start, blocks.stop))
+        weights = FusedWeights(packed, **source.ends(config, blocks))
+        num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, source, room, options)
+        return _build(config, blocks, weights, source, num_tokens, options)
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"blocks {blocks.start}:{blocks.stop}, their largest microbatch and KV do not fit onto {source.device}: {error}; "
+            "give this stage fewer blocks, or less of --kv-tokens or --max-batch-tokens",
+            field="blocks",
+        ) from error
 
 
 def _build(

@@ -31,7 +31,7 @@ class KVRoom:
 
     def fit(self, token_bytes: int, device: torch.device) -> int:
         """Return the tokens to hold, beside weights that are loaded already; errors as of `default_kv_tokens`."""
-        return self.num_tokens or default_kv_tokens(token_bytes, device, self.share)
+        return self.num_tokens or default_kv_tokens(token_bytes, device, self.share, self.reserved_bytes)
 
 
 def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int:
@@ -39,16 +39,18 @@ def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int
     return 2 * num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
 
 
-def default_kv_tokens(token_bytes: int, device: torch.device, share: float | None = None) -> int:
-    """Return how many tokens fit beside the weights, which are loaded already.
+def default_kv_tokens(
+    token_bytes: int, device: torch.device, share: float | None = None, reserved_bytes: int = 0
+) -> int:
+    """Return how many tokens fit beside the weights, which are loaded already, and `reserved_bytes` of a card.
 
     `share` is the part of the free memory to take; None takes 0.8 of a GPU's and 0.25 of a host's.
 
     Raises:
         ConfigurationError: there is no room for even a short prompt.
     """
-    free = free_bytes(device)
     on_cpu = device.type == "cpu"
+    free = free_bytes(device) - (0 if on_cpu else reserved_bytes)
     num_tokens = int(free * (share or (_CPU_SHARE if on_cpu else _GPU_SHARE))) // token_bytes
     require_room(num_tokens, token_bytes, free, device)
     return min(num_tokens, _MOST_CPU_TOKENS if on_cpu else MOST_GPU_TOKENS)

@@ -43,5 +43,6 @@ def test_capacity_follows_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert default_kv_tokens(16, CPU) == 65_536
     assert default_kv_tokens(2**16, torch.device("cuda:0")) == int(0.8 * 2**30) // 2**16
     assert default_kv_tokens(16, torch.device("cuda:0")) == 2**20
+    assert default_kv_tokens(2**16, torch.device("cuda:0"), reserved_bytes=2**29) == int(0.8 * 2**29) // 2**16
     with pytest.raises(ConfigurationError, match="fewer blocks"):
         default_kv_tokens(2**24, CPU)
