@@ -58,8 +58,8 @@ def load_fused(
         return _build(config, blocks, weights, source, num_tokens, options)
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
-            f"blocks {blocks.start}:{blocks.stop}, their largest microbatch and KV do not fit onto {source.device}: {error}; "
-            "give this stage fewer blocks, or less of --kv-tokens or --max-batch-tokens",
+            f"blocks {blocks.start}:{blocks.stop}, their largest microbatch and KV do not fit onto {source.device}: "
+            f"{error}; give this stage fewer blocks, or less of --kv-tokens or --max-batch-tokens",
             field="blocks",
         ) from error
 
