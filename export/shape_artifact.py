@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from broker_pipeline.artifact_manifest import (
     WeightsManifest,
     fingerprint_of,
 )
+from broker_pipeline.bench.child import run_child
 from export.generated_files import write_json, write_processor_files, write_text_files
 from export.tiny_tokenizer import tiny_tokenizer
 from export.weight_files import file_shapes
@@ -119,4 +119,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_child(main)

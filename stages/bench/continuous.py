@@ -32,6 +32,7 @@ from broker_pipeline.messages import (
     TextPart,
 )
 from stages.artifact import Artifact
+from stages.compute.device import choose_device
 from stages.compute.generate import deliver_rows, run_stages, window_spans
 from stages.compute.loading import (
     ComputeOptions,
@@ -111,7 +112,7 @@ class ContinuousBatch:
         self.num_prompt_tokens = 0
         """Of the last session."""
         options = options or ComputeOptions()
-        device, dtype = torch.device(options.device), compute_dtype(config, options.dtype)
+        device, dtype = choose_device(options.device), compute_dtype(config, options.dtype)
         num_layers = config.text.num_layers
         self._config = config
         self._prompts = PromptBuilder.from_directory(config, directory)

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from broker_pipeline.bench.child import run_child
 from broker_pipeline.bench.work import InProcessOrder
 from stages.bench.continuous import ContinuousBatch
 from stages.bench.rounds import serve_rounds
@@ -33,4 +33,4 @@ def make_batch(order: InProcessOrder) -> ContinuousBatch:
 
 
 if __name__ == "__main__":
-    serve_rounds(sys.argv[1:], make_batch, "compute")
+    run_child(lambda arguments: serve_rounds(arguments, make_batch, "compute"))

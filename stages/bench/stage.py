@@ -26,6 +26,7 @@ from broker_pipeline.messages import BlockRange, SamplingSettings, Segment, Sess
 from stages.bench.floor import DeviceRates, StepNeeds, measure_rates, step_needs, synchronize
 from stages.bench.shapes import shape_config
 from stages.bench.stage_rows import StageBenchSettings, StageReport, StageRow
+from stages.compute.device import choose_device
 from stages.compute.loading import ComputeOptions, compute_dtype, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.stage_compute import StageCompute
@@ -54,7 +55,7 @@ def measure_stage(settings: StageBenchSettings, say: Callable[[str], None] = lam
         torch.set_num_threads(settings.num_threads)
     config = shape_config(settings.shape)
     blocks = _blocks(config, settings.num_layers)
-    device, dtype = torch.device(settings.device), compute_dtype(config, settings.dtype)
+    device, dtype = choose_device(settings.device), compute_dtype(config, settings.dtype)
     say("measuring what the device can do")
     rates = measure_rates(device, dtype)
     say(f"drawing the weights of {len(blocks)} layers")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,11 +20,13 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.artifact_manifest import CONFIG_NAME
+from broker_pipeline.bench.child import run_child
 from broker_pipeline.bench.work import InProcessOrder, Work
 from broker_pipeline.errors import ArtifactError
 from stages.artifact import Artifact
 from stages.bench.continuous import RULES, message, read_patches
 from stages.bench.rounds import serve_rounds
+from stages.compute.device import choose_device
 from stages.compute.loading import compute_dtype
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.preprocess import PixelBudget
@@ -38,7 +39,7 @@ class Generator:
 
     def __init__(self, order: InProcessOrder) -> None:
         artifact = Artifact.open(order.model)
-        self._model = build_model(artifact, torch.device(order.device), order.dtype)
+        self._model = build_model(artifact, choose_device(order.device), order.dtype)
         self._config = artifact.config
         self._prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
         self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), artifact.config.vision, file=RULES)
@@ -116,4 +117,4 @@ def _without_initial_values() -> AbstractContextManager[Any]:
 
 
 if __name__ == "__main__":
-    serve_rounds(sys.argv[1:], Generator, "transformers")
+    run_child(lambda arguments: serve_rounds(arguments, Generator, "transformers"))
