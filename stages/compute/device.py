@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -73,6 +74,16 @@ def device_slots(device: torch.device) -> int:
     if device.type == "cuda":
         return 1
     return max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
+
+
+def require_compiler() -> None:
+    """Raise ConfigurationError where Triton, which builds the launchers of kernels here, would find no C compiler."""
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        raise ConfigurationError(
+            "kernels for a card are built on this host, which has no C compiler: install gcc, name one in CC, "
+            "or use --attention sdpa",
+            field="attention",
+        )
 
 
 def use_own_stream(device: torch.device, priority: int = -1) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages import BlockRange, Segment
 from stages.compute.checked_tensors import CheckedTensors
+from stages.compute.device import require_compiler
 from stages.compute.fused_blocks import PackedBlock
 from stages.compute.fused_decoder import FusedDecoder
 from stages.compute.fused_model import FusedModel, FusedWeights
@@ -46,11 +47,7 @@ def load_fused(
         ConfigurationError: there is no room for KV.
         ArtifactError: a tensor has a wrong shape or dtype.
     """
-    text = config.text
-    if text.head_dim & (text.head_dim - 1):
-        raise ConfigurationError(
-            f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
-        )
+    _require_kernels(config.text)
     try:
         packed = tuple(PackedBlock.pack(source.block(config, layer)) for layer in range(blocks.start, blocks.stop))
         weights = FusedWeights(packed, **source.ends(config, blocks))
@@ -62,6 +59,15 @@ def load_fused(
             f"{error}; give this stage fewer blocks, or less of --kv-tokens or --max-batch-tokens",
             field="blocks",
         ) from error
+
+
+def _require_kernels(text: TextConfig) -> None:
+    """Raises ConfigurationError where the kernels cannot be built for this model, or on this host."""
+    if text.head_dim & (text.head_dim - 1):
+        raise ConfigurationError(
+            f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
+        )
+    require_compiler()
 
 
 def _build(

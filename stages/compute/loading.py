@@ -17,6 +17,7 @@ from broker_pipeline.messages import BlockRange
 from stages.compute.attention import AttentionName, attention_named
 from stages.compute.checked_tensors import CheckedTensors, check_names
 from stages.compute.decoder import Decoder, EagerDecoder, StageWeights
+from stages.compute.device import require_compiler
 from stages.compute.kv_cache import KVCache
 from stages.compute.kv_capacity import KVRoom, kv_token_bytes
 from stages.compute.microbatch import RowSource
@@ -25,6 +26,7 @@ from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
 from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
 from stages.qwen3_vl.vision import VisionTower
+from stages.qwen3_vl.vision_ops import EagerVisionOps
 from stages.stage.row_buffer import RowBuffer
 
 
@@ -146,4 +148,8 @@ def load_vision(
     shapes = vision_tensor_names(config)
     check_names(tensors, shapes)
     loaded = CheckedTensors(tensors, shapes, dtype, device).all()
-    return VisionTower(config, loaded, attention_named(options.attention))
+    attention = attention_named(options.attention)
+    if is_fused(options, dtype, device):
+        require_compiler()
+    ops = None if options.attention == "auto" else EagerVisionOps(attention)
+    return VisionTower(config, loaded, attention, ops)

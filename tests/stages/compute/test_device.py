@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from broker_pipeline.errors import ConfigurationError
 from export.random_checkpoint import random_hf_config
 from stages.compute import kv_capacity
-from stages.compute.device import choose_device, choose_dtype, free_bytes
+from stages.compute.device import choose_device, choose_dtype, free_bytes, require_compiler
 from stages.compute.kv_capacity import default_kv_tokens, kv_token_bytes
 from stages.qwen3_vl.config import ModelConfig
 
@@ -46,3 +48,13 @@ def test_capacity_follows_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert default_kv_tokens(2**16, torch.device("cuda:0"), reserved_bytes=2**29) == int(0.8 * 2**29) // 2**16
     with pytest.raises(ConfigurationError, match="fewer blocks"):
         default_kv_tokens(2**24, CPU)
+
+
+def test_kernels_need_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="C compiler") as refused:
+        require_compiler()
+    assert refused.value.field == "attention"
+    monkeypatch.setenv("CC", "/opt/cc")
+    require_compiler()
