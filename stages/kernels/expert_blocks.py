@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.expert_tiling import Tiling
+from stages.kernels.tiling import Tiling
 
 
 @triton.jit

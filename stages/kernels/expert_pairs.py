@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.expert_tiling import PairTiling
+from stages.kernels.tiling import RowTiling
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def _pair_down_kernel(
     tl.store(out_ptr + row * HIDDEN + columns, summed.to(dtype), mask=column_mask)
 
 
-def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: PairTiling) -> Tensor:
+def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) -> Tensor:
     """`silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`."""
     inner = gate_up.shape[1] // 2
     out = x.new_empty(chosen.numel(), inner)
@@ -124,7 +124,7 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: PairTiling)
 
 
 def pair_down(
-    activated: Tensor, chosen: Tensor, weights: Tensor, down: Tensor, residual: Tensor | None, tiling: PairTiling
+    activated: Tensor, chosen: Tensor, weights: Tensor, down: Tensor, residual: Tensor | None, tiling: RowTiling
 ) -> Tensor:
     """The weighted sum over choices `[n, H]` of `activated` `[n * k, I]`, plus the residual."""
     num_rows, num_chosen = chosen.shape

@@ -8,34 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """A product's tile: `block_m` pairs of one expert times `block_n` of its outputs, `block_k` inputs at a time.
-
-    `swap` gives the weights the tile's rows and the pairs its columns, so that few pairs still fill a tensor core's
-    64 rows.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 4
-    swap: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PairTiling:
-    """A tile of the path without sorting: `block_n` outputs of one pair, `block_k` inputs at a time.
-
-    Loads run `num_stages` - 1 steps ahead.
-    """
-
-    block_n: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 1
+from stages.kernels.tiling import RowTiling, Tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +21,8 @@ class ExpertTilings:
 
 
 MAX_PAIR_ROWS = 4  # up to here experts are hardly shared by rows, so that sorting would save no reading
-PAIR_GATE_UP = PairTiling(16, 256, num_warps=4, num_stages=3)
-PAIR_DOWN = PairTiling(4, 256, num_warps=4)
+PAIR_GATE_UP = RowTiling(16, 256, num_warps=4, num_stages=3)
+PAIR_DOWN = RowTiling(4, 256, num_warps=4)
 
 _BY_LOAD = (
     ExpertTilings(10, Tiling(16, 64, 128, swap=True), Tiling(16, 64, 128, num_stages=3, swap=True)),

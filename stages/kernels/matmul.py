@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stages.kernels.skinny_linear import SkinnyTiling, skinny_linear
+from stages.kernels.skinny_linear import skinny_linear
+from stages.kernels.tiling import Tiling
 
 _BY_ROWS = (
-    (16, SkinnyTiling(16, 32, 256)),
-    (64, SkinnyTiling(64, 32, 128)),
-    (384, SkinnyTiling(64, 64, 64)),
-    (1 << 62, SkinnyTiling(128, 128, 64, num_warps=8, num_stages=3)),
+    (16, Tiling(16, 32, 256)),
+    (64, Tiling(64, 32, 128)),
+    (384, Tiling(64, 64, 64)),
+    (1 << 62, Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
-_WIDE = SkinnyTiling(16, 32, 32, num_stages=2)  # fp32, without tensor cores
+_WIDE = Tiling(16, 32, 32, num_stages=2)  # fp32, without tensor cores
 
 
 def invariant_linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -7,42 +7,18 @@ they leave the registers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.activation import activate, silu_mul
-
-
-@dataclass(frozen=True, slots=True)
-class RowTiling:
-    """`block_n` outputs, `block_k` inputs at a time, loads of `num_stages` - 1 steps ahead."""
-
-    block_n: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SkinnyTiling:
-    """`block_m` rows times `block_n` outputs, `block_k` inputs at a time; `swap` puts outputs on the tile's rows."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 4
-    swap: bool = False
-
+from stages.kernels.tiling import RowTiling, Tiling
 
 _ROW = RowTiling(4, 1024, num_stages=3)
-_NARROW = SkinnyTiling(16, 32, 256)  # few outputs: small tiles, so that every multiprocessor has one
-_BROAD = SkinnyTiling(16, 64, 128, swap=True)
-_MORE_ROWS = SkinnyTiling(64, 32, 128)
+_NARROW = Tiling(16, 32, 256)  # few outputs: small tiles, so that every multiprocessor has one
+_BROAD = Tiling(16, 64, 128, swap=True)
+_MORE_ROWS = Tiling(64, 32, 128)
 _BROAD_FROM = 5120
 MOST_FEW_ROWS = 16
 """Above, the library's product is as fast."""
@@ -178,7 +154,7 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
     return out
 
 
-def skinny_linear(x: Tensor, weight: Tensor, tiling: SkinnyTiling, *, gated: bool = False) -> Tensor:
+def skinny_linear(x: Tensor, weight: Tensor, tiling: Tiling, *, gated: bool = False) -> Tensor:
     """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`."""
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)

@@ -9,8 +9,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels import experts as kernels
 from stages.kernels.expert_sort import sort_by_expert, sort_by_expert_reference
-from stages.kernels.expert_tiling import MAX_PAIR_ROWS, PairTiling, Tiling
+from stages.kernels.expert_tiling import MAX_PAIR_ROWS
 from stages.kernels.routing import choose_experts, choose_experts_reference
+from stages.kernels.tiling import RowTiling, Tiling
 from stages.qwen3_vl.moe import eager_experts, route
 
 # fp16 stands for bf16 in the interpreter, whose products of bf16 are wrong.
@@ -148,8 +149,8 @@ def test_tilings_agree(device: torch.device, dtype: torch.dtype, tiling: Tiling)
     torch.testing.assert_close(kernels.combine(parts, None), want, **_tolerance(dtype))
 
 
-@pytest.mark.parametrize("tiling", [PairTiling(4, 32), PairTiling(16, 128)])
-def test_pairs_agree_whatever_their_tiling(device: torch.device, tiling: PairTiling) -> None:
+@pytest.mark.parametrize("tiling", [RowTiling(4, 32), RowTiling(16, 128)])
+def test_pairs_agree_whatever_their_tiling(device: torch.device, tiling: RowTiling) -> None:
     x, router, gate_up, down = _block(3, device, HALF)
     chosen, weights = _routed(x, router, 3)
     activated = kernels.pair_gate_up(x, chosen, gate_up, tiling)

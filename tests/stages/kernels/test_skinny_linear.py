@@ -7,13 +7,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.skinny_linear import (
-    RowTiling,
-    SkinnyTiling,
     few_rows_gated,
     few_rows_linear,
     row_linear,
     skinny_linear,
 )
+from stages.kernels.tiling import RowTiling, Tiling
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter's products of bf16 are wrong
 
@@ -25,8 +24,8 @@ HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the int
     [
         (1, RowTiling(4, 32)),
         (3, RowTiling(16, 128, num_stages=3)),
-        (5, SkinnyTiling(16, 32, 32)),
-        (18, SkinnyTiling(16, 64, 16, swap=True)),
+        (5, Tiling(16, 32, 32)),
+        (18, Tiling(16, 64, 16, swap=True)),
     ],
 )
 @pytest.mark.parametrize(("inputs", "width"), [(64, 64), (40, 24)])
@@ -34,7 +33,7 @@ def test_is_the_linear_product(
     device: torch.device,
     dtype: torch.dtype,
     n: int,
-    tiling: RowTiling | SkinnyTiling,
+    tiling: RowTiling | Tiling,
     gated: bool,
     inputs: int,
     width: int,
