@@ -18,20 +18,20 @@ _EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggi
 
 # In the order in which a newcomer meets them.
 COMMANDS = {
-    "demo": "broker_pipeline.demo.command:command",
-    "up": "broker_pipeline.local.command:command",
-    "caption": "broker_pipeline.caption.command:command",
-    "status": "broker_pipeline.operate.status_command:command",
-    "failed": "broker_pipeline.operate.failed_command:command",
-    "drain": "broker_pipeline.operate.drain_command:command",
+    "demo": "broker_pipeline.tools.demo.command:command",
+    "up": "broker_pipeline.tools.local.command:command",
+    "caption": "broker_pipeline.tools.caption.command:command",
+    "status": "broker_pipeline.tools.operate.status_command:command",
+    "failed": "broker_pipeline.tools.operate.failed_command:command",
+    "drain": "broker_pipeline.tools.operate.drain_command:command",
     "export": "export.command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",
-    "vision": "stages.vision.command:command",
-    "stage": "stages.stage.command:command",
-    "soak": "broker_pipeline.soak.command:command",
-    "bench": "broker_pipeline.bench.command:command",
-    "trace": "broker_pipeline.tracing.command:command",
+    "vision": "stages.commands.vision:command",
+    "stage": "stages.commands.stage:command",
+    "soak": "trials.soak.command:command",
+    "bench": "trials.bench.command:command",
+    "trace": "broker_pipeline.tools.trace.command:command",
 }
 
 

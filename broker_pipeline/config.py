@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.logs import LogFormat
-from broker_pipeline.messages import Name
+from broker_pipeline.messages.base import Name
 
 ENV_PREFIX = "BROKER_PIPELINE_"
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"

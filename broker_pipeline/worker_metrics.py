@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from broker_pipeline.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
 
 W = TypeVar("W", StageStatus, VisionStatus)
 

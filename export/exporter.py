@@ -27,11 +27,11 @@ from broker_pipeline.artifact_manifest import (
     read_manifest,
 )
 from broker_pipeline.errors import DiskSpaceError, TargetExistsError
-from export.checkpoint import Checkpoint, checkpoint_version
 from export.layout import ExpertLayout
 from export.packed import write_packed
 from export.plan import ExportPlan, PlannedFile, plan_export
 from export.progress import ProgressReport
+from export.source.checkpoint import Checkpoint, checkpoint_version
 from export.transfer import Hashes, Transfer, digest_plan
 from export.workspace import PlanRecord, Workspace, claim_workspace, partial_path, write_durably
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD

@@ -18,8 +18,8 @@ from broker_pipeline.artifact_manifest import (
     block_file,
     read_manifest,
 )
-from broker_pipeline.local.cuts import balanced_bounds, layer_costs
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
+from broker_pipeline.tools.local.cuts import balanced_bounds, layer_costs
 
 # (layers, hidden size) of the family's members, spec: the configurations on the hub
 _FAMILY = {

@@ -25,9 +25,9 @@ from typing import Literal
 
 from broker_pipeline.artifact_manifest import Dtype, SourceLayout
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError
-from export.name_groups import group_names
 from export.recipe import BlockScale, FusedExperts, Plain, Recipe, SeparateExperts
-from export.shard import SourceTensor
+from export.source.name_groups import group_names
+from export.source.shard import SourceTensor
 
 ExpertLayout = Literal["auto", "hub", "runtime"]
 FP8 = "F8_E4M3"

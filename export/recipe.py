@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from export.shard import TORCH_DTYPES, SourceTensor
+from export.source.shard import TORCH_DTYPES, SourceTensor
 
 CHUNK_BYTES = 32 << 20
 _INTEGERS_OF_SIZE = {2: torch.int16, 4: torch.int32}

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import MANIFEST_NAME, check_weights_are_stored, read_manifest
-from export.checkpoint import Checkpoint, LocalCheckpoint
 from export.exporter import Exported, ExportOptions, export_checkpoint
-from export.hub import HubCheckpoint
 from export.inspection import print_inspection
-from export.revisions import parse_reference
+from export.source.checkpoint import Checkpoint, LocalCheckpoint
+from export.source.hub import HubCheckpoint
+from export.source.revisions import parse_reference
 from export.verify import verify_artifact
 from export.workspace import partial_path
 

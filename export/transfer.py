@@ -15,12 +15,12 @@ import torch
 
 from broker_pipeline.artifact_manifest import EMBED_FILE
 from broker_pipeline.errors import CheckpointError, ExportError
-from export.checkpoint import Checkpoint
 from export.layout import PlannedTensor
 from export.plan import ExportPlan, PlannedFile
 from export.progress import ProgressReport
 from export.safetensors_file import StoredTensor, digest_tensor, header_bytes, write_file
-from export.shard import Shard, SourceTensor
+from export.source.checkpoint import Checkpoint
+from export.source.shard import Shard, SourceTensor
 from export.verify import check_weight_file
 from export.workspace import Workspace
 

@@ -14,10 +14,10 @@ from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
-from gateway import events, health, jobs_routes, status_routes, worker_routes
-from gateway.errors_http import answer_errors
-from gateway.housekeeping import keep_house
-from gateway.observe import observe
+from gateway.api import events, health, jobs_routes, status_routes, worker_routes
+from gateway.api.errors_http import answer_errors
+from gateway.api.observe import observe
+from gateway.jobs.housekeeping import keep_house
 from gateway.settings import GatewaySettings
 from gateway.wiring import GATEWAY, Gateway, open_gateway
 

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from broker_pipeline.status import ConductorStatus
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.worker_metrics import worker_families
 from gateway.schemas import StatusBody
 

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker_pipeline.messages import JobRecord, SamplingParams, WorkerRecord
-from broker_pipeline.status import ConductorStatus
+from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.workers import WorkerRecord
 
 MAX_TEXT_LENGTH = 2_000_000
 

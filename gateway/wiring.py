@@ -16,16 +16,16 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
-from gateway.fetch import ImageFetcher
-from gateway.in_flight import InFlight
-from gateway.intake import Intake
-from gateway.job_retries import JobRetries
-from gateway.job_service import JobService
-from gateway.job_watch import JobWatch
+from gateway.intake.fetch import ImageFetcher
+from gateway.intake.in_flight import InFlight
+from gateway.intake.intake import Intake
+from gateway.intake.pictures import PictureLoader
+from gateway.intake.storage_room import open_media, open_queue
+from gateway.jobs.job_retries import JobRetries
+from gateway.jobs.job_service import JobService
+from gateway.jobs.job_watch import JobWatch
 from gateway.metrics import Metrics
-from gateway.pictures import PictureLoader
 from gateway.settings import GatewaySettings, address_guard
-from gateway.storage_room import open_media, open_queue
 
 
 @dataclass(frozen=True, slots=True)

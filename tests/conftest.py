@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from export.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
+from export.synthetic.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 from training.captions import background_phrase, group_phrase
 from training.kinds import BACKGROUNDS, RELATIONS, SPRITES
 from training.prompts import PROMPTS, SYSTEM_PROMPTS

@@ -15,9 +15,9 @@ from pathlib import Path
 import structlog
 
 from broker_pipeline.cancellation import cancellation_kept
+from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.term import Surroundings, Term
-from broker_pipeline.conductor.text_model import TextModel
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.status import ConductorStatus
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.worker_metrics import worker_families
 
 log = structlog.get_logger()

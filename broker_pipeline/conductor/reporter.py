@@ -11,20 +11,20 @@ import msgspec
 import structlog
 
 from broker_pipeline import redis_keys
-from broker_pipeline.conductor.committer import Committer
-from broker_pipeline.conductor.dispatcher import Dispatcher
-from broker_pipeline.conductor.intake import Intake
-from broker_pipeline.conductor.live_job import LiveJobs
+from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
+from broker_pipeline.conductor.jobs.intake import Intake
+from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.metrics import ConductorMetrics
+from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.rates import Rate
-from broker_pipeline.conductor.roster import Roster
-from broker_pipeline.conductor.vision_pool import VisionPool
+from broker_pipeline.conductor.workers.roster import Roster
+from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.errors import StateError, TransportError
-from broker_pipeline.messages import Heartbeat, WorkerRecord
+from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.scheduling.routes import missing_blocks
 from broker_pipeline.state.redis_client import RedisClient, state_errors
-from broker_pipeline.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.storage.jobs import JobQueue
 
 log = structlog.get_logger()

@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.cancels import Cancels
-from broker_pipeline.conductor.committer import Committer
-from broker_pipeline.conductor.dead_letters import DeadLetters
-from broker_pipeline.conductor.dispatcher import Dispatcher
-from broker_pipeline.conductor.envelopes import EnvelopeBuilder
-from broker_pipeline.conductor.intake import Intake
-from broker_pipeline.conductor.job_end import Stores
-from broker_pipeline.conductor.job_events import JobEvents
-from broker_pipeline.conductor.job_run import JobRunner, RunSettings
-from broker_pipeline.conductor.live_job import LiveJobs
+from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
+from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
+from broker_pipeline.conductor.jobs.cancels import Cancels
+from broker_pipeline.conductor.jobs.dead_letters import DeadLetters
+from broker_pipeline.conductor.jobs.intake import Intake
+from broker_pipeline.conductor.jobs.job_end import Stores
+from broker_pipeline.conductor.jobs.job_run import JobRunner, RunSettings
+from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.metrics import ConductorMetrics
-from broker_pipeline.conductor.prepare import PrepareLimits, Preparer
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.job_events import JobEvents
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.conductor.reporter import Parts, Reporter
-from broker_pipeline.conductor.roster import Roster, RosterTimes
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.text_model import TextModel
-from broker_pipeline.conductor.vision_pool import VisionPool
-from broker_pipeline.conductor.watchers import Watchers
+from broker_pipeline.conductor.workers.preparer import PrepareLimits, Preparer
+from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
+from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.scheduling.admission import Admission, AdmissionLimits, Load
-from broker_pipeline.scheduling.retries import RetryLimits
+from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits, Load
+from broker_pipeline.scheduling.policies.retries import RetryLimits
 from broker_pipeline.scheduling.routes import PipelineIdentity
 from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
 from broker_pipeline.state.failed_jobs import FailedJobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker_pipeline.errors import Failure, MalformedEnvelopeError
-from broker_pipeline.messages import MicrobatchResult, SampledToken
+from broker_pipeline.messages.activation import MicrobatchResult, SampledToken
 from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
 from broker_pipeline.scheduling.routes import StageWorker
 from broker_pipeline.scheduling.step_cost import StepCost

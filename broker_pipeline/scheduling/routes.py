@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from broker_pipeline import subjects
-from broker_pipeline.messages import CONTRACT_VERSION, BlockRange, RowTarget, WorkerRecord
+from broker_pipeline.messages.base import CONTRACT_VERSION
+from broker_pipeline.messages.vision import RowTarget
+from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker_pipeline.errors import Failure, StageError
-from broker_pipeline.messages import MicrobatchResult
+from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.answers import Answers, learn_costs, outside_s, workers_passed
 from broker_pipeline.scheduling.flights import Flights
 from broker_pipeline.scheduling.kv_ledger import KVLedger

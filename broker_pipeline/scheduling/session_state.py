@@ -19,7 +19,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from broker_pipeline.messages import SamplingSettings, VisualSpan
+from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
 

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker_pipeline.messages import PROCESSOR_PREFIX
+from broker_pipeline.messages.workers import PROCESSOR_PREFIX
 from broker_pipeline.scheduling.routes import Route
 
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once

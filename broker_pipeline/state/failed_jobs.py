@@ -10,7 +10,7 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, JobStateError
-from broker_pipeline.messages import JobRecord, JobSpec
+from broker_pipeline.messages.jobs import JobRecord, JobSpec
 from broker_pipeline.state import failed_job_scripts
 from broker_pipeline.state.job_records import JobScripts, job_not_found, job_record
 from broker_pipeline.state.redis_client import RedisClient, state_errors

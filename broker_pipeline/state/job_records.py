@@ -9,7 +9,7 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, JobNotFoundError
-from broker_pipeline.messages import JobRecord, JobResult, JobSpec, PastEnd
+from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, PastEnd
 from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
 
 DEFAULT_RESULT_TTL_S = 7 * 24 * 3600

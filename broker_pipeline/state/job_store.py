@@ -22,7 +22,7 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, InvalidRequestError
-from broker_pipeline.messages import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
+from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
 from broker_pipeline.state import redis_scripts
 from broker_pipeline.state.job_records import (
     DEFAULT_RESULT_TTL_S,

@@ -16,7 +16,7 @@ import structlog
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
-from broker_pipeline.messages import Heartbeat, WorkerRecord
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state import redis_scripts
 from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
 

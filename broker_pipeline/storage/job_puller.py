@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import TransportError
-from broker_pipeline.wire.nats_connection import NatsConnection
+from broker_pipeline.wire.nats.connection import NatsConnection
 
 log = structlog.get_logger()
 

@@ -35,7 +35,7 @@ from nats.js.errors import NotFoundError
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
-from broker_pipeline.messages import JobSpec
+from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
 from broker_pipeline.storage.job_puller import JobPuller
 from broker_pipeline.wire.parts import RESERVED_BYTES

@@ -15,7 +15,7 @@ import structlog
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import MediaMissingError, PipelineError, StateError, TransportError
-from broker_pipeline.messages import JobSpec, MediaRef
+from broker_pipeline.messages.jobs import JobSpec, MediaRef
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import CHUNK_BYTES, ObjectBucket
 from broker_pipeline.storage.media_references import UPLOAD_S, MediaReferences

@@ -1,1 +1,1 @@
-"""Profiles: what each process did when, as Chrome traces, and what becomes of them once they are joined."""
+"""Profiles as they are recorded: what each process did when, as Chrome traces."""

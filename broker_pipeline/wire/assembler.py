@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 
 from broker_pipeline.errors import ContractVersionError, PartError, SlowConsumerError
-from broker_pipeline.messages import CONTRACT_VERSION
-from broker_pipeline.wire.nats_message import NatsMessage, read_headers
+from broker_pipeline.messages.base import CONTRACT_VERSION
+from broker_pipeline.wire.nats.message import NatsMessage, read_headers
 from broker_pipeline.wire.parts import PART_HEADER, PartHeader, read_part_header
 
 _NUM_REMEMBERED = 256

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker_pipeline.errors import ContractVersionError, MalformedEnvelopeError, TensorMismatchError
-from broker_pipeline.messages import CONTRACT_VERSION, TensorSpec
+from broker_pipeline.messages.base import CONTRACT_VERSION, TensorSpec
 from broker_pipeline.wire.wire_tensor import ITEM_BYTES, WireTensor, tensor_bytes
 
 __all__ = ["ITEM_BYTES", "Frame", "WireTensor", "decode", "encode"]

@@ -28,7 +28,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import MalformedEnvelopeError, PartError
 from broker_pipeline.wire.codec import ALIGNMENT_BYTES, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, Frame
-from broker_pipeline.wire.nats_message import header_block
+from broker_pipeline.wire.nats.message import header_block
 
 PART_HEADER = "Bp-Part"
 PART_BYTES = 2**20

@@ -21,8 +21,8 @@ from broker_pipeline.errors import (
     error_from_failure,
 )
 from broker_pipeline.wire.assembler import Assembler, WireMessage, place, receive
-from broker_pipeline.wire.nats_connection import NatsConnection
-from broker_pipeline.wire.nats_message import NatsMessage, read_headers
+from broker_pipeline.wire.nats.connection import NatsConnection
+from broker_pipeline.wire.nats.message import NatsMessage, read_headers
 
 log = structlog.get_logger()
 

@@ -32,7 +32,7 @@ from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, part_header, place, receive
 from broker_pipeline.wire.codec import decode
 from broker_pipeline.wire.mailbox import Mailbox
-from broker_pipeline.wire.nats_message import NatsMessage
+from broker_pipeline.wire.nats.message import NatsMessage
 from broker_pipeline.wire.parts import open_whole
 from broker_pipeline.wire.wire_tensor import WireTensor
 

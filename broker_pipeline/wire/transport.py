@@ -39,8 +39,8 @@ from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.assembler import Assembler, WireMessage
 from broker_pipeline.wire.codec import Frame, decode, encode
-from broker_pipeline.wire.nats_connection import NatsConnection, open_connection
-from broker_pipeline.wire.nats_message import header_block
+from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
+from broker_pipeline.wire.nats.message import header_block
 from broker_pipeline.wire.parts import SizeRules, cut, open_whole, whole_bytes, whole_pieces
 from broker_pipeline.wire.reply_inbox import FAILURE_HEADER, ReplyInbox, Waiting
 from broker_pipeline.wire.subscription import OnMalformed, Received, Subscription

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_pipeline.errors import ConfigurationError, TensorMismatchError
-from broker_pipeline.messages import WireDtype
+from broker_pipeline.messages.base import WireDtype
 
 ITEM_BYTES: dict[str, int] = {"bfloat16": 2, "float32": 4, "int32": 4}
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int32": np.dtype("<i4")}

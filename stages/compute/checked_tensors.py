@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ArtifactError
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, FINAL_NORM, LM_HEAD, Shapes, layer_prefix
 from stages.qwen3_vl.text import BlockWeights

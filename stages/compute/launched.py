@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from broker_pipeline.errors import ComputeError, PipelineError
-from broker_pipeline.messages import SampledToken, Segment
+from broker_pipeline.messages.activation import SampledToken, Segment
 from broker_pipeline.tracing.activities import DEVICE
-from stages.compute.card_times import Piece
-from stages.compute.host_copy import HostCopy
 from stages.compute.microbatch import StageOutput
-from stages.compute.sampler import Choice, PendingChoices
+from stages.compute.sampling.sampler import Choice, PendingChoices
+from stages.device.card_times import Piece
+from stages.device.host_copy import HostCopy
 
 
 class DeviceClock:

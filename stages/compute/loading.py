@@ -7,42 +7,27 @@ asked for once, in the order of its names, so that reading goes file by file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages import BlockRange
-from stages.compute.attention import AttentionName, attention_named
+from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors, check_names
-from stages.compute.decoder import Decoder, EagerDecoder, StageWeights
-from stages.compute.device import require_compiler
-from stages.compute.kv_cache import KVCache
-from stages.compute.kv_capacity import KVRoom, kv_token_bytes
+from stages.compute.eager.decoder import Decoder, EagerDecoder, StageWeights
+from stages.compute.eager.rowwise import SingleRowAttention, rowwise_experts, rowwise_linear
+from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.kv_capacity import KVRoom, kv_token_bytes
 from stages.compute.microbatch import RowSource
-from stages.compute.rowwise import SingleRowAttention, rowwise_experts, rowwise_linear
+from stages.compute.options import ComputeOptions
+from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
+from stages.device.device import require_compiler
+from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
 from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
 from stages.qwen3_vl.vision import VisionTower
 from stages.qwen3_vl.vision_ops import EagerVisionOps
-from stages.stage.row_buffer import RowBuffer
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeOptions:
-    """Where and how to compute. `dtype` None takes the checkpoint's own."""
-
-    device: str = "cpu"
-    dtype: str | None = None
-    attention: AttentionName = "auto"
-    is_deterministic: bool = False
-    """Whether a session's tokens must not depend on what else shares its microbatches; slower."""
-    max_batch_tokens: int = 4096
-    """Tokens of the largest microbatch, for which memory is kept free on a card."""
-    max_step_rows: int = 256
-    """Sessions of the largest decode step that is captured on a card; 0 captures none."""
 
 
 def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
@@ -103,7 +88,7 @@ def load_stage(
     kv_room = KVRoom(kv_capacity_tokens) if isinstance(kv_capacity_tokens, int) else kv_capacity_tokens
     decoder: Decoder
     if is_fused(options, dtype, device):
-        from stages.compute.fused_loading import load_fused  # noqa: PLC0415 - needs Triton, which comes with CUDA
+        from stages.compute.fused.fused_loading import load_fused  # noqa: PLC0415 - needs Triton, which comes with CUDA
 
         decoder, kv = load_fused(config, blocks, source, kv_room, options)
     else:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.messages import SampledToken, Segment
+from broker_pipeline.messages.activation import SampledToken, Segment
 
 SessionKey = tuple[str, int]
 """Session id and attempt: what KV and rows are kept under."""

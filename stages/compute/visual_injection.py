@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import TensorMismatchError, VisualRowsMissingError
-from broker_pipeline.messages import Segment
-from stages.compute.host_copy import to_device
+from broker_pipeline.messages.activation import Segment
 from stages.compute.microbatch import Rows, RowSource, SessionKey, key_of
+from stages.device.host_copy import to_device
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,9 @@ qkv   [ q of head 0 … 15 | k of head 0 … 15 | v of head 0 … 15 ]     one r
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from stages.qwen3_vl.rope import rotate
 
 
 @triton.jit
@@ -42,7 +39,7 @@ def _rotate_kernel(
 def rotate_packed(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Turn queries and keys of `qkv` `[N, 3, heads, head_dim]`, contiguous, in place.
 
-    cos and sin are fp32 `[N, head_dim / 2]`. Products and sums are rounded one by one, as in `rotate_packed_reference`.
+    cos and sin are fp32 `[N, head_dim / 2]`. Products and sums are rounded one by one, as in plain torch.
     """
     num_rows, _, num_heads, head_dim = qkv.shape
     half = head_dim // 2
@@ -62,9 +59,3 @@ def rotate_packed(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
             num_warps=4,
             enable_fp_fusion=False,
         )
-
-
-def rotate_packed_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """What `rotate_packed` does, in plain torch."""
-    whole = torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((sin, sin), dim=-1)[:, None, None]
-    qkv[:, :2] = rotate(qkv[:, :2].float(), *whole).to(qkv.dtype)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
-from broker_pipeline.messages import ChatMessage, ImagePart, TextPart
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
 from stages.prompt.chat_template import ChatTemplate
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid

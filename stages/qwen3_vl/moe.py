@@ -1,8 +1,8 @@
 """Mixture of experts: the router, and the experts behind a seam.
 
 `ExpertCompute` is the seam: `eager_experts` below sums in ascending order of experts in the activation dtype, which is
-bit-identical to the reference implementation's eager mode. `stages.kernels.experts.fused_experts` takes its place on a
-card.
+bit-identical to the reference implementation's eager mode. On a card,
+`stages.kernels.experts.experts.fused_experts` takes its place.
 """
 
 from __future__ import annotations

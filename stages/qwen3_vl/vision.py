@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.errors import TensorMismatchError
-from stages.compute.attention import Attention
+from stages.qwen3_vl.attention import Attention
 from stages.qwen3_vl.config import VISION_LAYER_NORM_EPS, ModelConfig
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.tensors import VISION_PREFIX

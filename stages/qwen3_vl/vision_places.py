@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.compute.host_copy import to_device
+from stages.device.host_copy import to_device
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
 from stages.qwen3_vl.rope import vision_rotation

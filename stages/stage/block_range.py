@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 
 _FORM = re.compile(r"^(\d*):(\d*)$")
 

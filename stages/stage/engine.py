@@ -22,19 +22,26 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ComputeError, DeadlineExceededError, PipelineError, StaleEpochError
-from broker_pipeline.messages import Envelope, MicrobatchResult, Segment, SessionFailure, SessionOpen, StageTiming
+from broker_pipeline.messages.activation import (
+    Envelope,
+    MicrobatchResult,
+    Segment,
+    SessionFailure,
+    SessionOpen,
+    StageTiming,
+)
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.compute.device import is_alive
 from stages.compute.launched import Launched
 from stages.compute.microbatch import Microbatch, StageOutput
+from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
+from stages.device.device import is_alive
 from stages.stage.closed_attempts import ClosedAttempts
 from stages.stage.envelope_checks import HIDDEN, HISTORY, POSITIONS, StageFacts, StageTensors
-from stages.stage.epoch_fence import EpochFence
 from stages.stage.occupancy import Occupancy
 from stages.stage.profile import StageProfile
-from stages.stage.row_buffer import RowBuffer
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
 
 log = structlog.get_logger()

@@ -20,7 +20,8 @@ from broker_pipeline.errors import (
     MalformedEnvelopeError,
     TensorMismatchError,
 )
-from broker_pipeline.messages import CONTRACT_VERSION, Envelope, Segment
+from broker_pipeline.messages.activation import Envelope, Segment
+from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.worker.tensors import Shape, from_wire
 

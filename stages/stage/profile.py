@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from broker_pipeline.messages import Envelope
+from broker_pipeline.messages.activation import Envelope
 from broker_pipeline.tracing.activities import AWAIT, COLLECT, LAUNCH, QUEUE, STEP
 from broker_pipeline.tracing.events import Fact
 from broker_pipeline.tracing.tracer import tracer
-from stages.compute.card_times import CardAxis
 from stages.compute.launched import Launched
+from stages.device.card_times import CardAxis
 
 
 class StageProfile:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError, TransportError
-from broker_pipeline.messages import RowDelivery, RowReceipt
+from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Received
 from broker_pipeline.wire.wire_tensor import WireTensor
+from stages.compute.row_buffer import RowBuffer, VisualRows
 from stages.compute.visual_injection import RowNeeds
 from stages.stage.envelope_checks import StageFacts, check_origin
-from stages.stage.epoch_fence import EpochFence
-from stages.stage.row_buffer import RowBuffer, VisualRows
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import from_wire
 
 log = structlog.get_logger()

@@ -13,14 +13,19 @@ import torch
 
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.messages import WorkerRecord
+from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
-from stages.compute.device import (
+from stages.compute.kv.kv_capacity import KVRoom
+from stages.compute.loading import load_stage, stage_tensor_names
+from stages.compute.options import ComputeOptions
+from stages.compute.row_buffer import RowBuffer
+from stages.compute.stage_compute import StageCompute
+from stages.device.device import (
     choose_device,
     choose_dtype,
     device_identity,
@@ -28,18 +33,14 @@ from stages.compute.device import (
     dtype_name,
     use_own_stream,
 )
-from stages.compute.kv_capacity import KVRoom
-from stages.compute.loading import ComputeOptions, load_stage, stage_tensor_names
-from stages.compute.stage_compute import StageCompute
 from stages.lazy_tensors import LazyTensors
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.epoch_fence import EpochFence
-from stages.stage.row_buffer import RowBuffer
 from stages.stage.row_intake import RowIntake
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, new_record
 from stages.worker.service import close_thread, serve_worker, unless_stopped
 from stages.worker.settings import StageSettings

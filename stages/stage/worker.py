@@ -20,16 +20,19 @@ import structlog
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import ComputeError, PipelineError, SlowConsumerError, TransportError, WorkerBusyError
-from broker_pipeline.messages import Envelope, Heartbeat, Hello, RowDelivery
+from broker_pipeline.messages.activation import Envelope
+from broker_pipeline.messages.control import Hello
+from broker_pipeline.messages.vision import RowDelivery
+from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tracing.activities import CHECK
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.engine import Answer, Begun, Forward, StageEngine, StageWork, refusal
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
-from stages.stage.epoch_fence import EpochFence
 from stages.stage.row_intake import RowIntake
 from stages.worker.compute_thread import ComputeThread
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop
 
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ import structlog
 from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError, error_from_failure
-from broker_pipeline.messages import PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.tracing.activities import DELIVER
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport

@@ -1,7 +1,7 @@
 """The vision service: loads the tower and what prompts need, then serves prepare requests.
 
-It has a process of its own, or shares one with a stage (`stages.stage.with_vision`), which then gets its rows without a
-broker between them.
+It has a process of its own, or shares one with a stage (`stages.commands.stage_with_vision`), which
+then gets its rows without a broker between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 import torch
 
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.messages import WorkerRecord
+from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -27,8 +27,9 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
-from stages.compute.device import choose_device, choose_dtype, dtype_name
-from stages.compute.loading import ComputeOptions, load_vision, vision_tensor_names
+from stages.compute.loading import load_vision, vision_tensor_names
+from stages.compute.options import ComputeOptions
+from stages.device.device import choose_device, choose_dtype, dtype_name
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.images import ImageLimits
 from stages.prompt.preprocess import PixelBudget

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import MediaError, PipelineError, PromptTooLongError
-from broker_pipeline.messages import ImagePart, PrepareRequest, TextPart, VideoPart, VisualSpan
+from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.jobs import ImagePart, TextPart, VideoPart
+from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.tracing.activities import LAY_OUT
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder

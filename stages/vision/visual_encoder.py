@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages import ImagePart, MediaRef, VideoPart
+from broker_pipeline.messages.jobs import ImagePart, MediaRef, VideoPart
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps

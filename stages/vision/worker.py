@@ -10,14 +10,16 @@ import structlog
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import DeadlineExceededError, Failure, PipelineError, TransportError, WorkerBusyError
-from broker_pipeline.messages import Heartbeat, Hello, PreparedSession, PrepareRequest
+from broker_pipeline.messages.control import Hello
+from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tracing.activities import PREPARE
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.envelope_checks import check_origin
-from stages.stage.epoch_fence import EpochFence
 from stages.vision.session_preparer import Prepared, SessionPreparer
 from stages.vision.tower_batcher import TowerBatcher
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop
 from stages.worker.tensors import to_wire
 

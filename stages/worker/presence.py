@@ -16,9 +16,10 @@ from broker_pipeline import __version__, subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ContractError, PipelineError, SlowConsumerError, TransportError
 from broker_pipeline.identity import new_instance_id
-from broker_pipeline.messages import DrainReply, DrainRequest, Hello, HelloReply, Role, WorkerRecord
+from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
+from broker_pipeline.messages.workers import Role, WorkerRecord
 from broker_pipeline.wire.transport import Received
-from stages.stage.epoch_fence import EpochFence
+from stages.worker.epoch_fence import EpochFence
 
 log = structlog.get_logger()
 

@@ -16,7 +16,8 @@ import structlog
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import StateError
-from broker_pipeline.messages import DrainRequest, Heartbeat
+from broker_pipeline.messages.control import DrainRequest
+from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Transport

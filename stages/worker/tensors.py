@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import TensorMismatchError
-from broker_pipeline.messages import WireDtype
+from broker_pipeline.messages.base import WireDtype
 from broker_pipeline.wire.wire_tensor import WireTensor
 
 _NAMES: dict[torch.dtype, WireDtype] = {

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
 from broker_pipeline.model_facts import read_model_facts
-from export.checkpoint import LocalCheckpoint
 from export.exporter import ExportOptions, export_checkpoint
-from export.random_checkpoint import write_random_checkpoint
+from export.source.checkpoint import LocalCheckpoint
+from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
 
 

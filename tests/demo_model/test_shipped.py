@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from export.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
+from export.synthetic.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT, HELD_OUT_PROMPTS
 

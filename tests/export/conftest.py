@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from export.checkpoint import LocalCheckpoint
 from export.exporter import Exported, ExportOptions, export_checkpoint
-from export.random_checkpoint import random_hf_config, random_weights
+from export.source.checkpoint import LocalCheckpoint
+from export.synthetic.random_checkpoint import random_hf_config, random_weights
 from stages.qwen3_vl.config import ModelConfig
 
 Weights = dict[str, torch.Tensor]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from broker_pipeline.errors import CheckpointError
-from export.random_checkpoint import random_hf_config, random_weights
 from export.recipe import BlockScale, Plain, dequantise
-from export.shard import SourceTensor
+from export.source.shard import SourceTensor
+from export.synthetic.random_checkpoint import random_hf_config, random_weights
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError, ModelConfigError
-from export.checkpoint import LocalCheckpoint
-from export.random_checkpoint import random_weights, write_random_checkpoint
+from export.source.checkpoint import LocalCheckpoint
+from export.synthetic.random_checkpoint import random_weights, write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from export.random_checkpoint import random_hf_config
 from export.safetensors_file import StoredTensor, header_bytes
+from export.synthetic.random_checkpoint import random_hf_config
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
 

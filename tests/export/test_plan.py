@@ -9,7 +9,7 @@ import pytest
 
 from broker_pipeline.artifact_manifest import block_file
 from export.plan import plan_export
-from export.shard import SourceTensor
+from export.source.shard import SourceTensor
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, model_shapes
 

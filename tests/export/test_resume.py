@@ -22,8 +22,8 @@ from broker_pipeline.errors import (
     TargetExistsError,
 )
 from export import exporter
-from export.random_checkpoint import write_random_checkpoint
 from export.safetensors_file import disk_error
+from export.synthetic.random_checkpoint import write_random_checkpoint
 from export.verify import verify_artifact
 from export.workspace import claim_workspace, partial_path
 

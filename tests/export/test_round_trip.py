@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
 from broker_pipeline.errors import CheckpointError
-from export.random_checkpoint import write_random_checkpoint
+from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
-from export.random_checkpoint import write_random_checkpoint
+from export.synthetic.random_checkpoint import write_random_checkpoint
 from export.verify import verify_artifact
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
-from broker_pipeline.operate.status_client import fetch_status
-from tests.faults.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
-from tests.pipeline.client import client_of
+from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
+from tests.kit.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.kit.pipeline_client import client_of
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 

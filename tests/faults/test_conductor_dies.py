@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.local.cluster import LocalCluster
-from tests.faults.drill import Crowd, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
-from tests.pipeline.client import PipelineClient, client_of
-from tests.waiting import eventually
+from broker_pipeline.tools.local.cluster import LocalCluster
+from tests.kit.drill import Crowd, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 

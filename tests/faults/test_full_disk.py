@@ -21,8 +21,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.faults.drill import crowd_questions, fault_cluster, submitted, undisturbed
-from tests.pipeline.client import PipelineClient, client_of
+from tests.kit.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.pipeline_client import PipelineClient, client_of
 
 pytestmark = [
     pytest.mark.slow,

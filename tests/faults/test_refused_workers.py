@@ -11,10 +11,10 @@ import pytest_asyncio
 
 from broker_pipeline import exit_codes
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.local.service import LocalService
-from tests.faults.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
-from tests.pipeline.client import PipelineClient, client_of
-from tests.tiny_artifacts import tiny_artifact
+from broker_pipeline.tools.local.service import LocalService
+from tests.kit.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
+from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.tiny_artifacts import tiny_artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 

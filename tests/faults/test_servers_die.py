@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.state.redis_client import open_redis
-from tests.faults.drill import Follower, crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
-from tests.pipeline.client import PipelineClient, client_of
+from tests.kit.drill import Follower, crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
+from tests.kit.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline import subjects
-from broker_pipeline.local import servers
-from broker_pipeline.local.cluster import LocalCluster
-from broker_pipeline.operate.status_client import fetch_status
+from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.tools.local import servers
+from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from tests.faults.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
-from tests.pipeline.client import client_of
-from tests.waiting import eventually
+from tests.kit.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
+from tests.kit.pipeline_client import client_of
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

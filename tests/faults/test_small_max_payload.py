@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.wire.transport import Transport
-from tests.faults.drill import crowd_questions, fault_cluster, submitted, undisturbed
-from tests.pictures import picture
-from tests.pipeline.client import PROMPT, client_of
+from tests.kit.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import PROMPT, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -28,13 +28,13 @@ async def test_less_than_expected_and_after_a_restart_still_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(LARGE_PICTURE) > 64 * KIB
-    monkeypatch.setattr("broker_pipeline.local.servers.MAX_PAYLOAD_BYTES", 64 * KIB)
+    monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", 64 * KIB)
     cluster = fault_cluster(tmp_path / "run", "3")
     async with cluster, client_of(cluster) as client:
         assert await max_payload_of(cluster.nats_url) == 64 * KIB
         [large] = await client.run([await client.submit(LARGE_PICTURE, max_tokens=8, ignore_eos=True)])
         expected = await undisturbed(client, QUESTIONS)
-        monkeypatch.setattr("broker_pipeline.local.servers.MAX_PAYLOAD_BYTES", 16 * KIB)
+        monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", 16 * KIB)
         async with submitted(client, QUESTIONS) as crowd:
             await crowd.decoding(10, at_once=8)
             cluster.processes["nats"].kill()

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.operate.status_client import PipelineStatus
-from tests.faults.drill import (
+from broker_pipeline.client.status_client import PipelineStatus
+from tests.kit.drill import (
     Follower,
     crowd_questions,
     fault_cluster,
@@ -27,7 +27,7 @@ from tests.faults.drill import (
     submitted,
     undisturbed,
 )
-from tests.pipeline.client import PipelineClient, client_of
+from tests.kit.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.gateway.process import gateway_process, spawn
-from tests.gateway.test_jobs_api import accepted, form
+from tests.gateway.api.test_jobs_api import accepted, form
+from tests.kit.gateway_process import gateway_process, spawn
 
 
 async def exit_code(process: Any) -> int:

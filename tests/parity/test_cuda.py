@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broker_pipeline.messages import SamplingSettings
+from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import InProcess, build_stages
-from stages.compute.loading import ComputeOptions, load_vision, vision_tensor_names
-from tests.parity.oracle import (
+from stages.compute.loading import load_vision, vision_tensor_names
+from stages.compute.options import ComputeOptions
+from tests.kit.transformers_oracle import (
     BF16,
     FP32,
     SCENES,

@@ -7,9 +7,18 @@ from itertools import combinations
 import pytest
 import torch
 
-from broker_pipeline.messages import SamplingSettings
+from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import InProcess
-from tests.parity.oracle import BF16, FP32, encode, prompt_logits, relative_error, request_of, scene, stages_of
+from tests.kit.transformers_oracle import (
+    BF16,
+    FP32,
+    encode,
+    prompt_logits,
+    relative_error,
+    request_of,
+    scene,
+    stages_of,
+)
 
 NUM_LAYERS = 6
 SINGLE_CUTS = [(cut,) for cut in range(1, NUM_LAYERS)]

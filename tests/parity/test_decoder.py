@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.compute.generate import InProcess
-from tests.parity.oracle import (
+from tests.kit.transformers_oracle import (
     BF16,
     FP32,
     SCENES,

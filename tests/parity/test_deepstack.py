@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from stages.qwen3_vl.vision import EncodedRows
-from tests.parity.oracle import FP32, encode, prompt_logits, reference_logits, relative_error, scene, stages_of
+from tests.kit.transformers_oracle import (
+    FP32,
+    encode,
+    prompt_logits,
+    reference_logits,
+    relative_error,
+    scene,
+    stages_of,
+)
 
 DENSE_AND_MOE = (FP32[0], FP32[3])
 

@@ -17,12 +17,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from broker_pipeline.errors import ImageShapeError
-from broker_pipeline.messages import ChatMessage, ImagePart, TextPart, VideoPart
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
 from stages.prompt.chat import VisualInput, frame_timestamps
 from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size, image_patches, video_patches
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.positions import plan_positions
-from tests.parity.oracle import (
+from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.transformers_oracle import (
     FP32,
     IMAGE_BUDGET,
     MEDIA,
@@ -35,7 +36,6 @@ from tests.parity.oracle import (
     reference_of,
     scene,
 )
-from tests.tiny_models import tiny_checkpoint
 
 VARIANT = FP32[0]
 TEXTS = [

@@ -14,8 +14,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from broker_pipeline.messages import SamplingSettings
-from stages.compute.sampler import SessionSampler, candidates, penalise
+from broker_pipeline.messages.sampling import SamplingSettings
+from stages.compute.sampling.sampler import SessionSampler, candidates, penalise
 
 VOCAB = 500
 

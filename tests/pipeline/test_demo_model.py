@@ -11,12 +11,12 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
-from broker_pipeline.demo.artifact import make_artifact
-from broker_pipeline.demo.pictures import DemoPicture, scenes, trained_model
-from broker_pipeline.local.cluster import LocalCluster
-from broker_pipeline.local.cuts import parse_cut
-from broker_pipeline.local.plan import LocalSettings
-from tests.pipeline.client import PipelineClient, client_of
+from broker_pipeline.tools.demo.artifact import make_artifact
+from broker_pipeline.tools.demo.pictures import DemoPicture, scenes, trained_model
+from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.cuts import parse_cut
+from broker_pipeline.tools.local.plan import LocalSettings
+from tests.kit.pipeline_client import PipelineClient, client_of
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT
 

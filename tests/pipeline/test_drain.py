@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.local.cluster import LocalCluster
-from broker_pipeline.messages import BlockRange
-from broker_pipeline.operate.operator_client import OperatorClient
-from tests.pictures import picture
-from tests.pipeline.client import PipelineClient, client_of
-from tests.pipeline.clusters import DENSE, tiny_cluster
-from tests.pipeline.reference import reference_tokens
-from tests.waiting import eventually
+from broker_pipeline.client.operator_client import OperatorClient
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.tools.local.cluster import LocalCluster
+from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.reference import reference_tokens
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
 

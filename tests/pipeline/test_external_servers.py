@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.local.processes import ChildProcess
-from tests.pictures import picture
-from tests.pipeline.client import PROMPT, client_of
-from tests.pipeline.clusters import DENSE, tiny_cluster
-from tests.pipeline.reference import reference_tokens
+from broker_pipeline.tools.local.processes import ChildProcess
+from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import PROMPT, client_of
+from tests.kit.reference import reference_tokens
 
 _PATH = "/usr/sbin:/usr/bin"
 _SERVERS = {name: shutil.which(name, path=_PATH) for name in ("nats-server", "redis-server")}

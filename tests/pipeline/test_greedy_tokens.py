@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity.oracle import Variant
-from tests.pictures import picture
-from tests.pipeline.client import client_of
-from tests.pipeline.clusters import DENSE, MOE, tiny_cluster
-from tests.pipeline.reference import reference_tokens
+from tests.kit.clusters import DENSE, MOE, tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import client_of
+from tests.kit.reference import reference_tokens
+from tests.kit.transformers_oracle import Variant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.local.cluster import LocalCluster
-from broker_pipeline.messages import JobRecord
-from broker_pipeline.operate.operator_client import OperatorClient
-from tests.pictures import picture
-from tests.pipeline.client import PipelineClient, client_of
-from tests.pipeline.clusters import tiny_cluster
-from tests.pipeline.poison import POISON, POISON_ID, UNTIED, poisoned_artifact
-from tests.pipeline.reference import reference_tokens
+from broker_pipeline.client.operator_client import OperatorClient
+from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.tools.local.cluster import LocalCluster
+from tests.kit.clusters import tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.poison import POISON, POISON_ID, UNTIED, poisoned_artifact
+from tests.kit.reference import reference_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
 

@@ -15,14 +15,14 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
-from broker_pipeline.tracing.command import command
-from broker_pipeline.tracing.messages import Message
-from broker_pipeline.tracing.profile import Profile, load_profile
-from broker_pipeline.tracing.spans import ProcessTrace, Span
-from broker_pipeline.tracing.summary import ProfileSummary, summarise
-from tests.pictures import picture
-from tests.pipeline.client import client_of
-from tests.pipeline.clusters import DENSE, tiny_cluster
+from broker_pipeline.tools.trace.command import command
+from broker_pipeline.tools.trace.messages import Message
+from broker_pipeline.tools.trace.profile import Profile, load_profile
+from broker_pipeline.tools.trace.spans import ProcessTrace, Span
+from broker_pipeline.tools.trace.summary import ProfileSummary, summarise
+from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.local.cluster import LocalCluster
-from tests.pictures import picture
-from tests.pipeline.client import client_of
-from tests.pipeline.clusters import DENSE, tiny_cluster
-from tests.pipeline.reference import reference_tokens
+from broker_pipeline.tools.local.cluster import LocalCluster
+from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.pictures import picture
+from tests.kit.pipeline_client import client_of
+from tests.kit.reference import reference_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -15,9 +15,9 @@ from broker_pipeline.errors import (
     ArtifactMissingError,
     TensorMissingError,
 )
-from export.checkpoint import LocalCheckpoint
 from export.exporter import ExportOptions, export_checkpoint
-from export.random_checkpoint import write_random_checkpoint
+from export.source.checkpoint import LocalCheckpoint
+from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, stage_shapes, vision_shapes
 

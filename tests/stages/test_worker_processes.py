@@ -15,25 +15,16 @@ import torch
 
 from broker_pipeline import exit_codes, subjects
 from broker_pipeline.errors import ContractError
-from broker_pipeline.local.processes import ChildProcess
-from broker_pipeline.messages import (
-    DrainReply,
-    DrainRequest,
-    Envelope,
-    Hello,
-    HelloReply,
-    MicrobatchResult,
-    SamplingSettings,
-    Segment,
-    SessionClose,
-    SessionOpen,
-    WorkerRecord,
-)
+from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segment, SessionClose, SessionOpen
+from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
+from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.wire.transport import Transport
 from stages.worker.tensors import to_wire
-from tests.tiny_artifacts import tiny_artifact
+from tests.kit.tiny_artifacts import tiny_artifact
 
 
 class Workers:

@@ -12,32 +12,24 @@ import pytest
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.conductor.conductor import Conductor
+from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.term import Surroundings
-from broker_pipeline.conductor.text_model import TextModel
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ComputeError, NotAnImageError, StageError
 from broker_pipeline.identity import new_job_id
-from broker_pipeline.local.servers import EmbeddedNats, EmbeddedRedis
-from broker_pipeline.messages import (
-    FINAL_STATUSES,
-    CancelRequest,
-    ChatMessage,
-    JobEvent,
-    JobRecord,
-    JobSpec,
-    SamplingParams,
-    TextPart,
-    WatchRequest,
-)
+from broker_pipeline.messages.control import CancelRequest, WatchRequest
+from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobEvent, JobRecord, JobSpec, TextPart
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient, open_redis
-from broker_pipeline.status import ConductorStatus
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
-from tests.acting_workers import ActingStage, ActingVision, frozen, right_token
-from tests.tiny_artifacts import tiny_artifact
+from tests.kit.acting_workers import ActingStage, ActingVision, frozen, right_token
+from tests.kit.tiny_artifacts import tiny_artifact
 
 PROMPT = "What is in the picture?"
 

@@ -4,8 +4,8 @@ import pytest
 
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages import BlockRange
-from broker_pipeline.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.workers import BlockRange
 
 STATUS = ConductorStatus(
     instance="c", epoch=3, updated_at=1.0, uptime_s=1.0, fingerprint="f", routes=(), missing_blocks=(),

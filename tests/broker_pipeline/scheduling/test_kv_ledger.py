@@ -1,6 +1,6 @@
 import pytest
 
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
 from broker_pipeline.scheduling.routes import Route, StageWorker
 

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.messages import BlockRange, RowTarget, WorkerRecord
+from broker_pipeline.messages.vision import RowTarget
+from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.scheduling.routes import (
     PipelineIdentity,
     Route,

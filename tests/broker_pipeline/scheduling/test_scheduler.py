@@ -2,7 +2,7 @@ import pytest
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.scheduling.scheduler import SchedulerLimits
-from tests.broker_pipeline.simulated_stages import Simulation
+from tests.kit.simulated_stages import Simulation
 
 GONE = Failure("stage", "gone", retryable=True)
 

@@ -1,6 +1,7 @@
 import numpy as np
 
-from broker_pipeline.messages import SamplingSettings, VisualSpan
+from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import Prompt, SessionState

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.routes import Route, StageWorker
 from broker_pipeline.scheduling.step_cost import SharedDevice, StepCost, choose_num_microbatches, shared_devices
 

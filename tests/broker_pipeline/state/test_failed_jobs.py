@@ -10,7 +10,7 @@ import pytest
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import ComputeError, Failure, JobNotFoundError, JobStateError
 from broker_pipeline.identity import new_job_id
-from broker_pipeline.messages import (
+from broker_pipeline.messages.jobs import (
     ChatMessage,
     JobRecord,
     JobResult,

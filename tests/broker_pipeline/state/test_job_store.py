@@ -10,18 +10,11 @@ import pytest
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundError, StateError
 from broker_pipeline.identity import new_job_id
-from broker_pipeline.local.servers import EmbeddedRedis
-from broker_pipeline.messages import (
-    ChatMessage,
-    JobResult,
-    JobSpec,
-    TextPart,
-    TokenEntry,
-    TokenLogprob,
-    Usage,
-)
+from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextPart, TokenEntry, Usage
+from broker_pipeline.messages.sampling import TokenLogprob
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.tools.local.servers import EmbeddedRedis
 
 
 def make_spec(job_id: str | None = None, **fields: Any) -> JobSpec:

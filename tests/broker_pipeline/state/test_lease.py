@@ -6,9 +6,9 @@ import pytest
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import LeaseLostError, StateError
-from broker_pipeline.local.servers import EmbeddedRedis
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.tools.local.servers import EmbeddedRedis
 
 
 async def test_epochs_grow_from_holder_to_holder(redis: RedisClient, namespace: str) -> None:

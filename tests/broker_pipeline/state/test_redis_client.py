@@ -7,8 +7,8 @@ import pytest
 
 from broker_pipeline import exit_codes
 from broker_pipeline.errors import ConfigurationError, StateError
-from broker_pipeline.local.servers import EmbeddedRedis
 from broker_pipeline.state.redis_client import ScriptRunner, open_redis, public_url
+from broker_pipeline.tools.local.servers import EmbeddedRedis
 
 
 async def test_wrong_url_names_the_setting_and_hides_the_password() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
-from broker_pipeline.local.servers import EmbeddedRedis
-from broker_pipeline.messages import BlockRange, Heartbeat, WorkerRecord
+from broker_pipeline.messages.workers import BlockRange, Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry, pipelines
+from broker_pipeline.tools.local.servers import EmbeddedRedis
 
 
 def make_record(worker: str = "stage-0", instance: str = "a", **fields: Any) -> WorkerRecord:

@@ -20,10 +20,10 @@ from broker_pipeline.errors import (
     RequestTimeoutError,
     TransportError,
 )
-from broker_pipeline.local.processes import ChildProcess
-from broker_pipeline.local.servers import EmbeddedNats, find_nats_server
-from broker_pipeline.messages import ChatMessage, JobSpec, TextPart
+from broker_pipeline.messages.jobs import ChatMessage, JobSpec, TextPart
 from broker_pipeline.storage.jobs import JobQueue, QueueDepth
+from broker_pipeline.tools.local.processes import ChildProcess
+from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.wire.transport import Transport
 
 

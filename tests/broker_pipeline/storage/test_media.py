@@ -11,11 +11,11 @@ import pytest
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import MediaMissingError, QueueFullError, StateError, TransportError
-from broker_pipeline.local.servers import EmbeddedNats
-from broker_pipeline.messages import ChatMessage, ImagePart, JobSpec, MediaRef
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, JobSpec, MediaRef
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.transport import Transport
 
 MIB = 2**20

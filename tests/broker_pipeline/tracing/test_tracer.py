@@ -15,8 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.tools.trace.reading import read_trace
 from broker_pipeline.tracing.activities import PLAN, QUEUE, STEP
-from broker_pipeline.tracing.reading import read_trace
 from broker_pipeline.tracing.trace_file import TraceFile
 from broker_pipeline.tracing.tracer import Tracer
 

@@ -17,18 +17,17 @@ from broker_pipeline.errors import (
     MalformedEnvelopeError,
     TensorMismatchError,
 )
-from broker_pipeline.messages import (
-    CancelRequest,
+from broker_pipeline.messages.activation import (
     Envelope,
-    Hello,
     MicrobatchResult,
     SampledToken,
-    SamplingSettings,
     Segment,
     SessionOpen,
-    TensorSpec,
     VisualSpan,
 )
+from broker_pipeline.messages.base import TensorSpec
+from broker_pipeline.messages.control import CancelRequest, Hello
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import (
     ALIGNMENT_BYTES,
     ITEM_BYTES,

@@ -1,10 +1,10 @@
-"""Damaged messages: some thousand cases of `python -m tests.fuzz_codec`, which has more."""
+"""Damaged messages: some thousand cases of `python -m tests.kit.fuzz_codec`, which has more."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from tests.fuzz_codec import DAMAGES, fuzz
+from tests.kit.fuzz_codec import DAMAGES, fuzz
 
 NUM_CASES = 20_000
 

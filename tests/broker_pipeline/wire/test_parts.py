@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker_pipeline.errors import MalformedEnvelopeError, PartError, SlowConsumerError
 from broker_pipeline.wire.assembler import Assembler, WireMessage
 from broker_pipeline.wire.codec import MAX_METADATA_BYTES, Frame
-from broker_pipeline.wire.nats_message import header_block, read_headers
+from broker_pipeline.wire.nats.message import header_block, read_headers
 from broker_pipeline.wire.parts import (
     PART_HEADER,
     Part,

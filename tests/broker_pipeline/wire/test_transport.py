@@ -30,9 +30,10 @@ from broker_pipeline.errors import (
     TransportError,
     error_from_failure,
 )
-from broker_pipeline.messages import Hello, TensorSpec
+from broker_pipeline.messages.base import TensorSpec
+from broker_pipeline.messages.control import Hello
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.nats_message import header_block
+from broker_pipeline.wire.nats.message import header_block
 from broker_pipeline.wire.parts import PART_HEADER, PartHeader, whole_pieces
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor

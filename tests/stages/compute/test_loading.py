@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from broker_pipeline.errors import ArtifactError, ConfigurationError
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 from stages.compute.loading import (
-    ComputeOptions,
     load_stage,
     load_vision,
     stage_tensor_names,
     vision_tensor_names,
 )
-from tests.parity.oracle import BF16, FP32, config_of, tensors_of
+from stages.compute.options import ComputeOptions
+from tests.kit.transformers_oracle import BF16, FP32, config_of, tensors_of
 
 CONFIG = config_of(FP32[0])
 BLOCKS = BlockRange(start=2, stop=4)

@@ -17,15 +17,16 @@ from broker_pipeline.errors import (
     TensorMismatchError,
     VisualRowsMissingError,
 )
-from broker_pipeline.messages import SamplingSettings, Segment, SessionOpen, VisualSpan
+from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
+from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import InProcess, build_stages
-from stages.compute.loading import ComputeOptions
 from stages.compute.microbatch import Microbatch, StageOutput
+from stages.compute.options import ComputeOptions
+from stages.compute.row_buffer import VisualRows
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
-from stages.stage.row_buffer import VisualRows
-from tests.parity.oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
+from tests.kit.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
 
 VARIANT = FP32[0]
 HIDDEN = 64

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.messages import BlockRange, Segment
-from stages.compute.attention import SdpaAttention
+from broker_pipeline.messages.activation import Segment
+from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
-from stages.compute.decoder import EagerDecoder, StageWeights
-from stages.compute.fused_blocks import PackedBlock
-from stages.compute.fused_decoder import FusedDecoder
-from stages.compute.fused_model import FusedModel, FusedWeights
-from stages.compute.kv_cache import KVCache
+from stages.compute.eager.decoder import EagerDecoder, StageWeights
+from stages.compute.fused.fused_blocks import PackedBlock
+from stages.compute.fused.fused_decoder import FusedDecoder
+from stages.compute.fused.fused_model import FusedModel, FusedWeights
+from stages.compute.kv.kv_cache import KVCache
 from stages.compute.loading import stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection
 from stages.kernels.activation import silu_mul
+from stages.qwen3_vl.attention import SdpaAttention
 from stages.qwen3_vl.moe import eager_experts, route
-from tests.tiny_stages import tiny_config, tiny_tensors
+from tests.kit.tiny_stages import tiny_config, tiny_tensors
 
 CAPACITY = 128
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from stages.kernels.vision_rotation import rotate_packed, rotate_packed_reference
+from stages.kernels.vision_rotation import rotate_packed
+from stages.qwen3_vl.rope import rotate
+
+
+def rotate_packed_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
+    whole = torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((sin, sin), dim=-1)[:, None, None]
+    qkv[:, :2] = rotate(qkv[:, :2].float(), *whole).to(qkv.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

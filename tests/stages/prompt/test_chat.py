@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
-from broker_pipeline.messages import ChatMessage, ImagePart, TextPart, VideoPart
-from export.tiny_tokenizer import SPECIAL_TOKENS
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
+from export.synthetic.tiny_tokenizer import SPECIAL_TOKENS
 from stages.prompt.chat import PromptBuilder, VisualInput, frame_timestamps
 from stages.prompt.chat_template import ChatTemplate
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import VisualGroup
-from tests.parity.oracle import FP32, MEDIA, config_of, prompt_builder
-from tests.tiny_models import tiny_checkpoint
+from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.transformers_oracle import FP32, MEDIA, config_of, prompt_builder
 
 VARIANT = FP32[0]
 IMAGE, VIDEO = ImagePart(media=MEDIA), VideoPart(frames=(MEDIA,))

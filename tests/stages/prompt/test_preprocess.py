@@ -16,8 +16,8 @@ from stages.prompt.preprocess import (
     video_patches,
 )
 from stages.qwen3_vl.patches import PatchGrid, patch_coordinates, pixel_values
-from tests.parity.oracle import FP32, config_of, picture
-from tests.tiny_models import tiny_checkpoint
+from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.transformers_oracle import FP32, config_of, picture
 
 VISION = config_of(FP32[0]).vision
 WIDE = PixelBudget(1, 10**9)

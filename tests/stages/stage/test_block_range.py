@@ -1,7 +1,7 @@
 import pytest
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages import BlockRange
+from broker_pipeline.messages.workers import BlockRange
 from stages.stage.block_range import parse_block_range
 
 

@@ -7,24 +7,24 @@ import msgspec
 import pytest
 import torch
 
-from broker_pipeline.messages import (
+from broker_pipeline.messages.activation import (
     Envelope,
     MicrobatchResult,
-    SamplingSettings,
     Segment,
     SessionClose,
     SessionOpen,
     VisualSpan,
 )
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import InProcess, Request
+from stages.compute.row_buffer import RowBuffer, VisualRows
 from stages.stage.engine import Answer, Forward, StageEngine, StageWork
 from stages.stage.envelope_checks import check_envelope, read_tensors
-from stages.stage.epoch_fence import EpochFence
-from stages.stage.row_buffer import RowBuffer, VisualRows
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
-from tests.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
+from tests.kit.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
 
 GREEDY = SamplingSettings()
 

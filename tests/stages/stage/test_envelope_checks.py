@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from broker_pipeline.errors import ContractError, PipelineError, TensorMismatchError
-from broker_pipeline.messages import Envelope, SamplingSettings, Segment, SessionClose, SessionOpen, VisualSpan
+from broker_pipeline.messages.activation import Envelope, Segment, SessionClose, SessionOpen, VisualSpan
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.stage.envelope_checks import StageFacts, check_envelope, read_tensors
 from stages.worker.tensors import to_wire

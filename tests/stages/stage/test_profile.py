@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from broker_pipeline.messages import Envelope
+from broker_pipeline.messages.activation import Envelope
+from broker_pipeline.tools.trace.reading import read_trace
 from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT, DEVICE
-from broker_pipeline.tracing.reading import read_trace
 from broker_pipeline.tracing.tracer import tracer
-from stages.compute.card_times import Piece
-from stages.compute.host_copy import HostCopy
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import StageOutput
+from stages.device.card_times import Piece
+from stages.device.host_copy import HostCopy
 from stages.stage.profile import StageProfile
 
 MS = 1_000_000

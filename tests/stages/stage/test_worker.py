@@ -16,33 +16,31 @@ import torch
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import StaleEpochError
-from broker_pipeline.messages import (
+from broker_pipeline.messages.activation import (
     Envelope,
-    Hello,
-    HelloReply,
     MicrobatchResult,
-    RowDelivery,
-    RowReceipt,
-    SamplingSettings,
     Segment,
     SessionClose,
     SessionOpen,
     VisualSpan,
 )
+from broker_pipeline.messages.control import Hello, HelloReply
+from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import InProcess, Request
+from stages.compute.row_buffer import RowBuffer
 from stages.qwen3_vl.positions import VisualGroup, plan_positions
 from stages.qwen3_vl.vision import EncodedRows
 from stages.stage.engine import StageEngine
-from stages.stage.epoch_fence import EpochFence
-from stages.stage.row_buffer import RowBuffer
 from stages.stage.row_intake import RowIntake, level_name
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
+from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, new_record
 from stages.worker.tensors import to_wire
-from tests.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage
+from tests.kit.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage
 
 PROMPT = (5, 9, 14, 200, 33)
 

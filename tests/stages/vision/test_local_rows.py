@@ -17,15 +17,15 @@ from broker_pipeline.errors import (
     TensorMismatchError,
     WorkerBusyError,
 )
-from broker_pipeline.messages import PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.wire.transport import Transport
+from stages.compute.row_buffer import RowBuffer
 from stages.compute.visual_injection import RowNeeds
 from stages.qwen3_vl.vision import EncodedRows
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.epoch_fence import EpochFence
-from stages.stage.row_buffer import RowBuffer
 from stages.stage.row_intake import RowIntake
 from stages.vision.row_sender import LocalStage, RowSender
+from stages.worker.epoch_fence import EpochFence
 
 HIDDEN = 8
 HERE = "local.rows"

@@ -15,18 +15,8 @@ import torch
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import StageError, WorkerBusyError
-from broker_pipeline.messages import (
-    ChatMessage,
-    ImagePart,
-    MediaRef,
-    PreparedSession,
-    PrepareRequest,
-    RowDelivery,
-    RowReceipt,
-    RowTarget,
-    TextPart,
-    VideoPart,
-)
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
@@ -39,8 +29,8 @@ from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence
 from stages.worker.settings import VisionSettings
 from stages.worker.tensors import from_wire
-from tests.pictures import picture, truncated_jpeg
-from tests.tiny_artifacts import tiny_artifact
+from tests.kit.pictures import picture, truncated_jpeg
+from tests.kit.tiny_artifacts import tiny_artifact
 
 Part = TextPart | ImagePart | VideoPart
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from broker_pipeline.errors import TensorMismatchError
-from broker_pipeline.messages import RowDelivery
+from broker_pipeline.messages.vision import RowDelivery
 from broker_pipeline.wire.codec import decode, encode
 from stages.worker.tensors import from_wire, to_wire
 

@@ -1,0 +1,1 @@
+"""HTTP clients of a gateway, for our own commands."""

@@ -1,0 +1,1 @@
+"""Plan, send, complete: microbatches on their way to the stages and back."""

@@ -1,0 +1,128 @@
+"""Takes jobs from the queue while there is room, keeps them its own, and puts back what it cannot end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import structlog
+
+from broker_pipeline.conductor.jobs.job_run import JobRunner
+from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
+from broker_pipeline.errors import TransportError
+from broker_pipeline.scheduling.policies.admission import Admission, Load
+from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
+from broker_pipeline.storage.jobs import Delivery, JobQueue
+
+log = structlog.get_logger()
+
+_PULL_S = 1.0
+_PAUSE_S = 0.5
+_ROOM_POLL_S = 0.05
+_DRAIN_POLL_S = 0.05
+
+
+class Intake:
+    """The jobs of one conductor while it holds the lease."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        live: LiveJobs,
+        runner: JobRunner,
+        admission: Admission,
+        load: Callable[[], Load],
+        retry_limits: RetryLimits,
+    ) -> None:
+        """`load` says what the conductor has on its hands at this moment."""
+        self._queue = queue
+        self._live = live
+        self._runner = runner
+        self._admission = admission
+        self._load = load
+        self._retry_limits = retry_limits
+        self._orders = itertools.count()
+        self._tasks: dict[LiveJob, asyncio.Task[None]] = {}
+        self._is_queue_away = False
+        self.waits_for: str | None = None
+        """Why no job is taken at this moment."""
+
+    async def run(self, stopping: asyncio.Event, deadline_s: float) -> None:
+        """Run jobs until told to stop, and then until all have ended or `deadline_s` has passed."""
+        async with self._queue, asyncio.TaskGroup() as tasks:
+            keeper = tasks.create_task(self._keep_deliveries(), name="deliveries")
+            pulling = tasks.create_task(self._pull(tasks), name="pull")
+            await stopping.wait()
+            pulling.cancel()
+            self.waits_for = "stopping"
+            await self._drain(deadline_s)
+            keeper.cancel()
+
+    # --- in ---------------------------------------------------------------------------------------------------------
+
+    async def _pull(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self.waits_for = self._admission.refusal(self._load())
+            if self.waits_for is not None:
+                await asyncio.sleep(_ROOM_POLL_S)
+                continue
+            try:
+                delivery = await self._queue.pull(_PULL_S)
+            except TransportError as error:
+                self._note_queue(error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            self._note_queue(None)
+            if delivery is not None:
+                self._take(delivery, tasks)
+
+    def _take(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> None:
+        job_id = delivery.spec.job_id
+        if held := self._live.get(job_id):
+            # The queue gave up on the first delivery while the broker was away; only the newest can be acknowledged.
+            log.info("job_delivered_again", job=job_id, num_deliveries=delivery.num_deliveries)
+            held.delivery = delivery
+            return
+        job = LiveJob(delivery, next(self._orders), RetryPolicy(self._retry_limits))
+        self._live.add(job)
+        self._tasks[job] = task = tasks.create_task(self._runner.run(job), name=f"job {job_id}")
+        task.add_done_callback(lambda _: self._tasks.pop(job, None))
+
+    def _note_queue(self, error: TransportError | None) -> None:
+        if error is not None and not self._is_queue_away:
+            log.warning("queue_unreachable", reason=error.message)
+        if error is None and self._is_queue_away:
+            log.info("queue_reachable")
+        self._is_queue_away = error is not None
+
+    async def _keep_deliveries(self) -> None:
+        """Say that jobs are being worked on, often enough that two lost messages do no harm."""
+        while True:
+            await asyncio.sleep(self._queue.ack_wait_s / 3)
+            for job in self._live:
+                try:
+                    await job.delivery.in_progress()
+                except TransportError as error:
+                    log.info("deliveries_not_prolonged", reason=error.message)
+                    break
+
+    # --- out --------------------------------------------------------------------------------------------------------
+
+    async def _drain(self, deadline_s: float) -> None:
+        """Put back what no stage computes yet, wait for the rest, put that back at the deadline."""
+        log.info("draining", num_jobs=len(self._live))
+        await self._put_back([job for job in self._tasks if job.phase in ("preparing", "recovering")])
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        while self._tasks and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_DRAIN_POLL_S)
+            await self._put_back([job for job in self._tasks if job.phase == "recovering"])
+        await self._put_back(list(self._tasks))
+
+    async def _put_back(self, jobs: list[LiveJob]) -> None:
+        for job in jobs:
+            if task := self._tasks.get(job):
+                task.cancel()
+                await asyncio.wait({task})
+                log.info("job_put_back", job=job.job_id)
+                await self._runner.put_back(job)

@@ -1,0 +1,110 @@
+"""How a job ends: its result written once, whoever waits for it told, its media given up, its message acknowledged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.job_events import JobEvents
+from broker_pipeline.errors import Failure, PipelineError, TransportError
+from broker_pipeline.messages.jobs import FinishReason, JobEvent, JobResult, Usage
+from broker_pipeline.state.job_store import Attempt, JobStore
+from broker_pipeline.state.persistence import persist
+from broker_pipeline.storage.media import MediaStore
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a job ends: with a result (whole, or cut short), or with an error."""
+
+    status: Literal["succeeded", "failed", "cancelled"]
+    text: str = ""
+    finish_reason: FinishReason = "error"
+    num_output_tokens: int = 0
+    error: Failure | None = None
+
+    @classmethod
+    def cut_short(cls, text: str, num_tokens: int) -> Ending:
+        """Return the end of a job that somebody has cancelled."""
+        return cls("cancelled", text, "cancelled", num_tokens)
+
+    @classmethod
+    def failed(cls, error: PipelineError) -> Ending:
+        """Return the end of a job that cannot be run."""
+        return cls("failed", error=error.to_failure())
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where jobs are kept."""
+
+    jobs: JobStore
+    media: MediaStore
+    events: JobEvents
+
+
+class JobEnds:
+    """Ends the jobs of one conductor."""
+
+    def __init__(self, live: LiveJobs, stores: Stores, committer: Committer) -> None:
+        self._live = live
+        self._stores = stores
+        self._committer = committer
+
+    async def write(self, job: LiveJob, attempt: Attempt, ending: Ending) -> bool:
+        """Write the end; False when it is not this attempt's to write, so that another has to look again."""
+        tokens = await self._committer.last(job.job_id, attempt.number)
+        result = _result(job, attempt, ending) if ending.status != "failed" else None
+        is_written = await persist(
+            lambda: self._stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
+        )
+        if not is_written:
+            log.warning("end_refused", job=job.job_id, attempt=attempt.number)
+            return False
+        self._live.num_finished[ending.status] += 1
+        log.info(
+            "job_finished",
+            job=job.job_id,
+            status=ending.status,
+            attempt=attempt.number,
+            num_tokens=ending.num_output_tokens,
+            code=ending.error.code if ending.error else None,
+            reason=ending.error.message if ending.error else ending.finish_reason,
+        )
+        await self._tell(job)
+        await self.acknowledge(job, has_failed=ending.status == "failed")
+        return True
+
+    async def acknowledge(self, job: LiveJob, *, has_failed: bool) -> None:
+        """Give up the job's media and take it out of the queue, in this order: what is left undone is done again.
+
+        A job that has failed keeps its media for a while: it may be sent again.
+        """
+        media, spec = self._stores.media, job.spec
+        await persist(lambda: media.keep(spec) if has_failed else media.release(spec, spec.media_holder))
+        try:
+            await job.delivery.ack()
+        except TransportError as error:
+            log.warning("ack_lost", job=job.job_id, reason=error.message)
+
+    async def _tell(self, job: LiveJob) -> None:
+        """Tell who waits for the end that it has come: always, since that takes no reading where nobody watches."""
+        is_watched = self._stores.events.is_watched(job.job_id)
+        record = await persist(lambda: self._stores.jobs.get(job.job_id)) if is_watched else None
+        await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
+
+
+def _result(job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
+    prompt = job.prompt
+    usage = Usage(
+        num_prompt_tokens=prompt.num_tokens if prompt else 0,
+        num_visual_tokens=prompt.num_visual_tokens if prompt else 0,
+        num_output_tokens=ending.num_output_tokens,
+    )
+    return JobResult(text=ending.text, finish_reason=ending.finish_reason, usage=usage, num_attempts=attempt.number)

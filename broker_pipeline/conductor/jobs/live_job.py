@@ -1,0 +1,97 @@
+"""A job in a conductor's hands, from its delivery to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from broker_pipeline.errors import CancelledJobError
+from broker_pipeline.messages.jobs import JobSpec
+from broker_pipeline.scheduling.policies.retries import RetryPolicy
+from broker_pipeline.scheduling.session_state import Prompt
+from broker_pipeline.storage.jobs import Delivery
+
+T = TypeVar("T")
+
+Phase = Literal["preparing", "computing", "recovering", "finishing"]
+
+
+@dataclass(slots=True, eq=False)
+class LiveJob:
+    """One job. `order` is its place among all jobs of this conductor and stays the same over attempts."""
+
+    delivery: Delivery
+    order: int
+    retries: RetryPolicy
+    phase: Phase = "preparing"
+    prompt: Prompt | None = None
+    """Once prepared; a replay of a job without pictures needs no other."""
+    num_kv_tokens: int = 0
+    """Prompt plus output limit, once known."""
+    is_alone: bool = False
+    num_attempts: int = 0
+    """Begun in this conductor."""
+    _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was asked for."""
+        return self.delivery.spec
+
+    @property
+    def job_id(self) -> str:
+        """Its id, which is its session's as well."""
+        return self.delivery.spec.job_id
+
+    def cancel(self) -> None:
+        """Stop at the next chance."""
+        self._cancelled.set()
+
+    async def unless_cancelled(self, work: Awaitable[T]) -> T:
+        """Await something; raises `CancelledJobError`, and cancels it, when the job is cancelled first."""
+        task = asyncio.ensure_future(work)
+        cancelled = asyncio.ensure_future(self._cancelled.wait())
+        try:
+            await asyncio.wait({task, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise CancelledJobError("somebody asked for the job to stop")
+        finally:
+            cancelled.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+class LiveJobs:
+    """The jobs that this conductor holds."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, LiveJob] = {}
+        self.num_finished: Counter[str] = Counter()
+        self.num_replays = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[LiveJob]:
+        return iter(list(self._jobs.values()))
+
+    def get(self, job_id: str) -> LiveJob | None:
+        """Return a job by its id."""
+        return self._jobs.get(job_id)
+
+    def add(self, job: LiveJob) -> None:
+        """Hold a job."""
+        self._jobs[job.job_id] = job
+
+    def remove(self, job: LiveJob) -> None:
+        """Hold a job no more."""
+        self._jobs.pop(job.job_id, None)
+
+    def count(self, phase: Phase) -> int:
+        """Return the number of jobs in a phase."""
+        return sum(job.phase == phase for job in self._jobs.values())

@@ -1,0 +1,1 @@
+"""What becomes of sampled tokens: text, an end, commits, events."""

@@ -1,0 +1,53 @@
+"""One attempt of one job while stages compute it: tokens in, text and commits out, an end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.errors import Failure, StaleAttemptError
+from broker_pipeline.messages.activation import SampledToken
+from broker_pipeline.scheduling.microbatch import Lost
+from broker_pipeline.scheduling.session_state import SessionState
+
+
+class Generation:
+    """A session's output under one attempt number of Redis."""
+
+    def __init__(self, session: SessionState, attempt: int, output: Output, committer: Committer) -> None:
+        self.session = session
+        self.attempt = attempt
+        self.output = output
+        self._committer = committer
+        self._ended: asyncio.Future[Lost | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def job_id(self) -> str:
+        """The job, which is also the session."""
+        return self.session.key.session
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output is complete."""
+        return self.output.finish_reason is not None
+
+    def take(self, token: SampledToken) -> None:
+        """Take the session's next token."""
+        number = len(self.output.token_ids)
+        entry = self.output.add(token)
+        self._committer.add(self.job_id, self.attempt, number, entry)
+
+    def end(self, lost: Lost | None = None) -> None:
+        """Wake whoever waits for the end: complete, or lost."""
+        if not self._ended.done():
+            self._ended.set_result(lost)
+
+    def refuse(self) -> None:
+        """End because Redis takes no more tokens of this attempt."""
+        failure = StaleAttemptError(f"Redis takes no more tokens of attempt {self.attempt}").to_failure()
+        self.end(Lost(self.session, Failure(failure.code, failure.message, retryable=True)))
+
+    async def ended(self) -> Lost | None:
+        """Wait for the end; None when the output is complete."""
+        return await self._ended

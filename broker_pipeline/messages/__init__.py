@@ -1,0 +1,1 @@
+"""Everything that parts of broker-pipeline say to each other: one file a kind of message."""

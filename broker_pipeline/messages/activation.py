@@ -1,0 +1,134 @@
+"""The activation contract: a microbatch on its way through the stages, and its answer."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages.base import (
+    CONTRACT_VERSION,
+    Count,
+    Name,
+    PositiveCount,
+    Seconds,
+    SessionRef,
+    Subject,
+    TensorSpec,
+    TokenId,
+    WireStruct,
+)
+from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
+
+
+class VisualSpan(WireStruct, frozen=True, kw_only=True):
+    """`count` visual tokens at `offset` (of the segment, or of the prompt), using visual rows from `row` on."""
+
+    offset: Count
+    count: PositiveCount
+    row: Count
+
+
+class Segment(WireStruct, frozen=True, kw_only=True):
+    """Tokens `[start, start + count)` of one session: many for a prefill chunk, one for a decode step."""
+
+    session: SessionRef
+    attempt: PositiveCount
+    start: Count
+    count: PositiveCount
+    wants_token: bool = False
+    """Whether the last stage samples the token that follows this segment."""
+    visual: tuple[VisualSpan, ...] = ()
+
+
+class SessionOpen(WireStruct, frozen=True, kw_only=True):
+    """Opens a session on every stage of the route."""
+
+    session: Name
+    attempt: PositiveCount
+    num_kv_tokens: PositiveCount
+    """Tokens of KV to reserve: prompt plus output limit."""
+    num_prompt_tokens: PositiveCount
+    sampling: SamplingSettings
+    num_history_tokens: Count = 0
+    """Tokens of this session in the tensor `history` (int32, sessions in the order of `opens`); 0 where not needed."""
+
+
+class SessionClose(WireStruct, frozen=True, kw_only=True):
+    """Frees a session's KV and rows on every stage of the route."""
+
+    session: SessionRef
+    attempt: PositiveCount
+
+
+class SessionFailure(WireStruct, frozen=True, kw_only=True):
+    """Why one session could not go on in this microbatch; the others are not touched."""
+
+    session: SessionRef
+    attempt: PositiveCount
+    failure: Failure
+    worker: str = ""
+
+
+class StageTiming(WireStruct, frozen=True, kw_only=True):
+    """Where a microbatch's time went on one stage."""
+
+    worker: Name
+    queue_s: Seconds
+    compute_s: Seconds
+
+
+class Envelope(WireStruct, frozen=True, kw_only=True):
+    """One microbatch on its way to a stage.
+
+    Tensors: `positions` int32 [3, n]; first stage: `token_ids` int32 [n]; later stages: `hidden` [n, hidden_size] in
+    the model's dtype; `history` int32 [sum of num_history_tokens] (only with opens that need it). n is the sum of the
+    segments' counts, in their order.
+    """
+
+    version: int = CONTRACT_VERSION
+    pipeline: Name
+    fingerprint: str
+    epoch: Count
+    microbatch: Count
+    route: Annotated[tuple[Subject, ...], Meta(min_length=1, max_length=256)]
+    """Subjects still to visit; the receiver's own stands first."""
+    reply: Subject
+    """Where the `MicrobatchResult` goes."""
+    budget_s: Seconds
+    """Seconds that remain for this microbatch. Relative, so that clocks of hosts need not agree."""
+    trace: str = ""
+    segments: tuple[Segment, ...] = ()
+    opens: tuple[SessionOpen, ...] = ()
+    closes: tuple[SessionClose, ...] = ()
+    failures: tuple[SessionFailure, ...] = ()
+    """Sessions that an earlier stage had to leave out; they are in `segments` no more."""
+    timings: tuple[StageTiming, ...] = ()
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class SampledToken(WireStruct, frozen=True, kw_only=True):
+    """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
+
+    session: SessionRef
+    attempt: PositiveCount
+    position: Count
+    token_id: TokenId
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class MicrobatchResult(WireStruct, frozen=True, kw_only=True):
+    """The one answer to every envelope: from the last stage, or from the stage that could not go on."""
+
+    version: int = CONTRACT_VERSION
+    pipeline: Name
+    fingerprint: str
+    epoch: Count
+    microbatch: Count
+    worker: Name
+    tokens: tuple[SampledToken, ...] = ()
+    failures: tuple[SessionFailure, ...] = ()
+    failure: Failure | None = None
+    """Set when the whole microbatch failed; then nothing of it counts."""
+    timings: tuple[StageTiming, ...] = ()
+    tensors: tuple[TensorSpec, ...] = ()

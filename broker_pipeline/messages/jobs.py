@@ -1,0 +1,157 @@
+"""Jobs: what a user asks for, and what becomes of it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireStruct
+from broker_pipeline.messages.sampling import SamplingParams, TokenLogprob
+
+
+class MediaRef(WireStruct, frozen=True, kw_only=True):
+    """Bytes in the media store: `object_name` finds them, `sha256` proves them."""
+
+    sha256: Sha256
+    object_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    num_bytes: Count
+
+
+class TextPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A piece of text in a chat message."""
+
+    text: Annotated[str, Meta(max_length=2_000_000)]
+
+
+class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="image"):
+    """One image in a chat message."""
+
+    media: MediaRef
+
+
+class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video"):
+    """One video in a chat message, given as its frames in order."""
+
+    frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=768)]
+    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+
+
+class ChatMessage(WireStruct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[tuple[TextPart | ImagePart | VideoPart, ...], Meta(min_length=1, max_length=1024)]
+
+
+class JobSpec(WireStruct, frozen=True, kw_only=True):
+    """A job as it waits in the queue: whole, so that it can run even if Redis has forgotten it."""
+
+    job_id: Name
+    created_at: Seconds
+    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
+    sampling: SamplingParams = SamplingParams()
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    num_retries: Count = 0
+    """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
+
+    @property
+    def media_holder(self) -> str:
+        """Under what name this sending of the job refers to its media: no earlier one can release them."""
+        return f"{self.job_id}.{self.num_retries}" if self.num_retries else self.job_id
+
+    def with_media(self, refs: Mapping[str, MediaRef]) -> "JobSpec":
+        """Return the job with its media found where `refs` (by sha256) says."""
+
+        def moved(part: TextPart | ImagePart | VideoPart) -> TextPart | ImagePart | VideoPart:
+            if isinstance(part, ImagePart):
+                return msgspec.structs.replace(part, media=refs[part.media.sha256])
+            if isinstance(part, VideoPart):
+                return msgspec.structs.replace(part, frames=tuple(refs[frame.sha256] for frame in part.frames))
+            return part
+
+        messages = tuple(
+            msgspec.structs.replace(message, content=tuple(map(moved, message.content))) for message in self.messages
+        )
+        return msgspec.structs.replace(self, messages=messages)
+
+    def media(self) -> tuple[MediaRef, ...]:
+        """Return every media reference of the job, in order."""
+        parts = [part for message in self.messages for part in message.content]
+        refs: list[MediaRef] = []
+        for part in parts:
+            if isinstance(part, ImagePart):
+                refs.append(part.media)
+            elif isinstance(part, VideoPart):
+                refs.extend(part.frames)
+        return tuple(refs)
+
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINAL_STATUSES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class TokenEntry(WireStruct, frozen=True, kw_only=True):
+    """One committed token: its id, the text that became visible with it, its log-probabilities."""
+
+    token_id: TokenId
+    text: str = ""
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Usage(WireStruct, frozen=True, kw_only=True):
+    """Token counts of one job."""
+
+    num_prompt_tokens: Count
+    num_visual_tokens: Count
+    num_output_tokens: Count
+
+
+class JobResult(WireStruct, frozen=True, kw_only=True):
+    """What a finished job holds."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    num_attempts: PositiveCount = 1
+
+
+class PastEnd(WireStruct, frozen=True, kw_only=True):
+    """How a job had ended before it was sent again."""
+
+    status: Literal["failed", "cancelled"]
+    attempt: Count
+    """Attempts that had been begun by then."""
+    finished_at: Seconds
+    error: Failure | None = None
+
+
+class JobRecord(WireStruct, frozen=True, kw_only=True):
+    """A job as Redis knows it and as the gateway shows it."""
+
+    job_id: Name
+    status: JobStatus
+    created_at: Seconds
+    started_at: Seconds | None = None
+    finished_at: Seconds | None = None
+    attempt: Count = 0
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    result: JobResult | None = None
+    error: Failure | None = None
+    num_retries: Count = 0
+    """How often somebody has sent the job again after its end."""
+    failures: tuple[PastEnd, ...] = ()
+    """How it had ended before that, the last ones, oldest first."""
+
+
+class JobEvent(WireStruct, frozen=True, kw_only=True):
+    """One step of a job's life, for streaming clients. `index` counts the tokens committed before this event."""
+
+    job_id: Name
+    kind: Literal["queued", "started", "tokens", "finished"]
+    index: Count = 0
+    tokens: tuple[TokenEntry, ...] = ()
+    record: JobRecord | None = None

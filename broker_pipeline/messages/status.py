@@ -1,0 +1,106 @@
+"""What the active conductor shows of itself: written to Redis every second, read by gateways."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.messages.base import Count, Seconds
+from broker_pipeline.messages.workers import BlockRange
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything here: immutable, strict."""
+
+
+class WorkerTotals(_Shown, frozen=True, kw_only=True):
+    """What a worker has done since its process began."""
+
+    busy_s: Seconds = 0.0
+    """Seconds in which it computed."""
+    bubble_s: Seconds = 0.0
+    """Seconds in which it held sessions and had nothing to compute."""
+    queue_s: Seconds = 0.0
+    """Seconds that microbatches waited in it, added up."""
+    num_microbatches: Count = 0
+    num_tokens: Count = 0
+
+
+class StageStatus(_Shown, frozen=True, kw_only=True):
+    """One stage worker that the conductor uses or used lately."""
+
+    worker: str
+    instance: str
+    blocks: BlockRange
+    state: str
+    """`ready`, `draining`, or `suspended` while it does not answer."""
+    kv_capacity_tokens: Count
+    kv_used_tokens: Count
+    """Tokens reserved for sessions."""
+    busy: Share
+    """Share of the last seconds that it spent computing."""
+    bubble: Share = 0.0
+    """Share of the last seconds in which it held sessions and had nothing to compute."""
+    totals: WorkerTotals = WorkerTotals()
+
+
+class VisionStatus(_Shown, frozen=True, kw_only=True):
+    """One vision worker."""
+
+    worker: str
+    instance: str
+    state: str
+    num_preparing: Count
+    """Sessions that it is being asked for."""
+    busy: Share
+
+
+class RouteStatus(_Shown, frozen=True, kw_only=True):
+    """One chain of workers that holds the whole model."""
+
+    workers: tuple[str, ...]
+    blocks: tuple[BlockRange, ...]
+    num_sessions: Count
+    num_in_flight: Count
+    """Microbatches under way."""
+
+
+class RefusedWorker(_Shown, frozen=True, kw_only=True):
+    """A worker that announced itself and is not used."""
+
+    worker: str
+    instance: str
+    reason: str
+
+
+class ConductorStatus(_Shown, frozen=True, kw_only=True):
+    """One pipeline as its conductor sees it. Rates are over the last ten seconds."""
+
+    instance: str
+    epoch: Count
+    updated_at: Seconds
+    uptime_s: Seconds
+    fingerprint: str
+    routes: tuple[RouteStatus, ...]
+    missing_blocks: tuple[BlockRange, ...]
+    """Decoder layers that no usable worker holds."""
+    stages: tuple[StageStatus, ...]
+    vision: tuple[VisionStatus, ...]
+    refused: tuple[RefusedWorker, ...]
+    waits_for: str | None
+    """Why no further job is taken from the queue at this moment; null when one would be."""
+    num_sessions: dict[str, int]
+    """Sessions by what they are doing: preparing, waiting, running, recovering, finishing."""
+    num_jobs_waiting: Count
+    """Jobs in the queue that nobody has taken."""
+    tokens_per_s: Annotated[float, Meta(ge=0)]
+    captions_per_s: Annotated[float, Meta(ge=0)]
+    """Jobs finished with a result, per second."""
+    num_finished: dict[str, int]
+    """Jobs that this conductor has ended, by status."""
+    num_replays: Count
+    """Attempts beyond the first that this conductor has begun."""
+    num_uncommitted_tokens: Count
+    """Tokens sampled that Redis does not hold yet."""

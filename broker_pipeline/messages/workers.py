@@ -1,0 +1,68 @@
+"""How workers announce themselves, and their signs of life."""
+
+from typing import Literal
+
+from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, PositiveCount, Seconds, Subject, WireStruct
+
+PROCESSOR_PREFIX = "cpu-"
+"""What `WorkerRecord.device_id` begins with where a processor computes, not a card."""
+Role = Literal["stage", "vision", "conductor", "gateway"]
+
+
+class BlockRange(WireStruct, frozen=True, kw_only=True):
+    """Decoder layers `[start, stop)`."""
+
+    start: Count
+    stop: PositiveCount
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class WorkerRecord(WireStruct, frozen=True, kw_only=True):
+    """How a worker announces itself. `instance` changes with every start, so that a restart is seen."""
+
+    worker: Name
+    instance: Name
+    role: Role
+    pipeline: Name
+    subject: Subject
+    """Root of the subjects that this instance listens on (see `subjects`)."""
+    host: str = ""
+    pid: Count = 0
+    version: str = ""
+    contract: int = CONTRACT_VERSION
+    fingerprint: str = ""
+    device: str = ""
+    dtype: str = ""
+    state: Literal["ready", "draining"] = "ready"
+    started_at: Seconds = 0.0
+    # stages only
+    blocks: BlockRange | None = None
+    num_layers: Count = 0
+    kv_capacity_tokens: Count = 0
+    max_batch_tokens: Count = 0
+    """Most tokens of one microbatch that this worker computes."""
+    device_id: str = ""
+    """Names the very card or processor, whatever hosts are called: workers with the same one share it."""
+    device_slots: PositiveCount = 1
+    """Workers that the device computes for at the same time without one slowing the other: 1 on a card."""
+
+
+class Heartbeat(WireStruct, frozen=True, kw_only=True):
+    """A sign of life, published every `heartbeat_s`; also carries what `status` shows."""
+
+    worker: Name
+    instance: Name
+    role: Role
+    state: Literal["ready", "draining"] = "ready"
+    num_sessions: Count = 0
+    kv_used_tokens: Count = 0
+    num_microbatches: Count = 0
+    num_tokens: Count = 0
+    busy_s: Seconds = 0.0
+    """Seconds spent computing since the start of this instance."""
+    bubble_s: Seconds = 0.0
+    """Seconds since then in which it held sessions and had nothing to compute."""
+    queue_s: Seconds = 0.0
+    """Seconds that microbatches have waited here, added up."""

@@ -1,0 +1,1 @@
+"""What people type: everything around the pipeline that is not part of it."""

@@ -1,0 +1,147 @@
+"""What `LocalCluster` runs: the command line of every service, decided from the settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.tools.local.devices import assign_devices, threads_per_worker
+
+_SHARED_CARD = 0.6  # of what is free on a card, for the KV of all stages on it together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """What to run. `stages` may overlap: two stages with the same blocks are two routes."""
+
+    model: Path
+    stages: tuple[BlockRange, ...]
+    data_dir: Path
+    num_vision_workers: int = 1
+    shares_vision: bool = False
+    """Whether the first stage's process is a vision worker as well; `num_vision_workers` come on top of that."""
+    num_conductors: int = 1
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Port of the gateway; 0 takes a free one and keeps it across restarts."""
+    nats_url: str | None = None
+    redis_url: str | None = None
+    namespace: str = "bp"
+    pipeline: str = "main"
+    num_cuda_devices: int = 0
+    device: str | None = None
+    """Device of every worker; None deals the CUDA devices in turn, or takes the CPU."""
+    dtype: str | None = None
+    is_deterministic: bool = False
+    """Whether what becomes of a session must not depend on what shares its batches."""
+    num_threads: int | None = None
+    """Threads of each worker; None shares the cores out."""
+    kv_tokens: int | None = None
+    drain_s: float = 10.0
+    log_level: str = "info"
+    profile: Path | None = None
+    """Directory for a trace of every service; None for none."""
+    restarts: bool = True
+    """Whether a program that dies is started again by itself."""
+    start_timeout_s: float = 600.0
+    """Loading a large model takes minutes."""
+    worker_env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of stages and vision workers, on top of this process's own."""
+    extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further flags by command: `gateway`, `conductor`, `vision`, `stage`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedService:
+    """One service: its name, what it is for in a few words, and what follows `broker-pipeline`."""
+
+    name: str
+    what: str
+    arguments: tuple[str, ...]
+
+
+def plan_services(settings: LocalSettings, *, nats_url: str, redis_url: str, port: int) -> list[PlannedService]:
+    """Return every service in the order in which they are shown."""
+    common = {
+        "--nats-url": nats_url,
+        "--redis-url": redis_url,
+        "--namespace": settings.namespace,
+        "--pipeline": settings.pipeline,
+        "--drain-s": settings.drain_s,
+        "--log-level": settings.log_level,
+        "--log-format": "json",
+        "--profile": settings.profile,
+    }
+    return [
+        PlannedService(name, what, (command, *_flags(own), *settings.extra_arguments.get(command, ()), *_flags(common)))
+        for name, command, what, own in _services(settings, port)
+    ]
+
+
+def num_threads(settings: LocalSettings) -> int:
+    """Return how many threads each worker computes with."""
+    num_workers = len(settings.stages) + settings.num_vision_workers + settings.shares_vision
+    return settings.num_threads or threads_per_worker(num_workers)
+
+
+def _services(settings: LocalSettings, port: int) -> Iterator[tuple[str, str, str, dict[str, object]]]:
+    """Yield name, command, purpose and own flags."""
+    yield "gateway", "gateway", "HTTP", {"--host": settings.host, "--port": port}
+    for index in range(settings.num_conductors):
+        yield f"conductor-{index}", "conductor", "schedules", {"--model": settings.model}
+    devices = _devices(settings)
+    for index in range(settings.num_vision_workers):
+        name = f"vision-{index}"
+        yield name, "vision", f"pictures, {devices[name]}", _worker_flags(settings, name, devices[name])
+    for index, blocks in enumerate(settings.stages):
+        name = f"stage-{index}"
+        own = {
+            "--blocks": f"{blocks.start}:{blocks.stop}",
+            "--kv-tokens": settings.kv_tokens,
+            "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
+            "--vision": settings.shares_vision and index == 0,
+        }
+        also = " and pictures" if own["--vision"] else ""
+        what = f"layers {blocks.start}:{blocks.stop}{also}, {devices[name]}"
+        yield name, "stage", what, {**_worker_flags(settings, name, devices[name]), **own}
+
+
+def _worker_flags(settings: LocalSettings, name: str, device: str) -> dict[str, object]:
+    return {
+        "--model": settings.model,
+        "--name": name,
+        "--device": device,
+        "--dtype": settings.dtype,
+        "--deterministic": settings.is_deterministic,
+        "--threads": num_threads(settings),
+    }
+
+
+def _devices(settings: LocalSettings) -> dict[str, str]:
+    """Deal devices to stages first, so that each has its own where there are enough."""
+    names = [f"stage-{index}" for index in range(len(settings.stages))]
+    names += [f"vision-{index}" for index in range(settings.num_vision_workers)]
+    dealt = assign_devices(len(names), settings.num_cuda_devices)
+    return {name: settings.device or device for name, device in zip(names, dealt, strict=True)}
+
+
+def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
+    """Return the part of its card's free memory that a stage may fill when others load onto the card beside it.
+
+    Each may look before the others have taken theirs, so the parts together have to leave room for all weights.
+    """
+    sharers = [other for other, device in devices.items() if device == devices[name]]
+    if len(sharers) == 1 or not devices[name].startswith("cuda"):
+        return None
+    return round(_SHARED_CARD / len(sharers), 3)
+
+
+def _flags(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield the words of a command line; True is a flag without a value, False and None are none at all."""
+    for flag, value in values.items():
+        if value is True:
+            yield flag
+        elif value is not None and value is not False:
+            yield from (flag, str(value))

@@ -1,0 +1,92 @@
+"""Runs a `LocalCluster` for a person: shows it, and turns signals into an end in order.
+
+first SIGINT, SIGTERM or SIGHUP    give up the start, or the work, and stop everything in order
+second                             kill everything
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+from broker_pipeline import exit_codes
+from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.local.view import LiveView, PlainView
+
+Work = Callable[[LocalCluster], Awaitable[None]]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+async def run_cluster(settings: LocalSettings, view: PlainView | LiveView, work: Work) -> int:
+    """Start a cluster, do `work` with it, stop it; returns the exit code.
+
+    The end of `work`, a signal, or a program that can never run again ends the cluster; the last of these raises its
+    `ServerStartError`.
+    """
+    run = _Run(view)
+    with view.showing(), _Signals(run.on_signal):
+        cluster = LocalCluster(settings, on_change=view.on_change)
+        run.working = asyncio.ensure_future(_start_and_work(cluster, work))
+        await asyncio.wait({run.working})
+        run.stopping = asyncio.ensure_future(cluster.destroy() if run.is_forced else cluster.stop())
+        await asyncio.wait({run.stopping})
+    if run.is_forced:
+        return exit_codes.INTERRUPTED
+    run.stopping.result()
+    if not run.working.cancelled():
+        run.working.result()
+    return exit_codes.OK
+
+
+class _Run:
+    """The two phases of a run, and what a signal does in each."""
+
+    def __init__(self, view: PlainView | LiveView) -> None:
+        self.working: asyncio.Future[None] | None = None
+        self.stopping: asyncio.Future[None] | None = None
+        self._view = view
+        self._num_signals = 0
+
+    @property
+    def is_forced(self) -> bool:
+        return self._num_signals > 1
+
+    def on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._view.say("stopping in order; once more to kill everything")
+            if self.working is not None:
+                self.working.cancel()
+        elif self.stopping is not None:
+            self.stopping.cancel()
+
+
+class _Signals:
+    """Hands signals to a function while the context is open."""
+
+    def __init__(self, on_signal: Callable[[], None]) -> None:
+        self._on_signal = on_signal
+
+    def __enter__(self) -> None:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def _start_and_work(cluster: LocalCluster, work: Work) -> None:
+    await cluster.start()
+    failed = asyncio.ensure_future(cluster.wait_failed())
+    working = asyncio.ensure_future(work(cluster))
+    try:
+        await asyncio.wait({failed, working}, return_when=asyncio.FIRST_COMPLETED)
+        await (failed if failed.done() else working)
+    finally:
+        for task in (failed, working):
+            task.cancel()
+        await asyncio.wait({failed, working})

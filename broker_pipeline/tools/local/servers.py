@@ -1,0 +1,249 @@
+"""A NATS server and a Redis server of one's own, from what a plain install brings.
+
+    async with EmbeddedNats(directory / "nats") as nats, EmbeddedRedis(directory / "redis") as redis:
+        ...  # nats.url, redis.url
+
+Both listen on the loopback interface only, keep what they hold in their directory, and die with this process. Started
+again on the same directory they still have every job.
+
+Settings differ from the servers' defaults where the defaults lose data: JetStream syncs every write, Redis keeps an
+append-only file and never evicts.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from broker_pipeline.errors import ServerStartError
+from broker_pipeline.tools.local.directory_lock import DirectoryLock
+from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
+from broker_pipeline.tools.local.server_binaries import find_nats_server, find_redis_server
+
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+
+_POLL_S = 0.01
+_PROBE_S = 1.0
+_NUM_PORT_TRIES = 5
+_LOOPBACK = "127.0.0.1"
+
+
+class EmbeddedServer(ABC):
+    """Start, readiness and end of one server; what differs between servers is in the subclasses."""
+
+    name: str
+    scheme: str
+
+    def __init__(
+        self, directory: Path, *, port: int | None = None, log_path: Path | None = None, start_timeout_s: float = 30.0
+    ) -> None:
+        """`directory` is made when missing. Without `port` a free one is taken, and kept across `restart`.
+
+        The log goes to `log_path`, else into the directory.
+        """
+        self.directory = directory.absolute()
+        self.log_path = log_path or self.directory / f"{self.name}.log"
+        self._lock = DirectoryLock(self.directory)
+        self._start_timeout_s = start_timeout_s
+        self._port: int | None = port
+        self._process: ChildProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, once started."""
+        if self._port is None:
+            raise RuntimeError(f"{self.name} has not been started")
+        return f"{self.scheme}://{_LOOPBACK}:{self._port}"
+
+    @property
+    def process(self) -> ChildProcess:
+        """The running server."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} has not been started")
+        return self._process
+
+    async def start(self) -> str:
+        """Start, wait until it answers, return the URL. Raises `ServerStartError` with the log's last lines."""
+        if self._process is not None and self._process.is_running:
+            raise RuntimeError(f"{self.name} is running already")
+        self._lock.acquire()
+        try:
+            return await self._start()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    async def _start(self) -> str:
+        for tries_left in reversed(range(_NUM_PORT_TRIES)):
+            argv = self._prepare(self._port)
+            self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path)
+            try:
+                self._port = await self._wait_ready(self._process)
+            except _PortTakenError as error:
+                if self._port is not None or not tries_left:
+                    raise self._start_error(str(error)) from error
+            except BaseException:
+                await self._process.destroy()
+                raise
+            else:
+                return self.url
+        raise AssertionError("the last try returns or raises")
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End the server in order; what it held stays in the directory."""
+        if self._process is not None:
+            await self._process.stop(grace_s)
+        self._lock.release()
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Send the server a signal, as a fault would."""
+        self.process.kill(sig)
+
+    async def restart(self) -> str:
+        """Start again on the same directory and port, after ending what still runs."""
+        await self.stop()
+        return await self.start()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _wait_ready(self, process: ChildProcess) -> int:
+        deadline = time.monotonic() + self._start_timeout_s
+        while process.is_running:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                if (port := await self._probe(process)) is not None:
+                    return port
+            if time.monotonic() > deadline:
+                raise self._start_error(f"not ready after {self._start_timeout_s:g} s")
+            await asyncio.sleep(_POLL_S)
+        reason = describe_exit(await process.wait())
+        if any("address already in use" in line.lower() for line in process.last_lines()):
+            raise _PortTakenError(f"port {self._port or 'chosen'} is in use ({reason})")
+        raise self._start_error(reason)
+
+    def _start_error(self, reason: str) -> ServerStartError:
+        lines = self.process.last_lines(8)
+        said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        return ServerStartError(f"{self.name} did not start: {reason}. Its last words, from {self.log_path}:\n{said}")
+
+    @abstractmethod
+    def _prepare(self, port: int | None) -> Sequence[str]:
+        """Write what the server needs into the directory and return its command line."""
+
+    @abstractmethod
+    async def _probe(self, process: ChildProcess) -> int | None:
+        """Return the port once the server answers there, `None` or `OSError` while it does not."""
+
+
+class EmbeddedNats(EmbeddedServer):
+    """nats-server with JetStream. Its ports come from the file that it writes, so a random port has no race."""
+
+    name = "nats-server"
+    scheme = "nats"
+
+    def _prepare(self, port: int | None) -> Sequence[str]:
+        ports = self.directory / "ports"
+        ports.mkdir(exist_ok=True)
+        for stale in ports.glob("*.ports"):
+            stale.unlink(missing_ok=True)
+        config = self.directory / "nats-server.conf"
+        config.write_text(_nats_config(self.directory, -1 if port is None else port))
+        return [str(find_nats_server()), "--config", str(config)]
+
+    async def _probe(self, process: ChildProcess) -> int | None:
+        port = _read_ports_file(self.directory / "ports", process.pid)
+        if port is None:
+            return None
+        greeting = await _exchange(port, b"")
+        facts = json.loads(greeting.removeprefix(b"INFO "))
+        return port if facts.get("jetstream") else None
+
+
+class EmbeddedRedis(EmbeddedServer):
+    """redis-server or valkey-server with an append-only file, synced every second, that never evicts."""
+
+    name = "redis-server"
+    scheme = "redis"
+
+    def _prepare(self, port: int | None) -> Sequence[str]:
+        self._listen_port = free_port() if port is None else port
+        settings = {
+            "bind": _LOOPBACK,
+            "port": str(self._listen_port),
+            "dir": str(self.directory),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        flags = [text for key, value in settings.items() for text in (f"--{key}", value)]
+        return [str(find_redis_server()), *flags]
+
+    async def _probe(self, process: ChildProcess) -> int | None:
+        # It names its pid, so that a stranger on a port that was free a moment ago is not taken for it. PING is refused
+        # while the append-only file is read.
+        answer = await _exchange(self._listen_port, b"INFO server\r\n", until=b"\r\nprocess_id:")
+        if answer.strip() != str(process.pid).encode():
+            return None
+        return self._listen_port if await _exchange(self._listen_port, b"PING\r\n") == b"+PONG\r\n" else None
+
+
+class _PortTakenError(Exception):
+    pass
+
+
+def _nats_config(directory: Path, port: int) -> str:
+    return f"""\
+listen: "{_LOOPBACK}:{port}"
+server_name: "broker-pipeline"
+ports_file_dir: {json.dumps(str(directory / "ports"))}
+max_payload: {MAX_PAYLOAD_BYTES}
+max_pending: {512 * 1024 * 1024}
+write_deadline: "60s"
+jetstream {{
+  store_dir: {json.dumps(str(directory / "jetstream"))}
+  sync_interval: always
+}}
+"""
+
+
+def _read_ports_file(directory: Path, pid: int) -> int | None:
+    for path in directory.glob(f"*_{pid}.ports"):
+        with contextlib.suppress(json.JSONDecodeError):  # still being written
+            return int(str(json.loads(path.read_text())["nats"][0]).rpartition(":")[2])
+    return None
+
+
+def free_port(host: str = _LOOPBACK) -> int:
+    """Return a port that nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+async def _exchange(port: int, question: bytes, until: bytes = b"") -> bytes:
+    """Connect, send `question`, skip everything up to `until`, return the rest of that line."""
+    async with asyncio.timeout(_PROBE_S):
+        reader, writer = await asyncio.open_connection(_LOOPBACK, port)
+        try:
+            writer.write(question)
+            if until:
+                await reader.readuntil(until)
+            return await reader.readuntil(b"\r\n")
+        finally:
+            writer.close()

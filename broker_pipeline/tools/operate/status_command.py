@@ -1,0 +1,47 @@
+"""The command `broker-pipeline status`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import click
+from rich.live import Live
+
+from broker_pipeline.client.gateway_client import DEFAULT_GATEWAY_URL
+from broker_pipeline.client.status_client import fetch_status, fetch_status_json
+from broker_pipeline.config import option
+from broker_pipeline.tools.operate.status_view import render_status
+from broker_pipeline.tools.terminal import make_console
+
+_WATCH_S = 1.0
+
+
+@click.command()
+@option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print the gateway's answer as it is, for programs.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+def command(gateway: str, as_json: bool, watch: bool) -> None:
+    """Show workers, routes, queue and rates of a pipeline, and what is missing.
+
+    \b
+    Examples:
+      broker-pipeline status
+      broker-pipeline status --gateway http://gateway:8080 --watch
+      broker-pipeline status --json | jq .queue
+    """
+    if as_json:
+        click.echo(asyncio.run(fetch_status_json(gateway)).decode())
+    elif watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_watch(gateway))
+    else:
+        make_console().print(render_status(asyncio.run(fetch_status(gateway))))
+
+
+async def _watch(gateway: str) -> None:
+    console = make_console()
+    with Live(render_status(await fetch_status(gateway)), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            live.update(render_status(await fetch_status(gateway)), refresh=True)

@@ -1,0 +1,138 @@
+"""The state of a pipeline as a person reads it: is it ready, what is missing, who works on what, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from broker_pipeline.client.status_client import PipelineStatus
+from broker_pipeline.messages.status import ConductorStatus, RouteStatus
+from broker_pipeline.messages.workers import BlockRange, WorkerRecord
+
+_STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
+
+
+def render_status(status: PipelineStatus) -> RenderableType:
+    """Return everything that `broker-pipeline status` prints."""
+    parts: list[RenderableType] = [_headline(status), Text(describe_work(status)), Text("")]
+    if status.conductor is not None and status.conductor.routes:
+        parts += [_routes(status.conductor.routes), Text("")]
+    if status.workers:
+        parts += [_workers(status), Text("")]
+    parts += [Text(hint) for hint in hints(status)]
+    return Group(*parts)
+
+
+def hints(status: PipelineStatus) -> Iterator[str]:
+    """Say what is missing, and what would help."""
+    conductor = status.conductor
+    if conductor is None:
+        yield "No conductor is active: jobs wait. Start one: broker-pipeline conductor --model ARTIFACTS"
+        return
+    for blocks in conductor.missing_blocks:
+        shown = _blocks(blocks)
+        command = f"broker-pipeline stage --model ARTIFACTS --blocks {shown}"
+        yield f"No usable stage holds layers {shown}. Start one: {command}"
+    if not any(worker.state == "ready" for worker in conductor.vision):
+        yield "No vision worker is ready. Start one: broker-pipeline vision --model ARTIFACTS"
+    if conductor.waits_for and status.queue.num_waiting:
+        yield f"Jobs wait: {conductor.waits_for}"
+    for refused in conductor.refused:
+        yield f"{refused.worker} is not used: {refused.reason}"
+
+
+def describe_workers(status: PipelineStatus) -> str:
+    """Return a line for each worker on a route or at the pictures."""
+    conductor = status.conductor
+    used = set() if conductor is None else {name for route in conductor.routes for name in route.workers}
+    used |= set() if conductor is None else {worker.worker for worker in conductor.vision}
+    records = [record for record in status.workers if record.worker in used]
+    return "\n".join(
+        f"  {record.worker:<10} {_holds(record):<14} {record.device}, pid {record.pid}" for record in records
+    )
+
+
+def describe_work(status: PipelineStatus) -> str:
+    """Return jobs, rates and sessions, a line each."""
+    jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items())
+    lines = [f"jobs    {jobs}; in the queue {status.queue.num_waiting} waiting, {status.queue.num_in_progress} taken"]
+    conductor = status.conductor
+    if conductor is not None:
+        sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
+        lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
+        lines.append(f"work    sessions: {sessions}; replays: {conductor.num_replays}")
+    return "\n".join(lines)
+
+
+def _headline(status: PipelineStatus) -> Text:
+    conductor = status.conductor
+    is_ready = conductor is not None and bool(conductor.routes)
+    text = Text(f"pipeline {status.pipeline}  ", style="bold")
+    text.append("ready" if is_ready else "not ready", style="bold green" if is_ready else "bold red")
+    if conductor is not None:
+        text.append(
+            f"   conductor {conductor.instance}, epoch {conductor.epoch}, up {_duration(conductor.uptime_s)}, "
+            f"model {conductor.fingerprint[:12]}",
+            style="dim",
+        )
+    return text
+
+
+def _routes(routes: Iterable[RouteStatus]) -> Table:
+    table = _table("route", "sessions", "in flight")
+    for route in routes:
+        stops = zip(route.workers, route.blocks, strict=False)
+        chain = " → ".join(f"{worker} {_blocks(blocks)}" for worker, blocks in stops)
+        table.add_row(chain, str(route.num_sessions), str(route.num_in_flight))
+    return table
+
+
+def _workers(status: PipelineStatus) -> Table:
+    seen = _seen_by_conductor(status.conductor)
+    table = _table("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
+    for record in status.workers:
+        state, busy, bubble, kv = seen.get(record.instance, (record.state, "", "", ""))
+        table.add_row(
+            record.worker,
+            _holds(record),
+            Text(state, style=_STATE_STYLES.get(state, "")),
+            *(busy, bubble, kv, record.device, record.dtype, record.host, str(record.pid)),
+        )
+    return table
+
+
+def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str, str]]:
+    """Return state, shares and KV use by instance: what the conductor thinks counts, not what a worker claims."""
+    if conductor is None:
+        return {}
+    seen = {worker.instance: (worker.state, f"{worker.busy:.0%}", "", "") for worker in conductor.vision}
+    for stage in conductor.stages:
+        kv = f"{stage.kv_used_tokens}/{stage.kv_capacity_tokens}"
+        seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
+    return seen | {refused.instance: ("refused", "", "", "") for refused in conductor.refused}
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
+def _holds(record: WorkerRecord) -> str:
+    if record.blocks is not None:
+        return f"layers {_blocks(record.blocks)}"
+    return {"vision": "pictures"}.get(record.role, record.role)
+
+
+def _blocks(blocks: BlockRange) -> str:
+    return f"{blocks.start}:{blocks.stop}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

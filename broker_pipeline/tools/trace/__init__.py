@@ -1,0 +1,1 @@
+"""`broker-pipeline trace`: reads the profiles of all processes, joins and sums them up."""

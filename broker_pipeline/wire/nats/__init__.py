@@ -1,0 +1,1 @@
+"""NATS as a link: one connection, its socket, its messages."""

@@ -1,0 +1,227 @@
+"""The socket of a connection to NATS, shared by nats-py and by messages that go past it.
+
+    nats-py ◄────── read ─ all else ──┐                        nats-py ── write ──┐
+    (connects, authenticates, pings,  ├── splitter ◄── socket                     ├──► socket
+    reconnects, JetStream)            │                        publish ── send ───┘
+    receivers ◄─ on_message ──────────┘                                  (copied once)
+
+nats-py 2.16 takes a message through its parser's buffer, a dict of headers, a queue and a task of its own on the way
+in, and through a list and another task on the way out, and copies it four to six times. What it is good at is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import ParseResult
+
+import nats.errors
+import structlog
+from nats.aio.transport import Transport
+
+from broker_pipeline.wire.nats.message import Receiver
+from broker_pipeline.wire.nats.message_splitter import MessageSplitter
+
+log = structlog.get_logger()
+
+MAX_UNSENT_BYTES = 4 * 2**20
+_CLOSE_TIMEOUT_S = 2.0
+_DEFAULT_PORT = 4222
+_END = b"\r\n"
+
+Buffer = bytes | bytearray | memoryview
+
+
+class NatsSocket(Transport):
+    """What nats-py takes for its transport."""
+
+    def __init__(self, on_failed: Callable[[Exception], None]) -> None:
+        """`on_failed` is told what a receiver raised; that is a bug, and its connection ends."""
+        self.receivers: dict[bytes, Receiver] = {}
+        """By sid. They stay through reconnects, as nats-py's subscriptions do."""
+        self._on_failed = on_failed
+        self._link: _Link | None = None
+
+    # --- messages past nats-py ---
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that may be written to; nats-py may not have introduced itself yet."""
+        return self._link is not None and self._link.is_open
+
+    @property
+    def has_room(self) -> bool:
+        """Whether less than `MAX_UNSENT_BYTES` wait for the kernel to take them."""
+        return self._link is None or self._link.has_room
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait for the kernel to take them."""
+        return self._link.transport.get_write_buffer_size() if self._link and self._link.is_open else 0
+
+    async def wait_room(self) -> bool:
+        """Wait until there is room; return whether the connection is still the same and stands."""
+        link = self._link
+        if link is None:
+            return False
+        await link.room.wait()
+        return link is self._link and link.is_open
+
+    def send(self, subject: str, reply: str, headers: bytes, pieces: Sequence[Buffer], num_bytes: int) -> None:
+        """Write one message whose payload of `num_bytes` is all `pieces` in a row; they are copied once.
+
+        Raises `ConnectionResetError` when there is no connection. The caller answers for subjects and sizes.
+        """
+        link = self._open_link()
+        if headers:
+            line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + num_bytes}\r\n"
+        else:
+            line = f"PUB {subject} {reply} {num_bytes}\r\n"
+        link.transport.write(b"".join((line.encode(), headers, *pieces, _END)))
+
+    # --- nats-py's own ---
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
+        """Make a connection in place of the one before."""
+        self.close()
+        loop, host, port = asyncio.get_running_loop(), uri.hostname or "", uri.port or _DEFAULT_PORT
+        async with asyncio.timeout(connect_timeout):
+            _, self._link = await loop.create_connection(lambda: _Link(self.receivers, self._on_failed), host, port)
+
+    async def connect_tls(
+        self,
+        uri: str | ParseResult,
+        ssl_context: ssl.SSLContext,
+        buffer_size: int,  # noqa: ARG002
+        connect_timeout: int,
+    ) -> None:
+        """Go on encrypted."""
+        link, host = self._open_link(), uri if isinstance(uri, str) else uri.hostname
+        try:
+            async with asyncio.timeout(connect_timeout):
+                encrypted = await asyncio.get_running_loop().start_tls(
+                    link.transport, link, ssl_context, server_hostname=host
+                )
+        except BaseException:
+            link.transport.abort()
+            link.connection_lost(None)  # the protocol of the handshake keeps this to itself
+            raise
+        if encrypted is None:
+            raise ConnectionResetError("the connection was lost while encryption was agreed upon")
+        link.connection_made(encrypted)
+
+    def write(self, payload: Buffer) -> None:
+        """Write at once. What is written to a lost connection is lost; `read` and `drain` say so."""
+        if self._link and self._link.is_open:
+            self._link.transport.write(payload)
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write at once, like `write`."""
+        if self._link and self._link.is_open:
+            self._link.transport.writelines(payload)
+
+    async def read(self, buffer_size: int) -> bytes:
+        """Return bytes that concern no receiver; none at the end of the connection."""
+        return await self._link.reader.read(buffer_size) if self._link else b""
+
+    async def readline(self) -> bytes:
+        """Return a line, as while connecting."""
+        return await self._link.reader.readline() if self._link else b""
+
+    async def drain(self) -> None:
+        """Wait until there is room."""
+        if not self.has_room:
+            await self.wait_room()
+        self._open_link()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed; whoever takes nothing any more is not waited for."""
+        if not self._link:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._link.closed.wait()
+        except TimeoutError:
+            self._link.transport.abort()
+            await self._link.closed.wait()
+
+    def close(self) -> None:
+        """Close the connection, if there is one, when what is unsent has gone."""
+        if self._link:
+            self._link.transport.close()
+
+    def at_eof(self) -> bool:
+        """Whether nothing more will be read."""
+        return self._link is None or self._link.reader.at_eof()
+
+    def __bool__(self) -> bool:
+        """Nothing that nats-py would have to replace."""
+        return True
+
+    def _open_link(self) -> _Link:
+        if self._link is None or not self._link.is_open:
+            raise ConnectionResetError("the connection is closed")
+        return self._link
+
+
+@dataclass(slots=True, eq=False)
+class _Link(asyncio.BufferedProtocol):
+    """One TCP or TLS connection, from its beginning to its end."""
+
+    receivers: dict[bytes, Receiver]
+    on_failed: Callable[[Exception], None]
+    has_room: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while there is room, and when the connection is lost: whoever waits has to look again."""
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    transport: asyncio.Transport = field(init=False)
+    reader: asyncio.StreamReader = field(init=False)
+    splitter: MessageSplitter = field(init=False)
+
+    @property
+    def is_open(self) -> bool:
+        return not self.transport.is_closing()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES, low=MAX_UNSENT_BYTES // 2)
+        self.reader = asyncio.StreamReader()
+        self.reader.set_transport(transport)  # pauses it while nats-py is behind
+        self.splitter = MessageSplitter(self.receivers, self.reader.feed_data)
+        self.resume_writing()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self.splitter.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self.splitter.took(nbytes)
+        except nats.errors.ProtocolError as error:
+            log.warning("nats_protocol_broken", reason=str(error.args[0]))
+            self._end(error)
+        except Exception as error:  # noqa: BLE001 - told to the owner, who gives up for good
+            self._end(ConnectionAbortedError(f"a message was not handled: {error!r}"))
+            self.on_failed(error)
+
+    def pause_writing(self) -> None:
+        self.has_room = False
+        self.room.clear()
+
+    def resume_writing(self) -> None:
+        self.has_room = True
+        self.room.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is None:
+            self.reader.feed_eof()
+        elif not self.reader.exception():
+            self.reader.set_exception(error)
+        self.resume_writing()
+        self.closed.set()
+
+    def _end(self, error: Exception) -> None:
+        self.reader.set_exception(error)  # nats-py reads it, and connects again
+        self.transport.abort()

@@ -1,0 +1,117 @@
+"""The one shape of every error answer, and which error is which status.
+
+{"error": {"code": "invalid_request", "message": "…", "field": "sampling.temperature",
+           "retryable": false, "request_id": "…"}}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import ClientPayloadError, web
+
+from broker_pipeline.errors import (
+    BodyTooLargeError,
+    BodyTooSlowError,
+    DeadlineExceededError,
+    Failure,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobNotFoundError,
+    JobStateError,
+    MediaError,
+    MediaTooLargeError,
+    PayloadTooLargeError,
+    PipelineError,
+    QueueFullError,
+    StateError,
+    TransportError,
+    WorkerNotFoundError,
+)
+from gateway.api.json_answer import json_answer
+from gateway.api.request_facts import request_id
+from gateway.schemas import ErrorBody, ErrorDetail
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# The first class that fits decides, so the narrower ones stand first.
+STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
+    (BodyTooLargeError, 413),
+    (BodyTooSlowError, 408),
+    (MediaTooLargeError, 413),
+    (IdempotencyConflictError, 409),
+    (MediaError, 422),
+    (InvalidRequestError, 400),
+    (JobNotFoundError, 404),
+    (WorkerNotFoundError, 404),
+    (JobStateError, 409),
+    (QueueFullError, 429),
+    (PayloadTooLargeError, 413),
+    (TransportError, 503),
+    (StateError, 503),
+    (DeadlineExceededError, 504),
+)
+_CLIENT_CLOSED_REQUEST = 499
+_UNAVAILABLE_RETRY_AFTER_S = 1.0
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 417: "expectation_failed"}
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every exception into an answer of the one shape."""
+    try:
+        return await handler(request)
+    except PipelineError as error:
+        return error_answer(error)
+    except web.HTTPException as error:
+        return _plain_http_error(request, error)
+    except (ConnectionError, ClientPayloadError, web.PayloadAccessError) as error:
+        log.info("client_gone", request_id=request_id(), reason=str(error) or type(error).__name__)
+        return web.Response(status=_CLIENT_CLOSED_REQUEST)
+    except Exception:  # the last line of defence: logged in full, answered without details
+        log.exception("request_crashed", request_id=request_id(), path=request.path)
+        return _answer(500, Failure("internal", "an error inside the gateway; its log has the request id"), {})
+
+
+def error_answer(error: PipelineError) -> web.Response:
+    """Build the answer for an error of ours."""
+    status = status_of(error)
+    if status >= 500:
+        log.warning("request_failed", request_id=request_id(), code=error.code, message=error.message)
+    return _answer(status, error.to_failure(), _retry_headers(error, status))
+
+
+def status_of(error: PipelineError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+
+
+def _retry_headers(error: PipelineError, status: int) -> dict[str, str]:
+    if isinstance(error, QueueFullError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return {"Retry-After": str(math.ceil(_UNAVAILABLE_RETRY_AFTER_S))} if status == 503 else {}
+
+
+def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
+    """Give what aiohttp itself refuses (unknown path, wrong method) the same shape."""
+    if error.status < 400:
+        raise error
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    code = _HTTP_CODES.get(error.status, "invalid_request")
+    message = f"{request.method} {request.path}: {error.reason}; /openapi.json lists what there is"
+    return _answer(error.status, Failure(code, message), headers)
+
+
+def _answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
+    detail = ErrorDetail(
+        code=failure.code,
+        message=failure.message,
+        field=failure.field,
+        retryable=failure.retryable,
+        request_id=request_id(),
+    )
+    return json_answer(ErrorBody(error=detail), status=status, headers=headers)

@@ -1,0 +1,50 @@
+"""`/healthz`: the process lives. `/readyz`: what it accepts will be run. `/metrics`: for Prometheus."""
+
+from __future__ import annotations
+
+import structlog
+from aiohttp import web
+
+from broker_pipeline.errors import StateError, TransportError
+from gateway import metrics
+from gateway.api.json_answer import json_answer
+from gateway.api.pipeline_status import read_readiness, read_status
+from gateway.schemas import Health
+from gateway.wiring import GATEWAY, Gateway
+
+log = structlog.get_logger()
+
+
+def routes() -> list[web.RouteDef]:
+    """Return the routes of this file."""
+    return [web.get("/healthz", show_health), web.get("/readyz", show_readiness), web.get("/metrics", show_metrics)]
+
+
+async def show_health(_request: web.Request) -> web.Response:
+    """Answer, which is all that is asked."""
+    return json_answer(Health())
+
+
+async def show_readiness(request: web.Request) -> web.Response:
+    """Answer 200 or 503, and why."""
+    readiness = await read_readiness(request.app[GATEWAY])
+    return json_answer(readiness, status=200 if readiness.ready else 503)
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """Show the metrics; what cannot be read at this moment keeps its last value."""
+    gateway = request.app[GATEWAY]
+    gateway.metrics.uploads.set(gateway.intake.num_reading)
+    gateway.metrics.streams.set(gateway.watch.num_open)
+    await _refresh(gateway)
+    return web.Response(body=gateway.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+async def _refresh(gateway: Gateway) -> None:
+    try:
+        status = await read_status(gateway)
+    except (StateError, TransportError) as error:
+        gateway.metrics.up.set(0)
+        log.warning("metrics_incomplete", code=error.code, message=error.message)
+        return
+    gateway.metrics.show(status)

@@ -1,0 +1,245 @@
+"""The OpenAPI 3.1 document: schemas from the structs that check bodies, operations from the table below.
+
+A test holds the table against the routes, so that the document cannot forget one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from broker_pipeline import __version__
+from broker_pipeline.messages.jobs import JobEvent, JobRecord
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.workers import WorkerRecord
+from gateway.intake.images import FORMATS
+from gateway.intake.multipart import IMAGE_FIELD
+from gateway.schemas import (
+    ErrorBody,
+    Health,
+    JobList,
+    JobListQuery,
+    JobQuery,
+    JobRequest,
+    Readiness,
+    StatusBody,
+)
+
+_REF = "#/components/schemas/{name}"
+_STRUCTS: tuple[type[msgspec.Struct], ...] = (
+    JobRequest,
+    JobRecord,
+    JobList,
+    JobEvent,
+    JobQuery,
+    JobListQuery,
+    SamplingParams,
+    StatusBody,
+    WorkerRecord,
+    Readiness,
+    Health,
+    ErrorBody,
+)
+_ERRORS = {
+    400: "A field is wrong; `error.field` names it.",
+    404: "No such job, or no such live worker.",
+    408: "The body did not arrive in time.",
+    409: "The job's status does not allow this, or the idempotency key belongs to another request.",
+    413: "The body or a file is too large.",
+    422: "An image cannot be used, or is gone.",
+    429: "The queue is full, or too much is under way; `Retry-After` says when to try again.",
+    503: "NATS or Redis does not answer; try again.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. `answers` maps a status to a struct, or to a media type where it is not JSON."""
+
+    method: str
+    path: str
+    operation_id: str
+    summary: str
+    answers: dict[int, type[msgspec.Struct] | str]
+    errors: tuple[int, ...] = ()
+    query: type[msgspec.Struct] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    has_job_body: bool = False
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "post",
+        "/v1/jobs",
+        "submitJob",
+        "Submit a job.",
+        {202: JobRecord},
+        errors=(400, 408, 409, 413, 422, 429, 503),
+        headers={"Idempotency-Key": "Submitting again with the same key returns the first job."},
+        has_job_body=True,
+    ),
+    Operation(
+        "get",
+        "/v1/jobs",
+        "listJobs",
+        "List jobs, newest first.",
+        {200: JobList},
+        errors=(400, 503),
+        query=JobListQuery,
+    ),
+    Operation(
+        "get",
+        "/v1/jobs/{job_id}",
+        "getJob",
+        "Show a job; `wait_s` waits for its end.",
+        {200: JobRecord},
+        errors=(400, 404, 429, 503),
+        query=JobQuery,
+    ),
+    Operation(
+        "delete",
+        "/v1/jobs/{job_id}",
+        "deleteJob",
+        "Stop a job: at once while it is queued, at the next token while it runs. A failed job is forgotten.",
+        {200: JobRecord, 202: JobRecord},
+        errors=(404, 409, 503),
+    ),
+    Operation(
+        "post",
+        "/v1/jobs/{job_id}/retry",
+        "retryJob",
+        "Send a failed or cancelled job again.",
+        {202: JobRecord},
+        errors=(404, 409, 422, 429, 503),
+    ),
+    Operation(
+        "get",
+        "/v1/jobs/{job_id}/events",
+        "streamEvents",
+        "Stream a job's events as server-sent events whose data are `JobEvent`s.",
+        {200: "text/event-stream"},
+        errors=(400, 404, 429, 503),
+        headers={"Last-Event-ID": "Tokens seen so far; the stream continues after them."},
+    ),
+    Operation(
+        "post",
+        "/v1/workers/{worker}/drain",
+        "drainWorker",
+        "Ask a worker to take no new sessions, finish those that it has, and end.",
+        {202: WorkerRecord},
+        errors=(400, 404, 503),
+    ),
+    Operation("get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: StatusBody}, errors=(503,)),
+    Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}),
+    Operation(
+        "get",
+        "/readyz",
+        "showReadiness",
+        "Say whether accepted jobs will be run now.",
+        {200: Readiness, 503: Readiness},
+    ),
+    Operation("get", "/metrics", "showMetrics", "Show metrics for Prometheus.", {200: "text/plain"}),
+    Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}),
+    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}),
+)
+
+
+@cache
+def openapi_document() -> dict[str, Any]:
+    """Return the document."""
+    _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "broker-pipeline",
+            "version": __version__,
+            "description": "Captions images, and answers about them, with one model cut over several hosts.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.operation_id,
+        "summary": operation.summary,
+        "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
+        "responses": {
+            **{str(status): _answer(body) for status, body in operation.answers.items()},
+            **{str(status): _error(status) for status in operation.errors},
+        },
+    }
+    if operation.has_job_body:
+        described["requestBody"] = {"required": True, "content": _job_body()}
+    return described
+
+
+def _answer(body: type[msgspec.Struct] | str) -> dict[str, Any]:
+    if isinstance(body, str):
+        return {"description": "Success.", "content": {body: {}}}
+    return {"description": _first_line(body), "content": {"application/json": {"schema": _ref(body)}}}
+
+
+def _error(status: int) -> dict[str, Any]:
+    answer = _answer(ErrorBody) | {"description": _ERRORS[status]}
+    if status in (429, 503):
+        seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+        answer["headers"] = {"Retry-After": seconds}
+    return answer
+
+
+def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
+    names = re.findall(r"{(\w+)}", operation.path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
+    if operation.query is None:
+        return []
+    _, schemas = msgspec.json.schema_components([operation.query], ref_template=_REF)
+    properties = schemas[operation.query.__name__]["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
+
+
+def _header_parameters(operation: Operation) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        for name, text in operation.headers.items()
+    ]
+
+
+def _job_body() -> dict[str, Any]:
+    return {"application/json": {"schema": _ref(JobRequest)}, "multipart/form-data": {"schema": _form_schema()}}
+
+
+def _form_schema() -> dict[str, Any]:
+    """Describe the form by hand: its fields are those of `JobRequest` and `SamplingParams`, laid flat."""
+    _, schemas = msgspec.json.schema_components([SamplingParams, JobRequest], ref_template=_REF)
+    image = {"type": "string", "format": "binary", "description": f"{', '.join(FORMATS)}; or the text of a URL."}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            IMAGE_FIELD: {"type": "array", "items": image},
+            "prompt": schemas["JobRequest"]["properties"]["prompt"],
+            "metadata": {"type": "string", "description": "A JSON object."},
+            "request": {"type": "string", "description": "A `JobRequest` as JSON, in place of all but the images."},
+            **schemas["SamplingParams"]["properties"],
+        },
+    }
+
+
+def _ref(body: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": _REF.format(name=body.__name__)}
+
+
+def _first_line(body: type[msgspec.Struct]) -> str:
+    return (body.__doc__ or body.__name__).strip().partition("\n")[0]

@@ -1,0 +1,80 @@
+"""What is known about the pipeline behind the gateway, and whether it will run what is accepted."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker_pipeline import redis_keys
+from broker_pipeline.errors import StateError, TransportError
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.state.redis_client import state_errors
+from gateway.schemas import QueueStatus, Readiness, StatusBody
+from gateway.wiring import Gateway
+
+OK = "ok"
+_REMEMBERED_S = 30.0
+"""For so long a gateway that could not store a job is not ready; then it may try again."""
+
+
+async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
+    """Return what the active conductor shows of itself, None when there is none. Raises `StateError`."""
+    common = gateway.settings.common
+    with state_errors("cannot read the conductor's status"):
+        text = await gateway.redis.get(redis_keys.status(common.namespace, common.pipeline))
+        return None if text is None else msgspec.json.decode(text, type=ConductorStatus)
+
+
+async def read_status(gateway: Gateway) -> StatusBody:
+    """Gather everything that `GET /v1/status` shows. Raises `StateError` or `TransportError`."""
+    depth = await gateway.queue.depth()
+    counts = await gateway.store.counts()
+    return StatusBody(
+        pipeline=gateway.settings.common.pipeline,
+        workers=tuple(await gateway.registry.workers()),
+        conductor=await conductor_status(gateway),
+        queue=QueueStatus(num_waiting=depth.num_waiting, num_in_progress=depth.num_in_progress),
+        jobs=msgspec.structs.asdict(counts),
+    )
+
+
+async def read_readiness(gateway: Gateway) -> Readiness:
+    """Check NATS, Redis, and that the conductor has a route and a vision worker."""
+    checks = {
+        "gateway": "stopping" if gateway.stopping.is_set() else OK,
+        "nats": await _check_nats(gateway),
+    }
+    try:
+        checks["redis"] = await _check_redis(gateway)
+        checks |= _check_pipeline(await conductor_status(gateway))
+    except StateError as error:
+        checks |= {"redis": error.message, "route": "unknown", "vision": "unknown"}
+    return Readiness(ready=all(check == OK for check in checks.values()), checks=checks)
+
+
+async def _check_nats(gateway: Gateway) -> str:
+    if not gateway.transport.is_connected:
+        return "not connected"
+    try:
+        await gateway.queue.depth()
+    except TransportError as error:
+        return error.message
+    # JetStream answers questions when its disk is full, and stores nothing until its server is started again.
+    if error_or_none := gateway.jobs.not_stored(_REMEMBERED_S):
+        return f"{error_or_none.message}; if the server's log says that its disk is full, free some and restart it"
+    return OK
+
+
+async def _check_redis(gateway: Gateway) -> str:
+    """Redis answers reads, and refuses writes, while its disk is full. Raises `StateError`."""
+    with state_errors("cannot ask Redis for its state"):
+        facts = await gateway.redis.info("persistence")
+    return OK if facts.get("aof_last_write_status", OK) == OK else "cannot write its file; is its disk full?"
+
+
+def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:
+    if status is None:
+        return {"route": "no conductor is active", "vision": "unknown"}
+    missing = ", ".join(f"{blocks.start} to {blocks.stop - 1}" for blocks in status.missing_blocks)
+    no_route = f"no ready stage holds blocks {missing}" if missing else "the ready stages' blocks do not fit together"
+    has_vision = any(worker.state == "ready" for worker in status.vision)
+    return {"route": OK if status.routes else no_route, "vision": OK if has_vision else "no vision worker is ready"}

@@ -1,0 +1,96 @@
+"""Turns an HTTP request into a checked plan with its media in hand: whatever is wrong is found before a job exists.
+
+At most `max_uploads` bodies are read at the same time; the next ones wait a little, unread, and are then sent away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
+from gateway.intake.body import check_announced_length, read_body
+from gateway.intake.job_plan import JobPlan, Source, plan_job
+from gateway.intake.multipart import job_request, read_form
+from gateway.intake.pictures import PictureLoader
+from gateway.intake.validation import decode_json
+from gateway.schemas import JobRequest
+from gateway.settings import Limits
+
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_WAIT_FOR_TURN_S = 10.0
+_LARGE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request that can become a job: its plan, the bytes of its sources in order, its idempotency key."""
+
+    plan: JobPlan
+    contents: tuple[bytes, ...]
+    idempotency_key: str | None
+
+
+class Intake:
+    """Reads submissions, a bounded number at a time."""
+
+    def __init__(self, pictures: PictureLoader, limits: Limits) -> None:
+        self._pictures = pictures
+        self._limits = limits
+        self._turns = asyncio.Semaphore(limits.max_uploads)
+        self.num_reading = 0
+        """Bodies held in memory now."""
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold one of the places for a body; raises `QueueFullError` when none becomes free soon."""
+        try:
+            async with asyncio.timeout(_WAIT_FOR_TURN_S):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise QueueFullError("too many uploads at the same time", retry_after_s=2.0) from error
+        self.num_reading += 1
+        try:
+            yield
+        finally:
+            self.num_reading -= 1
+            self._turns.release()
+
+    async def read(self, request: web.Request) -> Submission:
+        """Read, check and fetch everything that `request` brings and names. Call it inside a `turn`."""
+        key = idempotency_key(request)
+        check_announced_length(request, self._limits.max_body_bytes)
+        try:
+            async with asyncio.timeout(self._limits.upload_timeout_s):
+                job, images = await self._parse(request)
+        except TimeoutError as error:
+            raise BodyTooSlowError(f"the body did not arrive within {self._limits.upload_timeout_s:g} s") from error
+        plan = plan_job(job, images, max_images=self._limits.max_images)
+        return Submission(plan, tuple(await self._pictures.load(plan.sources)), key)
+
+    async def _parse(self, request: web.Request) -> tuple[JobRequest, tuple[Source, ...]]:
+        if request.content_type == "multipart/form-data":
+            form = await read_form(request, self._limits)
+            return job_request(form), form.images
+        if request.content_type != "application/json":
+            raise InvalidRequestError(
+                f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"
+            )
+        body = await read_body(request, self._limits.max_body_bytes)
+        if len(body) < _LARGE_BYTES:
+            return decode_json(body, JobRequest), ()
+        return await asyncio.to_thread(decode_json, body, JobRequest), ()
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """Return the request's idempotency key, checked."""
+    key = request.headers.get(IDEMPOTENCY_HEADER)
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequestError("a key has 1 to 255 visible ASCII characters", field=IDEMPOTENCY_HEADER)
+    return key

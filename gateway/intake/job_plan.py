@@ -1,0 +1,161 @@
+"""Decides what a request means: which conversation, with which images at which places. Pure.
+
+A plan holds numbers in place of media, since media are not there yet when the request is checked:
+
+    request ──plan_job──► JobPlan(messages with places 0, 1, …; sources 0, 1, …) ──fill(refs)──► ChatMessages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.messages.sampling import SamplingParams
+from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
+
+DEFAULT_PROMPT = "Describe this image."
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Bytes that came with the request; `field` is where."""
+
+    field: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A `data:`, `http:` or `https:` URL in the request; `field` is where."""
+
+    field: str
+    url: str
+
+
+Source = Upload | Link
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlace:
+    """Where the image of source `source` goes."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPlace:
+    """Where a video made of the sources `[start, stop)` goes."""
+
+    start: int
+    stop: int
+    fps: float
+
+
+PlannedPart = TextPart | ImagePlace | VideoPlace
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMessage:
+    """A turn of the conversation, with places for its media."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[PlannedPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A checked request that lacks nothing but its media."""
+
+    messages: tuple[PlannedMessage, ...]
+    sources: tuple[Source, ...]
+    sampling: SamplingParams
+    metadata: dict[str, str]
+
+
+def plan_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: int) -> JobPlan:
+    """Check what types cannot, and lay out the conversation; `images` came beside the request, in a form.
+
+    Raises `InvalidRequestError` naming the field.
+    """
+    sources = [*images, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
+    if request.messages is not msgspec.UNSET:
+        messages = _conversation(request, request.messages, sources)
+    else:
+        messages = (_question(request.prompt, len(sources)),)
+    if len(sources) > max_images:
+        raise InvalidRequestError(
+            f"{len(sources)} images; a job may have {max_images}", field=sources[max_images].field
+        )
+    return JobPlan(messages, tuple(sources), request.sampling, request.metadata)
+
+
+def fill(plan: JobPlan, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
+    """Put the stored media, in the order of the plan's sources, into their places."""
+    return tuple(
+        ChatMessage(role=message.role, content=tuple(_fill_part(part, refs) for part in message.content))
+        for message in plan.messages
+    )
+
+
+def _fill_part(part: PlannedPart, refs: Sequence[MediaRef]) -> TextPart | ImagePart | VideoPart:
+    if isinstance(part, ImagePlace):
+        return ImagePart(media=refs[part.source])
+    if isinstance(part, VideoPlace):
+        return VideoPart(frames=tuple(refs[part.start : part.stop]), fps=part.fps)
+    return part
+
+
+def _question(prompt: str | msgspec.UnsetType, num_images: int) -> PlannedMessage:
+    if prompt is msgspec.UNSET and num_images == 0:
+        raise InvalidRequestError("give at least one image, or a prompt", field="images")
+    text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
+    return PlannedMessage("user", (*(ImagePlace(index) for index in range(num_images)), TextPart(text=text)))
+
+
+def _conversation(
+    request: JobRequest, messages: tuple[MessageInput, ...], sources: list[Source]
+) -> tuple[PlannedMessage, ...]:
+    if request.prompt is not msgspec.UNSET:
+        raise InvalidRequestError("give either `prompt` or `messages`", field="prompt")
+    if sources:
+        raise InvalidRequestError("images stand inside `messages` where these are given", field=sources[0].field)
+    if messages[-1].role != "user":
+        raise InvalidRequestError("the last message must be the user's", field=f"messages[{len(messages) - 1}].role")
+    return tuple(_message(message, f"messages[{index}]", sources) for index, message in enumerate(messages))
+
+
+def _message(message: MessageInput, path: str, sources: list[Source]) -> PlannedMessage:
+    path = f"{path}.content"
+    if isinstance(message.content, str):
+        return PlannedMessage(message.role, (TextPart(text=_check_text(message.content, path)),))
+    parts = tuple(_part(part, f"{path}[{index}]", sources) for index, part in enumerate(message.content))
+    if message.role != "user" and not all(isinstance(part, TextPart) for part in parts):
+        raise InvalidRequestError("only the user's messages may hold images and videos", field=path)
+    return PlannedMessage(message.role, parts)
+
+
+def _part(part: TextInput | ImageInput | VideoInput, path: str, sources: list[Source]) -> PlannedPart:
+    if isinstance(part, TextInput):
+        return TextPart(text=_check_text(part.text, f"{path}.text"))
+    if isinstance(part, ImageInput):
+        return ImagePlace(_add(sources, [Link(f"{path}.url", part.url)]))
+    start = _add(sources, (Link(f"{path}.frames[{index}]", url) for index, url in enumerate(part.frames)))
+    return VideoPlace(start, len(sources), part.fps)
+
+
+def _add(sources: list[Source], links: Iterable[Link]) -> int:
+    start = len(sources)
+    sources.extend(links)
+    return start
+
+
+def _check_text(text: str, path: str) -> str:
+    if not text.strip():
+        hint = "; leave it out for the default" if path == "prompt" else ""
+        raise InvalidRequestError(f"the text is empty{hint}", field=path)
+    return text

@@ -1,0 +1,144 @@
+"""Reads a `multipart/form-data` body part by part.
+
+image     a file (JPEG, PNG, …), or the text of a URL; may be repeated, the order counts
+prompt    text
+metadata  a JSON object
+request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
+NAME      a sampling field by its own name: temperature, max_tokens, …; `stop` may be repeated
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from broker_pipeline.errors import InvalidRequestError, MediaTooLargeError
+from broker_pipeline.messages.sampling import SamplingParams
+from gateway.intake.body import CappedStream
+from gateway.intake.job_plan import Link, Source, Upload
+from gateway.intake.validation import convert_strings, decode_json
+from gateway.schemas import JobRequest, Metadata
+from gateway.settings import Limits
+
+IMAGE_FIELD = "image"
+MAX_PARTS = 1200
+_CHUNK_BYTES = 64 * 1024
+_SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
+_REPEATABLE = frozenset({"stop"})
+_PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form as it was sent: text fields by name, and images in their order."""
+
+    fields: dict[str, list[str]]
+    images: tuple[Source, ...]
+
+
+async def read_form(request: web.Request, limits: Limits) -> Form:
+    """Read a multipart body under the body limit, and each file under the image limit.
+
+    Raises `InvalidRequestError`, `BodyTooLargeError` or `MediaTooLargeError`.
+    """
+    stream = CappedStream(request.content, limits.max_body_bytes)
+    try:
+        return await _read_parts(MultipartReader(request.headers, cast("StreamReader", stream)), limits)
+    except (ValueError, RuntimeError, HttpProcessingError) as error:
+        raise InvalidRequestError(f"the multipart body is malformed: {error}") from error
+
+
+async def _read_parts(reader: MultipartReader, limits: Limits) -> Form:
+    fields: dict[str, list[str]] = {}
+    images: list[Source] = []
+    num_parts = 0
+    while (part := await reader.next()) is not None:
+        num_parts += 1
+        if num_parts > MAX_PARTS or not isinstance(part, BodyPartReader):
+            raise InvalidRequestError("the form has too many or nested parts")
+        name = _check_part(part)
+        if name == IMAGE_FIELD:
+            images.append(await _read_image(part, f"{IMAGE_FIELD}[{len(images)}]", limits))
+        else:
+            fields.setdefault(name, []).append(await _read_text(part, name, limits))
+    return Form(fields, tuple(images))
+
+
+def _check_part(part: BodyPartReader) -> str:
+    if not part.name:
+        raise InvalidRequestError("a part of the form has no name")
+    encoding = part.headers.get("Content-Transfer-Encoding", "").lower()
+    if encoding not in _PLAIN_ENCODINGS:
+        raise InvalidRequestError(f"Content-Transfer-Encoding {encoding!r} is not supported", field=part.name)
+    return part.name
+
+
+async def _read_image(part: BodyPartReader, field: str, limits: Limits) -> Source:
+    """Read a file, or a URL: that is what a part without file name and with no type but text is."""
+    content_type = part.headers.get("Content-Type", "text/plain").partition(";")[0].strip().lower()
+    if part.filename is None and content_type == "text/plain":
+        return Link(field, await _read_text(part, field, limits))
+    return Upload(field, await _read_part(part, limits.max_image_bytes, field))
+
+
+async def _read_text(part: BodyPartReader, field: str, limits: Limits) -> str:
+    content = await _read_part(part, limits.max_body_bytes, field)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("the text is not UTF-8", field=field) from error
+
+
+async def _read_part(part: BodyPartReader, max_bytes: int, field: str) -> bytes:
+    chunks: list[bytes] = []
+    num_bytes = 0
+    while chunk := await part.read_chunk(_CHUNK_BYTES):
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise MediaTooLargeError(f"the file has more than {max_bytes} bytes", field=field)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def job_request(form: Form) -> JobRequest:
+    """Turn a form's text fields into a request. Raises `InvalidRequestError` naming the field as the form has it."""
+    if "request" in form.fields:
+        return _whole_request(form.fields)
+    fields = dict(form.fields)
+    prompt = fields.pop("prompt", None)
+    metadata = fields.pop("metadata", None)
+    return JobRequest(
+        prompt=msgspec.UNSET if prompt is None else _single("prompt", prompt),
+        sampling=_sampling(fields),
+        metadata={} if metadata is None else _metadata(_single("metadata", metadata)),
+    )
+
+
+def _whole_request(fields: dict[str, list[str]]) -> JobRequest:
+    for name in fields:
+        if name != "request":
+            raise InvalidRequestError("`request` holds everything but the images; put this into it", field=name)
+    return decode_json(_single("request", fields["request"]).encode(), JobRequest, prefix="request")
+
+
+def _sampling(fields: dict[str, list[str]]) -> SamplingParams:
+    values: dict[str, Any] = {}
+    for name, texts in fields.items():
+        if name not in _SAMPLING_FIELDS:
+            raise InvalidRequestError(f"the form has no field `{name}`", field=name)
+        values[name] = texts if name in _REPEATABLE else _single(name, texts)
+    return convert_strings(values, SamplingParams)
+
+
+def _metadata(text: str) -> dict[str, str]:
+    return decode_json(text.encode(), cast("type[dict[str, str]]", Metadata), prefix="metadata")
+
+
+def _single(name: str, texts: list[str]) -> str:
+    if len(texts) > 1:
+        raise InvalidRequestError("this field may be given once", field=name)
+    return texts[0]

@@ -1,0 +1,36 @@
+"""Removes what nobody needs any more: images of jobs that have ended, and jobs whose results were kept long enough.
+Queues jobs that were sent again by a gateway that died before it had queued them.
+
+Every gateway does this, as often as it likes: the stores' sweeps may run side by side, and one that dies half-way
+leaves its work to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.storage.media import MediaStore
+from gateway.jobs.job_retries import JobRetries
+
+INTERVAL_S = 30.0
+
+log = structlog.get_logger()
+
+
+async def keep_house(store: JobStore, media: MediaStore, retries: JobRetries, interval_s: float = INTERVAL_S) -> None:
+    """Sweep until cancelled; an outage is waited out."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            num_media = await media.sweep()
+            num_jobs = await store.sweep()
+            num_queued = await retries.publish_left()
+        except (JobNotFoundError, QueueFullError, StateError, TransportError) as error:
+            log.warning("sweep_failed", code=error.code, message=error.message)
+        else:
+            if num_media or num_jobs or num_queued:
+                log.info("swept", num_media=num_media, num_jobs=num_jobs, num_queued=num_queued)

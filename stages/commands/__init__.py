@@ -1,0 +1,1 @@
+"""The commands `stage` and `vision`, and a process that is both."""

@@ -1,0 +1,119 @@
+"""The command `broker-pipeline stage`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.service import ServiceContext, run_and_exit
+from stages.commands.options import compute_options
+from stages.commands.vision_options import VISION_OPTION_NAMES, vision_options
+from stages.worker.settings import ComputeSettings, StageSettings, VisionSettings
+
+
+@click.command("stage")
+@compute_options
+@option(
+    "--blocks",
+    required=True,
+    help="Decoder layers START:STOP that this worker owns, such as 0:12, or 12: for the rest.",
+)
+@option("--name", default=None, help="Name of this worker, unique in its pipeline.  [default: stage-START-STOP]")
+@option(
+    "--kv-tokens",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Tokens of keys and values to hold, over all sessions.  [default: what fits]",
+)
+@option(
+    "--kv-share",
+    default=None,
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Part of the memory left beside the weights to use for them; less where workers share a device.  "
+    "[default: all of a GPU's beside what the largest microbatch needs, 0.25 of a host's]",
+)
+@option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option(
+    "--max-step-sessions",
+    default=256,
+    type=click.IntRange(min=0),
+    help="Most sessions of a decode step that a GPU runs as one graph; 0 builds none.",
+)
+@option("--max-envelopes", default=64, type=click.IntRange(min=1), help="Microbatches that may wait here.")
+@option(
+    "--row-buffer-bytes",
+    default=2 * 2**30,
+    type=click.IntRange(min=1),
+    help="Bytes of visual rows that may wait for their prefill.",
+)
+@option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
+@option(
+    "--vision/--no-vision",
+    default=False,
+    help="Run a vision worker in this process as well: visual rows for these layers then stay on the device.",
+)
+@option("--vision-name", default=None, help="Name of that worker.  [default: vision- and the stage's name]")
+@vision_options
+@common_options
+def command(**options: Any) -> None:
+    """Serve a range of the model's decoder layers.
+
+    Stages find each other through NATS and Redis: none is told its neighbours. Start as many as it takes to cover all
+    layers; with several for one range, both serve and the loss of one fails nothing. Only the files of its own layers
+    need to be on this host.
+
+    \b
+    A model of 36 layers on three hosts:
+      host-a$ broker-pipeline stage --model ARTIFACTS --blocks 0:12  --nats-url nats://broker --redis-url redis://broker
+      host-b$ broker-pipeline stage --model ARTIFACTS --blocks 12:24 --nats-url nats://broker --redis-url redis://broker
+      host-c$ broker-pipeline stage --model ARTIFACTS --blocks 24:   --nats-url nats://broker --redis-url redis://broker
+
+    \b
+    The whole model on one GPU, pictures included:
+      gpu-host$ broker-pipeline stage --model ARTIFACTS --blocks 0: --vision
+
+    SIGTERM drains: no new sessions come, those that are here may end within --drain-s seconds.
+    """
+    common, rest = split_common(options)
+    own = {key: value for key, value in rest.items() if key not in {"vision", "vision_name", *VISION_OPTION_NAMES}}
+    settings = parse_settings(StageSettings, own)
+    vision = _vision_settings(settings, rest)
+
+    async def main(context: ServiceContext) -> None:
+        # torch takes seconds; --help must not wait
+        if vision is None:
+            from stages.stage.service import serve_stage  # noqa: PLC0415
+
+            await serve_stage(context, settings)
+        else:
+            from stages.commands.stage_with_vision import serve_stage_with_vision  # noqa: PLC0415
+
+            await serve_stage_with_vision(context, settings, vision)
+
+    run_and_exit("stage", main, common)
+
+
+def _vision_settings(stage: StageSettings, options: Mapping[str, Any]) -> VisionSettings | None:
+    """Return how the vision worker beside a stage is set; None if there shall be none.
+
+    Raises:
+        ConfigurationError: an option is for a vision worker, and there shall be none.
+    """
+    if not options["vision"]:
+        _refuse_vision_options()
+        return None
+    default_name = f"vision-{stage.name or 'stage-' + stage.blocks.replace(':', '-').strip('-')}"
+    shared = {field: getattr(stage, field) for field in ComputeSettings.__struct_fields__}
+    own = {name: options[name] for name in VISION_OPTION_NAMES}
+    return parse_settings(VisionSettings, {**shared, **own, "name": options["vision_name"] or default_name})
+
+
+def _refuse_vision_options() -> None:
+    context = click.get_current_context()
+    for name in ("vision_name", *VISION_OPTION_NAMES):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigurationError(f"{flag} is for a vision worker: add --vision, or leave it out", field=name)

@@ -1,0 +1,1 @@
+"""The decoder on a CUDA device: Triton kernels, joined projections, CUDA graphs."""

@@ -1,0 +1,130 @@
+"""Mixed microbatches as graphs: prefill chunks, pictures and decode rows together, in fixed numbers of tokens.
+
+    tokens   [ chunk a | chunk b | row c | row d | beyond ]        n, the next size of a few
+                 │ visual rows in        │                         attention of at most C chunks and R rows
+
+A pass of several hundred tokens computes for less time than its kernels take to be launched one by one. Larger ones
+do not, and are launched (see `fused_decoder`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.compute.fused.fused_attention import FusedAttention
+from stages.compute.fused.fused_blocks import RowAddition
+from stages.compute.fused.fused_model import FusedModel
+from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
+from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
+from stages.compute.microbatch import Microbatch
+from stages.compute.visual_injection import VisualInjection
+from stages.device.host_copy import Staging, pinned
+from stages.kernels.logit_scan import scan
+from stages.kernels.visual_rows import add_rows, replace_rows
+
+_STRIDES = ((1024, 64), (2048, 128))
+_MOST_TOKENS = _STRIDES[-1][0]
+_FEWEST_CHUNKS, _TOKENS_PER_CHUNK = 4, 128
+_PARTS = 2
+
+
+class CapturedPasses:
+    """The mixed microbatches of one stage, of up to `most_tokens` tokens and `most_rows` single ones among them."""
+
+    def __init__(
+        self, model: FusedModel, most_tokens: int, most_rows: int, pool: GraphPool, *, only_largest: bool = False
+    ) -> None:
+        self._model = model
+        self._most_rows = most_rows
+        sizes = sizes_up_to(min(most_tokens, _MOST_TOKENS), _STRIDES)
+        config, most = model.config, sizes[-1]
+        self._block = torch.zeros(self._sizes(most).num_ints, dtype=torch.int32, device=model.device)
+        self._staging = Staging(self._block)
+        self._hidden = self._buffer(0 if model.is_first else most, config.hidden_size)
+        self._embeds = self._buffer(most if model.is_first else 0, config.hidden_size)
+        self._levels = {layer: self._buffer(most, config.hidden_size) for layer in model.deepstack_layers}
+        self._logits = self._buffer(self._sizes(most).num_wanted, config.vocab_size)
+        self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._pass, pool)
+
+    def size_for(self, layout: Layout) -> int | None:
+        """The size of the graph that a microbatch takes; None if none does."""
+        size = self._graphs.size_for(layout.num_tokens)
+        if size is None or len(layout.rows) > self._most_rows or len(layout.chunks) > self._sizes(size).num_chunks:
+            return None
+        return size
+
+    def replay(
+        self,
+        batch: Microbatch,
+        layout: Layout,
+        size: int,
+        spare_slot: int,
+        injection: VisualInjection | None,
+        wanted: tuple[int, ...],
+    ) -> StepOutput:
+        """Queues the pass; of its logits, the first rows are those of `wanted`."""
+        visual = None if injection is None else injection.places
+        block = step_block(
+            layout,
+            self._sizes(size),
+            batch.positions,
+            batch.token_ids,
+            spare_slot=spare_slot,
+            visual=visual,
+            wanted=wanted,
+            out=self._staging.next(),
+        )
+        self._staging.send(len(block))
+        if batch.hidden is not None:
+            self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)
+        if injection is not None:
+            self._take_rows(injection)
+        return self._graphs.replay(size)
+
+    def _buffer(self, num_rows: int, width: int) -> Tensor:
+        return torch.zeros(num_rows, width, dtype=self._model.dtype, device=self._model.device)
+
+    def _take_rows(self, injection: VisualInjection) -> None:
+        if injection.embeds is not None:
+            self._embeds[: len(injection.embeds)].copy_(injection.embeds)
+        for layer, rows in injection.levels.items():
+            self._levels[layer][: len(rows)].copy_(rows)
+
+    def _sizes(self, size: int) -> StepSizes:
+        """Sections of a pass of `size` tokens: rows are single tokens, and those beyond the microbatch's."""
+        has_visual = self._model.is_first or bool(self._model.deepstack_layers)
+        num_chunks = _FEWEST_CHUNKS + size // _TOKENS_PER_CHUNK
+        stride = next(stride for limit, stride in _STRIDES if size <= limit)
+        return StepSizes(
+            num_tokens=size,
+            num_rows=min(size, self._most_rows + stride),
+            num_chunks=num_chunks,
+            num_visual=size if has_visual else 0,
+            num_wanted=min(size, self._most_rows + num_chunks) if self._model.is_last else 0,
+        )
+
+    def _pass(self, size: int) -> StepOutput:
+        inputs = DeviceInputs.over(self._block, self._sizes(size))
+        most_keys = self._model.config.max_position_embeddings  # how many there are is said on the card
+        attention = FusedAttention(inputs, _PARTS, max_chunk=size, max_chunk_keys=most_keys)
+        state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
+        if not self._model.is_last:
+            return StepOutput(hidden=state.summed())
+        chosen = state.rows(inputs.wanted)
+        logits = self._model.logits(chosen, out=self._logits[: len(inputs.wanted)])
+        return StepOutput(None, logits, *scan(logits))
+
+    def _enter(self, inputs: DeviceInputs, size: int) -> Tensor:
+        if not self._model.is_first:
+            return self._hidden[:size]
+        x = self._model.embed(inputs.token_ids)
+        replace_rows(x, inputs.visual, self._embeds)
+        return x
+
+    def _add(self, inputs: DeviceInputs) -> RowAddition:
+        def add(x: Tensor, layer: int) -> Tensor:
+            add_rows(x, inputs.visual, self._levels[layer])
+            return x
+
+        return add

@@ -1,0 +1,75 @@
+"""Decode steps as graphs: every segment is one token, none of them visual.
+
+    inputs of B rows ─► [embed] ─► blocks ─► hidden, or norm, head, scan
+
+The rows beyond the sessions of a step cost what their share of the products costs, and see no keys.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from stages.compute.fused.fused_attention import FusedAttention
+from stages.compute.fused.fused_model import FusedModel
+from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
+from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
+from stages.compute.microbatch import Microbatch
+from stages.device.host_copy import Staging, pinned
+from stages.kernels.logit_scan import scan
+from stages.kernels.row_attention import num_parts
+
+_SMALL = (1, 2, 4)
+_STRIDES = ((64, 8), (256, 16), (1024, 32))
+
+
+class CapturedSteps:
+    """The decode steps of one stage, of up to `most_rows` sessions."""
+
+    def __init__(
+        self,
+        model: FusedModel,
+        most_rows: int,
+        kv_heads: int,
+        pool: GraphPool,
+        fixed_parts: int | None,
+        *,
+        only_largest: bool = False,
+    ) -> None:
+        """`fixed_parts` is the number of parts that every row's keys are cut into; None suits it to the rows."""
+        self._model = model
+        self._kv_heads = kv_heads
+        self._fixed_parts = fixed_parts
+        sizes = sizes_up_to(most_rows, _STRIDES, _SMALL)
+        config, most = model.config, sizes[-1]
+        self._block = torch.zeros(StepSizes(most, most).num_ints, dtype=torch.int32, device=model.device)
+        self._staging = Staging(self._block)
+        self._hidden = torch.zeros(most, config.hidden_size, dtype=model.dtype, device=model.device)
+        rows = most if model.is_last else 0
+        self._logits = torch.empty(rows, config.vocab_size, dtype=model.dtype, device=model.device)
+        self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._step, pool)
+
+    def size_for(self, batch: Microbatch) -> int | None:
+        """The size of the graph that a microbatch takes; None if none does."""
+        if any(segment.count > 1 or segment.visual for segment in batch.segments):
+            return None
+        return self._graphs.size_for(len(batch.segments))
+
+    def replay(self, batch: Microbatch, layout: Layout, size: int, spare_slot: int) -> StepOutput:
+        """Queues the step."""
+        sizes, row = StepSizes(size, size), self._staging.next()
+        block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot, out=row)
+        self._staging.send(len(block))
+        if batch.hidden is not None:
+            self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)
+        return self._graphs.replay(size)
+
+    def _step(self, size: int) -> StepOutput:
+        """The step of `size` single tokens over the fixed buffers."""
+        inputs = DeviceInputs.over(self._block, StepSizes(size, size))
+        x = self._model.embed(inputs.token_ids) if self._model.is_first else self._hidden[:size]
+        parts = self._fixed_parts or num_parts(size, self._kv_heads)
+        state = self._model.forward(x, inputs, FusedAttention(inputs, parts))
+        if not self._model.is_last:
+            return StepOutput(hidden=state.summed())
+        logits = self._model.logits(state, out=self._logits[:size])
+        return StepOutput(None, logits, *scan(logits))

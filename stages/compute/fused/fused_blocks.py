@@ -1,0 +1,165 @@
+"""A stage's blocks as few large launches: joined projections, fused kernels between them, the flat cache.
+
+    x ─► norm ─► qkv product ─► norm, rotate, store k v ─► attention ─► o product ─► add, norm ─► gate|up product
+    ▲                                                                       │                          │
+    └──────────────── the next block's norm adds it first ◄── down product ◄┴── silu · up ◄────────────┘
+
+Nothing here waits for the device or depends on values there, so that a whole step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stages.compute.fused.products import Products
+from stages.compute.kv.kv_cache import KVCache
+from stages.kernels.cache_entry import enter_cache
+from stages.kernels.norms import add_rms_norm, rms_norm
+from stages.qwen3_vl.config import TextConfig
+from stages.qwen3_vl.text import BlockWeights, ExpertWeights, MlpWeights
+
+ExpertBlock = Callable[[Tensor, ExpertWeights, int], Tensor]
+"""Normed rows `[n, H]`, experts and the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMlp:
+    """A dense MLP: gate and up one above the other `[2I, H]`, down `[H, I]`."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBlock:
+    """A block's tensors with the projections of one input joined: `qkv` `[(heads + 2 kv_heads) d, H]`."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    o: Tensor
+    post_attention_norm: Tensor
+    mlp: PackedMlp | ExpertWeights
+
+    @classmethod
+    def pack(cls, block: BlockWeights) -> PackedBlock:
+        """Joins copies; give up `block` afterwards, or its matrices are held twice."""
+        mlp = block.mlp
+        if isinstance(mlp, MlpWeights):
+            packed: PackedMlp | ExpertWeights = PackedMlp(torch.cat((mlp.gate, mlp.up)), mlp.down)
+        else:
+            packed = mlp
+        return cls(
+            input_norm=block.input_norm,
+            qkv=torch.cat((block.q, block.k, block.v)),
+            q_norm=block.q_norm,
+            k_norm=block.k_norm,
+            o=block.o,
+            post_attention_norm=block.post_attention_norm,
+            mlp=packed,
+        )
+
+
+RowAddition = Callable[[Tensor, int], Tensor]
+"""Hidden states `[n, H]` behind a layer, and the layer -> the same with that layer's visual rows added."""
+
+
+class AttentionStep(Protocol):
+    """Where a microbatch's queries look, the same in every layer."""
+
+    @property
+    def slots(self) -> Tensor:
+        """The cache row of every token, int32 `[n]`."""
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries `[n, heads, d]` and the layer's cache -> `[n, heads, d]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsummed:
+    """Hidden states as two parts, `x` `[n, H]` and what the last block adds: `[n, H]`, `[n, k, H]`, or nothing."""
+
+    x: Tensor
+    delta: Tensor | None
+
+    def summed(self) -> Tensor:
+        """Hidden states `[n, H]`."""
+        if self.delta is None:
+            return self.x
+        if self.delta.dim() == self.x.dim():
+            return self.x + self.delta
+        total = self.delta[:, 0]
+        for index in range(1, self.delta.shape[1]):
+            total = total + self.delta[:, index]
+        return self.x + total
+
+    def normed(self, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Hidden states and their norm."""
+        if self.delta is None:
+            return self.x, rms_norm(self.x, weight, eps)
+        return add_rms_norm(self.x, self.delta, weight, eps)
+
+    def rows(self, index: Tensor) -> Unsummed:
+        """Only some rows, int64 `[r]`."""
+        return Unsummed(self.x[index], None if self.delta is None else self.delta[index])
+
+
+class FusedBlocks:
+    """Decoder layers `first_layer` and following."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        first_layer: int,
+        blocks: Sequence[PackedBlock],
+        kv: KVCache,
+        *,
+        products: Products,
+        experts: ExpertBlock,
+        deepstack_layers: Collection[int] = (),
+    ) -> None:
+        self._deepstack_layers = frozenset(deepstack_layers)
+        self._config = config
+        self._first_layer = first_layer
+        self._blocks = tuple(blocks)
+        self._kv = kv
+        self._products = products
+        self._experts = experts
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: RowAddition | None = None
+    ) -> Unsummed:
+        """Hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
+
+        `additions` is asked behind each of `deepstack_layers`.
+        """
+        state = Unsummed(x, None)
+        for index, block in enumerate(self._blocks):
+            state = self._block(index, block, state, rotation, step)
+            layer = self._first_layer + index
+            if additions is not None and layer in self._deepstack_layers:
+                state = Unsummed(additions(state.summed(), layer), None)
+        return state
+
+    def _block(
+        self, index: int, block: PackedBlock, state: Unsummed, rotation: tuple[Tensor, Tensor], step: AttentionStep
+    ) -> Unsummed:
+        eps = self._config.rms_norm_eps
+        keys, values = self._kv.keys(index), self._kv.values(index)
+        x, normed = state.normed(block.input_norm, eps)
+        qkv = self._products.linear(normed, block.qkv)
+        q = enter_cache(qkv, (block.q_norm, block.k_norm), rotation, eps, keys, values, step.slots)
+        attended = step.attend(q, keys, values)
+        x, normed = add_rms_norm(x, self._products.linear(attended.flatten(1), block.o), block.post_attention_norm, eps)
+        return Unsummed(x, self._feed_forward(block.mlp, normed))
+
+    def _feed_forward(self, mlp: PackedMlp | ExpertWeights, normed: Tensor) -> Tensor:
+        if isinstance(mlp, ExpertWeights):
+            return self._experts(normed, mlp, self._config.num_experts_per_tok)
+        return self._products.linear(self._products.gated(normed, mlp.gate_up), mlp.down)

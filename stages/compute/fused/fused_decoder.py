@@ -1,0 +1,135 @@
+"""The decoder on a card. Queues work and returns: nobody waits for the device here.
+
+only single tokens          a decode step as one graph (`captured_steps`)
+a few hundred tokens        a mixed pass as one graph (`captured_passes`)
+more, or anything unusual   the same kernels, launched one by one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stages.compute.eager.decoder import Computed, attention_spans
+from stages.compute.fused.captured_passes import CapturedPasses
+from stages.compute.fused.captured_steps import CapturedSteps
+from stages.compute.fused.fused_attention import FusedAttention
+from stages.compute.fused.fused_blocks import RowAddition, Unsummed
+from stages.compute.fused.fused_model import FusedModel
+from stages.compute.fused.graph_set import StepOutput
+from stages.compute.fused.step_inputs import DeviceInputs, Layout, step_block
+from stages.compute.kv.kv_cache import KVCache
+from stages.compute.microbatch import Microbatch
+from stages.compute.sampling.logit_scan import LogitScan
+from stages.compute.visual_injection import VisualInjection
+from stages.device.host_copy import to_device
+from stages.kernels.logit_scan import scan
+from stages.kernels.row_attention import FIXED_PARTS, num_parts
+
+
+class FusedDecoder:
+    """Implements `Decoder` with the kernels of `stages.kernels`."""
+
+    def __init__(self, model: FusedModel, kv: KVCache, *, is_deterministic: bool = False) -> None:
+        """With `is_deterministic` every token is computed by itself; `model` has to use products that allow for it."""
+        self.device = model.device
+        self.dtype = model.dtype
+        self._model = model
+        self._kv = kv
+        self._is_deterministic = is_deterministic
+        self._steps: CapturedSteps | None = None
+        self._passes: CapturedPasses | None = None
+
+    def capture(self, most_rows: int, most_tokens: int, *, only_largest: bool = False) -> None:
+        """Builds the graphs: steps of up to `most_rows` sessions, and passes of up to `most_tokens` tokens.
+
+        The largest ones decide how much memory all of them take.
+        """
+        pool = torch.cuda.graph_pool_handle()
+        fixed_parts = FIXED_PARTS if self._is_deterministic else None
+        kv_heads = self._model.config.num_kv_heads
+        if not self._is_deterministic:
+            self._passes = CapturedPasses(self._model, most_tokens, most_rows, pool, only_largest=only_largest)
+        self._steps = CapturedSteps(self._model, most_rows, kv_heads, pool, fixed_parts, only_largest=only_largest)
+
+    # --- Decoder ------------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
+        """See `Decoder`."""
+        if not batch.segments:
+            return Computed(hidden=torch.empty(0, self._model.config.hidden_size, dtype=self.dtype, device=self.device))
+        layout = self._layout(batch)
+        wanted = wanted if self._model.is_last else ()
+        if self._steps is not None and (size := self._steps.size_for(batch)):
+            output = self._steps.replay(batch, layout, size, self._kv.spare_slot)
+            return self._computed(output, layout, range(layout.num_tokens), wanted)
+        if self._passes is not None and (size := self._passes.size_for(layout)):
+            output = self._passes.replay(batch, layout, size, self._kv.spare_slot, injection, tuple(wanted))
+            return self._computed(output, layout, wanted, wanted)
+        return self._launch(batch, layout, injection, wanted)
+
+    def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
+        """See `Decoder`."""
+        return self._pass(batch, self._layout(batch), injection).summed()
+
+    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Decoder`."""
+        return self._model.logits(Unsummed(hidden[self._index(rows)], None))
+
+    # --- graphs -------------------------------------------------------------------------------------------------------
+
+    def _computed(self, output: StepOutput, layout: Layout, given: Sequence[int], wanted: Sequence[int]) -> Computed:
+        """What a graph gave; its logits are those of the rows `given`."""
+        if output.logits is None:
+            assert output.hidden is not None, "a captured step gives one or the other"
+            return Computed(hidden=output.hidden[: layout.num_tokens].clone())
+        if not wanted:
+            return Computed()
+        assert output.greedy is not None, "captured with the logits"
+        assert output.is_finite is not None, "captured with the logits"
+        num = len(given)
+        found = Computed(
+            logits=output.logits[:num], scan=LogitScan(output.greedy[:num], output.is_finite[:num], is_marked=True)
+        )
+        return found if len(wanted) == num else found.rows(self._index(wanted))
+
+    # --- one kernel after the other -----------------------------------------------------------------------------------
+
+    def _launch(
+        self, batch: Microbatch, layout: Layout, injection: VisualInjection | None, wanted: Sequence[int]
+    ) -> Computed:
+        state = self._pass(batch, layout, injection)
+        if not self._model.is_last:
+            return Computed(hidden=state.summed())
+        if not wanted:
+            return Computed()
+        logits = self._model.logits(state.rows(self._index(wanted)))
+        return Computed(logits=logits, scan=LogitScan(*scan(logits), is_marked=True))
+
+    def _pass(self, batch: Microbatch, layout: Layout, injection: VisualInjection | None) -> Unsummed:
+        sizes = layout.sizes()
+        block = step_block(layout, sizes, batch.positions, batch.token_ids)
+        inputs = DeviceInputs.over(to_device(torch.from_numpy(block), self.device), sizes)
+        attention = FusedAttention(inputs, self._parts(layout), layout.max_chunk, layout.max_chunk_keys)
+        if batch.hidden is None:
+            x = self._model.embed(inputs.token_ids)
+            x = x if injection is None else injection.replace(x)
+        else:
+            x = to_device(batch.hidden, self.device)
+        return self._model.forward(x, inputs, attention, _addition(injection))
+
+    def _layout(self, batch: Microbatch) -> Layout:
+        spans = attention_spans(batch.segments, self._kv)
+        return Layout.of(spans, every_token_alone=self._is_deterministic)
+
+    def _parts(self, layout: Layout) -> int:
+        return FIXED_PARTS if self._is_deterministic else num_parts(len(layout.rows), self._model.config.num_kv_heads)
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
+
+
+def _addition(injection: VisualInjection | None) -> RowAddition | None:
+    return None if injection is None else injection.add

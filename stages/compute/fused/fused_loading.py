@@ -1,0 +1,161 @@
+"""A stage's decoder on a card, and room for its KV: what is free after weights, graphs, activations and a margin.
+
+    card   [ weights | graphs, activations of the largest microbatch, sampling | others' | margin |      KV       ]
+                       └──────────────── measured by doing it once ───────────┘                    └ what is left ┘
+
+So no microbatch that is admitted can run out of memory: what does not fit is refused when KV is reserved.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.messages.activation import Segment
+from broker_pipeline.messages.workers import BlockRange
+from stages.compute.checked_tensors import CheckedTensors
+from stages.compute.fused.fused_blocks import PackedBlock
+from stages.compute.fused.fused_decoder import FusedDecoder
+from stages.compute.fused.fused_model import FusedModel, FusedWeights
+from stages.compute.fused.products import FastProducts, InvariantProducts
+from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.kv_capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
+from stages.compute.microbatch import Microbatch
+from stages.compute.options import ComputeOptions
+from stages.device.device import require_compiler
+from stages.kernels.experts.expert_tiling import MAX_PAIR_ROWS
+from stages.kernels.experts.experts import expert_parts, fused_experts
+from stages.kernels.experts.routing import choose_experts
+from stages.kernels.matmul import invariant_linear
+from stages.qwen3_vl.config import ModelConfig, TextConfig
+from stages.qwen3_vl.text import ExpertWeights
+
+_MARGIN_SHARE = 0.03  # of the card: what allocators lose, and what CUDA takes later
+_SAMPLED_BYTES = 8  # for each logit of a row that is sampled with filters
+_SAMPLING_BYTES = 200 * 2**20  # for groups of rows that are sampled without
+_WARM_UP = "warm-up"
+
+
+def load_fused(
+    config: ModelConfig, blocks: BlockRange, source: CheckedTensors, room: KVRoom, options: ComputeOptions
+) -> tuple[FusedDecoder, KVCache]:
+    """Takes a stage's tensors block by block, and builds kernels and graphs.
+
+    Raises:
+        ConfigurationError: there is no room for KV.
+        ArtifactError: a tensor has a wrong shape or dtype.
+    """
+    _require_kernels(config.text)
+    try:
+        packed = tuple(PackedBlock.pack(source.block(config, layer)) for layer in range(blocks.start, blocks.stop))
+        weights = FusedWeights(packed, **source.ends(config, blocks))
+        num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, source, room, options)
+        return _build(config, blocks, weights, source, num_tokens, options)
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"blocks {blocks.start}:{blocks.stop}, their largest microbatch and KV do not fit onto {source.device}: "
+            f"{error}; give this stage fewer blocks, or less of --kv-tokens or --max-batch-tokens",
+            field="blocks",
+        ) from error
+
+
+def _require_kernels(text: TextConfig) -> None:
+    """Raises ConfigurationError where the kernels cannot be built for this model, or on this host."""
+    if text.head_dim & (text.head_dim - 1):
+        raise ConfigurationError(
+            f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
+        )
+    require_compiler()
+
+
+def _build(
+    config: ModelConfig,
+    blocks: BlockRange,
+    weights: FusedWeights,
+    source: CheckedTensors,
+    num_tokens: int,
+    options: ComputeOptions,
+    *,
+    only_largest: bool = False,
+) -> tuple[FusedDecoder, KVCache]:
+    text = config.text
+    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
+    model = FusedModel(
+        text,
+        blocks.start,
+        weights,
+        kv,
+        products=InvariantProducts() if options.is_deterministic else FastProducts(),
+        experts=_invariant_experts if options.is_deterministic else _experts,
+        num_deepstack_levels=config.vision.num_deepstack_levels,
+    )
+    decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
+    with torch.inference_mode():
+        if options.max_step_rows:
+            decoder.capture(options.max_step_rows, options.max_batch_tokens, only_largest=only_largest)
+        _warm_up(decoder, kv, text, min(options.max_batch_tokens, num_tokens), is_first=blocks.start == 0)
+    return decoder, kv
+
+
+def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: int, *, is_first: bool) -> None:
+    """One microbatch of a chunk and, where there is room, a single token: builds every kernel of the ragged pass."""
+    counts = [num_tokens - 1, 1] if num_tokens > 2 else [num_tokens]
+    segments = []
+    for number, count in enumerate(counts):
+        kv.reserve((_WARM_UP, number), count)
+        segments.append(Segment(session=_WARM_UP, attempt=number, start=0, count=count, wants_token=True))
+    ids = torch.zeros(num_tokens, dtype=torch.int32)
+    hidden = torch.zeros(num_tokens, text.hidden_size, dtype=decoder.dtype)
+    batch = Microbatch(
+        tuple(segments),
+        torch.zeros(3, num_tokens, dtype=torch.int32),
+        token_ids=ids if is_first else None,
+        hidden=None if is_first else hidden,
+    )
+    decoder.step(batch, None, range(len(segments)))
+    torch.cuda.synchronize(decoder.device)
+    for number in range(len(counts)):
+        kv.release((_WARM_UP, number))
+
+
+def _measured_tokens(
+    config: ModelConfig,
+    blocks: BlockRange,
+    weights: FusedWeights,
+    source: CheckedTensors,
+    room: KVRoom,
+    options: ComputeOptions,
+) -> int:
+    """Tokens that fit, found by running the largest microbatch once with KV for no more than that."""
+    device, text = source.device, config.text
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    decoder, kv = _build(config, blocks, weights, source, options.max_batch_tokens, options, only_largest=True)
+    token_bytes = kv_token_bytes(text, len(blocks), source.dtype)
+    needed = torch.cuda.max_memory_reserved(device) - before - kv.capacity_tokens * token_bytes
+    del decoder, kv
+    gc.collect()
+    torch.cuda.empty_cache()
+    if weights.head is not None:
+        needed += options.max_step_rows * text.vocab_size * _SAMPLED_BYTES + _SAMPLING_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    left = free - needed - room.reserved_bytes - int(_MARGIN_SHARE * total)
+    num_tokens = int(left * (room.share or 1.0)) // token_bytes
+    require_room(num_tokens, token_bytes, left, device)
+    return min(num_tokens, MOST_GPU_TOKENS)
+
+
+def _experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
+    chosen, weights = choose_experts(FastProducts().linear(normed, mlp.router), num_chosen)
+    if normed.shape[0] <= MAX_PAIR_ROWS:
+        return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
+    return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down)
+
+
+def _invariant_experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
+    chosen, weights = choose_experts(invariant_linear(normed, mlp.router), num_chosen)
+    return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=True)

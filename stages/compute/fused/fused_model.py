@@ -1,0 +1,94 @@
+"""A stage's layers on the card, from what is told of a microbatch to hidden states or logits. Queues work, no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from stages.compute.fused.fused_attention import FusedAttention
+from stages.compute.fused.fused_blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
+from stages.compute.fused.products import Products
+from stages.compute.fused.step_inputs import DeviceInputs
+from stages.compute.kv.kv_cache import KVCache
+from stages.kernels.rotation import rotation
+from stages.qwen3_vl.config import TextConfig
+from stages.qwen3_vl.rope import frequency_axes, text_frequencies
+
+
+@dataclass(frozen=True, slots=True)
+class FusedWeights:
+    """A stage's tensors, packed: `embed` `[V, H]` at the first stage, `norm` `[H]` and `head` `[V, H]` at the last."""
+
+    blocks: tuple[PackedBlock, ...]
+    embed: Tensor | None = None
+    norm: Tensor | None = None
+    head: Tensor | None = None
+
+
+class FusedModel:
+    """The stage that owns decoder layers `first_layer` and following."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        first_layer: int,
+        weights: FusedWeights,
+        kv: KVCache,
+        *,
+        products: Products,
+        experts: ExpertBlock,
+        num_deepstack_levels: int,
+    ) -> None:
+        self.config = config
+        self.device = weights.blocks[0].qkv.device
+        self.dtype = weights.blocks[0].qkv.dtype
+        self.layers = range(first_layer, first_layer + len(weights.blocks))
+        self._weights = weights
+        self._products = products
+        self.deepstack_layers = tuple(layer for layer in self.layers if layer < num_deepstack_levels)
+        """Layers behind which visual rows are added."""
+        self._blocks = FusedBlocks(
+            config,
+            first_layer,
+            weights.blocks,
+            kv,
+            products=products,
+            experts=experts,
+            deepstack_layers=self.deepstack_layers,
+        )
+        self._frequencies = text_frequencies(config, self.device)
+        self._axes = frequency_axes(config, self.device)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether tokens come in rather than hidden states."""
+        return self._weights.embed is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether logits come out rather than hidden states."""
+        return self._weights.head is not None
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Hidden states `[n, H]` of int32 token ids `[n]`."""
+        assert self._weights.embed is not None, "a first stage has the embedding"
+        return F.embedding(token_ids, self._weights.embed)
+
+    def forward(
+        self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: RowAddition | None = None
+    ) -> Unsummed:
+        """Hidden states `[n, H]` through all blocks."""
+        turned = rotation(inputs.positions, self._frequencies, self._axes, self.dtype)
+        return self._blocks.forward(x, turned, attention, additions)
+
+    def logits(self, state: Unsummed, out: Tensor | None = None) -> Tensor:
+        """Logits `[r, V]` of `state`, into `out` where that is given."""
+        assert self._weights.norm is not None, "only the last stage has the final norm"
+        assert self._weights.head is not None, "only the last stage has the head"
+        _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)
+        if out is None:
+            return self._products.linear(normed, self._weights.head)
+        self._products.linear_into(out, normed, self._weights.head)
+        return out

@@ -1,0 +1,196 @@
+"""What the device has to be told of a microbatch, as one block of int32 that is copied in one go.
+
+    positions T | H | W | slots | token ids | visual | rows | starts | lengths | chunk offsets | starts | lengths | …
+    └─────────────── one for every token ──────────┘ └ single-token segments ┘ └─ segments of several tokens ─┘   wanted
+
+Segments of several tokens come first in a microbatch (the scheduler orders them so). Where they do not, single tokens
+before one count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16 bytes,
+and may be longer than what is known, for steps of a fixed size:
+
+    tokens beyond     store keys where nobody reads, and see nothing: a row of length 0
+    rows beyond       are -1: nobody's
+    chunks beyond     have no tokens
+    visual beyond     is -1: nobody's
+    wanted beyond     is the first token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from stages.qwen3_vl.attention import AttentionSpan
+
+_ALIGNMENT = 4
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """How long the sections are."""
+
+    num_tokens: int
+    num_rows: int
+    num_chunks: int = 0
+    num_visual: int = 0
+    num_wanted: int = 0
+
+    def sections(self) -> Mapping[str, slice]:
+        """Where each section lies."""
+        return _sections(self)
+
+    @property
+    def num_ints(self) -> int:
+        """Length of the whole block."""
+        stop: int = list(self.sections().values())[-1].stop
+        return -(-stop // _ALIGNMENT) * _ALIGNMENT
+
+
+@lru_cache(maxsize=256)
+def _sections(sizes: StepSizes) -> Mapping[str, slice]:
+    chunk_ends = sizes.num_chunks + 1 if sizes.num_chunks else 0
+    lengths = {
+        **dict.fromkeys(("time", "height", "width", "slots", "token_ids"), sizes.num_tokens),
+        "visual": sizes.num_visual,
+        **dict.fromkeys(("rows", "starts", "lengths"), sizes.num_rows),
+        **dict.fromkeys(("chunk_offsets", "chunk_starts"), chunk_ends),
+        "chunk_lengths": sizes.num_chunks,
+        "wanted": sizes.num_wanted,
+    }
+    sections, at = {}, 0
+    for name, length in lengths.items():
+        sections[name] = slice(at, at + length)
+        at += -(-length // _ALIGNMENT) * _ALIGNMENT
+    return MappingProxyType(sections)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A microbatch's tokens sorted into chunks and rows; `every_token_alone` makes all of them rows.
+
+    `rows`, `starts` and `lengths` say of each single token where it is and what it sees: whatever segment it is of,
+    what comes before it there and itself.
+    """
+
+    slots: Ints
+    chunks: tuple[AttentionSpan, ...]
+    rows: Ints
+    starts: Ints
+    lengths: Ints
+
+    @classmethod
+    def of(cls, spans: Sequence[AttentionSpan], *, every_token_alone: bool = False) -> Layout:
+        """For segments at these places."""
+        num_chunks = 0 if every_token_alone else _num_chunks(spans)
+        place = np.array([(s.query_start, s.num_queries, s.key_start, s.num_keys) for s in spans], np.int32)
+        first, counts, starts, num_keys = place.T
+        within = np.arange(counts.sum(), dtype=np.int32) - np.repeat(first, counts)
+        slots = np.repeat(starts + num_keys - counts, counts) + within
+        tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
+        row_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
+        rows = np.arange(tail, len(slots), dtype=np.int32)
+        return cls(slots, tuple(spans[:num_chunks]), rows, row_starts, slots[tail:] + 1 - row_starts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        return len(self.slots)
+
+    @property
+    def num_chunk_tokens(self) -> int:
+        """Tokens of chunks, all before the first row."""
+        return sum(span.num_queries for span in self.chunks)
+
+    @property
+    def max_chunk(self) -> int:
+        """Tokens of the longest chunk."""
+        return max((span.num_queries for span in self.chunks), default=0)
+
+    @property
+    def max_chunk_keys(self) -> int:
+        """Keys that the chunk with most of them sees."""
+        return max((span.num_keys for span in self.chunks), default=0)
+
+    def sizes(self) -> StepSizes:
+        """Sections without anything beyond."""
+        return StepSizes(self.num_tokens, len(self.rows), len(self.chunks))
+
+
+def step_block(
+    layout: Layout,
+    sizes: StepSizes,
+    positions: Tensor,
+    token_ids: Tensor | None = None,
+    *,
+    spare_slot: int = 0,
+    visual: Ints | None = None,
+    wanted: Sequence[int] = (),
+    out: Ints | None = None,
+) -> Ints:
+    """The block, int32 `[sizes.num_ints]`: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage.
+
+    It is written to the beginning of `out` where that is given.
+    """
+    sections = sizes.sections()
+    block = np.zeros(sizes.num_ints, np.int32) if out is None else out[: sizes.num_ints]
+
+    def fill(name: str, values: Ints | Sequence[int], beyond: int = 0) -> None:
+        section, num_given = block[sections[name]], len(values)
+        section[:num_given] = values
+        if num_given < len(section):
+            section[num_given:] = beyond
+
+    for name, axis in zip(("time", "height", "width"), positions.numpy(), strict=True):
+        fill(name, axis)
+    fill("slots", layout.slots, beyond=spare_slot)
+    if token_ids is not None:
+        fill("token_ids", token_ids.numpy())
+    if visual is not None:
+        fill("visual", visual, beyond=-1)
+    elif sizes.num_visual:
+        fill("visual", (), beyond=-1)
+    beyond = np.arange(layout.num_tokens, sizes.num_tokens, dtype=np.int32)
+    fill("rows", np.concatenate((layout.rows, beyond)) if len(beyond) else layout.rows, beyond=-1)
+    fill("starts", layout.starts)
+    fill("lengths", layout.lengths)
+    if sizes.num_chunks:
+        fill("chunk_offsets", [span.query_start for span in layout.chunks], beyond=layout.num_chunk_tokens)
+        fill("chunk_starts", [span.key_start for span in layout.chunks])
+        fill("chunk_lengths", [span.num_keys for span in layout.chunks])
+    fill("wanted", wanted)
+    return block
+
+
+def _num_chunks(spans: Sequence[AttentionSpan]) -> int:
+    """How many spans from the front are chunks: all up to the last one of several tokens."""
+    return max((index + 1 for index, span in enumerate(spans) if span.num_queries > 1), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInputs:
+    """The block on the device, as tensors by section; views of one buffer."""
+
+    positions: tuple[Tensor, Tensor, Tensor]
+    slots: Tensor
+    token_ids: Tensor
+    visual: Tensor
+    rows: Tensor
+    starts: Tensor
+    lengths: Tensor
+    chunk_offsets: Tensor
+    chunk_starts: Tensor
+    chunk_lengths: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def over(cls, buffer: Tensor, sizes: StepSizes) -> DeviceInputs:
+        """Views of `buffer` int32 `[sizes.num_ints or more]`."""
+        parts = {name: buffer[place] for name, place in sizes.sections().items()}
+        axes = parts.pop("time"), parts.pop("height"), parts.pop("width")
+        return cls(positions=axes, **parts)

@@ -1,0 +1,1 @@
+"""Keys and values of a stage's sessions: tensors, regions, how much fits."""

@@ -1,0 +1,130 @@
+"""Keys and values of the sessions on one stage, in flat tensors.
+
+Per layer one `[capacity, kv_heads, head_dim]` tensor of keys and one of values; each session owns one contiguous region
+of rows (see `kv_regions`), filled from its start:
+
+    region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
+                              └ length 4 ┘ └ reserved ┘
+
+Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. One row behind the
+last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
+from stages.compute.kv.kv_regions import Move, Region, RegionTable
+
+
+class KVCache:
+    """The cache of `num_layers` layers; layers are counted within the stage, from 0."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        capacity_tokens: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_layers, capacity_tokens + 1, kv_heads, head_dim)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self._values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self._table = RegionTable(capacity_tokens)
+        self._lengths: dict[Hashable, int] = {}
+
+    def keys(self, layer: int) -> Tensor:
+        """The layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
+        return self._keys[layer]
+
+    def values(self, layer: int) -> Tensor:
+        """The layer's values `[capacity + 1, kv_heads, head_dim]`."""
+        return self._values[layer]
+
+    @property
+    def spare_slot(self) -> int:
+        """The row that belongs to nobody."""
+        return self._table.capacity
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that fit in all."""
+        return self._table.capacity
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens promised to sessions."""
+        return self._table.num_reserved
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens that can still be reserved, in one piece or many."""
+        return self._table.num_free
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that hold a region."""
+        return len(self._lengths)
+
+    def __contains__(self, session: Hashable) -> bool:
+        return session in self._lengths
+
+    def reserve(self, session: Hashable, num_tokens: int) -> None:
+        """Gives a new session room for `num_tokens`.
+
+        Raises:
+            KVCapacityError: the free total does not suffice, or the session has a region already.
+        """
+        self._move(self._table.reserve(session, num_tokens))
+        self._lengths[session] = 0
+
+    def grow(self, session: Hashable, num_tokens: int) -> None:
+        """Raises a session's room to `num_tokens` in all, keeping what it holds."""
+        self._move(self._table.grow(session, num_tokens))
+
+    def release(self, session: Hashable) -> None:
+        """Frees a session's region."""
+        self._table.release(session)
+        del self._lengths[session]
+
+    def region(self, session: Hashable) -> Region:
+        """Where the session's rows lie now; packing may move them between microbatches."""
+        return self._table[session]
+
+    def length(self, session: Hashable) -> int:
+        """Tokens of the session that are cached."""
+        if session not in self._lengths:
+            raise SessionUnknownError(f"no KV is reserved here for session {session!r}")
+        return self._lengths[session]
+
+    def require(self, session: Hashable, start: int, count: int, *, length: int | None = None) -> None:
+        """Checks that tokens `[start, start + count)` continue the session and fit its region.
+
+        `length` stands for the cached length when earlier tokens are about to be written.
+        """
+        length = self.length(session) if length is None else length
+        if start != length:
+            raise KVPositionError(f"session {session!r} has {length} tokens cached; got a segment from {start}")
+        if start + count > self._table[session].size:
+            size = self._table[session].size
+            raise KVCapacityError(f"session {session!r} reserved {size} KV tokens; {start + count} are needed")
+
+    def advance(self, session: Hashable, start: int, count: int) -> None:
+        """Records that tokens `[start, start + count)` are written in every layer; errors as of `require`."""
+        stop = start + count
+        if self._lengths.get(session) != start or stop > self._table[session].size:
+            self.require(session, start, count)
+        self._lengths[session] = stop
+
+    def _move(self, moves: list[Move]) -> None:
+        """Copies regions; through a temporary, since source and target may overlap."""
+        for move in moves:
+            length = self._lengths[move.session]
+            for tensor in (*self._keys, *self._values):
+                tensor[move.target : move.target + length] = tensor[move.source : move.source + length].clone()

@@ -1,0 +1,128 @@
+"""The device work for a batch of rows, queued without waiting for any of it.
+
+scan ─────────► tokens int64 [r] ◄── rows drawn or reported as they are
+                      ▲
+                      └───────────── rows with penalties: copied in fp32, penalised, scanned, drawn, reported
+                tokens and reports in one tensor ─► host
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stages.compute.sampling.candidates import DrawSettings
+from stages.compute.sampling.logit_scan import LogitScan, scan_logits
+from stages.compute.sampling.logprobs import logprob_report
+from stages.compute.sampling.penalties import penalise_rows, penalty_tables
+from stages.compute.sampling.plan import (
+    CPU_GROUPS,
+    GPU_GROUPS,
+    RowRequest,
+    RowsPlan,
+    places_of,
+    plan_rows,
+    reported_rows,
+)
+from stages.compute.sampling.transfer import Numbers, fetch, send
+
+NOT_FINITE = -1
+"""Stands for the token of a row whose logits hold NaN or infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowResults:
+    """What the device gives back: `packed` int64 holds a token for each of `num_rows`, then reports in fp64 bits.
+
+    `reported` names the rows that have a report (see `logprob_report`), in the order of the reports.
+    """
+
+    packed: Tensor
+    num_rows: int
+    reported: tuple[int, ...]
+
+    def tokens(self) -> list[int]:
+        """Each row's token, or `NOT_FINITE`."""
+        return [int(token_id) for token_id in self.packed[: self.num_rows].tolist()]
+
+    def reports(self) -> dict[int, list[float]]:
+        """The report of each row that has one."""
+        if not self.reported:
+            return {}
+        numbers = self.packed[self.num_rows :].view(torch.float64).view(len(self.reported), -1)
+        return dict(zip(self.reported, numbers.tolist(), strict=True))
+
+
+def launch_rows(logits: Tensor, scan: LogitScan, requests: Sequence[RowRequest]) -> RowResults:
+    """Queues everything for `logits` `[r, V]`; `requests` are the rows that need more than the scan, in order."""
+    if not requests:
+        return RowResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
+    plain = [row for row in requests if not row.settings.needs_history]
+    penalised = [row for row in requests if row.settings.needs_history]
+    sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
+    plan = plan_rows(plain, logits.shape[1], sizes)
+    penalised_plan = plan_rows(_renumbered(penalised), logits.shape[1], sizes)
+    arrays = [*plan.arrays, *_penalty_arrays(penalised), *penalised_plan.arrays]
+    sent = iter(send(arrays, logits.device))
+    num_top = max((row.settings.logprobs or 0 for row in requests), default=0)
+    chosen, reports = _run(plan, sent, logits, scan.greedy, num_top)
+    tokens = _marked(chosen, scan)
+    if penalised:
+        tokens, more = _run_penalised(penalised_plan, sent, logits, tokens, num_top)
+        reports += more
+    packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
+    reported = tuple(row.place for row in (*reported_rows(plain), *reported_rows(penalised)))
+    return RowResults(fetch(packed), logits.shape[0], reported)
+
+
+def _run(
+    plan: RowsPlan, sent: Iterator[Tensor], logits: Tensor, greedy: Tensor, num_top: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Tokens int64 `[n]` of `logits` `[n, V]`, `greedy` where nothing is drawn; and the reports."""
+    chosen = greedy
+    for drawing in plan.draws:
+        settings = DrawSettings.of_table(next(sent))
+        chosen = chosen.index_copy(0, settings.rows, drawing.draw(_take(logits, settings.rows), settings))
+    reports = []
+    for _ in plan.reports:
+        places = next(sent).long()
+        reports.append(logprob_report(_take(logits, places), chosen.index_select(0, places), num_top))
+    return chosen, reports
+
+
+def _run_penalised(
+    plan: RowsPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int
+) -> tuple[Tensor, list[Tensor]]:
+    """All `tokens` `[r]` with those of the penalised rows put in, and the reports of these rows."""
+    places = next(sent).long()
+    scores = logits.index_select(0, places).float()
+    penalise_rows(scores, next(sent), next(sent))
+    scan = scan_logits(scores)
+    chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
+    return tokens.index_copy(0, places, _marked(chosen, scan)), reports
+
+
+def _take(logits: Tensor, places: Tensor) -> Tensor:
+    """Rows of `logits`; all of them without a copy, since places only rise."""
+    return logits if len(places) == len(logits) else logits.index_select(0, places)
+
+
+def _marked(tokens: Tensor, scan: LogitScan) -> Tensor:
+    if scan.is_marked and tokens is scan.greedy:
+        return tokens
+    return torch.where(scan.is_finite, tokens, NOT_FINITE)
+
+
+def _renumbered(requests: Sequence[RowRequest]) -> list[RowRequest]:
+    """The requests as they number the rows of a tensor that holds these rows only."""
+    return [replace(request, place=place) for place, request in enumerate(requests)]
+
+
+def _penalty_arrays(penalised: Sequence[RowRequest]) -> list[Numbers]:
+    if not penalised:
+        return []
+    histories, settings = [row.history for row in penalised], [row.settings for row in penalised]
+    return [places_of(penalised), *penalty_tables(histories, settings)]

@@ -1,0 +1,1 @@
+"""The device itself: which one, its times, copies between it and the host."""

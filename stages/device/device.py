@@ -1,0 +1,115 @@
+"""Which device a worker computes on, in which dtype, and how much memory is free there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.messages.workers import PROCESSOR_PREFIX
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+DTYPE_NAMES = ("auto", *_DTYPES)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigurationError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"unknown device {name!r}; use auto, cpu or cuda:N", field="device") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ConfigurationError(f"device {name!r} is not supported; use auto, cpu or cuda:N", field="device")
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = device.index or 0
+    if index >= num_devices:
+        raise ConfigurationError(
+            f"device {name!r} is not here: torch {torch.__version__} sees {num_devices} CUDA device(s)", field="device"
+        )
+    return torch.device("cuda", index)
+
+
+def choose_dtype(name: str, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype called `bfloat16` or `float32`; `auto` is that of the artifact."""
+    return stored if name == "auto" else _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name as announced and as it stands in tensor tables."""
+    return str(dtype).removeprefix("torch.")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes can still be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return _available_memory_bytes(Path("/proc/meminfo"))
+
+
+def device_identity(device: torch.device) -> str:
+    """Return a name of this very card, or of this machine's processor, that no other has; empty where there is none.
+
+    Host names will not do: containers on one machine have different ones, and strangers may have the same.
+    """
+    if device.type == "cuda":
+        return f"card-{torch.cuda.get_device_properties(device).uuid}"
+    return f"{PROCESSOR_PREFIX}{_BOOT_ID.read_text().strip()}" if _BOOT_ID.is_file() else ""
+
+
+def device_slots(device: torch.device) -> int:
+    """Return how many workers like this one the device computes for at a time, none of them slowed by the others."""
+    if device.type == "cuda":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
+
+
+def require_compiler() -> None:
+    """Raise ConfigurationError where Triton, which builds the launchers of kernels here, would find no C compiler."""
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        raise ConfigurationError(
+            "kernels for a card are built on this host, which has no C compiler: install gcc, name one in CC, "
+            "or use --attention sdpa",
+            field="attention",
+        )
+
+
+def use_own_stream(device: torch.device, priority: int = -1) -> None:
+    """Let the calling thread's work on a card pass that of others: of two streams the one with less is served first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
+
+
+def is_alive(device: torch.device) -> bool:
+    """Say whether a device can still compute; after some CUDA errors no call of the process ever succeeds again."""
+    if device.type == "cpu":
+        return True
+    try:
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _available_memory_bytes(meminfo: Path) -> int:
+    """Read Linux's own estimate; where there is none, assume 4 GiB rather than guess high."""
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 * 2**30

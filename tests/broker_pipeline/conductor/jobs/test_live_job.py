@@ -1,0 +1,77 @@
+import asyncio
+from typing import cast
+
+import pytest
+
+from broker_pipeline.conductor.jobs.live_job import LiveJob
+from broker_pipeline.conductor.pulse import Pulse
+from broker_pipeline.errors import CancelledJobError
+from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
+from broker_pipeline.storage.jobs import Delivery
+
+
+def job() -> LiveJob:
+    return LiveJob(cast("Delivery", None), 0, RetryPolicy(RetryLimits()))
+
+
+async def test_work_of_a_job_that_nobody_cancels_just_runs() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 5
+
+    assert await job().unless_cancelled(work()) == 5
+
+
+async def test_cancelling_the_job_ends_its_work() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    one = job()
+    asyncio.get_running_loop().call_later(0.01, one.cancel)
+    with pytest.raises(CancelledJobError):
+        await one.unless_cancelled(work())
+    assert ended.is_set()
+    with pytest.raises(CancelledJobError):
+        await one.unless_cancelled(asyncio.sleep(60))
+
+
+async def test_cancelling_the_task_is_no_cancelled_job() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(job().unless_cancelled(work()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_errors_come_through() -> None:
+    async def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await job().unless_cancelled(work())
+
+
+async def test_a_pulse_wakes_all_who_wait_and_nobody_later() -> None:
+    pulse = Pulse()
+    waiting = [asyncio.create_task(pulse.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    pulse.fire()
+    await asyncio.gather(*waiting)
+    late = asyncio.create_task(pulse.wait(0.02))
+    await asyncio.sleep(0)
+    assert not late.done()
+    await late

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import asyncio
+
+from broker_pipeline import subjects
+from broker_pipeline.conductor.output.watchers import Watchers
+from broker_pipeline.messages.control import WatchRequest
+from broker_pipeline.wire.transport import Transport
+from tests.kit.waiting import eventually
+
+
+def test_nobody_is_watched_at_first() -> None:
+    assert not Watchers().is_watched("a")
+
+
+async def test_a_job_is_watched_for_as_long_as_was_asked() -> None:
+    watchers = Watchers()
+    watchers.take(WatchRequest(job_ids=("a", "b"), for_s=0.05))
+    watchers.take(WatchRequest(job_ids=("b",), for_s=30.0))
+    assert watchers.is_watched("a")
+    assert not watchers.is_watched("c")
+    await asyncio.sleep(0.06)
+    assert not watchers.is_watched("a")
+    assert watchers.is_watched("b")
+
+
+def test_all_jobs_can_be_watched() -> None:
+    watchers = Watchers()
+    watchers.take(WatchRequest(is_for_all=True, for_s=30.0))
+    assert watchers.is_watched("whatever")
+
+
+def test_more_jobs_than_anybody_can_watch_are_refused_and_the_known_ones_stay() -> None:
+    watchers = Watchers()
+    for start in range(0, 80_000, 4000):
+        watchers.take(WatchRequest(job_ids=tuple(f"j{start + n}" for n in range(4000)), for_s=30.0))
+    assert watchers.is_watched("j0")
+    assert not watchers.is_watched("j79999")
+
+
+async def test_past_watches_make_room_for_new_ones() -> None:
+    watchers = Watchers()
+    for start in range(0, 64_000, 4000):
+        watchers.take(WatchRequest(job_ids=tuple(f"j{start + n}" for n in range(4000)), for_s=0.01))
+    await asyncio.sleep(0.02)
+    watchers.take(WatchRequest(job_ids=tuple(f"k{n}" for n in range(4000)), for_s=30.0))
+    assert watchers.is_watched("k3999")
+
+
+async def test_requests_are_heard(transport: Transport, namespace: str) -> None:
+    watchers, subject = Watchers(), subjects.watch(namespace)
+    listening = asyncio.create_task(watchers.listen(transport, subject))
+    try:
+        await asyncio.sleep(0.1)
+        await transport.publish(subject, WatchRequest(job_ids=("a",), for_s=30.0))
+        await eventually(lambda: watchers.is_watched("a"))
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)

@@ -1,0 +1,82 @@
+import pytest
+
+from broker_pipeline.errors import (
+    ComputeError,
+    DeadlineExceededError,
+    Failure,
+    KVCapacityError,
+    NonFiniteLogitsError,
+    NotAnImageError,
+    SessionUnknownError,
+    StageError,
+    TensorMismatchError,
+    TransportError,
+    VisualRowsMissingError,
+)
+from broker_pipeline.scheduling.policies.retries import Retry, RetryLimits, RetryPolicy
+
+DEAD = StageError("worker died").to_failure()
+
+
+def policy() -> RetryPolicy:
+    return RetryPolicy(RetryLimits(max_attempts=5, backoff_s=0.2, max_backoff_s=1.0))
+
+
+def blamed(retries: RetryPolicy, failure: Failure, num_tokens: int = 0, *, was_alone: bool = False) -> Retry | Failure:
+    return retries.after(failure, is_blamed=True, was_alone=was_alone, num_tokens=num_tokens)
+
+
+def test_whoever_was_just_there_is_retried_at_once_for_ever() -> None:
+    retries = policy()
+    for _ in range(100):
+        assert retries.after(DEAD, is_blamed=False, was_alone=False, num_tokens=0) == Retry(0.0, is_alone=False)
+
+
+@pytest.mark.parametrize("error", [ComputeError("x"), NonFiniteLogitsError("x"), TensorMismatchError("x")])
+def test_what_breaks_a_stage_is_retried_alone_and_fails_when_it_breaks_it_again(error: StageError) -> None:
+    retries = policy()
+    assert blamed(retries, error.to_failure()) == Retry(0.0, is_alone=True)
+    verdict = blamed(retries, error.to_failure(), was_alone=True)
+    assert isinstance(verdict, Failure)
+    assert verdict.code == "retries_exhausted"
+    assert error.code in verdict.message
+
+
+def test_in_flight_at_deaths_counts_and_backs_off() -> None:
+    retries = policy()
+    verdicts = [blamed(retries, DEAD) for _ in range(5)]
+    assert verdicts[:4] == [Retry(0.0, False), Retry(0.4, True), Retry(0.8, True), Retry(1.0, True)]
+    assert isinstance(verdicts[4], Failure)
+    assert "5 attempts" in verdicts[4].message
+    assert "worker died" in verdicts[4].message
+
+
+def test_a_token_more_starts_the_count_again() -> None:
+    retries = policy()
+    for num_tokens in range(1, 30):
+        assert blamed(retries, DEAD, num_tokens) == Retry(0.0, is_alone=False)
+
+
+@pytest.mark.parametrize("error", [VisualRowsMissingError("x"), SessionUnknownError("x"), KVCapacityError("x")])
+def test_a_stage_out_of_step_is_no_reason_to_be_alone_but_counts(error: StageError) -> None:
+    retries = policy()
+    verdicts = [blamed(retries, error.to_failure()) for _ in range(5)]
+    assert all(isinstance(verdict, Retry) and not verdict.is_alone for verdict in verdicts[:4])
+    assert isinstance(verdicts[4], Failure)
+
+
+def test_a_wrong_input_fails_as_what_it_is() -> None:
+    failure = NotAnImageError("no image", field="messages[0]").to_failure()
+    assert blamed(policy(), failure) == failure
+
+
+def test_the_brokers_failures_never_count() -> None:
+    retries = policy()
+    for _ in range(20):
+        assert blamed(retries, TransportError("gone").to_failure()) == Retry(0.1, is_alone=False)
+
+
+def test_a_missed_deadline_counts() -> None:
+    retries = policy()
+    verdicts = [blamed(retries, DeadlineExceededError("late").to_failure()) for _ in range(5)]
+    assert isinstance(verdicts[4], Failure)

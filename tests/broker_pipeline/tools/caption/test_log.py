@@ -1,0 +1,116 @@
+"""The file of captions: whole lines, resumed from, whatever happened to the process that wrote it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
+from broker_pipeline.errors import ConfigurationError, Failure
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.tools.caption.log import CaptionLine, CaptionLog
+
+REQUEST = CaptionRequest("What?")
+
+
+def picture(name: str, sha256: str = "0") -> Picture:
+    return Picture(Path(name), sha256)
+
+
+def line(name: str, status: str = "succeeded", caption: str = "a cat") -> CaptionLine:
+    error = None if status == "succeeded" else Failure("compute", "no")
+    return CaptionLine(path=name, sha256="0", status=status, caption=caption, error=error, request=REQUEST.fingerprint)
+
+
+def test_what_was_written_is_known_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "captions.jsonl"
+    with CaptionLog(path) as log:
+        log.append(line("a"))
+        log.append(line("b", "failed"))
+    with CaptionLog(path) as log:
+        assert log.is_captioned(picture("a"), REQUEST)
+        assert not log.is_captioned(picture("a", "1"), REQUEST)
+        assert not log.is_captioned(picture("a"), CaptionRequest("What else?"))
+        assert not log.is_captioned(picture("b"), REQUEST)
+        assert (log.num_failures(picture("b"), REQUEST), log.num_failures(picture("a"), REQUEST)) == (1, 0)
+        log.append(line("b"))
+        assert log.is_captioned(picture("b"), REQUEST)
+
+
+def test_no_character_ends_a_line_early(tmp_path: Path) -> None:
+    caption = "one\ntwo\u2028three\u0085four 猫 \U0001f408"
+    with CaptionLog(tmp_path / "c") as log:
+        log.append(line("a", caption=caption))
+        log.append(line("b"))
+    content = (tmp_path / "c").read_bytes()
+    assert content.isascii()
+    assert len(content.decode().splitlines()) == 2
+    assert json.loads(content.splitlines()[0])["caption"] == caption
+
+
+def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
+    """Wherever a crash cuts the last line, the lines before it count and the file goes on well."""
+    path = tmp_path / "c"
+    with CaptionLog(path) as log:
+        log.append(line("a"))
+        log.append(line("b"))
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole)):
+        path.write_bytes(whole[:length])
+        with CaptionLog(path) as log:
+            assert log.is_captioned(picture("a"), REQUEST)
+            is_whole = length == len(whole) - 1
+            assert log.is_captioned(picture("b"), REQUEST) == is_whole
+            assert log.num_torn_bytes == (0 if is_whole else length - first)
+            log.append(line("c"))
+        assert [json.loads(text)["path"] for text in path.read_bytes().splitlines()][-1] == "c"
+
+
+@pytest.mark.parametrize(
+    "content", ["hello", "hello\n", "[1]\n", '{"path": 1}\n', '{"a": 1}\n{"b":', "\x89PNG\r\n\x1a\n"]
+)
+def test_somebody_elses_file_is_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match="choose another --out"), CaptionLog(path):
+        pass
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        CaptionLog(tmp_path / "c"),
+        pytest.raises(ConfigurationError, match="another run"),
+        CaptionLog(tmp_path / "c"),
+    ):
+        pass
+    with CaptionLog(tmp_path / "c"):
+        pass
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot write"), CaptionLog(tmp_path):
+        pass
+
+
+def test_fields_of_a_later_version_are_read_over(tmp_path: Path) -> None:
+    with CaptionLog(tmp_path / "c") as log:
+        log.append(line("a"))
+    text = json.loads((tmp_path / "c").read_text())
+    (tmp_path / "c").write_text(json.dumps(text | {"mood": "fine"}) + "\n")
+    with CaptionLog(tmp_path / "c") as log:
+        assert log.is_captioned(picture("a"), REQUEST)
+
+
+def test_the_key_depends_on_everything_that_is_asked() -> None:
+    keys = {
+        idempotency_key(picture("a"), REQUEST, 0),
+        idempotency_key(picture("b"), REQUEST, 0),
+        idempotency_key(picture("a", "1"), REQUEST, 0),
+        idempotency_key(picture("a"), CaptionRequest("?"), 0),
+        idempotency_key(picture("a"), CaptionRequest("What?", SamplingParams(seed=1)), 0),
+        idempotency_key(picture("a"), REQUEST, 1),
+    }
+    assert len(keys) == 6
+    assert idempotency_key(picture("a"), CaptionRequest("What?"), 0) in keys

@@ -1,0 +1,257 @@
+"""The launcher with every real part, as a program and as a library. Slow: each test starts six processes or more."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from broker_pipeline.client.caption_client import CaptionClient
+from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.errors import ServerStartError
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.tools.demo.pictures import photographs
+from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.cuts import parse_cut
+from broker_pipeline.tools.local.plan import LocalSettings
+from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.waiting import eventually
+
+pytestmark = pytest.mark.slow
+
+START_S = 60.0
+UP = (sys.executable, "-m", "broker_pipeline", "up")
+
+
+def processes_of(data_dir: Path) -> list[psutil.Process]:
+    """Return live processes that were told about a data directory."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            # Redis writes over its command line, but works inside its directory.
+            if any(str(data_dir) in word for word in [*process.cmdline(), process.cwd()]):
+                found.append(process)
+    return found
+
+
+def fetch(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+class Up:
+    """`broker-pipeline up` as a person runs it, its output in a file."""
+
+    def __init__(self, data_dir: Path, *arguments: str) -> None:
+        self.data_dir = data_dir
+        self.output_path = data_dir.parent / "up.out"
+        with self.output_path.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*UP, "--model", str(tiny_artifact()), "--port", "0", "--data-dir", str(data_dir), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.output_path.read_text()
+
+    def until(self, pattern: str, timeout_s: float = START_S) -> re.Match[str]:
+        deadline = time.monotonic() + timeout_s
+        while (found := re.search(pattern, self.output)) is None:
+            assert time.monotonic() < deadline, f"no {pattern} in:\n{self.output}"
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
+            time.sleep(0.05)
+        return found
+
+    def ready_url(self) -> str:
+        return self.until(r"ready: (http://\S+)")[1]
+
+    def wait(self, timeout_s: float = 40.0) -> int:
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "state"
+    yield directory
+    left = processes_of(directory)
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def test_ctrl_c_stops_everything_in_order_and_leaves_nothing(data_dir: Path) -> None:
+    up = Up(data_dir, "--stages", "3", "--vision-workers", "2")
+    url = up.ready_url()
+    workers = {worker["worker"] for worker in fetch(f"{url}/v1/status")["workers"]}
+    assert {"stage-0", "stage-1", "stage-2", "vision-0", "vision-1"} <= workers
+
+    os.killpg(up.process.pid, signal.SIGINT)  # what a terminal does: to the whole process group
+    assert up.wait() == 0
+    assert processes_of(data_dir) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    order = re.findall(r"(\S+) stopping", up.output)
+    assert order[0] == "gateway"
+    assert order[1] == "conductor-0"
+    assert order[-2:] == ["redis", "nats"]
+    assert "killed" not in up.output
+    assert "Traceback" not in up.output
+
+
+def test_sigkill_of_the_launcher_leaves_no_child(data_dir: Path) -> None:
+    up = Up(data_dir, "--stages", "2")
+    up.ready_url()
+    assert len(processes_of(data_dir)) >= 3
+    up.process.kill()
+    up.wait()
+    deadline = time.monotonic() + 5
+    while left := processes_of(data_dir):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def test_ctrl_c_during_the_start_ends_cleanly(data_dir: Path) -> None:
+    up = Up(data_dir, "--stages", "2")
+    up.until("stage-1 starting")
+    up.process.send_signal(signal.SIGINT)
+    assert up.wait() == 0
+    assert "Traceback" not in up.output
+
+
+def test_a_second_ctrl_c_kills(data_dir: Path) -> None:
+    up = Up(data_dir, "--stages", "2")
+    up.ready_url()
+    stage = next(process for process in processes_of(data_dir) if "stage-1" in process.cmdline())
+    stage.send_signal(signal.SIGSTOP)  # it cannot end by itself
+    up.process.send_signal(signal.SIGTERM)
+    up.until("stage-1 stopping", timeout_s=20)
+    started = time.monotonic()
+    up.process.send_signal(signal.SIGTERM)
+    assert up.wait() == 130
+    assert time.monotonic() - started < 5
+
+
+def test_a_port_in_use_ends_up_with_the_gateways_words(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        up = Up(data_dir, "--stages", "2", "--port", str(taken.getsockname()[1]))
+        assert up.wait(START_S) == 69
+    assert "gateway did not start" in up.output
+    assert "cannot listen" in up.output
+    assert "Traceback" not in up.output
+
+
+def test_a_second_up_on_the_same_directory_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    first = Up(data_dir, "--stages", "2")
+    first.ready_url()
+    second = Up.__new__(Up)
+    second.output_path = tmp_path / "second.out"
+    with second.output_path.open("wb") as output:
+        code = subprocess.run(first.process.args, stdout=output, stderr=subprocess.STDOUT, check=False).returncode  # type: ignore[call-overload]
+    assert code == 69
+    assert "in use by another process" in second.output
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 0
+
+
+async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
+    settings = LocalSettings(model=tiny_artifact(), stages=parse_cut("1,3", 6), data_dir=data_dir, drain_s=5)
+    async with LocalCluster(settings) as cluster:
+        url = cluster.gateway_url
+        for name in ("stage-1", "redis", "nats", "gateway", "conductor-0", "vision-0"):
+            program = cluster.processes[name]
+            before = program.pid
+            program.kill()
+            await eventually(lambda program=program: program.state != "ready")  # type: ignore[misc]
+            await program.wait_ready(START_S)
+            assert program.pid != before, name
+        assert cluster.gateway_url == url
+        await eventually(lambda: _is_ready(url), timeout_s=40)
+
+
+async def test_without_restarts_a_test_decides_when_a_part_comes_back(data_dir: Path) -> None:
+    settings = LocalSettings(
+        model=tiny_artifact(), stages=parse_cut("3", 6), data_dir=data_dir, drain_s=5, restarts=False
+    )
+    async with LocalCluster(settings) as cluster:
+        stage = cluster.processes["stage-0"]
+        stage.kill()
+        await eventually(lambda: stage.state == "dead")
+        await asyncio.sleep(1.0)
+        assert stage.state == "dead"
+        await stage.restart()
+        await eventually(lambda: _is_ready(cluster.gateway_url), timeout_s=40)
+        assert stage.log_path.read_text().count("service_ready") == 2
+
+
+async def test_external_servers_are_used_and_left_alone(
+    data_dir: Path, nats_url: str, redis_url: str, namespace: str
+) -> None:
+    settings = LocalSettings(
+        model=tiny_artifact(),
+        stages=parse_cut("3", 6),
+        data_dir=data_dir,
+        drain_s=5,
+        nats_url=nats_url,
+        redis_url=redis_url,
+        namespace=namespace,
+    )
+    async with LocalCluster(settings) as cluster:
+        assert {"nats", "redis"}.isdisjoint(cluster.processes)
+        assert await asyncio.to_thread(_is_ready, cluster.gateway_url)
+    with socket.create_connection(("127.0.0.1", int(nats_url.rpartition(":")[2]))):
+        pass
+
+
+async def test_a_part_that_cannot_start_says_why(data_dir: Path) -> None:
+    settings = LocalSettings(
+        model=tiny_artifact(),
+        stages=parse_cut("3", 6),
+        data_dir=data_dir,
+        extra_arguments={"stage": ("--no-such-flag", "1")},
+    )
+    with pytest.raises(ServerStartError, match=r"stage-\d did not start: exit status 2(.|\n)*no-such-flag"):
+        async with LocalCluster(settings):
+            pass
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return bool(fetch(f"{url}/readyz")["ready"])
+    except OSError:
+        return False
+
+
+async def test_jobs_that_were_not_run_are_taken_up_at_the_next_start(data_dir: Path) -> None:
+    settings = LocalSettings(
+        model=tiny_artifact(), stages=parse_cut("3", 6), data_dir=data_dir, drain_s=5, restarts=False
+    )
+    content = await asyncio.to_thread(photographs()[0].path.read_bytes)
+    request = CaptionRequest(sampling=SamplingParams(max_tokens=4))
+    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+        cluster.processes["stage-1"].kill()
+        submitted = [await client.submit(content, request, key=f"key-{number}") for number in range(3)]
+        assert (await client.get(submitted[0].record.job_id)).status in {"queued", "running"}
+    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+        async with asyncio.timeout(START_S):
+            records = [await client.wait(job.record.job_id) for job in submitted]
+    assert [record.status for record in records] == ["succeeded"] * 3
+    assert {record.result.usage.num_output_tokens for record in records if record.result} == {4}

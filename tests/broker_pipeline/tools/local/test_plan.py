@@ -1,0 +1,120 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.tools.local.devices import (
+    assign_devices,
+    count_cuda_devices,
+    threads_per_worker,
+    vision_shares_card,
+)
+from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, plan_services
+
+TWO_STAGES = (BlockRange(start=0, stop=2), BlockRange(start=2, stop=6))
+
+
+def plan(**fields: Any) -> dict[str, PlannedService]:
+    settings = LocalSettings(**{"model": Path("/m"), "stages": TWO_STAGES, "data_dir": Path("/d"), **fields})
+    services = plan_services(settings, nats_url="nats://n", redis_url="redis://r", port=81)
+    return {service.name: service for service in services}
+
+
+def flags(service: PlannedService) -> dict[str, str]:
+    words = service.arguments[1:]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_every_part_gets_its_own_and_the_common_flags() -> None:
+    services = plan(num_vision_workers=2, num_conductors=2, kv_tokens=99, drain_s=3.0)
+    assert list(services) == ["gateway", "conductor-0", "conductor-1", "vision-0", "vision-1", "stage-0", "stage-1"]
+    for service in services.values():
+        assert flags(service)["--nats-url"] == "nats://n"
+        assert flags(service)["--redis-url"] == "redis://r"
+        assert flags(service)["--drain-s"] == "3.0"
+    assert flags(services["gateway"])["--port"] == "81"
+    stage = flags(services["stage-1"])
+    assert (stage["--blocks"], stage["--name"], stage["--kv-tokens"]) == ("2:6", "stage-1", "99")
+    assert "--kv-tokens" not in flags(services["vision-0"])
+    assert services["vision-1"].arguments[0] == "vision"
+
+
+def test_determinism_is_every_workers() -> None:
+    services = plan(is_deterministic=True)
+    asked = {name for name, service in services.items() if "--deterministic" in service.arguments}
+    assert asked == {"stage-0", "stage-1", "vision-0"}
+    assert not any("--deterministic" in service.arguments for service in plan().values())
+
+
+def test_devices_are_dealt_to_stages_first() -> None:
+    services = plan(num_cuda_devices=3, num_vision_workers=2)
+    dealt = {name: flags(services[name])["--device"] for name in ("stage-0", "stage-1", "vision-0", "vision-1")}
+    assert dealt == {"stage-0": "cuda:0", "stage-1": "cuda:1", "vision-0": "cuda:2", "vision-1": "cuda:0"}
+
+
+def test_a_named_device_is_everyones() -> None:
+    assert flags(plan(num_cuda_devices=3, device="cpu")["stage-1"])["--device"] == "cpu"
+
+
+def test_extra_arguments_reach_one_command_only() -> None:
+    services = plan(extra_arguments={"gateway": ("--max-images", "3")})
+    assert flags(services["gateway"])["--max-images"] == "3"
+    assert "--max-images" not in flags(services["stage-0"])
+
+
+def test_without_gpus_all_compute_on_the_cpu() -> None:
+    assert assign_devices(3, 0) == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 1000])
+def test_every_worker_has_a_thread(num_workers: int) -> None:
+    assert threads_per_worker(num_workers) >= 1
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "num_vision", "num_cards", "device", "shares"),
+    [
+        (1, 1, 0, None, False),
+        (1, 1, 1, None, True),
+        (3, 1, 1, None, True),
+        (1, 1, 2, None, False),
+        (2, 1, 2, None, True),
+        (2, 2, 3, None, True),
+        (1, 1, 8, "cuda:3", True),
+        (1, 1, 1, "auto", True),
+        (1, 1, 0, "auto", False),
+        (1, 1, 1, "cpu", False),
+    ],
+)
+def test_a_vision_worker_shares_the_first_stages_card_where_there_are_too_few(
+    num_stages: int, num_vision: int, num_cards: int, device: str | None, shares: bool
+) -> None:
+    assert vision_shares_card(num_stages, num_vision, num_cards, device) is shares
+
+
+def test_a_shared_process_leaves_the_card_to_one_worker() -> None:
+    services = plan(stages=TWO_STAGES[:1], num_cuda_devices=1, num_vision_workers=0, shares_vision=True)
+    assert "--vision" in services["stage-0"].arguments
+    assert "--kv-share" not in services["stage-0"].arguments
+
+
+async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert await count_cuda_devices() == 0
+
+
+def test_stages_on_one_card_share_its_memory() -> None:
+    services = plan(num_cuda_devices=1)
+    shares = [float(flags(services[name])["--kv-share"]) for name in services if name.startswith("stage")]
+    assert sum(shares) < 0.8
+    alone = plan(num_cuda_devices=8)
+    assert all("--kv-share" not in flags(alone[name]) for name in alone)
+    assert "--kv-share" not in flags(plan(num_cuda_devices=1, kv_tokens=99)["stage-0"])
+
+
+def test_the_first_stage_may_take_the_pictures_as_well() -> None:
+    services = plan(shares_vision=True, num_vision_workers=0)
+    assert list(services) == ["gateway", "conductor-0", "stage-0", "stage-1"]
+    assert "--vision" in services["stage-0"].arguments
+    assert "--vision" not in services["stage-1"].arguments

@@ -1,0 +1,129 @@
+import io
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from broker_pipeline.client.status_client import PipelineStatus, QueueStatus, parse_status
+from broker_pipeline.errors import GatewayUnreachableError
+from broker_pipeline.messages.status import ConductorStatus, RefusedWorker, RouteStatus, StageStatus, VisionStatus
+from broker_pipeline.messages.workers import BlockRange, Role, WorkerRecord
+from broker_pipeline.tools.operate.status_view import describe_workers, hints, render_status
+
+FRONT, BACK = BlockRange(start=0, stop=2), BlockRange(start=2, stop=6)
+
+
+def record(worker: str, role: Role, blocks: BlockRange | None = None) -> WorkerRecord:
+    return WorkerRecord(
+        worker=worker,
+        instance=f"{worker}-i",
+        role=role,
+        pipeline="main",
+        subject="s",
+        pid=77,
+        device="cpu",
+        blocks=blocks,
+    )
+
+
+def stage(worker: str, blocks: BlockRange, state: str = "ready") -> StageStatus:
+    return StageStatus(
+        worker=worker,
+        instance=f"{worker}-i",
+        blocks=blocks,
+        state=state,
+        kv_capacity_tokens=1000,
+        kv_used_tokens=250,
+        busy=0.42,
+        bubble=0.17,
+    )
+
+
+def conductor(**fields: Any) -> ConductorStatus:
+    defaults: dict[str, Any] = {
+        "instance": "c1",
+        "epoch": 7,
+        "updated_at": 1.0,
+        "uptime_s": 3700.0,
+        "fingerprint": "f" * 64,
+        "routes": (RouteStatus(workers=("stage-0", "stage-1"), blocks=(FRONT, BACK), num_sessions=3, num_in_flight=2),),
+        "missing_blocks": (),
+        "stages": (stage("stage-0", FRONT), stage("stage-1", BACK, "suspended")),
+        "vision": (VisionStatus(worker="vision-0", instance="vision-0-i", state="ready", num_preparing=0, busy=0.1),),
+        "refused": (),
+        "waits_for": None,
+        "num_sessions": {"running": 3, "waiting": 0},
+        "num_jobs_waiting": 5,
+        "tokens_per_s": 12.34,
+        "captions_per_s": 0.5,
+        "num_finished": {"succeeded": 9},
+        "num_replays": 1,
+        "num_uncommitted_tokens": 0,
+    }
+    return ConductorStatus(**{**defaults, **fields})
+
+
+def pipeline(conductor: ConductorStatus | None) -> PipelineStatus:
+    return PipelineStatus(
+        pipeline="main",
+        workers=(record("stage-0", "stage", FRONT), record("stage-1", "stage", BACK), record("vision-0", "vision")),
+        conductor=conductor,
+        queue=QueueStatus(num_waiting=5, num_in_progress=3),
+        jobs={"queued": 5, "running": 3, "succeeded": 9},
+    )
+
+
+def rendered(status: PipelineStatus) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render_status(status))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row(text: str, first: str) -> list[str]:
+    workers = text[text.index("worker  ") :]
+    return next(line.split() for line in workers.splitlines() if line.split()[:1] == [first])
+
+
+def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
+    text = rendered(pipeline(conductor()))
+    assert "pipeline main  ready" in text
+    assert "up 1 h 1 min" in text
+    assert "stage-0 0:2 → stage-1 2:6" in text
+    assert "12.3 tokens/s, 0.50 captions/s" in text
+    assert "5 waiting, 3 taken" in text
+    assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
+
+
+def test_what_the_conductor_thinks_of_a_worker_counts() -> None:
+    text = rendered(pipeline(conductor(refused=(RefusedWorker(worker="x", instance="vision-0-i", reason="old"),))))
+    assert row(text, "stage-1")[3] == "suspended"
+    assert row(text, "vision-0")[2] == "refused"
+    assert "x is not used: old" in text
+
+
+def test_hints_say_what_to_start() -> None:
+    assert list(hints(pipeline(conductor()))) == []
+    assert "broker-pipeline conductor" in next(hints(pipeline(None)))
+    found = list(hints(pipeline(conductor(missing_blocks=(BACK,), vision=(), routes=(), waits_for="no route"))))
+    assert "--blocks 2:6" in found[0]
+    assert "broker-pipeline vision" in found[1]
+    assert found[2] == "Jobs wait: no route"
+
+
+def test_without_a_conductor_it_is_not_ready() -> None:
+    assert "not ready" in rendered(pipeline(None))
+
+
+def test_workers_that_took_part_are_those_on_routes_and_at_the_pictures() -> None:
+    lines = describe_workers(pipeline(conductor())).splitlines()
+    assert [line.split()[0] for line in lines] == ["stage-0", "stage-1", "vision-0"]
+    assert describe_workers(pipeline(None)) == ""
+
+
+def test_the_gateways_answer_is_read_back() -> None:
+    status = pipeline(conductor())
+    assert parse_status(msgspec.json.encode(status)) == status
+    with pytest.raises(GatewayUnreachableError, match="not a gateway of this version"):
+        parse_status(b"<html>")

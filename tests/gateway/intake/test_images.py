@@ -1,0 +1,119 @@
+"""Headers of images: sizes are read without decoding, and lies are found out."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from broker_pipeline.errors import (
+    ImageShapeError,
+    ImageTooLargeError,
+    MediaError,
+    MediaTooLargeError,
+    NotAnImageError,
+    TruncatedImageError,
+)
+from gateway.intake.images import ImageHeader, ImageLimits, check_image, read_header
+
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000_000)
+
+
+def encoded(image_format: str, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, size, 90).convert(mode).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"])
+def test_every_format_gives_its_size(image_format: str) -> None:
+    assert check_image(encoded(image_format), LIMITS, field="f") == ImageHeader(image_format, 40, 30)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded("WebP", lossless=True),
+        encoded("WebP", mode="RGBA"),
+        encoded("WebP", mode="RGBA", lossless=True),
+        encoded("WebP", save_all=True, append_images=[Image.new("RGB", (40, 30))]),
+        encoded("WebP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+    ],
+    ids=["lossless", "alpha", "lossless-alpha", "animated", "extended"],
+)
+def test_every_kind_of_webp_gives_its_size(content: bytes) -> None:
+    assert read_header(content, field="f") == ImageHeader("WebP", 40, 30)
+
+
+def test_a_400_megapixel_png_of_a_few_bytes_is_refused() -> None:
+    content = png_claiming(20_000, 20_000)
+    assert len(content) < 100
+    with pytest.raises(ImageTooLargeError, match="20000 x 20000") as caught:
+        check_image(content, LIMITS, field="images[0]")
+    assert caught.value.field == "images[0]"
+
+
+def test_just_the_allowed_number_of_pixels_passes() -> None:
+    assert check_image(png_claiming(10_000, 10_000), LIMITS, field="f").width == 10_000
+    with pytest.raises(ImageTooLargeError):
+        check_image(png_claiming(10_001, 10_000), LIMITS, field="f")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"%PDF-1.7", b"<svg/>", b"RIFF\0\0\0\0WAVE", b"\0" * 1000], ids=repr
+)
+def test_other_files_are_not_images(content: bytes) -> None:
+    with pytest.raises(NotAnImageError):
+        check_image(content, LIMITS, field="f")
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"])
+def test_every_cut_of_a_file_is_typed(image_format: str) -> None:
+    """However short a file is cut, the answer is a size or a typed error, and a header that is not whole is refused."""
+    content = encoded(image_format)
+    outcomes = []
+    for length in range(len(content)):
+        try:
+            outcomes.append(read_header(content[:length], field="f"))
+        except MediaError as error:
+            outcomes.append(type(error))
+    assert outcomes[0] is NotAnImageError
+    assert TruncatedImageError in outcomes
+    assert all(outcome in (NotAnImageError, TruncatedImageError) for outcome in outcomes[:16])
+    sizes = {outcome for outcome in outcomes if isinstance(outcome, ImageHeader)}
+    assert sizes <= {ImageHeader(image_format, 40, 30)}
+
+
+def test_a_jpeg_whose_data_end_early_passes_here() -> None:
+    """Whether the pixels are whole is found out where they are decoded."""
+    content = encoded("JPEG", (400, 300))
+    assert check_image(content[: len(content) * 2 // 3], LIMITS, field="f").width == 400
+
+
+def test_a_file_over_the_byte_limit() -> None:
+    with pytest.raises(MediaTooLargeError):
+        check_image(b"\xff\xd8\xff" + bytes(1_000_000), LIMITS, field="f")
+
+
+@pytest.mark.parametrize("size", [(201, 1), (1, 201), (4020, 20)])
+def test_sides_too_unequal(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageShapeError):
+        check_image(png_claiming(*size), LIMITS, field="f")
+
+
+def test_sides_just_equal_enough() -> None:
+    assert check_image(png_claiming(4000, 20), LIMITS, field="f").width == 4000
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(MediaError):
+        check_image(png_claiming(0, 5), LIMITS, field="f")

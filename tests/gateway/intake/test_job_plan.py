@@ -1,0 +1,100 @@
+"""What a request means, and which field is named when it means nothing."""
+
+import msgspec
+import pytest
+
+from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.messages.jobs import ImagePart, MediaRef, TextPart, VideoPart
+from gateway.intake.job_plan import DEFAULT_PROMPT, Link, Upload, fill, plan_job
+from gateway.intake.validation import decode_json
+from gateway.schemas import JobRequest
+
+PICTURE = Upload("image[0]", b"bytes")
+
+
+def request(body: object) -> JobRequest:
+    return decode_json(msgspec.json.encode(body), JobRequest)
+
+
+def refs(count: int) -> list[MediaRef]:
+    return [MediaRef(sha256=f"{index:064x}", object_name=f"o{index}", num_bytes=1) for index in range(count)]
+
+
+def refused_field(body: object, images: tuple[Upload, ...] = (), max_images: int = 4) -> str | None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plan_job(request(body), images, max_images=max_images)
+    return caught.value.field
+
+
+def test_an_image_without_prompt_is_described() -> None:
+    plan = plan_job(request({}), [PICTURE], max_images=1)
+    assert fill(plan, refs(1))[0].content == (ImagePart(media=refs(1)[0]), TextPart(text=DEFAULT_PROMPT))
+
+
+def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
+    plan = plan_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], max_images=2)
+    assert plan.sources == (PICTURE, Link("images[0]", "http://a/b"))
+    (message,) = fill(plan, refs(2))
+    assert message.role == "user"
+    assert message.content == (*(ImagePart(media=ref) for ref in refs(2)), TextPart(text="Compare."))
+
+
+def test_a_prompt_alone_is_a_job() -> None:
+    (message,) = fill(plan_job(request({"prompt": "Hi"}), max_images=1), [])
+    assert message.content == (TextPart(text="Hi"),)
+
+
+def test_a_conversation_keeps_its_order() -> None:
+    body = {
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": [{"type": "image", "url": "data:,x"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": "A cat."},
+            {"role": "user", "content": [{"type": "video", "frames": ["http://f/0", "http://f/1"], "fps": 4}]},
+        ]
+    }
+    plan = plan_job(request(body), max_images=3)
+    assert [source.field for source in plan.sources] == [
+        "messages[1].content[0].url",
+        "messages[3].content[0].frames[0]",
+        "messages[3].content[0].frames[1]",
+    ]
+    messages = fill(plan, refs(3))
+    assert [message.role for message in messages] == ["system", "user", "assistant", "user"]
+    assert messages[1].content == (ImagePart(media=refs(1)[0]), TextPart(text="What?"))
+    assert messages[3].content == (VideoPart(frames=tuple(refs(3)[1:]), fps=4.0),)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "images"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": " \n\t"}, "prompt"),
+        ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "prompt"),
+        ({"images": ["http://a"], "messages": [{"role": "user", "content": "y"}]}, "images[0]"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "assistant", "content": "y"}]}, "messages[0].role"),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": [{"type": "image", "url": "http://a"}]},
+                    {"role": "user", "content": "y"},
+                ]
+            },
+            "messages[0].content",
+        ),
+        ({"images": ["http://a"] * 5}, "images[4]"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(body: object, field: str) -> None:
+    assert refused_field(body) == field
+
+
+def test_an_empty_prompt_beside_an_image_is_refused() -> None:
+    assert refused_field({"prompt": ""}, (PICTURE,)) == "prompt"
+
+
+def test_too_many_images_name_the_first_one_too_many() -> None:
+    assert refused_field({}, tuple(Upload(f"image[{index}]", b"") for index in range(3)), max_images=2) == "image[2]"

@@ -1,0 +1,116 @@
+"""Does at protocol level what a conductor does, with made-up tokens: real queue, real Redis, real events, no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages.jobs import JobEvent, JobResult, JobSpec, TextPart, TokenEntry, Usage
+from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import Delivery, JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
+
+Caption = Callable[[JobSpec, list[bytes]], str | Failure]
+
+
+class ActingConductor:
+    """Runs jobs one step at a time where a test asks for it, or all that come."""
+
+    def __init__(self, transport: Transport, redis: RedisClient, namespace: str) -> None:
+        self.store = JobStore(redis, namespace)
+        self.queue = JobQueue(transport, namespace, ack_wait_s=30.0)
+        self.media = MediaStore(transport, redis, namespace)
+        self.num_runs: dict[str, int] = {}
+        self._transport = transport
+        self._namespace = namespace
+
+    async def take(self, timeout_s: float = 5.0) -> Delivery:
+        """Return the next job."""
+        delivery = await self.queue.pull(timeout_s)
+        assert delivery is not None, "no job in the queue"
+        return delivery
+
+    async def begin(self, spec: JobSpec) -> int:
+        """Begin an attempt, say so, and return its number; 0 when there is nothing to run."""
+        attempt = await self.store.begin_attempt(spec)
+        if attempt.is_finished:
+            return 0
+        self.num_runs[spec.job_id] = self.num_runs.get(spec.job_id, 0) + 1
+        await self.say(JobEvent(job_id=spec.job_id, kind="started", record=await self.store.get(spec.job_id)))
+        return attempt.number
+
+    async def commit(self, job_id: str, attempt: int, start: int, words: list[str], *, tells: bool = True) -> None:
+        """Commit tokens, and tell of them unless the message shall be lost."""
+        entries = tuple(TokenEntry(token_id=start + index, text=word) for index, word in enumerate(words))
+        assert await self.store.commit([TokenCommit(job_id, attempt, start, entries)]) == [True]
+        if tells:
+            await self.say(JobEvent(job_id=job_id, kind="tokens", index=start, tokens=entries))
+
+    async def finish(self, spec: JobSpec, attempt: int, outcome: str | Failure, *, tells: bool = True) -> None:
+        """End a job."""
+        job_id = spec.job_id
+        if isinstance(outcome, Failure):
+            await self.store.finish(job_id, attempt, "failed", error=outcome)
+        else:
+            usage = Usage(num_prompt_tokens=20, num_visual_tokens=10, num_output_tokens=len(outcome.split()))
+            await self.store.finish(
+                job_id, attempt, "succeeded", JobResult(text=outcome, finish_reason="stop", usage=usage)
+            )
+        if isinstance(outcome, Failure):
+            await self.media.keep(spec)
+        else:
+            await self.media.release(spec, spec.media_holder)
+        if tells:
+            await self.say(JobEvent(job_id=job_id, kind="finished", record=await self.store.get(job_id)))
+
+    async def say(self, event: JobEvent) -> None:
+        """Publish an event."""
+        await self._transport.publish(subjects.job_events(self._namespace, event.job_id), event)
+
+    async def run(self, delivery: Delivery, caption: Caption) -> None:
+        """Run one job to its end."""
+        spec = delivery.spec
+        if attempt := await self.begin(spec):
+            outcome = caption(spec, [await self.media.get(ref) for ref in spec.media()])
+            if isinstance(outcome, str):
+                await self.commit(spec.job_id, attempt, 0, [f"{word} " for word in outcome.split()])
+            await self.finish(spec, attempt, outcome)
+        await delivery.ack()
+
+    async def run_all(self, caption: Caption) -> None:
+        """Run what comes until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if (delivery := await self.queue.pull(1.0)) is not None:
+                    group.create_task(self.run(delivery, caption))
+
+    @asynccontextmanager
+    async def running(self, caption: Caption) -> AsyncIterator[None]:
+        """Run what comes while the context is open."""
+        task = asyncio.ensure_future(self.run_all(caption))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@asynccontextmanager
+async def acting_conductor(transport: Transport, redis: RedisClient, namespace: str) -> AsyncIterator[ActingConductor]:
+    """Open the queue for pulling. It must exist, or be made by this."""
+    conductor = ActingConductor(transport, redis, namespace)
+    await conductor.queue.ensure(update=False)
+    await conductor.media.ensure(update=False)
+    async with conductor.queue:
+        yield conductor
+
+
+def prompt_of(spec: JobSpec) -> str:
+    """Return the text of a job's last message."""
+    return "".join(part.text for part in spec.messages[-1].content if isinstance(part, TextPart))

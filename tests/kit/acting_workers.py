@@ -1,0 +1,329 @@
+"""Workers that speak the real contract on a real broker and compute nothing: tests decide when they hang, die or fail.
+
+A token follows from session and position alone, as with greedy or seeded sampling, so that a replay is right exactly
+when its tokens are. KV is kept as a stage keeps it: wrong starts, unknown sessions and over-commitment are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+import numpy as np
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import (
+    ComputeError,
+    Failure,
+    KVCapacityError,
+    KVPositionError,
+    PipelineError,
+    SessionUnknownError,
+    StaleAttemptError,
+    StaleEpochError,
+    VisualRowsMissingError,
+)
+from broker_pipeline.identity import new_instance_id
+from broker_pipeline.messages.activation import (
+    Envelope,
+    MicrobatchResult,
+    SampledToken,
+    Segment,
+    SessionFailure,
+    StageTiming,
+)
+from broker_pipeline.messages.control import Hello, HelloReply
+from broker_pipeline.messages.jobs import TextPart
+from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.messages.workers import BlockRange, Heartbeat, WorkerRecord
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
+
+HEARTBEAT_S = 0.1
+_TOKENS = np.array([32, 34, 65, 66, 67, 68, 69, 70, 71, 72, 73], np.int32)
+
+
+def right_token(session: str, position: int) -> int:
+    """The token that these stages sample: an ordinary one of the tiny tokenizer's."""
+    digest = hashlib.sha256(f"{session} {position}".encode()).digest()
+    return int(_TOKENS[digest[0] % len(_TOKENS)])
+
+
+class ActingWorker:
+    """A record, heartbeats and hellos."""
+
+    def __init__(
+        self, transport: Transport, redis: RedisClient, namespace: str, name: str, role: str, **facts: object
+    ) -> None:
+        instance = new_instance_id()
+        root = subjects.worker_root(namespace, "main", name, instance)
+        self.record = WorkerRecord(
+            worker=name, instance=instance, role=role, pipeline="main", subject=root, dtype="float32", **facts
+        )  # type: ignore[arg-type]
+        self.transport = transport
+        self.registry = WorkerRegistry(redis, namespace, "main", ttl_s=2.0)
+        self.is_frozen = False
+        """As by SIGSTOP: nothing is said or done any more."""
+        self.is_hung = False
+        """Works no more, but goes on saying that it lives."""
+        self.epoch = 0
+        self._beats = subjects.heartbeats(namespace, "main")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self):  # type: ignore[no-untyped-def]
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.die()
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        self._task = asyncio.create_task(self._live(ready))
+        await ready.wait()
+
+    async def die(self) -> None:
+        """As by SIGKILL: the record stays until it runs out."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _live(self, ready: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._answer_hellos())
+            await self.serve(tasks)
+            await self.registry.claim(self.record)
+            tasks.create_task(self._announce())
+            ready.set()
+
+    async def serve(self, tasks: asyncio.TaskGroup) -> None:
+        raise NotImplementedError
+
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(worker=self.record.worker, instance=self.record.instance, role=self.record.role)
+
+    async def _announce(self) -> None:
+        while True:
+            if not self.is_frozen:
+                with suppress(PipelineError):
+                    await self.registry.renew(self.record)
+                    await self.transport.publish(self._beats, self.heartbeat())
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _answer_hellos(self) -> None:
+        async with self.transport.subscribe(subjects.control(self.record.subject), Hello) as hellos:
+            async for message in hellos:
+                await self.unfrozen(for_hello=True)
+                if message.body.epoch < self.epoch:
+                    await message.refuse(StaleEpochError("an older epoch"))
+                    continue
+                self.adopt(message.body.epoch)
+                await message.respond(HelloReply(record=self.record))
+
+    def adopt(self, epoch: int) -> None:
+        self.epoch = max(self.epoch, epoch)
+
+    async def unfrozen(self, *, for_hello: bool = False) -> None:
+        while self.is_frozen or (self.is_hung and not for_hello):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class ActingStage(ActingWorker):
+    """Owns blocks `[start, stop)` of a model with 6."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        redis: RedisClient,
+        namespace: str,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        fingerprint: str,
+        kv: int = 4096,
+        step_s: float = 0.002,
+    ) -> None:
+        super().__init__(
+            transport, redis, namespace, name, "stage",
+            fingerprint=fingerprint, blocks=BlockRange(start=start, stop=stop), num_layers=6,
+            kv_capacity_tokens=kv, max_batch_tokens=256,
+        )  # fmt: skip
+        self.step_s = step_s
+        self.poison: set[str] = set()
+        self.reserved: dict[str, tuple[int, int]] = {}
+        self.cached: dict[str, int] = {}
+        self.closed: dict[str, int] = {}
+        self.rowless: set[str] = set()
+        """Sessions that are told once that their rows are missing."""
+        self.num_to_lose = 0
+        """Envelopes that never arrive, as in a short interruption of the network."""
+        self.num_steps = 0
+        self.batch_sizes: list[int] = []
+        self.opens: list[str] = []
+
+    def heartbeat(self) -> Heartbeat:
+        return msgspec.structs.replace(super().heartbeat(), num_sessions=len(self.reserved))
+
+    def adopt(self, epoch: int) -> None:
+        if epoch > self.epoch:
+            for table in (self.reserved, self.cached, self.closed):
+                table.clear()
+        super().adopt(epoch)
+
+    async def serve(self, tasks: asyncio.TaskGroup) -> None:
+        ready = asyncio.Event()
+        tasks.create_task(self._work(ready))
+        await ready.wait()
+
+    async def _work(self, ready: asyncio.Event) -> None:
+        async with self.transport.subscribe(subjects.work(self.record.subject), Envelope) as envelopes:
+            ready.set()
+            async for message in envelopes:
+                await self.unfrozen()
+                await asyncio.sleep(self.step_s)
+                with suppress(PipelineError):
+                    await self._step(message)
+
+    async def _step(self, message: Received[Envelope]) -> None:
+        envelope = message.body
+        if self.num_to_lose and envelope.segments:
+            self.num_to_lose -= 1
+            return
+        if envelope.epoch < self.epoch:
+            await self._answer(envelope, failure=StaleEpochError("an older epoch").to_failure())
+            return
+        self.adopt(envelope.epoch)
+        for closing in envelope.closes:
+            self._close(closing.session, closing.attempt)
+        if any(segment.session in self.poison for segment in envelope.segments):
+            await self._answer(envelope, failure=ComputeError("poisoned").to_failure())
+            return
+        self.num_steps += 1
+        self.batch_sizes.append(len(envelope.segments))
+        self.opens += [opening.session for opening in envelope.opens]
+        failures = list(envelope.failures)
+        kept = tuple(segment for segment in envelope.segments if self._takes(envelope, segment, failures))
+        timings = (*envelope.timings, StageTiming(worker=self.record.worker, queue_s=0.0, compute_s=self.step_s))
+        onward = msgspec.structs.replace(
+            envelope, route=envelope.route[1:], segments=kept, failures=tuple(failures), timings=timings, tensors=()
+        )
+        if not onward.route:
+            await self._answer(onward, tokens=tuple(_sample(segment) for segment in kept if segment.wants_token))
+        else:
+            await self.transport.publish(onward.route[0], onward)
+
+    def _takes(self, envelope: Envelope, segment: Segment, failures: list[SessionFailure]) -> bool:
+        try:
+            self._admit(envelope, segment)
+        except PipelineError as error:
+            failures.append(
+                SessionFailure(
+                    session=segment.session, attempt=segment.attempt, failure=error.to_failure(),
+                    worker=self.record.worker,
+                )
+            )  # fmt: skip
+            return False
+        return True
+
+    def _admit(self, envelope: Envelope, segment: Segment) -> None:
+        session = segment.session
+        if segment.attempt <= self.closed.get(session, 0):
+            raise StaleAttemptError("closed")
+        for opening in envelope.opens:
+            if opening.session == session:
+                self._close(session, opening.attempt - 1)
+                self.reserved[session] = (opening.attempt, opening.num_kv_tokens)
+                self.cached[session] = 0
+        if session not in self.cached or self.reserved[session][0] != segment.attempt:
+            raise SessionUnknownError("unknown")
+        if self.record.kv_capacity_tokens < sum(tokens for _, tokens in self.reserved.values()):
+            raise KVCapacityError("over-committed")
+        if segment.start != self.cached[session]:
+            raise KVPositionError(f"{segment.start} after {self.cached[session]}")
+        if session in self.rowless:
+            self.rowless.discard(session)
+            raise VisualRowsMissingError("no rows")
+        self.cached[session] += segment.count
+
+    def _close(self, session: str, attempt: int) -> None:
+        self.closed[session] = max(attempt, self.closed.get(session, 0))
+        if session in self.reserved and self.reserved[session][0] <= attempt:
+            del self.reserved[session], self.cached[session]
+
+    async def _answer(self, envelope: Envelope, **fields: object) -> None:
+        result = MicrobatchResult(
+            pipeline=envelope.pipeline, fingerprint=envelope.fingerprint, epoch=envelope.epoch,
+            microbatch=envelope.microbatch, worker=self.record.worker, failures=envelope.failures,
+            timings=envelope.timings, **fields,
+        )  # type: ignore[arg-type] # fmt: skip
+        await self.transport.publish(envelope.reply, result)
+
+
+class ActingVision(ActingWorker):
+    """Turns every character of a prompt into a token; `!` words make it fail."""
+
+    def __init__(
+        self, transport: Transport, redis: RedisClient, namespace: str, name: str = "vision-0", *, fingerprint: str
+    ) -> None:
+        super().__init__(transport, redis, namespace, name, "vision", fingerprint=fingerprint)
+        self.failures: dict[str, Failure] = {}
+        """What prompts that contain a word fail with."""
+        self.requests: list[PrepareRequest] = []
+
+    async def serve(self, tasks: asyncio.TaskGroup) -> None:
+        ready = asyncio.Event()
+        tasks.create_task(self._work(ready, tasks))
+        await ready.wait()
+
+    async def _work(self, ready: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+        async with self.transport.subscribe(subjects.work(self.record.subject), PrepareRequest) as requests:
+            ready.set()
+            async for message in requests:
+                tasks.create_task(self._prepare(message))
+
+    async def _prepare(self, message: Received[PrepareRequest]) -> None:
+        request = message.body
+        self.requests.append(request)
+        await self.unfrozen()
+        text = "".join(part.text for turn in request.messages for part in turn.content if isinstance(part, TextPart))
+        answer = PreparedSession(session=request.session, attempt=request.attempt, worker=self.record.worker)
+        failure = next((failure for word, failure in self.failures.items() if word in text), None)
+        if len(text) > request.max_prompt_tokens:
+            failure = Failure("prompt_too_long", f"{len(text)} tokens", field="messages")
+        with suppress(PipelineError):
+            if failure is not None:
+                await message.respond(msgspec.structs.replace(answer, failure=failure))
+                return
+            ids = np.arange(len(text), dtype=np.int32) % 300
+            tensors = {
+                "token_ids": WireTensor.from_numpy(ids),
+                "positions": WireTensor.from_numpy(np.ascontiguousarray(np.stack([ids, ids, ids]))),
+            }
+            await message.respond(msgspec.structs.replace(answer, num_tokens=len(text)), tensors)
+
+
+def _sample(segment: Segment) -> SampledToken:
+    position = segment.start + segment.count
+    return SampledToken(
+        session=segment.session,
+        attempt=segment.attempt,
+        position=position,
+        token_id=right_token(segment.session, position),
+    )
+
+
+@contextmanager
+def frozen(*workers: ActingWorker) -> Iterator[None]:
+    """Stop workers as SIGSTOP would, and let them go on afterwards."""
+    for worker in workers:
+        worker.is_frozen = True
+    yield
+    for worker in workers:
+        worker.is_frozen = False

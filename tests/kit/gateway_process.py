@@ -1,0 +1,39 @@
+"""A gateway in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from broker_pipeline.tools.local.processes import ChildProcess
+
+
+@asynccontextmanager
+async def gateway_process(
+    directory: Path, nats_url: str, redis_url: str, namespace: str, *flags: str, name: str = "gateway"
+) -> AsyncIterator[tuple[ChildProcess, str]]:
+    """Start one, wait until it is ready, yield it and its URL; kill it at the end if it still runs."""
+    ready = directory / f"{name}.ready"
+    ready.unlink(missing_ok=True)
+    process = await spawn(
+        directory, nats_url, redis_url, "--namespace", namespace, "--ready-file", str(ready), *flags, name=name
+    )
+    try:
+        async with asyncio.timeout(20.0):
+            while not ready.exists():
+                assert process.is_running, process.last_lines()
+                await asyncio.sleep(0.02)
+        facts = dict(line.split("=", 1) for line in ready.read_text().splitlines())
+        yield process, facts["url"]
+    finally:
+        await process.destroy()
+
+
+async def spawn(directory: Path, nats_url: str, redis_url: str, *flags: str, name: str = "gateway") -> ChildProcess:
+    """Start one and return at once."""
+    argv = [sys.executable, "-m", "broker_pipeline", "gateway", "--nats-url", nats_url, "--redis-url", redis_url]
+    small = ["--max-queue-mb", "8", "--max-media-mb", "64"]
+    return await ChildProcess.spawn(name, [*argv, *small, *flags], log_path=directory / f"{name}.log")

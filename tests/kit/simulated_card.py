@@ -1,0 +1,135 @@
+"""One stage on one card, in simulated time: a step of n tokens takes `step_s + n * token_s`, and one step at a time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, StageTiming
+from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.microbatch import Microbatch
+from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.session_state import SessionState
+from tests.kit.simulated_stages import prompt_of
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Seconds of a step and of each of its tokens; `outside_s` passes between two steps of one microbatch."""
+
+    step_s: float = 0.007
+    token_s: float = 0.027e-3
+    outside_s: float = 0.006
+
+    def seconds(self, num_tokens: float) -> float:
+        return self.step_s + num_tokens * self.token_s
+
+    def ideal_rate(self, num_sessions: int, num_prompt: int, num_output: int) -> float:
+        """Sessions ended per second if every one got a token in every round, at the best number of microbatches."""
+        num_new = num_sessions / num_output
+        num_tokens = num_sessions - num_new + num_new * num_prompt
+        rounds = [max(n * self.seconds(num_tokens / n), self.seconds(num_tokens / n) + self.outside_s) for n in (1, 2)]
+        return num_new / min(rounds)
+
+
+@dataclass(repr=False, eq=False)
+class CardRun:
+    """A pipeline in which every session that ends is followed by one that was ready `num_ahead` before it."""
+
+    card: Card
+    num_sessions: int
+    num_prompt: int = 219
+    num_output: int = 64
+    max_batch_tokens: int = 4096
+    num_ahead: int = 32
+    now: float = 0.0
+    num_ended: int = 0
+    num_computed: int = 0
+    sent: list[Microbatch] = field(default_factory=list)
+    longest_pause_s: float = 0.0
+    _free_at: float = 0.0
+    _spoke_at: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(1, SchedulerLimits(max_sessions=self.num_sessions))
+        blocks = BlockRange(start=0, stop=1)
+        self.scheduler.join(StageWorker("w", "w", "s.w", blocks, 10_000_000, self.max_batch_tokens))
+        self._prompt = prompt_of(self.num_prompt)
+        self._orders, self._ties = itertools.count(), itertools.count()
+        self._answers: list[tuple[float, int, MicrobatchResult]] = []
+        for _ in range(self.num_sessions + self.num_ahead):
+            self._submit()
+
+    def run(self, seconds: float) -> float:
+        """Go on for so long and return how many sessions' tokens were computed per second.
+
+        Not the sessions that ended, since these come in waves.
+        """
+        before, until = self.num_computed, self.now + seconds
+        self.sent.clear()
+        self.longest_pause_s = 0.0
+        self._plan()
+        while self._answers and self._answers[0][0] < until:
+            self.now, _, result = heapq.heappop(self._answers)
+            outcome = self.scheduler.complete(result, self.now)
+            assert outcome.microbatch is not None
+            self.num_computed += outcome.microbatch.num_tokens
+            for sampled in outcome.sampled:
+                self._speak(sampled.session)
+            self._plan()
+        self.now = until
+        return (self.num_computed - before) / (self.num_prompt + self.num_output - 1) / seconds
+
+    def _submit(self) -> None:
+        order = next(self._orders)
+        (route,) = self.scheduler.routes.open_routes
+        session = SessionState(
+            key=SessionKey(f"s{order}", 1),
+            order=order,
+            route=route,
+            prompt=self._prompt,
+            sampling=SamplingSettings(),
+            num_kv_tokens=self.num_prompt + self.num_output,
+        )
+        assert self.scheduler.add(session, self.now) is None
+
+    def _speak(self, session: SessionState) -> None:
+        name = session.key.session
+        self.longest_pause_s = max(self.longest_pause_s, self.now - self._spoke_at.get(name, self.now))
+        self._spoke_at[name] = self.now
+        if len(session.generated) == self.num_output:
+            self.scheduler.release(name)
+            del self._spoke_at[name]
+            self.num_ended += 1
+            self._submit()
+
+    def _plan(self) -> None:
+        for microbatch in self.scheduler.plan(self.now):
+            arrives = self.now + self.card.outside_s / 2
+            starts, seconds = max(arrives, self._free_at), self.card.seconds(microbatch.num_tokens)
+            self._free_at = starts + seconds
+            result = _answer(microbatch, starts - arrives, seconds)
+            heapq.heappush(self._answers, (self._free_at + self.card.outside_s / 2, next(self._ties), result))
+            self.sent.append(microbatch)
+
+
+def num_prompt_tokens(microbatches: Sequence[Microbatch]) -> list[int]:
+    """Tokens that are not decode steps, of each microbatch."""
+    return [sum(segment.count for segment in each.segments if segment.count > 1) for each in microbatches]
+
+
+def _answer(microbatch: Microbatch, queue_s: float, compute_s: float) -> MicrobatchResult:
+    tokens = tuple(
+        SampledToken(session=segment.session.key.session, attempt=1, position=segment.stop, token_id=1)
+        for segment in microbatch.segments
+        if segment.wants_token
+    )
+    timing = StageTiming(worker="w", queue_s=queue_s, compute_s=compute_s)
+    return MicrobatchResult(
+        pipeline="", fingerprint="", epoch=1, microbatch=microbatch.number, worker="w", tokens=tokens, timings=(timing,)
+    )

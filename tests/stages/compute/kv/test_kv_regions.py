@@ -1,0 +1,127 @@
+"""Region bookkeeping: room is refused only when the total is short, and no copy loses a row."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from broker_pipeline.errors import KVCapacityError, SessionUnknownError
+from stages.compute.kv.kv_regions import Move, Region, RegionTable
+
+CAPACITY = 40
+
+
+def test_a_free_gap_is_used_without_moves():
+    table = RegionTable(10)
+    for session, size in (("a", 3), ("b", 3), ("c", 4)):
+        assert table.reserve(session, size) == []
+    table.release("b")
+    assert table.reserve("d", 2) == []
+    assert table["d"] == Region(3, 2)
+    assert table.sessions() == ("a", "d", "c")
+
+
+def test_scattered_room_is_gathered():
+    table = RegionTable(12)
+    for session, size in (("a", 3), ("x", 2), ("b", 2), ("y", 3), ("c", 1), ("z", 1)):
+        table.reserve(session, size)
+    for session in "xyz":
+        table.release(session)
+    assert table.reserve("d", 5) == [Move("b", 5, 3), Move("c", 10, 5)]
+    assert table["d"] == Region(6, 5)
+
+
+def test_growing_in_place_moves_nothing():
+    table = RegionTable(10)
+    table.reserve("a", 3)
+    assert table.grow("a", 10) == []
+    assert table["a"] == Region(0, 10)
+
+
+def test_errors_say_what_is_short():
+    table = RegionTable(10)
+    table.reserve("a", 6)
+    with pytest.raises(KVCapacityError, match="5 KV tokens asked for, 4 of 10 are free"):
+        table.reserve("b", 5)
+    with pytest.raises(KVCapacityError, match="reserved already"):
+        table.reserve("a", 1)
+    with pytest.raises(KVCapacityError, match="fewer"):
+        table.grow("a", 5)
+    with pytest.raises(SessionUnknownError):
+        table.release("b")
+
+
+class Regions(RuleBasedStateMachine):
+    """Random histories against a model: a list of rows whose contents must survive every move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = RegionTable(CAPACITY)
+        self.rows: list[object] = [None] * CAPACITY
+        self.sizes: dict[int, int] = {}
+        self.count = 0
+
+    def apply(self, moves: list[Move], sizes: dict[int, int]) -> None:
+        for move in moves:  # copies everything that the session held, as the cache does through a temporary
+            held = self.rows[move.source : move.source + sizes[move.session]]
+            self.rows[move.target : move.target + len(held)] = held
+
+    @rule(size=st.integers(1, 15))
+    def reserve(self, size: int) -> None:
+        session = self.count
+        self.count += 1
+        if size > CAPACITY - sum(self.sizes.values()):
+            with pytest.raises(KVCapacityError):
+                self.table.reserve(session, size)
+            return
+        self.apply(self.table.reserve(session, size), self.sizes)
+        self.sizes[session] = size
+        self.fill(session, 0)
+
+    @rule(choice=st.integers(0, 100), extra=st.integers(0, 15))
+    def grow(self, choice: int, extra: int) -> None:
+        if not self.sizes:
+            return
+        session = sorted(self.sizes)[choice % len(self.sizes)]
+        old = self.sizes[session]
+        if extra > CAPACITY - sum(self.sizes.values()):
+            with pytest.raises(KVCapacityError):
+                self.table.grow(session, old + extra)
+            return
+        self.apply(self.table.grow(session, old + extra), self.sizes)
+        self.sizes[session] = old + extra
+        self.fill(session, old)
+
+    @rule(choice=st.integers(0, 100))
+    def release(self, choice: int) -> None:
+        if self.sizes:
+            session = sorted(self.sizes)[choice % len(self.sizes)]
+            self.table.release(session)
+            del self.sizes[session]
+
+    def fill(self, session: int, start: int) -> None:
+        region = self.table[session]
+        for offset in range(start, region.size):
+            self.rows[region.start + offset] = (session, offset)
+
+    @invariant()
+    def contents_survive(self) -> None:
+        for session, size in self.sizes.items():
+            region = self.table[session]
+            assert region.size == size
+            assert self.rows[region.start : region.stop] == [(session, offset) for offset in range(size)]
+
+    @invariant()
+    def regions_are_in_order_and_apart(self) -> None:
+        regions = [self.table[session] for session in self.table.sessions()]
+        assert all(a.stop <= b.start for a, b in pairwise(regions))
+        assert all(region.start >= 0 and region.stop <= CAPACITY for region in regions)
+        assert self.table.num_free == CAPACITY - sum(self.sizes.values())
+
+
+TestRegions = Regions.TestCase
+TestRegions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,63 @@
+"""The whole checker, short and with a fixed seed: what CI runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from trials.soak.cluster.netns import why_no_network
+from trials.soak.report import SoakReport
+
+pytestmark = pytest.mark.slow
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    listed = psutil.process_iter(["cmdline"])
+    return [p for p in listed if any(str(directory) in word for word in p.info["cmdline"] or ())]
+
+
+def soak(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "broker_pipeline", "soak", "--data-dir", str(directory / "run"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.timeout(400)
+def test_a_short_soak_with_a_fixed_seed_proves_that_nothing_is_lost(tmp_path: Path) -> None:
+    kinds = "kill,stop,restart" if why_no_network() else "kill,stop,partition,restart"
+    out = tmp_path / "report.json"
+    amount = ("--jobs", "60", "--faults", kinds, "--seed", "11", "--num-faults", "8", "--fault-every-s", "4")
+    process = soak(tmp_path, *amount, "--out", str(out))
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    report = msgspec.json.decode(out.read_bytes(), type=SoakReport)
+    assert report.is_proven
+    assert all(proof.holds for proof in report.proofs)
+    assert len(report.faults) >= 8
+    assert report.num_jobs == 60
+    assert "PROVEN" in said
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.timeout(200)
+def test_an_interrupted_soak_leaves_nothing(tmp_path: Path) -> None:
+    process = soak(tmp_path, "--jobs", "500", "--seed", "1")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "500 jobs through" in line:
+            break
+    time.sleep(2)
+    assert len(processes_of(tmp_path)) > 10
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert processes_of(tmp_path) == []

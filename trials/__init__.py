@@ -1,0 +1,1 @@
+"""Above everything: what starts whole pipelines to measure them or to break them."""

@@ -1,0 +1,1 @@
+"""`bench conductor`: the conductor with stages that only answer."""

@@ -1,0 +1,91 @@
+"""`broker-pipeline bench conductor`."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import click
+import msgspec
+import structlog
+import uvloop
+
+from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
+from trials.bench.conductor.conductor import PARTS, ConductorBenchSettings, ConductorRow, measure_conductor
+from trials.bench.machine import MachineFacts
+from trials.bench.report import BenchReport, Column, command_line, json_option, show
+from trials.bench.spread import shown
+
+_NOTE = (
+    "Microseconds. A token and a job: processor time of the conductor's process. The parts of a token: by the clock on "
+    "the wall, so that on a busy machine they come to more than the token, and the rest falls below nothing."
+)
+_COLUMNS: list[Column] = [
+    ("sessions", lambda row: row.num_sessions),
+    ("tokens/s", lambda row: f"{row.num_tokens / row.seconds:,.0f}"),
+    *((part, lambda row, part=part: shown(row.per_token_us(part))) for part in PARTS),
+    ("rest", lambda row: shown(row.rest_us)),
+    ("a token, µs", lambda row: shown(row.token_us)),
+    ("a job, µs", lambda row: shown(row.job_us)),
+    ("core busy", lambda row: f"{100 * row.total_s / row.seconds:.0f} %"),
+]
+
+
+@click.command(name="conductor")
+@click.option(
+    "--sessions",
+    multiple=True,
+    type=click.IntRange(min=1, max=8192),
+    default=(16, 64, 256, 1024),
+    show_default=True,
+    help="Sessions in flight; may be given several times.",
+)
+@click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a session.")
+@click.option(
+    "--pace",
+    default=6000.0,
+    show_default=True,
+    type=click.FloatRange(min=1.0),
+    help="Tokens per second of the stage that answers.",
+)
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="To measure, for each row."
+)
+@click.option("--watched", is_flag=True, help="As if somebody streamed every session.")
+@json_option
+def command(
+    sessions: tuple[int, ...], output_tokens: int, pace: float, seconds: float, watched: bool, json_path: Path | None
+) -> None:
+    """Measure what the conductor's event loop spends on a token, and on what.
+
+    The scheduler and all that moves its microbatches run here, with a NATS and a Redis server of their own; a second
+    process answers in place of a stage, at a pace that does not depend on the number of sessions. The figures are
+    microseconds of a core of the conductor's process per token; a job's begin and end stand beside them.
+
+    \b
+    Examples:
+      broker-pipeline bench conductor
+      broker-pipeline bench conductor --sessions 256 --pace 12000 --json conductor.json
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    machine = MachineFacts.read()
+    settings = ConductorBenchSettings(
+        num_sessions=sessions,
+        num_output_tokens=output_tokens,
+        tokens_per_s=pace,
+        seconds=seconds,
+        are_watched=watched,
+    )
+    rows = uvloop.run(_measure(settings))
+    facts = {**msgspec.to_builtins(settings), "event_loop": "uvloop"}
+    report = BenchReport(
+        bench="conductor", command=command_line(), machine=machine, settings=facts, rows=rows, notes=(_NOTE,)
+    )
+    show(report, _COLUMNS, json_path)
+
+
+async def _measure(settings: ConductorBenchSettings) -> list[ConductorRow]:
+    with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as directory:
+        async with EmbeddedNats(Path(directory, "nats")) as nats, EmbeddedRedis(Path(directory, "redis")) as redis:
+            return await measure_conductor(settings, nats.url, redis.url, lambda line: click.echo(line, err=True))

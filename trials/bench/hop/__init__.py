@@ -1,0 +1,1 @@
+"""`bench hop`: one message over the broker."""

@@ -1,0 +1,1 @@
+"""The model in one process, without broker: the baseline."""

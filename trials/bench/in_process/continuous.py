@@ -1,0 +1,216 @@
+"""Continuous batching in one process: what a pipeline computes, without broker, hosts or other processes.
+
+    waiting ──► tower (several pictures in one go) ──► live ──► one microbatch: a chunk for whoever is not prefilled,
+                                                        ▲       one token for everybody else
+                                                        └──────── sampled tokens; who has all of them leaves
+
+It is what pipelines are measured against, so it does nothing that a careful single-process server would not. Where a
+card computes, threads read pictures ahead.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from broker_pipeline.messages.activation import Segment, SessionOpen
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart
+from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.workers import BlockRange
+from stages.artifact import Artifact
+from stages.compute.generate import deliver_rows, run_stages, window_spans
+from stages.compute.loading import (
+    compute_dtype,
+    load_stage,
+    load_vision,
+    stage_tensor_names,
+    vision_tensor_names,
+)
+from stages.compute.options import ComputeOptions
+from stages.compute.stage_compute import StageCompute
+from stages.device.device import choose_device
+from stages.lazy_tensors import LazyTensors
+from stages.prompt.chat import PromptBuilder, VisualInput
+from stages.prompt.images import DEFAULT_IMAGE_LIMITS
+from stages.prompt.preprocess import Patches, PixelBudget
+from stages.prompt.visual_frames import image_frames
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
+from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from trials.bench.work import Work
+
+RULES = "preprocessor_config.json"
+_GREEDY = SamplingSettings()
+
+
+@dataclass(slots=True)
+class _Session:
+    name: str
+    token_ids: tuple[int, ...]
+    groups: tuple[VisualGroup, ...]
+    positions: Tensor
+    """int32 `[3, n]` of the prompt."""
+    delta: int
+    num_computed_tokens: int = 0
+    generated: list[int] = field(default_factory=list)
+
+    def next_segment(self, room: int) -> tuple[Segment, Tensor, Tensor]:
+        """The next tokens to compute, at most `room`: segment, ids `[n]`, positions `[3, n]`."""
+        start, num_prompt = self.num_computed_tokens, len(self.token_ids)
+        count = min(room, num_prompt - start) if start < num_prompt else 1
+        segment = Segment(
+            session=self.name,
+            attempt=1,
+            start=start,
+            count=count,
+            wants_token=start + count >= num_prompt,
+            visual=window_spans(self.groups, start, count) if start < num_prompt else (),
+        )
+        if start < num_prompt:
+            ids = torch.tensor(self.token_ids[start : start + count], dtype=torch.int32)
+            return segment, ids, self.positions[:, start : start + count]
+        ids = torch.tensor(self.generated[-1:], dtype=torch.int32)
+        return segment, ids, decode_positions(start, 1, self.delta)
+
+
+class ContinuousBatch:
+    """The whole model in this process."""
+
+    def __init__(
+        self,
+        directory: Path,
+        pictures: Path,
+        *,
+        kv_tokens: int,
+        options: ComputeOptions | None = None,
+        max_batch_tokens: int = 4096,
+        max_batch_pictures: int = 16,
+        num_readers: int = 0,
+    ) -> None:
+        """Load the model of an artifact; `pictures` is where the files of the work lie.
+
+        `num_readers` threads read them ahead; with 0 they are read where they are needed.
+        """
+        artifact = Artifact.open(directory)
+        config = artifact.config
+        self._pictures = pictures
+        self._readers = ThreadPoolExecutor(num_readers) if num_readers else None
+        self._read_ahead: dict[str, Future[Patches]] = {}
+        self.num_prompt_tokens = 0
+        """Of the last session."""
+        options = options or ComputeOptions()
+        device, dtype = choose_device(options.device), compute_dtype(config, options.dtype)
+        num_layers = config.text.num_layers
+        self._config = config
+        self._prompts = PromptBuilder.from_directory(config, directory)
+        self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), config.vision, file=RULES)
+        self._stage: StageCompute = load_stage(
+            config,
+            BlockRange(start=0, stop=num_layers),
+            LazyTensors(artifact, stage_tensor_names(config, 0, num_layers), device, dtype),
+            kv_capacity_tokens=kv_tokens,
+            options=options,
+        )
+        self._tower: VisionTower = load_vision(
+            config, LazyTensors(artifact, vision_tensor_names(config), device, dtype), options
+        )
+        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_pictures = max_batch_pictures
+
+    def run(self, work: Work) -> int:
+        """Do all of it; returns the number of tokens that were sampled."""
+        waiting = deque(work.pictures)
+        live: list[_Session] = []
+        num_sampled = 0
+        while waiting or live:
+            self._read_next(waiting)
+            room = min(work.num_in_flight - len(live), self._max_batch_pictures)
+            names = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if names:
+                live += self._open(names, work)
+            num_sampled += self._step(live)
+            ended = [session for session in live if len(session.generated) >= work.num_output_tokens]
+            for session in ended:
+                self._stage.close(session.name, 1)
+            live = [session for session in live if len(session.generated) < work.num_output_tokens]
+        return num_sampled
+
+    def _read_next(self, waiting: Sequence[str]) -> None:
+        if self._readers is None:
+            return
+        for name in itertools.islice(waiting, 4 * self._max_batch_pictures):
+            if name not in self._read_ahead:
+                self._read_ahead[name] = self._readers.submit(self._read, name)
+
+    def _read(self, name: str) -> Patches:
+        return read_patches(self._pictures / name, self._config, self._budget)
+
+    def _patches(self, name: str) -> Patches:
+        ahead = self._read_ahead.pop(name, None)
+        return ahead.result() if ahead is not None else self._read(name)
+
+    def _open(self, names: Sequence[str], work: Work) -> Iterator[_Session]:
+        patches = [self._patches(name) for name in names]
+        encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
+        rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
+        for name, each, own in zip(names, patches, rows, strict=True):
+            prompt = self._prompts.build([message(work.prompt)], [VisualInput("image", each.grid)])
+            plan = plan_positions(len(prompt.token_ids), prompt.groups)
+            self.num_prompt_tokens = num_prompt = len(prompt.token_ids)
+            opening = SessionOpen(
+                session=name,
+                attempt=1,
+                num_kv_tokens=num_prompt + work.num_output_tokens,
+                num_prompt_tokens=num_prompt,
+                sampling=_GREEDY,
+            )
+            self._stage.open(opening)
+            deliver_rows([self._stage], name, 1, own)
+            yield _Session(name, prompt.token_ids, prompt.groups, plan.positions, plan.delta)
+
+    def _step(self, live: Sequence[_Session]) -> int:
+        taken: list[tuple[_Session, Segment]] = []
+        ids: list[Tensor] = []
+        positions: list[Tensor] = []
+        room = self._max_batch_tokens
+        for session in live:
+            if room == 0:
+                break
+            segment, own_ids, own_positions = session.next_segment(room)
+            taken.append((session, segment))
+            ids.append(own_ids)
+            positions.append(own_positions)
+            room -= segment.count
+        segments = [segment for _, segment in taken]
+        output = run_stages([self._stage], segments, torch.cat(ids), torch.cat(positions, dim=1))
+        sampled = {token.session: token.token_id for token in output.tokens}
+        for session, segment in taken:
+            session.num_computed_tokens += segment.count
+            if session.name in sampled:
+                session.generated.append(sampled[session.name])
+        return len(sampled)
+
+
+def _split(rows: EncodedRows, counts: Sequence[int]) -> Iterator[EncodedRows]:
+    embeds = torch.split(rows.embeds, list(counts))
+    levels = [torch.split(level, list(counts)) for level in rows.levels]
+    for index, own in enumerate(embeds):
+        yield EncodedRows(own, tuple(level[index] for level in levels))
+
+
+def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patches:
+    """Decode, resize and cut one picture."""
+    return image_frames(path.read_bytes(), DEFAULT_IMAGE_LIMITS, config.vision, budget).to_patches()
+
+
+def message(prompt: str) -> ChatMessage:
+    """One picture and a prompt, as a conversation."""
+    unnamed = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
+    return ChatMessage(role="user", content=(unnamed, TextPart(text=prompt)))

@@ -1,0 +1,1 @@
+"""`bench pipeline`: a whole system, pictures in, captions out."""

@@ -1,0 +1,215 @@
+"""`broker-pipeline bench pipeline`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shlex
+import tempfile
+from collections.abc import Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import structlog
+import uvloop
+
+from broker_pipeline.errors import ConfigurationError, PipelineError
+from broker_pipeline.tools.demo.artifact import make_artifact
+from broker_pipeline.tools.demo.pictures import trained_model
+from trials.bench.machine import MachineFacts
+from trials.bench.pipeline.pipeline import PipelineSettings, measure_pipeline
+from trials.bench.pipeline.pipeline_row import COLUMNS, PipelineRow
+from trials.bench.report import BenchReport, command_line, json_option, save, show
+from trials.bench.shape_artifact import make_shape_artifact
+
+_POSITIVE = click.IntRange(min=1)
+_COMMANDS = ("gateway", "conductor", "vision", "stage")
+
+
+@click.command(name="pipeline")
+@click.option("--stages", multiple=True, type=_POSITIVE, default=(1, 3), show_default=True, help="Numbers of stages.")
+@click.option(
+    "--vision",
+    multiple=True,
+    type=click.Choice(["separate", "shared"]),
+    default=("separate",),
+    show_default=True,
+    help="Pictures become rows in a process of its own, or in that of the first stage; both may be given.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+    help="Artifact to run.  [default: the demo's model]",
+)
+@click.option(
+    "--shape", metavar="NAME", help="Instead: random weights in the shape of 2B, 4B, 8B, 32B, 30B-A3B, tiny, …"
+)
+@click.option("--layers", type=_POSITIVE, help="With --shape: only so many layers of it.")
+@click.option("--pictures", default=64, show_default=True, type=_POSITIVE, help="Pictures of a round.")
+@click.option("--picture-side", default=128, show_default=True, type=_POSITIVE, help="Pixels; 448 makes 196 tokens.")
+@click.option("--output-tokens", default=64, show_default=True, type=_POSITIVE, help="Tokens of every caption.")
+@click.option("--concurrency", default=32, show_default=True, type=_POSITIVE, help="Captions at the same time.")
+@click.option("--max-sessions", type=_POSITIVE, help="Of these, most that are computed.  [default: all]")
+@click.option("--rounds", default=3, show_default=True, type=_POSITIVE, help="Rounds after the one that warms up.")
+@click.option("--prompt", default="Describe this image in one sentence.", show_default=True)
+@click.option(
+    "--device", default="cpu", show_default=True, help="cpu, cuda (one card each while there are enough) or cuda:N."
+)
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the model's]")
+@click.option("--threads", type=_POSITIVE, help="Threads of each worker.  [default: the cores shared out]")
+@click.option("--kv-tokens", type=_POSITIVE, help="KV room of every stage.  [default: what the sessions need]")
+@click.option(
+    "--in-process/--no-in-process",
+    "with_in_process",
+    default=True,
+    show_default=True,
+    help="Also do the work in one process: on the CPU in turns with the system, on a card before it.",
+)
+@click.option(
+    "--in-process-threads",
+    multiple=True,
+    type=_POSITIVE,
+    help="Threads of the one process; may be given several times.  [default: all cores, and on the CPU also 1]",
+)
+@click.option("--mps", is_flag=True, help="Workers share their card through NVIDIA's MPS instead of taking turns.")
+@click.option(
+    "--with",
+    "extra",
+    multiple=True,
+    metavar="'COMMAND FLAGS'",
+    help="Further flags of gateway, conductor, vision or stage, such as 'conductor --max-preparing 32'.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Have every service write a trace into STAGES-VISION in this directory; see `broker-pipeline trace --help`.",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where pictures, logs and servers' files are kept.  [default: a temporary directory]",
+)
+@json_option
+def command(json_path: Path | None, work_dir: Path | None, **options: Any) -> None:
+    """Caption pictures through the whole system, and by the same computation in one process.
+
+    One process decodes pictures, encodes them in batches, and batches continuously; the whole system does the same
+    work through HTTP, NATS and Redis, with servers of its own, on the same cores. Pictures are generated, no two of
+    them alike; every caption has the same number of tokens. Below the table stands where the time of the last round
+    went. A system that fails does not keep the others from their turn.
+
+    A round begins and ends with few sessions under way: "middle half" is the rate without that, as a long queue has it.
+
+    \b
+    Examples:
+      broker-pipeline bench pipeline
+      broker-pipeline bench pipeline --shape 8B --device cuda:0 --stages 1 --vision shared --picture-side 448 \\
+          --concurrency 256 --pictures 1024 --rounds 1 --no-in-process
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    machine = MachineFacts.read()
+    settings = _settings(options)
+    facts = {"model": _model_name(options), **msgspec.to_builtins(settings)}
+    rows: list[PipelineRow] = []
+
+    def report() -> BenchReport:
+        return BenchReport(
+            bench="pipeline", command=command_line(), machine=machine, settings=facts, rows=rows, notes=_notes(rows)
+        )
+
+    with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
+        directory = work_dir.absolute() if work_dir else Path(temporary)
+        if work_dir and work_dir.exists() and any(work_dir.iterdir()):
+            raise ConfigurationError(f"{work_dir} is not empty: a benchmark needs a fresh directory", field="work_dir")
+        directory.mkdir(parents=True, exist_ok=True)
+
+        async def measure() -> None:
+            model = await _model(options, directory.absolute())
+            async with aclosing(measure_pipeline(settings, model, directory.absolute(), _say)) as measured:
+                async for row in measured:
+                    rows.append(row)
+                    rows.sort(key=lambda row: bool(row.breakdowns))  # what one process does stands above
+                    save(report(), json_path)  # what is measured stays, whatever comes after it
+
+        try:
+            uvloop.run(measure())
+        except PipelineError:
+            if rows:
+                show(report(), COLUMNS, json_path)
+            raise
+    show(report(), COLUMNS, json_path)
+
+
+def _settings(options: dict[str, Any]) -> PipelineSettings:
+    num_sessions = options["max_sessions"] or options["concurrency"]
+    extra = _extra_arguments(options["extra"])
+    extra["conductor"] = ("--max-sessions", str(num_sessions), *extra.get("conductor", ()))
+    return PipelineSettings(
+        num_stages=options["stages"],
+        vision=options["vision"],
+        num_pictures=options["pictures"],
+        picture_side=options["picture_side"],
+        num_output_tokens=options["output_tokens"],
+        num_in_flight=options["concurrency"],
+        num_sessions=num_sessions,
+        num_rounds=options["rounds"],
+        prompt=options["prompt"],
+        device=options["device"],
+        dtype=options["dtype"],
+        num_threads=options["threads"],
+        kv_tokens=options["kv_tokens"],
+        with_in_process=options["with_in_process"],
+        in_process_threads=options["in_process_threads"],
+        mps=options["mps"],
+        profile=str(options["profile"].absolute()) if options["profile"] else None,
+        extra_arguments=extra,
+    )
+
+
+def _extra_arguments(lines: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    extra: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        name, *flags = shlex.split(line) or [""]
+        if name not in _COMMANDS:
+            raise ConfigurationError(f"--with {line!r} does not begin with one of {', '.join(_COMMANDS)}", field="with")
+        extra[name] = (*extra.get(name, ()), *flags)
+    return extra
+
+
+async def _model(options: dict[str, Any], directory: Path) -> Path:
+    if options["shape"] and options["model"]:
+        raise ConfigurationError("--shape and --model are two models; give one of them", field="shape")
+    if options["layers"] and not options["shape"]:
+        raise ConfigurationError("--layers takes layers of a --shape", field="layers")
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    if options["model"]:
+        return Path(options["model"])
+    return await shape_or_demo(options["shape"], options["layers"], directory)
+
+
+async def shape_or_demo(shape: str | None, num_layers: int | None, directory: Path) -> Path:
+    """Make the artifact of a shape, or of the demo's model where `shape` is None, in `directory`."""
+    if shape is not None:
+        _say(f"random weights in the shape of {shape}")
+        return await make_shape_artifact(shape, num_layers, directory)
+    _say("the demo's model")
+    return await make_artifact(directory, trained_model())
+
+
+def _model_name(options: dict[str, Any]) -> str:
+    if options["shape"]:
+        return f"{options['shape']}, {options['layers']} layers" if options["layers"] else str(options["shape"])
+    return options["model"].name if options["model"] else "demo"
+
+
+def _notes(rows: Iterable[PipelineRow]) -> tuple[str, ...]:
+    """Where the last round of each system went."""
+    return tuple("\n  ".join([row.name, *row.breakdowns[-1].lines()]) for row in rows if row.breakdowns)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,1 @@
+"""`bench stage`: one stage's steps against the device's own limits."""

@@ -1,0 +1,123 @@
+"""`broker-pipeline bench stage`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from trials.bench.machine import MachineFacts
+from trials.bench.report import BenchReport, Column, command_line, json_option, show
+from trials.bench.shapes import SHAPE_NAMES
+from trials.bench.spread import shown
+from trials.bench.stage.stage import measure_stage
+from trials.bench.stage.stage_rows import StageBenchSettings
+
+_POSITIVE = click.IntRange(min=1)
+_COLUMNS: list[Column] = [
+    ("", lambda row: row.kind),
+    ("sessions", lambda row: row.num_sessions),
+    ("tokens", lambda row: f"{row.num_tokens:,}"),
+    ("step, ms (p10-p90)", lambda row: row.step_s.scaled(1e3)),
+    ("of it launching", lambda row: shown(row.launch_s.median * 1e3)),
+    ("one waiting", lambda row: shown(row.queued_s.median * 1e3) if row.queued_s else ""),
+    ("on the card", lambda row: shown(row.card_s.median * 1e3) if row.card_s else ""),
+    ("tokens/s", lambda row: shown(row.tokens_per_s)),
+    ("floor, ms", lambda row: f"{shown(row.floor_s * 1e3)} ({row.bound})"),
+    ("floor of step", lambda row: f"{100 * row.floor_share:.0f} %"),
+]
+
+
+def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    pairs = []
+    for text in texts:
+        words = text.split(":")
+        if len(words) != 2 or not all(word.isdigit() and int(word) > 0 for word in words):
+            raise click.BadParameter(f"{text!r} is not SESSIONS:PROMPTS, such as 128:2")
+        pairs.append((int(words[0]), int(words[1])))
+    return tuple(pairs)
+
+
+@click.command(name="stage")
+@click.option("--shape", type=click.Choice(SHAPE_NAMES), default="demo", show_default=True, help="Sizes of the model.")
+@click.option("--layers", type=_POSITIVE, help="Only the first layers, without the head.  [default: all, with it]")
+@click.option(
+    "--batch",
+    "batch_sizes",
+    multiple=True,
+    type=_POSITIVE,
+    default=(1, 16, 64),
+    show_default=True,
+    help="Sessions of a decode step; may be given several times.",
+)
+@click.option("--context", default=300, show_default=True, type=_POSITIVE, help="Tokens of a session, and of a prompt.")
+@click.option(
+    "--prefill",
+    "prefill_prompts",
+    multiple=True,
+    type=_POSITIVE,
+    default=(1, 8),
+    show_default=True,
+    help="Prompts that are prefilled together; may be given several times.",
+)
+@click.option(
+    "--mixed",
+    multiple=True,
+    callback=_parse_mixed,
+    metavar="SESSIONS:PROMPTS",
+    help="Also a step that decodes so many sessions and prefills so many prompts; may be given several times.",
+)
+@click.option("--steps", "num_steps", default=30, show_default=True, type=_POSITIVE, help="Steps of each kind.")
+@click.option("--warm-up", "num_warm_up", default=5, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--deterministic", "is_deterministic", is_flag=True, help="As a worker computes with its flag of the same name."
+)
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
+@click.option("--threads", "num_threads", type=_POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
+@json_option
+def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
+    """Time a stage's steps, beside what memory and arithmetic of this device allow.
+
+    The weights are random and made on the device; so are the keys and values that sessions hold. A "step"
+    is timed by itself, from a microbatch on the host to its tokens there; "launching" is the host's part of it. "One
+    waiting" is the time for each of many decode steps when the next is handed over while the last is computed, which is
+    how a pipeline drives a card. "On the card" is what its own clock says of a step by itself.
+
+    The floor is the larger of two times: that of reading weights, keys and values once, at the rate of a large copy;
+    and that of the products, at the rate of a large matrix product. Both rates are measured in the same run.
+
+    \b
+    Examples:
+      broker-pipeline bench stage --shape 8B --layers 2 --batch 1 --batch 8
+      broker-pipeline bench stage --shape 8B --device cuda --batch 128 --mixed 128:2 --context 219
+      broker-pipeline bench stage --shape 30B-A3B --device cuda --batch 1 --batch 64 --batch 256 --json moe.json
+    """
+    machine = MachineFacts.read()
+    settings = StageBenchSettings(num_layers=layers, **options)
+    report = measure_stage(settings, lambda line: click.echo(line, err=True))
+    rates = report.rates
+    notes = (
+        f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights",
+        f"ready {report.load_s:.1f} s after the first weight was drawn",
+        f"copy {rates.bytes_per_s / 1e9:,.1f} GB/s (read and written), product {rates.flops_per_s / 1e12:,.3g} TFLOP/s",
+    )
+    facts = msgspec.to_builtins(settings) | {
+        "rates": msgspec.to_builtins(rates),
+        "num_weight_bytes": report.num_weight_bytes,
+        "load_s": round(report.load_s, 3),
+    }
+    show(
+        BenchReport(
+            bench="stage",
+            command=command_line(),
+            machine=machine,
+            settings=facts,
+            rows=report.rows,
+            notes=notes,
+        ),
+        _COLUMNS,
+        json_path,
+    )

@@ -1,0 +1,125 @@
+"""The same work for everybody who is compared: pictures, a prompt, and a number of tokens for each."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from broker_pipeline.messages.sampling import SamplingParams
+from trials.bench.breakdown import Breakdown
+
+_TILE_PIXELS = 16
+_NOISE = 32
+_PIXELS_PER_TOKEN = 32
+_TEMPLATE_TOKENS = 64
+"""More than the turns of a chat take."""
+
+
+class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One round: every picture once, each with so many output tokens, greedy, whatever the end-of-sequence token says.
+
+    `num_in_flight` sessions at a time; the next begins when one has ended.
+    """
+
+    prompt: str
+    pictures: tuple[str, ...]
+    """Names of files; no two hold the same picture, so that no cache has it already."""
+    picture_side: int
+    num_output_tokens: int
+    num_in_flight: int
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sampling of every session."""
+        return SamplingParams(max_tokens=self.num_output_tokens, temperature=0.0, ignore_eos=True)
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of all sessions."""
+        return len(self.pictures) * self.num_output_tokens
+
+    def kv_tokens(self, num_sessions: int) -> int:
+        """Room for the keys and values of so many sessions, somewhat more than they need.
+
+        A byte of the prompt is at most a token; sessions that have ended hold their room until that is known.
+        """
+        visual = (-(-self.picture_side // _PIXELS_PER_TOKEN)) ** 2
+        each = visual + len(self.prompt.encode()) + _TEMPLATE_TOKENS + self.num_output_tokens
+        return (num_sessions + max(4, num_sessions // 8)) * each
+
+
+class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a process that computes without a broker is asked to do: a round for every work, timed each.
+
+    It warms up at once, and does a round whenever it is told to (see `in_process`).
+    """
+
+    model: str
+    pictures: str
+    """Directory of the picture files."""
+    warm_up: Work
+    rounds: tuple[Work, ...]
+    num_threads: int
+    kv_tokens: int
+    device: str = "cpu"
+    dtype: str | None = None
+    max_batch_tokens: int = 4096
+    max_batch_pictures: int = 16
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one round took, and how many seconds of a core that cost, by program."""
+
+    seconds: float
+    num_pictures: int
+    num_tokens: int
+    num_prompt_tokens: int
+    """Of one session, its visual tokens included."""
+    cpu_s: dict[str, float]
+    middle_captions_per_s: float | None = None
+    """Rate of the middle half of a round's captions: without its beginning, and without the end when few are left."""
+    breakdown: Breakdown | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second."""
+        return self.num_tokens / self.seconds
+
+    @property
+    def captions_per_s(self) -> float:
+        """Pictures per second."""
+        return self.num_pictures / self.seconds
+
+
+def write_pictures(directory: Path, prefix: str, num_pictures: int, side: int, seed: int = 0) -> tuple[str, ...]:
+    """Write JPEGs of `side` x `side` pixels and return their names.
+
+    Each is random tiles with noise on them, about as many bytes as a photograph full of detail (448 x 448: 100 kB), and
+    as much work to decode.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = tuple(f"{prefix}-{number:05d}.jpg" for number in range(num_pictures))
+
+    def write(number: int) -> None:
+        chance = np.random.default_rng([seed, number, *prefix.encode()])
+        (directory / names[number]).write_bytes(_picture(chance, side))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(write, range(num_pictures)))
+    return names
+
+
+def _picture(chance: np.random.Generator, side: int) -> bytes:
+    tiles = -(-side // _TILE_PIXELS)
+    colours = chance.integers(_NOISE, 256 - _NOISE, (tiles, tiles, 3), np.int16)
+    pixels = colours.repeat(_TILE_PIXELS, 0).repeat(_TILE_PIXELS, 1)[:side, :side]
+    pixels += chance.integers(-_NOISE, _NOISE, pixels.shape, np.int16)
+    content = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(content, "JPEG", quality=90)
+    return content.getvalue()

@@ -1,0 +1,1 @@
+"""The pipeline under test, host by host, and the faults that befall it."""

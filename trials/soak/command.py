@@ -1,0 +1,219 @@
+"""The command `broker-pipeline soak`: jobs with known answers, faults at random, and proof that nothing was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import structlog
+from rich.console import Console
+
+from broker_pipeline import exit_codes
+from broker_pipeline.config import option
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.exit_codes import first_pipeline_error
+from broker_pipeline.tools.demo.artifact import make_artifact
+from trials.soak.cluster.fault_plan import FaultKind, parse_kinds
+from trials.soak.cluster.netns import require_network
+from trials.soak.cluster.plan import SoakPlan
+from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
+from trials.soak.report import SoakReport, soak_tables
+from trials.soak.report_overload import overload_tables
+from trials.soak.run import Soak, SoakSettings
+
+_POSITIVE = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
+_WIDTH = 120
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command()
+@option("--jobs", default=200, type=_POSITIVE, help="Jobs to submit; the right answer of each is computed beforehand.")
+@option(
+    "--faults",
+    default="kill,stop,restart",
+    help="Kinds, of kill, stop, partition (needs root) and restart; '' for none.",
+)
+@option("--seed", default=0, type=int, help="Decides jobs, faults and their order.")
+@option("--fault-every-s", default=5.0, type=_SECONDS, help="Seconds from one fault to the next, on average.")
+@option(
+    "--num-faults",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Least number of faults; the jobs are spread over their time.",
+)
+@option("--targets", help="Components that faults may hit, such as stage-0,nats.  [default: all]")
+@option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Artifact to run; float32 is best.  [default: a small model of random weights]",
+)
+@option("--stages", default=3, type=_POSITIVE, help="Number of stages.")
+@option("--spares", default=2, type=click.IntRange(min=0), help="Stages that have a second worker.")
+@option("--concurrency", default=32, type=_POSITIVE, help="Jobs in flight at a time.")
+@option("--device", default="cpu", help="Device of every worker.")
+@option(
+    "--overload",
+    type=click.FloatRange(min=1, min_open=True),
+    metavar="FACTOR",
+    help="Instead: submit FACTOR times faster than the pipeline runs, and watch memory.",
+)
+@option("--overload-s", default=60.0, type=_SECONDS, help="Seconds of overload.")
+@option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Report as JSON; of an overload, also memory as CSV beside it.",
+)
+@option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where logs and servers' files are kept.  [default: a temporary directory]",
+)
+def command(**options: Any) -> None:
+    """Try to make a pipeline lose something.
+
+    Brings up a whole pipeline on this machine with two gateways, a standby conductor and spare workers; submits jobs
+    whose right answers were computed without it; kills, hangs, restarts and cuts off every component at random times;
+    and then proves that every accepted job has exactly one result, that each is right token for token, and that no
+    process, session, KV, queued job or picture is left. Exit code 0 when all of that is proven, 1 when not.
+
+    \b
+    Examples:
+      broker-pipeline soak --jobs 200 --faults kill,stop,restart --seed 7
+      broker-pipeline soak --jobs 2000 --num-faults 60 --faults kill,stop,partition,restart --out report.json
+      broker-pipeline soak --overload 5 --overload-s 600 --out overload.json
+    """
+    say = _Teller()
+    # What the soak's own connections meet during a fault is no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    sys.exit(asyncio.run(_interruptible(_soak(options, say), say)))
+
+
+class _Teller:
+    """Prints what happens, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+        self._started = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        passed_s = time.monotonic() - self._started
+        self.console.print(f"{passed_s:6.1f} s  {line}", markup=False, soft_wrap=True)
+
+
+async def _soak(options: dict[str, Any], say: _Teller) -> int:
+    kinds = parse_kinds(options["faults"])
+    if "partition" in kinds and options["overload"] is None:
+        require_network()
+    with ExitStack() as stack:
+        directory = _directory(options["data_dir"], stack)
+        model = options["model"]
+        if model is None:
+            say("making a small model of random weights")
+            (directory / "model").mkdir()
+            model = await make_artifact(directory / "model", None)
+        plan = _plan(options, model, directory)
+        if options["overload"] is not None:
+            is_proven = await _run_overload(options, plan, say)
+        else:
+            is_proven = await _run_soak(options, plan, kinds, say)
+        if is_proven:
+            return exit_codes.OK
+        kept = directory if options["data_dir"] else "a temporary directory; name one with --data-dir to keep them"
+        say(f"not proven; logs were in {kept}")
+        return exit_codes.SOME_FAILED
+
+
+def _plan(options: dict[str, Any], model: Path, directory: Path) -> SoakPlan:
+    limits = {"gateway": ("--max-queued-jobs", str(QUEUE_JOBS))} if options["overload"] is not None else {}
+    return SoakPlan.make(
+        model=model.absolute(),
+        directory=directory / "run",
+        num_stages=options["stages"],
+        num_spares=options["spares"],
+        device=options["device"],
+        extra_arguments=limits,
+    )
+
+
+async def _run_soak(options: dict[str, Any], plan: SoakPlan, kinds: tuple[FaultKind, ...], say: _Teller) -> bool:
+    settings = SoakSettings(
+        num_jobs=options["jobs"],
+        kinds=kinds,
+        seed=options["seed"],
+        fault_every_s=options["fault_every_s"],
+        num_faults=options["num_faults"] if kinds else 0,
+        num_in_flight=options["concurrency"],
+        targets=_targets(options["targets"], plan),
+    )
+    report = await Soak(plan, settings, say).run()
+    _write(options["out"], report)
+    say.console.print(soak_tables(report))
+    return report.is_proven
+
+
+async def _run_overload(options: dict[str, Any], plan: SoakPlan, say: _Teller) -> bool:
+    settings = OverloadSettings(factor=options["overload"], duration_s=options["overload_s"], seed=options["seed"])
+    overload = Overload(plan, settings, say)
+    report = await overload.run()
+    out: Path | None = options["out"]
+    _write(out, report)
+    if out is not None:
+        overload.memory.write_csv(out.with_suffix(".csv"))
+    say.console.print(overload_tables(report))
+    return report.is_proven
+
+
+def _targets(text: str | None, plan: SoakPlan) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in plan.components]
+    if unknown or not names:
+        raise ConfigurationError(f"--targets {text}: the components are {', '.join(plan.components)}", field="targets")
+    return names
+
+
+def _directory(chosen: Path | None, stack: ExitStack) -> Path:
+    if chosen is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-pipeline-soak-")))
+    if chosen.exists() and any(chosen.iterdir()):
+        raise ConfigurationError(f"{chosen} is not empty: a soak needs a fresh directory", field="data_dir")
+    chosen.mkdir(parents=True, exist_ok=True)
+    return chosen.absolute()
+
+
+def _write(out: Path | None, report: SoakReport | OverloadReport) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+
+async def _interruptible(work: Coroutine[None, None, int], say: _Teller) -> int:
+    """Run to the end, or to the first SIGINT or SIGTERM: then everything is killed and cleaned up."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await asyncio.wait({task})
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+    if task.cancelled():
+        say("interrupted; everything is stopped")
+        return exit_codes.INTERRUPTED
+    try:
+        return task.result()
+    except BaseExceptionGroup as group:
+        raise first_pipeline_error(group) or group from None

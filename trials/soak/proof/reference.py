@@ -1,0 +1,83 @@
+"""Questions with answers that are known to be right: computed in a process of its own, before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from broker_pipeline.errors import ServerStartError
+from broker_pipeline.tools.local.processes import ChildProcess
+from trials.soak.proof.questions import Answer, Question, make_questions, write_pictures
+
+# The core must not import the package that computes; it runs it.
+_PROGRAM = "trials.soak.proof.reference_program"
+_SPARE_SHARE = 0.3
+_NUM_SPARES = 16
+_PROGRESS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Questions and their right answers, one of each for every job."""
+
+    questions: tuple[Question, ...]
+    answers: dict[int, Answer]
+    pictures: Path
+
+
+async def set_examination(
+    model: Path, directory: Path, *, seed: int, num_jobs: int, say: Callable[[str], None] = lambda _: None
+) -> Examination:
+    """Draw `num_jobs` questions whose answers rounding cannot change, and answer them.
+
+    Raises `ServerStartError` when the answers could not be computed, or too few of them are firm.
+    """
+    pictures = directory / "pictures"
+    write_pictures(pictures, seed)
+    drawn = make_questions(seed, num_jobs + int(num_jobs * _SPARE_SHARE) + _NUM_SPARES)
+    say(f"computing the right answers of {len(drawn)} questions in one process")
+    answers = await _compute(model, drawn, pictures, directory, say)
+    firm = [(question, answer) for question, answer in zip(drawn, answers, strict=True) if answer.is_firm]
+    say(f"{len(firm)} answers do not depend on rounding; taking {num_jobs}")
+    if len(firm) < num_jobs:
+        raise ServerStartError(
+            f"only {len(firm)} of {len(drawn)} answers do not depend on rounding, and {num_jobs} are needed: "
+            "this model is too coarse for a soak (try an export in float32)"
+        )
+    chosen = firm[:num_jobs]
+    return Examination(
+        tuple(question for question, _ in chosen), {answer.number: answer for _, answer in chosen}, pictures
+    )
+
+
+async def _compute(
+    model: Path, questions: list[Question], pictures: Path, directory: Path, say: Callable[[str], None]
+) -> list[Answer]:
+    asked, answered = directory / "questions.json", directory / "answers.json"
+    asked.write_bytes(msgspec.json.encode(questions))
+    argv = [sys.executable, "-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
+    child = await ChildProcess.spawn("reference", argv, log_path=directory / "reference.log")
+    try:
+        returncode = await _told(child, say)
+    finally:
+        await child.destroy()
+    if returncode != 0:
+        said = "\n".join(child.last_lines())
+        raise ServerStartError(f"could not compute the right answers (exit status {returncode}):\n{said}")
+    return msgspec.json.decode(answered.read_bytes(), type=list[Answer])
+
+
+async def _told(child: ChildProcess, say: Callable[[str], None]) -> int:
+    """Wait for the end, and say from time to time how far it is."""
+    waiting = asyncio.ensure_future(child.wait())
+    try:
+        while not (await asyncio.wait({waiting}, timeout=_PROGRESS_S))[0]:
+            say("".join(child.last_lines(1)))
+        return waiting.result()
+    finally:
+        waiting.cancel()
