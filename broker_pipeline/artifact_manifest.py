@@ -120,7 +120,7 @@ class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
 
 
 class PackedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`packed_manifest.json`, beside `weights.pt`. Not part of the fingerprint: it holds no new content."""
+    """`packed_manifest.json`, alongside `weights.pt`. Not part of the fingerprint: it holds no new content."""
 
     name: FileName
     size_bytes: Count

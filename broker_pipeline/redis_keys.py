@@ -12,7 +12,7 @@
 {ns}:media:{sha256}:jobs    set     jobs that need them
 {ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
 {ns}:media:kept             zset    references that end by themselves (those of failed jobs), by the time of that
-{ns}:media:claimed          zset    new references, by the time from which their job has to be known
+{ns}:media:acquired          zset    new references, by the time from which their job has to be known
 {ns}:media:doomed           zset    object names by the time from which they may be deleted
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
@@ -87,7 +87,7 @@ def media_kept(namespace: str) -> str:
 
 def media_claimed(namespace: str) -> str:
     """Sorted set of new references, by the time from which their job has to be known."""
-    return f"{namespace}:media:claimed"
+    return f"{namespace}:media:acquired"
 
 
 def media_doomed(namespace: str) -> str:

@@ -33,7 +33,7 @@ from export.plan import ExportPlan, PlannedFile, plan_export
 from export.progress import ProgressReport
 from export.source.checkpoint import Checkpoint, checkpoint_version
 from export.transfer import Hashes, Transfer, digest_plan
-from export.workspace import PlanRecord, Workspace, claim_workspace, partial_path, write_durably
+from export.workspace import PlanRecord, Workspace, acquire_workspace, partial_path, write_durably
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD
 
 # Part of what must be the same for an interrupted export to go on; raise it when recipes or file layout change.
@@ -73,7 +73,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, options: ExportOptio
     plan = plan_export(checkpoint, dtype=options.dtype, expert_layout=options.expert_layout)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         return _use_existing(checkpoint, plan, target, options, console)
-    with claim_workspace(target) as workspace:
+    with acquire_workspace(target) as workspace:
         record = PlanRecord(RECIPE_VERSION, checkpoint_version(checkpoint), plan.dtype, options.expert_layout)
         workspace.prepare(record, restart=options.restart)
         _check_room(checkpoint, plan, workspace, packed=options.packed)

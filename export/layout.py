@@ -12,7 +12,7 @@ Experts come in three layouts; the artifact has the runtime one. `H` hidden size
 
 The first two differ by nothing but shape, so where H = 2I or H = I the shape decides nothing and guessing wrong would
 give a model that answers nonsense without an error: such a checkpoint is refused unless the user states the layout.
-Each of the three may hold FP8 codes with a scale for each block beside them.
+Each of the three may hold FP8 codes with a scale for each block alongside them.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class LayoutResolver:
         if scale is not None or tensor.dtype == CODES[self.rules.dtype]:
             return True
         if tensor.dtype == FP8:
-            self._report("FP8 codes without a scale beside them", tensor.name)
+            self._report("FP8 codes without a scale alongside them", tensor.name)
         elif tensor.dtype not in CONVERTIBLE:
             self._report(f"of dtype {tensor.dtype}, which cannot be exported", tensor.name)
         elif not self.rules.convert:

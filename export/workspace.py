@@ -1,4 +1,4 @@
-"""The unfinished export beside its target: what is done so far, and who is at it.
+"""The unfinished export alongside its target: what is done so far, and who is at it.
 
 TARGET.partial/
 ├── lock            held by the export that runs now
@@ -40,7 +40,7 @@ class FinishedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Workspace:
-    """The directory `TARGET.partial`; made by `claim_workspace` only."""
+    """The directory `TARGET.partial`; made by `acquire_workspace` only."""
 
     def __init__(self, root: Path, target: Path) -> None:
         self._root = root
@@ -103,7 +103,7 @@ class Workspace:
 
 
 @contextmanager
-def claim_workspace(target: Path) -> Iterator[Workspace]:
+def acquire_workspace(target: Path) -> Iterator[Workspace]:
     """Take TARGET.partial for this process; it stays where it is when the export does not finish.
 
     Raises:

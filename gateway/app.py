@@ -70,14 +70,14 @@ async def serve(context: ServiceContext, settings: GatewaySettings) -> None:
 
 
 async def _until_stopped(gateway: Gateway) -> None:
-    """Wait for the wish to stop; raises `TransportError` when the broker is lost for good."""
+    """Wait for the request to stop; raises `TransportError` when the broker is lost for good."""
     async with asyncio.TaskGroup() as group:
-        beside = (
+        colocated = (
             group.create_task(gateway.transport.wait_failed()),
             group.create_task(keep_house(gateway.store, gateway.media, gateway.retries)),
         )
         await gateway.stopping.wait()
-        for task in beside:
+        for task in colocated:
             task.cancel()
 
 

@@ -18,8 +18,8 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
 from gateway.intake.fetch import ImageFetcher
 from gateway.intake.in_flight import InFlight
-from gateway.intake.intake import Intake
 from gateway.intake.pictures import PictureLoader
+from gateway.intake.request_reader import RequestReader
 from gateway.intake.storage_room import open_media, open_queue
 from gateway.jobs.job_retries import JobRetries
 from gateway.jobs.job_service import JobService
@@ -42,7 +42,7 @@ class Gateway:
     jobs: JobService
     retries: JobRetries
     watch: JobWatch
-    intake: Intake
+    intake: RequestReader
     metrics: Metrics
     in_flight: InFlight
     stopping: asyncio.Event
@@ -79,7 +79,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             watch=JobWatch(
                 transport, store, common.namespace, max_watches=settings.limits.max_streams, stopping=stopping
             ),
-            intake=Intake(PictureLoader(fetcher, settings.limits), settings.limits),
+            intake=RequestReader(PictureLoader(fetcher, settings.limits), settings.limits),
             metrics=Metrics(),
             in_flight=InFlight(),
             stopping=stopping,

@@ -24,7 +24,7 @@ from stages.qwen3_vl.tensors import EMBED_TOKENS, Shapes
 _STRETCH = 1_048_573
 """The largest prime below 2^20."""
 _EMBEDDING_DEVIATION = 0.02
-"""Small beside what the layers add: else a model whose head is its embedding would say its last token for ever."""
+"""Small alongside what the layers add: else a model whose head is its embedding would say its last token for ever."""
 _SHARPNESS = 1.5
 """Scale of normalised queries and keys: attention then prefers some tokens to others."""
 

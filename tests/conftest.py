@@ -22,7 +22,7 @@ from broker_pipeline.wire.transport import Transport
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a card where there is none."""
+    """Leave out what needs a GPU where there is none."""
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -33,7 +33,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GatewayAnswer:
     """An answer of a gateway; `num_tries` counts our own."""
 
     status: int
@@ -91,7 +91,7 @@ class GatewayClient:
         form: Callable[[], aiohttp.FormData] | None = None,
         headers: dict[str, str] | None = None,
         patience_s: float | None = None,
-    ) -> Answer:
+    ) -> GatewayAnswer:
         """Make one call and return its answer.
 
         Raises `GatewayUnreachableError`, or the error that the gateway answered with.
@@ -124,14 +124,14 @@ class GatewayClient:
         form: Callable[[], aiohttp.FormData] | None,
         headers: dict[str, str] | None,
         num_tries: int,
-    ) -> Answer:
+    ) -> GatewayAnswer:
         async with (
             asyncio.timeout(_ANSWER_TIMEOUT_S),
             self._session.request(method, self._url + path, data=form() if form else None, headers=headers) as response,
         ):
-            return Answer(response.status, dict(response.headers), await response.read(), num_tries)
+            return GatewayAnswer(response.status, dict(response.headers), await response.read(), num_tries)
 
-    def _wait_before_retry(self, answer: Answer) -> float | None:
+    def _wait_before_retry(self, answer: GatewayAnswer) -> float | None:
         """Return 0 for an answer that counts, seconds where the gateway asks for them, None where it is not itself."""
         if answer.status in _TRY_AGAIN_STATUSES:
             return None
@@ -152,27 +152,27 @@ class GatewayClient:
                 field="gateway",
             )
 
-    def _failure(self, answer: Answer) -> Failure:
+    def _failure(self, answer: GatewayAnswer) -> Failure:
         try:
             detail = msgspec.json.decode(answer.body, type=_ErrorBody).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._not_a_gateway(answer) from None
         return Failure(detail.code, detail.message, detail.field, detail.retryable)
 
-    def decode(self, answer: Answer, body_type: type[Body]) -> Body:
+    def decode(self, answer: GatewayAnswer, body_type: type[Body]) -> Body:
         """Return an answer's body; raises `GatewayUnreachableError` where it is not a gateway's of this version."""
         try:
             return msgspec.json.decode(answer.body, type=body_type)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._not_a_gateway(answer) from None
 
-    def _not_a_gateway(self, answer: Answer) -> GatewayUnreachableError:
+    def _not_a_gateway(self, answer: GatewayAnswer) -> GatewayUnreachableError:
         return GatewayUnreachableError(
             f"what answers at {self._url} (status {answer.status}) is not a gateway of this version", field="gateway"
         )
 
 
-def _retry_after_s(answer: Answer) -> float:
+def _retry_after_s(answer: GatewayAnswer) -> float:
     text = answer.headers.get("Retry-After", "1")
     return min(float(text), _MAX_RETRY_AFTER_S) if text.isdigit() else 1.0
 

@@ -63,7 +63,7 @@ def command(**options: Any) -> None:
     \b
       host-a$ broker-pipeline conductor --model ARTIFACTS --nats-url nats://broker --redis-url redis://broker
 
-    SIGTERM: takes no more jobs, finishes what stages are computing within --drain-s seconds, and puts the rest back.
+    SIGTERM: takes no more jobs, finishes what stages are computing within --drain-s seconds, and requeues the rest.
     """
     common, rest = split_common(options)
     settings = parse_settings(ConductorSettings, rest)

@@ -1,10 +1,10 @@
 """Drives one pipeline, while it holds the lease: the parts put together, and their life.
 
-    standby ──► lease: a new epoch ──► term: roster, dispatcher, committer, intake … ──► lease lost: standby again
+    standby ──► lease: a new epoch ──► tenure: roster, dispatcher, committer, intake … ──► lease lost: standby again
                                            │
-                                           └── SIGTERM: put back, drain, release the lease
+                                           └── SIGTERM: requeue, drain, release the lease
 
-All that a term holds in memory may be lost at any time: jobs come back from the queue, tokens from Redis.
+All that a tenure holds in memory may be lost at any time: jobs come back from the queue, tokens from Redis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import structlog
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.term import Surroundings, Term
+from broker_pipeline.conductor.tenure import Surroundings, Tenure
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
@@ -61,11 +61,11 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
 
 
 class Conductor:
-    """One conductor process: standby, or in a term."""
+    """One conductor process: standby, or in a tenure."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._term: Term | None = None
+        self._tenure: Tenure | None = None
         around.transport.add_reconnect_listener(self._on_reconnect)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -80,26 +80,26 @@ class Conductor:
         )
         while (epoch := await _acquire(lease, stopping)) is not None:
             with cancellation_kept():  # a task group that ends by an error forgets that it was cancelled as well
-                await self._serve_term(lease, epoch, stopping)
+                await self._serve_tenure(lease, epoch, stopping)
 
-    async def _serve_term(self, lease: Lease, epoch: int, stopping: asyncio.Event) -> None:
-        log.info("term_begins", epoch=epoch, instance=self._around.instance)
+    async def _serve_tenure(self, lease: Lease, epoch: int, stopping: asyncio.Event) -> None:
+        log.info("tenure_begins", epoch=epoch, instance=self._around.instance)
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                self._term = Term(self._around, epoch, lambda: lease.is_held)
-                await self._term.run(stopping)
+                self._tenure = Tenure(self._around, epoch, lambda: lease.is_held)
+                await self._tenure.run(stopping)
                 holding.cancel()
         except* LeaseLostError as group:
             error = first_pipeline_error(group)
-            log.warning("term_lost", epoch=epoch, reason=str(error))
+            log.warning("tenure_lost", epoch=epoch, reason=str(error))
         finally:
-            self._term = None
+            self._tenure = None
             await _release(lease)
 
     def _on_reconnect(self) -> None:
-        if self._term is not None:
-            self._term.on_reconnect()
+        if self._tenure is not None:
+            self._tenure.on_reconnect()
 
 
 async def _ensure_streams(

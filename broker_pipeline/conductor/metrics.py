@@ -19,7 +19,7 @@ _PREFIX = "broker_pipeline_conductor"
 
 
 class ConductorMetrics(Collector):
-    """Renders the newest status whenever somebody scrapes; before the first term there is only `active` 0."""
+    """Renders the newest status whenever somebody scrapes; before the first tenure there is only `active` 0."""
 
     def __init__(self) -> None:
         self.status: ConductorStatus | None = None
@@ -45,10 +45,10 @@ class ConductorMetrics(Collector):
         yield _gauge("tokens_per_second", "Tokens sampled, lately.", status.tokens_per_s)
         yield _gauge("captions_per_second", "Jobs that succeeded, lately.", status.captions_per_s)
         yield _gauge("routes", "Chains of stages that hold the whole model.", len(status.routes))
-        yield _gauge("replays", "Attempts beyond the first in this term.", status.num_replays)
+        yield _gauge("replays", "Attempts beyond the first in this tenure.", status.num_replays)
         yield _gauge("uncommitted_tokens", "Tokens that Redis does not hold yet.", status.num_uncommitted_tokens)
         yield _by_label("sessions", "Sessions by what they do.", "state", status.num_sessions)
-        yield _by_label("jobs_finished", "Jobs ended in this term, by status.", "status", status.num_finished)
+        yield _by_label("jobs_finished", "Jobs ended in this tenure, by status.", "status", status.num_finished)
         yield _by_label(
             "stage_kv_used_tokens", "Reserved KV.", "worker", {s.worker: s.kv_used_tokens for s in status.stages}
         )

@@ -12,7 +12,7 @@ import structlog
 
 from broker_pipeline import redis_keys
 from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
-from broker_pipeline.conductor.jobs.intake import Intake
+from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.conductor.output.committer import Committer
@@ -42,7 +42,7 @@ class Parts:
     pool: VisionPool
     live: LiveJobs
     committer: Committer
-    intake: Intake
+    intake: JobPuller
 
 
 class Reporter:

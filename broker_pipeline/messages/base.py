@@ -1,7 +1,7 @@
 """Types and the base of everything that parts of broker-pipeline say to each other, as frozen structs.
 
 Each struct refuses unknown fields and checks its ranges while it is decoded, so that what code holds is what the
-contract allows. Tensors travel beside the metadata (see `wire.codec`); here is only their table.
+contract allows. Tensors travel alongside the metadata (see `wire.codec`); here is only their table.
 
 Sizes are in bytes, times in seconds. `session` is the id of one generation; today a job has exactly one, and they
 share their id.
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SessionRef = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -1,4 +1,4 @@
-"""Small requests: greetings, drains, cancels, watchers."""
+"""Small requests: handshakes, drains, cancels, watchers."""
 
 from typing import Annotated
 

@@ -5,7 +5,7 @@ from typing import Literal
 from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, PositiveCount, Seconds, Subject, WireStruct
 
 PROCESSOR_PREFIX = "cpu-"
-"""What `WorkerRecord.device_id` begins with where a processor computes, not a card."""
+"""What `WorkerRecord.device_id` begins with where a processor computes, not a GPU."""
 Role = Literal["stage", "vision", "conductor", "gateway"]
 
 
@@ -44,9 +44,9 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     max_batch_tokens: Count = 0
     """Most tokens of one microbatch that this worker computes."""
     device_id: str = ""
-    """Names the very card or processor, whatever hosts are called: workers with the same one share it."""
+    """Names the very GPU or processor, whatever hosts are called: workers with the same one share it."""
     device_slots: PositiveCount = 1
-    """Workers that the device computes for at the same time without one slowing the other: 1 on a card."""
+    """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
 
 
 class Heartbeat(WireStruct, frozen=True, kw_only=True):

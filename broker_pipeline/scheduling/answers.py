@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from broker_pipeline.errors import Failure, MalformedEnvelopeError
 from broker_pipeline.messages.activation import MicrobatchResult, SampledToken
-from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
-from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.step_cost import StepCost
 
 
@@ -32,7 +32,7 @@ class Answers:
         return token
 
 
-def workers_passed(microbatch: Microbatch, result: MicrobatchResult) -> tuple[StageWorker, ...]:
+def workers_passed(microbatch: PlannedBatch, result: MicrobatchResult) -> tuple[StageInfo, ...]:
     """Return the workers that have surely done what the envelope said: up to the one that answered."""
     names = [worker.name for worker in microbatch.route.workers]
     num_passed = names.index(result.worker) + 1 if result.worker in names else 0
@@ -41,7 +41,7 @@ def workers_passed(microbatch: Microbatch, result: MicrobatchResult) -> tuple[St
     return microbatch.route.workers[: max(0, num_passed)]
 
 
-def learn_costs(microbatch: Microbatch, result: MicrobatchResult, costs: Mapping[str, StepCost]) -> None:
+def learn_costs(microbatch: PlannedBatch, result: MicrobatchResult, costs: Mapping[str, StepCost]) -> None:
     """Let every stage's cost, by the worker's key, learn what the microbatch took there."""
     keys = {worker.name: worker.key for worker in microbatch.route.workers}
     for timing in result.timings:
@@ -49,6 +49,6 @@ def learn_costs(microbatch: Microbatch, result: MicrobatchResult, costs: Mapping
             cost.observe(microbatch.num_tokens, timing.compute_s)
 
 
-def outside_s(microbatch: Microbatch, result: MicrobatchResult, now: float) -> float:
+def outside_s(microbatch: PlannedBatch, result: MicrobatchResult, now: float) -> float:
     """Return the seconds that the microbatch spent outside of stages."""
     return now - microbatch.sent_at - sum(timing.queue_s + timing.compute_s for timing in result.timings)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.routes import Route, StageInfo
 
 
 class SessionKey(NamedTuple):
@@ -31,7 +31,7 @@ class KVLedger:
         self._capacity: dict[str, int] = {}
         self._used: dict[str, int] = {}
 
-    def add_worker(self, worker: StageWorker) -> None:
+    def add_worker(self, worker: StageInfo) -> None:
         """Know a worker; what a known one holds stays."""
         self._capacity[worker.key] = worker.kv_capacity_tokens
         self._used.setdefault(worker.key, 0)
@@ -76,7 +76,7 @@ class KVLedger:
         """Say whether a worker has yet to hear of a close."""
         return bool(self._closing.get(key))
 
-    def settle(self, closes: Iterable[SessionKey], workers: Collection[StageWorker]) -> None:
+    def settle(self, closes: Iterable[SessionKey], workers: Collection[StageInfo]) -> None:
         """Free what these workers have answered for."""
         keys = [worker.key for worker in workers if worker.key in self._reserved]
         for session in closes:

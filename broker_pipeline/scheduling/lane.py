@@ -1,7 +1,7 @@
-"""One route's sessions, and how the next microbatch is dealt from them. Pure.
+"""One route's sessions, and how the next microbatch is cut from them. Pure.
 
     ready (first in, first out)                       in flight
-    ┌───┬───┬───┬───┬───┐   deal: about 1/D of all    ┌───────────┐
+    ┌───┬───┬───┬───┬───┐   budget: about 1/D of all    ┌───────────┐
     │ a │ P │ b │ Q │ c │ ──sessions and tokens─────► │ a b c P   │ ──► back to the end of ready
     └───┴───┴───┴───┴───┘                             └───────────┘
       one token: a b c    prompts: P Q
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices
@@ -28,7 +28,7 @@ _OUTSIDE_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
+class BatchBudget:
     """How much one microbatch should hold: `num_sessions` and `num_tokens` are aims, `max_tokens` is a limit."""
 
     num_sessions: int
@@ -42,10 +42,10 @@ class Lane:
     def __init__(self, route: Route) -> None:
         self.route = route
         self.running: dict[SessionKey, SessionState] = {}
-        self.in_flight: dict[int, Microbatch] = {}
+        self.in_flight: dict[int, PlannedBatch] = {}
         self._ready: dict[SessionKey, SessionState] = {}
-        self._wishes: dict[SessionKey, int] = {}
-        self._num_wished = 0
+        self._demands: dict[SessionKey, int] = {}
+        self._num_demanded = 0
         self._max_tokens = route.max_batch_tokens
         self._outside_s = 0.0
         self._count = 0
@@ -55,36 +55,36 @@ class Lane:
         """Take in a session whose KV is reserved."""
         self.running[session.key] = session
         self._ready[session.key] = session
-        self._wish(session)
+        self._note_demand(session)
 
     def make_ready(self, session: SessionState) -> None:
         """Put a session whose segment was answered at the end of the queue."""
         self._ready[session.key] = session
-        self._wish(session)
+        self._note_demand(session)
 
     def remove(self, key: SessionKey) -> bool:
         """Let go of a session, wherever it is; return whether it was here."""
         self._ready.pop(key, None)
-        self._num_wished -= self._wishes.pop(key, 0)
+        self._num_demanded -= self._demands.pop(key, 0)
         return self.running.pop(key, None) is not None
 
-    def _wish(self, session: SessionState) -> None:
+    def _note_demand(self, session: SessionState) -> None:
         """Keep the sum of what all sessions would have computed at once, without ever adding up all of them."""
         num_tokens = min(session.num_uncomputed_tokens, self._max_tokens)
-        self._num_wished += num_tokens - self._wishes.get(session.key, 0)
-        self._wishes[session.key] = num_tokens
+        self._num_demanded += num_tokens - self._demands.get(session.key, 0)
+        self._demands[session.key] = num_tokens
 
     def observe_outside(self, seconds: float) -> None:
         """Learn how long a microbatch is between stages and in the broker."""
         known = self._outside_s or seconds
         self._outside_s = known + _OUTSIDE_WEIGHT * (max(0.0, seconds) - known)
 
-    def deal(self, stages: Sequence[StepCost], max_batch_tokens: int) -> Deal | None:
+    def budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
         """Return what the next microbatch should hold, or None when enough is in flight."""
         if not self._ready:
             return None
         max_tokens = min(max_batch_tokens, self._max_tokens)
-        num_sessions, num_tokens = len(self.running), self._num_wished
+        num_sessions, num_tokens = len(self.running), self._num_demanded
         count = self._count = choose_num_microbatches(
             num_sessions,
             num_tokens,
@@ -96,55 +96,55 @@ class Lane:
         )
         if len(self.in_flight) >= count:
             return None
-        return Deal(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
+        return BatchBudget(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
 
-    def take(self, deal: Deal) -> tuple[PlannedSegment, ...]:
+    def take(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:
         """Take segments from the queue; none when all that is ready has to wait for a turn by itself."""
-        segments = self._segments(deal)
+        segments = self._segments(budget)
         for segment in segments:
             del self._ready[segment.session.key]
         return segments
 
-    def _segments(self, deal: Deal) -> tuple[PlannedSegment, ...]:
-        steps, prompts = self._candidates(deal)
+    def _segments(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:
+        steps, prompts = self._candidates(budget)
         first = next(iter(steps or prompts), None)
         if first is not None and first.is_alone:
-            return (_segment(first, deal.max_tokens),)
+            return (_segment(first, budget.max_tokens),)
         if prompts:
-            num_wished = sum(self._wishes[session.key] for session in prompts)
-            del steps[max(1, deal.max_tokens - min(num_wished, deal.max_tokens // 2)) :]
-        taken = [_segment(session, 1) for session in steps[: deal.max_tokens]]
-        num_tokens, enough = len(taken), min(deal.num_tokens, deal.max_tokens)
+            num_demanded = sum(self._demands[session.key] for session in prompts)
+            del steps[max(1, budget.max_tokens - min(num_demanded, budget.max_tokens // 2)) :]
+        taken = [_segment(session, 1) for session in steps[: budget.max_tokens]]
+        num_tokens, enough = len(taken), min(budget.num_tokens, budget.max_tokens)
         for session in prompts:
             if num_tokens >= enough:
                 break
-            segment = _segment(session, deal.max_tokens - num_tokens)
+            segment = _segment(session, budget.max_tokens - num_tokens)
             taken.append(segment)
             num_tokens += segment.count
         return tuple(sorted(taken, key=_is_step))
 
-    def _candidates(self, deal: Deal) -> tuple[list[SessionState], list[SessionState]]:
+    def _candidates(self, budget: BatchBudget) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
         steps: list[SessionState] = []
         prompts: list[SessionState] = []
-        num_wished = 0
+        num_demanded = 0
         alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
         for key, session in self._ready.items():
-            wished = self._wishes[key]
+            demand = self._demands[key]
             if session.is_alone:
                 if not steps and not prompts and not alone_in_flight:
-                    return ([session], []) if wished == 1 else ([], [session])
-            elif wished == 1:
-                if len(steps) < deal.num_sessions:
+                    return ([session], []) if demand == 1 else ([], [session])
+            elif demand == 1:
+                if len(steps) < budget.num_sessions:
                     steps.append(session)
-            elif num_wished < deal.max_tokens:
+            elif num_demanded < budget.max_tokens:
                 prompts.append(session)
-                num_wished += wished
+                num_demanded += demand
         return steps, prompts
 
 
 def _is_step(segment: PlannedSegment) -> bool:
-    """Sort chunks to the front: a card computes their attention apart from that of single tokens."""
+    """Sort chunks to the front: a GPU computes their attention apart from that of single tokens."""
     return segment.count == 1
 
 

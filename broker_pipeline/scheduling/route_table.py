@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker_pipeline.scheduling.lane import Lane
-from broker_pipeline.scheduling.routes import Route, StageWorker, choose_routes
+from broker_pipeline.scheduling.routes import Route, StageInfo, choose_routes
 
 
 class RouteTable:
@@ -19,8 +19,8 @@ class RouteTable:
 
     def __init__(self, num_layers: int) -> None:
         self._num_layers = num_layers
-        self._usable: dict[str, StageWorker] = {}
-        self._suspended: dict[str, StageWorker] = {}
+        self._usable: dict[str, StageInfo] = {}
+        self._suspended: dict[str, StageInfo] = {}
         self._draining: set[str] = set()
         self._lanes: dict[tuple[str, ...], Lane] = {}
         self.open_routes: tuple[Route, ...] = ()
@@ -31,16 +31,16 @@ class RouteTable:
         return tuple(self._lanes.values())
 
     @property
-    def usable(self) -> tuple[StageWorker, ...]:
+    def usable(self) -> tuple[StageInfo, ...]:
         """Workers that routes may use."""
         return tuple(self._usable.values())
 
     @property
-    def suspended(self) -> tuple[StageWorker, ...]:
+    def suspended(self) -> tuple[StageInfo, ...]:
         """Workers that did not answer and have yet to do so."""
         return tuple(self._suspended.values())
 
-    def find_suspended(self, key: str) -> StageWorker | None:
+    def find_suspended(self, key: str) -> StageInfo | None:
         """Return a suspended worker, None when this one is not."""
         return self._suspended.get(key)
 
@@ -55,7 +55,7 @@ class RouteTable:
             lane = self._lanes[route.key] = Lane(route)
         return lane
 
-    def join(self, worker: StageWorker) -> None:
+    def join(self, worker: StageInfo) -> None:
         """Use a worker, whether it is new or was suspended."""
         self._suspended.pop(worker.key, None)
         self._usable[worker.key] = worker

@@ -35,7 +35,7 @@ class PipelineIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class StageWorker:
+class StageInfo:
     """A stage worker as routes and scheduler see it. `key` names one start of it, `name` outlives restarts."""
 
     key: str
@@ -69,7 +69,7 @@ class StageWorker:
 class Route:
     """Workers whose block ranges, one after the other, are the whole model (or, for a message to one, just that)."""
 
-    workers: tuple[StageWorker, ...]
+    workers: tuple[StageInfo, ...]
     key: tuple[str, ...] = field(init=False, compare=False, repr=False)
     """The workers' keys: what makes two routes the same."""
 
@@ -143,9 +143,7 @@ def _range_refusal(record: WorkerRecord, identity: PipelineIdentity) -> str | No
     return None
 
 
-def choose_routes(
-    workers: Iterable[StageWorker], num_layers: int, current: Collection[Route] = ()
-) -> tuple[Route, ...]:
+def choose_routes(workers: Iterable[StageInfo], num_layers: int, current: Collection[Route] = ()) -> tuple[Route, ...]:
     """Return the fewest routes found that use every worker which some route can use.
 
     Routes of `current` stay while all their workers are there and they are of use, since sessions live on them. Work
@@ -159,7 +157,7 @@ def choose_routes(
     return cover.without_redundant()
 
 
-def missing_blocks(workers: Iterable[StageWorker], num_layers: int) -> tuple[BlockRange, ...]:
+def missing_blocks(workers: Iterable[StageInfo], num_layers: int) -> tuple[BlockRange, ...]:
     """Return the block ranges that no worker holds, for the message that says why there is no route."""
     gaps = []
     covered = 0
@@ -175,16 +173,16 @@ def missing_blocks(workers: Iterable[StageWorker], num_layers: int) -> tuple[Blo
 class _Cover:
     """Routes under construction, and how many of them use each worker."""
 
-    def __init__(self, workers: Iterable[StageWorker], num_layers: int) -> None:
+    def __init__(self, workers: Iterable[StageInfo], num_layers: int) -> None:
         self._num_layers = num_layers
         self._workers = _on_some_route(workers, num_layers)
-        self._chains: list[tuple[StageWorker, ...]] = []
+        self._chains: list[tuple[StageInfo, ...]] = []
         self._uses: Counter[str] = Counter()
 
-    def has(self, worker: StageWorker) -> bool:
+    def has(self, worker: StageInfo) -> bool:
         return worker in self._workers
 
-    def add(self, chain: Sequence[StageWorker]) -> None:
+    def add(self, chain: Sequence[StageInfo]) -> None:
         self._chains.append(tuple(chain))
         self._uses.update(worker.key for worker in chain)
 
@@ -203,27 +201,27 @@ class _Cover:
                 self._uses.subtract(worker.key for worker in chain)
         return tuple(Route(chain) for chain in kept)
 
-    def _on_from(self, worker: StageWorker) -> list[StageWorker]:
-        chain: list[StageWorker] = []
+    def _on_from(self, worker: StageInfo) -> list[StageInfo]:
+        chain: list[StageInfo] = []
         stop = worker.blocks.stop
         while stop < self._num_layers:
             chain.append(self._least_used([other for other in self._workers if other.blocks.start == stop]))
             stop = chain[-1].blocks.stop
         return chain
 
-    def _back_from(self, worker: StageWorker) -> list[StageWorker]:
-        chain: list[StageWorker] = []
+    def _back_from(self, worker: StageInfo) -> list[StageInfo]:
+        chain: list[StageInfo] = []
         start = worker.blocks.start
         while start > 0:
             chain.append(self._least_used([other for other in self._workers if other.blocks.stop == start]))
             start = chain[-1].blocks.start
         return chain[::-1]
 
-    def _least_used(self, candidates: Sequence[StageWorker]) -> StageWorker:
+    def _least_used(self, candidates: Sequence[StageInfo]) -> StageInfo:
         return min(candidates, key=lambda worker: (self._uses[worker.key], worker.name, worker.key))
 
 
-def _on_some_route(workers: Iterable[StageWorker], num_layers: int) -> list[StageWorker]:
+def _on_some_route(workers: Iterable[StageInfo], num_layers: int) -> list[StageInfo]:
     """Return the workers that can be reached from block 0 and from which the end can be reached, sorted."""
     by_start = sorted(workers, key=lambda worker: (worker.blocks.start, worker.blocks.stop, worker.name, worker.key))
     starts, stops = {0}, {num_layers}

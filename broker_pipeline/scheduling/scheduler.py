@@ -18,18 +18,18 @@ from collections.abc import Iterable
 
 from broker_pipeline.errors import Failure, StageError
 from broker_pipeline.messages.activation import MicrobatchResult
+from broker_pipeline.scheduling.admission_queue import AdmissionQueue
 from broker_pipeline.scheduling.answers import Answers, learn_costs, outside_s, workers_passed
-from broker_pipeline.scheduling.flights import Flights
+from broker_pipeline.scheduling.batch_builder import BatchBuilder
+from broker_pipeline.scheduling.in_flight_table import InFlightTable
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
-from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome, PlannedSegment, Sampled
-from broker_pipeline.scheduling.microbatch_maker import MicrobatchMaker
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch, PlannedSegment, Sampled
 from broker_pipeline.scheduling.route_table import RouteTable
-from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost
-from broker_pipeline.scheduling.waiting_line import WaitingLine
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
@@ -42,14 +42,14 @@ class Scheduler:
         self.ledger = KVLedger()
         self.routes = RouteTable(num_layers)
         self._sessions: dict[str, SessionState] = {}
-        self._waiting = WaitingLine(self.limits, self.ledger, self.routes)
-        self._maker = MicrobatchMaker(self.limits, self.ledger)
-        self._in_flight = Flights()
+        self._waiting = AdmissionQueue(self.limits, self.ledger, self.routes)
+        self._maker = BatchBuilder(self.limits, self.ledger)
+        self._in_flight = InFlightTable()
         self._costs: dict[str, StepCost] = {}
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
-    def join(self, worker: StageWorker) -> None:
+    def join(self, worker: StageInfo) -> None:
         """Use a worker: a new one, or a suspended one that answered again."""
         self.ledger.add_worker(worker)
         self._costs.setdefault(worker.key, StepCost())
@@ -70,7 +70,7 @@ class Scheduler:
         self._costs.pop(key, None)
         return lost
 
-    def probe(self, key: str, now: float) -> Microbatch | None:
+    def probe(self, key: str, now: float) -> PlannedBatch | None:
         """Return a message that asks a suspended worker for nothing but closes and an answer."""
         worker = self.routes.find_suspended(key)
         return self._empty_microbatch(Route((worker,)), now, self.limits.probe_deadline_s) if worker else None
@@ -83,12 +83,12 @@ class Scheduler:
         None when no open route can ever hold that many. The choice counts against the route's room until `add` or
         `release`.
         """
-        self._waiting.drop_claim(session)
+        self._waiting.drop_tentative(session)
         routes = [route for route in self.routes.open_routes if route.kv_capacity_tokens >= num_tokens]
         if not routes:
             return None
         best = max(routes, key=lambda route: (self._waiting.room(route), -len(self.routes.lane(route).running)))
-        self._waiting.pledge(session, best, num_tokens)
+        self._waiting.reserve_tentatively(session, best, num_tokens)
         return best
 
     def room(self) -> int:
@@ -102,7 +102,7 @@ class Scheduler:
     def add(self, session: SessionState, now: float) -> Lost | None:
         """Queue a prepared session for its route; Lost at once when that route is no more."""
         assert session.key.session not in self._sessions, f"{session.key} is scheduled already"
-        self._waiting.drop_claim(session.key.session)
+        self._waiting.drop_tentative(session.key.session)
         if not self.routes.is_usable(session.route) or session.num_kv_tokens > session.route.kv_capacity_tokens:
             return Lost(session, StageError(f"route {session.route} is no more").to_failure())
         self._sessions[session.key.session] = session
@@ -111,7 +111,7 @@ class Scheduler:
 
     def release(self, session: str) -> None:
         """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
-        self._waiting.drop_claim(session)
+        self._waiting.drop_tentative(session)
         if state := self._sessions.get(session):
             self._remove(state)
 
@@ -135,10 +135,10 @@ class Scheduler:
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    def plan(self, now: float) -> list[Microbatch]:
+    def plan(self, now: float) -> list[PlannedBatch]:
         """Return the microbatches to send now; call again after every change."""
         self._waiting.admit(now)
-        planned = [microbatch for lane in self.routes.lanes for microbatch in self._deal(lane, now)]
+        planned = [microbatch for lane in self.routes.lanes for microbatch in self._fill(lane, now)]
         planned += self._flush(now)
         if self.routes.has_spare_lanes:
             self.routes.tidy([session.route for session in self._waiting])
@@ -149,7 +149,7 @@ class Scheduler:
         microbatch = self._forget(result.microbatch)
         if microbatch is None:
             return Outcome()
-        overtaken = self._in_flight.end_trail(microbatch.number)
+        overtaken = self._in_flight.end_probe(microbatch.number)
         self.ledger.settle(microbatch.closes, workers_passed(microbatch, result))
         if microbatch.segments and result.failure is None and not result.failures:
             self._learn(microbatch, result, now)
@@ -165,27 +165,27 @@ class Scheduler:
         microbatch = self._forget(number)
         return self._lose(microbatch.segments, failure) if microbatch else []
 
-    def trails(self, now: float) -> list[Microbatch]:
+    def late_probes(self, now: float) -> list[PlannedBatch]:
         """Return an empty microbatch to send after each that is late, along the same route.
 
         Envelopes along one route keep about their order, so that one which is overtaken was lost; the outcome of the
-        trail says so (`overtaken`). A stage that just takes long holds up the trail as well.
+        probe says so (`overtaken`). A stage that just takes long holds up the probe as well.
         """
-        late = self._in_flight.without_trail(now)
+        late = self._in_flight.without_probe(now)
         planned = [self._empty_microbatch(m.route, now, self.limits.probe_deadline_s) for m in late]
-        for trail, followed in zip(planned, late, strict=True):
-            self._in_flight.add_trail(trail, followed)
+        for probe, followed in zip(planned, late, strict=True):
+            self._in_flight.add_probe(probe, followed)
         return planned
 
-    def expired(self, now: float) -> list[Microbatch]:
-        """Return microbatches past their deadline; probes and trails among them are forgotten at once.
+    def expired(self, now: float) -> list[PlannedBatch]:
+        """Return microbatches past their deadline; probes and probes among them are forgotten at once.
 
         The caller suspends the workers of the others, which loses their sessions.
         """
         late = self._in_flight.late(now)
         for microbatch in late:
-            is_trail = self._in_flight.end_trail(microbatch.number) is not None
-            if is_trail or not self.routes.is_usable(microbatch.route):
+            is_late_probe = self._in_flight.end_probe(microbatch.number) is not None
+            if is_late_probe or not self.routes.is_usable(microbatch.route):
                 self._forget(microbatch.number)
         return [microbatch for microbatch in late if microbatch.number in self._in_flight]
 
@@ -195,15 +195,17 @@ class Scheduler:
 
     # --- microbatches -----------------------------------------------------------------------------------------------
 
-    def _deal(self, lane: Lane, now: float) -> Iterable[Microbatch]:
+    def _fill(self, lane: Lane, now: float) -> Iterable[PlannedBatch]:
         stages = [self._costs[key] for key in lane.route.key]
-        while deal := lane.deal(stages, self.limits.max_batch_tokens):
-            segments = lane.take(deal)
+        while budget := lane.budget(stages, self.limits.max_batch_tokens):
+            segments = lane.take(budget)
             if not segments:
                 return
             yield self._send(lane, segments, stages, now)
 
-    def _send(self, lane: Lane, segments: tuple[PlannedSegment, ...], stages: list[StepCost], now: float) -> Microbatch:
+    def _send(
+        self, lane: Lane, segments: tuple[PlannedSegment, ...], stages: list[StepCost], now: float
+    ) -> PlannedBatch:
         microbatch = self._maker.make(lane.route, segments, stages, len(lane.in_flight), now)
         for segment in segments:
             segment.session.in_flight = microbatch.number
@@ -212,33 +214,33 @@ class Scheduler:
         self._in_flight.add(microbatch)
         return microbatch
 
-    def _flush(self, now: float) -> Iterable[Microbatch]:
+    def _flush(self, now: float) -> Iterable[PlannedBatch]:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
         busy = {key for microbatch in self._in_flight for key in microbatch.route.key}
         for worker in self.routes.usable:
             if worker.key not in busy and self.ledger.has_pending_closes(worker.key):
                 yield self._empty_microbatch(Route((worker,)), now, self.limits.first_deadline_s)
 
-    def _empty_microbatch(self, route: Route, now: float, allowed_s: float) -> Microbatch:
+    def _empty_microbatch(self, route: Route, now: float, allowed_s: float) -> PlannedBatch:
         microbatch = self._maker.make_empty(route, now, allowed_s)
         self._in_flight.add(microbatch)
         return microbatch
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _forget(self, number: int) -> Microbatch | None:
+    def _forget(self, number: int) -> PlannedBatch | None:
         microbatch = self._in_flight.pop(number)
         if microbatch is not None:
             for lane in self.routes.lanes:
                 lane.in_flight.pop(number, None)
         return microbatch
 
-    def _learn(self, microbatch: Microbatch, result: MicrobatchResult, now: float) -> None:
+    def _learn(self, microbatch: PlannedBatch, result: MicrobatchResult, now: float) -> None:
         learn_costs(microbatch, result, self._costs)
         if self.routes.is_usable(microbatch.route):
             self.routes.lane(microbatch.route).observe_outside(outside_s(microbatch, result, now))
 
-    def _take_in(self, microbatch: Microbatch, result: MicrobatchResult, outcome: Outcome) -> None:
+    def _take_in(self, microbatch: PlannedBatch, result: MicrobatchResult, outcome: Outcome) -> None:
         answers, lane = Answers(result), self.routes.lane(microbatch.route)
         for segment in microbatch.segments:
             session = segment.session
@@ -278,7 +280,7 @@ class Scheduler:
         blamed = {segment.session.key for microbatch in suspects for segment in microbatch.segments}
         for microbatch in in_flight:
             self._in_flight.pop(microbatch.number)
-        self._in_flight.tidy_trails()
+        self._in_flight.drop_stale_probes()
         ended = {lane.route.key for lane in lanes}
         sessions = [session for session in self._sessions.values() if session.route.key in ended]
         for session in sessions:

@@ -28,7 +28,7 @@ Int32Array: TypeAlias = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
+class PreparedPrompt:
     """A prepared prompt: `token_ids` int32 [n], `positions` int32 [3, n], spans of visual tokens within it.
 
     Position of a token with index c >= n, on all three axes, is c + `position_delta`.
@@ -57,7 +57,7 @@ class SessionState:
     key: SessionKey
     order: int
     route: Route
-    prompt: Prompt
+    prompt: PreparedPrompt
     sampling: SamplingSettings
     num_kv_tokens: int
     """KV to reserve: prompt plus output limit."""

@@ -90,7 +90,7 @@ class SharedDevice:
     stages: tuple[int, ...]
     num_slots: int
     is_processor: bool = False
-    """Whether the time outside of stages (broker, event loops) is taken from it as well: not true of a card."""
+    """Whether the time outside of stages (broker, event loops) is taken from it as well: not true of a GPU."""
 
 
 def shared_devices(route: Route) -> tuple[SharedDevice, ...]:

@@ -146,7 +146,7 @@ class JobStore:
     async def begin_attempt(self, spec: JobSpec) -> Attempt:
         """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
 
-        So is the wish to run a job again that Redis lost, and a message of an earlier sending of the job is finished.
+        So is a request to run it again that Redis lost, and a message of an earlier sending of the job is finished.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
         number, cancelled, finished, failed, entries = await self._run(

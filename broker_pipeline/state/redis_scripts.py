@@ -154,7 +154,7 @@ return 1
 #     num_retries in Redis    that of the message
 #     the same                                       a further attempt
 #     higher                  of an earlier sending  finished
-#     lower                   Redis lost the wish    granted now
+#     lower                   Redis lost the request   granted now
 BEGIN_ATTEMPT = (
     JOB_PRELUDE
     + """
@@ -269,7 +269,7 @@ SWEEP_JOBS = JOB_PRELUDE + "return sweep()"
 
 # KEYS: worker record, set of names, set of pipelines. ARGV: record, instance, time to live in ms, name, pipeline.
 # Returns {1} or, when another live instance has the name, {0, its record, ms until that record ends}.
-CLAIM_WORKER = """
+REGISTER_WORKER = """
 local held = redis.call('GET', KEYS[1])
 if held and cjson.decode(held).instance ~= ARGV[2] then return {0, held, redis.call('PTTL', KEYS[1])} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])

@@ -23,7 +23,7 @@ from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_
 DEFAULT_TTL_S = 5.0
 DEFAULT_HEARTBEAT_S = 1.0
 
-_CLAIM_POLL_S = 0.25
+_REGISTER_POLL_S = 0.25
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
 
@@ -48,23 +48,23 @@ class WorkerRegistry:
         self._ttl_s = ttl_s
         self._run_script = ScriptRunner(redis)
 
-    async def claim(self, record: WorkerRecord) -> None:
+    async def register(self, record: WorkerRecord) -> None:
         """Take the record's name, waiting up to the time to live for that of a dead instance to run out.
 
         Raises `WorkerNameTakenError` when a live instance has the name.
         """
         deadline = time.monotonic() + 2 * self._ttl_s
         last_left_s = float("inf")
-        while (holder := await self._try_claim(record)) is not None:
+        while (holder := await self._try_register(record)) is not None:
             held, left_s = holder
             if left_s > last_left_s or time.monotonic() > deadline:
                 raise _name_taken(record, held)
             last_left_s = left_s
-            await asyncio.sleep(min(max(left_s, 0.0) + 0.01, _CLAIM_POLL_S))
+            await asyncio.sleep(min(max(left_s, 0.0) + 0.01, _REGISTER_POLL_S))
 
     async def renew(self, record: WorkerRecord) -> None:
         """Write the record again for another time to live; raises `WorkerNameTakenError` when another has the name."""
-        if (holder := await self._try_claim(record)) is not None:
+        if (holder := await self._try_register(record)) is not None:
             raise _name_taken(record, holder[0])
 
     async def release(self, record: WorkerRecord) -> None:
@@ -91,7 +91,7 @@ class WorkerRegistry:
         *,
         heartbeat_s: float = DEFAULT_HEARTBEAT_S,
     ) -> None:
-        """Renew the record and publish heartbeats until cancelled. The record must have been claimed.
+        """Renew the record and publish heartbeats until cancelled. The record must have been registered.
 
         An outage of Redis or NATS is logged and outlived. Raises `WorkerNameTakenError` when, after such an outage,
         another instance has taken the name.
@@ -127,7 +127,7 @@ class WorkerRegistry:
                 outage.end()
             await asyncio.sleep(heartbeat_s)
 
-    async def _try_claim(self, record: WorkerRecord) -> tuple[WorkerRecord, float] | None:
+    async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord, float] | None:
         """Write the record; where another instance has the name, return its record and its remaining seconds."""
         action = f"cannot register {record.worker}"
         keys = [
@@ -136,7 +136,7 @@ class WorkerRegistry:
             redis_keys.pipelines(self._namespace),
         ]
         args = [_encode(record), record.instance, int(self._ttl_s * 1000), record.worker, self._pipeline]
-        reply = await self._run_script(redis_scripts.CLAIM_WORKER, keys, args, action=action)
+        reply = await self._run_script(redis_scripts.REGISTER_WORKER, keys, args, action=action)
         if reply[0]:
             return None
         with state_errors(action):

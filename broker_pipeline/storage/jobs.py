@@ -37,7 +37,7 @@ from broker_pipeline import subjects
 from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
-from broker_pipeline.storage.job_puller import JobPuller
+from broker_pipeline.storage.pull_subscription import PullSubscription
 from broker_pipeline.wire.parts import RESERVED_BYTES
 from broker_pipeline.wire.transport import Transport
 
@@ -89,7 +89,7 @@ class Delivery:
             await self._msg.in_progress()
 
     async def retry(self, delay_s: float = 0.0) -> None:
-        """Put the job back; it is delivered again, to any conductor, after `delay_s` seconds."""
+        """Requeue the job; it is delivered again, to any conductor, after `delay_s` seconds."""
         with jetstream_errors(f"putting back job {self.spec.job_id}"):
             await self._msg.nak(delay=delay_s)
 
@@ -124,7 +124,7 @@ class JobQueue:
         self._max_bytes = max_bytes
         self._num_replicas = num_replicas
         self._on_unreadable = on_unreadable
-        self._puller = JobPuller(transport.connections[0], self._stream, self._consumer, ack_wait_s)
+        self._puller = PullSubscription(transport.connections[0], self._stream, self._consumer, ack_wait_s)
 
     @property
     def max_job_bytes(self) -> int:
@@ -177,7 +177,7 @@ class JobQueue:
     async def pull(self, timeout_s: float = 1.0) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
-        May be cancelled: a job that arrives afterwards is kept for the next call, or put back by `close`. Raises
+        May be cancelled: a job that arrives afterwards is kept for the next call, or requeue by `close`. Raises
         `TransportError` when the server cannot be reached or has no such queue.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -210,7 +210,7 @@ class JobQueue:
         await self.close()
 
     async def close(self) -> None:
-        """Stop pulling, and put back what has arrived but was taken by nobody."""
+        """Stop pulling, and requeue what has arrived but was taken by nobody."""
         await self._puller.close()
 
     def _stream_config(self) -> StreamConfig:

@@ -75,7 +75,7 @@ class MediaStore:
         answer; the job then refers to nothing new.
         """
         sha256 = await _sha256(content)
-        known = await self._references.claim(sha256, job_id)
+        known = await self._references.acquire(sha256, job_id)
         if known and await self._will_last(known):
             return MediaRef(sha256=sha256, object_name=known, num_bytes=len(content))
         try:
@@ -160,7 +160,7 @@ class MediaStore:
         return self._maybe_references
 
     async def _reclaim(self, ref: MediaRef, holder: str) -> MediaRef:
-        name = await self._references.claim(ref.sha256, holder)
+        name = await self._references.acquire(ref.sha256, holder)
         if name is None:
             raise MediaMissingError(f"the media store has no {ref.object_name} of {ref.num_bytes} bytes any more")
         found = MediaRef(sha256=ref.sha256, object_name=name, num_bytes=ref.num_bytes)

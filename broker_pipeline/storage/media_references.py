@@ -1,8 +1,8 @@
 """Which jobs need which stored bytes, in Redis.
 
-    put ──► claim: known? ── yes ──────────────────────────────► one more job refers to it
+    put ──► acquire: known? ── yes ──────────────────────────────► one more job refers to it
                      └─ no ─► doomed for an hour, upload ─► adopt ─┘ (or another upload was first: its name)
-    claimed for an hour ──► is the job known by then? ── no ──► released: whoever put it got no further
+    acquired for an hour ──► is the job known by then? ── no ──► released: whoever put it got no further
     release ──► last job gone? ──► unreferenced since now
     keep ──► released by a sweep when its time has come, or by `release_kept` when room is short; unless held before
     sweep ──► unreferenced for longer than the grace ──► doomed now ──► deleted from the bucket ──► forgotten
@@ -24,10 +24,10 @@ UPLOAD_S = 3600.0
 _NUM_SWEPT = 128
 _MAX_KEPT = 100_000
 
-# Every script has KEYS: unreferenced, doomed, kept, claimed; ARGV: template of the media key, template of its jobs'
+# Every script has KEYS: unreferenced, doomed, kept, acquired; ARGV: template of the media key, template of its jobs'
 # key ('@' for the sha256). Further arguments start at 3.
 _PRELUDE = """
-local UNREFERENCED, DOOMED, KEPT, CLAIMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local UNREFERENCED, DOOMED, KEPT, ACQUIRED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local UPLOAD_S = @UPLOAD_S@
 local function named(template, sha) return (string.gsub(template, '@', sha)) end
 local function media_key(sha) return named(ARGV[1], sha) end
@@ -38,12 +38,12 @@ local function now()
 end
 local function refer(sha, job)
   redis.call('SADD', jobs_key(sha), job)
-  redis.call('ZADD', CLAIMED, now() + UPLOAD_S, job .. ' ' .. sha)
+  redis.call('ZADD', ACQUIRED, now() + UPLOAD_S, job .. ' ' .. sha)
   redis.call('ZREM', UNREFERENCED, sha)
 end
 local function release(sha, job)
   redis.call('ZREM', KEPT, job .. ' ' .. sha)
-  redis.call('ZREM', CLAIMED, job .. ' ' .. sha)
+  redis.call('ZREM', ACQUIRED, job .. ' ' .. sha)
   if redis.call('SREM', jobs_key(sha), job) == 1 and redis.call('SCARD', jobs_key(sha)) == 0
      and redis.call('EXISTS', media_key(sha)) == 1 then
     redis.call('ZADD', UNREFERENCED, now(), sha)
@@ -142,10 +142,10 @@ return release_kept(redis.call('ZRANGEBYSCORE', KEPT, now() + tonumber(ARGV[4]),
 _RELEASE_UNKNOWN = (
     _PRELUDE
     + """
-local due = redis.call('ZRANGEBYSCORE', CLAIMED, '-inf', now(), 'LIMIT', 0, ARGV[4])
+local due = redis.call('ZRANGEBYSCORE', ACQUIRED, '-inf', now(), 'LIMIT', 0, ARGV[4])
 for _, member in ipairs(due) do
   local holder, sha = string.match(member, '^(%S+) (%S+)$')
-  redis.call('ZREM', CLAIMED, member)
+  redis.call('ZREM', ACQUIRED, member)
   if redis.call('EXISTS', named(ARGV[3], string.match(holder, '^[^.]+'))) == 0 then release(sha, holder) end
 end
 return #due
@@ -190,7 +190,7 @@ class MediaReferences:
     def __post_init__(self) -> None:
         self._run = ScriptRunner(self.redis)
 
-    async def claim(self, sha256: str, job_id: str) -> str | None:
+    async def acquire(self, sha256: str, job_id: str) -> str | None:
         """Let the job refer to bytes that are known; return their object's name, or None when they are not."""
         name: bytes | None = await self._call(_CLAIM, sha256, job_id)
         return name.decode() if name else None
@@ -234,7 +234,7 @@ class MediaReferences:
     async def release_unknown(self) -> None:
         """End references that are an hour old and whose job was never recorded: its submission did not get so far.
 
-        A claim may reach Redis after its sender has given up waiting, so that nobody else could release it.
+        An acquisition may reach Redis after its sender has given up waiting, so that nobody else could release it.
         """
         job_key = redis_keys.job(self.namespace, "@")
         while await self._call(_RELEASE_UNKNOWN, job_key, _NUM_SWEPT) == _NUM_SWEPT:

@@ -52,16 +52,16 @@ QUEUE = Activity("queue", "queue", "queue", overlaps=True)
 STEP = Activity("step", "compute")
 """A processor computes a microbatch."""
 LAUNCH = Activity("launch", "host")
-"""Where a card computes: its microbatch is checked, admitted and queued."""
-AWAIT = Activity("await card", "wait")
+"""Where a GPU computes: its microbatch is checked, admitted and queued."""
+AWAIT = Activity("await GPU", "wait")
 COLLECT = Activity("collect", "host")
 """Results of a microbatch become what is sent on."""
 BUBBLE = Activity("bubble", "bubble", "bubbles")
 """Sessions are open, and no microbatch is here."""
-DEVICE = Activity("microbatch", "compute", "card")
-"""A microbatch on the card, by the card's own clock: from the first thing queued for it to the last."""
-COPY_IN = Activity("to device", "copy", "card")
-COPY_OUT = Activity("to host", "copy", "card copies")
+DEVICE = Activity("microbatch", "compute", "device")
+"""A microbatch on the GPU, by the GPU's own clock: from the first thing queued for it to the last."""
+COPY_IN = Activity("to device", "copy", "device")
+COPY_OUT = Activity("to host", "copy", "device copies")
 
 # Vision worker.
 PREPARE = Activity("prepare", "wait", "requests", overlaps=True)
@@ -79,7 +79,7 @@ CREATE_JOB = Activity("create job", "wait", "stores", overlaps=True)
 QUEUE_JOB = Activity("queue job", "wait", "stores", overlaps=True)
 
 # Made when traces are joined.
-HAND_OVER = Activity("hand over", "queue", "outbox", overlaps=True)
+OUTBOX = Activity("outbox", "queue", "outbox", overlaps=True)
 """A stage has computed, and its event loop has not begun to send."""
 WIRE = Activity("wire", "wire", "wire", overlaps=True)
 IN_FLIGHT = Activity("microbatch", "wait", "in flight", overlaps=True)

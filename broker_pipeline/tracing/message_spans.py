@@ -13,7 +13,7 @@ from broker_pipeline.tracing.tracer import tracer
 
 
 def record_sent(body: msgspec.Struct, subject: str, started_ns: int, encoded_ns: int, num_bytes: int) -> None:
-    """Record a message that was encoded from `started_ns` to `encoded_ns` and has been handed over now."""
+    """Record a message that was encoded from `started_ns` to `encoded_ns` and has been enqueued now."""
     if tracer.is_on and (ids := ids_of(body)):
         facts: dict[str, Fact] = {**ids, "message": type(body).__name__, "subject": subject, "num_bytes": num_bytes}
         tracer.span(ENCODE, started_ns, encoded_ns, **facts)

@@ -208,7 +208,7 @@ def place(headers: bytes, num_bytes: int, assembler: Assembler) -> memoryview | 
 
 
 def part_header(headers: bytes) -> PartHeader | None:
-    """Return what a NATS message says about itself where it is, or claims to be, one part of a larger one."""
+    """Return what a NATS message says about itself where it is, or says that it is, one part of a larger one."""
     text = read_headers(headers).get(PART_HEADER) if headers else None
     try:
         return None if text is None else read_part_header(text)

@@ -1,4 +1,4 @@
-"""Version 2 of the contract: a struct and its tensors become metadata and payload, and back.
+"""Version 3 of the contract: a struct and its tensors become metadata and payload, and back.
 
     metadata   JSON of the body; its field `tensors` is the table, its field `version` stands first
 

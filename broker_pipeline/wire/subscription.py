@@ -44,7 +44,7 @@ log = structlog.get_logger()
 Body = TypeVar("Body", bound=msgspec.Struct)
 OnMalformed = Callable[[ContractError, str], None]
 OVERHEAD_BYTES = 1024
-"""What a queued message is taken to cost beside its bytes, so that empty ones are bounded as well."""
+"""What a queued message is taken to cost alongside its bytes, so that empty ones are bounded as well."""
 
 
 class Received(msgspec.Struct, Generic[Body], frozen=True):

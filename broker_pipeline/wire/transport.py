@@ -173,7 +173,7 @@ class Transport:
                 f"{num_bytes} bytes for {subject}; messages of up to {self.max_message_bytes} are sent"
             )
         if num_bytes > self.bulk_bytes:
-            # One large message after the other: sent by turns, all of them would arrive as late as the last.
+            # One large message after the other: interleaved, all of them would arrive as late as the last.
             async with self._cut_turn:
                 await self._send_on(self._bulk, bulk(subject), frame, reply)
         elif num_bytes <= SizeRules.for_server(self._small.max_payload).part_bytes:

@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 def group_names(names: Iterable[str]) -> list[str]:
     """Fold names that differ only in their numbers: `layers.0.x`, `layers.1.x` become `layers.{0-1}.x`.
 
-    A fold that would claim a name which is not in the list is not made; those names stand alone.
+    A fold that would produce a name which is not in the list is not made; those names stand alone.
     """
     families: dict[str, set[tuple[int, ...]]] = defaultdict(set)
     for name in names:

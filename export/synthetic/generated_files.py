@@ -1,4 +1,4 @@
-"""The files beside the weights of generated checkpoints and artifacts: tokenizer, template, processors. No torch."""
+"""The files alongside the weights of generated checkpoints and artifacts: tokenizer, template, processors. No torch."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ async def submit_job(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     outcome = "failed"
     try:
-        async with gateway.intake.turn():
+        async with gateway.intake.slot():
             submission = await gateway.intake.read(request)
             accepted = await gateway.jobs.submit(submission)
         gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))

@@ -54,7 +54,7 @@ class CappedStream:
         return line + self._count(await self._stream.readline(max_line_length=max_line_length))
 
     def unread_data(self, content: bytes) -> None:
-        """Put bytes back, to be read again."""
+        """Unread bytes."""
         self._returned = content + self._returned
 
     def at_eof(self) -> bool:

@@ -1,6 +1,6 @@
 """Looks at an image's header, before anybody decodes it.
 
-A file of a few kilobytes can claim hundreds of megapixels, so the size is read first, from the header alone, and by
+A file of a few kilobytes can announce hundreds of megapixels, so the size is read first, from the header alone, and by
 Pillow's format classes directly: `Image.open` would apply one limit for the whole process, and warn instead of fail
 up to twice of it.
 
@@ -52,7 +52,7 @@ _HEADER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexEr
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Format and size in pixels, as the header claims them."""
+    """Format and size in pixels, as the header announces them."""
 
     format: str
     width: int

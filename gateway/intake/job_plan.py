@@ -78,7 +78,7 @@ class JobPlan:
 
 
 def plan_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: int) -> JobPlan:
-    """Check what types cannot, and lay out the conversation; `images` came beside the request, in a form.
+    """Check what types cannot, and lay out the conversation; `images` came alongside the request, in a form.
 
     Raises `InvalidRequestError` naming the field.
     """

@@ -31,8 +31,8 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.tracing.activities import CREATE_JOB, QUEUE_JOB, STORE_MEDIA
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
-from gateway.intake.intake import Submission
 from gateway.intake.job_plan import JobPlan, Link, fill
+from gateway.intake.request_reader import ReadRequest
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ class JobService:
             return None
         return self._not_stored[1]
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: ReadRequest) -> Accepted:
         """Make a job of a submission. Either the job is queued when this returns, or nothing of it remains.
 
         Raises `QueueFullError`, `IdempotencyConflictError`, `StateError` or `TransportError`.
@@ -113,7 +113,7 @@ class JobService:
         event = JobEvent(job_id=record.job_id, kind="finished", record=record)
         await self._transport.publish(subjects.job_events(self._namespace, record.job_id), event)
 
-    async def _repeat(self, record: JobRecord, submission: Submission) -> Accepted:
+    async def _repeat(self, record: JobRecord, submission: ReadRequest) -> Accepted:
         spec = await self._store.spec(record.job_id)
         if not is_same_request(spec, submission):
             raise IdempotencyConflictError(
@@ -142,7 +142,7 @@ async def publish_job(queue: JobQueue, spec: JobSpec) -> None:
         await queue.publish(spec, occasion=occasion)
 
 
-def is_same_request(spec: JobSpec, submission: Submission) -> bool:
+def is_same_request(spec: JobSpec, submission: ReadRequest) -> bool:
     """Say whether a submission asks for what `spec` asked for.
 
     What a link leads to may change between two tries, so there only the places are compared, not the bytes.

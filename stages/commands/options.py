@@ -27,7 +27,7 @@ _COMPUTE_OPTIONS = (
         "--attention",
         default="auto",
         type=click.Choice(["auto", "sdpa", "eager"]),
-        help="auto uses kernels for cards where there is one (bfloat16), and sdpa elsewhere; eager rounds as the "
+        help="auto uses kernels for GPUs where there is one (bfloat16), and sdpa elsewhere; eager rounds as the "
         "reference implementation does, and is slower.",
     ),
     option(

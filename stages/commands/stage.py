@@ -32,8 +32,8 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     "--kv-share",
     default=None,
     type=click.FloatRange(min=0, max=1, min_open=True),
-    help="Part of the memory left beside the weights to use for them; less where workers share a device.  "
-    "[default: all of a GPU's beside what the largest microbatch needs, 0.25 of a host's]",
+    help="Part of the memory left alongside the weights to use for them; less where workers share a device.  "
+    "[default: all of a GPU's alongside what the largest microbatch needs, 0.25 of a host's]",
 )
 @option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option(
@@ -97,7 +97,7 @@ def command(**options: Any) -> None:
 
 
 def _vision_settings(stage: StageSettings, options: Mapping[str, Any]) -> VisionSettings | None:
-    """Return how the vision worker beside a stage is set; None if there shall be none.
+    """Return how the vision worker alongside a stage is set; None if there shall be none.
 
     Raises:
         ConfigurationError: an option is for a vision worker, and there shall be none.

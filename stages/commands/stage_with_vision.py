@@ -2,9 +2,9 @@
 
     compute thread of vision    load tower ─► wait ─────────────► launch batches ─┐ rows, complete, on the device
     compute thread of stage     wait ─► load blocks, room for KV ─► steps ◄── row buffer ◄┘
-                                        beside the tower's needs
+                                        alongside the tower's needs
 
-They load one after the other, so that the stage knows what is left of the card, and captures its decode steps while
+They load one after the other, so that the stage knows what is left of the GPU, and captures its decode steps while
 nothing else uses it. Each has a name, a record and a life of its own; either one's failure ends the process.
 """
 
@@ -18,7 +18,7 @@ from broker_pipeline.service import ServiceContext
 from stages.stage.row_intake import RowIntake
 from stages.stage.service import serve_stage
 from stages.vision.row_sender import LocalStage
-from stages.vision.service import BesideStage, serve_vision
+from stages.vision.service import ColocatedStage, serve_vision
 from stages.worker.roles import Roles
 from stages.worker.service import unless_stopped
 from stages.worker.settings import StageSettings, VisionSettings
@@ -30,19 +30,19 @@ async def serve_stage_with_vision(context: ServiceContext, settings: StageSettin
     Raises (in a group):
         PipelineError: either failed.
     """
-    beside, roles = BesideStage(), Roles(context, ("stage", "vision"))
+    colocated, roles = ColocatedStage(), Roles(context, ("stage", "vision"))
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve_vision(roles.part("vision"), vision, beside), name="vision")
-        tasks.create_task(_serve_stage(roles.part("stage"), settings, beside), name="stage")
+        tasks.create_task(serve_vision(roles.part("vision"), vision, colocated), name="vision")
+        tasks.create_task(_serve_stage(roles.part("stage"), settings, colocated), name="stage")
 
 
-async def _serve_stage(context: ServiceContext, settings: StageSettings, beside: BesideStage) -> None:
-    loaded = await unless_stopped(context, asyncio.shield(beside.tower_loaded))
+async def _serve_stage(context: ServiceContext, settings: StageSettings, colocated: ColocatedStage) -> None:
+    loaded = await unless_stopped(context, asyncio.shield(colocated.tower_loaded))
     if loaded is None:
         return
     reserved_bytes = loaded[0] + settings.row_buffer_bytes
 
     def meet(record: WorkerRecord, intake: RowIntake) -> None:
-        beside.stage.set_result(LocalStage(subjects.rows(record.subject), intake))
+        colocated.stage.set_result(LocalStage(subjects.rows(record.subject), intake))
 
     await serve_stage(context, settings, reserved_bytes=reserved_bytes, on_loaded=meet)

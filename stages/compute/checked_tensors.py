@@ -22,7 +22,7 @@ _MAX_NAMES_SHOWN = 8
 
 
 class EndTensors(TypedDict):
-    """What the first and the last stage have beside their blocks."""
+    """What the first and the last stage have alongside their blocks."""
 
     embed: Tensor | None
     norm: Tensor | None

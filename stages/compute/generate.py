@@ -94,7 +94,7 @@ def run_stages(
     return output
 
 
-class InProcess:
+class WholeModel:
     """A pipeline without a broker, for requests that are computed together."""
 
     def __init__(self, stages: Sequence[StageCompute]) -> None:

@@ -1,7 +1,7 @@
 """A microbatch that has been handed to the device, and what is left to do once it is done there.
 
-    compute thread    launch k │ launch k+1 │ launch k+2 …            never waits for the card
-    card                       │ ═══ k ═════│═══ k+1 ════│═══ k+2 …
+    compute thread    launch k │ launch k+1 │ launch k+2 …            never waits for the GPU
+    GPU                       │ ═══ k ═════│═══ k+1 ════│═══ k+2 …
     another thread                          │ collect k  │ collect k+1 …
 
 On the CPU everything has happened when `launch` returns.
@@ -19,7 +19,7 @@ from broker_pipeline.messages.activation import SampledToken, Segment
 from broker_pipeline.tracing.activities import DEVICE
 from stages.compute.microbatch import StageOutput
 from stages.compute.sampling.sampler import Choice, PendingChoices
-from stages.device.card_times import Piece
+from stages.device.device_times import Piece
 from stages.device.host_copy import HostCopy
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors, check_names
+from stages.compute.eager.batch_invariant import SingleRowAttention, batch_invariant_experts, batch_invariant_linear
 from stages.compute.eager.decoder import Decoder, EagerDecoder, StageWeights
-from stages.compute.eager.rowwise import SingleRowAttention, rowwise_experts, rowwise_linear
 from stages.compute.kv.kv_cache import KVCache
 from stages.compute.kv.kv_capacity import KVRoom, kv_token_bytes
 from stages.compute.microbatch import RowSource
@@ -97,7 +97,7 @@ def load_stage(
 
 
 def is_fused(options: ComputeOptions, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels for cards compute: on a card and in bf16, unless another attention is asked for."""
+    """Whether the kernels for GPUs compute: on a GPU and in bf16, unless another attention is asked for."""
     return device.type == "cuda" and dtype == torch.bfloat16 and options.attention == "auto"
 
 
@@ -118,8 +118,8 @@ def _load_eager(
             weights,
             kv=kv,
             attention=SingleRowAttention(),
-            experts=rowwise_experts,
-            linear=rowwise_linear,
+            experts=batch_invariant_experts,
+            linear=batch_invariant_linear,
         ), kv
     return EagerDecoder(text, blocks.start, weights, kv=kv, attention=attention_named(options.attention)), kv
 

@@ -60,12 +60,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def device_identity(device: torch.device) -> str:
-    """Return a name of this very card, or of this machine's processor, that no other has; empty where there is none.
+    """Return a name of this very GPU, or of this machine's processor, that no other has; empty where there is none.
 
     Host names will not do: containers on one machine have different ones, and strangers may have the same.
     """
     if device.type == "cuda":
-        return f"card-{torch.cuda.get_device_properties(device).uuid}"
+        return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
     return f"{PROCESSOR_PREFIX}{_BOOT_ID.read_text().strip()}" if _BOOT_ID.is_file() else ""
 
 
@@ -80,14 +80,14 @@ def require_compiler() -> None:
     """Raise ConfigurationError where Triton, which builds the launchers of kernels here, would find no C compiler."""
     if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
         raise ConfigurationError(
-            "kernels for a card are built on this host, which has no C compiler: install gcc, name one in CC, "
+            "kernels for a GPU are built on this host, which has no C compiler: install gcc, name one in CC, "
             "or use --attention sdpa",
             field="attention",
         )
 
 
 def use_own_stream(device: torch.device, priority: int = -1) -> None:
-    """Let the calling thread's work on a card pass that of others: of two streams the one with less is served first."""
+    """Let the calling thread's work on a GPU pass that of others: of two streams the one with less is served first."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT
-from stages.device.card_times import timed
+from stages.device.device_times import timed
 
 
 def pinned(host: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 class Staging:
-    """A few page-locked rows of int32 that are written in turn and sent to one buffer of the device."""
+    """A few page-locked rows of int32 that are written round-robin and sent to one buffer of the device."""
 
     def __init__(self, target: Tensor, num_rows: int = 4) -> None:
         self._target = target
@@ -51,7 +51,7 @@ class Staging:
 
 
 class HostCopy:
-    """A tensor's way to the host on a stream of its own, beside what is computed next."""
+    """A tensor's way to the host on a stream of its own, alongside what is computed next."""
 
     def __init__(self, tensor: Tensor | None, stream: torch.cuda.Stream | None) -> None:
         self.tensor = tensor
@@ -70,7 +70,7 @@ class HostCopy:
         tensor.record_stream(stream)  # its memory may be used again only after the copy
 
     def wait(self) -> Tensor | None:
-        """The tensor, complete: on the host where it came from a card."""
+        """The tensor, complete: on the host where it came from a GPU."""
         if self._done is not None:
             self._done.synchronize()
         return self.tensor

@@ -3,7 +3,7 @@
 cuBLAS chooses another kernel, and with it another order of sums, for every number of rows. Here each value is one
 sequence of tensor-core steps over its inputs, 16 at a time and from the first to the last, whatever shares its tile.
 Tiles differ by the number of rows all the same: on an H100 every shape of tile gave the same bits, with the small
-tensor-core instructions and the large ones. The tests on a card check that.
+tensor-core instructions and the large ones. The tests on a GPU check that.
 """
 
 from __future__ import annotations

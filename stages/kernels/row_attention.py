@@ -5,7 +5,7 @@
                       └ start, length of a
 
 A region may be cut into parts that are computed side by side and combined afterwards, so that few long sessions fill
-the card as well (the idea is flash-decoding's). All query heads of one kv head share each load of keys and values.
+the GPU as well (the idea is flash-decoding's). All query heads of one kv head share each load of keys and values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOG2_E = 1.4426950408889634
 _KEYS = 64  # of one step of the inner loop
 _FEWEST_ROWS = 16  # what a matrix instruction takes
 _MOST_PARTS = 32
-_PROGRAMS = 1024  # enough to fill a card several times
+_PROGRAMS = 1024  # enough to fill a GPU several times
 FIXED_PARTS = 4
 """Parts of every region where the result must not depend on how many rows there are."""
 
@@ -114,7 +114,7 @@ def _combine_kernel(
 
 
 def num_parts(num_rows: int, kv_heads: int) -> int:
-    """Parts of every region that fill the card with `num_rows` rows: a power of two."""
+    """Parts of every region that fill the GPU with `num_rows` rows: a power of two."""
     parts = 1
     while parts < _MOST_PARTS and num_rows * kv_heads * parts * 2 <= _PROGRAMS:
         parts *= 2

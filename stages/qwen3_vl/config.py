@@ -211,7 +211,7 @@ def _read_experts(fields: Fields) -> dict[str, Any]:
 
 
 def _read_rope(fields: Fields) -> tuple[float, tuple[int, int, int]]:
-    """Base and the sections of the three axes; the hub keeps `rope_theta` beside `rope_scaling`."""
+    """Base and the sections of the three axes; the hub keeps `rope_theta` alongside `rope_scaling`."""
     rope = fields.section("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     rope.require("rope_type", "default")
     rope.require("type", "default")

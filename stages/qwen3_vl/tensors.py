@@ -59,12 +59,12 @@ def _expert_shapes(config: ModelConfig) -> Shapes:
 
 
 def embedding_shapes(config: ModelConfig) -> Shapes:
-    """What the first stage needs beside its layers."""
+    """What the first stage needs alongside its layers."""
     return {EMBED_TOKENS: (config.text.vocab_size, config.text.hidden_size)}
 
 
 def head_shapes(config: ModelConfig) -> Shapes:
-    """What the last stage needs beside its layers; a tied head is the embedding matrix."""
+    """What the last stage needs alongside its layers; a tied head is the embedding matrix."""
     head = EMBED_TOKENS if config.tie_word_embeddings else LM_HEAD
     return {
         FINAL_NORM: (config.text.hidden_size,),

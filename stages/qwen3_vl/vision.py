@@ -30,7 +30,7 @@ class EncodedRows:
 
 
 class VisionTower:
-    """Weights by their hub names; inference only. On a card, `encode` returns when the work is queued."""
+    """Weights by their hub names; inference only. On a GPU, `encode` returns when the work is queued."""
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], attention: Attention, ops: VisionOps | None = None

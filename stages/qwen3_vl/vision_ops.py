@@ -1,4 +1,4 @@
-"""The parts of the vision tower's blocks that have a faster form on a card.
+"""The parts of the vision tower's blocks that have a faster form on a GPU.
 
 `EagerVisionOps` is the meaning, with the roundings of the reference implementation. `FusedVisionOps` computes the same
 in bf16 on CUDA: one kernel turns queries and keys where they lie, one attends to all frames whatever their lengths, one

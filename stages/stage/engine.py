@@ -2,8 +2,8 @@
 
             ┌───────────── begin ─────────────────────────┐ ┌────────── finish ──────────┐
 envelope ─► epoch ─► budget ─► closes ─► opens ─► launch ─► collect ─┬─► Forward: to the next subject of the route
-              │        │                   │        │                └─► Answer: the route ends here, or nothing is left
-              └────────┴─► Answer with     └───┬────┘
+              │        │                   │        │                └─► Reply: the route ends here, or nothing is left
+              └────────┴─► Reply with     └───┬────┘
                   a failure of the whole       sessions that cannot go on are left out and listed in `failures`
 
 `begin` runs on the compute thread and waits for no device; `finish` waits, on whichever thread, in the same order.
@@ -80,7 +80,7 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """The result of a microbatch, for the conductor."""
 
     subject: str
@@ -136,15 +136,15 @@ class StageEngine:
         self._closed.clear()
         self._rows.drop_before(self._epoch)
 
-    def step(self, work: StageWork) -> Forward | Answer | None:
+    def step(self, work: StageWork) -> Forward | Reply | None:
         """Do what an envelope asks, to the end; None for a repeat, which was answered before."""
         begun = self.begin(work)
         return self.finish(begun) if isinstance(begun, Begun) else begun
 
-    def begin(self, work: StageWork) -> Begun | Answer | None:
+    def begin(self, work: StageWork) -> Begun | Reply | None:
         """Hand an envelope's tokens to the device; None for a repeat, which was answered before.
 
-        Every error that concerns the whole microbatch comes back as an `Answer`: nothing is raised, since a bug that
+        Every error that concerns the whole microbatch comes back as an `Reply`: nothing is raised, since a bug that
         one input meets must not take down the sessions of all others.
         """
         started = self._clock()
@@ -156,11 +156,11 @@ class StageEngine:
             self._leave()
         return begun
 
-    def finish(self, begun: Begun) -> Forward | Answer | None:
+    def finish(self, begun: Begun) -> Forward | Reply | None:
         """Wait for the device and return what is to be sent on; errors as for `begin`."""
         shown = tracer.now()
         outcome = self._guarded(begun.work, begun.started, lambda: self._finish(begun))
-        has_failed = isinstance(outcome, Answer) and outcome.result.failure is not None
+        has_failed = isinstance(outcome, Reply) and outcome.result.failure is not None
         self._profile.collected(begun.work.envelope, begun.launched, shown, has_failed=has_failed)
         self._leave()
         return outcome
@@ -168,7 +168,7 @@ class StageEngine:
     def _leave(self) -> None:
         self.occupancy.leave(has_sessions=self.num_sessions > 0)
 
-    def _guarded(self, work: StageWork, started: float, action: Callable[[], T]) -> T | Answer:
+    def _guarded(self, work: StageWork, started: float, action: Callable[[], T]) -> T | Reply:
         try:
             return action()
         except PipelineError as known:
@@ -200,7 +200,7 @@ class StageEngine:
             return None
         return Begun(work, launched, tuple(opened), tuple(failures), started)
 
-    def _finish(self, begun: Begun) -> Forward | Answer:
+    def _finish(self, begun: Begun) -> Forward | Reply:
         output = begun.launched.collect()
         failures = [*begun.failures, *(self._failure(segment, error) for segment, error in output.failures)]
         self.num_microbatches += 1
@@ -241,7 +241,7 @@ class StageEngine:
         opened: list[tuple[SessionOpen, Tensor]],
         failures: list[SessionFailure],
         timing: StageTiming,
-    ) -> Forward | Answer:
+    ) -> Forward | Reply:
         envelope = work.envelope
         for failure in failures:
             log.info(
@@ -266,7 +266,7 @@ class StageEngine:
         has_nothing_left = bool(envelope.segments) and not (output.segments or opened or envelope.closes)
         if len(envelope.route) == 1 or has_nothing_left:
             result = _result(envelope, self.facts)
-            return Answer(
+            return Reply(
                 envelope.reply,
                 msgspec.structs.replace(result, tokens=output.tokens, failures=all_failures, timings=timings),
             )
@@ -298,12 +298,12 @@ class StageEngine:
         )
 
 
-def refusal(envelope: Envelope, facts: StageFacts, error: PipelineError, *timings: StageTiming) -> Answer:
+def refusal(envelope: Envelope, facts: StageFacts, error: PipelineError, *timings: StageTiming) -> Reply:
     """Return the answer to an envelope of which nothing counts."""
     result = msgspec.structs.replace(
         _result(envelope, facts), failure=error.to_failure(), timings=(*envelope.timings, *timings)
     )
-    return Answer(envelope.reply, result)
+    return Reply(envelope.reply, result)
 
 
 def _result(envelope: Envelope, facts: StageFacts) -> MicrobatchResult:

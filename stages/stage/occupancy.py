@@ -4,7 +4,7 @@
                            │ enter    enter  leave leave    │ enter   │ leave, the last session is closed
     time counts as         └────────── busy ─────┴─ bubble ─┴── busy ─┴─ idle ─ …
 
-Microbatches may overlap: the next one is launched while the card still computes the last. For any thread.
+Microbatches may overlap: the next one is launched while the GPU still computes the last. For any thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a profile shows of a microbatch at a stage: waiting, launching, the card, collecting.
+"""What a profile shows of a microbatch at a stage: waiting, launching, the GPU, collecting.
 
-queue ─► launch ─► await card ─► collect        threads of the host; on a processor: queue ─► step ─► collect
-            └ to device, microbatch, to host    the card, by its own clock
+queue ─► launch ─► await GPU ─► collect        threads of the host; on a processor: queue ─► step ─► collect
+            └ to device, microbatch, to host    the GPU, by its own clock
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from broker_pipeline.tracing.activities import AWAIT, COLLECT, LAUNCH, QUEUE, ST
 from broker_pipeline.tracing.events import Fact
 from broker_pipeline.tracing.tracer import tracer
 from stages.compute.launched import Launched
-from stages.device.card_times import CardAxis
+from stages.device.device_times import DeviceAxis
 
 
 class StageProfile:
@@ -21,7 +21,7 @@ class StageProfile:
 
     def __init__(self, device: torch.device) -> None:
         self._launching = LAUNCH if device.type == "cuda" else STEP
-        self._axis = CardAxis()
+        self._axis = DeviceAxis()
         self._reached: dict[str | None, int] = {}
 
     def began(self, envelope: Envelope, checked_ns: int) -> int:
@@ -40,7 +40,7 @@ class StageProfile:
             )
 
     def collected(self, envelope: Envelope, launched: Launched, began_ns: int, *, has_failed: bool) -> None:
-        """A microbatch was waited for and is ready to be sent; a card that failed is not asked for its times."""
+        """A microbatch was waited for and is ready to be sent; a GPU that failed is not asked for its times."""
         if not tracer.is_on:
             return
         ids, seen_ns = _ids(envelope), max(began_ns, launched.clock.seen_ns)
@@ -48,9 +48,9 @@ class StageProfile:
             tracer.span(AWAIT, began_ns, seen_ns, **ids)
         tracer.span(COLLECT, seen_ns, **ids)
         if not has_failed:
-            self._show_card(launched, ids)
+            self._show_device(launched, ids)
 
-    def _show_card(self, launched: Launched, ids: dict[str, Fact]) -> None:
+    def _show_device(self, launched: Launched, ids: dict[str, Fact]) -> None:
         whole = launched.clock.piece
         if whole is None:
             return
@@ -58,7 +58,7 @@ class StageProfile:
         reached = dict(self._reached)
         for piece in (whole, *launched.pieces):
             if piece.ended.query():
-                # What is known of the card's clock grows: what follows may seem to begin before its time.
+                # What is known of the GPU's clock grows: what follows may seem to begin before its time.
                 floor = reached.get(piece.activity.row, 0)
                 start, stop = (max(floor, at) for at in self._axis.place(piece.began, piece.ended))
                 tracer.span(piece.activity, start, stop, **ids)

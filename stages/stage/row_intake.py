@@ -95,7 +95,7 @@ class RowIntake:
         self._keep(delivery, read_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
 
     def accept_local(self, delivery: RowDelivery, tensors: Mapping[str, Tensor]) -> None:
-        """Like `accept`, for rows that a vision worker of this process hands over; they must be complete."""
+        """Like `accept`, for rows that a vision worker of this process enqueues; they must be complete."""
         self._admit(delivery)
         self._keep(delivery, take_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
 

@@ -66,7 +66,7 @@ async def serve_stage(
 ) -> None:
     """Run one stage worker until the service is stopped.
 
-    `reserved_bytes` of a card are left to others of this process, who hear by `on_loaded` where rows can be handed in.
+    `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where rows can be handed in.
     """
     common = context.settings
     thread, collector = ComputeThread(), ComputeThread("collect")
@@ -91,7 +91,7 @@ async def serve_stage(
 def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 0) -> LoadedStage:
     """Open the artifact and load this stage's part of it; runs on the compute thread.
 
-    KV leaves `reserved_bytes` of a card free for others of this process.
+    KV leaves `reserved_bytes` of a GPU free for others of this process.
 
     Raises:
         ConfigurationError: blocks, device, dtype or KV room are not possible.

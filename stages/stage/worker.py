@@ -2,7 +2,7 @@
 
 work ──► check ──► inbox (bounded) ──► compute thread ──► outbox (bounded) ──► next stage or conductor
           │                                  ▲                  │
-rows ─────┼────► row buffer (bounded) ───────┘                  └ on a card: waited for on the collecting thread
+rows ─────┼────► row buffer (bounded) ───────┘                  └ on a GPU: waited for on the collecting thread
 control ──┴────► hello
 
 Loops of their own: while one microbatch is computed the next is received, checked and handed to the device behind it,
@@ -28,7 +28,7 @@ from broker_pipeline.tracing.activities import CHECK
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
-from stages.stage.engine import Answer, Begun, Forward, StageEngine, StageWork, refusal
+from stages.stage.engine import Begun, Forward, Reply, StageEngine, StageWork, refusal
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
 from stages.stage.row_intake import RowIntake
 from stages.worker.compute_thread import ComputeThread
@@ -80,14 +80,14 @@ class StageWorker:
         self._limits = limits or StageLimits()
         self._inbox: asyncio.Queue[tuple[StageWork, int]] = asyncio.Queue(self._limits.max_envelopes)
         self._inbox_bytes = 0
-        self._outbox: asyncio.Queue[tuple[StageWork, asyncio.Future[Begun | Forward | Answer | None]]] = asyncio.Queue(
+        self._outbox: asyncio.Queue[tuple[StageWork, asyncio.Future[Begun | Forward | Reply | None]]] = asyncio.Queue(
             _OUTBOX_SIZE
         )
         self._dropped: asyncio.Queue[tuple[Envelope, SlowConsumerError]] = asyncio.Queue(self._limits.max_envelopes)
         self._num_unsent = 0
 
     async def serve(self, subscribed: asyncio.Event) -> None:
-        """Answer messages until cancelled; sets `subscribed` once none can be missed any more.
+        """Reply messages until cancelled; sets `subscribed` once none can be missed any more.
 
         Raises (in a group):
             TransportError: the broker connection is gone for good.
@@ -186,7 +186,7 @@ class StageWorker:
         """Give the thread its next microbatch before it has finished the last, so that it never waits for the loop."""
         while True:
             work, num_bytes = await self._inbox.get()
-            outcome: asyncio.Future[Begun | Forward | Answer | None] = (
+            outcome: asyncio.Future[Begun | Forward | Reply | None] = (
                 self._thread.submit(self._engine.begin, work)
                 if self._collector is not None
                 else self._thread.submit(self._engine.step, work)
@@ -205,7 +205,7 @@ class StageWorker:
                 outcome = await self._collector.run(self._engine.finish, outcome)
             if isinstance(outcome, Forward):
                 await self._forward(work.envelope, outcome)
-            elif isinstance(outcome, Answer):
+            elif isinstance(outcome, Reply):
                 await self._answer(outcome)
             self._num_unsent -= 1
             if self._engine.is_device_lost:
@@ -221,7 +221,7 @@ class StageWorker:
         log.warning("microbatch_refused", microbatch=envelope.microbatch, code=error.code, reason=error.message)
         await self._answer(refusal(envelope, self._facts, error))
 
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Reply) -> None:
         """Send a result. With the broker away it is lost, like all else in flight; the conductor allows for that."""
         try:
             await self._transport.publish(answer.subject, answer.result)

@@ -1,4 +1,4 @@
-"""How much of its card a vision worker takes beside the tower's weights, so that a stage leaves it free."""
+"""How much of its GPU a vision worker takes alongside the tower's weights, so that a stage leaves it free."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def rows_for(target: RowTarget, rows: EncodedRows) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class LocalStage:
-    """The stage in this very process: rows for its `subject` are handed over as they are, on the device."""
+    """The stage in this very process: rows for its `subject` are enqueued as they are, on the device."""
 
     subject: str
     intake: RowIntake

@@ -57,7 +57,7 @@ _FEWEST_THREADS, _MOST_THREADS = 2, 8
 class LoadedVision:
     """The tower with its weights in place, and how prompts and pictures are treated.
 
-    `device_bytes` is what it may still take of its card, encoded pictures that are kept there included.
+    `device_bytes` is what it may still take of its GPU, encoded pictures that are kept there included.
     """
 
     tower: VisionTower
@@ -67,13 +67,13 @@ class LoadedVision:
     device_bytes: int
 
 
-class BesideStage:
+class ColocatedStage:
     """What the vision worker and the stage of one process wait for: to load one after the other, and to be joined."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.tower_loaded: asyncio.Future[int] = loop.create_future()
-        """The bytes of the card that a stage has to leave free."""
+        """The bytes of the GPU that a stage has to leave free."""
         self.stage: asyncio.Future[LocalStage] = loop.create_future()
 
 
@@ -86,8 +86,10 @@ class VisionThreads:
     pool: ThreadPoolExecutor
 
 
-async def serve_vision(context: ServiceContext, settings: VisionSettings, beside: BesideStage | None = None) -> None:
-    """Run one vision worker until the service is stopped; `beside` where a stage shares its process."""
+async def serve_vision(
+    context: ServiceContext, settings: VisionSettings, colocated: ColocatedStage | None = None
+) -> None:
+    """Run one vision worker until the service is stopped; `colocated` where a stage shares its process."""
     common = context.settings
     with _threads(settings) as threads:
         async with (
@@ -99,8 +101,8 @@ async def serve_vision(context: ServiceContext, settings: VisionSettings, beside
             loaded = await unless_stopped(context, threads.launching.run(load, settings, common))
             if loaded is None:
                 return
-            local = await _meet_stage(context, loaded[0], beside) if beside is not None else None
-            if beside is not None and local is None:
+            local = await _meet_stage(context, loaded[0], colocated) if colocated is not None else None
+            if colocated is not None and local is None:
                 return
             presence = Presence(loaded[0].record)
             media = MediaStore(transport, None, common.namespace)
@@ -181,10 +183,10 @@ def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
         close_thread(finishing)
 
 
-async def _meet_stage(context: ServiceContext, loaded: LoadedVision, beside: BesideStage) -> LocalStage | None:
+async def _meet_stage(context: ServiceContext, loaded: LoadedVision, colocated: ColocatedStage) -> LocalStage | None:
     """Let the stage load and wait for it; None when the service is stopped first."""
-    beside.tower_loaded.set_result(loaded.device_bytes)
-    met = await unless_stopped(context, asyncio.shield(beside.stage))
+    colocated.tower_loaded.set_result(loaded.device_bytes)
+    met = await unless_stopped(context, asyncio.shield(colocated.stage))
     return met[0] if met is not None else None
 
 

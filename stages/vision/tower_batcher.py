@@ -4,7 +4,7 @@
     encode(b) ──┼─► waiting ─► tower ┼─ rows of b        while one batch is encoded, the next gathers;
     encode(c) ──┘   (≤ max_patches)  └─ …                 once that is full it is launched behind the first
 
-A batch that is not full waits until the card is free: it grows meanwhile, and a larger one costs less per picture.
+A batch that is not full waits until the GPU is free: it grows meanwhile, and a larger one costs less per picture.
 """
 
 from __future__ import annotations

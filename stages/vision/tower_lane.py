@@ -1,9 +1,9 @@
 """The tower's own lane on its device: batches are launched on one thread and awaited on another.
 
     compute thread      launch(a) ─────► launch(b) ──►            queues copies and kernels, and returns
-    the card                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority,
+    the GPU                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority,
                                        └ rows of a ┘ └ …          and one for copies, behind nothing but their own batch
-    finishing thread                 finish(a) ──► finish(b)      sleeps until the card is done with a batch
+    finishing thread                 finish(a) ──► finish(b)      sleeps until the GPU is done with a batch
 
 On the CPU, `launch` computes and there is nothing left to wait for.
 """
@@ -59,7 +59,7 @@ class TowerLane:
             self._copies = torch.cuda.Stream(tower.device, priority=_PRIORITY)
 
     def launch(self, batch: Sequence[Patches]) -> LaunchedBatch:
-        """Queue a batch; returns before the card is done with it.
+        """Queue a batch; returns before the GPU is done with it.
 
         Raises:
             ComputeError: it could not be queued, by lack of memory say.
@@ -78,7 +78,7 @@ class TowerLane:
         """Wait until a batch is done and return the rows of each picture.
 
         Raises:
-            ComputeError: the card failed.
+            ComputeError: the GPU failed.
         """
         try:
             if launched.done is not None:
@@ -129,8 +129,8 @@ class TowerLane:
         return rows, _event(last)
 
     def _copy_to_host(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-        """Queue copies beside what the tower computes next."""
-        assert self._stream is not None and self._copies is not None, "there is a card"  # noqa: PT018
+        """Queue copies alongside what the tower computes next."""
+        assert self._stream is not None and self._copies is not None, "there is a GPU"  # noqa: PT018
         self._copies.wait_stream(self._stream)
         with _on(self._copies):
             parts = [[_to_host(part) for part in torch.split(tensor, list(counts))] for tensor in tensors]

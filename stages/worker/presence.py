@@ -83,7 +83,7 @@ async def answer_hellos(
 async def answer_drains(
     messages: AsyncIterator[Received[DrainRequest]], presence: Presence, drain: asyncio.Event
 ) -> None:
-    """Answer each wish to drain with the worker's record, which says so from then on, and set `drain`."""
+    """Answer each request to drain with the worker's record, which says so from then on, and set `drain`."""
     async for message in messages:
         try:
             if message.body.pipeline != presence.record().pipeline:

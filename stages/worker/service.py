@@ -1,4 +1,4 @@
-"""The life of a worker of either kind, once its model is loaded: subscribe, claim the name, serve, drain, leave.
+"""The life of a worker of either kind, once its model is loaded: subscribe, register the name, serve, drain, leave.
 
 ready ──┬── SIGTERM ───────► draining ── idle, or --drain-s passed ──► name released, exit 0
         └── drain request ─► draining ── idle for a while ───────────►        "
@@ -33,7 +33,7 @@ _QUIET_S = 1.5
 """After a drain request, how long a worker has to be idle: until every conductor has seen that it drains."""
 
 
-class Worker(Protocol):
+class WorkerService(Protocol):
     """What `serve_worker` needs of a stage or vision worker."""
 
     async def serve(self, subscribed: asyncio.Event) -> None:
@@ -47,7 +47,7 @@ class Worker(Protocol):
 
 
 async def serve_worker(
-    context: ServiceContext, transport: Transport, registry: WorkerRegistry, presence: Presence, worker: Worker
+    context: ServiceContext, transport: Transport, registry: WorkerRegistry, presence: Presence, worker: WorkerService
 ) -> None:
     """Serve until the service is asked to stop and the worker has finished what it had.
 
@@ -61,7 +61,7 @@ async def serve_worker(
         running = [tasks.create_task(worker.serve(subscribed)), tasks.create_task(transport.wait_failed())]
         await subscribed.wait()
         try:
-            if await unless_stopped(context, registry.claim(presence.record())) is not None:
+            if await unless_stopped(context, registry.register(presence.record())) is not None:
                 announcing = registry.announce(presence.record, worker.heartbeat, transport)
                 running.append(tasks.create_task(announcing))
                 running.append(tasks.create_task(answer_drains(requests, presence, drain)))
@@ -73,7 +73,7 @@ async def serve_worker(
 
 
 async def _serve_and_drain(
-    context: ServiceContext, registry: WorkerRegistry, presence: Presence, worker: Worker, drain: asyncio.Event
+    context: ServiceContext, registry: WorkerRegistry, presence: Presence, worker: WorkerService, drain: asyncio.Event
 ) -> None:
     record = presence.record()
     context.ready(worker=record.worker, instance=record.instance, device=record.device, dtype=record.dtype)
@@ -89,7 +89,7 @@ async def _serve_and_drain(
     await worker.wait_idle()
 
 
-async def _wait_quiet(worker: Worker) -> None:
+async def _wait_quiet(worker: WorkerService) -> None:
     """Return when nothing was left to finish for a while; what the conductor sent meanwhile is finished as well."""
     quiet_since = time.monotonic()
     while time.monotonic() - quiet_since < _QUIET_S:

@@ -36,7 +36,7 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     """Part of the free memory that KV takes where `kv_tokens` is not given."""
     max_batch_tokens: PositiveInt = 4096
     max_step_sessions: Annotated[int, Meta(ge=0)] = 256
-    """Sessions of the largest decode step that a card has as one graph."""
+    """Sessions of the largest decode step that a GPU has as one graph."""
     max_envelopes: PositiveInt = 64
     row_buffer_bytes: PositiveInt = 2 * 2**30
     row_ttl_s: PositiveSeconds = 300.0
@@ -50,7 +50,7 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     max_pictures: PositiveInt = 16
     """Pictures that are fetched and decoded at the same time; bounds the memory that pixels take."""
     max_batch_patches: PositiveInt = 12_288
-    """Patches that the tower encodes in one go: enough to fill a card, for about as long as a decode step takes."""
+    """Patches that the tower encodes in one go: enough to fill a GPU, for about as long as a decode step takes."""
     preprocess_threads: PositiveInt | None = None
     """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30

@@ -111,7 +111,7 @@ def test_codes_without_scales_are_listed(run_export, write_checkpoint):
     config, stored, _ = fp8_checkpoint("fp8-per-expert", torch.float32)
     name = "model.language_model.layers.0.self_attn.o_proj.weight"
     del stored[f"{name}_scale_inv"]
-    with pytest.raises(CheckpointError, match=r"FP8 codes without a scale beside them \(1\):\n  " + name):
+    with pytest.raises(CheckpointError, match=r"FP8 codes without a scale alongside them \(1\):\n  " + name):
         run_export(write_checkpoint(config, stored))
 
 

@@ -25,7 +25,7 @@ from export import exporter
 from export.safetensors_file import disk_error
 from export.synthetic.random_checkpoint import write_random_checkpoint
 from export.verify import verify_artifact
-from export.workspace import claim_workspace, partial_path
+from export.workspace import acquire_workspace, partial_path
 
 NUM_LAYERS = 120
 
@@ -138,7 +138,7 @@ def test_a_source_that_changed_meanwhile_is_not_continued(tmp_path, source, run_
 
 def test_a_second_export_of_the_same_target_is_refused(tmp_path, source, run_export):
     target = tmp_path / "target"
-    with claim_workspace(target), pytest.raises(ExportStateError, match="right now"):
+    with acquire_workspace(target), pytest.raises(ExportStateError, match="right now"):
         run_export(source, target)
     assert not target.exists()
 

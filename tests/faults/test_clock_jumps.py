@@ -67,5 +67,5 @@ async def test_a_clock_jumps_while_sessions_run(
         assert abs(status.conductor.updated_at - time.time() - offset_s) < 60, "the clock has jumped"
         lines = log_lines(cluster.processes["conductor-0"].log_path)
         events = {line.event for line in lines}
-        assert not events & {"attempt_lost", "term_lost", "worker_suspended", "deadline_passed"}, events
+        assert not events & {"attempt_lost", "tenure_lost", "worker_suspended", "deadline_passed"}, events
         await client.wait_empty()

@@ -48,11 +48,11 @@ async def drill(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drill
 
 
 def terms(cluster: LocalCluster, since: float = 0.0) -> list[tuple[LogLine, str]]:
-    """Return every term that has begun, in order, with the conductor's name."""
+    """Return every tenure that has begun, in order, with the conductor's name."""
     begun = [
         (line, name)
         for name in CONDUCTORS
-        for line in log_lines(cluster.processes[name].log_path, since, "term_begins")
+        for line in log_lines(cluster.processes[name].log_path, since, "tenure_begins")
     ]
     return sorted(begun, key=lambda term: term[0].at)
 
@@ -75,7 +75,7 @@ def took_over(cluster: LocalCluster, crowd: Crowd, since: float, what: str) -> s
     assert num_resumed >= NUM_IN_FLIGHT / 2, "they went on from tokens in Redis"
     first = [each.first_token_after(term.at) - since for each in crowd.followers if each.token_times[-1] > term.at]
     print(
-        f"\n{what}: the next term began after {term.at - since:.2f} s (lease {LEASE_TTL_S:g} s), first new "
+        f"\n{what}: the next tenure began after {term.at - since:.2f} s (lease {LEASE_TTL_S:g} s), first new "
         f"tokens after {min(first):.2f} to {max(first):.2f} s (jobs come back {ACK_WAIT_S:g} s after their last sign); "
         f"{num_resumed} sessions resumed"
     )
@@ -113,7 +113,7 @@ async def test_the_active_conductor_hangs_and_wakes_when_it_has_a_successor(dril
         woken_at = time.time()
         assert await crowd.finish() == drill.expected, "the late one is fenced: it neither adds nor changes a token"
         assert took_over(cluster, crowd, hung_at, "conductor hung and woken") == standby
-    await eventually(lambda: bool(log_lines(cluster.processes[active].log_path, woken_at, "term_lost")))
+    await eventually(lambda: bool(log_lines(cluster.processes[active].log_path, woken_at, "tenure_lost")))
     assert roles(cluster) == (standby, active), "the late one is the standby now"
     assert cluster.processes[active].process.is_running
     await client.wait_empty()

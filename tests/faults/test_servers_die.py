@@ -88,7 +88,7 @@ async def test_redis_is_wiped(drill: Drill) -> None:
     for job_id, expected in zip(job_ids, drill.expected, strict=True):
         if job_id in ended:
             assert await client.tokens(job_id) == expected
-    assert log_lines(cluster.processes["conductor-0"].log_path, wiped_at, "term_begins"), "under a lease of its own"
+    assert log_lines(cluster.processes["conductor-0"].log_path, wiped_at, "tenure_begins"), "under a lease of its own"
     assert await undisturbed(client, QUESTIONS) == drill.expected, "and everything runs as before"
     await client.wait_empty()
 

@@ -98,7 +98,7 @@ class ActingWorker:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._answer_hellos())
             await self.serve(tasks)
-            await self.registry.claim(self.record)
+            await self.registry.register(self.record)
             tasks.create_task(self._announce())
             ready.set()
 

@@ -60,7 +60,7 @@ class Recording:
 
 
 def two_stages(directory: Path, near: Machine, far: Machine) -> None:
-    """One microbatch from a conductor through a stage beside it and one on another machine, and back.
+    """One microbatch from a conductor through a stage alongside it and one on another machine, and back.
 
     conductor   1.0 ─► 1.5 stage-0, computes 2.0 to 6.0, sends 6.5 ─► 7.5 stage-1 on `far`,
     computes 8.0 to 11.0, sends 11.5 ─► 12.5 conductor, completed 13.0

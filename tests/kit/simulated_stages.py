@@ -21,23 +21,23 @@ from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, 
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
-from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
-from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 
 OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
 
 
-def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageWorker:
+def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageInfo:
     key = f"{name}-{instance}"
-    return StageWorker(key, name, f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop), kv, batch)
+    return StageInfo(key, name, f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop), kv, batch)
 
 
-def prompt_of(num_tokens: int) -> Prompt:
+def prompt_of(num_tokens: int) -> PreparedPrompt:
     ids = np.arange(num_tokens, dtype=np.int32)
-    return Prompt(ids, np.stack([ids, ids, ids]))
+    return PreparedPrompt(ids, np.stack([ids, ids, ids]))
 
 
 def right_token(session: str, position: int) -> int:
@@ -49,12 +49,12 @@ def right_token(session: str, position: int) -> int:
 class SimulatedStage:
     """KV of one worker: raises when the scheduler asks for more than it has, and answers as a stage would."""
 
-    worker: StageWorker
+    worker: StageInfo
     reserved: dict[SessionKey, int] = field(default_factory=dict)
     cached: dict[SessionKey, int] = field(default_factory=dict)
     closed: dict[str, int] = field(default_factory=dict)
 
-    def take(self, microbatch: Microbatch, alive: list[SessionKey]) -> dict[SessionKey, PipelineError]:
+    def take(self, microbatch: PlannedBatch, alive: list[SessionKey]) -> dict[SessionKey, PipelineError]:
         """Do closes, opens and segments; return why sessions are left out."""
         assert microbatch.num_tokens <= self.worker.max_batch_tokens
         for key in microbatch.closes:
@@ -110,7 +110,7 @@ class Simulation:
         self.now = 0.0
         self.stages: dict[str, SimulatedStage] = {}
         self.suspended: set[str] = set()
-        self.network: list[Microbatch] = []
+        self.network: list[PlannedBatch] = []
         self.jobs: dict[str, SimulatedJob] = {}
         self.homeless: list[tuple[SimulatedJob, bool]] = []
         self.admitted: list[str] = []
@@ -136,8 +136,8 @@ class Simulation:
             self.suspended.add(key)
             self.lost(self.scheduler.suspend(key, Failure("deadline_exceeded", "no answer", retryable=True)))
 
-    def trail_all(self) -> None:
-        self.network += self.scheduler.trails(self.now)
+    def probe_late(self) -> None:
+        self.network += self.scheduler.late_probes(self.now)
 
     def probe_all(self) -> None:
         for key in list(self.suspended):
@@ -201,7 +201,7 @@ class Simulation:
 
     # --- steps ---
 
-    def plan(self) -> list[Microbatch]:
+    def plan(self) -> list[PlannedBatch]:
         self.house()
         planned = self.scheduler.plan(self.now)
         for microbatch in planned:
@@ -212,7 +212,7 @@ class Simulation:
 
     def deliver(
         self,
-        microbatch: Microbatch,
+        microbatch: PlannedBatch,
         *,
         break_at: int | None = None,
         lose_at: int | None = None,
@@ -253,7 +253,7 @@ class Simulation:
             job.outcome = "succeeded"
             self.scheduler.release(job.name)
 
-    def _compute(self, microbatch: Microbatch, break_at: int | None, lose_at: int | None) -> MicrobatchResult | None:
+    def _compute(self, microbatch: PlannedBatch, break_at: int | None, lose_at: int | None) -> MicrobatchResult | None:
         alive = [segment.session.key for segment in microbatch.segments]
         failures: dict[SessionKey, tuple[PipelineError, str]] = {}
         poisoned = any(self.jobs[key.session].is_poison for key in alive)
@@ -290,7 +290,7 @@ class Simulation:
         )
         return self._result(microbatch, worker, tokens=tokens, failures=left_out)
 
-    def _result(self, microbatch: Microbatch, worker: StageWorker, **fields: object) -> MicrobatchResult:
+    def _result(self, microbatch: PlannedBatch, worker: StageInfo, **fields: object) -> MicrobatchResult:
         timings = tuple(
             StageTiming(worker=each.name, queue_s=0.0, compute_s=0.001 * microbatch.num_tokens)
             for each in microbatch.route.workers

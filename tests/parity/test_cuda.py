@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import InProcess, build_stages
+from stages.compute.generate import WholeModel, build_stages
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from tests.kit.transformers_oracle import (
@@ -60,8 +60,8 @@ def test_tokens_in_fp32_equal_those_of_the_cpu(variant):
         request_of(variant, scene(variant, name, seed), session=f"s{seed}", sampling=settings)
         for seed, (name, settings) in enumerate(zip(SCENES, [sampling, SamplingSettings()] * 2, strict=True))
     ]
-    expected = InProcess(stages_of(variant)).generate(requests)
-    found = InProcess(cuda_stages(variant, (1, 4))).generate(requests, chunk_tokens=9)
+    expected = WholeModel(stages_of(variant)).generate(requests)
+    found = WholeModel(cuda_stages(variant, (1, 4))).generate(requests, chunk_tokens=9)
     assert [[t.token_id for t in ours] for ours in found] == [[t.token_id for t in theirs] for theirs in expected]
 
 

@@ -1,4 +1,4 @@
-"""The fused decoder on a card: near the plain one in bf16, alike however it is cut, captured or batched."""
+"""The fused decoder on a GPU: near the plain one in bf16, alike however it is cut, captured or batched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import InProcess, build_stages
+from stages.compute.generate import WholeModel, build_stages
 from stages.compute.kv.kv_capacity import KVRoom
 from stages.compute.options import ComputeOptions
 from tests.kit.transformers_oracle import (
@@ -51,15 +51,15 @@ def distance(ours, truth) -> float:
     return float((ours.cpu().float() - truth).norm() / truth.norm())
 
 
-def test_it_is_what_a_card_gets_by_itself():
+def test_it_is_what_a_gpu_gets_by_itself():
     assert type(fused(BF16[0], max_step_rows=0)[0].decoder).__name__ == "FusedDecoder"
 
 
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_captured_steps_are_the_launched_ones(variant):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    captured = InProcess(fused(variant, max_step_rows=8)).generate(requests)
-    launched = InProcess(fused(variant, max_step_rows=0)).generate(requests)
+    captured = WholeModel(fused(variant, max_step_rows=8)).generate(requests)
+    launched = WholeModel(fused(variant, max_step_rows=0)).generate(requests)
     for ours, theirs in zip(captured, launched, strict=True):
         assert ours[0] == theirs[0]  # both from the same prefill
         assert ours[1].logprob == pytest.approx(theirs[1].logprob, abs=0.1) or ours[0].token_id != theirs[0].token_id
@@ -70,7 +70,7 @@ def test_captured_steps_are_the_launched_ones(variant):
 def test_chunks_go_on_where_the_last_ended(variant, most_rows):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
     stages = fused(variant, max_step_rows=most_rows)
-    whole, chunked = (InProcess(stages).generate(requests, chunk_tokens=size) for size in (None, 7))
+    whole, chunked = (WholeModel(stages).generate(requests, chunk_tokens=size) for size in (None, 7))
     for ours, theirs in zip(chunked, whole, strict=True):
         likely = {top.token_id: top.logprob for top in theirs[0].top}
         assert ours[0].logprob == pytest.approx(likely.get(ours[0].token_id), abs=0.25)
@@ -80,18 +80,18 @@ def test_chunks_go_on_where_the_last_ended(variant, most_rows):
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_every_cut_gives_the_tokens_of_the_whole(variant, cuts):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    whole = InProcess(fused(variant, max_step_rows=4)).generate(requests)
-    assert InProcess(fused(variant, cuts, max_step_rows=4)).generate(requests) == whole
+    whole = WholeModel(fused(variant, max_step_rows=4)).generate(requests)
+    assert WholeModel(fused(variant, cuts, max_step_rows=4)).generate(requests) == whole
 
 
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_deterministic_sessions_have_the_same_bits_in_any_company(variant):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
     stages = fused(variant, is_deterministic=True, max_step_rows=4)
-    together = InProcess(stages).generate(requests)
+    together = WholeModel(stages).generate(requests)
     for request, ours in zip(requests, together, strict=True):
-        assert InProcess(stages).generate([request])[0] == ours
-        assert InProcess(stages).generate([request], chunk_tokens=7)[0] == ours
+        assert WholeModel(stages).generate([request])[0] == ours
+        assert WholeModel(stages).generate([request], chunk_tokens=7)[0] == ours
 
 
 def test_kv_takes_what_is_free_and_no_more():

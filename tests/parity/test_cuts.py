@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import InProcess
+from stages.compute.generate import WholeModel
 from tests.kit.transformers_oracle import (
     BF16,
     FP32,
@@ -41,9 +41,9 @@ def test_every_cut_gives_the_bits_of_the_whole(variant, name):
 def test_every_cut_generates_the_tokens_of_the_whole(variant):
     shown = scene(variant, "one image")
     request = request_of(variant, shown, sampling=SamplingSettings(logprobs=3))
-    whole = InProcess(stages_of(variant)).generate([request])
+    whole = WholeModel(stages_of(variant)).generate([request])
     for cuts in ALL_CUTS:
-        assert InProcess(stages_of(variant, cuts)).generate([request]) == whole, cuts
+        assert WholeModel(stages_of(variant, cuts)).generate([request]) == whole, cuts
 
 
 @pytest.mark.parametrize("cuts", [(), (1, 2), (2, 5)], ids=str)
@@ -81,8 +81,8 @@ def test_a_session_in_a_batch_agrees_with_the_same_session_alone(variant, attent
         )
         for seed, name in enumerate(names)
     ]
-    together = InProcess(stages_of(variant, (2,), attention)).generate(requests)
-    alone = [InProcess(stages_of(variant, (2,), attention)).generate([request])[0] for request in requests]
+    together = WholeModel(stages_of(variant, (2,), attention)).generate(requests)
+    alone = [WholeModel(stages_of(variant, (2,), attention)).generate([request])[0] for request in requests]
     for batched, single in zip(together, alone, strict=True):
         assert [token.token_id for token in batched] == [token.token_id for token in single]
         for ours, theirs in zip(batched, single, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.compute.generate import InProcess
+from stages.compute.generate import WholeModel
 from tests.kit.transformers_oracle import (
     BF16,
     FP32,
@@ -53,7 +53,7 @@ def test_sdpa_in_bf16_stays_near_eager(variant):
 def test_greedy_tokens_equal_generate(variant, name):
     shown = scene(variant, name)
     expected = reference_tokens(variant, shown, 16)
-    [sampled] = InProcess(stages_of(variant)).generate([request_of(variant, shown)])
+    [sampled] = WholeModel(stages_of(variant)).generate([request_of(variant, shown)])
     assert [token.token_id for token in sampled] == expected
 
 

@@ -1,4 +1,4 @@
-"""Jobs beside each other: none changes what another says, and none takes another down."""
+"""Jobs alongside each other: none changes what another says, and none takes another down."""
 
 from __future__ import annotations
 

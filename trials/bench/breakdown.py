@@ -28,8 +28,8 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
 
-class CardLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The cards during a round, as their driver counts: means over time."""
+class GpuLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The GPUs during a round, as their driver counts: means over time."""
 
     utilisation: float
     """Share of the time in which some kernel ran."""
@@ -37,7 +37,7 @@ class CardLoad(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float
 
     def __str__(self) -> str:
-        return f"card: kernels {self.utilisation:.0%} of the time, {self.watts:.0f} W, {self.memory_mb:,.0f} MiB"
+        return f"GPU: kernels {self.utilisation:.0%} of the time, {self.watts:.0f} W, {self.memory_mb:,.0f} MiB"
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +59,14 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     """Time of a submission's HTTP request."""
     job_s: Spread
     """From submission to result, as the client sees it."""
-    cards: CardLoad | None
+    gpus: GpuLoad | None
 
     def lines(self) -> list[str]:
         """Return it as people read it."""
         states = ", ".join(f"{name} {shown(number)}" for name, number in self.num_sessions.items() if number >= 0.05)
         lines = [str(worker) for worker in self.workers]
-        if self.cards is not None:
-            lines.append(str(self.cards))
+        if self.gpus is not None:
+            lines.append(str(self.gpus))
         outside = f", {shown(self.outside_ms)} ms of a token round outside the stages" if self.outside_ms else ""
         lines.append(
             f"conductor: {shown(self.results_per_s)} results/s of {shown(self.tokens_per_result)} tokens{outside}"

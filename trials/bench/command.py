@@ -30,7 +30,7 @@ class _BenchGroup(click.Group):
 
 @click.group(name="bench", cls=_BenchGroup)
 def command() -> None:
-    """Measure what this machine does, each thing beside what it is compared with.
+    """Measure what this machine does, each thing alongside what it is compared with.
 
     \b
     hop            one message through the transport, and raw NATS with the same bytes

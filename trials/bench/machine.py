@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-_CARDS = Path("/proc/driver/nvidia/gpus")
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Processor, cards and versions. Nothing here names the machine."""
+    """Processor, GPUs and versions. Nothing here names the machine."""
 
     cpu: str
     num_cores: int
@@ -24,7 +24,7 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
     torch: str | None
     platform: str
     load_average: float
-    """Processes that wanted a core during the minute before: figures taken beside other work are worse."""
+    """Processes that wanted a core during the minute before: figures taken alongside other work are worse."""
     date: str
     """When the benchmark began, in UTC."""
 
@@ -61,8 +61,8 @@ def _cpu_name() -> str:
 
 def _gpu_names() -> tuple[str, ...]:
     names = []
-    for card in sorted(_CARDS.glob("*/information")):
-        names += [line.partition(":")[2].strip() for line in _lines(card) if line.startswith("Model:")]
+    for gpu in sorted(_GPUS.glob("*/information")):
+        names += [line.partition(":")[2].strip() for line in _lines(gpu) if line.startswith("Model:")]
     return tuple(names)
 
 

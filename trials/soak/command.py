@@ -72,7 +72,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Report as JSON; of an overload, also memory as CSV beside it.",
+    help="Report as JSON; of an overload, also memory as CSV alongside it.",
 )
 @option(
     "--data-dir",

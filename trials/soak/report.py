@@ -110,14 +110,14 @@ def _faults(report: SoakReport) -> Table:
 
 
 def proof_table(proofs: Iterable[Proof]) -> Table:
-    """Return one row per claim."""
+    """Return one row per statement."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title="proofs", title_justify="left")
     table.add_column("")
-    table.add_column("claim", overflow="fold")
+    table.add_column("statement", overflow="fold")
     table.add_column("checked", justify="right")
     for proof in proofs:
         mark = Text("holds", style="green") if proof.holds else Text("FAILS", style="bold red")
-        table.add_row(mark, Text("\n".join((proof.claim, *proof.examples))), str(proof.num_checked))
+        table.add_row(mark, Text("\n".join((proof.statement, *proof.examples))), str(proof.num_checked))
     return table
 
 

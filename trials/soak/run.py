@@ -254,7 +254,7 @@ async def _watching(cluster: SoakCluster, plan: SoakPlan) -> AsyncIterator[tuple
 
 @asynccontextmanager
 async def _together(*watches: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run coroutines beside the body; the first that fails ends all, and they end with the body."""
+    """Run coroutines alongside the body; the first that fails ends all, and they end with the body."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(watch) for watch in watches]
         try:

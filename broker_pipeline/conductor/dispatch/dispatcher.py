@@ -16,10 +16,10 @@ from collections.abc import Iterable
 
 import structlog
 
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
-from broker_pipeline.conductor.pulse import Pulse
 from broker_pipeline.errors import (
     DeadlineExceededError,
     Failure,
@@ -28,8 +28,8 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.messages.activation import MicrobatchResult, SampledToken
-from broker_pipeline.scheduling.microbatch import Lost, Microbatch, Outcome
-from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
+from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.tracing.activities import BUILD, COMPLETE, PLAN
 from broker_pipeline.tracing.tracer import tracer
@@ -49,7 +49,7 @@ class Dispatcher:
         self, transport: Transport, scheduler: Scheduler, builder: EnvelopeBuilder, committer: Committer
     ) -> None:
         self.scheduler = scheduler
-        self.changed = Pulse()
+        self.changed = BroadcastEvent()
         """Fires when workers come or go."""
         self.num_tokens = 0
         """Tokens sampled so far."""
@@ -95,7 +95,7 @@ class Dispatcher:
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
-    def join(self, worker: StageWorker) -> None:
+    def join(self, worker: StageInfo) -> None:
         """Use a stage worker."""
         self.scheduler.join(worker)
         self._workers_changed()
@@ -159,7 +159,7 @@ class Dispatcher:
             for microbatch in planned:
                 await self._send(microbatch)
 
-    async def _send(self, microbatch: Microbatch) -> None:
+    async def _send(self, microbatch: PlannedBatch) -> None:
         started = tracer.now()
         envelope, tensors = self._builder.build(microbatch, time.monotonic())
         tracer.span(
@@ -228,8 +228,8 @@ class Dispatcher:
             await asyncio.sleep(_EXPIRY_POLL_S)
             if self.is_paused or not self._transport.is_connected:
                 continue
-            for trail in self.scheduler.trails(time.monotonic()):
-                await self._send(trail)
+            for probe in self.scheduler.late_probes(time.monotonic()):
+                await self._send(probe)
             num_in_flight = self.scheduler.num_in_flight
             late = self.scheduler.expired(time.monotonic())
             if self.scheduler.num_in_flight < num_in_flight:

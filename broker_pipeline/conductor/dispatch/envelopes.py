@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker_pipeline.messages.activation import Envelope, Segment, SessionClose, SessionOpen
-from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.session_state import Int32Array, SessionState
 from broker_pipeline.wire.wire_tensor import WireTensor
 
@@ -22,7 +22,7 @@ class EnvelopeBuilder:
     epoch: int
     reply: str
 
-    def build(self, microbatch: Microbatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
+    def build(self, microbatch: PlannedBatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
         """Return the envelope for a route's first stage; sessions must be as they were when it was planned."""
         opening = [segment.session for segment in microbatch.segments if segment.opens]
         envelope = Envelope(

@@ -40,13 +40,13 @@ from broker_pipeline.scheduling.policies.prompt_limits import PromptLimits
 from broker_pipeline.scheduling.policies.retries import Retry
 from broker_pipeline.scheduling.policies.sampling import resolve_sampling
 from broker_pipeline.scheduling.routes import Route
-from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
 
 log = structlog.get_logger()
 
-_OFFICE_POLL_S = 0.05
+_LEASE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ class _Lost:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What holds for every job of a term."""
+    """What holds for every job of a tenure."""
 
     pipeline: str
     epoch: int
     prepare_timeout_s: float
     max_deliveries: int
-    is_in_office: Callable[[], bool]
+    lease_held: Callable[[], bool]
     """Whether nobody else can conduct at this moment."""
 
 
@@ -101,24 +101,24 @@ class JobRunner:
             while not await self._attempt(job):
                 job.phase = "recovering"
         except StateError as error:
-            log.warning("job_put_back", job=job.job_id, reason=error.message)
-            await self.put_back(job, delay_s=5.0)
+            log.warning("job_requeued", job=job.job_id, reason=error.message)
+            await self.requeue(job, delay_s=5.0)
         finally:
             self._dispatcher.stop(job.job_id)
             self._live.remove(job)
 
-    async def put_back(self, job: LiveJob, delay_s: float = 0.0) -> None:
+    async def requeue(self, job: LiveJob, delay_s: float = 0.0) -> None:
         """Leave a job to whoever pulls next."""
         try:
             await job.delivery.retry(delay_s)
         except TransportError as error:
-            log.warning("job_not_put_back", job=job.job_id, reason=error.message)
+            log.warning("job_not_requeued", job=job.job_id, reason=error.message)
 
     # --- an attempt -------------------------------------------------------------------------------------------------
 
     async def _attempt(self, job: LiveJob) -> bool:
         """Begin an attempt; True when the job has ended with it."""
-        await self._in_office()
+        await self._until_lease_held()
         attempt = await persist(lambda: self._stores.jobs.begin_attempt(job.spec))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
@@ -135,13 +135,13 @@ class JobRunner:
         await asyncio.sleep(verdict.delay_s)
         return False
 
-    async def _in_office(self) -> None:
+    async def _until_lease_held(self) -> None:
         """Begin no attempt without the lease: after a standstill, that would void an attempt of the new holder's.
 
         A lease that was not renewed in time either still is, or this task ends.
         """
-        while not self._settings.is_in_office():  # noqa: ASYNC110 - for a moment at most, see above
-            await asyncio.sleep(_OFFICE_POLL_S)
+        while not self._settings.lease_held():  # noqa: ASYNC110 - for a moment at most, see above
+            await asyncio.sleep(_LEASE_POLL_S)
 
     async def _announce(self, job: LiveJob, attempt: Attempt) -> None:
         job.num_attempts += 1
@@ -254,7 +254,7 @@ class JobRunner:
         """
         return self._model.limits(job.spec.sampling.max_tokens, self._dispatcher.longest_session)
 
-    async def _prompt(self, job: LiveJob, wire_attempt: int, route: Route) -> Prompt:
+    async def _prompt(self, job: LiveJob, wire_attempt: int, route: Route) -> PreparedPrompt:
         if job.prompt is not None and not job.prompt.visual:
             return job.prompt
         facts, settings = self._model.facts, self._settings

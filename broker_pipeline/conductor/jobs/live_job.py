@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.scheduling.policies.retries import RetryPolicy
-from broker_pipeline.scheduling.session_state import Prompt
+from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.storage.jobs import Delivery
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class LiveJob:
     order: int
     retries: RetryPolicy
     phase: Phase = "preparing"
-    prompt: Prompt | None = None
+    prompt: PreparedPrompt | None = None
     """Once prepared; a replay of a job without pictures needs no other."""
     num_kv_tokens: int = 0
     """Prompt plus output limit, once known."""

@@ -1,4 +1,4 @@
-"""Writes sampled tokens to Redis beside the decode path, many sessions in one round trip.
+"""Writes sampled tokens to Redis alongside the decode path, many sessions in one round trip.
 
     add ──► pending, by job ──► one script call ──► event, where somebody watches the job
              (bounded: without room,     │
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.job_events import JobEvents
-from broker_pipeline.conductor.pulse import Pulse
 from broker_pipeline.errors import StateError
 from broker_pipeline.messages.jobs import JobEvent, TokenEntry
 from broker_pipeline.state.job_store import JobStore, TokenCommit
@@ -67,7 +67,7 @@ class Committer:
         self._is_enough = False
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._progress = Pulse()
+        self._progress = BroadcastEvent()
         self.is_reachable = True
         """Whether Redis took the last commit."""
 

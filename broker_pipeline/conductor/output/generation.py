@@ -8,7 +8,7 @@ from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.output import Output
 from broker_pipeline.errors import Failure, StaleAttemptError
 from broker_pipeline.messages.activation import SampledToken
-from broker_pipeline.scheduling.microbatch import Lost
+from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.session_state import SessionState
 
 

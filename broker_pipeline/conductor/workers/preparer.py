@@ -11,8 +11,8 @@ import numpy as np
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.pulse import Pulse
-from broker_pipeline.conductor.workers.vision_pool import VisionPool, VisionWorker
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.conductor.workers.vision_pool import VisionInfo, VisionPool
 from broker_pipeline.errors import (
     MalformedEnvelopeError,
     NoResponderError,
@@ -25,7 +25,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
 from broker_pipeline.scheduling.routes import Route
-from broker_pipeline.scheduling.session_state import Prompt
+from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ class Preparer:
         self,
         transport: Transport,
         pool: VisionPool,
-        changed: Pulse,
+        changed: BroadcastEvent,
         is_usable: Callable[[Route], bool],
         vocab_size: int,
         limits: PrepareLimits,
@@ -62,7 +62,7 @@ class Preparer:
         self._vocab_size = vocab_size
         self._limits = limits
 
-    async def prepare(self, request: PrepareRequest, route: Route) -> Prompt:
+    async def prepare(self, request: PrepareRequest, route: Route) -> PreparedPrompt:
         """Have one session prepared for a route; waits while there is no vision worker.
 
         A worker that vanishes, is busy or cannot be reached yet, costs no try. Raises what the vision worker failed
@@ -94,7 +94,7 @@ class Preparer:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _ask(self, worker: VisionWorker, request: PrepareRequest, route: Route) -> Prompt:
+    async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
         num_lost = worker.num_lost
         asking = asyncio.ensure_future(
             self._transport.request(
@@ -130,7 +130,7 @@ class Preparer:
         if not self._is_usable(route):
             raise StageError(f"route {route} was lost while the session was prepared")
 
-    def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> Prompt:
+    def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> PreparedPrompt:
         answer = received.body
         if answer.failure is not None:
             raise error_from_failure(answer.failure)
@@ -145,7 +145,7 @@ class Preparer:
         return prompt
 
 
-def read_prompt(received: Received[PreparedSession], vocab_size: int) -> Prompt:
+def read_prompt(received: Received[PreparedSession], vocab_size: int) -> PreparedPrompt:
     """Return the prompt that a vision worker sent. Raises `MalformedEnvelopeError` when it contradicts itself."""
     answer, tensors = received.body, received.tensors
     if answer.version != CONTRACT_VERSION or set(tensors) != {"token_ids", "positions"} or not answer.num_tokens:
@@ -161,7 +161,7 @@ def read_prompt(received: Received[PreparedSession], vocab_size: int) -> Prompt:
     if token_ids.min() < 0 or token_ids.max() >= vocab_size or positions.min() < 0:
         raise MalformedEnvelopeError(f"{answer.worker} sent token ids or positions out of range", field="tensors")
     _check_spans(answer)
-    return Prompt(token_ids, positions, answer.position_delta, answer.visual)
+    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual)
 
 
 def _check_spans(answer: PreparedSession) -> None:

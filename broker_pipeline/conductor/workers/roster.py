@@ -34,7 +34,7 @@ from broker_pipeline.messages.control import Hello, HelloReply
 from broker_pipeline.messages.status import RefusedWorker
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.policies.liveness import Liveness
-from broker_pipeline.scheduling.routes import PipelineIdentity, StageWorker, refusal_of
+from broker_pipeline.scheduling.routes import PipelineIdentity, StageInfo, refusal_of
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Transport
 
@@ -83,7 +83,7 @@ class Roster:
         self._times = times
         self._liveness = Liveness(times.heartbeat_timeout_s)
         self._known: dict[str, WorkerRecord] = {}
-        self._greeting: set[str] = set()
+        self._in_handshake: set[str] = set()
         self._absent_since: dict[str, float] = {}
         self._probed_at: dict[str, float] = {}
         self._reconnected = asyncio.Event()
@@ -93,7 +93,7 @@ class Roster:
 
     @property
     def known(self) -> tuple[WorkerRecord, ...]:
-        """Records of the workers that were greeted and are not gone."""
+        """Records of the workers that answered a handshake and are not gone."""
         return tuple(self._known.values())
 
     def on_reconnect(self) -> None:
@@ -119,9 +119,9 @@ class Roster:
             if records is not None:
                 self._look_for_gone(records)
                 for record in self._accepted(records):
-                    if record.instance not in self._known and record.instance not in self._greeting:
-                        self._greeting.add(record.instance)
-                        tasks.create_task(self._greet(record), name=f"greet {record.worker}")
+                    if record.instance not in self._known and record.instance not in self._in_handshake:
+                        self._in_handshake.add(record.instance)
+                        tasks.create_task(self._handshake(record), name=f"handshake {record.worker}")
                     elif record.instance in self._known:
                         self._update(record)
             await asyncio.sleep(self._times.poll_s)
@@ -165,8 +165,8 @@ class Roster:
         ]
         return replace(self._identity, dtype=next((record.dtype for record in (*in_use, *fitting)), ""))
 
-    async def _greet(self, record: WorkerRecord) -> None:
-        """Say hello; a worker that does not answer is greeted again after the next look at the registry."""
+    async def _handshake(self, record: WorkerRecord) -> None:
+        """Shake hands; a worker that does not answer gets another after the next look at the registry."""
         hello = Hello(pipeline=self._identity.pipeline, epoch=self._epoch)
         timeout_s = self._times.hello_timeout_s
         try:
@@ -186,7 +186,7 @@ class Roster:
         else:
             self._join(record)
         finally:
-            self._greeting.discard(record.instance)
+            self._in_handshake.discard(record.instance)
 
     def _join(self, record: WorkerRecord) -> None:
         self._leave_predecessor(record)
@@ -194,7 +194,7 @@ class Roster:
         self._liveness.heard(record.instance, time.monotonic())
         log.info("worker_joined", worker=record.worker, instance=record.instance, role=record.role)
         if record.role == "stage":
-            self._dispatcher.join(StageWorker.from_record(record))
+            self._dispatcher.join(StageInfo.from_record(record))
             if record.state == "draining":
                 self._dispatcher.drain(record.instance)
         else:

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from broker_pipeline.conductor.pulse import Pulse
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.messages.workers import WorkerRecord
 
 
 @dataclass(slots=True, eq=False)
-class VisionWorker:
+class VisionInfo:
     """One instance. `num_lost` rises whenever what it was asked may have got lost."""
 
     record: WorkerRecord
@@ -28,13 +28,13 @@ class VisionWorker:
 class VisionPool:
     """The vision workers of one pipeline, by instance."""
 
-    def __init__(self, changed: Pulse) -> None:
+    def __init__(self, changed: BroadcastEvent) -> None:
         """`changed` is fired whenever a worker comes or goes."""
-        self._workers: dict[str, VisionWorker] = {}
+        self._workers: dict[str, VisionInfo] = {}
         self._changed = changed
 
     @property
-    def workers(self) -> tuple[VisionWorker, ...]:
+    def workers(self) -> tuple[VisionInfo, ...]:
         """All of them, usable or not."""
         return tuple(self._workers.values())
 
@@ -45,7 +45,7 @@ class VisionPool:
 
     def update(self, record: WorkerRecord) -> None:
         """Use a worker, or note its new state."""
-        known = self._workers.setdefault(record.instance, VisionWorker(record))
+        known = self._workers.setdefault(record.instance, VisionInfo(record))
         known.record = record
         self._changed.fire()
 
@@ -71,7 +71,7 @@ class VisionPool:
         self._changed.fire()
 
     @contextmanager
-    def borrow(self, avoid: Collection[str] = ()) -> Iterator[VisionWorker | None]:
+    def borrow(self, avoid: Collection[str] = ()) -> Iterator[VisionInfo | None]:
         """Take the least loaded usable worker, one not in `avoid` if there is one; None when there is none at all."""
         usable = [worker for worker in self._workers.values() if worker.is_usable]
         if not usable:

@@ -103,7 +103,7 @@ async def _run(settings: CaptionSettings) -> int:
     async with CaptionClient.open(settings.gateway, patience_s=settings.patience_s) as client:
         await client.check()
         with CaptionLog(settings.out) as log:
-            _greet(console, settings, log)
+            _announce(console, settings, log)
             progress = CaptionProgress(console, len(settings.pictures))
             run = CaptionRun(
                 client,
@@ -139,7 +139,7 @@ async def _until_interrupted(run: CaptionRun, pictures: list[Path]) -> bool:
     return True
 
 
-def _greet(console: Console, settings: CaptionSettings, log: CaptionLog) -> None:
+def _announce(console: Console, settings: CaptionSettings, log: CaptionLog) -> None:
     if log.num_torn_bytes:
         console.print(f"cut off a torn last line of {settings.out} ({log.num_torn_bytes} bytes)", highlight=False)
     known = f"; {settings.out} has {log.num_captioned} captions already" if log.num_captioned else ""

@@ -124,7 +124,7 @@ class CaptionLog:
                     self._note(self._parse(text, number))
 
     def _mend(self, text: bytes, content_end: int) -> None:
-        """Deal with a last line without its end: complete it where it is whole, cut it off where it is torn."""
+        """Mend a last line without its end: complete it where it is whole, cut it off where it is torn."""
         try:
             line = msgspec.json.decode(text, type=CaptionLine)
         except (msgspec.MsgspecError, UnicodeDecodeError):

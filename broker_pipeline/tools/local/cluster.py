@@ -217,6 +217,6 @@ async def _poll_readiness(gateway_url: str) -> None:
 
 
 def _set_aside(log_dir: Path) -> None:
-    """Give each run logs of its own; those of the run before stay beside them."""
+    """Give each run logs of its own; those of the run before stay alongside them."""
     for log in log_dir.glob("*.log"):
         log.replace(log.with_suffix(".log.1"))

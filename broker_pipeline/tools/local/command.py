@@ -18,7 +18,7 @@ from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
-from broker_pipeline.tools.local.devices import count_cuda_devices, vision_shares_card
+from broker_pipeline.tools.local.devices import count_cuda_devices, vision_shares_gpu
 from broker_pipeline.tools.local.mps import MpsService
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.run import run_cluster
@@ -52,7 +52,7 @@ _SAME_NAMES = (
     help="Where the first vision worker runs: in the process of the first stage, where visual rows need not leave the "
     "GPU, or in one of its own. auto shares a process where it would share the GPU.",
 )
-@option("--mps", is_flag=True, help="Have workers on one GPU compute side by side, by NVIDIA's MPS, not in turns.")
+@option("--mps", is_flag=True, help="Have workers on one GPU compute side by side by NVIDIA's MPS, not time-sliced.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
 @option(
@@ -64,7 +64,7 @@ _SAME_NAMES = (
 @option("--redis-url", help="Use this Redis. [default: one of its own]")
 @option("--namespace", default="bp", help="Prefix of every subject, stream and key.")
 @option("--pipeline", default="main", help="Name of the pipeline.")
-@option("--device", help="Device of every worker, such as cpu. [default: the GPUs in turn, else the CPU]")
+@option("--device", help="Device of every worker, such as cpu. [default: the GPUs round-robin, else the CPU]")
 @option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), help="Dtype of the workers. [default: auto]")
 @option(
     "--deterministic",
@@ -129,7 +129,7 @@ def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSe
     num_vision_workers = options["vision_workers"]
     shares_vision = options["vision_process"] == "shared" or (
         options["vision_process"] == "auto"
-        and vision_shares_card(len(stages), num_vision_workers, num_cuda_devices, options["device"])
+        and vision_shares_gpu(len(stages), num_vision_workers, num_cuda_devices, options["device"])
     )
     return LocalSettings(
         model=model,

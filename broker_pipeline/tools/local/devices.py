@@ -31,19 +31,19 @@ async def count_cuda_devices() -> int:
 
 
 def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:
-    """Deal CUDA devices to workers in turn; without one, all compute on the CPU."""
+    """Assign CUDA devices to workers round-robin; without one, all compute on the CPU."""
     if num_cuda_devices == 0:
         return ["cpu"] * num_workers
     return [f"cuda:{worker % num_cuda_devices}" for worker in range(num_workers)]
 
 
-def vision_shares_card(num_stages: int, num_vision_workers: int, num_cuda_devices: int, device: str | None) -> bool:
-    """Say whether a vision worker would compute on the card of the first stage; `device` is everyone's, if given."""
+def vision_shares_gpu(num_stages: int, num_vision_workers: int, num_cuda_devices: int, device: str | None) -> bool:
+    """Say whether a vision worker would compute on the GPU of the first stage; `device` is everyone's, if given."""
     if device is not None:
-        is_card = device.startswith("cuda") or (device == "auto" and num_cuda_devices > 0)
-        return is_card and num_vision_workers > 0
-    dealt = assign_devices(num_stages + num_vision_workers, num_cuda_devices)
-    return dealt[0] != "cpu" and dealt[0] in dealt[num_stages:]
+        is_gpu = device.startswith("cuda") or (device == "auto" and num_cuda_devices > 0)
+        return is_gpu and num_vision_workers > 0
+    assigned = assign_devices(num_stages + num_vision_workers, num_cuda_devices)
+    return assigned[0] != "cpu" and assigned[0] in assigned[num_stages:]
 
 
 def threads_per_worker(num_workers: int) -> int:

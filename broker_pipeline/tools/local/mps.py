@@ -1,10 +1,10 @@
-"""NVIDIA's Multi-Process Service for the workers of one pipeline: their kernels run side by side on a card.
+"""NVIDIA's Multi-Process Service for the workers of one pipeline: their kernels run side by side on a GPU.
 
-Without it, processes take turns on a card. The service needs no setting of the card and touches none; it lives in
+Without it, processes are time-sliced on a GPU. The service needs no setting of the GPU and touches none; it lives in
 directories of its own, so that it neither finds nor disturbs another one on the machine.
 
     async with MpsService(directory) as mps:
-        ...  # processes started with mps.env share their card
+        ...  # processes started with mps.env share their GPU
 
 The control program puts itself into the background: it is ended by its own command, not as a child.
 https://docs.nvidia.com/deploy/mps/
@@ -56,7 +56,7 @@ class MpsService:
         """
         if shutil.which(PROGRAM) is None:
             raise ConfigurationError(
-                f"{PROGRAM} is not on PATH: it comes with NVIDIA's driver; without it, processes on a card take turns",
+                f"{PROGRAM} is not on PATH: NVIDIA's driver brings it; without it, processes share a GPU, time-sliced",
                 field="mps",
             )
         directory = self._directory()

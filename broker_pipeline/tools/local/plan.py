@@ -9,7 +9,7 @@ from pathlib import Path
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.devices import assign_devices, threads_per_worker
 
-_SHARED_CARD = 0.6  # of what is free on a card, for the KV of all stages on it together
+_SHARED_GPU = 0.6  # of what is free on a GPU, for the KV of all stages on it together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class LocalSettings:
     pipeline: str = "main"
     num_cuda_devices: int = 0
     device: str | None = None
-    """Device of every worker; None deals the CUDA devices in turn, or takes the CPU."""
+    """Device of every worker; None assigns the CUDA devices round-robin, or takes the CPU."""
     dtype: str | None = None
     is_deterministic: bool = False
     """Whether what becomes of a session must not depend on what shares its batches."""
@@ -120,22 +120,22 @@ def _worker_flags(settings: LocalSettings, name: str, device: str) -> dict[str, 
 
 
 def _devices(settings: LocalSettings) -> dict[str, str]:
-    """Deal devices to stages first, so that each has its own where there are enough."""
+    """Assign devices to stages first, so that each has its own where there are enough."""
     names = [f"stage-{index}" for index in range(len(settings.stages))]
     names += [f"vision-{index}" for index in range(settings.num_vision_workers)]
-    dealt = assign_devices(len(names), settings.num_cuda_devices)
-    return {name: settings.device or device for name, device in zip(names, dealt, strict=True)}
+    assigned = assign_devices(len(names), settings.num_cuda_devices)
+    return {name: settings.device or device for name, device in zip(names, assigned, strict=True)}
 
 
 def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
-    """Return the part of its card's free memory that a stage may fill when others load onto the card beside it.
+    """Return the part of its GPU's free memory that a stage may fill when others load onto the GPU alongside it.
 
     Each may look before the others have taken theirs, so the parts together have to leave room for all weights.
     """
     sharers = [other for other, device in devices.items() if device == devices[name]]
     if len(sharers) == 1 or not devices[name].startswith("cuda"):
         return None
-    return round(_SHARED_CARD / len(sharers), 3)
+    return round(_SHARED_GPU / len(sharers), 3)
 
 
 def _flags(values: Mapping[str, object]) -> Iterator[str]:

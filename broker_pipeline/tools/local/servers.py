@@ -167,8 +167,8 @@ class EmbeddedNats(EmbeddedServer):
         port = _read_ports_file(self.directory / "ports", process.pid)
         if port is None:
             return None
-        greeting = await _exchange(port, b"")
-        facts = json.loads(greeting.removeprefix(b"INFO "))
+        banner = await _exchange(port, b"")
+        facts = json.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None
 
 

@@ -105,7 +105,7 @@ def _workers(status: PipelineStatus) -> Table:
 
 
 def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str, str]]:
-    """Return state, shares and KV use by instance: what the conductor thinks counts, not what a worker claims."""
+    """Return state, shares and KV use by instance: what the conductor thinks counts, not what a worker says."""
     if conductor is None:
         return {}
     seen = {worker.instance: (worker.state, f"{worker.busy:.0%}", "", "") for worker in conductor.vision}

@@ -49,7 +49,7 @@ def merge(directory: Path, out: Path, start_s: float, for_s: float | None) -> No
     """
     profile = _load(directory, start_s, for_s)
     if out.resolve().parent == directory.resolve():
-        raise ConfigurationError(f"write the joined trace beside {directory}, not into it", field="out")
+        raise ConfigurationError(f"write the joined trace alongside {directory}, not into it", field="out")
     try:
         num_events = write_merged(profile, out)
     except OSError as error:

@@ -11,7 +11,7 @@ from broker_pipeline.tools.trace.alignment import Alignment, align
 from broker_pipeline.tools.trace.messages import Message, join_messages
 from broker_pipeline.tools.trace.reading import read_profile
 from broker_pipeline.tools.trace.spans import ProcessTrace, Span
-from broker_pipeline.tracing.activities import COMPLETE, ENCODE, HAND_OVER, IN_FLIGHT, WIRE, Activity
+from broker_pipeline.tracing.activities import COMPLETE, ENCODE, IN_FLIGHT, OUTBOX, WIRE, Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def load_profile(directory: Path, window: Window | None = None) -> Profile:
     for message in messages:
         message.receiver.spans.append(_wire(message))
     for process in processes:
-        process.spans += [*_in_flight(process), *_hand_overs(process)]
+        process.spans += [*_in_flight(process), *_outbox_waits(process)]
         process.spans.sort(key=lambda span: span.start)
     profile = Profile([process for process in processes if process.spans], messages, alignment)
     if not profile.processes:
@@ -75,7 +75,7 @@ def _in_flight(process: ProcessTrace) -> list[Span]:
     return spans
 
 
-def _hand_overs(process: ProcessTrace) -> list[Span]:
+def _outbox_waits(process: ProcessTrace) -> list[Span]:
     """Return a span for each microbatch of a stage: from the end of its computation until it is encoded."""
     computed: dict[tuple[int, int], int] = {}
     encoded: dict[tuple[int, int], Span] = {}
@@ -87,7 +87,7 @@ def _hand_overs(process: ProcessTrace) -> list[Span]:
         elif span.name == ENCODE.name:
             encoded[span.microbatch] = span
     return [
-        _made(HAND_OVER, stop, encoded[key].start, {"epoch": key[0], "microbatch": key[1]})
+        _made(OUTBOX, stop, encoded[key].start, {"epoch": key[0], "microbatch": key[1]})
         for key, stop in computed.items()
         if key in encoded and encoded[key].start > stop
     ]

@@ -9,9 +9,9 @@ import msgspec
 
 from broker_pipeline.tools.trace.profile import Profile, in_order
 from broker_pipeline.tools.trace.spans import ProcessTrace, Span
-from broker_pipeline.tracing.activities import BUBBLE, DEVICE, HAND_OVER, IN_FLIGHT, PLAN, SEND, TELL, TOWER
+from broker_pipeline.tracing.activities import BUBBLE, DEVICE, IN_FLIGHT, OUTBOX, PLAN, SEND, TELL, TOWER
 
-_PARTS = ("wire", "queue", "compute", "copy", "hand_over", "publish")
+_PARTS = ("wire", "queue", "compute", "copy", "outbox", "publish")
 _MICROBATCH_MESSAGES = frozenset({"Envelope", "MicrobatchResult"})
 _OF_ALL = frozenset({PLAN.name, TELL.name})
 """Work of the conductor that is done for several microbatches at once."""
@@ -37,14 +37,14 @@ class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between its first and its last work."""
     num_microbatches: int
     busy: float
-    """Share of the time in which it computed: the card where it has one, else its threads."""
+    """Share of the time in which it computed: the GPU where it has one, else its threads."""
     bubble: float
     """Share of the time in which it held sessions and had nothing to compute."""
     wire_ms: float
     """From the sender's last byte encoded to the message whole."""
     queue_ms: float
     """Checked and not begun."""
-    hand_over_ms: float
+    outbox_ms: float
     """Computed and not yet being sent."""
     compute_ms: float
     copy_ms: float
@@ -87,9 +87,9 @@ def _worker(process: ProcessTrace, name: str) -> WorkerSummary:
     worked = [span for span in process.spans if span.microbatch is not None] or process.spans
     extent = _extent([span for span in worked if span.kind != "wire"] or worked) or 1
     num = len({span.microbatch for span in worked if span.microbatch is not None})
-    has_card = any(span.row == DEVICE.row for span in process.spans)
-    times = _by_kind(worked, has_card=has_card)
-    computing = [span for span in process.spans if _is_computing(span, has_card=has_card)]
+    has_device = any(span.row == DEVICE.row for span in process.spans)
+    times = _by_kind(worked, has_device=has_device)
+    computing = [span for span in process.spans if _is_computing(span, has_device=has_device)]
     bubbles = [span for span in process.spans if span.kind == "bubble"]
     return WorkerSummary(
         name=name,
@@ -99,25 +99,25 @@ def _worker(process: ProcessTrace, name: str) -> WorkerSummary:
         num_microbatches=num,
         busy=min(1.0, _covered(computing) / extent),
         bubble=min(1.0, _covered(bubbles) / extent),
-        host_us=_host_work(process, num, has_card=has_card),
+        host_us=_host_work(process, num, has_device=has_device),
         other=_other_work(process.spans),
         **{f"{kind}_ms": times[kind] / max(1, num) / 1e6 for kind in _PARTS},
     )
 
 
-def _is_computing(span: Span, *, has_card: bool) -> bool:
-    return span.kind == "compute" and (span.row == DEVICE.row or span.name == TOWER.name or not has_card)
+def _is_computing(span: Span, *, has_device: bool) -> bool:
+    return span.kind == "compute" and (span.row == DEVICE.row or span.name == TOWER.name or not has_device)
 
 
-def _by_kind(spans: Iterable[Span], *, has_card: bool) -> defaultdict[str, int]:
+def _by_kind(spans: Iterable[Span], *, has_device: bool) -> defaultdict[str, int]:
     """Add up the time that went into microbatches, by kind; messages that are about something else do not count."""
     times: defaultdict[str, int] = defaultdict(int)
     for span in spans:
         if span.microbatch is None or span.facts.get("message", "Envelope") not in _MICROBATCH_MESSAGES:
             continue
-        if span.row == HAND_OVER.row:
-            times["hand_over"] += span.duration
-        elif span.kind != "compute" or _is_computing(span, has_card=has_card):
+        if span.row == OUTBOX.row:
+            times["outbox"] += span.duration
+        elif span.kind != "compute" or _is_computing(span, has_device=has_device):
             times[span.kind] += span.duration
     return times
 
@@ -143,11 +143,11 @@ def _activity(spans: list[Span], extent: int) -> ActivitySummary:
     )
 
 
-def _host_work(process: ProcessTrace, num_microbatches: int, *, has_card: bool) -> dict[str, float]:
+def _host_work(process: ProcessTrace, num_microbatches: int, *, has_device: bool) -> dict[str, float]:
     """Return microseconds per microbatch of everything that the processor did for microbatches."""
     times: defaultdict[str, int] = defaultdict(int)
     for span in process.spans:
-        is_launch = span.kind == "compute" and has_card and span.row != DEVICE.row
+        is_launch = span.kind == "compute" and has_device and span.row != DEVICE.row
         is_host = span.kind in {"host", "publish", "copy"} or is_launch
         if (is_host and span.microbatch is not None) or span.name in _OF_ALL:
             times[span.name] += span.duration
@@ -160,14 +160,14 @@ def _round(rounds: Iterable[Span], processes: Iterable[ProcessTrace]) -> dict[st
         return {}
     parts: defaultdict[str, int] = defaultdict(int)
     for process in processes:
-        has_card = any(span.row == DEVICE.row for span in process.spans)
+        has_device = any(span.row == DEVICE.row for span in process.spans)
         # Sending goes on while the message is on the wire already.
         counted = [
             span
             for span in process.spans
             if span.microbatch in lengths and span.row not in {IN_FLIGHT.row, SEND.row} and span.kind != "wait"
         ]
-        for kind, time in _by_kind(counted, has_card=has_card).items():
+        for kind, time in _by_kind(counted, has_device=has_device).items():
             parts[kind] += time
     in_ms = {kind: time / len(lengths) / 1e6 for kind, time in sorted(parts.items())}
     return {"whole": sum(lengths.values()) / len(lengths) / 1e6, **in_ms}

@@ -45,12 +45,12 @@ def _head(summary: ProfileSummary) -> Iterator[str]:
 
 def _shares(workers: Sequence[WorkerSummary]) -> Table:
     table = _table("where the time went; means per microbatch in ms")
-    for heading in ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "hand over", "publish"):
+    for heading in ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "outbox", "publish"):
         table.add_column(heading, justify="right")
     for worker in workers:
         times = (
             *(worker.wire_ms, worker.queue_ms, worker.compute_ms),
-            *(worker.copy_ms, worker.hand_over_ms, worker.publish_ms),
+            *(worker.copy_ms, worker.outbox_ms, worker.publish_ms),
         )
         shares = (_share(worker.busy), _share(worker.bubble))
         shown = [f"{time:.2f}" if worker.num_microbatches else "" for time in times]

@@ -87,7 +87,7 @@ class NatsConnection:
         return self._inbox
 
     async def publish(self, subject: str, *pieces: Buffer, headers: bytes = b"", reply: str = "") -> None:
-        """Hand over one message, whose payload is all `pieces` in a row; they are copied before this returns.
+        """Write one message, whose payload is all `pieces` in a row; they are copied before this returns.
 
         `headers` is what `header_block` returns. Waits while too much is unsent. Raises `PayloadTooLargeError` before
         anything is sent, `TransportError` when the server is not connected. That this returns does not mean that the

@@ -91,7 +91,7 @@ class MessageSplitter:
         self._end = left
 
     def _split(self) -> int:
-        """Deal with what is complete in the buffer; return where the rest begins."""
+        """Dispatch what is complete in the buffer; return where the rest begins."""
         end, at = self._end, 0
         while at < end:
             if self._num_skipped or self._num_other:

@@ -41,7 +41,7 @@ class StageWeights:
 class Computed:
     """What a step gave: `hidden` `[n, H]`, or at the last stage `logits` `[r, V]` of some rows, and their scan.
 
-    On a card they are complete in stream order, and may be overwritten by the next step.
+    On a GPU they are complete in stream order, and may be overwritten by the next step.
     """
 
     hidden: Tensor | None = None

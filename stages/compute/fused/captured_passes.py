@@ -106,7 +106,7 @@ class CapturedPasses:
 
     def _pass(self, size: int) -> StepOutput:
         inputs = DeviceInputs.over(self._block, self._sizes(size))
-        most_keys = self._model.config.max_position_embeddings  # how many there are is said on the card
+        most_keys = self._model.config.max_position_embeddings  # how many there are is said on the GPU
         attention = FusedAttention(inputs, _PARTS, max_chunk=size, max_chunk_keys=most_keys)
         state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
         if not self._model.is_last:

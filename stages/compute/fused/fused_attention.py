@@ -1,4 +1,4 @@
-"""Attention of one microbatch on the card: chunks by flash attention, single rows by the kernel for rows."""
+"""Attention of one microbatch on the GPU: chunks by flash attention, single rows by the kernel for rows."""
 
 from __future__ import annotations
 

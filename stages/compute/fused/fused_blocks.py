@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stages.compute.fused.products import Products
+from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.kv_cache import KVCache
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.norms import add_rms_norm, rms_norm
@@ -120,7 +120,7 @@ class FusedBlocks:
         blocks: Sequence[PackedBlock],
         kv: KVCache,
         *,
-        products: Products,
+        linears: LinearBackend,
         experts: ExpertBlock,
         deepstack_layers: Collection[int] = (),
     ) -> None:
@@ -129,7 +129,7 @@ class FusedBlocks:
         self._first_layer = first_layer
         self._blocks = tuple(blocks)
         self._kv = kv
-        self._products = products
+        self._linears = linears
         self._experts = experts
 
     def forward(
@@ -153,13 +153,13 @@ class FusedBlocks:
         eps = self._config.rms_norm_eps
         keys, values = self._kv.keys(index), self._kv.values(index)
         x, normed = state.normed(block.input_norm, eps)
-        qkv = self._products.linear(normed, block.qkv)
+        qkv = self._linears.linear(normed, block.qkv)
         q = enter_cache(qkv, (block.q_norm, block.k_norm), rotation, eps, keys, values, step.slots)
         attended = step.attend(q, keys, values)
-        x, normed = add_rms_norm(x, self._products.linear(attended.flatten(1), block.o), block.post_attention_norm, eps)
+        x, normed = add_rms_norm(x, self._linears.linear(attended.flatten(1), block.o), block.post_attention_norm, eps)
         return Unsummed(x, self._feed_forward(block.mlp, normed))
 
     def _feed_forward(self, mlp: PackedMlp | ExpertWeights, normed: Tensor) -> Tensor:
         if isinstance(mlp, ExpertWeights):
             return self._experts(normed, mlp, self._config.num_experts_per_tok)
-        return self._products.linear(self._products.gated(normed, mlp.gate_up), mlp.down)
+        return self._linears.linear(self._linears.gated(normed, mlp.gate_up), mlp.down)

@@ -1,4 +1,4 @@
-"""The decoder on a card. Queues work and returns: nobody waits for the device here.
+"""The decoder on a GPU. Queues work and returns: nobody waits for the device here.
 
 only single tokens          a decode step as one graph (`captured_steps`)
 a few hundred tokens        a mixed pass as one graph (`captured_passes`)

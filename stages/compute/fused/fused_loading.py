@@ -1,6 +1,6 @@
-"""A stage's decoder on a card, and room for its KV: what is free after weights, graphs, activations and a margin.
+"""A stage's decoder on a GPU, and room for its KV: what is free after weights, graphs, activations and a margin.
 
-    card   [ weights | graphs, activations of the largest microbatch, sampling | others' | margin |      KV       ]
+    GPU   [ weights | graphs, activations of the largest microbatch, sampling | others' | margin |      KV       ]
                        └──────────────── measured by doing it once ───────────┘                    └ what is left ┘
 
 So no microbatch that is admitted can run out of memory: what does not fit is refused when KV is reserved.
@@ -20,7 +20,7 @@ from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.fused.fused_blocks import PackedBlock
 from stages.compute.fused.fused_decoder import FusedDecoder
 from stages.compute.fused.fused_model import FusedModel, FusedWeights
-from stages.compute.fused.products import FastProducts, InvariantProducts
+from stages.compute.fused.linear_backends import BatchInvariantLinear, FastLinear
 from stages.compute.kv.kv_cache import KVCache
 from stages.compute.kv.kv_capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.microbatch import Microbatch
@@ -33,7 +33,7 @@ from stages.kernels.matmul import invariant_linear
 from stages.qwen3_vl.config import ModelConfig, TextConfig
 from stages.qwen3_vl.text import ExpertWeights
 
-_MARGIN_SHARE = 0.03  # of the card: what allocators lose, and what CUDA takes later
+_MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes later
 _SAMPLED_BYTES = 8  # for each logit of a row that is sampled with filters
 _SAMPLING_BYTES = 200 * 2**20  # for groups of rows that are sampled without
 _WARM_UP = "warm-up"
@@ -88,7 +88,7 @@ def _build(
         blocks.start,
         weights,
         kv,
-        products=InvariantProducts() if options.is_deterministic else FastProducts(),
+        linears=BatchInvariantLinear() if options.is_deterministic else FastLinear(),
         experts=_invariant_experts if options.is_deterministic else _experts,
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
@@ -150,7 +150,7 @@ def _measured_tokens(
 
 
 def _experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
-    chosen, weights = choose_experts(FastProducts().linear(normed, mlp.router), num_chosen)
+    chosen, weights = choose_experts(FastLinear().linear(normed, mlp.router), num_chosen)
     if normed.shape[0] <= MAX_PAIR_ROWS:
         return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
     return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down)

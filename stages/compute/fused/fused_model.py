@@ -1,4 +1,4 @@
-"""A stage's layers on the card, from what is told of a microbatch to hidden states or logits. Queues work, no more."""
+"""A stage's layers on the GPU, from what is told of a microbatch to hidden states or logits. Queues work, no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from stages.compute.fused.fused_attention import FusedAttention
 from stages.compute.fused.fused_blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
-from stages.compute.fused.products import Products
+from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
 from stages.compute.kv.kv_cache import KVCache
 from stages.kernels.rotation import rotation
@@ -37,7 +37,7 @@ class FusedModel:
         weights: FusedWeights,
         kv: KVCache,
         *,
-        products: Products,
+        linears: LinearBackend,
         experts: ExpertBlock,
         num_deepstack_levels: int,
     ) -> None:
@@ -46,7 +46,7 @@ class FusedModel:
         self.dtype = weights.blocks[0].qkv.dtype
         self.layers = range(first_layer, first_layer + len(weights.blocks))
         self._weights = weights
-        self._products = products
+        self._linears = linears
         self.deepstack_layers = tuple(layer for layer in self.layers if layer < num_deepstack_levels)
         """Layers behind which visual rows are added."""
         self._blocks = FusedBlocks(
@@ -54,7 +54,7 @@ class FusedModel:
             first_layer,
             weights.blocks,
             kv,
-            products=products,
+            linears=linears,
             experts=experts,
             deepstack_layers=self.deepstack_layers,
         )
@@ -89,6 +89,6 @@ class FusedModel:
         assert self._weights.head is not None, "only the last stage has the head"
         _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)
         if out is None:
-            return self._products.linear(normed, self._weights.head)
-        self._products.linear_into(out, normed, self._weights.head)
+            return self._linears.linear(normed, self._weights.head)
+        self._linears.linear_into(out, normed, self._weights.head)
         return out

@@ -2,7 +2,7 @@
 
     n rows ─► the next larger size ─► inputs copied into fixed buffers ─► replay ─► the first n rows are the answer
 
-The host takes longer to launch the hundreds of kernels of a step than the card takes to compute them; a graph is one
+The host takes longer to launch the hundreds of kernels of a step than the GPU takes to compute them; a graph is one
 launch. All graphs share one pool of memory and one set of buffers, since only one runs at a time. Steps captured by
 batch size are vLLM's idea.
 """

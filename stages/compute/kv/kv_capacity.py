@@ -21,7 +21,7 @@ _FEWEST_TOKENS = 256
 class KVRoom:
     """How much KV a stage is to have: `num_tokens`, or what fits.
 
-    `share` is the part of the free memory to take, None for the default. `reserved_bytes` of a card are others' within
+    `share` is the part of the free memory to take, None for the default. `reserved_bytes` of a GPU are others' within
     this process: visual rows, and a vision tower's needs.
     """
 
@@ -30,7 +30,7 @@ class KVRoom:
     reserved_bytes: int = 0
 
     def fit(self, token_bytes: int, device: torch.device) -> int:
-        """Return the tokens to hold, beside weights that are loaded already; errors as of `default_kv_tokens`."""
+        """Return the tokens to hold, alongside weights that are loaded already; errors as of `default_kv_tokens`."""
         return self.num_tokens or default_kv_tokens(token_bytes, device, self.share, self.reserved_bytes)
 
 
@@ -42,7 +42,7 @@ def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int
 def default_kv_tokens(
     token_bytes: int, device: torch.device, share: float | None = None, reserved_bytes: int = 0
 ) -> int:
-    """Return how many tokens fit beside the weights, which are loaded already, and `reserved_bytes` of a card.
+    """Return how many tokens fit alongside the weights, which are loaded already, and `reserved_bytes` of a GPU.
 
     `share` is the part of the free memory to take; None takes 0.8 of a GPU's and 0.25 of a host's.
 

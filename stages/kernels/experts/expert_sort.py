@@ -1,4 +1,4 @@
-"""Groups (row, choice) pairs by expert, on the card and without padding.
+"""Groups (row, choice) pairs by expert, on the GPU and without padding.
 
 chosen [n, k] = [[2, 5], [0, 2]]      pairs are numbered row * k + choice:   0: 2   1: 5   2: 0   3: 2
 order         = [2 | 0, 3 | 1]        pairs of expert 0, of expert 2, of expert 5; ascending within an expert

@@ -1,4 +1,4 @@
-"""The experts of a sparse block on the card: every chosen expert's MLP for every row, without padding or host reads.
+"""The experts of a sparse block on the GPU: every chosen expert's MLP for every row, without padding or host reads.
 
     few rows    pairs (row, choice):  gate_up of each pair ─► down of each pair ─► sum over choices
     more rows   sort pairs by expert ─► gate_up by (block of one expert's pairs, tile) ─► down likewise ─► sum
@@ -55,7 +55,7 @@ def fused_experts(
     residual: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """An `ExpertCompute` on the card: the weighted sum `[n, H]` of the chosen experts, plus `residual` `[n, H]` if any.
+    """An `ExpertCompute` on the GPU: the weighted sum `[n, H]` of the chosen experts, plus `residual` `[n, H]` if any.
 
     `chosen` is int32 or int64 with ids in [0, E). The sum runs in the order of a row's choices, rounded after each, as
     `eager_experts` does in ascending order of experts: `choose_experts` gives the choices in that order. All tensors

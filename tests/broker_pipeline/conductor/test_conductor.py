@@ -14,7 +14,7 @@ from broker_pipeline import redis_keys, subjects
 from broker_pipeline.conductor.conductor import Conductor
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.term import Surroundings
+from broker_pipeline.conductor.tenure import Surroundings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ComputeError, NotAnImageError, StageError
 from broker_pipeline.identity import new_job_id
@@ -496,7 +496,7 @@ async def test_a_standby_takes_over_and_resumes_from_the_tokens_in_redis(bench: 
 
 
 async def _kill(bench: Bench, index: int) -> None:
-    """End a conductor as SIGKILL would: it releases nothing and puts nothing back."""
+    """End a conductor as SIGKILL would: it releases nothing and requeues nothing."""
     task = bench.conductors[index]
     key = redis_keys.lease(bench.namespace, "main")
     holder = await bench.redis.get(key)

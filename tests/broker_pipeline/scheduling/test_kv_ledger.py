@@ -2,11 +2,11 @@ import pytest
 
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
-from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.routes import Route, StageInfo
 
 
-def worker(name: str, capacity: int) -> StageWorker:
-    return StageWorker(name, name, f"s.{name}", BlockRange(start=0, stop=1), capacity, 64)
+def worker(name: str, capacity: int) -> StageInfo:
+    return StageInfo(name, name, f"s.{name}", BlockRange(start=0, stop=1), capacity, 64)
 
 
 A, B, C = worker("a", 100), worker("b", 50), worker("c", 100)

@@ -7,7 +7,7 @@ from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.scheduling.routes import (
     PipelineIdentity,
     Route,
-    StageWorker,
+    StageInfo,
     choose_routes,
     missing_blocks,
     refusal_of,
@@ -16,8 +16,8 @@ from broker_pipeline.scheduling.routes import (
 IDENTITY = PipelineIdentity("main", "f" * 64, "bfloat16", 36)
 
 
-def stage(name: str, start: int, stop: int, kv: int = 100, batch: int = 64) -> StageWorker:
-    return StageWorker(f"{name}-1", name, f"bp.main.worker.{name}.1", BlockRange(start=start, stop=stop), kv, batch)
+def stage(name: str, start: int, stop: int, kv: int = 100, batch: int = 64) -> StageInfo:
+    return StageInfo(f"{name}-1", name, f"bp.main.worker.{name}.1", BlockRange(start=start, stop=stop), kv, batch)
 
 
 def record(**changes: object) -> WorkerRecord:
@@ -108,11 +108,11 @@ def test_routes_cover_all_layers_and_use_all_workers_that_can_be_used(ranges: li
     assert used == _on_a_chain(workers)
 
 
-def _on_a_chain(workers: list[StageWorker]) -> set[str]:
+def _on_a_chain(workers: list[StageInfo]) -> set[str]:
     """All workers of all chains, by walking every one of them."""
     found: set[str] = set()
 
-    def walk(chain: list[StageWorker], at: int) -> None:
+    def walk(chain: list[StageInfo], at: int) -> None:
         if at == 8:
             found.update(worker.key for worker in chain)
         for worker in workers:
@@ -141,7 +141,7 @@ def test_row_targets_are_the_first_stage_and_the_owners_of_the_first_layers() ->
 def test_a_fitting_record_is_accepted() -> None:
     assert refusal_of(record(), IDENTITY) is None
     assert refusal_of(record(role="vision", blocks=None, num_layers=0), IDENTITY) is None
-    worker = StageWorker.from_record(record())
+    worker = StageInfo.from_record(record())
     assert (worker.key, worker.name, worker.kv_capacity_tokens) == ("i1", "a", 1000)
 
 
@@ -151,7 +151,7 @@ def test_a_fitting_record_is_accepted() -> None:
         ({"pipeline": "other"}, "serves pipeline other"),
         ({"fingerprint": "0" * 64}, "its artifact is 000000000000, the pipeline's ffffffffffff; export once"),
         ({"fingerprint": ""}, "its artifact is (none)"),
-        ({"contract": 3}, "version 3 of the contract"),
+        ({"contract": 4}, "version 4 of the contract"),
         ({"dtype": "float32"}, "computes in float32, the pipeline in bfloat16"),
         ({"blocks": None}, "announces no blocks"),
         ({"blocks": BlockRange(start=12, stop=40)}, "blocks 12 to 40; the model has blocks 0 to 36"),

@@ -48,7 +48,7 @@ def test_prefill_and_decode_share_a_microbatch(two_stages: Simulation) -> None:
     two_stages.check_ended()
 
 
-def test_sessions_are_dealt_to_stages_and_one_microbatches(two_stages: Simulation) -> None:
+def test_sessions_are_assigned_to_stages_and_one_microbatches(two_stages: Simulation) -> None:
     for _ in range(9):
         two_stages.submit(1, 8)
     planned = two_stages.plan()
@@ -327,17 +327,17 @@ def test_the_first_microbatch_has_more_time() -> None:
     assert 30 < second.deadline < 31
 
 
-def test_a_lost_microbatch_is_overtaken_by_its_trail_long_before_its_deadline(two_stages: Simulation) -> None:
+def test_a_lost_microbatch_is_overtaken_by_its_probe_long_before_its_deadline(two_stages: Simulation) -> None:
     job = two_stages.submit(3, 4)
     (microbatch,) = two_stages.plan()
     two_stages.network.clear()  # lost on the way
     two_stages.now = microbatch.suspect_at
     assert microbatch.suspect_at < 3 < microbatch.deadline
-    two_stages.trail_all()
-    two_stages.trail_all()
-    (trail,) = two_stages.network
-    assert trail.route == microbatch.route
-    outcome = two_stages.deliver(trail)
+    two_stages.probe_late()
+    two_stages.probe_late()
+    (probe,) = two_stages.network
+    assert probe.route == microbatch.route
+    outcome = two_stages.deliver(probe)
     assert outcome.overtaken == microbatch.number
     assert len(two_stages.scheduler.routes.usable) == 2, "nobody is suspended for it"
     two_stages.run()
@@ -345,34 +345,34 @@ def test_a_lost_microbatch_is_overtaken_by_its_trail_long_before_its_deadline(tw
     two_stages.check_ended()
 
 
-def test_a_trail_behind_a_slow_step_changes_nothing(two_stages: Simulation) -> None:
+def test_a_probe_behind_a_slow_step_changes_nothing(two_stages: Simulation) -> None:
     job = two_stages.submit(3, 4)
     (microbatch,) = two_stages.plan()
     two_stages.now = microbatch.suspect_at
-    two_stages.trail_all()
+    two_stages.probe_late()
     two_stages.deliver(microbatch)
     assert two_stages.deliver(two_stages.network[0]).overtaken is None
     assert len(job.generated) == 1
 
 
-def test_a_lost_trail_is_sent_again_and_suspends_nobody(two_stages: Simulation) -> None:
+def test_a_lost_probe_is_sent_again_and_suspends_nobody(two_stages: Simulation) -> None:
     two_stages.submit(3, 4)
     (microbatch,) = two_stages.plan()
     two_stages.now = microbatch.suspect_at
-    two_stages.trail_all()
+    two_stages.probe_late()
     two_stages.network.clear()
     two_stages.now += 10
     two_stages.expire()
     assert len(two_stages.scheduler.routes.usable) == 2
-    two_stages.trail_all()
+    two_stages.probe_late()
     assert len(two_stages.network) == 1
 
 
-def test_a_trail_that_is_lost_with_its_worker_keeps_no_close_from_the_others(two_stages: Simulation) -> None:
+def test_a_probe_that_is_lost_with_its_worker_keeps_no_close_from_the_others(two_stages: Simulation) -> None:
     two_stages.submit(3, 4)
     (microbatch,) = two_stages.plan()
     two_stages.now = microbatch.suspect_at
-    two_stages.trail_all()
+    two_stages.probe_late()
     two_stages.network.clear()
     two_stages.suspend(microbatch.route.workers[1].key)
     (closing,) = two_stages.plan()

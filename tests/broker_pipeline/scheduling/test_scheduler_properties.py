@@ -86,8 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.simulation.suspend(self.pick(data, sorted(self.simulation.stages)))
 
     @rule()
-    def trail(self) -> None:
-        self.simulation.trail_all()
+    def probe_late(self) -> None:
+        self.simulation.probe_late()
 
     @rule()
     def probe(self) -> None:

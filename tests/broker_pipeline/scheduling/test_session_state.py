@@ -4,12 +4,12 @@ from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
-from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 
 
 def session() -> SessionState:
     positions = np.arange(18, dtype=np.int32).reshape(3, 6)
-    prompt = Prompt(
+    prompt = PreparedPrompt(
         np.arange(10, 16, dtype=np.int32),
         positions,
         position_delta=-3,

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.scheduling.routes import Route, StageWorker
+from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.step_cost import SharedDevice, StepCost, choose_num_microbatches, shared_devices
 
 
@@ -102,7 +102,7 @@ def test_stages_that_share_a_device_cannot_all_compute_at_a_time(shared: tuple[S
     assert choose_num_microbatches(32, 32, stages, 0.0, shared) == best
 
 
-def test_time_outside_of_stages_is_hidden_on_a_shared_card_as_well() -> None:
+def test_time_outside_of_stages_is_hidden_on_a_shared_gpu_as_well() -> None:
     stages = [measured(linear)] * 2
     assert choose_num_microbatches(64, 64, stages, 0.0, [SharedDevice((0, 1), 1)]) == 1
     assert choose_num_microbatches(64, 64, stages, 0.05, [SharedDevice((0, 1), 1)]) == 2
@@ -110,38 +110,38 @@ def test_time_outside_of_stages_is_hidden_on_a_shared_card_as_well() -> None:
 
 @pytest.mark.parametrize("size", [150, 200, 260, 700, 1400, 2600])
 def test_sizes_between_powers_of_two_are_not_taken_for_these(size: int) -> None:
-    def card(num_tokens: int) -> float:
+    def gpu(num_tokens: int) -> float:
         return 0.007 + 0.027e-3 * num_tokens
 
-    stage = measured(card, (150, 260, 700, 1400, 2600))
-    assert stage.estimate(size) == pytest.approx(card(size), rel=0.02)
+    stage = measured(gpu, (150, 260, 700, 1400, 2600))
+    assert stage.estimate(size) == pytest.approx(gpu(size), rel=0.02)
 
 
 def test_a_number_stays_while_no_other_gains_enough() -> None:
-    def card(num_tokens: int) -> float:
+    def gpu(num_tokens: int) -> float:
         return 0.007 + 0.027e-3 * num_tokens
 
-    stage = [measured(card, (128, 256, 512, 1024, 2048))]
+    stage = [measured(gpu, (128, 256, 512, 1024, 2048))]
     assert choose_num_microbatches(256, 1128, stage, outside_s=0.006) == 1
     assert choose_num_microbatches(256, 1128, stage, outside_s=0.006, current=2) == 2
     assert choose_num_microbatches(256, 256, stage, outside_s=0.003, current=2) == 1
 
 
 def test_of_more_than_one_microbatch_takes_the_next_one_hides_the_time_outside() -> None:
-    def card(num_tokens: int) -> float:
+    def gpu(num_tokens: int) -> float:
         return 0.007 + 0.027e-3 * num_tokens
 
-    stage = [measured(card, (256, 1024, 4096))]
+    stage = [measured(gpu, (256, 1024, 4096))]
     assert choose_num_microbatches(256, 56_000, stage, outside_s=0.010) == 1
     assert choose_num_microbatches(256, 56_000, stage, outside_s=0.010, max_tokens=4096) == 2
 
 
-def worker(name: str, device_id: str, device_slots: int = 1) -> StageWorker:
-    return StageWorker(name, name, f"s.{name}", BlockRange(start=0, stop=1), 64, 64, device_id, device_slots)
+def worker(name: str, device_id: str, device_slots: int = 1) -> StageInfo:
+    return StageInfo(name, name, f"s.{name}", BlockRange(start=0, stop=1), 64, 64, device_id, device_slots)
 
 
 def test_only_devices_with_more_stages_than_they_have_room_for_are_shared() -> None:
-    route = Route((worker("a", "card-1"), worker("b", "card-2"), worker("c", "card-1"), worker("d", "card-3")))
+    route = Route((worker("a", "gpu-1"), worker("b", "gpu-2"), worker("c", "gpu-1"), worker("d", "gpu-3")))
     assert shared_devices(route) == (SharedDevice((0, 2), 1),)
     on_cpu = Route(tuple(worker(name, "cpu-x", 2) for name in "abc"))
     assert shared_devices(on_cpu) == (SharedDevice((0, 1, 2), 2, is_processor=True),)
@@ -151,8 +151,8 @@ def test_only_devices_with_more_stages_than_they_have_room_for_are_shared() -> N
 
 def test_a_processor_that_is_shared_with_the_broker_cannot_hide_the_time_outside() -> None:
     stages, outside_s = [measured(affine)] * 3, 0.01
-    card, processor = (SharedDevice((0, 1, 2), 2, is_processor=is_processor) for is_processor in (False, True))
-    assert choose_num_microbatches(32, 32, stages, outside_s, [card]) == 4
+    gpu, processor = (SharedDevice((0, 1, 2), 2, is_processor=is_processor) for is_processor in (False, True))
+    assert choose_num_microbatches(32, 32, stages, outside_s, [gpu]) == 4
     assert choose_num_microbatches(32, 32, stages, outside_s, [processor]) == 2
 
 

@@ -44,7 +44,7 @@ def registry(redis: RedisClient, namespace: str) -> WorkerRegistry:
 async def test_claimed_workers_are_listed_until_released(registry: WorkerRegistry) -> None:
     second, first = make_record("stage-1", "x"), make_record("stage-0", "y")
     for record in (second, first, first):
-        await registry.claim(record)
+        await registry.register(record)
     assert await registry.workers() == [first, second]
     for _ in range(2):
         await registry.release(first)
@@ -53,7 +53,7 @@ async def test_claimed_workers_are_listed_until_released(registry: WorkerRegistr
 
 async def test_pipelines_do_not_see_each_others_workers(redis: RedisClient, namespace: str) -> None:
     for name in ("main", "other"):
-        await WorkerRegistry(redis, namespace, name).claim(make_record(pipeline=name, instance=name))
+        await WorkerRegistry(redis, namespace, name).register(make_record(pipeline=name, instance=name))
     assert [record.instance for record in await WorkerRegistry(redis, namespace, "other").workers()] == ["other"]
     assert await pipelines(redis, namespace) == ["main", "other"]
 
@@ -61,7 +61,7 @@ async def test_pipelines_do_not_see_each_others_workers(redis: RedisClient, name
 async def test_a_record_that_is_not_renewed_disappears(
     registry: WorkerRegistry, redis: RedisClient, namespace: str
 ) -> None:
-    await registry.claim(make_record())
+    await registry.register(make_record())
     await asyncio.sleep(0.3)
     await registry.renew(make_record(state="draining"))
     await asyncio.sleep(0.3)
@@ -73,11 +73,11 @@ async def test_a_record_that_is_not_renewed_disappears(
 
 async def test_the_name_of_a_live_worker_is_refused_quickly(redis: RedisClient, namespace: str) -> None:
     registry = WorkerRegistry(redis, namespace, "main", ttl_s=2.0)
-    await registry.claim(make_record(instance="a"))
+    await registry.register(make_record(instance="a"))
     living = asyncio.ensure_future(registry.announce(make_record, make_heartbeat, Publications()))
     started = time.monotonic()
     with pytest.raises(WorkerNameTakenError, match=r"live stage on box \(pid 7, instance a\).*--name"):
-        await registry.claim(make_record(instance="b"))
+        await registry.register(make_record(instance="b"))
     assert time.monotonic() - started < 1.5, "a renewal was seen well before the record could end"
     living.cancel()
     await asyncio.wait({living})
@@ -85,16 +85,16 @@ async def test_the_name_of_a_live_worker_is_refused_quickly(redis: RedisClient, 
 
 
 async def test_a_restarted_worker_waits_for_its_former_selfs_record_to_end(registry: WorkerRegistry) -> None:
-    await registry.claim(make_record(instance="killed"))
+    await registry.register(make_record(instance="killed"))
     started = time.monotonic()
-    await registry.claim(make_record(instance="new"))
+    await registry.register(make_record(instance="new"))
     assert 0.3 < time.monotonic() - started < 1.0
     assert [record.instance for record in await registry.workers()] == ["new"]
 
 
 async def test_an_old_instance_can_neither_renew_nor_release_the_new_ones_record(registry: WorkerRegistry) -> None:
-    await registry.claim(make_record(instance="old"))
-    await registry.claim(make_record(instance="new"))
+    await registry.register(make_record(instance="old"))
+    await registry.register(make_record(instance="new"))
     with pytest.raises(WorkerNameTakenError):
         await registry.renew(make_record(instance="old"))
     await registry.release(make_record(instance="old"))
@@ -106,7 +106,7 @@ async def test_of_two_racing_claims_one_wins(redis_url: str, namespace: str) -> 
         registries = [WorkerRegistry(client, namespace, "main", ttl_s=1.0) for client in (one, two)]
 
         async def live(registry: WorkerRegistry, record: WorkerRecord) -> None:
-            await registry.claim(record)
+            await registry.register(record)
             await registry.announce(lambda: record, make_heartbeat, Publications())
 
         lives = [
@@ -124,7 +124,7 @@ async def test_of_two_racing_claims_one_wins(redis_url: str, namespace: str) -> 
 async def test_announce_renews_the_changing_record_and_beats(
     registry: WorkerRegistry, redis: RedisClient, namespace: str
 ) -> None:
-    await registry.claim(make_record())
+    await registry.register(make_record())
     state = {"now": "ready"}
     out = Publications()
     living = asyncio.ensure_future(
@@ -144,7 +144,7 @@ async def test_announce_renews_the_changing_record_and_beats(
 async def test_announce_outlives_redis_and_broker(own_redis: EmbeddedRedis, namespace: str) -> None:
     async with open_redis(own_redis.url, timeout_s=0.5) as client:
         registry = WorkerRegistry(client, namespace, "main", ttl_s=0.5)
-        await registry.claim(make_record())
+        await registry.register(make_record())
         out = Publications()
         living = asyncio.ensure_future(registry.announce(make_record, make_heartbeat, out, heartbeat_s=0.05))
         await asyncio.sleep(0.2)
@@ -166,7 +166,7 @@ async def test_announce_outlives_redis_and_broker(own_redis: EmbeddedRedis, name
 
 
 async def test_announce_ends_when_another_instance_has_taken_the_name(registry: WorkerRegistry) -> None:
-    await registry.claim(make_record(instance="new"))
+    await registry.register(make_record(instance="new"))
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.timeout(2):
             await registry.announce(lambda: make_record(instance="old"), make_heartbeat, Publications())

@@ -115,7 +115,7 @@ async def test_a_job_beyond_what_the_queue_takes_is_refused_and_the_connection_l
     assert await queue.publish(spec("small"))
 
 
-async def test_a_job_that_is_put_back_comes_again(queue: JobQueue) -> None:
+async def test_a_job_that_is_requeued_comes_again(queue: JobQueue) -> None:
     await queue.publish(spec("a"))
     first = await queue.pull()
     assert first is not None

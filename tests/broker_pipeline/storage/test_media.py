@@ -332,7 +332,7 @@ async def age_claims(redis: RedisClient, namespace: str, seconds: float) -> None
 async def test_a_claim_that_came_after_its_sender_had_given_up_ends_by_itself(
     store: MediaStore, transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
-    """Redis was cut off when a gateway claimed known bytes; the claim arrived when it was back, the job never."""
+    """Redis was cut off when a gateway acquired known bytes; that arrived when it was back, the job never."""
     ref = await store.put(b"picture", "job-1")
     assert await store.put(b"picture", "job-of-a-submission-that-failed") == ref
     await store.release([ref], "job-1")

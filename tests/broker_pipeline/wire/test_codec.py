@@ -143,7 +143,7 @@ def test_tensors_are_views_of_the_buffer_and_never_copies() -> None:
 
 def test_the_version_is_always_said_and_stands_first() -> None:
     for body in (envelope(), Hello(pipeline="main")):
-        assert encode(body).metadata.startswith(b'{"version":2,')
+        assert encode(body).metadata.startswith(b'{"version":3,')
 
 
 def test_a_stale_table_is_replaced() -> None:
@@ -212,11 +212,11 @@ def test_too_many_tensors_and_too_much_metadata() -> None:
 @pytest.mark.parametrize(
     "metadata",
     [
-        b'{"version":3,"nothing":"we know"}',
+        b'{"version":4,"nothing":"we know"}',
         b'{"version":1,"pipeline":"main"}',
-        b'{"something":[1,{"version":2}],"version":0}',
+        b'{"something":[1,{"version":3}],"version":0}',
         b'{"version":"2"}',
-        b'{"version":2.5}',
+        b'{"version":3.5}',
         b'{"version":true}',
         b'{"version":[1]}',
     ],
@@ -306,7 +306,7 @@ def test_more_tensors_than_a_message_holds() -> None:
         decode(metadata, b"", Envelope)
 
 
-@pytest.mark.parametrize("metadata", [b"", b"null", b"[]", b"{", b"[" * 100_000, b'{"version":2,"x":' + b"[" * 100_000])
+@pytest.mark.parametrize("metadata", [b"", b"null", b"[]", b"{", b"[" * 100_000, b'{"version":3,"x":' + b"[" * 100_000])
 def test_what_is_no_message(metadata: bytes) -> None:
     with pytest.raises(MalformedEnvelopeError):
         decode(metadata, b"", Envelope)
@@ -358,7 +358,7 @@ def test_flipped_bits_give_a_typed_error_or_a_message(places: list[int], kind: s
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.binary(max_size=40))
-@example(b'{"version":2,"pipeline":"\xff"}', b"")
+@example(b'{"version":3,"pipeline":"\xff"}', b"")
 @example(b'{"version":' + b"9" * 10_000 + b"}", b"")
 @example(b'{"version":1e999}', b"")
 def test_noise(metadata: bytes, bytes_: bytes) -> None:

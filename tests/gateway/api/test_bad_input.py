@@ -1,4 +1,4 @@
-"""Bad input gets its typed error, names its field, and leaves the jobs beside it alone."""
+"""Bad input gets its typed error, names its field, and leaves the jobs alongside it alone."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_bad_list_queries(http: aiohttp.ClientSession, query: str) -> None
         assert (answer.status, error["field"]) == (400, query.partition("=")[0])
 
 
-async def test_jobs_beside_bad_ones_finish(
+async def test_jobs_alongside_bad_ones_finish(
     start_gateway: OpenGateway, transport: Any, redis: Any, namespace: str
 ) -> None:
     """Forty submissions at once, every other one bad: twenty results."""

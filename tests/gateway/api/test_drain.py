@@ -29,11 +29,11 @@ async def test_the_worker_is_asked_and_its_answer_shown(
     http: aiohttp.ClientSession, transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
     record = worker(namespace, "s1")
-    await WorkerRegistry(redis, namespace, "main").claim(record)
-    async with transport.subscribe(subjects.drain(record.subject), DrainRequest) as wishes:
+    await WorkerRegistry(redis, namespace, "main").register(record)
+    async with transport.subscribe(subjects.drain(record.subject), DrainRequest) as requests:
 
         async def answer() -> None:
-            message = await anext(aiter(wishes))
+            message = await anext(aiter(requests))
             await message.respond(DrainReply(record=record))
 
         answering = asyncio.ensure_future(answer())
@@ -45,7 +45,7 @@ async def test_the_worker_is_asked_and_its_answer_shown(
 async def test_a_worker_that_is_not_there_is_named_with_those_that_are(
     http: aiohttp.ClientSession, redis: RedisClient, namespace: str
 ) -> None:
-    await WorkerRegistry(redis, namespace, "main").claim(worker(namespace, "s1"))
+    await WorkerRegistry(redis, namespace, "main").register(worker(namespace, "s1"))
     status, shown = await drained(http, "s2")
     assert (status, shown["error"]["code"], shown["error"]["field"]) == (404, "worker_not_found", "worker")
     assert "there are: s1" in shown["error"]["message"]
@@ -54,13 +54,13 @@ async def test_a_worker_that_is_not_there_is_named_with_those_that_are(
 async def test_a_worker_that_does_not_answer_is_said_so(
     http: aiohttp.ClientSession, redis: RedisClient, namespace: str
 ) -> None:
-    await WorkerRegistry(redis, namespace, "main").claim(worker(namespace, "s1"))
+    await WorkerRegistry(redis, namespace, "main").register(worker(namespace, "s1"))
     status, shown = await drained(http, "s1")
     assert (status, shown["error"]["code"]) == (404, "worker_not_found")
     assert "does not answer" in shown["error"]["message"]
 
 
 async def test_only_workers_are_drained(http: aiohttp.ClientSession, redis: RedisClient, namespace: str) -> None:
-    await WorkerRegistry(redis, namespace, "main").claim(worker(namespace, "c1", "conductor"))
+    await WorkerRegistry(redis, namespace, "main").register(worker(namespace, "c1", "conductor"))
     status, shown = await drained(http, "c1")
     assert (status, shown["error"]["field"]) == (400, "worker")

@@ -270,7 +270,7 @@ async def test_bodies_in_memory_are_bounded(
     start_gateway: OpenGateway, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one body drips in, another waits for its turn and is sent away."""
-    monkeypatch.setattr("gateway.intake.intake._WAIT_FOR_TURN_S", 0.2)
+    monkeypatch.setattr("gateway.intake.request_reader._WAIT_FOR_SLOT_S", 0.2)
 
     async def drip() -> Any:
         yield b'{"prompt": "'

@@ -95,7 +95,7 @@ async def test_status_shows_workers_conductor_queue_and_jobs(
     record = WorkerRecord(
         worker="s0", instance="i0", role="stage", pipeline="main", subject="t.s0", blocks=WHOLE, kv_capacity_tokens=100
     )
-    await WorkerRegistry(redis, namespace, "main").claim(record)
+    await WorkerRegistry(redis, namespace, "main").register(record)
     await show(redis, namespace, conductor_status())
     for _ in range(3):
         await accepted(http, data=form(jpeg))

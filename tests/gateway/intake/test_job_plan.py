@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused_by_name(body: object, field: str) -> Non
     assert refused_field(body) == field
 
 
-def test_an_empty_prompt_beside_an_image_is_refused() -> None:
+def test_an_empty_prompt_alongside_an_image_is_refused() -> None:
     assert refused_field({"prompt": ""}, (PICTURE,)) == "prompt"
 
 

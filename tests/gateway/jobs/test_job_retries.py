@@ -149,7 +149,7 @@ async def test_what_a_gateway_that_died_had_not_queued_is_queued_by_another(
     jpeg: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the wish in Redis on the job will run, whatever dies before it is in the queue."""
+    """From the request in Redis on the job will run, whatever dies before it is in the queue."""
     gateway, _ = running
     job_id = await failed_job(http, conductor, jpeg)
 

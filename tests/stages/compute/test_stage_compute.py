@@ -19,7 +19,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import InProcess, build_stages
+from stages.compute.generate import WholeModel, build_stages
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
 from stages.compute.row_buffer import VisualRows
@@ -393,9 +393,9 @@ def test_a_failed_computation_advances_nobody_and_may_be_repeated(monkeypatch):
 def test_a_resumed_session_continues_as_the_undisturbed_one(sampling, num_done):
     shown = scene(VARIANT, "one image")
     request = replace(request_of(VARIANT, shown, num_tokens=12, sampling=sampling), eos_token_ids=())
-    [whole] = InProcess(stages_of(VARIANT)).generate([request])
+    [whole] = WholeModel(stages_of(VARIANT)).generate([request])
     done = tuple(token.token_id for token in whole[:num_done])
-    elsewhere = InProcess(stages_of(VARIANT, (1, 4)))
+    elsewhere = WholeModel(stages_of(VARIANT, (1, 4)))
     [rest] = elsewhere.generate([replace(request, generated=done, attempt=2)], chunk_tokens=9)
     assert [t.token_id for t in rest] == [t.token_id for t in whole[num_done:]]
     assert [t.position for t in rest] == [t.position for t in whole[num_done:]]

@@ -1,4 +1,4 @@
-"""Kernels run on the card where there is one, in Triton's interpreter elsewhere, and are skipped without Triton."""
+"""Kernels run on the GPU where there is one, in Triton's interpreter elsewhere, and are skipped without Triton."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def _random(*shape: int, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 def _equal(have: Tensor, want: Tensor) -> None:
-    """Bit for bit on the card; the interpreter rounds to bf16 by cutting off."""
+    """Bit for bit on the GPU; the interpreter rounds to bf16 by cutting off."""
     if have.device.type == "cuda":
         assert torch.equal(have, want)
     else:
@@ -140,7 +140,7 @@ def test_attend_rows_does_not_depend_on_the_other_rows(device: torch.device) -> 
     assert torch.equal(together[3], alone[3])
 
 
-def test_num_parts_fills_the_card_and_no_more() -> None:
+def test_num_parts_fills_the_gpu_and_no_more() -> None:
     assert num_parts(1, 8) == 32
     assert num_parts(32, 8) == 4
     assert num_parts(256, 8) == 1

@@ -31,7 +31,7 @@ def _experts(normed: Tensor, mlp, num_chosen: int) -> Tensor:
     return eager_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
 
 
-class PlainProducts:
+class PlainLinear:
     """The kernels of products have tests of their own, and take long in the interpreter."""
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class Pair:
             0,
             FusedWeights(packed, **ends),
             self.caches[1],
-            products=PlainProducts(),
+            linears=PlainLinear(),
             experts=_experts,
             num_deepstack_levels=config.vision.num_deepstack_levels,
         )
-        # Alone, since flash attention needs a card and 16-bit numbers.
+        # Alone, since flash attention needs a GPU and 16-bit numbers.
         self.fused = FusedDecoder(model, self.caches[1], is_deterministic=True)
         self.hidden_size = text.hidden_size
         self.vocab_size = text.vocab_size

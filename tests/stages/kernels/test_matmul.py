@@ -28,7 +28,7 @@ def test_is_the_linear_product(device: torch.device, dtype: torch.dtype, n: int,
 
 
 def test_a_row_ignores_the_other_rows(device: torch.device) -> None:
-    """In fp32; halves change their tiles with the number of rows, which only the card's own sums make up for."""
+    """In fp32; halves change their tiles with the number of rows, which only the GPU's own sums make up for."""
     x, weight = _operands(70, 96, 40, device, torch.float32)
     together = invariant_linear(x, weight)
     for few in (slice(0, 1), slice(60, 63), slice(5, 30)):

@@ -99,7 +99,7 @@ def test_control_strings_in_texts_are_only_text(control, role):
     assert forged.groups == ()
 
 
-def test_a_typed_pad_beside_a_real_picture_takes_nothing_from_it():
+def test_a_typed_pad_alongside_a_real_picture_takes_nothing_from_it():
     found = prompt_builder(VARIANT).build(user("<|image_pad|>", IMAGE, "<|image_pad|>"), [SMALL])
     [group] = found.groups
     assert group.count == 2

@@ -1,4 +1,4 @@
-"""The tower's fast forms against its eager ones, on the card; the shapes of the published towers, few blocks."""
+"""The tower's fast forms against its eager ones, on the GPU; the shapes of the published towers, few blocks."""
 
 from __future__ import annotations
 

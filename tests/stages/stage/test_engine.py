@@ -18,9 +18,9 @@ from broker_pipeline.messages.activation import (
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.compute.generate import InProcess, Request
+from stages.compute.generate import Request, WholeModel
 from stages.compute.row_buffer import RowBuffer, VisualRows
-from stages.stage.engine import Answer, Forward, StageEngine, StageWork
+from stages.stage.engine import Forward, Reply, StageEngine, StageWork
 from stages.stage.envelope_checks import check_envelope, read_tensors
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
@@ -65,7 +65,7 @@ class Chain:
         )
         return msgspec.structs.replace(whole, **changes)
 
-    def step(self, index: int, envelope: Envelope, tensors: dict[str, WireTensor]) -> Forward | Answer | None:
+    def step(self, index: int, envelope: Envelope, tensors: dict[str, WireTensor]) -> Forward | Reply | None:
         """One stage's work on an envelope that came over the wire."""
         frame = encode(envelope, tensors)
         body, received = decode(frame.metadata, b"".join(frame.pieces), Envelope)
@@ -81,7 +81,7 @@ class Chain:
             outcome = self.step(1, outcome.envelope, outcome.tensors)
         if outcome is None:
             return None
-        assert isinstance(outcome, Answer)
+        assert isinstance(outcome, Reply)
         assert outcome.subject == "results"
         return outcome.result
 
@@ -111,7 +111,7 @@ PLACES = (0, 1, 2, 3, 4)
 
 def reference(prompt: Sequence[int], max_tokens: int, sampling: SamplingSettings = GREEDY) -> list[int]:
     request = Request("r", tuple(prompt), sampling=sampling, max_tokens=max_tokens)
-    return [token.token_id for token in InProcess([tiny_stage(0, 6)]).generate([request])[0]]
+    return [token.token_id for token in WholeModel([tiny_stage(0, 6)]).generate([request])[0]]
 
 
 def prefill(chain: Chain, session: str = "a", attempt: int = 1) -> MicrobatchResult:
@@ -156,7 +156,7 @@ def test_closes_for_one_stage_alone_are_answered_by_it() -> None:
     prefill(chain)
     lone = chain.envelope(route=(work_subject("stage-0"),), closes=(SessionClose(session="a", attempt=1),))
     outcome = chain.step(0, lone, {})
-    assert isinstance(outcome, Answer)
+    assert isinstance(outcome, Reply)
     assert (outcome.result.worker, outcome.result.failure) == ("stage-0", None)
     assert [engine.num_sessions for engine in chain.engines] == [0, 1]
 
@@ -190,7 +190,7 @@ def test_a_session_whose_opening_fails_is_left_out_of_the_computation() -> None:
 def test_failures_of_an_earlier_stage_travel_on_and_nothing_left_is_answered_at_once() -> None:
     chain = Chain()
     lost = chain.step(0, chain.envelope([segment("lost", 3, 1)]), inputs([1], [3]))
-    assert isinstance(lost, Answer)
+    assert isinstance(lost, Reply)
     assert codes(lost.result) == {"lost": "session_unknown"}
     assert lost.result.failure is None
 
@@ -227,7 +227,7 @@ def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> No
     outcome = chain.engines[0].step(
         StageWork(waiting, read_tensors(waiting, inputs([1], [5]), chain.engines[0].facts), chain.clock.now)
     )
-    assert isinstance(outcome, Answer)
+    assert isinstance(outcome, Reply)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "stale_epoch"
     assert (chain.engines[0].num_sessions, chain.rows[0].num_sessions) == (0, 0)
@@ -243,7 +243,7 @@ def test_an_envelope_that_waited_too_long_is_answered_and_its_closes_hold() -> N
     work = StageWork(late, read_tensors(late, inputs(PROMPT, PLACES), chain.engines[0].facts), chain.clock.now)
     chain.clock.now += 10
     outcome = chain.engines[0].step(work)
-    assert isinstance(outcome, Answer)
+    assert isinstance(outcome, Reply)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "deadline_exceeded"
     assert chain.engines[0].num_sessions == 0

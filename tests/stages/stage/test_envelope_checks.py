@@ -79,7 +79,7 @@ def test_a_good_envelope_passes() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
-        ({"version": 3}, "contract_version", "version"),
+        ({"version": 4}, "contract_version", "version"),
         ({"pipeline": "other"}, "contract", "pipeline"),
         ({"fingerprint": "0" * 64}, "fingerprint_mismatch", "fingerprint"),
         ({"route": ("elsewhere", "next")}, "malformed_envelope", "route"),

@@ -1,4 +1,4 @@
-"""What a stage's profile shows of a card; the events are not a card's here, all else is real."""
+"""What a stage's profile shows of a GPU; the events are not a GPU's here, all else is real."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT, DEVICE
 from broker_pipeline.tracing.tracer import tracer
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import StageOutput
-from stages.device.card_times import Piece
+from stages.device.device_times import Piece
 from stages.device.host_copy import HostCopy
 from stages.stage.profile import StageProfile
 
@@ -25,7 +25,7 @@ MS = 1_000_000
 
 
 class Tick:
-    """An event of a card."""
+    """An event of a GPU."""
 
     def __init__(self, at_ms: float) -> None:
         self.at_ms = at_ms
@@ -37,8 +37,8 @@ class Tick:
         return True
 
 
-class CardClock(DeviceClock):
-    """Was on a card from `began` to `ended`; the host noticed `late_ms` later."""
+class SkewedClock(DeviceClock):
+    """Was on a GPU from `began` to `ended`; the host noticed `late_ms` later."""
 
     def __init__(self, began_ms: float, ended_ms: float, late_ms: float) -> None:
         super().__init__(torch.device("cpu"))
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     tracer.stop()
 
 
-def test_the_card_has_rows_of_its_own_on_which_nothing_overlaps(path: Path) -> None:
+def test_the_gpu_has_rows_of_its_own_on_which_nothing_overlaps(path: Path) -> None:
     profile = StageProfile(torch.device("cuda"))
     lateness = (0.5, 0.02, 0.3, 0.01, 0.2)
     for number, late_ms in enumerate(lateness, start=1):
@@ -71,16 +71,16 @@ def test_the_card_has_rows_of_its_own_on_which_nothing_overlaps(path: Path) -> N
         launched_at = profile.began(envelope, tracer.now())
         profile.launched(envelope, launched_at)
         output = StageOutput(segments=(), positions=torch.empty(3, 0, dtype=torch.int32), hidden=None)
-        launched = Launched(output, HostCopy(None, None), (), None, CardClock(began, began + 10, late_ms), 1, pieces)
+        launched = Launched(output, HostCopy(None, None), (), None, SkewedClock(began, began + 10, late_ms), 1, pieces)
         profile.collected(envelope, launched, round((began + 1) * MS), has_failed=False)
     tracer.stop()
     rows: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for span in read_trace(path).spans:
         rows[span.row, span.name].append((span.start, span.stop))
-    whole, copies = rows["card", "microbatch"], rows["card copies", "to host"]
+    whole, copies = rows["device", "microbatch"], rows["device copies", "to host"]
     assert len(whole) == len(copies) == len(lateness)
     for row in (whole, copies):
         assert all(before[1] <= after[0] for before, after in pairwise(row))
-    for outer, inner in zip(whole, rows["card", "to device"], strict=True):
+    for outer, inner in zip(whole, rows["device", "to device"], strict=True):
         assert outer[0] <= inner[0] <= inner[1] <= outer[1]
     assert whole[-1][1] - whole[-1][0] == pytest.approx(10 * MS, abs=MS)

@@ -29,7 +29,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.compute.generate import InProcess, Request
+from stages.compute.generate import Request, WholeModel
 from stages.compute.row_buffer import RowBuffer
 from stages.qwen3_vl.positions import VisualGroup, plan_positions
 from stages.qwen3_vl.vision import EncodedRows
@@ -134,7 +134,7 @@ def inputs(tokens: Sequence[int], positions: torch.Tensor | None = None) -> dict
 
 def expected(max_tokens: int = 1, **request: Any) -> list[int]:
     whole = Request("r", PROMPT, max_tokens=max_tokens, **request)
-    return [token.token_id for token in InProcess([tiny_stage(0, 6)]).generate([whole])[0]]
+    return [token.token_id for token in WholeModel([tiny_stage(0, 6)]).generate([whole])[0]]
 
 
 async def test_envelopes_pass_from_stage_to_stage_to_conductor(transport: Transport, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows for a stage of the same process: handed over as they are, under the checks of those that come by wire."""
+"""Rows for a stage of the same process: enqueued as they are, under the checks of those that come by wire."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ async def test_pictures_that_cannot_be_used_are_named_with_their_reason(bench: B
         assert found == (code, "messages[0].content[2]"), found
     missing = ImagePart(media=MediaRef(sha256="0" * 64, object_name="never", num_bytes=5))
     assert await bench.failure(missing) == ("media_missing", "messages[0].content[0]")
-    assert (await bench.prepare(text(), good)).body.failure is None, "good ones pass beside them"
+    assert (await bench.prepare(text(), good)).body.failure is None, "good ones pass alongside them"
 
 
 async def test_prompts_that_do_not_fit_are_refused_before_the_tower_runs(bench: Bench) -> None:

@@ -61,7 +61,7 @@ def command(
 
     The scheduler and all that moves its microbatches run here, with a NATS and a Redis server of their own; a second
     process answers in place of a stage, at a pace that does not depend on the number of sessions. The figures are
-    microseconds of a core of the conductor's process per token; a job's begin and end stand beside them.
+    microseconds of a core of the conductor's process per token; a job's begin and end stand alongside them.
 
     \b
     Examples:

@@ -36,9 +36,9 @@ from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextP
 from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import SchedulerLimits
-from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.state.redis_client import open_redis
 from trials.bench.conductor.answering_stage import NUM_TOKENS, STAGE, answering_stage
 from trials.bench.conductor.stopwatch import Stopwatch
@@ -103,7 +103,7 @@ class ConductorRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def job_us(self) -> float:
-        """Microseconds per job beside its tokens, as far as this benchmark runs it: no queue, no vision, no media."""
+        """Microseconds per job without its tokens, as far as this benchmark runs it: no queue, no vision, no media."""
         return 1e6 * self.jobs_s / max(1, self.num_jobs)
 
 
@@ -172,10 +172,10 @@ class _Jobs:
         return Generation(session, attempt, output, self._committer)
 
 
-def _prompt() -> Prompt:
+def _prompt() -> PreparedPrompt:
     ids = np.arange(_PROMPT, dtype=np.int32)
     visual = VisualSpan(offset=4, count=_VISUAL, row=0)
-    return Prompt(ids, np.stack([ids, ids, ids]), visual=(visual,))
+    return PreparedPrompt(ids, np.stack([ids, ids, ids]), visual=(visual,))
 
 
 def _spec(job_id: str, num_output_tokens: int) -> JobSpec:
@@ -262,7 +262,7 @@ async def _observe(
     )
 
 
-def _worker(namespace: str, num_sessions: int, num_output_tokens: int) -> StageWorker:
+def _worker(namespace: str, num_sessions: int, num_output_tokens: int) -> StageInfo:
     root = subjects.worker_root(namespace, "main", STAGE, f"{num_sessions}")
     room = 2 * num_sessions * (_PROMPT + num_output_tokens)
-    return StageWorker(STAGE, STAGE, root, BlockRange(start=0, stop=1), room, 8192)
+    return StageInfo(STAGE, STAGE, root, BlockRange(start=0, stop=1), room, 8192)

@@ -11,7 +11,7 @@ import msgspec
 from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult
-from broker_pipeline.scheduling.microbatch import Microbatch, Outcome
+from broker_pipeline.scheduling.planned_batch import Outcome, PlannedBatch
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.wire.nats.message import NatsMessage
@@ -27,7 +27,7 @@ class TimedScheduler(Scheduler):
 
     watch: Stopwatch
 
-    def plan(self, now: float) -> list[Microbatch]:
+    def plan(self, now: float) -> list[PlannedBatch]:
         """See the base class."""
         with self.watch.part("plan"):
             return super().plan(now)
@@ -64,7 +64,7 @@ class TimedBuilder(EnvelopeBuilder):
 
     watch: Stopwatch
 
-    def build(self, microbatch: Microbatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
+    def build(self, microbatch: PlannedBatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
         """See the base class."""
         with self.watch.part("build"):
             return EnvelopeBuilder.build(self, microbatch, now)

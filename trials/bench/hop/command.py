@@ -42,7 +42,7 @@ _DECODE_COLUMNS: list[Column] = [
 
 
 class HopReport(BenchReport, frozen=True, kw_only=True):
-    """Hops beside raw ones, and what a decode step's messages cost."""
+    """Hops alongside raw ones, and what a decode step's messages cost."""
 
     decode_rows: Sequence[DecodeRow]
 

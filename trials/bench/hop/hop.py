@@ -1,4 +1,4 @@
-"""One hop: an envelope there and back through `Transport`, beside raw nats-py with as many bytes.
+"""One hop: an envelope there and back through `Transport`, alongside raw nats-py with as many bytes.
 
     transport   ping ── envelope of n tensor bytes ──► subject ──► decoded ── the same envelope ──► subject ──► decoded
     raw         ping ── payload of all its bytes ───► subject ──► callback ── the same payload ───► subject ──► callback

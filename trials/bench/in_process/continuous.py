@@ -5,7 +5,7 @@
                                                         └──────── sampled tokens; who has all of them leaves
 
 It is what pipelines are measured against, so it does nothing that a careful single-process server would not. Where a
-card computes, threads read pictures ahead.
+GPU computes, threads read pictures ahead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The same work in one process: `python -m trials.bench.in_process.program DIRECTORY`, with the order in there.
 
-`broker-pipeline bench pipeline` runs this beside the whole system and compares the two.
+`broker-pipeline bench pipeline` runs this alongside the whole system and compares the two.
 """
 
 from __future__ import annotations

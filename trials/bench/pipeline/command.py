@@ -56,7 +56,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 @click.option("--rounds", default=3, show_default=True, type=_POSITIVE, help="Rounds after the one that warms up.")
 @click.option("--prompt", default="Describe this image in one sentence.", show_default=True)
 @click.option(
-    "--device", default="cpu", show_default=True, help="cpu, cuda (one card each while there are enough) or cuda:N."
+    "--device", default="cpu", show_default=True, help="cpu, cuda (one GPU each while there are enough) or cuda:N."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the model's]")
 @click.option("--threads", type=_POSITIVE, help="Threads of each worker.  [default: the cores shared out]")
@@ -66,7 +66,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     "with_in_process",
     default=True,
     show_default=True,
-    help="Also do the work in one process: on the CPU in turns with the system, on a card before it.",
+    help="Also do the work in one process: on the CPU interleaved with the system, on a GPU before it.",
 )
 @click.option(
     "--in-process-threads",
@@ -74,7 +74,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=_POSITIVE,
     help="Threads of the one process; may be given several times.  [default: all cores, and on the CPU also 1]",
 )
-@click.option("--mps", is_flag=True, help="Workers share their card through NVIDIA's MPS instead of taking turns.")
+@click.option("--mps", is_flag=True, help="Workers share their GPU through NVIDIA's MPS instead of time slicing.")
 @click.option(
     "--with",
     "extra",

@@ -22,8 +22,8 @@ from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from trials.bench.breakdown import Breakdown, CardLoad, WorkerLoad
-from trials.bench.pipeline.cards import CardWatch
+from trials.bench.breakdown import Breakdown, GpuLoad, WorkerLoad
+from trials.bench.pipeline.gpu_watch import GpuWatch
 from trials.bench.spread import Spread
 
 _STATUS_S = 0.5
@@ -51,8 +51,8 @@ class _Seen:
 class PipelineObserver:
     """What went on since `begin`. Made by `watch`."""
 
-    def __init__(self, cards: CardWatch) -> None:
-        self._cards = cards
+    def __init__(self, gpus: GpuWatch) -> None:
+        self._gpus = gpus
         self._beats: dict[str, _Beat] = {}
         self._seen = _Seen(time.monotonic(), {})
 
@@ -63,8 +63,8 @@ class PipelineObserver:
         settings = cluster.settings
         results = subjects.results(settings.namespace, settings.pipeline, "*")
         beats = subjects.heartbeats(settings.namespace, settings.pipeline)
-        async with CardWatch.open() as cards, Transport.open(cluster.nats_url, name="bench") as transport:
-            observer = cls(cards)
+        async with GpuWatch.open() as gpus, Transport.open(cluster.nats_url, name="bench") as transport:
+            observer = cls(gpus)
             async with (
                 transport.subscribe(beats, Heartbeat, on_dropped=_ignore) as heartbeats,
                 transport.subscribe(results, MicrobatchResult, on_dropped=_ignore) as answers,
@@ -84,7 +84,7 @@ class PipelineObserver:
     def begin(self) -> None:
         """Forget what was before."""
         self._seen = _Seen(time.monotonic(), dict(self._beats))
-        self._cards.begin()
+        self._gpus.begin()
 
     def end(self, submit_s: Sequence[float], job_s: Sequence[float]) -> Breakdown:
         """Sum up what was heard since `begin`; what the client has measured goes in as it is."""
@@ -104,11 +104,11 @@ class PipelineObserver:
             waits_for={reason: round(count / num_polls, 3) for reason, count in seen.waits.most_common(4)},
             submit_s=Spread.of(submit_s),
             job_s=Spread.of(job_s),
-            cards=self._card_load(),
+            gpus=self._gpu_load(),
         )
 
-    def _card_load(self) -> CardLoad | None:
-        return self._cards.end()
+    def _gpu_load(self) -> GpuLoad | None:
+        return self._gpus.end()
 
     def _load(self, instance: str, beat: _Beat) -> WorkerLoad:
         now = beat.heartbeat

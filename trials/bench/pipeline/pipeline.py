@@ -2,7 +2,7 @@
 
 CPU    one process ─ round 0            round 1           …     in turns, so that what disturbs one disturbs
        system                 round 0           round 1   …     the other
-card   one process, all rounds; it ends and frees the card; then the system, all rounds
+GPU   one process, all rounds; it ends and frees the GPU; then the system, all rounds
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ async def measure_pipeline(
         await baseline.run_alone()
         for row in baseline.rows():
             yield row
-    num_cards = await count_cuda_devices() if settings.device == "cuda" else 0
+    num_gpus = await count_cuda_devices() if settings.device == "cuda" else 0
     failed: PipelineError | None = None
-    async with _mps(settings, directory) as worker_env, baseline.beside():
-        for name, local in _systems(settings, model, directory, rounds, num_cards):
+    async with _mps(settings, directory) as worker_env, baseline.colocated():
+        for name, local in _systems(settings, model, directory, rounds, num_gpus):
             say(name)
             try:
                 row = await _measure_system(name, replace(local, worker_env=worker_env), rounds, baseline)
@@ -105,7 +105,7 @@ async def measure_pipeline(
 
 
 async def _measure_system(name: str, local: LocalSettings, rounds: Rounds, baseline: _Baseline) -> PipelineRow:
-    """Time a system's rounds, each beside the best that one process reached right before it."""
+    """Time a system's rounds, each alongside the best that one process reached right before it."""
     done: list[Round] = []
     bests: list[float] = []
     began = time.monotonic()
@@ -133,7 +133,7 @@ class _Baseline:
         self._done: defaultdict[str, list[Round]] = defaultdict(list)
         self._num_turns = 0
         self.takes_turns = settings.with_in_process and settings.device == "cpu"
-        """Whether its rounds lie between the system's; a card has no room for both."""
+        """Whether its rounds lie between the system's; a GPU has no room for both."""
 
     def rows(self) -> list[PipelineRow]:
         best = self._best() if self._done else None
@@ -146,7 +146,7 @@ class _Baseline:
                 self._done[name] += [await process.run(number) for number in range(len(order.rounds))]
 
     @asynccontextmanager
-    async def beside(self) -> AsyncIterator[None]:
+    async def colocated(self) -> AsyncIterator[None]:
         """Keep the processes ready while the context is open."""
         async with AsyncExitStack() as stack:
             if self.takes_turns:
@@ -231,7 +231,7 @@ async def _mps(settings: PipelineSettings, directory: Path) -> AsyncIterator[dic
 
 
 def _systems(
-    settings: PipelineSettings, model: Path, directory: Path, rounds: Rounds, num_cards: int
+    settings: PipelineSettings, model: Path, directory: Path, rounds: Rounds, num_gpus: int
 ) -> list[tuple[str, LocalSettings]]:
     named = []
     for num_stages in settings.num_stages:
@@ -245,7 +245,7 @@ def _systems(
                 data_dir=directory / f"system-{num_stages}-{place}",
                 num_vision_workers=0 if place == "shared" else 1,
                 shares_vision=place == "shared",
-                num_cuda_devices=num_cards,
+                num_cuda_devices=num_gpus,
                 device=settings.device if settings.device != "cuda" else None,
                 dtype=settings.dtype,
                 num_threads=settings.num_threads,

@@ -23,7 +23,7 @@ _COLUMNS: list[Column] = [
     ("step, ms (p10-p90)", lambda row: row.step_s.scaled(1e3)),
     ("of it launching", lambda row: shown(row.launch_s.median * 1e3)),
     ("one waiting", lambda row: shown(row.queued_s.median * 1e3) if row.queued_s else ""),
-    ("on the card", lambda row: shown(row.card_s.median * 1e3) if row.card_s else ""),
+    ("on the GPU", lambda row: shown(row.device_s.median * 1e3) if row.device_s else ""),
     ("tokens/s", lambda row: shown(row.tokens_per_s)),
     ("floor, ms", lambda row: f"{shown(row.floor_s * 1e3)} ({row.bound})"),
     ("floor of step", lambda row: f"{100 * row.floor_share:.0f} %"),
@@ -79,12 +79,12 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
 @click.option("--threads", "num_threads", type=_POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
 @json_option
 def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
-    """Time a stage's steps, beside what memory and arithmetic of this device allow.
+    """Time a stage's steps, alongside what memory and arithmetic of this device allow.
 
     The weights are random and made on the device; so are the keys and values that sessions hold. A "step"
     is timed by itself, from a microbatch on the host to its tokens there; "launching" is the host's part of it. "One
-    waiting" is the time for each of many decode steps when the next is handed over while the last is computed, which is
-    how a pipeline drives a card. "On the card" is what its own clock says of a step by itself.
+    waiting" is the time for each of many decode steps when the next is enqueued while the last is computed, which is
+    how a pipeline drives a GPU. "On the GPU" is what its own clock says of a step by itself.
 
     The floor is the larger of two times: that of reading weights, keys and values once, at the rate of a large copy;
     and that of the products, at the rate of a large matrix product. Both rates are measured in the same run.

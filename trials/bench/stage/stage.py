@@ -1,11 +1,11 @@
-"""One stage by itself: decode steps and prefills of a shape with random weights, beside the floor of the device.
+"""One stage by itself: decode steps and prefills of a shape with random weights, alongside the floor of the device.
 
 No broker, no queue: what is timed is a microbatch on the host until its result is on the host again, one after the
 other. A part of that is the host's, which hands the work to the device and goes on; the device's own part is taken from
 events in its stream. A pipeline with several microbatches in flight hides the former behind the latter.
 
     step    |── launch ──|············ waiting ···········|── result ──|
-    card          |═══════════════ card ═══════════════════|
+    GPU          |═══════════════ GPU ═══════════════════|
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SEED = 1
 class _Timing:
     step_s: float
     launch_s: float
-    card_s: float | None
+    device_s: float | None
 
 
 @torch.inference_mode()
@@ -104,7 +104,7 @@ class _StageBench:
         self._settings = settings
         self._rates = rates
         self._chance = torch.Generator().manual_seed(_SEED)
-        for layer in range(len(stage.blocks)):  # zeros would be computed faster on a card, which then draws less power
+        for layer in range(len(stage.blocks)):  # zeros would be computed faster on a GPU, which then draws less power
             stage.kv.keys(layer).normal_()
             stage.kv.values(layer).normal_()
 
@@ -123,7 +123,7 @@ class _StageBench:
         return msgspec.structs.replace(self._row("decode", num_sessions, num_sessions, steps, needs), queued_s=queued_s)
 
     def _in_turn(self, num_sessions: int) -> Spread:
-        """Steps of two sets of sessions in turn, each handed over before the last has ended: as a pipeline does."""
+        """Steps of two sets of sessions in turn, each enqueued before the last has ended: as a pipeline does."""
         settings = self._settings
         sets = [self._open(kind, num_sessions, cached=settings.context) for kind in ("odd", "even")]
         batches = [
@@ -220,14 +220,14 @@ class _StageBench:
     ) -> StageRow:
         floor_s, bound = needs.floor(self._rates)
         timed = steps[self._settings.num_warm_up :]
-        card_s = [step.card_s for step in timed if step.card_s is not None]
+        device_s = [step.device_s for step in timed if step.device_s is not None]
         return StageRow(
             kind=kind,
             num_sessions=num_sessions,
             num_tokens=num_tokens,
             step_s=Spread.of([step.step_s for step in timed]),
             launch_s=Spread.of([step.launch_s for step in timed]),
-            card_s=Spread.of(card_s) if card_s else None,
+            device_s=Spread.of(device_s) if device_s else None,
             floor_s=floor_s,
             bound=bound,
         )

@@ -58,10 +58,10 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     step_s: Spread
     launch_s: Spread
     """Of these, until the host has handed everything to the device; on the CPU that is the computation itself."""
-    card_s: Spread | None
+    device_s: Spread | None
     """From the device's first to its last work for a step; None on the CPU."""
     queued_s: Spread | None = None
-    """From one step's end to the next one's where it was handed over meanwhile; decode steps on a card only."""
+    """From one step's end to the next one's where it was enqueued meanwhile; decode steps on a GPU only."""
     floor_s: float
     bound: str
     """What sets the floor: "memory" or "compute"."""
@@ -83,5 +83,5 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     rates: DeviceRates
     num_weight_bytes: int
     load_s: float
-    """Seconds for drawing the weights, and on a card for building kernels and graphs."""
+    """Seconds for drawing the weights, and on a GPU for building kernels and graphs."""
     rows: tuple[StageRow, ...]

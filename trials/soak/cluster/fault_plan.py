@@ -1,9 +1,9 @@
 """Which fault comes when, to whom: a pure function of a seed.
 
-Faults are dealt like cards. Every possible pair of target and kind is in the deck once; when it has been dealt, it is
-shuffled again. So a run of as many faults as there are pairs has met every component in every way, whatever the seed.
+Faults are drawn from an urn that holds every possible pair of target and kind once; when it is empty, it is filled
+again. So a run of as many faults as there are pairs has met every component in every way, whatever the seed.
 
-    deck: (stage-0, kill) (stage-0, stop) … (redis, partition)  ──shuffled──►  pause, fault, pause, fault, …
+    urn: (stage-0, kill) (stage-0, stop) … (redis, partition)  ──shuffled──►  pause, fault, pause, fault, …
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def parse_kinds(text: str) -> tuple[FaultKind, ...]:
 def plan_faults(seed: int, targets: Iterable[str], kinds: Iterable[FaultKind], *, every_s: float) -> Iterator[Fault]:
     """Yield faults without end, `every_s` seconds apart on average; nothing when there is no target or no kind."""
     chance = random.Random(f"faults-{seed}")
-    deck = [(target, kind) for target in targets for kind in kinds]
+    urn = [(target, kind) for target in targets for kind in kinds]
     number = 0
-    while deck:
-        for target, kind in _shuffled(deck, chance):
+    while urn:
+        for target, kind in _shuffled(urn, chance):
             number += 1
             pause_s = every_s * chance.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE)
             yield Fault(number, pause_s, target, kind, _away_s(target, kind, chance))
@@ -82,5 +82,5 @@ def _away_s(target: str, kind: FaultKind, chance: random.Random) -> float:
     return drawn if kind in {"stop", "partition"} else 0.0
 
 
-def _shuffled(deck: Sequence[tuple[str, FaultKind]], chance: random.Random) -> list[tuple[str, FaultKind]]:
-    return chance.sample(deck, len(deck))
+def _shuffled(urn: Sequence[tuple[str, FaultKind]], chance: random.Random) -> list[tuple[str, FaultKind]]:
+    return chance.sample(urn, len(urn))

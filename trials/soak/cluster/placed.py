@@ -47,8 +47,8 @@ class PlacedNats(EmbeddedNats):
         return [*self._place.within, *argv]
 
     async def _probe(self, process: ChildProcess) -> int | None:  # noqa: ARG002 - the port is ours alone
-        greeting = await _ask(self._place.address, self._listen_port, b"")
-        return self._listen_port if json.loads(greeting.removeprefix(b"INFO ")).get("jetstream") else None
+        banner = await _ask(self._place.address, self._listen_port, b"")
+        return self._listen_port if json.loads(banner.removeprefix(b"INFO ")).get("jetstream") else None
 
 
 class PlacedRedis(EmbeddedRedis):

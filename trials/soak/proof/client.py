@@ -39,7 +39,7 @@ class UnexpectedAnswerError(PipelineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class AskedQuestion:
     """What one client saw: every job id that its key was answered with, and the job at its end."""
 
     question: int
@@ -84,7 +84,7 @@ class SoakClient:
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             yield cls(session, gateway_urls, pictures, run, patience_s)
 
-    async def run(self, question: Question) -> Submission:
+    async def run(self, question: Question) -> AskedQuestion:
         """Submit a question and wait for its end.
 
         Raises `UnexpectedAnswerError` for an answer that must not be, `GatewayUnreachableError` for none at all.
@@ -98,7 +98,7 @@ class SoakClient:
             job_ids.append((await caller.call("POST", "/v1/jobs", 202, body, headers)).job_id)
         record = await self._wait(caller, job_ids[0])
         seconds = time.monotonic() - started
-        return Submission(question.number, tuple(dict.fromkeys(job_ids)), record, caller.num_tries, seconds)
+        return AskedQuestion(question.number, tuple(dict.fromkeys(job_ids)), record, caller.num_tries, seconds)
 
     def body(self, question: Question) -> bytes:
         """Return a question as `POST /v1/jobs` takes it; its number is in the metadata."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from broker_pipeline.errors import PipelineError
-from trials.soak.proof.client import SoakClient, Submission
+from trials.soak.proof.client import AskedQuestion, SoakClient
 from trials.soak.proof.questions import Question
 
 
@@ -15,7 +15,7 @@ class JobBatch:
     """What becomes of the questions."""
 
     def __init__(self) -> None:
-        self.submissions: list[Submission] = []
+        self.submissions: list[AskedQuestion] = []
         self.unanswered: dict[int, str] = {}
         """Questions whose client gave up, and why."""
 

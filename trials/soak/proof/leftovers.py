@@ -52,13 +52,13 @@ class Leftovers:
                 self._beats[beat.body.instance] = time.monotonic(), beat.body
 
     async def prove(self, num_stages: int, *, settle_s: float = SETTLE_S) -> list[Proof]:
-        """Check every claim, each as soon as it holds and at the latest after `settle_s` seconds."""
+        """Check every statement, each as soon as it holds and at the latest after `settle_s` seconds."""
         asked_at = time.monotonic()
 
         async def stages() -> list[str]:
             return await self._kv_left(num_stages, since=asked_at)
 
-        claims: list[tuple[str, int, Look]] = [
+        statements: list[tuple[str, int, Look]] = [
             ("KV accounting is back to zero on every stage", num_stages, stages),
             ("the conductor has no session and no reservation", 1, self._conductor_left),
             ("the queue is empty", 1, self._queue_left),
@@ -66,8 +66,8 @@ class Leftovers:
         ]
         deadline = asked_at + settle_s
         return [
-            proof_of_none(claim, await _until_nothing(look, deadline), num_checked=num_checked)
-            for claim, num_checked, look in claims
+            proof_of_none(statement, await _until_nothing(look, deadline), num_checked=num_checked)
+            for statement, num_checked, look in statements
         ]
 
     async def _kv_left(self, num_stages: int, *, since: float) -> list[str]:

@@ -13,17 +13,17 @@ import msgspec
 
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
 from broker_pipeline.state.job_store import JobCounts
-from trials.soak.proof.client import Submission
-from trials.soak.proof.questions import Answer
+from trials.soak.proof.client import AskedQuestion
+from trials.soak.proof.questions import ExpectedAnswer
 from trials.soak.proof.timeline import JobTimeline, contradiction
 
 _MAX_EXAMPLES = 5
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """One claim, whether it holds, and counter-examples."""
+    """One statement, whether it holds, and counter-examples."""
 
-    claim: str
+    statement: str
     holds: bool
     num_checked: int
     examples: tuple[str, ...] = ()
@@ -33,9 +33,9 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 class Evidence:
     """Everything that was seen of the jobs."""
 
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, ExpectedAnswer]
     """By number of the question: one for every question that was to be asked."""
-    submissions: Sequence[Submission]
+    submissions: Sequence[AskedQuestion]
     """What the clients saw: one for every job that was accepted."""
     unanswered: Mapping[int, str]
     """Questions whose client gave up, and why."""
@@ -48,7 +48,7 @@ class Evidence:
 
 
 def prove(evidence: Evidence) -> list[Proof]:
-    """Check every claim about the jobs."""
+    """Check every statement about the jobs."""
     return [
         _proof("every question was accepted and its end was seen", len(evidence.answers), _unaccepted(evidence)),
         _proof("an idempotency key has one job, and no job is without key", len(evidence.records), _doubled(evidence)),
@@ -59,17 +59,17 @@ def prove(evidence: Evidence) -> list[Proof]:
     ]
 
 
-def proof_of_none(claim: str, found: Iterable[str], *, num_checked: int) -> Proof:
+def proof_of_none(statement: str, found: Iterable[str], *, num_checked: int) -> Proof:
     """Return the proof that `found`, a list of counter-examples, is empty."""
-    return _proof(claim, num_checked, found)
+    return _proof(statement, num_checked, found)
 
 
-def _proof(claim: str, num_checked: int, counter_examples: Iterable[str]) -> Proof:
+def _proof(statement: str, num_checked: int, counter_examples: Iterable[str]) -> Proof:
     found = list(counter_examples)
     shown = found[:_MAX_EXAMPLES]
     if len(found) > len(shown):
         shown.append(f"… and {len(found) - len(shown)} more")
-    return Proof(claim=claim, holds=not found, num_checked=num_checked, examples=tuple(shown))
+    return Proof(statement=statement, holds=not found, num_checked=num_checked, examples=tuple(shown))
 
 
 def _unaccepted(evidence: Evidence) -> Iterable[str]:
@@ -135,7 +135,7 @@ def _wrong(evidence: Evidence) -> Iterable[str]:
                 yield f"question {submission.question}, job {record.job_id}, attempt {record.attempt}: {difference}"
 
 
-def _differences(answer: Answer, record: JobRecord, token_ids: Sequence[int]) -> Iterable[str]:
+def _differences(answer: ExpectedAnswer, record: JobRecord, token_ids: Sequence[int]) -> Iterable[str]:
     result = record.result
     assert result is not None
     if tuple(token_ids) != answer.token_ids:

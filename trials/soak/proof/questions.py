@@ -34,10 +34,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class ExpectedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The right answer, computed without any broker.
 
-    `is_firm`: rounding cannot change it (see `trials.soak.proof.firmness`); the pipeline may batch as it likes.
+    `is_unambiguous`: rounding cannot change it (see `trials.soak.proof.tolerance`); the pipeline may batch as it likes.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_visual_tokens: int
-    is_firm: bool
+    is_unambiguous: bool
 
 
 def make_questions(seed: int, num_questions: int) -> list[Question]:

@@ -12,7 +12,7 @@ import msgspec
 
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.processes import ChildProcess
-from trials.soak.proof.questions import Answer, Question, make_questions, write_pictures
+from trials.soak.proof.questions import ExpectedAnswer, Question, make_questions, write_pictures
 
 # The core must not import the package that computes; it runs it.
 _PROGRAM = "trials.soak.proof.reference_program"
@@ -26,7 +26,7 @@ class Examination:
     """Questions and their right answers, one of each for every job."""
 
     questions: tuple[Question, ...]
-    answers: dict[int, Answer]
+    answers: dict[int, ExpectedAnswer]
     pictures: Path
 
 
@@ -35,21 +35,21 @@ async def set_examination(
 ) -> Examination:
     """Draw `num_jobs` questions whose answers rounding cannot change, and answer them.
 
-    Raises `ServerStartError` when the answers could not be computed, or too few of them are firm.
+    Raises `ServerStartError` when the answers could not be computed, or too few of them are unambiguous.
     """
     pictures = directory / "pictures"
     write_pictures(pictures, seed)
     drawn = make_questions(seed, num_jobs + int(num_jobs * _SPARE_SHARE) + _NUM_SPARES)
     say(f"computing the right answers of {len(drawn)} questions in one process")
     answers = await _compute(model, drawn, pictures, directory, say)
-    firm = [(question, answer) for question, answer in zip(drawn, answers, strict=True) if answer.is_firm]
-    say(f"{len(firm)} answers do not depend on rounding; taking {num_jobs}")
-    if len(firm) < num_jobs:
+    unambiguous = [(question, answer) for question, answer in zip(drawn, answers, strict=True) if answer.is_unambiguous]
+    say(f"{len(unambiguous)} answers do not depend on rounding; taking {num_jobs}")
+    if len(unambiguous) < num_jobs:
         raise ServerStartError(
-            f"only {len(firm)} of {len(drawn)} answers do not depend on rounding, and {num_jobs} are needed: "
+            f"only {len(unambiguous)} of {len(drawn)} answers do not depend on rounding, and {num_jobs} are needed: "
             "this model is too coarse for a soak (try an export in float32)"
         )
-    chosen = firm[:num_jobs]
+    chosen = unambiguous[:num_jobs]
     return Examination(
         tuple(question for question, _ in chosen), {answer.number: answer for _, answer in chosen}, pictures
     )
@@ -57,7 +57,7 @@ async def set_examination(
 
 async def _compute(
     model: Path, questions: list[Question], pictures: Path, directory: Path, say: Callable[[str], None]
-) -> list[Answer]:
+) -> list[ExpectedAnswer]:
     asked, answered = directory / "questions.json", directory / "answers.json"
     asked.write_bytes(msgspec.json.encode(questions))
     argv = [sys.executable, "-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
@@ -69,7 +69,7 @@ async def _compute(
     if returncode != 0:
         said = "\n".join(child.last_lines())
         raise ServerStartError(f"could not compute the right answers (exit status {returncode}):\n{said}")
-    return msgspec.json.decode(answered.read_bytes(), type=list[Answer])
+    return msgspec.json.decode(answered.read_bytes(), type=list[ExpectedAnswer])
 
 
 async def _told(child: ChildProcess, say: Callable[[str], None]) -> int:

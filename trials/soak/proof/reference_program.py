@@ -5,7 +5,7 @@
 `broker-pipeline soak` runs this as a process of its own and compares what came through the pipeline with it.
 
 Where two tokens are so close that rounding chooses between them, both are right; such an answer proves nothing and is
-marked as not firm (see `firmness`).
+marked as not unambiguous (see `tolerance`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from broker_pipeline.model_facts import ModelFacts, read_model_facts
 from broker_pipeline.scheduling.policies.sampling import resolve_sampling
 from stages.artifact import Artifact
 from stages.compute.eager.decoder import Computed, Decoder
-from stages.compute.generate import InProcess, Request
+from stages.compute.generate import Request, WholeModel
 from stages.compute.loading import load_stage, load_vision, stage_tensor_names, vision_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.sampler import SessionSampler
@@ -36,8 +36,8 @@ from stages.prompt.images import DEFAULT_IMAGE_LIMITS
 from stages.prompt.preprocess import PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
-from trials.soak.proof.firmness import TOLERANCES, is_firm
-from trials.soak.proof.questions import Answer, Question
+from trials.soak.proof.questions import ExpectedAnswer, Question
+from trials.soak.proof.tolerance import TOLERANCES, is_unambiguous
 
 _NUM_TOGETHER = 32
 _KV_TOKENS = 64 * 1024
@@ -97,13 +97,13 @@ class ReferenceModel:
         self._tower: VisionTower = load_vision(artifact.config, artifact.load(vision_tensor_names(artifact.config)))
         self._seen: dict[Path, tuple[VisualFrames, EncodedRows]] = {}
 
-    def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[Answer]:
-        """Answer all questions, some at a time."""
+    def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[ExpectedAnswer]:
+        """ExpectedAnswer all questions, some at a time."""
         for first in range(0, len(questions), _NUM_TOGETHER):
             some = questions[first : first + _NUM_TOGETHER]
             requests = [self._request(question, pictures) for question in some]
             self._decoder.seen.clear()
-            sampled = InProcess([self._stage]).generate(requests)
+            sampled = WholeModel([self._stage]).generate(requests)
             for question, request, tokens in zip(some, requests, sampled, strict=True):
                 yield self._answer(question, request, tokens)
 
@@ -127,22 +127,22 @@ class ReferenceModel:
             self._seen[path] = frames, self._tower.encode(frames.to_patches().rows, [frames.grid])
         return self._seen[path]
 
-    def _answer(self, question: Question, request: Request, tokens: Sequence[SampledToken]) -> Answer:
+    def _answer(self, question: Question, request: Request, tokens: Sequence[SampledToken]) -> ExpectedAnswer:
         ids = [token.token_id for token in tokens]
-        return Answer(
+        return ExpectedAnswer(
             number=question.number,
             token_ids=tuple(ids),
             text=self._tokenizer.decode(ids, skip_special_tokens=True),
             finish_reason="stop" if ids[-1] in request.eos_token_ids else "length",
             num_prompt_tokens=len(request.token_ids),
             num_visual_tokens=sum(group.count for group in request.groups),
-            is_firm=all(self._is_firm(request, ids[:number], token) for number, token in enumerate(tokens)),
+            is_unambiguous=all(self._is_firm(request, ids[:number], token) for number, token in enumerate(tokens)),
         )
 
     def _is_firm(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
         logits = self._decoder.seen[(request.session, token.position)]
         sampler = SessionSampler.opened(request.sampling, (*request.token_ids, *before), len(request.token_ids))
-        return is_firm(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
+        return is_unambiguous(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
 
 
 def _message(question: Question) -> ChatMessage:

@@ -4,9 +4,9 @@ from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.messages.activation import Envelope, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.microbatch import Microbatch, PlannedSegment
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import Route
-from broker_pipeline.scheduling.session_state import Prompt, SessionState
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.wire.codec import decode, encode
 from tests.kit.simulated_stages import stage_worker
 
@@ -16,13 +16,13 @@ BUILDER = EnvelopeBuilder("main", "f" * 64, 7, "bp.main.conductor.c.results")
 
 def session(name: str, num_prompt: int, generated: list[int], **changes: object) -> SessionState:
     ids = np.arange(100, 100 + num_prompt, dtype=np.int32)
-    prompt = Prompt(ids, np.stack([ids, ids + 1, ids + 2]), position_delta=-2, visual=changes.pop("visual", ()))  # type: ignore[arg-type]
+    prompt = PreparedPrompt(ids, np.stack([ids, ids + 1, ids + 2]), position_delta=-2, visual=changes.pop("visual", ()))  # type: ignore[arg-type]
     sampling = changes.pop("sampling", SamplingSettings())
     return SessionState(SessionKey(name, 3), 0, ROUTE, prompt, sampling, 50, generated=generated, **changes)  # type: ignore[arg-type]
 
 
-def microbatch(*segments: PlannedSegment, closes: tuple[SessionKey, ...] = ()) -> Microbatch:
-    return Microbatch(9, ROUTE, segments, closes, sent_at=10.0, deadline=40.0)
+def microbatch(*segments: PlannedSegment, closes: tuple[SessionKey, ...] = ()) -> PlannedBatch:
+    return PlannedBatch(9, ROUTE, segments, closes, sent_at=10.0, deadline=40.0)
 
 
 def test_prefill_replay_and_decode_in_one_envelope() -> None:

@@ -3,8 +3,8 @@ from typing import cast
 
 import pytest
 
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.jobs.live_job import LiveJob
-from broker_pipeline.conductor.pulse import Pulse
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.storage.jobs import Delivery
@@ -65,13 +65,13 @@ async def test_errors_come_through() -> None:
         await job().unless_cancelled(work())
 
 
-async def test_a_pulse_wakes_all_who_wait_and_nobody_later() -> None:
-    pulse = Pulse()
-    waiting = [asyncio.create_task(pulse.wait()) for _ in range(3)]
+async def test_a_broadcast_event_wakes_all_who_wait_and_nobody_later() -> None:
+    event = BroadcastEvent()
+    waiting = [asyncio.create_task(event.wait()) for _ in range(3)]
     await asyncio.sleep(0)
-    pulse.fire()
+    event.fire()
     await asyncio.gather(*waiting)
-    late = asyncio.create_task(pulse.wait(0.02))
+    late = asyncio.create_task(event.wait(0.02))
     await asyncio.sleep(0)
     assert not late.done()
     await late

@@ -58,7 +58,7 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
 
 
 @pytest.mark.parametrize(
-    ("num_cards", "changes", "expected"),
+    ("num_gpus", "changes", "expected"),
     [
         (0, {}, (False, 1)),
         (0, {"vision_process": "shared"}, (True, 0)),
@@ -67,10 +67,10 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
         (1, {"vision_process": "separate"}, (False, 1)),
     ],
 )
-def test_on_one_card_the_first_vision_worker_shares_a_process(
-    num_cards: int, changes: dict[str, Any], expected: tuple[bool, int]
+def test_on_one_gpu_the_first_vision_worker_shares_a_process(
+    num_gpus: int, changes: dict[str, Any], expected: tuple[bool, int]
 ) -> None:
-    settings = _settings(num_cards, **changes)
+    settings = _settings(num_gpus, **changes)
     assert (settings.shares_vision, settings.num_vision_workers) == expected
 
 

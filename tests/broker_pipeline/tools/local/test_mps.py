@@ -1,4 +1,4 @@
-"""The control program itself needs a card: here stands one that does what the real one does with its directories."""
+"""The control program itself needs a GPU: here stands one that does what the real one does with its directories."""
 
 import asyncio
 from pathlib import Path

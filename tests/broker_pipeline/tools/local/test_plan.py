@@ -8,7 +8,7 @@ from broker_pipeline.tools.local.devices import (
     assign_devices,
     count_cuda_devices,
     threads_per_worker,
-    vision_shares_card,
+    vision_shares_gpu,
 )
 from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, plan_services
 
@@ -47,10 +47,10 @@ def test_determinism_is_every_workers() -> None:
     assert not any("--deterministic" in service.arguments for service in plan().values())
 
 
-def test_devices_are_dealt_to_stages_first() -> None:
+def test_devices_are_assigned_to_stages_first() -> None:
     services = plan(num_cuda_devices=3, num_vision_workers=2)
-    dealt = {name: flags(services[name])["--device"] for name in ("stage-0", "stage-1", "vision-0", "vision-1")}
-    assert dealt == {"stage-0": "cuda:0", "stage-1": "cuda:1", "vision-0": "cuda:2", "vision-1": "cuda:0"}
+    assigned = {name: flags(services[name])["--device"] for name in ("stage-0", "stage-1", "vision-0", "vision-1")}
+    assert assigned == {"stage-0": "cuda:0", "stage-1": "cuda:1", "vision-0": "cuda:2", "vision-1": "cuda:0"}
 
 
 def test_a_named_device_is_everyones() -> None:
@@ -73,7 +73,7 @@ def test_every_worker_has_a_thread(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_stages", "num_vision", "num_cards", "device", "shares"),
+    ("num_stages", "num_vision", "num_gpus", "device", "shares"),
     [
         (1, 1, 0, None, False),
         (1, 1, 1, None, True),
@@ -87,13 +87,13 @@ def test_every_worker_has_a_thread(num_workers: int) -> None:
         (1, 1, 1, "cpu", False),
     ],
 )
-def test_a_vision_worker_shares_the_first_stages_card_where_there_are_too_few(
-    num_stages: int, num_vision: int, num_cards: int, device: str | None, shares: bool
+def test_a_vision_worker_shares_the_first_stages_gpu_where_there_are_too_few(
+    num_stages: int, num_vision: int, num_gpus: int, device: str | None, shares: bool
 ) -> None:
-    assert vision_shares_card(num_stages, num_vision, num_cards, device) is shares
+    assert vision_shares_gpu(num_stages, num_vision, num_gpus, device) is shares
 
 
-def test_a_shared_process_leaves_the_card_to_one_worker() -> None:
+def test_a_shared_process_leaves_the_gpu_to_one_worker() -> None:
     services = plan(stages=TWO_STAGES[:1], num_cuda_devices=1, num_vision_workers=0, shares_vision=True)
     assert "--vision" in services["stage-0"].arguments
     assert "--kv-share" not in services["stage-0"].arguments
@@ -104,7 +104,7 @@ async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.Mo
     assert await count_cuda_devices() == 0
 
 
-def test_stages_on_one_card_share_its_memory() -> None:
+def test_stages_on_one_gpu_share_its_memory() -> None:
     services = plan(num_cuda_devices=1)
     shares = [float(flags(services[name])["--kv-share"]) for name in services if name.startswith("stage")]
     assert sum(shares) < 0.8

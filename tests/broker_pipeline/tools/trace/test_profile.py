@@ -94,7 +94,7 @@ def test_the_figures_are_those_of_the_spans(tmp_path: Path) -> None:
     assert summary.round_ms["compute"] == pytest.approx(4.0 + 3.0)
     assert summary.round_ms["queue"] == pytest.approx(0.8)
     assert (first.wire_ms, first.queue_ms, first.compute_ms) == pytest.approx((0.5, 0.4, 4.0))
-    assert first.hand_over_ms == pytest.approx(0.4)
+    assert first.outbox_ms == pytest.approx(0.4)
     assert first.busy == pytest.approx(4.0 / 5.1)
     assert second.host_us == pytest.approx({"receive": 100, "encode": 100, "send": 100})
     assert conductor.host_us == pytest.approx({"encode": 100, "send": 100, "receive": 100, "complete": 100})
@@ -153,7 +153,7 @@ def test_an_empty_directory_and_a_target_inside_of_the_profile_are_refused(tmp_p
     with pytest.raises(ConfigurationError, match="did a service run with --profile"):
         load_profile(tmp_path)
     two_stages(tmp_path, Machine("here"), Machine("here"))
-    with pytest.raises(ConfigurationError, match="beside"):
+    with pytest.raises(ConfigurationError, match="alongside"):
         CliRunner().invoke(
             command, ["merge", str(tmp_path), "-o", str(tmp_path / "trace.json")], catch_exceptions=False
         )

@@ -1,4 +1,4 @@
-"""The block of integers that tells a card about a microbatch."""
+"""The block of integers that tells a GPU about a microbatch."""
 
 from __future__ import annotations
 

@@ -257,11 +257,11 @@ def test_a_gpu_chooses_what_the_cpu_chooses_and_never_waits(dtype):
     rows, logits = rows_of(11, 90, 5000), logits_of(90, 5000, 11).to(dtype)
     expected = sampled(logits, rows)
     sampled(logits.cuda(), rows)  # loads kernels
-    samplers, positions, on_card = [row.sampler() for row in rows], [row.position for row in rows], logits.cuda()
+    samplers, positions, on_gpu = [row.sampler() for row in rows], [row.position for row in rows], logits.cuda()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        pending = launch_sampling(on_card, samplers, positions, scan_logits(on_card))
+        pending = launch_sampling(on_gpu, samplers, positions, scan_logits(on_gpu))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()

@@ -10,7 +10,7 @@ from trials.bench.hop.hop import bench_envelope, measure_hop
 
 
 @pytest.mark.parametrize("num_segments", [1, 32])
-async def test_a_hop_is_timed_beside_a_raw_one(nats_url: str, num_segments: int) -> None:
+async def test_a_hop_is_timed_alongside_a_raw_one(nats_url: str, num_segments: int) -> None:
     row = await measure_hop(nats_url, 8192, num_segments, num_trips=20)
     assert row.num_bytes > 8192
     assert row.raw_s.num_samples == row.transport_s.num_samples == 20

@@ -84,7 +84,7 @@ def test_the_command_times_decode_and_prefill(tmp_path: Path) -> None:
     ]
     assert all(row["floor_s"] > 0 for row in rows)
     assert all(0 < row["launch_s"]["median"] <= row["step_s"]["median"] for row in rows)
-    assert all(row["card_s"] is None for row in rows)
+    assert all(row["device_s"] is None for row in rows)
 
 
 @pytest.mark.parametrize("text", ["3", "3:0", "a:1", "1:2:3"])

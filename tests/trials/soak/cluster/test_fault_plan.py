@@ -1,4 +1,4 @@
-"""Faults from a seed: what is dealt, how often, how far apart."""
+"""Faults from a seed: what is drawn, how often, how far apart."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_the_same_seed_gives_the_same_faults_and_another_seed_others() -> None:
 
 
 def test_every_component_meets_every_kind_before_any_meets_one_twice() -> None:
-    deck = set(product(TARGETS, FAULT_KINDS))
-    faults = list(islice(plan_faults(1, TARGETS, FAULT_KINDS, every_s=5.0), 3 * len(deck)))
-    for start in range(0, len(faults), len(deck)):
-        assert {(fault.target, fault.kind) for fault in faults[start : start + len(deck)]} == deck
+    urn = set(product(TARGETS, FAULT_KINDS))
+    faults = list(islice(plan_faults(1, TARGETS, FAULT_KINDS, every_s=5.0), 3 * len(urn)))
+    for start in range(0, len(faults), len(urn)):
+        assert {(fault.target, fault.kind) for fault in faults[start : start + len(urn)]} == urn
     assert [fault.number for fault in faults] == list(range(1, len(faults) + 1))
 
 

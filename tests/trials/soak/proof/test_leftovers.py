@@ -62,7 +62,7 @@ class Pipeline:
         record = WorkerRecord(
             worker="stage-0", instance="i1", role="stage", pipeline="main", subject="x", blocks=stage.blocks
         )
-        await WorkerRegistry(self.redis, self.namespace, "main", ttl_s=60).claim(record)
+        await WorkerRegistry(self.redis, self.namespace, "main", ttl_s=60).register(record)
 
     async def beats(self) -> None:
         while True:
@@ -78,7 +78,7 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        return {proof.claim: proof for proof in found}
+        return {proof.statement: proof for proof in found}
 
 
 @pytest_asyncio.fixture
@@ -92,7 +92,7 @@ async def pipeline(nats_url: str, redis: RedisClient, namespace: str) -> AsyncIt
 
 
 def failed(proofs: dict[str, Proof]) -> str:
-    return " | ".join(f"{proof.claim}: {proof.examples}" for proof in proofs.values() if not proof.holds)
+    return " | ".join(f"{proof.statement}: {proof.examples}" for proof in proofs.values() if not proof.holds)
 
 
 async def test_a_pipeline_at_rest_leaves_nothing(pipeline: Pipeline) -> None:

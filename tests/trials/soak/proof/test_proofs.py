@@ -11,23 +11,23 @@ import pytest
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult, Usage
 from broker_pipeline.state.job_store import JobCounts
-from trials.soak.proof.client import Submission
+from trials.soak.proof.client import AskedQuestion
 from trials.soak.proof.proofs import Evidence, Proof, prove
-from trials.soak.proof.questions import Answer
+from trials.soak.proof.questions import ExpectedAnswer
 from trials.soak.proof.timeline import JobTimeline, SeenTokens
 
 NUM_JOBS = 4
 
 
-def answer(number: int) -> Answer:
-    return Answer(
+def answer(number: int) -> ExpectedAnswer:
+    return ExpectedAnswer(
         number=number,
         token_ids=(number, 11, 12),
         text=f"text {number}",
         finish_reason="length",
         num_prompt_tokens=20,
         num_visual_tokens=4,
-        is_firm=True,
+        is_unambiguous=True,
     )
 
 
@@ -55,7 +55,7 @@ def evidence() -> Evidence:
     records = [record(number) for number in range(NUM_JOBS)]
     return Evidence(
         answers={number: answer(number) for number in range(NUM_JOBS)},
-        submissions=[Submission(number, (f"job-{number}",), records[number], 1, 0.5) for number in range(NUM_JOBS)],
+        submissions=[AskedQuestion(number, (f"job-{number}",), records[number], 1, 0.5) for number in range(NUM_JOBS)],
         unanswered={},
         records=records,
         tokens={f"job-{number}": [number, 11, 12] for number in range(NUM_JOBS)},
@@ -82,13 +82,13 @@ def with_record(changed: JobRecord, *, number: int = 2) -> Evidence:
 
 
 def failing(found: list[Proof]) -> dict[str, str]:
-    return {proof.claim: " | ".join(proof.examples) for proof in found if not proof.holds}
+    return {proof.statement: " | ".join(proof.examples) for proof in found if not proof.holds}
 
 
-def only(evidence: Evidence, claim: str) -> str:
-    """Return what is said against the one claim that fails."""
+def only(evidence: Evidence, statement: str) -> str:
+    """Return what is said against the one statement that fails."""
     failed = failing(prove(evidence))
-    assert [name for name in failed if claim not in name] == [], failed
+    assert [name for name in failed if statement not in name] == [], failed
     assert len(failed) == 1
     return next(iter(failed.values()))
 
@@ -113,7 +113,7 @@ def test_a_question_that_was_never_accepted_is_found() -> None:
 def test_a_client_that_gave_up_is_found_with_its_reason() -> None:
     good = evidence()
     given_up = replace(good, submissions=good.submissions[:-1], unanswered={3: "gateway_unreachable: nobody"})
-    assert "question 3: gateway_unreachable: nobody" in failing(prove(given_up))[prove(good)[0].claim]
+    assert "question 3: gateway_unreachable: nobody" in failing(prove(given_up))[prove(good)[0].statement]
 
 
 def test_a_job_that_redis_has_lost_is_found() -> None:

@@ -1,4 +1,4 @@
-"""One stage on one card, in simulated time: a step of n tokens takes `step_s + n * token_s`, and one step at a time."""
+"""One stage on one GPU, in simulated time: a step of n tokens takes `step_s + n * token_s`, and one step at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, 
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.microbatch import Microbatch
-from broker_pipeline.scheduling.routes import StageWorker
+from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
 from broker_pipeline.scheduling.session_state import SessionState
 from tests.kit.simulated_stages import prompt_of
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class SimulatedGpu:
     """Seconds of a step and of each of its tokens; `outside_s` passes between two steps of one microbatch."""
 
     step_s: float = 0.007
@@ -38,10 +38,10 @@ class Card:
 
 
 @dataclass(repr=False, eq=False)
-class CardRun:
+class GpuRun:
     """A pipeline in which every session that ends is followed by one that was ready `num_ahead` before it."""
 
-    card: Card
+    gpu: SimulatedGpu
     num_sessions: int
     num_prompt: int = 219
     num_output: int = 64
@@ -50,7 +50,7 @@ class CardRun:
     now: float = 0.0
     num_ended: int = 0
     num_computed: int = 0
-    sent: list[Microbatch] = field(default_factory=list)
+    sent: list[PlannedBatch] = field(default_factory=list)
     longest_pause_s: float = 0.0
     _free_at: float = 0.0
     _spoke_at: dict[str, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class CardRun:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(1, SchedulerLimits(max_sessions=self.num_sessions))
         blocks = BlockRange(start=0, stop=1)
-        self.scheduler.join(StageWorker("w", "w", "s.w", blocks, 10_000_000, self.max_batch_tokens))
+        self.scheduler.join(StageInfo("w", "w", "s.w", blocks, 10_000_000, self.max_batch_tokens))
         self._prompt = prompt_of(self.num_prompt)
         self._orders, self._ties = itertools.count(), itertools.count()
         self._answers: list[tuple[float, int, MicrobatchResult]] = []
@@ -110,20 +110,20 @@ class CardRun:
 
     def _plan(self) -> None:
         for microbatch in self.scheduler.plan(self.now):
-            arrives = self.now + self.card.outside_s / 2
-            starts, seconds = max(arrives, self._free_at), self.card.seconds(microbatch.num_tokens)
+            arrives = self.now + self.gpu.outside_s / 2
+            starts, seconds = max(arrives, self._free_at), self.gpu.seconds(microbatch.num_tokens)
             self._free_at = starts + seconds
             result = _answer(microbatch, starts - arrives, seconds)
-            heapq.heappush(self._answers, (self._free_at + self.card.outside_s / 2, next(self._ties), result))
+            heapq.heappush(self._answers, (self._free_at + self.gpu.outside_s / 2, next(self._ties), result))
             self.sent.append(microbatch)
 
 
-def num_prompt_tokens(microbatches: Sequence[Microbatch]) -> list[int]:
+def num_prompt_tokens(microbatches: Sequence[PlannedBatch]) -> list[int]:
     """Tokens that are not decode steps, of each microbatch."""
     return [sum(segment.count for segment in each.segments if segment.count > 1) for each in microbatches]
 
 
-def _answer(microbatch: Microbatch, queue_s: float, compute_s: float) -> MicrobatchResult:
+def _answer(microbatch: PlannedBatch, queue_s: float, compute_s: float) -> MicrobatchResult:
     tokens = tuple(
         SampledToken(session=segment.session.key.session, attempt=1, position=segment.stop, token_id=1)
         for segment in microbatch.segments

@@ -1,4 +1,4 @@
-"""Firm choices stand against every error within the tolerance; choices at an edge are not called firm."""
+"""Unambiguous choices stand against every error within the tolerance; choices at an edge are not called unambiguous."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.sampler import Choice, SessionSampler, sample, uniform
-from trials.soak.proof.firmness import is_firm
+from trials.soak.proof.tolerance import is_unambiguous
 
 TOLERANCE = 1e-3
 POSITION = 3
@@ -45,29 +45,29 @@ def test_a_firm_choice_stays_under_errors_within_the_tolerance(settings: dict[st
     for seed in range(300):
         seeded = settings | {"seed": seed}
         logits = 2 * torch.randn(40, generator=chance)
-        firm = is_firm(logits, sampler(**seeded), POSITION, TOLERANCE)
+        unambiguous = is_unambiguous(logits, sampler(**seeded), POSITION, TOLERANCE)
         noise = TOLERANCE * (2 * torch.rand(24, 40, generator=chance) - 1) / 1.5  # a penalty scales the error as well
         moved = len(set(chosen(torch.cat((logits[None], logits + noise)), seeded))) > 1
-        assert not (firm and moved)
-        num_firm, num_moved = num_firm + firm, num_moved + moved
+        assert not (unambiguous and moved)
+        num_firm, num_moved = num_firm + unambiguous, num_moved + moved
     assert num_firm > 200
     assert num_firm + num_moved <= 300
 
 
 def test_two_equal_candidates_are_no_firm_greedy_choice() -> None:
-    assert not is_firm(torch.tensor([0.0, 3.0, 3.0, 1.0]), sampler(), POSITION, TOLERANCE)
-    assert is_firm(torch.tensor([0.0, 3.0, 2.9, 1.0]), sampler(), POSITION, TOLERANCE)
+    assert not is_unambiguous(torch.tensor([0.0, 3.0, 3.0, 1.0]), sampler(), POSITION, TOLERANCE)
+    assert is_unambiguous(torch.tensor([0.0, 3.0, 2.9, 1.0]), sampler(), POSITION, TOLERANCE)
 
 
 def test_a_number_drawn_at_the_edge_of_a_share_is_not_firm() -> None:
     seed = next(seed for seed in range(100) if 0.6 < uniform(seed, POSITION) < 0.9)
     drawn = uniform(seed, POSITION)
     settings: dict[str, Any] = {"temperature": 1.0, "seed": seed}
-    assert not is_firm(torch.tensor([drawn, 1 - drawn]).log(), sampler(**settings), POSITION, TOLERANCE)
-    assert is_firm(torch.tensor([drawn - 0.01, 1.01 - drawn]).log(), sampler(**settings), POSITION, TOLERANCE)
+    assert not is_unambiguous(torch.tensor([drawn, 1 - drawn]).log(), sampler(**settings), POSITION, TOLERANCE)
+    assert is_unambiguous(torch.tensor([drawn - 0.01, 1.01 - drawn]).log(), sampler(**settings), POSITION, TOLERANCE)
 
 
 def test_a_cut_between_equals_is_not_firm() -> None:
     logits = torch.tensor([5.0, 2.0, 2.0, 0.0])
-    assert not is_firm(logits, sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)
-    assert is_firm(torch.tensor([9.0, 2.0, 1.0, 0.0]), sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)
+    assert not is_unambiguous(logits, sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)
+    assert is_unambiguous(torch.tensor([9.0, 2.0, 1.0, 0.0]), sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)

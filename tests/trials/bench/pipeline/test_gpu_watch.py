@@ -1,6 +1,6 @@
 import pytest
 
-from trials.bench.pipeline.cards import parse_sample
+from trials.bench.pipeline.gpu_watch import parse_sample
 
 
 @pytest.mark.parametrize(

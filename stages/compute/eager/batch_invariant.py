@@ -16,12 +16,12 @@ from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, SdpaAttentio
 from stages.qwen3_vl.moe import eager_experts
 
 
-def rowwise_linear(x: Tensor, weight: Tensor) -> Tensor:
+def batch_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     """`[n, in]` times `[out, in]`, row by row."""
     return torch.cat([F.linear(row, weight) for row in torch.split(x, 1)]) if len(x) else F.linear(x, weight)
 
 
-def rowwise_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def batch_invariant_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """An `ExpertCompute`, row by row."""
     rows = zip(torch.split(x, 1), torch.split(chosen, 1), torch.split(weights, 1), strict=True)
     return torch.cat([eager_experts(*row, gate_up, down) for row in rows]) if len(x) else torch.zeros_like(x)

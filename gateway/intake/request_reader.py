@@ -24,12 +24,12 @@ from gateway.settings import Limits
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_WAIT_FOR_TURN_S = 10.0
+_WAIT_FOR_SLOT_S = 10.0
 _LARGE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class ReadRequest:
     """A request that can become a job: its plan, the bytes of its sources in order, its idempotency key."""
 
     plan: JobPlan
@@ -37,7 +37,7 @@ class Submission:
     idempotency_key: str | None
 
 
-class Intake:
+class RequestReader:
     """Reads submissions, a bounded number at a time."""
 
     def __init__(self, pictures: PictureLoader, limits: Limits) -> None:
@@ -48,10 +48,10 @@ class Intake:
         """Bodies held in memory now."""
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Hold one of the places for a body; raises `QueueFullError` when none becomes free soon."""
         try:
-            async with asyncio.timeout(_WAIT_FOR_TURN_S):
+            async with asyncio.timeout(_WAIT_FOR_SLOT_S):
                 await self._turns.acquire()
         except TimeoutError as error:
             raise QueueFullError("too many uploads at the same time", retry_after_s=2.0) from error
@@ -62,8 +62,8 @@ class Intake:
             self.num_reading -= 1
             self._turns.release()
 
-    async def read(self, request: web.Request) -> Submission:
-        """Read, check and fetch everything that `request` brings and names. Call it inside a `turn`."""
+    async def read(self, request: web.Request) -> ReadRequest:
+        """Read, check and fetch everything that `request` brings and names. Call it inside a `slot`."""
         key = idempotency_key(request)
         check_announced_length(request, self._limits.max_body_bytes)
         try:
@@ -72,7 +72,7 @@ class Intake:
         except TimeoutError as error:
             raise BodyTooSlowError(f"the body did not arrive within {self._limits.upload_timeout_s:g} s") from error
         plan = plan_job(job, images, max_images=self._limits.max_images)
-        return Submission(plan, tuple(await self._pictures.load(plan.sources)), key)
+        return ReadRequest(plan, tuple(await self._pictures.load(plan.sources)), key)
 
     async def _parse(self, request: web.Request) -> tuple[JobRequest, tuple[Source, ...]]:
         if request.content_type == "multipart/form-data":

@@ -5,7 +5,7 @@ logits differ in their last digits. That changes a token only near one of these 
 
     greedy     the second best is as good as the best
     sampled    the drawn number lies at an edge of the token's share of the distribution,
-               or a token of the same probability stands beside it in the order,
+               or a token of the same probability stands alongside it in the order,
                or top-k or top-p cut between two tokens that are as good as each other
 """
 
@@ -20,7 +20,7 @@ TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 0.1}
 """Largest error of a logit that is taken for rounding, by dtype; measured errors are several times smaller."""
 
 
-def is_firm(logits: Tensor, sampler: SessionSampler, position: int, tolerance: float) -> bool:
+def is_unambiguous(logits: Tensor, sampler: SessionSampler, position: int, tolerance: float) -> bool:
     """Whether the token chosen from `logits` `[V]` stays the same when each of them is off by up to `tolerance`.
 
     `sampler` holds what comes before the token at index `position`, where a penalty needs it.

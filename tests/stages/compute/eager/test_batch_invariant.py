@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import InProcess, build_stages
+from stages.compute.generate import WholeModel, build_stages
 from stages.compute.options import ComputeOptions
 from tests.kit.transformers_oracle import BF16, FP32, config_of, encode, request_of, scene, tensors_of
 
@@ -16,7 +16,7 @@ LOGPROBS = SamplingSettings(logprobs=5)
 def tokens(variant, requests, chunk_tokens=None, *, is_deterministic=True, cuts=(), device="cpu"):
     options = ComputeOptions(device=device, is_deterministic=is_deterministic)
     stages = build_stages(config_of(variant), tensors_of(variant), cuts, kv_capacity_tokens=2048, options=options)
-    return InProcess(stages).generate(requests, chunk_tokens=chunk_tokens)
+    return WholeModel(stages).generate(requests, chunk_tokens=chunk_tokens)
 
 
 @pytest.mark.parametrize("variant", [FP32[0], FP32[-1], BF16[0]], ids=str)

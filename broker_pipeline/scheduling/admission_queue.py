@@ -1,6 +1,6 @@
 """Sessions that hold no KV yet: those being prepared for a route, and those that are prepared and wait for room. Pure.
 
-pledge ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──► its lane
+reserve_tentatively ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──► its lane
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 
-from broker_pipeline.scheduling.claims import Claims
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
+from broker_pipeline.scheduling.tentative_reservations import TentativeReservations
 
 
-class WaitingLine:
+class AdmissionQueue:
     """Sessions in the order of their jobs, and the room that they will ask for."""
 
     def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable) -> None:
@@ -24,7 +24,7 @@ class WaitingLine:
         self._ledger = ledger
         self._routes = routes
         self._sessions: list[SessionState] = []
-        self._claims = Claims()
+        self._tentative = TentativeReservations()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -32,27 +32,27 @@ class WaitingLine:
     def __iter__(self) -> Iterator[SessionState]:
         return iter(self._sessions)
 
-    def pledge(self, session: str, route: Route, num_tokens: int) -> None:
+    def reserve_tentatively(self, session: str, route: Route, num_tokens: int) -> None:
         """Count a session that is being prepared for a route against that route's room."""
-        self._claims.put(session, route, num_tokens)
+        self._tentative.put(session, route, num_tokens)
 
-    def drop_claim(self, session: str) -> None:
+    def drop_tentative(self, session: str) -> None:
         """Count a session against no route's room any more."""
-        self._claims.drop(session)
+        self._tentative.drop(session)
 
     def room(self, route: Route) -> int:
         """Return the KV tokens of a route that nobody has, waits for or is being prepared for."""
-        return self._claims.room(route, self._ledger)
+        return self._tentative.room(route, self._ledger)
 
     def add(self, session: SessionState, now: float) -> None:
         """Let a prepared session wait."""
         session.waiting_since = now
-        self._claims.put(session.key.session, session.route, session.num_kv_tokens)
+        self._tentative.put(session.key.session, session.route, session.num_kv_tokens)
         bisect.insort(self._sessions, session, key=lambda waiting: waiting.order)
 
     def remove(self, session: SessionState) -> None:
         """Let a session wait no more, if it does."""
-        self._claims.drop(session.key.session)
+        self._tentative.drop(session.key.session)
         if session in self._sessions:
             self._sessions.remove(session)
 
@@ -69,7 +69,7 @@ class WaitingLine:
         if len(lane.running) >= self._limits.max_sessions or not blocked.isdisjoint(keys):
             return False
         if self._ledger.reserve(session.key, session.num_kv_tokens, session.route):
-            self._claims.drop(session.key.session)
+            self._tentative.drop(session.key.session)
             lane.start(session)
             return True
         if now - session.waiting_since >= self._limits.overtake_s:

@@ -1,4 +1,4 @@
-"""Takes jobs from the queue while there is room, keeps them its own, and puts back what it cannot end."""
+"""Takes jobs from the queue while there is room, keeps them its own, and requeues what it cannot end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROOM_POLL_S = 0.05
 _DRAIN_POLL_S = 0.05
 
 
-class Intake:
+class JobPuller:
     """The jobs of one conductor while it holds the lease."""
 
     def __init__(
@@ -110,19 +110,19 @@ class Intake:
     # --- out --------------------------------------------------------------------------------------------------------
 
     async def _drain(self, deadline_s: float) -> None:
-        """Put back what no stage computes yet, wait for the rest, put that back at the deadline."""
+        """Requeue what no stage computes yet, wait for the rest, requeue that at the deadline."""
         log.info("draining", num_jobs=len(self._live))
-        await self._put_back([job for job in self._tasks if job.phase in ("preparing", "recovering")])
+        await self._requeue([job for job in self._tasks if job.phase in ("preparing", "recovering")])
         deadline = asyncio.get_running_loop().time() + deadline_s
         while self._tasks and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_DRAIN_POLL_S)
-            await self._put_back([job for job in self._tasks if job.phase == "recovering"])
-        await self._put_back(list(self._tasks))
+            await self._requeue([job for job in self._tasks if job.phase == "recovering"])
+        await self._requeue(list(self._tasks))
 
-    async def _put_back(self, jobs: list[LiveJob]) -> None:
+    async def _requeue(self, jobs: list[LiveJob]) -> None:
         for job in jobs:
             if task := self._tasks.get(job):
                 task.cancel()
                 await asyncio.wait({task})
-                log.info("job_put_back", job=job.job_id)
-                await self._runner.put_back(job)
+                log.info("job_requeued", job=job.job_id)
+                await self._runner.requeue(job)

@@ -1,4 +1,4 @@
-"""When a card did what, for profiles: pairs of events in its streams, put onto the host's time axis once they are done.
+"""When a GPU did what, for profiles: pairs of events in its streams, put onto the host's time axis once they are done.
 
     with timed(COPY_IN): ...           records two events, on the thread that launches
     launched.pieces                    what was timed since the last microbatch
@@ -28,7 +28,7 @@ _NOTHING = nullcontext()
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Something that a card does between two events with timing."""
+    """Something that a GPU does between two events with timing."""
 
     activity: Activity
     began: torch.cuda.Event
@@ -44,7 +44,7 @@ _recent = _Recent()
 
 
 def timed(activity: Activity, device: torch.device) -> AbstractContextManager[None]:
-    """Times what is queued inside of the context, in the current stream of a card; nothing elsewhere."""
+    """Times what is queued inside of the context, in the current stream of a GPU; nothing elsewhere."""
     return _timed(activity) if tracer.is_on and device.type == "cuda" else _NOTHING
 
 
@@ -64,11 +64,11 @@ def take_pieces() -> tuple[Piece, ...]:
     return pieces
 
 
-class CardAxis:
-    """Where the events of one card lie on the host's monotonic clock, in nanoseconds.
+class DeviceAxis:
+    """Where the events of one GPU lie on the host's monotonic clock, in nanoseconds.
 
     Events only tell their distance from each other. Whoever waits for one learns of it a little late, by a time that
-    varies and is never negative: so the least distance seen between host and card is nearest to the truth. It is looked
+    varies and is never negative: so the least distance seen between host and GPU is nearest to the truth. It is looked
     for anew from time to time, since the two clocks drift apart and far distances have fewer digits.
     """
 
@@ -77,7 +77,7 @@ class CardAxis:
         self._offset_ns = 0
 
     def locate(self, began: torch.cuda.Event, ended: torch.cuda.Event, seen_ns: int) -> None:
-        """Learn from something that ended on the card and was noticed at `seen_ns`."""
+        """Learn from something that ended on the GPU and was noticed at `seen_ns`."""
         if self._origin is None:
             self._origin = began
             self._offset_ns = seen_ns - self._distance(ended)

@@ -35,7 +35,7 @@ class _Arrived:
 
 
 @dataclass(slots=True)
-class JobPuller:
+class PullSubscription:
     """One inbox, and short requests for one message each that are answered there."""
 
     connection: NatsConnection
@@ -73,7 +73,7 @@ class JobPuller:
                 await self._ask(min(remaining_s, _PULL_S))
 
     async def close(self) -> None:
-        """Unsubscribe, and put back what has arrived but was taken by nobody."""
+        """Unsubscribe, and requeue what has arrived but was taken by nobody."""
         if self._subscription is None:
             return
         await self.connection.unsubscribe(self._subscription)
@@ -82,7 +82,7 @@ class JobPuller:
             try:
                 await msg.nak()
             except nats.errors.Error as error:
-                log.warning("job_not_put_back", reason=str(error), comes_back_after_s=self.ack_wait_s)
+                log.warning("job_not_requeued", reason=str(error), comes_back_after_s=self.ack_wait_s)
 
     def _take_arrived(self, now: float) -> Msg | None:
         while not self._arrived.empty():
@@ -98,8 +98,8 @@ class JobPuller:
         Each request is short, since one that is open while the server restarts is never answered.
         """
         reply = f"{self._inbox}.{next(self._requests)}"
-        wish = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
-        await self.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}", wish, reply=reply)
+        request = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
+        await self.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}", request, reply=reply)
         try:
             async with asyncio.timeout(wait_s + _GRACE_S):
                 arrived = await self._arrived.get()

@@ -1,33 +1,33 @@
-"""How near to the ideal the scheduler keeps one card busy that captions pictures: 219 tokens in, 64 out."""
+"""How near to the ideal the scheduler keeps one GPU busy that captions pictures: 219 tokens in, 64 out."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.kit.simulated_card import Card, CardRun, num_prompt_tokens
+from tests.kit.simulated_gpu import GpuRun, SimulatedGpu, num_prompt_tokens
 
 
 @pytest.mark.parametrize("outside_s", [0.002, 0.006, 0.010])
 @pytest.mark.parametrize("num_sessions", [256, 512])
-def test_a_card_is_kept_as_busy_as_it_can_be(num_sessions: int, outside_s: float) -> None:
-    card = Card(outside_s=outside_s)
-    run = CardRun(card, num_sessions)
+def test_a_gpu_is_kept_as_busy_as_it_can_be(num_sessions: int, outside_s: float) -> None:
+    gpu = SimulatedGpu(outside_s=outside_s)
+    run = GpuRun(gpu, num_sessions)
     run.run(6.0)
     rate = run.run(10.0)
-    assert rate > 0.97 * card.ideal_rate(num_sessions, run.num_prompt, run.num_output)
+    assert rate > 0.97 * gpu.ideal_rate(num_sessions, run.num_prompt, run.num_output)
 
 
 def test_sessions_speak_on_while_a_burst_of_prompts_is_computed() -> None:
-    run = CardRun(Card(), 256)
+    run = GpuRun(SimulatedGpu(), 256)
     run.run(6.0)
-    full_s = run.card.seconds(run.max_batch_tokens) + run.card.outside_s
+    full_s = run.gpu.seconds(run.max_batch_tokens) + run.gpu.outside_s
     run.run(6.0)
     assert max(num_prompt_tokens(run.sent)) > 2000, "there were bursts"
     assert run.longest_pause_s < 2.1 * full_s
 
 
 def test_prompts_do_not_travel_without_the_sessions_that_are_ready_to_speak() -> None:
-    run = CardRun(Card(), 256)
+    run = GpuRun(SimulatedGpu(), 256)
     run.run(6.0)
     run.run(6.0)
     alone = [each for each in run.sent if each.segments and all(segment.count > 1 for segment in each.segments)]
@@ -35,7 +35,7 @@ def test_prompts_do_not_travel_without_the_sessions_that_are_ready_to_speak() ->
 
 
 def test_two_microbatches_hide_the_time_outside_and_keep_their_sizes() -> None:
-    run = CardRun(Card(outside_s=0.010), 256)
+    run = GpuRun(SimulatedGpu(outside_s=0.010), 256)
     run.run(6.0)
     run.run(6.0)
     sizes = sorted(len(each.segments) for each in run.sent if each.segments)
@@ -44,7 +44,7 @@ def test_two_microbatches_hide_the_time_outside_and_keep_their_sizes() -> None:
 
 
 def test_prompts_get_their_half_where_steps_alone_would_fill_the_microbatch() -> None:
-    run = CardRun(Card(), 64, max_batch_tokens=32)
+    run = GpuRun(SimulatedGpu(), 64, max_batch_tokens=32)
     run.run(12.0)
     assert run.num_ended > 0
     assert max(num_prompt_tokens(run.sent)) >= 16

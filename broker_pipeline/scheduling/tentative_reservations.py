@@ -8,22 +8,22 @@ from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.routes import Route
 
 
-class Claims:
-    """One claim per session, summed up by worker."""
+class TentativeReservations:
+    """One reservation per session, summed up by worker."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[Route, int]] = {}
         self._num_tokens: Counter[str] = Counter()
 
     def put(self, session: str, route: Route, num_tokens: int) -> None:
-        """Claim room on every worker of a route, in place of what the session has claimed before."""
+        """Reserve room on every worker of a route, in place of what the session has reserved before."""
         self.drop(session)
         self._held[session] = (route, num_tokens)
         for key in route.key:
             self._num_tokens[key] += num_tokens
 
     def drop(self, session: str) -> None:
-        """Claim nothing any more: the session has its room, or needs none."""
+        """Reserve nothing any more: the session has its room, or needs none."""
         route, num_tokens = self._held.pop(session, (None, 0))
         for key in route.key if route else ():
             self._num_tokens[key] -= num_tokens
@@ -31,7 +31,7 @@ class Claims:
                 del self._num_tokens[key]
 
     def room(self, route: Route, ledger: KVLedger) -> int:
-        """Return the tokens of the fullest worker of a route that nobody holds or claims; negative when overbooked."""
+        """Return the tokens of the fullest worker of a route left unreserved; negative when overbooked."""
         return min(
             worker.kv_capacity_tokens - ledger.used_tokens(worker.key) - self._num_tokens[worker.key]
             for worker in route.workers

@@ -33,7 +33,7 @@ class PlannedSegment(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Microbatch:
+class PlannedBatch:
     """One envelope to be. `sent_at` and `deadline` are on the caller's clock, in seconds."""
 
     number: int
@@ -76,7 +76,7 @@ class Sampled(NamedTuple):
 class Outcome:
     """What the answer to a microbatch came to."""
 
-    microbatch: Microbatch | None = None
+    microbatch: PlannedBatch | None = None
     """None: nobody waits for this answer any more."""
     overtaken: int | None = None
     """A microbatch that was sent before this one, along the same way, and has no answer."""

@@ -1,4 +1,4 @@
-"""What the driver says of this machine's cards while a round runs, from a `nvidia-smi` that repeats itself."""
+"""What the driver says of this machine's GPUs while a round runs, from a `nvidia-smi` that repeats itself."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from statistics import fmean
 
-from trials.bench.breakdown import CardLoad
+from trials.bench.breakdown import GpuLoad
 
 _QUERY = "utilization.gpu,power.draw,memory.used"
 _EVERY_MS = 500
 _STOP_S = 2.0
 
 
-class CardWatch:
-    """Means over time of the busiest card. Made by `open`."""
+class GpuWatch:
+    """Means over time of the busiest GPU. Made by `open`."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float, float]] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls) -> AsyncIterator[CardWatch]:
+    async def open(cls) -> AsyncIterator[GpuWatch]:
         """Watch while the context is open; without a driver there is nothing to see."""
         watch = cls()
         program = shutil.which("nvidia-smi")
@@ -50,12 +50,12 @@ class CardWatch:
         """Forget what was before."""
         self._samples.clear()
 
-    def end(self) -> CardLoad | None:
+    def end(self) -> GpuLoad | None:
         """Return the means since `begin`, None where nothing was seen."""
         if not self._samples:
             return None
         utilisation, watts, memory_mb = (fmean(column) for column in zip(*self._samples, strict=True))
-        return CardLoad(utilisation=round(utilisation / 100, 3), watts=round(watts, 1), memory_mb=round(memory_mb))
+        return GpuLoad(utilisation=round(utilisation / 100, 3), watts=round(watts, 1), memory_mb=round(memory_mb))
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None

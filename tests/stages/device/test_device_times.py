@@ -1,4 +1,4 @@
-"""Where a card's events lie on the host's time axis."""
+"""Where a GPU's events lie on the host's time axis."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from broker_pipeline.tracing.activities import COPY_IN
-from stages.device.card_times import CardAxis, take_pieces, timed
+from stages.device.device_times import DeviceAxis, take_pieces, timed
 
 
 class Tick:
-    """An event of a card whose clock runs `drift` too fast and whose differences have 24 bits, as CUDA's have."""
+    """An event of a GPU whose clock runs `drift` too fast and whose differences have 24 bits, as CUDA's have."""
 
     drift = 0.0
 
@@ -25,9 +25,9 @@ class Tick:
 
 
 @pytest.mark.parametrize("drift", [-2e-5, 0.0, 2e-5])
-def test_the_card_is_placed_on_the_axis_of_the_host(monkeypatch: pytest.MonkeyPatch, drift: float) -> None:
+def test_the_gpu_is_placed_on_the_axis_of_the_host(monkeypatch: pytest.MonkeyPatch, drift: float) -> None:
     monkeypatch.setattr(Tick, "drift", drift)
-    chance, axis = random.Random(1), CardAxis()
+    chance, axis = random.Random(1), DeviceAxis()
     errors, now = [], 5e12
     for _ in range(3_000):
         began, ended = Tick(now), Tick(now + 9e6)
@@ -37,7 +37,7 @@ def test_the_card_is_placed_on_the_axis_of_the_host(monkeypatch: pytest.MonkeyPa
         now += 10e6
     errors = sorted(errors[5:])
     assert errors[len(errors) // 2] < 50_000
-    assert errors[-1] < 250_000, "half a minute of a card's work"
+    assert errors[-1] < 250_000, "half a minute of a GPU's work"
 
 
 def test_nothing_is_timed_on_a_processor() -> None:

@@ -1,4 +1,4 @@
-"""One conductor's time in office: everything that it builds up under one epoch, and drops with it."""
+"""One conductor's tenure: everything that it builds up under one epoch, and drops with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.jobs.cancels import Cancels
 from broker_pipeline.conductor.jobs.dead_letters import DeadLetters
-from broker_pipeline.conductor.jobs.intake import Intake
 from broker_pipeline.conductor.jobs.job_end import Stores
+from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunSettings
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.metrics import ConductorMetrics
@@ -59,13 +59,13 @@ class Surroundings:
     metrics: ConductorMetrics = field(default_factory=ConductorMetrics)
 
 
-class Term:
+class Tenure:
     """All parts of an active conductor, wired together."""
 
-    def __init__(self, around: Surroundings, epoch: int, is_in_office: Callable[[], bool]) -> None:
-        """`is_in_office` says whether the lease is held at this moment."""
+    def __init__(self, around: Surroundings, epoch: int, lease_held: Callable[[], bool]) -> None:
+        """`lease_held` says whether the lease is held at this moment."""
         self._around = around
-        self._is_in_office = is_in_office
+        self._lease_held = lease_held
         self._epoch = epoch
         common, settings, facts = around.common, around.settings, around.model.facts
         self._live = LiveJobs()
@@ -92,7 +92,7 @@ class Term:
         self._queue = JobQueue(
             around.transport, common.namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=dead_letters.fail
         )
-        self._intake = Intake(
+        self._intake = JobPuller(
             self._queue,
             self._live,
             self._make_runner(),
@@ -189,7 +189,7 @@ class Term:
                 self._epoch,
                 settings.prepare_timeout_s,
                 settings.max_deliveries,
-                self._is_in_office,
+                self._lease_held,
             ),
         )
 

@@ -21,7 +21,7 @@ from stages.qwen3_vl.config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class SegmentAdmission:
     """`batch` holds the segments to compute, `rows` the visual rows that they use."""
 
     batch: Microbatch
@@ -39,7 +39,7 @@ class Admitter:
         self._kv = kv
         self._source = source
 
-    def admit(self, batch: Microbatch) -> Admission:
+    def admit(self, batch: Microbatch) -> SegmentAdmission:
         """Sorts a microbatch's segments into those to compute, repeats, and failures."""
         admitted: list[Segment] = []
         repeats: list[Segment] = []
@@ -65,7 +65,7 @@ class Admitter:
             lengths[key] = stop
             if found is not None:
                 rows[key] = found
-        return Admission(_select(batch, admitted), tuple(repeats), tuple(failures), rows)
+        return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), rows)
 
     def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:
         """Each segment, with its token ids where one of the microbatch's leaves the vocabulary."""

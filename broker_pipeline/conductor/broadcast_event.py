@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Pulse:
+class BroadcastEvent:
     """Check a condition, and `wait` while it does not hold; nothing is missed if there is no await in between."""
 
     def __init__(self) -> None:
