@@ -76,7 +76,7 @@ def test_one_process_with_both_roles_and_a_breakdown_of_where_time_goes(tmp_path
     assert breakdown["tokens_per_result"] >= 1
     assert breakdown["job_s"]["median"] > breakdown["submit_s"]["median"] > 0
     assert breakdown["num_sessions"]
-    assert breakdown["GPUs"] is None or breakdown["GPUs"]["watts"] > 0
+    assert breakdown["gpus"] is None or breakdown["gpus"]["watts"] > 0
     assert "sessions on average" in done.stdout
 
 
