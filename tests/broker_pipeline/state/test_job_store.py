@@ -15,6 +15,7 @@ from broker_pipeline.messages.sampling import TokenLogprob
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
+from tests.kit.waiting import eventually
 
 
 def make_spec(job_id: str | None = None, **fields: Any) -> JobSpec:
@@ -71,6 +72,23 @@ async def test_a_job_lives_from_queued_to_succeeded(store: JobStore) -> None:
     assert await store.tokens(spec.job_id, start=1) == list(entries(8))
     assert await store.spec(spec.job_id) == spec
     assert await store.counts() == JobCounts(succeeded=1)
+
+
+async def test_what_is_stored_comes_back_byte_for_byte(store: JobStore) -> None:
+    text = "".join(map(chr, range(0x100))) + "\u2028\ufffe 猫 \U0001f408 \\u0000 \\ %1 @ "
+    message = ChatMessage(role="user", content=(TextPart(text=text),))
+    spec = make_spec(created_at=1754321098.1234567, messages=(message,), metadata={text: text, "seed": str(2**64 - 1)})
+    record, _ = await store.create(spec)
+    assert (record.created_at, record.metadata) == (spec.created_at, spec.metadata)
+    assert await store.spec(spec.job_id) == spec
+    attempt = await store.begin_attempt(spec)
+    entry = TokenEntry(token_id=2**31 - 1, text=text, logprob=-1 / 3)
+    result = msgspec.structs.replace(RESULT, text=text, num_attempts=2**40)
+    last = TokenCommit(spec.job_id, attempt.number, 0, (entry,))
+    for _ in range(2):
+        assert await store.finish(spec.job_id, attempt.number, "succeeded", result, tokens=last)
+    assert (await store.get(spec.job_id)).result == result
+    assert await store.tokens(spec.job_id) == [entry]
 
 
 async def test_unknown_jobs_are_named(store: JobStore) -> None:
@@ -344,7 +362,11 @@ async def test_finished_jobs_are_forgotten_after_their_time(redis: RedisClient, 
         await store.commit([TokenCommit(spec.job_id, 1, 0, entries(1))])
         await store.finish(spec.job_id, 1, "succeeded", RESULT)
     kept, _ = await running_job(store)
-    await asyncio.sleep(1.2)
+
+    async def is_forgotten() -> bool:
+        return not await redis.exists(redis_keys.job(namespace, spec.job_id))
+
+    await eventually(is_forgotten)
     with pytest.raises(JobNotFoundError):
         await store.get(spec.job_id)
     assert [record.job_id for record in (await store.list()).records] == [kept.job_id]

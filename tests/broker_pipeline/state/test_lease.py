@@ -3,12 +3,14 @@ import signal
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import LeaseLostError, StateError
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
+from tests.kit.waiting import eventually
 
 
 async def test_epochs_grow_from_holder_to_holder(redis: RedisClient, namespace: str) -> None:
@@ -30,8 +32,9 @@ async def test_acquiring_again_is_the_same_epoch(redis: RedisClient, namespace: 
 async def test_a_standby_waits_for_the_release(redis: RedisClient, namespace: str) -> None:
     first, second = (Lease(redis, namespace, "main", name, ttl_s=5) for name in "ab")
     epoch = await first.acquire()
-    waiting = asyncio.ensure_future(second.acquire())
-    await asyncio.sleep(0.2)
+    with capture_logs() as logs:
+        waiting = asyncio.ensure_future(second.acquire())
+        await eventually(lambda: any(line["event"] == "lease_awaited" for line in logs))
     assert not waiting.done()
     await first.release()
     async with asyncio.timeout(2):
@@ -72,12 +75,20 @@ async def test_of_many_racing_standbys_one_holds_at_a_time(redis_url: str, names
 
 
 async def test_hold_keeps_the_lease_beyond_its_time_to_live(redis: RedisClient, namespace: str) -> None:
-    lease = Lease(redis, namespace, "main", "a", ttl_s=0.4)
+    lease = Lease(redis, namespace, "main", "a", ttl_s=0.8)
     await lease.acquire()
+    acquired = time.monotonic()
     holding = asyncio.ensure_future(lease.hold())
-    await asyncio.sleep(1.2)
+    key = redis_keys.lease(namespace, "main")
+
+    async def is_renewed() -> bool:
+        return await redis.pttl(key) > 640
+
+    while time.monotonic() < acquired + 0.8:
+        assert await redis.pexpire(key, 600)
+        await eventually(is_renewed)
     assert lease.is_held
-    assert await redis.get(redis_keys.lease(namespace, "main")) == b"a"
+    assert await redis.get(key) == b"a"
     holding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await holding
@@ -107,18 +118,28 @@ async def test_hold_ends_in_time_when_redis_falls_silent(own_redis: EmbeddedRedi
         own_redis.kill(signal.SIGCONT)
 
 
+class CountingLease(Lease):
+    num_renewals = 0
+
+    async def _renew(self) -> None:
+        self.num_renewals += 1
+        await super()._renew()
+
+
 async def test_hold_outlives_a_quick_restart_of_redis(own_redis: EmbeddedRedis, namespace: str) -> None:
     async with open_redis(own_redis.url) as client:
-        lease = Lease(client, namespace, "main", "a", ttl_s=3.0)
+        lease = CountingLease(client, namespace, "main", "a", ttl_s=2.0)
         await lease.acquire()
+        first_end = lease._valid_until
         holding = asyncio.ensure_future(lease.hold())
         own_redis.kill()
         await own_redis.process.wait()
         with pytest.raises(StateError):
             await lease.acquire()
-        await asyncio.sleep(1.1)
+        await eventually(lambda: lease.num_renewals > 1)
+        assert lease._valid_until == first_end, "they failed"
         await own_redis.restart()
-        await asyncio.sleep(2.5)
+        await eventually(lambda: lease._valid_until > first_end)
         assert not holding.done()
         assert lease.is_held
         holding.cancel()

@@ -25,10 +25,21 @@ from broker_pipeline.storage.jobs import JobQueue, QueueDepth
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.wire.transport import Transport
+from tests.kit.waiting import eventually
 
 
 def spec(job_id: str, text: str = "hello") -> JobSpec:
     return JobSpec(job_id=job_id, created_at=1.0, messages=(ChatMessage(role="user", content=(TextPart(text=text),)),))
+
+
+async def until_pulling(transport: Transport, namespace: str) -> None:
+    """Wait until the server has a request for a job."""
+    names = subjects.job_stream(namespace), subjects.job_consumer(namespace)
+
+    async def is_asked() -> bool:
+        return bool((await transport.jetstream().consumer_info(*names)).num_waiting)
+
+    await eventually(is_asked)
 
 
 @pytest.fixture
@@ -67,9 +78,9 @@ async def test_an_empty_queue_takes_the_time_it_was_given(queue: JobQueue) -> No
     assert 1.2 < time.monotonic() - started < 2.0
 
 
-async def test_a_waiting_puller_gets_a_job_at_once(queue: JobQueue) -> None:
+async def test_a_waiting_puller_gets_a_job_at_once(queue: JobQueue, transport: Transport, namespace: str) -> None:
     pull = asyncio.create_task(queue.pull(5.0))
-    await asyncio.sleep(0.2)
+    await until_pulling(transport, namespace)
     started = time.monotonic()
     await queue.publish(spec("a"))
     delivery = await pull
@@ -199,11 +210,11 @@ async def test_closing_puts_back_what_nobody_took(transport: Transport, namespac
     await queue.ensure()
     async with queue:
         pull = asyncio.create_task(queue.pull(5.0))
-        await asyncio.sleep(0.05)
+        await until_pulling(transport, namespace)
         pull.cancel()
         await asyncio.gather(pull, return_exceptions=True)
         await queue.publish(spec("a"))  # answers the request that the cancelled pull left open
-        await asyncio.sleep(0.1)
+        await eventually(lambda: not queue._puller._arrived.empty())
     async with JobQueue(transport, namespace) as next_queue:
         delivery = await next_queue.pull(3.0)
         assert delivery is not None
@@ -275,7 +286,7 @@ async def test_pulling_from_a_queue_that_nobody_made(transport: Transport, names
 
 async def test_a_queue_that_is_deleted_under_a_puller(queue: JobQueue, transport: Transport, namespace: str) -> None:
     pull = asyncio.create_task(queue.pull(5.0))
-    await asyncio.sleep(0.1)
+    await until_pulling(transport, namespace)
     await transport.jetstream().delete_stream(subjects.job_stream(namespace))
     with pytest.raises(TransportError, match="the job queue"):
         await pull
