@@ -26,105 +26,100 @@ from __future__ import annotations
 
 
 def job(namespace: str, job_id: str) -> str:
-    """Hash of one job."""
+    """Return the key of one job's hash."""
     return f"{namespace}:job:{job_id}"
 
 
 def job_tokens(namespace: str, job_id: str) -> str:
-    """List of a job's committed tokens."""
+    """Return the key of the list of a job's committed tokens."""
     return f"{namespace}:job:{job_id}:tokens"
 
 
 def jobs(namespace: str) -> str:
-    """Sorted set of job ids by time of creation."""
+    """Return the key of the sorted set of job ids by time of creation."""
     return f"{namespace}:jobs"
 
 
 def jobs_with_status(namespace: str, status: str) -> str:
-    """Sorted set of the ids of jobs with one status, by time of creation."""
+    """Return the key of the sorted set of ids of jobs with one status, by time of creation."""
     return f"{namespace}:jobs:{status}"
 
 
 def expiry(namespace: str) -> str:
-    """Sorted set of the ids of finished jobs, by the time at which they are forgotten."""
+    """Return the key of the sorted set of ids of finished jobs, by the time at which they are forgotten."""
     return f"{namespace}:expiry"
 
 
 def unpublished(namespace: str) -> str:
-    """Sorted set of jobs that were sent again and may not be in the queue yet, by the time of that."""
+    """Return the key of the sorted set of jobs that were sent again and may not be in the queue yet, by that time."""
     return f"{namespace}:unpublished"
 
 
 def counts(namespace: str) -> str:
-    """Hash of the number of jobs by status."""
+    """Return the key of the hash of the number of jobs by status."""
     return f"{namespace}:counts"
 
 
 def idempotency(namespace: str, key: str) -> str:
-    """Job id of an earlier submission with the same idempotency key."""
+    """Return the key of the job id of an earlier submission with the same idempotency key."""
     return f"{namespace}:idempotency:{key}"
 
 
 def media(namespace: str, sha256: str) -> str:
-    """Object name of stored bytes."""
+    """Return the key of the object name of stored bytes."""
     return f"{namespace}:media:{sha256}"
 
 
 def media_jobs(namespace: str, sha256: str) -> str:
-    """Set of jobs that need stored bytes."""
+    """Return the key of the set of jobs that need stored bytes."""
     return f"{namespace}:media:{sha256}:jobs"
 
 
 def media_unreferenced(namespace: str) -> str:
-    """Sorted set of media that no job needs, by the time from which that is so."""
+    """Return the key of the sorted set of media that no job needs, by the time from which that is so."""
     return f"{namespace}:media:unreferenced"
 
 
 def media_kept(namespace: str) -> str:
-    """Sorted set of references that end by themselves, by the time at which they do."""
+    """Return the key of the sorted set of references that end by themselves, by the time at which they do."""
     return f"{namespace}:media:kept"
 
 
-def media_claimed(namespace: str) -> str:
-    """Sorted set of new references, by the time from which their job has to be known."""
+def media_acquired(namespace: str) -> str:
+    """Return the key of the sorted set of new references, by the time from which their job has to be known."""
     return f"{namespace}:media:acquired"
 
 
 def media_doomed(namespace: str) -> str:
-    """Sorted set of object names that nobody may refer to any more, by the time from which they may be deleted."""
+    """Return the key of the sorted set of object names by the time from which they may be deleted."""
     return f"{namespace}:media:doomed"
 
 
 def pipelines(namespace: str) -> str:
-    """Names of pipelines that have, or had, workers."""
+    """Return the key of the set of names of pipelines that have, or had, workers."""
     return f"{namespace}:pipelines"
 
 
 def workers(namespace: str, pipeline: str) -> str:
-    """Names of workers that have, or had, a record."""
+    """Return the key of the set of names of workers that have, or had, a record."""
     return f"{namespace}:{pipeline}:workers"
 
 
 def worker(namespace: str, pipeline: str, name: str) -> str:
-    """A worker's record."""
+    """Return the key of a worker's record."""
     return f"{namespace}:{pipeline}:worker:{name}"
 
 
-def worker_pattern(namespace: str, pipeline: str = "*") -> str:
-    """Pattern that matches every worker record."""
-    return f"{namespace}:{pipeline}:worker:*"
-
-
 def lease(namespace: str, pipeline: str) -> str:
-    """Instance of the active conductor."""
+    """Return the key of the instance of the active conductor."""
     return f"{namespace}:{pipeline}:lease"
 
 
 def epoch(namespace: str, pipeline: str) -> str:
-    """Counter of epochs."""
+    """Return the key of the counter of epochs."""
     return f"{namespace}:{pipeline}:epoch"
 
 
 def status(namespace: str, pipeline: str) -> str:
-    """What the conductor shows of itself."""
+    """Return the key of what the conductor shows of itself."""
     return f"{namespace}:{pipeline}:status"

@@ -1,1 +1,1 @@
-"""What Redis keeps: jobs and their tokens, who is there, who conducts."""
+"""What Redis keeps: jobs and their tokens, which media they need, who is there, who conducts."""

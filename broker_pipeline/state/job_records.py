@@ -1,4 +1,4 @@
-"""How jobs are written in Redis: the fields of their hash, and the scripts that change them."""
+"""How jobs are written in Redis: the fields of their hash, and how scripts are told of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import orjson
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, JobNotFoundError
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, PastEnd
-from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
+from broker_pipeline.state.redis_client import RedisClient, state_errors
+from broker_pipeline.state.script_runner import ScriptRunner
 
 DEFAULT_RESULT_TTL_S = 7 * 24 * 3600
 RECORD_FIELDS = (
@@ -33,22 +35,15 @@ _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 _decode_past_ends = msgspec.json.Decoder(PastEnd).decode_lines
 
 
-class JobScripts:
-    """Runs the scripts about jobs of one namespace."""
-
-    def __init__(self, redis: RedisClient, namespace: str, result_ttl_s: int = DEFAULT_RESULT_TTL_S) -> None:
-        self._run = ScriptRunner(redis)
-        self._keys = [redis_keys.jobs(namespace), redis_keys.expiry(namespace), redis_keys.counts(namespace)]
-        self._prelude_args: list[Any] = [
-            redis_keys.job(namespace, "@"),
-            redis_keys.job_tokens(namespace, "@"),
-            redis_keys.jobs_with_status(namespace, "@"),
-            result_ttl_s,
-        ]
-
-    async def run(self, script: str, args: Sequence[Any], action: str, *, extra_keys: Sequence[str] = ()) -> Any:
-        """Run a script with `args` after those of the prelude; raises `StateError` starting with `action`."""
-        return await self._run(script, [*self._keys, *extra_keys], [*self._prelude_args, *args], action=action)
+def job_scripts(redis: RedisClient, namespace: str, result_ttl_s: int = DEFAULT_RESULT_TTL_S) -> ScriptRunner:
+    """Return what runs the scripts about jobs of one namespace."""
+    keys = [name(namespace) for name in (redis_keys.jobs, redis_keys.expiry, redis_keys.counts, redis_keys.unpublished)]
+    templates = {
+        "job": redis_keys.job(namespace, "@"),
+        "tokens": redis_keys.job_tokens(namespace, "@"),
+        "status": redis_keys.jobs_with_status(namespace, "@"),
+    }
+    return ScriptRunner(redis, "jobs", keys, {"keys": templates, "result_ttl_s": result_ttl_s})
 
 
 def is_known(status: bytes | None) -> bool:
@@ -56,9 +51,20 @@ def is_known(status: bytes | None) -> bool:
     return status not in (None, b"discarded")
 
 
-def spec_args(spec: JobSpec) -> list[Any]:
-    """Return a script's arguments for a job: id, spec, created_at, metadata, num_retries."""
-    return [spec.job_id, _encode(spec), repr(float(spec.created_at)), _encode(spec.metadata), spec.num_retries]
+def spec_args(spec: JobSpec) -> dict[str, Any]:
+    """Return a script's arguments for a job."""
+    return {
+        "job_id": spec.job_id,
+        "spec": as_json(spec),
+        "created_at": repr(float(spec.created_at)),
+        "metadata": orjson.dumps(spec.metadata).decode(),
+        "num_retries": spec.num_retries,
+    }
+
+
+def as_json(value: msgspec.Struct) -> str:
+    """Return a struct as a script's argument that it stores as it is."""
+    return _encode(value).decode()
 
 
 def job_record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:

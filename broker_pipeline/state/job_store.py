@@ -6,14 +6,14 @@
                 │  └───────────────────────────────────────────── retry ────┘ (see `failed_jobs`)
                 └──request_cancel──► cancelled
 
+A job's id stands in `jobs` as long as it is known, in `jobs:{its status}`, and in `expiry` once it has ended.
+
 Every method is one script or one read, so it is atomic; every method may be repeated, so a caller that got a
 `StateError` can call again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -21,24 +21,24 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from broker_pipeline import redis_keys
-from broker_pipeline.errors import Failure, InvalidRequestError
+from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
-from broker_pipeline.state import redis_scripts
+from broker_pipeline.state.job_pages import JobPage, page_of_ids
 from broker_pipeline.state.job_records import (
     DEFAULT_RESULT_TTL_S,
     RECORD_FIELDS,
-    JobScripts,
+    as_json,
     is_known,
     job_not_found,
     job_record,
+    job_scripts,
     spec_args,
 )
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 
 TokenEntries: TypeAlias = list[TokenEntry]
 
-_MAX_PAGE = 1000
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decode_token = msgspec.json.Decoder(TokenEntry).decode
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 
@@ -69,14 +69,6 @@ class TokenCommit:
     entries: tuple[TokenEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class JobPage:
-    """Jobs, newest first. `next` is the `before` of the following page, `None` at the end."""
-
-    records: list[JobRecord]
-    next: str | None
-
-
 class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that are queued and running now; jobs that have ended since Redis began."""
 
@@ -91,10 +83,10 @@ class JobStore:
     """The jobs of one namespace."""
 
     def __init__(self, redis: RedisClient, namespace: str, *, result_ttl_s: int = DEFAULT_RESULT_TTL_S) -> None:
-        """Finished jobs are kept for `result_ttl_s` seconds."""
+        """Keep finished jobs for `result_ttl_s` seconds."""
         self._redis = redis
         self._namespace = namespace
-        self._run = JobScripts(redis, namespace, result_ttl_s).run
+        self._run = job_scripts(redis, namespace, result_ttl_s)
 
     async def create(self, spec: JobSpec, idempotency_key: str | None = None) -> tuple[JobRecord, bool]:
         """Record a new job as queued.
@@ -102,19 +94,15 @@ class JobStore:
         Returns its record and True; or, when a job submitted before with this idempotency key is still known, that
         one's record and False. Repeating the call with the same `job_id` returns True again.
         """
-        if idempotency_key is None:
-            key = redis_keys.job(self._namespace, spec.job_id)
-        else:
-            key = redis_keys.idempotency(self._namespace, idempotency_key)
-        args = [*spec_args(spec), "0" if idempotency_key is None else "1"]
-        job_id, is_this, fields = await self._run(
-            redis_scripts.CREATE_JOB, args, f"cannot record job {spec.job_id}", extra_keys=[key]
-        )
+        args = {**spec_args(spec), "record_fields": RECORD_FIELDS}
+        if idempotency_key is not None:
+            args["idempotency_key"] = redis_keys.idempotency(self._namespace, idempotency_key)
+        job_id, is_this, fields = await self._run("create", args, f"cannot record job {spec.job_id}")
         return job_record(job_id.decode(), fields), bool(is_this)
 
     async def discard(self, job_id: str) -> None:
         """Forget a job that could not be queued; one that has begun, or is unknown, is left alone."""
-        await self._run(redis_scripts.DISCARD_JOB, [job_id], f"cannot discard job {job_id}")
+        await self._run("discard", {"job_id": job_id}, f"cannot discard job {job_id}")
 
     async def get(self, job_id: str) -> JobRecord:
         """Return a job; raises `JobNotFoundError`."""
@@ -149,9 +137,7 @@ class JobStore:
         So is a request to run it again that Redis lost, and a message of an earlier sending of the job is finished.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
-        number, cancelled, finished, failed, entries = await self._run(
-            redis_scripts.BEGIN_ATTEMPT, spec_args(spec), action
-        )
+        number, cancelled, finished, failed, entries = await self._run("begin_attempt", spec_args(spec), action)
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]
         return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed))
@@ -164,8 +150,8 @@ class JobStore:
         """
         if not commits:
             return []
-        args = [_lines(item) for item in commits]
-        done = await self._run(redis_scripts.COMMIT_TOKENS, args, f"cannot commit the tokens of {len(commits)} jobs")
+        action = f"cannot commit the tokens of {len(commits)} jobs"
+        done = await self._run("commit", {"commits": _heads(commits)}, action, _tokens(commits))
         return [bool(flag) for flag in done]
 
     async def finish(
@@ -183,11 +169,10 @@ class JobStore:
         means that it changed nothing: the job had ended otherwise, a later attempt exists, its tokens do not belong,
         or the job is unknown.
         """
-        encoded = ["" if value is None else _encode(value) for value in (result, error)]
-        encoded.append("" if tokens is None else _lines(tokens))
-        done = await self._run(
-            redis_scripts.FINISH_JOB, [job_id, attempt, status, *encoded], f"cannot finish job {job_id}"
-        )
+        commits = [] if tokens is None else [tokens]
+        args = {"job_id": job_id, "attempt": attempt, "status": status, "commits": _heads(commits)}
+        args |= {name: as_json(value) for name, value in (("result", result), ("error", error)) if value is not None}
+        done = await self._run("finish", args, f"cannot finish job {job_id}", _tokens(commits))
         return bool(done)
 
     async def request_cancel(self, job_id: str) -> JobRecord:
@@ -195,7 +180,7 @@ class JobStore:
 
         Raises `JobNotFoundError`.
         """
-        if not await self._run(redis_scripts.CANCEL_JOB, [job_id], f"cannot cancel job {job_id}"):
+        if not await self._run("request_cancel", {"job_id": job_id}, f"cannot cancel job {job_id}"):
             raise job_not_found(job_id)
         return await self.get(job_id)
 
@@ -214,21 +199,7 @@ class JobStore:
 
     async def sweep(self) -> int:
         """Forget some finished jobs whose time has come and return how many. `create` and `finish` do so as well."""
-        return int(await self._run(redis_scripts.SWEEP_JOBS, [], "cannot sweep finished jobs"))
-
-    async def _ids_before(self, key: str, cursor: _Cursor | None, limit: int) -> list[_Cursor]:
-        """Return (created_at, id) pairs in falling order, below the cursor; equal times are ordered by id."""
-        rows: list[tuple[bytes, float]]
-        found: list[_Cursor] = []
-        offset, top = 0, "+inf" if cursor is None else repr(cursor[0])
-        while len(found) < limit:
-            rows = await self._redis.zrevrangebyscore(key, top, "-inf", start=offset, num=limit, withscores=True)  # type: ignore[assignment]
-            pairs = [(float(score), member.decode()) for member, score in rows]
-            found += [pair for pair in pairs if cursor is None or pair < cursor]
-            if len(rows) < limit:
-                break
-            offset += limit
-        return found[:limit]
+        return int(await self._run("sweep", {}, "cannot sweep finished jobs"))
 
     async def _records(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return the records that still exist."""
@@ -240,32 +211,19 @@ class JobStore:
 
     async def list(self, before: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
         """Return up to `limit` jobs, newest first, that come after the cursor `before` (a page's `next`)."""
-        if not 1 <= limit <= _MAX_PAGE:
-            raise InvalidRequestError(f"limit must be between 1 and {_MAX_PAGE}", field="limit")
         key = redis_keys.jobs_with_status(self._namespace, status) if status else redis_keys.jobs(self._namespace)
-        cursor = None if before is None else _parse_cursor(before)
         with state_errors("cannot list jobs"):
-            found = await self._ids_before(key, cursor, limit + 1)
-            records = await self._records([job_id for _, job_id in found[:limit]])
-        return JobPage(records, _format_cursor(found[limit - 1]) if len(found) > limit else None)
+            job_ids, next_page = await page_of_ids(self._redis, key, before, limit)
+            return JobPage(await self._records(job_ids), next_page)
 
 
-def _lines(commit: TokenCommit) -> bytes:
-    """Return a job's tokens as one argument: redis-py spends as much on an argument as this on several tokens."""
-    head = b"%b %d %d" % (commit.job_id.encode(), commit.attempt, commit.start)
-    return b"\n".join([head, *map(_encode, commit.entries)])
+def _heads(commits: Sequence[TokenCommit]) -> list[dict[str, Any]]:
+    return [
+        {"job_id": item.job_id, "attempt": item.attempt, "start": item.start, "num_tokens": len(item.entries)}
+        for item in commits
+    ]
 
 
-_Cursor: TypeAlias = tuple[float, str]
-
-
-def _format_cursor(cursor: _Cursor) -> str:
-    return f"{cursor[0]!r}_{cursor[1]}"
-
-
-def _parse_cursor(text: str) -> _Cursor:
-    created_at, _, job_id = text.partition("_")
-    with contextlib.suppress(ValueError):
-        if math.isfinite(seconds := float(created_at)):
-            return seconds, job_id
-    raise InvalidRequestError("before must be the `next` of an earlier page", field="before")
+def _tokens(commits: Sequence[TokenCommit]) -> bytes:
+    """Return the tokens of all commits, one a line, as one argument: redis-py spends much on each."""
+    return _encode_lines([entry for item in commits for entry in item.entries])

@@ -17,8 +17,8 @@ import structlog
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import LeaseLostError, StateError
-from broker_pipeline.state import redis_scripts
-from broker_pipeline.state.redis_client import RedisClient, ScriptRunner
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.script_runner import ScriptRunner
 
 DEFAULT_TTL_S = 10.0
 
@@ -31,13 +31,11 @@ class Lease:
     def __init__(
         self, redis: RedisClient, namespace: str, pipeline: str, instance: str, *, ttl_s: float = DEFAULT_TTL_S
     ) -> None:
-        """`instance` names the holder; a crashed holder's successor gets in after at most `ttl_s` seconds."""
+        """Name the holder `instance`; a crashed holder's successor gets in after at most `ttl_s` seconds."""
         self._pipeline = pipeline
-        self._instance = instance
         self._ttl_s = ttl_s
-        self._run_script = ScriptRunner(redis)
-        self._lease_key = redis_keys.lease(namespace, pipeline)
-        self._epoch_key = redis_keys.epoch(namespace, pipeline)
+        keys = [redis_keys.lease(namespace, pipeline), redis_keys.epoch(namespace, pipeline)]
+        self._run = ScriptRunner(redis, "lease", keys, {"instance": instance, "ttl_ms": int(ttl_s * 1000)})
         self._valid_until = float("-inf")
         self._last_epoch = 0
 
@@ -73,17 +71,13 @@ class Lease:
     async def release(self) -> None:
         """Let a standby in at once; nothing happens when the lease is another's."""
         self._valid_until = float("-inf")
-        await self._run_script(
-            redis_scripts.RELEASE_LEASE, [self._lease_key], [self._instance], action="cannot release the lease"
-        )
+        await self._run("release", {}, "cannot release the lease")
 
     async def _try_acquire(self) -> int | float:
         """Return the epoch, or the seconds until the present lease ends."""
         asked_at = time.monotonic()
-        keys, args = [self._lease_key, self._epoch_key], [self._instance, self._ttl_ms, self._last_epoch]
-        is_taken, value = await self._run_script(
-            redis_scripts.ACQUIRE_LEASE, keys, args, action=f"cannot take the lease of pipeline {self._pipeline}"
-        )
+        action = f"cannot take the lease of pipeline {self._pipeline}"
+        is_taken, value = await self._run("acquire", {"last_epoch": self._last_epoch}, action)
         if not is_taken:
             return float(max(value, 0) / 1000)
         self._valid_until = asked_at + self._ttl_s
@@ -109,17 +103,10 @@ class Lease:
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()
-        args = [self._instance, self._ttl_ms]
-        if not await self._run_script(
-            redis_scripts.RENEW_LEASE, [self._lease_key], args, action="cannot renew the lease"
-        ):
+        if not await self._run("renew", {}, "cannot renew the lease"):
             self._valid_until = float("-inf")
             raise self._lost("another conductor has it, or Redis lost it")
         self._valid_until = asked_at + self._ttl_s
 
     def _lost(self, reason: str) -> LeaseLostError:
         return LeaseLostError(f"lost the lease of pipeline {self._pipeline}: {reason}")
-
-    @property
-    def _ttl_ms(self) -> int:
-        return int(self._ttl_s * 1000)

@@ -1,7 +1,7 @@
 """The connection to Redis: bounded in time and in number, never repeating a command by itself.
 
 redis-py repeats commands by default when a connection breaks, also those that are not idempotent: an RPUSH then
-happens twice, without an exception. Here nothing is repeated; whoever may repeat (all of `redis_scripts` is guarded)
+happens twice, without an exception. Here nothing is repeated; whoever may repeat (all of `scripts/` is guarded)
 decides so itself.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,9 +19,6 @@ from redis.exceptions import RedisError
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, StateError
-
-if TYPE_CHECKING:
-    from redis.commands.core import AsyncScript
 
 RedisClient = Redis
 
@@ -69,22 +65,6 @@ def state_errors(action: str) -> Iterator[None]:
         raise StateError(f"{action}: {reason}") from error
     except msgspec.MsgspecError as error:
         raise StateError(f"{action}: Redis holds something that this version did not write: {error}") from error
-
-
-class ScriptRunner:
-    """Runs the Lua scripts of `redis_scripts`. One round trip; a Redis that forgot the script is taught it again."""
-
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
-        self._scripts: dict[str, AsyncScript] = {}
-
-    async def __call__(self, script: str, keys: list[str], args: list[Any], *, action: str) -> Any:
-        """Run `script`; raises `StateError` starting with `action`."""
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._scripts[script] = self._redis.register_script(script)
-        with state_errors(action):
-            return await registered(keys=keys, args=args)
 
 
 def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:

@@ -17,8 +17,8 @@ import structlog
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
-from broker_pipeline.state import redis_scripts
-from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
+from broker_pipeline.state.redis_client import RedisClient, state_errors
+from broker_pipeline.state.script_runner import ScriptRunner
 
 DEFAULT_TTL_S = 5.0
 DEFAULT_HEARTBEAT_S = 1.0
@@ -41,12 +41,13 @@ class WorkerRegistry:
     """The workers of one pipeline."""
 
     def __init__(self, redis: RedisClient, namespace: str, pipeline: str, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        """A record that nobody renews is gone after `ttl_s` seconds."""
-        self._redis = redis
+        """Let a record that nobody renews be gone after `ttl_s` seconds."""
         self._namespace = namespace
         self._pipeline = pipeline
         self._ttl_s = ttl_s
-        self._run_script = ScriptRunner(redis)
+        keys = [redis_keys.workers(namespace, pipeline), redis_keys.pipelines(namespace)]
+        templates = {"worker": redis_keys.worker(namespace, pipeline, "@")}
+        self._run = ScriptRunner(redis, "workers", keys, {"keys": templates})
 
     async def register(self, record: WorkerRecord) -> None:
         """Take the record's name, waiting up to the time to live for that of a dead instance to run out.
@@ -69,17 +70,13 @@ class WorkerRegistry:
 
     async def release(self, record: WorkerRecord) -> None:
         """Give the name back at once; nothing happens when another instance has it."""
-        keys = [self._key(record.worker), redis_keys.workers(self._namespace, self._pipeline)]
-        args = [record.instance, record.worker]
-        await self._run_script(
-            redis_scripts.RELEASE_WORKER, keys, args, action=f"cannot take {record.worker} off the registry"
-        )
+        args = {"worker": record.worker, "instance": record.instance}
+        await self._run("release", args, f"cannot take {record.worker} off the registry")
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the records of live workers, sorted by name."""
         action = "cannot list workers"
-        keys = [redis_keys.workers(self._namespace, self._pipeline)]
-        rows = await self._run_script(redis_scripts.LIST_WORKERS, keys, [self._key("@")], action=action)
+        rows = await self._run("list", {}, action)
         with state_errors(action):
             return sorted((_decode_record(row) for row in rows), key=lambda record: record.worker)
 
@@ -130,20 +127,18 @@ class WorkerRegistry:
     async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord, float] | None:
         """Write the record; where another instance has the name, return its record and its remaining seconds."""
         action = f"cannot register {record.worker}"
-        keys = [
-            self._key(record.worker),
-            redis_keys.workers(self._namespace, self._pipeline),
-            redis_keys.pipelines(self._namespace),
-        ]
-        args = [_encode(record), record.instance, int(self._ttl_s * 1000), record.worker, self._pipeline]
-        reply = await self._run_script(redis_scripts.REGISTER_WORKER, keys, args, action=action)
+        args = {
+            "worker": record.worker,
+            "instance": record.instance,
+            "pipeline": self._pipeline,
+            "record": _encode(record).decode(),
+            "ttl_ms": int(self._ttl_s * 1000),
+        }
+        reply = await self._run("register", args, action)
         if reply[0]:
             return None
         with state_errors(action):
             return _decode_record(reply[1]), reply[2] / 1000
-
-    def _key(self, worker: str) -> str:
-        return redis_keys.worker(self._namespace, self._pipeline, worker)
 
 
 async def pipelines(redis: RedisClient, namespace: str) -> list[str]:

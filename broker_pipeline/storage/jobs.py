@@ -90,7 +90,7 @@ class Delivery:
 
     async def retry(self, delay_s: float = 0.0) -> None:
         """Requeue the job; it is delivered again, to any conductor, after `delay_s` seconds."""
-        with jetstream_errors(f"putting back job {self.spec.job_id}"):
+        with jetstream_errors(f"requeueing job {self.spec.job_id}"):
             await self._msg.nak(delay=delay_s)
 
     async def terminate(self) -> None:
@@ -113,7 +113,7 @@ class JobQueue:
         num_replicas: int = 1,
         on_unreadable: OnUnreadable | None = None,
     ) -> None:
-        """`on_unreadable(job_id, error)` is told of messages that hold no job, before they are dropped."""
+        """Tell `on_unreadable(job_id, error)` of messages that hold no job, before they are dropped."""
         self.ack_wait_s = ack_wait_s
         self._transport = transport
         self._jetstream = transport.jetstream()
@@ -177,7 +177,7 @@ class JobQueue:
     async def pull(self, timeout_s: float = 1.0) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
-        May be cancelled: a job that arrives afterwards is kept for the next call, or requeue by `close`. Raises
+        May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
         `TransportError` when the server cannot be reached or has no such queue.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s

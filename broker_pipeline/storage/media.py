@@ -1,7 +1,7 @@
 """Images and videos of jobs: bytes in a JetStream object store, references in Redis.
 
 Any gateway puts, any vision worker gets; no further service and no shared disk. Equal bytes are stored once. Bytes
-go with the last job that needs them (see `media_references`), and at the latest after `max_age_s`.
+go with the last job that needs them (see `state/media_references.py`), and at the latest after `max_age_s`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import structlog
 from broker_pipeline import subjects
 from broker_pipeline.errors import MediaMissingError, PipelineError, StateError, TransportError
 from broker_pipeline.messages.jobs import JobSpec, MediaRef
+from broker_pipeline.state.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import CHUNK_BYTES, ObjectBucket
-from broker_pipeline.storage.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.wire.parts import SizeRules
 from broker_pipeline.wire.transport import Transport
 
@@ -48,6 +48,7 @@ class MediaStore:
         max_age_s: float = MAX_AGE_S,
         num_replicas: int = 1,
     ) -> None:
+        """Hold up to `max_bytes`, each object for up to `max_age_s`; without Redis, only for reading."""
         self._transport = transport
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes

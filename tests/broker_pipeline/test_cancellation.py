@@ -9,7 +9,8 @@ import pytest
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import StateError
-from broker_pipeline.state.redis_client import RedisClient, ScriptRunner, state_errors
+from broker_pipeline.state.redis_client import RedisClient, state_errors
+from broker_pipeline.state.script_runner import ScriptRunner
 
 
 async def lose_cancellation(error: Exception | None = None) -> None:
@@ -64,12 +65,12 @@ def test_nothing_happens_without_a_loop() -> None:
         raise OSError
 
 
-async def test_tasks_that_ask_redis_end_whenever_they_are_cancelled(redis: RedisClient) -> None:
-    run = ScriptRunner(redis)
+async def test_tasks_that_ask_redis_end_whenever_they_are_cancelled(redis: RedisClient, namespace: str) -> None:
+    run = ScriptRunner(redis, "lease", [namespace], {"instance": "nobody"})
 
     async def ask_on_and_on() -> None:
         while True:
-            await run("return 1", [], [], action="asking")
+            await run("release", {}, "asking")
 
     chance = random.Random(0)
     for _ in range(100):

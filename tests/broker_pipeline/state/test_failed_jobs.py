@@ -23,8 +23,8 @@ from broker_pipeline.messages.jobs import (
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
-from broker_pipeline.state.redis_scripts import NUM_PAST_ENDS
 
+NUM_PAST_ENDS = 10  # of scripts/jobs/prelude.lua
 CAUSE = Failure("compute", 'it "broke"\nin the middle', retryable=False)
 TOKENS = tuple(TokenEntry(token_id=number) for number in range(3))
 RESULT = JobResult(

@@ -103,7 +103,7 @@ class Leftovers:
         """Sweep twice: what a gateway that died was uploading may go an hour later, and that hour passes in between."""
         await self._media.sweep(grace_s=0)
         with state_errors("cannot age what was never accepted"):
-            for key_of in (redis_keys.media_claimed, redis_keys.media_kept, redis_keys.media_doomed):
+            for key_of in (redis_keys.media_acquired, redis_keys.media_kept, redis_keys.media_doomed):
                 key = key_of(self._namespace)
                 names: Any = await self._redis.zrange(key, 0, -1)
                 if names:

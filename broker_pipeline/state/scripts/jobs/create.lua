@@ -1,0 +1,11 @@
+-- Records a new job as queued, or finds the one that was submitted before with this idempotency key.
+-- args: those of `create`, record_fields. Returns {job id, 1 when it is this job, record}.
+local id, name = args.job_id, args.idempotency_key
+sweep()
+if name then
+  local other = redis.call('GET', name)
+  if other and other ~= id and redis.call('EXISTS', key('job', other)) == 1 then return {other, 0, record(other)} end
+  redis.call('SET', name, id, 'EX', args.result_ttl_s)
+end
+if redis.call('EXISTS', key('job', id)) == 0 then create() end
+return {id, 1, record(id)}

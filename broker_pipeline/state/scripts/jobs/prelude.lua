@@ -1,0 +1,115 @@
+-- Stands before every script about jobs: the steps that they are made of.
+-- KEYS: jobs, expiry, counts, unpublished. args of all: keys (job, tokens, status), result_ttl_s.
+local JOBS, EXPIRY, COUNTS, UNPUBLISHED = unpack(KEYS)
+local NUM_SWEPT_PER_CALL = 16
+local NUM_PAST_ENDS = 10  -- that a job's record keeps
+local FINAL = {succeeded = true, failed = true, cancelled = true, discarded = true}
+
+-- Clocks differ: no step of a job is shown as earlier than the one before it.
+local function not_before(job, field)
+  return string.format('%.6f', math.max(now(), tonumber(redis.call('HGET', job, field) or '0')))
+end
+
+-- args: record_fields.
+local function record(id) return redis.call('HMGET', key('job', id), unpack(args.record_fields)) end
+
+-- args: job_id, spec, created_at, metadata, num_retries; idempotency_key where there is one.
+local function create()
+  local id = args.job_id
+  redis.call('HSET', key('job', id), 'status', 'queued', 'spec', args.spec, 'created_at', args.created_at,
+             'metadata', args.metadata, 'attempt', 0, 'num_retries', args.num_retries,
+             'idempotency', args.idempotency_key or '')
+  redis.call('ZADD', JOBS, args.created_at, id)
+  redis.call('ZADD', key('status', 'queued'), args.created_at, id)
+  redis.call('HINCRBY', COUNTS, 'queued', 1)
+end
+
+local function move(id, status)
+  local job = key('job', id)
+  local old, created_at = unpack(redis.call('HMGET', job, 'status', 'created_at'))
+  if old == status then return end
+  redis.call('HSET', job, 'status', status)
+  redis.call('ZREM', key('status', old), id)
+  redis.call('ZADD', key('status', status), created_at, id)
+  redis.call('HINCRBY', COUNTS, old, -1)
+  redis.call('HINCRBY', COUNTS, status, 1)
+end
+
+local function finish(id, status, result, failure)
+  local job = key('job', id)
+  if result then redis.call('HSET', job, 'result', result) end
+  if failure then redis.call('HSET', job, 'error', failure) end
+  redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
+  move(id, status)
+  redis.call('EXPIRE', job, args.result_ttl_s)
+  redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
+  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, id)
+end
+
+-- A job that has ended is queued once more: its end goes into its history, one line of JSON each.
+-- args: job_id, spec, num_retries.
+local function start_over()
+  local id = args.job_id
+  local job = key('job', id)
+  local status, attempt, finished_at, failure, failures =
+    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures'))
+  local past = '{"status":"' .. status .. '","attempt":' .. attempt .. ',"finished_at":' .. finished_at
+               .. (failure and ',"error":' .. failure or '') .. '}'
+  failures = failures and failures .. '\n' .. past or past
+  local _, num_older = string.gsub(failures, '\n', '\n')
+  if num_older >= NUM_PAST_ENDS then failures = string.sub(failures, string.find(failures, '\n', 1, true) + 1) end
+  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel')
+  redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
+  redis.call('DEL', key('tokens', id))
+  redis.call('PERSIST', job)
+  redis.call('ZREM', EXPIRY, id)
+  move(id, 'queued')
+end
+
+local function free_idempotency_key(name, id)
+  if name and name ~= '' and redis.call('GET', name) == id then redis.call('DEL', name) end
+end
+
+local function forget(id)
+  redis.call('DEL', key('job', id), key('tokens', id))
+  redis.call('ZREM', JOBS, id)
+  redis.call('ZREM', EXPIRY, id)
+  for _, status in ipairs({'queued', 'running', 'succeeded', 'failed', 'cancelled'}) do
+    redis.call('ZREM', key('status', status), id)
+  end
+end
+
+local function sweep()
+  local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now(), 'LIMIT', 0, NUM_SWEPT_PER_CALL)
+  for _, id in ipairs(due) do forget(id) end
+  return #due
+end
+
+-- Appends one job's tokens, item: job_id, attempt, start, num_tokens. The tokens themselves are the next lines of
+-- ARGV[2] (JSON has no line breaks in it): in `args` they would be decoded a second time, and this is the script that
+-- runs with every microbatch.
+--
+--     start == length                    append                    1
+--     the same entries stand at start    an earlier call did it    1
+--     anything else                      refused                   0
+local next_line = ARGV[2] and string.gmatch(ARGV[2], '[^\n]+')
+local function commit(item)
+  local entries = {}
+  for i = 1, item.num_tokens do entries[i] = next_line() end
+  local status, current = unpack(redis.call('HMGET', key('job', item.job_id), 'status', 'attempt'))
+  if tonumber(current) ~= item.attempt then return 0 end
+  local tokens = key('tokens', item.job_id)
+  if redis.call('LLEN', tokens) == item.start then
+    if status ~= 'running' then return 0 end
+    for first = 1, #entries, 1000 do  -- unpack has a limit
+      redis.call('RPUSH', tokens, unpack(entries, first, math.min(first + 999, #entries)))
+    end
+    return 1
+  end
+  local held = redis.call('LRANGE', tokens, item.start, item.start + #entries - 1)
+  if #held ~= #entries then return 0 end
+  for i = 1, #entries do
+    if held[i] ~= entries[i] then return 0 end
+  end
+  return 1
+end

@@ -1,0 +1,2 @@
+-- Forgets some finished jobs whose time has come. Returns how many.
+return sweep()
