@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import orjson
 import structlog
 from structlog.typing import Processor
 
@@ -26,7 +29,7 @@ def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str =
     renderer: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if as_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_as_json)]
     )
     level_number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -37,6 +40,13 @@ def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str =
     )
     structlog.contextvars.bind_contextvars(service=service)
     _route_standard_logging(shared, renderer)
+
+
+def _as_json(fields: dict[str, Any], default: Callable[[Any], Any]) -> str:
+    try:
+        return orjson.dumps(fields, default=default).decode()
+    except TypeError:  # a file's name that is no UTF-8, a number of more than 64 bits: no reason to lose the line
+        return json.dumps(fields, default=default)
 
 
 def _route_standard_logging(shared: list[Processor], renderer: list[Processor]) -> None:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import orjson
 from nats.js.api import DiscardPolicy, RawStreamMsg, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -124,7 +124,7 @@ class ObjectBucket:
             "mtime": datetime.now(UTC).isoformat(),
             "options": {"max_chunk_size": chunk_bytes},
         }
-        return json.dumps(facts).encode()
+        return orjson.dumps(facts)
 
     def _config(self) -> StreamConfig:
         return StreamConfig(

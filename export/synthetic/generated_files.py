@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import orjson
 from tokenizers import Tokenizer
 
 from export.synthetic.chat_template import CHAT_TEMPLATE
@@ -81,12 +81,12 @@ def _filled_up(tokenizer: Tokenizer, vocab_size: int) -> str:
     """
     if vocab_size <= tokenizer.get_vocab_size():
         return str(tokenizer.to_str(pretty=False))
-    content = json.loads(tokenizer.to_str())
+    content = orjson.loads(tokenizer.to_str())
     content["model"]["vocab"] |= {added["content"]: added["id"] for added in content["added_tokens"]}
     content["model"]["vocab"] |= {f"Ġw{id_}": id_ for id_ in range(tokenizer.get_vocab_size(), vocab_size)}
-    return json.dumps(content, ensure_ascii=False)
+    return orjson.dumps(content).decode()
 
 
 def write_json(path: Path, value: object) -> None:
     """Writes a value as JSON that people can read."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

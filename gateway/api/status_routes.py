@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
+import orjson
 from aiohttp import web
 
 from gateway.api.index_page import render_index
@@ -33,4 +33,4 @@ async def show_status(request: web.Request) -> web.Response:
 
 async def show_openapi(_request: web.Request) -> web.Response:
     """Show the API's description."""
-    return web.Response(body=msgspec.json.encode(openapi_document()), content_type="application/json")
+    return web.Response(body=orjson.dumps(openapi_document()), content_type="application/json")

@@ -6,12 +6,12 @@ it computes (`patches.pixel_values`), so that an eighth of the bytes is cut, kep
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -59,7 +59,7 @@ def _parse(source: bytes | Mapping[str, Any], file: str) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     try:
-        parsed = json.loads(source)
+        parsed = orjson.loads(source)
     except ValueError as error:
         raise ModelConfigError(f"{file} is not valid JSON: {error}", field=file) from error
     if not isinstance(parsed, dict):

@@ -8,11 +8,12 @@ transformers 5 writes (`rope_parameters`, `num_local_experts`, `dtype`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from broker_pipeline.errors import ModelConfigError
 from stages.qwen3_vl.config_fields import Fields
@@ -158,8 +159,8 @@ def _parse(source: bytes | str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     try:
-        parsed = json.loads(source)
-    except (ValueError, RecursionError) as error:
+        parsed = orjson.loads(source)
+    except ValueError as error:
         raise ModelConfigError(f"config.json is not valid JSON: {error}", field="config.json") from error
     if not isinstance(parsed, dict):
         raise ModelConfigError("config.json is not a JSON object", field="config.json")

@@ -11,12 +11,12 @@ sampled id decodes to some text, as it would with the real one.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import orjson
 
 from broker_pipeline.artifact_manifest import (
     CONFIG_NAME,
@@ -104,7 +104,7 @@ def _records(file: str, shapes: Shapes, dtype: Dtype, seed: int) -> list[TensorR
             dtype=dtype,
             shape=shape,
             size_bytes=math.prod(shape) * DTYPE_BYTES[dtype],
-            sha256=hashlib.sha256(json.dumps([seed, name, shape, dtype]).encode()).hexdigest(),
+            sha256=hashlib.sha256(orjson.dumps([seed, name, shape, dtype])).hexdigest(),
             tied_to=None,
             source_files=(),
             source_layout="plain",

@@ -8,10 +8,10 @@ so far. The tokenizers library has a stream of its own for this, which decodes e
 from __future__ import annotations
 
 import codecs
-import json
 from pathlib import Path
 from typing import Self
 
+import orjson
 from tokenizers import Tokenizer
 
 from broker_pipeline.artifact_manifest import read_artifact_file
@@ -45,7 +45,7 @@ class Vocabulary:
             tokenizer = Tokenizer.from_buffer(encoded)
         except ValueError as error:
             raise ArtifactCorruptError(f"{path} is not a tokenizer: {error}", field=TOKENIZER_NAME) from error
-        kind = (json.loads(tokenizer.to_str())["decoder"] or {}).get("type")
+        kind = (orjson.loads(tokenizer.to_str())["decoder"] or {}).get("type")
         if kind != "ByteLevel":
             raise ArtifactCorruptError(
                 f"{path} decodes by {kind}; tokenizers of this family do so by bytes", field=TOKENIZER_NAME

@@ -1,14 +1,13 @@
 """The file of captions: one JSON line per picture, appended as it is known, read again to resume.
 
 A line is written whole by one system call or, if the machine dies in it, as a torn last line, which the next run cuts
-off. A picture that is tried again gets another line; the last one counts. Text is ASCII-escaped, so that no character
-in a caption ends a line for any reader.
+off. A picture that is tried again gets another line; the last one counts. Text is UTF-8, and what ends a line for any
+reader is escaped. Bytes of a path that are no UTF-8 stand there as `\\xNN`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,10 +15,14 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+import orjson
 
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.errors import ConfigurationError, Failure
 from broker_pipeline.messages.jobs import Usage
+
+_LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
+"""What JSON leaves as it is and some readers take for the end of a line."""
 
 
 class Timings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,15 +94,18 @@ class CaptionLog:
 
     def is_captioned(self, picture: Picture, request: CaptionRequest) -> bool:
         """Whether this picture, with this content, has a caption for this request."""
-        return picture.identity(request) in self._captioned
+        return _identity(picture, request) in self._captioned
 
     def num_failures(self, picture: Picture, request: CaptionRequest) -> int:
         """How often this has failed before."""
-        return self._failures[picture.identity(request)]
+        return self._failures[_identity(picture, request)]
 
     def append(self, line: CaptionLine) -> None:
         """Add a line; when this returns, it is the system's to keep."""
-        text = json.dumps(msgspec.to_builtins(line), ensure_ascii=True).encode("ascii") + b"\n"
+        line = msgspec.structs.replace(line, path=_as_text(line.path))
+        text = orjson.dumps(msgspec.to_builtins(line), option=orjson.OPT_APPEND_NEWLINE)
+        for end, escaped in _LINE_ENDS:
+            text = text.replace(end, escaped)
         while text:
             text = text[os.write(self._fd, text) :]
         self._note(line)
@@ -153,3 +159,12 @@ class CaptionLog:
             self._captioned.add(identity)
         else:
             self._failures[identity] += 1
+
+
+def _identity(picture: Picture, request: CaptionRequest) -> tuple[str, str, str]:
+    path, sha256, fingerprint = picture.identity(request)
+    return _as_text(path), sha256, fingerprint
+
+
+def _as_text(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -12,7 +12,6 @@ append-only file and never evicts.
 
 import asyncio
 import contextlib
-import json
 import signal
 import socket
 import time
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import orjson
 
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
@@ -168,7 +169,7 @@ class EmbeddedNats(EmbeddedServer):
         if port is None:
             return None
         banner = await _exchange(port, b"")
-        facts = json.loads(banner.removeprefix(b"INFO "))
+        facts = orjson.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None
 
 
@@ -210,21 +211,26 @@ def _nats_config(directory: Path, port: int) -> str:
     return f"""\
 listen: "{_LOOPBACK}:{port}"
 server_name: "broker-pipeline"
-ports_file_dir: {json.dumps(str(directory / "ports"))}
+ports_file_dir: {_quoted(directory / "ports")}
 max_payload: {MAX_PAYLOAD_BYTES}
 max_pending: {512 * 1024 * 1024}
 write_deadline: "60s"
 jetstream {{
-  store_dir: {json.dumps(str(directory / "jetstream"))}
+  store_dir: {_quoted(directory / "jetstream")}
   sync_interval: always
 }}
 """
 
 
+def _quoted(path: Path) -> str:
+    """Return a path as nats-server reads it: a string of JSON, but without escapes by a character's number."""
+    return orjson.dumps(str(path)).decode()
+
+
 def _read_ports_file(directory: Path, pid: int) -> int | None:
     for path in directory.glob(f"*_{pid}.ports"):
-        with contextlib.suppress(json.JSONDecodeError):  # still being written
-            return int(str(json.loads(path.read_text())["nats"][0]).rpartition(":")[2])
+        with contextlib.suppress(orjson.JSONDecodeError):  # still being written
+            return int(str(orjson.loads(path.read_bytes())["nats"][0]).rpartition(":")[2])
     return None
 
 

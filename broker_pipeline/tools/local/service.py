@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import orjson
 
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
@@ -84,8 +85,8 @@ class LocalService:
 def readable(line: str) -> str:
     """Return a JSON log line as `event  key=value …`; other lines as they are."""
     try:
-        fields = json.loads(line)
-    except json.JSONDecodeError:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
         return line
     if not isinstance(fields, dict) or "event" not in fields:
         return line

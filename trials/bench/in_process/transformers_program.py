@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import torch
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None
     transformers = importlib.import_module("transformers")  # by name, since nothing of the project may need it
     transformers.logging.set_verbosity_error()
     dtype = compute_dtype(artifact.config, dtype_name)
-    fields = json.loads((artifact.directory / CONFIG_NAME).read_bytes())
+    fields = orjson.loads((artifact.directory / CONFIG_NAME).read_bytes())
     config = transformers.AutoConfig.for_model(**fields)
     with device, _without_initial_values():
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
@@ -48,7 +49,7 @@ class PlacedNats(EmbeddedNats):
 
     async def _probe(self, process: ChildProcess) -> int | None:  # noqa: ARG002 - the port is ours alone
         banner = await _ask(self._place.address, self._listen_port, b"")
-        return self._listen_port if json.loads(banner.removeprefix(b"INFO ")).get("jetstream") else None
+        return self._listen_port if orjson.loads(banner.removeprefix(b"INFO ")).get("jetstream") else None
 
 
 class PlacedRedis(EmbeddedRedis):

@@ -1,6 +1,7 @@
 """The file of captions: whole lines, resumed from, whatever happened to the process that wrote it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,25 @@ def test_what_was_written_is_known_the_next_time(tmp_path: Path) -> None:
 
 
 def test_no_character_ends_a_line_early(tmp_path: Path) -> None:
-    caption = "one\ntwo\u2028three\u0085four 猫 \U0001f408"
+    caption = "".join(map(chr, range(0x100))) + "\u2028\u2029 猫 \U0001f408"
     with CaptionLog(tmp_path / "c") as log:
         log.append(line("a", caption=caption))
         log.append(line("b"))
     content = (tmp_path / "c").read_bytes()
-    assert content.isascii()
-    assert len(content.decode().splitlines()) == 2
+    assert len(content.splitlines()) == len(content.decode().splitlines()) == 2
+    assert "猫 \U0001f408" in content.decode(), "readable"
     assert json.loads(content.splitlines()[0])["caption"] == caption
+
+
+def test_a_path_that_is_no_utf_8_is_known_the_next_time(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    with CaptionLog(tmp_path / "c") as log:
+        log.append(line(name))
+        log.append(line("caf\u00e9.png", "failed"))
+    assert json.loads((tmp_path / "c").read_text().splitlines()[0])["path"] == "caf\\xe9.png"
+    with CaptionLog(tmp_path / "c") as log:
+        assert log.is_captioned(picture(name), REQUEST)
+        assert not log.is_captioned(picture("caf\u00e9.png"), REQUEST)
 
 
 def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
@@ -53,7 +65,7 @@ def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
     path = tmp_path / "c"
     with CaptionLog(path) as log:
         log.append(line("a"))
-        log.append(line("b"))
+        log.append(line("b", caption="猫"))
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
     for length in range(first, len(whole)):

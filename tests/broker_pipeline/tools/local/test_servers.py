@@ -68,9 +68,10 @@ async def test_redis_keeps_writes_across_kill_and_restart_on_the_same_port(tmp_p
 
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_a_new_process_on_the_directory_finds_what_was_there(kind: type[EmbeddedServer], tmp_path: Path) -> None:
-    async with kind(tmp_path) as first:
+    directory = tmp_path / "Ablage für 猫"
+    async with kind(directory) as first:
         port = port_of(first.url)
-    async with kind(tmp_path, port=port) as second:
+    async with kind(directory, port=port) as second:
         assert port_of(second.url) == port
 
 
