@@ -14,8 +14,9 @@ from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
-from gateway.api import events, health, jobs_routes, status_routes, worker_routes
-from gateway.api.errors_http import answer_errors
+from gateway.api import health, index
+from gateway.api.errors import answer_errors
+from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
 from gateway.jobs.housekeeping import keep_house
 from gateway.settings import GatewaySettings
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    return [*jobs_routes.routes(), *events.routes(), *status_routes.routes(), *worker_routes.routes(), *health.routes()]
+    return [route for api in (jobs, events, status, workers, health, index) for route in api.routes()]
 
 
 def build_app(gateway: Gateway) -> web.Application:

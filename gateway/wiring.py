@@ -16,14 +16,14 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
+from gateway.in_flight import InFlight
 from gateway.intake.fetch import ImageFetcher
-from gateway.intake.in_flight import InFlight
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.request_reader import RequestReader
-from gateway.intake.storage_room import open_media, open_queue
-from gateway.jobs.job_retries import JobRetries
-from gateway.jobs.job_service import JobService
-from gateway.jobs.job_watch import JobWatch
+from gateway.jobs.retries import JobRetries
+from gateway.jobs.service import JobService
+from gateway.jobs.storage_room import open_media, open_queue
+from gateway.jobs.watch import JobWatch
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings, address_guard
 
@@ -42,7 +42,7 @@ class Gateway:
     jobs: JobService
     retries: JobRetries
     watch: JobWatch
-    intake: RequestReader
+    reader: RequestReader
     metrics: Metrics
     in_flight: InFlight
     stopping: asyncio.Event
@@ -74,12 +74,16 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             queue=queue,
             registry=WorkerRegistry(redis, common.namespace, common.pipeline),
             media=media,
-            jobs=JobService(transport, store, media, queue, common.namespace),
-            retries=JobRetries(store, FailedJobs(redis, common.namespace), media, queue),
+            jobs=JobService(transport=transport, store=store, media=media, queue=queue, namespace=common.namespace),
+            retries=JobRetries(store=store, failed=FailedJobs(redis, common.namespace), media=media, queue=queue),
             watch=JobWatch(
-                transport, store, common.namespace, max_watches=settings.limits.max_streams, stopping=stopping
+                transport=transport,
+                store=store,
+                namespace=common.namespace,
+                max_watches=settings.limits.max_streams,
+                stopping=stopping,
             ),
-            intake=RequestReader(PictureLoader(fetcher, settings.limits), settings.limits),
+            reader=RequestReader(PictureLoader(fetcher, settings.limits), settings.limits),
             metrics=Metrics(),
             in_flight=InFlight(),
             stopping=stopping,

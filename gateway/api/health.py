@@ -34,7 +34,7 @@ async def show_readiness(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """Show the metrics; what cannot be read at this moment keeps its last value."""
     gateway = request.app[GATEWAY]
-    gateway.metrics.uploads.set(gateway.intake.num_reading)
+    gateway.metrics.uploads.set(gateway.reader.num_reading)
     gateway.metrics.streams.set(gateway.watch.num_open)
     await _refresh(gateway)
     return web.Response(body=gateway.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from broker_pipeline.tracing.activities import REQUEST
 from broker_pipeline.tracing.tracer import tracer
-from gateway.api.errors_http import Handler
+from gateway.api.errors import Handler
 from gateway.api.request_facts import HEADER, RequestFacts, begin
 from gateway.wiring import GATEWAY
 

@@ -1,1 +1,1 @@
-"""From a request's bytes to a checked plan of a job: bodies, pictures, URLs, limits."""
+"""From a request's bytes to a submission: bodies, pictures, URLs, limits, and the checked draft of a job."""

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from broker_pipeline.errors import InvalidRequestError, MediaTooLargeError
 from broker_pipeline.messages.sampling import SamplingParams
 from gateway.intake.body import CappedStream
-from gateway.intake.job_plan import Link, Source, Upload
+from gateway.intake.job_draft import Link, Source, Upload
 from gateway.intake.validation import convert_strings, decode_json
 from gateway.schemas import JobRequest, Metadata
 from gateway.settings import Limits

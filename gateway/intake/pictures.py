@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gateway.intake.data_url import decode_data_url, is_data_url
 from gateway.intake.fetch import ByteBudget, ImageFetcher
 from gateway.intake.images import ImageLimits, check_image
-from gateway.intake.job_plan import Source, Upload
+from gateway.intake.job_draft import Source, Upload
 from gateway.settings import Limits
 
 _NUM_PARALLEL_FETCHES = 4

@@ -1,4 +1,4 @@
-"""Turns an HTTP request into a checked plan with its media in hand: whatever is wrong is found before a job exists.
+"""Turns an HTTP request into a checked draft with its media in hand: whatever is wrong is found before a job exists.
 
 At most `max_uploads` bodies are read at the same time; the next ones wait a little, unread, and are then sent away.
 """
@@ -9,13 +9,12 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from aiohttp import web
 
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
 from gateway.intake.body import check_announced_length, read_body
-from gateway.intake.job_plan import JobPlan, Source, plan_job
+from gateway.intake.job_draft import Source, Submission, draft_job
 from gateway.intake.multipart import job_request, read_form
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.validation import decode_json
@@ -26,15 +25,6 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT_FOR_SLOT_S = 10.0
 _LARGE_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
-    """A request that can become a job: its plan, the bytes of its sources in order, its idempotency key."""
-
-    plan: JobPlan
-    contents: tuple[bytes, ...]
-    idempotency_key: str | None
 
 
 class RequestReader:
@@ -62,7 +52,7 @@ class RequestReader:
             self.num_reading -= 1
             self._turns.release()
 
-    async def read(self, request: web.Request) -> ReadRequest:
+    async def read(self, request: web.Request) -> Submission:
         """Read, check and fetch everything that `request` brings and names. Call it inside a `slot`."""
         key = idempotency_key(request)
         check_announced_length(request, self._limits.max_body_bytes)
@@ -71,8 +61,8 @@ class RequestReader:
                 job, images = await self._parse(request)
         except TimeoutError as error:
             raise BodyTooSlowError(f"the body did not arrive within {self._limits.upload_timeout_s:g} s") from error
-        plan = plan_job(job, images, max_images=self._limits.max_images)
-        return ReadRequest(plan, tuple(await self._pictures.load(plan.sources)), key)
+        draft = draft_job(job, images, max_images=self._limits.max_images)
+        return Submission(draft, tuple(await self._pictures.load(draft.sources)), key)
 
     async def _parse(self, request: web.Request) -> tuple[JobRequest, tuple[Source, ...]]:
         if request.content_type == "multipart/form-data":

@@ -1,1 +1,1 @@
-"""Jobs once they are accepted: the one service under every route, their progress, and sending them again."""
+"""The one job service under every API, and what belongs to it: storage, progress, retries, housekeeping."""

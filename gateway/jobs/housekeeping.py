@@ -14,7 +14,7 @@ import structlog
 from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.storage.media import MediaStore
-from gateway.jobs.job_retries import JobRetries
+from gateway.jobs.retries import JobRetries
 
 INTERVAL_S = 30.0
 

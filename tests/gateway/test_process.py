@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.gateway.api.test_jobs_api import accepted, form
+from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.gateway_process import gateway_process, spawn
 
 

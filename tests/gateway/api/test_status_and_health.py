@@ -16,7 +16,7 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from gateway.settings import GatewaySettings
-from tests.gateway.api.test_jobs_api import accepted, form
+from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting_conductor import ActingConductor
 

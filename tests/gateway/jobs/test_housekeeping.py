@@ -8,7 +8,7 @@ import aiohttp
 
 from gateway.jobs.housekeeping import keep_house
 from gateway.wiring import Gateway
-from tests.gateway.api.test_jobs_api import accepted, form
+from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.acting_conductor import ActingConductor
 
 

@@ -1,8 +1,8 @@
 """Decides what a request means: which conversation, with which images at which places. Pure.
 
-A plan holds numbers in place of media, since media are not there yet when the request is checked:
+A draft holds numbers in place of media, since media are not there yet when the request is checked:
 
-    request ──plan_job──► JobPlan(messages with places 0, 1, …; sources 0, 1, …) ──fill(refs)──► ChatMessages
+    request ──draft_job──► JobDraft(messages with places 0, 1, …; sources 0, 1, …) ──fill(refs)──► ChatMessages
 """
 
 from __future__ import annotations
@@ -56,28 +56,37 @@ class VideoPlace:
     fps: float
 
 
-PlannedPart = TextPart | ImagePlace | VideoPlace
+DraftPart = TextPart | ImagePlace | VideoPlace
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedMessage:
+class DraftMessage:
     """A turn of the conversation, with places for its media."""
 
     role: Literal["system", "user", "assistant"]
-    content: tuple[PlannedPart, ...]
+    content: tuple[DraftPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class JobPlan:
+class JobDraft:
     """A checked request that lacks nothing but its media."""
 
-    messages: tuple[PlannedMessage, ...]
+    messages: tuple[DraftMessage, ...]
     sources: tuple[Source, ...]
     sampling: SamplingParams
     metadata: dict[str, str]
 
 
-def plan_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: int) -> JobPlan:
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key."""
+
+    draft: JobDraft
+    contents: tuple[bytes, ...]
+    idempotency_key: str | None
+
+
+def draft_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: int) -> JobDraft:
     """Check what types cannot, and lay out the conversation; `images` came alongside the request, in a form.
 
     Raises `InvalidRequestError` naming the field.
@@ -91,18 +100,18 @@ def plan_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: 
         raise InvalidRequestError(
             f"{len(sources)} images; a job may have {max_images}", field=sources[max_images].field
         )
-    return JobPlan(messages, tuple(sources), request.sampling, request.metadata)
+    return JobDraft(messages, tuple(sources), request.sampling, request.metadata)
 
 
-def fill(plan: JobPlan, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
-    """Put the stored media, in the order of the plan's sources, into their places."""
+def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
+    """Put the stored media, in the order of the draft's sources, into their places."""
     return tuple(
         ChatMessage(role=message.role, content=tuple(_fill_part(part, refs) for part in message.content))
-        for message in plan.messages
+        for message in draft.messages
     )
 
 
-def _fill_part(part: PlannedPart, refs: Sequence[MediaRef]) -> TextPart | ImagePart | VideoPart:
+def _fill_part(part: DraftPart, refs: Sequence[MediaRef]) -> TextPart | ImagePart | VideoPart:
     if isinstance(part, ImagePlace):
         return ImagePart(media=refs[part.source])
     if isinstance(part, VideoPlace):
@@ -110,16 +119,16 @@ def _fill_part(part: PlannedPart, refs: Sequence[MediaRef]) -> TextPart | ImageP
     return part
 
 
-def _question(prompt: str | msgspec.UnsetType, num_images: int) -> PlannedMessage:
+def _question(prompt: str | msgspec.UnsetType, num_images: int) -> DraftMessage:
     if prompt is msgspec.UNSET and num_images == 0:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
     text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
-    return PlannedMessage("user", (*(ImagePlace(index) for index in range(num_images)), TextPart(text=text)))
+    return DraftMessage("user", (*(ImagePlace(index) for index in range(num_images)), TextPart(text=text)))
 
 
 def _conversation(
     request: JobRequest, messages: tuple[MessageInput, ...], sources: list[Source]
-) -> tuple[PlannedMessage, ...]:
+) -> tuple[DraftMessage, ...]:
     if request.prompt is not msgspec.UNSET:
         raise InvalidRequestError("give either `prompt` or `messages`", field="prompt")
     if sources:
@@ -129,17 +138,17 @@ def _conversation(
     return tuple(_message(message, f"messages[{index}]", sources) for index, message in enumerate(messages))
 
 
-def _message(message: MessageInput, path: str, sources: list[Source]) -> PlannedMessage:
+def _message(message: MessageInput, path: str, sources: list[Source]) -> DraftMessage:
     path = f"{path}.content"
     if isinstance(message.content, str):
-        return PlannedMessage(message.role, (TextPart(text=_check_text(message.content, path)),))
+        return DraftMessage(message.role, (TextPart(text=_check_text(message.content, path)),))
     parts = tuple(_part(part, f"{path}[{index}]", sources) for index, part in enumerate(message.content))
     if message.role != "user" and not all(isinstance(part, TextPart) for part in parts):
         raise InvalidRequestError("only the user's messages may hold images and videos", field=path)
-    return PlannedMessage(message.role, parts)
+    return DraftMessage(message.role, parts)
 
 
-def _part(part: TextInput | ImageInput | VideoInput, path: str, sources: list[Source]) -> PlannedPart:
+def _part(part: TextInput | ImageInput | VideoInput, path: str, sources: list[Source]) -> DraftPart:
     if isinstance(part, TextInput):
         return TextPart(text=_check_text(part.text, f"{path}.text"))
     if isinstance(part, ImageInput):

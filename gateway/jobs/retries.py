@@ -19,7 +19,7 @@ from broker_pipeline.state.failed_jobs import FailedJobs, not_retryable
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
-from gateway.jobs.job_service import publish_job
+from gateway.jobs.service import publish_job
 
 UNPUBLISHED_S = 30.0
 """After so long nobody is about to queue a job that was sent again."""

@@ -19,7 +19,7 @@ from broker_pipeline.tools.local.servers import EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
 from gateway.settings import GatewaySettings, Limits
 from gateway.wiring import Gateway
-from tests.gateway.api.test_jobs_api import accepted, form
+from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting_conductor import ActingConductor
 from tests.kit.waiting import eventually
@@ -206,8 +206,8 @@ async def test_a_job_cancelled_in_the_queue_ends_its_stream(
 async def test_quiet_streams_are_kept_alive(
     http: aiohttp.ClientSession, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api.events.HEARTBEAT_S", 0.1)
-    monkeypatch.setattr("gateway.jobs.job_watch._LOOK_S", 0.05)
+    monkeypatch.setattr("gateway.api.native.events.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("gateway.jobs.watch._LOOK_S", 0.05)
     job = await accepted(http, data=form(jpeg))
     async with stream(http, job) as answer:
         reader = Reader(answer)

@@ -5,7 +5,7 @@ import pytest
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import ImagePart, MediaRef, TextPart, VideoPart
-from gateway.intake.job_plan import DEFAULT_PROMPT, Link, Upload, fill, plan_job
+from gateway.intake.job_draft import DEFAULT_PROMPT, Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
 
@@ -22,25 +22,25 @@ def refs(count: int) -> list[MediaRef]:
 
 def refused_field(body: object, images: tuple[Upload, ...] = (), max_images: int = 4) -> str | None:
     with pytest.raises(InvalidRequestError) as caught:
-        plan_job(request(body), images, max_images=max_images)
+        draft_job(request(body), images, max_images=max_images)
     return caught.value.field
 
 
 def test_an_image_without_prompt_is_described() -> None:
-    plan = plan_job(request({}), [PICTURE], max_images=1)
-    assert fill(plan, refs(1))[0].content == (ImagePart(media=refs(1)[0]), TextPart(text=DEFAULT_PROMPT))
+    draft = draft_job(request({}), [PICTURE], max_images=1)
+    assert fill(draft, refs(1))[0].content == (ImagePart(media=refs(1)[0]), TextPart(text=DEFAULT_PROMPT))
 
 
 def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
-    plan = plan_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], max_images=2)
-    assert plan.sources == (PICTURE, Link("images[0]", "http://a/b"))
-    (message,) = fill(plan, refs(2))
+    draft = draft_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], max_images=2)
+    assert draft.sources == (PICTURE, Link("images[0]", "http://a/b"))
+    (message,) = fill(draft, refs(2))
     assert message.role == "user"
     assert message.content == (*(ImagePart(media=ref) for ref in refs(2)), TextPart(text="Compare."))
 
 
 def test_a_prompt_alone_is_a_job() -> None:
-    (message,) = fill(plan_job(request({"prompt": "Hi"}), max_images=1), [])
+    (message,) = fill(draft_job(request({"prompt": "Hi"}), max_images=1), [])
     assert message.content == (TextPart(text="Hi"),)
 
 
@@ -53,13 +53,13 @@ def test_a_conversation_keeps_its_order() -> None:
             {"role": "user", "content": [{"type": "video", "frames": ["http://f/0", "http://f/1"], "fps": 4}]},
         ]
     }
-    plan = plan_job(request(body), max_images=3)
-    assert [source.field for source in plan.sources] == [
+    draft = draft_job(request(body), max_images=3)
+    assert [source.field for source in draft.sources] == [
         "messages[1].content[0].url",
         "messages[3].content[0].frames[0]",
         "messages[3].content[0].frames[1]",
     ]
-    messages = fill(plan, refs(3))
+    messages = fill(draft, refs(3))
     assert [message.role for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[1].content == (ImagePart(media=refs(1)[0]), TextPart(text="What?"))
     assert messages[3].content == (VideoPart(frames=tuple(refs(3)[1:]), fps=4.0),)

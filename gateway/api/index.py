@@ -1,10 +1,14 @@
-"""The page at `/`."""
+"""`/`: a page that says where things are. `/openapi.json`: what the API is."""
 
 from __future__ import annotations
 
 from html import escape
 
+import orjson
+from aiohttp import web
+
 from broker_pipeline import __version__
+from gateway.api.openapi import openapi_document
 
 _LINKS = (
     ("/v1/status", "workers, routes, queue"),
@@ -30,7 +34,17 @@ curl -N http://HOST/v1/jobs/JOB_ID/events</pre>
 """
 
 
-def render_index() -> str:
-    """Return the page."""
+def routes() -> list[web.RouteDef]:
+    """Return the routes of this file."""
+    return [web.get("/", show_index), web.get("/openapi.json", show_openapi)]
+
+
+async def show_index(_request: web.Request) -> web.Response:
+    """Show a page for people who come with a browser."""
     links = "\n".join(f'<li><a href="{path}">{path}</a>: {escape(text)}' for path, text in _LINKS)
-    return _PAGE.format(version=escape(__version__), links=links)
+    return web.Response(text=_PAGE.format(version=escape(__version__), links=links), content_type="text/html")
+
+
+async def show_openapi(_request: web.Request) -> web.Response:
+    """Show the API's description."""
+    return web.Response(body=orjson.dumps(openapi_document()), content_type="application/json")

@@ -11,7 +11,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.transport import Transport
-from gateway.intake.storage_room import open_media, open_queue
+from gateway.jobs.storage_room import open_media, open_queue
 from gateway.settings import MIB, GatewaySettings
 
 LEAST = 256 * MIB

@@ -14,7 +14,7 @@ from broker_pipeline.errors import Failure, TransportError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.state.redis_client import RedisClient
 from gateway.wiring import Gateway
-from tests.gateway.api.test_jobs_api import accepted, form
+from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.acting_conductor import ActingConductor
 
 CAUSE = Failure("retries_exhausted", "broke")

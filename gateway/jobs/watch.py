@@ -22,7 +22,7 @@ from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.wire.transport import Received, Subscription, Transport
-from gateway.jobs.job_progress import JobProgress
+from gateway.jobs.progress import JobProgress
 from gateway.jobs.ticks import with_ticks
 
 log = structlog.get_logger()

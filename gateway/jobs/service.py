@@ -31,8 +31,7 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.tracing.activities import CREATE_JOB, QUEUE_JOB, STORE_MEDIA
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
-from gateway.intake.job_plan import JobPlan, Link, fill
-from gateway.intake.request_reader import ReadRequest
+from gateway.intake.job_draft import JobDraft, Link, Submission, fill
 
 log = structlog.get_logger()
 
@@ -64,7 +63,7 @@ class JobService:
             return None
         return self._not_stored[1]
 
-    async def submit(self, submission: ReadRequest) -> Accepted:
+    async def submit(self, submission: Submission) -> Accepted:
         """Make a job of a submission. Either the job is queued when this returns, or nothing of it remains.
 
         Raises `QueueFullError`, `IdempotencyConflictError`, `StateError` or `TransportError`.
@@ -75,7 +74,7 @@ class JobService:
             for content in submission.contents:
                 with tracer.measure(STORE_MEDIA, session=job_id, num_bytes=len(content)):
                     refs.append(await self._media.put(content, job_id))
-            spec = _spec(job_id, submission.plan, refs)
+            spec = _spec(job_id, submission.draft, refs)
             with tracer.measure(CREATE_JOB, session=job_id):
                 record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
@@ -113,7 +112,7 @@ class JobService:
         event = JobEvent(job_id=record.job_id, kind="finished", record=record)
         await self._transport.publish(subjects.job_events(self._namespace, record.job_id), event)
 
-    async def _repeat(self, record: JobRecord, submission: ReadRequest) -> Accepted:
+    async def _repeat(self, record: JobRecord, submission: Submission) -> Accepted:
         spec = await self._store.spec(record.job_id)
         if not is_same_request(spec, submission):
             raise IdempotencyConflictError(
@@ -142,13 +141,13 @@ async def publish_job(queue: JobQueue, spec: JobSpec) -> None:
         await queue.publish(spec, occasion=occasion)
 
 
-def is_same_request(spec: JobSpec, submission: ReadRequest) -> bool:
+def is_same_request(spec: JobSpec, submission: Submission) -> bool:
     """Say whether a submission asks for what `spec` asked for.
 
     What a link leads to may change between two tries, so there only the places are compared, not the bytes.
     """
-    again = _spec(spec.job_id, submission.plan, [_named(content) for content in submission.contents])
-    links = {index for index, source in enumerate(submission.plan.sources) if isinstance(source, Link)}
+    again = _spec(spec.job_id, submission.draft, [_named(content) for content in submission.contents])
+    links = {index for index, source in enumerate(submission.draft.sources) if isinstance(source, Link)}
     return _comparable(spec, links) == _comparable(again, links)
 
 
@@ -173,11 +172,11 @@ def _named(content: bytes) -> MediaRef:
     return MediaRef(sha256=hashlib.sha256(content).hexdigest(), object_name="unstored", num_bytes=len(content))
 
 
-def _spec(job_id: str, plan: JobPlan, refs: Sequence[MediaRef]) -> JobSpec:
+def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
     return JobSpec(
         job_id=job_id,
         created_at=time.time(),
-        messages=fill(plan, refs),
-        sampling=plan.sampling,
-        metadata=plan.metadata,
+        messages=fill(draft, refs),
+        sampling=draft.sampling,
+        metadata=draft.metadata,
     )

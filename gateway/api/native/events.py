@@ -25,9 +25,9 @@ from aiohttp import web
 
 from broker_pipeline.errors import InvalidRequestError, JobNotFoundError, StateError, TransportError
 from broker_pipeline.messages.jobs import JobEvent
-from gateway.api.jobs_routes import job_id_of
+from gateway.api.native.jobs import job_id_of
 from gateway.api.request_facts import HEADER, leave_untimed, request_id
-from gateway.jobs.job_progress import JobProgress
+from gateway.jobs.progress import JobProgress
 from gateway.wiring import GATEWAY, Gateway
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"

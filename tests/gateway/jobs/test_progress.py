@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_pipeline.messages.jobs import JobEvent, JobRecord, JobStatus, TokenEntry
-from gateway.jobs.job_progress import MAX_TOKENS_PER_EVENT, JobProgress
+from gateway.jobs.progress import MAX_TOKENS_PER_EVENT, JobProgress
 
 TOKENS = tuple(TokenEntry(token_id=index, text=f"t{index}") for index in range(2 * MAX_TOKENS_PER_EVENT))
 

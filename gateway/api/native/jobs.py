@@ -42,8 +42,8 @@ async def submit_job(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     outcome = "failed"
     try:
-        async with gateway.intake.slot():
-            submission = await gateway.intake.read(request)
+        async with gateway.reader.slot():
+            submission = await gateway.reader.read(request)
             accepted = await gateway.jobs.submit(submission)
         gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
         outcome = "repeated" if accepted.is_repeat else "accepted"

@@ -13,7 +13,7 @@ import pytest
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.messages.jobs import ImagePart, TextPart
 from broker_pipeline.state.redis_client import RedisClient
-from gateway.intake.job_plan import DEFAULT_PROMPT
+from gateway.intake.job_draft import DEFAULT_PROMPT
 from gateway.settings import Limits
 from gateway.wiring import Gateway
 from tests.gateway.conftest import OpenGateway
@@ -260,9 +260,9 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(
     )
     writer.write(head.encode() + jpeg)
     await writer.drain()
-    await eventually(lambda: gateway.intake.num_reading == 1)
+    await eventually(lambda: gateway.reader.num_reading == 1)
     writer.transport.abort()
-    await eventually(lambda: gateway.intake.num_reading == 0)
+    await eventually(lambda: gateway.reader.num_reading == 0)
     assert [key async for key in redis.scan_iter(f"{namespace}:*")] == []
 
 
@@ -282,7 +282,7 @@ async def test_bodies_in_memory_are_bounded(
     async with started as (gateway, url), aiohttp.ClientSession(base_url=url) as http:
         headers = {"Content-Type": "application/json"}
         first = asyncio.ensure_future(http.post("/v1/jobs", data=drip(), headers=headers))
-        await eventually(lambda: gateway.intake.num_reading == 1)
+        await eventually(lambda: gateway.reader.num_reading == 1)
         async with http.post("/v1/jobs", data=form(jpeg)) as answer:
             assert (answer.status, "Retry-After" in answer.headers) == (429, True)
         released.set()
