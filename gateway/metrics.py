@@ -9,9 +9,9 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.worker_metrics import worker_families
-from gateway.schemas import StatusBody
 
 _PREFIX = "broker_pipeline"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -77,7 +77,7 @@ class Metrics:
         self._work = _WorkCollector()
         registry.register(self._work)
 
-    def show(self, status: StatusBody) -> None:
+    def show(self, status: PipelineStatus) -> None:
         """Take over the state of the whole system."""
         self.up.set(1)
         self.queue.labels("waiting").set(status.queue.num_waiting)

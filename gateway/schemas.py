@@ -1,14 +1,12 @@
-"""Bodies of requests and answers. Limits stand in the types: check, error and OpenAPI document agree."""
+"""Bodies and queries of requests. Limits stand in the types: check, error and OpenAPI document agree."""
 
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.messages.jobs import JobStatus
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.messages.status import ConductorStatus
-from broker_pipeline.messages.workers import WorkerRecord
 
 MAX_TEXT_LENGTH = 2_000_000
 
@@ -22,9 +20,6 @@ Metadata = Annotated[
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of everything here: immutable, strict."""
-
-
-# --- requests -------------------------------------------------------------------------------------------------------
 
 
 class TextInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -68,72 +63,10 @@ class JobListQuery(_Body, frozen=True, kw_only=True):
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     after: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]{1,128}$")] | None = None
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None
+    status: JobStatus | None = None
 
 
 class JobQuery(_Body, frozen=True, kw_only=True):
     """How long to wait for a job's end before it is shown as it stands."""
 
     wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
-
-
-# --- answers --------------------------------------------------------------------------------------------------------
-
-
-class JobList(_Body, frozen=True, kw_only=True):
-    """A page of jobs, newest first. `next` is the `after` of the following page; null on the last one."""
-
-    jobs: tuple[JobRecord, ...]
-    next: str | None
-
-
-class QueueStatus(_Body, frozen=True, kw_only=True):
-    """Jobs in the work queue: waiting, and handed to a conductor but not finished."""
-
-    num_waiting: int
-    num_in_progress: int
-
-
-class StatusBody(_Body, frozen=True, kw_only=True):
-    """The state of one pipeline."""
-
-    pipeline: str
-    workers: tuple[WorkerRecord, ...]
-    conductor: ConductorStatus | None
-    """What the active conductor shows of itself; null while there is none."""
-    queue: QueueStatus
-    jobs: dict[str, int]
-    """Number of jobs by status."""
-
-
-class Readiness(_Body, frozen=True, kw_only=True):
-    """Whether jobs can be taken and will be run; `checks` says which part is missing."""
-
-    ready: bool
-    checks: dict[str, str]
-
-
-class Health(_Body, frozen=True, kw_only=True):
-    """The process lives."""
-
-    status: Literal["ok"] = "ok"
-
-
-class ErrorDetail(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a request was not done."""
-
-    code: str
-    """Stable name of the kind of error."""
-    message: str
-    """For people; what was wrong and what to do."""
-    retryable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
-    request_id: str
-    """Also in the header X-Request-Id and in the gateway's log."""
-    field: str | None = None
-    """Path of the offending field, such as `sampling.temperature` or `images[0]`."""
-
-
-class ErrorBody(_Body, frozen=True, kw_only=True):
-    """Every answer with a status of 400 or more."""
-
-    error: ErrorDetail

@@ -1,185 +1,106 @@
-"""Talks to a gateway, through restarts of it.
-
-Every call is repeated while no gateway answers, up to `patience_s` seconds without any answer at all: what it asks for
-must be safe to ask for twice.
-"""
+"""What users and operators ask a gateway for. Everything may be sent twice: submissions carry an idempotency key."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 
-from broker_pipeline import __version__
-from broker_pipeline.errors import ConfigurationError, Failure, GatewayUnreachableError, error_from_failure
+from broker_pipeline.client.calls import GatewayCalls
+from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.messages.gateway import JobList, PipelineStatus
+from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord, JobStatus
+from broker_pipeline.messages.workers import WorkerRecord
 
-DEFAULT_GATEWAY_URL = "http://127.0.0.1:8080"
-DEFAULT_PATIENCE_S = 300.0
-
-_FIRST_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 5.0
-_MAX_RETRY_AFTER_S = 60.0
-_ANSWER_TIMEOUT_S = 60.0
-_TRY_AGAIN_STATUSES = frozenset({502, 503, 504})
+LONG_POLL_S = 20.0
+_PAGE = 500
+_STATUS_TIMEOUT_S = 10.0
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayAnswer:
-    """An answer of a gateway; `num_tries` counts our own."""
+class Submitted:
+    """A submission that the gateway took. `is_repeat`: it knew it already; `num_tries` counts our own."""
 
-    status: int
-    headers: dict[str, str]
-    body: bytes
+    record: JobRecord
+    is_repeat: bool
     num_tries: int
 
 
-class _ErrorDetail(msgspec.Struct, frozen=True):
-    code: str
-    message: str
-    field: str | None = None
-    retryable: bool = False
+class GatewayClient(GatewayCalls):
+    """A client of one gateway. Made by `open`.
 
+    Every method raises `GatewayUnreachableError` when patience ends, or the error that the gateway answered with:
+    `JobNotFoundError` for a job that it does not know (any more), `WorkerNotFoundError`, `JobStateError`, …
+    """
 
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _ErrorDetail
+    async def submit(self, content: bytes, request: CaptionRequest, key: str) -> Submitted:
+        """Submit one picture under an idempotency key; waits while the queue is full."""
 
+        def form() -> aiohttp.FormData:
+            data = aiohttp.FormData(default_to_multipart=True)
+            data.add_field("request", request.as_json().decode(), content_type="application/json")
+            data.add_field("image", content, filename="picture", content_type="application/octet-stream")
+            return data
 
-class GatewayClient:
-    """A client of one gateway (or of several behind one address). Made by `open`."""
+        answer = await self.call("POST", "/v1/jobs", form=form, headers={"Idempotency-Key": key})
+        is_repeat = answer.headers.get("Idempotent-Replayed") == "true"
+        return Submitted(self.decode(answer, JobRecord), is_repeat, answer.num_tries)
 
-    def __init__(self, session: aiohttp.ClientSession, gateway_url: str, patience_s: float) -> None:
-        self._session = session
-        self._url = gateway_url
-        self._patience_s = patience_s
-        self._last_answer = time.monotonic()
-        self.num_retries = 0
-        """Calls that had to be repeated, for whatever reason."""
+    async def job(self, job_id: str) -> JobRecord:
+        """Return a job as it stands."""
+        return await self._ask("GET", _job_path(job_id), JobRecord)
 
-    @classmethod
-    @asynccontextmanager
-    async def open(
-        cls, gateway_url: str = DEFAULT_GATEWAY_URL, *, patience_s: float = DEFAULT_PATIENCE_S
-    ) -> AsyncIterator[Self]:
-        """Make a client. Nothing is connected yet; `check` does that."""
-        url = gateway_url.rstrip("/")
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"{gateway_url} is not the http:// URL of a gateway", field="gateway")
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
-        headers = {"User-Agent": f"broker-pipeline/{__version__}"}
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers, connector=connector) as session:
-            yield cls(session, url, patience_s)
-
-    async def check(self, *, patience_s: float = 3.0) -> None:
-        """Make sure that a gateway answers; raises `GatewayUnreachableError` after `patience_s` seconds."""
-        await self.call("GET", "/healthz", patience_s=patience_s)
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        form: Callable[[], aiohttp.FormData] | None = None,
-        headers: dict[str, str] | None = None,
-        patience_s: float | None = None,
-    ) -> GatewayAnswer:
-        """Make one call and return its answer.
-
-        Raises `GatewayUnreachableError`, or the error that the gateway answered with.
-        """
-        started = time.monotonic()
-        backoff_s = _FIRST_BACKOFF_S
-        num_tries = 0
+    async def wait(self, job_id: str) -> JobRecord:
+        """Return a job once it has ended."""
         while True:
-            num_tries += 1
-            try:
-                answer = await self._try(method, path, form, headers, num_tries)
-                wait_s = self._wait_before_retry(answer)
-                reason = f"it answers {answer.status}"
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                wait_s, reason = None, _reason(error)
-            else:
-                if wait_s == 0:
-                    return answer
-            if wait_s is None:
-                self._check_patience(started, patience_s, reason)
-                wait_s = backoff_s * random.uniform(0.7, 1.3)
-                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-            self.num_retries += 1
-            await asyncio.sleep(wait_s)
+            record = await self._ask("GET", f"{_job_path(job_id)}?wait_s={LONG_POLL_S:g}", JobRecord)
+            if record.status in FINAL_STATUSES:
+                return record
 
-    async def _try(
-        self,
-        method: str,
-        path: str,
-        form: Callable[[], aiohttp.FormData] | None,
-        headers: dict[str, str] | None,
-        num_tries: int,
-    ) -> GatewayAnswer:
-        async with (
-            asyncio.timeout(_ANSWER_TIMEOUT_S),
-            self._session.request(method, self._url + path, data=form() if form else None, headers=headers) as response,
-        ):
-            return GatewayAnswer(response.status, dict(response.headers), await response.read(), num_tries)
+    async def jobs(self, status: JobStatus, limit: int | None = None) -> AsyncIterator[JobRecord]:
+        """Yield jobs with one status, newest first."""
+        query = {"status": status, "limit": str(min(limit or _PAGE, _PAGE))}
+        num_left = limit
+        while True:
+            page = await self._ask("GET", f"/v1/jobs?{urlencode(query)}", JobList)
+            for record in page.jobs[:num_left]:
+                yield record
+            num_left = None if num_left is None else num_left - len(page.jobs)
+            if page.next is None or (num_left is not None and num_left <= 0):
+                return
+            query["after"] = page.next
 
-    def _wait_before_retry(self, answer: GatewayAnswer) -> float | None:
-        """Return 0 for an answer that counts, seconds where the gateway asks for them, None where it is not itself."""
-        if answer.status in _TRY_AGAIN_STATUSES:
-            return None
-        self._last_answer = time.monotonic()
-        if answer.status == 429:
-            return _retry_after_s(answer) * random.uniform(1.0, 1.3)
-        if answer.status >= 400:
-            raise error_from_failure(self._failure(answer))
-        return 0.0
+    async def delete(self, job_id: str) -> JobRecord:
+        """Ask for a job's end; a failed job is forgotten, and returned as it was."""
+        return await self._ask("DELETE", _job_path(job_id), JobRecord)
 
-    def _check_patience(self, started: float, patience_s: float | None, reason: str) -> None:
-        limit_s = self._patience_s if patience_s is None else patience_s
-        silent_s = time.monotonic() - max(started, self._last_answer)
-        if silent_s >= limit_s:
-            raise GatewayUnreachableError(
-                f"no gateway answers at {self._url} ({reason}); start one with `broker-pipeline up`, "
-                "or name a running one with --gateway URL",
-                field="gateway",
-            )
+    async def retry(self, job_id: str) -> JobRecord:
+        """Send a failed or cancelled job again; waits while the queue is full."""
+        return await self._ask("POST", f"{_job_path(job_id)}/retry", JobRecord)
 
-    def _failure(self, answer: GatewayAnswer) -> Failure:
-        try:
-            detail = msgspec.json.decode(answer.body, type=_ErrorBody).error
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._not_a_gateway(answer) from None
-        return Failure(detail.code, detail.message, detail.field, detail.retryable)
+    async def drain(self, worker: str) -> WorkerRecord:
+        """Ask a worker to take no new sessions, finish those that it has, and end."""
+        return await self._ask("POST", f"/v1/workers/{quote(worker, safe='')}/drain", WorkerRecord)
 
-    def decode(self, answer: GatewayAnswer, body_type: type[Body]) -> Body:
-        """Return an answer's body; raises `GatewayUnreachableError` where it is not a gateway's of this version."""
-        try:
-            return msgspec.json.decode(answer.body, type=body_type)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._not_a_gateway(answer) from None
+    async def status(self) -> PipelineStatus:
+        """Return the state of the pipeline."""
+        return await self._ask("GET", "/v1/status", PipelineStatus)
 
-    def _not_a_gateway(self, answer: GatewayAnswer) -> GatewayUnreachableError:
-        return GatewayUnreachableError(
-            f"what answers at {self._url} (status {answer.status}) is not a gateway of this version", field="gateway"
-        )
+    async def _ask(self, method: str, path: str, body_type: type[Body]) -> Body:
+        return self.decode(await self.call(method, path), body_type)
 
 
-def _retry_after_s(answer: GatewayAnswer) -> float:
-    text = answer.headers.get("Retry-After", "1")
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isdigit() else 1.0
+async def fetch_status(gateway_url: str) -> PipelineStatus:
+    """Return the state of the pipeline behind a gateway, asking once; raises as `GatewayClient` does."""
+    async with GatewayClient.open(gateway_url, patience_s=0.0, timeout_s=_STATUS_TIMEOUT_S) as client:
+        return await client.status()
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.strerror or "no connection"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return str(error) or type(error).__name__
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"

@@ -30,9 +30,9 @@ from broker_pipeline.errors import (
     TransportError,
     WorkerNotFoundError,
 )
+from broker_pipeline.messages.gateway import ErrorBody, ErrorDetail
 from gateway.api.json_answer import json_answer
 from gateway.api.request_facts import request_id
-from gateway.schemas import ErrorBody, ErrorDetail
 
 log = structlog.get_logger()
 

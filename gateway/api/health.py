@@ -6,10 +6,10 @@ import structlog
 from aiohttp import web
 
 from broker_pipeline.errors import StateError, TransportError
+from broker_pipeline.messages.gateway import Health
 from gateway import metrics
 from gateway.api.json_answer import json_answer
 from gateway.api.pipeline_status import read_readiness, read_status
-from gateway.schemas import Health
 from gateway.wiring import GATEWAY, Gateway
 
 log = structlog.get_logger()

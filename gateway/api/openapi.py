@@ -13,21 +13,13 @@ from typing import Any
 import msgspec
 
 from broker_pipeline import __version__
+from broker_pipeline.messages.gateway import ErrorBody, Health, JobList, PipelineStatus, Readiness
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
 from gateway.intake.images import FORMATS
 from gateway.intake.multipart import IMAGE_FIELD
-from gateway.schemas import (
-    ErrorBody,
-    Health,
-    JobList,
-    JobListQuery,
-    JobQuery,
-    JobRequest,
-    Readiness,
-    StatusBody,
-)
+from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
 _STRUCTS: tuple[type[msgspec.Struct], ...] = (
@@ -38,7 +30,7 @@ _STRUCTS: tuple[type[msgspec.Struct], ...] = (
     JobQuery,
     JobListQuery,
     SamplingParams,
-    StatusBody,
+    PipelineStatus,
     WorkerRecord,
     Readiness,
     Health,
@@ -133,7 +125,9 @@ OPERATIONS: tuple[Operation, ...] = (
         {202: WorkerRecord},
         errors=(400, 404, 503),
     ),
-    Operation("get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: StatusBody}, errors=(503,)),
+    Operation(
+        "get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: PipelineStatus}, errors=(503,)
+    ),
     Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}),
     Operation(
         "get",

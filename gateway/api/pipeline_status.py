@@ -6,9 +6,9 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
+from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.redis_client import state_errors
-from gateway.schemas import QueueStatus, Readiness, StatusBody
 from gateway.wiring import Gateway
 
 OK = "ok"
@@ -24,11 +24,11 @@ async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
         return None if text is None else msgspec.json.decode(text, type=ConductorStatus)
 
 
-async def read_status(gateway: Gateway) -> StatusBody:
+async def read_status(gateway: Gateway) -> PipelineStatus:
     """Gather everything that `GET /v1/status` shows. Raises `StateError` or `TransportError`."""
     depth = await gateway.queue.depth()
     counts = await gateway.store.counts()
-    return StatusBody(
+    return PipelineStatus(
         pipeline=gateway.settings.common.pipeline,
         workers=tuple(await gateway.registry.workers()),
         conductor=await conductor_status(gateway),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from tests.kit.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
 from tests.kit.pipeline_client import client_of

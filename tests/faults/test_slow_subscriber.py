@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline import subjects
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local import servers
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.client.status_client import PipelineStatus
+from broker_pipeline.messages.gateway import PipelineStatus
 from tests.kit.drill import (
     Follower,
     crowd_questions,

@@ -19,7 +19,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from broker_pipeline.client.status_client import PipelineStatus, fetch_status
+from broker_pipeline.client.gateway_client import fetch_status
+from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.client.operator_client import OperatorClient
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import DENSE, tiny_cluster
@@ -59,7 +59,7 @@ async def check(client: PipelineClient, job_ids: list[str], expected: list[list[
 
 
 async def sessions_by_route(client: PipelineClient) -> dict[tuple[str, ...], int]:
-    async with OperatorClient.open(client.cluster.gateway_url) as operator:
+    async with GatewayClient.open(client.cluster.gateway_url) as operator:
         conductor = (await operator.status()).conductor
     assert conductor is not None
     return {route.workers: route.num_sessions for route in conductor.routes}

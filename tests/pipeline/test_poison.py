@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from broker_pipeline.client.operator_client import OperatorClient
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import tiny_cluster
@@ -135,8 +135,8 @@ async def test_all_are_sent_again_at_once_and_a_mended_one_succeeds(
         assert len(record["failures"]) == len(before[record["job_id"]].get("failures", [])) + 1
 
     job_id = await client.submit(prompt="Say something.", max_tokens=200, ignore_eos=True, top_k=1)
-    async with OperatorClient.open(client.cluster.gateway_url) as operator:
-        await operator.discard(job_id)  # DELETE on a job that has not failed cancels it
+    async with GatewayClient.open(client.cluster.gateway_url) as operator:
+        await operator.delete(job_id)  # DELETE on a job that has not failed cancels it
         [record] = await client.wait([job_id])
         assert record.status == "cancelled"
         await operator.retry(job_id)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.calls import retry_after_s
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.messages.jobs import JobRecord
 from trials.soak.cluster.cluster import SoakCluster
 from trials.soak.cluster.plan import SoakPlan
 from trials.soak.memory import Growth, MemoryLog, growth_of
-from trials.soak.proof.client import SoakClient, retry_after_s
+from trials.soak.proof.client import SoakClient
 from trials.soak.proof.leftovers import adopt_orphans, living_descendants
 from trials.soak.proof.proofs import Proof, proof_of_none
 from trials.soak.proof.questions import Question, make_questions, write_pictures

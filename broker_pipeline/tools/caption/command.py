@@ -13,9 +13,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from broker_pipeline.client.caption_client import CaptionClient
+from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
-from broker_pipeline.client.gateway_client import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option, parse_settings
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
@@ -100,7 +100,7 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
 
 async def _run(settings: CaptionSettings) -> int:
     console = Console(stderr=True)
-    async with CaptionClient.open(settings.gateway, patience_s=settings.patience_s) as client:
+    async with GatewayClient.open(settings.gateway, patience_s=settings.patience_s) as client:
         await client.check()
         with CaptionLog(settings.out) as log:
             _announce(console, settings, log)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from broker_pipeline.client.caption_client import CaptionClient, Submitted
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
+from broker_pipeline.client.gateway_client import GatewayClient, Submitted
 from broker_pipeline.errors import (
     Failure,
     GatewayUnreachableError,
@@ -68,7 +68,7 @@ class CaptionRun:
 
     def __init__(
         self,
-        client: CaptionClient,
+        client: GatewayClient,
         log: CaptionLog,
         request: CaptionRequest,
         progress: Progress,

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from broker_pipeline import exit_codes
-from broker_pipeline.client.caption_client import CaptionClient
 from broker_pipeline.client.caption_request import CaptionRequest
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.gateway_client import GatewayClient, fetch_status
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import read_model_facts
@@ -107,7 +106,7 @@ class _Shown:
         self._view.say(f"captioning {len(self._pictures)} pictures through {cluster.gateway_url}")
         started = time.monotonic()
         try:
-            async with CaptionClient.open(cluster.gateway_url, patience_s=60) as client, asyncio.TaskGroup() as tasks:
+            async with GatewayClient.open(cluster.gateway_url, patience_s=60) as client, asyncio.TaskGroup() as tasks:
                 jobs = [tasks.create_task(_caption(client, picture)) for picture in self._pictures]
         except ExceptionGroup as group:
             raise exit_codes.first_pipeline_error(group) or group from None
@@ -143,7 +142,7 @@ class _Shown:
         self._console.print(f"\n{text}", markup=False, soft_wrap=True)
 
 
-async def _caption(client: CaptionClient, picture: DemoPicture) -> Captioned:
+async def _caption(client: GatewayClient, picture: DemoPicture) -> Captioned:
     started = time.monotonic()
     request = CaptionRequest(sampling=SamplingParams(max_tokens=_MAX_TOKENS, temperature=0.0))
     content = await asyncio.to_thread(picture.path.read_bytes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.config import option
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.messages.workers import BlockRange

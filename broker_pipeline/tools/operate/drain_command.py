@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from broker_pipeline.client.gateway_client import DEFAULT_GATEWAY_URL
-from broker_pipeline.client.operator_client import OperatorClient
-from broker_pipeline.client.status_client import PipelineStatus
+from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import WorkerNotFoundError
 from broker_pipeline.exit_codes import OK, TEMPORARY
+from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.workers import WorkerRecord
 
 _PATIENCE_S = 10.0
@@ -55,7 +55,7 @@ def command(workers: tuple[str, ...], wait: bool, timeout_s: float | None, as_js
 
 
 async def _drain(workers: Sequence[str], wait: bool, timeout_s: float | None, as_json: bool, gateway: str) -> int:
-    async with OperatorClient.open(gateway, patience_s=_PATIENCE_S) as client:
+    async with GatewayClient.open(gateway, patience_s=_PATIENCE_S) as client:
         await client.check()
         _require_known(await client.status(), workers)
         records = [await client.drain(worker) for worker in workers]
@@ -78,7 +78,7 @@ def _require_known(status: PipelineStatus, workers: Sequence[str]) -> None:
 
 
 async def _until_gone(
-    client: OperatorClient, records: Sequence[WorkerRecord], timeout_s: float | None, as_json: bool
+    client: GatewayClient, records: Sequence[WorkerRecord], timeout_s: float | None, as_json: bool
 ) -> int:
     """Poll until the workers are off the list, saying what is left whenever that changes."""
     deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from broker_pipeline.client.gateway_client import DEFAULT_GATEWAY_URL
-from broker_pipeline.client.operator_client import OperatorClient
+from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissingError
 from broker_pipeline.exit_codes import OK, SOME_FAILED, first_pipeline_error
@@ -104,7 +104,7 @@ def retry(job_ids: tuple[str, ...], takes_all: bool, code: str | None, wait: boo
     Exit codes: 0 all sent (with --wait: all succeeded), 1 some not, 69 no gateway.
     """
 
-    async def act(client: OperatorClient, job_id: str) -> JobRecord:
+    async def act(client: GatewayClient, job_id: str) -> JobRecord:
         record = await client.retry(job_id)
         return await client.wait(job_id) if wait else record
 
@@ -128,11 +128,11 @@ def discard(
     if takes_all and not yes:
         click.confirm("Forget every failed job" + (f" with {code}" if code else "") + "?", abort=True)
 
-    async def act(client: OperatorClient, job_id: str) -> JobRecord:
+    async def act(client: GatewayClient, job_id: str) -> JobRecord:
         record = await client.job(job_id)
         if record.status != "failed":
             raise JobStateError(f"job {job_id} is {record.status}; only failed jobs are discarded")
-        return await client.discard(job_id)
+        return await client.delete(job_id)
 
     _run_on_jobs(job_ids, takes_all, code, gateway, as_json, act, lambda _: True)
 
@@ -143,7 +143,7 @@ def _run_on_jobs(
     code: str | None,
     gateway: str,
     as_json: bool,
-    act: Callable[[OperatorClient, str], Awaitable[JobRecord]],
+    act: Callable[[GatewayClient, str], Awaitable[JobRecord]],
     is_well: Callable[[JobRecord], bool],
 ) -> None:
     """Do something with each job, some at a time, say what came of it, and exit."""
@@ -153,7 +153,7 @@ def _run_on_jobs(
         raise click.UsageError("--code goes with --all")
     slots = asyncio.Semaphore(_NUM_AT_ONCE)
 
-    async def one(client: OperatorClient, job_id: str) -> bool:
+    async def one(client: GatewayClient, job_id: str) -> bool:
         async with slots:
             try:
                 record = await act(client, job_id)
@@ -163,7 +163,7 @@ def _run_on_jobs(
         _print_json([record]) if as_json else click.echo(_line(record))
         return is_well(record)
 
-    async def every(client: OperatorClient) -> bool:
+    async def every(client: GatewayClient) -> bool:
         chosen = [record.job_id for record in await _collect(client, code)] if takes_all else job_ids
         if not chosen and not as_json:
             click.echo("no job has failed, of those that are kept")
@@ -180,13 +180,13 @@ def _run_on_jobs(
 Result = TypeVar("Result")
 
 
-async def _with_client(gateway: str, call: Callable[[OperatorClient], Awaitable[Result]]) -> Result:
-    async with OperatorClient.open(gateway, patience_s=_PATIENCE_S) as client:
+async def _with_client(gateway: str, call: Callable[[GatewayClient], Awaitable[Result]]) -> Result:
+    async with GatewayClient.open(gateway, patience_s=_PATIENCE_S) as client:
         await client.check()
         return await call(client)
 
 
-async def _collect(client: OperatorClient, code: str | None, limit: int | None = None) -> list[JobRecord]:
+async def _collect(client: GatewayClient, code: str | None, limit: int | None = None) -> list[JobRecord]:
     failed = client.jobs("failed", limit)
     return [record async for record in failed if code is None or (record.error and record.error.code == code)]
 

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 
 import click
+import msgspec
 from rich.live import Live
 
-from broker_pipeline.client.gateway_client import DEFAULT_GATEWAY_URL
-from broker_pipeline.client.status_client import fetch_status, fetch_status_json
+from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.config import option
 from broker_pipeline.tools.operate.status_view import render_status
 from broker_pipeline.tools.terminal import make_console
@@ -19,7 +20,7 @@ _WATCH_S = 1.0
 
 @click.command()
 @option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print the gateway's answer as it is, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 def command(gateway: str, as_json: bool, watch: bool) -> None:
     """Show workers, routes, queue and rates of a pipeline, and what is missing.
@@ -31,7 +32,7 @@ def command(gateway: str, as_json: bool, watch: bool) -> None:
       broker-pipeline status --json | jq .queue
     """
     if as_json:
-        click.echo(asyncio.run(fetch_status_json(gateway)).decode())
+        click.echo(msgspec.json.encode(asyncio.run(fetch_status(gateway))))
     elif watch:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(gateway))

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker_pipeline.client.status_client import PipelineStatus
+from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 

@@ -7,11 +7,12 @@ import re
 from aiohttp import web
 
 from broker_pipeline.errors import JobNotFoundError, PipelineError
+from broker_pipeline.messages.gateway import JobList
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
 from gateway.api.json_answer import json_answer
 from gateway.api.request_facts import leave_untimed
 from gateway.intake.validation import convert_strings
-from gateway.schemas import JobList, JobListQuery, JobQuery
+from gateway.schemas import JobListQuery, JobQuery
 from gateway.wiring import GATEWAY
 
 REPEATED_HEADER = "Idempotent-Replayed"

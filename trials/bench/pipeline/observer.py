@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from broker_pipeline import subjects
-from broker_pipeline.client.status_client import fetch_status
+from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.errors import GatewayUnreachableError, SlowConsumerError
 from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
 from broker_pipeline.messages.workers import Heartbeat

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_pipeline.client.caption_client import CaptionClient
 from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import PipelineError, error_from_failure
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.messages.jobs import JobRecord
@@ -40,7 +40,7 @@ class RunningSystem:
     """A pipeline that serves. Made by `open`."""
 
     def __init__(
-        self, cluster: LocalCluster, client: CaptionClient, observer: PipelineObserver, pictures: Path
+        self, cluster: LocalCluster, client: GatewayClient, observer: PipelineObserver, pictures: Path
     ) -> None:
         self._cluster = cluster
         self._client = client
@@ -53,7 +53,7 @@ class RunningSystem:
         """Bring a pipeline up; leaving stops it. Raises `ServerStartError` when something does not start."""
         async with (
             LocalCluster(settings) as cluster,
-            CaptionClient.open(cluster.gateway_url) as client,
+            GatewayClient.open(cluster.gateway_url) as client,
             PipelineObserver.watch(cluster) as observer,
         ):
             yield cls(cluster, client, observer, pictures)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,15 +19,14 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from broker_pipeline.client.calls import backoff_seconds, retry_after_s
 from broker_pipeline.errors import GatewayUnreachableError, PipelineError
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
 from trials.soak.proof.questions import Question
 
 LONG_POLL_S = 10.0
 _ANSWER_TIMEOUT_S = 20.0
-_FIRST_BACKOFF_S = 0.1
-_LONGEST_BACKOFF_S = 2.0
-_LONGEST_RETRY_AFTER_S = 30.0
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _REPEAT_EVERY = 7
 
 
@@ -72,7 +70,8 @@ class SoakClient:
         self._urls = tuple(gateway_urls)
         self._pictures = pictures
         self._run = run
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        """Seconds without an answer after which a call is given up."""
 
     @classmethod
     @asynccontextmanager
@@ -123,11 +122,6 @@ class SoakClient:
             if record.status in FINAL_STATUSES:
                 return record
 
-    @property
-    def patience_s(self) -> float:
-        """Seconds without an answer after which a call is given up."""
-        return self._patience_s
-
     def url(self, turn: int) -> str:
         """Return the gateway whose turn it is."""
         return self._urls[turn % len(self._urls)]
@@ -153,15 +147,14 @@ class _Caller:
         self, method: str, path: str, expected: int, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> JobRecord:
         deadline = time.monotonic() + self._client.patience_s
-        backoff_s = _FIRST_BACKOFF_S
+        backoff = backoff_seconds(_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S)
         while True:
             answer, wait_s = await self._try(method, path, expected, body, headers)
             if answer is not None:
                 return answer
             if time.monotonic() > deadline:
                 raise GatewayUnreachableError(f"no gateway answered {method} {path} for {self._client.patience_s:g} s")
-            await asyncio.sleep(wait_s or backoff_s * random.uniform(0.7, 1.3))
-            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+            await asyncio.sleep(wait_s or next(backoff))
 
     async def _try(
         self, method: str, path: str, expected: int, body: bytes | None, headers: dict[str, str] | None
@@ -186,11 +179,6 @@ class _Caller:
         counts.num_unavailable += 1
         self._turn += 1
         return None, 0.0
-
-
-def retry_after_s(text: str | None) -> float:
-    """Return the seconds of a `Retry-After` header, 0 when there is none."""
-    return min(float(text), _LONGEST_RETRY_AFTER_S) if text is not None and text.isdigit() else 0.0
 
 
 def _data_url(content: bytes) -> str:

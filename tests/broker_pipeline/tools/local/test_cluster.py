@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from broker_pipeline.client.caption_client import CaptionClient
 from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.tools.demo.pictures import photographs
@@ -246,11 +246,11 @@ async def test_jobs_that_were_not_run_are_taken_up_at_the_next_start(data_dir: P
     )
     content = await asyncio.to_thread(photographs()[0].path.read_bytes)
     request = CaptionRequest(sampling=SamplingParams(max_tokens=4))
-    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+    async with LocalCluster(settings) as cluster, GatewayClient.open(cluster.gateway_url) as client:
         cluster.processes["stage-1"].kill()
         submitted = [await client.submit(content, request, key=f"key-{number}") for number in range(3)]
-        assert (await client.get(submitted[0].record.job_id)).status in {"queued", "running"}
-    async with LocalCluster(settings) as cluster, CaptionClient.open(cluster.gateway_url) as client:
+        assert (await client.job(submitted[0].record.job_id)).status in {"queued", "running"}
+    async with LocalCluster(settings) as cluster, GatewayClient.open(cluster.gateway_url) as client:
         async with asyncio.timeout(START_S):
             records = [await client.wait(job.record.job_id) for job in submitted]
     assert [record.status for record in records] == ["succeeded"] * 3

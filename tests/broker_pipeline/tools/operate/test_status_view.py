@@ -1,12 +1,9 @@
 import io
 from typing import Any
 
-import msgspec
-import pytest
 from rich.console import Console
 
-from broker_pipeline.client.status_client import PipelineStatus, QueueStatus, parse_status
-from broker_pipeline.errors import GatewayUnreachableError
+from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus
 from broker_pipeline.messages.status import ConductorStatus, RefusedWorker, RouteStatus, StageStatus, VisionStatus
 from broker_pipeline.messages.workers import BlockRange, Role, WorkerRecord
 from broker_pipeline.tools.operate.status_view import describe_workers, hints, render_status
@@ -120,10 +117,3 @@ def test_workers_that_took_part_are_those_on_routes_and_at_the_pictures() -> Non
     lines = describe_workers(pipeline(conductor())).splitlines()
     assert [line.split()[0] for line in lines] == ["stage-0", "stage-1", "vision-0"]
     assert describe_workers(pipeline(None)) == ""
-
-
-def test_the_gateways_answer_is_read_back() -> None:
-    status = pipeline(conductor())
-    assert parse_status(msgspec.json.encode(status)) == status
-    with pytest.raises(GatewayUnreachableError, match="not a gateway of this version"):
-        parse_status(b"<html>")

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.messages.jobs import JobRecord
-from trials.soak.proof.client import SoakClient, UnexpectedAnswerError, retry_after_s
+from trials.soak.proof.client import SoakClient, UnexpectedAnswerError
 from trials.soak.proof.questions import Question, make_questions, write_pictures
 
 
@@ -101,9 +101,3 @@ async def test_patience_ends(tmp_path: Path) -> None:
     async with client_of(Scripted([503]), tmp_path=tmp_path, patience_s=0.5) as client:
         with pytest.raises(GatewayUnreachableError, match=r"no gateway answered POST /v1/jobs for 0\.5 s"):
             await client.run(question(2))
-
-
-def test_retry_after_is_read_with_care() -> None:
-    assert retry_after_s("3") == 3.0
-    assert retry_after_s(None) == retry_after_s("soon") == 0.0
-    assert retry_after_s("100000") == 30.0

@@ -1,0 +1,73 @@
+"""What a gateway answers besides a job: pages of jobs, the state of the pipeline, errors. Its clients read the same."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.workers import WorkerRecord
+
+
+class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything here: immutable, strict."""
+
+
+class JobList(_Answer, frozen=True, kw_only=True):
+    """A page of jobs, newest first. `next` is the `after` of the following page; null on the last one."""
+
+    jobs: tuple[JobRecord, ...]
+    next: str | None
+
+
+class QueueStatus(_Answer, frozen=True, kw_only=True):
+    """Jobs in the work queue: waiting, and handed to a conductor but not finished."""
+
+    num_waiting: int
+    num_in_progress: int
+
+
+class PipelineStatus(_Answer, frozen=True, kw_only=True):
+    """The state of one pipeline."""
+
+    pipeline: str
+    workers: tuple[WorkerRecord, ...]
+    conductor: ConductorStatus | None
+    """What the active conductor shows of itself; null while there is none."""
+    queue: QueueStatus
+    jobs: dict[str, int]
+    """Number of jobs by status."""
+
+
+class Readiness(_Answer, frozen=True, kw_only=True):
+    """Whether jobs can be taken and will be run; `checks` says which part is missing."""
+
+    ready: bool
+    checks: dict[str, str]
+
+
+class Health(_Answer, frozen=True, kw_only=True):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(_Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request was not done."""
+
+    code: str
+    """Stable name of the kind of error."""
+    message: str
+    """For people; what was wrong and what to do."""
+    retryable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
+    request_id: str
+    """Also in the header X-Request-Id and in the gateway's log."""
+    field: str | None = None
+    """Path of the offending field, such as `sampling.temperature` or `images[0]`."""
+
+
+class ErrorBody(_Answer, frozen=True, kw_only=True):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorDetail
