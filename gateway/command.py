@@ -64,8 +64,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
     common, rest = split_common(options)
     limits = {
         "max_body_bytes": rest["max_body_mb"] * MIB,
-        "max_image_bytes": rest["max_image_mb"] * MIB,
-        "max_image_pixels": rest["max_image_megapixels"] * 1_000_000,
+        "pictures": {"max_bytes": rest["max_image_mb"] * MIB, "max_pixels": rest["max_image_megapixels"] * 1_000_000},
         **{name: rest[name] for name in ("max_images", "max_uploads", "max_streams", "upload_timeout_s")},
     }
     fetch = {

@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from broker_pipeline.messages.jobs import JobStatus
 from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.pictures.rule import MAX_FRAMES
 
 MAX_TEXT_LENGTH = 2_000_000
 
@@ -37,7 +38,7 @@ class ImageInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="image"
 class VideoInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="video"):
     """A video, given as its frames in order."""
 
-    frames: Annotated[tuple[ImageUrl, ...], Meta(min_length=1, max_length=768)]
+    frames: Annotated[tuple[ImageUrl, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
 
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.storage.jobs import MAX_JOBS
 from gateway.address_guard import AddressGuard
 
@@ -21,8 +22,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How much one request may bring, and how many requests may bring it at once."""
 
     max_body_bytes: Positive = 64 * MIB
-    max_image_bytes: Positive = 32 * MIB
-    max_image_pixels: Positive = 100_000_000
+    pictures: PictureRule = PictureRule()
+    """The most that is accepted, whatever more vision workers announce."""
     max_images: Positive = 64
     """Images and video frames of one job together."""
     max_uploads: Positive = 16

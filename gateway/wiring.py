@@ -17,6 +17,7 @@ from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
 from gateway.in_flight import InFlight
+from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.fetch import ImageFetcher
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.request_reader import RequestReader
@@ -58,12 +59,12 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     Raises `ConfigurationError`, `TransportError` or `StateError`.
     """
     common = settings.common
-    fetcher = ImageFetcher(address_guard(settings.fetch), settings.fetch, max_bytes=settings.limits.max_image_bytes)
     async with (
         Transport.open(common.nats_url, name="gateway") as transport,
         open_redis(common.redis_url) as redis,
     ):
         store = JobStore(redis, common.namespace)
+        registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)
         yield Gateway(
@@ -72,7 +73,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             redis=redis,
             store=store,
             queue=queue,
-            registry=WorkerRegistry(redis, common.namespace, common.pipeline),
+            registry=registry,
             media=media,
             jobs=JobService(transport=transport, store=store, media=media, queue=queue, namespace=common.namespace),
             retries=JobRetries(store=store, failed=FailedJobs(redis, common.namespace), media=media, queue=queue),
@@ -83,7 +84,11 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 max_watches=settings.limits.max_streams,
                 stopping=stopping,
             ),
-            reader=RequestReader(PictureLoader(fetcher, settings.limits), settings.limits),
+            reader=RequestReader(
+                pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch)),
+                limits=CurrentLimits(settings.limits, registry),
+                max_uploads=settings.limits.max_uploads,
+            ),
             metrics=Metrics(),
             in_flight=InFlight(),
             stopping=stopping,

@@ -9,6 +9,7 @@ from msgspec import Meta
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireStruct
 from broker_pipeline.messages.sampling import SamplingParams, TokenLogprob
+from broker_pipeline.pictures.rule import MAX_FRAMES
 
 
 class MediaRef(WireStruct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="im
 class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video"):
     """One video in a chat message, given as its frames in order."""
 
-    frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=768)]
+    frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
 
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, PositiveCount, Seconds, Subject, WireStruct
+from broker_pipeline.pictures.rule import PictureRule
 
 PROCESSOR_PREFIX = "cpu-"
 """What `WorkerRecord.device_id` begins with where a processor computes, not a GPU."""
@@ -37,6 +38,8 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     dtype: str = ""
     state: Literal["ready", "draining"] = "ready"
     started_at: Seconds = 0.0
+    pictures: PictureRule | None = None
+    """Which pictures a vision worker decodes."""
     # stages only
     blocks: BlockRange | None = None
     num_layers: Count = 0

@@ -17,7 +17,7 @@ from broker_pipeline.messages.gateway import ErrorBody, Health, JobList, Pipelin
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
-from gateway.intake.images import FORMATS
+from broker_pipeline.pictures.rule import FORMATS
 from gateway.intake.multipart import IMAGE_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 

@@ -47,19 +47,18 @@ class ByteBudget:
 class ImageFetcher:
     """Fetches the bytes behind http and https URLs; what they are is for `images` to find out."""
 
-    def __init__(self, guard: AddressGuard, settings: FetchSettings, *, max_bytes: int) -> None:
+    def __init__(self, guard: AddressGuard, settings: FetchSettings) -> None:
         self._guard = guard
         self._settings = settings
-        self._max_bytes = max_bytes
 
-    async def fetch(self, url: str, budget: ByteBudget, *, name: str) -> bytes:
-        """Return the bytes behind `url`; errors name the field `name`.
+    async def fetch(self, url: str, budget: ByteBudget, *, max_bytes: int, name: str) -> bytes:
+        """Return the bytes behind `url`, at most `max_bytes`; errors name the field `name`.
 
         Raises `MediaFetchError`, `PrivateAddressError` or `MediaTooLargeError`.
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await _Fetch(self._guard, self._max_bytes, budget, name).follow(
+                return await _Fetch(self._guard, max_bytes, budget, name).follow(
                     parse_url(url, name), self._settings.max_redirects
                 )
         except TimeoutError as error:

@@ -17,6 +17,7 @@ from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.sampling import SamplingParams
 from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
+from gateway.settings import Limits
 
 DEFAULT_PROMPT = "Describe this image."
 
@@ -86,20 +87,22 @@ class Submission:
     idempotency_key: str | None
 
 
-def draft_job(request: JobRequest, images: Sequence[Source] = (), *, max_images: int) -> JobDraft:
+def draft_job(request: JobRequest, images: Sequence[Source], limits: Limits) -> JobDraft:
     """Check what types cannot, and lay out the conversation; `images` came alongside the request, in a form.
 
-    Raises `InvalidRequestError` naming the field.
+    Raises `InvalidRequestError`, or `ImageTooLargeError` for a video of too many frames, naming the field.
     """
     sources = [*images, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
     if request.messages is not msgspec.UNSET:
         messages = _conversation(request, request.messages, sources)
     else:
         messages = (_question(request.prompt, len(sources)),)
-    if len(sources) > max_images:
+    if len(sources) > limits.max_images:
         raise InvalidRequestError(
-            f"{len(sources)} images; a job may have {max_images}", field=sources[max_images].field
+            f"{len(sources)} images; a job may have {limits.max_images}", field=sources[limits.max_images].field
         )
+    for video in (part for message in messages for part in message.content if isinstance(part, VideoPlace)):
+        limits.pictures.check_frames(video.stop - video.start, sources[video.start].field)
     return JobDraft(messages, tuple(sources), request.sampling, request.metadata)
 
 

@@ -82,7 +82,7 @@ async def _read_image(part: BodyPartReader, field: str, limits: Limits) -> Sourc
     content_type = part.headers.get("Content-Type", "text/plain").partition(";")[0].strip().lower()
     if part.filename is None and content_type == "text/plain":
         return Link(field, await _read_text(part, field, limits))
-    return Upload(field, await _read_part(part, limits.max_image_bytes, field))
+    return Upload(field, await _read_part(part, limits.pictures.max_bytes, field))
 
 
 async def _read_text(part: BodyPartReader, field: str, limits: Limits) -> str:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
 from gateway.intake.body import check_announced_length, read_body
+from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import Source, Submission, draft_job
 from gateway.intake.multipart import job_request, read_form
 from gateway.intake.pictures import PictureLoader
@@ -30,10 +31,10 @@ _LARGE_BYTES = 1024 * 1024
 class RequestReader:
     """Reads submissions, a bounded number at a time."""
 
-    def __init__(self, pictures: PictureLoader, limits: Limits) -> None:
+    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, max_uploads: int) -> None:
         self._pictures = pictures
         self._limits = limits
-        self._turns = asyncio.Semaphore(limits.max_uploads)
+        self._turns = asyncio.Semaphore(max_uploads)
         self.num_reading = 0
         """Bodies held in memory now."""
 
@@ -55,27 +56,29 @@ class RequestReader:
     async def read(self, request: web.Request) -> Submission:
         """Read, check and fetch everything that `request` brings and names. Call it inside a `slot`."""
         key = idempotency_key(request)
-        check_announced_length(request, self._limits.max_body_bytes)
+        limits = await self._limits.get()
+        check_announced_length(request, limits.max_body_bytes)
         try:
-            async with asyncio.timeout(self._limits.upload_timeout_s):
-                job, images = await self._parse(request)
+            async with asyncio.timeout(limits.upload_timeout_s):
+                job, images = await _parse(request, limits)
         except TimeoutError as error:
-            raise BodyTooSlowError(f"the body did not arrive within {self._limits.upload_timeout_s:g} s") from error
-        draft = draft_job(job, images, max_images=self._limits.max_images)
-        return Submission(draft, tuple(await self._pictures.load(draft.sources)), key)
+            raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
+        draft = draft_job(job, images, limits)
+        return Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
 
-    async def _parse(self, request: web.Request) -> tuple[JobRequest, tuple[Source, ...]]:
-        if request.content_type == "multipart/form-data":
-            form = await read_form(request, self._limits)
-            return job_request(form), form.images
-        if request.content_type != "application/json":
-            raise InvalidRequestError(
-                f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"
-            )
-        body = await read_body(request, self._limits.max_body_bytes)
-        if len(body) < _LARGE_BYTES:
-            return decode_json(body, JobRequest), ()
-        return await asyncio.to_thread(decode_json, body, JobRequest), ()
+
+async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...]]:
+    if request.content_type == "multipart/form-data":
+        form = await read_form(request, limits)
+        return job_request(form), form.images
+    if request.content_type != "application/json":
+        raise InvalidRequestError(
+            f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"
+        )
+    body = await read_body(request, limits.max_body_bytes)
+    if len(body) < _LARGE_BYTES:
+        return decode_json(body, JobRequest), ()
+    return await asyncio.to_thread(decode_json, body, JobRequest), ()
 
 
 def idempotency_key(request: web.Request) -> str | None:

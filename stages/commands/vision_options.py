@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import click
 
 from broker_pipeline.config import option
+from broker_pipeline.pictures.rule import PictureRule
 
+_PICTURES = PictureRule()
 F = TypeVar("F", bound=Callable[..., Any])
 
 _VISION_OPTIONS = (
@@ -37,12 +39,17 @@ _VISION_OPTIONS = (
         type=click.IntRange(min=0),
         help="Bytes of encoded pictures kept in case they come again.",
     ),
-    option("--max-image-bytes", default=64 * 2**20, type=click.IntRange(min=1), help="Largest image file."),
+    option(
+        "--max-image-bytes",
+        default=_PICTURES.max_bytes,
+        type=click.IntRange(min=1),
+        help="Largest image file; gateways refuse larger ones.",
+    ),
     option(
         "--max-image-pixels",
-        default=120_000_000,
+        default=_PICTURES.max_pixels,
         type=click.IntRange(min=1),
-        help="Pixels of the largest image decoded.",
+        help="Pixels of the largest image decoded; gateways refuse larger ones.",
     ),
 )
 VISION_OPTION_NAMES = (

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.errors import ImageShapeError, ModelConfigError
+from broker_pipeline.pictures.rule import MAX_ASPECT_RATIO
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.config_fields import Fields
 from stages.qwen3_vl.patches import PatchGrid
-
-MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True, slots=True)

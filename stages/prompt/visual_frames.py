@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ImageShapeError
-from stages.prompt.images import ImageLimits, decode_image
+from broker_pipeline.pictures.rule import PictureRule
+from stages.prompt.images import decode_image
 from stages.prompt.preprocess import Patches, PixelBudget, cut_patches, fit_size, fit_video_size, resize
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
@@ -37,29 +38,30 @@ class VisualFrames:
         return cut_patches(frames, self.vision)
 
 
-def image_frames(content: bytes, limits: ImageLimits, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
+def image_frames(content: bytes, rule: PictureRule, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
     """Decode and resize a picture.
 
     Raises:
         MediaError: one of its kinds, saying why the bytes cannot be used.
     """
-    pixels = decode_image(content, limits)
+    pixels = decode_image(content, rule)
     size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
     return VisualFrames(resize(pixels[None], size), vision)
 
 
 def video_frames(
-    contents: Sequence[bytes], limits: ImageLimits, vision: VisionConfig, budget: PixelBudget
+    contents: Sequence[bytes], rule: PictureRule, vision: VisionConfig, budget: PixelBudget
 ) -> VisualFrames:
     """Decode and resize a video given as its frames; each is resized before the next is decoded.
 
     Raises:
-        MediaError: a frame cannot be used, or they differ in size.
+        MediaError: a frame cannot be used, they differ in size, or there are too many.
     """
+    rule.check_frames(len(contents))
     resized: list[Tensor] = []
     first: tuple[int, ...] | None = None
     for index, content in enumerate(contents):
-        pixels = decode_image(content, limits)
+        pixels = decode_image(content, rule)
         shape = tuple(pixels.shape)
         if first is not None and shape != first:
             raise ImageShapeError(

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 import torch
 
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -31,7 +33,6 @@ from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.device import choose_device, choose_dtype, dtype_name
 from stages.prompt.chat import PromptBuilder
-from stages.prompt.images import ImageLimits
 from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
@@ -148,6 +149,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
+    record = msgspec.structs.replace(record, pictures=rules.pictures)
     return LoadedVision(tower, prompts, rules, record, need + settings.cache_bytes)
 
 
@@ -161,7 +163,7 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
         vision=vision,
         image=PixelBudget.from_json(artifact.path(_IMAGE_RULES).read_bytes(), vision, file=_IMAGE_RULES),
         video=video,
-        limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        pictures=PictureRule(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
     )
 
 

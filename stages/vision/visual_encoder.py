@@ -16,10 +16,10 @@ from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import ImagePart, MediaRef, VideoPart
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
-from stages.prompt.images import ImageLimits
 from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
 from stages.qwen3_vl.config import VisionConfig
@@ -47,7 +47,7 @@ class PixelRules:
     vision: VisionConfig
     image: PixelBudget
     video: PixelBudget | None
-    limits: ImageLimits
+    pictures: PictureRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,10 @@ class VisualEncoder:
     def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
         rules = self._rules
         if isinstance(part, ImagePart):
-            return image_frames(contents[0], rules.limits, rules.vision, rules.image)
+            return image_frames(contents[0], rules.pictures, rules.vision, rules.image)
         if rules.video is None:
             raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
-        return video_frames(contents, rules.limits, rules.vision, rules.video)
+        return video_frames(contents, rules.pictures, rules.vision, rules.video)
 
     async def _encode(self, key: str, patches: Patches) -> EncodedRows:
         cached = self._cache.get(key)

@@ -6,7 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.base import Name
+from broker_pipeline.pictures.rule import PictureRule
 
+_PICTURES = PictureRule()
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -54,5 +56,5 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     preprocess_threads: PositiveInt | None = None
     """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
-    max_image_bytes: PositiveInt = 64 * 2**20
-    max_image_pixels: PositiveInt = 120_000_000
+    max_image_bytes: PositiveInt = _PICTURES.max_bytes
+    max_image_pixels: PositiveInt = _PICTURES.max_pixels

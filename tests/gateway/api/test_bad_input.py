@@ -13,12 +13,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from broker_pipeline.pictures.rule import PictureRule
 from gateway.settings import FetchSettings, Limits
+from tests.broker_pipeline.pictures.test_header import encoded, png_claiming
 from tests.gateway.conftest import OpenGateway
-from tests.gateway.intake.test_images import encoded, png_claiming
 from tests.kit.acting_conductor import acting_conductor
 
-LIMITS = Limits(max_body_bytes=200_000, max_image_bytes=100_000, max_images=4)
+LIMITS = Limits(max_body_bytes=200_000, pictures=PictureRule(max_bytes=100_000), max_images=4)
 
 
 @pytest_asyncio.fixture

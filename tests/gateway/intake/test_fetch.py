@@ -108,11 +108,11 @@ async def site() -> AsyncIterator[Site]:
 
 
 def fetcher(guard: AddressGuard = LOOPBACK, **settings: object) -> ImageFetcher:
-    return ImageFetcher(guard, FetchSettings(**settings), max_bytes=MAX_BYTES)  # type: ignore[arg-type]
+    return ImageFetcher(guard, FetchSettings(**settings))  # type: ignore[arg-type]
 
 
 async def fetch(url: URL | str, using: ImageFetcher | None = None) -> bytes:
-    return await (using or fetcher()).fetch(str(url), ByteBudget(10 * MAX_BYTES), name="images[0]")
+    return await (using or fetcher()).fetch(str(url), ByteBudget(10 * MAX_BYTES), max_bytes=MAX_BYTES, name="images[0]")
 
 
 async def test_bytes_are_fetched_whatever_their_type(site: Site) -> None:
@@ -181,9 +181,9 @@ async def test_large_files_are_cut_off(site: Site, how: str) -> None:
 
 async def test_a_budget_covers_all_images_of_a_job(site: Site) -> None:
     budget = ByteBudget(10)
-    await fetcher().fetch(str(site.url / "picture"), budget, name="images[0]")
+    await fetcher().fetch(str(site.url / "picture"), budget, max_bytes=MAX_BYTES, name="images[0]")
     with pytest.raises(MediaTooLargeError, match="together") as caught:
-        await fetcher().fetch(str(site.url / "picture"), budget, name="images[1]")
+        await fetcher().fetch(str(site.url / "picture"), budget, max_bytes=MAX_BYTES, name="images[1]")
     assert caught.value.field == "images[1]"
 
 

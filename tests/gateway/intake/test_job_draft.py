@@ -8,6 +8,7 @@ from broker_pipeline.messages.jobs import ImagePart, MediaRef, TextPart, VideoPa
 from gateway.intake.job_draft import DEFAULT_PROMPT, Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
+from gateway.settings import Limits
 
 PICTURE = Upload("image[0]", b"bytes")
 
@@ -22,17 +23,17 @@ def refs(count: int) -> list[MediaRef]:
 
 def refused_field(body: object, images: tuple[Upload, ...] = (), max_images: int = 4) -> str | None:
     with pytest.raises(InvalidRequestError) as caught:
-        draft_job(request(body), images, max_images=max_images)
+        draft_job(request(body), images, Limits(max_images=max_images))
     return caught.value.field
 
 
 def test_an_image_without_prompt_is_described() -> None:
-    draft = draft_job(request({}), [PICTURE], max_images=1)
+    draft = draft_job(request({}), [PICTURE], Limits(max_images=1))
     assert fill(draft, refs(1))[0].content == (ImagePart(media=refs(1)[0]), TextPart(text=DEFAULT_PROMPT))
 
 
 def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
-    draft = draft_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], max_images=2)
+    draft = draft_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], Limits(max_images=2))
     assert draft.sources == (PICTURE, Link("images[0]", "http://a/b"))
     (message,) = fill(draft, refs(2))
     assert message.role == "user"
@@ -40,7 +41,7 @@ def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
 
 
 def test_a_prompt_alone_is_a_job() -> None:
-    (message,) = fill(draft_job(request({"prompt": "Hi"}), max_images=1), [])
+    (message,) = fill(draft_job(request({"prompt": "Hi"}), [], Limits(max_images=1)), [])
     assert message.content == (TextPart(text="Hi"),)
 
 
@@ -53,7 +54,7 @@ def test_a_conversation_keeps_its_order() -> None:
             {"role": "user", "content": [{"type": "video", "frames": ["http://f/0", "http://f/1"], "fps": 4}]},
         ]
     }
-    draft = draft_job(request(body), max_images=3)
+    draft = draft_job(request(body), [], Limits(max_images=3))
     assert [source.field for source in draft.sources] == [
         "messages[1].content[0].url",
         "messages[3].content[0].frames[0]",

@@ -17,6 +17,7 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import StageError, WorkerBusyError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
@@ -137,6 +138,11 @@ def text(content: str = "What is it?") -> TextPart:
     return TextPart(text=content)
 
 
+def test_the_rule_for_pictures_is_announced(settings: VisionSettings) -> None:
+    loaded = load(msgspec.structs.replace(settings, max_image_pixels=1234), CommonSettings())
+    assert loaded.record.pictures == loaded.rules.pictures == PictureRule(max_pixels=1234)
+
+
 async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: Bench) -> None:
     contents = [picture(1), picture(2, 64, 160)]
     refs = [await bench.store(content) for content in contents]
@@ -196,7 +202,7 @@ async def test_a_picture_that_came_before_is_neither_fetched_nor_encoded_again(b
 async def test_pictures_that_cannot_be_used_are_named_with_their_reason(bench: Bench) -> None:
     good = ImagePart(media=await bench.store(picture(4)))
     for content, code in [
-        (b"GIF89a is not what this is", "not_an_image"),
+        (b"GIF89a is not what this is", "truncated_image"),
         (b"%PDF-1.7 nor this", "not_an_image"),
         (truncated_jpeg(), "truncated_image"),
         (picture(5, 2000, 4), "image_shape"),

@@ -1,34 +1,27 @@
-"""Looks at an image's header, before anybody decodes it.
+"""Looks at a picture's header, before anybody decodes it.
 
 A file of a few kilobytes can announce hundreds of megapixels, so the size is read first, from the header alone, and by
 Pillow's format classes directly: `Image.open` would apply one limit for the whole process, and warn instead of fail
 up to twice of it.
 
-Accepted are JPEG, PNG, WebP, GIF, BMP and TIFF, told apart by their first bytes, never by a name or a header of HTTP.
-Of an animation the first frame is used.
+Formats are told apart by their first bytes, never by a name or a header of HTTP.
 """
 
 from __future__ import annotations
 
 import struct
 import warnings
-from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
-from broker_pipeline.errors import (
-    ImageShapeError,
-    ImageTooLargeError,
-    MediaTooLargeError,
-    NotAnImageError,
-    TruncatedImageError,
-)
+from broker_pipeline.errors import NotAnImageError, TruncatedImageError
+from broker_pipeline.pictures.rule import FORMATS, PictureHeader, PictureRule
 
-FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
-MAX_ASPECT_RATIO = 200
-"""The model's image processor refuses what is longer than this in one direction."""
+# Pillow warns of odd metadata, which nobody can act on. Set once for the process: pictures are read on several threads,
+# where a temporary filter would leak from one into the other.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -50,38 +43,20 @@ _READERS: dict[str, type[ImageFile]] = {
 _HEADER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, OverflowError)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
-    """Format and size in pixels, as the header announces them."""
-
-    format: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What an image may be at most."""
-
-    max_bytes: int
-    max_pixels: int
-
-
-def check_image(content: bytes, limits: ImageLimits, *, field: str) -> ImageHeader:
-    """Read the header of an image and hold it to the limits.
+def check_picture(content: bytes, rule: PictureRule, *, field: str | None = None) -> PictureHeader:
+    """Read the header of a picture and hold it to the rule.
 
     Raises `MediaTooLargeError`, `NotAnImageError`, `TruncatedImageError`, `ImageTooLargeError` or `ImageShapeError`,
     each with `field`.
     """
-    if len(content) > limits.max_bytes:
-        raise MediaTooLargeError(f"the file has {len(content)} bytes, more than {limits.max_bytes}", field=field)
+    rule.check_bytes(len(content), field)
     header = read_header(content, field=field)
-    _check_size(header, limits.max_pixels, field)
+    rule.check_header(header, field)
     return header
 
 
-def read_header(content: bytes, *, field: str) -> ImageHeader:
-    """Read format and size from an image's first bytes without decoding anything."""
+def read_header(content: bytes, *, field: str | None = None) -> PictureHeader:
+    """Read format and size from a picture's first bytes without decoding anything."""
     name = _sniff(content)
     if name is None:
         what = "is empty" if not content else "is not an image in a supported format"
@@ -92,22 +67,7 @@ def read_header(content: bytes, *, field: str) -> ImageHeader:
         raise TruncatedImageError(
             f"the {name} file ends inside its header, or its header is corrupt", field=field
         ) from error
-    return ImageHeader(name, width, height)
-
-
-def _check_size(header: ImageHeader, max_pixels: int, field: str) -> None:
-    width, height = header.width, header.height
-    if width < 1 or height < 1:
-        raise ImageShapeError(f"the image is {width} x {height} pixels", field=field)
-    if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"the image is {width} x {height} pixels, more than {max_pixels / 1e6:g} megapixels", field=field
-        )
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageShapeError(
-            f"the image is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
-            field=field,
-        )
+    return PictureHeader(name, width, height)
 
 
 def _sniff(content: bytes) -> str | None:
@@ -117,10 +77,8 @@ def _sniff(content: bytes) -> str | None:
 
 
 def _pillow_size(name: str, content: bytes) -> tuple[int, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is no concern of ours; what cannot be decoded fails later
-        with _READERS[name](BytesIO(content)) as image:
-            return image.size
+    with _READERS[name](BytesIO(content)) as image:
+        return image.size
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Headers of images: sizes are read without decoding, and lies are found out."""
+"""Headers of pictures: sizes are read without decoding, lies are found out, and the rule is kept."""
 
 import struct
 import zlib
@@ -15,9 +15,11 @@ from broker_pipeline.errors import (
     NotAnImageError,
     TruncatedImageError,
 )
-from gateway.intake.images import ImageHeader, ImageLimits, check_image, read_header
+from broker_pipeline.pictures.header import check_picture, read_header
+from broker_pipeline.pictures.rule import PictureHeader, PictureRule, strictest
 
-LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000_000)
+RULE = PictureRule(max_bytes=1_000_000, max_pixels=100_000_000)
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")  # as in a process, see pictures.header
 
 
 def encoded(image_format: str, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options: object) -> bytes:
@@ -36,7 +38,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"])
 def test_every_format_gives_its_size(image_format: str) -> None:
-    assert check_image(encoded(image_format), LIMITS, field="f") == ImageHeader(image_format, 40, 30)
+    assert check_picture(encoded(image_format), RULE, field="f") == PictureHeader(image_format, 40, 30)
 
 
 @pytest.mark.parametrize(
@@ -51,21 +53,21 @@ def test_every_format_gives_its_size(image_format: str) -> None:
     ids=["lossless", "alpha", "lossless-alpha", "animated", "extended"],
 )
 def test_every_kind_of_webp_gives_its_size(content: bytes) -> None:
-    assert read_header(content, field="f") == ImageHeader("WebP", 40, 30)
+    assert read_header(content, field="f") == PictureHeader("WebP", 40, 30)
 
 
 def test_a_400_megapixel_png_of_a_few_bytes_is_refused() -> None:
     content = png_claiming(20_000, 20_000)
     assert len(content) < 100
     with pytest.raises(ImageTooLargeError, match="20000 x 20000") as caught:
-        check_image(content, LIMITS, field="images[0]")
+        check_picture(content, RULE, field="images[0]")
     assert caught.value.field == "images[0]"
 
 
 def test_just_the_allowed_number_of_pixels_passes() -> None:
-    assert check_image(png_claiming(10_000, 10_000), LIMITS, field="f").width == 10_000
+    assert check_picture(png_claiming(10_000, 10_000), RULE, field="f").width == 10_000
     with pytest.raises(ImageTooLargeError):
-        check_image(png_claiming(10_001, 10_000), LIMITS, field="f")
+        check_picture(png_claiming(10_001, 10_000), RULE, field="f")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_just_the_allowed_number_of_pixels_passes() -> None:
 )
 def test_other_files_are_not_images(content: bytes) -> None:
     with pytest.raises(NotAnImageError):
-        check_image(content, LIMITS, field="f")
+        check_picture(content, RULE, field="f")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"])
@@ -89,31 +91,52 @@ def test_every_cut_of_a_file_is_typed(image_format: str) -> None:
     assert outcomes[0] is NotAnImageError
     assert TruncatedImageError in outcomes
     assert all(outcome in (NotAnImageError, TruncatedImageError) for outcome in outcomes[:16])
-    sizes = {outcome for outcome in outcomes if isinstance(outcome, ImageHeader)}
-    assert sizes <= {ImageHeader(image_format, 40, 30)}
+    sizes = {outcome for outcome in outcomes if isinstance(outcome, PictureHeader)}
+    assert sizes <= {PictureHeader(image_format, 40, 30)}
 
 
 def test_a_jpeg_whose_data_end_early_passes_here() -> None:
     """Whether the pixels are whole is found out where they are decoded."""
     content = encoded("JPEG", (400, 300))
-    assert check_image(content[: len(content) * 2 // 3], LIMITS, field="f").width == 400
+    assert check_picture(content[: len(content) * 2 // 3], RULE, field="f").width == 400
 
 
 def test_a_file_over_the_byte_limit() -> None:
     with pytest.raises(MediaTooLargeError):
-        check_image(b"\xff\xd8\xff" + bytes(1_000_000), LIMITS, field="f")
+        check_picture(b"\xff\xd8\xff" + bytes(1_000_000), RULE, field="f")
 
 
 @pytest.mark.parametrize("size", [(201, 1), (1, 201), (4020, 20)])
 def test_sides_too_unequal(size: tuple[int, int]) -> None:
     with pytest.raises(ImageShapeError):
-        check_image(png_claiming(*size), LIMITS, field="f")
+        check_picture(png_claiming(*size), RULE, field="f")
 
 
 def test_sides_just_equal_enough() -> None:
-    assert check_image(png_claiming(4000, 20), LIMITS, field="f").width == 4000
+    assert check_picture(png_claiming(4000, 20), RULE, field="f").width == 4000
 
 
 def test_an_image_without_pixels_is_refused() -> None:
     with pytest.raises(MediaError):
-        check_image(png_claiming(0, 5), LIMITS, field="f")
+        check_picture(png_claiming(0, 5), RULE, field="f")
+
+
+def test_a_format_that_the_rule_leaves_out_is_refused() -> None:
+    with pytest.raises(NotAnImageError, match="a BMP is not accepted, only PNG, JPEG"):
+        check_picture(encoded("BMP"), PictureRule(formats=("PNG", "JPEG")))
+
+
+def test_a_video_has_a_number_of_frames() -> None:
+    PictureRule(max_frames=4).check_frames(4)
+    with pytest.raises(ImageTooLargeError, match="5 frames; at most 4 are accepted") as caught:
+        PictureRule(max_frames=4).check_frames(5, "messages")
+    assert caught.value.field == "messages"
+
+
+def test_the_strictest_rule_accepts_what_all_accept() -> None:
+    small = PictureRule(max_bytes=10, formats=("PNG", "GIF"), max_frames=3)
+    flat = PictureRule(max_pixels=20, max_aspect_ratio=4, formats=("GIF", "PNG", "BMP"))
+    assert strictest([small]) == small
+    assert strictest([small, flat]) == PictureRule(
+        max_bytes=10, max_pixels=20, max_aspect_ratio=4, max_frames=3, formats=("PNG", "GIF")
+    )

@@ -1,0 +1,76 @@
+"""The rule that a picture must keep to, as it is announced and as it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.errors import ImageShapeError, ImageTooLargeError, MediaTooLargeError, NotAnImageError
+
+FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
+MAX_ASPECT_RATIO = 200
+"""The model's image processor refuses what is longer than this in one direction."""
+MAX_FRAMES = 768
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureHeader:
+    """Format and size in pixels, as a picture's header announces them."""
+
+    format: str
+    width: int
+    height: int
+
+
+class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a picture may be at most. Errors of its checks name `field`, the picture's place in a request."""
+
+    formats: tuple[str, ...] = FORMATS
+    """Some of `FORMATS`; of an animation the first frame is used."""
+    max_bytes: Positive = 32 * 2**20
+    max_pixels: Positive = 100_000_000
+    max_aspect_ratio: Positive = MAX_ASPECT_RATIO
+    max_frames: Positive = MAX_FRAMES
+    """Frames of one video; each is a picture."""
+
+    def check_bytes(self, num_bytes: int, field: str | None = None) -> None:
+        """Raise `MediaTooLargeError` for a file that is too long."""
+        if num_bytes > self.max_bytes:
+            raise MediaTooLargeError(
+                f"the file has {num_bytes} bytes; at most {self.max_bytes} are accepted", field=field
+            )
+
+    def check_frames(self, num_frames: int, field: str | None = None) -> None:
+        """Raise `ImageTooLargeError` for a video of too many frames."""
+        if num_frames > self.max_frames:
+            raise ImageTooLargeError(
+                f"the video has {num_frames} frames; at most {self.max_frames} are accepted", field=field
+            )
+
+    def check_header(self, header: PictureHeader, field: str | None = None) -> None:
+        """Raise `NotAnImageError`, `ImageTooLargeError` or `ImageShapeError` for a picture that is not accepted."""
+        if header.format not in self.formats:
+            raise NotAnImageError(f"a {header.format} is not accepted, only {', '.join(self.formats)}", field=field)
+        short, long = sorted((header.width, header.height))
+        size = f"the image has {header.width} x {header.height} pixels"
+        if short * long > self.max_pixels:
+            raise ImageTooLargeError(f"{size}; at most {self.max_pixels} are accepted", field=field)
+        if short < 1 or long > self.max_aspect_ratio * short:
+            raise ImageShapeError(f"{size}; one side may be {self.max_aspect_ratio} times the other", field=field)
+
+
+def strictest(rules: Sequence[PictureRule]) -> PictureRule:
+    """Return the rule that accepts what each of `rules`, at least one, accepts."""
+    return PictureRule(
+        formats=tuple(name for name in rules[0].formats if all(name in rule.formats for rule in rules)),
+        max_bytes=min(rule.max_bytes for rule in rules),
+        max_pixels=min(rule.max_pixels for rule in rules),
+        max_aspect_ratio=min(rule.max_aspect_ratio for rule in rules),
+        max_frames=min(rule.max_frames for rule in rules),
+    )

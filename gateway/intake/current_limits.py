@@ -1,0 +1,37 @@
+"""The limits that requests are held to at this moment: the gateway's own, and what its vision workers decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from broker_pipeline.pictures.rule import strictest
+from broker_pipeline.state.registry import WorkerRegistry
+from gateway.settings import Limits
+
+FRESH_S = 5.0
+"""For so long it is not asked again who is there: as long as a worker's record outlives the worker."""
+
+
+class CurrentLimits:
+    """The gateway's limits, stricter about pictures where a live vision worker is: any of them may get the next job."""
+
+    def __init__(self, own: Limits, registry: WorkerRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds."""
+        self._own = self._current = own
+        self._registry = registry
+        self._clock = clock
+        self._read_at = float("-inf")
+
+    async def get(self) -> Limits:
+        """Return the limits, no older than `FRESH_S`. Raises `StateError`."""
+        now = self._clock()
+        if now - self._read_at >= FRESH_S:
+            self._read_at = now  # whoever comes meanwhile does not ask too
+            workers = await self._registry.workers()
+            announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
+            pictures = strictest([self._own.pictures, *announced])
+            self._current = msgspec.structs.replace(self._own, pictures=pictures)
+        return self._current

@@ -1,0 +1,90 @@
+"""The gateway accepts what vision workers decode, and asks Redis who they are now and then, not each time."""
+
+from __future__ import annotations
+
+import aiohttp
+import msgspec
+import pytest
+
+from broker_pipeline import subjects
+from broker_pipeline.errors import StateError
+from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.tools.local.servers import EmbeddedRedis
+from gateway.intake.current_limits import FRESH_S, CurrentLimits
+from gateway.settings import Limits
+from tests.broker_pipeline.pictures.test_header import png_claiming
+
+OWN = Limits(max_images=3, pictures=PictureRule(max_pixels=10_000))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def vision(namespace: str, name: str, pictures: PictureRule | None) -> WorkerRecord:
+    root = subjects.worker_root(namespace, "main", name, "i1")
+    return WorkerRecord(worker=name, instance="i1", role="vision", pipeline="main", subject=root, pictures=pictures)
+
+
+async def test_the_strictest_of_all_who_may_get_the_job_counts(redis: RedisClient, namespace: str) -> None:
+    registry = WorkerRegistry(redis, namespace, "main")
+    own = await CurrentLimits(OWN, registry).get()
+    assert own == OWN
+    small, large = PictureRule(max_pixels=400), PictureRule(max_pixels=20_000, max_bytes=500)
+    for record in (vision(namespace, "v0", small), vision(namespace, "v1", large), vision(namespace, "v2", None)):
+        await registry.register(record)
+    stricter = PictureRule(max_pixels=400, max_bytes=500)
+    assert await CurrentLimits(OWN, registry).get() == msgspec.structs.replace(OWN, pictures=stricter)
+
+
+async def test_a_draining_worker_gets_no_job_and_has_no_say(redis: RedisClient, namespace: str) -> None:
+    registry = WorkerRegistry(redis, namespace, "main")
+    record = vision(namespace, "v0", PictureRule(max_pixels=1))
+    await registry.register(msgspec.structs.replace(record, state="draining"))
+    assert await CurrentLimits(OWN, registry).get() == OWN
+
+
+async def test_who_is_there_is_asked_now_and_then(redis: RedisClient, namespace: str) -> None:
+    registry, clock = WorkerRegistry(redis, namespace, "main"), Clock()
+    limits = CurrentLimits(OWN, registry, clock)
+    assert await limits.get() == OWN
+    await registry.register(vision(namespace, "v0", PictureRule(max_pixels=400)))
+    clock.now += FRESH_S - 0.1
+    assert await limits.get() == OWN
+    clock.now += 0.1
+    assert (await limits.get()).pictures.max_pixels == 400
+
+
+async def test_an_outage_of_redis_is_said(own_redis: EmbeddedRedis, namespace: str) -> None:
+    async with open_redis(own_redis.url, timeout_s=0.5) as redis:
+        limits = CurrentLimits(OWN, WorkerRegistry(redis, namespace, "main"))
+        own_redis.kill()
+        with pytest.raises(StateError):
+            await limits.get()
+
+
+async def test_a_submission_that_no_worker_would_decode_is_refused(
+    http: aiohttp.ClientSession, redis: RedisClient, namespace: str
+) -> None:
+    rule = PictureRule(max_pixels=1000, formats=("PNG",), max_frames=1)
+    await WorkerRegistry(redis, namespace, "main").register(vision(namespace, "v0", rule))
+    data = aiohttp.FormData(default_to_multipart=True)
+    data.add_field("image", png_claiming(40, 30), filename="x.png", content_type="image/png")
+    async with http.post("/v1/jobs", data=data) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"], error["field"]) == (422, "image_too_large", "image[0]")
+    video = {"type": "video", "frames": ["data:,x", "data:,x"]}
+    async with http.post("/v1/jobs", json={"messages": [{"role": "user", "content": [video]}]}) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"], error["field"]) == (
+        422,
+        "image_too_large",
+        "messages[0].content[0].frames[0]",
+    )
