@@ -75,7 +75,7 @@ async def _until_stopped(gateway: Gateway) -> None:
     async with asyncio.TaskGroup() as group:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
-            group.create_task(keep_house(gateway.store, gateway.media, gateway.retries)),
+            group.create_task(keep_house(gateway.store, gateway.media, gateway.retries, gateway.metrics.swept)),
         )
         await gateway.stopping.wait()
         for task in colocated:

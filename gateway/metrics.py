@@ -56,6 +56,17 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.swept = Counter(
+            f"{_PREFIX}_swept",
+            "What housekeeping removed (media, jobs), and jobs that it queued since a gateway had died before.",
+            ["what"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            f"{_PREFIX}_http_requests_in_flight",
+            "Requests begun and not answered, streams included.",
+            registry=registry,
+        )
         self.uploads = Gauge(f"{_PREFIX}_uploads_in_flight", "Request bodies being read or stored.", registry=registry)
         self.streams = Gauge(f"{_PREFIX}_streams_open", "Event streams and long polls open.", registry=registry)
         self.upload_bytes = Counter(f"{_PREFIX}_media_bytes", "Bytes of media accepted.", registry=registry)

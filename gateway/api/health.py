@@ -34,6 +34,7 @@ async def show_readiness(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """Show the metrics; what cannot be read at this moment keeps its last value."""
     gateway = request.app[GATEWAY]
+    gateway.metrics.in_flight.set(gateway.in_flight.num_requests)
     gateway.metrics.uploads.set(gateway.reader.num_reading)
     gateway.metrics.streams.set(gateway.watch.num_open)
     await _refresh(gateway)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from prometheus_client import Counter
 
 from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
 from broker_pipeline.state.job_store import JobStore
@@ -21,16 +22,19 @@ INTERVAL_S = 30.0
 log = structlog.get_logger()
 
 
-async def keep_house(store: JobStore, media: MediaStore, retries: JobRetries, interval_s: float = INTERVAL_S) -> None:
-    """Sweep until cancelled; an outage is waited out."""
+async def keep_house(
+    store: JobStore, media: MediaStore, retries: JobRetries, swept: Counter, interval_s: float = INTERVAL_S
+) -> None:
+    """Sweep until cancelled; an outage is waited out. `swept` counts what came of it."""
     while True:
         await asyncio.sleep(interval_s)
         try:
-            num_media = await media.sweep()
-            num_jobs = await store.sweep()
-            num_queued = await retries.publish_left()
+            counts = {}
+            for what, sweep in (("media", media.sweep), ("jobs", store.sweep), ("queued", retries.publish_left)):
+                counts[what] = await sweep()
+                swept.labels(what).inc(counts[what])
         except (JobNotFoundError, QueueFullError, StateError, TransportError) as error:
             log.warning("sweep_failed", code=error.code, message=error.message)
         else:
-            if num_media or num_jobs or num_queued:
-                log.info("swept", num_media=num_media, num_jobs=num_jobs, num_queued=num_queued)
+            if any(counts.values()):
+                log.info("swept", **{f"num_{what}": count for what, count in counts.items()})

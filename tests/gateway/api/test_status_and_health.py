@@ -147,6 +147,7 @@ async def test_metrics(http: aiohttp.ClientSession, redis: RedisClient, namespac
     assert values[key("vision_busy", worker="v0")] == 0.5
     assert values[key("media_bytes_total")] == 2 * len(jpeg)
     assert values[key("http_request_seconds_count", route="/v1/jobs")] == 3
+    assert values[key("http_requests_in_flight")] == 1  # this very one
     assert values[key("up")] == 1
 
 

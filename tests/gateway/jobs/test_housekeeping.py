@@ -10,6 +10,7 @@ from gateway.jobs.housekeeping import keep_house
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.acting_conductor import ActingConductor
+from tests.kit.waiting import eventually
 
 
 async def test_images_of_finished_jobs_are_deleted(
@@ -22,13 +23,10 @@ async def test_images_of_finished_jobs_are_deleted(
     await conductor.run(await conductor.take(), lambda *_: "done")
     sweep = gateway.media.sweep
     gateway.media.sweep = lambda: sweep(0.0)  # type: ignore[method-assign] # without the usual grace
-    house = asyncio.ensure_future(keep_house(gateway.store, gateway.media, gateway.retries, 0.05))
-    async with asyncio.timeout(5.0):
-        while True:
-            left = await gateway.media.size_bytes()
-            if left < stored:
-                break
-            await asyncio.sleep(0.05)
+    house = asyncio.ensure_future(
+        keep_house(gateway.store, gateway.media, gateway.retries, gateway.metrics.swept, 0.05)
+    )
+    await eventually(lambda: b'broker_pipeline_swept_total{what="media"} 1.0' in gateway.metrics.text())
     house.cancel()
-    assert 0 < left < stored  # the waiting job's image stays
+    assert 0 < await gateway.media.size_bytes() < stored  # the waiting job's image stays
     await conductor.run(await conductor.take(), lambda _, media: f"{len(media[0])} bytes")
