@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from tests.gateway.api.native.test_jobs import accepted, form
-from tests.kit.gateway_process import gateway_process, spawn
+from tests.kit.gateway_process import gateway_process, spawn, until_metrics
 
 
 async def exit_code(process: Any) -> int:
@@ -38,7 +38,7 @@ async def test_a_stopped_gateway_finishes_what_it_has(
             upload = asyncio.ensure_future(http.post("/v1/jobs", data=drip(), headers=headers))
             poll = asyncio.ensure_future(http.get(f"/v1/jobs/{job['job_id']}?wait_s=60"))
             async with http.get(f"/v1/jobs/{job['job_id']}/events") as stream:
-                await asyncio.sleep(0.3)
+                await until_metrics(url, uploads_in_flight=1, streams_open=2)
                 process.kill(signal.SIGTERM)
                 assert b": the gateway is stopping; reconnect" in await stream.content.read()
             assert (await poll).status == 200
@@ -68,7 +68,7 @@ async def test_a_request_that_never_ends_does_not_hold_a_stopped_gateway(
             b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
         await writer.drain()
-        await asyncio.sleep(0.2)
+        await until_metrics(url, uploads_in_flight=1)
         process.kill(signal.SIGTERM)
         async with asyncio.timeout(4.0):
             assert await process.wait() == 0

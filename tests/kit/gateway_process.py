@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
+
 from broker_pipeline.tools.local.processes import ChildProcess
 
 
@@ -30,6 +32,17 @@ async def gateway_process(
         yield process, facts["url"]
     finally:
         await process.destroy()
+
+
+async def until_metrics(url: str, **values: float) -> None:
+    """Wait until the gateway's metrics of these names have these values."""
+    expected = {f"broker_pipeline_{name} {float(value)}" for name, value in values.items()}
+    async with asyncio.timeout(10.0), aiohttp.ClientSession() as http:
+        while True:
+            async with http.get(f"{url}/metrics") as answer:
+                if expected <= set((await answer.text()).splitlines()):
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def spawn(directory: Path, nats_url: str, redis_url: str, *flags: str, name: str = "gateway") -> ChildProcess:

@@ -157,7 +157,6 @@ async def test_a_gateway_without_its_servers_says_so_and_comes_back(
     common = msgspec.structs.replace(settings.common, nats_url=own_nats.url, redis_url=own_redis.url)
     async with start_gateway(common=common) as (_, url), aiohttp.ClientSession(base_url=url) as http:
         job = await accepted(http, data=form(jpeg))
-        await asyncio.sleep(1.2)  # Redis syncs its file every second
         await own_nats.stop()
         await own_redis.stop()
         assert (await get(http, "/healthz"))[0] == 200

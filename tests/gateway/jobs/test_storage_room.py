@@ -18,11 +18,11 @@ LEAST = 256 * MIB
 
 
 async def fill(transport: Transport) -> str:
-    """Reserve nearly all that JetStream has, in pieces of falling size; return the name of a piece of `LEAST`."""
+    """Reserve all that JetStream has, in pieces of falling size; return the name of a piece of `LEAST`."""
     jetstream = transport.jetstream()
     await jetstream.add_stream(StreamConfig(name="spare", subjects=["spare"], max_bytes=LEAST))
     size, number = 2**50, 0
-    while size >= LEAST:
+    while size >= MIB:
         try:
             await jetstream.add_stream(StreamConfig(name=f"f{number}", subjects=[f"f{number}"], max_bytes=size))
         except APIError:

@@ -280,7 +280,7 @@ async def test_a_lost_redis_ends_the_stream_and_a_returned_one_resumes_it(
         async with stream(http, job) as answer:
             reader = Reader(answer)
             reading = asyncio.ensure_future(reader.rest())
-            await asyncio.sleep(1.2)  # Redis syncs its file every second
+            await eventually(lambda: b"broker_pipeline_streamed_tokens_total 2.0" in gateway.metrics.text())
             await own_redis.stop()
             async with asyncio.timeout(15.0):
                 seen = await reading

@@ -158,7 +158,9 @@ async def test_a_full_queue_is_429_and_leaves_nothing(
         assert await redis.dbsize() <= keys + 3
 
 
-async def test_waiting_for_the_end(http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes) -> None:
+async def test_waiting_for_the_end(
+    running: tuple[Gateway, str], http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+) -> None:
     job = await accepted(http, data=form(jpeg))
     async with http.get(f"/v1/jobs/{job['job_id']}?wait_s=0.2") as answer:
         assert (await answer.json())["status"] == "queued"
@@ -168,19 +170,18 @@ async def test_waiting_for_the_end(http: aiohttp.ClientSession, conductor: Actin
             return dict(await answer.json())
 
     waiting = asyncio.ensure_future(wait())
-    await asyncio.sleep(0.2)
-    assert not waiting.done()
+    await eventually(lambda: running[0].watch.num_open == 1)
     await conductor.run(await conductor.take(), lambda *_: "ready")
     async with asyncio.timeout(1.0):
         assert (await waiting)["result"]["text"] == "ready"
 
 
 async def test_waiting_outlives_a_lost_message(
-    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+    running: tuple[Gateway, str], http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
 ) -> None:
     job = await accepted(http, data=form(jpeg))
     waiting = asyncio.ensure_future(http.get(f"/v1/jobs/{job['job_id']}?wait_s=30"))
-    await asyncio.sleep(0.2)
+    await eventually(lambda: running[0].watch.num_open == 1)
     spec = (await conductor.take()).spec
     await conductor.finish(spec, await conductor.begin(spec), "silent", tells=False)
     async with asyncio.timeout(5.0):
@@ -293,7 +294,7 @@ async def test_bodies_in_memory_are_bounded(
 async def test_a_body_that_does_not_arrive_gives_its_place_back(start_gateway: OpenGateway, jpeg: bytes) -> None:
     async def never() -> Any:
         yield b"{"
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     started = start_gateway(limits=Limits(max_uploads=1, upload_timeout_s=0.2))
     async with started as (_, url), aiohttp.ClientSession(base_url=url) as http:
