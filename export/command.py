@@ -122,6 +122,6 @@ def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
 )
 def inspect(directory: Path, num_stages: int) -> None:
     """Show what an artifact is, and where to cut it."""
-    from export.terminal import inspect_directory  # noqa: PLC0415
+    from export.inspection import print_inspection  # noqa: PLC0415
 
-    inspect_directory(directory, num_stages)
+    print_inspection(directory, num_stages)

@@ -92,7 +92,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, options: ExportOptio
 def build_manifest(checkpoint: Checkpoint, plan: ExportPlan, hashes: Mapping[str, tuple[str, ...]]) -> WeightsManifest:
     """Return the manifest of a plan whose tensors have these hashes (by file, in order)."""
     tensors = [record for file in plan.files for record in _records(file, hashes[file.name])]
-    if plan.tied_head is not None:
+    if plan.has_tied_head:
         embedding = next(record for record in tensors if record.name == EMBED_TOKENS)
         tensors.append(msgspec.structs.replace(embedding, name=LM_HEAD, tied_to=EMBED_TOKENS))
     manifest = WeightsManifest(

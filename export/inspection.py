@@ -32,7 +32,7 @@ _FAMILY = {
 }
 
 
-def print_inspection(directory: Path, num_stages: int, console: Console) -> None:
+def print_inspection(directory: Path, num_stages: int) -> None:
     """Print an artifact's identity, its sizes, and cuts into `num_stages` stages of about the same size.
 
     Raises:
@@ -46,6 +46,7 @@ def print_inspection(directory: Path, num_stages: int, console: Console) -> None
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in _facts(facts, manifest, sizes):
         table.add_row(label, value)
+    console = Console()
     console.print(table)
     console.print(_cuts_table(layer_costs(manifest, num_stages), num_stages))
 

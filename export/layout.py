@@ -26,12 +26,12 @@ from typing import Literal
 from broker_pipeline.artifact_manifest import Dtype, SourceLayout
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError
 from export.recipe import BlockScale, FusedExperts, Plain, Recipe, SeparateExperts
+from export.safetensors_file import SAFETENSORS_CODES
 from export.source.name_groups import group_names
 from export.source.shard import SourceTensor
 
 ExpertLayout = Literal["auto", "hub", "runtime"]
 FP8 = "F8_E4M3"
-CODES = {"bfloat16": "BF16", "float32": "F32"}
 CONVERTIBLE = {"BF16", "F32", "F16"}
 SCALE_DTYPES = {"F32", "BF16"}
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
@@ -189,7 +189,7 @@ class LayoutResolver:
         return BlockScale(scale, rows, columns)
 
     def _dtype_fits(self, tensor: SourceTensor, scale: BlockScale | None) -> bool:
-        if scale is not None or tensor.dtype == CODES[self.rules.dtype]:
+        if scale is not None or tensor.dtype == SAFETENSORS_CODES[self.rules.dtype]:
             return True
         if tensor.dtype == FP8:
             self._report("FP8 codes without a scale alongside them", tensor.name)

@@ -13,11 +13,7 @@ from export.safetensors_file import StoredTensor, file_size_bytes
 from export.source.checkpoint import Checkpoint
 from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.tensors import (
-    EMBED_TOKENS,
-    LM_HEAD,
-    embedding_shapes,
-)
+from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, embedding_shapes
 
 FP8_BLOCK = (128, 128)
 
@@ -47,20 +43,14 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class TiedHead:
-    """The output head of a tied model: an alias of the embedding, which some checkpoints store a second time."""
-
-    copy: PlannedTensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """The artifact to be. `tied_head` is None where the head is a tensor of its own."""
+    """The artifact to be. A tied head is an alias of the embedding; some checkpoints store it again (`head_copy`)."""
 
     dtype: Dtype
     num_blocks: int
     files: tuple[PlannedFile, ...]
-    tied_head: TiedHead | None
+    has_tied_head: bool
+    head_copy: PlannedTensor | None
 
     @property
     def size_bytes(self) -> int:
@@ -92,11 +82,10 @@ def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: E
     files = tuple(
         PlannedFile(name, stored_dtype, resolver.resolve(shapes)) for name, shapes in file_shapes(config).items()
     )
-    tied_head = None
-    if config.tie_word_embeddings:
-        tied_head = TiedHead(_stored_twice(checkpoint, config, resolver))
+    is_tied = config.tie_word_embeddings
+    head_copy = _head_copy(checkpoint, config, resolver) if is_tied else None
     resolver.finish()
-    return ExportPlan(stored_dtype, config.text.num_layers, files, tied_head)
+    return ExportPlan(stored_dtype, config.text.num_layers, files, is_tied, head_copy)
 
 
 def fp8_block(config_json: bytes) -> tuple[int, int]:
@@ -123,7 +112,7 @@ def fp8_block(config_json: bytes) -> tuple[int, int]:
     return rows, columns
 
 
-def _stored_twice(checkpoint: Checkpoint, config: ModelConfig, resolver: LayoutResolver) -> PlannedTensor | None:
+def _head_copy(checkpoint: Checkpoint, config: ModelConfig, resolver: LayoutResolver) -> PlannedTensor | None:
     if LM_HEAD not in checkpoint.tensors:
         return None
     shape = embedding_shapes(config)[EMBED_TOKENS]

@@ -60,8 +60,3 @@ class ProgressReport:
                 self._bar.update(self._task, description=f"{self._what} {counter}")
             else:
                 self._console.print(f"{counter} {how} {name} ({decimal(size_bytes)})", highlight=False, soft_wrap=True)
-
-
-def quiet_report() -> ProgressReport:
-    """Return a report that shows nothing, for callers without a screen."""
-    return ProgressReport("", 0, 0, Console(quiet=True))

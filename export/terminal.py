@@ -11,7 +11,6 @@ from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import MANIFEST_NAME, check_weights_are_stored, read_manifest
 from export.exporter import Exported, ExportOptions, export_checkpoint
-from export.inspection import print_inspection
 from export.source.checkpoint import Checkpoint, LocalCheckpoint
 from export.source.hub import HubCheckpoint
 from export.source.revisions import parse_reference
@@ -48,11 +47,6 @@ def verify_directory(directory: Path, *, allow_missing: bool, num_workers: int) 
     if result.absent:
         click.echo(f"absent: {', '.join(result.absent)}")
     click.echo(f"fingerprint {result.fingerprint}")
-
-
-def inspect_directory(directory: Path, num_stages: int) -> None:
-    """Print what an artifact is, and where to cut it."""
-    print_inspection(directory, num_stages, Console())
 
 
 def open_source(source: str) -> Checkpoint:

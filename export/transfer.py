@@ -134,7 +134,7 @@ class Transfer:
             )
             hashes = write_file(self._workspace.artifact / file.name, streams, header)
             if file.name == EMBED_FILE:
-                self._check_stored_twice(reader, hashes[0])
+                self._check_head_copy(reader, hashes[0])
         return self._workspace.record_finished(file.name, hashes).hashes
 
     def _chunks(self, tensor: PlannedTensor, reader: SourceReader) -> Iterator[torch.Tensor]:
@@ -143,9 +143,9 @@ class Transfer:
             yield chunk
             self._report.advance(chunk.nbytes)
 
-    def _check_stored_twice(self, reader: SourceReader, embedding_hash: str) -> None:
+    def _check_head_copy(self, reader: SourceReader, embedding_hash: str) -> None:
         """Refuse a tied model whose checkpoint has a head of its own: one of the two would be lost."""
-        copy = self._stored_twice
+        copy = self._plan.head_copy
         if copy is None:
             return
         stored = StoredTensor(copy.name, self._plan.dtype, copy.shape)
@@ -156,12 +156,8 @@ class Transfer:
                 field=copy.name,
             )
 
-    @property
-    def _stored_twice(self) -> PlannedTensor | None:
-        return None if self._plan.tied_head is None else self._plan.tied_head.copy
-
     def _needs(self, file: PlannedFile) -> set[str]:
-        copy = self._stored_twice
+        copy = self._plan.head_copy
         return file.source_files | (set(copy.source_files) if copy and file.name == EMBED_FILE else set())
 
     def _release(self, file: PlannedFile) -> None:

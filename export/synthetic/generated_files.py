@@ -14,7 +14,7 @@ _MIN_PIXELS, _MAX_PIXELS = 64 * 64, 256 * 256
 
 
 def write_text_files(directory: Path, vocab_size: int = 0) -> None:
-    """Writes tokenizer, chat template and generation defaults.
+    """Write tokenizer, chat template and generation defaults.
 
     `vocab_size` fills the vocabulary up with words that no text is encoded to, so that every id decodes to some text.
     """
@@ -57,7 +57,7 @@ def write_text_files(directory: Path, vocab_size: int = 0) -> None:
 
 
 def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> None:
-    """Writes how pictures and videos are resized, up to `max_pixels` each."""
+    """Write how pictures and videos are resized, up to `max_pixels` each."""
     common = {
         "patch_size": 16,
         "temporal_patch_size": 2,
@@ -75,7 +75,7 @@ def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> 
 
 
 def _filled_up(tokenizer: Tokenizer, vocab_size: int) -> str:
-    """A BPE vocabulary may hold tokens that no merge leads to.
+    """Add words to the vocabulary: a BPE vocabulary may hold tokens that no merge leads to.
 
     The added tokens go into it as well: those outside it are numbered behind it when it is read, whatever stands there.
     """
@@ -88,5 +88,5 @@ def _filled_up(tokenizer: Tokenizer, vocab_size: int) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a value as JSON that people can read."""
+    """Write a value as JSON that people can read."""
     path.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,8 +18,6 @@ from export.synthetic.generated_files import write_json, write_processor_files, 
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import Shapes, model_shapes
-
-ExpertLayout = Literal["hub", "runtime", "per_expert"]
 
 _VOCAB_SIZE = 384  # the tokenizer's 378 ids and some unused ones, as the real models have
 
@@ -32,26 +30,23 @@ def write_random_checkpoint(
     num_layers: int = 6,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    expert_layout: ExpertLayout = "hub",
 ) -> Path:
-    """Writes config, weights, tokenizer, chat template and processor files into `directory` and returns it.
+    """Write config, weights, tokenizer, chat template and processor files into `directory` and return it.
 
-    The same arguments give the same bytes. `expert_layout` is how a MoE model's experts are stored: as the hub does
-    (`[E, H, 2I]`), as transformers 5 saves (`[E, 2I, H]`), or one matrix per expert and projection.
+    The same arguments give the same bytes. Experts of a MoE model are stored as transformers 5 does.
     """
     directory.mkdir(parents=True, exist_ok=True)
     hf_config = random_hf_config(moe=moe, tied=tied, num_layers=num_layers, dtype=dtype)
     write_json(directory / "config.json", hf_config)
     weights = random_weights(ModelConfig.from_json(hf_config), seed=seed, dtype=dtype)
-    stored = store_experts(weights, expert_layout)
-    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     write_text_files(directory)
     write_processor_files(directory)
     return directory
 
 
 def random_hf_config(*, moe: bool, tied: bool, num_layers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A `config.json` in the hub's form, with the tokenizer's ids."""
+    """Return a `config.json` in the hub's form, with the tokenizer's ids."""
     tokenizer = tiny_tokenizer()
     model_type = "qwen3_vl_moe" if moe else "qwen3_vl"
     architecture = "Qwen3VLMoeForConditionalGeneration" if moe else "Qwen3VLForConditionalGeneration"
@@ -118,7 +113,7 @@ def _vision_config(model_type: str) -> dict[str, Any]:
 
 
 def random_weights(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of the model in the runtime layout; drawn in fp32, so that both dtypes hold the same model."""
+    """Draw every tensor of the model, in the runtime layout; in fp32, so that both dtypes hold the same model."""
     shapes: Shapes = model_shapes(config)
     generator = torch.Generator().manual_seed(seed)
     return {name: _draw(name, shape, generator).to(dtype) for name, shape in shapes.items()}
@@ -138,29 +133,3 @@ def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
         return noise * 0.5
     fan_in = math.prod(shape[1:]) if "experts." not in name else shape[2]
     return noise / math.sqrt(fan_in)
-
-
-def store_experts(weights: dict[str, Tensor], layout: ExpertLayout) -> dict[str, Tensor]:
-    """Turns experts from the runtime layout into that of a checkpoint."""
-    stored: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if ".mlp.experts." not in name or layout == "runtime":
-            stored[name] = tensor
-        elif layout == "hub":
-            stored[name] = tensor.transpose(1, 2).contiguous()
-        else:
-            stored |= _split_experts(name, tensor)
-    return stored
-
-
-def _split_experts(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    prefix, projection = name.rsplit(".", 1)
-    parts = {"down_proj": tensor}
-    if projection == "gate_up_proj":
-        gate, up = tensor.chunk(2, dim=1)
-        parts = {"gate_proj": gate, "up_proj": up}
-    return {
-        f"{prefix}.{expert}.{part}.weight": matrices[expert].contiguous()
-        for part, matrices in parts.items()
-        for expert in range(tensor.shape[0])
-    }

@@ -56,7 +56,7 @@ _SENTENCES = (
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """The same tokenizer at every call: 256 bytes, 96 merges and the 26 added tokens, 378 ids in all."""
+    """Return the same tokenizer at every call: 256 bytes, 96 merges and the 26 added tokens, 378 ids in all."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -22,20 +22,6 @@ from gateway.intake.multipart import IMAGE_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
-_STRUCTS: tuple[type[msgspec.Struct], ...] = (
-    JobRequest,
-    JobRecord,
-    JobList,
-    JobEvent,
-    JobQuery,
-    JobListQuery,
-    SamplingParams,
-    PipelineStatus,
-    WorkerRecord,
-    Readiness,
-    Health,
-    ErrorBody,
-)
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
     404: "No such job, or no such live worker.",
@@ -145,7 +131,8 @@ OPERATIONS: tuple[Operation, ...] = (
 @cache
 def openapi_document() -> dict[str, Any]:
     """Return the document."""
-    _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+    answers = {body for operation in OPERATIONS for body in operation.answers.values() if not isinstance(body, str)}
+    _, schemas = msgspec.json.schema_components([JobRequest, JobEvent, ErrorBody, *answers], ref_template=_REF)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
@@ -157,7 +144,7 @@ def openapi_document() -> dict[str, Any]:
             "description": "Captions images, and answers about them, with one model cut over several hosts.",
         },
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": dict(sorted(schemas.items()))},
     }
 
 

@@ -22,7 +22,7 @@ class JobProgress:
     """How much of one job's life a client has been told."""
 
     def __init__(self, job_id: str, *, num_tokens: int = 0, is_resumed: bool = False) -> None:
-        """A resumed client has seen `num_tokens` tokens and knows that the job is queued."""
+        """Begin with nothing told; a resumed client has seen `num_tokens` tokens and knows that the job is queued."""
         self._job_id = job_id
         self.num_tokens = num_tokens
         self._has_queued = is_resumed

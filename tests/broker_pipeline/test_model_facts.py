@@ -14,8 +14,8 @@ from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
 from broker_pipeline.model_facts import read_model_facts
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 
 def export(source: Path, target: Path) -> Path:

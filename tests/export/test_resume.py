@@ -23,9 +23,9 @@ from broker_pipeline.errors import (
 )
 from export import exporter
 from export.safetensors_file import disk_error
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from export.verify import verify_artifact
 from export.workspace import acquire_workspace, partial_path
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 NUM_LAYERS = 120
 

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
 from broker_pipeline.errors import CheckpointError
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from export.verify import verify_artifact
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 
 @pytest.fixture

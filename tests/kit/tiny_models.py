@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from export.synthetic.random_checkpoint import ExpertLayout, write_random_checkpoint
+from tests.kit.random_checkpoints import ExpertLayout, write_random_checkpoint
 
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 

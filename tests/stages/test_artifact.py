@@ -17,9 +17,9 @@ from broker_pipeline.errors import (
 )
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, stage_shapes, vision_shapes
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 
 def export(tmp_path: Path, **options) -> tuple[Path, dict[str, torch.Tensor]]:

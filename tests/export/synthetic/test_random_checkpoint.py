@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.synthetic.random_checkpoint import write_random_checkpoint
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
+from tests.kit.random_checkpoints import write_random_checkpoint
 
 FILES = {
     "chat_template.json",
