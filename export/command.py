@@ -48,7 +48,7 @@ _workers_option = click.option(
     type=click.IntRange(1, 64),
     default=DEFAULT_NUM_WORKERS,
     show_default=True,
-    help="Files that are worked on at once; each takes up to about 200 MB of memory.",
+    help="Files read and written in parallel; each takes up to about 200 MB of memory.",
 )
 
 
@@ -106,7 +106,11 @@ def checkpoint(
 
 @command.command("verify")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--allow-missing", is_flag=True, help="Accept absent weight files, as on a host with some of the blocks.")
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Accept absent weight files, as on a host that holds only the blocks of its stages.",
+)
 @_workers_option
 def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
     """Read every byte of an artifact and compare it with its manifest."""
@@ -117,11 +121,9 @@ def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
 
 @command.command("inspect")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--stages", "num_stages", type=click.IntRange(1), default=2, show_default=True, help="Stages to cut into."
-)
+@click.option("--stages", "num_stages", type=click.IntRange(1), default=2, show_default=True, help="Number of stages.")
 def inspect(directory: Path, num_stages: int) -> None:
-    """Show what an artifact is, and where to cut it."""
+    """Show an artifact's model and sizes, and where to cut it."""
     from export.inspection import print_inspection  # noqa: PLC0415
 
     print_inspection(directory, num_stages)

@@ -7,32 +7,53 @@ from typing import Any
 import click
 
 from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
 from gateway.settings import MIB, FetchSettings, GatewaySettings, Limits, address_guard
 
 _POSITIVE = click.IntRange(min=1)
+_PICTURES = PictureRule()
 
 
 @click.command()
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
-@option("--max-queued-jobs", default=1_000_000, type=_POSITIVE, help="Jobs that may wait before new ones get a 429.")
-@option("--max-queue-mb", default=None, type=_POSITIVE, help="Room for waiting jobs, in MiB.  [default: up to 1024]")
+@option("--max-queued-jobs", default=1_000_000, type=_POSITIVE, help="Jobs in the queue before new ones get a 429.")
+@option(
+    "--max-queue-mb", default=None, type=_POSITIVE, help="JetStream room for the queue, in MiB.  [default: up to 1024]"
+)
 @option(
     "--max-media-mb",
     default=None,
     type=_POSITIVE,
-    help="Room for the images of unfinished jobs, in MiB.  [default: up to 10240]",
+    help="JetStream room for images of unfinished jobs, in MiB.  [default: up to 10240]",
 )
 @option("--max-body-mb", default=64, type=_POSITIVE, help="Largest request body, in MiB.")
-@option("--max-image-mb", default=32, type=_POSITIVE, help="Largest image file, in MiB.")
-@option("--max-image-megapixels", default=100, type=_POSITIVE, help="Largest image, in millions of pixels.")
+@option(
+    "--max-image-mb",
+    default=_PICTURES.max_bytes // MIB,
+    type=_POSITIVE,
+    help="Largest image file, in MiB; vision workers may accept less.",
+)
+@option(
+    "--max-image-megapixels",
+    default=_PICTURES.max_pixels // 1_000_000,
+    type=_POSITIVE,
+    help="Largest image, in millions of pixels; vision workers may accept less.",
+)
 @option("--max-images", default=64, type=_POSITIVE, help="Most images and video frames of one job.")
 @option("--max-uploads", default=16, type=_POSITIVE, help="Request bodies held in memory at the same time.")
-@option("--upload-timeout-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="For a body to arrive.")
+@option(
+    "--upload-timeout-s",
+    default=300.0,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds for a body to arrive.",
+)
 @option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
-@option("--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="For one image URL.")
+@option(
+    "--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="Seconds for one image URL."
+)
 @option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")
 @option(
     "--allow-private-urls",
@@ -42,7 +63,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @common_options
 def command(**options: Any) -> None:
-    """Accept jobs over HTTP and answer for them.
+    """Serve the HTTP API: accept jobs, answer for them, stream their tokens.
 
     Needs NATS with JetStream and Redis. Any number of gateways may run side by side: each answers for every job.
 

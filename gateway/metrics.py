@@ -51,14 +51,14 @@ class Metrics:
             registry=registry,
         )
         self.retries = Counter(
-            f"{_PREFIX}_jobs_sent_again",
-            "Failed and cancelled jobs sent again, by outcome: accepted, or the error's code.",
+            f"{_PREFIX}_jobs_retried",
+            "Retries of failed and cancelled jobs by outcome: accepted, or the error's code.",
             ["outcome"],
             registry=registry,
         )
         self.swept = Counter(
             f"{_PREFIX}_swept",
-            "What housekeeping removed (media, jobs), and jobs that it queued since a gateway had died before.",
+            "What housekeeping removed (media, jobs) and enqueued (queued: retries that a gateway died before).",
             ["what"],
             registry=registry,
         )

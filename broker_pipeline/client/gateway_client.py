@@ -81,7 +81,7 @@ class GatewayClient(GatewayCalls):
         return await self._ask("DELETE", _job_path(job_id), JobRecord)
 
     async def retry(self, job_id: str) -> JobRecord:
-        """Send a failed or cancelled job again; waits while the queue is full."""
+        """Retry a failed or cancelled job; waits while the queue is full."""
         return await self._ask("POST", f"{_job_path(job_id)}/retry", JobRecord)
 
     async def drain(self, worker: str) -> WorkerRecord:

@@ -90,7 +90,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post",
         "/v1/jobs/{job_id}/retry",
         "retryJob",
-        "Send a failed or cancelled job again.",
+        "Retry a failed or cancelled job.",
         {202: JobRecord},
         errors=(404, 409, 422, 429, 503),
     ),

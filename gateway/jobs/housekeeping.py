@@ -1,5 +1,5 @@
 """Removes what nobody needs any more: images of jobs that have ended, and jobs whose results were kept long enough.
-Queues jobs that were sent again by a gateway that died before it had queued them.
+Enqueues jobs whose retry was asked for at a gateway that died before it had enqueued them.
 
 Every gateway does this, as often as it likes: the stores' sweeps may run side by side, and one that dies half-way
 leaves its work to the next.

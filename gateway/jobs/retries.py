@@ -1,4 +1,4 @@
-"""Sends jobs again that have failed or were cancelled, and discards failures. Knows nothing of HTTP.
+"""Retries jobs that have failed or were cancelled, and discards failures. Knows nothing of HTTP.
 
 media.reclaim ──► failed.retry ──► media.hold ──► queue.publish ──► failed.mark_published ──► earlier media released
       │                │
@@ -22,7 +22,7 @@ from broker_pipeline.storage.media import MediaStore
 from gateway.jobs.service import publish_job
 
 UNPUBLISHED_S = 30.0
-"""After so long nobody is about to queue a job that was sent again."""
+"""After so long nobody is about to enqueue a job that is retried."""
 
 log = structlog.get_logger()
 
@@ -37,9 +37,9 @@ class JobRetries:
     queue: JobQueue
 
     async def retry(self, job_id: str) -> JobRecord:
-        """Queue a job again, under its id and with all attempts to come; its end so far goes into its `failures`.
+        """Requeue a job under its id, with all attempts to come; its end so far goes into its `failures`.
 
-        A job that was sent again and still waits is queued again, which the queue drops where it has it.
+        A job that is being retried and still waits is enqueued again, which the queue drops where it has it.
 
         Raises:
             JobNotFoundError: no such job (any more).
@@ -61,7 +61,7 @@ class JobRetries:
             raise
         await self._publish(again)
         await self.media.release(spec, spec.media_holder)
-        log.info("job_sent_again", job=job_id, num_retries=again.num_retries)
+        log.info("job_retried", job=job_id, num_retries=again.num_retries)
         return record
 
     async def discard(self, job_id: str) -> JobRecord:
@@ -72,7 +72,7 @@ class JobRetries:
         return record
 
     async def publish_left(self, since_s: float = UNPUBLISHED_S) -> int:
-        """Queue what gateways have left unqueued for `since_s` seconds; return how many jobs."""
+        """Enqueue what gateways have left out of the queue for `since_s` seconds; return how many jobs."""
         job_ids = await self.failed.unpublished(since_s)
         for job_id in job_ids:
             await self._publish(await self.store.spec(job_id))
@@ -83,7 +83,7 @@ class JobRetries:
             return await self.media.reclaim(spec)
         except MediaMissingError as error:
             raise MediaMissingError(
-                f"job {spec.job_id} cannot be sent again, its pictures are gone: submit them anew ({error.message})"
+                f"job {spec.job_id} cannot be retried, its pictures are gone: submit them anew ({error.message})"
             ) from error
 
     async def _publish(self, spec: JobSpec) -> None:

@@ -78,7 +78,7 @@ async def delete_job(request: web.Request) -> web.Response:
 
 
 async def retry_job(request: web.Request) -> web.Response:
-    """Send a failed or cancelled job again."""
+    """Retry a failed or cancelled job."""
     gateway = request.app[GATEWAY]
     outcome = "failed"
     try:

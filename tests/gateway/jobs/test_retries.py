@@ -187,8 +187,8 @@ async def test_metrics_count_what_was_sent_again(
     await answered(http, "POST", "/v1/jobs/nope/retry")
     async with http.get("/metrics") as answer:
         text = await answer.text()
-    assert 'broker_pipeline_jobs_sent_again_total{outcome="accepted"} 1.0' in text
-    assert 'broker_pipeline_jobs_sent_again_total{outcome="job_not_found"} 1.0' in text
+    assert 'broker_pipeline_jobs_retried_total{outcome="accepted"} 1.0' in text
+    assert 'broker_pipeline_jobs_retried_total{outcome="job_not_found"} 1.0' in text
 
 
 def _again(spec: JobSpec) -> JobSpec:
