@@ -38,7 +38,7 @@ from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
 from broker_pipeline.storage.pull_subscription import PullSubscription
-from broker_pipeline.wire.parts import RESERVED_BYTES
+from broker_pipeline.wire.nats.parts import payload_bytes
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -124,12 +124,12 @@ class JobQueue:
         self._max_bytes = max_bytes
         self._num_replicas = num_replicas
         self._on_unreadable = on_unreadable
-        self._puller = PullSubscription(transport.connections[0], self._stream, self._consumer, ack_wait_s)
+        self._puller = PullSubscription(transport.link.small, self._stream, self._consumer, ack_wait_s)
 
     @property
     def max_job_bytes(self) -> int:
         """Most bytes of one job as JSON; the server may allow less than we would."""
-        return min(MAX_JOB_BYTES, self._transport.max_payload - min(RESERVED_BYTES, self._transport.max_payload // 2))
+        return min(MAX_JOB_BYTES, payload_bytes(self._transport.link.max_payload))
 
     async def ensure(self, *, update: bool = True) -> None:
         """Make stream and consumer; with `update`, give existing ones this queue's limits.

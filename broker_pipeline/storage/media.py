@@ -19,7 +19,7 @@ from broker_pipeline.messages.jobs import JobSpec, MediaRef
 from broker_pipeline.state.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import CHUNK_BYTES, ObjectBucket
-from broker_pipeline.wire.parts import SizeRules
+from broker_pipeline.wire.nats.parts import part_bytes
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -198,7 +198,7 @@ class MediaStore:
             log.warning("media_left_for_sweep", object=name, reason=str(error))
 
     def _chunk_bytes(self) -> int:
-        return min(CHUNK_BYTES, SizeRules.for_server(self._transport.max_payload).part_bytes)
+        return min(CHUNK_BYTES, part_bytes(self._transport.link.max_payload))
 
 
 def _sha256s(spec: JobSpec) -> tuple[str, ...]:

@@ -1,73 +1,33 @@
 """What a process hears on one subject: whole, decoded messages, within a bound of bytes, and nothing lost in silence.
 
-small connection ──┐                      room? ── no ──► SlowConsumerError: raised to the reader or told to
-                   ├─► join parts ─► decode │             `on_dropped`, and answered to the sender
-bulk connection ───┘        │          │    └── yes ─► queue ─► async for
-                         PartError     ContractError
-                            └──────────┴─► logged, counted, told to `on_malformed`, answered to the sender
+Link ─┬─ on_message ──► decode ──► queue ──► async for
+      │                    │ ContractError
+      ├─ on_malformed ◄────┘       logged, counted, told to `on_malformed`, answered to the sender
+      └─ on_dropped                SlowConsumerError: raised to the reader or told to `on_dropped`, answered as well
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic
 
 import msgspec
 import structlog
-from nats.aio.subscription import Subscription as NatsSubscription
 
-from broker_pipeline.errors import (
-    ContractError,
-    MalformedEnvelopeError,
-    PipelineError,
-    SlowConsumerError,
-    TransportError,
-)
-from broker_pipeline.subjects import bulk
+from broker_pipeline.errors import ContractError, PipelineError, SlowConsumerError, TransportError
 from broker_pipeline.tracing.message_spans import record_received
 from broker_pipeline.tracing.tracer import tracer
-from broker_pipeline.wire.assembler import Assembler, part_header, place, receive
 from broker_pipeline.wire.codec import decode
+from broker_pipeline.wire.link import Message
 from broker_pipeline.wire.mailbox import Mailbox
-from broker_pipeline.wire.nats.message import NatsMessage
-from broker_pipeline.wire.parts import open_whole
-from broker_pipeline.wire.wire_tensor import WireTensor
-
-if TYPE_CHECKING:
-    from broker_pipeline.wire.transport import Transport
+from broker_pipeline.wire.received import Answers, Body, Received
+from broker_pipeline.wire.room import Room
 
 log = structlog.get_logger()
 
-Body = TypeVar("Body", bound=msgspec.Struct)
 OnMalformed = Callable[[ContractError, str], None]
-OVERHEAD_BYTES = 1024
-"""What a queued message is taken to cost alongside its bytes, so that empty ones are bounded as well."""
-
-
-class Received(msgspec.Struct, Generic[Body], frozen=True):
-    """One message. Its tensors are views of the receive buffer and keep it alive."""
-
-    subject: str
-    body: Body
-    tensors: dict[str, WireTensor]
-    reply: str
-    """Where the sender wants an answer; empty when it wants none."""
-    num_bytes: int
-    transport: Transport
-
-    async def respond(self, body: msgspec.Struct, tensors: dict[str, WireTensor] | None = None) -> None:
-        """Answer a request. Raises `TransportError` when the message asked for no answer or cannot be answered now."""
-        if not self.reply:
-            raise TransportError(f"a message on {self.subject} asks for no answer")
-        await self.transport.publish(self.reply, body, tensors)
-
-    async def refuse(self, error: PipelineError) -> None:
-        """Answer a request with an error, which is raised again where the request was made."""
-        if self.reply:
-            await self.transport.refuse(self.reply, error)
+OnDropped = Callable[[SlowConsumerError, Body | None], None]
 
 
 @dataclass(slots=True)
@@ -87,35 +47,25 @@ class Subscription(Generic[Body]):
 
     def __init__(
         self,
-        transport: Transport,
         subject: str,
         body_type: type[Body],
+        answers: Answers,
+        room: Room,
         *,
-        max_pending_bytes: int,
         on_malformed: OnMalformed | None = None,
-        on_dropped: Callable[[SlowConsumerError, Body | None], None] | None = None,
+        on_dropped: OnDropped[Body] | None = None,
     ) -> None:
+        """See `Transport.subscribe`; at most what `room` holds waits to be read."""
         self.subject = subject
-        self.max_pending_bytes = max_pending_bytes
+        self.room = room
         self.num_malformed = 0
         self.num_dropped = 0
-        self._transport = transport
         self._body_type = body_type
+        self._answers = answers
         self._on_malformed = on_malformed
         self._on_dropped = on_dropped
-        self._assembler = Assembler(
-            max_message_bytes=min(max_pending_bytes - OVERHEAD_BYTES, transport.max_message_bytes)
-        )
         self._mailbox: Mailbox[Received[Body] | _Drops | TransportError | None] = Mailbox()
-        self._queued_bytes = 0
         self._open_drops: _Drops | None = None
-        self._subscriptions: list[NatsSubscription] = []
-        self._loop: asyncio.AbstractEventLoop
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of messages that wait here, whole or in parts."""
-        return self._queued_bytes + self._assembler.num_bytes
 
     # --- reading ---
 
@@ -125,75 +75,53 @@ class Subscription(Generic[Body]):
     async def __anext__(self) -> Received[Body]:
         item = await self._mailbox.get()
         if isinstance(item, Received):
-            self._queued_bytes -= item.num_bytes + OVERHEAD_BYTES
+            self.room.free(item.num_bytes)
             return item
         if isinstance(item, _Drops):
             if self._open_drops is item:
                 self._open_drops = None
             raise SlowConsumerError(
                 f"{item.num_messages} messages ({item.num_bytes} bytes) on {self.subject} were dropped: "
-                f"more than {self.max_pending_bytes} bytes were waiting to be read"
+                f"more than {self.room.max_bytes} bytes were waiting to be read"
             )
         self._mailbox.put(item)  # whoever else reads here has to see the end as well
         if item is None:
             raise StopAsyncIteration
         raise item
 
-    # --- receiving ---
+    def end(self, error: TransportError | None = None) -> None:
+        """End the iteration, with an error where there is one."""
+        self._mailbox.put(error)
 
-    def place(self, headers: bytes, num_bytes: int) -> memoryview | None:
-        """Say where a part that is about to be read belongs."""
-        return place(headers, num_bytes, self._assembler)
+    # --- told by the link ---
 
-    def on_message(self, message: NatsMessage) -> None:
-        """Take one NATS message: a whole one, or a part."""
-        try:
-            if not message.headers:
-                self._accept(message.payload, message.reply, has_room=False)
-            elif whole := receive(message, self._assembler, self._loop.time(), self._room_bytes()):
-                self._accept(whole.content, whole.reply, has_room=whole.is_joined)
-        except SlowConsumerError as error:
-            self._drop(error, message)
-        except ContractError as error:
-            self._reject(error, message.reply)
-
-    def _room_bytes(self) -> int:
-        return self.max_pending_bytes - self.pending_bytes - OVERHEAD_BYTES
-
-    def _accept(self, content: bytes | memoryview, reply: str, *, has_room: bool) -> None:
-        """Decode and queue a message; one that came in parts was given its room when it began."""
-        num_bytes = len(content)
-        if num_bytes + OVERHEAD_BYTES > self.max_pending_bytes and not has_room:
-            raise MalformedEnvelopeError(f"{num_bytes} bytes, but {self.subject} takes {self.max_pending_bytes} in all")
+    def on_message(self, message: Message) -> None:
+        """Decode a message and put it into the queue."""
         arrived = tracer.now()
-        body, tensors = decode(*open_whole(content), self._body_type)
-        record_received(body, self.subject, arrived, num_bytes)
-        if num_bytes > self._room_bytes() and not has_room:
-            raise SlowConsumerError(f"no room for {num_bytes} bytes; {self.pending_bytes} are waiting to be read")
-        received = Received(self.subject, body, tensors, reply, num_bytes, self._transport)
-        self._queued_bytes += num_bytes + OVERHEAD_BYTES
+        body, tensors = decode(message.metadata, message.payload, self._body_type)
+        record_received(body, self.subject, arrived, message.num_bytes)
         self._open_drops = None
-        self._mailbox.put(received)
+        self._mailbox.put(Received(self.subject, body, tensors, message.reply, message.num_bytes, self._answers))
 
-    def _reject(self, error: ContractError, reply: str) -> None:
+    def on_malformed(self, error: ContractError, reply: str) -> None:
+        """Count, tell and answer a message that breaks the contract."""
         self.num_malformed += 1
         log.warning("message_malformed", subject=self.subject, code=error.code, reason=str(error), answered=bool(reply))
         if self._on_malformed:
             self._on_malformed(error, reply)
         self._answer(reply, error)
 
-    def _drop(self, error: SlowConsumerError, message: NatsMessage) -> None:
+    def on_dropped(self, error: SlowConsumerError, metadata: memoryview, num_bytes: int, reply: str) -> None:
+        """Count, tell and answer a message for which there is no room."""
         error = SlowConsumerError(f"{self.subject}: {error}")
-        part = part_header(message.headers)
-        num_bytes = part.num_bytes if part else len(message.payload)
-        self._note_drop(error, num_bytes, self._body_of(message.payload))
-        self._answer(message.reply, error)
-
-    def _note_drop(self, error: SlowConsumerError, num_bytes: int, body: Body | None) -> None:
         self.num_dropped += 1
         if self._on_dropped:
-            self._on_dropped(error, body)
-            return
+            self._on_dropped(error, self._body_of(metadata))
+        else:
+            self._note_drop(error, num_bytes)
+        self._answer(reply, error)
+
+    def _note_drop(self, error: SlowConsumerError, num_bytes: int) -> None:
         if self._open_drops is None:
             log.error("messages_dropped", subject=self.subject, reason=str(error))
             self._open_drops = _Drops()
@@ -201,60 +129,17 @@ class Subscription(Generic[Body]):
         self._open_drops.num_messages += 1
         self._open_drops.num_bytes += num_bytes
 
-    def _body_of(self, payload: bytes | memoryview) -> Body | None:
-        """Decode the metadata of what is dropped, a message or its first part: it may say whom this concerns."""
+    def _body_of(self, metadata: memoryview) -> Body | None:
+        """Decode the metadata of what is dropped: it may say whom this concerns."""
         try:
-            metadata, _ = open_whole(payload)
             return msgspec.json.decode(metadata, type=self._body_type)
-        except (ContractError, msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError):
             return None
 
     def _answer(self, reply: str, error: PipelineError) -> None:
         if not reply:
             return
         try:
-            self._transport.refuse_now(reply, error)
+            self._answers.refuse_now(reply, error)
         except TransportError as lost:
             log.warning("answer_lost", subject=self.subject, reason=str(lost))
-
-    # --- told by the transport ---
-
-    def expire(self, now: float) -> None:
-        """Give up messages whose parts stopped coming."""
-        for abandoned in self._assembler.expire(now):
-            self._reject(abandoned.error, abandoned.reply)
-
-    def connection_lost(self) -> None:
-        """Give up messages whose remaining parts were on the connection that is gone."""
-        for abandoned in self._assembler.abandon_all():
-            self._reject(abandoned.error, abandoned.reply)
-
-    def fail(self, error: TransportError) -> None:
-        """End the iteration with an error."""
-        self._mailbox.put(error)
-
-    # --- life ---
-
-    async def __aenter__(self) -> Subscription[Body]:
-        small, large = self._transport.connections
-        self._loop = asyncio.get_running_loop()
-        self._transport.attach(self)
-        try:
-            for connection, subject in ((small, self.subject), (large, bulk(self.subject))):
-                self._subscriptions.append(await connection.listen(subject, self))
-            await asyncio.gather(small.barrier(), large.barrier())
-        except BaseException:
-            await self._close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._close()
-
-    async def _close(self) -> None:
-        self._transport.detach(self)
-        for connection, subscription in zip(self._transport.connections, self._subscriptions, strict=False):
-            await connection.unsubscribe(subscription)
-        self._mailbox.put(None)

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import structlog
 
@@ -117,7 +117,7 @@ class JobWatch:
         except TransportError as error:
             log.info("watch_not_asked_for", num_jobs=len(job_ids), reason=error.message)
 
-    def _messages(self, job_id: str) -> Subscription[JobEvent]:
+    def _messages(self, job_id: str) -> AbstractAsyncContextManager[Subscription[JobEvent]]:
         return self._transport.subscribe(
             subjects.job_events(self._namespace, job_id), JobEvent, max_pending_bytes=_MAX_PENDING_BYTES
         )

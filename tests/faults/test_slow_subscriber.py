@@ -70,7 +70,7 @@ async def flood(cluster: LocalCluster, name: str) -> None:
     nats_log = cluster.processes["nats"].log_path
     async with Transport.open(cluster.nats_url, name="flood") as transport:
         for _ in range(MOST_FLOOD // (MIB // 4)):
-            await transport.connections[0].publish(subjects.work(record.subject), bytes(MIB // 4))
+            await transport.link.small.publish(subjects.work(record.subject), bytes(MIB // 4))
             if "Slow Consumer" in nats_log.read_text():
                 return
             await asyncio.sleep(0.005)

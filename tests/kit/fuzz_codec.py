@@ -35,7 +35,7 @@ from broker_pipeline.messages.activation import (
 )
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import Frame, WireTensor, decode, encode
-from broker_pipeline.wire.parts import LENGTH_BYTES, open_whole, whole_pieces
+from broker_pipeline.wire.nats.parts import LENGTH_BYTES, open_whole, whole_pieces
 
 _EXTREMES = [
     b"-1",

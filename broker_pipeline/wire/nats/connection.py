@@ -43,7 +43,6 @@ _NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
 OnMessage = Callable[[Msg], Awaitable[None]]
 OnDropped = Callable[[], Awaitable[None]]
-OnLost = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -54,6 +53,8 @@ class NatsConnection:
     on_failed: Callable[[TransportError], None]
     """Told once when the connection is closed for good, or a callback failed in a way nobody foresaw."""
     client: Client = field(default_factory=Client)
+    receivers: dict[bytes, Receiver] = field(default_factory=dict)
+    """Who gets messages, by sid. They stay through reconnects, as nats-py's subscriptions do."""
     socket: NatsSocket = field(init=False)
     num_reconnects: int = 0
     _inbox: str = ""
@@ -61,14 +62,13 @@ class NatsConnection:
     _num_echoes: int = 0
     _connected: asyncio.Event = field(default_factory=asyncio.Event)
     _dropped: dict[int, OnDropped] = field(default_factory=dict)
-    _lost_listeners: list[OnLost] = field(default_factory=list)
     _reconnect_listeners: list[Callable[[], None]] = field(default_factory=list)
     _last_error: Exception | None = None
     _is_opening: bool = True
     _is_closing: bool = False
 
     def __post_init__(self) -> None:
-        self.socket = NatsSocket(self._on_receiver_failed)
+        self.socket = NatsSocket(self.receivers, self._on_receiver_failed)
         self.client._transport = self.socket  # noqa: SLF001 - nats-py makes one of its own where there is none
 
     @property
@@ -130,7 +130,7 @@ class NatsConnection:
             subscription = await self.client.subscribe(subject, cb=on_early_message)
         except _NATS_ERRORS as error:
             raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
-        self.socket.receivers[b"%d" % _sid(subscription)] = receiver
+        self.receivers[b"%d" % _sid(subscription)] = receiver
         return subscription
 
     async def subscribe(
@@ -147,7 +147,7 @@ class NatsConnection:
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Ask for no more messages; a connection that is gone asks for none anyway."""
         self._dropped.pop(_sid(subscription), None)
-        self.socket.receivers.pop(b"%d" % _sid(subscription), None)
+        self.receivers.pop(b"%d" % _sid(subscription), None)
         with suppress(*_NATS_ERRORS):
             await subscription.unsubscribe()
 
@@ -159,11 +159,6 @@ class NatsConnection:
         async with self._patience(timeout_s):
             while not await self._echo():
                 pass
-
-    def on_lost(self, listener: OnLost) -> Callable[[], None]:
-        """Call `listener` whenever the connection is lost; returns what takes it off the list."""
-        self._lost_listeners.append(listener)
-        return lambda: self._lost_listeners.remove(listener)
 
     def on_reconnected(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the connection is back."""
@@ -234,8 +229,8 @@ class NatsConnection:
             return
         log.warning("nats_disconnected", connection=self.name, reason=str(self._last_error or ""))
         self._fail_echoes()
-        for listener in list(self._lost_listeners):
-            await listener()
+        for receiver in tuple(self.receivers.values()):
+            receiver.on_lost()
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1

@@ -35,6 +35,12 @@ class Receiver(Protocol):
         The message then has this very view as its payload. It may also never come: the connection may end first.
         """
 
+    def on_lost(self) -> None:
+        """Hear that the connection is lost: nothing of what has begun will be completed."""
+
+    def expire(self, now: float) -> None:
+        """Hear what time it is, every now and then."""
+
 
 def header_block(headers: Mapping[str, str]) -> bytes:
     """Return headers as they travel. Values have no line ends."""

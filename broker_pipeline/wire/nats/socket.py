@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import ParseResult
@@ -38,10 +38,9 @@ Buffer = bytes | bytearray | memoryview
 class NatsSocket(Transport):
     """What nats-py takes for its transport."""
 
-    def __init__(self, on_failed: Callable[[Exception], None]) -> None:
-        """`on_failed` is told what a receiver raised; that is a bug, and its connection ends."""
-        self.receivers: dict[bytes, Receiver] = {}
-        """By sid. They stay through reconnects, as nats-py's subscriptions do."""
+    def __init__(self, receivers: Mapping[bytes, Receiver], on_failed: Callable[[Exception], None]) -> None:
+        """`on_failed` is told what a receiver (by sid) raised; that is a bug, and its connection ends."""
+        self._receivers = receivers
         self._on_failed = on_failed
         self._link: _Link | None = None
 
@@ -89,7 +88,7 @@ class NatsSocket(Transport):
         self.close()
         loop, host, port = asyncio.get_running_loop(), uri.hostname or "", uri.port or _DEFAULT_PORT
         async with asyncio.timeout(connect_timeout):
-            _, self._link = await loop.create_connection(lambda: _Link(self.receivers, self._on_failed), host, port)
+            _, self._link = await loop.create_connection(lambda: _Link(self._receivers, self._on_failed), host, port)
 
     async def connect_tls(
         self,
@@ -171,7 +170,7 @@ class NatsSocket(Transport):
 class _Link(asyncio.BufferedProtocol):
     """One TCP or TLS connection, from its beginning to its end."""
 
-    receivers: dict[bytes, Receiver]
+    receivers: Mapping[bytes, Receiver]
     on_failed: Callable[[Exception], None]
     has_room: bool = False
     room: asyncio.Event = field(default_factory=asyncio.Event)

@@ -309,7 +309,7 @@ async def test_jobs_outlive_a_killed_server(own_nats: EmbeddedNats, namespace: s
         with pytest.raises(TransportError):
             await taken.ack(timeout_s=0.5)
         await own_nats.restart()
-        await transport.connections[0].barrier()
+        await transport.link.small.barrier()
         with suppress(RequestTimeoutError):  # not confirmed where the server has forgotten that the job was out
             await taken.ack(timeout_s=0.5)
         seen = set()

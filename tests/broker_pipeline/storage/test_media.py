@@ -277,8 +277,7 @@ async def test_media_outlive_a_killed_server(own_nats: EmbeddedNats, redis: Redi
         with pytest.raises(TransportError):
             await store.put(b"meanwhile", "job-2")
         await own_nats.restart()
-        for connection in transport.connections:
-            await connection.barrier()
+        await transport.link.barrier()
         assert await store.get(ref) == content
         assert await store.put(content, "job-3") == ref
 

@@ -34,7 +34,7 @@ from broker_pipeline.messages.base import TensorSpec
 from broker_pipeline.messages.control import Hello
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.nats.message import header_block
-from broker_pipeline.wire.parts import PART_HEADER, PartHeader, whole_pieces
+from broker_pipeline.wire.nats.parts import PART_HEADER, PartHeader, whole_pieces
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 
@@ -84,6 +84,13 @@ async def raw(nats_url: str) -> AsyncIterator[Client]:
     client = await nats.connect(nats_url)
     yield client
     await client.close()
+
+
+def give_up_soon(transport: Transport) -> None:
+    """Wait for the next part of a message for next to no time."""
+    for connection in (transport.link.small, transport.link.bulk):
+        for listener in connection.receivers.values():
+            listener.assembler.timeout_s = 0.05  # type: ignore[attr-defined]
 
 
 async def next_of(messages: object, timeout_s: float = 5.0) -> Received[Note]:
@@ -174,7 +181,7 @@ async def test_wildcards_hear_large_messages_once(transport: Transport, namespac
         await transport.publish(f"{namespace}.x.end", Note(number=2))
         for messages in (star, rest):
             assert {(await next_of(messages)).body.number for _ in range(2)} == {1, 2}
-            assert messages.pending_bytes == 0
+            assert messages.room.used_bytes == 0
 
 
 async def test_small_messages_do_not_wait_behind_large_ones(nats_url: str, namespace: str) -> None:
@@ -243,7 +250,7 @@ async def test_an_answer_that_does_not_come(transport: Transport, namespace: str
             await transport.request(f"{namespace}.silent", Note(), reply_type=Note, timeout_s=0.2)
         late = await next_of(messages)
         await late.respond(Note(number=1))  # nobody waits any more, and nothing breaks
-        assert not transport._inboxes[0].waiting.futures
+        assert not transport.link._inbox._futures
 
 
 async def test_a_refusal_is_raised_where_the_request_was_made(transport: Transport, namespace: str) -> None:
@@ -317,7 +324,7 @@ async def test_malformed_messages_are_told_counted_and_do_not_stop_the_reader(
         await raw.flush()
         await transport.publish(f"{namespace}.a", Note(number=5))
         assert (await next_of(messages)).body.number == 5
-        await transport.connections[1].barrier()
+        await transport.link.bulk.barrier()
         assert messages.num_malformed == 4
         assert sorted(type(error).__name__ for error in told) == [
             "MalformedEnvelopeError",
@@ -346,27 +353,26 @@ async def test_a_request_with_a_hole_is_answered(transport: Transport, raw: Clie
             await raw.publish(f"bulk.{namespace}.a", b"x" * 10, inbox, headers=part("m", index, 3, 30))
         answer = await answers.next_msg(timeout=5)
         assert b'"code":"part"' in answer.headers["Bp-Failure"].encode()
-        assert messages.pending_bytes == 0
+        assert messages.room.used_bytes == 0
 
 
 async def test_a_request_that_stops_half_way_is_answered_at_the_deadline(
     transport: Transport, raw: Client, namespace: str
 ) -> None:
     async with transport.subscribe(f"{namespace}.a", Note) as messages:
-        messages._assembler.timeout_s = 0.2
+        give_up_soon(transport)
         inbox = raw.new_inbox()
         answers = await raw.subscribe(inbox)
         await raw.publish(f"bulk.{namespace}.a", b"x" * 10, inbox, headers=part("m", 0, 3, 30))
         answer = await answers.next_msg(timeout=5)
         assert "never came in time" in answer.headers["Bp-Failure"]
-        assert messages.pending_bytes == 0
+        assert messages.room.used_bytes == 0
 
 
 async def test_an_answer_that_stops_half_way_fails_the_request(
     transport: Transport, raw: Client, namespace: str
 ) -> None:
-    for inbox in transport._inboxes:
-        inbox.assembler.timeout_s = 0.2
+    give_up_soon(transport)
 
     async def answer(msg: nats.aio.msg.Msg) -> None:
         await raw.publish(msg.reply, b"x" * 10, headers=part("m", 0, 3, 30))
@@ -395,7 +401,7 @@ async def test_a_message_beyond_the_limit_is_refused_before_anything_is_sent(nat
 async def test_one_nats_message_beyond_max_payload_is_refused_and_the_connection_lives(
     transport: Transport, namespace: str
 ) -> None:
-    small = transport.connections[0]
+    small = transport.link.small
     with pytest.raises(PayloadTooLargeError, match="max_payload"):
         await small.publish(f"{namespace}.a", bytes(MAX_PAYLOAD - 10), headers=header_block({"X": "y" * 100}))
     await small.barrier()
@@ -405,7 +411,7 @@ async def test_a_slow_reader_is_told_what_it_missed(transport: Transport, namesp
     async with transport.subscribe(f"{namespace}.a", Note, max_pending_bytes=100_000) as messages:
         for number in range(10):
             await transport.publish(f"{namespace}.a", Note(number=number), floats(30_000))
-        await transport.connections[0].barrier()
+        await transport.link.small.barrier()
         got = [(await next_of(messages)).body.number for _ in range(3)]
         assert got == [0, 1, 2]
         with pytest.raises(SlowConsumerError, match=r"7 messages \(210\d\d\d bytes\)"):
@@ -425,10 +431,10 @@ async def test_a_slow_reader_may_take_drops_with_their_bodies(transport: Transpo
     ) as messages:
         for number in range(4):
             await transport.publish(f"{namespace}.a", Note(number=number), floats(2 * MIB))
-        await transport.connections[1].barrier()
+        await transport.link.bulk.barrier()
         assert [body.number for _, body in told if body] == [1, 2, 3]
         assert (await next_of(messages)).body.number == 0
-        assert messages.pending_bytes == 0
+        assert messages.room.used_bytes == 0
 
 
 @pytest.mark.parametrize("num_bytes", [30_000, 2 * MIB])
@@ -450,7 +456,7 @@ async def test_a_request_that_can_never_fit_is_answered_so(
 
 async def test_a_fast_sender_is_slowed_down_and_keeps_little(nats_url: str, namespace: str) -> None:
     async with Transport.open(nats_url, name="test") as transport:
-        small, most = transport.connections[0], 0
+        small, most = transport.link.small, 0
         for number in range(400):
             await transport.publish(f"{namespace}.nobody", Note(number=number), floats(60_000))
             most = max(most, small.socket.unsent_bytes)
@@ -482,7 +488,7 @@ async def test_an_address_that_is_none(url: str) -> None:
 async def test_the_first_of_several_servers_may_be_away(nats_url: str) -> None:
     async with Transport.open(f"nats://127.0.0.1:1, {nats_url}", name="test") as transport:
         assert transport.is_connected
-        assert transport.max_payload == MAX_PAYLOAD
+        assert transport.link.max_payload == MAX_PAYLOAD
 
 
 def test_every_error_travels() -> None:

@@ -82,15 +82,14 @@ async def test_a_killed_server_that_returns(own_nats: EmbeddedNats) -> None:
             await sender.publish("a", Note(number=3), floats(MIB))
         await own_nats.restart()
         await until(lambda: sender.is_connected and receiver.is_connected)
-        for connection in (*sender.connections, *receiver.connections):
-            await connection.barrier()
+        await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
         await sender.publish("a", Note(number=4))
         await sender.publish("a", Note(number=5), floats(3 * MIB))
         assert {(await next_of(messages)).body.number for _ in range(2)} == {4, 5}
         with pytest.raises(RequestTimeoutError):
             await pending
         assert len(told) == 2
-        assert sender.num_reconnects == 2
+        assert sender.link.num_reconnects == 2
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.1])
@@ -107,10 +106,9 @@ async def test_killed_while_a_large_message_is_under_way(own_nats: EmbeddedNats,
         await asyncio.sleep(delay_s)
         own_nats.kill()
         await until(lambda: not sender.is_connected and not receiver.is_connected)
-        await until(lambda: messages.pending_bytes == 0, 3)
+        await until(lambda: messages.room.used_bytes == 0, 3)
         await own_nats.restart()
-        for connection in (*sender.connections, *receiver.connections):
-            await connection.barrier()
+        await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
         with pytest.raises((TransportError, PartError)):
             await request
         await sender.publish("a", Note(number=2), floats(5 * MIB))
@@ -124,7 +122,7 @@ async def test_killed_while_a_large_answer_is_under_way(own_nats: EmbeddedNats) 
         request = asyncio.create_task(asker.request("a", Note(), reply_type=Note, timeout_s=20))
         received = await next_of(messages)
         answer = asyncio.create_task(received.respond(Note(), floats(200 * MIB)))
-        await until(lambda: bool(len(asker._inboxes[1].assembler)))
+        await until(lambda: any(len(each.assembler) for each in asker.link.bulk.receivers.values()))
         own_nats.kill()
         started = time.monotonic()
         with pytest.raises(PartError, match="connection was lost"):
@@ -144,8 +142,7 @@ async def test_subscribing_while_the_server_is_away(own_nats: EmbeddedNats) -> N
         assert not entering.done()
         await own_nats.restart()
         messages = await entering
-        for connection in sender.connections:
-            await connection.barrier()
+        await sender.link.barrier()
         await sender.publish("a", Note(number=1))
         assert (await next_of(messages)).body.number == 1
         await subscription.__aexit__(None, None, None)
@@ -157,13 +154,13 @@ async def test_a_server_that_hangs(own_nats: EmbeddedNats) -> None:
         await asyncio.sleep(0.1)
         try:
             with pytest.raises(TransportError, match=r"within 0\.3 s"):
-                await transport.connections[0].barrier(timeout_s=0.3)
+                await transport.link.small.barrier(timeout_s=0.3)
             with pytest.raises(RequestTimeoutError):
                 await transport.request("a", Note(), floats(32 * MIB), reply_type=Note, timeout_s=0.5)
-            assert transport.connections[1].socket.unsent_bytes < 8 * MIB
+            assert transport.link.bulk.socket.unsent_bytes < 8 * MIB
         finally:
             own_nats.kill(signal.SIGCONT)
-        await transport.connections[0].barrier()
+        await transport.link.small.barrier()
 
 
 @pytest.mark.parametrize("max_payload", [2048, 65_536, MIB])
@@ -171,20 +168,19 @@ async def test_a_server_that_returns_with_another_limit(
     own_nats: EmbeddedNats, monkeypatch: pytest.MonkeyPatch, max_payload: int
 ) -> None:
     async with pair(own_nats) as (sender, receiver), receiver.subscribe("a", Note) as messages:
-        assert sender.max_payload == 8 * MIB
+        assert sender.link.max_payload == 8 * MIB
         monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", max_payload)
         own_nats.kill()
         await until(lambda: not sender.is_connected and not receiver.is_connected)
         await own_nats.restart()
-        for connection in (*sender.connections, *receiver.connections):
-            await connection.barrier()
-        assert sender.max_payload == max_payload
+        await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
+        assert sender.link.max_payload == max_payload
         for num_bytes in (0, max_payload - 600 - max_payload % 4, max_payload, 20 * max_payload):
             sent = floats(num_bytes)
             await sender.publish("a", Note(number=num_bytes, text="m" * (max_payload // 3)), sent)
             received = await next_of(messages)
             assert received.tensors["hidden"].data == sent["hidden"].data
-        assert sender.num_reconnects == 2, "nobody was thrown out for what was sent"
+        assert sender.link.num_reconnects == 2, "nobody was thrown out for what was sent"
 
 
 async def test_thrown_out_for_good(own_nats: EmbeddedNats) -> None:
@@ -194,7 +190,7 @@ async def test_thrown_out_for_good(own_nats: EmbeddedNats) -> None:
         await next_of(messages)
         reader = asyncio.create_task(anext(messages))
         waiter = asyncio.create_task(transport.wait_failed())
-        small = transport.connections[0].client
+        small = transport.link.small.client
         await small.publish("a", bytes(8 * MIB - 10), headers={"X": "y" * 1000})
         for victim in (waiter, reader, request):
             with pytest.raises(TransportError, match="for good"):
@@ -202,7 +198,7 @@ async def test_thrown_out_for_good(own_nats: EmbeddedNats) -> None:
         with pytest.raises(TransportError):
             await transport.publish("a", Note())
         with pytest.raises(TransportError):
-            await transport.connections[0].barrier(timeout_s=1)
+            await transport.link.small.barrier(timeout_s=1)
         with pytest.raises(TransportError):
             async with transport.subscribe("b", Note):
                 pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from broker_pipeline.messages.activation import Envelope, MicrobatchResult
 from broker_pipeline.scheduling.planned_batch import Outcome, PlannedBatch
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.job_store import JobStore, TokenCommit
-from broker_pipeline.wire.nats.message import NatsMessage
+from broker_pipeline.wire.link import Message
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from trials.bench.conductor.stopwatch import Stopwatch
@@ -82,14 +83,15 @@ class TimedTransport(Transport):
         name = "send" if isinstance(body, Envelope) else "events"
         await self.watch.steps(name, super().publish(subject, body, tensors))
 
-    def subscribe(self, subject: str, body_type: type[Body], **options: Any) -> Subscription[Body]:
+    @asynccontextmanager
+    async def subscribe(self, subject: str, body_type: type[Body], **options: Any) -> AsyncIterator[Subscription[Body]]:
         """See the base class."""
-        subscription = super().subscribe(subject, body_type, **options)
-        take = subscription.on_message
+        async with super().subscribe(subject, body_type, **options) as subscription:
+            take = subscription.on_message
 
-        def timed(msg: NatsMessage) -> None:
-            with self.watch.part("receive"):
-                take(msg)
+            def timed(message: Message) -> None:
+                with self.watch.part("receive"):
+                    take(message)
 
-        subscription.on_message = timed  # type: ignore[method-assign, assignment]
-        return subscription
+            subscription.on_message = timed  # type: ignore[method-assign]
+            yield subscription

@@ -16,7 +16,7 @@ import numpy as np
 
 from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, StageTiming
 from broker_pipeline.wire.codec import decode, encode
-from broker_pipeline.wire.parts import open_whole, whole_pieces
+from broker_pipeline.wire.nats.parts import open_whole, whole_pieces
 from broker_pipeline.wire.wire_tensor import WireTensor
 from trials.bench.hop.echo import in_turns, transport_echo
 from trials.bench.hop.hop import bench_envelope

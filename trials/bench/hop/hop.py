@@ -16,7 +16,7 @@ import numpy as np
 
 from broker_pipeline.messages.activation import Envelope, Segment, StageTiming
 from broker_pipeline.wire.codec import encode
-from broker_pipeline.wire.parts import whole_pieces
+from broker_pipeline.wire.nats.parts import whole_pieces
 from broker_pipeline.wire.wire_tensor import WireTensor
 from trials.bench.hop.echo import in_turns, raw_echo, transport_echo
 from trials.bench.spread import Spread

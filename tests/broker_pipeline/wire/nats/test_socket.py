@@ -35,6 +35,12 @@ class Collector:
     def place(self, _headers: bytes, _num_bytes: int) -> memoryview | None:
         return None
 
+    def on_lost(self) -> None:
+        pass
+
+    def expire(self, now: float) -> None:
+        pass
+
     async def next(self) -> NatsMessage:
         async with asyncio.timeout(5):
             return await self.messages.get()

@@ -28,7 +28,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import MalformedEnvelopeError, PartError
 from broker_pipeline.wire.codec import ALIGNMENT_BYTES, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, Frame
-from broker_pipeline.wire.nats.message import header_block
+from broker_pipeline.wire.nats.message import header_block, read_headers
 
 PART_HEADER = "Bp-Part"
 PART_BYTES = 2**20
@@ -50,18 +50,18 @@ class PartHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     num_bytes: Annotated[int, Meta(ge=0, le=MAX_WHOLE_BYTES)]
 
 
-@dataclass(frozen=True, slots=True)
-class SizeRules:
-    """What one message to this server may hold; follows from the `max_payload` that it announces."""
+def payload_bytes(max_payload: int) -> int:
+    """Return the most bytes of one NATS message, headers not counted, to a server that announces `max_payload`.
 
-    part_bytes: int
-    """Most bytes of one NATS message, headers not counted."""
+    They stay clear of the limit: a server cuts the connection of who exceeds it with payload and headers together.
+    """
+    return max(max_payload - RESERVED_BYTES, max_payload // 2)
 
-    @classmethod
-    @lru_cache(maxsize=16)
-    def for_server(cls, max_payload: int) -> SizeRules:
-        """Stay clear of the limit: a server cuts the connection of who exceeds it with payload and headers together."""
-        return cls(min(PART_BYTES, max(max_payload - RESERVED_BYTES, max_payload // 2)))
+
+@lru_cache(maxsize=16)
+def part_bytes(max_payload: int) -> int:
+    """Return the most bytes of one part."""
+    return min(PART_BYTES, payload_bytes(max_payload))
 
 
 def read_part_header(text: str) -> PartHeader:
@@ -73,6 +73,15 @@ def read_part_header(text: str) -> PartHeader:
     if header.index >= header.count:
         raise PartError(f"part {header.index} of a message of {header.count} parts", field="index")
     return header
+
+
+def part_header(headers: bytes) -> PartHeader | None:
+    """Return what a NATS message says about itself where it is, or says that it is, one part of a larger one."""
+    text = read_headers(headers).get(PART_HEADER) if headers else None
+    try:
+        return None if text is None else read_part_header(text)
+    except PartError:
+        return None
 
 
 _PART_DECODER = msgspec.json.Decoder(PartHeader)
@@ -123,11 +132,11 @@ class Part:
     pieces: Pieces
 
 
-def cut(frame: Frame, rules: SizeRules, message: str) -> Iterator[Part]:
-    """Yield the parts of a message that is called `message`. Nothing is copied."""
+def cut(frame: Frame, size: int, message: str) -> Iterator[Part]:
+    """Yield a message that is called `message` in parts of `size` bytes. Nothing is copied."""
     num_bytes = whole_bytes(frame)
-    count = -(-num_bytes // rules.part_bytes)
-    for index, pieces in enumerate(_slices(whole_pieces(frame), rules.part_bytes)):
+    count = -(-num_bytes // size)
+    for index, pieces in enumerate(_slices(whole_pieces(frame), size)):
         header = PartHeader(message=message, index=index, count=count, num_bytes=num_bytes)
         yield Part(header_block({PART_HEADER: msgspec.json.encode(header).decode()}), pieces)
 

@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 
-from broker_pipeline.errors import ContractVersionError, PartError, SlowConsumerError
-from broker_pipeline.messages.base import CONTRACT_VERSION
-from broker_pipeline.wire.nats.message import NatsMessage, read_headers
-from broker_pipeline.wire.parts import PART_HEADER, PartHeader, read_part_header
+from broker_pipeline.errors import PartError, PipelineError, SlowConsumerError
+from broker_pipeline.wire.nats.parts import PartHeader
+from broker_pipeline.wire.room import Room
 
 _NUM_REMEMBERED = 256
-_VERSION_1_HEADER = "Bp-Metadata"
 
 
-class WireMessage(msgspec.Struct, frozen=True):
-    """A whole message as received, not yet taken apart (see `open_whole`)."""
-
-    content: bytes | memoryview
-    reply: str
-    is_joined: bool = False
-    """Whether it came in parts, and its room was given to it before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """A message that will never be whole, and whom to tell."""
-
-    reply: str
-    error: PartError
+Abandoned = tuple[PartError, str]
+"""Why a message will never be whole, and the `reply` to tell."""
 
 
 @dataclass(slots=True)
@@ -59,43 +43,37 @@ class _Assembly:
 
 @dataclass(slots=True)
 class Assembler:
-    """Joins parts, within bounds: so many messages at once, so long without a part, so many bytes each.
+    """Joins parts, within bounds: so many messages at once, so long without a part, and what `room` has for them."""
 
-    The bytes of all of them together are the business of the caller, who sees `num_bytes` and says what is too much
-    through `room_bytes`.
-    """
-
-    max_message_bytes: int
+    room: Room
+    """Taken when a message begins, freed when it is given up; of a whole message, by whoever reads it."""
     max_messages: int = 64
     timeout_s: float = 10.0
-    num_bytes: int = 0
     _assemblies: dict[str, _Assembly] = field(default_factory=dict)
     _forgotten: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self._assemblies)
 
-    def add(
-        self, header: PartHeader, payload: bytes | memoryview, reply: str, *, now: float, room_bytes: int
-    ) -> WireMessage | None:
+    def add(self, header: PartHeader, payload: bytes | memoryview, reply: str, *, now: float) -> memoryview | None:
         """Take one part; return the whole message when this was the last.
 
-        Raises `PartError` for a part that is foreign or out of place (its message is given up),
-        `SlowConsumerError` when a message begins for which there is no room. Further parts of a message that was
-        given up are passed over without a word: one error for each message.
+        Raises `PartError` for a part that is foreign or out of place (its message is given up), and what `Room.take`
+        raises when a message begins. Further parts of a message that was given up are passed over without a word: one
+        error for each message.
         """
         if header.message in self._forgotten:
             return None
         assembly = self._assemblies.get(header.message)
         if assembly is None:
-            assembly = self._begin(header, reply, now, room_bytes)
+            assembly = self._begin(header, reply, now)
         self._check(assembly, header, payload)
         assembly.append(payload)
         assembly.deadline = now + self.timeout_s
         if assembly.next_index < header.count:
             return None
-        self._end(header.message)
-        return WireMessage(assembly.buffer, assembly.reply, is_joined=True)
+        del self._assemblies[header.message]
+        return assembly.buffer
 
     def place(self, header: PartHeader, num_bytes: int) -> memoryview | None:
         """Return where a part's `num_bytes`, which are about to be read, may lie without a copy; None: nowhere.
@@ -119,31 +97,20 @@ class Assembler:
         """Give up every message: the connection that brought its parts is gone."""
         return self._give_up(list(self._assemblies), "came before the connection was lost")
 
-    def next_deadline(self) -> float | None:
-        """Return when `expire` has something to do next, or None."""
-        return min((assembly.deadline for assembly in self._assemblies.values()), default=None)
-
-    def _begin(self, header: PartHeader, reply: str, now: float, room_bytes: int) -> _Assembly:
-        if header.index:
+    def _begin(self, header: PartHeader, reply: str, now: float) -> _Assembly:
+        try:
+            if header.index:
+                raise PartError(f"part {header.index} of a message whose first part never came", field="index")
+            if len(self) >= self.max_messages:
+                raise SlowConsumerError(f"no room for one more message: {len(self)} are being joined")
+            self.room.take(header.num_bytes)
+        except PipelineError:
             self._forget(header.message)
-            raise PartError(f"part {header.index} of a message whose first part never came", field="index")
-        if header.num_bytes > self.max_message_bytes:
-            self._forget(header.message)
-            raise PartError(
-                f"a message of {header.num_bytes} bytes; at most {self.max_message_bytes} are taken here",
-                field="num_bytes",
-            )
-        if header.num_bytes > room_bytes or len(self) >= self.max_messages:
-            self._forget(header.message)
-            raise SlowConsumerError(
-                f"no room for a message of {header.num_bytes} bytes: there are {max(room_bytes, 0)}, "
-                f"and {len(self)} messages are being joined"
-            )
+            raise
         # Not zeroed: every byte is written before anyone sees it.
         buffer = np.empty(header.num_bytes, np.uint8).data
         assembly = _Assembly(header, reply, now + self.timeout_s, buffer)
         self._assemblies[header.message] = assembly
-        self.num_bytes += header.num_bytes
         return assembly
 
     def _check(self, assembly: _Assembly, header: PartHeader, payload: bytes | memoryview) -> None:
@@ -158,12 +125,12 @@ class Assembler:
         else:
             return
         self._end(header.message)
-        self._forget(header.message)
         raise PartError(reason, field="index")
 
     def _end(self, message: str) -> _Assembly:
         assembly = self._assemblies.pop(message)
-        self.num_bytes -= assembly.header.num_bytes
+        self.room.free(assembly.header.num_bytes)
+        self._forget(message)
         return assembly
 
     def _forget(self, message: str) -> None:
@@ -175,42 +142,6 @@ class Assembler:
         abandoned = []
         for message in messages:
             assembly = self._end(message)
-            self._forget(message)
             missing = f"part {assembly.next_index} of {assembly.header.count} never {what}"
-            abandoned.append(Abandoned(assembly.reply, PartError(missing, field="index")))
+            abandoned.append((PartError(missing, field="index"), assembly.reply))
         return abandoned
-
-
-def receive(message: NatsMessage, assembler: Assembler, now: float, room_bytes: int) -> WireMessage | None:
-    """Take a NATS message; return the whole message that it is, or completes.
-
-    Raises `ContractVersionError`, `PartError` or `SlowConsumerError` (see `Assembler.add`).
-    """
-    if not message.headers:
-        return WireMessage(message.payload, message.reply)
-    headers = read_headers(message.headers)
-    if _VERSION_1_HEADER in headers:
-        raise ContractVersionError(
-            f"the sender speaks version 1 of the contract, this process {CONTRACT_VERSION}; "
-            "run the same release everywhere",
-            field="version",
-        )
-    if (part := headers.get(PART_HEADER)) is None:
-        return WireMessage(message.payload, message.reply)
-    header = read_part_header(part)
-    return assembler.add(header, message.payload, message.reply, now=now, room_bytes=room_bytes)
-
-
-def place(headers: bytes, num_bytes: int, assembler: Assembler) -> memoryview | None:
-    """Return where the payload of a NATS message that is about to be read belongs, if it is a part that fits."""
-    part = part_header(headers)
-    return assembler.place(part, num_bytes) if part else None
-
-
-def part_header(headers: bytes) -> PartHeader | None:
-    """Return what a NATS message says about itself where it is, or says that it is, one part of a larger one."""
-    text = read_headers(headers).get(PART_HEADER) if headers else None
-    try:
-        return None if text is None else read_part_header(text)
-    except PartError:
-        return None
