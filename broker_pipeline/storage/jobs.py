@@ -38,7 +38,6 @@ from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
 from broker_pipeline.storage.pull_subscription import PullSubscription
-from broker_pipeline.wire.nats.parts import payload_bytes
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -115,7 +114,6 @@ class JobQueue:
     ) -> None:
         """Tell `on_unreadable(job_id, error)` of messages that hold no job, before they are dropped."""
         self.ack_wait_s = ack_wait_s
-        self._transport = transport
         self._jetstream = transport.jetstream()
         self._subject = subjects.job_queue_subject(namespace)
         self._stream = subjects.job_stream(namespace)
@@ -124,12 +122,12 @@ class JobQueue:
         self._max_bytes = max_bytes
         self._num_replicas = num_replicas
         self._on_unreadable = on_unreadable
-        self._puller = PullSubscription(transport.link.small, self._stream, self._consumer, ack_wait_s)
+        self._puller = PullSubscription(self._jetstream, self._stream, self._consumer, ack_wait_s)
 
     @property
     def max_job_bytes(self) -> int:
         """Most bytes of one job as JSON; the server may allow less than we would."""
-        return min(MAX_JOB_BYTES, payload_bytes(self._transport.link.max_payload))
+        return min(MAX_JOB_BYTES, self._jetstream.max_message_bytes)
 
     async def ensure(self, *, update: bool = True) -> None:
         """Make stream and consumer; with `update`, give existing ones this queue's limits.

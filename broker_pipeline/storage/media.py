@@ -19,7 +19,6 @@ from broker_pipeline.messages.jobs import JobSpec, MediaRef
 from broker_pipeline.state.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import CHUNK_BYTES, ObjectBucket
-from broker_pipeline.wire.nats.parts import part_bytes
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -49,11 +48,11 @@ class MediaStore:
         num_replicas: int = 1,
     ) -> None:
         """Hold up to `max_bytes`, each object for up to `max_age_s`; without Redis, only for reading."""
-        self._transport = transport
+        self._jetstream = transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
         self._objects = ObjectBucket(
-            transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S),
+            self._jetstream,
             subjects.media_bucket(namespace),
             max_bytes,
             max_age_s,
@@ -178,7 +177,8 @@ class MediaStore:
         await self._references.doom(name, UPLOAD_S)
         try:
             async with self._upload_slots:
-                await self._objects.put(name, content, chunk_bytes=self._chunk_bytes())
+                chunk_bytes = min(CHUNK_BYTES, self._jetstream.max_message_bytes)
+                await self._objects.put(name, content, chunk_bytes=chunk_bytes)
             adopted = await self._references.adopt(sha256, job_id, name, replaces=replaces)
         except PipelineError:
             await self._discard(name)
@@ -196,9 +196,6 @@ class MediaStore:
             await self._references.forget([name])
         except PipelineError as error:
             log.warning("media_left_for_sweep", object=name, reason=str(error))
-
-    def _chunk_bytes(self) -> int:
-        return min(CHUNK_BYTES, part_bytes(self._transport.link.max_payload))
 
 
 def _sha256s(spec: JobSpec) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,15 +18,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import TransportError
-from broker_pipeline.wire.nats.connection import NatsConnection
+from broker_pipeline.storage.jetstream import jetstream_errors
+from broker_pipeline.wire.nats.jetstream import JetStream
 
 log = structlog.get_logger()
 
 _PULL_S = 1.0
 _GRACE_S = 0.25
 _PAUSE_S = 0.1
-_MAX_PENDING_BYTES = 64 * 2**20
-_puller_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Arrived:
 class PullSubscription:
     """One inbox, and short requests for one message each that are answered there."""
 
-    connection: NatsConnection
+    jetstream: JetStream
     stream: str
     consumer: str
     ack_wait_s: float
@@ -49,14 +49,12 @@ class PullSubscription:
     _subscription: Subscription | None = None
 
     def __post_init__(self) -> None:
-        self._inbox = f"{self.connection.inbox}.pull.{next(_puller_numbers)}"
+        self._inbox = f"{self.jetstream.client.new_inbox()}"
 
     async def open(self) -> None:
-        """Subscribe to the inbox."""
-        self._subscription = await self.connection.subscribe(
-            f"{self._inbox}.*", self._on_message, max_pending_bytes=_MAX_PENDING_BYTES, on_dropped=self._on_dropped
-        )
-        await self.connection.barrier()
+        """Subscribe to the inbox; requests take the same connection, so that their answers come behind that."""
+        with jetstream_errors("the job queue"):
+            self._subscription = await self.jetstream.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
     async def next(self, deadline: float) -> Msg | None:
         """Return the next message, or None at `deadline` (of the loop's clock)."""
@@ -76,7 +74,8 @@ class PullSubscription:
         """Unsubscribe, and requeue what has arrived but was taken by nobody."""
         if self._subscription is None:
             return
-        await self.connection.unsubscribe(self._subscription)
+        with suppress(nats.errors.Error):  # a connection that is gone asks for nothing anyway
+            await self._subscription.unsubscribe()
         self._subscription = None
         while msg := self._take_arrived(asyncio.get_running_loop().time()):
             try:
@@ -99,7 +98,9 @@ class PullSubscription:
         """
         reply = f"{self._inbox}.{next(self._requests)}"
         request = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
-        await self.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}", request, reply=reply)
+        with jetstream_errors("the job queue"):
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}"
+            await self.jetstream.client.publish(subject, request, reply)
         try:
             async with asyncio.timeout(wait_s + _GRACE_S):
                 arrived = await self._arrived.get()
@@ -119,10 +120,6 @@ class PullSubscription:
 
     async def _on_message(self, msg: Msg) -> None:
         self._arrived.put_nowait(_Arrived(msg, asyncio.get_running_loop().time()))
-
-    async def _on_dropped(self) -> None:
-        # nats-py dropped a job that nobody has seen: the server delivers it again after ack_wait_s.
-        log.error("job_delivery_dropped", consumer=self.consumer)
 
 
 def _is_hasty(msg: Msg) -> bool:

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 import structlog
-from nats.js.client import JetStreamContext
 
 from broker_pipeline.errors import NoResponderError, PipelineError, RequestTimeoutError, TransportError
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import decode, encode
+from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.link import NatsLink
 from broker_pipeline.wire.received import Body, Received
 from broker_pipeline.wire.room import Room
@@ -171,8 +171,8 @@ class Transport:
         await self._failed.wait()
         raise self._failure or TransportError("the transport failed")
 
-    def jetstream(self, *, for_bulk: bool = False, timeout_s: float = 5.0) -> JetStreamContext:
-        """Return nats-py's JetStream on the small connection, or on the bulk one."""
+    def jetstream(self, *, for_bulk: bool = False, timeout_s: float = 5.0) -> JetStream:
+        """Return JetStream on the small connection, or, for much at once, on the bulk one."""
         return self.link.jetstream(for_bulk=for_bulk, timeout_s=timeout_s)
 
     def _on_lost(self, error: TransportError) -> None:

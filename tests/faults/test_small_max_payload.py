@@ -21,7 +21,7 @@ LARGE_PICTURE = picture(1, 900, 700)
 
 async def max_payload_of(nats_url: str) -> int:
     async with Transport.open(nats_url, name="test") as transport:
-        return transport.link.max_payload
+        return transport.link.small.max_payload
 
 
 async def test_less_than_expected_and_after_a_restart_still_less(

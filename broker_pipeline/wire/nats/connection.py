@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,9 +41,6 @@ BARRIER_TIMEOUT_S = 30.0
 _SUBJECT = re.compile(r"[^\s\0]+")
 _NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
-OnMessage = Callable[[Msg], Awaitable[None]]
-OnDropped = Callable[[], Awaitable[None]]
-
 
 @dataclass(slots=True, weakref_slot=True)
 class NatsConnection:
@@ -61,7 +58,6 @@ class NatsConnection:
     _echoes: dict[bytes, asyncio.Future[None]] = field(default_factory=dict)
     _num_echoes: int = 0
     _connected: asyncio.Event = field(default_factory=asyncio.Event)
-    _dropped: dict[int, OnDropped] = field(default_factory=dict)
     _reconnect_listeners: list[Callable[[], None]] = field(default_factory=list)
     _last_error: Exception | None = None
     _is_opening: bool = True
@@ -130,24 +126,12 @@ class NatsConnection:
             subscription = await self.client.subscribe(subject, cb=on_early_message)
         except _NATS_ERRORS as error:
             raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
-        self.receivers[b"%d" % _sid(subscription)] = receiver
-        return subscription
-
-    async def subscribe(
-        self, subject: str, on_message: OnMessage, *, max_pending_bytes: int, on_dropped: OnDropped
-    ) -> Subscription:
-        """Ask for messages by way of nats-py. They are sure to come only after the next `barrier`."""
-        try:
-            subscription = await self.client.subscribe(subject, cb=on_message, pending_bytes_limit=max_pending_bytes)
-        except _NATS_ERRORS as error:
-            raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
-        self._dropped[_sid(subscription)] = on_dropped
+        self.receivers[_sid(subscription)] = receiver
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Ask for no more messages; a connection that is gone asks for none anyway."""
-        self._dropped.pop(_sid(subscription), None)
-        self.receivers.pop(b"%d" % _sid(subscription), None)
+        self.receivers.pop(_sid(subscription), None)
         with suppress(*_NATS_ERRORS):
             await subscription.unsubscribe()
 
@@ -210,12 +194,9 @@ class NatsConnection:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         text = str(error).lower()
-        if isinstance(error, nats.errors.SlowConsumerError):
-            if on_dropped := self._dropped.get(error.sid):
-                await on_dropped()
-        elif self._is_opening and "authorization" in text:
+        if self._is_opening and "authorization" in text:
             raise TransportError(f"the NATS server refused {self.name}: {error}") from error
-        elif "permissions violation" in text:
+        if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
             if "subscription" in text:
                 self._fail(TransportError(f"{self.name}: {error}; allow it in the server's configuration"))
@@ -332,5 +313,5 @@ def _is_subject(text: str) -> bool:
     return bool(_SUBJECT.fullmatch(text))
 
 
-def _sid(subscription: Subscription) -> int:
-    return int(subscription._id)  # noqa: SLF001 - nats-py names the subscription by nothing else in its errors
+def _sid(subscription: Subscription) -> bytes:
+    return b"%d" % subscription._id  # noqa: SLF001 - what the server names a message's subscription by

@@ -16,13 +16,12 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
-from nats.js.client import JetStreamContext
-
 from broker_pipeline.errors import PayloadTooLargeError, PipelineError, TransportError
 from broker_pipeline.subjects import bulk
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.link import Link, Receiver
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
+from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.listener import NatsListener
 from broker_pipeline.wire.nats.parts import cut, part_bytes, whole_bytes, whole_pieces
 from broker_pipeline.wire.nats.reply_inbox import Expected, ReplyInbox, ReplyListener, failure_headers
@@ -75,11 +74,6 @@ class NatsLink(Link):
     def is_connected(self) -> bool:
         """Whether both connections stand at this moment."""
         return self.small.is_connected and self.bulk.is_connected
-
-    @property
-    def max_payload(self) -> int:
-        """The server's limit for one NATS message; larger messages travel in parts."""
-        return min(self.small.max_payload, self.bulk.max_payload)
 
     @property
     def num_reconnects(self) -> int:
@@ -156,9 +150,9 @@ class NatsLink(Link):
         self.small.on_reconnected(listener)
         self.bulk.on_reconnected(listener)
 
-    def jetstream(self, *, for_bulk: bool, timeout_s: float) -> JetStreamContext:
-        """Return nats-py's JetStream on the small connection, or on the bulk one."""
-        return (self.bulk if for_bulk else self.small).client.jetstream(timeout=timeout_s)
+    def jetstream(self, *, for_bulk: bool, timeout_s: float) -> JetStream:
+        """Return JetStream on the small connection, or on the bulk one."""
+        return JetStream((self.bulk if for_bulk else self.small).client, timeout_s=timeout_s)
 
     def _fail(self, error: TransportError) -> None:
         if self._failure is None:

@@ -488,7 +488,7 @@ async def test_an_address_that_is_none(url: str) -> None:
 async def test_the_first_of_several_servers_may_be_away(nats_url: str) -> None:
     async with Transport.open(f"nats://127.0.0.1:1, {nats_url}", name="test") as transport:
         assert transport.is_connected
-        assert transport.link.max_payload == MAX_PAYLOAD
+        assert transport.link.small.max_payload == MAX_PAYLOAD
 
 
 def test_every_error_travels() -> None:

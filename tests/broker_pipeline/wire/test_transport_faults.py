@@ -168,13 +168,13 @@ async def test_a_server_that_returns_with_another_limit(
     own_nats: EmbeddedNats, monkeypatch: pytest.MonkeyPatch, max_payload: int
 ) -> None:
     async with pair(own_nats) as (sender, receiver), receiver.subscribe("a", Note) as messages:
-        assert sender.link.max_payload == 8 * MIB
+        assert sender.link.small.max_payload == 8 * MIB
         monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", max_payload)
         own_nats.kill()
         await until(lambda: not sender.is_connected and not receiver.is_connected)
         await own_nats.restart()
         await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
-        assert sender.link.max_payload == max_payload
+        assert sender.link.small.max_payload == max_payload
         for num_bytes in (0, max_payload - 600 - max_payload % 4, max_payload, 20 * max_payload):
             sent = floats(num_bytes)
             await sender.publish("a", Note(number=num_bytes, text="m" * (max_payload // 3)), sent)
