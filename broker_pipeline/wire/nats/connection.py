@@ -1,15 +1,15 @@
 """One connection to NATS that fails loudly.
 
-What nats-py 2.16 does that this file guards against (each was reproduced):
+What nats-py 2.16 does that these files guard against (each was reproduced):
 
 * `flush()` writes PING ahead of queued SUB and PUB, so that it proves nothing about them: `barrier` publishes to an
-  inbox of its own connection and waits for that message to come back.
+  inbox of its own connection and waits for that message to come back (see `echo`).
 * While disconnected, publishes are kept and silently lost: with `pending_size=-1` they raise instead, and so does
-  `publish` here, which goes past nats-py (see `nats_socket`) and waits when too much is unsent.
+  `publish` here, which goes past nats-py (see `socket`) and waits when too much is unsent.
 * A message whose payload and headers together exceed `max_payload` makes the server close the connection for good,
   without an exception for the sender: the size is checked here before anything is sent.
-* Connections closed for good, dropped messages and exceptions in callbacks are told to callbacks only: they become
-  typed errors here.
+* Connections closed for good and exceptions in callbacks are told to callbacks only: they become typed errors (see
+  `connection_state`).
 """
 
 from __future__ import annotations
@@ -18,53 +18,40 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
+from broker_pipeline.wire.nats.connection_state import NATS_ERRORS, ConnectionState
+from broker_pipeline.wire.nats.echo import Echo
 from broker_pipeline.wire.nats.message import NatsMessage, Receiver, header_block
 from broker_pipeline.wire.nats.socket import MAX_UNSENT_BYTES, Buffer, NatsSocket
-
-log = structlog.get_logger()
 
 RECONNECT_WAIT_S = 0.05
 PING_INTERVAL_S = 5
 BARRIER_TIMEOUT_S = 30.0
 _SUBJECT = re.compile(r"[^\s\0]+")
-_NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
 
-@dataclass(slots=True, weakref_slot=True)
 class NatsConnection:
     """A nats-py client and what this process has to know about it. Made by `open_connection`."""
 
-    name: str
-    on_failed: Callable[[TransportError], None]
-    """Told once when the connection is closed for good, or a callback failed in a way nobody foresaw."""
-    client: Client = field(default_factory=Client)
-    receivers: dict[bytes, Receiver] = field(default_factory=dict)
-    """Who gets messages, by sid. They stay through reconnects, as nats-py's subscriptions do."""
-    socket: NatsSocket = field(init=False)
-    num_reconnects: int = 0
-    _inbox: str = ""
-    _echoes: dict[bytes, asyncio.Future[None]] = field(default_factory=dict)
-    _num_echoes: int = 0
-    _connected: asyncio.Event = field(default_factory=asyncio.Event)
-    _reconnect_listeners: list[Callable[[], None]] = field(default_factory=list)
-    _last_error: Exception | None = None
-    _is_opening: bool = True
-    _is_closing: bool = False
-
-    def __post_init__(self) -> None:
-        self.socket = NatsSocket(self.receivers, self._on_receiver_failed)
+    def __init__(self, name: str, on_failed: Callable[[TransportError], None]) -> None:
+        """`on_failed` is told once when the connection is closed for good, or a receiver has a bug."""
+        self.name = name
+        self.client = Client()
+        self.receivers: dict[bytes, Receiver] = {}
+        """Who gets messages, by sid. They stay through reconnects, as nats-py's subscriptions do."""
+        self.inbox = ""
+        """Root of subjects that only this connection uses."""
+        self._state = ConnectionState(name, self.client, self._on_lost, on_failed)
+        self._echo = Echo(self.client)
+        self.socket = NatsSocket(self.receivers, self._state.fail_unhandled)
         self.client._transport = self.socket  # noqa: SLF001 - nats-py makes one of its own where there is none
 
     @property
@@ -78,9 +65,9 @@ class NatsConnection:
         return int(self.client.max_payload)
 
     @property
-    def inbox(self) -> str:
-        """Root of subjects that only this connection uses."""
-        return self._inbox
+    def num_reconnects(self) -> int:
+        """How often the connection was lost and made again."""
+        return self._state.num_reconnects
 
     async def publish(self, subject: str, *pieces: Buffer, headers: bytes = b"", reply: str = "") -> None:
         """Write one message, whose payload is all `pieces` in a row; they are copied before this returns.
@@ -124,7 +111,7 @@ class NatsConnection:
 
         try:
             subscription = await self.client.subscribe(subject, cb=on_early_message)
-        except _NATS_ERRORS as error:
+        except NATS_ERRORS as error:
             raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
         self.receivers[_sid(subscription)] = receiver
         return subscription
@@ -132,7 +119,7 @@ class NatsConnection:
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Ask for no more messages; a connection that is gone asks for none anyway."""
         self.receivers.pop(_sid(subscription), None)
-        with suppress(*_NATS_ERRORS):
+        with suppress(*NATS_ERRORS):
             await subscription.unsubscribe()
 
     async def barrier(self, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
@@ -141,14 +128,16 @@ class NatsConnection:
         Outlasts a reconnect (subscriptions are made again with it, messages in flight are not).
         """
         async with self._patience(timeout_s):
-            while not await self._echo():
-                pass
+            while not self.client.is_closed:
+                await self._state.connected.wait()
+                if await self._echo.comes_back():
+                    return
+                await asyncio.sleep(RECONNECT_WAIT_S)
+        raise TransportError(f"{self.name} is closed")
 
     def on_reconnected(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the connection is back."""
-        self._reconnect_listeners.append(listener)
-
-    # --- the echo ---
+        self._state.reconnect_listeners.append(listener)
 
     async def _make_room(self, subject: str) -> None:
         """Wait until the server has taken what is unsent; a sender that waits must learn when that is lost."""
@@ -166,79 +155,10 @@ class NatsConnection:
                 f"{self.name}: the server has not taken what was sent within {timeout_s:g} s"
             ) from error
 
-    async def _echo(self) -> bool:
-        """Send a message to ourselves; return whether it came back (False: the connection was lost meanwhile)."""
-        if self.client.is_closed:
-            raise TransportError(f"{self.name} is closed")
-        await self._connected.wait()
-        self._num_echoes += 1
-        token = b"%d" % self._num_echoes
-        future = self._echoes[token] = asyncio.get_running_loop().create_future()
-        try:
-            await self.client.publish(f"{self._inbox}.echo", token)
-            await future
-        except _NATS_ERRORS:
-            await asyncio.sleep(RECONNECT_WAIT_S)
-            return False
-        finally:
-            self._echoes.pop(token, None)
-        return True
-
-    async def _on_echo(self, msg: Msg) -> None:
-        future = self._echoes.get(msg.data)
-        if future and not future.done():
-            future.set_result(None)
-
-    # --- what nats-py tells ---
-
-    async def _on_error(self, error: Exception) -> None:
-        self._last_error = error
-        text = str(error).lower()
-        if self._is_opening and "authorization" in text:
-            raise TransportError(f"the NATS server refused {self.name}: {error}") from error
-        if "permissions violation" in text:
-            log.error("nats_permission_denied", connection=self.name, reason=str(error))
-            if "subscription" in text:
-                self._fail(TransportError(f"{self.name}: {error}; allow it in the server's configuration"))
-        elif not isinstance(error, _NATS_ERRORS):
-            log.error("nats_callback_failed", connection=self.name, exc_info=error)
-            self._fail(TransportError(f"{self.name}: a message was not handled: {error!r}"))
-
-    async def _on_disconnected(self) -> None:
-        self._connected.clear()
-        if self._is_closing or self._is_opening:
-            return
-        log.warning("nats_disconnected", connection=self.name, reason=str(self._last_error or ""))
-        self._fail_echoes()
+    def _on_lost(self) -> None:
+        self._echo.lose()
         for receiver in tuple(self.receivers.values()):
             receiver.on_lost()
-
-    async def _on_reconnected(self) -> None:
-        self.num_reconnects += 1
-        self._connected.set()
-        log.info("nats_reconnected", connection=self.name, max_payload=self.max_payload)
-        for listener in list(self._reconnect_listeners):
-            listener()
-
-    async def _on_closed(self) -> None:
-        if self._is_closing or self._is_opening:
-            return
-        reason = self.client.last_error or self._last_error
-        self._fail(TransportError(f"{self.name} was closed by the server for good: {reason}"))
-
-    def _fail(self, error: TransportError) -> None:
-        self._fail_echoes()
-        self._connected.set()  # whoever waits for a connection finds it closed
-        self.on_failed(error)
-
-    def _fail_echoes(self) -> None:
-        for future in self._echoes.values():
-            if not future.done():
-                future.set_exception(nats.errors.ConnectionClosedError())
-
-    def _on_receiver_failed(self, error: Exception) -> None:
-        log.error("message_not_handled", connection=self.name, exc_info=error)
-        self._fail(TransportError(f"{self.name}: a message was not handled: {error!r}"))
 
     def _not_sent(self, subject: str) -> TransportError:
         state = "is closed" if self.client.is_closed else "is reconnecting"
@@ -248,43 +168,37 @@ class NatsConnection:
 
     async def _connect(self, servers: list[str], timeout_s: float) -> None:
         shown = without_credentials(",".join(servers))
-        options: dict[str, Any] = {
-            "servers": servers,
-            "name": self.name,
-            "error_cb": self._on_error,
-            "disconnected_cb": self._on_disconnected,
-            "reconnected_cb": self._on_reconnected,
-            "closed_cb": self._on_closed,
-            "reconnect_time_wait": RECONNECT_WAIT_S,
-            "max_reconnect_attempts": -1,
-            "pending_size": -1,
-            "ping_interval": PING_INTERVAL_S,
-        }
         try:
             async with asyncio.timeout(timeout_s):
-                await self.client.connect(**options)
+                await self.client.connect(
+                    servers,
+                    name=self.name,
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # only slept
+                    max_reconnect_attempts=-1,
+                    pending_size=-1,
+                    ping_interval=PING_INTERVAL_S,
+                    **self._state.callbacks(),
+                )
         except TimeoutError as error:
             raise TransportError(
                 f"no NATS server at {shown} within {timeout_s:g} s "
-                f"({self._last_error or 'no answer'}); is it running, and is the address right?"
+                f"({self._state.last_error or 'no answer'}); is it running, and is the address right?"
             ) from error
         except nats.errors.Error as error:
             raise ConfigurationError(f"{shown}: {error}", field="nats_url") from error
-        self._is_opening = False
-        self._connected.set()
-
-    async def _start(self) -> None:
-        self._inbox = self.client.new_inbox()
-        await self.client.subscribe(f"{self._inbox}.echo", cb=self._on_echo)
+        self._state.is_opening = False
+        self._state.connected.set()
+        self.inbox = self.client.new_inbox()
+        await self._echo.open(f"{self.inbox}.echo")
         await self.barrier()
 
     async def _close(self) -> None:
-        self._is_closing = True
+        self._state.is_closing = True
         with suppress(TransportError):
             if self.is_connected:
                 await self.barrier(timeout_s=2.0)
-        self._fail_echoes()
-        with suppress(*_NATS_ERRORS):
+        self._echo.lose()
+        with suppress(*NATS_ERRORS):
             await self.client.close()
 
 
@@ -301,7 +215,6 @@ async def open_connection(
     connection = NatsConnection(name, on_failed)
     try:
         await connection._connect(servers, timeout_s)  # noqa: SLF001 - the one way to make one
-        await connection._start()  # noqa: SLF001
         yield connection
     finally:
         await connection._close()  # noqa: SLF001

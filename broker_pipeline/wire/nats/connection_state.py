@@ -1,0 +1,86 @@
+"""What nats-py tells of a connection, by callbacks and nowhere else: as events, and as typed errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from broker_pipeline.errors import TransportError
+
+log = structlog.get_logger()
+
+NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
+
+
+@dataclass(slots=True)
+class ConnectionState:
+    """Whether a connection is being opened, stands, is lost for a while, or for good."""
+
+    name: str
+    client: Client
+    on_lost: Callable[[], None]
+    """Called whenever the connection is lost, also for good: what was in flight may be gone."""
+    on_failed: Callable[[TransportError], None]
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the connection stands, and once it is closed: whoever waits for it has to look."""
+    num_reconnects: int = 0
+    reconnect_listeners: list[Callable[[], None]] = field(default_factory=list)
+    last_error: Exception | None = None
+    is_opening: bool = True
+    is_closing: bool = False
+
+    def callbacks(self) -> dict[str, Any]:
+        """Return what nats-py is to call."""
+        return {
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_reconnected,
+            "closed_cb": self._on_closed,
+        }
+
+    def fail(self, error: TransportError) -> None:
+        """Give the connection up for good."""
+        self.on_lost()
+        self.connected.set()
+        self.on_failed(error)
+
+    def fail_unhandled(self, error: Exception) -> None:
+        """Give the connection up for what a callback raised, which is a bug."""
+        log.error("message_not_handled", connection=self.name, exc_info=error)
+        self.fail(TransportError(f"{self.name}: a message was not handled: {error!r}"))
+
+    async def _on_error(self, error: Exception) -> None:
+        self.last_error = error
+        text = str(error).lower()
+        if self.is_opening and "authorization" in text:
+            raise TransportError(f"the NATS server refused {self.name}: {error}") from error
+        if "permissions violation" in text:
+            log.error("nats_permission_denied", connection=self.name, reason=str(error))
+            if "subscription" in text:
+                self.fail(TransportError(f"{self.name}: {error}; allow it in the server's configuration"))
+        elif not isinstance(error, NATS_ERRORS):
+            self.fail_unhandled(error)
+
+    async def _on_disconnected(self) -> None:
+        self.connected.clear()
+        if not (self.is_closing or self.is_opening):
+            log.warning("nats_disconnected", connection=self.name, reason=str(self.last_error or ""))
+            self.on_lost()
+
+    async def _on_reconnected(self) -> None:
+        self.num_reconnects += 1
+        self.connected.set()
+        log.info("nats_reconnected", connection=self.name, max_payload=self.client.max_payload)
+        for listener in self.reconnect_listeners:
+            listener()
+
+    async def _on_closed(self) -> None:
+        if not (self.is_closing or self.is_opening):
+            reason = self.client.last_error or self.last_error
+            self.fail(TransportError(f"{self.name} was closed by the server for good: {reason}"))
