@@ -21,11 +21,8 @@ class Answers(Protocol):
     ) -> None:
         """Send an answer."""
 
-    async def refuse(self, reply: str, error: PipelineError) -> None:
+    def refuse(self, reply: str, error: PipelineError) -> None:
         """Send an error."""
-
-    def refuse_now(self, reply: str, error: PipelineError) -> None:
-        """Send an error without waiting."""
 
 
 class Received(msgspec.Struct, Generic[Body], frozen=True):
@@ -45,7 +42,7 @@ class Received(msgspec.Struct, Generic[Body], frozen=True):
             raise TransportError(f"a message on {self.subject} asks for no answer")
         await self.answers.publish(self.reply, body, tensors)
 
-    async def refuse(self, error: PipelineError) -> None:
-        """Answer a request with an error, which is raised again where the request was made."""
+    def refuse(self, error: PipelineError) -> None:
+        """Answer a request with an error, which is raised again where it was made. Raises `TransportError`."""
         if self.reply:
-            await self.answers.refuse(self.reply, error)
+            self.answers.refuse(self.reply, error)

@@ -140,6 +140,6 @@ class Subscription(Generic[Body]):
         if not reply:
             return
         try:
-            self._answers.refuse_now(reply, error)
+            self._answers.refuse(reply, error)
         except TransportError as lost:
             log.warning("answer_lost", subject=self.subject, reason=str(lost))

@@ -115,13 +115,9 @@ class Transport:
         record_received(answer_body, reply, arrived, message.num_bytes)
         return Received(reply, answer_body, answer_tensors, "", message.num_bytes, self)
 
-    async def refuse(self, reply: str, error: PipelineError) -> None:
-        """Answer a request with an error, which is raised again where the request was made."""
-        await self.link.refuse(reply, error)
-
-    def refuse_now(self, reply: str, error: PipelineError) -> None:
-        """Like `refuse`, without ever waiting: raises `TransportError` also when far too much is unsent."""
-        self.link.refuse_now(reply, error)
+    def refuse(self, reply: str, error: PipelineError) -> None:
+        """Answer a request with an error, without waiting: raises `TransportError` also when far too much is unsent."""
+        self.link.refuse(reply, error)
 
     # --- receiving ---
 

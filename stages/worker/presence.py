@@ -77,7 +77,7 @@ async def answer_hellos(
         except TransportError as error:
             log.warning("hello_answer_lost", reason=error.message)
         except PipelineError as error:
-            await refuse(message, error)
+            refuse(message, error)
 
 
 async def answer_drains(
@@ -94,14 +94,14 @@ async def answer_drains(
         except TransportError as error:
             log.warning("drain_answer_lost", reason=error.message)
         except PipelineError as error:
-            await refuse(message, error)
+            refuse(message, error)
 
 
-async def refuse(message: Received[Any], error: PipelineError) -> None:
+def refuse(message: Received[Any], error: PipelineError) -> None:
     """Answer a request with an error; an answer that cannot be sent is logged, the sender's deadline does the rest."""
     log.warning("request_refused", subject=message.subject, code=error.code, reason=error.message)
     try:
-        await message.refuse(error)
+        message.refuse(error)
     except TransportError as lost:
         log.warning("refusal_lost", subject=message.subject, reason=lost.message)
 

@@ -121,7 +121,7 @@ class ActingWorker:
             async for message in hellos:
                 await self.unfrozen(for_hello=True)
                 if message.body.epoch < self.epoch:
-                    await message.refuse(StaleEpochError("an older epoch"))
+                    message.refuse(StaleEpochError("an older epoch"))
                     continue
                 self.adopt(message.body.epoch)
                 await message.respond(HelloReply(record=self.record))

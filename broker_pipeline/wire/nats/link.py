@@ -114,12 +114,8 @@ class NatsLink(Link):
         is_bulk = whole_bytes(frame) > BULK_BYTES
         return self._inbox.expect(bulk(self._reply_root) if is_bulk else self._reply_root)
 
-    async def refuse(self, reply: str, error: PipelineError) -> None:
-        """Answer a request with an error."""
-        await self.small.publish(reply, headers=failure_headers(error))
-
-    def refuse_now(self, reply: str, error: PipelineError) -> None:
-        """Like `refuse`, without ever waiting: raises `TransportError` also when far too much is unsent."""
+    def refuse(self, reply: str, error: PipelineError) -> None:
+        """Answer a request with an error, without waiting: raises `TransportError` also when far too much is unsent."""
         self.small.publish_now(reply, headers=failure_headers(error))
 
     # --- receiving ---

@@ -256,7 +256,7 @@ async def test_an_answer_that_does_not_come(transport: Transport, namespace: str
 async def test_a_refusal_is_raised_where_the_request_was_made(transport: Transport, namespace: str) -> None:
     async def refuse() -> None:
         received = await anext(messages)
-        await received.refuse(KVPositionError("starts at 7, but 5 are cached", field="start"))
+        received.refuse(KVPositionError("starts at 7, but 5 are cached", field="start"))
 
     async with transport.subscribe(f"{namespace}.a", Note) as messages, asyncio.TaskGroup() as group:
         group.create_task(refuse())
