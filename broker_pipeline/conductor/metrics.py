@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.status import ConductorStatus
-from broker_pipeline.worker_metrics import worker_families
+from broker_pipeline.worker_metrics import transport_families, worker_families
 
 log = structlog.get_logger()
 
@@ -53,6 +53,7 @@ class ConductorMetrics(Collector):
             "stage_kv_used_tokens", "Reserved KV.", "worker", {s.worker: s.kv_used_tokens for s in status.stages}
         )
         yield from worker_families(_PREFIX, status)
+        yield from transport_families(_PREFIX, status.transport)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

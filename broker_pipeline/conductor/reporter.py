@@ -26,6 +26,7 @@ from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.scheduling.routes import missing_blocks
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ class Parts:
     live: LiveJobs
     committer: Committer
     intake: JobPuller
+    transport: Transport
 
 
 class Reporter:
@@ -61,6 +63,7 @@ class Reporter:
         self._live = parts.live
         self._committer = parts.committer
         self._intake = parts.intake
+        self._transport = parts.transport
         self._started = time.monotonic()
         self._tokens, self._captions = Rate(), Rate()
         self._busy: defaultdict[str, Rate] = defaultdict(Rate)
@@ -121,6 +124,8 @@ class Reporter:
             num_finished=dict(self._live.num_finished),
             num_replays=self._live.num_replays,
             num_uncommitted_tokens=self._committer.num_tokens,
+            transport={"conductor": self._transport.counts}
+            | {beat.worker: beat.transport for beat in self._roster.heartbeats.values()},
         )
 
     def _routes(self) -> tuple[RouteStatus, ...]:

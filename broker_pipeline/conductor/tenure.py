@@ -148,7 +148,8 @@ class Tenure:
         )
 
     def _parts(self) -> Parts:
-        return Parts(self._dispatcher, self._roster, self._pool, self._live, self._committer, self._intake)
+        transport = self._around.transport
+        return Parts(self._dispatcher, self._roster, self._pool, self._live, self._committer, self._intake, transport)
 
     def _make_roster(self) -> Roster:
         around = self._around

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.base import Count, Seconds
-from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.messages.workers import BlockRange, TransportCounts
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -104,3 +104,5 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Attempts beyond the first that this conductor has begun."""
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
+    transport: dict[str, TransportCounts] = {}
+    """By process: workers by name, and `conductor`."""

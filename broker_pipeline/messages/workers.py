@@ -52,6 +52,19 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
 
 
+class TransportCounts(WireStruct, frozen=True, kw_only=True):
+    """What a process's transport has got over since it was opened."""
+
+    num_reconnects: Count = 0
+    """Times that one of its connections was lost and made again."""
+    num_dropped: Count = 0
+    """Messages for which there was no room."""
+    num_malformed: Count = 0
+    """Messages that broke the contract."""
+    num_incomplete: Count = 0
+    """Messages given up because parts of them were missing."""
+
+
 class Heartbeat(WireStruct, frozen=True, kw_only=True):
     """A sign of life, published every `heartbeat_s`; also carries what `status` shows."""
 
@@ -69,3 +82,4 @@ class Heartbeat(WireStruct, frozen=True, kw_only=True):
     """Seconds since then in which it held sessions and had nothing to compute."""
     queue_s: Seconds = 0.0
     """Seconds that microbatches have waited here, added up."""
+    transport: TransportCounts = TransportCounts()

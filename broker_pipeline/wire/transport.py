@@ -10,6 +10,7 @@ readers, `Transport.wait_failed` for connections lost for good.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from broker_pipeline.errors import NoResponderError, PipelineError, RequestTimeoutError, TransportError
+from broker_pipeline.errors import (
+    NoResponderError,
+    PartError,
+    PipelineError,
+    RequestTimeoutError,
+    SlowConsumerError,
+    TransportError,
+)
+from broker_pipeline.messages.workers import TransportCounts
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import decode, encode
@@ -43,6 +52,7 @@ class Transport:
         """Speak over `link`."""
         self.link = link
         self._subscriptions: set[Subscription[Any]] = set()
+        self._counted: Counter[str] = Counter()
         self._failed = asyncio.Event()
         self._failure: TransportError | None = None
         link.on_lost(self._on_lost)
@@ -141,7 +151,9 @@ class Transport:
         if self._failure:
             raise self._failure
         room = Room(max_pending_bytes, self.link.max_message_bytes)
-        subscription = Subscription(subject, body_type, self, room, on_malformed=on_malformed, on_dropped=on_dropped)
+        subscription = Subscription(
+            subject, body_type, self, room, self._count, on_malformed=on_malformed, on_dropped=on_dropped
+        )
         self._subscriptions.add(subscription)
         try:
             async with self.link.listen(subject, subscription):
@@ -158,6 +170,11 @@ class Transport:
         """Whether messages can be sent at this moment."""
         return self.link.is_connected
 
+    @property
+    def counts(self) -> TransportCounts:
+        """What the transport has got over so far."""
+        return TransportCounts(num_reconnects=self.link.num_reconnects, **self._counted)
+
     def add_reconnect_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a connection that was lost is back: what was in flight may be gone."""
         self.link.on_reconnected(listener)
@@ -170,6 +187,15 @@ class Transport:
     def jetstream(self, *, for_bulk: bool = False, timeout_s: float = 5.0) -> JetStream:
         """Return JetStream on the small connection, or, for much at once, on the bulk one."""
         return self.link.jetstream(for_bulk=for_bulk, timeout_s=timeout_s)
+
+    def _count(self, error: PipelineError) -> None:
+        match error:
+            case SlowConsumerError():
+                self._counted["num_dropped"] += 1
+            case PartError():
+                self._counted["num_incomplete"] += 1
+            case _:
+                self._counted["num_malformed"] += 1
 
     def _on_lost(self, error: TransportError) -> None:
         log.error("transport_failed", reason=str(error))

@@ -133,6 +133,7 @@ class StageWorker:
             busy_s=self._engine.busy_s if self._collector is not None else self._engine.occupancy.busy_s,
             bubble_s=self._engine.occupancy.bubble_s,
             queue_s=self._engine.queue_s,
+            transport=self._transport.counts,
         )
 
     # --- in -----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class VisionWorker:
             num_microbatches=self._batcher.num_batches,
             num_tokens=self._batcher.num_rows,
             busy_s=self._batcher.busy_s,
+            transport=self._transport.counts,
         )
 
     async def _receive(self, messages: AsyncIterator[Received[PrepareRequest]], tasks: asyncio.TaskGroup) -> None:

@@ -106,7 +106,10 @@ class ActingWorker:
         raise NotImplementedError
 
     def heartbeat(self) -> Heartbeat:
-        return Heartbeat(worker=self.record.worker, instance=self.record.instance, role=self.record.role)
+        record = self.record
+        return Heartbeat(
+            worker=record.worker, instance=record.instance, role=record.role, transport=self.transport.counts
+        )
 
     async def _announce(self) -> None:
         while True:

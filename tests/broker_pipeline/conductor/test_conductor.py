@@ -22,6 +22,7 @@ from broker_pipeline.messages.control import CancelRequest, WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobEvent, JobRecord, JobSpec, TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.workers import TransportCounts
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.storage.jobs import JobQueue
@@ -232,6 +233,15 @@ async def test_status_shows_workers_routes_and_why_one_is_refused(bench: Bench) 
     assert "its artifact is 000000000000" in refused.reason
     assert status.waits_for is None
     assert status.instance == "c0"
+
+
+async def test_status_counts_the_messages_that_broke_the_contract_by_process(bench: Bench) -> None:
+    await bench.stage("a", 0, 6)
+    bench.conductor()
+    await bench.status(lambda status: len(status.routes) == 1)
+    await bench.transport.publish(subjects.heartbeats(bench.namespace, "main"), WatchRequest(for_s=1.0))
+    counted = TransportCounts(num_malformed=1)  # of both: they share a transport here
+    await bench.status(lambda status: status.transport == {"conductor": counted, "a": counted})
 
 
 async def test_without_a_route_jobs_stay_in_the_queue_and_status_says_why(bench: Bench) -> None:

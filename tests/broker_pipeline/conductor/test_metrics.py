@@ -5,7 +5,7 @@ import pytest
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
-from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.messages.workers import BlockRange, TransportCounts
 
 STATUS = ConductorStatus(
     instance="c", epoch=3, updated_at=1.0, uptime_s=1.0, fingerprint="f", routes=(), missing_blocks=(),
@@ -19,6 +19,7 @@ STATUS = ConductorStatus(
     vision=(VisionStatus(worker="v", instance="j", state="ready", num_preparing=0, busy=0.5),),
     refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
+    transport={"a": TransportCounts(num_reconnects=3, num_dropped=4, num_malformed=5, num_incomplete=6)},
 )  # fmt: skip
 
 
@@ -45,6 +46,10 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         'broker_pipeline_conductor_stage_queue_seconds_total{worker="a"} 1.5',
         'broker_pipeline_conductor_stage_microbatches_total{worker="a"} 300.0',
         'broker_pipeline_conductor_stage_tokens_total{worker="a"} 9000.0',
+        'broker_pipeline_conductor_transport_reconnects_total{process="a"} 3.0',
+        'broker_pipeline_conductor_transport_dropped_messages_total{process="a"} 4.0',
+        'broker_pipeline_conductor_transport_malformed_messages_total{process="a"} 5.0',
+        'broker_pipeline_conductor_transport_incomplete_messages_total{process="a"} 6.0',
         'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
     ):
         assert line in text.splitlines()

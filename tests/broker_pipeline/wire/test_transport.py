@@ -32,6 +32,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.base import TensorSpec
 from broker_pipeline.messages.control import Hello
+from broker_pipeline.messages.workers import TransportCounts
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.nats.message import header_block
 from broker_pipeline.wire.nats.parts import PART_HEADER, PartHeader, whole_pieces
@@ -325,7 +326,7 @@ async def test_malformed_messages_are_told_counted_and_do_not_stop_the_reader(
         await transport.publish(f"{namespace}.a", Note(number=5))
         assert (await next_of(messages)).body.number == 5
         await transport.link.bulk.barrier()
-        assert messages.num_malformed == 4
+        assert transport.counts == TransportCounts(num_malformed=3, num_incomplete=1)
         assert sorted(type(error).__name__ for error in told) == [
             "MalformedEnvelopeError",
             "MalformedEnvelopeError",
@@ -418,7 +419,7 @@ async def test_a_slow_reader_is_told_what_it_missed(transport: Transport, namesp
             await next_of(messages)
         await transport.publish(f"{namespace}.a", Note(number=99), floats(30_000))
         assert (await next_of(messages)).body.number == 99
-        assert messages.num_dropped == 7
+        assert transport.counts == TransportCounts(num_dropped=7)
 
 
 async def test_a_slow_reader_may_take_drops_with_their_bodies(transport: Transport, namespace: str) -> None:
