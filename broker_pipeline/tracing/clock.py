@@ -40,6 +40,7 @@ class SystemClock:
     """The clocks of the machine that this runs on."""
 
     def __init__(self) -> None:
+        """Learn the machine's names."""
         self.host = socket.gethostname()
         try:
             self.name = _BOOT_ID.read_text().strip()

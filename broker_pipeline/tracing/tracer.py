@@ -41,6 +41,7 @@ class Tracer:
     """The spans of this process. Safe to use from every thread."""
 
     def __init__(self) -> None:
+        """Record nothing yet."""
         self.is_on = False
         self._recorded: deque[Recorded] = deque()
         self._threads: dict[int, str] = {}

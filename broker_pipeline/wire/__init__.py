@@ -1,1 +1,1 @@
-"""How bytes travel: the codec, and messages with tensors over NATS."""
+"""How messages travel: the codec, what is said and heard in types, and the links that carry it."""

@@ -13,6 +13,7 @@ class Mailbox(Generic[Item]):
     """First in, first out, for any number of readers. How much may lie in it is the business of who puts it there."""
 
     def __init__(self) -> None:
+        """Begin empty."""
         self._items: deque[Item] = deque()
         self._readers: deque[asyncio.Future[None]] = deque()
 

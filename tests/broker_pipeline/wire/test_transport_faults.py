@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import socket
+import termios
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
+from tests.kit.waiting import eventually
 
 MIB = 2**20
 
@@ -51,10 +55,13 @@ async def next_of(messages: object, timeout_s: float = 10.0) -> Received[Note]:
         return received
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the state of a connection has no event for tests
-            await asyncio.sleep(0.005)
+def unread_bytes(transport: Transport) -> int:
+    """What the kernel holds of large messages that nobody has read."""
+    link = transport.link.bulk.socket._link
+    assert link is not None
+    count = array.array("i", [0])
+    fcntl.ioctl(link.transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return count[0]
 
 
 @asynccontextmanager
@@ -75,13 +82,13 @@ async def test_a_killed_server_that_returns(own_nats: EmbeddedNats) -> None:
         pending = asyncio.create_task(sender.request("a", Note(number=2), reply_type=Note, timeout_s=2))
         assert (await next_of(messages)).body.number == 2
         own_nats.kill()
-        await until(lambda: not sender.is_connected and not receiver.is_connected)
+        await eventually(lambda: not sender.is_connected and not receiver.is_connected)
         with pytest.raises(TransportError, match="reconnecting"):
             await sender.publish("a", Note(number=3))
         with pytest.raises(TransportError, match="reconnecting"):
             await sender.publish("a", Note(number=3), floats(MIB))
         await own_nats.restart()
-        await until(lambda: sender.is_connected and receiver.is_connected)
+        await eventually(lambda: sender.is_connected and receiver.is_connected)
         await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
         await sender.publish("a", Note(number=4))
         await sender.publish("a", Note(number=5), floats(3 * MIB))
@@ -105,8 +112,8 @@ async def test_killed_while_a_large_message_is_under_way(own_nats: EmbeddedNats,
         )
         await asyncio.sleep(delay_s)
         own_nats.kill()
-        await until(lambda: not sender.is_connected and not receiver.is_connected)
-        await until(lambda: messages.room.used_bytes == 0, 3)
+        await eventually(lambda: not sender.is_connected and not receiver.is_connected)
+        await eventually(lambda: messages.room.used_bytes == 0, timeout_s=3)
         await own_nats.restart()
         await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
         with pytest.raises((TransportError, PartError)):
@@ -122,7 +129,7 @@ async def test_killed_while_a_large_answer_is_under_way(own_nats: EmbeddedNats) 
         request = asyncio.create_task(asker.request("a", Note(), reply_type=Note, timeout_s=20))
         received = await next_of(messages)
         answer = asyncio.create_task(received.respond(Note(), floats(200 * MIB)))
-        await until(lambda: any(len(each.assembler) for each in asker.link.bulk.receivers.values()))
+        await eventually(lambda: any(len(each.assembler) for each in asker.link.bulk.receivers.values()))
         own_nats.kill()
         started = time.monotonic()
         with pytest.raises(PartError, match="connection was lost"):
@@ -135,7 +142,7 @@ async def test_killed_while_a_large_answer_is_under_way(own_nats: EmbeddedNats) 
 async def test_subscribing_while_the_server_is_away(own_nats: EmbeddedNats) -> None:
     async with pair(own_nats) as (sender, receiver):
         own_nats.kill()
-        await until(lambda: not sender.is_connected and not receiver.is_connected)
+        await eventually(lambda: not sender.is_connected and not receiver.is_connected)
         subscription = receiver.subscribe("a", Note)
         entering = asyncio.create_task(subscription.__aenter__())
         await asyncio.sleep(0.1)
@@ -171,7 +178,7 @@ async def test_a_server_that_returns_with_another_limit(
         assert sender.link.small.max_payload == 8 * MIB
         monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", max_payload)
         own_nats.kill()
-        await until(lambda: not sender.is_connected and not receiver.is_connected)
+        await eventually(lambda: not sender.is_connected and not receiver.is_connected)
         await own_nats.restart()
         await asyncio.gather(sender.link.barrier(), receiver.link.barrier())
         assert sender.link.small.max_payload == max_payload
@@ -252,6 +259,9 @@ async def test_a_loop_that_was_blocked_catches_up(own_nats: EmbeddedNats) -> Non
         for number in numbers:
             await sender.publish("a", Note(number=number), floats(MIB))
             if number == 10:
-                time.sleep(0.5)  # noqa: ASYNC251 - the point of it
+                blocked_at = time.monotonic()
+                while unread_bytes(receiver) < MIB // 16:
+                    assert time.monotonic() < blocked_at + 5
+                    time.sleep(0.01)  # noqa: ASYNC251 - the point of it
         assert [(await next_of(messages)).body.number for _ in numbers] == list(numbers)
         assert receiver.counts.num_dropped == 0

@@ -19,6 +19,7 @@ from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
 from broker_pipeline.wire.nats.message import NatsMessage, header_block, read_headers
+from tests.kit.waiting import eventually
 
 LOOPS = [asyncio.SelectorEventLoop, uvloop.new_event_loop]
 
@@ -81,10 +82,9 @@ async def encrypted_server(directory: Path) -> AsyncIterator[str]:
     )
     server = await ChildProcess.spawn("tls", [str(find_nats_server()), "-c", str(config)], log_path=directory / "log")
     try:
-        async with asyncio.timeout(10):
-            while not (found := list(ports.glob("*.ports"))) or not found[0].stat().st_size:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        port = found[0].read_text().split('"nats"')[1].split("127.0.0.1:")[1].split('"')[0]
+        await eventually(lambda: any(each.stat().st_size for each in ports.glob("*.ports")), timeout_s=10)
+        [found] = ports.glob("*.ports")
+        port = found.read_text().split('"nats"')[1].split("127.0.0.1:")[1].split('"')[0]
         yield f"tls://localhost:{port}"
     finally:
         await server.stop(5.0)
@@ -131,9 +131,7 @@ async def test_a_receiver_with_a_bug_ends_the_connection_for_good(nats_url: str)
         await connection.listen(f"{connection.inbox}.x", Broken())
         await connection.barrier()
         await connection.publish(f"{connection.inbox}.x", b"")
-        async with asyncio.timeout(5):
-            while not told:  # noqa: ASYNC110 - the callback is all there is
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(told))
         assert "ZeroDivisionError" in str(told[0])
 
 
