@@ -8,6 +8,7 @@ Link ─┬─ on_message ──► decode ──► queue ──► async for
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
@@ -51,17 +52,17 @@ class Subscription(Generic[Body]):
         body_type: type[Body],
         answers: Answers,
         room: Room,
-        count: Callable[[PipelineError], None],
+        lost: Counter[type[PipelineError]],
         *,
         on_malformed: OnMalformed | None = None,
         on_dropped: OnDropped[Body] | None = None,
     ) -> None:
-        """See `Transport.subscribe`; at most what `room` holds waits to be read, and `count` hears of what is lost."""
+        """See `Transport.subscribe`; at most what `room` holds waits to be read, and `lost` counts what is not."""
         self.subject = subject
         self.room = room
         self._body_type = body_type
         self._answers = answers
-        self._count = count
+        self._lost = lost
         self._on_malformed = on_malformed
         self._on_dropped = on_dropped
         self._mailbox: Mailbox[Received[Body] | _Drops | TransportError | None] = Mailbox()
@@ -105,7 +106,7 @@ class Subscription(Generic[Body]):
 
     def on_malformed(self, error: ContractError, reply: str) -> None:
         """Count, tell and answer a message that breaks the contract."""
-        self._count(error)
+        self._lost[type(error)] += 1
         log.warning("message_malformed", subject=self.subject, code=error.code, reason=str(error), answered=bool(reply))
         if self._on_malformed:
             self._on_malformed(error, reply)
@@ -114,7 +115,7 @@ class Subscription(Generic[Body]):
     def on_dropped(self, error: SlowConsumerError, metadata: memoryview, num_bytes: int, reply: str) -> None:
         """Count, tell and answer a message for which there is no room."""
         error = SlowConsumerError(f"{self.subject}: {error}")
-        self._count(error)
+        self._lost[type(error)] += 1
         if self._on_dropped:
             self._on_dropped(error, self._body_of(metadata))
         else:

@@ -52,7 +52,7 @@ class Transport:
         """Speak over `link`."""
         self.link = link
         self._subscriptions: set[Subscription[Any]] = set()
-        self._counted: Counter[str] = Counter()
+        self._lost: Counter[type[PipelineError]] = Counter()
         self._failed = asyncio.Event()
         self._failure: TransportError | None = None
         link.on_lost(self._on_lost)
@@ -152,7 +152,7 @@ class Transport:
             raise self._failure
         room = Room(max_pending_bytes, self.link.max_message_bytes)
         subscription = Subscription(
-            subject, body_type, self, room, self._count, on_malformed=on_malformed, on_dropped=on_dropped
+            subject, body_type, self, room, self._lost, on_malformed=on_malformed, on_dropped=on_dropped
         )
         self._subscriptions.add(subscription)
         try:
@@ -173,7 +173,13 @@ class Transport:
     @property
     def counts(self) -> TransportCounts:
         """What the transport has got over so far."""
-        return TransportCounts(num_reconnects=self.link.num_reconnects, **self._counted)
+        num_dropped, num_incomplete = self._lost[SlowConsumerError], self._lost[PartError]
+        return TransportCounts(
+            num_reconnects=self.link.num_reconnects,
+            num_dropped=num_dropped,
+            num_malformed=self._lost.total() - num_dropped - num_incomplete,
+            num_incomplete=num_incomplete,
+        )
 
     def add_reconnect_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a connection that was lost is back: what was in flight may be gone."""
@@ -187,15 +193,6 @@ class Transport:
     def jetstream(self, *, for_bulk: bool = False, timeout_s: float = 5.0) -> JetStream:
         """Return JetStream on the small connection, or, for much at once, on the bulk one."""
         return self.link.jetstream(for_bulk=for_bulk, timeout_s=timeout_s)
-
-    def _count(self, error: PipelineError) -> None:
-        match error:
-            case SlowConsumerError():
-                self._counted["num_dropped"] += 1
-            case PartError():
-                self._counted["num_incomplete"] += 1
-            case _:
-                self._counted["num_malformed"] += 1
 
     def _on_lost(self, error: TransportError) -> None:
         log.error("transport_failed", reason=str(error))

@@ -23,7 +23,6 @@ from functools import lru_cache
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
@@ -102,8 +101,9 @@ class NatsConnection:
         except ConnectionResetError as error:
             raise self._not_sent(subject) from error
 
-    async def listen(self, subject: str, receiver: Receiver) -> Subscription:
-        """Ask for messages that go straight to `receiver`. They are sure to come only after the next `barrier`."""
+    @asynccontextmanager
+    async def listen(self, subject: str, receiver: Receiver) -> AsyncIterator[None]:
+        """Give `receiver` the messages of a subject; they are sure to come only after the next `barrier`."""
 
         async def on_early_message(msg: Msg) -> None:
             headers = header_block(msg.headers) if msg.headers else b""
@@ -113,14 +113,14 @@ class NatsConnection:
             subscription = await self.client.subscribe(subject, cb=on_early_message)
         except NATS_ERRORS as error:
             raise TransportError(f"{self.name} cannot subscribe to {subject}: {error}") from error
-        self.receivers[_sid(subscription)] = receiver
-        return subscription
-
-    async def unsubscribe(self, subscription: Subscription) -> None:
-        """Ask for no more messages; a connection that is gone asks for none anyway."""
-        self.receivers.pop(_sid(subscription), None)
-        with suppress(*NATS_ERRORS):
-            await subscription.unsubscribe()
+        sid = b"%d" % subscription._id  # noqa: SLF001 - what the server names a message's subscription by
+        self.receivers[sid] = receiver
+        try:
+            yield
+        finally:
+            del self.receivers[sid]
+            with suppress(*NATS_ERRORS):  # a connection that is gone asks for none anyway
+                await subscription.unsubscribe()
 
     async def barrier(self, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
         """Return when the server has processed everything that this connection sent before, subscriptions too.
@@ -224,7 +224,3 @@ async def open_connection(
 def _is_subject(text: str) -> bool:
     """Whether a text may be written into a line of the protocol."""
     return bool(_SUBJECT.fullmatch(text))
-
-
-def _sid(subscription: Subscription) -> bytes:
-    return b"%d" % subscription._id  # noqa: SLF001 - what the server names a message's subscription by

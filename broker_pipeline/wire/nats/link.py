@@ -60,7 +60,7 @@ class NatsLink(Link):
             ]
             root = link._reply_root = f"{link.small.inbox}.reply"
             for connection, subject in ((link.small, root), (link.bulk, bulk(root))):
-                await stack.enter_async_context(ReplyListener(connection, subject, link._inbox))
+                await stack.enter_async_context(connection.listen(f"{subject}.*", ReplyListener(link._inbox)))
             await link.barrier()
             sweeper = asyncio.create_task(link._sweep(), name=f"{name}-parts")
             sweeper.add_done_callback(link._on_sweeper_done)
@@ -124,8 +124,8 @@ class NatsLink(Link):
     async def listen(self, subject: str, receiver: Receiver) -> AsyncIterator[None]:
         """Listen on both connections; see `Link`."""
         async with (
-            NatsListener(self.small, subject, receiver),
-            NatsListener(self.bulk, bulk(subject), receiver),
+            self.small.listen(subject, NatsListener(receiver)),
+            self.bulk.listen(bulk(subject), NatsListener(receiver)),
         ):
             yield
 

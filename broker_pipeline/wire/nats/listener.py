@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from nats.aio.subscription import Subscription
-
 from broker_pipeline.errors import ContractError, ContractVersionError, SlowConsumerError
 from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.wire.link import Message, Receiver
 from broker_pipeline.wire.nats.assembler import Abandoned, Assembler
-from broker_pipeline.wire.nats.connection import NatsConnection
 from broker_pipeline.wire.nats.message import NatsMessage, read_headers
 from broker_pipeline.wire.nats.parts import PART_HEADER, open_whole, part_header, read_part_header
 
@@ -25,21 +22,10 @@ _VERSION_1_HEADER = "Bp-Metadata"
 class NatsListener:
     """Takes NATS messages of one subscription, joins parts, and takes their room."""
 
-    def __init__(self, connection: NatsConnection, subject: str, receiver: Receiver) -> None:
-        """Listen as soon as entered, and while it is."""
+    def __init__(self, receiver: Receiver) -> None:
+        """Tell `receiver` everything."""
         self.assembler = Assembler(receiver.room)
-        self._connection = connection
-        self._subject = subject
         self._receiver = receiver
-        self._subscription: Subscription
-
-    async def __aenter__(self) -> None:
-        """Subscribe; messages are sure to come after the connection's next `barrier`."""
-        self._subscription = await self._connection.listen(self._subject, self)
-
-    async def __aexit__(self, *_: object) -> None:
-        """Ask for no more messages."""
-        await self._connection.unsubscribe(self._subscription)
 
     def place(self, headers: bytes, num_bytes: int) -> memoryview | None:
         """Say where a part that is about to be read belongs."""

@@ -19,7 +19,6 @@ from broker_pipeline.errors import (
     error_from_failure,
 )
 from broker_pipeline.wire.link import Message
-from broker_pipeline.wire.nats.connection import NatsConnection
 from broker_pipeline.wire.nats.listener import NatsListener
 from broker_pipeline.wire.nats.message import NatsMessage, header_block, read_headers
 from broker_pipeline.wire.room import Room
@@ -86,9 +85,9 @@ class ReplyInbox:
 class ReplyListener(NatsListener):
     """Answers that come over one connection: each to a subject of its own below one subscription."""
 
-    def __init__(self, connection: NatsConnection, root: str, inbox: ReplyInbox) -> None:
-        """Give `inbox` what comes to subjects right below `root`."""
-        super().__init__(connection, f"{root}.*", inbox)
+    def __init__(self, inbox: ReplyInbox) -> None:
+        """Give `inbox` what comes to the subjects that it expects something on."""
+        super().__init__(inbox)
         self._inbox = inbox
 
     def on_message(self, message: NatsMessage) -> None:

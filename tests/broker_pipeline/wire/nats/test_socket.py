@@ -51,14 +51,14 @@ async def round_trips(connection: NatsConnection) -> None:
     """Messages of several sizes, to ourselves."""
     receiver = Collector()
     subject = f"{connection.inbox}.x"
-    await connection.listen(subject, receiver)
-    await connection.barrier()
-    for num_bytes in (0, 10, 20_000, 200_000, 900_000):
-        payload = os.urandom(num_bytes)
-        await connection.publish(subject, payload[:5], payload[5:], headers=header_block({"a": "b"}), reply="r")
-        message = await receiver.next()
-        assert (message.subject, message.reply, read_headers(message.headers)) == (subject, "r", {"a": "b"})
-        assert message.payload == payload
+    async with connection.listen(subject, receiver):
+        await connection.barrier()
+        for num_bytes in (0, 10, 20_000, 200_000, 900_000):
+            payload = os.urandom(num_bytes)
+            await connection.publish(subject, payload[:5], payload[5:], headers=header_block({"a": "b"}), reply="r")
+            message = await receiver.next()
+            assert (message.subject, message.reply, read_headers(message.headers)) == (subject, "r", {"a": "b"})
+            assert message.payload == payload
 
 
 @asynccontextmanager
@@ -127,8 +127,10 @@ async def test_a_receiver_with_a_bug_ends_the_connection_for_good(nats_url: str)
             raise ZeroDivisionError(message.subject)
 
     told: list[TransportError] = []
-    async with open_connection(nats_url, "test", on_failed=told.append) as connection:
-        await connection.listen(f"{connection.inbox}.x", Broken())
+    async with (
+        open_connection(nats_url, "test", on_failed=told.append) as connection,
+        connection.listen(f"{connection.inbox}.x", Broken()),
+    ):
         await connection.barrier()
         await connection.publish(f"{connection.inbox}.x", b"")
         await eventually(lambda: bool(told))
