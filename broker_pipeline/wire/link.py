@@ -66,4 +66,4 @@ class Link(Protocol):
         """Return when everything before (messages, subjects listened on) has taken effect on the way."""
 
     def on_lost(self, listener: Callable[[TransportError], None]) -> None:
-        """Call `listener` once when the link is gone for good, at once when it is gone already."""
+        """Call `listener` once, when the link is gone for good or where it is already."""

@@ -53,8 +53,7 @@ class Transport:
         self.link = link
         self._subscriptions: set[Subscription[Any]] = set()
         self._lost: Counter[type[PipelineError]] = Counter()
-        self._failed = asyncio.Event()
-        self._failure: TransportError | None = None
+        self._failure: asyncio.Future[TransportError] = asyncio.get_running_loop().create_future()
         link.on_lost(self._on_lost)
 
     @classmethod
@@ -148,8 +147,8 @@ class Transport:
         it, by `SlowConsumerError` from the iteration. A message that breaks the contract is logged, counted, told to
         `on_malformed(error, reply)`, and answered when it is a request; the iteration never sees it.
         """
-        if self._failure:
-            raise self._failure
+        if self._failure.done():
+            raise self._failure.result()
         room = Room(max_pending_bytes, self.link.max_message_bytes)
         subscription = Subscription(
             subject, body_type, self, room, self._lost, on_malformed=on_malformed, on_dropped=on_dropped
@@ -187,8 +186,7 @@ class Transport:
 
     async def wait_failed(self) -> None:
         """Wait for the end: never returns, raises `TransportError` when a connection is closed for good."""
-        await self._failed.wait()
-        raise self._failure or TransportError("the transport failed")
+        raise await asyncio.shield(self._failure)
 
     def jetstream(self, *, for_bulk: bool = False, timeout_s: float = 5.0) -> JetStream:
         """Return JetStream on the small connection, or, for much at once, on the bulk one."""
@@ -196,7 +194,6 @@ class Transport:
 
     def _on_lost(self, error: TransportError) -> None:
         log.error("transport_failed", reason=str(error))
-        self._failure = error
-        self._failed.set()
+        self._failure.set_result(error)
         for subscription in self._subscriptions:
             subscription.end(error)

@@ -42,11 +42,11 @@ class NatsLink(Link):
         """See `open`, which also connects."""
         self.max_message_bytes = max_message_bytes
         self._inbox = ReplyInbox(max_message_bytes)
-        self._lost_listeners: list[Callable[[TransportError], None]] = [self._inbox.fail]
-        self._failure: TransportError | None = None
+        self._failure: asyncio.Future[TransportError] = asyncio.get_running_loop().create_future()
         self._message_prefix = secrets.token_hex(8)
         self._message_numbers = itertools.count()
         self._cut_turn = asyncio.Lock()
+        self.on_lost(self._inbox.fail)
 
     @classmethod
     @asynccontextmanager
@@ -137,9 +137,7 @@ class NatsLink(Link):
 
     def on_lost(self, listener: Callable[[TransportError], None]) -> None:
         """Call `listener` once when a connection is closed for good; see `Link`."""
-        self._lost_listeners.append(listener)
-        if self._failure:
-            listener(self._failure)
+        self._failure.add_done_callback(lambda failure: listener(failure.result()))
 
     def on_reconnected(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever one of the connections is back: what was in flight may be gone."""
@@ -151,10 +149,8 @@ class NatsLink(Link):
         return JetStream((self.bulk if for_bulk else self.small).client, timeout_s=timeout_s)
 
     def _fail(self, error: TransportError) -> None:
-        if self._failure is None:
-            self._failure = error
-            for listener in self._lost_listeners:
-                listener(error)
+        if not self._failure.done():
+            self._failure.set_result(error)
 
     def _on_sweeper_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
