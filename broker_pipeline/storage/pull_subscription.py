@@ -49,7 +49,7 @@ class PullSubscription:
     _subscription: Subscription | None = None
 
     def __post_init__(self) -> None:
-        self._inbox = f"{self.jetstream.client.new_inbox()}"
+        self._inbox = self.jetstream.client.new_inbox()
 
     async def open(self) -> None:
         """Subscribe to the inbox; requests take the same connection, so that their answers come behind that."""
