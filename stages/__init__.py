@@ -1,4 +1,4 @@
 """The workers that hold the model: stages with a range of decoder blocks, and vision workers.
 
-The compute parts (`qwen3_vl`, `compute`, `kv_cache`, `attention`, `sampler`) are synchronous and know no broker.
+The compute parts (`qwen3_vl`, `kernels`, `device`, `compute`) are synchronous and know no broker.
 """

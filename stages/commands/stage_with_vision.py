@@ -15,10 +15,10 @@ import asyncio
 from broker_pipeline import subjects
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
-from stages.stage.row_intake import RowIntake
 from stages.stage.service import serve_stage
-from stages.vision.row_sender import LocalStage
+from stages.stage.visual_row_intake import RowIntake
 from stages.vision.service import ColocatedStage, serve_vision
+from stages.vision.visual_row_sender import LocalStage
 from stages.worker.roles import Roles
 from stages.worker.service import unless_stopped
 from stages.worker.settings import StageSettings, VisionSettings

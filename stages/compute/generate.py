@@ -15,12 +15,12 @@ from torch import Tensor
 from broker_pipeline.messages.activation import SampledToken, Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
-from stages.compute.kv.kv_capacity import KVRoom
+from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
-from stages.compute.row_buffer import RowBuffer, VisualRows
 from stages.compute.stage_compute import StageCompute
+from stages.compute.visual_row_buffer import RowBuffer, VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import EncodedRows

@@ -19,8 +19,8 @@ from broker_pipeline.messages.activation import SampledToken, Segment
 from broker_pipeline.tracing.activities import DEVICE
 from stages.compute.microbatch import StageOutput
 from stages.compute.sampling.sampler import Choice, PendingChoices
-from stages.device.device_times import Piece
 from stages.device.host_copy import HostCopy
+from stages.device.times import Piece
 
 
 class DeviceClock:

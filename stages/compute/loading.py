@@ -16,13 +16,13 @@ from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors, check_names
 from stages.compute.eager.batch_invariant import SingleRowAttention, batch_invariant_experts, batch_invariant_linear
 from stages.compute.eager.decoder import Decoder, EagerDecoder, StageWeights
-from stages.compute.kv.kv_cache import KVCache
-from stages.compute.kv.kv_capacity import KVRoom, kv_token_bytes
+from stages.compute.kv.cache import KVCache
+from stages.compute.kv.capacity import KVRoom, kv_token_bytes
 from stages.compute.microbatch import RowSource
 from stages.compute.options import ComputeOptions
-from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
-from stages.device.device import require_compiler
+from stages.compute.visual_row_buffer import RowBuffer
+from stages.device.hardware import require_compiler
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
 from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
@@ -88,7 +88,7 @@ def load_stage(
     kv_room = KVRoom(kv_capacity_tokens) if isinstance(kv_capacity_tokens, int) else kv_capacity_tokens
     decoder: Decoder
     if is_fused(options, dtype, device):
-        from stages.compute.fused.fused_loading import load_fused  # noqa: PLC0415 - needs Triton, which comes with CUDA
+        from stages.compute.fused.loading import load_fused  # noqa: PLC0415 - needs Triton, which comes with CUDA
 
         decoder, kv = load_fused(config, blocks, source, kv_room, options)
     else:

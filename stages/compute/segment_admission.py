@@ -14,7 +14,7 @@ from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, TensorMismatchError
 from broker_pipeline.messages.activation import Segment
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, key_of
 from stages.compute.visual_injection import RowNeeds, find_rows
 from stages.qwen3_vl.config import TextConfig

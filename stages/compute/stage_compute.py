@@ -20,14 +20,14 @@ from broker_pipeline.errors import ComputeError, StaleAttemptError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.eager.decoder import Computed, Decoder
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, StageOutput, key_of
 from stages.compute.sampling.sampler import PendingChoices, SessionSampler, launch_sampling
 from stages.compute.segment_admission import Admitter, check_tensors
 from stages.compute.visual_injection import RowNeeds, gather_injection
-from stages.device.device_times import take_pieces
 from stages.device.host_copy import HostCopy
+from stages.device.times import take_pieces
 from stages.qwen3_vl.config import ModelConfig
 
 

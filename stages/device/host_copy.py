@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT
-from stages.device.device_times import timed
+from stages.device.times import timed
 
 
 def pinned(host: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ cache. One span per segment says where both are:
                          └ key_start of a, num_keys 5: query i of a sees keys 0 … 2 + i
 
 Two kernels of the same meaning are given. `eager` rounds exactly as the reference implementation's eager attention, for
-parity in bits. `sdpa` is faster. On a GPU in bf16, `auto` is neither: see `fused_decoder`.
+parity in bits. `sdpa` is faster. On a GPU in bf16, `auto` is neither: see `stages.compute.fused.decoder`.
 """
 
 from __future__ import annotations

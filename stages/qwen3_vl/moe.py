@@ -2,7 +2,7 @@
 
 `ExpertCompute` is the seam: `eager_experts` below sums in ascending order of experts in the activation dtype, which is
 bit-identical to the reference implementation's eager mode. On a GPU,
-`stages.kernels.experts.experts.fused_experts` takes its place.
+`stages.kernels.experts.mlp.fused_experts` takes its place.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.launched import Launched
 from stages.compute.microbatch import Microbatch, StageOutput
-from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
-from stages.device.device import is_alive
+from stages.compute.visual_row_buffer import RowBuffer
+from stages.device.hardware import is_alive
 from stages.stage.closed_attempts import ClosedAttempts
 from stages.stage.envelope_checks import HIDDEN, HISTORY, POSITIONS, StageFacts, StageTensors
 from stages.stage.occupancy import Occupancy

@@ -13,7 +13,7 @@ from broker_pipeline.tracing.activities import AWAIT, COLLECT, LAUNCH, QUEUE, ST
 from broker_pipeline.tracing.events import Fact
 from broker_pipeline.tracing.tracer import tracer
 from stages.compute.launched import Launched
-from stages.device.device_times import DeviceAxis
+from stages.device.times import DeviceAxis
 
 
 class StageProfile:

@@ -20,24 +20,18 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
-from stages.compute.kv.kv_capacity import KVRoom
+from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
-from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
-from stages.device.device import (
-    choose_device,
-    choose_dtype,
-    device_identity,
-    device_slots,
-    dtype_name,
-    use_own_stream,
-)
+from stages.compute.visual_row_buffer import RowBuffer
+from stages.device.choice import choose_device, choose_dtype, dtype_name
+from stages.device.hardware import device_identity, device_slots, use_own_stream
 from stages.lazy_tensors import LazyTensors
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.row_intake import RowIntake
+from stages.stage.visual_row_intake import RowIntake
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence

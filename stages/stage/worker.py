@@ -30,7 +30,7 @@ from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.engine import Begun, Forward, Reply, StageEngine, StageWork, refusal
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
-from stages.stage.row_intake import RowIntake
+from stages.stage.visual_row_intake import RowIntake
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop

@@ -31,17 +31,17 @@ from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
-from stages.device.device import choose_device, choose_dtype, dtype_name
+from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.device_bytes import vision_device_bytes
-from stages.vision.row_sender import LocalStage, RowSender
 from stages.vision.session_preparer import SessionPreparer
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import PixelRules, VisualEncoder
+from stages.vision.visual_row_sender import LocalStage, RowSender
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence, new_record

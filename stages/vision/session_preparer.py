@@ -23,8 +23,8 @@ from broker_pipeline.tracing.activities import LAY_OUT
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder
 from stages.qwen3_vl.positions import PositionPlan, plan_positions
-from stages.vision.row_sender import RowSender
 from stages.vision.visual_encoder import Look, VisualEncoder
+from stages.vision.visual_row_sender import RowSender
 from stages.worker.together import together
 
 T = TypeVar("T")

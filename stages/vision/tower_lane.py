@@ -23,7 +23,7 @@ from torch import Tensor
 from broker_pipeline.errors import ComputeError, PipelineError
 from broker_pipeline.tracing.activities import TOWER
 from broker_pipeline.tracing.tracer import tracer
-from stages.device.device import is_alive
+from stages.device.hardware import is_alive
 from stages.prompt.preprocess import Patches, join_patches
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
 

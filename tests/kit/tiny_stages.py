@@ -13,8 +13,8 @@ from torch import Tensor
 from broker_pipeline import subjects
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.loading import load_stage, stage_tensor_names
-from stages.compute.row_buffer import RowBuffer
 from stages.compute.stage_compute import StageCompute
+from stages.compute.visual_row_buffer import RowBuffer
 from stages.qwen3_vl.config import ModelConfig
 from stages.stage.envelope_checks import StageFacts
 from tests.kit.tiny_models import tiny_checkpoint

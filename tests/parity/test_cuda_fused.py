@@ -7,7 +7,7 @@ import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel, build_stages
-from stages.compute.kv.kv_capacity import KVRoom
+from stages.compute.kv.capacity import KVRoom
 from stages.compute.options import ComputeOptions
 from tests.kit.transformers_oracle import (
     BF16,

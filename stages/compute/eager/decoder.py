@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.messages.activation import Segment
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.compute.microbatch import Microbatch, key_of
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.visual_injection import VisualInjection

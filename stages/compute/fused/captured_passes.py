@@ -4,7 +4,7 @@
                  │ visual rows in        │                         attention of at most C chunks and R rows
 
 A pass of several hundred tokens computes for less time than its kernels take to be launched one by one. Larger ones
-do not, and are launched (see `fused_decoder`).
+do not, and are launched (see `decoder`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.compute.fused.fused_attention import FusedAttention
-from stages.compute.fused.fused_blocks import RowAddition
-from stages.compute.fused.fused_model import FusedModel
+from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.blocks import RowAddition
 from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
+from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection

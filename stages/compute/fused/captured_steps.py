@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from stages.compute.fused.fused_attention import FusedAttention
-from stages.compute.fused.fused_model import FusedModel
+from stages.compute.fused.attention import FusedAttention
 from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
+from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.compute.microbatch import Microbatch
 from stages.device.host_copy import Staging, pinned
+from stages.kernels.decode_attention import num_parts
 from stages.kernels.logit_scan import scan
-from stages.kernels.row_attention import num_parts
 
 _SMALL = (1, 2, 4)
 _STRIDES = ((64, 8), (256, 16), (1024, 32))

@@ -12,7 +12,7 @@ def logprob_report(logits: Tensor, chosen: Tensor, num_top: int) -> Tensor:
     """fp64 `[n, 1 + 2w]` for `[n, V]` logits and `[n]` chosen tokens; w is `num_top`, at least 1 and at most V.
 
     A row holds the log-probability of the chosen token, those of the w most likely in order, and their ids. The sum
-    of the distribution is added up in whole numbers, for the reason given in `sampling_candidates`.
+    of the distribution is added up in whole numbers, for the reason given in `candidates`.
     """
     vocab = logits.shape[1]
     best = rank_best(logits, max(num_top, 1))

@@ -19,7 +19,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best
 from stages.compute.sampling.penalties import TokenHistory
 from stages.compute.sampling.transfer import Numbers
-from stages.compute.sampling.whole_rows import Cuts, draw_whole
+from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
 
 MAX_RANKED_TOP_K = 256
 """Rows with a larger `top_k`, or none, are drawn from all tokens."""

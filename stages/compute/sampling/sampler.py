@@ -13,7 +13,7 @@ So a session that goes on elsewhere draws what it would have drawn here, whateve
 splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), applied to the seed and then to
 the position.
 
-Nothing waits for the device between `launch_sampling` and `PendingChoices.collect`; see `sampling_launch` for the work.
+Nothing waits for the device between `launch_sampling` and `PendingChoices.collect`; see `launch` for the work.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel, build_stages
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
-from stages.compute.row_buffer import VisualRows
 from stages.compute.stage_compute import StageCompute
+from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
 from tests.kit.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of

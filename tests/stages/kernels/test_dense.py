@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stages.kernels.activation import silu_mul, silu_mul_reference
 from stages.kernels.cache_entry import enter_cache
+from stages.kernels.decode_attention import attend_rows, num_parts
 from stages.kernels.logit_scan import scan
 from stages.kernels.norms import add_rms_norm, rms_norm
-from stages.kernels.row_attention import attend_rows, num_parts
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
 from stages.qwen3_vl.text import BlockWeights, MlpWeights, project_qkv

@@ -19,7 +19,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import Request, WholeModel
-from stages.compute.row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_row_buffer import RowBuffer, VisualRows
 from stages.stage.engine import Forward, Reply, StageEngine, StageWork
 from stages.stage.envelope_checks import check_envelope, read_tensors
 from stages.worker.epoch_fence import EpochFence

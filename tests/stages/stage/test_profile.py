@@ -17,8 +17,8 @@ from broker_pipeline.tracing.activities import COPY_IN, COPY_OUT, DEVICE
 from broker_pipeline.tracing.tracer import tracer
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import StageOutput
-from stages.device.device_times import Piece
 from stages.device.host_copy import HostCopy
+from stages.device.times import Piece
 from stages.stage.profile import StageProfile
 
 MS = 1_000_000

@@ -30,11 +30,11 @@ from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import Request, WholeModel
-from stages.compute.row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import RowBuffer
 from stages.qwen3_vl.positions import VisualGroup, plan_positions
 from stages.qwen3_vl.vision import EncodedRows
 from stages.stage.engine import StageEngine
-from stages.stage.row_intake import RowIntake, level_name
+from stages.stage.visual_row_intake import RowIntake, level_name
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence

@@ -35,7 +35,7 @@ from stages.compute.loading import (
 )
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.device.device import choose_device
+from stages.device.choice import choose_device
 from stages.lazy_tensors import LazyTensors
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.images import DEFAULT_RULE

@@ -23,7 +23,7 @@ from broker_pipeline.artifact_manifest import CONFIG_NAME
 from broker_pipeline.errors import ArtifactError
 from stages.artifact import Artifact
 from stages.compute.loading import compute_dtype
-from stages.device.device import choose_device
+from stages.device.choice import choose_device
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.patches import pixel_values

@@ -28,7 +28,7 @@ from stages.compute.loading import compute_dtype, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.device.device import choose_device
+from stages.device.choice import choose_device
 from stages.qwen3_vl.config import ModelConfig
 from stages.random_weights import DrawnTensors
 from trials.bench.shapes import shape_config

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 
 
 def cache(capacity: int = 16, layers: int = 2) -> KVCache:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from broker_pipeline.tracing.activities import COPY_IN
-from stages.device.device_times import DeviceAxis, take_pieces, timed
+from stages.device.times import DeviceAxis, take_pieces, timed
 
 
 class Tick:

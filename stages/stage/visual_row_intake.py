@@ -12,8 +12,8 @@ from broker_pipeline.errors import PipelineError, TensorMismatchError, Transport
 from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Received
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.compute.row_buffer import RowBuffer, VisualRows
 from stages.compute.visual_injection import RowNeeds
+from stages.compute.visual_row_buffer import RowBuffer, VisualRows
 from stages.stage.envelope_checks import StageFacts, check_origin
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import from_wire

@@ -19,12 +19,12 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.wire.transport import Transport
-from stages.compute.row_buffer import RowBuffer
 from stages.compute.visual_injection import RowNeeds
+from stages.compute.visual_row_buffer import RowBuffer
 from stages.qwen3_vl.vision import EncodedRows
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.row_intake import RowIntake
-from stages.vision.row_sender import LocalStage, RowSender
+from stages.stage.visual_row_intake import RowIntake
+from stages.vision.visual_row_sender import LocalStage, RowSender
 from stages.worker.epoch_fence import EpochFence
 
 HIDDEN = 8

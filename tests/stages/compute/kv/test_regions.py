@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from broker_pipeline.errors import KVCapacityError, SessionUnknownError
-from stages.compute.kv.kv_regions import Move, Region, RegionTable
+from stages.compute.kv.regions import Move, Region, RegionTable
 
 CAPACITY = 40
 

@@ -17,18 +17,18 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
-from stages.compute.fused.fused_blocks import PackedBlock
-from stages.compute.fused.fused_decoder import FusedDecoder
-from stages.compute.fused.fused_model import FusedModel, FusedWeights
+from stages.compute.fused.blocks import PackedBlock
+from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.linear_backends import BatchInvariantLinear, FastLinear
-from stages.compute.kv.kv_cache import KVCache
-from stages.compute.kv.kv_capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
+from stages.compute.fused.model import FusedModel, FusedWeights
+from stages.compute.kv.cache import KVCache
+from stages.compute.kv.capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
-from stages.device.device import require_compiler
-from stages.kernels.experts.expert_tiling import MAX_PAIR_ROWS
-from stages.kernels.experts.experts import expert_parts, fused_experts
+from stages.device.hardware import require_compiler
+from stages.kernels.experts.mlp import expert_parts, fused_experts
 from stages.kernels.experts.routing import choose_experts
+from stages.kernels.experts.tiling import MAX_PAIR_ROWS
 from stages.kernels.matmul import invariant_linear
 from stages.qwen3_vl.config import ModelConfig, TextConfig
 from stages.qwen3_vl.text import ExpertWeights

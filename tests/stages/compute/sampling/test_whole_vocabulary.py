@@ -12,7 +12,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.candidates import DrawSettings, draw, rank_all
 from stages.compute.sampling.plan import MAX_SORTED_VOCAB
 from stages.compute.sampling.sampler import Choice, SessionSampler, sample
-from stages.compute.sampling.whole_rows import Cuts, Slots, draw_whole
+from stages.compute.sampling.whole_vocabulary import Cuts, Slots, draw_whole
 from tests.kit import sampling_oracle as oracle
 
 ALL_CUTS = Cuts(top_k=True, top_p=True, min_p=True)

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from stages.compute.eager.decoder import Computed, attention_spans
+from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.blocks import RowAddition, Unsummed
 from stages.compute.fused.captured_passes import CapturedPasses
 from stages.compute.fused.captured_steps import CapturedSteps
-from stages.compute.fused.fused_attention import FusedAttention
-from stages.compute.fused.fused_blocks import RowAddition, Unsummed
-from stages.compute.fused.fused_model import FusedModel
 from stages.compute.fused.graph_set import StepOutput
+from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, step_block
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.logit_scan import LogitScan
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import to_device
+from stages.kernels.decode_attention import FIXED_PARTS, num_parts
 from stages.kernels.logit_scan import scan
-from stages.kernels.row_attention import FIXED_PARTS, num_parts
 
 
 class FusedDecoder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from broker_pipeline.errors import ConfigurationError
-from stages.device.device import free_bytes
+from stages.device.hardware import free_bytes
 from stages.qwen3_vl.config import TextConfig
 
 _GPU_SHARE = 0.80  # the rest is for activations, and for the allocator's own losses

@@ -16,7 +16,7 @@ from broker_pipeline.tracing.activities import DELIVER
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
 from stages.qwen3_vl.vision import EncodedRows
-from stages.stage.row_intake import EMBEDS, RowIntake, level_name
+from stages.stage.visual_row_intake import EMBEDS, RowIntake, level_name
 from stages.worker.tensors import to_wire
 from stages.worker.together import together
 

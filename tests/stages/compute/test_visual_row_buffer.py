@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from broker_pipeline.errors import StaleAttemptError, TensorMismatchError, VisualRowsMissingError, WorkerBusyError
-from stages.compute.row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_row_buffer import RowBuffer, VisualRows
 
 
 class Clock:

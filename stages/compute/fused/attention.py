@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.fused.step_inputs import DeviceInputs
-from stages.kernels.row_attention import attend_rows
+from stages.kernels.decode_attention import attend_rows
 
 
 @dataclass(frozen=True, slots=True)

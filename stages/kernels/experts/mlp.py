@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.kernels.experts.expert_blocks import sorted_down, sorted_gate_up
-from stages.kernels.experts.expert_pairs import pair_down, pair_gate_up
-from stages.kernels.experts.expert_sort import sort_by_expert
-from stages.kernels.experts.expert_tiling import MAX_PAIR_ROWS, PAIR_DOWN, PAIR_GATE_UP, tilings_for
+from stages.kernels.experts.blocks import sorted_down, sorted_gate_up
+from stages.kernels.experts.pairs import pair_down, pair_gate_up
 from stages.kernels.experts.routing import choose_experts
+from stages.kernels.experts.sort import sort_by_expert
+from stages.kernels.experts.tiling import MAX_PAIR_ROWS, PAIR_DOWN, PAIR_GATE_UP, tilings_for
 from stages.kernels.matmul import invariant_linear
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.compute.fused.fused_attention import FusedAttention
-from stages.compute.fused.fused_blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
+from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.kernels.rotation import rotation
 from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.kernels.experts import experts as kernels
-from stages.kernels.experts.expert_sort import sort_by_expert, sort_by_expert_reference
-from stages.kernels.experts.expert_tiling import MAX_PAIR_ROWS
+from stages.kernels.experts import mlp as kernels
 from stages.kernels.experts.routing import choose_experts, choose_experts_reference
+from stages.kernels.experts.sort import sort_by_expert, sort_by_expert_reference
+from stages.kernels.experts.tiling import MAX_PAIR_ROWS
 from stages.kernels.tiling import RowTiling, Tiling
 from stages.qwen3_vl.moe import eager_experts, route
 

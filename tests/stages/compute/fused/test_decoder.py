@@ -11,10 +11,10 @@ from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
-from stages.compute.fused.fused_blocks import PackedBlock
-from stages.compute.fused.fused_decoder import FusedDecoder
-from stages.compute.fused.fused_model import FusedModel, FusedWeights
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.fused.blocks import PackedBlock
+from stages.compute.fused.decoder import FusedDecoder
+from stages.compute.fused.model import FusedModel, FusedWeights
+from stages.compute.kv.cache import KVCache
 from stages.compute.loading import stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection

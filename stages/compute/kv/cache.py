@@ -1,7 +1,7 @@
 """Keys and values of the sessions on one stage, in flat tensors.
 
 Per layer one `[capacity, kv_heads, head_dim]` tensor of keys and one of values; each session owns one contiguous region
-of rows (see `kv_regions`), filled from its start:
+of rows (see `regions`), filled from its start:
 
     region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
                               └ length 4 ┘ └ reserved ┘
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
-from stages.compute.kv.kv_regions import Move, Region, RegionTable
+from stages.compute.kv.regions import Move, Region, RegionTable
 
 
 class KVCache:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.fused.linear_backends import LinearBackend
-from stages.compute.kv.kv_cache import KVCache
+from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.qwen3_vl.config import TextConfig
