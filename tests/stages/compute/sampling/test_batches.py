@@ -16,6 +16,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.logit_scan import scan_logits
 from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling, sample
 from tests.kit import sampling_oracle as oracle
+from tests.kit.device_waits import no_device_waits
 
 NUM_PROMPT = 5
 
@@ -259,16 +260,23 @@ def test_a_gpu_chooses_what_the_cpu_chooses_and_never_waits(dtype):
     sampled(logits.cuda(), rows)  # loads kernels
     samplers, positions, on_gpu = [row.sampler() for row in rows], [row.position for row in rows], logits.cuda()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_device_waits():
         pending = launch_sampling(on_gpu, samplers, positions, scan_logits(on_gpu))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     found = pending.collect()
     assert [choice.token_id for choice in found] == [choice.token_id for choice in expected]
     assert [choice.logprob for choice in found] == pytest.approx([choice.logprob for choice in expected], abs=2e-6)
     assert [choice.top for choice in found if choice.logprob is None] == [()] * sum(c.logprob is None for c in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_wait_is_found_and_leaves_no_trace():
+    number = torch.ones(1, device="cuda")
+    with pytest.raises(RuntimeError, match="synchronizing"), no_device_waits():
+        number.item()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert number.item() == 1
 
 
 @pytest.mark.gpu
