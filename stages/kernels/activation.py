@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -37,9 +36,3 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         grid = (num_rows, triton.cdiv(width, _BLOCK))
         _silu_mul_kernel[grid](gate_up, out, WIDTH=width, BLOCK=_BLOCK, num_warps=4)
     return out
-
-
-def silu_mul_reference(gate_up: Tensor) -> Tensor:
-    """The same in plain torch."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up

@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 
 @triton.jit
@@ -29,7 +28,7 @@ def _add_layer_norm_kernel(
 
 
 def add_layer_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum of `x` and `delta`, `[n, H]` both and contiguous, and its norm; see `add_layer_norm_reference`."""
+    """The sum of `x` and `delta`, `[n, H]` both and contiguous, and its layer norm."""
     num_rows, width = x.shape
     assert x.is_contiguous(), "rows are found by their number"
     assert delta.is_contiguous(), "rows are found by their number"
@@ -40,11 +39,3 @@ def add_layer_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: 
             x, delta, weight, bias, total, out, eps, WIDTH=width, BLOCK=block, num_warps=max(1, min(8, block // 512))
         )
     return total, out
-
-
-def add_layer_norm_reference(
-    x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """What `add_layer_norm` does, in plain torch."""
-    total = x + delta
-    return total, F.layer_norm(total, weight.shape, weight, bias, eps)

@@ -1,8 +1,7 @@
 """Mixture of experts: the router, and the experts behind a seam.
 
 `ExpertCompute` is the seam: `eager_experts` below sums in ascending order of experts in the activation dtype, which is
-bit-identical to the reference implementation's eager mode. On a GPU,
-`stages.kernels.experts.mlp.fused_experts` takes its place.
+bit-identical to the reference implementation's eager mode. On a GPU `stages.kernels.experts.mlp` takes its place.
 """
 
 from __future__ import annotations

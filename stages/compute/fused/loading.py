@@ -17,19 +17,17 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
-from stages.compute.fused.blocks import PackedBlock
+from stages.compute.fused.blocks import ExpertBlock, PackedBlock
 from stages.compute.fused.decoder import FusedDecoder
-from stages.compute.fused.linear_backends import BatchInvariantLinear, FastLinear
+from stages.compute.fused.linear_backends import BatchInvariantLinear, FastLinear, LinearBackend
 from stages.compute.fused.model import FusedModel, FusedWeights
 from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.device.hardware import require_compiler
-from stages.kernels.experts.mlp import expert_parts, fused_experts
+from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.experts.routing import choose_experts
-from stages.kernels.experts.tiling import MAX_PAIR_ROWS
-from stages.kernels.matmul import invariant_linear
 from stages.qwen3_vl.config import ModelConfig, TextConfig
 from stages.qwen3_vl.text import ExpertWeights
 
@@ -82,14 +80,15 @@ def _build(
     only_largest: bool = False,
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
+    linears = BatchInvariantLinear() if options.is_deterministic else FastLinear()
     kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
     model = FusedModel(
         text,
         blocks.start,
         weights,
         kv,
-        linears=BatchInvariantLinear() if options.is_deterministic else FastLinear(),
-        experts=_invariant_experts if options.is_deterministic else _experts,
+        linears=linears,
+        experts=_expert_block(linears, deterministic=options.is_deterministic),
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
     decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
@@ -149,13 +148,9 @@ def _measured_tokens(
     return min(num_tokens, MOST_GPU_TOKENS)
 
 
-def _experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
-    chosen, weights = choose_experts(FastLinear().linear(normed, mlp.router), num_chosen)
-    if normed.shape[0] <= MAX_PAIR_ROWS:
-        return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down)
-    return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down)
+def _expert_block(linears: LinearBackend, *, deterministic: bool) -> ExpertBlock:
+    def experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
+        chosen, weights = choose_experts(linears.linear(normed, mlp.router), num_chosen)
+        return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic)
 
-
-def _invariant_experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
-    chosen, weights = choose_experts(invariant_linear(normed, mlp.router), num_chosen)
-    return expert_parts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=True)
+    return experts

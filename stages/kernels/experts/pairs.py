@@ -56,13 +56,11 @@ def _pair_down_kernel(
     chosen_ptr,
     down_ptr,
     weights_ptr,
-    residual_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
     CHOSEN_POW2: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -96,8 +94,6 @@ def _pair_down_kernel(
     for choice in tl.static_range(NUM_CHOSEN):
         one = tl.sum(tl.where(choices[:, None] == choice, weighted, 0.0), axis=0)
         summed = (summed + one).to(dtype).to(tl.float32)
-    if HAS_RESIDUAL:
-        summed += tl.load(residual_ptr + row * HIDDEN + columns, mask=column_mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * HIDDEN + columns, summed.to(dtype), mask=column_mask)
 
 
@@ -123,10 +119,8 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) 
     return out
 
 
-def pair_down(
-    activated: Tensor, chosen: Tensor, weights: Tensor, down: Tensor, residual: Tensor | None, tiling: RowTiling
-) -> Tensor:
-    """The weighted sum over choices `[n, H]` of `activated` `[n * k, I]`, plus the residual."""
+def pair_down(activated: Tensor, chosen: Tensor, weights: Tensor, down: Tensor, tiling: RowTiling) -> Tensor:
+    """Return the weighted sum over choices `[n, H]` of `activated` `[n * k, I]`."""
     num_rows, num_chosen = chosen.shape
     out = activated.new_empty(num_rows, down.shape[1])
     if num_rows:
@@ -135,13 +129,11 @@ def pair_down(
             chosen,
             down,
             weights,
-            out if residual is None else residual,
             out,
             HIDDEN=down.shape[1],
             INNER=down.shape[2],
             NUM_CHOSEN=num_chosen,
             CHOSEN_POW2=triton.next_power_of_2(num_chosen),
-            HAS_RESIDUAL=residual is not None,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
             STAGES=tiling.num_stages,

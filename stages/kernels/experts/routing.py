@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -69,12 +68,3 @@ def choose_experts(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
             num_warps=rows,
         )
     return chosen, weights
-
-
-def choose_experts_reference(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
-    shares = F.softmax(logits, dim=-1, dtype=torch.float32)
-    chosen = shares.sort(dim=-1, descending=True, stable=True).indices[:, :num_chosen].sort(dim=-1).values
-    weights = shares.gather(1, chosen)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    return chosen.to(torch.int32), weights.to(logits.dtype)

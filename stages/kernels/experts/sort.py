@@ -45,11 +45,3 @@ def sort_by_expert(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     block = min(_MAX_BLOCK, max(128, triton.next_power_of_2(num_pairs)))
     _sort_kernel[(num_experts,)](chosen, order, starts, num_pairs, BLOCK=block, num_warps=4 if block <= 1024 else 8)
     return order, starts
-
-
-def sort_by_expert_reference(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
-    flat = chosen.flatten().long()
-    counts = torch.bincount(flat, minlength=num_experts)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return flat.argsort(stable=True).to(torch.int32), starts.to(torch.int32)

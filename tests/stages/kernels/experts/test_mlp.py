@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.kernels.experts import mlp as kernels
-from stages.kernels.experts.routing import choose_experts, choose_experts_reference
-from stages.kernels.experts.sort import sort_by_expert, sort_by_expert_reference
+from stages.kernels.experts.blocks import sorted_down, sorted_gate_up
+from stages.kernels.experts.mlp import fused_experts
+from stages.kernels.experts.pairs import pair_down, pair_gate_up
+from stages.kernels.experts.routing import choose_experts
+from stages.kernels.experts.sort import sort_by_expert
 from stages.kernels.experts.tiling import MAX_PAIR_ROWS
+from stages.kernels.matmul import invariant_linear
 from stages.kernels.tiling import RowTiling, Tiling
 from stages.qwen3_vl.moe import eager_experts, route
 
@@ -31,10 +34,33 @@ def _block(n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Te
     return x, router, gate_up, down
 
 
-def _routed(x: Tensor, router: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
-    """Routing as the kernel breaks ties, which halves have often."""
-    chosen, weights = choose_experts_reference(F.linear(x, router), num_chosen)
-    return chosen.long(), weights
+def _choose(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+    """Routing in plain torch, with ties broken as the kernel breaks them; halves have them often."""
+    shares = F.softmax(logits, dim=-1, dtype=torch.float32)
+    chosen = shares.sort(dim=-1, descending=True, stable=True).indices[:, :num_chosen].sort(dim=-1).values
+    weights = shares.gather(1, chosen)
+    return chosen, (weights / weights.sum(dim=-1, keepdim=True)).to(logits.dtype)
+
+
+def _summed(parts: Tensor) -> Tensor:
+    """The sum over choices, in their order, where it is still to be made."""
+    if parts.dim() == 2:
+        return parts
+    total = parts[:, 0]
+    for index in range(1, parts.shape[1]):
+        total = total + parts[:, index]
+    return total
+
+
+def _routed(x: Tensor, router: Tensor, num_chosen: int, *, deterministic: bool) -> tuple[Tensor, Tensor]:
+    return choose_experts(invariant_linear(x, router) if deterministic else F.linear(x, router), num_chosen)
+
+
+def _sparse_block(
+    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, num_chosen: int, *, deterministic: bool = False
+) -> Tensor:
+    chosen, weights = _routed(x, router, num_chosen, deterministic=deterministic)
+    return _summed(fused_experts(x, chosen, weights, gate_up, down, deterministic=deterministic))
 
 
 def _tolerance(dtype: torch.dtype) -> dict[str, float]:
@@ -48,18 +74,18 @@ def test_chooses_what_the_router_means(
 ) -> None:
     logits = _random(7, num_experts, device=device, dtype=dtype)
     chosen, weights = choose_experts(logits, num_chosen)
-    want_chosen, want_weights = choose_experts_reference(logits, num_chosen)
-    assert torch.equal(chosen, want_chosen)
+    want_chosen, want_weights = _choose(logits, num_chosen)
+    assert torch.equal(chosen.long(), want_chosen)
     tolerance = 1e-6 if dtype == torch.float32 else 8e-3  # one step of bf16
     torch.testing.assert_close(weights, want_weights, atol=tolerance, rtol=tolerance)
 
 
-def test_reference_is_the_models_route(device: torch.device) -> None:
+def test_ties_apart_that_is_the_models_route(device: torch.device) -> None:
     x, router = _random(9, 32, device=device), _random(12, 32, device=device)
     chosen, weights = route(x, router, 4)
     ascending = chosen.argsort(dim=-1)
-    have_chosen, have_weights = choose_experts_reference(F.linear(x, router), 4)
-    assert torch.equal(have_chosen.long(), chosen.gather(1, ascending))
+    have_chosen, have_weights = _choose(F.linear(x, router), 4)
+    assert torch.equal(have_chosen, chosen.gather(1, ascending))
     torch.testing.assert_close(have_weights, weights.gather(1, ascending))
 
 
@@ -96,9 +122,9 @@ def test_sorts_pairs_by_expert(
     generator = torch.Generator().manual_seed(n)
     chosen = torch.randint(0, num_experts, (n, num_chosen), generator=generator, dtype=id_dtype).to(device)
     order, starts = sort_by_expert(chosen, num_experts)
-    want_order, want_starts = sort_by_expert_reference(chosen, num_experts)
-    assert torch.equal(order, want_order)
-    assert torch.equal(starts, want_starts)
+    flat = chosen.flatten().long()
+    assert torch.equal(order.long(), flat.argsort(stable=True))
+    assert starts.tolist() == [0, *torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()]
 
 
 def test_sorts_where_some_experts_are_never_chosen(device: torch.device) -> None:
@@ -111,27 +137,16 @@ def test_sorts_where_some_experts_are_never_chosen(device: torch.device) -> None
 @pytest.mark.parametrize("n", [1, MAX_PAIR_ROWS, MAX_PAIR_ROWS + 1, 40])
 def test_block_is_the_eager_block(device: torch.device, dtype: torch.dtype, n: int) -> None:
     x, router, gate_up, down = _block(n, device, dtype)
-    residual = _random(n, HIDDEN, device=device, dtype=dtype)
-    have = kernels.moe_block(x, router, gate_up, down, 3, residual)
-    want = residual + eager_experts(x, *_routed(x, router, 3), gate_up, down)
-    torch.testing.assert_close(have, want, **_tolerance(dtype))
+    want = eager_experts(x, *_choose(F.linear(x, router), 3), gate_up, down)
+    torch.testing.assert_close(_sparse_block(x, router, gate_up, down, 3), want, **_tolerance(dtype))
 
 
 @pytest.mark.parametrize("n", [2, 9])
 def test_takes_the_place_of_eager_experts(device: torch.device, n: int) -> None:
     x, router, gate_up, down = _block(n, device, torch.float32)
     chosen, weights = route(x, router, 2)
-    have = kernels.fused_experts(x, chosen, weights, gate_up, down)
+    have = _summed(fused_experts(x, chosen, weights, gate_up, down))
     torch.testing.assert_close(have, eager_experts(x, chosen, weights, gate_up, down), **_tolerance(torch.float32))
-
-
-def test_parts_sum_to_the_whole(device: torch.device) -> None:
-    x, router, gate_up, down = _block(11, device, torch.float32)
-    chosen, weights = route(x, router, 2)
-    parts = kernels.expert_parts(x, chosen, weights, gate_up, down)
-    want = eager_experts(x, chosen, weights, gate_up, down)
-    torch.testing.assert_close(parts.sum(dim=1), want, **_tolerance(torch.float32))
-    torch.testing.assert_close(kernels.combine(parts, None), want, **_tolerance(torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -143,54 +158,52 @@ def test_tilings_agree(device: torch.device, dtype: torch.dtype, tiling: Tiling)
     chosen = torch.tensor([[1, 4]] * n, device=device)
     weights = torch.rand(n, 2, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     order, starts = sort_by_expert(chosen, NUM_EXPERTS)
-    activated = kernels.sorted_gate_up(x, order, starts, gate_up, 2, tiling)
-    parts = kernels.sorted_down(activated, order, starts, weights, down, tiling)
+    activated = sorted_gate_up(x, order, starts, gate_up, 2, tiling)
+    parts = sorted_down(activated, order, starts, weights, down, tiling)
     want = eager_experts(x, chosen, weights, gate_up, down)
-    torch.testing.assert_close(kernels.combine(parts, None), want, **_tolerance(dtype))
+    torch.testing.assert_close(_summed(parts), want, **_tolerance(dtype))
 
 
 @pytest.mark.parametrize("tiling", [RowTiling(4, 32), RowTiling(16, 128)])
 def test_pairs_agree_whatever_their_tiling(device: torch.device, tiling: RowTiling) -> None:
     x, router, gate_up, down = _block(3, device, HALF)
-    chosen, weights = _routed(x, router, 3)
-    activated = kernels.pair_gate_up(x, chosen, gate_up, tiling)
-    have = kernels.pair_down(activated, chosen, weights, down, x, tiling)
-    want = x + eager_experts(x, chosen, weights, gate_up, down)
+    chosen, weights = _choose(F.linear(x, router), 3)
+    activated = pair_gate_up(x, chosen, gate_up, tiling)
+    have = pair_down(activated, chosen, weights, down, tiling)
+    want = eager_experts(x, chosen, weights, gate_up, down)
     torch.testing.assert_close(have, want, **_tolerance(HALF))
 
 
 def test_no_rows_are_no_rows(device: torch.device) -> None:
     x, router, gate_up, down = _block(0, device, torch.float32)
-    assert kernels.moe_block(x, router, gate_up, down, 2, x).shape == (0, HIDDEN)
+    assert _sparse_block(x, router, gate_up, down, 2).shape == (0, HIDDEN)
 
 
 def test_deterministic_rows_ignore_the_other_rows(device: torch.device) -> None:
     x, router, gate_up, down = _block(40, device, torch.float32)
-    together = kernels.moe_block(x, router, gate_up, down, 2, x, deterministic=True)
+    together = _sparse_block(x, router, gate_up, down, 2, deterministic=True)
     for few in (slice(0, 1), slice(7, 9)):
-        alone = kernels.moe_block(x[few], router, gate_up, down, 2, x[few], deterministic=True)
-        assert torch.equal(alone, together[few])
+        assert torch.equal(_sparse_block(x[few], router, gate_up, down, 2, deterministic=True), together[few])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 5, 64, 200, 600])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_published_shape_on_the_card(n: int, deterministic: bool) -> None:
+def test_a_published_shape_on_a_gpu(n: int, deterministic: bool) -> None:
     """One block of the 30B-A3B shape against fp32, captured in a graph."""
     torch.manual_seed(n)
     device = torch.device("cuda")
-    x, residual = torch.randn(2, n, 2048, device=device, dtype=torch.bfloat16)
+    x = torch.randn(n, 2048, device=device, dtype=torch.bfloat16)
     router = torch.randn(128, 2048, device=device, dtype=torch.bfloat16) * 0.05
     gate_up = torch.randn(128, 1536, 2048, device=device, dtype=torch.bfloat16) * 0.02
     down = torch.randn(128, 2048, 768, device=device, dtype=torch.bfloat16) * 0.02
-    call = (x, router, gate_up, down, 8, residual)
-    have = kernels.moe_block(*call, deterministic=deterministic)
-    chosen, weights = choose_experts(F.linear(x, router), 8)
-    want = residual.float() + eager_experts(x.float(), chosen.long(), weights.float(), gate_up.float(), down.float())
+    have = _sparse_block(x, router, gate_up, down, 8, deterministic=deterministic)
+    chosen, weights = _routed(x, router, 8, deterministic=deterministic)
+    want = eager_experts(x.float(), chosen.long(), weights.float(), gate_up.float(), down.float())
     assert (have.float() - want).norm() / want.norm() < 1e-2
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = kernels.moe_block(*call, deterministic=deterministic)
+        captured = _sparse_block(x, router, gate_up, down, 8, deterministic=deterministic)
     graph.replay()
     assert torch.equal(captured, have)
 
@@ -203,8 +216,6 @@ def test_deterministic_rows_of_a_published_shape_ignore_the_other_rows() -> None
     router = torch.randn(128, 2048, device=device, dtype=torch.bfloat16) * 0.05
     gate_up = torch.randn(128, 1536, 2048, device=device, dtype=torch.bfloat16) * 0.02
     down = torch.randn(128, 2048, 768, device=device, dtype=torch.bfloat16) * 0.02
-    together = kernels.moe_block(x, router, gate_up, down, 8, x, deterministic=True)
+    together = _sparse_block(x, router, gate_up, down, 8, deterministic=True)
     for few in (slice(0, 1), slice(3, 9), slice(100, 300)):
-        assert torch.equal(
-            kernels.moe_block(x[few], router, gate_up, down, 8, x[few], deterministic=True), together[few]
-        )
+        assert torch.equal(_sparse_block(x[few], router, gate_up, down, 8, deterministic=True), together[few])
