@@ -1,12 +1,12 @@
 """Keys and values of the sessions on one stage, in flat tensors.
 
 Per layer one `[capacity, kv_heads, head_dim]` tensor of keys and one of values; each session owns one contiguous region
-of rows (see `regions`), filled from its start:
+of slots (see `regions`), filled from its start:
 
     region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
                               └ length 4 ┘ └ reserved ┘
 
-Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. One row behind the
+Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. One slot behind the
 last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
 """
 
@@ -49,7 +49,7 @@ class KVCache:
 
     @property
     def spare_slot(self) -> int:
-        """The row that belongs to nobody."""
+        """The slot that belongs to nobody."""
         return self._table.capacity
 
     @property
@@ -63,17 +63,9 @@ class KVCache:
         return self._table.num_reserved
 
     @property
-    def free_tokens(self) -> int:
-        """Tokens that can still be reserved, in one piece or many."""
-        return self._table.num_free
-
-    @property
     def num_sessions(self) -> int:
         """Sessions that hold a region."""
         return len(self._lengths)
-
-    def __contains__(self, session: Hashable) -> bool:
-        return session in self._lengths
 
     def reserve(self, session: Hashable, num_tokens: int) -> None:
         """Gives a new session room for `num_tokens`.
@@ -84,17 +76,13 @@ class KVCache:
         self._move(self._table.reserve(session, num_tokens))
         self._lengths[session] = 0
 
-    def grow(self, session: Hashable, num_tokens: int) -> None:
-        """Raises a session's room to `num_tokens` in all, keeping what it holds."""
-        self._move(self._table.grow(session, num_tokens))
-
     def release(self, session: Hashable) -> None:
         """Frees a session's region."""
         self._table.release(session)
         del self._lengths[session]
 
     def region(self, session: Hashable) -> Region:
-        """Where the session's rows lie now; packing may move them between microbatches."""
+        """Where the session's slots lie now; packing may move them between microbatches."""
         return self._table[session]
 
     def length(self, session: Hashable) -> int:

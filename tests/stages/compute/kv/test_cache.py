@@ -25,11 +25,11 @@ def write(kv: KVCache, session: str, start: int, values: list[float]) -> None:
 
 
 def read(kv: KVCache, session: str) -> list[float]:
-    rows = slice(kv.region(session).start, kv.region(session).start + kv.length(session))
+    slots = slice(kv.region(session).start, kv.region(session).start + kv.length(session))
     for layer in range(2):
-        assert torch.equal(kv.keys(layer)[rows], -kv.values(layer)[rows])
-    assert torch.equal(kv.keys(1)[rows], kv.keys(0)[rows] + 1)
-    return kv.keys(0)[rows, 0, 0].tolist()
+        assert torch.equal(kv.keys(layer)[slots], -kv.values(layer)[slots])
+    assert torch.equal(kv.keys(1)[slots], kv.keys(0)[slots] + 1)
+    return kv.keys(0)[slots, 0, 0].tolist()
 
 
 def test_a_session_fills_its_region_in_order():
@@ -39,7 +39,7 @@ def test_a_session_fills_its_region_in_order():
     write(kv, "a", 3, [4])
     assert kv.length("a") == 4
     assert read(kv, "a") == [1, 2, 3, 4]
-    assert (kv.reserved_tokens, kv.free_tokens, kv.num_sessions) == (5, 11, 1)
+    assert (kv.reserved_tokens, kv.capacity_tokens, kv.num_sessions) == (5, 16, 1)
 
 
 def test_a_gap_a_repeat_and_an_overflow_are_refused():
@@ -58,18 +58,16 @@ def test_a_gap_a_repeat_and_an_overflow_are_refused():
 
 def test_packing_keeps_contents():
     kv = cache(12)
-    for session, size in (("a", 4), ("b", 4), ("c", 4)):
-        kv.reserve(session, size)
-    write(kv, "a", 0, [1, 2])
-    write(kv, "c", 0, [7, 8, 9])
-    kv.release("b")
-    kv.grow("a", 8)
-    assert read(kv, "a") == [1, 2]
+    for session in "abcd":
+        kv.reserve(session, 3)
+    write(kv, "b", 0, [1, 2])
+    write(kv, "d", 0, [7, 8, 9])
     kv.release("a")
-    kv.reserve("d", 8)
-    write(kv, "d", 0, [5] * 8)
-    assert read(kv, "c") == [7, 8, 9]
-    assert read(kv, "d") == [5] * 8
+    kv.release("c")
+    kv.reserve("e", 6)
+    assert [kv.region(session).start for session in "bde"] == [0, 3, 6]
+    write(kv, "e", 0, [5] * 6)
+    assert {session: read(kv, session) for session in "bde"} == {"b": [1, 2], "d": [7, 8, 9], "e": [5] * 6}
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,10 +75,10 @@ def test_packing_keeps_contents():
 def test_room_is_refused_only_when_the_total_is_short(data):
     kv, held = cache(24), {}
     for step in range(25):
-        action = data.draw(st.sampled_from(["reserve", "grow", "write", "release"]))
+        action = data.draw(st.sampled_from(["reserve", "write", "release"]))
         if action == "reserve":
             size = data.draw(st.integers(1, 12))
-            if size <= kv.free_tokens:
+            if size <= kv.capacity_tokens - kv.reserved_tokens:
                 kv.reserve(str(step), size)
                 held[str(step)] = []
             else:
@@ -91,8 +89,6 @@ def test_room_is_refused_only_when_the_total_is_short(data):
             if action == "release":
                 kv.release(session)
                 del held[session]
-            elif action == "grow":
-                kv.grow(session, kv.region(session).size + data.draw(st.integers(0, kv.free_tokens)))
             elif kv.length(session) < kv.region(session).size:
                 write(kv, session, kv.length(session), [float(step)])
                 held[session].append(float(step))
