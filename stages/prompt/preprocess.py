@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -111,27 +110,6 @@ def _fit(
         stretch = math.sqrt(budget.min_pixels / (num_frames * height * width))
         fitted = [math.ceil(side * stretch / factor) * factor for side in (height, width)]
     return fitted[0], fitted[1]
-
-
-def image_patches(pixels: Tensor, vision: VisionConfig, budget: PixelBudget) -> Patches:
-    """One picture, uint8 `[3, height, width]`, resized and cut into patch rows."""
-    size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
-    return cut_patches(resize(pixels[None], size), vision)
-
-
-def video_patches(frames: Sequence[Tensor], vision: VisionConfig, budget: PixelBudget) -> Patches:
-    """A video's frames, uint8 `[3, height, width]` each, all resized alike; an odd last frame is shown twice.
-
-    Raises:
-        ImageShapeError: the frames differ in size.
-    """
-    if len({tuple(frame.shape) for frame in frames}) != 1:
-        raise ImageShapeError("the frames of a video must all have the same size")
-    height, width = frames[0].shape[1:]
-    size = fit_video_size(len(frames), height, width, vision.pixel_factor, budget)
-    stacked = resize(torch.stack(list(frames)), size)
-    missing = -len(frames) % vision.temporal_patch_size
-    return cut_patches(torch.cat((stacked, stacked[-1:].expand(missing, -1, -1, -1))), vision)
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,16 +1,14 @@
-"""A picture or video on its way to the tower: decoded and resized, not yet cut into patches."""
+"""A picture or video on its way to the tower: resized, not yet cut into patches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.errors import ImageShapeError
-from broker_pipeline.pictures.rule import PictureRule
-from stages.prompt.images import decode_image
 from stages.prompt.preprocess import Patches, PixelBudget, cut_patches, fit_size, fit_video_size, resize
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
@@ -38,36 +36,31 @@ class VisualFrames:
         return cut_patches(frames, self.vision)
 
 
-def image_frames(content: bytes, rule: PictureRule, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
-    """Decode and resize a picture.
+def image_frames(pixels: Tensor, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
+    """Resize a picture, uint8 `[3, height, width]`.
 
     Raises:
-        MediaError: one of its kinds, saying why the bytes cannot be used.
+        ImageShapeError: one side is too long for the other.
     """
-    pixels = decode_image(content, rule)
     size = fit_size(pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
     return VisualFrames(resize(pixels[None], size), vision)
 
 
-def video_frames(
-    contents: Sequence[bytes], rule: PictureRule, vision: VisionConfig, budget: PixelBudget
-) -> VisualFrames:
-    """Decode and resize a video given as its frames; each is resized before the next is decoded.
+def video_frames(frames: Iterable[Tensor], num_frames: int, vision: VisionConfig, budget: PixelBudget) -> VisualFrames:
+    """Resize a video's frames, uint8 `[3, height, width]` each, one by one: they may be decoded as they are asked for.
 
     Raises:
-        MediaError: a frame cannot be used, they differ in size, or there are too many.
+        ImageShapeError: they differ in size, or one side is too long for the other.
     """
-    rule.check_frames(len(contents))
     resized: list[Tensor] = []
     first: tuple[int, ...] | None = None
-    for index, content in enumerate(contents):
-        pixels = decode_image(content, rule)
+    for index, pixels in enumerate(frames):
         shape = tuple(pixels.shape)
-        if first is not None and shape != first:
+        first = first or shape
+        if shape != first:
             raise ImageShapeError(
                 f"frame {index} has {shape[2]} x {shape[1]} pixels, frame 0 has {first[2]} x {first[1]}"
             )
-        first = shape
-        size = fit_video_size(len(contents), shape[1], shape[2], vision.pixel_factor, budget)
+        size = fit_video_size(num_frames, shape[1], shape[2], vision.pixel_factor, budget)
         resized.append(resize(pixels[None], size))
     return VisualFrames(torch.cat(resized), vision)

@@ -20,6 +20,7 @@ from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
+from stages.prompt.images import decode_image
 from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
 from stages.qwen3_vl.config import VisionConfig
@@ -134,10 +135,12 @@ class VisualEncoder:
     def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
         rules = self._rules
         if isinstance(part, ImagePart):
-            return image_frames(contents[0], rules.pictures, rules.vision, rules.image)
+            return image_frames(decode_image(contents[0], rules.pictures), rules.vision, rules.image)
         if rules.video is None:
             raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
-        return video_frames(contents, rules.pictures, rules.vision, rules.video)
+        rules.pictures.check_frames(len(contents))
+        frames = (decode_image(content, rules.pictures) for content in contents)
+        return video_frames(frames, len(contents), rules.vision, rules.video)
 
     async def _encode(self, key: str, patches: Patches) -> EncodedRows:
         cached = self._cache.get(key)

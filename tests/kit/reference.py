@@ -9,7 +9,7 @@ import torch
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
 from stages.prompt.chat import VisualInput
 from stages.prompt.images import decode_image
-from stages.prompt.preprocess import image_patches
+from stages.prompt.visual_frames import image_frames
 from tests.kit import transformers_oracle as oracle
 
 
@@ -17,7 +17,9 @@ from tests.kit import transformers_oracle as oracle
 def reference_tokens(variant: oracle.Variant, pictures: tuple[bytes, ...], prompt: str, max_tokens: int) -> list[int]:
     """Greedy tokens of `generate`; the picture's pixels come from our preprocessing, all else is transformers'."""
     vision = oracle.config_of(variant).vision
-    patches = tuple(image_patches(decode_image(content), vision, oracle.IMAGE_BUDGET) for content in pictures)
+    patches = tuple(
+        image_frames(decode_image(content), vision, oracle.IMAGE_BUDGET).to_patches() for content in pictures
+    )
     visuals = tuple(VisualInput("image", each.grid) for each in patches)
     parts = (*[ImagePart(media=oracle.MEDIA)] * len(pictures), TextPart(text=prompt))
     built = oracle.prompt_builder(variant).build([ChatMessage(role="user", content=parts)], visuals)

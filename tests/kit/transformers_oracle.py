@@ -23,7 +23,8 @@ from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.prompt.chat import Prompt, PromptBuilder, VisualInput, frame_timestamps
-from stages.prompt.preprocess import Patches, PixelBudget, image_patches, join_patches, video_patches
+from stages.prompt.preprocess import Patches, PixelBudget, join_patches
+from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.attention import AttentionName
 from stages.qwen3_vl.config import ModelConfig, VisionConfig
 from stages.qwen3_vl.patches import pixel_values
@@ -124,7 +125,7 @@ SCENES = ("text", "one image", "three images", "image and odd video")
 
 def scene(variant: Variant, name: str, seed: int = 0) -> Scene:
     vision = config_of(variant).vision
-    image = lambda h, w, i: image_patches(picture(h, w, seed * 100 + i), vision, IMAGE_BUDGET)  # noqa: E731
+    image = lambda h, w, i: image_frames(picture(h, w, seed * 100 + i), vision, IMAGE_BUDGET).to_patches()  # noqa: E731
     text = TextPart(text=f"Describe this picture in one sentence. {seed}")
     if name == "text":
         return _scene(variant, (text,), ())
@@ -134,7 +135,7 @@ def scene(variant: Variant, name: str, seed: int = 0) -> Scene:
         parts = (ImagePart(media=MEDIA), text, ImagePart(media=MEDIA), ImagePart(media=MEDIA), text)
         return _scene(variant, parts, (image(64, 192, 1), image(130, 70, 2), image(64, 64, 3)))
     frames = [picture(70, 100, seed * 100 + i) for i in range(5)]
-    video = video_patches(frames, vision, VIDEO_BUDGET)
+    video = video_frames(frames, len(frames), vision, VIDEO_BUDGET).to_patches()
     parts = (VideoPart(frames=(MEDIA,) * 5, fps=2.0), ImagePart(media=MEDIA), text)
     return _scene(variant, parts, (video, image(64, 96, 9)))
 

@@ -19,7 +19,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
 from stages.prompt.chat import VisualInput, frame_timestamps
-from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size, image_patches, video_patches
+from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size
+from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.positions import plan_positions
 from tests.kit.tiny_models import tiny_checkpoint
@@ -132,7 +133,7 @@ def test_patch_rows_of_a_picture_that_needs_no_resizing_are_identical(height, wi
     processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint())
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     expected = processor(images=[image], return_tensors="pt", do_resize=False)
-    found = image_patches(pixels, config_of(VARIANT).vision, PixelBudget(1, 10**9))
+    found = image_frames(pixels, config_of(VARIANT).vision, PixelBudget(1, 10**9)).to_patches()
     assert expected["image_grid_thw"].tolist() == [[1, found.grid.height, found.grid.width]]
     # transformers' Pillow path rescales and normalises in two steps: one rounding more than ours and torchvision's
     values = pixel_values(found.rows, config_of(VARIANT).vision)
@@ -143,7 +144,7 @@ def test_a_resized_picture_is_close_to_pillows_and_as_large():
     pixels = picture(333, 517, seed=1)
     processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint())
     expected = processor(images=[Image.fromarray(pixels.permute(1, 2, 0).numpy())], return_tensors="pt")
-    found = image_patches(pixels, config_of(VARIANT).vision, IMAGE_BUDGET)
+    found = image_frames(pixels, config_of(VARIANT).vision, IMAGE_BUDGET).to_patches()
     assert expected["image_grid_thw"].tolist() == [[1, found.grid.height, found.grid.width]]
     # other fixed-point filters: one grey level of 255 on smooth pictures
     values = pixel_values(found.rows, config_of(VARIANT).vision)
@@ -190,7 +191,7 @@ def _video_smart_resize():
 def test_an_odd_video_repeats_its_last_frame():
     vision = config_of(VARIANT).vision
     frames = [picture(64, 96, seed) for seed in range(3)]
-    odd, even = (video_patches(f, vision, VIDEO_BUDGET) for f in (frames, [*frames, frames[-1]]))
+    odd, even = (video_frames(f, len(f), vision, VIDEO_BUDGET).to_patches() for f in (frames, [*frames, frames[-1]]))
     assert odd.grid == even.grid == PatchGrid(2, 4, 6)
     assert torch.equal(odd.rows, even.rows)
 
@@ -198,6 +199,6 @@ def test_an_odd_video_repeats_its_last_frame():
 def test_a_picture_is_a_video_of_one_frame_shown_twice():
     vision = config_of(VARIANT).vision
     pixels = picture(64, 96, 0)
-    image = image_patches(pixels, vision, IMAGE_BUDGET)
-    video = video_patches([pixels, pixels], vision, VIDEO_BUDGET)
+    image = image_frames(pixels, vision, IMAGE_BUDGET).to_patches()
+    video = video_frames([pixels, pixels], 2, vision, VIDEO_BUDGET).to_patches()
     assert torch.equal(pixel_values(image.rows, vision), pixel_values(video.rows, vision))

@@ -10,11 +10,10 @@ from stages.prompt.preprocess import (
     PixelBudget,
     cut_patches,
     fit_size,
-    image_patches,
     join_patches,
     resize,
-    video_patches,
 )
+from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.patches import PatchGrid, patch_coordinates, pixel_values
 from tests.kit.tiny_models import tiny_checkpoint
 from tests.kit.transformers_oracle import FP32, config_of, picture
@@ -61,13 +60,14 @@ def test_resizing_keeps_smooth_pictures_smooth_and_does_nothing_at_the_right_siz
 
 def test_extreme_pictures_and_uneven_videos_are_refused():
     with pytest.raises(ImageShapeError):
-        image_patches(torch.zeros(3, 2, 402, dtype=torch.uint8), VISION, WIDE)
-    with pytest.raises(ImageShapeError, match="same size"):
-        video_patches([picture(64, 64, 0), picture(64, 32, 0)], VISION, WIDE)
+        image_frames(torch.zeros(3, 2, 402, dtype=torch.uint8), VISION, WIDE)
+    with pytest.raises(ImageShapeError, match="frame 1 has 32 x 64 pixels, frame 0 has 64 x 64"):
+        video_frames([picture(64, 64, 0), picture(64, 32, 0)], 2, VISION, WIDE)
 
 
-def test_a_video_of_one_frame_is_one_group():
-    assert video_patches([picture(64, 64, 0)], VISION, WIDE).grid == PatchGrid(1, 4, 4)
+def test_the_grid_is_known_before_patches_are_cut():
+    video = video_frames([picture(64, 96, 0)] * 3, 3, VISION, WIDE)
+    assert video.grid == video.to_patches().grid == PatchGrid(2, 4, 6)
 
 
 def test_bounds_are_read_from_the_processor_files():
@@ -102,8 +102,8 @@ def test_broken_processor_files_are_refused(content):
 
 def test_a_still_pictures_rows_hold_one_frame_which_the_tower_sees_throughout():
     pixels = picture(64, 96, 1)
-    still = image_patches(pixels, VISION, WIDE)
-    shown = video_patches([pixels, pixels], VISION, WIDE)
+    still = image_frames(pixels, VISION, WIDE).to_patches()
+    shown = video_frames([pixels, pixels], 2, VISION, WIDE).to_patches()
     assert still.rows.shape == (24, VISION.patch_values // 2)
     assert torch.equal(pixel_values(still.rows, VISION), pixel_values(shown.rows, VISION))
     assert torch.equal(torch.cat(join_patches([still, shown], VISION)), shown.rows.repeat(2, 1))
@@ -112,8 +112,9 @@ def test_a_still_pictures_rows_hold_one_frame_which_the_tower_sees_throughout():
 
 def test_a_video_of_one_frame_has_the_rows_of_a_picture():
     pixels = picture(64, 96, 1)
-    video = video_patches([pixels], VISION, WIDE)
-    assert torch.equal(pixel_values(video.rows, VISION), pixel_values(image_patches(pixels, VISION, WIDE).rows, VISION))
+    video, image = video_frames([pixels], 1, VISION, WIDE).to_patches(), image_frames(pixels, VISION, WIDE).to_patches()
+    assert video.grid == image.grid == PatchGrid(1, 4, 6)
+    assert torch.equal(pixel_values(video.rows, VISION), pixel_values(image.rows, VISION))
 
 
 @pytest.mark.parametrize(

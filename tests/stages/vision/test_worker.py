@@ -23,7 +23,7 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
 from stages.prompt.chat import VisualInput
 from stages.prompt.images import decode_image
-from stages.prompt.preprocess import image_patches
+from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.positions import plan_positions
 from stages.vision.service import LoadedVision, VisionThreads, _assemble, load
 from stages.worker.compute_thread import ComputeThread
@@ -150,7 +150,7 @@ async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: B
     assert answer.body.failure is None
 
     rules, tower = bench.loaded.rules, bench.loaded.tower
-    patches = [image_patches(decode_image(content), rules.vision, rules.image) for content in contents]
+    patches = [image_frames(decode_image(content), rules.vision, rules.image).to_patches() for content in contents]
     expected = tower.encode(torch.cat([p.rows for p in patches]), [p.grid for p in patches])
     torch.testing.assert_close(bench.rows("first", "embeds"), expected.embeds, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bench.rows("first", "deepstack.0"), expected.levels[0], rtol=1e-4, atol=1e-4)

@@ -38,7 +38,7 @@ from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.lazy_tensors import LazyTensors
 from stages.prompt.chat import PromptBuilder, VisualInput
-from stages.prompt.images import DEFAULT_RULE
+from stages.prompt.images import decode_image
 from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.config import ModelConfig
@@ -207,7 +207,7 @@ def _split(rows: EncodedRows, counts: Sequence[int]) -> Iterator[EncodedRows]:
 
 def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patches:
     """Decode, resize and cut one picture."""
-    return image_frames(path.read_bytes(), DEFAULT_RULE, config.vision, budget).to_patches()
+    return image_frames(decode_image(path.read_bytes()), config.vision, budget).to_patches()
 
 
 def message(prompt: str) -> ChatMessage:

@@ -32,7 +32,7 @@ from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.sampler import SessionSampler
 from stages.compute.visual_injection import VisualInjection
 from stages.prompt.chat import PromptBuilder, VisualInput
-from stages.prompt.images import DEFAULT_RULE
+from stages.prompt.images import decode_image
 from stages.prompt.preprocess import PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames
 from stages.qwen3_vl.vision import EncodedRows, VisionTower
@@ -123,7 +123,7 @@ class ReferenceModel:
 
     def _look(self, path: Path) -> tuple[VisualFrames, EncodedRows]:
         if path not in self._seen:
-            frames = image_frames(path.read_bytes(), DEFAULT_RULE, self._config.vision, self._budget)
+            frames = image_frames(decode_image(path.read_bytes()), self._config.vision, self._budget)
             self._seen[path] = frames, self._tower.encode(frames.to_patches().rows, [frames.grid])
         return self._seen[path]
 
