@@ -5,23 +5,17 @@ The reference that distributed runs are compared with, and the baseline that ben
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.messages.activation import SampledToken, Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
-from broker_pipeline.messages.workers import BlockRange
-from stages.compute.kv.capacity import KVRoom
-from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch, StageOutput
-from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import RowBuffer, VisualRows
-from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import EncodedRows
 
@@ -40,25 +34,6 @@ class Request:
     attempt: int = 1
     generated: tuple[int, ...] = ()
     """Tokens that an earlier attempt has generated; they are prefilled with the prompt, and sampling goes on."""
-
-
-def build_stages(
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    cuts: Sequence[int] = (),
-    *,
-    kv_capacity_tokens: int | KVRoom = 4096,
-    options: ComputeOptions | None = None,
-) -> list[StageCompute]:
-    """The whole decoder as stages, cut before each layer of `cuts`; takes what it needs from all tensors."""
-    bounds = [0, *cuts, config.text.num_layers]
-    stages = []
-    for start, stop in pairwise(bounds):
-        own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
-        blocks = BlockRange(start=start, stop=stop)
-        stage = load_stage(config, blocks, own, kv_capacity_tokens=kv_capacity_tokens, options=options)
-        stages.append(stage)
-    return stages
 
 
 def deliver_rows(stages: Sequence[StageCompute], session: str, attempt: int, rows: EncodedRows) -> None:

@@ -114,10 +114,6 @@ class StageCompute:
         for session, attempt in list(self._attempts.items()):
             self.close(session, attempt)
 
-    def open_sessions(self) -> dict[str, int]:
-        """The attempt of each session that is open here."""
-        return dict(self._attempts)
-
     # --- microbatches ---------------------------------------------------------------------------------------------
 
     def run(self, batch: Microbatch) -> StageOutput:

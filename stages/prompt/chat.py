@@ -80,16 +80,12 @@ class _Draft:
 class PromptBuilder:
     """Renders and tokenises conversations for one model.
 
-    `wrap_videos` keeps the outer vision_start and vision_end around a whole video, as transformers from 5.10 on does;
-    earlier releases left only those around each pair of frames.
+    The outer vision_start and vision_end around a whole video stay, as transformers from 5.10 on has them.
     """
 
-    def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate, *, wrap_videos: bool = True
-    ) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._wrap_videos = wrap_videos
         self._merge = config.vision.spatial_merge_size
         self._image_pad = self._token(config.image_token_id, "image_token_id")
         self._video_pad = self._token(config.video_token_id, "video_token_id")
@@ -102,14 +98,13 @@ class PromptBuilder:
         self._shield_pattern = re.compile("|".join(re.escape(name) for name in self._shielded))
 
     @classmethod
-    def from_directory(cls, config: ModelConfig, directory: Path, *, wrap_videos: bool = True) -> PromptBuilder:
+    def from_directory(cls, config: ModelConfig, directory: Path) -> PromptBuilder:
         """Reads `tokenizer.json` and the chat template of an artifact or checkpoint.
 
         Raises:
             ModelConfigError: a file is absent or broken, or lacks the tokens that the configuration names.
         """
-        tokenizer = load_tokenizer(directory / "tokenizer.json")
-        return cls(config, tokenizer, ChatTemplate.from_directory(directory), wrap_videos=wrap_videos)
+        return cls(config, load_tokenizer(directory / "tokenizer.json"), ChatTemplate.from_directory(directory))
 
     def build(
         self, messages: Sequence[ChatMessage], visuals: Sequence[VisualInput], *, add_vision_id: bool = False
@@ -126,9 +121,6 @@ class PromptBuilder:
 
     def expand(self, rendered: str, visuals: Sequence[VisualInput]) -> Prompt:
         """The prompt of a rendered conversation in which users' control strings are shielded (see `shield`)."""
-        if not self._wrap_videos:
-            wrapped = self._vision_start + self._video_pad + self._vision_end
-            rendered = rendered.replace(wrapped, self._video_pad)
         draft, waiting = _Draft(), list(visuals)
         end = 0
         for match in self._control_pattern.finditer(rendered):

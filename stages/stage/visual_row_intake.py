@@ -21,7 +21,6 @@ from stages.worker.tensors import from_wire
 log = structlog.get_logger()
 
 EMBEDS = "embeds"
-MAX_LEVELS = 16
 
 
 def level_name(level: int) -> str:

@@ -30,7 +30,6 @@ class ComputeThread:
 
     def __init__(self, name: str = "compute") -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._busy_s = 0.0
         self._running_since: float | None = None
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -58,12 +57,6 @@ class ComputeThread:
         return await self.submit(function, *args, **kwargs)
 
     @property
-    def busy_s(self) -> float:
-        """Seconds spent computing so far, the call that is running included."""
-        since = self._running_since
-        return self._busy_s + (time.monotonic() - since if since is not None else 0.0)
-
-    @property
     def running_for_s(self) -> float:
         """Seconds since the call that is running began; 0 when idle."""
         since = self._running_since
@@ -78,7 +71,6 @@ class ComputeThread:
     def _work(self) -> None:
         with torch.inference_mode():
             while (task := self._tasks.get()) is not None:
-                self._running_since = started = time.monotonic()
+                self._running_since = time.monotonic()
                 task()
                 self._running_since = None
-                self._busy_s += time.monotonic() - started

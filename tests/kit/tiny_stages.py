@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from broker_pipeline import subjects
 from broker_pipeline.messages.workers import BlockRange
+from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
+from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import RowBuffer
 from stages.qwen3_vl.config import ModelConfig
@@ -42,6 +46,25 @@ def tiny_stage(start: int, stop: int, *, kv_tokens: int = 256, rows: RowBuffer |
     own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
     blocks = BlockRange(start=start, stop=stop)
     return load_stage(config, blocks, own, kv_capacity_tokens=kv_tokens, rows=rows)
+
+
+def build_stages(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    cuts: Sequence[int] = (),
+    *,
+    kv_capacity_tokens: int | KVRoom = 4096,
+    options: ComputeOptions | None = None,
+) -> list[StageCompute]:
+    """Return the whole decoder as stages, cut before each layer of `cuts`; takes what it needs from all tensors."""
+    bounds = [0, *cuts, config.text.num_layers]
+    stages = []
+    for start, stop in pairwise(bounds):
+        own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
+        blocks = BlockRange(start=start, stop=stop)
+        stage = load_stage(config, blocks, own, kv_capacity_tokens=kv_capacity_tokens, options=options)
+        stages.append(stage)
+    return stages
 
 
 def work_subject(name: str) -> str:

@@ -17,7 +17,7 @@ from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.eager.decoder import Computed
-from stages.compute.generate import Request, build_stages, deliver_rows, window_spans
+from stages.compute.generate import Request, deliver_rows, window_spans
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
@@ -31,6 +31,7 @@ from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.positions import plan_positions
 from stages.qwen3_vl.vision import EncodedRows
 from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.tiny_stages import build_stages
 
 transformers_logging.disable_progress_bar()
 

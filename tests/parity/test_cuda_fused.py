@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import WholeModel, build_stages
+from stages.compute.generate import WholeModel
 from stages.compute.kv.capacity import KVRoom
 from stages.compute.options import ComputeOptions
+from tests.kit.tiny_stages import build_stages
 from tests.kit.transformers_oracle import (
     BF16,
     SCENES,

@@ -15,7 +15,8 @@ from transformers.generation.logits_process import (
 )
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.sampling.sampler import SessionSampler, candidates, penalise
+from stages.compute.sampling.sampler import SessionSampler, penalise
+from tests.kit.samplers import candidates
 
 VOCAB = 500
 

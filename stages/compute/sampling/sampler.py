@@ -26,11 +26,10 @@ from torch import Tensor
 
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, StageError
 from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
-from stages.compute.sampling.candidates import DrawSettings, shares
 from stages.compute.sampling.launch import NOT_FINITE, RowResults, launch_rows
-from stages.compute.sampling.logit_scan import LogitScan, scan_logits
+from stages.compute.sampling.logit_scan import LogitScan
 from stages.compute.sampling.penalties import TokenHistory, penalise_rows, penalty_tables
-from stages.compute.sampling.plan import CPU_GROUPS, RowRequest, plan_rows
+from stages.compute.sampling.plan import RowRequest
 from stages.compute.sampling.transfer import send
 
 _MASK = 2**64 - 1
@@ -153,34 +152,7 @@ def _request(row: int, sampler: SessionSampler, position: int) -> RowRequest:
     return RowRequest(row, sampler.settings, uniform(sampler.settings.seed, position), sampler.history)
 
 
-def sample(logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int]) -> list[Choice | StageError]:
-    """One token for each row of `logits` `[r, V]`: scan, launch and collect in one; see `launch_sampling`.
-
-    A row that cannot be sampled gets an error in place of a choice, and the others theirs.
-    """
-    pending = launch_sampling(logits, samplers, positions, scan_logits(logits))
-    if logits.device.type == "cuda":
-        torch.cuda.current_stream(logits.device).synchronize()
-    return pending.collect()
-
-
-# --- one row, for checks ---------------------------------------------------------------------------------------------
-
-
 def penalise(logits: Tensor, sampler: SessionSampler) -> Tensor:
     """A copy in fp32 of the row `[V]` with the session's penalties applied."""
     tables = send(penalty_tables([sampler.history], [sampler.settings]), logits.device)
     return penalise_rows(logits[None].to(torch.float32, copy=True), *tables)[0]
-
-
-def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """Ids int64 and probabilities fp64 of the tokens of a row `[V]` that the filters leave, the most likely first.
-
-    Settings must not be greedy. Probabilities add up to 1. Waits for the device.
-    """
-    [drawing] = plan_rows([_request(0, SessionSampler(settings), 0)], len(logits), CPU_GROUPS).draws
-    [table] = send([drawing.table], logits.device)
-    ranked = drawing.rank(logits[None])
-    left = shares(ranked, DrawSettings.of_table(table), len(logits))[0]
-    kept = left > 0
-    return ranked.ids[0][kept], left[kept].double() / left.sum()

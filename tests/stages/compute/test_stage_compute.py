@@ -19,13 +19,14 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.generate import WholeModel, build_stages
+from stages.compute.generate import WholeModel
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
+from tests.kit.tiny_stages import build_stages
 from tests.kit.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
 
 VARIANT = FP32[0]
@@ -119,11 +120,11 @@ def test_a_newer_attempt_replaces_the_older_and_an_older_one_is_refused():
     compute = stage(capacity=32)
     compute.open(opening("a", 32, attempt=1))
     compute.open(opening("a", 32, attempt=2))
-    assert compute.open_sessions() == {"a": 2}
+    assert (compute.kv.num_sessions, compute.kv.length(("a", 2))) == (1, 0)
     with pytest.raises(StaleAttemptError):
         compute.open(opening("a", attempt=1))
     compute.close("a", 1)
-    assert compute.open_sessions() == {"a": 2}
+    assert (compute.kv.num_sessions, compute.kv.length(("a", 2))) == (1, 0)
     failed = run(compute, segment("a", 0, 1, attempt=1)).failures
     assert isinstance(failed[0][1], SessionUnknownError)
 
@@ -139,7 +140,7 @@ def test_closing_frees_everything_and_may_be_repeated():
     assert compute.rows.num_bytes == 0
     compute.open(opening("b"))
     compute.close_all()
-    assert compute.open_sessions() == {}
+    assert compute.kv.num_sessions == 0
 
 
 def test_a_session_that_does_not_fit_is_refused_and_the_others_stay():
@@ -148,7 +149,7 @@ def test_a_session_that_does_not_fit_is_refused_and_the_others_stay():
     with pytest.raises(KVCapacityError):
         compute.open(opening("b", 11))
     compute.open(opening("b", 10))
-    assert compute.open_sessions() == {"a": 1, "b": 1}
+    assert (compute.kv.num_sessions, compute.kv.reserved_tokens) == (2, 40)
 
 
 def test_packing_the_cache_between_steps_changes_no_token():

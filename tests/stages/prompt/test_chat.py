@@ -72,13 +72,6 @@ def test_a_video_is_timestamped_groups_inside_an_outer_pair():
     assert [(g.count, g.row) for g in found.groups] == [(2, 0), (2, 2)]
 
 
-def test_the_outer_pair_of_a_video_may_be_left_out():
-    builder = PromptBuilder.from_directory(config_of(VARIANT), tiny_checkpoint(), wrap_videos=False)
-    found = builder.build(user("a", VIDEO), [VisualInput("video", PatchGrid(1, 2, 2), (0.2,))])
-    assert decoded(found.token_ids).startswith("<|im_start|>user\na<0.2 seconds><|vision_start|><|video_pad|>")
-    assert decoded(found.token_ids).count("<|vision_start|>") == 1
-
-
 @pytest.mark.parametrize(("num_frames", "expected"), [(1, (0.0,)), (2, (0.25,)), (3, (0.25, 1.0)), (4, (0.25, 1.25))])
 def test_timestamps_are_means_of_first_and_last_frame(num_frames, expected):
     assert frame_timestamps(num_frames, 2.0) == expected

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.logit_scan import scan_logits
-from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling, sample
+from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling
 from tests.kit import sampling_oracle as oracle
 from tests.kit.device_waits import no_device_waits
+from tests.kit.samplers import sample
 
 NUM_PROMPT = 5
 
