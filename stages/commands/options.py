@@ -34,7 +34,8 @@ _COMPUTE_OPTIONS = (
         "--deterministic",
         is_flag=True,
         default=False,
-        help="Compute a session alike whatever else shares its batches; slower. All workers of a pipeline need it.",
+        help="Compute batch-invariantly: a session does not depend on what shares its batches; slower. All workers of "
+        "a pipeline need it.",
     ),
     option(
         "--threads", default=None, type=click.IntRange(min=1), help="CPU threads of one operation.  [default: torch's]"

@@ -1,7 +1,7 @@
 """A stage and a vision worker in one process, on one device: visual rows pass between them without leaving it.
 
-    compute thread of vision    load tower ─► wait ─────────────► launch batches ─┐ rows, complete, on the device
-    compute thread of stage     wait ─► load blocks, room for KV ─► steps ◄── row buffer ◄┘
+    compute thread of vision    load tower ─► wait ─────────────► launch batches ─┐ visual rows, on the device
+    compute thread of stage     wait ─► load blocks, room for KV ─► steps ◄ visual row buffer ◄┘
                                         alongside the tower's needs
 
 They load one after the other, so that the stage knows what is left of the GPU, and captures its decode steps while
@@ -16,7 +16,7 @@ from broker_pipeline import subjects
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
 from stages.stage.service import serve_stage
-from stages.stage.visual_row_intake import RowIntake
+from stages.stage.visual_row_intake import VisualRowIntake
 from stages.vision.service import ColocatedStage, serve_vision
 from stages.vision.visual_row_sender import LocalStage
 from stages.worker.roles import Roles
@@ -42,7 +42,7 @@ async def _serve_stage(context: ServiceContext, settings: StageSettings, colocat
         return
     reserved_bytes = loaded[0] + settings.row_buffer_bytes
 
-    def meet(record: WorkerRecord, intake: RowIntake) -> None:
+    def meet(record: WorkerRecord, intake: VisualRowIntake) -> None:
         colocated.stage.set_result(LocalStage(subjects.rows(record.subject), intake))
 
     await serve_stage(context, settings, reserved_bytes=reserved_bytes, on_loaded=meet)

@@ -15,19 +15,19 @@ from broker_pipeline.messages.activation import SampledToken, Segment, SessionOp
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
-from stages.compute.visual_row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One session: its prompt, its visual groups and rows, and how to sample."""
+    """One session: its prompt, its visual groups and their encodings, and how to sample."""
 
     session: str
     token_ids: tuple[int, ...]
     groups: tuple[VisualGroup, ...] = ()
-    rows: EncodedRows | None = None
+    visuals: TowerOutput | None = None
     sampling: SamplingSettings = SamplingSettings()  # noqa: RUF009 - frozen
     max_tokens: int = 16
     eos_token_ids: tuple[int, ...] = ()
@@ -36,14 +36,14 @@ class Request:
     """Tokens that an earlier attempt has generated; they are prefilled with the prompt, and sampling goes on."""
 
 
-def deliver_rows(stages: Sequence[StageCompute], session: str, attempt: int, rows: EncodedRows) -> None:
-    """Hands every stage the visual rows that its layers need."""
+def deliver_visual_rows(stages: Sequence[StageCompute], session: str, attempt: int, visuals: TowerOutput) -> None:
+    """Hand every stage the visual rows that its layers need."""
     for stage in stages:
-        needs = stage.row_needs
-        if needs and isinstance(stage.rows, RowBuffer):
-            embeds = rows.embeds if needs.embeds else None
-            levels = {level: rows.levels[level] for level in needs.levels}
-            stage.rows.put(session, attempt, 0, VisualRows(embeds, levels))
+        needs = stage.visual_row_needs
+        if needs:
+            embeds = visuals.embeds if needs.embeds else None
+            levels = {level: visuals.levels[level] for level in needs.levels}
+            stage.visual_rows.put(session, attempt, 0, VisualRows(embeds, levels))
 
 
 def window_spans(groups: Sequence[VisualGroup], start: int, count: int) -> tuple[VisualSpan, ...]:
@@ -52,7 +52,9 @@ def window_spans(groups: Sequence[VisualGroup], start: int, count: int) -> tuple
     for group in groups:
         first, stop = max(group.start, start), min(group.start + group.count, start + count)
         if first < stop:
-            spans.append(VisualSpan(offset=first - start, count=stop - first, row=group.row + first - group.start))
+            spans.append(
+                VisualSpan(offset=first - start, count=stop - first, row=group.visual_row + first - group.start)
+            )
     return tuple(spans)
 
 
@@ -101,8 +103,8 @@ class WholeModel:
         )
         for stage in self.stages:
             stage.open(opening, tokens if request.sampling.needs_history else ())
-        if request.rows is not None:
-            deliver_rows(self.stages, request.session, request.attempt, request.rows)
+        if request.visuals is not None:
+            deliver_visual_rows(self.stages, request.session, request.attempt, request.visuals)
 
     def _run(self, requests: Sequence[Request], chunk_tokens: int | None) -> list[list[SampledToken]]:
         plans = [plan_positions(len(request.token_ids), request.groups) for request in requests]

@@ -1,4 +1,4 @@
-"""A microbatch that has been handed to the device, and what is left to do once it is done there.
+"""A microbatch that is queued on the device, and what is left to do once it is done there.
 
     compute thread    launch k │ launch k+1 │ launch k+2 …            never waits for the GPU
     GPU                       │ ═══ k ═════│═══ k+1 ════│═══ k+2 …

@@ -14,14 +14,17 @@ from torch import Tensor
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors, check_names
-from stages.compute.eager.batch_invariant import SingleRowAttention, batch_invariant_experts, batch_invariant_linear
+from stages.compute.eager.batch_invariant import (
+    BatchInvariantAttention,
+    batch_invariant_experts,
+    batch_invariant_linear,
+)
 from stages.compute.eager.decoder import Decoder, EagerDecoder, StageWeights
 from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import KVRoom, kv_token_bytes
-from stages.compute.microbatch import RowSource
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.compute.visual_row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.hardware import require_compiler
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
@@ -69,12 +72,11 @@ def load_stage(
     *,
     kv_capacity_tokens: int | KVRoom,
     options: ComputeOptions | None = None,
-    rows: RowSource | None = None,
+    visual_rows: VisualRowBuffer | None = None,
 ) -> StageCompute:
     """Builds the stage that owns decoder layers `blocks` from exactly its tensors.
 
-    `tensors` may be lazy: each is asked for once. `rows` is where visual rows wait; without it the stage gets a buffer
-    of its own.
+    `tensors` may be lazy: each is asked for once. Without `visual_rows` the stage gets a buffer of its own.
 
     Raises:
         ConfigurationError: the range or the dtype is not possible, or there is no room for KV.
@@ -93,7 +95,8 @@ def load_stage(
         decoder, kv = load_fused(config, blocks, source, kv_room, options)
     else:
         decoder, kv = _load_eager(config, blocks, source, kv_room, options)
-    return StageCompute(config, blocks, decoder, kv=kv, rows=rows or RowBuffer(max_bytes=2**31, ttl_s=600.0))
+    buffer = visual_rows or VisualRowBuffer(max_bytes=2**31, ttl_s=600.0)
+    return StageCompute(config, blocks, decoder, kv=kv, visual_rows=buffer)
 
 
 def is_fused(options: ComputeOptions, dtype: torch.dtype, device: torch.device) -> bool:
@@ -117,7 +120,7 @@ def _load_eager(
             blocks.start,
             weights,
             kv=kv,
-            attention=SingleRowAttention(),
+            attention=BatchInvariantAttention(),
             experts=batch_invariant_experts,
             linear=batch_invariant_linear,
         ), kv

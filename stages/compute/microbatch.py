@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -12,11 +10,11 @@ from broker_pipeline.errors import PipelineError
 from broker_pipeline.messages.activation import SampledToken, Segment
 
 SessionKey = tuple[str, int]
-"""Session id and attempt: what KV and rows are kept under."""
+"""Session id and attempt: what KV and visual rows are kept under."""
 
 
 def key_of(segment: Segment) -> SessionKey:
-    """Whose KV and rows the segment uses."""
+    """Return under which key the segment's KV and visual rows are kept."""
     return segment.session, segment.attempt
 
 
@@ -54,29 +52,3 @@ class StageOutput:
     tokens: tuple[SampledToken, ...] = ()
     repeats: tuple[Segment, ...] = ()
     failures: tuple[tuple[Segment, PipelineError], ...] = ()
-
-
-class Rows(Protocol):
-    """Visual rows of one session, as far as a stage needs them."""
-
-    @property
-    def embeds(self) -> Tensor | None:
-        """`[r, H]`: replace the embeddings of pad tokens."""
-
-    @property
-    def levels(self) -> Mapping[int, Tensor]:
-        """`[r, H]` each: added after decoder layer j."""
-
-    @property
-    def num_rows(self) -> int:
-        """r."""
-
-
-class RowSource(Protocol):
-    """Where delivered visual rows wait (see `row_buffer`)."""
-
-    def find(self, session: str, attempt: int) -> Rows:
-        """Return a session's rows, or raise VisualRowsMissingError."""
-
-    def discard(self, session: str, attempt: int) -> None:
-        """Forget them."""

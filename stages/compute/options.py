@@ -18,5 +18,5 @@ class ComputeOptions:
     """Whether a session's tokens must not depend on what else shares its microbatches; slower."""
     max_batch_tokens: int = 4096
     """Tokens of the largest microbatch, for which memory is kept free on a GPU."""
-    max_step_rows: int = 256
+    max_step_sessions: int = 256
     """Sessions of the largest decode step that is captured on a GPU; 0 captures none."""

@@ -15,36 +15,37 @@ from torch import Tensor
 from broker_pipeline.errors import PipelineError, TensorMismatchError
 from broker_pipeline.messages.activation import Segment
 from stages.compute.kv.cache import KVCache
-from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, key_of
-from stages.compute.visual_injection import RowNeeds, find_rows
+from stages.compute.microbatch import Microbatch, SessionKey, key_of
+from stages.compute.visual_injection import VisualRowNeeds, find_visual_rows
+from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 from stages.qwen3_vl.config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentAdmission:
-    """`batch` holds the segments to compute, `rows` the visual rows that they use."""
+    """`batch` holds the segments to compute, `visual_rows` what they use of them."""
 
     batch: Microbatch
     repeats: tuple[Segment, ...]
     failures: tuple[tuple[Segment, PipelineError], ...]
-    rows: dict[SessionKey, Rows]
+    visual_rows: dict[SessionKey, VisualRows]
 
 
 class Admitter:
     """Judges segments against a stage's KV, its visual rows and its vocabulary. Changes none of them."""
 
-    def __init__(self, config: TextConfig, needs: RowNeeds, kv: KVCache, source: RowSource) -> None:
+    def __init__(self, config: TextConfig, needs: VisualRowNeeds, kv: KVCache, buffer: VisualRowBuffer) -> None:
         self._config = config
         self._needs = needs
         self._kv = kv
-        self._source = source
+        self._buffer = buffer
 
     def admit(self, batch: Microbatch) -> SegmentAdmission:
         """Sorts a microbatch's segments into those to compute, repeats, and failures."""
         admitted: list[Segment] = []
         repeats: list[Segment] = []
         failures: list[tuple[Segment, PipelineError]] = []
-        rows: dict[SessionKey, Rows] = {}
+        visual_rows: dict[SessionKey, VisualRows] = {}
         lengths: dict[SessionKey, int] = {}  # what earlier segments of this microbatch will have written
         for segment, token_ids in self._with_doubtful_tokens(batch):
             key = key_of(segment)
@@ -57,15 +58,15 @@ class Admitter:
                 self._kv.require(key, segment.start, segment.count, length=lengths.get(key, length))
                 if token_ids is not None:
                     self._require_vocabulary(segment, token_ids)
-                found = find_rows(segment, self._needs, self._source, self._config.hidden_size)
+                found = find_visual_rows(segment, self._needs, self._buffer, self._config.hidden_size)
             except PipelineError as error:
                 failures.append((segment, error))
                 continue
             admitted.append(segment)
             lengths[key] = stop
             if found is not None:
-                rows[key] = found
-        return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), rows)
+                visual_rows[key] = found
+        return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), visual_rows)
 
     def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:
         """Each segment, with its token ids where one of the microbatch's leaves the vocabulary."""

@@ -22,10 +22,11 @@ from broker_pipeline.messages.workers import BlockRange
 from stages.compute.eager.decoder import Computed, Decoder
 from stages.compute.kv.cache import KVCache
 from stages.compute.launched import DeviceClock, Launched
-from stages.compute.microbatch import Microbatch, Rows, RowSource, SessionKey, StageOutput, key_of
+from stages.compute.microbatch import Microbatch, SessionKey, StageOutput, key_of
 from stages.compute.sampling.sampler import PendingChoices, SessionSampler, launch_sampling
 from stages.compute.segment_admission import Admitter, check_tensors
-from stages.compute.visual_injection import RowNeeds, gather_injection
+from stages.compute.visual_injection import VisualRowNeeds, gather_injection
+from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 from stages.device.host_copy import HostCopy
 from stages.device.times import take_pieces
 from stages.qwen3_vl.config import ModelConfig
@@ -35,14 +36,14 @@ class StageCompute:
     """Decoder layers `blocks` of one model, with the sessions that are open on them."""
 
     def __init__(
-        self, config: ModelConfig, blocks: BlockRange, decoder: Decoder, *, kv: KVCache, rows: RowSource
+        self, config: ModelConfig, blocks: BlockRange, decoder: Decoder, *, kv: KVCache, visual_rows: VisualRowBuffer
     ) -> None:
         self.config = config
         self.blocks = blocks
         self.decoder = decoder
         self.kv = kv
-        self.rows = rows
-        self._admitter = Admitter(config.text, self.row_needs, kv, rows)
+        self.visual_rows = visual_rows
+        self._admitter = Admitter(config.text, self.visual_row_needs, kv, visual_rows)
         self._attempts: dict[str, int] = {}
         self._samplers: dict[SessionKey, SessionSampler] = {}
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -68,11 +69,11 @@ class StageCompute:
         return self.blocks.stop == self.config.text.num_layers
 
     @property
-    def row_needs(self) -> RowNeeds:
+    def visual_row_needs(self) -> VisualRowNeeds:
         """Which visual rows must be delivered here."""
         levels = range(self.config.vision.num_deepstack_levels)
         owned = tuple(level for level in levels if self.blocks.start <= level < self.blocks.stop)
-        return RowNeeds(self.is_first, owned)
+        return VisualRowNeeds(self.is_first, owned)
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class StageCompute:
 
     def close(self, session: str, attempt: int) -> None:
         """Frees what the session holds here; closing an unknown session or an older attempt changes nothing."""
-        self.rows.discard(session, attempt)
+        self.visual_rows.discard(session, attempt)
         current = self._attempts.get(session)
         if current is None or current > attempt:
             return
@@ -122,7 +123,7 @@ class StageCompute:
 
     @torch.inference_mode()
     def launch(self, batch: Microbatch) -> Launched:
-        """Hands a microbatch to the device. Its sessions have advanced when this returns.
+        """Launch a microbatch on the device. Its sessions have advanced when this returns.
 
         Raises:
             TensorMismatchError: a tensor does not fit the segments or the model; nothing was computed.
@@ -135,13 +136,13 @@ class StageCompute:
         clock = DeviceClock(self.device)
         wanting = tuple(segment for segment in batch.segments if segment.wants_token) if self.is_last else ()
         try:
-            computed = self._compute(batch, admission.rows)
+            computed = self._compute(batch, admission.visual_rows)
             choices = self._choose(computed, wanting)
             hidden = HostCopy(None if self.is_last else computed.hidden, self._copies)
         except RuntimeError as error:  # torch's errors, out of memory among them
             raise ComputeError(f"the computation of {batch.num_tokens} tokens failed: {error}") from error
         clock.end()
-        self._advance(batch.segments, admission.rows)
+        self._advance(batch.segments, admission.visual_rows)
         output = StageOutput(
             segments=batch.segments,
             positions=batch.positions,
@@ -151,10 +152,10 @@ class StageCompute:
         )
         return Launched(output, hidden, wanting, choices, clock, batch.num_tokens, take_pieces())
 
-    def _compute(self, batch: Microbatch, rows: Mapping[SessionKey, Rows]) -> Computed:
+    def _compute(self, batch: Microbatch, visual_rows: Mapping[SessionKey, VisualRows]) -> Computed:
         """Hidden states, or at the last stage the logits of every segment that wants a token."""
-        injection = gather_injection(batch.segments, self.row_needs, rows, self.device)
-        return self.decoder.step(batch, injection, _last_rows(batch.segments) if self.is_last else ())
+        injection = gather_injection(batch.segments, self.visual_row_needs, visual_rows, self.device)
+        return self.decoder.step(batch, injection, _last_tokens(batch.segments) if self.is_last else ())
 
     def _choose(self, computed: Computed, wanting: Sequence[Segment]) -> PendingChoices | None:
         if computed.logits is None:
@@ -164,19 +165,20 @@ class StageCompute:
         positions = [segment.start + segment.count for segment in wanting]
         return launch_sampling(computed.logits, samplers, positions, computed.scan)
 
-    def _advance(self, segments: Sequence[Segment], rows: Mapping[SessionKey, Rows]) -> None:
+    def _advance(self, segments: Sequence[Segment], visual_rows: Mapping[SessionKey, VisualRows]) -> None:
         for segment in segments:
             key = key_of(segment)
             self.kv.advance(key, segment.start, segment.count)
-            if key in rows and max(span.row + span.count for span in segment.visual) >= rows[key].num_rows:
-                self.rows.discard(*key)
+            held = visual_rows.get(key)
+            if held is not None and max(span.row + span.count for span in segment.visual) >= held.num_rows:
+                self.visual_rows.discard(*key)
 
 
-def _last_rows(segments: Sequence[Segment]) -> list[int]:
-    """The packed row of the last token of every segment that wants a token."""
-    rows, stop = [], 0
+def _last_tokens(segments: Sequence[Segment]) -> list[int]:
+    """Return the packed place of the last token of every segment that wants one sampled."""
+    places, stop = [], 0
     for segment in segments:
         stop += segment.count
         if segment.wants_token:
-            rows.append(stop - 1)
-    return rows
+            places.append(stop - 1)
+    return places

@@ -1,10 +1,10 @@
 """Visual rows that wait at a stage until their span is prefilled.
 
-    vision worker ──rows──► put(session, attempt)  ─┐
-                                                    ├─► find() at each prefill chunk, discard() at the last row,
-    conductor ──envelope with visual spans──────────┘   at close, at a new epoch or when they expire
+    vision worker ──visual rows──► put(session, attempt) ─┐
+                                                          ├─► find() at each prefill chunk, discard() at the last row,
+    conductor ──envelope with visual spans────────────────┘   at close, at a new epoch or when they expire
 
-Rows may come before the session is opened. The buffer is filled by the event loop and read by the compute thread,
+They may come before the session is opened. The buffer is filled by the event loop and read by the compute thread,
 hence the lock.
 """
 
@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from broker_pipeline.errors import StaleAttemptError, TensorMismatchError, VisualRowsMissingError, WorkerBusyError
-
-Key = tuple[str, int]
+from stages.compute.microbatch import SessionKey
 
 
 @dataclass(frozen=True, slots=True)
 class VisualRows:
-    """Rows of all of a session's pictures, in prompt order: `embeds` [r, H] or None, `levels[j]` [r, H]."""
+    """What one stage needs of a session's pictures, a row per visual token, in prompt order.
+
+    `embeds` `[r, H]` or None replace the pad tokens' embeddings; `levels[j]` `[r, H]` are added after decoder layer j.
+    """
 
     embeds: Tensor | None
     levels: Mapping[int, Tensor]
@@ -51,25 +53,25 @@ class VisualRows:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    rows: VisualRows
+    visual_rows: VisualRows
     epoch: int
     expires_at: float
 
 
-class RowBuffer:
-    """Rows under (session, attempt), at most `max_bytes` of them, each for at most `ttl_s` seconds."""
+class VisualRowBuffer:
+    """Visual rows under (session, attempt), at most `max_bytes` of them, each for at most `ttl_s` seconds."""
 
     def __init__(self, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
         self._ttl_s = ttl_s
         self._clock = clock
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[SessionKey, _Entry] = {}
         self._num_bytes = 0
         self._lock = threading.Lock()
 
     @property
     def num_sessions(self) -> int:
-        """Sessions whose rows are here."""
+        """Sessions whose visual rows are here."""
         return len(self._entries)
 
     @property
@@ -77,28 +79,30 @@ class RowBuffer:
         """Bytes held now."""
         return self._num_bytes
 
-    def put(self, session: str, attempt: int, epoch: int, rows: VisualRows) -> None:
-        """Keep rows; they replace those of the same attempt and of older ones.
+    def put(self, session: str, attempt: int, epoch: int, visual_rows: VisualRows) -> None:
+        """Keep visual rows; they replace those of the same attempt and of older ones.
 
         Raises:
-            StaleAttemptError: rows of a newer attempt are here.
+            StaleAttemptError: visual rows of a newer attempt are here.
             WorkerBusyError: there is no room.
         """
         with self._lock:
             self._drop(lambda _, entry: entry.expires_at <= self._clock())
             if any(other == session and newer > attempt for other, newer in self._entries):
-                raise StaleAttemptError(f"rows of a newer attempt of session {session} are here", field="attempt")
+                raise StaleAttemptError(
+                    f"visual rows of a newer attempt of session {session} are here", field="attempt"
+                )
             self._drop(lambda key, _: key[0] == session)
-            if self._num_bytes + rows.num_bytes > self._max_bytes:
+            if self._num_bytes + visual_rows.num_bytes > self._max_bytes:
                 raise WorkerBusyError(
-                    f"no room for {rows.num_bytes} bytes of visual rows: {self._num_bytes} of "
+                    f"no room for {visual_rows.num_bytes} bytes of visual rows: {self._num_bytes} of "
                     f"{self._max_bytes} are taken by sessions that are not prefilled yet"
                 )
-            self._entries[session, attempt] = _Entry(rows, epoch, self._clock() + self._ttl_s)
-            self._num_bytes += rows.num_bytes
+            self._entries[session, attempt] = _Entry(visual_rows, epoch, self._clock() + self._ttl_s)
+            self._num_bytes += visual_rows.num_bytes
 
     def find(self, session: str, attempt: int) -> VisualRows:
-        """Return a session's rows.
+        """Return a session's visual rows.
 
         Raises:
             VisualRowsMissingError: they never came, or were kept too long.
@@ -110,18 +114,18 @@ class RowBuffer:
             raise VisualRowsMissingError(
                 f"visual rows of session {session}, attempt {attempt}, are not here (never delivered, or expired)"
             )
-        return entry.rows
+        return entry.visual_rows
 
     def discard(self, session: str, attempt: int) -> None:
-        """Forget the rows of this attempt and of older ones."""
+        """Forget the visual rows of this attempt and of older ones."""
         with self._lock:
             self._drop(lambda key, _: key[0] == session and key[1] <= attempt)
 
     def drop_before(self, epoch: int) -> None:
-        """Forget rows that older epochs sent."""
+        """Forget visual rows that older epochs sent."""
         with self._lock:
             self._drop(lambda _, entry: entry.epoch < epoch)
 
-    def _drop(self, is_void: Callable[[Key, _Entry], bool]) -> None:
+    def _drop(self, is_void: Callable[[SessionKey, _Entry], bool]) -> None:
         for key in [key for key, entry in self._entries.items() if is_void(key, entry)]:
-            self._num_bytes -= self._entries.pop(key).rows.num_bytes
+            self._num_bytes -= self._entries.pop(key).visual_rows.num_bytes

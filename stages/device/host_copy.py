@@ -28,25 +28,25 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 class Staging:
-    """A few page-locked rows of int32 that are written round-robin and sent to one buffer of the device."""
+    """A few page-locked buffers of int32 that are written round-robin and sent to one buffer of the device."""
 
-    def __init__(self, target: Tensor, num_rows: int = 4) -> None:
+    def __init__(self, target: Tensor, num_buffers: int = 4) -> None:
         self._target = target
-        self._rows = [torch.empty(target.shape, dtype=target.dtype, pin_memory=True) for _ in range(num_rows)]
-        self._arrays = [row.numpy() for row in self._rows]
-        self._sent = [torch.cuda.Event() for _ in range(num_rows)]
-        self._turn = itertools.cycle(range(num_rows))
+        self._buffers = [torch.empty(target.shape, dtype=target.dtype, pin_memory=True) for _ in range(num_buffers)]
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+        self._sent = [torch.cuda.Event() for _ in range(num_buffers)]
+        self._turn = itertools.cycle(range(num_buffers))
         self._current = 0
 
     def next(self) -> npt.NDArray[np.int32]:
-        """A row to write to; waits where it is still being sent, which is long past unless many are queued."""
+        """Return a buffer to write to; wait where it is still being sent, which is rare unless many are queued."""
         self._current = next(self._turn)
         self._sent[self._current].synchronize()
         return self._arrays[self._current]
 
     def send(self, num_ints: int) -> None:
-        """Queues the copy of the row's first numbers."""
-        self._target[:num_ints].copy_(self._rows[self._current][:num_ints], non_blocking=True)
+        """Queue the copy of the buffer's first numbers."""
+        self._target[:num_ints].copy_(self._buffers[self._current][:num_ints], non_blocking=True)
         self._sent[self._current].record()
 
 

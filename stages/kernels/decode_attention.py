@@ -1,6 +1,6 @@
-"""Attention of single query rows, each over one region of the flat cache: decode steps, and any row by itself.
+"""Attention of decode tokens, each over one region of the flat cache.
 
-    queries       [ a | b | c ]        one row each
+    queries       [ a | b | c ]        one token each
     flat cache    [ . a a a a a . b b b b . c c c ]
                       └ start, length of a
 
@@ -21,7 +21,7 @@ _FEWEST_ROWS = 16  # what a matrix instruction takes
 _MOST_PARTS = 32
 _PROGRAMS = 1024  # enough to fill a GPU several times
 FIXED_PARTS = 4
-"""Parts of every region where the result must not depend on how many rows there are."""
+"""Parts of every region where the result has to be batch-invariant."""
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _attend_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
-    rows_ptr,
+    tokens_ptr,
     starts_ptr,
     lengths_ptr,
     out_ptr,
@@ -46,12 +46,12 @@ def _attend_kernel(
     index, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + index)
     start = tl.load(starts_ptr + index).to(tl.int64)
-    row = tl.load(rows_ptr + index).to(tl.int64)
+    token = tl.load(tokens_ptr + index).to(tl.int64)
     lanes = tl.arange(0, HEAD_DIM)
     heads = tl.arange(0, ROWS)
-    num_heads = tl.where(row >= 0, GROUP, 0)
+    num_heads = tl.where(token >= 0, GROUP, 0)
     is_head = heads[:, None] < num_heads
-    head = row * KV_HEADS * GROUP + kv_head * GROUP + heads
+    head = token * KV_HEADS * GROUP + kv_head * GROUP + heads
     q = tl.load(q_ptr + head[:, None] * HEAD_DIM + lanes[None, :], mask=is_head, other=0.0)
     part_keys = tl.cdiv(tl.cdiv(length, KEYS), PARTS) * KEYS
     first = part * part_keys
@@ -89,7 +89,7 @@ def _attend_kernel(
 def _combine_kernel(
     sums_ptr,
     stats_ptr,
-    rows_ptr,
+    tokens_ptr,
     out_ptr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -97,8 +97,8 @@ def _combine_kernel(
     PARTS: tl.constexpr,
 ):
     index, head = tl.program_id(0), tl.program_id(1)
-    row = tl.load(rows_ptr + index).to(tl.int64)
-    if row < 0:
+    token = tl.load(tokens_ptr + index).to(tl.int64)
+    if token < 0:
         return
     lanes = tl.arange(0, HEAD_DIM)
     parts = tl.arange(0, PARTS)
@@ -110,48 +110,48 @@ def _combine_kernel(
     sums = tl.load(sums_ptr + place[:, None].to(tl.int64) * HEAD_DIM + lanes[None, :])
     whole = tl.sum(total * share, axis=0)
     mean = tl.sum(sums * share[:, None], axis=0) / tl.where(whole > 0, whole, 1.0)
-    tl.store(out_ptr + (row * KV_HEADS * GROUP + head) * HEAD_DIM + lanes, mean.to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + (token * KV_HEADS * GROUP + head) * HEAD_DIM + lanes, mean.to(out_ptr.dtype.element_ty))
 
 
-def num_parts(num_rows: int, kv_heads: int) -> int:
-    """Parts of every region that fill the GPU with `num_rows` rows: a power of two."""
+def num_parts(num_tokens: int, kv_heads: int) -> int:
+    """Return into how many parts every region is cut, a power of two, so that `num_tokens` tokens fill the GPU."""
     parts = 1
-    while parts < _MOST_PARTS and num_rows * kv_heads * parts * 2 <= _PROGRAMS:
+    while parts < _MOST_PARTS and num_tokens * kv_heads * parts * 2 <= _PROGRAMS:
         parts *= 2
     return parts
 
 
-def attend_rows(
+def attend_decode_tokens(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    rows: Tensor,
+    tokens: Tensor,
     starts: Tensor,
     lengths: Tensor,
     *,
     out: Tensor,
     parts: int,
 ) -> None:
-    """Writes `out[rows]` for queries `q[rows]`: full attention of row i to `lengths[i]` cache rows from `starts[i]`.
+    """Write `out[tokens]` for queries `q[tokens]`: token i attends to `lengths[i]` cache slots from `starts[i]`.
 
-    Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`, the others int32 `[r]`. Scale is
-    d ** -0.5. A length of 0 gives zeros, a negative row is nobody's. Nothing but shapes and `parts` decides how a row
-    is computed: with one number of parts its result is the same whatever else is asked for.
+    Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`, the others int32 `[t]`. Scale is
+    d ** -0.5. A length of 0 gives zeros, a negative token is nobody's. Nothing but shapes and `parts` decides how a
+    token is computed: with one number of parts it is batch-invariant.
     """
-    num_rows, (kv_heads, head_dim) = rows.shape[0], keys.shape[1:]
+    num_tokens, (kv_heads, head_dim) = tokens.shape[0], keys.shape[1:]
     group = q.shape[1] // kv_heads
     sums = torch.empty(
-        num_rows * q.shape[1] * parts if parts > 1 else 0, head_dim, dtype=torch.float32, device=q.device
+        num_tokens * q.shape[1] * parts if parts > 1 else 0, head_dim, dtype=torch.float32, device=q.device
     )
-    stats = torch.empty(num_rows * q.shape[1] * parts if parts > 1 else 0, 2, dtype=torch.float32, device=q.device)
+    stats = torch.empty(num_tokens * q.shape[1] * parts if parts > 1 else 0, 2, dtype=torch.float32, device=q.device)
     sizes = {"KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "PARTS": parts}
-    if not num_rows:
+    if not num_tokens:
         return
-    _attend_kernel[(num_rows, kv_heads, parts)](
+    _attend_kernel[(num_tokens, kv_heads, parts)](
         q,
         keys,
         values,
-        rows,
+        tokens,
         starts,
         lengths,
         out,
@@ -165,4 +165,4 @@ def attend_rows(
         num_stages=3,
     )
     if parts > 1:
-        _combine_kernel[(num_rows, q.shape[1])](sums, stats, rows, out, **sizes, num_warps=1)
+        _combine_kernel[(num_tokens, q.shape[1])](sums, stats, tokens, out, **sizes, num_warps=1)

@@ -1,4 +1,4 @@
-"""A matrix product whose rows do not know of each other, for `--deterministic`.
+"""A batch-invariant matrix product, for `--deterministic`.
 
 cuBLAS chooses another kernel, and with it another order of sums, for every number of rows. Here each value is one
 sequence of tensor-core steps over its inputs, 16 at a time and from the first to the last, whatever shares its tile.

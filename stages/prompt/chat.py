@@ -46,7 +46,7 @@ class VisualInput:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and where the visual tokens are; rows are numbered across all pictures, in prompt order."""
+    """Token ids, and where the visual tokens are; visual rows are numbered across all pictures, in prompt order."""
 
     token_ids: tuple[int, ...]
     groups: tuple[VisualGroup, ...] = ()
@@ -74,7 +74,7 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     groups: list[VisualGroup] = field(default_factory=list)
     text: str = ""
-    num_rows: int = 0
+    num_visual_rows: int = 0
 
 
 class PromptBuilder:
@@ -192,10 +192,12 @@ class PromptBuilder:
             draft.ids.append(self._controls[self._vision_end])
 
     def _add_frame(self, draft: _Draft, grid: PatchGrid, pad: str) -> None:
-        group = VisualGroup(len(draft.ids), grid.height // self._merge, grid.width // self._merge, draft.num_rows)
+        group = VisualGroup(
+            len(draft.ids), grid.height // self._merge, grid.width // self._merge, draft.num_visual_rows
+        )
         draft.groups.append(group)
         draft.ids += [self._controls[pad]] * group.count
-        draft.num_rows += group.count
+        draft.num_visual_rows += group.count
 
     def _flush(self, draft: _Draft) -> None:
         """Encodes the text that has gathered between two control tokens."""

@@ -25,7 +25,7 @@ AttentionName = Literal["auto", "eager", "sdpa"]
 
 
 class AttentionSpan(NamedTuple):
-    """One segment: `num_queries` packed rows from `query_start`, `num_keys` cache rows from `key_start`."""
+    """One segment: `num_queries` packed tokens from `query_start`, `num_keys` cache slots from `key_start`."""
 
     query_start: int
     num_queries: int
@@ -34,12 +34,12 @@ class AttentionSpan(NamedTuple):
 
     @property
     def queries(self) -> slice:
-        """The segment's rows in the packed microbatch."""
+        """The segment's tokens in the packed microbatch."""
         return slice(self.query_start, self.query_start + self.num_queries)
 
     @property
     def keys(self) -> slice:
-        """The session's rows in the flat cache, the segment's own tokens included."""
+        """The session's slots in the flat cache, the segment's own tokens included."""
         return slice(self.key_start, self.key_start + self.num_keys)
 
     def visible(self, device: torch.device) -> Tensor:
@@ -55,7 +55,7 @@ class AttentionPlan:
         self.spans = tuple(spans)
         new = [torch.arange(s.keys.stop - s.num_queries, s.keys.stop) for s in self.spans]
         self.slots = torch.cat(new).to(device)
-        """int64 `[n]`: the cache row of each packed token."""
+        """int64 `[n]`: the cache slot of each packed token."""
         self._device = device
         self._masks: dict[AttentionSpan, Tensor] = {}
 
@@ -113,10 +113,9 @@ class SdpaAttention:
         attended = torch.empty_like(q)
         for span in plan.spans:
             k, v = keys[span.keys].transpose(0, 1)[None], values[span.keys].transpose(0, 1)[None]
-            rows = q[span.queries]
-            attended[span.queries] = (
-                _sdpa_step(rows, k, v) if span.num_queries == 1 else _sdpa_chunk(rows, k, v, span, plan)
-            )
+            queries = q[span.queries]
+            is_step = span.num_queries == 1
+            attended[span.queries] = _sdpa_step(queries, k, v) if is_step else _sdpa_chunk(queries, k, v, span, plan)
         return attended
 
     def attend_frames(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -124,11 +123,11 @@ class SdpaAttention:
         attended, start = torch.empty_like(q), 0
         for length, run in groupby(lengths):
             num_frames = len(list(run))
-            rows = slice(start, start + num_frames * length)
-            fq, fk, fv = (x[rows].view(num_frames, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            run_of_frames = slice(start, start + num_frames * length)
+            fq, fk, fv = (x[run_of_frames].view(num_frames, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(fq, fk, fv)
-            attended[rows] = out.transpose(1, 2).flatten(0, 1)
-            start = rows.stop
+            attended[run_of_frames] = out.transpose(1, 2).flatten(0, 1)
+            start = run_of_frames.stop
         return attended
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 Linear = Callable[[Tensor, Tensor], Tensor]
-"""The product of rows `[n, in]` with a matrix `[out, in]`: `torch.nn.functional.linear`, or one that adds up alike."""
+"""The product of `[n, in]` with `[out, in]`: `torch.nn.functional.linear`, or one that is batch-invariant."""
 
 
 class ExpertCompute(Protocol):

@@ -24,12 +24,12 @@ from broker_pipeline.errors import TensorMismatchError
 
 @dataclass(frozen=True, slots=True)
 class VisualGroup:
-    """One frame's visual tokens: `height` x `width` of them from token `start` on, using visual rows from `row` on."""
+    """One frame's visual tokens: `height` x `width` of them from token `start` on, and their first visual row."""
 
     start: int
     height: int
     width: int
-    row: int
+    visual_row: int
 
     @property
     def count(self) -> int:

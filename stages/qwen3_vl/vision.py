@@ -19,8 +19,8 @@ from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """What the decoder needs of the pictures, one row per visual token, in prompt order.
+class TowerOutput:
+    """What the decoder needs of pictures: their visual rows, one per visual token, in prompt order.
 
     `embeds` `[r, H]` replaces the pad tokens' embeddings; `levels[j]` `[r, H]` is added after decoder layer j.
     """
@@ -49,17 +49,17 @@ class VisionTower:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights and rows."""
+        """The dtype of weights and visual rows."""
         return self._patch_matrix.dtype
 
     @torch.inference_mode()
-    def encode(self, patches: Tensor, grids: Sequence[PatchGrid]) -> EncodedRows:
+    def encode(self, patches: Tensor, grids: Sequence[PatchGrid]) -> TowerOutput:
         """Encode pictures and videos whose patch rows are concatenated, in order: uint8 `[N, values]`.
 
-        Rows on the host are copied without waiting where they are pinned. The work is queued on the current stream.
+        Patches on the host are copied without waiting where they are pinned. The work is queued on the current stream.
 
         Raises:
-            TensorMismatchError: the rows do not fit the grids.
+            TensorMismatchError: the patches do not fit the grids.
         """
         self._check(patches, grids)
         places = self._places.of(grids)
@@ -72,7 +72,7 @@ class VisionTower:
                 level = self.config.deepstack_indexes.index(block)
                 levels[level] = self._merge_grouped(f"deepstack_merger_list.{level}.", x)
         ordered = tuple(levels[level] for level in range(self.config.num_deepstack_levels))
-        return EncodedRows(self._project("merger.", normed.view(-1, self.config.merged_size)), ordered)
+        return TowerOutput(self._project("merger.", normed.view(-1, self.config.merged_size)), ordered)
 
     def _check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
         merge = self.config.spatial_merge_size

@@ -35,7 +35,7 @@ from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.launched import Launched
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
-from stages.compute.visual_row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.hardware import is_alive
 from stages.stage.closed_attempts import ClosedAttempts
 from stages.stage.envelope_checks import HIDDEN, HISTORY, POSITIONS, StageFacts, StageTensors
@@ -95,13 +95,13 @@ class StageEngine:
         compute: StageCompute,
         facts: StageFacts,
         fence: EpochFence,
-        rows: RowBuffer,
+        visual_rows: VisualRowBuffer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.facts = facts
         self._compute = compute
         self._fence = fence
-        self._rows = rows
+        self._visual_rows = visual_rows
         self._clock = clock
         self._closed = ClosedAttempts()
         self._epoch = 0
@@ -127,14 +127,14 @@ class StageEngine:
         return self._compute.kv.reserved_tokens
 
     def follow_epoch(self) -> None:
-        """Drop every session and row of an epoch that the fence has left behind."""
+        """Drop every session and visual row of an epoch that the fence has left behind."""
         if self._fence.current == self._epoch:
             return
         log.info("epoch_adopted", epoch=self._fence.current, previous=self._epoch, num_dropped=self.num_sessions)
         self._epoch = self._fence.current
         self._compute.close_all()
         self._closed.clear()
-        self._rows.drop_before(self._epoch)
+        self._visual_rows.drop_before(self._epoch)
 
     def step(self, work: StageWork) -> Forward | Reply | None:
         """Do what an envelope asks, to the end; None for a repeat, which was answered before."""
@@ -142,7 +142,7 @@ class StageEngine:
         return self.finish(begun) if isinstance(begun, Begun) else begun
 
     def begin(self, work: StageWork) -> Begun | Reply | None:
-        """Hand an envelope's tokens to the device; None for a repeat, which was answered before.
+        """Launch an envelope's tokens on the device; None for a repeat, which was answered before.
 
         Every error that concerns the whole microbatch comes back as an `Reply`: nothing is raised, since a bug that
         one input meets must not take down the sessions of all others.

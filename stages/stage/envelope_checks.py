@@ -58,7 +58,7 @@ class StageTensors:
     history: tuple[Tensor, ...]
 
 
-class Receiver(Protocol):
+class WorkerIdentity(Protocol):
     """Who a message must be meant for: a stage's facts, or any worker's record."""
 
     @property
@@ -74,21 +74,21 @@ class Receiver(Protocol):
         """Its artifact's."""
 
 
-def check_origin(version: int, pipeline: str, fingerprint: str, receiver: Receiver) -> None:
+def check_origin(version: int, pipeline: str, fingerprint: str, identity: WorkerIdentity) -> None:
     """Raise unless a message speaks this contract, to this pipeline, about this artifact."""
     if version != CONTRACT_VERSION:
         raise ContractVersionError(
-            f"sender speaks version {version} of the contract, {receiver.worker} speaks {CONTRACT_VERSION}; "
+            f"sender speaks version {version} of the contract, {identity.worker} speaks {CONTRACT_VERSION}; "
             "run the same release everywhere",
             field="version",
         )
-    if pipeline != receiver.pipeline:
+    if pipeline != identity.pipeline:
         raise ContractError(
-            f"message for pipeline {pipeline}; this worker serves {receiver.pipeline}", field="pipeline"
+            f"message for pipeline {pipeline}; this worker serves {identity.pipeline}", field="pipeline"
         )
-    if fingerprint != receiver.fingerprint:
+    if fingerprint != identity.fingerprint:
         raise FingerprintMismatchError(
-            f"sender's artifact is {fingerprint[:12]}…, that of {receiver.worker} is {receiver.fingerprint[:12]}…; "
+            f"sender's artifact is {fingerprint[:12]}…, that of {identity.worker} is {identity.fingerprint[:12]}…; "
             "export once and copy that artifact to every host",
             field="fingerprint",
         )

@@ -24,14 +24,14 @@ from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.compute.visual_row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import device_identity, device_slots, use_own_stream
 from stages.lazy_tensors import LazyTensors
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.visual_row_intake import RowIntake
+from stages.stage.visual_row_intake import VisualRowIntake
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
@@ -47,7 +47,7 @@ class LoadedStage:
     """A stage with its weights and KV in place."""
 
     compute: StageCompute
-    rows: RowBuffer
+    visual_rows: VisualRowBuffer
     record: WorkerRecord
 
 
@@ -56,11 +56,11 @@ async def serve_stage(
     settings: StageSettings,
     *,
     reserved_bytes: int = 0,
-    on_loaded: Callable[[WorkerRecord, RowIntake], None] = lambda *_: None,
+    on_loaded: Callable[[WorkerRecord, VisualRowIntake], None] = lambda *_: None,
 ) -> None:
     """Run one stage worker until the service is stopped.
 
-    `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where rows can be handed in.
+    `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where visual rows are taken.
     """
     common = context.settings
     thread, collector = ComputeThread(), ComputeThread("collect")
@@ -101,7 +101,7 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     names = stage_tensor_names(config, blocks.start, blocks.stop)
     use_own_stream(device)
     tensors = LazyTensors(artifact, names, device, dtype)
-    rows = RowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
+    visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
     options = ComputeOptions(
         str(device),
@@ -109,9 +109,9 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
         settings.attention,
         is_deterministic=settings.deterministic,
         max_batch_tokens=settings.max_batch_tokens,
-        max_step_rows=settings.max_step_sessions,
+        max_step_sessions=settings.max_step_sessions,
     )
-    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=room, options=options, rows=rows)
+    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows)
     record = new_record(
         "stage",
         settings.name or f"stage-{blocks.start}-{blocks.stop}",
@@ -138,16 +138,16 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
-    return LoadedStage(compute, rows, record)
+    return LoadedStage(compute, visual_rows, record)
 
 
 def _assemble(
     loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread, collector: ComputeThread
-) -> tuple[StageWorker, Presence, RowIntake]:
+) -> tuple[StageWorker, Presence, VisualRowIntake]:
     compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
     facts = _facts(compute, loaded.record)
-    engine = StageEngine(compute, facts, fence, loaded.rows)
-    intake = RowIntake(facts, compute.row_needs, loaded.rows, fence)
+    engine = StageEngine(compute, facts, fence, loaded.visual_rows)
+    intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if compute.device.type == "cuda" else None
     return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence, intake

@@ -12,8 +12,8 @@ from broker_pipeline.errors import PipelineError, TensorMismatchError, Transport
 from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Received
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.compute.visual_injection import RowNeeds
-from stages.compute.visual_row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_injection import VisualRowNeeds
+from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 from stages.stage.envelope_checks import StageFacts, check_origin
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import from_wire
@@ -24,12 +24,14 @@ EMBEDS = "embeds"
 
 
 def level_name(level: int) -> str:
-    """Return the name under which the rows of a DeepStack level travel."""
+    """Return the name under which the visual rows of a DeepStack level travel."""
     return f"deepstack.{level}"
 
 
-def read_rows(tensors: Mapping[str, WireTensor], needs: RowNeeds, hidden_size: int, dtype: torch.dtype) -> VisualRows:
-    """Return a delivery's rows.
+def read_visual_rows(
+    tensors: Mapping[str, WireTensor], needs: VisualRowNeeds, hidden_size: int, dtype: torch.dtype
+) -> VisualRows:
+    """Return a delivery's visual rows.
 
     Raises:
         TensorMismatchError: what came is not exactly what this stage needs, or has the wrong dtype or shape.
@@ -39,35 +41,39 @@ def read_rows(tensors: Mapping[str, WireTensor], needs: RowNeeds, hidden_size: i
     return VisualRows(read.get(EMBEDS), {level: read[level_name(level)] for level in needs.levels})
 
 
-def take_rows(tensors: Mapping[str, Tensor], needs: RowNeeds, hidden_size: int, dtype: torch.dtype) -> VisualRows:
-    """Return rows that were made in this process, on whatever device they are.
+def take_visual_rows(
+    tensors: Mapping[str, Tensor], needs: VisualRowNeeds, hidden_size: int, dtype: torch.dtype
+) -> VisualRows:
+    """Return visual rows that were made in this process, on whatever device they are.
 
     Raises:
-        TensorMismatchError: as for `read_rows`.
+        TensorMismatchError: as for `read_visual_rows`.
     """
     _check_names(tensors, needs)
     for name, tensor in tensors.items():
         if tensor.dtype != dtype or tensor.dim() != 2 or tensor.shape[1] != hidden_size:
             raise TensorMismatchError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} and must be {dtype} with rows of {hidden_size}",
+                f"{name} is {tensor.dtype} {list(tensor.shape)} and must be {dtype} [any, {hidden_size}]",
                 field=f"tensors.{name}",
             )
     return VisualRows(tensors.get(EMBEDS), {level: tensors[level_name(level)] for level in needs.levels})
 
 
-def _check_names(tensors: Mapping[str, object], needs: RowNeeds) -> None:
+def _check_names(tensors: Mapping[str, object], needs: VisualRowNeeds) -> None:
     wanted = {level_name(level) for level in needs.levels} | ({EMBEDS} if needs.embeds else set())
     if set(tensors) != wanted:
-        raise TensorMismatchError(f"rows {sorted(tensors)} came; this stage needs {sorted(wanted)}", field="tensors")
+        raise TensorMismatchError(
+            f"visual rows {sorted(tensors)} came; this stage needs {sorted(wanted)}", field="tensors"
+        )
 
 
-class RowIntake:
-    """Answers row deliveries of one stage."""
+class VisualRowIntake:
+    """Answers deliveries of visual rows to one stage."""
 
-    def __init__(self, facts: StageFacts, needs: RowNeeds, rows: RowBuffer, fence: EpochFence) -> None:
+    def __init__(self, facts: StageFacts, needs: VisualRowNeeds, buffer: VisualRowBuffer, fence: EpochFence) -> None:
         self._facts = facts
         self._needs = needs
-        self._rows = rows
+        self._buffer = buffer
         self._fence = fence
 
     async def serve(self, messages: AsyncIterator[Received[RowDelivery]]) -> None:
@@ -84,23 +90,23 @@ class RowIntake:
         try:
             self.accept(delivery, message.tensors)
         except PipelineError as error:
-            log.warning("rows_refused", session=delivery.session, attempt=delivery.attempt, code=error.code)
+            log.warning("visual_rows_refused", session=delivery.session, attempt=delivery.attempt, code=error.code)
             return RowReceipt(session=delivery.session, attempt=delivery.attempt, failure=error.to_failure())
         return RowReceipt(session=delivery.session, attempt=delivery.attempt)
 
     def accept(self, delivery: RowDelivery, tensors: Mapping[str, WireTensor]) -> None:
-        """Check one delivery and keep its rows; raises a PipelineError that says why it is refused."""
+        """Check one delivery and keep its visual rows; raises a PipelineError that says why it is refused."""
         self._admit(delivery)
-        self._keep(delivery, read_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
+        self._keep(delivery, read_visual_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
 
     def accept_local(self, delivery: RowDelivery, tensors: Mapping[str, Tensor]) -> None:
-        """Like `accept`, for rows that a vision worker of this process enqueues; they must be complete."""
+        """Like `accept`, for visual rows that a vision worker of this process enqueues; they must be complete."""
         self._admit(delivery)
-        self._keep(delivery, take_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
+        self._keep(delivery, take_visual_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
 
     def _admit(self, delivery: RowDelivery) -> None:
         check_origin(delivery.version, delivery.pipeline, delivery.fingerprint, self._facts)
         self._fence.admit(delivery.epoch)
 
-    def _keep(self, delivery: RowDelivery, rows: VisualRows) -> None:
-        self._rows.put(delivery.session, delivery.attempt, delivery.epoch, rows)
+    def _keep(self, delivery: RowDelivery, visual_rows: VisualRows) -> None:
+        self._buffer.put(delivery.session, delivery.attempt, delivery.epoch, visual_rows)

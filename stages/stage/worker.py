@@ -1,11 +1,11 @@
-"""A stage as messages see it: envelopes in, envelopes or results out; rows and hellos answered.
+"""A stage as messages see it: envelopes in, envelopes or results out; visual rows and hellos answered.
 
-work ──► check ──► inbox (bounded) ──► compute thread ──► outbox (bounded) ──► next stage or conductor
-          │                                  ▲                  │
-rows ─────┼────► row buffer (bounded) ───────┘                  └ on a GPU: waited for on the collecting thread
-control ──┴────► hello
+work ─────────► check ──► inbox (bounded) ──► compute thread ──► outbox (bounded) ──► next stage or conductor
+                  │                                 ▲                  │
+visual rows ──────┼────► visual row buffer (bounded)┘                  └ on a GPU: waited for on the collecting thread
+control ──────────┴────► hello
 
-Loops of their own: while one microbatch is computed the next is received, checked and handed to the device behind it,
+Loops of their own: while one microbatch is computed the next is received, checked and launched behind it,
 and the last one's output is sent.
 """
 
@@ -30,7 +30,7 @@ from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.engine import Begun, Forward, Reply, StageEngine, StageWork, refusal
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
-from stages.stage.visual_row_intake import RowIntake
+from stages.stage.visual_row_intake import VisualRowIntake
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop
@@ -45,13 +45,13 @@ _IDLE_POLL_S = 0.05
 class StageLimits:
     """What may wait at a stage: checked envelopes by number and bytes, messages not yet read by bytes.
 
-    One session's rows are one message, and those of a large picture are hundreds of megabytes.
+    One session's visual rows are one message, and those of a large picture are hundreds of megabytes.
     """
 
     max_envelopes: int = 64
     max_envelope_bytes: int = 512 * 2**20
     max_pending_bytes: int = 512 * 2**20
-    max_pending_row_bytes: int = MAX_PAYLOAD_BYTES + 2**20
+    max_pending_visual_row_bytes: int = MAX_PAYLOAD_BYTES + 2**20
 
 
 class StageWorker:
@@ -62,7 +62,7 @@ class StageWorker:
         transport: Transport,
         engine: StageEngine,
         thread: ComputeThread,
-        intake: RowIntake,
+        intake: VisualRowIntake,
         fence: EpochFence,
         presence: Presence,
         limits: StageLimits | None = None,
@@ -100,8 +100,11 @@ class StageWorker:
                 subjects.work(root), Envelope, max_pending_bytes=limits.max_pending_bytes, on_dropped=self._on_dropped
             ) as envelopes,
             subscribe(
-                subjects.rows(root), RowDelivery, max_pending_bytes=limits.max_pending_row_bytes, on_dropped=log_drop
-            ) as rows,
+                subjects.rows(root),
+                RowDelivery,
+                max_pending_bytes=limits.max_pending_visual_row_bytes,
+                on_dropped=log_drop,
+            ) as visual_rows,
             subscribe(subjects.control(root), Hello, on_dropped=log_drop) as hellos,
             asyncio.TaskGroup() as tasks,
         ):
@@ -109,7 +112,7 @@ class StageWorker:
             tasks.create_task(self._compute(), name="compute")
             tasks.create_task(self._send(), name="send")
             tasks.create_task(self._answer_drops(), name="drops")
-            tasks.create_task(self._intake.serve(rows), name="rows")
+            tasks.create_task(self._intake.serve(visual_rows), name="visual rows")
             tasks.create_task(answer_hellos(hellos, self._presence, self._fence, self._follow_epoch), name="hellos")
             subscribed.set()
 

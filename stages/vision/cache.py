@@ -6,24 +6,24 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from stages.qwen3_vl.patches import PatchGrid
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedVisual:
-    """The visual rows of one picture or video, where the tower's lane leaves them."""
+    """One picture or video as the tower encoded it; `output` is where the tower's lane left it."""
 
     grid: PatchGrid
-    rows: EncodedRows
+    output: TowerOutput
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(tensor.nbytes for tensor in (self.rows.embeds, *self.rows.levels))
+        """Bytes of all its visual rows."""
+        return sum(tensor.nbytes for tensor in (self.output.embeds, *self.output.levels))
 
 
 class VisionCache:
-    """At most `max_bytes` of rows. A captioning queue often asks for one picture with several prompts, or again."""
+    """At most `max_bytes` of visual rows. A captioning queue often asks for a picture again, with another prompt."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -33,7 +33,7 @@ class VisionCache:
         self.num_misses = 0
 
     def get(self, key: str) -> EncodedVisual | None:
-        """Return the rows, which count as just used then; None if they are not here."""
+        """Return a picture, which counts as just used then; None if it is not here."""
         found = self._entries.get(key)
         if found is None:
             self.num_misses += 1
@@ -43,7 +43,7 @@ class VisionCache:
         return found
 
     def put(self, key: str, encoded: EncodedVisual) -> None:
-        """Keep rows, and drop those used longest ago until all fit; rows larger than the cache are not kept."""
+        """Keep a picture, and drop those used longest ago until all fit; one larger than the cache is not kept."""
         if key in self._entries:
             self.num_bytes -= self._entries.pop(key).num_bytes
         if encoded.num_bytes > self._max_bytes:

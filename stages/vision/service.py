@@ -1,7 +1,7 @@
 """The vision service: loads the tower and what prompts need, then serves prepare requests.
 
 It has a process of its own, or shares one with a stage (`stages.commands.stage_with_vision`), which
-then gets its rows without a broker between them.
+then gets its visual rows without a broker between them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from stages.vision.session_preparer import SessionPreparer
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import PixelRules, VisualEncoder
-from stages.vision.visual_row_sender import LocalStage, RowSender
+from stages.vision.visual_row_sender import LocalStage, VisualRowSender
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence, new_record
@@ -206,6 +206,6 @@ def _assemble(
     batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
     cache = VisionCache(settings.cache_bytes)
     encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pool, settings.max_pictures)
-    sender = RowSender(transport, batcher.to_host, local)
+    sender = VisualRowSender(transport, batcher.to_host, local)
     preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pool, loaded.rules.vision.spatial_merge_size)
     return VisionWorker(transport, preparer, batcher, presence, settings.max_requests)

@@ -1,6 +1,6 @@
 """Turns a conversation into tokens, positions and visual rows: what one `PrepareRequest` asks for.
 
-look at every picture ─► lay out the prompt ─► does it fit? ─► encode ─► rows to their stages ─► answer
+look at every picture ─► lay out the prompt ─► does it fit? ─► encode ─► visual rows to their stages ─► answer
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder
 from stages.qwen3_vl.positions import PositionPlan, plan_positions
 from stages.vision.visual_encoder import Look, VisualEncoder
-from stages.vision.visual_row_sender import RowSender
+from stages.vision.visual_row_sender import VisualRowSender
 from stages.worker.together import together
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prompt as the conductor needs it; its rows are at their stages. Ids int32 `[n]`, positions `[3, n]`."""
+    """A prompt as the conductor needs it; its visual rows are at their stages. Ids int32 `[n]`, positions `[3, n]`."""
 
     token_ids: Tensor
     positions: Tensor
@@ -62,7 +62,7 @@ class SessionPreparer:
     """Prepares sessions; any number at the same time."""
 
     def __init__(
-        self, prompts: PromptBuilder, encoder: VisualEncoder, sender: RowSender, pool: Executor, merge: int
+        self, prompts: PromptBuilder, encoder: VisualEncoder, sender: VisualRowSender, pool: Executor, merge: int
     ) -> None:
         """`merge` is the side, in patches, of the square that becomes one visual token."""
         self._prompts = prompts
@@ -78,15 +78,15 @@ class SessionPreparer:
             MediaError: a picture cannot be used; `field` says which.
             PromptTooLongError: the prompt has more tokens than `request.max_prompt_tokens`.
             InvalidRequestError: the model's chat template refuses the messages.
-            PipelineError: the tower failed, or a stage did not take its rows.
+            PipelineError: the tower failed, or a stage did not take its visual rows.
         """
         looks = await self._look_at_all(request)
         prompt, plan = await self._in_pool(tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
         started = time.monotonic()
         if looks:
-            rows = await self._encoder.encode_all(looks)
+            output = await self._encoder.encode_all(looks)
             computed = time.monotonic()
-            await self._sender.send(request, rows, deadline)
+            await self._sender.send(request, output, deadline)
         else:
             computed = started
         return _prepared(prompt, plan, looks, compute_s=computed - started)
@@ -138,7 +138,9 @@ def _prepared(prompt: Prompt, plan: PositionPlan, looks: Sequence[Look], *, comp
         token_ids=torch.tensor(prompt.token_ids, dtype=torch.int32),
         positions=plan.positions,
         position_delta=plan.delta,
-        visual=tuple(VisualSpan(offset=group.start, count=group.count, row=group.row) for group in prompt.groups),
+        visual=tuple(
+            VisualSpan(offset=group.start, count=group.count, row=group.visual_row) for group in prompt.groups
+        ),
         fetch_s=max((look.fetch_s for look in looks), default=0.0),
         preprocess_s=max((look.preprocess_s for look in looks), default=0.0),
         compute_s=compute_s,

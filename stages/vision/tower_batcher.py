@@ -1,7 +1,7 @@
 """Gives the vision tower whatever pictures are waiting, together.
 
-    encode(a) ──┐                    ┌─ rows of a
-    encode(b) ──┼─► waiting ─► tower ┼─ rows of b        while one batch is encoded, the next gathers;
+    encode(a) ──┐                    ┌─ output a
+    encode(b) ──┼─► waiting ─► tower ┼─ output b        while one batch is encoded, the next gathers;
     encode(c) ──┘   (≤ max_patches)  └─ …                 once that is full it is launched behind the first
 
 A batch that is not full waits until the GPU is free: it grows meanwhile, and a larger one costs less per picture.
@@ -19,7 +19,7 @@ import structlog
 
 from broker_pipeline.errors import PipelineError
 from stages.prompt.preprocess import Patches
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from stages.vision.tower_lane import LaunchedBatch, TowerLane
 from stages.worker.compute_thread import ComputeThread
 
@@ -31,7 +31,7 @@ _MAX_LAUNCHED = 2
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     patches: Patches
-    rows: asyncio.Future[EncodedRows]
+    output: asyncio.Future[TowerOutput]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,15 @@ class TowerBatcher:
         self._busy_s = 0.0
         self._busy_since = 0.0
         self.num_batches = 0
-        self.num_rows = 0
+        self.num_visual_rows = 0
 
     @property
     def busy_s(self) -> float:
         """Seconds during which the tower had something to do."""
         return self._busy_s + (time.monotonic() - self._busy_since if self._num_launched else 0.0)
 
-    async def encode(self, patches: Patches) -> EncodedRows:
-        """Return the rows of one picture or video, where the lane leaves them.
+    async def encode(self, patches: Patches) -> TowerOutput:
+        """Return what the tower makes of one picture or video, where the lane leaves it.
 
         Raises:
             ComputeError: the tower failed on this very input.
@@ -75,15 +75,15 @@ class TowerBatcher:
         waiting = _Waiting(patches, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._changed.set()
-        return await waiting.rows
+        return await waiting.output
 
-    async def join(self, pictures: Sequence[EncodedRows]) -> EncodedRows:
-        """Return the rows of several pictures as one, in prompt order."""
+    async def join(self, pictures: Sequence[TowerOutput]) -> TowerOutput:
+        """Return the outputs of several pictures as one, in prompt order."""
         return pictures[0] if len(pictures) == 1 else await self._finishing.run(self._lane.join, pictures)
 
-    async def to_host(self, rows: EncodedRows) -> EncodedRows:
-        """Return rows in host memory."""
-        return rows if rows.embeds.device.type == "cpu" else await self._finishing.run(self._lane.to_host, rows)
+    async def to_host(self, output: TowerOutput) -> TowerOutput:
+        """Return an output in host memory."""
+        return output if output.embeds.device.type == "cpu" else await self._finishing.run(self._lane.to_host, output)
 
     async def serve(self) -> None:
         """Encode what arrives until cancelled.
@@ -123,7 +123,7 @@ class TowerBatcher:
             if batch and num_patches + size > self._limits.max_patches:
                 break
             item = self._waiting.popleft()
-            if not item.rows.done():
+            if not item.output.done():
                 batch.append(item)
                 num_patches += size
         return batch
@@ -155,20 +155,20 @@ class TowerBatcher:
             self._count_launched(-1)
             self._changed.set()
 
-    def _answer(self, batch: list[_Waiting], encoded: list[EncodedRows]) -> None:
+    def _answer(self, batch: list[_Waiting], encoded: list[TowerOutput]) -> None:
         self.num_batches += 1
-        self.num_rows += sum(rows.embeds.shape[0] for rows in encoded)
-        for item, rows in zip(batch, encoded, strict=True):
-            if not item.rows.done():
-                item.rows.set_result(rows)
+        self.num_visual_rows += sum(output.embeds.shape[0] for output in encoded)
+        for item, output in zip(batch, encoded, strict=True):
+            if not item.output.done():
+                item.output.set_result(output)
 
     async def _answer_failure(self, batch: list[_Waiting], error: PipelineError) -> None:
         """Where a batch fails, one picture may be the cause, or their number: each is tried by itself."""
         if not await self._launching.run(self._lane.is_alive):
             raise error
         if len(batch) == 1:
-            if not batch[0].rows.done():
-                batch[0].rows.set_exception(error)
+            if not batch[0].output.done():
+                batch[0].output.set_exception(error)
             return
         log.warning("tower_batch_split", num_pictures=len(batch), reason=error.message)
         for item in batch:

@@ -2,7 +2,7 @@
 
     compute thread      launch(a) ─────► launch(b) ──►            queues copies and kernels, and returns
     the GPU                  └─ a ──────────┘└─ b ───────        one stream, below the decoder's priority,
-                                       └ rows of a ┘ └ …          and one for copies, behind nothing but their own batch
+                                       └ output a ┘ └ …           and one for copies, behind nothing but their own batch
     finishing thread                 finish(a) ──► finish(b)      sleeps until the GPU is done with a batch
 
 On the CPU, `launch` computes and there is nothing left to wait for.
@@ -25,7 +25,7 @@ from broker_pipeline.tracing.activities import TOWER
 from broker_pipeline.tracing.tracer import tracer
 from stages.device.hardware import is_alive
 from stages.prompt.preprocess import Patches, join_patches
-from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.qwen3_vl.vision import TowerOutput, VisionTower
 
 log = structlog.get_logger()
 
@@ -35,9 +35,9 @@ _PRIORITY = 0
 
 @dataclass(frozen=True, slots=True)
 class LaunchedBatch:
-    """The rows of each picture, complete once `done` is."""
+    """The output of each picture, complete once `done` is."""
 
-    rows: list[EncodedRows]
+    outputs: list[TowerOutput]
     done: torch.cuda.Event | None
     launched_at_ns: int
 
@@ -46,7 +46,7 @@ class TowerLane:
     """Runs the tower. `launch` belongs to the compute thread, all else to the finishing thread."""
 
     def __init__(self, tower: VisionTower, *, keeps_on_device: bool = False) -> None:
-        """Rows come back on the host, in pinned memory, unless they are kept on the tower's device."""
+        """Outputs come back on the host, in pinned memory, unless they are kept on the tower's device."""
         self.tower = tower
         self._is_cuda = tower.device.type == "cuda"
         self._keeps_on_device = keeps_on_device
@@ -67,15 +67,15 @@ class TowerLane:
         started = time.monotonic_ns()
         try:
             with _on(self._stream):
-                rows, done = self._encode(batch)
-            return LaunchedBatch(rows, done, started)
+                outputs, done = self._encode(batch)
+            return LaunchedBatch(outputs, done, started)
         except PipelineError:
             raise
         except Exception as error:
             raise _crash(error, len(batch)) from error
 
-    def finish(self, launched: LaunchedBatch) -> list[EncodedRows]:
-        """Wait until a batch is done and return the rows of each picture.
+    def finish(self, launched: LaunchedBatch) -> list[TowerOutput]:
+        """Wait until a batch is done and return the output of each picture.
 
         Raises:
             ComputeError: the GPU failed.
@@ -85,30 +85,30 @@ class TowerLane:
                 with _on(self._stream):  # else a thread that has no device yet would wake up the first one
                     launched.done.synchronize()
         except RuntimeError as error:
-            raise _crash(error, len(launched.rows)) from error
+            raise _crash(error, len(launched.outputs)) from error
         finally:
             started = max(launched.launched_at_ns, self._finished_at_ns)
             self._finished_at_ns = time.monotonic_ns()
-            tracer.span(TOWER, started, self._finished_at_ns, num_pictures=len(launched.rows))
-        return launched.rows
+            tracer.span(TOWER, started, self._finished_at_ns, num_pictures=len(launched.outputs))
+        return launched.outputs
 
-    def join(self, pictures: Sequence[EncodedRows]) -> EncodedRows:
-        """Return the rows of several pictures as one, in prompt order; they are complete."""
+    def join(self, pictures: Sequence[TowerOutput]) -> TowerOutput:
+        """Return the outputs of several pictures as one, in prompt order; it is complete."""
         if len(pictures) == 1:
             return pictures[0]
         with _on(self._copies):
             embeds = torch.cat([picture.embeds for picture in pictures])
             levels = zip(*(picture.levels for picture in pictures), strict=True)
-            joined = EncodedRows(embeds, tuple(torch.cat(level) for level in levels))
+            joined = TowerOutput(embeds, tuple(torch.cat(level) for level in levels))
             _wait(_event(self._copies))
         return joined
 
-    def to_host(self, rows: EncodedRows) -> EncodedRows:
-        """Return rows in host memory; complete rows of the device are copied."""
-        if rows.embeds.device.type == "cpu":
-            return rows
+    def to_host(self, output: TowerOutput) -> TowerOutput:
+        """Return a complete output in host memory; one on the device is copied."""
+        if output.embeds.device.type == "cpu":
+            return output
         with _on(self._copies):
-            copied = EncodedRows(_to_host(rows.embeds), tuple(_to_host(level) for level in rows.levels))
+            copied = TowerOutput(_to_host(output.embeds), tuple(_to_host(level) for level in output.levels))
             _wait(_event(self._copies))
         return copied
 
@@ -116,7 +116,7 @@ class TowerLane:
         """Say whether the device still computes."""
         return is_alive(self.tower.device)
 
-    def _encode(self, batch: Sequence[Patches]) -> tuple[list[EncodedRows], torch.cuda.Event | None]:
+    def _encode(self, batch: Sequence[Patches]) -> tuple[list[TowerOutput], torch.cuda.Event | None]:
         config = self.tower.config
         whole = self.tower.encode(self._gather(batch), [patches.grid for patches in batch])
         counts = [patches.grid.num_patches // config.merge_factor for patches in batch]
@@ -125,8 +125,8 @@ class TowerLane:
             parts, last = [_split(tensor, counts) for tensor in tensors], self._stream
         else:
             parts, last = self._copy_to_host(tensors, counts), self._copies
-        rows = [EncodedRows(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
-        return rows, _event(last)
+        outputs = [TowerOutput(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
+        return outputs, _event(last)
 
     def _copy_to_host(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
         """Queue copies alongside what the tower computes next."""
@@ -139,17 +139,18 @@ class TowerLane:
         return parts
 
     def _gather(self, batch: Sequence[Patches]) -> Tensor:
-        rows = join_patches(batch, self.tower.config)
+        patch_rows = join_patches(batch, self.tower.config)
         if not self._is_cuda:
-            return torch.cat(rows)
-        pinned = torch.empty(sum(each.shape[0] for each in rows), rows[0].shape[1], dtype=torch.uint8, pin_memory=True)
+            return torch.cat(patch_rows)
+        shape = sum(len(rows) for rows in patch_rows), patch_rows[0].shape[1]
+        pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         # torch would wake a thread on every core for this, which then spin for a while
-        np.concatenate([each.numpy() for each in rows], out=pinned.numpy())
+        np.concatenate([rows.numpy() for rows in patch_rows], out=pinned.numpy())
         return pinned
 
 
 def _split(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Rows per picture, each in memory of its own: one that is kept must not keep the others alive."""
+    """Split by picture, each part in memory of its own: one that is kept must not keep the others alive."""
     parts = torch.split(tensor, list(counts))
     return [part.clone() if len(counts) > 1 else part for part in parts]
 

@@ -1,7 +1,7 @@
 """Pictures and videos of prompts: fetched, looked at, encoded. Twice the same bytes are encoded once.
 
 look      media store ─► decode, resize, cut (thread pool) ─► patches, grid    enough to lay out the prompt
-encode    patches ─► tower (batched) ─► rows                                   only once the prompt is known to fit
+encode    patches ─► tower (batched) ─► output                                 only once the prompt is known to fit
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
 from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from stages.vision.cache import EncodedVisual, VisionCache
 from stages.vision.single_flight import SingleFlight
 from stages.vision.tower_batcher import TowerBatcher
@@ -53,17 +53,17 @@ class PixelRules:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One picture or video as far as the prompt needs it, and its rows already or the patches to make them of."""
+    """One picture or video as far as the prompt needs it, and its encoding or the patches for it."""
 
     key: str
     visual: VisualInput
-    content: EncodedRows | Patches
+    content: TowerOutput | Patches
     fetch_s: float = 0.0
     preprocess_s: float = 0.0
 
 
 class VisualEncoder:
-    """Everything between a media reference and visual rows."""
+    """Everything between a media reference and what the tower makes of it."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class VisualEncoder:
         self._pool = pool
         self._look_slots = asyncio.Semaphore(max_pictures)
         self._looks: SingleFlight[Look] = SingleFlight()
-        self._encodings: SingleFlight[EncodedRows] = SingleFlight()
+        self._encodings: SingleFlight[TowerOutput] = SingleFlight()
 
     async def look(self, part: ImagePart | VideoPart) -> Look:
         """Fetch and decode a picture or video, or recall its grid.
@@ -93,22 +93,22 @@ class VisualEncoder:
         key = _key_of(part)
         cached = self._cache.get(key)
         if cached is not None:
-            return Look(key, _input_of(part, cached.grid, self._rules.vision), cached.rows)
+            return Look(key, _input_of(part, cached.grid, self._rules.vision), cached.output)
         return await self._looks.run(key, lambda: self._look(key, part))
 
-    async def encode(self, look: Look) -> EncodedRows:
-        """Return the rows of what was looked at.
+    async def encode(self, look: Look) -> TowerOutput:
+        """Return what the tower makes of a picture or video.
 
         Raises:
             ComputeError: the tower failed on it.
         """
         content = look.content
-        if isinstance(content, EncodedRows):
+        if isinstance(content, TowerOutput):
             return content
         return await self._encodings.run(look.key, lambda: self._encode(look.key, content))
 
-    async def encode_all(self, looks: Sequence[Look]) -> EncodedRows:
-        """Return the rows of all pictures of a prompt as one, in order.
+    async def encode_all(self, looks: Sequence[Look]) -> TowerOutput:
+        """Return what the tower makes of all pictures of a prompt as one, in order.
 
         Raises:
             ComputeError: the tower failed on one of them.
@@ -142,20 +142,20 @@ class VisualEncoder:
         frames = (decode_image(content, rules.pictures) for content in contents)
         return video_frames(frames, len(contents), rules.vision, rules.video)
 
-    async def _encode(self, key: str, patches: Patches) -> EncodedRows:
+    async def _encode(self, key: str, patches: Patches) -> TowerOutput:
         cached = self._cache.get(key)
         if cached is not None:
-            return cached.rows
-        rows = await self._batcher.encode(patches)
-        self._cache.put(key, EncodedVisual(patches.grid, rows))
-        return rows
+            return cached.output
+        output = await self._batcher.encode(patches)
+        self._cache.put(key, EncodedVisual(patches.grid, output))
+        return output
 
     def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 def _key_of(part: ImagePart | VideoPart) -> str:
-    """Name what the rows depend on: the bytes of a picture, or of all frames of a video in order."""
+    """Name what the output depends on: the bytes of a picture, or of all frames of a video in order."""
     if isinstance(part, ImagePart):
         return part.media.sha256
     return "video-" + hashlib.sha256("".join(frame.sha256 for frame in part.frames).encode()).hexdigest()

@@ -15,8 +15,8 @@ from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowRece
 from broker_pipeline.tracing.activities import DELIVER
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
-from stages.qwen3_vl.vision import EncodedRows
-from stages.stage.visual_row_intake import EMBEDS, RowIntake, level_name
+from stages.qwen3_vl.vision import TowerOutput
+from stages.stage.visual_row_intake import EMBEDS, VisualRowIntake, level_name
 from stages.worker.tensors import to_wire
 from stages.worker.together import together
 
@@ -26,67 +26,67 @@ _PAUSE_S = 0.2
 _LONGEST_TRY_S = 30.0
 
 
-def rows_for(target: RowTarget, rows: EncodedRows) -> dict[str, Tensor]:
+def visual_rows_for(target: RowTarget, output: TowerOutput) -> dict[str, Tensor]:
     """Return the tensors that one stage needs, under the names that they travel with.
 
     Raises:
         TensorMismatchError: it asks for a DeepStack level that the model does not have.
     """
-    if any(level >= len(rows.levels) for level in target.levels):
+    if any(level >= len(output.levels) for level in target.levels):
         raise TensorMismatchError(
-            f"levels {list(target.levels)} are asked for; the model has {len(rows.levels)}", field="targets.levels"
+            f"levels {list(target.levels)} are asked for; the model has {len(output.levels)}", field="targets.levels"
         )
-    tensors = {level_name(level): rows.levels[level] for level in target.levels}
-    return tensors | ({EMBEDS: rows.embeds} if target.embeds else {})
+    tensors = {level_name(level): output.levels[level] for level in target.levels}
+    return tensors | ({EMBEDS: output.embeds} if target.embeds else {})
 
 
 @dataclass(frozen=True, slots=True)
 class LocalStage:
-    """The stage in this very process: rows for its `subject` are enqueued as they are, on the device."""
+    """The stage in this very process: visual rows for its `subject` are enqueued as they are, on the device."""
 
     subject: str
-    intake: RowIntake
+    intake: VisualRowIntake
 
 
-class RowSender:
-    """Delivers rows: to a stage in this process directly, to others over a transport."""
+class VisualRowSender:
+    """Delivers visual rows: to a stage in this process directly, to others over a transport."""
 
     def __init__(
         self,
         transport: Transport,
-        to_host: Callable[[EncodedRows], Awaitable[EncodedRows]],
+        to_host: Callable[[TowerOutput], Awaitable[TowerOutput]],
         local: LocalStage | None = None,
     ) -> None:
-        """`to_host` brings rows into host memory, from where alone they can be sent."""
+        """`to_host` brings visual rows into host memory, from where alone they can be sent."""
         self._transport = transport
         self._to_host = to_host
         self._local = local
 
-    async def send(self, request: PrepareRequest, rows: EncodedRows, deadline: float) -> None:
-        """Deliver rows to every target of `request`; `deadline` is in seconds of the monotonic clock.
+    async def send(self, request: PrepareRequest, output: TowerOutput, deadline: float) -> None:
+        """Deliver visual rows to every target of `request`; `deadline` is in seconds of the monotonic clock.
 
         Raises:
             PipelineError: what a stage, or the way there, failed with, after one more try where that may help.
         """
         with tracer.measure(DELIVER, session=request.session, attempt=request.attempt):
             away = [target for target in request.targets if not self._is_here(target)]
-            on_host = await self._to_host(rows) if away else rows
+            on_host = await self._to_host(output) if away else output
             await together(
-                self._deliver(request, target, rows if self._is_here(target) else on_host, deadline)
+                self._deliver(request, target, output if self._is_here(target) else on_host, deadline)
                 for target in request.targets
             )
 
     def _is_here(self, target: RowTarget) -> bool:
         return self._local is not None and target.subject == self._local.subject
 
-    async def _deliver(self, request: PrepareRequest, target: RowTarget, rows: EncodedRows, deadline: float) -> None:
-        tensors = rows_for(target, rows)
+    async def _deliver(self, request: PrepareRequest, target: RowTarget, output: TowerOutput, deadline: float) -> None:
+        tensors = visual_rows_for(target, output)
         try:
             await self._try(request, target, tensors, deadline)
         except PipelineError as error:
             if not error.retryable:
                 raise
-            log.info("rows_sent_again", session=request.session, subject=target.subject, reason=error.message)
+            log.info("visual_rows_resent", session=request.session, subject=target.subject, reason=error.message)
             await asyncio.sleep(_PAUSE_S)
             await self._try(request, target, tensors, deadline)
 

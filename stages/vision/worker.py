@@ -83,7 +83,7 @@ class VisionWorker:
             state=record.state,
             num_sessions=self._num_running,
             num_microbatches=self._batcher.num_batches,
-            num_tokens=self._batcher.num_rows,
+            num_tokens=self._batcher.num_visual_rows,
             busy_s=self._batcher.busy_s,
             transport=self._transport.counts,
         )

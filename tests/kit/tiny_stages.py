@@ -18,7 +18,7 @@ from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.compute.visual_row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.qwen3_vl.config import ModelConfig
 from stages.stage.envelope_checks import StageFacts
 from tests.kit.tiny_models import tiny_checkpoint
@@ -41,11 +41,13 @@ def _directory(*, moe: bool) -> Path:
     return tiny_checkpoint(moe=moe, expert_layout="runtime")
 
 
-def tiny_stage(start: int, stop: int, *, kv_tokens: int = 256, rows: RowBuffer | None = None) -> StageCompute:
+def tiny_stage(
+    start: int, stop: int, *, kv_tokens: int = 256, visual_rows: VisualRowBuffer | None = None
+) -> StageCompute:
     config, tensors = tiny_config(), tiny_tensors()
     own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
     blocks = BlockRange(start=start, stop=stop)
-    return load_stage(config, blocks, own, kv_capacity_tokens=kv_tokens, rows=rows)
+    return load_stage(config, blocks, own, kv_capacity_tokens=kv_tokens, visual_rows=visual_rows)
 
 
 def build_stages(

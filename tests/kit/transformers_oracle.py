@@ -17,7 +17,7 @@ from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.eager.decoder import Computed
-from stages.compute.generate import Request, deliver_rows, window_spans
+from stages.compute.generate import Request, deliver_visual_rows, window_spans
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
@@ -29,7 +29,7 @@ from stages.qwen3_vl.attention import AttentionName
 from stages.qwen3_vl.config import ModelConfig, VisionConfig
 from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.positions import plan_positions
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from tests.kit.tiny_models import tiny_checkpoint
 from tests.kit.tiny_stages import build_stages
 
@@ -189,7 +189,7 @@ def reference_tokens(variant: Variant, scene: Scene, num_tokens: int) -> list[in
 # --- our side --------------------------------------------------------------------------------------------------------
 
 
-def encode(variant: Variant, scene: Scene, attention: AttentionName = "eager") -> EncodedRows | None:
+def encode(variant: Variant, scene: Scene, attention: AttentionName = "eager") -> TowerOutput | None:
     if not scene.patches:
         return None
     config = config_of(variant)
@@ -219,7 +219,7 @@ def request_of(variant: Variant, scene: Scene, *, session: str = "s", num_tokens
 
 
 def prompt_logits(
-    stages: Sequence[StageCompute], scene: Scene, rows: EncodedRows | None, chunk_tokens: int | None = None
+    stages: Sequence[StageCompute], scene: Scene, rows: TowerOutput | None, chunk_tokens: int | None = None
 ) -> Tensor:
     """Logits [n, V] of every prompt token, through all stages, in chunks."""
     ids = torch.tensor(scene.prompt.token_ids, dtype=torch.int32)
@@ -234,7 +234,7 @@ def prompt_logits(
     for stage in stages:
         stage.open(opening)
     if rows is not None:
-        deliver_rows(stages, "logits", 1, rows)
+        deliver_visual_rows(stages, "logits", 1, rows)
     size = chunk_tokens or len(ids)
     chunks = [
         _chunk_logits(stages, scene, ids, positions, start, min(size, len(ids) - start))

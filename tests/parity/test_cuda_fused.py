@@ -43,7 +43,7 @@ def test_logits_are_as_near_to_fp32_as_the_plain_path_in_bf16(variant, name):
     exact = build_stages(config_of(variant), tensors_of(variant), options=ComputeOptions(dtype="float32"))
     truth = prompt_logits(exact, shown, rows)
     plain = distance(prompt_logits(stages_of(variant), shown, rows), truth)
-    found = distance(prompt_logits(fused(variant, max_step_rows=0), shown, rows), truth)
+    found = distance(prompt_logits(fused(variant, max_step_sessions=0), shown, rows), truth)
     assert found <= 1.5 * plain + 0.005
 
 
@@ -53,14 +53,14 @@ def distance(ours, truth) -> float:
 
 
 def test_it_is_what_a_gpu_gets_by_itself():
-    assert type(fused(BF16[0], max_step_rows=0)[0].decoder).__name__ == "FusedDecoder"
+    assert type(fused(BF16[0], max_step_sessions=0)[0].decoder).__name__ == "FusedDecoder"
 
 
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_captured_steps_are_the_launched_ones(variant):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    captured = WholeModel(fused(variant, max_step_rows=8)).generate(requests)
-    launched = WholeModel(fused(variant, max_step_rows=0)).generate(requests)
+    captured = WholeModel(fused(variant, max_step_sessions=8)).generate(requests)
+    launched = WholeModel(fused(variant, max_step_sessions=0)).generate(requests)
     for ours, theirs in zip(captured, launched, strict=True):
         assert ours[0] == theirs[0]  # both from the same prefill
         assert ours[1].logprob == pytest.approx(theirs[1].logprob, abs=0.1) or ours[0].token_id != theirs[0].token_id
@@ -70,7 +70,7 @@ def test_captured_steps_are_the_launched_ones(variant):
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_chunks_go_on_where_the_last_ended(variant, most_rows):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    stages = fused(variant, max_step_rows=most_rows)
+    stages = fused(variant, max_step_sessions=most_rows)
     whole, chunked = (WholeModel(stages).generate(requests, chunk_tokens=size) for size in (None, 7))
     for ours, theirs in zip(chunked, whole, strict=True):
         likely = {top.token_id: top.logprob for top in theirs[0].top}
@@ -81,14 +81,14 @@ def test_chunks_go_on_where_the_last_ended(variant, most_rows):
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_every_cut_gives_the_tokens_of_the_whole(variant, cuts):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    whole = WholeModel(fused(variant, max_step_rows=4)).generate(requests)
-    assert WholeModel(fused(variant, cuts, max_step_rows=4)).generate(requests) == whole
+    whole = WholeModel(fused(variant, max_step_sessions=4)).generate(requests)
+    assert WholeModel(fused(variant, cuts, max_step_sessions=4)).generate(requests) == whole
 
 
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_deterministic_sessions_have_the_same_bits_in_any_company(variant):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    stages = fused(variant, is_deterministic=True, max_step_rows=4)
+    stages = fused(variant, is_deterministic=True, max_step_sessions=4)
     together = WholeModel(stages).generate(requests)
     for request, ours in zip(requests, together, strict=True):
         assert WholeModel(stages).generate([request])[0] == ours
@@ -98,7 +98,7 @@ def test_deterministic_sessions_have_the_same_bits_in_any_company(variant):
 def test_kv_takes_what_is_free_and_no_more():
     variant = BF16[0]
 
-    options = ComputeOptions(device="cuda", max_batch_tokens=512, max_step_rows=8)
+    options = ComputeOptions(device="cuda", max_batch_tokens=512, max_step_sessions=8)
     room = KVRoom(share=0.001)
     [stage] = build_stages(config_of(variant), tensors_of(variant), kv_capacity_tokens=room, options=options)
     assert stage.kv.capacity_tokens > 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from tests.kit.transformers_oracle import (
     FP32,
     encode,
@@ -25,7 +25,7 @@ def test_parity_breaks_without_one_level(variant, level):
     shown = scene(variant, "one image")
     rows = encode(variant, shown)
     levels = [torch.zeros_like(rows) if j == level else rows for j, rows in enumerate(rows.levels)]
-    found = prompt_logits(stages_of(variant), shown, EncodedRows(rows.embeds, tuple(levels)))
+    found = prompt_logits(stages_of(variant), shown, TowerOutput(rows.embeds, tuple(levels)))
     assert relative_error(found, reference_logits(variant, shown)) > 1e-2
 
 
@@ -33,7 +33,7 @@ def test_parity_breaks_without_one_level(variant, level):
 def test_parity_breaks_when_levels_are_shifted(variant):
     shown = scene(variant, "one image")
     rows = encode(variant, shown)
-    shifted = EncodedRows(rows.embeds, rows.levels[1:] + rows.levels[:1])
+    shifted = TowerOutput(rows.embeds, rows.levels[1:] + rows.levels[:1])
     found = prompt_logits(stages_of(variant), shown, shifted)
     assert relative_error(found, reference_logits(variant, shown)) > 1e-2
 
@@ -42,5 +42,5 @@ def test_parity_breaks_when_levels_are_shifted(variant):
 def test_parity_breaks_without_the_merged_rows(variant):
     shown = scene(variant, "one image")
     rows = encode(variant, shown)
-    found = prompt_logits(stages_of(variant), shown, EncodedRows(torch.zeros_like(rows.embeds), rows.levels))
+    found = prompt_logits(stages_of(variant), shown, TowerOutput(torch.zeros_like(rows.embeds), rows.levels))
     assert relative_error(found, reference_logits(variant, shown)) > 1e-2

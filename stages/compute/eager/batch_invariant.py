@@ -1,7 +1,7 @@
-"""The CPU's way to `--deterministic`: every token by itself, so that nothing about it depends on its neighbours.
+"""The batch-invariant decoder of a CPU, for `--deterministic`: no token depends on its neighbours.
 
-Libraries choose how to add up a product by its size, so that a row of a large product may differ in its last digits
-from the same row of a small one. One row at a time is always the same size. Slow, and meant for checking.
+Libraries choose how to add up a product by its size, so that a token in a large product may differ in its last digits
+from the same token in a small one. One token at a time is always the same size. Slow, and meant for checking.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from stages.qwen3_vl.moe import eager_experts
 
 
 def batch_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`[n, in]` times `[out, in]`, row by row."""
-    return torch.cat([F.linear(row, weight) for row in torch.split(x, 1)]) if len(x) else F.linear(x, weight)
+    """Multiply `[n, in]` by `[out, in]`, token by token."""
+    return torch.cat([F.linear(token, weight) for token in torch.split(x, 1)]) if len(x) else F.linear(x, weight)
 
 
 def batch_invariant_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """An `ExpertCompute`, row by row."""
-    rows = zip(torch.split(x, 1), torch.split(chosen, 1), torch.split(weights, 1), strict=True)
-    return torch.cat([eager_experts(*row, gate_up, down) for row in rows]) if len(x) else torch.zeros_like(x)
+    """Compute an `ExpertCompute`, token by token."""
+    tokens = zip(torch.split(x, 1), torch.split(chosen, 1), torch.split(weights, 1), strict=True)
+    return torch.cat([eager_experts(*token, gate_up, down) for token in tokens]) if len(x) else torch.zeros_like(x)
 
 
-class SingleRowAttention(SdpaAttention):
+class BatchInvariantAttention(SdpaAttention):
     """Each token of a chunk as if it were a decode step: it attends to what is before it and to itself."""
 
     def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
         """See `Attention`."""
-        return super().attend_cached(q, keys, values, AttentionPlan(_single(plan.spans), q.device))
+        return super().attend_cached(q, keys, values, AttentionPlan(_by_token(plan.spans), q.device))
 
 
-def _single(spans: Sequence[AttentionSpan]) -> list[AttentionSpan]:
+def _by_token(spans: Sequence[AttentionSpan]) -> list[AttentionSpan]:
     return [
-        AttentionSpan(span.query_start + row, 1, span.key_start, span.num_keys - span.num_queries + row + 1)
+        AttentionSpan(span.query_start + index, 1, span.key_start, span.num_keys - span.num_queries + index + 1)
         for span in spans
-        for row in range(span.num_queries)
+        for index in range(span.num_queries)
     ]

@@ -39,7 +39,7 @@ class StageWeights:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a step gave: `hidden` `[n, H]`, or at the last stage `logits` `[r, V]` of some rows, and their scan.
+    """What a step gave: `hidden` `[n, H]`, or at the last stage `logits` `[r, V]` of some tokens, and their scan.
 
     On a GPU they are complete in stream order, and may be overwritten by the next step.
     """
@@ -48,8 +48,8 @@ class Computed:
     logits: Tensor | None = None
     scan: LogitScan | None = None
 
-    def rows(self, index: Tensor) -> Computed:
-        """Logits of only some rows, int64 `[r]`."""
+    def logit_rows(self, index: Tensor) -> Computed:
+        """Return only some rows of the logits, int64 `[r]`."""
         assert self.logits is not None, "there are logits to choose from"
         assert self.scan is not None, "logits come with their scan"
         scan = LogitScan(self.scan.greedy[index], self.scan.is_finite[index], self.scan.is_marked)
@@ -68,13 +68,16 @@ class Decoder(Protocol):
         """The dtype of weights, hidden states and KV."""
 
     def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
-        """Writes the tokens' keys and values, advances no session; at the last stage gives logits of rows `wanted`."""
+        """Write the tokens' keys and values, and at the last stage give the logits of those at `wanted`.
+
+        No session advances.
+        """
 
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         """Hidden states `[n, H]` behind the last block; writes keys and values as `step` does."""
 
-    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
-        """Logits `[r, V]` of some rows of `hidden`, in the model's dtype; at the last stage only."""
+    def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
+        """Logits `[r, V]` of the tokens at `wanted`, in the model's dtype; at the last stage only."""
 
 
 class EagerDecoder:
@@ -125,12 +128,12 @@ class EagerDecoder:
             x = x if injection is None else injection.add(x, self._first_layer + index)
         return x
 
-    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
+    def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
         """See `Decoder`."""
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
-        wanted = hidden[torch.tensor(rows, dtype=torch.int64, device=self.device)]
-        return self._linear(rms_norm(wanted, self._weights.norm, self._config.rms_norm_eps), self._weights.head)
+        chosen = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+        return self._linear(rms_norm(chosen, self._weights.norm, self._config.rms_norm_eps), self._weights.head)
 
     def _enter(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         if batch.token_ids is None:

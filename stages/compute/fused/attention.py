@@ -1,4 +1,4 @@
-"""Attention of one microbatch on the GPU: chunks by flash attention, single rows by the kernel for rows."""
+"""Attention of one microbatch on the GPU: chunks by flash attention, decode tokens by a kernel of their own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from stages.compute.fused.step_inputs import DeviceInputs
-from stages.kernels.decode_attention import attend_rows
+from stages.kernels.decode_attention import attend_decode_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class FusedAttention:
     """Where the queries of a microbatch look; nothing here is read back from the device.
 
-    `max_chunk` bounds the tokens of a chunk and `max_chunk_keys` what it sees; `parts` is how many pieces each row's
-    keys are cut into.
+    `max_chunk` bounds the tokens of a chunk and `max_chunk_keys` what it sees; `parts` is how many pieces the keys of
+    each decode token are cut into.
     """
 
     inputs: DeviceInputs
@@ -27,18 +27,19 @@ class FusedAttention:
 
     @property
     def slots(self) -> Tensor:
-        """The cache row of every token, int32 `[n]`."""
+        """The cache slot of every token, int32 `[n]`."""
         return self.inputs.slots
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries `[n, heads, d]` and the layer's cache `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
         inputs = self.inputs
         out = self._attend_chunks(q, keys, values) if self.max_chunk else torch.empty_like(q)
-        attend_rows(q, keys, values, inputs.rows, inputs.starts, inputs.lengths, out=out, parts=self.parts)
+        places = inputs.decode_tokens, inputs.starts, inputs.lengths
+        attend_decode_tokens(q, keys, values, *places, out=out, parts=self.parts)
         return out
 
     def _attend_chunks(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries of chunks, which come first; what stands for the others is left for the rows to be written over."""
+        """Queries of chunks, which come first; what stands for the others is left to be written over."""
         return _flash(
             q,
             keys,

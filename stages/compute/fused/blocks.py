@@ -24,7 +24,7 @@ from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.text import BlockWeights, ExpertWeights, MlpWeights
 
 ExpertBlock = Callable[[Tensor, ExpertWeights, int], Tensor]
-"""Normed rows `[n, H]`, experts and the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""
+"""Normed hidden states `[n, H]`, experts, the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PackedBlock:
         )
 
 
-RowAddition = Callable[[Tensor, int], Tensor]
+VisualAddition = Callable[[Tensor, int], Tensor]
 """Hidden states `[n, H]` behind a layer, and the layer -> the same with that layer's visual rows added."""
 
 
@@ -75,7 +75,7 @@ class AttentionStep(Protocol):
 
     @property
     def slots(self) -> Tensor:
-        """The cache row of every token, int32 `[n]`."""
+        """The cache slot of every token, int32 `[n]`."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries `[n, heads, d]` and the layer's cache -> `[n, heads, d]`."""
@@ -105,8 +105,8 @@ class Unsummed:
             return self.x, rms_norm(self.x, weight, eps)
         return add_rms_norm(self.x, self.delta, weight, eps)
 
-    def rows(self, index: Tensor) -> Unsummed:
-        """Only some rows, int64 `[r]`."""
+    def tokens(self, index: Tensor) -> Unsummed:
+        """Return those of some tokens only, int64 `[r]`."""
         return Unsummed(self.x[index], None if self.delta is None else self.delta[index])
 
 
@@ -133,7 +133,7 @@ class FusedBlocks:
         self._experts = experts
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: RowAddition | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: VisualAddition | None = None
     ) -> Unsummed:
         """Hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
 

@@ -1,7 +1,7 @@
-"""Mixed microbatches as graphs: prefill chunks, pictures and decode rows together, in fixed numbers of tokens.
+"""Mixed microbatches as graphs: prefill chunks, pictures and decode tokens together, in fixed numbers of tokens.
 
-    tokens   [ chunk a | chunk b | row c | row d | beyond ]        n, the next size of a few
-                 │ visual rows in        │                         attention of at most C chunks and R rows
+    tokens   [ chunk a | chunk b | token c | token d | beyond ]    n, the next size of a few
+                 │ visual rows in          │                       attention of at most C chunks and D decode tokens
 
 A pass of several hundred tokens computes for less time than its kernels take to be launched one by one. Larger ones
 do not, and are launched (see `decoder`).
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.fused.attention import FusedAttention
-from stages.compute.fused.blocks import RowAddition
+from stages.compute.fused.blocks import VisualAddition
 from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
 from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
@@ -30,14 +30,14 @@ _PARTS = 2
 
 
 class CapturedPasses:
-    """The mixed microbatches of one stage, of up to `most_tokens` tokens and `most_rows` single ones among them."""
+    """The mixed microbatches of one stage, of up to `max_tokens` tokens, `max_sessions` of them decode tokens."""
 
     def __init__(
-        self, model: FusedModel, most_tokens: int, most_rows: int, pool: GraphPool, *, only_largest: bool = False
+        self, model: FusedModel, max_tokens: int, max_sessions: int, pool: GraphPool, *, only_largest: bool = False
     ) -> None:
         self._model = model
-        self._most_rows = most_rows
-        sizes = sizes_up_to(min(most_tokens, _MOST_TOKENS), _STRIDES)
+        self._max_sessions = max_sessions
+        sizes = sizes_up_to(min(max_tokens, _MOST_TOKENS), _STRIDES)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(self._sizes(most).num_ints, dtype=torch.int32, device=model.device)
         self._staging = Staging(self._block)
@@ -50,9 +50,9 @@ class CapturedPasses:
     def size_for(self, layout: Layout) -> int | None:
         """The size of the graph that a microbatch takes; None if none does."""
         size = self._graphs.size_for(layout.num_tokens)
-        if size is None or len(layout.rows) > self._most_rows or len(layout.chunks) > self._sizes(size).num_chunks:
+        if size is None or len(layout.decode_tokens) > self._max_sessions:
             return None
-        return size
+        return size if len(layout.chunks) <= self._sizes(size).num_chunks else None
 
     def replay(
         self,
@@ -63,7 +63,7 @@ class CapturedPasses:
         injection: VisualInjection | None,
         wanted: tuple[int, ...],
     ) -> StepOutput:
-        """Queues the pass; of its logits, the first rows are those of `wanted`."""
+        """Queue the pass; of its logits, the first are those of `wanted`."""
         visual = None if injection is None else injection.places
         block = step_block(
             layout,
@@ -79,29 +79,29 @@ class CapturedPasses:
         if batch.hidden is not None:
             self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)
         if injection is not None:
-            self._take_rows(injection)
+            self._take_visual_rows(injection)
         return self._graphs.replay(size)
 
-    def _buffer(self, num_rows: int, width: int) -> Tensor:
-        return torch.zeros(num_rows, width, dtype=self._model.dtype, device=self._model.device)
+    def _buffer(self, length: int, width: int) -> Tensor:
+        return torch.zeros(length, width, dtype=self._model.dtype, device=self._model.device)
 
-    def _take_rows(self, injection: VisualInjection) -> None:
+    def _take_visual_rows(self, injection: VisualInjection) -> None:
         if injection.embeds is not None:
             self._embeds[: len(injection.embeds)].copy_(injection.embeds)
-        for layer, rows in injection.levels.items():
-            self._levels[layer][: len(rows)].copy_(rows)
+        for layer, level in injection.levels.items():
+            self._levels[layer][: len(level)].copy_(level)
 
     def _sizes(self, size: int) -> StepSizes:
-        """Sections of a pass of `size` tokens: rows are single tokens, and those beyond the microbatch's."""
+        """Return the sections of a pass of `size` tokens; those beyond the microbatch's count as decode tokens."""
         has_visual = self._model.is_first or bool(self._model.deepstack_layers)
         num_chunks = _FEWEST_CHUNKS + size // _TOKENS_PER_CHUNK
         stride = next(stride for limit, stride in _STRIDES if size <= limit)
         return StepSizes(
             num_tokens=size,
-            num_rows=min(size, self._most_rows + stride),
+            num_decode_tokens=min(size, self._max_sessions + stride),
             num_chunks=num_chunks,
             num_visual=size if has_visual else 0,
-            num_wanted=min(size, self._most_rows + num_chunks) if self._model.is_last else 0,
+            num_wanted=min(size, self._max_sessions + num_chunks) if self._model.is_last else 0,
         )
 
     def _pass(self, size: int) -> StepOutput:
@@ -111,7 +111,7 @@ class CapturedPasses:
         state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
         if not self._model.is_last:
             return StepOutput(hidden=state.summed())
-        chosen = state.rows(inputs.wanted)
+        chosen = state.tokens(inputs.wanted)
         logits = self._model.logits(chosen, out=self._logits[: len(inputs.wanted)])
         return StepOutput(None, logits, *scan(logits))
 
@@ -122,7 +122,7 @@ class CapturedPasses:
         replace_rows(x, inputs.visual, self._embeds)
         return x
 
-    def _add(self, inputs: DeviceInputs) -> RowAddition:
+    def _add(self, inputs: DeviceInputs) -> VisualAddition:
         def add(x: Tensor, layer: int) -> Tensor:
             add_rows(x, inputs.visual, self._levels[layer])
             return x

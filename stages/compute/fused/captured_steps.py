@@ -1,8 +1,8 @@
 """Decode steps as graphs: every segment is one token, none of them visual.
 
-    inputs of B rows ─► [embed] ─► blocks ─► hidden, or norm, head, scan
+    inputs of B tokens ─► [embed] ─► blocks ─► hidden, or norm, head, scan
 
-The rows beyond the sessions of a step cost what their share of the products costs, and see no keys.
+The tokens beyond the sessions of a step cost what their share of the products costs, and see no keys.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _STRIDES = ((64, 8), (256, 16), (1024, 32))
 
 
 class CapturedSteps:
-    """The decode steps of one stage, of up to `most_rows` sessions."""
+    """The decode steps of one stage, of up to `max_sessions` sessions."""
 
     def __init__(
         self,
         model: FusedModel,
-        most_rows: int,
+        max_sessions: int,
         kv_heads: int,
         pool: GraphPool,
         fixed_parts: int | None,
         *,
         only_largest: bool = False,
     ) -> None:
-        """`fixed_parts` is the number of parts that every row's keys are cut into; None suits it to the rows."""
+        """`fixed_parts` is the number of parts that every token's keys are cut into; None suits it to the step."""
         self._model = model
         self._kv_heads = kv_heads
         self._fixed_parts = fixed_parts
-        sizes = sizes_up_to(most_rows, _STRIDES, _SMALL)
+        sizes = sizes_up_to(max_sessions, _STRIDES, _SMALL)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(StepSizes(most, most).num_ints, dtype=torch.int32, device=model.device)
         self._staging = Staging(self._block)
         self._hidden = torch.zeros(most, config.hidden_size, dtype=model.dtype, device=model.device)
-        rows = most if model.is_last else 0
-        self._logits = torch.empty(rows, config.vocab_size, dtype=model.dtype, device=model.device)
+        num_logits = most if model.is_last else 0
+        self._logits = torch.empty(num_logits, config.vocab_size, dtype=model.dtype, device=model.device)
         self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._step, pool)
 
     def size_for(self, batch: Microbatch) -> int | None:
@@ -56,8 +56,8 @@ class CapturedSteps:
 
     def replay(self, batch: Microbatch, layout: Layout, size: int, spare_slot: int) -> StepOutput:
         """Queues the step."""
-        sizes, row = StepSizes(size, size), self._staging.next()
-        block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot, out=row)
+        sizes, buffer = StepSizes(size, size), self._staging.next()
+        block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot, out=buffer)
         self._staging.send(len(block))
         if batch.hidden is not None:
             self._hidden[: layout.num_tokens].copy_(pinned(batch.hidden), non_blocking=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.compute.eager.decoder import Computed, attention_spans
 from stages.compute.fused.attention import FusedAttention
-from stages.compute.fused.blocks import RowAddition, Unsummed
+from stages.compute.fused.blocks import Unsummed, VisualAddition
 from stages.compute.fused.captured_passes import CapturedPasses
 from stages.compute.fused.captured_steps import CapturedSteps
 from stages.compute.fused.graph_set import StepOutput
@@ -33,7 +33,7 @@ class FusedDecoder:
     """Implements `Decoder` with the kernels of `stages.kernels`."""
 
     def __init__(self, model: FusedModel, kv: KVCache, *, is_deterministic: bool = False) -> None:
-        """With `is_deterministic` every token is computed by itself; `model` has to use products that allow for it."""
+        """`is_deterministic` needs a `model` of batch-invariant products."""
         self.device = model.device
         self.dtype = model.dtype
         self._model = model
@@ -42,8 +42,8 @@ class FusedDecoder:
         self._steps: CapturedSteps | None = None
         self._passes: CapturedPasses | None = None
 
-    def capture(self, most_rows: int, most_tokens: int, *, only_largest: bool = False) -> None:
-        """Builds the graphs: steps of up to `most_rows` sessions, and passes of up to `most_tokens` tokens.
+    def capture(self, max_sessions: int, max_tokens: int, *, only_largest: bool = False) -> None:
+        """Build the graphs: steps of up to `max_sessions` sessions, and passes of up to `max_tokens` tokens.
 
         The largest ones decide how much memory all of them take.
         """
@@ -51,8 +51,8 @@ class FusedDecoder:
         fixed_parts = FIXED_PARTS if self._is_deterministic else None
         kv_heads = self._model.config.num_kv_heads
         if not self._is_deterministic:
-            self._passes = CapturedPasses(self._model, most_tokens, most_rows, pool, only_largest=only_largest)
-        self._steps = CapturedSteps(self._model, most_rows, kv_heads, pool, fixed_parts, only_largest=only_largest)
+            self._passes = CapturedPasses(self._model, max_tokens, max_sessions, pool, only_largest=only_largest)
+        self._steps = CapturedSteps(self._model, max_sessions, kv_heads, pool, fixed_parts, only_largest=only_largest)
 
     # --- Decoder ------------------------------------------------------------------------------------------------------
 
@@ -74,14 +74,14 @@ class FusedDecoder:
         """See `Decoder`."""
         return self._pass(batch, self._layout(batch), injection).summed()
 
-    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
+    def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
         """See `Decoder`."""
-        return self._model.logits(Unsummed(hidden[self._index(rows)], None))
+        return self._model.logits(Unsummed(hidden[self._index(wanted)], None))
 
     # --- graphs -------------------------------------------------------------------------------------------------------
 
     def _computed(self, output: StepOutput, layout: Layout, given: Sequence[int], wanted: Sequence[int]) -> Computed:
-        """What a graph gave; its logits are those of the rows `given`."""
+        """What a graph gave; its logits are those of the tokens at `given`."""
         if output.logits is None:
             assert output.hidden is not None, "a captured step gives one or the other"
             return Computed(hidden=output.hidden[: layout.num_tokens].clone())
@@ -93,7 +93,7 @@ class FusedDecoder:
         found = Computed(
             logits=output.logits[:num], scan=LogitScan(output.greedy[:num], output.is_finite[:num], is_marked=True)
         )
-        return found if len(wanted) == num else found.rows(self._index(wanted))
+        return found if len(wanted) == num else found.logit_rows(self._index(wanted))
 
     # --- one kernel after the other -----------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class FusedDecoder:
             return Computed(hidden=state.summed())
         if not wanted:
             return Computed()
-        logits = self._model.logits(state.rows(self._index(wanted)))
+        logits = self._model.logits(state.tokens(self._index(wanted)))
         return Computed(logits=logits, scan=LogitScan(*scan(logits), is_marked=True))
 
     def _pass(self, batch: Microbatch, layout: Layout, injection: VisualInjection | None) -> Unsummed:
@@ -122,14 +122,16 @@ class FusedDecoder:
 
     def _layout(self, batch: Microbatch) -> Layout:
         spans = attention_spans(batch.segments, self._kv)
-        return Layout.of(spans, every_token_alone=self._is_deterministic)
+        return Layout.of(spans, batch_invariant=self._is_deterministic)
 
     def _parts(self, layout: Layout) -> int:
-        return FIXED_PARTS if self._is_deterministic else num_parts(len(layout.rows), self._model.config.num_kv_heads)
+        if self._is_deterministic:
+            return FIXED_PARTS
+        return num_parts(len(layout.decode_tokens), self._model.config.num_kv_heads)
 
-    def _index(self, rows: Sequence[int]) -> Tensor:
-        return to_device(torch.tensor(rows, dtype=torch.int64), self.device)
+    def _index(self, places: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(places, dtype=torch.int64), self.device)
 
 
-def _addition(injection: VisualInjection | None) -> RowAddition | None:
+def _addition(injection: VisualInjection | None) -> VisualAddition | None:
     return None if injection is None else injection.add

@@ -1,6 +1,6 @@
 """Whole steps as CUDA graphs, one for each of a few sizes.
 
-    n rows ─► the next larger size ─► inputs copied into fixed buffers ─► replay ─► the first n rows are the answer
+    n tokens ─► the next larger size ─► inputs copied into fixed buffers ─► replay ─► the first n are the answer
 
 The host takes longer to launch the hundreds of kernels of a step than the GPU takes to compute them; a graph is one
 launch. All graphs share one pool of memory and one set of buffers, since only one runs at a time. Steps captured by
@@ -23,7 +23,7 @@ GraphPool: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """A captured step's results: rows of buffers that the next replay overwrites.
+    """A captured step's results, in buffers that the next replay overwrites.
 
     At the last stage `logits` `[r, V]`, `greedy` int64 `[r]` and `is_finite` bool `[r]`; elsewhere `hidden` `[n, H]`.
     """

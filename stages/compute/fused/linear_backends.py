@@ -1,4 +1,4 @@
-"""The matrix products of the decoder on a GPU: the fastest, or those that treat every row alike."""
+"""The matrix products of the decoder on a GPU: the fastest, or those that are batch-invariant."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from stages.qwen3_vl.config import ModelConfig, TextConfig
 from stages.qwen3_vl.text import ExpertWeights
 
 _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes later
-_SAMPLED_BYTES = 8  # for each logit of a row that is sampled with filters
-_SAMPLING_BYTES = 200 * 2**20  # for groups of rows that are sampled without
+_SAMPLED_BYTES = 8  # for each logit of a token that is sampled with filters
+_SAMPLING_BYTES = 200 * 2**20  # for groups of tokens that are sampled without
 _WARM_UP = "warm-up"
 
 
@@ -93,8 +93,8 @@ def _build(
     )
     decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
     with torch.inference_mode():
-        if options.max_step_rows:
-            decoder.capture(options.max_step_rows, options.max_batch_tokens, only_largest=only_largest)
+        if options.max_step_sessions:
+            decoder.capture(options.max_step_sessions, options.max_batch_tokens, only_largest=only_largest)
         _warm_up(decoder, kv, text, min(options.max_batch_tokens, num_tokens), is_first=blocks.start == 0)
     return decoder, kv
 
@@ -140,7 +140,7 @@ def _measured_tokens(
     gc.collect()
     torch.cuda.empty_cache()
     if weights.head is not None:
-        needed += options.max_step_rows * text.vocab_size * _SAMPLED_BYTES + _SAMPLING_BYTES
+        needed += options.max_step_sessions * text.vocab_size * _SAMPLED_BYTES + _SAMPLING_BYTES
     free, total = torch.cuda.mem_get_info(device)
     left = free - needed - room.reserved_bytes - int(_MARGIN_SHARE * total)
     num_tokens = int(left * (room.share or 1.0)) // token_bytes

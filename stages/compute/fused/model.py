@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.compute.fused.attention import FusedAttention
-from stages.compute.fused.blocks import ExpertBlock, FusedBlocks, PackedBlock, RowAddition, Unsummed
+from stages.compute.fused.blocks import ExpertBlock, FusedBlocks, PackedBlock, Unsummed, VisualAddition
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
 from stages.compute.kv.cache import KVCache
@@ -77,7 +77,7 @@ class FusedModel:
         return F.embedding(token_ids, self._weights.embed)
 
     def forward(
-        self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: RowAddition | None = None
+        self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: VisualAddition | None = None
     ) -> Unsummed:
         """Hidden states `[n, H]` through all blocks."""
         turned = rotation(inputs.positions, self._frequencies, self._axes, self.dtype)

@@ -1,14 +1,14 @@
 """What the device has to be told of a microbatch, as one block of int32 that is copied in one go.
 
-    positions T | H | W | slots | token ids | visual | rows | starts | lengths | chunk offsets | starts | lengths | …
-    └─────────────── one for every token ──────────┘ └ single-token segments ┘ └─ segments of several tokens ─┘   wanted
+    positions T | H | W | slots | token ids | visual | places | starts | lengths | chunk offsets | starts | lengths | …
+    └─────────────── one for every token ──────────┘ └───── decode tokens ─────┘ └───────── chunks ───────────┘   wanted
 
-Segments of several tokens come first in a microbatch (the scheduler orders them so). Where they do not, single tokens
-before one count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16 bytes,
-and may be longer than what is known, for steps of a fixed size:
+Chunks have several tokens, and come first in a microbatch (the scheduler orders them so). Where they do not, single
+tokens before one count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16
+bytes, and may be longer than what is known, for steps of a fixed size:
 
-    tokens beyond     store keys where nobody reads, and see nothing: a row of length 0
-    rows beyond       are -1: nobody's
+    tokens beyond     store keys where nobody reads, and see nothing: a decode token of length 0
+    decode beyond     is -1: nobody's
     chunks beyond     have no tokens
     visual beyond     is -1: nobody's
     wanted beyond     is the first token
@@ -36,7 +36,7 @@ class StepSizes:
     """How long the sections are."""
 
     num_tokens: int
-    num_rows: int
+    num_decode_tokens: int
     num_chunks: int = 0
     num_visual: int = 0
     num_wanted: int = 0
@@ -58,7 +58,7 @@ def _sections(sizes: StepSizes) -> Mapping[str, slice]:
     lengths = {
         **dict.fromkeys(("time", "height", "width", "slots", "token_ids"), sizes.num_tokens),
         "visual": sizes.num_visual,
-        **dict.fromkeys(("rows", "starts", "lengths"), sizes.num_rows),
+        **dict.fromkeys(("decode_tokens", "starts", "lengths"), sizes.num_decode_tokens),
         **dict.fromkeys(("chunk_offsets", "chunk_starts"), chunk_ends),
         "chunk_lengths": sizes.num_chunks,
         "wanted": sizes.num_wanted,
@@ -72,30 +72,30 @@ def _sections(sizes: StepSizes) -> Mapping[str, slice]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A microbatch's tokens sorted into chunks and rows; `every_token_alone` makes all of them rows.
+    """A microbatch's tokens sorted into chunks and decode tokens; `batch_invariant` makes all of them decode tokens.
 
-    `rows`, `starts` and `lengths` say of each single token where it is and what it sees: whatever segment it is of,
-    what comes before it there and itself.
+    `decode_tokens`, `starts` and `lengths` say of each of these where it is and what it sees: whatever segment it is
+    of, what comes before it there and itself.
     """
 
     slots: Ints
     chunks: tuple[AttentionSpan, ...]
-    rows: Ints
+    decode_tokens: Ints
     starts: Ints
     lengths: Ints
 
     @classmethod
-    def of(cls, spans: Sequence[AttentionSpan], *, every_token_alone: bool = False) -> Layout:
-        """For segments at these places."""
-        num_chunks = 0 if every_token_alone else _num_chunks(spans)
+    def of(cls, spans: Sequence[AttentionSpan], *, batch_invariant: bool = False) -> Layout:
+        """Sort the tokens of segments at these places."""
+        num_chunks = 0 if batch_invariant else _num_chunks(spans)
         place = np.array([(s.query_start, s.num_queries, s.key_start, s.num_keys) for s in spans], np.int32)
         first, counts, starts, num_keys = place.T
         within = np.arange(counts.sum(), dtype=np.int32) - np.repeat(first, counts)
         slots = np.repeat(starts + num_keys - counts, counts) + within
         tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
-        row_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
-        rows = np.arange(tail, len(slots), dtype=np.int32)
-        return cls(slots, tuple(spans[:num_chunks]), rows, row_starts, slots[tail:] + 1 - row_starts)
+        key_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
+        decode_tokens = np.arange(tail, len(slots), dtype=np.int32)
+        return cls(slots, tuple(spans[:num_chunks]), decode_tokens, key_starts, slots[tail:] + 1 - key_starts)
 
     @property
     def num_tokens(self) -> int:
@@ -104,7 +104,7 @@ class Layout:
 
     @property
     def num_chunk_tokens(self) -> int:
-        """Tokens of chunks, all before the first row."""
+        """Tokens of chunks, all before the first decode token."""
         return sum(span.num_queries for span in self.chunks)
 
     @property
@@ -119,7 +119,7 @@ class Layout:
 
     def sizes(self) -> StepSizes:
         """Sections without anything beyond."""
-        return StepSizes(self.num_tokens, len(self.rows), len(self.chunks))
+        return StepSizes(self.num_tokens, len(self.decode_tokens), len(self.chunks))
 
 
 def step_block(
@@ -156,7 +156,8 @@ def step_block(
     elif sizes.num_visual:
         fill("visual", (), beyond=-1)
     beyond = np.arange(layout.num_tokens, sizes.num_tokens, dtype=np.int32)
-    fill("rows", np.concatenate((layout.rows, beyond)) if len(beyond) else layout.rows, beyond=-1)
+    decode_tokens = np.concatenate((layout.decode_tokens, beyond)) if len(beyond) else layout.decode_tokens
+    fill("decode_tokens", decode_tokens, beyond=-1)
     fill("starts", layout.starts)
     fill("lengths", layout.lengths)
     if sizes.num_chunks:
@@ -180,7 +181,7 @@ class DeviceInputs:
     slots: Tensor
     token_ids: Tensor
     visual: Tensor
-    rows: Tensor
+    decode_tokens: Tensor
     starts: Tensor
     lengths: Tensor
     chunk_offsets: Tensor

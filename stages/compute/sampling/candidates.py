@@ -1,15 +1,15 @@
-"""Which tokens may follow and how likely each is, for many rows at once; then the draw.
+"""Which tokens may follow and how likely each is, for many logit rows at once; then the draw.
 
-Rows are ranked by score, highest first, and among equal scores by id, lowest first. Ranking the best few of a row of
-150,000 logits takes one pass over them:
+Tokens are ranked by score, highest first, and among equal scores by id, lowest first. Ranking the best few of 150,000
+logits takes one pass over them:
 
-    row [V] ─► groups of 64 neighbours ─► largest of each ─► best W groups ─► their 64·W members ─► best W members
+    logit row [V] ─► groups of 64 neighbours ─► largest of each ─► best W groups ─► their 64·W members ─► best W members
 
     A member of another group is behind W others: each of the W groups has one that is larger, or equal and of a
     lower id. So nothing of the best W is lost, ties included.
 
 Shares of the distribution are whole numbers: exp((score - best) / temperature), counted in units of 2**-bits. Sums of
-whole numbers do not depend on the order in which a device adds them up, so a row's token depends on nothing but the
+whole numbers do not depend on the order in which a device adds them up, so a token depends on nothing but its logit
 row, whatever the batch's size and the kernels that it picks. With 150,000 tokens a unit is 2**-44 (6e-14) of the
 largest share.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 NUM_SPARE = 64
-"""How many tokens a row may keep beyond its top k because they tie with the last of them; the lowest ids stay."""
+"""How many tokens a logit row may keep beyond its top k because they tie with the last of them; the lowest ids stay."""
 
 _GROUP = 64
 _LARGEST_ID = 0x7FFFFFFF
@@ -31,7 +31,7 @@ _LARGEST_ID = 0x7FFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The best tokens of `n` rows in order: `scores` fp32 `[n, W]`, `ids` int64 `[n, W]`."""
+    """The best tokens of `n` logit rows in order: `scores` fp32 `[n, W]`, `ids` int64 `[n, W]`."""
 
     scores: Tensor
     ids: Tensor
@@ -39,13 +39,13 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class DrawSettings:
-    """Settings of `n` rows on the device. `rows` int64 `[n]`; the others `[n, 1]`, fp64 but `last`, which is int64.
+    """Settings of `n` logit rows on the device. `logit_rows` int64 `[n]`; the others `[n, 1]`, fp64 but `last`, int64.
 
     `last` is the place of the last of the top k, or of the last token that is ranked where there is no limit; `number`
     lies in [0, 1).
     """
 
-    rows: Tensor
+    logit_rows: Tensor
     temperature: Tensor
     last: Tensor
     top_p: Tensor
@@ -54,13 +54,13 @@ class DrawSettings:
 
     @classmethod
     def of_table(cls, table: Tensor) -> DrawSettings:
-        """From fp64 `[6, n]`, one row of the table for each field."""
-        rows, temperature, last, top_p, min_p, number = table.unsqueeze(-1)
-        return cls(rows[:, 0].long(), temperature, last.long(), top_p, min_p, number)
+        """Read fp64 `[6, n]`, a line of the table for each field."""
+        logit_rows, temperature, last, top_p, min_p, number = table.unsqueeze(-1)
+        return cls(logit_rows[:, 0].long(), temperature, last.long(), top_p, min_p, number)
 
 
 def rank_best(logits: Tensor, width: int) -> Ranked:
-    """The best `width` tokens, or all if there are fewer, of each row of `[n, V]` in bf16 or fp32."""
+    """Return the best `width` tokens, or all if there are fewer, of each of `[n, V]` in bf16 or fp32."""
     vocab = logits.shape[1]
     groups = _groups(logits)
     numbers = torch.arange(groups.shape[1], device=logits.device)
@@ -70,20 +70,20 @@ def rank_best(logits: Tensor, width: int) -> Ranked:
     places = _keys(members, ids).flatten(1).topk(min(width, vocab)).indices
     ids = ids.flatten(1).gather(1, places)
     if vocab % _GROUP:
-        ids = ids.clamp(max=vocab - 1)  # rows with NaN may hold ids of the padding
+        ids = ids.clamp(max=vocab - 1)  # with NaN there may be ids of the padding
     return Ranked(members.flatten(1).gather(1, places), ids)
 
 
 def _groups(logits: Tensor) -> Tensor:
     """`[n, V]` as `[n, G, 64]`, without a copy where V is a multiple of 64."""
-    num_rows, vocab = logits.shape
+    num_logit_rows, vocab = logits.shape
     if vocab % _GROUP:
         logits = pad(logits, (0, -vocab % _GROUP), value=-torch.inf)
-    return logits.view(num_rows, -1, _GROUP)
+    return logits.view(num_logit_rows, -1, _GROUP)
 
 
 def rank_all(logits: Tensor) -> Ranked:
-    """All tokens of each row of `[n, V]` in order."""
+    """Return all tokens of each of `[n, V]` in order."""
     scores, ids = logits.float().sort(dim=-1, descending=True, stable=True)
     return Ranked(scores, ids)
 
@@ -103,7 +103,7 @@ def unit_of(vocab: int) -> float:
 def shares(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
     """Shares int64 `[n, W]` of the tokens that top-k, top-p and min-p leave; zero for the others.
 
-    The best token of a row has `unit_of(vocab)`.
+    The best token of each has `unit_of(vocab)`.
     """
     scores = ranked.scores.double()
     relative = ((scores - scores[:, :1]) / settings.temperature).exp()
@@ -118,8 +118,8 @@ def _in_top_k(scores: Tensor, last: Tensor) -> Tensor:
 
 
 def draw(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
-    """A token int64 `[n]` for each row: the inverse of the cumulative distribution at the row's number."""
+    """Return a token each, int64 `[n]`: the inverse of the cumulative distribution at the number drawn."""
     until = shares(ranked, settings, vocab).cumsum(dim=-1)
     target = (settings.number * until[:, -1:]).long()  # below the total: a number below 1 stays so in rounding
     place = (until <= target).sum(dim=-1, keepdim=True)
-    return ranked.ids.gather(1, place.clamp(max=ranked.ids.shape[1] - 1))[:, 0]  # rows with NaN have a total of 0
+    return ranked.ids.gather(1, place.clamp(max=ranked.ids.shape[1] - 1))[:, 0]  # with NaN the total is 0

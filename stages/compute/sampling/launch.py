@@ -1,8 +1,8 @@
-"""The device work for a batch of rows, queued without waiting for any of it.
+"""The device work for a batch of logit rows, queued without waiting for any of it.
 
-scan ─────────► tokens int64 [r] ◄── rows drawn or reported as they are
+scan ─────────► tokens int64 [r] ◄── drawn or reported from the logits as they are
                       ▲
-                      └───────────── rows with penalties: copied in fp32, penalised, scanned, drawn, reported
+                      └───────────── with penalties: copied in fp32, penalised, scanned, drawn, reported
                 tokens and reports in one tensor ─► host
 """
 
@@ -17,75 +17,75 @@ from torch import Tensor
 from stages.compute.sampling.candidates import DrawSettings
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling.logprobs import logprob_report
-from stages.compute.sampling.penalties import penalise_rows, penalty_tables
+from stages.compute.sampling.penalties import penalise_logit_rows, penalty_tables
 from stages.compute.sampling.plan import (
     CPU_GROUPS,
     GPU_GROUPS,
-    RowRequest,
-    RowsPlan,
+    LogitRowRequest,
+    SamplingPlan,
     places_of,
-    plan_rows,
-    reported_rows,
+    plan_logit_rows,
+    reported_logit_rows,
 )
 from stages.compute.sampling.transfer import Numbers, fetch, send
 
 NOT_FINITE = -1
-"""Stands for the token of a row whose logits hold NaN or infinity."""
+"""Stands for a token whose logits hold NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True)
-class RowResults:
-    """What the device gives back: `packed` int64 holds a token for each of `num_rows`, then reports in fp64 bits.
+class SamplingResults:
+    """What the device gives back: `packed` int64 holds `num_tokens` tokens, then reports in fp64 bits.
 
-    `reported` names the rows that have a report (see `logprob_report`), in the order of the reports.
+    `reported` names the logit rows that have a report (see `logprob_report`), in the order of the reports.
     """
 
     packed: Tensor
-    num_rows: int
+    num_tokens: int
     reported: tuple[int, ...]
 
     def tokens(self) -> list[int]:
-        """Each row's token, or `NOT_FINITE`."""
-        return [int(token_id) for token_id in self.packed[: self.num_rows].tolist()]
+        """Return the token of each logit row, or `NOT_FINITE`."""
+        return [int(token_id) for token_id in self.packed[: self.num_tokens].tolist()]
 
     def reports(self) -> dict[int, list[float]]:
-        """The report of each row that has one."""
+        """Return the report of each logit row that has one."""
         if not self.reported:
             return {}
-        numbers = self.packed[self.num_rows :].view(torch.float64).view(len(self.reported), -1)
+        numbers = self.packed[self.num_tokens :].view(torch.float64).view(len(self.reported), -1)
         return dict(zip(self.reported, numbers.tolist(), strict=True))
 
 
-def launch_rows(logits: Tensor, scan: LogitScan, requests: Sequence[RowRequest]) -> RowResults:
-    """Queues everything for `logits` `[r, V]`; `requests` are the rows that need more than the scan, in order."""
+def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitRowRequest]) -> SamplingResults:
+    """Queue everything for `logits` `[r, V]`; `requests` are for those that need more than the scan, in order."""
     if not requests:
-        return RowResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
-    plain = [row for row in requests if not row.settings.needs_history]
-    penalised = [row for row in requests if row.settings.needs_history]
+        return SamplingResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
+    plain = [request for request in requests if not request.settings.needs_history]
+    penalised = [request for request in requests if request.settings.needs_history]
     sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
-    plan = plan_rows(plain, logits.shape[1], sizes)
-    penalised_plan = plan_rows(_renumbered(penalised), logits.shape[1], sizes)
+    plan = plan_logit_rows(plain, logits.shape[1], sizes)
+    penalised_plan = plan_logit_rows(_renumbered(penalised), logits.shape[1], sizes)
     arrays = [*plan.arrays, *_penalty_arrays(penalised), *penalised_plan.arrays]
     sent = iter(send(arrays, logits.device))
-    num_top = max((row.settings.logprobs or 0 for row in requests), default=0)
+    num_top = max((request.settings.logprobs or 0 for request in requests), default=0)
     chosen, reports = _run(plan, sent, logits, scan.greedy, num_top)
     tokens = _marked(chosen, scan)
     if penalised:
         tokens, more = _run_penalised(penalised_plan, sent, logits, tokens, num_top)
         reports += more
     packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
-    reported = tuple(row.place for row in (*reported_rows(plain), *reported_rows(penalised)))
-    return RowResults(fetch(packed), logits.shape[0], reported)
+    reported = tuple(request.place for request in (*reported_logit_rows(plain), *reported_logit_rows(penalised)))
+    return SamplingResults(fetch(packed), logits.shape[0], reported)
 
 
 def _run(
-    plan: RowsPlan, sent: Iterator[Tensor], logits: Tensor, greedy: Tensor, num_top: int
+    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, greedy: Tensor, num_top: int
 ) -> tuple[Tensor, list[Tensor]]:
     """Tokens int64 `[n]` of `logits` `[n, V]`, `greedy` where nothing is drawn; and the reports."""
     chosen = greedy
     for drawing in plan.draws:
         settings = DrawSettings.of_table(next(sent))
-        chosen = chosen.index_copy(0, settings.rows, drawing.draw(_take(logits, settings.rows), settings))
+        chosen = chosen.index_copy(0, settings.logit_rows, drawing.draw(_take(logits, settings.logit_rows), settings))
     reports = []
     for _ in plan.reports:
         places = next(sent).long()
@@ -94,19 +94,19 @@ def _run(
 
 
 def _run_penalised(
-    plan: RowsPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int
+    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """All `tokens` `[r]` with those of the penalised rows put in, and the reports of these rows."""
+    """Return all `tokens` `[r]` with the penalised ones put in, and the reports of these."""
     places = next(sent).long()
     scores = logits.index_select(0, places).float()
-    penalise_rows(scores, next(sent), next(sent))
+    penalise_logit_rows(scores, next(sent), next(sent))
     scan = scan_logits(scores)
     chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
     return tokens.index_copy(0, places, _marked(chosen, scan)), reports
 
 
 def _take(logits: Tensor, places: Tensor) -> Tensor:
-    """Rows of `logits`; all of them without a copy, since places only rise."""
+    """Return the logit rows at `places`; all of them without a copy, since places only rise."""
     return logits if len(places) == len(logits) else logits.index_select(0, places)
 
 
@@ -116,13 +116,13 @@ def _marked(tokens: Tensor, scan: LogitScan) -> Tensor:
     return torch.where(scan.is_finite, tokens, NOT_FINITE)
 
 
-def _renumbered(requests: Sequence[RowRequest]) -> list[RowRequest]:
-    """The requests as they number the rows of a tensor that holds these rows only."""
+def _renumbered(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:
+    """Return the requests as places in a tensor that holds their logit rows only."""
     return [replace(request, place=place) for place, request in enumerate(requests)]
 
 
-def _penalty_arrays(penalised: Sequence[RowRequest]) -> list[Numbers]:
+def _penalty_arrays(penalised: Sequence[LogitRowRequest]) -> list[Numbers]:
     if not penalised:
         return []
-    histories, settings = [row.history for row in penalised], [row.settings for row in penalised]
-    return [places_of(penalised), *penalty_tables(histories, settings)]
+    histories = [request.history for request in penalised]
+    return [places_of(penalised), *penalty_tables(histories, [request.settings for request in penalised])]

@@ -1,4 +1,4 @@
-"""What one pass over a batch of logits tells: the greedy token of every row, and whether the row may be used."""
+"""What one pass over a batch of logits tells: the greedy token of every logit row, and whether it may be used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LogitScan:
-    """For each of `r` rows: `greedy` int64 `[r]` and `is_finite` bool `[r]`, on the device of the logits.
+    """For each of `r` logit rows: `greedy` int64 `[r]` and `is_finite` bool `[r]`, on the device of the logits.
 
-    `greedy` is the lowest id of the largest logit. Where the row holds NaN or infinity it means nothing, or, if
+    `greedy` is the lowest id of the largest logit. Where there is NaN or infinity it means nothing, or, if
     `is_marked`, it is -1.
     """
 

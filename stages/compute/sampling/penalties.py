@@ -1,4 +1,4 @@
-"""Penalties for tokens that a session holds already, applied to many rows at once."""
+"""Penalties for tokens that a session holds already, applied to many logit rows at once."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def _grown(array: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def penalty_tables(histories: Sequence[TokenHistory], settings: Sequence[SamplingSettings]) -> tuple[Numbers, Numbers]:
-    """What `penalise_rows` needs for `p` rows that hold `m` different tokens in all.
+    """Return what `penalise_logit_rows` needs for `p` of them whose sessions hold `m` different tokens in all.
 
-    Returns fp64 `[3, m]`: the row's place, the token id, how often it was generated; and fp64 `[3, p]`: repetition,
-    frequency and presence penalty of each row.
+    It is fp64 `[3, m]`: the place among the p, the token id, how often it was generated; and fp64 `[3, p]`: repetition,
+    frequency and presence penalty of each.
     """
     lengths = [len(history.ids) for history in histories]
     entries = np.empty((3, sum(lengths)))
     entries[0] = np.repeat(np.arange(len(lengths)), lengths)
     entries[1] = np.concatenate([history.ids for history in histories])
     entries[2] = np.concatenate([history.counts for history in histories])
-    strengths = [(row.repetition_penalty, row.frequency_penalty, row.presence_penalty) for row in settings]
+    strengths = [(each.repetition_penalty, each.frequency_penalty, each.presence_penalty) for each in settings]
     return entries, np.array(strengths, dtype=np.float64).T
 
 
-def penalise_rows(scores: Tensor, entries: Tensor, strengths: Tensor) -> Tensor:
+def penalise_logit_rows(scores: Tensor, entries: Tensor, strengths: Tensor) -> Tensor:
     """Applies penalties to `scores` fp32 `[p, V]` in place; `entries` and `strengths` come from `penalty_tables`.
 
     Repetition counts prompt and output, and divides positive logits and multiplies negative ones; frequency and

@@ -1,10 +1,10 @@
-"""Which rows of a batch are drawn and reported together: decided on the host.
+"""Which logit rows of a batch are drawn and reported together: decided on the host.
 
     0 < top_k <= 256    drawn from the best top_k + 64 tokens
     others that draw    drawn from all tokens
     log-probabilities   reported after the draws
 
-On a GPU many rows go together, as launches cost more than memory; on a CPU only as many as stay in its caches.
+On a GPU many go together, as launches cost more than memory; on a CPU only as many as stay in its caches.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from stages.compute.sampling.transfer import Numbers
 from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
 
 MAX_RANKED_TOP_K = 256
-"""Rows with a larger `top_k`, or none, are drawn from all tokens."""
+"""With a larger `top_k`, or none, tokens are drawn from the whole vocabulary."""
 
 MAX_SORTED_VOCAB = 1 << 14
-"""To draw from all tokens, rows up to this length are sorted; of longer ones, histograms are made."""
+"""To draw from all tokens, vocabularies up to this size are sorted; of larger ones, histograms are made."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSizes:
-    """How many rows at most go together when they are drawn from all tokens, and when they are reported."""
+    """How many logit rows at most go together when they are drawn from all tokens, and when they are reported."""
 
     whole: int
     reported: int
@@ -39,12 +39,12 @@ class GroupSizes:
 CPU_GROUPS = GroupSizes(whole=4, reported=8)
 
 GPU_GROUPS = GroupSizes(whole=16, reported=64)
-"""Scratch memory of a group at V = 150,000: 10 MB a row to be drawn, 160 MB in all; 2 MB a row to be reported."""
+"""Scratch memory of a group at V = 150,000: 10 MB a logit row to draw from, 160 MB in all; 2 MB one to report."""
 
 
 @dataclass(frozen=True, slots=True)
-class RowRequest:
-    """A row that needs more than the scan: its place in the logits, its settings, its number in [0, 1), its tokens."""
+class LogitRowRequest:
+    """A logit row that needs more than the scan: its place, settings, number in [0, 1), and its session's tokens."""
 
     place: int
     settings: SamplingSettings
@@ -54,49 +54,49 @@ class RowRequest:
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Rows to draw together: fp64 `[6, n]` as `DrawSettings.of_table` wants it; `width` None: from all tokens."""
+    """Logit rows to draw from together: fp64 `[6, n]` for `DrawSettings.of_table`; `width` None: from all tokens."""
 
     table: Numbers
     width: int | None
     cuts: Cuts
 
     def draw(self, logits: Tensor, settings: DrawSettings) -> Tensor:
-        """The tokens int64 `[n]` of these rows, `[n, V]`."""
+        """Draw tokens int64 `[n]` from these `logits`, `[n, V]`."""
         vocab = logits.shape[1]
         if self.width is None and vocab > MAX_SORTED_VOCAB:
             return draw_whole(logits, settings, self.cuts)
         return draw(self.rank(logits), settings, vocab)
 
     def rank(self, logits: Tensor) -> Ranked:
-        """Ranks these rows, `[n, V]`."""
+        """Rank the tokens of these `logits`, `[n, V]`."""
         return rank_all(logits) if self.width is None else rank_best(logits, self.width)
 
 
 @dataclass(frozen=True, slots=True)
-class RowsPlan:
-    """What is to be done with the rows of one tensor of logits; `reports` holds places in these logits."""
+class SamplingPlan:
+    """What is to be done with one tensor of logits; `reports` holds places in it."""
 
     draws: tuple[DrawPlan, ...]
     reports: tuple[Numbers, ...]
 
     @property
     def arrays(self) -> list[Numbers]:
-        """What the device needs, in the order in which `launch_rows` takes it."""
+        """What the device needs, in the order in which `launch_logit_rows` takes it."""
         return [*(plan.table for plan in self.draws), *self.reports]
 
 
-def plan_rows(requests: Sequence[RowRequest], vocab: int, sizes: GroupSizes) -> RowsPlan:
-    """Groups the rows of one tensor of logits `[n, vocab]`. `requests` come in the order of the rows."""
+def plan_logit_rows(requests: Sequence[LogitRowRequest], vocab: int, sizes: GroupSizes) -> SamplingPlan:
+    """Group the logit rows of one tensor `[n, vocab]`; `requests` come in their order."""
     drawn = [request for request in requests if request.settings.temperature > 0]
     ranked = [request for request in drawn if _is_ranked(request.settings)]
     whole = [request for request in drawn if not _is_ranked(request.settings)]
     draws = [DrawPlan(_draw_table(ranked, vocab), _width(ranked), _cuts(ranked))] if ranked else []
-    draws += [DrawPlan(_draw_table(rows, vocab), None, _cuts(rows)) for rows in _split(whole, sizes.whole)]
-    reports = [places_of(rows) for rows in _split(reported_rows(requests), sizes.reported)]
-    return RowsPlan(tuple(draws), tuple(reports))
+    draws += [DrawPlan(_draw_table(group, vocab), None, _cuts(group)) for group in _split(whole, sizes.whole)]
+    reports = [places_of(group) for group in _split(reported_logit_rows(requests), sizes.reported)]
+    return SamplingPlan(tuple(draws), tuple(reports))
 
 
-def reported_rows(requests: Sequence[RowRequest]) -> list[RowRequest]:
+def reported_logit_rows(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:
     """Those of `requests` that want log-probabilities."""
     return [request for request in requests if request.settings.logprobs is not None]
 
@@ -105,31 +105,33 @@ def _is_ranked(settings: SamplingSettings) -> bool:
     return 0 < settings.top_k <= MAX_RANKED_TOP_K
 
 
-def _width(requests: Sequence[RowRequest]) -> int:
+def _width(requests: Sequence[LogitRowRequest]) -> int:
     return max(request.settings.top_k for request in requests) + NUM_SPARE
 
 
-def _cuts(requests: Sequence[RowRequest]) -> Cuts:
+def _cuts(requests: Sequence[LogitRowRequest]) -> Cuts:
     settings = [request.settings for request in requests]
     return Cuts(
-        any(row.top_k for row in settings), any(row.top_p < 1 for row in settings), any(row.min_p for row in settings)
+        any(each.top_k for each in settings),
+        any(each.top_p < 1 for each in settings),
+        any(each.min_p for each in settings),
     )
 
 
-def places_of(requests: Sequence[RowRequest]) -> Numbers:
-    """Where the rows stand, fp64 `[n]`."""
+def places_of(requests: Sequence[LogitRowRequest]) -> Numbers:
+    """Return where the logit rows stand, fp64 `[n]`."""
     return np.array([request.place for request in requests], dtype=np.float64)
 
 
-def _split(requests: list[RowRequest], size: int) -> Iterator[list[RowRequest]]:
+def _split(requests: list[LogitRowRequest], size: int) -> Iterator[list[LogitRowRequest]]:
     return (requests[start : start + size] for start in range(0, len(requests), size))
 
 
-def _draw_table(requests: Sequence[RowRequest], vocab: int) -> Numbers:
-    return np.array([_draw_row(request.place, request.settings, request.number, vocab) for request in requests]).T
+def _draw_table(requests: Sequence[LogitRowRequest], vocab: int) -> Numbers:
+    return np.array([_draw_settings(request.place, request.settings, request.number, vocab) for request in requests]).T
 
 
-def _draw_row(place: int, settings: SamplingSettings, number: float, vocab: int) -> tuple[float, ...]:
+def _draw_settings(place: int, settings: SamplingSettings, number: float, vocab: int) -> tuple[float, ...]:
     return (
         place,
         settings.temperature,

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, StageError
 from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
-from stages.compute.sampling.launch import NOT_FINITE, RowResults, launch_rows
+from stages.compute.sampling.launch import NOT_FINITE, SamplingResults, launch_logit_rows
 from stages.compute.sampling.logit_scan import LogitScan
-from stages.compute.sampling.penalties import TokenHistory, penalise_rows, penalty_tables
-from stages.compute.sampling.plan import RowRequest
+from stages.compute.sampling.penalties import TokenHistory, penalise_logit_rows, penalty_tables
+from stages.compute.sampling.plan import LogitRowRequest
 from stages.compute.sampling.transfer import send
 
 _MASK = 2**64 - 1
@@ -94,28 +94,30 @@ def _mix(value: int) -> int:
 class PendingChoices:
     """Choices that the device is still working out; `collect` turns them into Python.
 
-    `refusals` holds the rows that cannot be sampled whatever the device says.
+    `refusals` holds, by place, why some cannot be sampled whatever the device says.
     """
 
-    results: RowResults
+    results: SamplingResults
     samplers: tuple[SessionSampler, ...]
     positions: tuple[int, ...]
     refusals: dict[int, StageError]
 
     def collect(self) -> list[Choice | StageError]:
-        """The choice of each row, or the error of a row that cannot be sampled. To be called once.
+        """Return the choice from each logit row, or the error of one that cannot be sampled. To be called once.
 
         On a GPU an event recorded after the launch must have passed. Tokens are recorded in the samplers.
         """
         reports = self.results.reports()
-        return [self._outcome(row, token_id, reports.get(row)) for row, token_id in enumerate(self.results.tokens())]
+        return [
+            self._outcome(place, token_id, reports.get(place)) for place, token_id in enumerate(self.results.tokens())
+        ]
 
-    def _outcome(self, row: int, token_id: int, report: list[float] | None) -> Choice | StageError:
+    def _outcome(self, place: int, token_id: int, report: list[float] | None) -> Choice | StageError:
         if token_id == NOT_FINITE:
-            return NonFiniteLogitsError(f"the logits for token {self.positions[row]} hold NaN or infinity")
-        if row in self.refusals:
-            return self.refusals[row]
-        sampler = self.samplers[row]
+            return NonFiniteLogitsError(f"the logits for token {self.positions[place]} hold NaN or infinity")
+        if place in self.refusals:
+            return self.refusals[place]
+        sampler = self.samplers[place]
         sampler.record(token_id)
         return Choice(token_id) if report is None else _reported(token_id, report, sampler.settings.logprobs or 0)
 
@@ -130,29 +132,26 @@ def _reported(token_id: int, report: list[float], num_top: int) -> Choice:
 def launch_sampling(
     logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int], scan: LogitScan
 ) -> PendingChoices:
-    """Queues the work for one token of each row of `logits` `[r, V]` in bf16 or fp32, and waits for nothing.
+    """Queue the work for one token of each logit row of `[r, V]` in bf16 or fp32, and wait for nothing.
 
-    Row i belongs to `samplers[i]` and index `positions[i]`; `scan` is `scan_logits(logits)`, by whatever kernel. Greedy
-    rows without penalties and log-probabilities take what the scan says; the others are worked on in groups. What
-    becomes of a row depends on no other row. `logits` may be overwritten by work queued after this call.
+    Logit row i belongs to `samplers[i]` and index `positions[i]`; `scan` is `scan_logits(logits)`, by whatever kernel.
+    Greedy ones without penalties and log-probabilities take what the scan says; the others are worked on in groups.
+    What becomes of one depends on no other. `logits` may be overwritten by work queued after this call.
     """
     requests, refusals = [], {}
-    for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True)):
+    for place, (sampler, position) in enumerate(zip(samplers, positions, strict=True)):
         try:
             sampler.require_history(position)
         except StageError as error:
-            refusals[row] = error
+            refusals[place] = error
         else:
             if sampler.needs_more_than_scan:
-                requests.append(_request(row, sampler, position))
-    return PendingChoices(launch_rows(logits, scan, requests), tuple(samplers), tuple(positions), refusals)
-
-
-def _request(row: int, sampler: SessionSampler, position: int) -> RowRequest:
-    return RowRequest(row, sampler.settings, uniform(sampler.settings.seed, position), sampler.history)
+                number = uniform(sampler.settings.seed, position)
+                requests.append(LogitRowRequest(place, sampler.settings, number, sampler.history))
+    return PendingChoices(launch_logit_rows(logits, scan, requests), tuple(samplers), tuple(positions), refusals)
 
 
 def penalise(logits: Tensor, sampler: SessionSampler) -> Tensor:
-    """A copy in fp32 of the row `[V]` with the session's penalties applied."""
+    """Return a copy in fp32 of a logit row `[V]` with the session's penalties applied."""
     tables = send(penalty_tables([sampler.history], [sampler.settings]), logits.device)
-    return penalise_rows(logits[None].to(torch.float32, copy=True), *tables)[0]
+    return penalise_logit_rows(logits[None].to(torch.float32, copy=True), *tables)[0]

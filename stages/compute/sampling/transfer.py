@@ -16,7 +16,7 @@ Numbers: TypeAlias = NDArray[np.float64]
 def send(arrays: Sequence[Numbers], device: torch.device) -> list[Tensor]:
     """The arrays as fp64 tensors of the same shapes on `device`, copied in one piece from pinned memory.
 
-    Everything travels as fp64, which holds token ids and row numbers exactly. Torch keeps the pinned memory until the
+    Everything travels as fp64, which holds token ids and places exactly. Torch keeps the pinned memory until the
     copy is done.
     """
     if not arrays:

@@ -1,4 +1,4 @@
-"""The draw from all tokens of a row, without sorting them.
+"""The draw from the whole vocabulary, without sorting it.
 
 The draw walks down the ranking until the shares add up to a target. Where that is, a histogram over the bits of the
 scores tells, as in a radix sort, 16 bits at a time:
@@ -30,7 +30,7 @@ _LARGEST = 0x7FFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Which cuts any row of a batch asks for; the work for the others is left out."""
+    """Which cuts any logit row of a batch asks for; the work for the others is left out."""
 
     top_k: bool
     top_p: bool
@@ -39,7 +39,7 @@ class Cuts:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the targets of `n` rows lie, all int64 `[n, 1]`.
+    """Where the targets of `n` logit rows lie, all int64 `[n, 1]`.
 
     `slot` stands for the score that was found; `before` is what comes before the first token with that score, `each`
     what every one of them has, and `nth` how many of them lie before the target.
@@ -53,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The scores of `n` rows as int64 `[n, V]`, smaller for larger scores; `shifts` leads to the digits of a slot."""
+    """The scores of `n` logit rows, int64 `[n, V]`, smaller for larger scores; `shifts` lead to a slot's digits."""
 
     numbers: Tensor
     shifts: tuple[int, ...]
@@ -85,7 +85,7 @@ class Slots:
         return Found(slot, before, each, ((target - before) // each).minimum(num_tied - 1))
 
     def num_tied(self, slot: Tensor) -> Tensor:
-        """How many tokens have this score; 1 where none has, as in rows with NaN."""
+        """How many tokens have this score; 1 where none has, as with NaN."""
         return (self.numbers == slot).sum(dim=-1, keepdim=True).clamp(min=1)
 
     def ids(self, found: Found) -> Tensor:
@@ -95,7 +95,7 @@ class Slots:
 
 
 def draw_whole(logits: Tensor, settings: DrawSettings, cuts: Cuts) -> Tensor:
-    """What `draw(rank_all(logits), …)` gives: a token int64 `[n]` for each row of `[n, V]` in bf16 or fp32."""
+    """What `draw(rank_all(logits), …)` gives: a token each, int64 `[n]`, of `[n, V]` in bf16 or fp32."""
     slots = Slots.of(logits)
     scores = logits.double()
     relative = scores.sub_(scores.amax(dim=-1, keepdim=True)).div_(settings.temperature).exp_()

@@ -1,4 +1,4 @@
-"""Experts of few rows: every pair of a row and one of its choices by itself, without sorting."""
+"""Experts of few rows: pairs of a row and one of its choices, without sorting."""
 
 from __future__ import annotations
 

@@ -133,11 +133,11 @@ def test_closing_frees_everything_and_may_be_repeated():
     compute = stage(capacity=32)
     for _ in range(3):
         compute.open(opening("a", 32))
-        compute.rows.put("a", 1, 0, VisualRows(torch.zeros(2, HIDDEN), {}))
+        compute.visual_rows.put("a", 1, 0, VisualRows(torch.zeros(2, HIDDEN), {}))
         compute.close("a", 1)
         compute.close("a", 1)
     assert compute.kv.reserved_tokens == 0
-    assert compute.rows.num_bytes == 0
+    assert compute.visual_rows.num_bytes == 0
     compute.open(opening("b"))
     compute.close_all()
     assert compute.kv.num_sessions == 0
@@ -282,7 +282,7 @@ def spans(*parts: tuple[int, int, int]) -> tuple[VisualSpan, ...]:
     ],
 )
 def test_stages_need_the_rows_of_their_own_layers(cuts, needs):
-    found = [s.row_needs for s in stages_of(VARIANT, cuts)]
+    found = [s.visual_row_needs for s in stages_of(VARIANT, cuts)]
     assert [(n.embeds, n.levels) for n in found] == needs
 
 
@@ -292,30 +292,30 @@ def test_missing_rows_fail_that_session_only_and_it_may_be_tried_again(delivered
     for session in "ab":
         compute.open(opening(session))
     if delivered is not None:
-        compute.rows.put("a", 1, 0, delivered)
+        compute.visual_rows.put("a", 1, 0, delivered)
     wanted = segment("a", 0, 6, visual=spans((1, 4, 0)))
     output = run(compute, wanted, segment("b", 0, 3))
     assert [type(error) for _, error in output.failures] == [VisualRowsMissingError]
     assert [token.session for token in output.tokens] == ["b"]
-    compute.rows.put("a", 1, 0, rows(4))
+    compute.visual_rows.put("a", 1, 0, rows(4))
     assert [token.session for token in run(compute, wanted).tokens] == ["a"]
 
 
 def test_rows_are_dropped_when_the_last_of_them_is_prefilled():
     compute = stage()
     compute.open(opening("a"))
-    compute.rows.put("a", 1, 0, rows(5))
+    compute.visual_rows.put("a", 1, 0, rows(5))
     run(compute, segment("a", 0, 4, visual=spans((1, 3, 0))))
-    assert compute.rows.num_bytes > 0
+    assert compute.visual_rows.num_bytes > 0
     run(compute, segment("a", 4, 4, visual=spans((0, 2, 3))))
-    assert compute.rows.num_bytes == 0
+    assert compute.visual_rows.num_bytes == 0
 
 
 def test_rows_are_windowed_to_their_segment():
     whole, parts = stage(), stage()
     for each in (whole, parts):
         each.open(opening("a"))
-        each.rows.put("a", 1, 0, rows(5))
+        each.visual_rows.put("a", 1, 0, rows(5))
     expected = run(whole, segment("a", 0, 8, visual=spans((1, 3, 0), (5, 2, 3))))
     run(parts, segment("a", 0, 2, wants_token=False, visual=spans((1, 1, 0))))
     run(parts, segment("a", 2, 4, wants_token=False, visual=spans((0, 2, 1), (3, 1, 3))))
@@ -325,11 +325,11 @@ def test_rows_are_windowed_to_their_segment():
 def test_a_span_outside_its_segment_or_rows_of_another_width_are_refused():
     compute = stage()
     compute.open(opening("a"))
-    compute.rows.put("a", 1, 0, rows(5))
+    compute.visual_rows.put("a", 1, 0, rows(5))
     [(_, outside)] = run(compute, segment("a", 0, 4, visual=spans((2, 3, 0)))).failures
     assert isinstance(outside, TensorMismatchError)
     narrow = {level: torch.zeros(3, HIDDEN - 1) for level in range(3)}
-    compute.rows.put("a", 1, 0, VisualRows(torch.zeros(3, HIDDEN), narrow))
+    compute.visual_rows.put("a", 1, 0, VisualRows(torch.zeros(3, HIDDEN), narrow))
     [(_, width)] = run(compute, segment("a", 0, 4, visual=spans((1, 3, 0)))).failures
     assert isinstance(width, TensorMismatchError)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from broker_pipeline.errors import StaleAttemptError, TensorMismatchError, VisualRowsMissingError, WorkerBusyError
-from stages.compute.visual_row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 
 
 class Clock:
@@ -19,8 +19,8 @@ def rows(num_rows: int = 4, width: int = 8) -> VisualRows:
     return VisualRows(torch.zeros(num_rows, width), {0: torch.zeros(num_rows, width)})
 
 
-def buffer(max_bytes: int = 10_000, clock: Clock | None = None) -> RowBuffer:
-    return RowBuffer(max_bytes, ttl_s=10, clock=clock or Clock())
+def buffer(max_bytes: int = 10_000, clock: Clock | None = None) -> VisualRowBuffer:
+    return VisualRowBuffer(max_bytes, ttl_s=10, clock=clock or Clock())
 
 
 def test_rows_come_back_under_session_and_attempt() -> None:

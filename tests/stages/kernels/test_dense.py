@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
-from stages.kernels.decode_attention import attend_rows, num_parts
+from stages.kernels.decode_attention import attend_decode_tokens, num_parts
 from stages.kernels.logit_scan import scan
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
@@ -112,7 +112,7 @@ def test_attend_rows(device: torch.device, dtype: torch.dtype, heads: int, kv_he
     rows = [5, 0, 2, 3]
     out = torch.full_like(q, float("nan"))
     where = [torch.tensor(each, dtype=torch.int32, device=device) for each in (rows, starts, lengths)]
-    attend_rows(q, keys, values, *where, out=out, parts=parts)
+    attend_decode_tokens(q, keys, values, *where, out=out, parts=parts)
     spans = [AttentionSpan(i, 1, start, length) for i, (start, length) in enumerate(zip(starts, lengths, strict=True))]
     want = EagerAttention().attend_cached(q[rows].float(), keys.float(), values.float(), AttentionPlan(spans, device))
     _close(out[rows], want, dtype)
@@ -125,7 +125,7 @@ def test_attend_rows_of_length_zero_gives_zeros(device: torch.device) -> None:
     rows, zero = (torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 1], [0, 0]))
     for parts in (1, 2):
         out = torch.full_like(q, float("nan"))
-        attend_rows(q, keys, values, rows, zero, zero, out=out, parts=parts)
+        attend_decode_tokens(q, keys, values, rows, zero, zero, out=out, parts=parts)
         assert not out.any()
 
 
@@ -137,8 +137,8 @@ def test_attend_rows_does_not_depend_on_the_other_rows(device: torch.device) -> 
     lengths = starts // 3 + 9
     rows = torch.arange(8, dtype=torch.int32, device=device)
     together, alone = torch.empty_like(q), torch.empty_like(q)
-    attend_rows(q, keys, values, rows, starts, lengths, out=together, parts=4)
-    attend_rows(q, keys, values, rows[3:4], starts[3:4], lengths[3:4], out=alone, parts=4)
+    attend_decode_tokens(q, keys, values, rows, starts, lengths, out=together, parts=4)
+    attend_decode_tokens(q, keys, values, rows[3:4], starts[3:4], lengths[3:4], out=alone, parts=4)
     assert torch.equal(together[3], alone[3])
 
 

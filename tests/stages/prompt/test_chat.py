@@ -47,8 +47,8 @@ def test_pads_are_expanded_and_their_places_known():
     pad = config_of(VARIANT).image_token_id
     assert [i for i in found.token_ids if i == pad] == [pad] * 4
     first, second = found.groups
-    assert (first.height, first.width, first.row) == (1, 2, 0)
-    assert (second.height, second.width, second.row) == (2, 1, 2)
+    assert (first.height, first.width, first.visual_row) == (1, 2, 0)
+    assert (second.height, second.width, second.visual_row) == (2, 1, 2)
     for group in found.groups:
         assert set(found.token_ids[group.start : group.start + group.count]) == {pad}
     assert found.num_visual_tokens == 4
@@ -69,7 +69,7 @@ def test_a_video_is_timestamped_groups_inside_an_outer_pair():
     assert decoded(found.token_ids) == (
         f"<|im_start|>user\n<|vision_start|>{inner}<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert [(g.count, g.row) for g in found.groups] == [(2, 0), (2, 2)]
+    assert [(g.count, g.visual_row) for g in found.groups] == [(2, 0), (2, 2)]
 
 
 @pytest.mark.parametrize(("num_frames", "expected"), [(1, (0.0,)), (2, (0.25,)), (3, (0.25, 1.0)), (4, (0.25, 1.25))])

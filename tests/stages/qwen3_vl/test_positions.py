@@ -12,7 +12,7 @@ from stages.qwen3_vl.rope import frequency_axes
 
 
 def test_the_worked_example():
-    plan = plan_positions(15, [VisualGroup(start=4, height=2, width=3, row=0)])
+    plan = plan_positions(15, [VisualGroup(start=4, height=2, width=3, visual_row=0)])
     assert plan.positions.tolist() == [
         [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 7, 8, 9, 10, 11],
         [0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 7, 8, 9, 10, 11],

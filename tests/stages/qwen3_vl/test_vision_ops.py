@@ -10,7 +10,7 @@ import torch
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.tensors import vision_shapes
-from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from stages.qwen3_vl.vision_ops import EagerVisionOps, FusedVisionOps, choose_vision_ops
 from stages.random_weights import draw_weights
 from stages.vision.device_bytes import patch_bytes
@@ -20,7 +20,7 @@ SDPA = attention_named("sdpa")
 GRIDS = [PatchGrid(1, 28, 28), PatchGrid(2, 16, 20), PatchGrid(1, 4, 2), PatchGrid(1, 40, 30)]
 
 
-def relative_error(found: EncodedRows, expected: EncodedRows) -> float:
+def relative_error(found: TowerOutput, expected: TowerOutput) -> float:
     pairs = [(found.embeds, expected.embeds), *zip(found.levels, expected.levels, strict=True)]
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)
 

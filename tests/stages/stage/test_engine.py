@@ -19,7 +19,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import Request, WholeModel
-from stages.compute.visual_row_buffer import RowBuffer, VisualRows
+from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 from stages.stage.engine import Forward, Reply, StageEngine, StageWork
 from stages.stage.envelope_checks import check_envelope, read_tensors
 from stages.worker.epoch_fence import EpochFence
@@ -43,12 +43,12 @@ class Chain:
     def __init__(self, kv_tokens: int = 256) -> None:
         self.clock = Clock()
         self.fences = [EpochFence(), EpochFence()]
-        self.rows = [RowBuffer(2**20, 60), RowBuffer(2**20, 60)]
+        self.visual_rows = [VisualRowBuffer(2**20, 60), VisualRowBuffer(2**20, 60)]
         self.engines = []
         for index, (start, stop) in enumerate([(0, 2), (2, 6)]):
-            compute = tiny_stage(start, stop, kv_tokens=kv_tokens, rows=self.rows[index])
+            compute = tiny_stage(start, stop, kv_tokens=kv_tokens, visual_rows=self.visual_rows[index])
             facts = facts_of(compute, f"stage-{index}")
-            self.engines.append(StageEngine(compute, facts, self.fences[index], self.rows[index], self.clock))
+            self.engines.append(StageEngine(compute, facts, self.fences[index], self.visual_rows[index], self.clock))
         self.number = 0
 
     def envelope(self, segments: Sequence[Segment] = (), **changes: Any) -> Envelope:
@@ -221,7 +221,7 @@ def test_a_higher_attempt_replaces_and_an_older_one_cannot_come_back() -> None:
 def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> None:
     chain = Chain()
     prefill(chain)
-    chain.rows[0].put("x", 1, 0, VisualRows(torch.zeros(1, 64), {}))
+    chain.visual_rows[0].put("x", 1, 0, VisualRows(torch.zeros(1, 64), {}))
     waiting = chain.envelope([segment("a", 5, 1)])
     chain.fences[0].admit(4)
     outcome = chain.engines[0].step(
@@ -230,7 +230,7 @@ def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> No
     assert isinstance(outcome, Reply)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "stale_epoch"
-    assert (chain.engines[0].num_sessions, chain.rows[0].num_sessions) == (0, 0)
+    assert (chain.engines[0].num_sessions, chain.visual_rows[0].num_sessions) == (0, 0)
     fresh = chain.run(chain.envelope([segment("a", 0, 5)], opens=(opening("a"),), epoch=4), inputs(PROMPT, PLACES))
     assert fresh is not None
     assert fresh.tokens[0].token_id == reference(PROMPT, 1)[0]

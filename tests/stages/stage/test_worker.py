@@ -30,11 +30,11 @@ from broker_pipeline.messages.vision import RowDelivery, RowReceipt
 from broker_pipeline.wire.transport import Subscription, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import Request, WholeModel
-from stages.compute.visual_row_buffer import RowBuffer
+from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.qwen3_vl.positions import VisualGroup, plan_positions
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from stages.stage.engine import StageEngine
-from stages.stage.visual_row_intake import RowIntake, level_name
+from stages.stage.visual_row_intake import VisualRowIntake, level_name
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
@@ -49,16 +49,16 @@ class Stage:
     """One worker and its parts."""
 
     def __init__(self, transport: Transport, namespace: str, start: int, stop: int, limits: StageLimits) -> None:
-        self.rows, self.fence, self.thread = RowBuffer(2**16, 60), EpochFence(), ComputeThread()
-        compute = tiny_stage(start, stop, rows=self.rows)
+        self.visual_rows, self.fence, self.thread = VisualRowBuffer(2**16, 60), EpochFence(), ComputeThread()
+        compute = tiny_stage(start, stop, visual_rows=self.visual_rows)
         name = f"stage-{start}-{stop}"
         common = CommonSettings(namespace=namespace, pipeline=PIPELINE)
         record = new_record("stage", name, common, fingerprint=FINGERPRINT, device="cpu", dtype="float32")
         self.presence = Presence(record)
         self.root = record.subject
         facts = replace(facts_of(compute, name), subject=subjects.work(record.subject))
-        self.engine = StageEngine(compute, facts, self.fence, self.rows)
-        intake = RowIntake(facts, compute.row_needs, self.rows, self.fence)
+        self.engine = StageEngine(compute, facts, self.fence, self.visual_rows)
+        intake = VisualRowIntake(facts, compute.visual_row_needs, self.visual_rows, self.fence)
         self.worker = StageWorker(transport, self.engine, self.thread, intake, self.fence, self.presence, limits)
 
 
@@ -152,7 +152,7 @@ async def test_envelopes_pass_from_stage_to_stage_to_conductor(transport: Transp
 
 async def test_rows_reach_the_layers_that_own_them_and_change_the_result(transport: Transport, namespace: str) -> None:
     groups = (VisualGroup(1, 1, 2, 0),)
-    rows = EncodedRows(torch.randn(2, 64), tuple(torch.randn(2, 64) for _ in range(3)))
+    rows = TowerOutput(torch.randn(2, 64), tuple(torch.randn(2, 64) for _ in range(3)))
     plan = plan_positions(5, groups)
     async with running(transport, namespace) as route:
         first = {"embeds": to_wire(rows.embeds), "deepstack.0": to_wire(rows.levels[0])}
@@ -161,8 +161,8 @@ async def test_rows_reach_the_layers_that_own_them_and_change_the_result(transpo
         assert (await route.deliver(1, "a", second)).failure is None
         visual = (VisualSpan(offset=1, count=2, row=0),)
         result = await route.ask(inputs(PROMPT, plan.positions), **prompt("a", visual=visual))
-        assert [token.token_id for token in result.tokens] == expected(groups=groups, rows=rows)
-        assert [stage.rows.num_sessions for stage in route.stages] == [0, 0], "used rows are freed"
+        assert [token.token_id for token in result.tokens] == expected(groups=groups, visuals=rows)
+        assert [stage.visual_rows.num_sessions for stage in route.stages] == [0, 0], "used rows are freed"
 
 
 async def test_rows_that_do_not_fit_are_refused_with_a_reason(transport: Transport, namespace: str) -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import torch
 
 from stages.qwen3_vl.patches import PatchGrid
-from stages.qwen3_vl.vision import EncodedRows
+from stages.qwen3_vl.vision import TowerOutput
 from stages.vision.cache import EncodedVisual, VisionCache
 
 
 def encoded(num_rows: int) -> EncodedVisual:
-    rows = EncodedRows(torch.zeros(num_rows, 4), (torch.zeros(num_rows, 4),))
+    rows = TowerOutput(torch.zeros(num_rows, 4), (torch.zeros(num_rows, 4),))
     return EncodedVisual(PatchGrid(1, 2, 2 * num_rows), rows)
 
 

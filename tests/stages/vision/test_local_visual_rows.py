@@ -19,29 +19,29 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.wire.transport import Transport
-from stages.compute.visual_injection import RowNeeds
-from stages.compute.visual_row_buffer import RowBuffer
-from stages.qwen3_vl.vision import EncodedRows
+from stages.compute.visual_injection import VisualRowNeeds
+from stages.compute.visual_row_buffer import VisualRowBuffer
+from stages.qwen3_vl.vision import TowerOutput
 from stages.stage.envelope_checks import StageFacts
-from stages.stage.visual_row_intake import RowIntake
-from stages.vision.visual_row_sender import LocalStage, RowSender
+from stages.stage.visual_row_intake import VisualRowIntake
+from stages.vision.visual_row_sender import LocalStage, VisualRowSender
 from stages.worker.epoch_fence import EpochFence
 
 HIDDEN = 8
 HERE = "local.rows"
 
 
-def rows(num_rows: int = 3, width: int = HIDDEN, dtype: torch.dtype = torch.float32) -> EncodedRows:
-    return EncodedRows(torch.ones(num_rows, width, dtype=dtype), (torch.ones(num_rows, width, dtype=dtype),) * 2)
+def rows(num_rows: int = 3, width: int = HIDDEN, dtype: torch.dtype = torch.float32) -> TowerOutput:
+    return TowerOutput(torch.ones(num_rows, width, dtype=dtype), (torch.ones(num_rows, width, dtype=dtype),) * 2)
 
 
 @dataclass
 class Local:
-    sender: RowSender
-    buffer: RowBuffer
+    sender: VisualRowSender
+    buffer: VisualRowBuffer
     num_copies: int = 0
 
-    async def send(self, given: EncodedRows, *targets: RowTarget, **changes: object) -> None:
+    async def send(self, given: TowerOutput, *targets: RowTarget, **changes: object) -> None:
         request = PrepareRequest(
             pipeline="main",
             fingerprint="f" * 64,
@@ -70,14 +70,14 @@ def local(transport: Transport) -> Local:
         dtype=torch.float32,
         max_batch_tokens=10,
     )
-    buffer = RowBuffer(max_bytes=1000, ttl_s=60)
-    intake = RowIntake(facts, RowNeeds(embeds=True, levels=(0,)), buffer, EpochFence())
+    buffer = VisualRowBuffer(max_bytes=1000, ttl_s=60)
+    intake = VisualRowIntake(facts, VisualRowNeeds(embeds=True, levels=(0,)), buffer, EpochFence())
 
-    async def to_host(given: EncodedRows) -> EncodedRows:
+    async def to_host(given: TowerOutput) -> TowerOutput:
         found.num_copies += 1
-        return EncodedRows(given.embeds.clone(), tuple(level.clone() for level in given.levels))
+        return TowerOutput(given.embeds.clone(), tuple(level.clone() for level in given.levels))
 
-    found = Local(RowSender(transport, to_host, LocalStage(HERE, intake)), buffer)
+    found = Local(VisualRowSender(transport, to_host, LocalStage(HERE, intake)), buffer)
     return found
 
 

@@ -56,7 +56,7 @@ async def test_pictures_that_wait_are_encoded_together_and_as_if_alone() -> None
         gate.set()
         rows = [await task for task in [first, *rest]]
         await blocked
-        assert (batcher.num_batches, batcher.num_rows) == (2, 4 + 3 + 8)
+        assert (batcher.num_batches, batcher.num_visual_rows) == (2, 4 + 3 + 8)
     for shape, found in zip(shapes, rows, strict=True):
         alone = tower().encode(shape.rows, [shape.grid])
         torch.testing.assert_close(found.embeds, alone.embeds, rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ async def test_a_caller_that_gave_up_is_not_computed_for() -> None:
         await first
         await blocked
         await batcher.encode(patches(4, 4, 3))
-        assert batcher.num_rows == 8
+        assert batcher.num_visual_rows == 8
 
 
 async def test_one_picture_a_batch_gives_the_bits_of_the_picture_alone() -> None:

@@ -165,7 +165,7 @@ async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: B
     assert answer.tensors["positions"].to_numpy().tolist() == plan.positions.tolist()
     assert (answer.body.num_tokens, answer.body.position_delta) == (len(prompt.token_ids), plan.delta)
     assert [(span.offset, span.count, span.row) for span in answer.body.visual] == [
-        (group.start, group.count, group.row) for group in prompt.groups
+        (group.start, group.count, group.visual_row) for group in prompt.groups
     ]
 
 

@@ -25,7 +25,7 @@ from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, Text
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from stages.artifact import Artifact
-from stages.compute.generate import deliver_rows, run_stages, window_spans
+from stages.compute.generate import deliver_visual_rows, run_stages, window_spans
 from stages.compute.loading import (
     compute_dtype,
     load_stage,
@@ -43,7 +43,7 @@ from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
-from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from trials.bench.work import Work
 
 RULES = "preprocessor_config.json"
@@ -172,7 +172,7 @@ class ContinuousBatch:
                 sampling=_GREEDY,
             )
             self._stage.open(opening)
-            deliver_rows([self._stage], name, 1, own)
+            deliver_visual_rows([self._stage], name, 1, own)
             yield _Session(name, prompt.token_ids, prompt.groups, plan.positions, plan.delta)
 
     def _step(self, live: Sequence[_Session]) -> int:
@@ -198,11 +198,11 @@ class ContinuousBatch:
         return len(sampled)
 
 
-def _split(rows: EncodedRows, counts: Sequence[int]) -> Iterator[EncodedRows]:
+def _split(rows: TowerOutput, counts: Sequence[int]) -> Iterator[TowerOutput]:
     embeds = torch.split(rows.embeds, list(counts))
     levels = [torch.split(level, list(counts)) for level in rows.levels]
     for index, own in enumerate(embeds):
-        yield EncodedRows(own, tuple(level[index] for level in levels))
+        yield TowerOutput(own, tuple(level[index] for level in levels))
 
 
 def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patches:

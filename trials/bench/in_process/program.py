@@ -24,7 +24,7 @@ def make_batch(order: InProcessOrder) -> ContinuousBatch:
             order.device,
             order.dtype,
             max_batch_tokens=order.max_batch_tokens,
-            max_step_rows=order.warm_up.num_in_flight,
+            max_step_sessions=order.warm_up.num_in_flight,
         ),
         max_batch_tokens=order.max_batch_tokens,
         max_batch_pictures=order.max_batch_pictures,

@@ -87,7 +87,7 @@ def _options(settings: StageBenchSettings) -> ComputeOptions:
         settings.dtype,
         is_deterministic=settings.is_deterministic,
         max_batch_tokens=settings.num_tokens_most,
-        max_step_rows=settings.num_decoded_most,
+        max_step_sessions=settings.num_decoded_most,
     )
 
 

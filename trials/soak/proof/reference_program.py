@@ -35,7 +35,7 @@ from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.images import decode_image
 from stages.prompt.preprocess import PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames
-from stages.qwen3_vl.vision import EncodedRows, VisionTower
+from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from trials.soak.proof.questions import ExpectedAnswer, Question
 from trials.soak.proof.tolerance import TOLERANCES, is_unambiguous
 
@@ -95,7 +95,7 @@ class ReferenceModel:
         self._decoder = WatchedDecoder(self._stage.decoder)
         self._stage.decoder = self._decoder
         self._tower: VisionTower = load_vision(artifact.config, artifact.load(vision_tensor_names(artifact.config)))
-        self._seen: dict[Path, tuple[VisualFrames, EncodedRows]] = {}
+        self._seen: dict[Path, tuple[VisualFrames, TowerOutput]] = {}
 
     def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[ExpectedAnswer]:
         """ExpectedAnswer all questions, some at a time."""
@@ -115,13 +115,13 @@ class ReferenceModel:
             session=f"question-{question.number}",
             token_ids=prompt.token_ids,
             groups=prompt.groups,
-            rows=_joined(rows) if rows else None,
+            visuals=_joined(rows) if rows else None,
             sampling=resolve_sampling(question.sampling, self._facts.generation, "unused"),
             max_tokens=question.sampling.max_tokens or 1,
             eos_token_ids=() if question.sampling.ignore_eos else self._facts.eos_token_ids,
         )
 
-    def _look(self, path: Path) -> tuple[VisualFrames, EncodedRows]:
+    def _look(self, path: Path) -> tuple[VisualFrames, TowerOutput]:
         if path not in self._seen:
             frames = image_frames(decode_image(path.read_bytes()), self._config.vision, self._budget)
             self._seen[path] = frames, self._tower.encode(frames.to_patches().rows, [frames.grid])
@@ -151,9 +151,9 @@ def _message(question: Question) -> ChatMessage:
     return ChatMessage(role="user", content=(*pictures, TextPart(text=question.prompt)))
 
 
-def _joined(rows: Sequence[EncodedRows]) -> EncodedRows:
+def _joined(rows: Sequence[TowerOutput]) -> TowerOutput:
     levels = zip(*(each.levels for each in rows), strict=True)
-    return EncodedRows(torch.cat([each.embeds for each in rows]), tuple(torch.cat(level) for level in levels))
+    return TowerOutput(torch.cat([each.embeds for each in rows]), tuple(torch.cat(level) for level in levels))
 
 
 def main(arguments: Sequence[str]) -> None:

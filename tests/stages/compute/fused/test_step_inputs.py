@@ -30,7 +30,11 @@ def test_chunks_and_rows_are_told_apart():
     assert inputs.chunk_offsets.tolist() == [0, 3, 5]
     assert inputs.chunk_starts.tolist()[:2] == [10, 40]
     assert inputs.chunk_lengths.tolist() == [5, 2]
-    assert (inputs.rows.tolist(), inputs.starts.tolist(), inputs.lengths.tolist()) == ([5, 6], [60, 80], [7, 1])
+    assert (inputs.decode_tokens.tolist(), inputs.starts.tolist(), inputs.lengths.tolist()) == (
+        [5, 6],
+        [60, 80],
+        [7, 1],
+    )
     assert (layout.num_chunk_tokens, layout.max_chunk, layout.max_chunk_keys) == (5, 3, 5)
 
 
@@ -38,12 +42,12 @@ def test_a_single_token_before_a_chunk_counts_as_a_chunk():
     layout = Layout.of([AttentionSpan(0, 1, 60, 7), AttentionSpan(1, 3, 10, 3), AttentionSpan(4, 1, 80, 1)])
     inputs = told(layout)
     assert inputs.chunk_offsets.tolist() == [0, 1, 4]
-    assert inputs.rows.tolist() == [4]
+    assert inputs.decode_tokens.tolist() == [4]
 
 
-def test_every_token_alone_sees_what_is_before_it_and_itself():
-    inputs = told(Layout.of(CHUNKS, every_token_alone=True))
-    assert inputs.rows.tolist() == [0, 1, 2, 3, 4]
+def test_batch_invariant_sees_what_is_before_it_and_itself():
+    inputs = told(Layout.of(CHUNKS, batch_invariant=True))
+    assert inputs.decode_tokens.tolist() == [0, 1, 2, 3, 4]
     assert inputs.starts.tolist() == [10, 10, 10, 40, 40]
     assert inputs.lengths.tolist() == [3, 4, 5, 1, 2]
     assert inputs.chunk_offsets.numel() == 0
@@ -54,17 +58,17 @@ def test_what_is_beyond_a_step_stores_in_the_spare_slot_and_looks_at_nothing():
     inputs = told(layout, StepSizes(4, 4), spare_slot=99)
     assert inputs.slots.tolist() == [66, 80, 99, 99]
     assert inputs.lengths.tolist() == [7, 1, 0, 0]
-    assert inputs.rows.tolist() == [0, 1, 2, 3]
+    assert inputs.decode_tokens.tolist() == [0, 1, 2, 3]
     assert inputs.token_ids.tolist() == [100, 101, 0, 0]
 
 
 def test_what_is_beyond_a_mixed_pass_is_nobodys():
     layout = Layout.of(CHUNKS + ROWS)
-    sizes = StepSizes(num_tokens=8, num_rows=5, num_chunks=4, num_visual=8, num_wanted=3)
+    sizes = StepSizes(num_tokens=8, num_decode_tokens=5, num_chunks=4, num_visual=8, num_wanted=3)
     inputs = told(layout, sizes, spare_slot=99, visual=np.array([1, 2], np.int32), wanted=(2, 6))
     assert inputs.chunk_offsets.tolist() == [0, 3, 5, 5, 5]
     assert inputs.chunk_lengths.tolist() == [5, 2, 0, 0]
-    assert inputs.rows.tolist() == [5, 6, 7, -1, -1]
+    assert inputs.decode_tokens.tolist() == [5, 6, 7, -1, -1]
     assert inputs.lengths.tolist() == [7, 1, 0, 0, 0]
     assert inputs.visual.tolist() == [1, 2, -1, -1, -1, -1, -1, -1]
     assert inputs.wanted.tolist() == [2, 6, 0]
