@@ -69,7 +69,7 @@ class Artifact:
         return self.directory / name
 
     def has(self, name: str) -> bool:
-        """Whether there is a side file of this name."""
+        """Say whether there is a side file of this name."""
         return any(file.name == name for file in self.manifest.side_files)
 
     def load(

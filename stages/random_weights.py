@@ -30,7 +30,7 @@ _SHARPNESS = 1.5
 
 
 def draw_weights(shapes: Shapes, device: torch.device, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """Tensors by name on `device`: matrices scaled so that signals keep their size, norms near one, biases zero."""
+    """Draw tensors by name on `device`: matrices that keep the size of signals, norms near one, biases zero."""
     chance = torch.Generator(device)
     return {
         name: _draw(name, shape, chance.manual_seed(tensor_seed(seed, name)), dtype) for name, shape in shapes.items()
@@ -62,7 +62,7 @@ class DrawnTensors(Mapping[str, Tensor]):
 
 
 def tensor_seed(seed: int, name: str) -> int:
-    """The seed of one tensor, at least 0 and below 2^63."""
+    """Return the seed of one tensor, at least 0 and below 2^63."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

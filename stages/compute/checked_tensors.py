@@ -39,7 +39,7 @@ class CheckedTensors:
     device: torch.device
 
     def take(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors by name.
+        """Return tensors by name.
 
         Raises:
             ArtifactError: a shape or dtype is wrong; the message lists all of these names for which it is.
@@ -58,17 +58,17 @@ class CheckedTensors:
         return taken
 
     def all(self) -> dict[str, Tensor]:
-        """All of them."""
+        """Take all of them."""
         return self.take(self.shapes)
 
     def block(self, config: ModelConfig, layer: int) -> BlockWeights:
-        """A decoder layer's."""
+        """Take a decoder layer's."""
         prefix = layer_prefix(layer)
         own = self.take(name for name in self.shapes if name.startswith(prefix))
         return BlockWeights.from_tensors(own, prefix, sparse=config.text.layer_is_sparse(layer))
 
     def ends(self, config: ModelConfig, blocks: BlockRange) -> EndTensors:
-        """The embedding of a first stage; norm and head of a last one. A tied head is the embedding itself."""
+        """Take the embedding for a first stage, norm and head for a last one. A tied head is the embedding itself."""
         is_first, is_last = blocks.start == 0, blocks.stop == config.text.num_layers
         head_name = EMBED_TOKENS if config.tie_word_embeddings else LM_HEAD
         names = [EMBED_TOKENS] * is_first + [FINAL_NORM, head_name] * is_last

@@ -47,7 +47,7 @@ def deliver_visual_rows(stages: Sequence[StageCompute], session: str, attempt: i
 
 
 def window_spans(groups: Sequence[VisualGroup], start: int, count: int) -> tuple[VisualSpan, ...]:
-    """The parts of visual groups that lie in tokens `[start, start + count)`, as spans of that segment."""
+    """Return the parts of visual groups that lie in tokens `[start, start + count)`, as spans of that segment."""
     spans = []
     for group in groups:
         first, stop = max(group.start, start), min(group.start + group.count, start + count)
@@ -61,7 +61,7 @@ def window_spans(groups: Sequence[VisualGroup], start: int, count: int) -> tuple
 def run_stages(
     stages: Sequence[StageCompute], segments: Sequence[Segment], token_ids: Tensor, positions: Tensor
 ) -> StageOutput:
-    """One microbatch through all stages; raises the first failure of any session."""
+    """Compute one microbatch on all stages; raises the first failure of any session."""
     batch = Microbatch(tuple(segments), positions=positions, token_ids=token_ids)
     for stage in stages:
         output = stage.run(batch)
@@ -78,7 +78,7 @@ class WholeModel:
         self.stages = tuple(stages)
 
     def generate(self, requests: Sequence[Request], *, chunk_tokens: int | None = None) -> list[list[SampledToken]]:
-        """Generates for all requests: prompts in chunks, then one decode step for all at a time.
+        """Generate for all requests: prompts in chunks, then one decode step for all at a time.
 
         Returns the sampled tokens of each request, in its order; an end-of-sequence token is the last one.
         """

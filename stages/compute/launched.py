@@ -36,12 +36,12 @@ class DeviceClock:
             self._began.record()
 
     def end(self) -> None:
-        """Marks the end of what was queued since."""
+        """Mark the end of what was queued since."""
         if self._ended is not None:
             self._ended.record()
 
     def wait(self) -> None:
-        """Returns when the device has come to the end; other threads go on meanwhile."""
+        """Return when the device has come to the end; other threads go on meanwhile."""
         if self._ended is not None:
             self._ended.synchronize()
             self.seen_ns = time.monotonic_ns()
@@ -78,7 +78,7 @@ class Launched:
     """What was timed of it, for a profile."""
 
     def collect(self) -> StageOutput:
-        """Waits for the device and returns what the stage made of the microbatch.
+        """Wait for the device and return what the stage made of the microbatch.
 
         Raises:
             ComputeError: the device failed.

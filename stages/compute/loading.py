@@ -34,7 +34,7 @@ from stages.qwen3_vl.vision_ops import EagerVisionOps
 
 
 def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
-    """The dtype that a setting names, or the checkpoint's.
+    """Return the dtype that a setting names, or the checkpoint's.
 
     Raises:
         ConfigurationError: anything but bfloat16 and float32; float16 overflows in the vision tower.
@@ -46,7 +46,7 @@ def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
 
 
 def check_blocks(config: ModelConfig, blocks: BlockRange) -> None:
-    """Raises ConfigurationError unless the range is a non-empty part of the model's layers."""
+    """Raise ConfigurationError unless the range is a non-empty part of the model's layers."""
     if not 0 <= blocks.start < blocks.stop <= config.text.num_layers:
         raise ConfigurationError(
             f"blocks {blocks.start}:{blocks.stop} are no range within the model's {config.text.num_layers} layers",
@@ -55,13 +55,13 @@ def check_blocks(config: ModelConfig, blocks: BlockRange) -> None:
 
 
 def stage_tensor_names(config: ModelConfig, start: int, stop: int) -> Shapes:
-    """Names and shapes of the tensors that the stage with decoder layers `[start, stop)` needs."""
+    """Return names and shapes of the tensors that the stage with decoder layers `[start, stop)` needs."""
     check_blocks(config, BlockRange(start=start, stop=stop))
     return stage_shapes(config, start, stop)
 
 
 def vision_tensor_names(config: ModelConfig) -> Shapes:
-    """Names and shapes of the tensors that the vision tower needs."""
+    """Return names and shapes of the tensors that the vision tower needs."""
     return vision_shapes(config)
 
 
@@ -74,7 +74,7 @@ def load_stage(
     options: ComputeOptions | None = None,
     visual_rows: VisualRowBuffer | None = None,
 ) -> StageCompute:
-    """Builds the stage that owns decoder layers `blocks` from exactly its tensors.
+    """Build the stage that owns decoder layers `blocks` from exactly its tensors.
 
     `tensors` may be lazy: each is asked for once. Without `visual_rows` the stage gets a buffer of its own.
 
@@ -100,7 +100,7 @@ def load_stage(
 
 
 def is_fused(options: ComputeOptions, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels for GPUs compute: on a GPU and in bf16, unless another attention is asked for."""
+    """Say whether the kernels for GPUs compute: on a GPU and in bf16, unless another attention is asked for."""
     return device.type == "cuda" and dtype == torch.bfloat16 and options.attention == "auto"
 
 
@@ -130,7 +130,7 @@ def _load_eager(
 def load_vision(
     config: ModelConfig, tensors: Mapping[str, Tensor], options: ComputeOptions | None = None
 ) -> VisionTower:
-    """Builds the vision tower from exactly its tensors; errors as for `load_stage`."""
+    """Build the vision tower from exactly its tensors; errors as for `load_stage`."""
     options = options or ComputeOptions()
     dtype, device = compute_dtype(config, options.dtype), torch.device(options.device)
     shapes = vision_tensor_names(config)

@@ -41,7 +41,7 @@ class Admitter:
         self._buffer = buffer
 
     def admit(self, batch: Microbatch) -> SegmentAdmission:
-        """Sorts a microbatch's segments into those to compute, repeats, and failures."""
+        """Sort a microbatch's segments into those to compute, repeats, and failures."""
         admitted: list[Segment] = []
         repeats: list[Segment] = []
         failures: list[tuple[Segment, PipelineError]] = []
@@ -69,7 +69,7 @@ class Admitter:
         return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), visual_rows)
 
     def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:
-        """Each segment, with its token ids where one of the microbatch's leaves the vocabulary."""
+        """Yield each segment, with its token ids where one of the microbatch's leaves the vocabulary."""
         ids = batch.token_ids
         if ids is None or not len(ids) or self._is_in_vocabulary(ids):
             return zip(batch.segments, repeat(None), strict=False)
@@ -88,7 +88,7 @@ class Admitter:
 
 
 def check_tensors(batch: Microbatch, *, hidden_size: int, dtype: torch.dtype, is_first: bool) -> None:
-    """Raises TensorMismatchError unless the tensors fit the segments, the model and the stage's place in it."""
+    """Raise TensorMismatchError unless the tensors fit the segments, the model and the stage's place in it."""
     n = batch.num_tokens
     _require("positions", batch.positions, (3, n), torch.int32)
     if is_first:
@@ -107,7 +107,7 @@ def _require(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: to
 
 
 def _select(batch: Microbatch, admitted: Sequence[Segment]) -> Microbatch:
-    """The microbatch with only the admitted segments and their tokens."""
+    """Return the microbatch with only the admitted segments and their tokens."""
     if len(admitted) == len(batch.segments):
         return batch
     kept = {id(segment) for segment in admitted}

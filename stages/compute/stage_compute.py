@@ -78,7 +78,7 @@ class StageCompute:
     # --- sessions -------------------------------------------------------------------------------------------------
 
     def open(self, opening: SessionOpen, history: Sequence[int] = ()) -> None:
-        """Reserves KV for a session; at the last stage also keeps how to sample it.
+        """Reserve KV for a session; at the last stage also keep how to sample it.
 
         `history` holds the token ids so far (prompt first), for settings that need it. A repeated opening changes
         nothing; a newer attempt closes the older one.
@@ -101,7 +101,7 @@ class StageCompute:
             self._samplers[key] = SessionSampler.opened(opening.sampling, history, opening.num_prompt_tokens)
 
     def close(self, session: str, attempt: int) -> None:
-        """Frees what the session holds here; closing an unknown session or an older attempt changes nothing."""
+        """Free what the session holds here; closing an unknown session or an older attempt changes nothing."""
         self.visual_rows.discard(session, attempt)
         current = self._attempts.get(session)
         if current is None or current > attempt:
@@ -111,14 +111,14 @@ class StageCompute:
         self._samplers.pop((session, current), None)
 
     def close_all(self) -> None:
-        """Frees every session, as when a new epoch begins."""
+        """Free every session, as when a new epoch begins."""
         for session, attempt in list(self._attempts.items()):
             self.close(session, attempt)
 
     # --- microbatches ---------------------------------------------------------------------------------------------
 
     def run(self, batch: Microbatch) -> StageOutput:
-        """Computes a microbatch and waits for it; see `launch`, and `StageOutput` for what comes back."""
+        """Compute a microbatch and wait for it; see `launch`, and `StageOutput` for what comes back."""
         return self.launch(batch).collect()
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class StageCompute:
         return Launched(output, hidden, wanting, choices, clock, batch.num_tokens, take_pieces())
 
     def _compute(self, batch: Microbatch, visual_rows: Mapping[SessionKey, VisualRows]) -> Computed:
-        """Hidden states, or at the last stage the logits of every segment that wants a token."""
+        """Return hidden states, or at the last stage the logits of every segment that wants a token."""
         injection = gather_injection(batch.segments, self.visual_row_needs, visual_rows, self.device)
         return self.decoder.step(batch, injection, _last_tokens(batch.segments) if self.is_last else ())
 

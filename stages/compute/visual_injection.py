@@ -47,11 +47,11 @@ class VisualInjection:
     places: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def replace(self, x: Tensor) -> Tensor:
-        """The first stage: visual rows in place of the pad tokens' embeddings."""
+        """Put visual rows, at the first stage, in place of the pad tokens' embeddings."""
         return x if self.embeds is None else x.index_copy(0, self.index, self.embeds.to(x.dtype))
 
     def add(self, x: Tensor, layer: int) -> Tensor:
-        """After decoder layer `layer`: the DeepStack rows of that level on top, in the activation dtype."""
+        """Add, after decoder layer `layer`, the visual rows of that DeepStack level, in the activation dtype."""
         if layer not in self.levels:
             return x
         return x.index_copy(0, self.index, x[self.index] + self.levels[layer].to(x.dtype))

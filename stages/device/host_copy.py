@@ -14,12 +14,12 @@ from stages.device.times import timed
 
 
 def pinned(host: Tensor) -> Tensor:
-    """A copy in page-locked memory. torch keeps it from being used again until copies out of it are done."""
+    """Return a copy in page-locked memory. torch keeps it from being used again until copies out of it are done."""
     return torch.empty(host.shape, dtype=host.dtype, pin_memory=True).copy_(host)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, complete in the order of the current stream."""
+    """Return the tensor on the device, complete in the order of the current stream."""
     if device.type != "cuda":
         return host.to(device)
     staged = pinned(host)
@@ -70,7 +70,7 @@ class HostCopy:
         tensor.record_stream(stream)  # its memory may be used again only after the copy
 
     def wait(self) -> Tensor | None:
-        """The tensor, complete: on the host where it came from a GPU."""
+        """Return the tensor, complete: on the host where it came from a GPU."""
         if self._done is not None:
             self._done.synchronize()
         return self.tensor

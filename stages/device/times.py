@@ -44,7 +44,7 @@ _recent = _Recent()
 
 
 def timed(activity: Activity, device: torch.device) -> AbstractContextManager[None]:
-    """Times what is queued inside of the context, in the current stream of a GPU; nothing elsewhere."""
+    """Time what is queued inside of the context, in the current stream of a GPU; nothing elsewhere."""
     return _timed(activity) if tracer.is_on and device.type == "cuda" else _NOTHING
 
 
@@ -58,7 +58,7 @@ def _timed(activity: Activity) -> Iterator[None]:
 
 
 def take_pieces() -> tuple[Piece, ...]:
-    """What this thread has timed since it was last asked."""
+    """Return what this thread has timed since it was last asked."""
     pieces = tuple(_recent.pieces)
     _recent.pieces.clear()
     return pieces
@@ -87,7 +87,7 @@ class DeviceAxis:
         self._offset_ns = min(self._offset_ns, seen_ns - self._distance(ended))
 
     def place(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> tuple[int, int]:
-        """Beginning and end of something that is done."""
+        """Return beginning and end of something that is done."""
         return self._offset_ns + self._distance(began), self._offset_ns + self._distance(ended)
 
     def _distance(self, instant: torch.cuda.Event) -> int:

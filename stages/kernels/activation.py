@@ -11,7 +11,7 @@ _BLOCK = 1024
 
 @triton.jit
 def activate(gate, up, dtype):
-    """`silu(gate) * up` of fp32 sums, rounded to dtype where plain torch rounds. For other kernels to end with."""
+    """Return `silu(gate) * up` of fp32 sums, rounded where plain torch rounds. For other kernels to end with."""
     gate = gate.to(dtype).to(tl.float32)
     up = up.to(dtype).to(tl.float32)
     return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
@@ -29,7 +29,7 @@ def _silu_mul_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.conste
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` `[n, I]` of packed rows `[n, 2I]`, gate first; silu is rounded before the product."""
+    """Return `silu(gate) * up` `[n, I]` of packed rows `[n, 2I]`, gate first; silu is rounded before the product."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(num_rows, width)
     if num_rows:

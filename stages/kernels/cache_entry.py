@@ -20,7 +20,7 @@ _MOST_HEADS = 8  # of one program
 
 @triton.jit
 def _rotated(first, second, weight_ptr, cos, sin, eps, HALF: tl.constexpr, dtype: tl.constexpr):
-    """Norm per head, then the rotation; every step is rounded where the reference rounds."""
+    """Norm per head, then rotate; every step is rounded where the reference rounds."""
     lanes = tl.arange(0, HALF)[None, :]
     square = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
     scale = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
@@ -86,7 +86,7 @@ def enter_cache(
     values: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """Queries `[n, heads, d]` of packed rows `[n, (heads + 2 kv_heads) d]`; keys and values go to rows `slots` int32.
+    """Return queries `[n, heads, d]` of packed rows `[n, (heads + 2 kv_heads) d]`; keys and values go to `slots` int32.
 
     `norms` are the query and key norms `[d]`, `rotation` cosines and sines `[n, 1, d]` in the dtype of `qkv`, keys and
     values `[capacity, kv_heads, d]`. The reference is `stages.qwen3_vl.text.project_qkv` behind its products.

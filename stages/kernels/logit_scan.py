@@ -44,7 +44,7 @@ def _join_kernel(best_ptr, place_ptr, finite_ptr, greedy_ptr, is_finite_ptr, CHU
 
 
 def scan(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest id of the largest logit, int64 `[r]`, and whether all are finite, bool `[r]`, of `[r, V]`.
+    """Return the lowest id of the largest logit, int64 `[r]`, and whether all are finite, bool `[r]`, of `[r, V]`.
 
     Where not all are finite, the id is -1.
     """

@@ -23,7 +23,7 @@ _WIDE = Tiling(16, 32, 32, num_stages=2)  # fp32, without tensor cores
 
 
 def invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`; a row's result depends on that row alone.
+    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; a row's result depends on that row alone.
 
     Sums in fp32 and rounds once, to the dtype of both (bf16, fp16 or fp32). Both are contiguous.
     """

@@ -39,14 +39,14 @@ def _rms_norm_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Norm of rows `[n, H]`; the reference is `stages.qwen3_vl.text.rms_norm`."""
+    """Norm rows `[n, H]`; the reference is `stages.qwen3_vl.text.rms_norm`."""
     out = torch.empty_like(x)
     _launch(x, x, weight, x, out, eps, num_deltas=0)
     return out
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum `[n, H]` of `x` and `delta`, and its norm.
+    """Return the sum `[n, H]` of `x` and `delta`, and its norm.
 
     `delta` is `[n, H]`, or `[n, k, H]`: then its k parts are summed first, in their order, rounded after each.
     """

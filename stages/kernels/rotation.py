@@ -28,7 +28,7 @@ def _rotation_kernel(time_ptr, height_ptr, width_ptr, frequencies_ptr, axes_ptr,
 def rotation(
     positions: tuple[Tensor, Tensor, Tensor], frequencies: Tensor, axes: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[n, 1, d]` of int32 positions `[n]` in time, height and width.
+    """Return cosines and sines `[n, 1, d]` of int32 positions `[n]` in time, height and width.
 
     `frequencies` fp32 and `axes` int64 `[d / 2]`; the reference is `stages.qwen3_vl.rope.text_rotation`.
     """

@@ -132,7 +132,7 @@ def _skinny_kernel(
 
 
 def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = False) -> Tensor:
-    """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`; reads the weights once per row.
+    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; reads the weights once per row.
 
     With `gated` the result is `silu(first half) * second half`, `[n, N / 2]`.
     """
@@ -155,7 +155,7 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
 
 
 def skinny_linear(x: Tensor, weight: Tensor, tiling: Tiling, *, gated: bool = False) -> Tensor:
-    """`x` `[n, K]` times `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`."""
+    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`."""
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)
     if x.shape[0]:
@@ -179,7 +179,7 @@ def skinny_linear(x: Tensor, weight: Tensor, tiling: Tiling, *, gated: bool = Fa
 
 
 def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`torch.nn.functional.linear` where a few rows `[n, K]` meet `weight` `[N, K]`, by what is fastest for n and N.
+    """Do `torch.nn.functional.linear` where a few rows `[n, K]` meet `weight` `[N, K]`, by what is fastest for n and N.
 
     On an H100 and the products of the 8B shape: 10 to 20 % less time than cuBLAS for one row, 2 to 12 % up to 16 rows.
     """
@@ -192,7 +192,7 @@ def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def few_rows_gated(x: Tensor, gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` `[n, I]` of rows `[n, H]` and `gate_up` `[2I, H]`, by what is fastest for n."""
+    """Return `silu(gate) * up` `[n, I]` of rows `[n, H]` and `gate_up` `[2I, H]`, by what is fastest for n."""
     num_rows = x.shape[0]
     if num_rows > 64 or x.element_size() > 2:
         return silu_mul(F.linear(x, gate_up))

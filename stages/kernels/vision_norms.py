@@ -28,7 +28,7 @@ def _add_layer_norm_kernel(
 
 
 def add_layer_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum of `x` and `delta`, `[n, H]` both and contiguous, and its layer norm."""
+    """Return the sum of `x` and `delta`, `[n, H]` both and contiguous, and its layer norm."""
     num_rows, width = x.shape
     assert x.is_contiguous(), "rows are found by their number"
     assert delta.is_contiguous(), "rows are found by their number"

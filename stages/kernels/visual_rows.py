@@ -22,12 +22,12 @@ def _place_kernel(x_ptr, index_ptr, rows_ptr, WIDTH: tl.constexpr, BLOCK: tl.con
 
 
 def replace_rows(x: Tensor, index: Tensor, rows: Tensor) -> None:
-    """`x[index] = rows`, where index int32 `[v]` is not negative; x `[n, H]`, rows `[v or more, H]` of one dtype."""
+    """Set `x[index] = rows`, where index int32 `[v]` is not negative; x `[n, H]`, rows `[v or more, H]`, one dtype."""
     _launch(x, index, rows, adds=False)
 
 
 def add_rows(x: Tensor, index: Tensor, rows: Tensor) -> None:
-    """`x[index] += rows`, likewise; no token stands twice in the index."""
+    """Add `x[index] += rows`, likewise; no token stands twice in the index."""
     _launch(x, index, rows, adds=True)
 
 

@@ -58,7 +58,7 @@ class Prompt:
 
 
 def frame_timestamps(num_frames: int, fps: float, frames_per_group: int = 2) -> tuple[float, ...]:
-    """Seconds of each temporal group of a video sampled at `fps`: the mean of its first and last frame.
+    """Return the seconds of each temporal group of a video sampled at `fps`: the mean of its first and last frame.
 
     An incomplete last group is filled with the last frame.
     """
@@ -99,7 +99,7 @@ class PromptBuilder:
 
     @classmethod
     def from_directory(cls, config: ModelConfig, directory: Path) -> PromptBuilder:
-        """Reads `tokenizer.json` and the chat template of an artifact or checkpoint.
+        """Read `tokenizer.json` and the chat template of an artifact or checkpoint.
 
         Raises:
             ModelConfigError: a file is absent or broken, or lacks the tokens that the configuration names.
@@ -109,7 +109,7 @@ class PromptBuilder:
     def build(
         self, messages: Sequence[ChatMessage], visuals: Sequence[VisualInput], *, add_vision_id: bool = False
     ) -> Prompt:
-        """The prompt of a conversation; `visuals` fill its pictures and videos in order.
+        """Return the prompt of a conversation; `visuals` fill its pictures and videos in order.
 
         `add_vision_id` has the template number them ("Picture 1: ").
 
@@ -120,7 +120,7 @@ class PromptBuilder:
         return self.expand(self._template.render(turns, add_vision_id=add_vision_id), visuals)
 
     def expand(self, rendered: str, visuals: Sequence[VisualInput]) -> Prompt:
-        """The prompt of a rendered conversation in which users' control strings are shielded (see `shield`)."""
+        """Return the prompt of a rendered conversation whose users' control strings are shielded (see `shield`)."""
         draft, waiting = _Draft(), list(visuals)
         end = 0
         for match in self._control_pattern.finditer(rendered):
@@ -136,7 +136,7 @@ class PromptBuilder:
         return Prompt(tuple(draft.ids), tuple(draft.groups))
 
     def shield(self, text: str) -> str:
-        """A user's text with every control string replaced by a marker that `expand` turns back into characters."""
+        """Replace every control string of a user's text by a marker that `expand` turns back into characters."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -179,7 +179,7 @@ class PromptBuilder:
             self._add_video(draft, visual)
 
     def _add_video(self, draft: _Draft, video: VisualInput) -> None:
-        """Per temporal group: its time as ordinary text, then its visual tokens between start and end."""
+        """Add, per temporal group, its time as ordinary text, then its visual tokens between start and end."""
         if len(video.timestamps) != video.grid.frames:
             raise InvalidRequestError(
                 f"a video of {video.grid.frames} frame groups has {len(video.timestamps)} timestamps", field="messages"
@@ -200,7 +200,7 @@ class PromptBuilder:
         draft.num_visual_rows += group.count
 
     def _flush(self, draft: _Draft) -> None:
-        """Encodes the text that has gathered between two control tokens."""
+        """Encode the text that has gathered between two control tokens."""
         text = _MARKER.sub(lambda m: self._shielded[int(m.group(1))], draft.text)
         is_shielded = text != draft.text
         tokenizer = self._literal_tokenizer if is_shielded else self._tokenizer
@@ -216,7 +216,7 @@ class PromptBuilder:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads `tokenizer.json`; nothing is truncated or padded.
+    """Read `tokenizer.json`; nothing is truncated or padded.
 
     Raises:
         ModelConfigError: the file is absent or broken.

@@ -33,7 +33,7 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate:
-        """Takes `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json`.
+        """Take `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json`.
 
         Raises:
             ModelConfigError: there is none, or it cannot be compiled.
@@ -53,7 +53,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, add_vision_id: bool = False
     ) -> str:
-        """The conversation as the model was trained to read it; `add_vision_id` numbers its pictures.
+        """Return the conversation as the model was trained to read it; `add_vision_id` numbers its pictures.
 
         Raises:
             InvalidRequestError: the template refuses these messages.
@@ -79,7 +79,7 @@ def _template_in(path: Path) -> str | None:
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """Unlike Jinja's own filter: no HTML escapes, and other scripts stay readable, as the models were trained."""
+    """Write JSON as the models were trained: without the HTML escapes of Jinja's own filter, other scripts readable."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 

@@ -1,7 +1,7 @@
 """Pixels to patch rows: resizing and the merge-block order that the vision tower reads.
 
-Rows stay one byte per colour, and a still picture's rows hold its one frame: the tower normalises and repeats it where
-it computes (`patches.pixel_values`), so that an eighth of the bytes is cut, kept and copied.
+They stay one byte per colour, and those of a still picture hold its one frame: the tower normalises and repeats it
+where it computes (`patches.pixel_values`), so that an eighth of the bytes is cut, kept and copied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PixelBudget:
 
     @classmethod
     def from_json(cls, source: bytes | Mapping[str, Any], vision: VisionConfig, *, file: str) -> PixelBudget:
-        """Reads `preprocessor_config.json` or `video_preprocessor_config.json`; `file` is named in errors.
+        """Read `preprocessor_config.json` or `video_preprocessor_config.json`; `file` is named in errors.
 
         Raises:
             ModelConfigError: a bound is missing, or the file asks for other patches or another normalisation than
@@ -77,7 +77,7 @@ class Patches:
 
 
 def fit_size(height: int, width: int, factor: int, budget: PixelBudget) -> tuple[int, int]:
-    """Height and width that are multiples of `factor`, near the picture's shape, and within the budget.
+    """Return height and width that are multiples of `factor`, near the picture's shape, and within the budget.
 
     Raises:
         ImageShapeError: one side is more than 200 times the other.
@@ -86,7 +86,7 @@ def fit_size(height: int, width: int, factor: int, budget: PixelBudget) -> tuple
 
 
 def fit_video_size(num_frames: int, height: int, width: int, factor: int, budget: PixelBudget) -> tuple[int, int]:
-    """Like `fit_size`, for frames whose pixels are counted together; frames smaller than `factor` are enlarged first.
+    """Do what `fit_size` does for frames whose pixels count together; frames below `factor` are enlarged first.
 
     Where pixels are compared with the budget, the number of frames is rounded to pairs.
     """
@@ -113,14 +113,14 @@ def _fit(
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, on and to uint8 `[frames, 3, height, width]`."""
+    """Resize uint8 `[frames, 3, height, width]`, bicubic with antialiasing."""
     if tuple(frames.shape[2:]) == size:
         return frames
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
 
 
 def cut_patches(frames: Tensor, vision: VisionConfig) -> Patches:
-    """uint8 `[frames, 3, height, width]`, multiples of patch and merge sizes, to rows in merge-block order.
+    """Cut uint8 `[frames, 3, height, width]`, multiples of patch and merge sizes, to patch rows in merge-block order.
 
     Frames are one, of a still picture, or fill temporal patches. Each row is one cube of pixels, flattened as channel,
     frame, y, x.
@@ -137,14 +137,14 @@ def cut_patches(frames: Tensor, vision: VisionConfig) -> Patches:
 
 
 def join_patches(patches: Sequence[Patches], vision: VisionConfig) -> list[Tensor]:
-    """Return the rows of several pictures and videos, all of one width, so that they can be concatenated."""
+    """Return the patch rows of several pictures and videos, all of one width, so that they can be concatenated."""
     if len({each.rows.shape[1] for each in patches}) == 1:
         return [each.rows for each in patches]
     return [_shown_throughout(each.rows, vision) for each in patches]
 
 
 def _shown_throughout(rows: Tensor, vision: VisionConfig) -> Tensor:
-    """Rows of a still picture as those of a video in which it is shown for a whole temporal patch."""
+    """Turn the patch rows of a still picture into those of a video that shows it for a whole temporal patch."""
     if rows.shape[1] == vision.patch_values:
         return rows
     frame = rows.view(-1, vision.in_channels, 1, vision.patch_size**2)

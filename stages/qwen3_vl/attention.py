@@ -43,7 +43,7 @@ class AttentionSpan(NamedTuple):
         return slice(self.key_start, self.key_start + self.num_keys)
 
     def visible(self, device: torch.device) -> Tensor:
-        """Bool `[num_queries, num_keys]`: the last query sees every key, each earlier one sees one less."""
+        """Return bool `[num_queries, num_keys]`: the last query sees every key, each earlier one sees one less."""
         visible = torch.ones(self.num_queries, self.num_keys, dtype=torch.bool, device=device)
         return visible.tril(self.num_keys - self.num_queries)
 
@@ -60,7 +60,7 @@ class AttentionPlan:
         self._masks: dict[AttentionSpan, Tensor] = {}
 
     def visible(self, span: AttentionSpan) -> Tensor:
-        """The span's causal mask, made once for all layers."""
+        """Return the span's causal mask, made once for all layers."""
         if span not in self._masks:
             self._masks[span] = span.visible(self._device)
         return self._masks[span]
@@ -70,10 +70,10 @@ class Attention(Protocol):
     """A kernel for the decoder and one for the vision tower. Scale is head_dim ** -0.5 in both."""
 
     def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
-        """Causal: q `[n, heads, d]`, keys and values `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
+        """Attend causally: q `[n, heads, d]`, keys and values `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
 
     def attend_frames(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Full attention within each of consecutive frames: all `[N, heads, d]` -> `[N, heads, d]`."""
+        """Attend within each of consecutive frames: all `[N, heads, d]` -> `[N, heads, d]`."""
 
 
 class EagerAttention:
@@ -97,7 +97,7 @@ class EagerAttention:
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """One segment: q `[m, heads, d]`, k and v `[heads, num_keys, d]` -> `[m, heads, d]`."""
+    """Attend in one segment: q `[m, heads, d]`, k and v `[heads, num_keys, d]` -> `[m, heads, d]`."""
     scores = torch.matmul(q.transpose(0, 1), k.transpose(1, 2)) * q.shape[-1] ** -0.5
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
@@ -132,7 +132,7 @@ class SdpaAttention:
 
 
 def _sdpa_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A decode step sees every key, so the query heads of one kv head are simply its queries."""
+    """Attend to every key, as a decode step does: the query heads of one kv head are simply its queries."""
     grouped = q.reshape(1, k.shape[1], -1, q.shape[-1])
     return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
 
@@ -146,5 +146,5 @@ def _sdpa_chunk(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan, plan: Atte
 
 
 def attention_named(name: AttentionName) -> Attention:
-    """The implementation that a setting names."""
+    """Return the implementation that a setting names."""
     return EagerAttention() if name == "eager" else SdpaAttention()

@@ -52,7 +52,7 @@ class TextConfig:
         return self.num_experts > 0
 
     def layer_is_sparse(self, layer: int) -> bool:
-        """Whether decoder layer `layer` (from 0) routes to experts rather than through one MLP."""
+        """Say whether decoder layer `layer` (from 0) routes to experts rather than through one MLP."""
         if not self.is_moe or layer in self.mlp_only_layers:
             return False
         return (layer + 1) % self.decoder_sparse_step == 0
@@ -127,7 +127,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, source: bytes | str | Mapping[str, Any]) -> ModelConfig:
-        """Reads `config.json`, given as its bytes, its text or the parsed object.
+        """Read `config.json`, given as its bytes, its text or the parsed object.
 
         Raises:
             ModelConfigError: names the field that is missing, of a wrong type or out of range.
@@ -212,7 +212,7 @@ def _read_experts(fields: Fields) -> dict[str, Any]:
 
 
 def _read_rope(fields: Fields) -> tuple[float, tuple[int, int, int]]:
-    """Base and the sections of the three axes; the hub keeps `rope_theta` alongside `rope_scaling`."""
+    """Return the base and the sections of the three axes; the hub keeps `rope_theta` alongside `rope_scaling`."""
     rope = fields.section("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     rope.require("rope_type", "default")
     rope.require("type", "default")
@@ -251,7 +251,7 @@ def _read_vision(fields: Fields) -> VisionConfig:
 
 
 def _read_vision_rope(fields: Fields) -> float:
-    """The hub's files are silent about it; transformers 5 writes it out."""
+    """Read what the hub's files are silent about and transformers 5 writes out."""
     if not fields.has("rope_parameters"):
         return VISION_ROPE_THETA
     rope = fields.section("rope_parameters")
@@ -284,7 +284,7 @@ def _read_dtype(top: Fields, text: Fields) -> str:
 
 
 def _check_together(config: ModelConfig) -> None:
-    """What no single field shows."""
+    """Check what no single field shows."""
     text, vision = config.text, config.vision
     _check(text.num_heads % text.num_kv_heads == 0, "text_config.num_key_value_heads", "a divisor of the heads")
     _check(text.head_dim % 2 == 0, "text_config.head_dim", "an even number")

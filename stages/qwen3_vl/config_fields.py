@@ -20,52 +20,52 @@ class Fields:
         self._path = path
 
     def name(self, key: str) -> str:
-        """The field's full name, with the sections around it."""
+        """Return the field's full name, with the sections around it."""
         return f"{self._path}.{key}" if self._path else key
 
     def has(self, key: str) -> bool:
-        """Whether the field is given and not null."""
+        """Say whether the field is given and not null."""
         return self._values.get(key) is not None
 
     def error(self, key: str, expected: str) -> ModelConfigError:
-        """What is wrong with the field: what was found, and what was expected."""
+        """Say what was found in the field, and what was expected."""
         found = repr(self._values[key])[:80] if key in self._values else "missing"
         return ModelConfigError(f"{self.name(key)} is {found}; expected {expected}", field=self.name(key))
 
     def section(self, key: str) -> Fields:
-        """A nested object."""
+        """Read a nested object."""
         value = self._values.get(key)
         if not isinstance(value, Mapping):
             raise self.error(key, "an object")
         return Fields(value, self.name(key))
 
     def text(self, key: str) -> str:
-        """A string."""
+        """Read a string."""
         value = self._values.get(key)
         if not isinstance(value, str):
             raise self.error(key, "a string")
         return value
 
     def flag(self, key: str) -> bool:
-        """A boolean."""
+        """Read a boolean."""
         value = self._values.get(key)
         if not isinstance(value, bool):
             raise self.error(key, "true or false")
         return value
 
     def integer(self, key: str, *, minimum: int = 0) -> int:
-        """An integer, at least `minimum`."""
+        """Read an integer, at least `minimum`."""
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(key, f"an integer of at least {minimum}")
         return value
 
     def positive(self, key: str) -> int:
-        """An integer of at least 1."""
+        """Read an integer of at least 1."""
         return self.integer(key, minimum=1)
 
     def number(self, key: str) -> float:
-        """A finite number above 0."""
+        """Read a finite number above 0."""
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, "a positive number")
@@ -74,7 +74,7 @@ class Fields:
         return float(value)
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """A list of integers of at least 0; one bare integer counts as a list of one."""
+        """Read a list of integers of at least 0; one bare integer counts as a list of one."""
         value = self._values.get(key)
         value = [value] if _is_int(value) else value
         if not isinstance(value, list | tuple) or not all(_is_int(item) and item >= 0 for item in value):
@@ -82,7 +82,7 @@ class Fields:
         return tuple(int(item) for item in value)
 
     def require(self, key: str, allowed: object) -> None:
-        """If the field is given, it must be `allowed`: other values would need other code."""
+        """Refuse the field where it is given and not `allowed`: other values would need other code."""
         if self.has(key) and self._values[key] != allowed:
             raise self.error(key, f"{allowed!r}, the only value that this engine implements")
 

@@ -25,7 +25,7 @@ class ExpertCompute(Protocol):
 
 
 def route(x: Tensor, router: Tensor, num_chosen: int, linear: Linear = F.linear) -> tuple[Tensor, Tensor]:
-    """Chosen experts int64 `[n, k]` and their weights `[n, k]` in x's dtype, which sum to 1 before rounding.
+    """Return chosen experts int64 `[n, k]` and their weights `[n, k]` in x's dtype, which sum to 1 before rounding.
 
     The softmax over all experts and the renormalisation run in fp32.
     """
@@ -36,7 +36,7 @@ def route(x: Tensor, router: Tensor, num_chosen: int, linear: Linear = F.linear)
 
 
 def eager_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One expert after the other, in ascending order; reads the routing back to the host."""
+    """Compute one expert after the other, in ascending order; reads the routing back to the host."""
     summed = torch.zeros_like(x)
     slots_of_rows = chosen.T  # [k, n]: rows of one expert come in the order of (choice, row)
     for expert in torch.bincount(chosen.flatten()).nonzero().flatten().tolist():

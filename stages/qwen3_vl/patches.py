@@ -1,6 +1,6 @@
 """Patch grids: where each patch row of a picture or video lies, and its place in the learned position table.
 
-Rows come in merge-block order, so that every four consecutive rows are one visual token (merge size 2):
+They come in merge-block order, so that every four consecutive ones are one visual token (merge size 2):
 
     columns   0  1  2  3
     row 0     0  1  4  5
@@ -42,7 +42,7 @@ class PatchGrid:
 
 
 def patch_coordinates(grid: PatchGrid, merge: int) -> tuple[Tensor, Tensor]:
-    """Row and column of each patch of one frame, int64 `[height * width]`, in merge-block order."""
+    """Return row and column of each patch of one frame, int64 `[height * width]`, in merge-block order."""
     cells = torch.arange(grid.frame_patches).view(grid.height, grid.width)
     blocks = cells.view(grid.height // merge, merge, grid.width // merge, merge).transpose(1, 2)
     order = blocks.reshape(-1)
@@ -50,7 +50,7 @@ def patch_coordinates(grid: PatchGrid, merge: int) -> tuple[Tensor, Tensor]:
 
 
 def interpolation_taps(grid: PatchGrid, config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """The four table rows that surround each patch of one frame: indexes int64 and weights fp32, `[h * w, 4]`.
+    """Return the four table cells around each patch of one frame: indexes int64 and weights fp32, `[h * w, 4]`.
 
     The table's corners are aligned with the picture's. `F.interpolate` has the same convention, but its coordinates
     are off by up to 3e-5.
@@ -64,7 +64,7 @@ def interpolation_taps(grid: PatchGrid, config: VisionConfig) -> tuple[Tensor, T
 
 
 def _axis_taps(index: Tensor, length: int, side: int) -> tuple[Tensor, Tensor]:
-    """The two neighbours on one axis of `side` cells, and how near each is, `[n, 2]` both."""
+    """Return the two neighbours on one axis of `side` cells, and how near each is, `[n, 2]` both."""
     place = index.to(torch.float32) * (side - 1) / max(length - 1, 1)
     low = place.floor()
     taps = torch.stack((low, low + 1), dim=1)
@@ -73,9 +73,9 @@ def _axis_taps(index: Tensor, length: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def pixel_values(rows: Tensor, config: VisionConfig) -> Tensor:
-    """uint8 patch rows as the tower reads them: fp32 `[N, patch_values]` in [-1, 1].
+    """Turn uint8 patch rows into what the tower reads: fp32 `[N, patch_values]` in [-1, 1].
 
-    Mean and deviation are 0.5 of the unit range, fused into one step. Rows that hold one frame are of still pictures,
+    Mean and deviation are 0.5 of the unit range, fused into one step. Rows with one frame are of still pictures,
     which are shown for a whole temporal patch.
 
     Raises:

@@ -46,7 +46,7 @@ class PositionPlan:
 
 
 def plan_positions(num_tokens: int, groups: Sequence[VisualGroup]) -> PositionPlan:
-    """Positions of a prompt of `num_tokens` whose visual groups are given in order.
+    """Return the positions of a prompt of `num_tokens` whose visual groups are given in order.
 
     Raises:
         TensorMismatchError: groups overlap or reach beyond the prompt.
@@ -65,7 +65,7 @@ def plan_positions(num_tokens: int, groups: Sequence[VisualGroup]) -> PositionPl
 
 
 def decode_positions(token_index: int, count: int, delta: int) -> Tensor:
-    """Positions int32 `[3, count]` of the tokens from `token_index` on, all behind the prompt."""
+    """Return positions int32 `[3, count]` of the tokens from `token_index` on, all behind the prompt."""
     return _text(token_index + delta, count)
 
 

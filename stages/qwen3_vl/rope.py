@@ -17,13 +17,13 @@ from stages.qwen3_vl.config import TextConfig, VisionConfig
 
 
 def text_frequencies(config: TextConfig, device: torch.device) -> Tensor:
-    """fp32 `[head_dim / 2]`: theta^(-2j / head_dim). Always fp32: rounding them to bf16 ruins long positions."""
+    """Return fp32 `[head_dim / 2]`: theta^(-2j / head_dim). Always fp32: rounding them to bf16 ruins long positions."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     return (1.0 / config.rope_theta ** (steps / config.head_dim)).to(device)
 
 
 def frequency_axes(config: TextConfig, device: torch.device) -> Tensor:
-    """int64 `[head_dim / 2]`: which axis (0 time, 1 height, 2 width) each frequency follows."""
+    """Return int64 `[head_dim / 2]`: which axis (0 time, 1 height, 2 width) each frequency follows."""
     axes = torch.zeros(config.head_dim // 2, dtype=torch.int64)
     for axis in (1, 2):
         axes[axis : 3 * config.mrope_section[axis] : 3] = axis
@@ -31,20 +31,20 @@ def frequency_axes(config: TextConfig, device: torch.device) -> Tensor:
 
 
 def text_rotation(positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[n, 1, head_dim]` in the activation dtype, for int32 positions `[3, n]`."""
+    """Return cosines and sines `[n, 1, head_dim]` in the activation dtype, for int32 positions `[3, n]`."""
     angles = positions.float()[axes].T * frequencies  # [n, head_dim / 2], each column from its own axis
     angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns `x` `[n, heads, d]`; channel j of the first half pairs with channel j of the second."""
+    """Turn `x` `[n, heads, d]`; channel j of the first half pairs with channel j of the second."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def vision_rotation(rows: Tensor, columns: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines fp32 `[N, head_dim / 2]` for the patch coordinates `[N]` within each frame.
+    """Return cosines and sines fp32 `[N, head_dim / 2]` for the patch coordinates `[N]` within each frame.
 
     They are those of either half of a head's channels, which `rotate` wants side by side.
     """

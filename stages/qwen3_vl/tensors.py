@@ -18,12 +18,12 @@ LM_HEAD = "lm_head.weight"
 
 
 def layer_prefix(layer: int) -> str:
-    """The start of the names of decoder layer `layer`."""
+    """Return the start of the names of decoder layer `layer`."""
     return f"{TEXT_PREFIX}layers.{layer}."
 
 
 def layer_shapes(config: ModelConfig, layer: int) -> Shapes:
-    """The tensors of one decoder layer."""
+    """Return the tensors of one decoder layer."""
     text = config.text
     q_rows, kv_rows = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     shapes: Shapes = {
@@ -59,12 +59,12 @@ def _expert_shapes(config: ModelConfig) -> Shapes:
 
 
 def embedding_shapes(config: ModelConfig) -> Shapes:
-    """What the first stage needs alongside its layers."""
+    """Return what the first stage needs alongside its layers."""
     return {EMBED_TOKENS: (config.text.vocab_size, config.text.hidden_size)}
 
 
 def head_shapes(config: ModelConfig) -> Shapes:
-    """What the last stage needs alongside its layers; a tied head is the embedding matrix."""
+    """Return what the last stage needs alongside its layers; a tied head is the embedding matrix."""
     head = EMBED_TOKENS if config.tie_word_embeddings else LM_HEAD
     return {
         FINAL_NORM: (config.text.hidden_size,),
@@ -73,7 +73,7 @@ def head_shapes(config: ModelConfig) -> Shapes:
 
 
 def stage_shapes(config: ModelConfig, start: int, stop: int) -> Shapes:
-    """The tensors of the stage that owns decoder layers `[start, stop)`."""
+    """Return the tensors of the stage that owns decoder layers `[start, stop)`."""
     shapes: Shapes = embedding_shapes(config) if start == 0 else {}
     for layer in range(start, stop):
         shapes |= layer_shapes(config, layer)
@@ -83,7 +83,7 @@ def stage_shapes(config: ModelConfig, start: int, stop: int) -> Shapes:
 
 
 def vision_shapes(config: ModelConfig) -> Shapes:
-    """The tensors of the vision tower with its mergers."""
+    """Return the tensors of the vision tower with its mergers."""
     vision = config.vision
     width = vision.hidden_size
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
@@ -102,7 +102,7 @@ def vision_shapes(config: ModelConfig) -> Shapes:
 
 
 def model_shapes(config: ModelConfig) -> Shapes:
-    """Every tensor of the model, the vision tower included."""
+    """Return every tensor of the model, the vision tower included."""
     return vision_shapes(config) | stage_shapes(config, 0, config.text.num_layers)
 
 

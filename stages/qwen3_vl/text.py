@@ -54,7 +54,7 @@ class BlockWeights:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, *, sparse: bool) -> BlockWeights:
-        """Picks the block's tensors by their hub names, which all start with `prefix`."""
+        """Pick the block's tensors by their hub names, which all start with `prefix`."""
 
         def get(name: str) -> Tensor:
             return tensors[prefix + name]
@@ -80,7 +80,7 @@ class BlockWeights:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm in fp32, cast back to x's dtype, and only then multiplied by the weight."""
+    """Norm by the root mean square in fp32, cast back to x's dtype, and only then multiply by the weight."""
     wide = x.to(torch.float32)
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(x.dtype)
@@ -89,7 +89,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def project_qkv(
     block: BlockWeights, x: Tensor, rotation: tuple[Tensor, Tensor], config: TextConfig, linear: Linear = F.linear
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """First half: queries `[n, heads, d]`, keys and values `[n, kv_heads, d]` of hidden states `[n, H]`.
+    """Do the first half: queries `[n, heads, d]`, keys and values `[n, kv_heads, d]` of hidden states `[n, H]`.
 
     Queries and keys are normed per head, then rotated; values are left alone.
     """
@@ -110,7 +110,7 @@ def finish_block(
     experts: ExpertCompute,
     linear: Linear = F.linear,
 ) -> Tensor:
-    """Second half: output projection of `attended` `[n, heads, d]`, MLP or experts, both residuals."""
+    """Do the second half: output projection of `attended` `[n, heads, d]`, MLP or experts, both residuals."""
     x = x + linear(attended.flatten(1), block.o)
     normed = rms_norm(x, block.post_attention_norm, config.rms_norm_eps)
     return x + _feed_forward(block.mlp, normed, config, experts, linear)

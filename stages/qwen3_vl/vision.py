@@ -97,7 +97,7 @@ class VisionTower:
         return F.layer_norm(x, weight.shape, weight, self._bias(name), VISION_LAYER_NORM_EPS)
 
     def _block(self, block: int, x: Tensor, normed: Tensor, places: BatchPlaces) -> tuple[Tensor, Tensor]:
-        """The stream after this block, and normed for what follows: the next block, or the final merger's patches."""
+        """Return the stream after this block, and normed for what follows: the next block, or the final merger."""
         prefix = f"blocks.{block}."
         following = f"blocks.{block + 1}.norm1" if block + 1 < self.config.depth else "merger.norm"
         x, normed = self._add_norm(prefix + "norm2", x, self._attend(prefix, normed, places))
@@ -113,7 +113,7 @@ class VisionTower:
         return self._linear(prefix + "attn.proj", self._ops.attend(qkv, places))
 
     def _merge_grouped(self, prefix: str, x: Tensor) -> Tensor:
-        """A DeepStack merger: group four patches, then norm the group."""
+        """Merge as DeepStack does: group four patches, then norm the group."""
         return self._project(prefix, self._norm(prefix + "norm", x.view(-1, self.config.merged_size)))
 
     def _project(self, prefix: str, grouped: Tensor) -> Tensor:

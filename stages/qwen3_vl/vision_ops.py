@@ -29,10 +29,10 @@ class VisionOps(Protocol):
         """Rotate, and attend within each frame: `[N, 3, heads, d]` (not needed afterwards) -> `[N, heads * d]`."""
 
     def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The tanh form of GELU after a linear map."""
+        """Apply the tanh form of GELU after a linear map."""
 
     def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of two `[N, hidden]`, and its layer norm."""
+        """Return the sum of two `[N, hidden]`, and its layer norm."""
 
 
 class EagerVisionOps:

@@ -91,7 +91,7 @@ class PatchPlaces:
         return places
 
     def _make(self, grid: PatchGrid) -> _FramePlaces:
-        """Embeddings lie between the table's cells, bilinear; products and sum in fp32, rounded once."""
+        """Interpolate between the table's cells, bilinear; products and sum in fp32, rounded once."""
         table, device = self._table, self._table.device
         indexes, weights = (to_device(tap, device) for tap in interpolation_taps(grid, self._config))
         embeddings = (table[indexes] * weights[:, :, None]).sum(1).to(table.dtype)

@@ -144,7 +144,7 @@ class StageEngine:
     def begin(self, work: StageWork) -> Begun | Reply | None:
         """Launch an envelope's tokens on the device; None for a repeat, which was answered before.
 
-        Every error that concerns the whole microbatch comes back as an `Reply`: nothing is raised, since a bug that
+        Every error that concerns the whole microbatch comes back as a `Reply`: nothing is raised, since a bug that
         one input meets must not take down the sessions of all others.
         """
         started = self._clock()
@@ -211,7 +211,7 @@ class StageEngine:
         return self._send_on(begun.work, output, list(begun.opened), failures, timing)
 
     def _close(self, envelope: Envelope) -> None:
-        """Closes hold whatever becomes of the rest: they only free."""
+        """Close sessions, whatever becomes of the rest: that only frees."""
         for closing in envelope.closes:
             self._compute.close(closing.session, closing.attempt)
             self._closed.add(closing.session, closing.attempt)
@@ -288,7 +288,7 @@ class StageEngine:
         )
 
     def _timing(self, work: StageWork, started: float, device_s: float | None) -> StageTiming:
-        """What the device says it took, and all else as waiting; where host and device are one, by the host's clock."""
+        """Count what the device says it took, and all else as waiting; where host and device are one, by its clock."""
         now = self._clock()
         compute_s = now - started if device_s is None else device_s
         return StageTiming(

@@ -25,14 +25,14 @@ class StageProfile:
         self._reached: dict[str | None, int] = {}
 
     def began(self, envelope: Envelope, checked_ns: int) -> int:
-        """The compute thread begins with a microbatch that has waited since `checked_ns`; returns when."""
+        """Begin with a microbatch, on the compute thread, that has waited since `checked_ns`; returns when."""
         now = tracer.now()
         if tracer.is_on:
             tracer.span(QUEUE, checked_ns, now, **_ids(envelope))
         return now
 
     def launched(self, envelope: Envelope, began_ns: int) -> None:
-        """The compute thread is through with a microbatch."""
+        """End what the compute thread does for a microbatch."""
         if tracer.is_on:
             num_tokens = sum(segment.count for segment in envelope.segments)
             tracer.span(
@@ -40,7 +40,7 @@ class StageProfile:
             )
 
     def collected(self, envelope: Envelope, launched: Launched, began_ns: int, *, has_failed: bool) -> None:
-        """A microbatch was waited for and is ready to be sent; a GPU that failed is not asked for its times."""
+        """End a microbatch that was waited for; a GPU that failed is not asked for its times."""
         if not tracer.is_on:
             return
         ids, seen_ns = _ids(envelope), max(began_ns, launched.clock.seen_ns)

@@ -172,7 +172,7 @@ class StageWorker:
             )
 
     def _on_dropped(self, error: SlowConsumerError, envelope: Envelope | None) -> None:
-        """An envelope found no room even before it was read; where its metadata is known, it is answered."""
+        """Answer an envelope that found no room even before it was read, where its metadata is known."""
         log.error("envelope_dropped", reason=error.message, is_answered=envelope is not None)
         if envelope is not None and not self._dropped.full():
             self._dropped.put_nowait((envelope, error))

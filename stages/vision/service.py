@@ -113,7 +113,7 @@ async def serve_vision(
 
 
 def default_preprocess_threads() -> int:
-    """Half of the cores that this process may use: decoding scales with them, and others need some."""
+    """Return half of the cores that this process may use: decoding scales with them, and others need some."""
     return min(_MOST_THREADS, max(_FEWEST_THREADS, len(os.sched_getaffinity(0)) // 2))
 
 
@@ -169,7 +169,7 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
 
 @contextmanager
 def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
-    """Threads that decode compute with one thread each: there are as many as there shall be."""
+    """Start the threads; those that decode compute with one thread each, as there are enough of them."""
     launching, finishing = ComputeThread("vision"), ComputeThread("vision-finish")
     pool = ThreadPoolExecutor(
         settings.preprocess_threads or default_preprocess_threads(),

@@ -129,7 +129,7 @@ class SessionPreparer:
 
 
 def _located(error: MediaError, where: str) -> PipelineError:
-    """The same error, with the place of the picture in the request: several requests may share one look."""
+    """Return the same error, with the place of the picture in the request: several requests may share one look."""
     return type(error)(error.message, field=where)
 
 

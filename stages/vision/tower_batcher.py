@@ -163,7 +163,7 @@ class TowerBatcher:
                 item.output.set_result(output)
 
     async def _answer_failure(self, batch: list[_Waiting], error: PipelineError) -> None:
-        """Where a batch fails, one picture may be the cause, or their number: each is tried by itself."""
+        """Try each picture of a failed batch by itself: one of them may be the cause, or their number."""
         if not await self._launching.run(self._lane.is_alive):
             raise error
         if len(batch) == 1:

@@ -46,7 +46,7 @@ class TowerLane:
     """Runs the tower. `launch` belongs to the compute thread, all else to the finishing thread."""
 
     def __init__(self, tower: VisionTower, *, keeps_on_device: bool = False) -> None:
-        """Outputs come back on the host, in pinned memory, unless they are kept on the tower's device."""
+        """Bring outputs to the host, in pinned memory, unless `keeps_on_device`."""
         self.tower = tower
         self._is_cuda = tower.device.type == "cuda"
         self._keeps_on_device = keeps_on_device
@@ -160,7 +160,7 @@ def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
 
 
 def _event(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-    """An event of what is queued so far; whoever waits for it sleeps."""
+    """Return an event of what is queued so far; whoever waits for it sleeps."""
     if stream is None:
         return None
     event = torch.cuda.Event(blocking=True)
@@ -179,6 +179,6 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _crash(error: Exception, num_pictures: int) -> ComputeError:
-    """A bug met by one picture must not take down the worker; it is answered, and logged whole."""
+    """Log a crash whole; it is answered, as a bug that one picture meets must not take down the worker."""
     log.error("tower_crashed", num_pictures=num_pictures, exc_info=error)
     return ComputeError(f"encoding {num_pictures} pictures failed: {error!r}")

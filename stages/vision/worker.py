@@ -190,4 +190,4 @@ def _succeeded(request: PrepareRequest, presence: Presence, prepared: Prepared) 
 
 
 async def _nothing_to_drop() -> None:
-    """A vision worker holds no sessions: what an older conductor asked for harms nobody."""
+    """Do nothing: a vision worker holds no sessions, and what an older conductor asked for harms nobody."""

@@ -11,7 +11,7 @@ class Roles:
     """The roles of one process. A signal reaches all; each drains, and the process ends with the last."""
 
     def __init__(self, context: ServiceContext, names: Sequence[str]) -> None:
-        """The facts of the first role are those of the process; those of others are named after them."""
+        """Take the first role's facts for those of the process; those of others are named after them."""
         self._context = context
         self._names = tuple(names)
         self._facts: dict[str, dict[str, object]] = {}

@@ -74,10 +74,10 @@ class Decoder(Protocol):
         """
 
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
-        """Hidden states `[n, H]` behind the last block; writes keys and values as `step` does."""
+        """Return hidden states `[n, H]` behind the last block; writes keys and values as `step` does."""
 
     def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
-        """Logits `[r, V]` of the tokens at `wanted`, in the model's dtype; at the last stage only."""
+        """Return logits `[r, V]` of the tokens at `wanted`, in the model's dtype; at the last stage only."""
 
 
 class EagerDecoder:
@@ -155,7 +155,7 @@ class EagerDecoder:
 
 
 def attention_spans(segments: Sequence[Segment], kv: KVCache) -> list[AttentionSpan]:
-    """Where each segment's queries and keys lie, from the regions that the cache holds now."""
+    """Return where each segment's queries and keys lie, from the regions that the cache holds now."""
     spans, first = [], 0
     for segment in segments:
         count = segment.count

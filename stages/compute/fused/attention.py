@@ -31,7 +31,7 @@ class FusedAttention:
         return self.inputs.slots
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries `[n, heads, d]` and the layer's cache `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
+        """Attend with queries `[n, heads, d]` to a layer's cache `[capacity, kv_heads, d]`; returns `[n, heads, d]`."""
         inputs = self.inputs
         out = self._attend_chunks(q, keys, values) if self.max_chunk else torch.empty_like(q)
         places = inputs.decode_tokens, inputs.starts, inputs.lengths
@@ -39,7 +39,7 @@ class FusedAttention:
         return out
 
     def _attend_chunks(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries of chunks, which come first; what stands for the others is left to be written over."""
+        """Attend with the chunks' queries, which come first; what stands for the others is to be written over."""
         return _flash(
             q,
             keys,
@@ -57,7 +57,7 @@ class FusedAttention:
 
 
 def _flash(*args: Any, **options: Any) -> Tensor:
-    """torch's own flash attention, which takes grouped heads and regions anywhere in the keys.
+    """Call torch's own flash attention, which takes grouped heads and regions anywhere in the keys.
 
     It is called below torch's public functions, whose form for this (`torch.nn.attention.varlen.varlen_attn` with
     `seqused_k`) torch 2.11 does not have yet.

@@ -49,7 +49,7 @@ class PackedBlock:
 
     @classmethod
     def pack(cls, block: BlockWeights) -> PackedBlock:
-        """Joins copies; give up `block` afterwards, or its matrices are held twice."""
+        """Join copies; give up `block` afterwards, or its matrices are held twice."""
         mlp = block.mlp
         if isinstance(mlp, MlpWeights):
             packed: PackedMlp | ExpertWeights = PackedMlp(torch.cat((mlp.gate, mlp.up)), mlp.down)
@@ -78,7 +78,7 @@ class AttentionStep(Protocol):
         """The cache slot of every token, int32 `[n]`."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries `[n, heads, d]` and the layer's cache -> `[n, heads, d]`."""
+        """Attend with queries `[n, heads, d]` to the layer's cache; returns `[n, heads, d]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Unsummed:
     delta: Tensor | None
 
     def summed(self) -> Tensor:
-        """Hidden states `[n, H]`."""
+        """Return hidden states `[n, H]`."""
         if self.delta is None:
             return self.x
         if self.delta.dim() == self.x.dim():
@@ -100,7 +100,7 @@ class Unsummed:
         return self.x + total
 
     def normed(self, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Hidden states and their norm."""
+        """Return hidden states and their norm."""
         if self.delta is None:
             return self.x, rms_norm(self.x, weight, eps)
         return add_rms_norm(self.x, self.delta, weight, eps)
@@ -135,7 +135,7 @@ class FusedBlocks:
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: VisualAddition | None = None
     ) -> Unsummed:
-        """Hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
+        """Take hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
 
         `additions` is asked behind each of `deepstack_layers`.
         """

@@ -48,7 +48,7 @@ class CapturedPasses:
         self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._pass, pool)
 
     def size_for(self, layout: Layout) -> int | None:
-        """The size of the graph that a microbatch takes; None if none does."""
+        """Return the size of the graph that a microbatch takes; None if none does."""
         size = self._graphs.size_for(layout.num_tokens)
         if size is None or len(layout.decode_tokens) > self._max_sessions:
             return None

@@ -49,13 +49,13 @@ class CapturedSteps:
         self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._step, pool)
 
     def size_for(self, batch: Microbatch) -> int | None:
-        """The size of the graph that a microbatch takes; None if none does."""
+        """Return the size of the graph that a microbatch takes; None if none does."""
         if any(segment.count > 1 or segment.visual for segment in batch.segments):
             return None
         return self._graphs.size_for(len(batch.segments))
 
     def replay(self, batch: Microbatch, layout: Layout, size: int, spare_slot: int) -> StepOutput:
-        """Queues the step."""
+        """Queue the step."""
         sizes, buffer = StepSizes(size, size), self._staging.next()
         block = step_block(layout, sizes, batch.positions, batch.token_ids, spare_slot=spare_slot, out=buffer)
         self._staging.send(len(block))
@@ -64,7 +64,7 @@ class CapturedSteps:
         return self._graphs.replay(size)
 
     def _step(self, size: int) -> StepOutput:
-        """The step of `size` single tokens over the fixed buffers."""
+        """Compute `size` single tokens over the fixed buffers."""
         inputs = DeviceInputs.over(self._block, StepSizes(size, size))
         x = self._model.embed(inputs.token_ids) if self._model.is_first else self._hidden[:size]
         parts = self._fixed_parts or num_parts(size, self._kv_heads)

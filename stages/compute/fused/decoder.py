@@ -81,7 +81,7 @@ class FusedDecoder:
     # --- graphs -------------------------------------------------------------------------------------------------------
 
     def _computed(self, output: StepOutput, layout: Layout, given: Sequence[int], wanted: Sequence[int]) -> Computed:
-        """What a graph gave; its logits are those of the tokens at `given`."""
+        """Return what a graph gave; its logits are those of the tokens at `given`."""
         if output.logits is None:
             assert output.hidden is not None, "a captured step gives one or the other"
             return Computed(hidden=output.hidden[: layout.num_tokens].clone())

@@ -35,7 +35,7 @@ class StepOutput:
 
 
 def sizes_up_to(most: int, strides: Sequence[tuple[int, int]], first: Sequence[int] = ()) -> tuple[int, ...]:
-    """Sizes that grow by a stride up to a limit, for each (limit, stride); the last is the first that holds `most`."""
+    """Return sizes that grow by a stride up to a limit, for each (limit, stride), up to the first that holds `most`."""
     sizes = list(first)
     for limit, stride in strides:
         start = (sizes[-1] // stride + 1) * stride if sizes else stride
@@ -47,7 +47,7 @@ class GraphSet:
     """The captured steps of one kind; used on one thread."""
 
     def __init__(self, sizes: Sequence[int], step: Callable[[int], StepOutput], pool: GraphPool) -> None:
-        """Captures `step(size)` for every size. `step` reads its inputs from buffers that stay where they are."""
+        """Capture `step(size)` for every size. `step` reads its inputs from buffers that stay where they are."""
         self._sizes = tuple(sizes)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._outputs: dict[int, StepOutput] = {}
@@ -63,11 +63,11 @@ class GraphSet:
             self._graphs[size] = graph
 
     def size_for(self, num: int) -> int | None:
-        """The size that holds `num`; None if it is too much."""
+        """Return the size that holds `num`; None if it is too much."""
         index = bisect.bisect_left(self._sizes, num)
         return self._sizes[index] if index < len(self._sizes) else None
 
     def replay(self, size: int) -> StepOutput:
-        """Queues the step; its outputs are complete in stream order."""
+        """Queue the step; its outputs are complete in stream order."""
         self._graphs[size].replay()
         return self._outputs[size]

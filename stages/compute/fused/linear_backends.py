@@ -16,13 +16,13 @@ class LinearBackend(Protocol):
     """Rows `[n, in]` times matrices `[out, in]`."""
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The product `[n, out]`."""
+        """Return the product `[n, out]`."""
 
     def linear_into(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
-        """The same, into `out`."""
+        """Write the product into `out`."""
 
     def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
-        """`silu(gate) * up` `[n, I]` for gate and up one above the other, `[2I, in]`."""
+        """Return `silu(gate) * up` `[n, I]` for gate and up one above the other, `[2I, in]`."""
 
 
 class FastLinear:

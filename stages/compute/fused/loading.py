@@ -40,7 +40,7 @@ _WARM_UP = "warm-up"
 def load_fused(
     config: ModelConfig, blocks: BlockRange, source: CheckedTensors, room: KVRoom, options: ComputeOptions
 ) -> tuple[FusedDecoder, KVCache]:
-    """Takes a stage's tensors block by block, and builds kernels and graphs.
+    """Take a stage's tensors block by block, and build kernels and graphs.
 
     Raises:
         ConfigurationError: there is no room for KV.
@@ -61,7 +61,7 @@ def load_fused(
 
 
 def _require_kernels(text: TextConfig) -> None:
-    """Raises ConfigurationError where the kernels cannot be built for this model, or on this host."""
+    """Raise ConfigurationError where the kernels cannot be built for this model, or on this host."""
     if text.head_dim & (text.head_dim - 1):
         raise ConfigurationError(
             f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
@@ -100,7 +100,7 @@ def _build(
 
 
 def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: int, *, is_first: bool) -> None:
-    """One microbatch of a chunk and, where there is room, a single token: builds every kernel of the ragged pass."""
+    """Run a microbatch of a chunk and, where there is room, a decode token: builds every kernel of the mixed pass."""
     counts = [num_tokens - 1, 1] if num_tokens > 2 else [num_tokens]
     segments = []
     for number, count in enumerate(counts):
@@ -128,7 +128,7 @@ def _measured_tokens(
     room: KVRoom,
     options: ComputeOptions,
 ) -> int:
-    """Tokens that fit, found by running the largest microbatch once with KV for no more than that."""
+    """Return how many tokens fit, found by running the largest microbatch once with KV for no more than that."""
     device, text = source.device, config.text
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

@@ -72,19 +72,19 @@ class FusedModel:
         return self._weights.head is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Hidden states `[n, H]` of int32 token ids `[n]`."""
+        """Return hidden states `[n, H]` of int32 token ids `[n]`."""
         assert self._weights.embed is not None, "a first stage has the embedding"
         return F.embedding(token_ids, self._weights.embed)
 
     def forward(
         self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: VisualAddition | None = None
     ) -> Unsummed:
-        """Hidden states `[n, H]` through all blocks."""
+        """Take hidden states `[n, H]` through all blocks."""
         turned = rotation(inputs.positions, self._frequencies, self._axes, self.dtype)
         return self._blocks.forward(x, turned, attention, additions)
 
     def logits(self, state: Unsummed, out: Tensor | None = None) -> Tensor:
-        """Logits `[r, V]` of `state`, into `out` where that is given."""
+        """Return logits `[r, V]` of `state`, in `out` where that is given."""
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
         _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)

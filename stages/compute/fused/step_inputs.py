@@ -42,7 +42,7 @@ class StepSizes:
     num_wanted: int = 0
 
     def sections(self) -> Mapping[str, slice]:
-        """Where each section lies."""
+        """Say where each section lies."""
         return _sections(self)
 
     @property
@@ -118,7 +118,7 @@ class Layout:
         return max((span.num_keys for span in self.chunks), default=0)
 
     def sizes(self) -> StepSizes:
-        """Sections without anything beyond."""
+        """Return sections without anything beyond."""
         return StepSizes(self.num_tokens, len(self.decode_tokens), len(self.chunks))
 
 
@@ -133,7 +133,7 @@ def step_block(
     wanted: Sequence[int] = (),
     out: Ints | None = None,
 ) -> Ints:
-    """The block, int32 `[sizes.num_ints]`: `positions` int32 `[3, n]`, `token_ids` int32 `[n]` at the first stage.
+    """Return the block int32 `[sizes.num_ints]` for `positions` int32 `[3, n]` and `token_ids` int32 `[n]`, if any.
 
     It is written to the beginning of `out` where that is given.
     """
@@ -169,7 +169,7 @@ def step_block(
 
 
 def _num_chunks(spans: Sequence[AttentionSpan]) -> int:
-    """How many spans from the front are chunks: all up to the last one of several tokens."""
+    """Count the spans at the front that are chunks: all up to the last one of several tokens."""
     return max((index + 1 for index, span in enumerate(spans) if span.num_queries > 1), default=0)
 
 
@@ -191,7 +191,7 @@ class DeviceInputs:
 
     @classmethod
     def over(cls, buffer: Tensor, sizes: StepSizes) -> DeviceInputs:
-        """Views of `buffer` int32 `[sizes.num_ints or more]`."""
+        """Return views of `buffer` int32 `[sizes.num_ints or more]`."""
         parts = {name: buffer[place] for name, place in sizes.sections().items()}
         axes = parts.pop("time"), parts.pop("height"), parts.pop("width")
         return cls(positions=axes, **parts)

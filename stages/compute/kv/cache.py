@@ -40,11 +40,11 @@ class KVCache:
         self._lengths: dict[Hashable, int] = {}
 
     def keys(self, layer: int) -> Tensor:
-        """The layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
+        """Return the layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
         return self._keys[layer]
 
     def values(self, layer: int) -> Tensor:
-        """The layer's values `[capacity + 1, kv_heads, head_dim]`."""
+        """Return the layer's values `[capacity + 1, kv_heads, head_dim]`."""
         return self._values[layer]
 
     @property
@@ -68,7 +68,7 @@ class KVCache:
         return len(self._lengths)
 
     def reserve(self, session: Hashable, num_tokens: int) -> None:
-        """Gives a new session room for `num_tokens`.
+        """Give a new session room for `num_tokens`.
 
         Raises:
             KVCapacityError: the free total does not suffice, or the session has a region already.
@@ -77,22 +77,22 @@ class KVCache:
         self._lengths[session] = 0
 
     def release(self, session: Hashable) -> None:
-        """Frees a session's region."""
+        """Free a session's region."""
         self._table.release(session)
         del self._lengths[session]
 
     def region(self, session: Hashable) -> Region:
-        """Where the session's slots lie now; packing may move them between microbatches."""
+        """Say where the session's slots lie now; packing may move them between microbatches."""
         return self._table[session]
 
     def length(self, session: Hashable) -> int:
-        """Tokens of the session that are cached."""
+        """Return how many of the session's tokens are cached."""
         if session not in self._lengths:
             raise SessionUnknownError(f"no KV is reserved here for session {session!r}")
         return self._lengths[session]
 
     def require(self, session: Hashable, start: int, count: int, *, length: int | None = None) -> None:
-        """Checks that tokens `[start, start + count)` continue the session and fit its region.
+        """Check that tokens `[start, start + count)` continue the session and fit its region.
 
         `length` stands for the cached length when earlier tokens are about to be written.
         """
@@ -104,14 +104,14 @@ class KVCache:
             raise KVCapacityError(f"session {session!r} reserved {size} KV tokens; {start + count} are needed")
 
     def advance(self, session: Hashable, start: int, count: int) -> None:
-        """Records that tokens `[start, start + count)` are written in every layer; errors as of `require`."""
+        """Record that tokens `[start, start + count)` are written in every layer; errors as of `require`."""
         stop = start + count
         if self._lengths.get(session) != start or stop > self._table[session].size:
             self.require(session, start, count)
         self._lengths[session] = stop
 
     def _move(self, moves: list[Move]) -> None:
-        """Copies regions; through a temporary, since source and target may overlap."""
+        """Copy regions, through a temporary, since source and target may overlap."""
         for move in moves:
             length = self._lengths[move.session]
             for tensor in (*self._keys, *self._values):

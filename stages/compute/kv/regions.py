@@ -71,7 +71,7 @@ class RegionTable:
         return moves
 
     def release(self, session: Hashable) -> None:
-        """Takes the session's region back."""
+        """Take the session's region back."""
         self[session]
         del self._regions[session]
 

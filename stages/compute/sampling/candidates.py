@@ -75,7 +75,7 @@ def rank_best(logits: Tensor, width: int) -> Ranked:
 
 
 def _groups(logits: Tensor) -> Tensor:
-    """`[n, V]` as `[n, G, 64]`, without a copy where V is a multiple of 64."""
+    """View `[n, V]` as `[n, G, 64]`, without a copy where V is a multiple of 64."""
     num_logit_rows, vocab = logits.shape
     if vocab % _GROUP:
         logits = pad(logits, (0, -vocab % _GROUP), value=-torch.inf)
@@ -89,19 +89,19 @@ def rank_all(logits: Tensor) -> Ranked:
 
 
 def _keys(scores: Tensor, ids: Tensor) -> Tensor:
-    """int64 keys, all different, that order as (score, lower id first): the score's bits above, the id below."""
+    """Return int64 keys, all different, that order as (score, lower id first): the score's bits above, the id below."""
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
     ordered = bits ^ ((bits >> 31) & _LARGEST_ID)  # of negative numbers, the larger has the smaller bits
     return (ordered.long() << 32) | (_LARGEST_ID - ids)
 
 
 def unit_of(vocab: int) -> float:
-    """How many units the largest share of a distribution has: the sum of `vocab` of them stays below 2**62."""
+    """Return how many units the largest share of a distribution has: the sum of `vocab` of them stays below 2**62."""
     return float(2 ** (62 - vocab.bit_length()))
 
 
 def shares(ranked: Ranked, settings: DrawSettings, vocab: int) -> Tensor:
-    """Shares int64 `[n, W]` of the tokens that top-k, top-p and min-p leave; zero for the others.
+    """Return shares int64 `[n, W]` of the tokens that top-k, top-p and min-p leave; zero for the others.
 
     The best token of each has `unit_of(vocab)`.
     """

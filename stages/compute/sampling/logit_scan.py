@@ -22,7 +22,7 @@ class LogitScan:
 
 
 def scan_logits(logits: Tensor) -> LogitScan:
-    """Scans `[r, V]` logits of any floating dtype, without host synchronisation.
+    """Scan `[r, V]` logits of any floating dtype, without host synchronisation.
 
     The largest and the smallest say together whether all are finite: both carry a NaN on. That reads the logits twice
     and writes nothing of their size, as `isfinite(…).all()` would.

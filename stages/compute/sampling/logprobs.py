@@ -9,7 +9,7 @@ from stages.compute.sampling.candidates import rank_best, unit_of
 
 
 def logprob_report(logits: Tensor, chosen: Tensor, num_top: int) -> Tensor:
-    """fp64 `[n, 1 + 2w]` for `[n, V]` logits and `[n]` chosen tokens; w is `num_top`, at least 1 and at most V.
+    """Return fp64 `[n, 1 + 2w]` for `[n, V]` logits and `[n]` chosen tokens; w is `num_top`, at least 1 and at most V.
 
     Each holds the log-probability of the chosen token, those of the w most likely in order, and their ids. The sum
     of the distribution is added up in whole numbers, for the reason given in `candidates`.

@@ -38,7 +38,7 @@ class TokenHistory:
         return self._counts[: len(self._places)]
 
     def record(self, token_id: int) -> None:
-        """Adds a generated token."""
+        """Add a generated token."""
         place = self._places.setdefault(token_id, len(self._places))
         if place == len(self._ids):
             self._ids, self._counts = _grown(self._ids), _grown(self._counts)
@@ -67,7 +67,7 @@ def penalty_tables(histories: Sequence[TokenHistory], settings: Sequence[Samplin
 
 
 def penalise_logit_rows(scores: Tensor, entries: Tensor, strengths: Tensor) -> Tensor:
-    """Applies penalties to `scores` fp32 `[p, V]` in place; `entries` and `strengths` come from `penalty_tables`.
+    """Apply penalties to `scores` fp32 `[p, V]` in place; `entries` and `strengths` come from `penalty_tables`.
 
     Repetition counts prompt and output, and divides positive logits and multiplies negative ones; frequency and
     presence count the output, and are subtracted.

@@ -97,7 +97,7 @@ def plan_logit_rows(requests: Sequence[LogitRowRequest], vocab: int, sizes: Grou
 
 
 def reported_logit_rows(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:
-    """Those of `requests` that want log-probabilities."""
+    """Return those of `requests` that want log-probabilities."""
     return [request for request in requests if request.settings.logprobs is not None]
 
 

@@ -45,13 +45,13 @@ class SessionSampler:
 
     @classmethod
     def opened(cls, settings: SamplingSettings, history: Sequence[int], num_prompt_tokens: int) -> SessionSampler:
-        """`history` holds the prompt and what was generated before; it may be empty when no penalty is set."""
+        """Begin with a `history` of the prompt and what was generated before; without penalties it may be empty."""
         if not settings.needs_history:
             return cls(settings)
         return cls(settings, TokenHistory(history[:num_prompt_tokens], history[num_prompt_tokens:]))
 
     def require_history(self, position: int) -> None:
-        """Checks that the history reaches up to the token to be sampled."""
+        """Check that the history reaches up to the token to be sampled."""
         if self.settings.needs_history and self.history.num_tokens != position:
             raise KVPositionError(
                 f"penalties need all {position} tokens before this one; the history has {self.history.num_tokens}"
@@ -64,7 +64,7 @@ class SessionSampler:
         return settings.temperature > 0 or settings.logprobs is not None or settings.needs_history
 
     def record(self, token_id: int) -> None:
-        """Adds a sampled token."""
+        """Add a sampled token."""
         if self.settings.needs_history:
             self.history.record(token_id)
 
@@ -79,7 +79,7 @@ class Choice:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits that depends on nothing but seed and position."""
+    """Return a number in [0, 1) with 53 random bits that depends on nothing but seed and position."""
     return (_mix(_mix(seed & _MASK) + position * _GOLDEN) >> 11) / 2**53
 
 

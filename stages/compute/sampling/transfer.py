@@ -14,7 +14,7 @@ Numbers: TypeAlias = NDArray[np.float64]
 
 
 def send(arrays: Sequence[Numbers], device: torch.device) -> list[Tensor]:
-    """The arrays as fp64 tensors of the same shapes on `device`, copied in one piece from pinned memory.
+    """Return the arrays as fp64 tensors of the same shapes on `device`, copied in one piece from pinned memory.
 
     Everything travels as fp64, which holds token ids and places exactly. Torch keeps the pinned memory until the
     copy is done.
@@ -29,7 +29,7 @@ def send(arrays: Sequence[Numbers], device: torch.device) -> list[Tensor]:
 
 
 def fetch(tensor: Tensor) -> Tensor:
-    """A tensor on the host that holds `tensor` as soon as an event recorded after this call has passed."""
+    """Return a tensor on the host that holds `tensor` as soon as an event recorded after this call has passed."""
     if tensor.device.type != "cuda":
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

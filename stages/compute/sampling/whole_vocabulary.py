@@ -60,13 +60,13 @@ class Slots:
 
     @classmethod
     def of(cls, logits: Tensor) -> Slots:
-        """From `[n, V]` in bf16 or fp32."""
+        """Order the scores of `[n, V]` in bf16 or fp32."""
         bits = (logits.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
         numbers = _LARGEST - (bits ^ ((bits >> 31) & _LARGEST)).long()
         return cls(numbers >> 16, (0,)) if logits.dtype == torch.bfloat16 else cls(numbers, (16, 0))
 
     def find(self, amounts: Tensor, target: Tensor) -> Found:
-        """Where `amounts` int64 `[n, V]`, added up in the order of the ranking, exceed `target` int64 `[n, 1]`.
+        """Find where `amounts` int64 `[n, V]`, added up in the order of the ranking, exceed `target` int64 `[n, 1]`.
 
         Tokens with equal scores have equal amounts, but for a unit that rounding may take from some.
         """
@@ -85,17 +85,17 @@ class Slots:
         return Found(slot, before, each, ((target - before) // each).minimum(num_tied - 1))
 
     def num_tied(self, slot: Tensor) -> Tensor:
-        """How many tokens have this score; 1 where none has, as with NaN."""
+        """Count the tokens that have this score; 1 where none has, as with NaN."""
         return (self.numbers == slot).sum(dim=-1, keepdim=True).clamp(min=1)
 
     def ids(self, found: Found) -> Tensor:
-        """The tokens found, int64 `[n]`."""
+        """Return the tokens found, int64 `[n]`."""
         nth = (self.numbers == found.slot).cumsum(dim=-1)
         return (nth <= found.nth).sum(dim=-1).clamp(max=self.numbers.shape[1] - 1)
 
 
 def draw_whole(logits: Tensor, settings: DrawSettings, cuts: Cuts) -> Tensor:
-    """What `draw(rank_all(logits), …)` gives: a token each, int64 `[n]`, of `[n, V]` in bf16 or fp32."""
+    """Draw what `draw(rank_all(logits), …)` does: a token each, int64 `[n]`, of `[n, V]` in bf16 or fp32."""
     slots = Slots.of(logits)
     scores = logits.double()
     relative = scores.sub_(scores.amax(dim=-1, keepdim=True)).div_(settings.temperature).exp_()
@@ -109,7 +109,7 @@ def draw_whole(logits: Tensor, settings: DrawSettings, cuts: Cuts) -> Tensor:
 
 
 def _top_k_total(slots: Slots, shares: Tensor, last: Tensor) -> Tensor:
-    """The shares of the top k together, and of those that tie with the last of them."""
+    """Add up the shares of the top k, and of those that tie with the last of them."""
     found = slots.find(torch.ones_like(shares), last)
     num_tied = slots.num_tied(found.slot)
     better = (shares * (slots.numbers < found.slot)).sum(dim=-1, keepdim=True)
@@ -118,6 +118,6 @@ def _top_k_total(slots: Slots, shares: Tensor, last: Tensor) -> Tensor:
 
 
 def _top_p_total(slots: Slots, shares: Tensor, limit: Tensor) -> Tensor:
-    """The shares up to the last token that begins before `limit`, fp64 `[n, 1]`."""
+    """Add up the shares up to the last token that begins before `limit`, fp64 `[n, 1]`."""
     found = slots.find(shares, limit.ceil().long() - 1)
     return found.before + (found.nth + 1) * found.each

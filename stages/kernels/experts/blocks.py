@@ -19,7 +19,7 @@ from stages.kernels.tiling import Tiling
 
 @triton.jit
 def _block_of_pairs(starts_ptr, block, NUM_EXPERTS: tl.constexpr, EXPERTS_POW2: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The expert of a block (NUM_EXPERTS past the last one), the block's first pair and the expert's last plus one."""
+    """Find a block's expert (NUM_EXPERTS past the last one), its first pair and the expert's last plus one."""
     experts = tl.arange(0, EXPERTS_POW2)
     real = experts < NUM_EXPERTS
     begin = tl.load(starts_ptr + experts, mask=real, other=0)
@@ -153,7 +153,7 @@ def _down_kernel(
 def sorted_gate_up(
     x: Tensor, order: Tensor, starts: Tensor, gate_up: Tensor, num_chosen: int, tiling: Tiling
 ) -> Tensor:
-    """`silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = x.new_empty(order.numel(), inner)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)
@@ -176,7 +176,7 @@ def sorted_gate_up(
 def sorted_down(
     activated: Tensor, order: Tensor, starts: Tensor, weights: Tensor, down: Tensor, tiling: Tiling
 ) -> Tensor:
-    """The weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`."""
+    """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`."""
     num_experts, hidden, inner = down.shape
     out = activated.new_empty(*weights.shape, hidden)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(hidden, tiling.block_n),)
@@ -197,7 +197,7 @@ def sorted_down(
 
 
 def _max_blocks(num_pairs: int, num_experts: int, tiling: Tiling) -> int:
-    """The most blocks that `num_pairs` pairs can make, however they fall on experts; at least one."""
+    """Return the most blocks that `num_pairs` pairs can make, however they fall on experts; at least one."""
     return max(1, min(num_pairs, num_pairs // tiling.block_m + num_experts))
 
 

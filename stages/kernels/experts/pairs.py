@@ -65,7 +65,7 @@ def _pair_down_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """All of a row's choices in one tile (choice, output, input), so that their weights load together."""
+    """Take all of a row's choices in one tile (choice, output, input), so that their weights load together."""
     row = tl.program_id(0).to(tl.int64)
     dtype = out_ptr.dtype.element_ty
     choices = tl.arange(0, CHOSEN_POW2)
@@ -98,7 +98,7 @@ def _pair_down_kernel(
 
 
 def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) -> Tensor:
-    """`silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`."""
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`."""
     inner = gate_up.shape[1] // 2
     out = x.new_empty(chosen.numel(), inner)
     if chosen.numel():

@@ -19,7 +19,7 @@ def _choose_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One warp a row, so that no maximum has to cross warps."""
+    """Give each row a warp, so that no maximum has to cross warps."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     experts = tl.arange(0, BLOCK)
     row_mask, real = (rows < num_rows)[:, None], (experts < NUM_EXPERTS)[None, :]
@@ -43,7 +43,7 @@ def _choose_kernel(
 
 
 def choose_experts(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
-    """The chosen experts int32 `[n, k]` and their weights `[n, k]` in the dtype of the router's logits `[n, E]`.
+    """Return the chosen experts int32 `[n, k]` and their weights `[n, k]` in the dtype of the router's logits `[n, E]`.
 
     The same experts and weights as `stages.qwen3_vl.moe.route`, with two things fixed that it leaves open: of equal
     shares the lower expert wins, and a row's choices stand in ascending order of experts. A row with NaN gets valid

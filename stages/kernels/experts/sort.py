@@ -35,7 +35,7 @@ def _sort_kernel(chosen_ptr, order_ptr, starts_ptr, num_pairs, BLOCK: tl.constex
 
 
 def sort_by_expert(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Pairs by expert int32 `[n * k]`, and where each expert's begin int32 `[E + 1]`, of `chosen` `[n, k]`.
+    """Return pairs by expert int32 `[n * k]`, and where each expert's begin int32 `[E + 1]`, of `chosen` `[n, k]`.
 
     Ids must lie in [0, E). Runs without reading anything back, so it can be captured.
     """

@@ -35,7 +35,7 @@ _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 
 
 
 def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> ExpertTilings:
-    """The cut for `num_pairs` pairs of a row and a choice, of values of `itemsize` bytes.
+    """Return the cut for `num_pairs` pairs of a row and a choice, of values of `itemsize` bytes.
 
     >>> tilings_for(512, 128, 2, deterministic=False).gate_up.block_m
     16
