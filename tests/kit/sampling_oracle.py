@@ -30,7 +30,7 @@ def ranked(scores: Sequence[float]) -> list[int]:
 
 
 def kept(scores: Sequence[float], settings: SamplingSettings) -> tuple[list[int], list[float]]:
-    """The tokens that the filters leave and their relative probabilities."""
+    """Return the tokens that the filters leave and their relative probabilities."""
     order = ranked(scores)
     if 0 < settings.top_k < len(order):
         last = scores[order[settings.top_k - 1]]

@@ -72,7 +72,7 @@ def tensors_of(variant: Variant) -> dict[str, Tensor]:
 
 @cache
 def reference_of(variant: Variant, attention: str = "eager") -> PreTrainedModel:
-    """The transformers model; experts always in its eager mode, whose order of sums ours follows."""
+    """Return the transformers model; experts always in its eager mode, whose order of sums ours follows."""
     experts = {"experts_implementation": "eager"} if variant.moe else {}
     return AutoModelForImageTextToText.from_pretrained(
         _directory(variant), dtype=variant.dtype, attn_implementation=attention, **experts
@@ -154,7 +154,7 @@ def _scene(variant: Variant, parts, patches: tuple[Patches, ...]) -> Scene:
 
 
 def reference_inputs(variant: Variant, scene: Scene) -> dict[str, Any]:
-    """What transformers' processor would hand to the model."""
+    """Return what transformers' processor would give the model."""
     config, ids = config_of(variant), scene.prompt.token_ids
     kinds = {config.image_token_id: 1, config.video_token_id: 2}
     inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
@@ -266,5 +266,5 @@ def _chunk_logits(
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, over the largest magnitude of the oracle's values."""
+    """Return the largest difference, over the largest magnitude of the oracle's values."""
     return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())

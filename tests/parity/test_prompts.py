@@ -179,7 +179,7 @@ def test_video_sizes_equal_those_of_transformers():
 
 
 def _video_smart_resize():
-    """transformers' function; its module cannot be imported without torchvision."""
+    """Call transformers' function; its module cannot be imported without torchvision."""
     path = Path(transformers.__file__).parent / "models/qwen3_vl/video_processing_qwen3_vl.py"
     tree = ast.parse(path.read_text())
     [function] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "smart_resize"]

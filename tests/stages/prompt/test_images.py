@@ -34,7 +34,7 @@ def photo(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that announces any size."""
+    """Return a PNG of a few bytes that announces any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -43,7 +43,7 @@ def _choose(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
 
 
 def _summed(parts: Tensor) -> Tensor:
-    """The sum over choices, in their order, where it is still to be made."""
+    """Sum over choices, in their order, where it is still to be made."""
     if parts.dim() == 2:
         return parts
     total = parts[:, 0]
