@@ -18,7 +18,7 @@ from stages.compute.kv.cache import KVCache
 from stages.compute.microbatch import Microbatch, SessionKey, key_of
 from stages.compute.visual_injection import VisualRowNeeds, find_visual_rows
 from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
-from stages.qwen3_vl.config import TextConfig
+from stages.qwen3_vl.text_config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)

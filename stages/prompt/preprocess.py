@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.errors import ImageShapeError, ModelConfigError
+from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.pictures.rule import MAX_ASPECT_RATIO
-from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.config_fields import Fields
 from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.vision_config import VisionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class PixelBudget:
             ModelConfigError: a bound is missing, or the file asks for other patches or another normalisation than
                 this engine implements.
         """
-        fields = Fields(_parse(source, file), file)
+        fields = Fields.from_json(source, file=file, path=file)
         size = fields.section("size")
         budget = cls(size.positive("shortest_edge"), size.positive("longest_edge"))
         if budget.min_pixels > budget.max_pixels:
@@ -51,18 +50,6 @@ class PixelBudget:
         ):
             fields.require(key, implemented)
         return budget
-
-
-def _parse(source: bytes | Mapping[str, Any], file: str) -> Mapping[str, Any]:
-    if isinstance(source, Mapping):
-        return source
-    try:
-        parsed = orjson.loads(source)
-    except ValueError as error:
-        raise ModelConfigError(f"{file} is not valid JSON: {error}", field=file) from error
-    if not isinstance(parsed, dict):
-        raise ModelConfigError(f"{file} is not a JSON object", field=file)
-    return parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from broker_pipeline.errors import ImageShapeError
 from stages.prompt.preprocess import Patches, PixelBudget, cut_patches, fit_size, fit_video_size, resize
-from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
+from stages.qwen3_vl.vision_config import VisionConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from broker_pipeline.errors import ModelConfigError
 
 
@@ -18,6 +20,21 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], path: str) -> None:
         self._values = values
         self._path = path
+
+    @classmethod
+    def from_json(cls, source: bytes | str | Mapping[str, Any], *, file: str, path: str) -> Fields:
+        """Read a file, given as its bytes, its text or the parsed object; `path` begins the names of its fields.
+
+        Raises:
+            ModelConfigError: it is not a JSON object; `file` is named.
+        """
+        try:
+            values = source if isinstance(source, Mapping) else orjson.loads(source)
+        except ValueError as error:
+            raise ModelConfigError(f"{file} is not valid JSON: {error}", field=file) from error
+        if not isinstance(values, Mapping):
+            raise ModelConfigError(f"{file} is not a JSON object", field=file)
+        return cls(values, path)
 
     def name(self, key: str) -> str:
         """Return the field's full name, with the sections around it."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.errors import TensorMismatchError
-from stages.qwen3_vl.config import VisionConfig
+from stages.qwen3_vl.vision_config import VisionConfig
 
 
 @dataclass(frozen=True, slots=True)

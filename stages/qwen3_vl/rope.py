@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.qwen3_vl.config import TextConfig, VisionConfig
+from stages.qwen3_vl.text_config import TextConfig
+from stages.qwen3_vl.vision_config import VisionConfig
 
 
 def text_frequencies(config: TextConfig, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ rows) and `[E, H, I]`: the hub stores them transposed, the exporter turns them.
 
 from __future__ import annotations
 
-from stages.qwen3_vl.config import ModelConfig, VisionConfig
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.vision_config import VisionConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

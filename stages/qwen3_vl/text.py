@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.moe import ExpertCompute, Linear, route
 from stages.qwen3_vl.rope import rotate
+from stages.qwen3_vl.text_config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)

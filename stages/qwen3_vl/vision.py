@@ -11,9 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.errors import TensorMismatchError
 from stages.qwen3_vl.attention import Attention
-from stages.qwen3_vl.config import VISION_LAYER_NORM_EPS, ModelConfig
+from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.tensors import VISION_PREFIX
+from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS
 from stages.qwen3_vl.vision_ops import VisionOps, choose_vision_ops
 from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.qwen3_vl.attention import Attention, EagerAttention
-from stages.qwen3_vl.config import VISION_LAYER_NORM_EPS
 from stages.qwen3_vl.rope import rotate
+from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS
 from stages.qwen3_vl.vision_places import BatchPlaces
 
 _FLASH_CHANNELS = 8

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from stages.device.host_copy import to_device
-from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
 from stages.qwen3_vl.rope import vision_rotation
+from stages.qwen3_vl.vision_config import VisionConfig
 
 MAX_KEPT_BYTES = 64 * 2**20
 

@@ -23,9 +23,9 @@ from stages.prompt.chat import VisualInput, frame_timestamps
 from stages.prompt.images import decode_image
 from stages.prompt.preprocess import Patches, PixelBudget
 from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
-from stages.qwen3_vl.config import VisionConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.vision import TowerOutput
+from stages.qwen3_vl.vision_config import VisionConfig
 from stages.vision.cache import EncodedVisual, VisionCache
 from stages.vision.single_flight import SingleFlight
 from stages.vision.tower_batcher import TowerBatcher

@@ -26,10 +26,11 @@ from stages.prompt.chat import Prompt, PromptBuilder, VisualInput, frame_timesta
 from stages.prompt.preprocess import Patches, PixelBudget, join_patches
 from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.attention import AttentionName
-from stages.qwen3_vl.config import ModelConfig, VisionConfig
+from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.positions import plan_positions
 from stages.qwen3_vl.vision import TowerOutput
+from stages.qwen3_vl.vision_config import VisionConfig
 from tests.kit.tiny_models import tiny_checkpoint
 from tests.kit.tiny_stages import build_stages
 

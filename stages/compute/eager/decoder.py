@@ -21,10 +21,10 @@ from stages.compute.microbatch import Microbatch, key_of
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.visual_injection import VisualInjection
 from stages.qwen3_vl.attention import Attention, AttentionPlan, AttentionSpan
-from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.moe import ExpertCompute, Linear, eager_experts
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
 from stages.qwen3_vl.text import BlockWeights, finish_block, project_qkv, rms_norm
+from stages.qwen3_vl.text_config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.norms import add_rms_norm, rms_norm
-from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.text import BlockWeights, ExpertWeights, MlpWeights
+from stages.qwen3_vl.text_config import TextConfig
 
 ExpertBlock = Callable[[Tensor, ExpertWeights, int], Tensor]
 """Normed hidden states `[n, H]`, experts, the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""

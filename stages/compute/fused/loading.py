@@ -28,8 +28,9 @@ from stages.compute.options import ComputeOptions
 from stages.device.hardware import require_compiler
 from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.experts.routing import choose_experts
-from stages.qwen3_vl.config import ModelConfig, TextConfig
+from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.text import ExpertWeights
+from stages.qwen3_vl.text_config import TextConfig
 
 _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes later
 _SAMPLED_BYTES = 8  # for each logit of a token that is sampled with filters

@@ -13,8 +13,8 @@ from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
 from stages.compute.kv.cache import KVCache
 from stages.kernels.rotation import rotation
-from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies
+from stages.qwen3_vl.text_config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)

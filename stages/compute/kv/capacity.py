@@ -8,7 +8,7 @@ import torch
 
 from broker_pipeline.errors import ConfigurationError
 from stages.device.hardware import free_bytes
-from stages.qwen3_vl.config import TextConfig
+from stages.qwen3_vl.text_config import TextConfig
 
 _GPU_SHARE = 0.80  # the rest is for activations, and for the allocator's own losses
 _CPU_SHARE = 0.25  # a CPU host runs other things: brokers, other stages, the page cache that holds the weights

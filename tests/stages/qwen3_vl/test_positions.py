@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from broker_pipeline.errors import TensorMismatchError
-from stages.qwen3_vl.config import TextConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.rope import frequency_axes
+from stages.qwen3_vl.text_config import TextConfig
 
 
 def test_the_worked_example():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from stages.qwen3_vl.config import TextConfig
+from stages.qwen3_vl.text_config import TextConfig
 
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 _MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
