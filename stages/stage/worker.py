@@ -28,9 +28,10 @@ from broker_pipeline.tracing.activities import CHECK
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Received, Transport
-from stages.stage.engine import Begun, Forward, Reply, StageEngine, StageWork, refusal
+from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import check_envelope, check_origin, read_tensors
 from stages.stage.visual_row_intake import VisualRowIntake
+from stages.stage.work import Begun, Forward, Reply, StageWork, refusal
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop
@@ -87,7 +88,7 @@ class StageWorker:
         self._num_unsent = 0
 
     async def serve(self, subscribed: asyncio.Event) -> None:
-        """Reply messages until cancelled; sets `subscribed` once none can be missed any more.
+        """Answer messages until cancelled; sets `subscribed` once none can be missed any more.
 
         Raises (in a group):
             TransportError: the broker connection is gone for good.
@@ -118,7 +119,7 @@ class StageWorker:
 
     async def wait_idle(self) -> None:
         """Return when no session is open and no envelope is on its way through."""
-        while self._engine.num_sessions or self._num_unsent:  # noqa: ASYNC110 - sessions end on another thread
+        while self._engine.sessions.num_open or self._num_unsent:  # noqa: ASYNC110 - sessions end on another thread
             await asyncio.sleep(_IDLE_POLL_S)
 
     def heartbeat(self) -> Heartbeat:
@@ -129,8 +130,8 @@ class StageWorker:
             instance=record.instance,
             role="stage",
             state=record.state,
-            num_sessions=self._engine.num_sessions,
-            kv_used_tokens=self._engine.kv_used_tokens,
+            num_sessions=self._engine.sessions.num_open,
+            kv_used_tokens=self._engine.sessions.kv_used_tokens,
             num_microbatches=self._engine.num_microbatches,
             num_tokens=self._engine.num_tokens,
             busy_s=self._engine.busy_s if self._collector is not None else self._engine.occupancy.busy_s,
@@ -182,7 +183,7 @@ class StageWorker:
             await self._refuse(*await self._dropped.get())
 
     async def _follow_epoch(self) -> None:
-        await self._thread.run(self._engine.follow_epoch)
+        await self._thread.run(self._engine.sessions.follow_epoch)
 
     # --- through ------------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.generate import Request, WholeModel
 from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
-from stages.stage.engine import Forward, Reply, StageEngine, StageWork
+from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import check_envelope, read_tensors
+from stages.stage.work import Forward, Reply, StageWork
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
 from tests.kit.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
@@ -143,12 +144,12 @@ def test_tokens_through_two_stages_are_those_of_one_process() -> None:
 def test_closes_free_every_stage_even_without_segments() -> None:
     chain = Chain()
     prefill(chain)
-    assert [engine.kv_used_tokens for engine in chain.engines] == [32, 32]
+    assert [engine.sessions.kv_used_tokens for engine in chain.engines] == [32, 32]
     result = chain.run(chain.envelope(closes=(SessionClose(session="a", attempt=1),)))
     assert result is not None
     assert result.failure is None
-    assert [engine.kv_used_tokens for engine in chain.engines] == [0, 0]
-    assert [engine.num_sessions for engine in chain.engines] == [0, 0]
+    assert [engine.sessions.kv_used_tokens for engine in chain.engines] == [0, 0]
+    assert [engine.sessions.num_open for engine in chain.engines] == [0, 0]
 
 
 def test_closes_for_one_stage_alone_are_answered_by_it() -> None:
@@ -158,7 +159,7 @@ def test_closes_for_one_stage_alone_are_answered_by_it() -> None:
     outcome = chain.step(0, lone, {})
     assert isinstance(outcome, Reply)
     assert (outcome.result.worker, outcome.result.failure) == ("stage-0", None)
-    assert [engine.num_sessions for engine in chain.engines] == [0, 1]
+    assert [engine.sessions.num_open for engine in chain.engines] == [0, 1]
 
 
 def test_one_session_that_cannot_go_on_leaves_its_neighbours_alone() -> None:
@@ -209,13 +210,13 @@ def test_a_higher_attempt_replaces_and_an_older_one_cannot_come_back() -> None:
     chain = Chain()
     prefill(chain, attempt=1)
     assert prefill(chain, attempt=2).tokens[0].token_id == reference(PROMPT, 1)[0]
-    assert chain.engines[0].num_sessions == 1
+    assert chain.engines[0].sessions.num_open == 1
     older = chain.run(chain.envelope([segment("a", 0, 5, 1)], opens=(opening("a", 1),)), inputs(PROMPT, PLACES))
     assert codes(older) == {"a": "stale_attempt"}
     chain.run(chain.envelope(closes=(SessionClose(session="a", attempt=2),)))
     stuck = chain.run(chain.envelope([segment("a", 0, 5, 2)], opens=(opening("a", 2),)), inputs(PROMPT, PLACES))
     assert codes(stuck) == {"a": "stale_attempt"}
-    assert chain.engines[0].kv_used_tokens == 0
+    assert chain.engines[0].sessions.kv_used_tokens == 0
 
 
 def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> None:
@@ -230,7 +231,7 @@ def test_a_higher_epoch_drops_every_session_and_the_older_one_is_refused() -> No
     assert isinstance(outcome, Reply)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "stale_epoch"
-    assert (chain.engines[0].num_sessions, chain.visual_rows[0].num_sessions) == (0, 0)
+    assert (chain.engines[0].sessions.num_open, chain.visual_rows[0].num_sessions) == (0, 0)
     fresh = chain.run(chain.envelope([segment("a", 0, 5)], opens=(opening("a"),), epoch=4), inputs(PROMPT, PLACES))
     assert fresh is not None
     assert fresh.tokens[0].token_id == reference(PROMPT, 1)[0]
@@ -246,7 +247,7 @@ def test_an_envelope_that_waited_too_long_is_answered_and_its_closes_hold() -> N
     assert isinstance(outcome, Reply)
     assert outcome.result.failure is not None
     assert outcome.result.failure.code == "deadline_exceeded"
-    assert chain.engines[0].num_sessions == 0
+    assert chain.engines[0].sessions.num_open == 0
 
 
 def test_the_next_stage_gets_what_is_left_of_the_budget() -> None:

@@ -213,7 +213,7 @@ async def test_an_older_conductor_is_fenced_off_by_envelope_or_hello(transport: 
         control = subjects.control(route.stages[0].root)
         reply = await transport.request(control, Hello(pipeline=PIPELINE, epoch=5), reply_type=HelloReply, timeout_s=5)
         assert reply.body.record == route.stages[0].presence.record()
-        assert route.stages[0].engine.num_sessions == 0
+        assert route.stages[0].engine.sessions.num_open == 0
         late = await route.ask(inputs(PROMPT), **prompt("b"))
         assert late.failure is not None
         assert late.failure.code == "stale_epoch"
