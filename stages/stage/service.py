@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 import torch
 
@@ -95,40 +94,18 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     artifact = Artifact.open(Path(settings.model))
-    config = artifact.config
-    blocks = parse_block_range(settings.blocks, config.text.num_layers)
+    blocks = parse_block_range(settings.blocks, artifact.config.text.num_layers)
     device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
-    names = stage_tensor_names(config, blocks.start, blocks.stop)
     use_own_stream(device)
+    names = stage_tensor_names(artifact.config, blocks.start, blocks.stop)
     tensors = LazyTensors(artifact, names, device, dtype)
     visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
-    options = ComputeOptions(
-        str(device),
-        dtype_name(dtype),
-        settings.attention,
-        is_deterministic=settings.deterministic,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_step_sessions=settings.max_step_sessions,
+    options = _compute_options(settings, device, dtype)
+    compute = load_stage(
+        artifact.config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows
     )
-    compute = load_stage(config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows)
-    record = new_record(
-        "stage",
-        settings.name or f"stage-{blocks.start}-{blocks.stop}",
-        common,
-        fingerprint=artifact.fingerprint,
-        device=str(device),
-        dtype=dtype_name(dtype),
-    )
-    record = msgspec.structs.replace(
-        record,
-        blocks=blocks,
-        num_layers=config.text.num_layers,
-        kv_capacity_tokens=compute.kv.capacity_tokens,
-        max_batch_tokens=settings.max_batch_tokens,
-        device_id=device_identity(device),
-        device_slots=device_slots(device),
-    )
+    record = _record(settings, common, artifact, compute)
     log.info(
         "stage_loaded",
         worker=record.worker,
@@ -139,6 +116,34 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
         load_s=round(time.monotonic() - started, 3),
     )
     return LoadedStage(compute, visual_rows, record)
+
+
+def _compute_options(settings: StageSettings, device: torch.device, dtype: torch.dtype) -> ComputeOptions:
+    return ComputeOptions(
+        str(device),
+        dtype_name(dtype),
+        settings.attention,
+        is_deterministic=settings.deterministic,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_step_sessions=settings.max_step_sessions,
+    )
+
+
+def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact, compute: StageCompute) -> WorkerRecord:
+    return new_record(
+        "stage",
+        settings.name or f"stage-{compute.blocks.start}-{compute.blocks.stop}",
+        common,
+        fingerprint=artifact.fingerprint,
+        device=str(compute.device),
+        dtype=dtype_name(compute.dtype),
+        blocks=compute.blocks,
+        num_layers=artifact.config.text.num_layers,
+        kv_capacity_tokens=compute.kv.capacity_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        device_id=device_identity(compute.device),
+        device_slots=device_slots(compute.device),
+    )
 
 
 def _assemble(

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -16,6 +16,7 @@ from broker_pipeline import __version__, subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ContractError, PipelineError, SlowConsumerError, TransportError
 from broker_pipeline.identity import new_instance_id
+from broker_pipeline.messages.base import WireStruct
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.workers import Role, WorkerRecord
 from broker_pipeline.wire.transport import Received
@@ -23,11 +24,13 @@ from stages.worker.epoch_fence import EpochFence
 
 log = structlog.get_logger()
 
+R = TypeVar("R", Hello, DrainRequest)
+
 
 def new_record(
-    role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str
+    role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str, **of_stage: Any
 ) -> WorkerRecord:
-    """Return the record of a worker that starts now, under a new instance id; a stage adds what only stages have."""
+    """Return the record of a worker that starts now, under a new instance id; `of_stage` is what only stages have."""
     instance = new_instance_id()
     return WorkerRecord(
         worker=name,
@@ -42,6 +45,7 @@ def new_record(
         device=device,
         dtype=dtype,
         started_at=time.time(),
+        **of_stage,
     )
 
 
@@ -67,32 +71,38 @@ async def answer_hellos(
     on_new_epoch: Callable[[], Awaitable[None]],
 ) -> None:
     """Answer each hello with the worker's record; a hello of a higher epoch fences off the older conductor."""
-    async for message in messages:
-        try:
-            if message.body.pipeline != presence.record().pipeline:
-                raise ContractError(f"this worker serves pipeline {presence.record().pipeline}", field="pipeline")
-            if fence.admit(message.body.epoch):
-                await on_new_epoch()
-            await message.respond(HelloReply(record=presence.record()))
-        except TransportError as error:
-            log.warning("hello_answer_lost", reason=error.message)
-        except PipelineError as error:
-            refuse(message, error)
+
+    async def answer(hello: Hello) -> HelloReply:
+        if fence.admit(hello.epoch):
+            await on_new_epoch()
+        return HelloReply(record=presence.record())
+
+    await _answer_all(messages, presence, answer)
 
 
 async def answer_drains(
     messages: AsyncIterator[Received[DrainRequest]], presence: Presence, drain: asyncio.Event
 ) -> None:
     """Answer each request to drain with the worker's record, which says so from then on, and set `drain`."""
+
+    async def answer(_: DrainRequest) -> DrainReply:
+        presence.start_draining()
+        drain.set()
+        return DrainReply(record=presence.record())
+
+    await _answer_all(messages, presence, answer)
+
+
+async def _answer_all(
+    messages: AsyncIterator[Received[R]], presence: Presence, answer: Callable[[R], Awaitable[WireStruct]]
+) -> None:
     async for message in messages:
         try:
             if message.body.pipeline != presence.record().pipeline:
                 raise ContractError(f"this worker serves pipeline {presence.record().pipeline}", field="pipeline")
-            presence.start_draining()
-            drain.set()
-            await message.respond(DrainReply(record=presence.record()))
+            await message.respond(await answer(message.body))
         except TransportError as error:
-            log.warning("drain_answer_lost", reason=error.message)
+            log.warning("answer_lost", subject=message.subject, reason=error.message)
         except PipelineError as error:
             refuse(message, error)
 

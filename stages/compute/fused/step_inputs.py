@@ -143,18 +143,14 @@ def step_block(
     def fill(name: str, values: Ints | Sequence[int], beyond: int = 0) -> None:
         section, num_given = block[sections[name]], len(values)
         section[:num_given] = values
-        if num_given < len(section):
-            section[num_given:] = beyond
+        section[num_given:] = beyond
 
     for name, axis in zip(("time", "height", "width"), positions.numpy(), strict=True):
         fill(name, axis)
     fill("slots", layout.slots, beyond=spare_slot)
     if token_ids is not None:
         fill("token_ids", token_ids.numpy())
-    if visual is not None:
-        fill("visual", visual, beyond=-1)
-    elif sizes.num_visual:
-        fill("visual", (), beyond=-1)
+    fill("visual", () if visual is None else visual, beyond=-1)
     beyond = np.arange(layout.num_tokens, sizes.num_tokens, dtype=np.int32)
     decode_tokens = np.concatenate((layout.decode_tokens, beyond)) if len(beyond) else layout.decode_tokens
     fill("decode_tokens", decode_tokens, beyond=-1)
