@@ -120,17 +120,11 @@ class WholeModel:
         self, request: Request, prompt_positions: Tensor, delta: int, chunk_tokens: int | None
     ) -> list[SampledToken]:
         tokens = request.token_ids + request.generated
-        tail = decode_positions(len(request.token_ids), len(request.generated), delta)
-        positions = torch.cat((prompt_positions, tail), dim=1)
+        behind = decode_positions(len(request.token_ids), len(request.generated), delta)
+        positions = torch.cat((prompt_positions, behind), dim=1)
         for start, count in _chunks(len(tokens), chunk_tokens or len(tokens)):
-            segment = Segment(
-                session=request.session,
-                attempt=request.attempt,
-                start=start,
-                count=count,
-                wants_token=start + count == len(tokens),
-                visual=window_spans(request.groups, start, count),
-            )
+            visual = window_spans(request.groups, start, count)
+            segment = _segment(request, start, count, wants_token=start + count == len(tokens), visual=visual)
             chunk = torch.tensor(tokens[start : start + count], dtype=torch.int32)
             output = run_stages(self.stages, [segment], chunk, positions[:, start : start + count])
         return list(output.tokens)
@@ -145,15 +139,7 @@ class WholeModel:
         segments, ids, positions = [], [], []
         for i in live:
             last = sampled[i][-1]
-            segments.append(
-                Segment(
-                    session=requests[i].session,
-                    attempt=requests[i].attempt,
-                    start=last.position,
-                    count=1,
-                    wants_token=True,
-                )
-            )
+            segments.append(_segment(requests[i], last.position, 1, wants_token=True))
             ids.append(last.token_id)
             positions.append(decode_positions(last.position, 1, deltas[i]))
         output = run_stages(self.stages, segments, torch.tensor(ids, dtype=torch.int32), torch.cat(positions, dim=1))
@@ -164,6 +150,19 @@ class WholeModel:
 def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(0, total, size):
         yield start, min(size, total - start)
+
+
+def _segment(
+    request: Request, start: int, count: int, *, wants_token: bool, visual: tuple[VisualSpan, ...] = ()
+) -> Segment:
+    return Segment(
+        session=request.session,
+        attempt=request.attempt,
+        start=start,
+        count=count,
+        wants_token=wants_token,
+        visual=visual,
+    )
 
 
 def _is_finished(request: Request, sampled: Sequence[SampledToken]) -> bool:

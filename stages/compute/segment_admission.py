@@ -51,14 +51,10 @@ class Admitter:
             key = key_of(segment)
             stop = segment.start + segment.count
             try:
-                length = self._kv.length(key)
-                if stop <= length:  # all of it has been computed before, under the same attempt
+                if stop <= self._kv.length(key):  # all of it has been computed before, under the same attempt
                     repeats.append(segment)
                     continue
-                self._kv.require(key, segment.start, segment.count, length=lengths.get(key, length))
-                if token_ids is not None:
-                    self._require_vocabulary(segment, token_ids)
-                found = find_visual_rows(segment, self._needs, self._buffer, self._config.hidden_size)
+                found = self._require(segment, token_ids, lengths.get(key))
             except PipelineError as error:
                 failures.append((segment, error))
                 continue
@@ -67,6 +63,13 @@ class Admitter:
             if found is not None:
                 visual_rows[key] = found
         return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), visual_rows)
+
+    def _require(self, segment: Segment, token_ids: Tensor | None, length: int | None) -> VisualRows | None:
+        """Return the segment's visual rows, or raise why it cannot be computed behind `length` tokens."""
+        self._kv.require(key_of(segment), segment.start, segment.count, length=length)
+        if token_ids is not None:
+            self._require_vocabulary(segment, token_ids)
+        return find_visual_rows(segment, self._needs, self._buffer, self._config.hidden_size)
 
     def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:
         """Yield each segment, with its token ids where one of the microbatch's leaves the vocabulary."""

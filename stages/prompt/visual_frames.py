@@ -53,14 +53,14 @@ def video_frames(frames: Iterable[Tensor], num_frames: int, vision: VisionConfig
         ImageShapeError: they differ in size, or one side is too long for the other.
     """
     resized: list[Tensor] = []
-    first: tuple[int, ...] | None = None
+    first: torch.Size | None = None
     for index, pixels in enumerate(frames):
-        shape = tuple(pixels.shape)
-        first = first or shape
-        if shape != first:
+        first = first or pixels.shape
+        if pixels.shape != first:
+            (height, width), (old_height, old_width) = pixels.shape[1:], first[1:]
             raise ImageShapeError(
-                f"frame {index} has {shape[2]} x {shape[1]} pixels, frame 0 has {first[2]} x {first[1]}"
+                f"frame {index} has {width} x {height} pixels, frame 0 has {old_width} x {old_height}"
             )
-        size = fit_video_size(num_frames, shape[1], shape[2], vision.pixel_factor, budget)
+        size = fit_video_size(num_frames, pixels.shape[1], pixels.shape[2], vision.pixel_factor, budget)
         resized.append(resize(pixels[None], size))
     return VisualFrames(torch.cat(resized), vision)

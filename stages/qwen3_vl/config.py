@@ -101,11 +101,8 @@ def _check_together(config: ModelConfig) -> None:
         f"three sections that add up to half of head_dim, {text.head_dim // 2}",
     )
     _check(vision.out_hidden_size == text.hidden_size, "vision_config.out_hidden_size", "text_config.hidden_size")
-    _check(
-        vision.num_deepstack_levels <= text.num_layers,
-        "vision_config.deepstack_visual_indexes",
-        "one per layer",
-    )
+    levels = vision.num_deepstack_levels
+    _check(levels <= text.num_layers, "vision_config.deepstack_visual_indexes", "one per layer")
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         _check(getattr(config, name) < text.vocab_size, name, f"below vocab_size, {text.vocab_size}")
     _check(max(config.eos_token_ids, default=0) < text.vocab_size, "eos_token_id", "below vocab_size")

@@ -82,13 +82,11 @@ class SessionPreparer:
         """
         looks = await self._look_at_all(request)
         prompt, plan = await self._in_pool(tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
-        started = time.monotonic()
+        started = computed = time.monotonic()
         if looks:
             output = await self._encoder.encode_all(looks)
             computed = time.monotonic()
             await self._sender.send(request, output, deadline)
-        else:
-            computed = started
         return _prepared(prompt, plan, looks, compute_s=computed - started)
 
     def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> tuple[Prompt, PositionPlan]:

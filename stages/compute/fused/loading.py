@@ -107,14 +107,10 @@ def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: i
     for number, count in enumerate(counts):
         kv.reserve((_WARM_UP, number), count)
         segments.append(Segment(session=_WARM_UP, attempt=number, start=0, count=count, wants_token=True))
-    ids = torch.zeros(num_tokens, dtype=torch.int32)
+    positions, ids = torch.zeros(3, num_tokens, dtype=torch.int32), torch.zeros(num_tokens, dtype=torch.int32)
     hidden = torch.zeros(num_tokens, text.hidden_size, dtype=decoder.dtype)
-    batch = Microbatch(
-        tuple(segments),
-        torch.zeros(3, num_tokens, dtype=torch.int32),
-        token_ids=ids if is_first else None,
-        hidden=None if is_first else hidden,
-    )
+    inputs = {"token_ids": ids} if is_first else {"hidden": hidden}
+    batch = Microbatch(tuple(segments), positions, **inputs)
     decoder.step(batch, None, range(len(segments)))
     torch.cuda.synchronize(decoder.device)
     for number in range(len(counts)):
