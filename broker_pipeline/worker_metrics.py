@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -11,16 +11,26 @@ from broker_pipeline.messages.status import ConductorStatus, StageStatus, Vision
 from broker_pipeline.messages.workers import TransportCounts
 
 W = TypeVar("W", StageStatus, VisionStatus)
+C = TypeVar("C", WorkerTotals, TransportCounts)
+Counters: TypeAlias = tuple[tuple[str, str, Callable[[C], float]], ...]
+"""Of each counter its name, its help, and where it is read."""
 
-_COUNTERS: tuple[tuple[str, str, Callable[[WorkerTotals], float]], ...] = (
+_STAGE_COUNTERS: Counters[WorkerTotals] = (
     ("busy_seconds", "Seconds in which it computed.", lambda totals: totals.busy_s),
     ("bubble_seconds", "Seconds in which it held sessions and had nothing to compute.", lambda totals: totals.bubble_s),
     ("queue_seconds", "Seconds that microbatches waited in it, added up.", lambda totals: totals.queue_s),
     ("microbatches", "Microbatches computed.", lambda totals: totals.num_microbatches),
     ("tokens", "Tokens computed, prompts included.", lambda totals: totals.num_tokens),
 )
+_VISION_COUNTERS: Counters[WorkerTotals] = (
+    ("busy_seconds", "Seconds in which its tower encoded.", lambda totals: totals.busy_s),
+    ("batches", "Batches of pictures encoded.", lambda totals: totals.num_microbatches),
+    ("visual_tokens", "Visual tokens encoded.", lambda totals: totals.num_tokens),
+    ("cache_hits", "Pictures found encoded already.", lambda totals: totals.num_cache_hits),
+    ("cache_misses", "Pictures not found encoded.", lambda totals: totals.num_cache_misses),
+)
 
-_TRANSPORT_COUNTERS: tuple[tuple[str, str, Callable[[TransportCounts], float]], ...] = (
+_TRANSPORT_COUNTERS: Counters[TransportCounts] = (
     ("reconnects", "Connections to NATS lost and made again.", lambda counts: counts.num_reconnects),
     ("dropped_messages", "Messages for which there was no room.", lambda counts: counts.num_dropped),
     ("malformed_messages", "Messages that broke the contract.", lambda counts: counts.num_malformed),
@@ -38,19 +48,22 @@ def worker_families(prefix: str, status: ConductorStatus) -> Iterator[Metric]:
     yield _gauge(f"{prefix}_stage_busy", busy, status.stages, lambda stage: stage.busy)
     yield _gauge(f"{prefix}_stage_bubble", bubble, status.stages, lambda stage: stage.bubble)
     yield _gauge(f"{prefix}_vision_busy", busy, status.vision, lambda worker: worker.busy)
-    for name, text, read in _COUNTERS:
-        family = CounterMetricFamily(f"{prefix}_stage_{name}", text, labels=["worker"])
-        for stage in status.stages:
-            family.add_metric([stage.worker], read(stage.totals))
-        yield family
+    stages = {stage.worker: stage.totals for stage in status.stages}
+    yield from _counters(f"{prefix}_stage", _STAGE_COUNTERS, "worker", stages)
+    vision = {worker.worker: worker.totals for worker in status.vision}
+    yield from _counters(f"{prefix}_vision", _VISION_COUNTERS, "worker", vision)
 
 
 def transport_families(prefix: str, processes: Mapping[str, TransportCounts]) -> Iterator[Metric]:
     """Yield `<prefix>_transport_reconnects` and what else is counted of messages, by process."""
-    for name, text, read in _TRANSPORT_COUNTERS:
-        family = CounterMetricFamily(f"{prefix}_transport_{name}", text, labels=["process"])
-        for process, counts in processes.items():
-            family.add_metric([process], read(counts))
+    return _counters(f"{prefix}_transport", _TRANSPORT_COUNTERS, "process", processes)
+
+
+def _counters(prefix: str, counters: Counters[C], label: str, counted: Mapping[str, C]) -> Iterator[Metric]:
+    for name, text, read in counters:
+        family = CounterMetricFamily(f"{prefix}_{name}", text, labels=[label])
+        for value, counts in counted.items():
+            family.add_metric([value], read(counts))
         yield family
 
 

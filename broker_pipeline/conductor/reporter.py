@@ -164,6 +164,7 @@ class Reporter:
                 state=worker.record.state if worker.is_alive else "suspended",
                 num_preparing=worker.num_requests,
                 busy=self._busy_share(worker.record.instance, now),
+                totals=_totals(self._roster.heartbeats.get(worker.record.instance)),
             )
             for worker in self._pool.workers
         )
@@ -203,4 +204,6 @@ def _totals(heartbeat: Heartbeat | None) -> WorkerTotals:
         queue_s=heartbeat.queue_s,
         num_microbatches=heartbeat.num_microbatches,
         num_tokens=heartbeat.num_tokens,
+        num_cache_hits=heartbeat.num_cache_hits,
+        num_cache_misses=heartbeat.num_cache_misses,
     )

@@ -25,7 +25,12 @@ class WorkerTotals(_Shown, frozen=True, kw_only=True):
     queue_s: Seconds = 0.0
     """Seconds that microbatches waited in it, added up."""
     num_microbatches: Count = 0
+    """Microbatches of a stage, batches of a vision tower."""
     num_tokens: Count = 0
+    """Tokens of a stage, visual tokens of a tower."""
+    num_cache_hits: Count = 0
+    """Pictures that a vision worker found encoded already."""
+    num_cache_misses: Count = 0
 
 
 class StageStatus(_Shown, frozen=True, kw_only=True):
@@ -55,6 +60,7 @@ class VisionStatus(_Shown, frozen=True, kw_only=True):
     num_preparing: Count
     """Sessions that it is being asked for."""
     busy: Share
+    totals: WorkerTotals = WorkerTotals()
 
 
 class RouteStatus(_Shown, frozen=True, kw_only=True):

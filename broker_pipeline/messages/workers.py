@@ -82,4 +82,8 @@ class Heartbeat(WireStruct, frozen=True, kw_only=True):
     """Seconds since then in which it held sessions and had nothing to compute."""
     queue_s: Seconds = 0.0
     """Seconds that microbatches have waited here, added up."""
+    num_cache_hits: Count = 0
+    """Pictures that a vision worker found encoded already."""
+    num_cache_misses: Count = 0
+    """Pictures that it did not."""
     transport: TransportCounts = TransportCounts()

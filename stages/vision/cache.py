@@ -33,14 +33,18 @@ class VisionCache:
         self.num_misses = 0
 
     def get(self, key: str) -> EncodedVisual | None:
-        """Return a picture, which counts as just used then; None if it is not here."""
-        found = self._entries.get(key)
+        """Return a picture, which counts as just used then; None if it is not here. Either is counted."""
+        found = self.peek(key)
         if found is None:
             self.num_misses += 1
             return None
         self.num_hits += 1
         self._entries.move_to_end(key)
         return found
+
+    def peek(self, key: str) -> EncodedVisual | None:
+        """Return a picture, if it is here, and count nothing."""
+        return self._entries.get(key)
 
     def put(self, key: str, encoded: EncodedVisual) -> None:
         """Keep a picture, and drop those used longest ago until all fit; one larger than the cache is not kept."""

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 import torch
 
@@ -132,6 +131,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype)
     tower = load_vision(artifact.config, tensors, ComputeOptions(str(device), dtype_name(dtype), settings.attention))
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
+    rules = read_pixel_rules(artifact, settings)
     record = new_record(
         "vision",
         settings.name,
@@ -139,8 +139,8 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         fingerprint=artifact.fingerprint,
         device=str(device),
         dtype=dtype_name(dtype),
+        pictures=rules.pictures,
     )
-    rules = read_pixel_rules(artifact, settings)
     need = vision_device_bytes(artifact.config, dtype, rules.image, settings.max_batch_patches)
     log.info(
         "vision_loaded",
@@ -149,7 +149,6 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
-    record = msgspec.structs.replace(record, pictures=rules.pictures)
     return LoadedVision(tower, prompts, rules, record, need + settings.cache_bytes)
 
 
@@ -208,4 +207,4 @@ def _assemble(
     encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pool, settings.max_pictures)
     sender = VisualRowSender(transport, batcher.to_host, local)
     preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pool, loaded.rules.vision.spatial_merge_size)
-    return VisionWorker(transport, preparer, batcher, presence, settings.max_requests)
+    return VisionWorker(transport, preparer, batcher, cache, presence, settings.max_requests)

@@ -143,7 +143,7 @@ class VisualEncoder:
         return video_frames(frames, len(contents), rules.vision, rules.video)
 
     async def _encode(self, key: str, patches: Patches) -> TowerOutput:
-        cached = self._cache.get(key)
+        cached = self._cache.peek(key)
         if cached is not None:
             return cached.output
         output = await self._batcher.encode(patches)

@@ -17,6 +17,7 @@ from broker_pipeline.tracing.activities import PREPARE
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Received, Transport
 from stages.stage.envelope_checks import check_origin
+from stages.vision.cache import VisionCache
 from stages.vision.session_preparer import Prepared, SessionPreparer
 from stages.vision.tower_batcher import TowerBatcher
 from stages.worker.epoch_fence import EpochFence
@@ -37,12 +38,14 @@ class VisionWorker:
         transport: Transport,
         preparer: SessionPreparer,
         batcher: TowerBatcher,
+        cache: VisionCache,
         presence: Presence,
         max_requests: int,
     ) -> None:
         self._transport = transport
         self._preparer = preparer
         self._batcher = batcher
+        self._cache = cache
         self._presence = presence
         self._max_requests = max_requests
         self._fence = EpochFence()
@@ -74,7 +77,7 @@ class VisionWorker:
             await asyncio.sleep(_IDLE_POLL_S)
 
     def heartbeat(self) -> Heartbeat:
-        """Return how this worker is doing: sessions in work, batches and visual rows encoded so far."""
+        """Return how this worker is doing: sessions in work, what was encoded so far, and what was found encoded."""
         record = self._presence.record()
         return Heartbeat(
             worker=record.worker,
@@ -85,6 +88,8 @@ class VisionWorker:
             num_microbatches=self._batcher.num_batches,
             num_tokens=self._batcher.num_visual_rows,
             busy_s=self._batcher.busy_s,
+            num_cache_hits=self._cache.num_hits,
+            num_cache_misses=self._cache.num_misses,
             transport=self._transport.counts,
         )
 

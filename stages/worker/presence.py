@@ -28,9 +28,9 @@ R = TypeVar("R", Hello, DrainRequest)
 
 
 def new_record(
-    role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str, **of_stage: Any
+    role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str, **of_role: Any
 ) -> WorkerRecord:
-    """Return the record of a worker that starts now, under a new instance id; `of_stage` is what only stages have."""
+    """Return the record of a worker that starts now, under a new instance id; `of_role` is what only its role has."""
     instance = new_instance_id()
     return WorkerRecord(
         worker=name,
@@ -45,7 +45,7 @@ def new_record(
         device=device,
         dtype=dtype,
         started_at=time.time(),
-        **of_stage,
+        **of_role,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.gateway_process import until_metrics
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import client_of
 from tests.kit.reference import reference_tokens
@@ -39,6 +40,11 @@ async def test_tokens_are_those_of_transformers_also_where_rows_go_on_by_wire(tm
         submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS)
         job_ids = await asyncio.gather(*submissions)
         assert await client.run(job_ids) == expected_tokens()
+        pictures, prompt = JOBS[0]
+        await client.run([await client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS)])
+        num_encoded = sum(len(pictures) for pictures, _ in JOBS)
+        worker = 'vision_cache_{}_total{{worker="vision-stage-0"}}'
+        await until_metrics(cluster.gateway_url, **{worker.format("hits"): 1, worker.format("misses"): num_encoded})
 
 
 async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:

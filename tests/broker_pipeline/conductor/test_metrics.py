@@ -16,7 +16,14 @@ STATUS = ConductorStatus(
             totals=WorkerTotals(busy_s=90.0, bubble_s=20.0, queue_s=1.5, num_microbatches=300, num_tokens=9000),
         ),
     ),
-    vision=(VisionStatus(worker="v", instance="j", state="ready", num_preparing=0, busy=0.5),),
+    vision=(
+        VisionStatus(
+            worker="v", instance="j", state="ready", num_preparing=0, busy=0.5,
+            totals=WorkerTotals(
+                busy_s=8.0, num_microbatches=30, num_tokens=700, num_cache_hits=11, num_cache_misses=40
+            ),
+        ),
+    ),
     refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
     transport={"a": TransportCounts(num_reconnects=3, num_dropped=4, num_malformed=5, num_incomplete=6)},
@@ -51,6 +58,11 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         'broker_pipeline_conductor_transport_malformed_messages_total{process="a"} 5.0',
         'broker_pipeline_conductor_transport_incomplete_messages_total{process="a"} 6.0',
         'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
+        'broker_pipeline_conductor_vision_busy_seconds_total{worker="v"} 8.0',
+        'broker_pipeline_conductor_vision_batches_total{worker="v"} 30.0',
+        'broker_pipeline_conductor_vision_visual_tokens_total{worker="v"} 700.0',
+        'broker_pipeline_conductor_vision_cache_hits_total{worker="v"} 11.0',
+        'broker_pipeline_conductor_vision_cache_misses_total{worker="v"} 40.0',
     ):
         assert line in text.splitlines()
     with pytest.raises(ConfigurationError, match=str(port)):
