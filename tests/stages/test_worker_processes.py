@@ -18,7 +18,7 @@ from broker_pipeline.errors import ContractError
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segment, SessionClose, SessionOpen
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.sampling import SamplingSettings
-from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.processes import ChildProcess
@@ -132,6 +132,16 @@ async def session_on(record: WorkerRecord, transport: Transport, namespace: str)
         yield msgspec.structs.replace(envelope, microbatch=2, segments=(), opens=(), closes=closes)
 
 
+async def until_it_lives_on(transport: Transport, namespace: str, num_beats: int) -> None:
+    """Return after `num_beats` heartbeats, a second apart, of a worker that drains and still holds a session."""
+    subject = subjects.heartbeats(namespace, "main")
+    async with asyncio.timeout(20), transport.subscribe(subject, Heartbeat) as beats:
+        async for beat in beats:
+            num_beats -= (beat.body.state, beat.body.num_sessions) == ("draining", 1)
+            if num_beats == 0:
+                return
+
+
 async def test_a_draining_stage_says_so_and_stays_until_its_sessions_are_gone(
     workers: Workers, redis: RedisClient, transport: Transport, namespace: str
 ) -> None:
@@ -140,11 +150,8 @@ async def test_a_draining_stage_says_so_and_stays_until_its_sessions_are_gone(
     [record] = await registry.workers()
     async with session_on(record, transport, namespace) as closing:
         child.kill(signal.SIGTERM)
-        async with asyncio.timeout(5):
-            while (await registry.workers())[0].state != "draining":  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(0.3)
-        assert child.is_running
+        await until_it_lives_on(transport, namespace, num_beats=2)
+        assert [record.state for record in await registry.workers()] == ["draining"]
         await transport.publish(closing.route[0], closing)
         assert await ended(child) == exit_codes.OK
 
@@ -159,12 +166,9 @@ async def test_a_drain_by_request_has_no_deadline_and_waits_for_what_comes_late(
     for _ in range(2):  # asking again is harmless
         reply = await transport.request(drain, DrainRequest(pipeline="main"), reply_type=DrainReply, timeout_s=5)
         assert reply.body.record == msgspec.structs.replace(record, state="draining")
-    async with asyncio.timeout(3):
-        while (await registry.workers())[0].state != "draining":  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.02)
     async with session_on(record, transport, namespace) as closing:  # sent before the conductor knew
-        await asyncio.sleep(2.5)
-        assert child.is_running
+        await until_it_lives_on(transport, namespace, num_beats=3)
+        assert [record.state for record in await registry.workers()] == ["draining"]
         await transport.publish(closing.route[0], closing)
         assert await ended(child) == exit_codes.OK
     assert await registry.workers() == []
@@ -180,8 +184,7 @@ async def test_sigterm_gives_a_drain_its_deadline(
         await transport.request(drain, DrainRequest(pipeline="other"), reply_type=DrainReply, timeout_s=5)
     async with session_on(record, transport, namespace):
         await transport.request(drain, DrainRequest(pipeline="main"), reply_type=DrainReply, timeout_s=5)
-        await asyncio.sleep(1)
-        assert child.is_running
+        await until_it_lives_on(transport, namespace, num_beats=2)
         child.kill(signal.SIGTERM)
         assert await ended(child) == exit_codes.OK
 
