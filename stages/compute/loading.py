@@ -14,12 +14,13 @@ from torch import Tensor
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors, check_names
+from stages.compute.decoder import Decoder
 from stages.compute.eager.batch_invariant import (
     BatchInvariantAttention,
     batch_invariant_experts,
     batch_invariant_linear,
 )
-from stages.compute.eager.decoder import Decoder, EagerDecoder, StageWeights
+from stages.compute.eager.decoder import EagerDecoder, StageWeights
 from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import KVRoom, kv_token_bytes
 from stages.compute.options import ComputeOptions

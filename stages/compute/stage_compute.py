@@ -19,7 +19,7 @@ import torch
 from broker_pipeline.errors import ComputeError, StaleAttemptError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.workers import BlockRange
-from stages.compute.eager.decoder import Computed, Decoder
+from stages.compute.decoder import Computed, Decoder
 from stages.compute.kv.cache import KVCache
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import Microbatch, SessionKey, StageOutput, key_of

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.eager.decoder import Computed
+from stages.compute.decoder import Computed
 from stages.compute.generate import Request, deliver_visual_rows, window_spans
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.microbatch import Microbatch

@@ -66,11 +66,11 @@ def test_captured_steps_are_the_launched_ones(variant):
         assert ours[1].logprob == pytest.approx(theirs[1].logprob, abs=0.1) or ours[0].token_id != theirs[0].token_id
 
 
-@pytest.mark.parametrize("most_rows", [0, 8])
+@pytest.mark.parametrize("num_sessions", [0, 8])
 @pytest.mark.parametrize("variant", BF16, ids=str)
-def test_chunks_go_on_where_the_last_ended(variant, most_rows):
+def test_chunks_go_on_where_the_last_ended(variant, num_sessions):
     requests = [request_of(variant, scene(variant, name), session=name, sampling=LOGPROBS) for name in SCENES]
-    stages = fused(variant, max_step_sessions=most_rows)
+    stages = fused(variant, max_step_sessions=num_sessions)
     whole, chunked = (WholeModel(stages).generate(requests, chunk_tokens=size) for size in (None, 7))
     for ours, theirs in zip(chunked, whole, strict=True):
         likely = {top.token_id: top.logprob for top in theirs[0].top}

@@ -1,26 +1,20 @@
-"""A range of decoder blocks as it is computed: the seam behind which a faster engine can stand.
-
-`Decoder` is all that sessions, admission and sampling know of the model. `EagerDecoder` calls one operation after the
-other and runs on every device; an engine that captures whole steps implements the same two methods over the same
-weights, KV and plan.
-"""
+"""The decoder in plain torch, one operation after the other; any device and dtype."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.messages.activation import Segment
+from stages.compute.decoder import Computed, attention_spans
 from stages.compute.kv.cache import KVCache
-from stages.compute.microbatch import Microbatch, key_of
-from stages.compute.sampling.logit_scan import LogitScan, scan_logits
+from stages.compute.microbatch import Microbatch
+from stages.compute.sampling.logit_scan import scan_logits
 from stages.compute.visual_injection import VisualInjection
-from stages.qwen3_vl.attention import Attention, AttentionPlan, AttentionSpan
+from stages.qwen3_vl.attention import Attention, AttentionPlan
 from stages.qwen3_vl.moe import ExpertCompute, Linear, eager_experts
 from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
 from stages.qwen3_vl.text import BlockWeights, finish_block, project_qkv, rms_norm
@@ -35,49 +29,6 @@ class StageWeights:
     embed: Tensor | None = None
     norm: Tensor | None = None
     head: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What a step gave: `hidden` `[n, H]`, or at the last stage `logits` `[r, V]` of some tokens, and their scan.
-
-    On a GPU they are complete in stream order, and may be overwritten by the next step.
-    """
-
-    hidden: Tensor | None = None
-    logits: Tensor | None = None
-    scan: LogitScan | None = None
-
-    def logit_rows(self, index: Tensor) -> Computed:
-        """Return only some rows of the logits, int64 `[r]`."""
-        assert self.logits is not None, "there are logits to choose from"
-        assert self.scan is not None, "logits come with their scan"
-        scan = LogitScan(self.scan.greedy[index], self.scan.is_finite[index], self.scan.is_marked)
-        return Computed(logits=self.logits[index], scan=scan)
-
-
-class Decoder(Protocol):
-    """Blocks `first_layer` and following, with their own KV."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes; tensors given to it may lie elsewhere."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of weights, hidden states and KV."""
-
-    def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
-        """Write the tokens' keys and values, and at the last stage give the logits of those at `wanted`.
-
-        No session advances.
-        """
-
-    def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
-        """Return hidden states `[n, H]` behind the last block; writes keys and values as `step` does."""
-
-    def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
-        """Return logits `[r, V]` of the tokens at `wanted`, in the model's dtype; at the last stage only."""
 
 
 class EagerDecoder:
@@ -152,13 +103,3 @@ class EagerDecoder:
         values.index_copy_(0, plan.slots, v)
         attended = self._attention.attend_cached(q, keys, values, plan)
         return finish_block(block, x, attended, self._config, self._experts, self._linear)
-
-
-def attention_spans(segments: Sequence[Segment], kv: KVCache) -> list[AttentionSpan]:
-    """Return where each segment's queries and keys lie, from the regions that the cache holds now."""
-    spans, first = [], 0
-    for segment in segments:
-        count = segment.count
-        spans.append(AttentionSpan(first, count, kv.region(key_of(segment)).start, segment.start + count))
-        first += count
-    return spans

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stages.compute.eager.decoder import Computed, attention_spans
+from stages.compute.decoder import Computed, attention_spans
 from stages.compute.fused.attention import FusedAttention
 from stages.compute.fused.blocks import Unsummed, VisualAddition
 from stages.compute.fused.captured_passes import CapturedPasses

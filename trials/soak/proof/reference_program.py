@@ -25,7 +25,7 @@ from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
 from broker_pipeline.scheduling.policies.sampling import resolve_sampling
 from stages.artifact import Artifact
-from stages.compute.eager.decoder import Computed, Decoder
+from stages.compute.decoder import Computed, Decoder
 from stages.compute.generate import Request, WholeModel
 from stages.compute.loading import load_stage, load_vision, stage_tensor_names, vision_tensor_names
 from stages.compute.microbatch import Microbatch
