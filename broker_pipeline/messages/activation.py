@@ -6,18 +6,16 @@ from msgspec import Meta
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import (
-    CONTRACT_VERSION,
     Count,
+    FencedMessage,
     Name,
     PositiveCount,
     Seconds,
     SessionRef,
     Subject,
-    TensorSpec,
-    TokenId,
     WireStruct,
 )
-from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 
 
 class VisualSpan(WireStruct, frozen=True, kw_only=True):
@@ -77,7 +75,7 @@ class StageTiming(WireStruct, frozen=True, kw_only=True):
     compute_s: Seconds
 
 
-class Envelope(WireStruct, frozen=True, kw_only=True):
+class Envelope(FencedMessage, frozen=True, kw_only=True):
     """One microbatch on its way to a stage.
 
     Tensors: `positions` int32 [3, n]; first stage: `token_ids` int32 [n]; later stages: `hidden` [n, hidden_size] in
@@ -85,10 +83,6 @@ class Envelope(WireStruct, frozen=True, kw_only=True):
     segments' counts, in their order.
     """
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
-    fingerprint: str
-    epoch: Count
     microbatch: Count
     route: Annotated[tuple[Subject, ...], Meta(min_length=1, max_length=256)]
     """Subjects still to visit; the receiver's own stands first."""
@@ -96,34 +90,17 @@ class Envelope(WireStruct, frozen=True, kw_only=True):
     """Where the `MicrobatchResult` goes."""
     budget_s: Seconds
     """Seconds that remain for this microbatch. Relative, so that clocks of hosts need not agree."""
-    trace: str = ""
     segments: tuple[Segment, ...] = ()
     opens: tuple[SessionOpen, ...] = ()
     closes: tuple[SessionClose, ...] = ()
     failures: tuple[SessionFailure, ...] = ()
     """Sessions that an earlier stage had to leave out; they are in `segments` no more."""
     timings: tuple[StageTiming, ...] = ()
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class SampledToken(WireStruct, frozen=True, kw_only=True):
-    """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
-
-    session: SessionRef
-    attempt: PositiveCount
-    position: Count
-    token_id: TokenId
-    logprob: float | None = None
-    top: tuple[TokenLogprob, ...] = ()
-
-
-class MicrobatchResult(WireStruct, frozen=True, kw_only=True):
+class MicrobatchResult(FencedMessage, frozen=True, kw_only=True):
     """The one answer to every envelope: from the last stage, or from the stage that could not go on."""
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
-    fingerprint: str
-    epoch: Count
     microbatch: Count
     worker: Name
     tokens: tuple[SampledToken, ...] = ()
@@ -131,4 +108,3 @@ class MicrobatchResult(WireStruct, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Set when the whole microbatch failed; then nothing of it counts."""
     timings: tuple[StageTiming, ...] = ()
-    tensors: tuple[TensorSpec, ...] = ()

@@ -1,5 +1,9 @@
 """Types and the base of everything that parts of broker-pipeline say to each other, as frozen structs.
 
+    WireStruct ─► Message ─► PipelineMessage ─► FencedMessage
+                  version    pipeline           fingerprint
+                  tensors                       epoch
+
 Each struct refuses unknown fields and checks its ranges while it is decoded, so that what code holds is what the
 contract allows. Tensors travel alongside the metadata (see `wire.codec`); here is only their table.
 
@@ -39,3 +43,23 @@ class TensorSpec(WireStruct, frozen=True, kw_only=True):
     shape: Annotated[tuple[Count, ...], Meta(max_length=4)]
     offset: Count
     num_bytes: Count
+
+
+class Message(WireStruct, frozen=True, kw_only=True):
+    """Base of what travels over NATS by `wire.codec`: it says its version first, and may carry tensors."""
+
+    version: int = CONTRACT_VERSION
+    tensors: tuple[TensorSpec, ...] = ()
+
+
+class PipelineMessage(Message, frozen=True, kw_only=True):
+    """Base of what is meant for one pipeline."""
+
+    pipeline: Name
+
+
+class FencedMessage(PipelineMessage, frozen=True, kw_only=True):
+    """Base of what is meant for one artifact, and comes from one epoch: a stage refuses what is older than it knows."""
+
+    fingerprint: str
+    epoch: Count

@@ -4,39 +4,30 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, TensorSpec, WireStruct
+from broker_pipeline.messages.base import Count, Message, Name, PipelineMessage, WireStruct
 from broker_pipeline.messages.workers import WorkerRecord
 
 
-class Hello(WireStruct, frozen=True, kw_only=True):
+class Hello(PipelineMessage, frozen=True, kw_only=True):
     """A round trip that proves that the listener is subscribed; also fences: a stage adopts a higher epoch."""
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
     epoch: Count = 0
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class HelloReply(WireStruct, frozen=True, kw_only=True):
+class HelloReply(Message, frozen=True, kw_only=True):
     """A worker's answer to `Hello`."""
 
     record: WorkerRecord
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class DrainRequest(WireStruct, frozen=True, kw_only=True):
+class DrainRequest(PipelineMessage, frozen=True, kw_only=True):
     """Asks a worker to announce that it drains, finish the sessions that it has, and end. Asking again is harmless."""
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
-    tensors: tuple[TensorSpec, ...] = ()
 
-
-class DrainReply(WireStruct, frozen=True, kw_only=True):
+class DrainReply(Message, frozen=True, kw_only=True):
     """A worker's answer to `DrainRequest`: its record, which says `draining`."""
 
     record: WorkerRecord
-    tensors: tuple[TensorSpec, ...] = ()
 
 
 class CancelRequest(WireStruct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from broker_pipeline.messages.base import TokenId, WireStruct
+from broker_pipeline.messages.base import Count, PositiveCount, SessionRef, TokenId, WireStruct
 
 
 class SamplingParams(WireStruct, frozen=True, kw_only=True):
@@ -49,3 +49,14 @@ class TokenLogprob(WireStruct, frozen=True, kw_only=True):
 
     token_id: TokenId
     logprob: float
+
+
+class SampledToken(WireStruct, frozen=True, kw_only=True):
+    """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
+
+    session: SessionRef
+    attempt: PositiveCount
+    position: Count
+    token_id: TokenId
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()

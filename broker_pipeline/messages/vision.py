@@ -7,13 +7,13 @@ from msgspec import Meta
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.base import (
-    CONTRACT_VERSION,
     Count,
+    FencedMessage,
+    Message,
     Name,
     PositiveCount,
     Seconds,
     Subject,
-    TensorSpec,
     WireStruct,
 )
 from broker_pipeline.messages.jobs import ChatMessage
@@ -27,26 +27,20 @@ class RowTarget(WireStruct, frozen=True, kw_only=True):
     levels: tuple[Annotated[int, Meta(ge=0, le=15)], ...] = ()
 
 
-class PrepareRequest(WireStruct, frozen=True, kw_only=True):
+class PrepareRequest(FencedMessage, frozen=True, kw_only=True):
     """Asks a vision worker to turn a conversation into tokens, positions and visual rows."""
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
-    fingerprint: str
-    epoch: Count
     session: Name
     attempt: PositiveCount
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
     targets: tuple[RowTarget, ...] = ()
     max_prompt_tokens: PositiveCount
     budget_s: Seconds
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class PreparedSession(WireStruct, frozen=True, kw_only=True):
+class PreparedSession(Message, frozen=True, kw_only=True):
     """The answer. Tensors: `token_ids` int32 [n], `positions` int32 [3, n]. Rows are already at their stages."""
 
-    version: int = CONTRACT_VERSION
     session: Name
     attempt: PositiveCount
     worker: Name
@@ -58,25 +52,18 @@ class PreparedSession(WireStruct, frozen=True, kw_only=True):
     fetch_s: Seconds = 0.0
     preprocess_s: Seconds = 0.0
     compute_s: Seconds = 0.0
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class RowDelivery(WireStruct, frozen=True, kw_only=True):
+class RowDelivery(FencedMessage, frozen=True, kw_only=True):
     """Visual rows on their way to a stage. Tensors: `embeds` [r, H] and `deepstack.J` [r, H] in the model's dtype."""
 
-    version: int = CONTRACT_VERSION
-    pipeline: Name
-    fingerprint: str
-    epoch: Count
     session: Name
     attempt: PositiveCount
-    tensors: tuple[TensorSpec, ...] = ()
 
 
-class RowReceipt(WireStruct, frozen=True, kw_only=True):
+class RowReceipt(Message, frozen=True, kw_only=True):
     """A stage's answer to a `RowDelivery`."""
 
     session: Name
     attempt: PositiveCount
     failure: Failure | None = None
-    tensors: tuple[TensorSpec, ...] = ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker_pipeline.errors import Failure, MalformedEnvelopeError
-from broker_pipeline.messages.activation import MicrobatchResult, SampledToken
+from broker_pipeline.messages.activation import MicrobatchResult
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.step_cost import StepCost

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker_pipeline.errors import Failure
-from broker_pipeline.messages.activation import SampledToken
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState

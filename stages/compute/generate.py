@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from broker_pipeline.messages.activation import SampledToken, Segment, SessionOpen, VisualSpan
-from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRows

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from broker_pipeline.errors import ComputeError, PipelineError
-from broker_pipeline.messages.activation import SampledToken, Segment
+from broker_pipeline.messages.activation import Segment
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.tracing.activities import DEVICE
 from stages.compute.microbatch import StageOutput
 from stages.compute.sampling.sampler import Choice, PendingChoices

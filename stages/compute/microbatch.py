@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.messages.activation import SampledToken, Segment
+from broker_pipeline.messages.activation import Segment
+from broker_pipeline.messages.sampling import SampledToken
 
 SessionKey = tuple[str, int]
 """Session id and attempt: what KV and visual rows are kept under."""

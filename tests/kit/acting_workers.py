@@ -27,16 +27,10 @@ from broker_pipeline.errors import (
     VisualRowsMissingError,
 )
 from broker_pipeline.identity import new_instance_id
-from broker_pipeline.messages.activation import (
-    Envelope,
-    MicrobatchResult,
-    SampledToken,
-    Segment,
-    SessionFailure,
-    StageTiming,
-)
+from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segment, SessionFailure, StageTiming
 from broker_pipeline.messages.control import Hello, HelloReply
 from broker_pipeline.messages.jobs import TextPart
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
 from broker_pipeline.messages.workers import BlockRange, Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient

@@ -25,7 +25,6 @@ from broker_pipeline.errors import ContractError, Failure
 from broker_pipeline.messages.activation import (
     Envelope,
     MicrobatchResult,
-    SampledToken,
     Segment,
     SessionClose,
     SessionFailure,
@@ -33,7 +32,7 @@ from broker_pipeline.messages.activation import (
     StageTiming,
     VisualSpan,
 )
-from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.wire.codec import Frame, WireTensor, decode, encode
 from broker_pipeline.wire.nats.parts import LENGTH_BYTES, open_whole, whole_pieces
 
@@ -246,13 +245,12 @@ def _envelope(chance: random.Random) -> tuple[Envelope, dict[str, WireTensor]]:
     names = [f"session-{number}" for number in range(num_sessions)]
     body = Envelope(
         pipeline="main",
-        fingerprint="f" * chance.randrange(65),
+        fingerprint=chance.choice(("f" * chance.randrange(65), "b\u00fccher \U0001f4da")),
         epoch=chance.randrange(2**40),
         microbatch=chance.randrange(2**40),
         route=tuple(f"bp.main.worker.stage-{number}.1a2b.work" for number in range(chance.randrange(1, 4))),
         reply="bp.main.conductor.1a2b.results",
         budget_s=chance.random() * 30,
-        trace=chance.choice(("", "b\u00fccher \U0001f4da")),
         segments=tuple(_segment(chance, name) for name in names),
         opens=tuple(_open(chance, name) for name in names[:2]),
         closes=tuple(SessionClose(session=name, attempt=1) for name in names[1:]),

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, StageTiming
-from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch

@@ -17,8 +17,8 @@ from broker_pipeline.errors import (
     SessionUnknownError,
     StaleAttemptError,
 )
-from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, SessionFailure, StageTiming
-from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.activation import MicrobatchResult, SessionFailure, StageTiming
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch

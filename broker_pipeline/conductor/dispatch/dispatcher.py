@@ -27,7 +27,8 @@ from broker_pipeline.errors import (
     SlowConsumerError,
     TransportError,
 )
-from broker_pipeline.messages.activation import MicrobatchResult, SampledToken
+from broker_pipeline.messages.activation import MicrobatchResult
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler

@@ -7,7 +7,7 @@ import asyncio
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.output import Output
 from broker_pipeline.errors import Failure, StaleAttemptError
-from broker_pipeline.messages.activation import SampledToken
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.session_state import SessionState
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
-from broker_pipeline.messages.activation import SampledToken
 from broker_pipeline.messages.jobs import FinishReason, TokenEntry
+from broker_pipeline.messages.sampling import SampledToken
 
 
 class StopStrings:

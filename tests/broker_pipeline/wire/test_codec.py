@@ -17,17 +17,10 @@ from broker_pipeline.errors import (
     MalformedEnvelopeError,
     TensorMismatchError,
 )
-from broker_pipeline.messages.activation import (
-    Envelope,
-    MicrobatchResult,
-    SampledToken,
-    Segment,
-    SessionOpen,
-    VisualSpan,
-)
+from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.base import TensorSpec
 from broker_pipeline.messages.control import CancelRequest, Hello
-from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.wire.codec import (
     ALIGNMENT_BYTES,
     ITEM_BYTES,
@@ -201,9 +194,9 @@ def test_too_many_tensors_and_too_much_metadata() -> None:
     with pytest.raises(TensorMismatchError, match="65 tensors"):
         encode(envelope(), {f"t{number}": one for number in range(MAX_TENSORS + 1)})
     with pytest.raises(MalformedEnvelopeError, match="bytes of metadata"):
-        encode(envelope(trace="x" * MAX_METADATA_BYTES))
+        encode(envelope(fingerprint="x" * MAX_METADATA_BYTES))
     with pytest.raises(MalformedEnvelopeError, match="cannot be encoded"):
-        encode(envelope(trace="\ud800"))
+        encode(envelope(fingerprint="\ud800"))
 
 
 # --- what is not accepted -------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import uvloop
 
 from broker_pipeline import subjects
-from broker_pipeline.messages.activation import Envelope, MicrobatchResult, SampledToken, StageTiming
+from broker_pipeline.messages.activation import Envelope, MicrobatchResult, StageTiming
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.wire.transport import Transport
 
 STAGE = "bench"

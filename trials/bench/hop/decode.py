@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from broker_pipeline.messages.activation import MicrobatchResult, SampledToken, StageTiming
+from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.nats.parts import open_whole, whole_pieces
 from broker_pipeline.wire.wire_tensor import WireTensor

@@ -19,8 +19,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from broker_pipeline.messages.activation import SampledToken
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart
+from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
 from broker_pipeline.scheduling.policies.sampling import resolve_sampling

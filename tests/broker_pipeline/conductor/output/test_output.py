@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.conductor.output.output import Output, StopStrings
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
-from broker_pipeline.messages.activation import SampledToken
+from broker_pipeline.messages.sampling import SampledToken
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
