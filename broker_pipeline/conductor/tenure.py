@@ -28,10 +28,11 @@ from broker_pipeline.conductor.workers.preparer import PrepareLimits, Preparer
 from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.config import CommonSettings
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits, Load
 from broker_pipeline.scheduling.policies.retries import RetryLimits
 from broker_pipeline.scheduling.routes import PipelineIdentity
-from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient

@@ -23,3 +23,5 @@ class SchedulerLimits:
     """How long a message that only asks for an answer is remembered."""
     suspect_s: float = 2.0
     """How late a microbatch may be before another is sent after it to see whether it was lost."""
+    grace_s: float = 0.5
+    """How much later one that was overtaken may still come: small envelopes and large ones take two connections."""

@@ -78,7 +78,5 @@ class Outcome:
 
     microbatch: PlannedBatch | None = None
     """None: nobody waits for this answer any more."""
-    overtaken: int | None = None
-    """A microbatch that was sent before this one, along the same way, and has no answer."""
     sampled: list[Sampled] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)

@@ -95,7 +95,7 @@ class RouteTable:
                 del self._lanes[key]
 
     def _end_lanes(self, key: str) -> list[Lane]:
-        ended = [lane for lane in self._lanes.values() if key in lane.route]
+        ended = [lane for lane in self._lanes.values() if key in lane.route.key]
         for lane in ended:
             del self._lanes[lane.route.key]
         self._choose()

@@ -82,9 +82,6 @@ class Route:
     def __str__(self) -> str:
         return " > ".join(worker.name for worker in self.workers)
 
-    def __contains__(self, key: object) -> bool:
-        return any(worker.key == key for worker in self.workers)
-
     @property
     def work_subjects(self) -> tuple[str, ...]:
         """Where an envelope goes, stage by stage."""

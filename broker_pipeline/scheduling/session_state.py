@@ -67,8 +67,6 @@ class SessionState:
 
     num_computed_tokens: int = 0
     is_open: bool = False
-    in_flight: int | None = None
-    """Number of the microbatch that holds its only segment under way."""
     waiting_since: float = 0.0
     num_prompt_tokens: int = field(init=False)
 

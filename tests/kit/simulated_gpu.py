@@ -11,9 +11,10 @@ from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.routes import StageInfo
-from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import SessionState
 from tests.kit.simulated_stages import prompt_of
 

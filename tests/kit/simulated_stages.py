@@ -21,10 +21,11 @@ from broker_pipeline.messages.activation import MicrobatchResult, SessionFailure
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.scheduling.routes import StageInfo
-from broker_pipeline.scheduling.scheduler import Scheduler, SchedulerLimits
+from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 
 OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
@@ -137,13 +138,12 @@ class Simulation:
             self.lost(self.scheduler.suspend(key, Failure("deadline_exceeded", "no answer", retryable=True)))
 
     def probe_late(self) -> None:
-        self.network += self.scheduler.late_probes(self.now)
+        self.network += self.scheduler.batches.late_probes(self.now)
 
     def probe_all(self) -> None:
         for key in list(self.suspended):
-            probe = self.scheduler.probe(key, self.now)
-            assert probe is not None
-            self.network.append(probe)
+            self.scheduler.batches.ask(key)
+        self.plan()
 
     # --- jobs ---
 
@@ -185,7 +185,7 @@ class Simulation:
         for each in lost:
             job = self.jobs[each.session.key.session]
             assert not job.outcome
-            assert each.session.key.session not in self.scheduler
+            assert each.session.key.session not in self.scheduler._sessions
             assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
             job.num_blamed += each.is_blamed
             verdict = job.retries.after(
@@ -235,8 +235,6 @@ class Simulation:
             if key in self.suspended:
                 self.suspended.discard(key)
                 self.scheduler.join(microbatch.route.workers[0])
-        if outcome.overtaken is not None:
-            self.lost(self.scheduler.fail_microbatch(outcome.overtaken, Failure("transport", "lost", retryable=True)))
         for sampled in outcome.sampled:
             self._token(sampled.session, sampled.token)
         self.lost(outcome.lost)
@@ -301,7 +299,9 @@ class Simulation:
         )  # fmt: skip
 
     def expire(self) -> None:
-        for microbatch in self.scheduler.expired(self.now):
+        for microbatch in self.scheduler.batches.overtaken(self.now):
+            self.lost(self.scheduler.fail_microbatch(microbatch.number, Failure("transport", "lost", retryable=True)))
+        for microbatch in self.scheduler.batches.expired(self.now):
             for worker in microbatch.route.workers:
                 self.suspend(worker.key)
 
@@ -317,7 +317,7 @@ class Simulation:
         """Let everything end without further faults."""
         for _ in range(max_steps):
             self.plan()
-            is_quiet = not self.network and not self.suspended and self.scheduler.num_in_flight == 0
+            is_quiet = not self.network and not self.suspended and len(self.scheduler.batches) == 0
             if is_quiet and all(job.outcome for job in self.jobs.values()):
                 return
             if self.network:
@@ -338,4 +338,4 @@ class Simulation:
         for key, stage in self.stages.items():
             assert stage.reserved == {}, f"{key} still holds KV"
             assert self.scheduler.ledger.used_tokens(key) == 0
-        assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_in_flight == 0
+        assert self.scheduler.num_running == self.scheduler.num_waiting == len(self.scheduler.batches) == 0

@@ -39,7 +39,6 @@ from broker_pipeline.wire.transport import Transport
 log = structlog.get_logger()
 
 _EXPIRY_POLL_S = 0.1
-_OVERTAKEN_S = 0.5  # small envelopes and large ones take different connections: so much later one may still come
 _MAX_RESULT_BYTES = 64 * 2**20
 
 
@@ -123,10 +122,10 @@ class Dispatcher:
         for worker in self.scheduler.routes.usable:
             self.suspend(worker.key, failure)
 
-    async def probe(self, key: str) -> None:
+    def probe(self, key: str) -> None:
         """Ask a suspended worker whether it still computes; its answer makes it usable again."""
-        if probe := self.scheduler.probe(key, time.monotonic()):
-            await self._send(probe)
+        self.scheduler.batches.ask(key)
+        self.wake()
 
     # --- loops ------------------------------------------------------------------------------------------------------
 
@@ -180,8 +179,6 @@ class Dispatcher:
             self._look_at_failure(result, result.failure)
         outcome = self.scheduler.complete(result, time.monotonic())
         self._rejoin(outcome)
-        if outcome.overtaken is not None:
-            asyncio.get_running_loop().call_later(_OVERTAKEN_S, self._give_up, outcome.overtaken)
         for sampled in outcome.sampled:
             self._take(sampled.session.key.session, sampled.token)
         self._tell(outcome.lost)
@@ -216,7 +213,7 @@ class Dispatcher:
             self.join(worker)
 
     def _give_up(self, number: int) -> None:
-        """Lose a microbatch that was overtaken along its own way, unless it has been answered after all."""
+        """Lose a microbatch that was overtaken along its own way."""
         error = TransportError(f"microbatch {number} was lost on its way")
         lost = self.scheduler.fail_microbatch(number, error.to_failure())
         if lost:
@@ -229,11 +226,14 @@ class Dispatcher:
             await asyncio.sleep(_EXPIRY_POLL_S)
             if self.is_paused or not self._transport.is_connected:
                 continue
-            for probe in self.scheduler.late_probes(time.monotonic()):
+            batches = self.scheduler.batches
+            for probe in batches.late_probes(time.monotonic()):
                 await self._send(probe)
-            num_in_flight = self.scheduler.num_in_flight
-            late = self.scheduler.expired(time.monotonic())
-            if self.scheduler.num_in_flight < num_in_flight:
+            num_in_flight = len(batches)
+            for microbatch in batches.overtaken(time.monotonic()):
+                self._give_up(microbatch.number)
+            late = batches.expired(time.monotonic())
+            if len(batches) < num_in_flight:
                 self.wake()  # what waited behind a forgotten one, closes above all, can go now
             for microbatch in late:
                 error = DeadlineExceededError(

@@ -264,7 +264,7 @@ class Roster:
             for key, record in list(self._known.items()):
                 if not self._liveness.is_alive(key, now):
                     self._silent(record)
-            await self._probe_suspended(now)
+            self._probe_suspended(now)
 
     def _silent(self, record: WorkerRecord) -> None:
         if record.role == "vision":
@@ -274,14 +274,14 @@ class Roster:
             error = StageError(f"{record.worker} has given no sign of life for {timeout_s:g} s")
             self._dispatcher.suspend(record.instance, error.to_failure())
 
-    async def _probe_suspended(self, now: float) -> None:
+    def _probe_suspended(self, now: float) -> None:
         if self._dispatcher.is_paused or not self._transport.is_connected:
             return
         for worker in self._dispatcher.scheduler.routes.suspended:
             is_due = now - self._probed_at.get(worker.key, float("-inf")) >= self._times.probe_s
             if is_due and self._liveness.is_alive(worker.key, now):
                 self._probed_at[worker.key] = now
-                await self._dispatcher.probe(worker.key)
+                self._dispatcher.probe(worker.key)
 
     async def _follow_reconnects(self) -> None:
         """After the broker was away: all that was in flight may be gone, so every stage has to answer first."""

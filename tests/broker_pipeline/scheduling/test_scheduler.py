@@ -1,7 +1,7 @@
 import pytest
 
 from broker_pipeline.errors import Failure
-from broker_pipeline.scheduling.scheduler import SchedulerLimits
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from tests.kit.simulated_stages import Simulation
 
 GONE = Failure("stage", "gone", retryable=True)
@@ -218,7 +218,7 @@ def test_a_missed_deadline_suspends_until_the_worker_answers(two_stages: Simulat
     (microbatch,) = two_stages.plan()
     two_stages.network.clear()  # lost on the way
     two_stages.now = microbatch.deadline - 0.001
-    assert two_stages.scheduler.expired(two_stages.now) == []
+    assert two_stages.scheduler.batches.expired(two_stages.now) == []
     two_stages.now = microbatch.deadline
     two_stages.expire()
     assert two_stages.scheduler.assign("x", 10) is None
@@ -337,8 +337,13 @@ def test_a_lost_microbatch_is_overtaken_by_its_probe_long_before_its_deadline(tw
     two_stages.probe_late()
     (probe,) = two_stages.network
     assert probe.route == microbatch.route
-    outcome = two_stages.deliver(probe)
-    assert outcome.overtaken == microbatch.number
+    two_stages.deliver(probe)
+    two_stages.probe_late()
+    assert two_stages.network == [], "what was overtaken needs no other probe"
+    assert two_stages.scheduler.batches.overtaken(two_stages.now + 0.4) == [], "it may have taken the slow connection"
+    two_stages.now += 0.5
+    assert two_stages.scheduler.batches.overtaken(two_stages.now) == [microbatch]
+    two_stages.expire()
     assert len(two_stages.scheduler.routes.usable) == 2, "nobody is suspended for it"
     two_stages.run()
     assert job.outcome == "succeeded"
@@ -351,7 +356,8 @@ def test_a_probe_behind_a_slow_step_changes_nothing(two_stages: Simulation) -> N
     two_stages.now = microbatch.suspect_at
     two_stages.probe_late()
     two_stages.deliver(microbatch)
-    assert two_stages.deliver(two_stages.network[0]).overtaken is None
+    two_stages.deliver(two_stages.network[0])
+    assert two_stages.scheduler.batches.overtaken(two_stages.now + 60) == []
     assert len(job.generated) == 1
 
 

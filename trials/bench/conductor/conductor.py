@@ -36,8 +36,8 @@ from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextP
 from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.routes import StageInfo
-from broker_pipeline.scheduling.scheduler import SchedulerLimits
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.state.redis_client import open_redis
 from trials.bench.conductor.answering_stage import NUM_TOKENS, STAGE, answering_stage

@@ -1,0 +1,159 @@
+"""Turns what lanes have ready into microbatches, and keeps those that are under way. Pure.
+
+    lane ──budget──► segments ──┐
+    ledger ────────► closes ────┼──► PlannedBatch: number, deadline ──► in flight ──► forgotten: answered, or given up
+    costs ─────────► patience ──┘
+
+A microbatch without segments carries closes to an idle worker, asks a suspended worker for an answer, or is a probe:
+it follows a late one along the same route, so that one which it overtakes was lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from broker_pipeline.messages.activation import MicrobatchResult
+from broker_pipeline.scheduling.answers import learn_costs, outside_s
+from broker_pipeline.scheduling.in_flight_table import InFlightTable
+from broker_pipeline.scheduling.kv_ledger import KVLedger
+from broker_pipeline.scheduling.lane import Lane
+from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.route_table import RouteTable
+from broker_pipeline.scheduling.routes import Route
+from broker_pipeline.scheduling.step_cost import StepCost
+
+_MAX_CLOSES = 1024  # in one envelope; more wait for the next
+_PATIENCE = 4.0  # a step may take this many times its estimate before it is late
+
+
+class BatchPlanner:
+    """The microbatches of one scheduler."""
+
+    def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable) -> None:
+        self._limits = limits
+        self._ledger = ledger
+        self._routes = routes
+        self._in_flight = InFlightTable()
+        self._costs: defaultdict[str, StepCost] = defaultdict(StepCost)
+        self._asked: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._in_flight)
+
+    # --- out --------------------------------------------------------------------------------------------------------
+
+    def ask(self, key: str) -> None:
+        """Ask a suspended worker with the next plan for nothing but closes and an answer."""
+        self._asked.add(key)
+
+    def plan(self, now: float) -> list[PlannedBatch]:
+        """Return what is to be sent now."""
+        planned = [microbatch for lane in self._routes.lanes for microbatch in self._fill(lane, now)]
+        planned += self._flush(now)
+        asked, self._asked = self._asked, set()
+        suspended = [worker for worker in self._routes.suspended if worker.key in asked]
+        planned += [self._empty(Route((worker,)), now, self._limits.probe_deadline_s) for worker in suspended]
+        return planned
+
+    def late_probes(self, now: float) -> list[PlannedBatch]:
+        """Return a probe to send after each microbatch that is late; a stage that just takes long holds it up too."""
+        late = self._in_flight.without_probe(now)
+        return [self._empty(each.route, now, self._limits.probe_deadline_s, follows=each) for each in late]
+
+    def _fill(self, lane: Lane, now: float) -> Iterator[PlannedBatch]:
+        stages = [self._costs[key] for key in lane.route.key]
+        while budget := lane.budget(stages, self._limits.max_batch_tokens):
+            segments = lane.take(budget)
+            if not segments:
+                return
+            microbatch = self._make(lane, segments, stages, now)
+            lane.in_flight[microbatch.number] = microbatch
+            self._in_flight.add(microbatch)
+            for segment in segments:
+                segment.session.is_open = True
+            yield microbatch
+
+    def _make(
+        self, lane: Lane, segments: tuple[PlannedSegment, ...], stages: list[StepCost], now: float
+    ) -> PlannedBatch:
+        """Those sent before it along the route come first, so that its answer may take so much longer."""
+        limits = self._limits
+        num_tokens = sum(segment.count for segment in segments)
+        expected_s = _PATIENCE * sum(stage.estimate(num_tokens) for stage in stages) * (1 + len(lane.in_flight))
+        is_first = not all(stage.is_known for stage in stages)
+        allowed_s = max(limits.first_deadline_s if is_first else 0.0, limits.deadline_s + expected_s)
+        return PlannedBatch(
+            number=next(self._numbers),
+            route=lane.route,
+            segments=segments,
+            closes=self._ledger.pending_closes(lane.route, _MAX_CLOSES),
+            sent_at=now,
+            deadline=now + allowed_s,
+            suspect_at=now + limits.suspect_s + expected_s,
+            num_tokens=num_tokens,
+        )
+
+    def _flush(self, now: float) -> Iterator[PlannedBatch]:
+        """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
+        busy = {key for microbatch in self._in_flight for key in microbatch.route.key}
+        for worker in self._routes.usable:
+            if worker.key not in busy and self._ledger.has_pending_closes(worker.key):
+                yield self._empty(Route((worker,)), now, self._limits.first_deadline_s)
+
+    def _empty(
+        self, route: Route, now: float, allowed_s: float, *, follows: PlannedBatch | None = None
+    ) -> PlannedBatch:
+        closes = self._ledger.pending_closes(route, _MAX_CLOSES)
+        microbatch = PlannedBatch(next(self._numbers), route, (), closes, now, now + allowed_s)
+        self._in_flight.add(microbatch, follows=follows)
+        return microbatch
+
+    # --- in ---------------------------------------------------------------------------------------------------------
+
+    def take_back(self, result: MicrobatchResult, now: float) -> PlannedBatch | None:
+        """Return the microbatch that this answers, and learn from its times; None when nobody waits for it."""
+        self._in_flight.note_answer(result.microbatch, now)
+        microbatch = self.forget(result.microbatch)
+        if microbatch is not None and microbatch.segments and result.failure is None and not result.failures:
+            learn_costs(microbatch, result, self._costs)
+            if self._routes.is_usable(microbatch.route):
+                self._routes.lane(microbatch.route).observe_outside(outside_s(microbatch, result, now))
+        return microbatch
+
+    def overtaken(self, now: float) -> list[PlannedBatch]:
+        """Return what a probe has overtaken, long enough ago that it will not come any more."""
+        return self._in_flight.overtaken(now - self._limits.grace_s)
+
+    def expired(self, now: float) -> list[PlannedBatch]:
+        """Return what is past its deadline; probes, and what went to workers not in use, are forgotten at once."""
+        expired = []
+        for microbatch in self._in_flight.late(now):
+            if self._in_flight.is_probe(microbatch.number) or not self._routes.is_usable(microbatch.route):
+                self.forget(microbatch.number)
+            else:
+                expired.append(microbatch)
+        return expired
+
+    def forget(self, number: int) -> PlannedBatch | None:
+        """Wait for an answer no longer; None when nobody did."""
+        microbatch = self._in_flight.pop(number)
+        if microbatch is not None:
+            for lane in self._routes.lanes:
+                lane.in_flight.pop(number, None)
+        return microbatch
+
+    def forget_lanes(self, lanes: Iterable[Lane]) -> list[PlannedBatch]:
+        """Return what was in flight on lanes that are no more; nobody waits for it from now on."""
+        in_flight = [microbatch for lane in lanes for microbatch in lane.in_flight.values()]
+        for microbatch in in_flight:
+            self._in_flight.pop(microbatch.number)
+        self._in_flight.drop_stale_probes()
+        return in_flight
+
+    def forget_worker(self, key: str) -> None:
+        """Forget what steps cost on a worker that is gone."""
+        self._costs.pop(key, None)
