@@ -16,8 +16,9 @@ import structlog
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.parts import Surroundings
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.tenure import Surroundings, Tenure
+from broker_pipeline.conductor.tenure import Tenure
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
@@ -50,7 +51,9 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
         if not await _ensure_streams(transport, redis, context, settings):
             return
         context.ready(instance=instance, fingerprint=model.facts.fingerprint[:12], num_layers=model.facts.num_layers)
-        around = Surroundings(transport, redis, model, common, settings, instance)
+        around = Surroundings(
+            transport=transport, redis=redis, model=model, common=common, settings=settings, instance=instance
+        )
         if settings.metrics_port is not None:
             around.metrics.start(settings.metrics_port)
         conductor = Conductor(around)
@@ -71,13 +74,8 @@ class Conductor:
     async def run(self, stopping: asyncio.Event) -> None:
         """Hold the lease whenever it is free, until told to stop."""
         common = self._around.common
-        lease = Lease(
-            self._around.redis,
-            common.namespace,
-            common.pipeline,
-            self._around.instance,
-            ttl_s=self._around.settings.lease_ttl_s,
-        )
+        ttl_s = self._around.settings.lease_ttl_s
+        lease = Lease(self._around.redis, common.namespace, common.pipeline, self._around.instance, ttl_s=ttl_s)
         while (epoch := await _acquire(lease, stopping)) is not None:
             with cancellation_kept():  # a task group that ends by an error forgets that it was cancelled as well
                 await self._serve_tenure(lease, epoch, stopping)

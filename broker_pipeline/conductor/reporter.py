@@ -5,28 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import structlog
 
 from broker_pipeline import redis_keys
-from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
-from broker_pipeline.conductor.jobs.job_puller import JobPuller
-from broker_pipeline.conductor.jobs.live_job import LiveJobs
-from broker_pipeline.conductor.metrics import ConductorMetrics
-from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.parts import Parts, Surroundings
 from broker_pipeline.conductor.rates import Rate
-from broker_pipeline.conductor.workers.roster import Roster
-from broker_pipeline.conductor.workers.vision_pool import VisionPool
+from broker_pipeline.conductor.workers.roster import Member
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
-from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
-from broker_pipeline.model_facts import ModelFacts
+from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.scheduling.routes import missing_blocks
-from broker_pipeline.state.redis_client import RedisClient, state_errors
-from broker_pipeline.storage.jobs import JobQueue
-from broker_pipeline.wire.transport import Transport
+from broker_pipeline.state.redis_client import state_errors
 
 log = structlog.get_logger()
 
@@ -34,52 +26,29 @@ _EVERY_S = 1.0
 _TTL_S = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a conductor that hold what is worth showing."""
-
-    dispatcher: Dispatcher
-    roster: Roster
-    pool: VisionPool
-    live: LiveJobs
-    committer: Committer
-    intake: JobPuller
-    transport: Transport
-
-
 class Reporter:
     """Gathers a `ConductorStatus` and keeps it in Redis."""
 
-    def __init__(
-        self, instance: str, epoch: int, facts: ModelFacts, parts: Parts, metrics: ConductorMetrics | None = None
-    ) -> None:
-        self._metrics = metrics or ConductorMetrics()
-        self._instance = instance
+    def __init__(self, around: Surroundings, epoch: int, parts: Parts) -> None:
+        """Show `parts` in Redis, and through the metrics `around` them."""
+        self._around = around
         self._epoch = epoch
-        self._facts = facts
-        self._dispatcher = parts.dispatcher
-        self._roster = parts.roster
-        self._pool = parts.pool
-        self._live = parts.live
-        self._committer = parts.committer
-        self._intake = parts.intake
-        self._transport = parts.transport
+        self._parts = parts
+        self._key = redis_keys.status(around.common.namespace, around.common.pipeline)
         self._started = time.monotonic()
         self._tokens, self._captions = Rate(), Rate()
-        self._busy: defaultdict[str, Rate] = defaultdict(Rate)
-        self._bubble: defaultdict[str, Rate] = defaultdict(Rate)
+        self._shares: defaultdict[tuple[str, str], Rate] = defaultdict(Rate)
 
-    async def run(self, redis: RedisClient, queue: JobQueue, namespace: str, pipeline: str) -> None:
+    async def run(self) -> None:
         """Report until cancelled; the report is taken back at the end."""
-        key = redis_keys.status(namespace, pipeline)
         is_away = False
         try:
             while True:
                 try:
-                    status = self._metrics.status = self.gather(await self._num_waiting(queue))
+                    status = self._around.metrics.status = self.gather(await self._num_waiting())
                     encoded = msgspec.json.encode(status)
                     with state_errors("cannot write the status"):
-                        await redis.set(key, encoded, ex=_TTL_S)
+                        await self._around.redis.set(self._key, encoded, ex=_TTL_S)
                 except StateError as error:
                     if not is_away:
                         log.warning("status_not_written", reason=error.message)
@@ -88,48 +57,50 @@ class Reporter:
                     is_away = False
                 await asyncio.sleep(_EVERY_S)
         finally:
-            self._metrics.status = None
-            await self._take_back(redis, key)
+            self._around.metrics.status = None
+            await self._take_back()
 
-    async def _take_back(self, redis: RedisClient, key: str) -> None:
+    async def _take_back(self) -> None:
         """Show nothing any more, unless a successor shows itself already."""
         try:
             with state_errors("cannot take the status back"):
-                text = await redis.get(key)
-                if text is not None and msgspec.json.decode(text, type=ConductorStatus).instance == self._instance:
-                    await redis.delete(key)
+                text = await self._around.redis.get(self._key)
+                if text is not None and self._is_own(msgspec.json.decode(text, type=ConductorStatus)):
+                    await self._around.redis.delete(self._key)
         except StateError as error:
             log.info("status_left", reason=error.message, ttl_s=_TTL_S)
 
+    def _is_own(self, status: ConductorStatus) -> bool:
+        return status.instance == self._around.instance
+
     def gather(self, num_jobs_waiting: int) -> ConductorStatus:
         """Return the state of this moment."""
-        now = time.monotonic()
-        scheduler = self._dispatcher.scheduler
+        now, parts, facts = time.monotonic(), self._parts, self._around.model.facts
         return ConductorStatus(
-            instance=self._instance,
+            instance=self._around.instance,
             epoch=self._epoch,
             updated_at=time.time(),
             uptime_s=now - self._started,
-            fingerprint=self._facts.fingerprint,
+            fingerprint=facts.fingerprint,
             routes=self._routes(),
-            missing_blocks=missing_blocks(scheduler.routes.usable, self._facts.num_layers),
-            stages=tuple(self._stage(r, now) for r in self._roster.known if r.role == "stage"),
+            missing_blocks=missing_blocks(parts.scheduler.routes.usable, facts.num_layers),
+            stages=tuple(self._stage(each, now) for each in parts.roster.members if each.record.role == "stage"),
             vision=self._vision(now),
-            refused=tuple(self._roster.refused.values()),
-            waits_for=self._intake.waits_for,
+            refused=parts.roster.refused,
+            waits_for=parts.puller.waits_for,
             num_sessions=self._num_sessions(),
             num_jobs_waiting=num_jobs_waiting,
-            tokens_per_s=self._tokens.observe(self._dispatcher.num_tokens, now),
-            captions_per_s=self._captions.observe(self._live.num_finished["succeeded"], now),
-            num_finished=dict(self._live.num_finished),
-            num_replays=self._live.num_replays,
-            num_uncommitted_tokens=self._committer.num_tokens,
-            transport={"conductor": self._transport.counts}
-            | {beat.worker: beat.transport for beat in self._roster.heartbeats.values()},
+            tokens_per_s=self._tokens.observe(parts.generations.num_tokens, now),
+            captions_per_s=self._captions.observe(parts.live.num_finished["succeeded"], now),
+            num_finished=dict(parts.live.num_finished),
+            num_replays=parts.live.num_replays,
+            num_uncommitted_tokens=parts.committer.num_tokens,
+            transport={"conductor": self._around.transport.counts}
+            | {beat.worker: beat.transport for member in parts.roster.members if (beat := member.heartbeat)},
         )
 
     def _routes(self) -> tuple[RouteStatus, ...]:
-        routes = self._dispatcher.scheduler.routes
+        routes = self._parts.scheduler.routes
         return tuple(
             RouteStatus(
                 workers=tuple(worker.name for worker in route.workers),
@@ -140,9 +111,9 @@ class Reporter:
             for route in routes.open_routes
         )
 
-    def _stage(self, record: WorkerRecord, now: float) -> StageStatus:
+    def _stage(self, member: Member, now: float) -> StageStatus:
+        record, scheduler, key = member.record, self._parts.scheduler, member.record.instance
         assert record.blocks is not None
-        scheduler, key = self._dispatcher.scheduler, record.instance
         state = "suspended" if scheduler.routes.find_suspended(key) else record.state
         return StageStatus(
             worker=record.worker,
@@ -151,9 +122,9 @@ class Reporter:
             state=state,
             kv_capacity_tokens=record.kv_capacity_tokens,
             kv_used_tokens=scheduler.ledger.used_tokens(key),
-            busy=self._busy_share(key, now),
-            bubble=self._bubble_share(key, now),
-            totals=_totals(self._roster.heartbeats.get(key)),
+            busy=self._share("busy_s", key, now),
+            bubble=self._share("bubble_s", key, now),
+            totals=_totals(member.heartbeat),
         )
 
     def _vision(self, now: float) -> tuple[VisionStatus, ...]:
@@ -163,34 +134,31 @@ class Reporter:
                 instance=worker.record.instance,
                 state=worker.record.state if worker.is_alive else "suspended",
                 num_preparing=worker.num_requests,
-                busy=self._busy_share(worker.record.instance, now),
-                totals=_totals(self._roster.heartbeats.get(worker.record.instance)),
+                busy=self._share("busy_s", worker.record.instance, now),
+                totals=_totals(self._parts.roster.heartbeat(worker.record.instance)),
             )
-            for worker in self._pool.workers
+            for worker in self._parts.workers.vision.workers
         )
 
-    def _busy_share(self, key: str, now: float) -> float:
-        heartbeat = self._roster.heartbeats.get(key)
-        return min(1.0, self._busy[key].observe(heartbeat.busy_s, now)) if heartbeat else 0.0
-
-    def _bubble_share(self, key: str, now: float) -> float:
-        heartbeat = self._roster.heartbeats.get(key)
-        return min(1.0, self._bubble[key].observe(heartbeat.bubble_s, now)) if heartbeat else 0.0
+    def _share(self, field: Literal["busy_s", "bubble_s"], key: str, now: float) -> float:
+        """Return the share of the last seconds that a field of a worker's heartbeats has grown by."""
+        heartbeat = self._parts.roster.heartbeat(key)
+        rate = self._shares[field, key]
+        return min(1.0, rate.observe(getattr(heartbeat, field), now)) if heartbeat else 0.0
 
     def _num_sessions(self) -> dict[str, int]:
-        scheduler = self._dispatcher.scheduler
+        scheduler, live = self._parts.scheduler, self._parts.live
         return {
-            "preparing": self._live.count("preparing"),
+            "preparing": live.count("preparing"),
             "waiting": scheduler.num_waiting,
             "running": scheduler.num_running,
-            "recovering": self._live.count("recovering"),
-            "finishing": self._live.count("finishing"),
+            "recovering": live.count("recovering"),
+            "finishing": live.count("finishing"),
         }
 
-    @staticmethod
-    async def _num_waiting(queue: JobQueue) -> int:
+    async def _num_waiting(self) -> int:
         try:
-            return (await queue.depth()).num_waiting
+            return (await self._parts.queue.depth()).num_waiting
         except TransportError:
             return 0
 

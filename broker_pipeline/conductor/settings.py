@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_pipeline.conductor.workers.roster import RosterTimes
+from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.admission import AdmissionLimits
+from broker_pipeline.scheduling.policies.retries import RetryLimits
 from broker_pipeline.storage.jobs import ACK_WAIT_S
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -38,3 +42,28 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     lease_ttl_s: PositiveSeconds = 5.0
     ack_wait_s: PositiveSeconds = ACK_WAIT_S
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+
+    @property
+    def scheduler_limits(self) -> SchedulerLimits:
+        """What the scheduler keeps to."""
+        return SchedulerLimits(
+            max_sessions=self.max_sessions,
+            max_batch_tokens=self.max_batch_tokens,
+            deadline_s=self.deadline_s,
+            first_deadline_s=self.first_deadline_s,
+        )
+
+    @property
+    def admission_limits(self) -> AdmissionLimits:
+        """How many jobs are held ahead of the stages."""
+        return AdmissionLimits(self.max_jobs, self.max_preparing, self.max_waiting)
+
+    @property
+    def retry_limits(self) -> RetryLimits:
+        """How often a job is tried again."""
+        return RetryLimits(max_attempts=self.max_attempts)
+
+    @property
+    def roster_times(self) -> RosterTimes:
+        """When a worker counts as silent."""
+        return RosterTimes(heartbeat_timeout_s=self.heartbeat_timeout_s)

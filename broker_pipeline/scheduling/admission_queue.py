@@ -1,6 +1,6 @@
 """Sessions that hold no KV yet: those being prepared for a route, and those that are prepared and wait for room. Pure.
 
-reserve_tentatively ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──► its lane
+tentative.put ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──► its lane
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.route_table import RouteTable
-from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.tentative_reservations import TentativeReservations
 
@@ -24,7 +23,7 @@ class AdmissionQueue:
         self._ledger = ledger
         self._routes = routes
         self._sessions: list[SessionState] = []
-        self._tentative = TentativeReservations()
+        self.tentative = TentativeReservations(ledger)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -32,27 +31,15 @@ class AdmissionQueue:
     def __iter__(self) -> Iterator[SessionState]:
         return iter(self._sessions)
 
-    def reserve_tentatively(self, session: str, route: Route, num_tokens: int) -> None:
-        """Count a session that is being prepared for a route against that route's room."""
-        self._tentative.put(session, route, num_tokens)
-
-    def drop_tentative(self, session: str) -> None:
-        """Count a session against no route's room any more."""
-        self._tentative.drop(session)
-
-    def room(self, route: Route) -> int:
-        """Return the KV tokens of a route that nobody has, waits for or is being prepared for."""
-        return self._tentative.room(route, self._ledger)
-
     def add(self, session: SessionState, now: float) -> None:
         """Let a prepared session wait."""
         session.waiting_since = now
-        self._tentative.put(session.key.session, session.route, session.num_kv_tokens)
+        self.tentative.put(session.key.session, session.route, session.num_kv_tokens)
         bisect.insort(self._sessions, session, key=lambda waiting: waiting.order)
 
     def remove(self, session: SessionState) -> None:
         """Let a session wait no more, if it does."""
-        self._tentative.drop(session.key.session)
+        self.tentative.drop(session.key.session)
         if session in self._sessions:
             self._sessions.remove(session)
 
@@ -69,7 +56,7 @@ class AdmissionQueue:
         if len(lane.running) >= self._limits.max_sessions or not blocked.isdisjoint(keys):
             return False
         if self._ledger.reserve(session.key, session.num_kv_tokens, session.route):
-            self._tentative.drop(session.key.session)
+            self.tentative.drop(session.key.session)
             lane.start(session)
             return True
         if now - session.waiting_since >= self._limits.overtake_s:

@@ -71,17 +71,18 @@ class Scheduler:
         None when no open route can ever hold that many. The choice counts against the route's room until `add` or
         `release`.
         """
-        self._waiting.drop_tentative(session)
+        self._waiting.tentative.drop(session)
         routes = [route for route in self.routes.open_routes if route.kv_capacity_tokens >= num_tokens]
         if not routes:
             return None
-        best = max(routes, key=lambda route: (self._waiting.room(route), -len(self.routes.lane(route).running)))
-        self._waiting.reserve_tentatively(session, best, num_tokens)
+        room = self._waiting.tentative.room
+        best = max(routes, key=lambda route: (room(route), -len(self.routes.lane(route).running)))
+        self._waiting.tentative.put(session, best, num_tokens)
         return best
 
     def room(self) -> int:
         """Return the KV tokens of the emptiest route that nobody has, waits for or is being prepared for."""
-        return max((self._waiting.room(route) for route in self.routes.open_routes), default=0)
+        return max((self._waiting.tentative.room(route) for route in self.routes.open_routes), default=0)
 
     def longest_session(self) -> int:
         """Return the tokens of the longest session that any open route can hold."""
@@ -90,7 +91,7 @@ class Scheduler:
     def add(self, session: SessionState, now: float) -> Lost | None:
         """Queue a prepared session for its route; Lost at once when that route is no more."""
         assert session.key.session not in self._sessions, f"{session.key} is scheduled already"
-        self._waiting.drop_tentative(session.key.session)
+        self._waiting.tentative.drop(session.key.session)
         if not self.routes.is_usable(session.route) or session.num_kv_tokens > session.route.kv_capacity_tokens:
             return Lost(session, StageError(f"route {session.route} is no more").to_failure())
         self._sessions[session.key.session] = session
@@ -99,7 +100,7 @@ class Scheduler:
 
     def release(self, session: str) -> None:
         """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
-        self._waiting.drop_tentative(session)
+        self._waiting.tentative.drop(session)
         if state := self._sessions.get(session):
             self._remove(state)
 

@@ -11,7 +11,8 @@ from broker_pipeline.scheduling.routes import Route
 class TentativeReservations:
     """One reservation per session, summed up by worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: KVLedger) -> None:
+        self._ledger = ledger
         self._held: dict[str, tuple[Route, int]] = {}
         self._num_tokens: Counter[str] = Counter()
 
@@ -30,9 +31,9 @@ class TentativeReservations:
             if not self._num_tokens[key]:
                 del self._num_tokens[key]
 
-    def room(self, route: Route, ledger: KVLedger) -> int:
+    def room(self, route: Route) -> int:
         """Return the tokens of the fullest worker of a route left unreserved; negative when overbooked."""
         return min(
-            worker.kv_capacity_tokens - ledger.used_tokens(worker.key) - self._num_tokens[worker.key]
+            worker.kv_capacity_tokens - self._ledger.used_tokens(worker.key) - self._num_tokens[worker.key]
             for worker in route.workers
         )

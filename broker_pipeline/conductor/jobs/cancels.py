@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import structlog
 
@@ -17,22 +18,22 @@ log = structlog.get_logger()
 _SWEEP_S = 10.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Cancels:
     """Cancellations of the jobs that this conductor holds."""
 
-    def __init__(self, transport: Transport, subject: str, store: JobStore, live: LiveJobs) -> None:
-        self._transport = transport
-        self._subject = subject
-        self._store = store
-        self._live = live
+    transport: Transport
+    subject: str
+    store: JobStore
+    live: LiveJobs
 
     async def run(self) -> None:
         """Listen and look until cancelled."""
-        requests = self._transport.subscribe(self._subject, CancelRequest, on_dropped=_log_drop)
+        requests = self.transport.subscribe(self.subject, CancelRequest, on_dropped=_log_drop)
         async with requests as messages, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep(), name="cancel flags")
             async for message in messages:
-                if job := self._live.get(message.body.job_id):
+                if job := self.live.get(message.body.job_id):
                     log.info("job_cancelled", job=job.job_id)
                     job.cancel()
 
@@ -40,8 +41,8 @@ class Cancels:
         while True:
             await asyncio.sleep(_SWEEP_S)
             try:
-                for job in self._live:
-                    if await self._store.is_cancelled(job.job_id):
+                for job in self.live:
+                    if await self.store.is_cancelled(job.job_id):
                         job.cancel()
             except StateError as error:
                 log.info("cancel_flags_unread", reason=error.message)

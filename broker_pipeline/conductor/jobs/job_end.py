@@ -42,32 +42,32 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where jobs are kept."""
+    """Where jobs are kept, and where their events go."""
 
     jobs: JobStore
     media: MediaStore
     events: JobEvents
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class JobEnds:
     """Ends the jobs of one conductor."""
 
-    def __init__(self, live: LiveJobs, stores: Stores, committer: Committer) -> None:
-        self._live = live
-        self._stores = stores
-        self._committer = committer
+    live: LiveJobs
+    stores: Stores
+    committer: Committer
 
     async def write(self, job: LiveJob, attempt: Attempt, ending: Ending) -> bool:
         """Write the end; False when it is not this attempt's to write, so that another has to look again."""
-        tokens = await self._committer.last(job.job_id, attempt.number)
+        tokens = await self.committer.last(job.job_id, attempt.number)
         result = _result(job, attempt, ending) if ending.status != "failed" else None
         is_written = await persist(
-            lambda: self._stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
+            lambda: self.stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
         )
         if not is_written:
             log.warning("end_refused", job=job.job_id, attempt=attempt.number)
             return False
-        self._live.num_finished[ending.status] += 1
+        self.live.num_finished[ending.status] += 1
         log.info(
             "job_finished",
             job=job.job_id,
@@ -86,7 +86,7 @@ class JobEnds:
 
         A job that has failed keeps its media for a while: it may be sent again.
         """
-        media, spec = self._stores.media, job.spec
+        media, spec = self.stores.media, job.spec
         await persist(lambda: media.keep(spec) if has_failed else media.release(spec, spec.media_holder))
         try:
             await job.delivery.ack()
@@ -95,9 +95,9 @@ class JobEnds:
 
     async def _tell(self, job: LiveJob) -> None:
         """Tell who waits for the end that it has come: always, since that takes no reading where nobody watches."""
-        is_watched = self._stores.events.is_watched(job.job_id)
-        record = await persist(lambda: self._stores.jobs.get(job.job_id)) if is_watched else None
-        await self._stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
+        is_watched = self.stores.events.is_watched(job.job_id)
+        record = await persist(lambda: self.stores.jobs.get(job.job_id)) if is_watched else None
+        await self.stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
 
 
 def _result(job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -23,34 +24,26 @@ _ROOM_POLL_S = 0.05
 _DRAIN_POLL_S = 0.05
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class JobPuller:
     """The jobs of one conductor while it holds the lease."""
 
-    def __init__(
-        self,
-        queue: JobQueue,
-        live: LiveJobs,
-        runner: JobRunner,
-        admission: Admission,
-        load: Callable[[], Load],
-        retry_limits: RetryLimits,
-    ) -> None:
-        """`load` says what the conductor has on its hands at this moment."""
-        self._queue = queue
-        self._live = live
-        self._runner = runner
-        self._admission = admission
-        self._load = load
-        self._retry_limits = retry_limits
-        self._orders = itertools.count()
-        self._tasks: dict[LiveJob, asyncio.Task[None]] = {}
-        self._is_queue_away = False
-        self.waits_for: str | None = None
-        """Why no job is taken at this moment."""
+    queue: JobQueue
+    live: LiveJobs
+    runner: JobRunner
+    admission: Admission
+    load: Callable[[], Load]
+    """Says what the conductor has on its hands at this moment."""
+    retry_limits: RetryLimits
+    waits_for: str | None = None
+    """Why no job is taken at this moment."""
+    _orders: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _tasks: dict[LiveJob, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    _is_queue_away: bool = field(default=False, init=False)
 
     async def run(self, stopping: asyncio.Event, deadline_s: float) -> None:
         """Run jobs until told to stop, and then until all have ended or `deadline_s` has passed."""
-        async with self._queue, asyncio.TaskGroup() as tasks:
+        async with self.queue, asyncio.TaskGroup() as tasks:
             keeper = tasks.create_task(self._keep_deliveries(), name="deliveries")
             pulling = tasks.create_task(self._pull(tasks), name="pull")
             await stopping.wait()
@@ -63,12 +56,12 @@ class JobPuller:
 
     async def _pull(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            self.waits_for = self._admission.refusal(self._load())
+            self.waits_for = self.admission.refusal(self.load())
             if self.waits_for is not None:
                 await asyncio.sleep(_ROOM_POLL_S)
                 continue
             try:
-                delivery = await self._queue.pull(_PULL_S)
+                delivery = await self.queue.pull(_PULL_S)
             except TransportError as error:
                 self._note_queue(error)
                 await asyncio.sleep(_PAUSE_S)
@@ -79,14 +72,14 @@ class JobPuller:
 
     def _take(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> None:
         job_id = delivery.spec.job_id
-        if held := self._live.get(job_id):
+        if held := self.live.get(job_id):
             # The queue gave up on the first delivery while the broker was away; only the newest can be acknowledged.
             log.info("job_delivered_again", job=job_id, num_deliveries=delivery.num_deliveries)
             held.delivery = delivery
             return
-        job = LiveJob(delivery, next(self._orders), RetryPolicy(self._retry_limits))
-        self._live.add(job)
-        self._tasks[job] = task = tasks.create_task(self._runner.run(job), name=f"job {job_id}")
+        job = LiveJob(delivery, next(self._orders), RetryPolicy(self.retry_limits))
+        self.live.add(job)
+        self._tasks[job] = task = tasks.create_task(self.runner.run(job), name=f"job {job_id}")
         task.add_done_callback(lambda _: self._tasks.pop(job, None))
 
     def _note_queue(self, error: TransportError | None) -> None:
@@ -99,8 +92,8 @@ class JobPuller:
     async def _keep_deliveries(self) -> None:
         """Say that jobs are being worked on, often enough that two lost messages do no harm."""
         while True:
-            await asyncio.sleep(self._queue.ack_wait_s / 3)
-            for job in self._live:
+            await asyncio.sleep(self.queue.ack_wait_s / 3)
+            for job in self.live:
                 try:
                     await job.delivery.in_progress()
                 except TransportError as error:
@@ -111,7 +104,7 @@ class JobPuller:
 
     async def _drain(self, deadline_s: float) -> None:
         """Requeue what no stage computes yet, wait for the rest, requeue that at the deadline."""
-        log.info("draining", num_jobs=len(self._live))
+        log.info("draining", num_jobs=len(self.live))
         await self._requeue([job for job in self._tasks if job.phase in ("preparing", "recovering")])
         deadline = asyncio.get_running_loop().time() + deadline_s
         while self._tasks and asyncio.get_running_loop().time() < deadline:
@@ -125,4 +118,4 @@ class JobPuller:
                 task.cancel()
                 await asyncio.wait({task})
                 log.info("job_requeued", job=job.job_id)
-                await self._runner.requeue(job)
+                await self.runner.requeue(job)

@@ -63,23 +63,14 @@ class Committer:
         self._pending: dict[str, _Pending] = {}
         self._urgent: dict[str, None] = {}
         self._committing: frozenset[str] = frozenset()
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """Tokens that Redis does not hold yet."""
         self._is_enough = False
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
         self._progress = BroadcastEvent()
         self.is_reachable = True
         """Whether Redis took the last commit."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that Redis does not hold yet."""
-        return self._num_tokens
-
-    @property
-    def has_room(self) -> bool:
-        """Whether further tokens may be sampled."""
-        return self._num_tokens < MAX_PENDING_TOKENS
 
     def add(self, job_id: str, attempt: int, start: int, entry: TokenEntry) -> None:
         """Take the token with number `start` of a job."""
@@ -88,8 +79,8 @@ class Committer:
             pending = self._open(job_id, attempt, start)
         assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
         pending.entries.append(entry)
-        self._num_tokens += 1
-        if len(pending.entries) == GATHER_TOKENS or self._num_tokens == _MANY_TOKENS:
+        self.num_tokens += 1
+        if len(pending.entries) == GATHER_TOKENS or self.num_tokens == _MANY_TOKENS:
             self._is_enough = True
             self._hurry.set()
 
@@ -107,7 +98,7 @@ class Committer:
         """Forget what is pending of a job: its attempt is over."""
         self._urgent.pop(job_id, None)
         if pending := self._pending.pop(job_id, None):
-            self._num_tokens -= len(pending.entries)
+            self.num_tokens -= len(pending.entries)
 
     async def flushed(self, job_id: str) -> None:
         """Return once nothing of a job is pending."""
@@ -138,7 +129,7 @@ class Committer:
 
     async def room(self) -> None:
         """Return once there is room."""
-        while not self.has_room:
+        while self.num_tokens >= MAX_PENDING_TOKENS:
             await self._progress.wait()
 
     async def run(self) -> None:
@@ -182,7 +173,7 @@ class Committer:
         with tracer.measure(COMMIT, num_jobs=len(commits)):
             taken = await self._until_taken(commits)
         self._committing = frozenset()
-        self._num_tokens -= sum(len(commit.entries) for commit in commits)
+        self.num_tokens -= sum(len(commit.entries) for commit in commits)
         self._progress.fire()
         committed = tracer.now()
         for commit, is_taken in zip(commits, taken, strict=True):
@@ -205,6 +196,6 @@ class Committer:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             if not self.is_reachable:
-                log.info("commits_resumed", num_tokens=self._num_tokens)
+                log.info("commits_resumed", num_tokens=self.num_tokens)
                 self.is_reachable = True
             return taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
-from broker_pipeline.conductor.workers.vision_pool import VisionInfo, VisionPool
+from broker_pipeline.conductor.workers.vision_pool import VisionInfo
+from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import (
     MalformedEnvelopeError,
     NoResponderError,
@@ -22,7 +21,6 @@ from broker_pipeline.errors import (
     WorkerBusyError,
     error_from_failure,
 )
-from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import PreparedPrompt
@@ -30,37 +28,26 @@ from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
 
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
 _GRACE_S = 2.0  # for the answer's way back, beyond what the worker is given
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareLimits:
-    """How many tries may fail in a row."""
+    """How many tries may fail in a row, and how many seconds lie between two."""
 
     max_tries: int = 3
+    first_pause_s: float = 0.1
+    longest_pause_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Preparer:
     """Gets prompts, and their visual rows to the stages of a route."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        pool: VisionPool,
-        changed: BroadcastEvent,
-        is_usable: Callable[[Route], bool],
-        vocab_size: int,
-        limits: PrepareLimits,
-    ) -> None:
-        """`changed` fires when vision workers or routes come or go; `is_usable` says whether a route is still there."""
-        self._transport = transport
-        self._pool = pool
-        self._changed = changed
-        self._is_usable = is_usable
-        self._vocab_size = vocab_size
-        self._limits = limits
+    transport: Transport
+    workers: Workers
+    vocab_size: int
+    limits: PrepareLimits = PrepareLimits()
 
     async def prepare(self, request: PrepareRequest, route: Route) -> PreparedPrompt:
         """Have one session prepared for a route; waits while there is no vision worker.
@@ -70,11 +57,11 @@ class Preparer:
         """
         tried: set[str] = set()
         num_tries = 0
-        pause_s = _FIRST_PAUSE_S
+        pause_s = self.limits.first_pause_s
         while True:
-            with self._pool.borrow(avoid=tried) as worker:
+            with self.workers.vision.borrow(avoid=tried) as worker:
                 if worker is None:
-                    await self._changed.wait()
+                    await self.workers.changed.wait()
                     self._require(route)
                     continue
                 tried.add(worker.record.instance)
@@ -87,17 +74,17 @@ class Preparer:
                     self._require(route)
                 except PipelineError as error:
                     self._require(route)
-                    num_tries += self._transport.is_connected
-                    if not error.retryable or num_tries >= self._limits.max_tries:
+                    num_tries += self.transport.is_connected
+                    if not error.retryable or num_tries >= self.limits.max_tries:
                         raise
                     log.info("prepare_tried_again", session=request.session, code=error.code, reason=error.message)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, self.limits.longest_pause_s)
 
     async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
         num_lost = worker.num_lost
         asking = asyncio.ensure_future(
-            self._transport.request(
+            self.transport.request(
                 subjects.work(worker.record.subject),
                 request,
                 reply_type=PreparedSession,
@@ -119,7 +106,7 @@ class Preparer:
 
     async def _either(self, asking: asyncio.Future[Received[PreparedSession]]) -> None:
         """Return when there is an answer, or when workers have come or gone."""
-        changed: asyncio.Future[None] = asyncio.ensure_future(self._changed.wait())
+        changed: asyncio.Future[None] = asyncio.ensure_future(self.workers.changed.wait())
         waited: list[asyncio.Future[Any]] = [asking, changed]
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -127,14 +114,14 @@ class Preparer:
             changed.cancel()
 
     def _require(self, route: Route) -> None:
-        if not self._is_usable(route):
+        if not self.workers.is_usable(route):
             raise StageError(f"route {route} was lost while the session was prepared")
 
     def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> PreparedPrompt:
         answer = received.body
         if answer.failure is not None:
             raise error_from_failure(answer.failure)
-        prompt = read_prompt(received, self._vocab_size)
+        prompt = read_prompt(received, self.vocab_size)
         log.debug(
             "session_prepared",
             session=request.session,
@@ -148,7 +135,7 @@ class Preparer:
 def read_prompt(received: Received[PreparedSession], vocab_size: int) -> PreparedPrompt:
     """Return the prompt that a vision worker sent. Raises `MalformedEnvelopeError` when it contradicts itself."""
     answer, tensors = received.body, received.tensors
-    if answer.version != CONTRACT_VERSION or set(tensors) != {"token_ids", "positions"} or not answer.num_tokens:
+    if set(tensors) != {"token_ids", "positions"} or not answer.num_tokens:
         raise MalformedEnvelopeError(f"{answer.worker} sent no prompt", field="tensors")
     token_ids, positions = (np.array(tensors[name].to_numpy()) for name in ("token_ids", "positions"))
     n = answer.num_tokens

@@ -29,7 +29,7 @@ class VisionPool:
     """The vision workers of one pipeline, by instance."""
 
     def __init__(self, changed: BroadcastEvent) -> None:
-        """`changed` is fired whenever a worker comes or goes."""
+        """Fire `changed` whenever a worker comes or goes."""
         self._workers: dict[str, VisionInfo] = {}
         self._changed = changed
 

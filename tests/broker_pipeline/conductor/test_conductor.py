@@ -13,8 +13,8 @@ import pytest
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.conductor.conductor import Conductor
 from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.parts import Surroundings
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.tenure import Surroundings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ComputeError, NotAnImageError, StageError
 from broker_pipeline.identity import new_job_id

@@ -23,13 +23,14 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from broker_pipeline.conductor.output.generation import Generation
+from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.output import Output
 from broker_pipeline.conductor.output.watchers import Watchers
+from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextPart, Usage
@@ -37,7 +38,7 @@ from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
-from broker_pipeline.scheduling.routes import StageInfo
+from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.state.redis_client import open_redis
 from trials.bench.conductor.answering_stage import NUM_TOKENS, STAGE, answering_stage
@@ -119,13 +120,15 @@ class _Jobs:
         num_output_tokens: int,
         store: TimedStore,
         committer: Committer,
-        dispatcher: Dispatcher,
+        generations: Generations,
+        route: Route,
     ) -> None:
         self._num_sessions = num_sessions
         self._num_output_tokens = num_output_tokens
         self._store = store
         self._committer = committer
-        self._dispatcher = dispatcher
+        self._generations = generations
+        self._route = route
         self._numbers = itertools.count()
         self._vocabulary = _vocabulary()
         self.num_ended = 0
@@ -142,7 +145,7 @@ class _Jobs:
         attempt = await watch.steps("jobs", store.begin_attempt(spec))
         with watch.part("jobs"):
             generation = self._generation(job_id, number, attempt.number)
-            self._dispatcher.start(generation)
+            self._generations.start(generation)
         lost = await generation.ended()
         assert lost is None, f"{job_id} was lost: {lost}"
         await watch.steps("jobs", self._finish(generation, attempt.number))
@@ -156,7 +159,6 @@ class _Jobs:
         assert await self._store.finish(generation.job_id, attempt, "succeeded", result, tokens=tokens)
 
     def _generation(self, job_id: str, number: int, attempt: int) -> Generation:
-        (route,) = self._dispatcher.scheduler.routes.open_routes
         num_tokens = self._num_output_tokens
         if number < self._num_sessions:  # those that begin together are not to end together, over and over
             num_tokens = 1 + number * num_tokens // self._num_sessions
@@ -164,7 +166,7 @@ class _Jobs:
         session = SessionState(
             key=SessionKey(job_id, 1),
             order=number,
-            route=route,
+            route=self._route,
             prompt=_prompt(),
             sampling=SamplingSettings(),
             num_kv_tokens=_PROMPT + num_tokens,
@@ -227,33 +229,43 @@ async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url
         watchers.take(WatchRequest(is_for_all=settings.are_watched, for_s=300.0))
         builder = TimedBuilder("main", "", 1, subjects.results(namespace, "main", "bench"), watch)
         committer = Committer(store, JobEvents(transport, namespace, watchers), lambda *_: None)
-        dispatcher = TimedDispatcher(transport, scheduler, builder, committer)
+        plan_due = asyncio.Event()
+        generations = Generations(scheduler, plan_due)
+        dispatcher = TimedDispatcher(
+            transport=transport,
+            builder=builder,
+            scheduler=scheduler,
+            workers=Workers(scheduler, generations, plan_due),
+            generations=generations,
+            committer=committer,
+            plan_due=plan_due,
+        )
         dispatcher.watch = watch
-        jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, dispatcher)
+        scheduler.join(worker)
+        jobs = _Jobs(num_sessions, settings.num_output_tokens, store, committer, generations, Route((worker,)))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(dispatcher.run()), tasks.create_task(committer.run())]
             await asyncio.sleep(0.1)
-            dispatcher.join(worker)
             running += [tasks.create_task(jobs.keep_one()) for _ in range(num_sessions)]
-            row = await _observe(settings, num_sessions, watch, dispatcher, jobs)
+            row = await _observe(settings, num_sessions, watch, generations, jobs)
             for task in running:
                 task.cancel()
     return row
 
 
 async def _observe(
-    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, dispatcher: Dispatcher, jobs: _Jobs
+    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, generations: Generations, jobs: _Jobs
 ) -> ConductorRow:
     await asyncio.sleep(min(2.0, settings.seconds))
     watch.seconds.clear()
-    num_tokens, num_jobs = dispatcher.num_tokens, jobs.num_ended
+    num_tokens, num_jobs = generations.num_tokens, jobs.num_ended
     started, cpu = time.perf_counter(), time.process_time()
     await asyncio.sleep(settings.seconds)
     cpu_s, seconds = time.process_time() - cpu, time.perf_counter() - started
     parts = {name: watch.seconds[name] for name in PARTS}
     return ConductorRow(
         num_sessions=num_sessions,
-        num_tokens=dispatcher.num_tokens - num_tokens,
+        num_tokens=generations.num_tokens - num_tokens,
         num_jobs=jobs.num_ended - num_jobs,
         seconds=seconds,
         total_s=cpu_s,

@@ -44,9 +44,10 @@ class TimedDispatcher(Dispatcher):
 
     watch: Stopwatch
 
-    def _receive(self, result: MicrobatchResult) -> None:
+    def complete(self, result: MicrobatchResult) -> None:
+        """See the base class."""
         with self.watch.part("take"):
-            super()._receive(result)
+            super().complete(result)
 
 
 class TimedStore(JobStore):

@@ -1,0 +1,122 @@
+"""A job becomes a generation: a route, a prompt whose rows are at that route's stages, the output so far.
+
+job ──► route with room ──► prompt prepared for it ──► longer than the route holds? another route
+                                              └──► session + output, replayed from the tokens in Redis
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from broker_pipeline.conductor.jobs.live_job import LiveJob
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.generation import Generation
+from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.workers.preparer import Preparer
+from broker_pipeline.conductor.workers.workers import Workers
+from broker_pipeline.messages.jobs import TokenEntry
+from broker_pipeline.messages.vision import PrepareRequest
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.policies.admission import Admission
+from broker_pipeline.scheduling.policies.prompt_limits import PromptLimits
+from broker_pipeline.scheduling.policies.sampling import resolve_sampling
+from broker_pipeline.scheduling.routes import Route
+from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
+from broker_pipeline.state.job_store import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareTerms:
+    """What all requests to vision workers of one conductor in one epoch have in common."""
+
+    pipeline: str
+    epoch: int
+    timeout_s: float
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class GenerationBuilder:
+    """Gets jobs ready for the stages."""
+
+    model: TextModel
+    scheduler: Scheduler
+    workers: Workers
+    preparer: Preparer
+    committer: Committer
+    admission: Admission
+    """Learns how much KV each job turns out to need."""
+    terms: PrepareTerms
+    _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
+
+    async def build(self, job: LiveJob, attempt: Attempt) -> Generation:
+        """Wait for a route and a prompt. Raises what preparing raises, and `PromptTooLongError`."""
+        while True:
+            route = await self._route(job)
+            key = SessionKey(job.job_id, next(self._wire_attempts))
+            prompt = await self._prompt(job, key.attempt, route)
+            if not job.num_kv_tokens:
+                job.num_kv_tokens = prompt.num_tokens + self._limits(job).max_tokens(prompt.num_tokens)
+                self.admission.learn(job.num_kv_tokens)
+            if job.num_kv_tokens <= route.kv_capacity_tokens:
+                break
+        output = self._output(job, job.num_kv_tokens - prompt.num_tokens, attempt.tokens)
+        session = SessionState(
+            key=key,
+            order=job.order,
+            route=route,
+            prompt=prompt,
+            sampling=resolve_sampling(job.spec.sampling, self.model.facts.generation, job.job_id),
+            num_kv_tokens=job.num_kv_tokens,
+            generated=list(output.token_ids),
+            is_alone=job.is_alone,
+        )
+        return Generation(session, attempt.number, output, self.committer)
+
+    async def _route(self, job: LiveJob) -> Route:
+        """Wait for a route, one that can hold the job."""
+        while True:
+            if longest := self.scheduler.longest_session():
+                num_tokens = job.num_kv_tokens or min(self.admission.expected_tokens, longest)
+                if route := self.scheduler.assign(job.job_id, num_tokens):
+                    return route
+            await self.workers.changed.wait()
+
+    def _limits(self, job: LiveJob) -> PromptLimits:
+        """Return what the model and the largest route allow; raises `PromptTooLongError` when that is too little.
+
+        A route that is away counts as well: a job that it can hold waits for it rather than fails.
+        """
+        return self.model.limits(job.spec.sampling.max_tokens, self.workers.longest_session)
+
+    async def _prompt(self, job: LiveJob, wire_attempt: int, route: Route) -> PreparedPrompt:
+        if job.prompt is not None and not job.prompt.visual:
+            return job.prompt
+        facts, terms = self.model.facts, self.terms
+        request = PrepareRequest(
+            pipeline=terms.pipeline,
+            fingerprint=facts.fingerprint,
+            epoch=terms.epoch,
+            session=job.job_id,
+            attempt=wire_attempt,
+            messages=job.spec.messages,
+            targets=route.row_targets(facts.num_deepstack_levels),
+            max_prompt_tokens=self._limits(job).max_prompt_tokens,
+            budget_s=terms.timeout_s,
+        )
+        job.prompt = await self.preparer.prepare(request, route)
+        return job.prompt
+
+    def _output(self, job: LiveJob, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
+        asked = job.spec.sampling
+        output = Output(
+            self.model.vocabulary,
+            eos_token_ids=() if asked.ignore_eos else self.model.facts.eos_token_ids,
+            max_tokens=max_tokens,
+            stop=asked.stop,
+        )
+        output.replay([entry.token_id for entry in tokens])
+        return output

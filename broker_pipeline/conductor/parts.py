@@ -1,0 +1,179 @@
+"""The parts list of one tenure: what there is, and what each part works with.
+
+records, heartbeats ──► RosterWatch ──► Roster ──► Workers ──┐
+                                                             ├──► Scheduler ◄── Dispatcher ◄──► stages
+queue ──► JobPuller ──► JobRunner ──► GenerationBuilder      │                       │ tokens
+                            │            └─► Preparer        │                       ▼
+                            └────────────► Generations ──────┘         Generation ──► Committer ──► Redis
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from broker_pipeline import subjects
+from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
+from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
+from broker_pipeline.conductor.jobs.cancels import Cancels
+from broker_pipeline.conductor.jobs.dead_letters import DeadLetters
+from broker_pipeline.conductor.jobs.generation_builder import GenerationBuilder, PrepareTerms
+from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
+from broker_pipeline.conductor.jobs.job_puller import JobPuller
+from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
+from broker_pipeline.conductor.jobs.live_job import LiveJobs
+from broker_pipeline.conductor.metrics import ConductorMetrics
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.generations import Generations
+from broker_pipeline.conductor.output.job_events import JobEvents
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.output.watchers import Watchers
+from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.conductor.workers.preparer import Preparer
+from broker_pipeline.conductor.workers.roster import Roster
+from broker_pipeline.conductor.workers.roster_watch import RosterWatch
+from broker_pipeline.conductor.workers.workers import Workers
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.messages.control import Hello
+from broker_pipeline.scheduling.policies.admission import Admission, Load
+from broker_pipeline.scheduling.routes import PipelineIdentity
+from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.state.failed_jobs import FailedJobs
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
+
+_EXPECTED_PROMPT_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a conductor works with, whether or not it holds the lease; `instance` names its process."""
+
+    transport: Transport
+    redis: RedisClient
+    model: TextModel
+    common: CommonSettings
+    settings: ConductorSettings
+    instance: str
+    metrics: ConductorMetrics = field(default_factory=ConductorMetrics)
+
+
+class Parts:
+    """What an active conductor consists of, in one epoch."""
+
+    def __init__(self, around: Surroundings, epoch: int, lease_held: Callable[[], bool]) -> None:
+        """Wire everything; `lease_held` says whether the lease is held at this moment."""
+        self._around = around
+        self._epoch = epoch
+        transport, redis, settings, namespace = around.transport, around.redis, around.settings, around.common.namespace
+        self._plan_due = asyncio.Event()
+        self.scheduler = Scheduler(around.model.facts.num_layers, settings.scheduler_limits)
+        self.generations = Generations(self.scheduler, self._plan_due)
+        self.workers = Workers(self.scheduler, self.generations, self._plan_due)
+        self.live = LiveJobs()
+        self.watchers = Watchers()
+        self.stores = Stores(
+            jobs=JobStore(redis, namespace),
+            media=MediaStore(transport, redis, namespace),
+            events=JobEvents(transport, namespace, self.watchers),
+        )
+        self.committer = Committer(self.stores.jobs, self.stores.events, on_refused=self.generations.refuse)
+        self.cancels = Cancels(transport, subjects.cancel(namespace), self.stores.jobs, self.live)
+        dead_letters = DeadLetters(FailedJobs(redis, namespace), self.stores)
+        self.queue = JobQueue(transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=dead_letters.fail)
+        self.dispatcher = self._dispatcher()
+        self.roster = self._roster()
+        self.roster_watch = self._roster_watch()
+        self.puller = self._puller(lease_held)
+
+    # --- stages and vision workers ----------------------------------------------------------------------------------
+
+    def _dispatcher(self) -> Dispatcher:
+        common = self._around.common
+        builder = EnvelopeBuilder(
+            pipeline=common.pipeline,
+            fingerprint=self._around.model.facts.fingerprint,
+            epoch=self._epoch,
+            reply=subjects.results(common.namespace, common.pipeline, self._around.instance),
+        )
+        return Dispatcher(
+            transport=self._around.transport,
+            builder=builder,
+            scheduler=self.scheduler,
+            workers=self.workers,
+            generations=self.generations,
+            committer=self.committer,
+            plan_due=self._plan_due,
+        )
+
+    def _roster(self) -> Roster:
+        facts, settings = self._around.model.facts, self._around.settings
+        identity = PipelineIdentity(
+            pipeline=self._around.common.pipeline,
+            fingerprint=facts.fingerprint,
+            dtype="" if settings.dtype == "auto" else settings.dtype,
+            num_layers=facts.num_layers,
+        )
+        return Roster(self.workers, identity, settings.roster_times)
+
+    def _roster_watch(self) -> RosterWatch:
+        common = self._around.common
+        return RosterWatch(
+            roster=self.roster,
+            transport=self._around.transport,
+            registry=WorkerRegistry(self._around.redis, common.namespace, common.pipeline),
+            hello=Hello(pipeline=common.pipeline, epoch=self._epoch),
+            heartbeat_subject=subjects.heartbeats(common.namespace, common.pipeline),
+            times=self._around.settings.roster_times,
+        )
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    def _puller(self, lease_held: Callable[[], bool]) -> JobPuller:
+        settings = self._around.settings
+        admission = Admission(settings.admission_limits, _EXPECTED_PROMPT_TOKENS + settings.default_max_tokens)
+        runner = JobRunner(
+            live=self.live,
+            stores=self.stores,
+            builder=self._generation_builder(admission),
+            generations=self.generations,
+            committer=self.committer,
+            ends=JobEnds(self.live, self.stores, self.committer),
+            limits=RunLimits(max_deliveries=settings.max_deliveries, lease_held=lease_held),
+        )
+        return JobPuller(
+            queue=self.queue,
+            live=self.live,
+            runner=runner,
+            admission=admission,
+            load=self._load,
+            retry_limits=settings.retry_limits,
+        )
+
+    def _generation_builder(self, admission: Admission) -> GenerationBuilder:
+        around = self._around
+        return GenerationBuilder(
+            model=around.model,
+            scheduler=self.scheduler,
+            workers=self.workers,
+            preparer=Preparer(around.transport, self.workers, around.model.facts.vocab_size),
+            committer=self.committer,
+            admission=admission,
+            terms=PrepareTerms(around.common.pipeline, self._epoch, around.settings.prepare_timeout_s),
+        )
+
+    def _load(self) -> Load:
+        return Load(
+            num_jobs=len(self.live),
+            num_preparing=self.live.count("preparing") + self.live.count("recovering"),
+            num_waiting=self.scheduler.num_waiting,
+            num_vision_workers=self.workers.vision.num_usable,
+            num_routes=len(self.scheduler.routes.open_routes),
+            room_tokens=self.scheduler.room(),
+            can_commit=self.committer.is_reachable,
+        )
