@@ -1,0 +1,396 @@
+"""What one job goes through, attempt by attempt: real queue, real Redis; the test is the stages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from typing import cast
+
+import pytest
+
+from broker_pipeline import redis_keys
+from broker_pipeline.conductor.jobs.generation_builder import GenerationBuilder, PrepareTerms
+from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
+from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
+from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
+from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.job_events import JobEvents
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.output.watchers import Watchers
+from broker_pipeline.conductor.workers.preparer import Preparer
+from broker_pipeline.errors import ComputeError, StageError
+from broker_pipeline.identity import new_job_id
+from broker_pipeline.messages.activation import MicrobatchResult
+from broker_pipeline.messages.jobs import ChatMessage, JobRecord, JobSpec, TextPart, TokenEntry
+from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits
+from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
+from broker_pipeline.scheduling.session_state import PreparedPrompt
+from broker_pipeline.state import persistence
+from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
+from tests.kit.simulated_stages import prompt_of
+from tests.kit.stage_side import EPOCH, StageSide, answer, record
+from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.waiting import eventually
+
+NUM_PROMPT = 4
+STAGE = record("a")
+
+Reply = Callable[[PlannedBatch], MicrobatchResult | None]
+
+
+@cache
+def model() -> TextModel:
+    return TextModel.open(tiny_artifact(), default_max_tokens=8)
+
+
+class Running(StageSide):
+    """A runner whose jobs have their prompts already, and stages that answer by `reply`."""
+
+    def __init__(self, transport: Transport, redis: RedisClient, namespace: str) -> None:
+        super().__init__()
+        self.redis, self.namespace = redis, namespace
+        self.store, self.media = JobStore(redis, namespace), MediaStore(transport, redis, namespace, max_bytes=2**20)
+        self.queue = JobQueue(transport, namespace, ack_wait_s=30.0)
+        self.live = LiveJobs()
+        self.reply: Reply = answer
+        self.sent: list[PlannedBatch] = []
+        self.is_lease_held = True
+        self.num_lease_looks = 0
+        stores = Stores(self.store, self.media, JobEvents(transport, namespace, Watchers()))
+        self.tokens = Committer(self.store, stores.events, self.generations.refuse)
+        self.runner = JobRunner(
+            live=self.live,
+            stores=stores,
+            builder=self._builder(transport),
+            generations=self.generations,
+            committer=self.tokens,
+            ends=JobEnds(self.live, stores, self.tokens),
+            limits=RunLimits(max_deliveries=3, lease_held=self._lease_held, requeue_s=0.0),
+        )
+
+    def _builder(self, transport: Transport) -> GenerationBuilder:
+        return GenerationBuilder(
+            model=model(),
+            scheduler=self.scheduler,
+            workers=self.workers,
+            preparer=Preparer(transport, self.workers, model().facts.vocab_size),
+            committer=self.tokens,
+            admission=Admission(AdmissionLimits(), expected_tokens=20),
+            terms=PrepareTerms(pipeline="main", epoch=EPOCH, timeout_s=5.0),
+        )
+
+    def _lease_held(self) -> bool:
+        self.num_lease_looks += 1
+        return self.is_lease_held
+
+    async def compute(self) -> None:
+        """Plan and complete, as the dispatcher and its stages do."""
+        while True:
+            await self.plan_due.wait()
+            self.plan_due.clear()
+            for microbatch in self.plan():
+                self.sent.append(microbatch)
+                if result := self.reply(microbatch):
+                    self.complete(result)
+            await asyncio.sleep(0)
+
+    def complete(self, result: MicrobatchResult) -> None:
+        outcome = self.scheduler.complete(result, self.clock())
+        for sampled in outcome.sampled:
+            self.generations.take(sampled)
+        self.generations.tell(outcome.lost)
+        self.plan_due.set()
+
+    async def submit(
+        self, *, max_tokens: int | None = 5, num_deliveries: int = 1, num_prompt: int = NUM_PROMPT
+    ) -> LiveJob:
+        """Put a job into the queue and take it out again."""
+        spec = JobSpec(
+            job_id=new_job_id(),
+            created_at=time.time(),
+            messages=(ChatMessage(role="user", content=(TextPart(text="Describe."),)),),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+        )
+        await self.store.create(spec)
+        await self.queue.publish(spec)
+        for number in range(1, num_deliveries + 1):
+            delivery = await self.queue.pull(5)
+            assert delivery is not None
+            if number < num_deliveries:
+                await delivery.retry()
+        retries = RetryPolicy(RetryLimits(max_attempts=3, backoff_s=0.0))
+        job = LiveJob(delivery, len(self.live), retries, prompt=prompt_of(num_prompt))
+        self.live.add(job)
+        return job
+
+    async def run(self, *jobs: LiveJob) -> JobRecord:
+        """Run jobs to their end and return the first one's record."""
+        async with asyncio.timeout(10):
+            await asyncio.gather(*map(self.runner.run, jobs))
+        return await self.store.get(jobs[0].job_id)
+
+    async def num_tokens(self, job: LiveJob) -> int:
+        return len(await self.store.tokens(job.job_id))
+
+    def num_sampled(self, job: LiveJob) -> int:
+        generation = self.generations._generations.get(job.job_id)
+        return len(generation.output.token_ids) if generation else -1
+
+    async def check_gone(self) -> None:
+        """Nothing is left of any job: not here, not in the queue, not on a stage."""
+        depth = await self.queue.depth()
+        assert (depth.num_waiting, depth.num_in_progress) == (0, 0)
+        assert len(self.live) == 0
+        await eventually(lambda: self.scheduler.ledger.used_tokens(STAGE.instance) == 0)
+
+
+@pytest.fixture
+async def it(transport: Transport, redis: RedisClient, namespace: str) -> AsyncIterator[Running]:
+    running = Running(transport, redis, namespace)
+    await running.queue.ensure()
+    await running.media.ensure()
+    running.workers.join(STAGE)
+    async with running.queue:
+        tasks = [asyncio.create_task(running.compute()), asyncio.create_task(running.tokens.run())]
+        yield running
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def refuse(microbatch: PlannedBatch) -> MicrobatchResult:
+    return answer(microbatch, failure=ComputeError("a bad kernel").to_failure(), tokens=())
+
+
+# --- attempts -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_runs_to_its_end_and_leaves_nothing_behind(it: Running) -> None:
+    job = await it.submit()
+    end = await it.run(job)
+    assert (end.status, end.attempt) == ("succeeded", 1)
+    assert end.result is not None
+    assert (end.result.finish_reason, end.result.usage.num_output_tokens) == ("length", 5)
+    assert await it.num_tokens(job) == 5
+    assert (it.live.num_finished["succeeded"], it.live.num_replays) == (1, 0)
+    await it.check_gone()
+
+
+async def test_an_attempt_that_is_lost_is_followed_by_one_that_goes_on_from_its_tokens(it: Running) -> None:
+    def die_with_three(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if it.num_sampled(job) != 3:
+            return answer(microbatch)
+        it.reply = answer
+        it.workers.leave(STAGE, "it was killed")
+        it.workers.join(STAGE)
+        return None
+
+    it.reply = die_with_three
+    job = await it.submit()
+    end = await it.run(job)
+    assert (end.status, end.attempt) == ("succeeded", 2)
+    assert await it.num_tokens(job) == 5
+    opening = [segment for each in it.sent for segment in each.segments if segment.opens]
+    assert [segment.count for segment in opening] == [NUM_PROMPT, NUM_PROMPT + 3], "the second attempt knows three more"
+    assert opening[0].session.key.attempt < opening[1].session.key.attempt
+    assert it.live.num_replays == 1
+    await it.check_gone()
+
+
+async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> None:
+    job = await it.submit(max_tokens=3)
+    attempt = await it.store.begin_attempt(job.spec)
+    entries = tuple(TokenEntry(token_id=32, text="A") for _ in range(3))
+    assert await it.store.commit([TokenCommit(job.job_id, attempt.number, 0, entries)]) == [True]
+    end = await it.run(job)
+    assert (end.status, end.attempt) == ("succeeded", 2)
+    assert end.result is not None
+    assert end.result.text == "AAA"
+    assert it.sent == []
+
+
+async def test_an_attempt_that_redis_knows_a_newer_one_of_gives_way_to_another(it: Running) -> None:
+    async def begin_elsewhere() -> None:
+        await eventually(lambda: it.num_sampled(job) >= 1)
+        await it.store.begin_attempt(job.spec)
+
+    job = await it.submit(max_tokens=200)
+    elsewhere = asyncio.create_task(begin_elsewhere())
+    end = await it.run(job)
+    await elsewhere
+    assert end.status == "succeeded"
+    assert end.attempt == 3
+    assert await it.num_tokens(job) == 200
+
+
+async def test_a_failure_is_repeated_a_bounded_number_of_times(it: Running) -> None:
+    it.reply = lambda microbatch: answer(microbatch, spoilt=StageError("no room").to_failure())
+    end = await it.run(await it.submit())
+    assert (end.status, end.attempt) == ("failed", 3)
+    assert end.error is not None
+    assert end.error.code == "retries_exhausted"
+    assert "no room" in end.error.message
+    await it.check_gone()
+
+
+async def test_what_breaks_a_stage_is_tried_by_itself_and_its_neighbours_go_on(it: Running) -> None:
+    good, bad = await it.submit(), await it.submit()
+
+    def break_on_bad(microbatch: PlannedBatch) -> MicrobatchResult:
+        sessions = {segment.session.key.session for segment in microbatch.segments}
+        return refuse(microbatch) if bad.job_id in sessions else answer(microbatch)
+
+    it.reply = break_on_bad
+    end = await it.run(bad, good)
+    assert (end.status, end.attempt) == ("failed", 2)
+    assert end.error is not None
+    assert "failed again when it was computed by itself" in end.error.message
+    broken = [each for each in it.sent if any(s.session.key.session == bad.job_id for s in each.segments)]
+    assert broken[-1].is_alone
+    assert (await it.store.get(good.job_id)).status == "succeeded"
+    await it.check_gone()
+
+
+async def test_a_bug_ends_its_own_job_only(it: Running) -> None:
+    crashing, other = await it.submit(), await it.submit()
+    crashing.prompt = cast("PreparedPrompt", "a bug")
+    end = await it.run(crashing, other)
+    assert end.status == "failed"
+    assert end.error is not None
+    assert end.error.message.startswith("running the job crashed: ")
+    assert (await it.store.get(other.job_id)).status == "succeeded"
+
+
+# --- ends without an attempt ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_attempts", [0, 1])
+async def test_a_job_that_was_cancelled_before_it_came_here_is_not_computed(it: Running, num_attempts: int) -> None:
+    job = await it.submit()
+    for _ in range(num_attempts):
+        await it.store.begin_attempt(job.spec)
+    await it.store.request_cancel(job.job_id)
+    end = await it.run(job)
+    assert end.status == "cancelled"
+    assert it.sent == []
+    await it.check_gone()
+
+
+async def test_a_job_that_is_cancelled_ends_with_the_text_so_far(it: Running) -> None:
+    def cancel_with_three(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if it.num_sampled(job) < 3:
+            return answer(microbatch)
+        job.cancel()
+        return None
+
+    it.reply = cancel_with_three
+    job = await it.submit()
+    running = asyncio.create_task(it.run(job))
+    await eventually(lambda: job.phase == "finishing")
+    it.reply = answer
+    for microbatch in it.sent:
+        it.complete(answer(microbatch))  # the stage answers what nobody wants any more
+    end = await running
+    assert end.status == "cancelled"
+    assert end.result is not None
+    assert (end.result.finish_reason, end.result.usage.num_output_tokens) == ("cancelled", 3)
+    assert end.result.text == "AAA"
+    await it.check_gone()
+
+
+async def test_a_job_that_waits_for_a_route_can_be_cancelled(it: Running) -> None:
+    it.workers.leave(STAGE, "it was killed")
+    job = await it.submit()
+    running = asyncio.create_task(it.run(job))
+    await eventually(lambda: job.num_attempts == 1)
+    job.cancel()
+    assert (await running).status == "cancelled"
+
+
+async def test_a_job_delivered_too_often_fails(it: Running) -> None:
+    end = await it.run(await it.submit(num_deliveries=4))
+    assert end.status == "failed"
+    assert end.error is not None
+    assert (end.error.code, end.error.message) == ("retries_exhausted", "delivered 4 times without an end")
+    assert it.sent == []
+    await it.check_gone()
+
+
+async def test_a_job_that_redis_has_finished_is_acknowledged_and_skipped(it: Running) -> None:
+    job = await it.submit()
+    attempt = await it.store.begin_attempt(job.spec)
+    assert await it.store.finish(job.job_id, attempt.number, "cancelled")
+    end = await it.run(job)
+    assert (end.status, it.sent) == ("cancelled", [])
+    await it.check_gone()
+
+
+async def test_a_job_that_redis_cannot_be_told_of_goes_back_into_the_queue(
+    it: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "_MAX_TRIES", 0)
+    job = await it.submit()
+    await it.redis.delete(key := redis_keys.job(it.namespace, job.job_id))
+    await it.redis.set(key, "no job")  # which Redis refuses to change as one
+    async with asyncio.timeout(10):
+        await it.runner.run(job)
+    assert len(it.live) == 0
+    delivery = await it.queue.pull(5)
+    assert delivery is not None
+    assert (delivery.spec.job_id, delivery.num_deliveries) == (job.job_id, 2)
+
+
+async def test_no_attempt_begins_while_the_lease_is_not_held(it: Running) -> None:
+    it.is_lease_held = False
+    job = await it.submit()
+    running = asyncio.create_task(it.run(job))
+    await eventually(lambda: it.num_lease_looks > 1)
+    assert (await it.store.get(job.job_id)).attempt == 0, "the holder's attempt would be void"
+    it.is_lease_held = True
+    assert (await running).status == "succeeded"
+
+
+# --- what fits ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_turns_out_longer_than_its_route_takes_another(it: Running) -> None:
+    it.workers.leave(STAGE, "it was killed")
+    it.workers.join(record("small", kv_capacity_tokens=30))
+    job = await it.submit(num_prompt=40, max_tokens=5)
+    it.workers.longest_session = 100  # a larger one was here, and may come back
+    running = asyncio.create_task(it.run(job))
+    await eventually(lambda: job.num_kv_tokens == 45)
+    it.workers.join(record("large", kv_capacity_tokens=100))
+    end = await running
+    assert (end.status, end.attempt) == ("succeeded", 1)
+    assert {str(each.route) for each in it.sent if each.segments} == {"large"}
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "max_tokens", "field"), [(990, 20, "messages"), (4, 2000, "sampling.max_tokens")]
+)
+async def test_what_no_route_could_ever_hold_fails_with_its_reason(
+    it: Running, num_prompt: int, max_tokens: int, field: str
+) -> None:
+    job = await it.submit(num_prompt=num_prompt, max_tokens=max_tokens)
+    end = await it.run(job)
+    assert end.status == "failed"
+    assert end.error is not None
+    assert (end.error.code, end.error.field, end.attempt) == ("prompt_too_long", field, 1)
+
+
+async def test_a_limit_that_nobody_asked_for_is_cut_to_what_fits(it: Running) -> None:
+    it.workers.leave(STAGE, "it was killed")
+    it.workers.longest_session = 0
+    it.workers.join(record("small", kv_capacity_tokens=30))
+    end = await it.run(await it.submit(num_prompt=27, max_tokens=None))
+    assert end.result is not None
+    assert end.result.usage.num_output_tokens == 3

@@ -1,0 +1,274 @@
+"""Who prepares a session, and what happens when that worker is busy, fails, vanishes or answers nonsense: over NATS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import numpy as np
+import pytest
+
+from broker_pipeline import subjects
+from broker_pipeline.conductor.workers.preparer import PrepareLimits, Preparer
+from broker_pipeline.errors import (
+    ComputeError,
+    MalformedEnvelopeError,
+    NotAnImageError,
+    StageError,
+    TransportError,
+    WorkerBusyError,
+)
+from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.jobs import ChatMessage, TextPart
+from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.scheduling.session_state import PreparedPrompt
+from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.wire_tensor import WireTensor
+from tests.kit.stage_side import EPOCH, FINGERPRINT, StageSide, record
+from tests.kit.waiting import eventually
+
+VOCABULARY = 300
+LIMITS = PrepareLimits(max_tries=3, first_pause_s=0.001, longest_pause_s=0.002)
+
+Message = Received[PrepareRequest]
+Reply = Callable[[Message], Awaitable[None]]
+
+
+class Eye:
+    """A vision worker that answers as the test says; `hold` keeps what it is asked."""
+
+    def __init__(self, worker: WorkerRecord, reply: Reply) -> None:
+        self.record = worker
+        self.reply = reply
+        self.asked: list[Message] = []
+
+    async def serve(self, messages: AsyncIterator[Message]) -> None:
+        async for message in messages:
+            self.asked.append(message)
+            await self.reply(message)
+
+
+async def hold(_: Message) -> None:
+    """Answer nothing."""
+
+
+async def be_busy(message: Message) -> None:
+    message.refuse(WorkerBusyError("enough to do"))
+
+
+async def prepare(message: Message, **changes: object) -> None:
+    """Answer with a prompt of four tokens."""
+    facts = {"session": message.body.session, "attempt": 1, "worker": "eye", "num_tokens": 4} | changes
+    await message.respond(PreparedSession(**facts), tensors())  # type: ignore[arg-type]
+
+
+def tensors(ids: list[int] | None = None, positions: list[int] | None = None) -> dict[str, WireTensor]:
+    token_ids = np.array([1, 2, 3, 4] if ids is None else ids, np.int32)
+    row = np.array([0, 1, 2, 3] if positions is None else positions, np.int32)
+    return {
+        "token_ids": WireTensor.from_numpy(token_ids),
+        "positions": WireTensor.from_numpy(np.stack([row, row, row])),
+    }
+
+
+def spans(*found: tuple[int, int]) -> tuple[VisualSpan, ...]:
+    return tuple(VisualSpan(offset=offset, count=count, row=0) for offset, count in found)
+
+
+async def soon(asking: asyncio.Task[PreparedPrompt]) -> PreparedPrompt:
+    """Wait for a prompt, but not for the time-out of a request."""
+    async with asyncio.timeout(2):
+        return await asking
+
+
+class Preparing(StageSide):
+    def __init__(self, transport: Transport, namespace: str, stack: AsyncExitStack) -> None:
+        super().__init__()
+        self.transport, self.namespace, self._stack = transport, namespace, stack
+        self.stage = record(f"stage-{namespace}")
+        self.workers.join(self.stage)
+        (self.route,) = self.scheduler.routes.open_routes
+        self.preparer = Preparer(transport, self.workers, VOCABULARY, LIMITS)
+
+    async def eye(self, name: str, reply: Reply) -> Eye:
+        eye = Eye(record(f"{name}-{self.namespace}", role="vision"), reply)
+        messages = self.transport.subscribe(subjects.work(eye.record.subject), PrepareRequest)
+        task = asyncio.create_task(eye.serve(await self._stack.enter_async_context(messages)))
+        self._stack.callback(task.cancel)
+        self.workers.join(eye.record)
+        return eye
+
+    def ask(self, session: str = "job") -> asyncio.Task[PreparedPrompt]:
+        request = PrepareRequest(
+            pipeline="main",
+            fingerprint=FINGERPRINT,
+            epoch=EPOCH,
+            session=session,
+            attempt=1,
+            messages=(ChatMessage(role="user", content=(TextPart(text="Describe."),)),),
+            max_prompt_tokens=100,
+            budget_s=5.0,
+        )
+        return asyncio.create_task(self.preparer.prepare(request, self.route))
+
+    async def prompt(self) -> PreparedPrompt:
+        return await soon(self.ask())
+
+
+@pytest.fixture
+async def it(transport: Transport, namespace: str) -> AsyncIterator[Preparing]:
+    async with AsyncExitStack() as stack:
+        yield Preparing(transport, namespace, stack)
+
+
+async def test_a_prompt_is_what_the_vision_worker_says(it: Preparing) -> None:
+    span = VisualSpan(offset=1, count=2, row=0)
+    await it.eye("eye", lambda message: prepare(message, position_delta=-2, visual=(span,)))
+    prompt = await it.prompt()
+    assert prompt.token_ids.tolist() == [1, 2, 3, 4]
+    assert (prompt.position_delta, prompt.visual, prompt.num_visual_tokens) == (-2, (span,), 2)
+
+
+# --- who is asked ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_least_loaded_worker_is_asked(it: Preparing) -> None:
+    eyes = [await it.eye("one", hold), await it.eye("two", hold)]
+    asking = [it.ask(f"job-{number}") for number in range(6)]
+    await eventually(lambda: sum(len(eye.asked) for eye in eyes) == 6)
+    assert [len(eye.asked) for eye in eyes] == [3, 3]
+    for message in eyes[1].asked:
+        await prepare(message)
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    await eventually(lambda: sum(task.done() for task in asking) == 3)
+    more = [it.ask(f"more-{number}") for number in range(3)]
+    await eventually(lambda: len(eyes[1].asked) == 6)
+    assert len(eyes[0].asked) == 3, "it still has three to do"
+    for task in (*asking, *more):
+        task.cancel()
+
+
+async def test_a_request_moves_when_its_worker_vanishes(it: Preparing) -> None:
+    first = await it.eye("first", hold)
+    asking = it.ask()
+    await eventually(lambda: len(first.asked) == 1)
+    second = await it.eye("second", prepare)
+    assert len(second.asked) == 0
+    it.workers.leave(first.record, "it was killed")
+    assert (await soon(asking)).num_tokens == 4
+    assert len(second.asked) == 1
+
+
+async def test_a_request_moves_when_its_worker_falls_silent(it: Preparing) -> None:
+    first = await it.eye("first", hold)
+    asking = it.ask()
+    await eventually(lambda: len(first.asked) == 1)
+    await it.eye("second", prepare)
+    it.workers.note_silent(first.record, StageError("no sign of life"))
+    assert (await soon(asking)).num_tokens == 4
+
+
+async def test_a_request_that_the_broker_may_have_lost_is_made_again(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    asking = it.ask()
+    await eventually(lambda: len(eye.asked) == 1)
+    eye.reply = prepare
+    it.workers.vision.lose_requests()
+    assert (await soon(asking)).num_tokens == 4
+    assert len(eye.asked) == 2
+
+
+async def test_a_request_waits_for_the_first_worker(it: Preparing) -> None:
+    asking = it.ask()
+    await asyncio.sleep(0)
+    await it.eye("eye", prepare)
+    assert (await soon(asking)).num_tokens == 4
+
+
+# --- what costs a try -----------------------------------------------------------------------------------------------
+
+
+async def test_a_busy_worker_costs_no_try(it: Preparing) -> None:
+    eye = await it.eye("eye", be_busy)
+    asking = it.ask()
+    await eventually(lambda: len(eye.asked) > LIMITS.max_tries)
+    eye.reply = prepare
+    assert (await soon(asking)).num_tokens == 4
+
+
+async def test_a_worker_that_cannot_be_reached_yet_costs_no_try(it: Preparing) -> None:
+    unheard = record(f"unheard-{it.namespace}", role="vision")
+    it.workers.join(unheard)
+    asking = it.ask()
+    await asyncio.sleep(0.05)  # many times what lies between two tries
+    assert not asking.done()
+    it.workers.leave(unheard, "it has left")
+    await it.eye("eye", prepare)
+    assert (await soon(asking)).num_tokens == 4
+
+
+async def test_a_failure_that_may_pass_is_tried_on_other_workers_a_bounded_number_of_times(it: Preparing) -> None:
+    failure = ComputeError("tower out of memory").to_failure()
+    eyes = [await it.eye(name, lambda message: prepare(message, failure=failure)) for name in ("one", "two")]
+    with pytest.raises(ComputeError, match="tower out of memory"):
+        await it.prompt()
+    assert sorted(len(eye.asked) for eye in eyes) == [1, 2]
+
+
+async def test_a_wrong_input_is_tried_once(it: Preparing) -> None:
+    failure = NotAnImageError("no image", field="messages[0].content[0]").to_failure()
+    eye = await it.eye("eye", lambda message: prepare(message, failure=failure))
+    with pytest.raises(NotAnImageError) as caught:
+        await it.prompt()
+    assert caught.value.field == "messages[0].content[0]"
+    assert len(eye.asked) == 1
+
+
+# --- the route ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_whose_route_is_lost_is_prepared_no_further(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    asking = it.ask()
+    await eventually(lambda: len(eye.asked) == 1)
+    it.workers.suspend(it.stage.instance, TransportError("silent"))
+    with pytest.raises(StageError, match="was lost while the session was prepared"):
+        await soon(asking)
+
+
+async def test_nobody_waits_for_a_vision_worker_when_the_route_is_lost(it: Preparing) -> None:
+    asking = it.ask()
+    await asyncio.sleep(0)
+    it.workers.leave(it.stage, "it was killed")
+    with pytest.raises(StageError, match="was lost while the session was prepared"):
+        await soon(asking)
+
+
+# --- nonsense -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sent", "words"),
+    [
+        ({}, {}, "sent no prompt"),
+        ({"num_tokens": 0}, tensors(), "sent no prompt"),
+        ({}, tensors(ids=[1, 2, 3]), "for 4 tokens"),
+        ({}, tensors(ids=[1, 2, 3, VOCABULARY]), "out of range"),
+        ({}, tensors(ids=[1, -2, 3, 4]), "out of range"),
+        ({}, tensors(positions=[0, 1, -2, 3]), "out of range"),
+        ({"visual": spans((3, 2))}, tensors(), "leave the prompt"),
+        ({"visual": spans((0, 2), (1, 1))}, tensors(), "overlap"),
+    ],
+)
+async def test_a_prompt_that_contradicts_itself_is_refused(
+    it: Preparing, changes: dict[str, object], sent: dict[str, WireTensor], words: str
+) -> None:
+    async def reply(message: Message) -> None:
+        facts = {"session": "job", "attempt": 1, "worker": "eye", "num_tokens": 4} | changes
+        await message.respond(PreparedSession(**facts), sent)  # type: ignore[arg-type]
+
+    await it.eye("eye", reply)
+    with pytest.raises(MalformedEnvelopeError, match=words):
+        await it.prompt()

@@ -1,0 +1,332 @@
+"""Each rule of the roster, at a clock that the test moves; workers, scheduler and vision pool are the real ones."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
+from broker_pipeline.errors import ContractError, RequestTimeoutError
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.scheduling.routes import PipelineIdentity
+from tests.kit.stage_side import FINGERPRINT, NUM_LAYERS, StageSide, record
+
+TIMES = RosterTimes()
+
+
+class RosterSide(StageSide):
+    """A roster that is looked at every `watch_s`, as its watch does."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        super().__init__()
+        identity = PipelineIdentity(pipeline="main", fingerprint=FINGERPRINT, dtype=dtype, num_layers=NUM_LAYERS)
+        self.roster = Roster(self.workers, identity, TIMES, self.clock)
+        self.is_connected = True
+
+    def join(self, *records: WorkerRecord) -> None:
+        """As when all of them answer their handshake."""
+        for each in self.roster.look(records):
+            self.roster.join(each)
+
+    def pass_s(self, seconds: float, *alive: WorkerRecord) -> None:
+        """Let time pass in which only these workers are heard of."""
+        for _ in range(round(seconds / TIMES.watch_s)):
+            self.clock.pass_s(TIMES.watch_s)
+            self.hear(*alive)
+            self.watch()
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which this process does nothing."""
+        self.clock.pass_s(seconds)
+        self.watch()
+
+    def watch(self) -> None:
+        self.roster.watch(is_connected=self.is_connected)
+
+    def hear(self, *workers: WorkerRecord) -> None:
+        for worker in workers:
+            self.roster.heard(Heartbeat(worker=worker.worker, instance=worker.instance, role=worker.role))
+
+    def asked(self) -> list[str]:
+        """Workers that are sent something on their own, with the next plan."""
+        return [str(microbatch.route) for microbatch in self.plan() if not microbatch.segments]
+
+    def names(self) -> list[str]:
+        return [member.record.instance for member in self.roster.members]
+
+
+@pytest.fixture
+def side() -> RosterSide:
+    return RosterSide()
+
+
+A, B = record("a", 0, 3), record("b", 3, 6)
+
+
+# --- who is there ---------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_is_shaken_hands_with_once_and_used_when_it_has_answered(side: RosterSide) -> None:
+    assert side.roster.look([A]) == [A]
+    assert side.roster.look([A]) == [], "its handshake is under way"
+    assert side.states() == {}, "nothing is used before it has answered"
+    side.roster.join(A)
+    assert side.roster.look([A]) == []
+    assert side.states() == {"a": "used"}
+
+
+def test_a_worker_that_does_not_answer_gets_another_handshake(side: RosterSide) -> None:
+    side.roster.look([A])
+    side.roster.note_unanswered(A, RequestTimeoutError("no answer"))
+    assert side.roster.look([A]) == [A]
+    assert side.roster.refused == (), "it may answer yet"
+
+
+def test_a_worker_that_refuses_us_is_shown_until_it_joins(side: RosterSide) -> None:
+    side.roster.look([A])
+    side.roster.note_refusing(A, ContractError("this worker serves pipeline other"))
+    for _ in range(2):
+        assert side.roster.look([A]) == [A], "it gets another handshake"
+        (refused,) = side.roster.refused
+        assert refused.reason == "refuses this conductor: this worker serves pipeline other"
+        side.roster.note_refusing(A, ContractError("this worker serves pipeline other"))
+    side.roster.join(A)
+    assert side.roster.refused == ()
+
+
+def test_a_worker_that_refused_us_and_left_is_not_shown(side: RosterSide) -> None:
+    side.roster.look([A])
+    side.roster.note_refusing(A, ContractError("no"))
+    side.roster.look([])
+    assert side.roster.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "0" * 64}, "its artifact is 000000000000"),
+        ({"contract": 2}, "speaks version 2 of the contract"),
+        ({"dtype": "bfloat16"}, "computes in bfloat16, the pipeline in float32"),
+        ({"num_layers": 7}, "believes in 7 layers"),
+    ],
+)
+def test_a_worker_that_does_not_fit_is_refused_with_its_reason(
+    side: RosterSide, changes: dict[str, object], reason: str
+) -> None:
+    wrong = record("a", **changes)
+    assert side.roster.look([wrong, B]) == [B]
+    (refused,) = side.roster.refused
+    assert refused.worker == "a"
+    assert reason in refused.reason
+    side.roster.look([B])
+    assert side.roster.refused == (), "what is gone is refused no more"
+
+
+def test_the_dtype_is_that_of_the_stage_that_was_started_first() -> None:
+    side = RosterSide(dtype="")
+    late = record("late", dtype="float32", started_at=2.0)
+    first = record("first", dtype="bfloat16", started_at=1.0)
+    eye = record("eye", role="vision", dtype="float32", started_at=0.5)
+    assert side.roster.look([late, first, eye]) == [first], "a vision worker does not decide"
+    assert {each.worker for each in side.roster.refused} == {"late", "eye"}
+
+
+def test_the_dtype_in_use_stays_whoever_comes() -> None:
+    side = RosterSide(dtype="")
+    a = record("a", dtype="float32", started_at=2.0)
+    side.join(a)
+    assert side.roster.look([a, record("older", dtype="bfloat16", started_at=1.0)]) == []
+    (refused,) = side.roster.refused
+    assert refused.reason.startswith("computes in bfloat16, the pipeline in float32")
+
+
+def test_a_stage_that_cannot_serve_decides_no_dtype() -> None:
+    side = RosterSide(dtype="")
+    alien = record("alien", fingerprint="0" * 64, dtype="bfloat16", started_at=1.0)
+    assert side.roster.look([alien, A]) == [A]
+
+
+def test_a_worker_that_drains_gets_no_new_sessions(side: RosterSide) -> None:
+    side.join(A, B)
+    assert len(side.scheduler.routes.open_routes) == 1
+    side.roster.look([msgspec.structs.replace(A, state="draining"), B])
+    assert side.scheduler.routes.open_routes == ()
+    assert side.states() == {"a": "used", "b": "used"}, "it finishes the sessions that it has"
+
+
+def test_a_worker_that_drains_when_it_is_met_gets_no_sessions(side: RosterSide) -> None:
+    side.join(msgspec.structs.replace(A, state="draining"), B)
+    assert side.scheduler.routes.open_routes == ()
+
+
+def test_a_vision_worker_that_drains_gets_no_requests(side: RosterSide) -> None:
+    eye = record("eye", role="vision")
+    side.join(eye)
+    assert side.workers.vision.num_usable == 1
+    side.roster.look([msgspec.structs.replace(eye, state="draining")])
+    assert side.workers.vision.num_usable == 0
+
+
+# --- who is gone ----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_started_again_replaces_its_predecessor(side: RosterSide) -> None:
+    side.join(A, B)
+    again = record("a", 0, 3, instance="a-2")
+    assert side.roster.look([again, B]) == [again]
+    assert side.names() == ["b-1"], "its name is another instance's"
+    side.roster.join(again)
+    assert side.names() == ["b-1", "a-2"]
+    assert [worker.key for worker in side.scheduler.routes.usable] == ["b-1", "a-2"]
+
+
+def test_a_predecessor_that_the_registry_still_shows_leaves_when_its_successor_joins(side: RosterSide) -> None:
+    side.join(A)
+    again = record("a", 0, 3, instance="a-2")
+    side.join(A, again)
+    assert side.names() == ["a-2"]
+
+
+def test_a_silent_worker_without_a_record_may_come_back_for_a_long_time(side: RosterSide) -> None:
+    side.join(A)
+    side.pass_s(3.0)
+    side.roster.look([])
+    side.clock.pass_s(TIMES.forget_s - 1)
+    side.roster.look([])
+    assert side.names() == ["a-1"], "its sessions' KV is still accounted for"
+    side.clock.pass_s(2)
+    side.roster.look([])
+    assert side.names() == []
+    assert side.states() == {}
+
+
+def test_a_worker_whose_record_was_away_for_a_moment_is_absent_from_the_next_absence_on(side: RosterSide) -> None:
+    side.join(A)
+    side.pass_s(3.0)
+    side.roster.look([])
+    side.clock.pass_s(TIMES.forget_s)
+    side.roster.look([A])
+    side.roster.look([])
+    side.clock.pass_s(TIMES.forget_s)
+    side.roster.look([])
+    assert side.names() == ["a-1"]
+
+
+def test_a_worker_that_drained_is_gone_with_its_record_once_it_is_silent(side: RosterSide) -> None:
+    draining = msgspec.structs.replace(A, state="draining")
+    side.join(draining)
+    side.pass_s(1.0)
+    side.roster.look([])
+    assert side.names() == ["a-1"], "it was heard of just now"
+    side.pass_s(2.0)
+    side.roster.look([])
+    assert side.names() == []
+
+
+# --- who is alive ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_falls_silent_is_suspended(side: RosterSide) -> None:
+    side.join(A, B)
+    side.pass_s(2.4, B)
+    assert side.states() == {"a": "used", "b": "used"}
+    side.pass_s(0.2, B)
+    assert side.states() == {"a": "suspended", "b": "used"}
+
+
+def test_a_vision_worker_that_falls_silent_gets_no_requests_until_it_is_heard(side: RosterSide) -> None:
+    eye = record("eye", role="vision")
+    side.join(eye)
+    side.pass_s(2.6)
+    assert side.workers.vision.num_usable == 0
+    side.hear(eye)
+    assert side.workers.vision.num_usable == 1
+
+
+def test_a_standstill_of_our_own_is_nobodys_silence(side: RosterSide) -> None:
+    side.join(A)
+    side.stand_still(60.0)
+    assert side.states() == {"a": "used"}, "its heartbeats wait to be read"
+    side.pass_s(2.4)
+    assert side.states() == {"a": "used"}, "it has the full time again"
+    side.pass_s(0.3)
+    assert side.states() == {"a": "suspended"}
+
+
+def test_a_look_that_is_a_little_late_is_no_standstill(side: RosterSide) -> None:
+    side.join(A)
+    for _ in range(5):
+        side.stand_still(TIMES.watch_s + 0.9 * TIMES.standstill_s)
+    assert side.states() == {"a": "suspended"}
+
+
+def test_nobody_is_silent_while_the_broker_is_away(side: RosterSide) -> None:
+    side.join(A)
+    side.is_connected = False
+    side.pass_s(60.0)
+    assert side.states() == {"a": "used"}
+
+
+def test_heartbeats_of_strangers_are_ignored_and_those_of_members_kept(side: RosterSide) -> None:
+    side.join(A)
+    side.hear(A, B)
+    assert side.roster.heartbeat("a-1") is not None
+    assert side.roster.heartbeat("b-1") is None
+
+
+def test_a_suspended_worker_is_asked_every_half_second_while_it_gives_signs_of_life(side: RosterSide) -> None:
+    side.join(A)
+    side.pass_s(2.6)
+    assert side.states() == {"a": "suspended"}
+    assert side.asked() == [], "nobody asks the dead"
+    side.pass_s(0.1, A)
+    assert side.asked() == ["a"]
+    side.pass_s(0.4, A)
+    assert side.asked() == []
+    side.pass_s(0.1, A)
+    assert side.asked() == ["a"]
+
+
+# --- the broker -----------------------------------------------------------------------------------------------------
+
+
+def test_after_a_reconnect_nothing_is_sent_until_others_have_had_time_to_reconnect(side: RosterSide) -> None:
+    side.join(A, record("eye", role="vision"))
+    with side.workers.vision.borrow() as eye:
+        assert eye is not None
+        side.roster.on_reconnect()
+        assert side.workers.is_paused
+        side.clock.pass_s(TIMES.settle_s - 0.01)
+        side.watch()
+        assert side.workers.is_paused
+        assert side.states() == {"a": "used"}
+        side.clock.pass_s(0.02)
+        side.watch()
+        assert not side.workers.is_paused
+        assert side.states() == {"a": "suspended"}, "what was in flight may be gone, so it has to answer first"
+        assert eye.num_lost == 1, "and what it was asked is asked again"
+    assert side.asked() == ["a"], "at once"
+
+
+def test_a_reconnect_of_one_connection_waits_for_the_other(side: RosterSide) -> None:
+    side.join(A)
+    side.is_connected = False
+    side.roster.on_reconnect()
+    side.pass_s(5.0)
+    assert side.workers.is_paused
+    side.is_connected = True
+    side.pass_s(5.0, A)
+    assert side.workers.is_paused, "its return will be told"
+    side.roster.on_reconnect()
+    side.pass_s(0.2, A)
+    assert not side.workers.is_paused
+
+
+def test_a_worker_that_was_asked_before_the_broker_went_is_asked_again_at_once(side: RosterSide) -> None:
+    side.join(A)
+    side.pass_s(2.6)
+    side.pass_s(0.1, A)
+    assert side.asked() == ["a"]
+    side.roster.on_reconnect()
+    side.pass_s(0.2, A)
+    assert side.asked() == ["a"]

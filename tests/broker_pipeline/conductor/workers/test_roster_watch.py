@@ -1,0 +1,152 @@
+"""Handshakes, heartbeats and the registry, over a real NATS and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from broker_pipeline import redis_keys, subjects
+from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
+from broker_pipeline.conductor.workers.roster_watch import RosterWatch
+from broker_pipeline.errors import ContractError, LeaseLostError, PipelineError, StageError, StaleEpochError
+from broker_pipeline.messages.control import Hello, HelloReply
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.scheduling.routes import PipelineIdentity
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.wire.transport import Received, Transport
+from tests.kit.stage_side import EPOCH, FINGERPRINT, NUM_LAYERS, StageSide, record
+from tests.kit.waiting import eventually
+
+TIMES = RosterTimes(poll_s=0.01, watch_s=0.01, hello_timeout_s=0.05, standstill_s=math.inf)
+
+Reply = Callable[[Received[Hello]], Awaitable[None]]
+
+
+def refusing(error: PipelineError) -> Reply:
+    async def reply(message: Received[Hello]) -> None:
+        message.refuse(error)
+
+    return reply
+
+
+class Watched(StageSide):
+    def __init__(self, transport: Transport, redis: RedisClient, namespace: str) -> None:
+        super().__init__()
+        self.transport, self.namespace = transport, namespace
+        identity = PipelineIdentity(pipeline="main", fingerprint=FINGERPRINT, dtype="float32", num_layers=NUM_LAYERS)
+        self.registry = WorkerRegistry(redis, namespace, "main")
+        self.roster = Roster(self.workers, identity, TIMES, self.clock)
+        self.watch = RosterWatch(
+            roster=self.roster,
+            transport=transport,
+            registry=self.registry,
+            hello=Hello(pipeline="main", epoch=EPOCH),
+            heartbeat_subject=subjects.heartbeats(namespace, "main"),
+            times=TIMES,
+        )
+
+    def record(self, name: str, **facts: object) -> WorkerRecord:
+        return record(f"{name}-{self.namespace}", **facts)
+
+    @asynccontextmanager
+    async def answering(self, worker: WorkerRecord, reply: Reply) -> AsyncIterator[None]:
+        """Have a worker listen, and answer every hello like this."""
+
+        async def answer() -> None:
+            async for message in hellos:
+                await reply(message)
+
+        async with self.transport.subscribe(subjects.control(worker.subject), Hello) as hellos:
+            task = asyncio.create_task(answer())
+            yield
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.watch.run())
+        yield task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def watched(transport: Transport, redis: RedisClient, namespace: str) -> Watched:
+    return Watched(transport, redis, namespace)
+
+
+async def test_who_answers_a_hello_of_this_epoch_joins(watched: Watched) -> None:
+    a, epochs = watched.record("a"), []
+
+    async def reply(message: Received[Hello]) -> None:
+        epochs.append(message.body.epoch)
+        await message.respond(HelloReply(record=a))
+
+    async with watched.answering(a, reply):
+        await watched.watch.shake_hands(a)
+    assert epochs == [EPOCH]
+    assert watched.states() == {a.worker: "used"}
+
+
+async def test_who_does_not_listen_or_not_answer_does_not_join(watched: Watched) -> None:
+    deaf, slow = watched.record("deaf"), watched.record("slow")
+
+    async def say_nothing(_: Received[Hello]) -> None:
+        return
+
+    watched.roster.look([deaf, slow])
+    await watched.watch.shake_hands(deaf)
+    async with watched.answering(slow, say_nothing):
+        await watched.watch.shake_hands(slow)
+    assert watched.roster.members == ()
+    assert watched.roster.look([deaf, slow]) == [deaf, slow], "both get another handshake"
+
+
+@pytest.mark.parametrize("error", [ContractError("this worker serves pipeline other"), StageError("not now")])
+async def test_who_refuses_does_not_join(watched: Watched, error: ContractError | StageError) -> None:
+    a = watched.record("a")
+    watched.roster.look([a])
+    async with watched.answering(a, refusing(error)):
+        await watched.watch.shake_hands(a)
+    assert watched.roster.members == ()
+    reasons = [refused.reason for refused in watched.roster.refused]
+    assert reasons == (["refuses this conductor: " + error.message] if isinstance(error, ContractError) else [])
+
+
+async def test_a_worker_that_obeys_a_newer_conductor_ends_the_tenure(watched: Watched) -> None:
+    a = watched.record("a")
+    await watched.registry.register(a)
+    async with watched.answering(a, refusing(StaleEpochError("epoch 8 is known"))):
+        async with watched.running() as task:
+            await asyncio.wait({task}, timeout=5)
+        with pytest.raises(ExceptionGroup) as caught:
+            task.result()
+    assert caught.group_contains(LeaseLostError, match="obeys another conductor: epoch 8 is known", depth=None)
+
+
+async def test_records_and_heartbeats_reach_the_roster(watched: Watched) -> None:
+    a = watched.record("a")
+    await watched.registry.register(a)
+    async with watched.answering(a, lambda message: message.respond(HelloReply(record=a))), watched.running():
+        await eventually(lambda: watched.states() == {a.worker: "used"})
+        beat = Heartbeat(worker=a.worker, instance=a.instance, role="stage", busy_s=1.5)
+        await watched.transport.publish(subjects.heartbeats(watched.namespace, "main"), beat)
+        await eventually(lambda: watched.roster.heartbeat(a.instance) == beat)
+
+
+async def test_a_redis_that_refuses_makes_nobody_leave(watched: Watched, redis: RedisClient) -> None:
+    a, names = watched.record("a", state="draining"), redis_keys.workers(watched.namespace, "main")
+    watched.roster.join(a)
+    watched.clock.pass_s(60.0)  # it is silent: without a record it would be gone
+    await redis.set(names, "not a set of names")
+    async with watched.running() as task:
+        await eventually(lambda: watched.states() == {a.worker: "suspended"} and watched.watch._is_registry_away)
+        assert [member.record for member in watched.roster.members] == [a]
+        await redis.delete(names)
+        await eventually(lambda: watched.roster.members == ())
+        assert not task.done()
