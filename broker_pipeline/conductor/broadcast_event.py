@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 class BroadcastEvent:
@@ -16,11 +18,6 @@ class BroadcastEvent:
         self._event.set()
         self._event = asyncio.Event()
 
-    async def wait(self, timeout_s: float | None = None) -> None:
-        """Return at the next `fire`, or after `timeout_s` seconds."""
-        event = self._event
-        try:
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        except TimeoutError:
-            return
+    def wait(self) -> Coroutine[Any, Any, object]:
+        """Return what ends at the next `fire` after this call, also when it is awaited later, or in another task."""
+        return self._event.wait()

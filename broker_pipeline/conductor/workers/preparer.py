@@ -106,7 +106,7 @@ class Preparer:
 
     async def _either(self, asking: asyncio.Future[Received[PreparedSession]]) -> None:
         """Return when there is an answer, or when workers have come or gone."""
-        changed: asyncio.Future[None] = asyncio.ensure_future(self.workers.changed.wait())
+        changed = asyncio.ensure_future(self.workers.changed.wait())
         waited: list[asyncio.Future[Any]] = [asking, changed]
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

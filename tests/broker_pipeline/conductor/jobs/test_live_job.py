@@ -27,7 +27,7 @@ async def test_cancelling_the_job_ends_its_work() -> None:
 
     async def work() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.set()
 
@@ -37,7 +37,7 @@ async def test_cancelling_the_job_ends_its_work() -> None:
         await one.unless_cancelled(work())
     assert ended.is_set()
     with pytest.raises(CancelledJobError):
-        await one.unless_cancelled(asyncio.sleep(60))
+        await one.unless_cancelled(asyncio.Event().wait())
 
 
 async def test_cancelling_the_task_is_no_cancelled_job() -> None:
@@ -45,7 +45,7 @@ async def test_cancelling_the_task_is_no_cancelled_job() -> None:
 
     async def work() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.set()
 
@@ -71,7 +71,16 @@ async def test_a_broadcast_event_wakes_all_who_wait_and_nobody_later() -> None:
     await asyncio.sleep(0)
     event.fire()
     await asyncio.gather(*waiting)
-    late = asyncio.create_task(event.wait(0.02))
+    late = asyncio.create_task(event.wait())
     await asyncio.sleep(0)
     assert not late.done()
+    event.fire()
     await late
+
+
+async def test_a_broadcast_event_wakes_a_task_that_has_not_begun_to_wait() -> None:
+    event = BroadcastEvent()
+    waiting = asyncio.create_task(event.wait())
+    event.fire()
+    async with asyncio.timeout(5):
+        await waiting
