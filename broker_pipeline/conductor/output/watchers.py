@@ -8,6 +8,7 @@ A request that is lost costs no token: whoever watches looks into Redis when not
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -23,7 +24,8 @@ _MAX_JOBS = 65_536
 class Watchers:
     """The jobs of one namespace that are watched, whether or not they are here yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._until: dict[str, float] = {}
         self._all_until = 0.0
 
@@ -31,11 +33,11 @@ class Watchers:
         """Whether somebody wants to hear of a job's tokens."""
         if not self._until and not self._all_until:
             return False
-        return max(self._until.get(job_id, 0.0), self._all_until) > time.monotonic()
+        return max(self._until.get(job_id, 0.0), self._all_until) > self._clock()
 
     def take(self, request: WatchRequest) -> None:
         """Note who is watched, and for how long."""
-        until = time.monotonic() + request.for_s
+        until = self._clock() + request.for_s
         if request.is_for_all:
             self._all_until = until
         if len(self._until) + len(request.job_ids) > _MAX_JOBS:
@@ -54,7 +56,7 @@ class Watchers:
                     self._forget_past()
 
     def _forget_past(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._until = {job_id: until for job_id, until in self._until.items() if until > now}
 
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import msgspec
-import pytest
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, JobSpec
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.storage.media import MediaStore
-from tests.broker_pipeline.conductor.test_conductor import Bench, open_bench
-
-
-@pytest.fixture
-async def bench(nats_url: str, redis_url: str, namespace: str) -> AsyncIterator[Bench]:
-    async with open_bench(nats_url, redis_url, namespace) as opened:
-        yield opened
+from tests.kit.conductor_bench import Bench
 
 
 async def publish(bench: Bench, job_id: str, content: bytes) -> None:

@@ -6,6 +6,7 @@ from broker_pipeline import subjects
 from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.wire.transport import Transport
+from tests.kit.fake_clock import FakeClock
 from tests.kit.waiting import eventually
 
 
@@ -13,13 +14,14 @@ def test_nobody_is_watched_at_first() -> None:
     assert not Watchers().is_watched("a")
 
 
-async def test_a_job_is_watched_for_as_long_as_was_asked() -> None:
-    watchers = Watchers()
-    watchers.take(WatchRequest(job_ids=("a", "b"), for_s=0.05))
+def test_a_job_is_watched_for_as_long_as_was_asked() -> None:
+    clock = FakeClock()
+    watchers = Watchers(clock)
+    watchers.take(WatchRequest(job_ids=("a", "b"), for_s=5.0))
     watchers.take(WatchRequest(job_ids=("b",), for_s=30.0))
     assert watchers.is_watched("a")
     assert not watchers.is_watched("c")
-    await asyncio.sleep(0.06)
+    clock.pass_s(5.1)
     assert not watchers.is_watched("a")
     assert watchers.is_watched("b")
 
@@ -38,11 +40,12 @@ def test_more_jobs_than_anybody_can_watch_are_refused_and_the_known_ones_stay() 
     assert not watchers.is_watched("j79999")
 
 
-async def test_past_watches_make_room_for_new_ones() -> None:
-    watchers = Watchers()
+def test_past_watches_make_room_for_new_ones() -> None:
+    clock = FakeClock()
+    watchers = Watchers(clock)
     for start in range(0, 64_000, 4000):
-        watchers.take(WatchRequest(job_ids=tuple(f"j{start + n}" for n in range(4000)), for_s=0.01))
-    await asyncio.sleep(0.02)
+        watchers.take(WatchRequest(job_ids=tuple(f"j{start + n}" for n in range(4000)), for_s=1.0))
+    clock.pass_s(1.1)
     watchers.take(WatchRequest(job_ids=tuple(f"k{n}" for n in range(4000)), for_s=30.0))
     assert watchers.is_watched("k3999")
 
