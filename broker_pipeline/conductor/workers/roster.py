@@ -24,7 +24,6 @@ from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import PipelineError, StageError, TransportError
 from broker_pipeline.messages.status import RefusedWorker
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
-from broker_pipeline.scheduling.policies.liveness import Liveness
 from broker_pipeline.scheduling.routes import PipelineIdentity
 
 log = structlog.get_logger()
@@ -52,6 +51,7 @@ class Member:
     """A worker that answered a handshake and is not gone."""
 
     record: WorkerRecord
+    heard_at: float
     heartbeat: Heartbeat | None = None
     absent_since: float | None = None
     """Since when the registry has had no record of it."""
@@ -73,10 +73,10 @@ class Roster:
         self._workers = workers
         self._times = times
         self._clock = clock
-        self._liveness = Liveness(times.heartbeat_timeout_s)
         self._refusals = Refusals(identity)
         self._members: dict[str, Member] = {}
         self._in_handshake: set[str] = set()
+        self._is_deaf = False
         self._watched_at = clock()
         self._reconnected_at: float | None = None
 
@@ -114,8 +114,7 @@ class Roster:
         for member in self.members:
             if member.record.worker == record.worker:
                 self._leave(member.record, "it was started again")
-        self._members[record.instance] = Member(record)
-        self._liveness.heard(record.instance, self._clock())
+        self._members[record.instance] = Member(record, self._clock())
         log.info("worker_joined", worker=record.worker, instance=record.instance, role=record.role)
         self._workers.join(record)
 
@@ -153,14 +152,12 @@ class Roster:
         """Say whether a worker without a record is gone: a silent one that drained at once, any other in the end."""
         if member.absent_since is None:
             member.absent_since = now
-        is_silent = not self._liveness.is_alive(member.record.instance, now)
         is_overdue = now - member.absent_since > self._times.forget_s
-        return is_silent and (member.record.state == "draining" or is_overdue)
+        return self._is_silent(member, now) and (member.record.state == "draining" or is_overdue)
 
     def _leave(self, record: WorkerRecord, reason: str) -> None:
         log.info("worker_left", worker=record.worker, instance=record.instance, reason=reason)
         del self._members[record.instance]
-        self._liveness.forget(record.instance)
         self._workers.leave(record, reason)
 
     # --- who is alive -----------------------------------------------------------------------------------------------
@@ -168,8 +165,7 @@ class Roster:
     def heard(self, heartbeat: Heartbeat) -> None:
         """Take in a sign of life."""
         if member := self._members.get(heartbeat.instance):
-            self._liveness.heard(heartbeat.instance, self._clock())
-            member.heartbeat = heartbeat
+            member.heard_at, member.heartbeat = self._clock(), heartbeat
             self._workers.note_alive(member.record)
 
     def heartbeat(self, instance: str) -> Heartbeat | None:
@@ -188,13 +184,23 @@ class Roster:
         # Had we stood still ourselves, heartbeats would wait to be read: that is no silence.
         has_stood_still = now - self._watched_at > self._times.watch_s + self._times.standstill_s
         self._watched_at = now
-        self._liveness.set_connected(is_connected and not has_stood_still, now)
+        self._listen(now, can_hear=is_connected and not has_stood_still)
         self._settle(now, is_connected=is_connected)
         for member in self.members:
-            if not self._liveness.is_alive(member.record.instance, now):
+            if self._is_silent(member, now):
                 self._workers.note_silent(member.record, self._silence(member.record))
         if is_connected and not self._workers.is_paused:
             self._ask_suspended(now)
+
+    def _listen(self, now: float, *, can_hear: bool) -> None:
+        """Note whether anybody could be heard; after an interruption everyone has the full time again."""
+        if self._is_deaf and can_hear:
+            for member in self.members:
+                member.heard_at = now
+        self._is_deaf = not can_hear
+
+    def _is_silent(self, member: Member, now: float) -> bool:
+        return not self._is_deaf and now - member.heard_at >= self._times.heartbeat_timeout_s
 
     def _silence(self, record: WorkerRecord) -> StageError:
         return StageError(f"{record.worker} has given no sign of life for {self._times.heartbeat_timeout_s:g} s")
@@ -202,7 +208,7 @@ class Roster:
     def _ask_suspended(self, now: float) -> None:
         for worker in self._workers.suspended:
             member = self._members[worker.key]
-            if now - member.asked_at >= self._times.probe_s and self._liveness.is_alive(worker.key, now):
+            if now - member.asked_at >= self._times.probe_s and not self._is_silent(member, now):
                 member.asked_at = now
                 self._workers.ask(worker.key)
 

@@ -1,1 +1,1 @@
-"""Decisions around the scheduler: admission, retries, who is alive, limits of prompts, sampling defaults."""
+"""Decisions around the scheduler: admission, retries, limits of prompts, sampling defaults."""

@@ -267,6 +267,26 @@ def test_nobody_is_silent_while_the_broker_is_away(side: RosterSide) -> None:
     assert side.states() == {"a": "used"}
 
 
+def test_a_short_interruption_gives_everybody_the_full_time_again(side: RosterSide) -> None:
+    side.join(A)
+    side.pass_s(2.0)
+    side.is_connected = False
+    side.pass_s(0.2)
+    side.is_connected = True
+    side.pass_s(2.4)
+    assert side.states() == {"a": "used"}
+    side.pass_s(0.3)
+    assert side.states() == {"a": "suspended"}
+
+
+def test_nobody_is_gone_while_the_broker_is_away(side: RosterSide) -> None:
+    side.join(msgspec.structs.replace(A, state="draining"))
+    side.is_connected = False
+    side.pass_s(60.0)
+    side.roster.look([])
+    assert side.names() == ["a-1"]
+
+
 def test_heartbeats_of_strangers_are_ignored_and_those_of_members_kept(side: RosterSide) -> None:
     side.join(A)
     side.hear(A, B)
