@@ -16,8 +16,8 @@ import structlog
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.conductor.output.text_model import TextModel
-from broker_pipeline.conductor.parts import Surroundings
 from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.conductor.tenure import Tenure
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error

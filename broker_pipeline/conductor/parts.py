@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from broker_pipeline import subjects
 from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
@@ -23,44 +22,22 @@ from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
 from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
-from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
-from broker_pipeline.conductor.output.job_events import JobEvents
-from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.roster import Roster
 from broker_pipeline.conductor.workers.roster_watch import RosterWatch
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.control import Hello
 from broker_pipeline.scheduling.policies.admission import Admission, Load
 from broker_pipeline.scheduling.routes import PipelineIdentity
 from broker_pipeline.scheduling.scheduler import Scheduler
-from broker_pipeline.state.failed_jobs import FailedJobs
-from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
-from broker_pipeline.storage.media import MediaStore
-from broker_pipeline.wire.transport import Transport
 
 _EXPECTED_PROMPT_TOKENS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a conductor works with, whether or not it holds the lease; `instance` names its process."""
-
-    transport: Transport
-    redis: RedisClient
-    model: TextModel
-    common: CommonSettings
-    settings: ConductorSettings
-    instance: str
-    metrics: ConductorMetrics = field(default_factory=ConductorMetrics)
 
 
 class Parts:
@@ -77,15 +54,12 @@ class Parts:
         self.workers = Workers(self.scheduler, self.generations, self._plan_due)
         self.live = LiveJobs()
         self.watchers = Watchers()
-        self.stores = Stores(
-            jobs=JobStore(redis, namespace),
-            media=MediaStore(transport, redis, namespace),
-            events=JobEvents(transport, namespace, self.watchers),
-        )
+        self.stores = Stores.open(transport, redis, namespace, self.watchers)
         self.committer = Committer(self.stores.jobs, self.stores.events, on_refused=self.generations.refuse)
         self.cancels = Cancels(transport, subjects.cancel(namespace), self.stores.jobs, self.live)
-        dead_letters = DeadLetters(FailedJobs(redis, namespace), self.stores)
-        self.queue = JobQueue(transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=dead_letters.fail)
+        self.queue = JobQueue(
+            transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=DeadLetters(self.stores).fail
+        )
         self.dispatcher = self._dispatcher()
         self.roster = self._roster()
         self.roster_watch = self._roster_watch()

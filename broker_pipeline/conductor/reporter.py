@@ -11,8 +11,9 @@ import msgspec
 import structlog
 
 from broker_pipeline import redis_keys
-from broker_pipeline.conductor.parts import Parts, Surroundings
+from broker_pipeline.conductor.parts import Parts
 from broker_pipeline.conductor.rates import Rate
+from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.conductor.workers.roster import Member
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals

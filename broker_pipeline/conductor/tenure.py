@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.parts import Parts, Surroundings
+from broker_pipeline.conductor.parts import Parts
 from broker_pipeline.conductor.reporter import Reporter
+from broker_pipeline.conductor.surroundings import Surroundings
 
 _MARGIN_S = 1.5  # of the time to drain: for putting back what is left, and for the lease
 

@@ -13,8 +13,8 @@ from broker_pipeline import redis_keys
 from broker_pipeline.conductor.conductor import Conductor
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.conductor.output.text_model import TextModel
-from broker_pipeline.conductor.parts import Surroundings
 from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobRecord, JobSpec, TextPart

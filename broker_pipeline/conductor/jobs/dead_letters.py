@@ -12,7 +12,6 @@ import structlog
 from broker_pipeline.conductor.jobs.job_end import Stores
 from broker_pipeline.errors import MalformedEnvelopeError
 from broker_pipeline.messages.jobs import JobEvent
-from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.persistence import persist
 
 log = structlog.get_logger()
@@ -22,12 +21,11 @@ log = structlog.get_logger()
 class DeadLetters:
     """Ends jobs whose message cannot be read."""
 
-    failed: FailedJobs
     stores: Stores
 
     async def fail(self, job_id: str, error: MalformedEnvelopeError) -> None:
         """Fail the job with this id, where there is one that waits. What was submitted is kept, to be sent again."""
-        spec = await persist(lambda: self.failed.fail_unreadable(job_id, error.to_failure()))
+        spec = await persist(lambda: self.stores.failed.fail_unreadable(job_id, error.to_failure()))
         if spec is None:
             log.warning("dead_letter_of_no_job", job=job_id)
             return

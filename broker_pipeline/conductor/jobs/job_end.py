@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import structlog
 
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.job_events import JobEvents
+from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.errors import Failure, PipelineError, TransportError
 from broker_pipeline.messages.jobs import FinishReason, JobEvent, JobResult, Usage
+from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import Attempt, JobStore
 from broker_pipeline.state.persistence import persist
+from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
 
@@ -46,7 +50,18 @@ class Stores:
 
     jobs: JobStore
     media: MediaStore
+    failed: FailedJobs
     events: JobEvents
+
+    @classmethod
+    def open(cls, transport: Transport, redis: RedisClient, namespace: str, watchers: Watchers) -> Self:
+        """Return the stores of a namespace; events are published where `watchers` want them."""
+        return cls(
+            jobs=JobStore(redis, namespace),
+            media=MediaStore(transport, redis, namespace),
+            failed=FailedJobs(redis, namespace),
+            events=JobEvents(transport, namespace, watchers),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -137,7 +137,7 @@ class JobRunner:
     async def _outcome(self, job: LiveJob, attempt: Attempt) -> Ending | _Lost:
         """Run an attempt on the stages and say how that went."""
         if attempt.is_cancelled:
-            return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
+            return _cut_short(attempt)
         if job.delivery.num_deliveries > self.limits.max_deliveries:
             return Ending.failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
         generation: Generation | None = None
@@ -145,7 +145,7 @@ class JobRunner:
             generation = await job.unless_cancelled(self.builder.build(job, attempt))
             return await job.unless_cancelled(self._generate(job, generation))
         except CancelledJobError:
-            return self._cancelled(job, generation, attempt)
+            return _cut_short(attempt, generation)
         except PipelineError as error:
             if isinstance(error, StateError):
                 raise
@@ -164,12 +164,6 @@ class JobRunner:
                 return _Lost(lost.failure, lost.is_blamed, len(output.token_ids))
         assert output.finish_reason is not None
         return Ending("succeeded", output.text, output.finish_reason, len(output.token_ids))
-
-    def _cancelled(self, job: LiveJob, generation: Generation | None, attempt: Attempt) -> Ending:
-        self.generations.stop(job.job_id)
-        if generation is None:
-            return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
-        return Ending.cut_short(generation.output.cut_short(), len(generation.output.token_ids))
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         verdict = job.retries.after(
@@ -192,3 +186,9 @@ class JobRunner:
         job.phase = "finishing"
         self.generations.stop(job.job_id)
         return await self.ends.write(job, attempt, ending)
+
+
+def _cut_short(attempt: Attempt, generation: Generation | None = None) -> Ending:
+    if generation is not None:
+        return Ending.cut_short(generation.output.cut_short(), len(generation.output.token_ids))
+    return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))

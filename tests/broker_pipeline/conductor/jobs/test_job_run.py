@@ -16,7 +16,6 @@ from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
-from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.conductor.workers.preparer import Preparer
@@ -64,7 +63,7 @@ class Running(StageSide):
         self.sent: list[PlannedBatch] = []
         self.is_lease_held = True
         self.num_lease_looks = 0
-        stores = Stores(self.store, self.media, JobEvents(transport, namespace, Watchers()))
+        stores = Stores.open(transport, redis, namespace, Watchers())
         self.tokens = Committer(self.store, stores.events, self.generations.refuse)
         self.runner = JobRunner(
             live=self.live,
