@@ -1,8 +1,8 @@
 """Types and the base of everything that parts of broker-pipeline say to each other, as frozen structs.
 
-    WireStruct ─► Message ─► PipelineMessage ─► FencedMessage
-                  version    pipeline           fingerprint
-                  tensors                       epoch
+    WireStruct ─► WireMessage ─► PipelineMessage ─► FencedMessage
+                  version        pipeline           fingerprint
+                  tensors                           epoch
 
 Each struct refuses unknown fields and checks its ranges while it is decoded, so that what code holds is what the
 contract allows. Tensors travel alongside the metadata (see `wire.codec`); here is only their table.
@@ -45,14 +45,14 @@ class TensorSpec(WireStruct, frozen=True, kw_only=True):
     num_bytes: Count
 
 
-class Message(WireStruct, frozen=True, kw_only=True):
+class WireMessage(WireStruct, frozen=True, kw_only=True):
     """Base of what travels over NATS by `wire.codec`: it says its version first, and may carry tensors."""
 
     version: int = CONTRACT_VERSION
     tensors: tuple[TensorSpec, ...] = ()
 
 
-class PipelineMessage(Message, frozen=True, kw_only=True):
+class PipelineMessage(WireMessage, frozen=True, kw_only=True):
     """Base of what is meant for one pipeline."""
 
     pipeline: Name

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from broker_pipeline.messages.base import Count, Message, Name, PipelineMessage, WireStruct
+from broker_pipeline.messages.base import Count, Name, PipelineMessage, WireMessage, WireStruct
 from broker_pipeline.messages.workers import WorkerRecord
 
 
@@ -14,7 +14,7 @@ class Hello(PipelineMessage, frozen=True, kw_only=True):
     epoch: Count = 0
 
 
-class HelloReply(Message, frozen=True, kw_only=True):
+class HelloReply(WireMessage, frozen=True, kw_only=True):
     """A worker's answer to `Hello`."""
 
     record: WorkerRecord
@@ -24,7 +24,7 @@ class DrainRequest(PipelineMessage, frozen=True, kw_only=True):
     """Asks a worker to announce that it drains, finish the sessions that it has, and end. Asking again is harmless."""
 
 
-class DrainReply(Message, frozen=True, kw_only=True):
+class DrainReply(WireMessage, frozen=True, kw_only=True):
     """A worker's answer to `DrainRequest`: its record, which says `draining`."""
 
     record: WorkerRecord

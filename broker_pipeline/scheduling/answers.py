@@ -12,7 +12,7 @@ from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.step_cost import StepCost
 
 
-class Answers:
+class BatchAnswer:
     """An answer by session."""
 
     def __init__(self, result: MicrobatchResult) -> None:

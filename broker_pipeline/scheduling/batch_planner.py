@@ -66,10 +66,7 @@ class BatchPlanner:
 
     def _fill(self, lane: Lane, now: float) -> Iterator[PlannedBatch]:
         stages = [self._costs[key] for key in lane.route.key]
-        while budget := lane.budget(stages, self._limits.max_batch_tokens):
-            segments = lane.take(budget)
-            if not segments:
-                return
+        while segments := lane.take(stages, self._limits.max_batch_tokens):
             microbatch = self._make(lane, segments, stages, now)
             lane.in_flight[microbatch.number] = microbatch
             self._in_flight.add(microbatch)

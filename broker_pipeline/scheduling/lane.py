@@ -54,8 +54,7 @@ class Lane:
     def start(self, session: SessionState) -> None:
         """Take in a session whose KV is reserved."""
         self.running[session.key] = session
-        self._ready[session.key] = session
-        self._note_demand(session)
+        self.make_ready(session)
 
     def make_ready(self, session: SessionState) -> None:
         """Put a session whose segment was answered at the end of the queue."""
@@ -79,8 +78,18 @@ class Lane:
         known = self._outside_s or seconds
         self._outside_s = known + _OUTSIDE_WEIGHT * (max(0.0, seconds) - known)
 
-    def budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
-        """Return what the next microbatch should hold, or None when enough is in flight."""
+    def take(self, stages: Sequence[StepCost], max_batch_tokens: int) -> tuple[PlannedSegment, ...]:
+        """Take the next microbatch's segments; none when enough is in flight, or what is ready has to wait for a turn.
+
+        `stages` are what steps cost on each of the route's workers.
+        """
+        budget = self._budget(stages, max_batch_tokens)
+        segments = self._segments(budget) if budget else ()
+        for segment in segments:
+            del self._ready[segment.session.key]
+        return segments
+
+    def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
         if not self._ready:
             return None
         max_tokens = min(max_batch_tokens, self._max_tokens)
@@ -97,13 +106,6 @@ class Lane:
         if len(self.in_flight) >= count:
             return None
         return BatchBudget(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
-
-    def take(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:
-        """Take segments from the queue; none when all that is ready has to wait for a turn by itself."""
-        segments = self._segments(budget)
-        for segment in segments:
-            del self._ready[segment.session.key]
-        return segments
 
     def _segments(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:
         steps, prompts = self._candidates(budget)

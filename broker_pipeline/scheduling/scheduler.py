@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from broker_pipeline.errors import Failure, StageError
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.admission_queue import AdmissionQueue
-from broker_pipeline.scheduling.answers import Answers, workers_passed
+from broker_pipeline.scheduling.answers import BatchAnswer, workers_passed
 from broker_pipeline.scheduling.batch_planner import BatchPlanner
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
@@ -143,12 +143,12 @@ class Scheduler:
         return self._lose(microbatch.segments, failure) if microbatch else []
 
     def _take_in(self, microbatch: PlannedBatch, result: MicrobatchResult, outcome: Outcome) -> None:
-        answers, lane = Answers(result), self.routes.lane(microbatch.route)
+        answer_to, lane = BatchAnswer(result).to, self.routes.lane(microbatch.route)
         for segment in microbatch.segments:
             session = segment.session
             if self._sessions.get(session.key.session) is not session:
                 continue  # released meanwhile
-            answer = answers.to(segment)
+            answer = answer_to(segment)
             if isinstance(answer, Failure):
                 outcome.lost.extend(self._lose([segment], answer, is_blamed=True))
                 continue
