@@ -44,7 +44,7 @@ FINGERPRINT = "f" * 64
 
 
 def record(name: str, start: int = 0, stop: int = NUM_LAYERS, *, instance: str = "", **facts: object) -> WorkerRecord:
-    """A stage's record, or with `role="vision"` a vision worker's."""
+    """Return a stage's record, or with `role="vision"` a vision worker's."""
     instance = instance or f"{name}-1"
     stage = {"blocks": BlockRange(start=start, stop=stop), "num_layers": NUM_LAYERS, "kv_capacity_tokens": 1000,
              "max_batch_tokens": 64}  # fmt: skip
@@ -91,7 +91,7 @@ class StageSide:
         return self.scheduler.plan(self.clock())
 
     def states(self) -> dict[str, str]:
-        """What the scheduler thinks of every stage, by name."""
+        """Return what the scheduler thinks of every stage, by name."""
         routes = self.scheduler.routes
         return {w.name: "used" for w in routes.usable} | {w.name: "suspended" for w in routes.suspended}
 
@@ -102,13 +102,13 @@ def vocabulary() -> Vocabulary:
 
 
 def token_of(segment: PlannedSegment) -> SampledToken:
-    """The token that stages answer a segment with: the letter A, for ever."""
+    """Return the token that stages answer a segment with: the letter A, for ever."""
     key = segment.session.key
     return SampledToken(session=key.session, attempt=key.attempt, position=segment.stop, token_id=32)
 
 
 def answer(microbatch: PlannedBatch, *, spoilt: Failure | None = None, **changes: object) -> MicrobatchResult:
-    """What the last stage answers; `spoilt`: why every session of it came to nothing."""
+    """Return what the last stage answers; `spoilt`: why every session of it came to nothing."""
     keys = [segment.session.key for segment in microbatch.segments]
     failures = [SessionFailure(session=key.session, attempt=key.attempt, failure=spoilt) for key in keys if spoilt]
     result = MicrobatchResult(

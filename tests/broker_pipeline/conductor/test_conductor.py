@@ -8,7 +8,7 @@ from broker_pipeline import subjects
 from broker_pipeline.errors import ComputeError, StageError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.workers import TransportCounts
-from tests.kit.acting_workers import frozen
+from tests.kit.acting_worker import frozen
 from tests.kit.conductor_bench import Bench
 
 

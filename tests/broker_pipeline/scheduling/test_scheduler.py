@@ -2,7 +2,7 @@ import pytest
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.scheduling.limits import SchedulerLimits
-from tests.kit.simulated_stages import Simulation
+from tests.kit.simulation import Simulation
 
 GONE = Failure("stage", "gone", retryable=True)
 

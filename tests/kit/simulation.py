@@ -1,0 +1,278 @@
+"""A scheduler with simulated stages, and a conductor's part in recovery: what is planned meets what stages accept."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from broker_pipeline.errors import (
+    ComputeError,
+    Failure,
+    NonFiniteLogitsError,
+    PipelineError,
+)
+from broker_pipeline.messages.activation import MicrobatchResult, SessionFailure, StageTiming
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
+from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
+from broker_pipeline.scheduling.routes import StageInfo
+from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.scheduling.session_state import SessionState
+from tests.kit.simulated_stages import SimulatedStage, prompt_of, right_token, stage_worker
+
+OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
+
+
+@dataclass
+class SimulatedJob:
+    name: str
+    order: int
+    num_prompt: int
+    max_tokens: int
+    is_poison: bool
+    retries: RetryPolicy
+    generated: list[int] = field(default_factory=list)
+    num_kv_tokens: int = 0
+    num_blamed: int = 0
+    outcome: str = ""
+    failure: Failure | None = None
+
+
+class Simulation:
+    """A scheduler with everything around it: time, workers, a network of envelopes, jobs that recover."""
+
+    def __init__(self, num_layers: int = 4, limits: SchedulerLimits | None = None) -> None:
+        self.scheduler = Scheduler(num_layers, limits)
+        self.now = 0.0
+        self.stages: dict[str, SimulatedStage] = {}
+        self.suspended: set[str] = set()
+        self.network: list[PlannedBatch] = []
+        self.jobs: dict[str, SimulatedJob] = {}
+        self.homeless: list[tuple[SimulatedJob, bool]] = []
+        self.admitted: list[str] = []
+        self._spoil: tuple[int | None, int] = (None, 0)
+        self._attempts = itertools.count(1)
+        self._instances = itertools.count(1)
+
+    # --- workers ---
+
+    def start_worker(self, name: str, start: int, stop: int, kv: int = 100, batch: int = 16) -> str:
+        worker = stage_worker(name, start, stop, instance=next(self._instances), kv=kv, batch=batch)
+        self.stages[worker.key] = SimulatedStage(worker)
+        self.scheduler.join(worker)
+        return worker.key
+
+    def kill_worker(self, key: str) -> None:
+        del self.stages[key]
+        self.suspended.discard(key)
+        self.lost(self.scheduler.leave(key, Failure("stage", "worker died", retryable=True)))
+
+    def suspend(self, key: str) -> None:
+        if key in self.stages and key not in self.suspended:
+            self.suspended.add(key)
+            self.lost(self.scheduler.suspend(key, Failure("deadline_exceeded", "no answer", retryable=True)))
+
+    def probe_late(self) -> None:
+        self.network += self.scheduler.batches.late_probes(self.now)
+
+    def probe_all(self) -> None:
+        for key in list(self.suspended):
+            self.scheduler.batches.ask(key)
+        self.plan()
+
+    # --- jobs ---
+
+    def submit(self, num_prompt: int, max_tokens: int, *, is_poison: bool = False) -> SimulatedJob:
+        name = f"job{len(self.jobs)}"
+        job = SimulatedJob(name, len(self.jobs), num_prompt, max_tokens, is_poison, RetryPolicy(RetryLimits()))
+        job.num_kv_tokens = num_prompt + max_tokens
+        self.jobs[name] = job
+        self.homeless.append((job, False))
+        return job
+
+    def cancel(self, job: SimulatedJob) -> None:
+        if not job.outcome:
+            job.outcome = "cancelled"
+            self.scheduler.release(job.name)
+            self.homeless = [entry for entry in self.homeless if entry[0] is not job]
+
+    def house(self) -> None:
+        """Prepare whoever has no route, as the vision worker would."""
+        waiting, self.homeless = self.homeless, []
+        for job, is_alone in waiting:
+            route = self.scheduler.assign(job.name, job.num_kv_tokens)
+            if route is None:
+                self.homeless.append((job, is_alone))
+                continue
+            session = SessionState(
+                key=SessionKey(job.name, next(self._attempts)),
+                order=job.order,
+                route=route,
+                prompt=prompt_of(job.num_prompt),
+                sampling=SamplingSettings(),
+                num_kv_tokens=job.num_kv_tokens,
+                generated=list(job.generated),
+                is_alone=is_alone,
+            )
+            assert self.scheduler.add(session, self.now) is None
+
+    def lost(self, lost: list[Lost]) -> None:
+        for each in lost:
+            job = self.jobs[each.session.key.session]
+            assert not job.outcome
+            assert each.session.key.session not in self.scheduler._sessions
+            assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
+            job.num_blamed += each.is_blamed
+            verdict = job.retries.after(
+                each.failure,
+                is_blamed=each.is_blamed,
+                was_alone=each.session.is_alone,
+                num_tokens=len(job.generated),
+            )
+            if isinstance(verdict, Failure):
+                job.outcome, job.failure = "failed", verdict
+            else:
+                self.homeless.append((job, verdict.is_alone))
+
+    # --- steps ---
+
+    def plan(self) -> list[PlannedBatch]:
+        self.house()
+        planned = self.scheduler.plan(self.now)
+        for microbatch in planned:
+            self.admitted += [segment.session.key.session for segment in microbatch.segments if segment.opens]
+        self.network += planned
+        self.check()
+        return planned
+
+    def deliver(
+        self,
+        microbatch: PlannedBatch,
+        *,
+        break_at: int | None = None,
+        lose_at: int | None = None,
+        spoil_at: int | None = None,
+        num_spoilt: int = 1,
+    ) -> Outcome:
+        """Take an envelope through its stages.
+
+        It fails as a whole at stage `break_at`, is gone in silence at `lose_at`, or loses its first `num_spoilt`
+        sessions at `spoil_at`.
+        """
+        self.network.remove(microbatch)
+        self._spoil = (spoil_at, num_spoilt)
+        result = self._compute(microbatch, break_at, lose_at)
+        if result is None:
+            return Outcome()
+        outcome = self.scheduler.complete(result, self.now)
+        if outcome.microbatch is not None and not microbatch.segments and len(microbatch.route) == 1:
+            key = microbatch.route.workers[0].key
+            if key in self.suspended:
+                self.suspended.discard(key)
+                self.scheduler.join(microbatch.route.workers[0])
+        for sampled in outcome.sampled:
+            self._token(sampled.session, sampled.token)
+        self.lost(outcome.lost)
+        self.check()
+        return outcome
+
+    def _token(self, session: SessionState, token: SampledToken) -> None:
+        job = self.jobs[session.key.session]
+        assert not job.outcome
+        job.generated.append(token.token_id)
+        assert token.position == job.num_prompt + len(job.generated) - 1
+        assert job.generated == session.generated
+        if len(job.generated) == job.max_tokens:
+            job.outcome = "succeeded"
+            self.scheduler.release(job.name)
+
+    def _compute(self, microbatch: PlannedBatch, break_at: int | None, lose_at: int | None) -> MicrobatchResult | None:
+        alive = [segment.session.key for segment in microbatch.segments]
+        failures: dict[SessionKey, tuple[PipelineError, str]] = {}
+        poisoned = any(self.jobs[key.session].is_poison for key in alive)
+        worker = microbatch.route.workers[0]
+        for index, worker in enumerate(microbatch.route.workers):
+            stage = self.stages.get(worker.key)
+            if stage is None or index == lose_at:
+                return None
+            if index == break_at or (poisoned and index == len(microbatch.route) - 1):
+                return self._result(microbatch, worker, failure=ComputeError("broken").to_failure())
+            failed: dict[SessionKey, PipelineError] = {}
+            if index == self._spoil[0]:
+                failed = dict.fromkeys(alive[: self._spoil[1]], NonFiniteLogitsError("spoilt"))
+                alive = [key for key in alive if key not in failed]
+            failed |= stage.take(microbatch, alive)
+            for key, error in failed.items():
+                failures[key] = (error, worker.name)
+            alive = [key for key in alive if key not in failed]
+            if not alive and microbatch.segments:
+                break
+        tokens = tuple(
+            SampledToken(
+                session=key.session,
+                attempt=key.attempt,
+                position=segment.stop,
+                token_id=right_token(key.session, segment.stop),
+            )
+            for segment in microbatch.segments
+            if segment.wants_token and (key := segment.session.key) in alive
+        )
+        left_out = tuple(
+            SessionFailure(session=key.session, attempt=key.attempt, failure=error.to_failure(), worker=name)
+            for key, (error, name) in failures.items()
+        )
+        return self._result(microbatch, worker, tokens=tokens, failures=left_out)
+
+    def _result(self, microbatch: PlannedBatch, worker: StageInfo, **fields: object) -> MicrobatchResult:
+        timings = tuple(
+            StageTiming(worker=each.name, queue_s=0.0, compute_s=0.001 * microbatch.num_tokens)
+            for each in microbatch.route.workers
+        )
+        return MicrobatchResult(
+            pipeline="main", fingerprint="", epoch=1, microbatch=microbatch.number, worker=worker.name,
+            timings=timings, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def expire(self) -> None:
+        for microbatch in self.scheduler.batches.overtaken(self.now):
+            self.lost(self.scheduler.fail_microbatch(microbatch.number, Failure("transport", "lost", retryable=True)))
+        for microbatch in self.scheduler.batches.expired(self.now):
+            for worker in microbatch.route.workers:
+                self.suspend(worker.key)
+
+    # --- what always holds ---
+
+    def check(self) -> None:
+        for key, stage in self.stages.items():
+            used = self.scheduler.ledger.used_tokens(key)
+            assert 0 <= used <= stage.worker.kv_capacity_tokens
+            assert sum(stage.reserved.values()) <= used, "a stage holds what the ledger thinks is free"
+
+    def run(self, max_steps: int = 5_000) -> None:
+        """Let everything end without further faults."""
+        for _ in range(max_steps):
+            self.plan()
+            is_quiet = not self.network and not self.suspended and len(self.scheduler.batches) == 0
+            if is_quiet and all(job.outcome for job in self.jobs.values()):
+                return
+            if self.network:
+                self.deliver(self.network[0])
+            else:
+                self.now += 1.0
+                self.probe_all()
+            self.expire()
+        raise AssertionError(f"not ended: {[job for job in self.jobs.values() if not job.outcome]}")
+
+    def check_ended(self) -> None:
+        """Every job ended as it should, and nothing of any is left anywhere."""
+        for job in self.jobs.values():
+            assert job.outcome != "failed" or job.num_blamed > 1, "once is no reason to fail"
+            if job.outcome == "succeeded":
+                right = [right_token(job.name, job.num_prompt + index) for index in range(job.max_tokens)]
+                assert job.generated == right
+        for key, stage in self.stages.items():
+            assert stage.reserved == {}, f"{key} still holds KV"
+            assert self.scheduler.ledger.used_tokens(key) == 0
+        assert self.scheduler.num_running == self.scheduler.num_waiting == len(self.scheduler.batches) == 0
