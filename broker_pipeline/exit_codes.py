@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from broker_pipeline.errors import (
     ArtifactError,
     ConfigurationError,
@@ -58,3 +61,12 @@ def first_pipeline_error(error: BaseException) -> PipelineError | None:
         found = (first_pipeline_error(child) for child in error.exceptions)
         return next((leaf for leaf in found if leaf is not None), None)
     return None
+
+
+@contextmanager
+def raising_first_error() -> Iterator[None]:
+    """Raise the first `PipelineError` of an exception group in place of the group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise first_pipeline_error(group) or group from None

@@ -35,9 +35,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipe
 
 def transformers_tokens(pictures: list[DemoPicture]) -> list[list[int]]:
     """Return each scene's greedy tokens, generated alone."""
-    model = trained_model()
-    assert model is not None
-    captioner = Captioner(model, "cpu", torch.bfloat16)
+    captioner = Captioner(trained_model(), "cpu", torch.bfloat16)
     images = [Image.open(io.BytesIO(picture.path.read_bytes())).convert("RGB") for picture in pictures]
     with torch.random.fork_rng():
         return [captioner.tokens([image])[0].tolist() for image in images]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,20 @@ from rich.console import Console
 from broker_pipeline import exit_codes
 from broker_pipeline.config import option
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.exit_codes import first_pipeline_error
-from broker_pipeline.tools.demo.artifact import make_artifact
-from trials.soak.cluster.fault_plan import FaultKind, parse_kinds
-from trials.soak.cluster.netns import require_network
-from trials.soak.cluster.plan import SoakPlan
+from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.signals import until_interrupted
+from trials.soak.faults.network import require_network
+from trials.soak.faults.plan import FaultKind, parse_kinds
 from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
 from trials.soak.report import SoakReport, soak_tables
 from trials.soak.report_overload import overload_tables
 from trials.soak.run import Soak, SoakSettings
+from trials.soak.system import components, random_model, soak_system
 
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _WIDTH = 120
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -96,7 +94,11 @@ def command(**options: Any) -> None:
     say = _Teller()
     # What the soak's own connections meet during a fault is no news.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    sys.exit(asyncio.run(_interruptible(_soak(options, say), say)))
+    with raising_first_error():
+        code = asyncio.run(until_interrupted(_soak(options, say)))
+    if code is None:
+        say("interrupted; everything is stopped")
+    sys.exit(exit_codes.INTERRUPTED if code is None else code)
 
 
 class _Teller:
@@ -120,13 +122,12 @@ async def _soak(options: dict[str, Any], say: _Teller) -> int:
         model = options["model"]
         if model is None:
             say("making a small model of random weights")
-            (directory / "model").mkdir()
-            model = await make_artifact(directory / "model", None)
-        plan = _plan(options, model, directory)
+            model = await random_model(directory / "model")
+        system = _system(options, model, directory)
         if options["overload"] is not None:
-            is_proven = await _run_overload(options, plan, say)
+            is_proven = await _run_overload(options, system, say)
         else:
-            is_proven = await _run_soak(options, plan, kinds, say)
+            is_proven = await _run_soak(options, system, kinds, say)
         if is_proven:
             return exit_codes.OK
         kept = directory if options["data_dir"] else "a temporary directory; name one with --data-dir to keep them"
@@ -134,11 +135,11 @@ async def _soak(options: dict[str, Any], say: _Teller) -> int:
         return exit_codes.SOME_FAILED
 
 
-def _plan(options: dict[str, Any], model: Path, directory: Path) -> SoakPlan:
+def _system(options: dict[str, Any], model: Path, directory: Path) -> LocalSettings:
     limits = {"gateway": ("--max-queued-jobs", str(QUEUE_JOBS))} if options["overload"] is not None else {}
-    return SoakPlan.make(
-        model=model.absolute(),
-        directory=directory / "run",
+    return soak_system(
+        model,
+        directory / "run",
         num_stages=options["stages"],
         num_spares=options["spares"],
         device=options["device"],
@@ -146,7 +147,7 @@ def _plan(options: dict[str, Any], model: Path, directory: Path) -> SoakPlan:
     )
 
 
-async def _run_soak(options: dict[str, Any], plan: SoakPlan, kinds: tuple[FaultKind, ...], say: _Teller) -> bool:
+async def _run_soak(options: dict[str, Any], system: LocalSettings, kinds: tuple[FaultKind, ...], say: _Teller) -> bool:
     settings = SoakSettings(
         num_jobs=options["jobs"],
         kinds=kinds,
@@ -154,17 +155,17 @@ async def _run_soak(options: dict[str, Any], plan: SoakPlan, kinds: tuple[FaultK
         fault_every_s=options["fault_every_s"],
         num_faults=options["num_faults"] if kinds else 0,
         num_in_flight=options["concurrency"],
-        targets=_targets(options["targets"], plan),
+        targets=_targets(options["targets"], components(system)),
     )
-    report = await Soak(plan, settings, say).run()
+    report = await Soak(system, settings, say).run()
     _write(options["out"], report)
     say.console.print(soak_tables(report))
     return report.is_proven
 
 
-async def _run_overload(options: dict[str, Any], plan: SoakPlan, say: _Teller) -> bool:
+async def _run_overload(options: dict[str, Any], system: LocalSettings, say: _Teller) -> bool:
     settings = OverloadSettings(factor=options["overload"], duration_s=options["overload_s"], seed=options["seed"])
-    overload = Overload(plan, settings, say)
+    overload = Overload(system, settings, say)
     report = await overload.run()
     out: Path | None = options["out"]
     _write(out, report)
@@ -174,13 +175,13 @@ async def _run_overload(options: dict[str, Any], plan: SoakPlan, say: _Teller) -
     return report.is_proven
 
 
-def _targets(text: str | None, plan: SoakPlan) -> tuple[str, ...] | None:
+def _targets(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in plan.components]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ConfigurationError(f"--targets {text}: the components are {', '.join(plan.components)}", field="targets")
+        raise ConfigurationError(f"--targets {text}: the components are {', '.join(known)}", field="targets")
     return names
 
 
@@ -197,23 +198,3 @@ def _write(out: Path | None, report: SoakReport | OverloadReport) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-
-
-async def _interruptible(work: Coroutine[None, None, int], say: _Teller) -> int:
-    """Run to the end, or to the first SIGINT or SIGTERM: then everything is killed and cleaned up."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await asyncio.wait({task})
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-    if task.cancelled():
-        say("interrupted; everything is stopped")
-        return exit_codes.INTERRUPTED
-    try:
-        return task.result()
-    except BaseExceptionGroup as group:
-        raise first_pipeline_error(group) or group from None

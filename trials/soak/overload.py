@@ -19,13 +19,14 @@ import msgspec
 from broker_pipeline.client.calls import retry_after_s
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.messages.jobs import JobRecord
-from trials.soak.cluster.cluster import SoakCluster
-from trials.soak.cluster.plan import SoakPlan
+from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.plan import LocalSettings
 from trials.soak.memory import Growth, MemoryLog, growth_of
 from trials.soak.proof.client import SoakClient
 from trials.soak.proof.leftovers import adopt_orphans, living_descendants
 from trials.soak.proof.proofs import Proof, proof_of_none
 from trials.soak.proof.questions import Question, make_questions, write_pictures
+from trials.soak.system import components
 
 QUEUE_JOBS = 64
 _MIB = 1024 * 1024
@@ -78,9 +79,9 @@ class _Answers:
 class Overload:
     """One run. `say` is told what happens."""
 
-    def __init__(self, plan: SoakPlan, settings: OverloadSettings, say: Callable[[str], None]) -> None:
+    def __init__(self, system: LocalSettings, settings: OverloadSettings, say: Callable[[str], None]) -> None:
         self.memory = MemoryLog()
-        self._plan = plan
+        self._system = system
         self._settings = settings
         self._say = say
         self._answers = _Answers()
@@ -88,18 +89,18 @@ class Overload:
     async def run(self) -> OverloadReport:
         """Do all of it; raises `ServerStartError` when the pipeline could not be brought up."""
         adopt_orphans()
-        pictures = self._plan.directory / "pictures"
+        pictures = self._system.data_dir / "pictures"
         write_pictures(pictures, self._settings.seed)
         questions = make_questions(self._settings.seed, _NUM_QUESTIONS)
-        cluster = SoakCluster(self._plan)
-        self._say(f"starting {len(self._plan.components)} programs; the queue holds {QUEUE_JOBS} jobs")
+        cluster = LocalCluster(self._system)
+        self._say(f"starting {len(components(self._system))} programs; the queue holds {QUEUE_JOBS} jobs")
         async with cluster, SoakClient.open(cluster.gateway_urls, pictures, run=secrets.token_hex(4)) as client:
             rate = await self._calibrate(client, questions)
             started = time.monotonic()
             await self._overload(cluster, client, questions, rate)
             seconds = time.monotonic() - started
             unfinished = await self._drain(cluster)
-            restarts = [f"{name}: {p.num_restarts}" for name, p in cluster.programs.items() if p.num_restarts]
+            restarts = [f"{name}: {p.num_restarts}" for name, p in cluster.processes.items() if p.num_restarts]
         growths = self._growths()
         proofs = self._proofs(growths, unfinished, restarts)
         return OverloadReport(
@@ -134,7 +135,7 @@ class Overload:
         return num_done / (time.monotonic() - started)
 
     async def _overload(
-        self, cluster: SoakCluster, client: SoakClient, questions: Sequence[Question], rate: float
+        self, cluster: LocalCluster, client: SoakClient, questions: Sequence[Question], rate: float
     ) -> None:
         every_s = 1 / (rate * self._settings.factor)
         self._say(
@@ -175,18 +176,18 @@ class Overload:
         else:
             answers.strange.append(f"{status} Retry-After={retry_after} {content[:200].decode(errors='replace')}")
 
-    async def _sample(self, cluster: SoakCluster, started: float) -> None:
+    async def _sample(self, cluster: LocalCluster, started: float) -> None:
         told_at = started
         while True:
             now = time.monotonic()
-            self.memory.take(now - started, {name: program.pid for name, program in cluster.programs.items()})
+            self.memory.take(now - started, {name: program.pid for name, program in cluster.processes.items()})
             if now - told_at >= _PROGRESS_S:
                 told_at = now
                 said = ", ".join(f"{count} x {status}" for status, count in sorted(self._answers.by_status.items()))
                 self._say(f"{now - started:.0f} s: {said}")
             await asyncio.sleep(_SAMPLE_S)
 
-    async def _drain(self, cluster: SoakCluster) -> list[str]:
+    async def _drain(self, cluster: LocalCluster) -> list[str]:
         """Wait until everything accepted has ended; return what has not, or not well."""
         self._say(f"waiting for the {len(self._answers.accepted)} accepted jobs")
         deadline = time.monotonic() + _DRAIN_TIMEOUT_S

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from broker_pipeline.tools.terminal import plain_table
 from trials.soak.proof.client import ClientCounts
 from trials.soak.proof.proofs import Proof
 
@@ -46,18 +47,13 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
     num_retried: int
     """Jobs that took more than one attempt."""
     most_attempts: int
-    client: dict[str, int]
+    client: ClientCounts
     restarts: dict[str, int]
     """By component: how often it was started again."""
     faults: tuple[FaultReport, ...]
     proofs: tuple[Proof, ...]
     job_seconds: dict[str, float]
     """From submission to the end: median, 99 of 100, longest."""
-
-
-def counts_of(counts: ClientCounts) -> dict[str, int]:
-    """Return the clients' counts by name."""
-    return {name: getattr(counts, name) for name in ClientCounts.__dataclass_fields__}
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -90,10 +86,8 @@ def summary(report: SoakReport) -> str:
 
 
 def _faults(report: SoakReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title="faults", title_justify="left")
     columns = ("#", "at s", "target", "kind", "away s", "back s", "jobs under way", "first token s", "all moving s")
-    for column in columns:
-        table.add_column(column, justify="left" if column in {"target", "kind"} else "right", no_wrap=True)
+    table = plain_table(*columns, title="faults", right={*columns} - {"target", "kind"})
     for fault in report.faults:
         table.add_row(
             str(fault.number),
@@ -111,10 +105,7 @@ def _faults(report: SoakReport) -> Table:
 
 def proof_table(proofs: Iterable[Proof]) -> Table:
     """Return one row per statement."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title="proofs", title_justify="left")
-    table.add_column("")
-    table.add_column("statement", overflow="fold")
-    table.add_column("checked", justify="right")
+    table = plain_table("", "statement", "checked", title="proofs", right={"checked"}, no_wrap=False)
     for proof in proofs:
         mark = Text("holds", style="green") if proof.holds else Text("FAILS", style="bold red")
         table.add_row(mark, Text("\n".join((proof.statement, *proof.examples))), str(proof.num_checked))

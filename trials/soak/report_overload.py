@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from broker_pipeline.tools.terminal import plain_table
 from trials.soak.overload import OverloadReport
 from trials.soak.report import proof_table
 
@@ -24,9 +25,8 @@ def overload_tables(report: OverloadReport) -> RenderableType:
 
 
 def _memory(report: OverloadReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title="memory, MiB", title_justify="left")
-    for column in ("process", "middle third", "last third", "growth", "allowed"):
-        table.add_column(column, justify="left" if column == "process" else "right", no_wrap=True)
+    columns = ("middle third", "last third", "growth", "allowed")
+    table = plain_table("process", *columns, title="memory, MiB", right=columns)
     for growth in report.memory:
         sizes = (growth.middle_bytes, growth.last_bytes, growth.growth_bytes, growth.allowed_bytes)
         table.add_row(growth.process, *(f"{size / _MIB:.1f}" for size in sizes), style="" if growth.is_flat else "red")

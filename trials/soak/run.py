@@ -19,13 +19,13 @@ from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.supervisor import SupervisedProgram
 from broker_pipeline.wire.transport import Transport
-from trials.soak.cluster.cluster import SoakCluster
-from trials.soak.cluster.fault_plan import FaultKind, plan_faults
-from trials.soak.cluster.injector import FaultInjector, InjectedFault
-from trials.soak.cluster.netns import Network
-from trials.soak.cluster.plan import SoakPlan
+from trials.soak.faults.injector import FaultInjector, InjectedFault
+from trials.soak.faults.network import Network
+from trials.soak.faults.plan import FaultKind, plan_faults
 from trials.soak.proof.client import ClientCounts, SoakClient
 from trials.soak.proof.job_batch import JobBatch
 from trials.soak.proof.leftovers import Leftovers, adopt_orphans, living_descendants
@@ -33,13 +33,15 @@ from trials.soak.proof.proofs import Evidence, Proof, proof_of_none, prove
 from trials.soak.proof.questions import Question
 from trials.soak.proof.reference import Examination, set_examination
 from trials.soak.proof.timeline import Timelines
-from trials.soak.report import FaultReport, SoakReport, counts_of, percentiles
+from trials.soak.report import FaultReport, SoakReport, percentiles
+from trials.soak.system import components
 
 _CRASHED = "exit status 70"
 _PROGRESS_S = 5.0
 _WATCH_S = 0.5
 _LEAK_GRACE_S = 5.0
 _CONNECT_S = 30.0
+_READY_TIMEOUT_S = 90.0
 _PAGE = 500
 
 
@@ -66,8 +68,9 @@ class SoakSettings:
 class Soak:
     """One run. `say` is told, line by line, what happens."""
 
-    def __init__(self, plan: SoakPlan, settings: SoakSettings, say: Callable[[str], None]) -> None:
-        self._plan = plan
+    def __init__(self, system: LocalSettings, settings: SoakSettings, say: Callable[[str], None]) -> None:
+        self._system = system
+        self._components = components(system)
         self._settings = settings
         self._say = say
         self._timelines = Timelines()
@@ -80,16 +83,17 @@ class Soak:
     async def run(self) -> SoakReport:
         """Do all of it; raises `ServerStartError` when the pipeline could not be brought up."""
         adopt_orphans()
-        settings, plan = self._settings, self._plan
+        settings, system = self._settings, self._system
         examination = await set_examination(
-            plan.model, plan.directory / "exam", seed=settings.seed, num_jobs=settings.num_jobs, say=self._say
+            system.model, system.data_dir / "exam", seed=settings.seed, num_jobs=settings.num_jobs, say=self._say
         )
         async with AsyncExitStack() as stack:
-            network = None
+            network, places = None, {}
             if "partition" in settings.kinds:
-                network = await stack.enter_async_context(Network(plan.components))
-            cluster = SoakCluster(plan, network, on_change=self._on_change)
-            self._say(f"starting {len(plan.components)} programs")
+                network = await stack.enter_async_context(Network(self._components))
+                places = {name: network.place(name) for name in self._components}
+            cluster = LocalCluster(system, places=places, on_change=self._on_change)
+            self._say(f"starting {len(self._components)} programs")
             async with cluster:
                 proofs, injector, counts = await self._disturb(cluster, network, examination)
                 self._say("stopping")
@@ -97,12 +101,11 @@ class Soak:
         return self._report(cluster, injector, proofs, counts)
 
     async def _disturb(
-        self, cluster: SoakCluster, network: Network | None, examination: Examination
+        self, cluster: LocalCluster, network: Network | None, examination: Examination
     ) -> tuple[list[Proof], FaultInjector, ClientCounts]:
-        plan = self._plan
         injector = FaultInjector(cluster, network, on_change=self._on_fault)
         async with (
-            _watching(cluster, plan) as (transport, leftovers, store),
+            _watching(cluster) as (transport, leftovers, store),
             SoakClient.open(cluster.gateway_urls, examination.pictures, run=secrets.token_hex(4)) as client,
         ):
             self._say(f"{self._settings.num_jobs} jobs through {', '.join(cluster.gateway_urls)}")
@@ -114,11 +117,11 @@ class Soak:
                 stuck = await _not_back(cluster)
                 proofs = [
                     *prove(await self._evidence(store, examination)),
-                    *await leftovers.prove(len(plan.all_stages)),
+                    *await leftovers.prove(len(self._system.stages)),
                 ]
         proofs += [
-            proof_of_none("every component came back", stuck, num_checked=len(plan.components)),
-            proof_of_none("no service crashed", self._crashes, num_checked=len(plan.services)),
+            proof_of_none("every component came back", stuck, num_checked=len(self._components)),
+            proof_of_none("no service crashed", self._crashes, num_checked=len(self._system.services)),
             self._enough_faults(injector),
         ]
         return proofs, injector, client.counts
@@ -128,7 +131,7 @@ class Soak:
     ) -> None:
         settings = self._settings
         faults = plan_faults(
-            settings.seed, settings.targets or self._plan.components, settings.kinds, every_s=settings.fault_every_s
+            settings.seed, settings.targets or self._components, settings.kinds, every_s=settings.fault_every_s
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(injector.run(faults, lambda: self._is_enough(injector)))
@@ -140,7 +143,7 @@ class Soak:
 
     async def _follow(self, transport: Transport) -> None:
         """Listen to all jobs' events, as a streaming client would."""
-        subject = subjects.job_events(self._plan.namespace, "*")
+        subject = subjects.job_events(self._system.namespace, "*")
         async with transport.subscribe(subject, JobEvent) as events, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_all(transport))
             async for event in events:
@@ -151,7 +154,7 @@ class Soak:
         while True:
             with contextlib.suppress(TransportError):  # the broker is a target as well
                 request = WatchRequest(is_for_all=True, for_s=10.0)
-                await transport.publish(subjects.watch(self._plan.namespace), request)
+                await transport.publish(subjects.watch(self._system.namespace), request)
             await asyncio.sleep(_WATCH_S)
 
     async def _tell(self) -> None:
@@ -176,7 +179,7 @@ class Soak:
         deadline = time.monotonic() + _LEAK_GRACE_S
         while (left := living_descendants()) and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.1)
-        return proof_of_none("no process is left", left, num_checked=len(self._plan.components))
+        return proof_of_none("no process is left", left, num_checked=len(self._components))
 
     def _enough_faults(self, injector: FaultInjector) -> Proof:
         wanted, made = self._settings.num_faults, len(injector.injected)
@@ -205,7 +208,7 @@ class Soak:
             self._say(f"fault {fault.number}: {fault.kind} {fault.target} (pid {done.pid}){away}")
 
     def _report(
-        self, cluster: SoakCluster, injector: FaultInjector, proofs: list[Proof], counts: ClientCounts
+        self, cluster: LocalCluster, injector: FaultInjector, proofs: list[Proof], counts: ClientCounts
     ) -> SoakReport:
         records = [submission.record for submission in self._jobs.submissions]
         attempts = [record.attempt for record in records]
@@ -213,14 +216,14 @@ class Soak:
             is_proven=all(proof.holds for proof in proofs),
             seed=self._settings.seed,
             num_jobs=self._settings.num_jobs,
-            num_stages=len(self._plan.stages),
+            num_stages=len(set(self._system.stages)),
             kinds=self._settings.kinds,
             seconds=round(self._seconds, 3),
             num_tokens=sum(record.result.usage.num_output_tokens for record in records if record.result),
             num_retried=sum(attempt > 1 for attempt in attempts),
             most_attempts=max(attempts, default=0),
-            client=counts_of(counts),
-            restarts={name: program.num_restarts for name, program in cluster.programs.items()},
+            client=counts,
+            restarts={name: program.num_restarts for name, program in cluster.processes.items()},
             faults=tuple(self._fault_report(done) for done in injector.injected),
             proofs=tuple(proofs),
             job_seconds=percentiles([submission.seconds for submission in self._jobs.submissions]),
@@ -243,13 +246,14 @@ class Soak:
 
 
 @asynccontextmanager
-async def _watching(cluster: SoakCluster, plan: SoakPlan) -> AsyncIterator[tuple[Transport, Leftovers, JobStore]]:
+async def _watching(cluster: LocalCluster) -> AsyncIterator[tuple[Transport, Leftovers, JobStore]]:
     async with (
         Transport.open(cluster.nats_url, name="soak", connect_timeout_s=_CONNECT_S) as transport,
         open_redis(cluster.redis_url) as redis,
     ):
-        leftovers = Leftovers(transport, redis, plan.namespace, plan.pipeline)
-        yield transport, leftovers, JobStore(redis, plan.namespace)
+        system = cluster.settings
+        leftovers = Leftovers(transport, redis, system.namespace, system.pipeline)
+        yield transport, leftovers, JobStore(redis, system.namespace)
 
 
 @asynccontextmanager
@@ -264,9 +268,9 @@ async def _together(*watches: Coroutine[None, None, None]) -> AsyncIterator[None
                 task.cancel()
 
 
-async def _not_back(cluster: SoakCluster) -> list[str]:
+async def _not_back(cluster: LocalCluster) -> list[str]:
     try:
-        await cluster.until_ready()
+        await cluster.until_ready(_READY_TIMEOUT_S)
     except ServerStartError as error:
         return [error.message]
     return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from broker_pipeline.tools.caption.log import CaptionLog
 from broker_pipeline.tools.caption.picture_files import EXTENSIONS, find_pictures
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary
 from broker_pipeline.tools.caption.run import CaptionRun, Summary
+from broker_pipeline.tools.signals import until_interrupted
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 
@@ -116,27 +116,10 @@ async def _run(settings: CaptionSettings) -> int:
             started = time.monotonic()
             try:
                 with progress.shown():
-                    is_whole = await _until_interrupted(run, settings.pictures)
+                    is_whole = await until_interrupted(run.run(settings.pictures)) is not None
             finally:
                 print_summary(console, run.summary, str(settings.out), time.monotonic() - started)
     return _exit_code(console, run.summary, is_whole)
-
-
-async def _until_interrupted(run: CaptionRun, pictures: list[Path]) -> bool:
-    """Run to the end (True) or to the first SIGINT or SIGTERM (False)."""
-    task = asyncio.ensure_future(run.run(pictures))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await asyncio.wait({task})
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-    if task.cancelled():
-        return False
-    task.result()
-    return True
 
 
 def _announce(console: Console, settings: CaptionSettings, log: CaptionLog) -> None:

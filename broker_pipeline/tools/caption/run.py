@@ -27,7 +27,7 @@ from broker_pipeline.errors import (
     MediaTooLargeError,
     PipelineError,
 )
-from broker_pipeline.exit_codes import first_pipeline_error
+from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.caption.log import CaptionLine, CaptionLog, Timings
 
@@ -95,11 +95,10 @@ class CaptionRun:
         self.summary = Summary(len(pictures))
         remaining = iter(pictures)
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._num_in_flight, len(pictures))):
-                    group.create_task(self._work(remaining))
-        except BaseExceptionGroup as errors:
-            raise first_pipeline_error(errors) or errors from errors
+            with raising_first_error():
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._num_in_flight, len(pictures))):
+                        group.create_task(self._work(remaining))
         finally:
             self.summary.num_left_running = len(self._accepted)
         return self.summary

@@ -29,7 +29,7 @@ from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, PlainView, local_view
 from broker_pipeline.tools.operate.status_view import describe_workers
-from broker_pipeline.tools.terminal import make_console
+from broker_pipeline.tools.terminal import make_console, plain_table
 
 _MAX_TOKENS = 32
 
@@ -65,17 +65,16 @@ def command() -> None:
 
 
 async def _demo(console: Console) -> int:
-    checkpoint = trained_model()
-    pictures = [*(scenes() if checkpoint else []), *photographs()]
+    pictures = [*scenes(), *photographs()]
     view = local_view(console)
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-demo-") as directory:
-        view.say("exporting the small model" if checkpoint else "making a small model of random weights")
-        settings = _settings(Path(directory), await make_artifact(Path(directory), checkpoint))
+        view.say("exporting the small model")
+        settings = _settings(Path(directory), await make_artifact(Path(directory), trained_model()))
         shown = _Shown(console, view, pictures)
         code = await run_cluster(settings, view, shown.caption_all)
     if shown.captioned is None:
         return exit_codes.INTERRUPTED
-    shown.print_summary(is_trained=checkpoint is not None)
+    shown.print_summary()
     return code or shown.exit_code
 
 
@@ -105,11 +104,9 @@ class _Shown:
         """Caption every picture at once, as a queue of jobs; then ask who took part."""
         self._view.say(f"captioning {len(self._pictures)} pictures through {cluster.gateway_url}")
         started = time.monotonic()
-        try:
+        with exit_codes.raising_first_error():
             async with GatewayClient.open(cluster.gateway_url, patience_s=60) as client, asyncio.TaskGroup() as tasks:
                 jobs = [tasks.create_task(_caption(client, picture)) for picture in self._pictures]
-        except ExceptionGroup as group:
-            raise exit_codes.first_pipeline_error(group) or group from None
         self._seconds = time.monotonic() - started
         self._workers = describe_workers(await fetch_status(cluster.gateway_url))
         self.captioned = [job.result() for job in jobs]
@@ -122,7 +119,7 @@ class _Shown:
         has_all = all(job.record.status == "succeeded" for job in self.captioned)
         return exit_codes.OK if has_all else exit_codes.SOME_FAILED
 
-    def print_summary(self, *, is_trained: bool) -> None:
+    def print_summary(self) -> None:
         """Print captions, timings and workers."""
         assert self.captioned is not None
         num_tokens = sum(job.record.result.usage.num_output_tokens for job in self.captioned if job.record.result)
@@ -131,9 +128,6 @@ class _Shown:
         self._console.print(_table(self.captioned))
         self._say(f"{num_done} of {len(self.captioned)} captioned, {num_tokens} tokens, in {self._seconds:.2f} s")
         self._say(f"workers that took part:\n{self._workers}")
-        if not is_trained:
-            self._say("The captions are noise: this model's weights are random. Every other part is real.")
-            return
         self._say(f"{sum(job.is_right for job in known)} of {len(known)} captions are the expected ones.")
         if len(known) < len(self.captioned):
             self._say("The model has learned such scenes only: what it says about photographs means nothing.")
@@ -152,23 +146,19 @@ async def _caption(client: GatewayClient, picture: DemoPicture) -> Captioned:
 
 
 def _table(captioned: list[Captioned]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    has_expected = any(job.picture.expected for job in captioned)
-    for heading in ("picture", *(["expected", "is"] if has_expected else []), "caption", "seconds"):
-        table.add_column(heading)
+    table = plain_table("picture", "expected", "is", "caption", "seconds", no_wrap=False)
     for job in captioned:
-        caption = Text(_printable(job.caption))
-        table.add_row(job.picture.name, *(_verdict(job) if has_expected else []), caption, f"{job.seconds:.2f}")
+        table.add_row(job.picture.name, *_verdict(job), Text(_printable(job.caption)), f"{job.seconds:.2f}")
     return table
 
 
 def _verdict(job: Captioned) -> tuple[Text, Text]:
-    """What was expected of a picture, where anything was, and whether it came true."""
+    """Return what was expected of a picture, where anything was, and whether it came true."""
     if job.picture.expected is None:
         return Text("(a photograph)", style="dim"), Text("")
     return Text(job.picture.expected), Text("right", style="green") if job.is_right else Text("wrong", style="red")
 
 
 def _printable(text: str) -> str:
-    """Random weights say anything, also what would move a terminal's cursor."""
+    """Replace what would move a terminal's cursor: a model may say anything."""
     return "".join(character if character.isprintable() else " " for character in text).strip()

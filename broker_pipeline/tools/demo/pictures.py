@@ -39,14 +39,12 @@ def photographs() -> list[DemoPicture]:
 
 
 def scenes(directory: Path | None = None) -> list[DemoPicture]:
-    """Return the scenes that ship with the package, none where it ships none."""
+    """Return the scenes that ship with the package."""
     directory = directory or Path(str(resources.files("broker_pipeline") / "demo_scenes"))
     listing = directory / "scenes.json"
-    if not listing.is_file():
-        return []
     try:
         listed = msgspec.json.decode(listing.read_bytes(), type=list[_Scene])
-    except msgspec.DecodeError as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"{listing}: {error}") from error
     found = [DemoPicture(Path(scene.name).stem, directory / scene.name, expected=scene.caption) for scene in listed]
     for picture in found:
@@ -55,7 +53,6 @@ def scenes(directory: Path | None = None) -> list[DemoPicture]:
     return found
 
 
-def trained_model(directory: Path | None = None) -> Path | None:
-    """Return the directory of the trained model that ships with the package, None where it ships none."""
-    directory = directory or Path(str(resources.files("broker_pipeline") / "demo_model"))
-    return directory if (directory / "config.json").is_file() else None
+def trained_model() -> Path:
+    """Return the directory of the trained model that ships with the package."""
+    return Path(str(resources.files("broker_pipeline") / "demo_model"))

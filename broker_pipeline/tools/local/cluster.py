@@ -4,8 +4,8 @@
     async with LocalCluster(settings) as cluster:
         ...  # cluster.gateway_url; cluster.processes["stage-1"].kill()
 
-    start   nats, redis ──► gateway, conductor, vision-*, stage-* (together) ──► the gateway says that there is a route
-    stop    gateway ──► conductor ──► vision-* ──► stage-* ──► redis ──► nats
+    start   nats, redis ──► gateways, conductors, vision workers, stages (together) ──► gateways say that jobs would run
+    stop    gateways ──► conductors ──► vision workers ──► stages ──► redis ──► nats
 
 NATS and Redis are embedded unless their URLs are given. What they hold stays in the data directory, so that a pipeline
 started again there goes on with the jobs it had.
@@ -23,16 +23,17 @@ from typing import Self
 import aiohttp
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.exit_codes import first_pipeline_error
+from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
-from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, num_threads, plan_services
-from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer, free_port
+from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
+from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, num_threads, plan_services, role_of
+from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer
 from broker_pipeline.tools.local.service import LocalService
 from broker_pipeline.tools.local.supervisor import Program, SupervisedProgram
 
 _STOP_MARGIN_S = 5.0
-_ROUTE_TIMEOUT_S = 60.0
-_ROUTE_POLL_S = 0.1
+_READY_TIMEOUT_S = 60.0
+_READY_POLL_S = 0.1
 _STOP_ORDER = ("gateway", "conductor", "vision", "stage", "redis", "nats")
 
 ChangeListener = Callable[[SupervisedProgram], None]
@@ -41,15 +42,25 @@ ChangeListener = Callable[[SupervisedProgram], None]
 class LocalCluster:
     """The running pipeline. Leaving the context stops everything, in order."""
 
-    def __init__(self, settings: LocalSettings, *, on_change: ChangeListener = lambda _: None) -> None:
-        """`on_change` is called with each program whose state changes."""
+    def __init__(
+        self,
+        settings: LocalSettings,
+        *,
+        places: Mapping[str, Place] | None = None,
+        on_change: ChangeListener = lambda _: None,
+    ) -> None:
+        """Prepare a pipeline that runs on the loopback interface, or each program at its place in `places`.
+
+        `on_change` is called with each program whose state changes.
+        """
         self.settings = settings
         self.processes: dict[str, SupervisedProgram] = {}
-        """By name: nats, redis (where embedded), gateway, conductor-0, vision-0 …, stage-0 …"""
+        """By name: nats, redis (where embedded), gateway-0, conductor-0, vision-0 …, stage-0 …"""
+        self._places = places or {}
         self._on_change = on_change
         self._lock = DirectoryLock(settings.data_dir)
         self._servers: dict[str, EmbeddedServer] = {}
-        self._gateway: LocalService | None = None
+        self._gateways: list[LocalService] = []
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -64,10 +75,16 @@ class LocalCluster:
 
     @property
     def gateway_url(self) -> str:
-        """Where the gateway listens."""
-        if self._gateway is None or "url" not in self._gateway.facts:
-            raise RuntimeError("the gateway has not been started")
-        return self._gateway.facts["url"]
+        """Where the first gateway listens."""
+        return self.gateway_urls[0]
+
+    @property
+    def gateway_urls(self) -> tuple[str, ...]:
+        """Where the gateways listen."""
+        urls = tuple(gateway.facts["url"] for gateway in self._gateways if "url" in gateway.facts)
+        if not urls:
+            raise RuntimeError("no gateway has been started")
+        return urls
 
     async def __aenter__(self) -> Self:
         try:
@@ -86,29 +103,49 @@ class LocalCluster:
         """Start everything and wait until jobs would run. Raises `ServerStartError`; `stop` has to follow anyway."""
         self._lock.acquire()
         _set_aside(self._log_dir)
-        for name, server in self._embedded_servers():
-            self._servers[name] = server
-            self._add(name, server, "job queue and messages" if name == "nats" else "session state")
+        if self.settings.nats_url is None:
+            self._add_server("nats", EmbeddedNats, "job queue and messages")
+        if self.settings.redis_url is None:
+            self._add_server("redis", EmbeddedRedis, "session state")
         await _start_together(self.processes.values())
         services = [self._add_service(planned) for planned in self._plan()]
         await _start_together(services)
         self._watching = asyncio.create_task(self._watch())
-        await self._until_routed()
+        await self.until_ready()
 
     async def wait_failed(self) -> None:
         """Wait until a program can never run again and raise its `ServerStartError`."""
         assert self._watching is not None, "not started"
-        try:
+        with raising_first_error():
             await asyncio.shield(self._watching)
-        except BaseExceptionGroup as group:
-            raise first_pipeline_error(group) or group from None
+
+    async def until_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
+        """Wait until every program is ready, and every gateway would take a job and have it run.
+
+        Raises `ServerStartError` naming what is not, at once where it can never be.
+        """
+        deadline = time.monotonic() + timeout_s
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+            while (missing := await self._missing(http)) is not None:
+                if time.monotonic() > deadline:
+                    raise ServerStartError(f"not ready after {timeout_s:g} s: {missing}")
+                await asyncio.sleep(_READY_POLL_S)
+
+    async def _missing(self, http: aiohttp.ClientSession) -> str | None:
+        for name, program in self.processes.items():
+            if program.state == "failed":
+                raise ServerStartError(program.detail)
+            if program.state != "ready":
+                return f"{name} is {program.state} {program.detail}".rstrip()
+        refusals = [await _refusal(http, url) for url in self.gateway_urls]
+        return next((refusal for refusal in refusals if refusal is not None), None)
 
     async def stop(self) -> None:
         """Stop everything in order. When cancelled meanwhile, kill everything at once."""
         try:
             await self._stop_watching()
             for role in _STOP_ORDER:
-                group = [program for name, program in self.processes.items() if name.partition("-")[0] == role]
+                group = [program for name, program in self.processes.items() if role_of(name) == role]
                 await asyncio.gather(*(program.stop(self.settings.drain_s + _STOP_MARGIN_S) for program in group))
         except asyncio.CancelledError:
             await self.destroy()
@@ -121,16 +158,18 @@ class LocalCluster:
         await asyncio.gather(*(program.stop(0) for program in self.processes.values()))
         self._lock.release()
 
-    def _embedded_servers(self) -> Iterable[tuple[str, EmbeddedServer]]:
-        settings = self.settings
-        if settings.nats_url is None:
-            yield "nats", EmbeddedNats(settings.data_dir / "nats", log_path=self._log_dir / "nats.log")
-        if settings.redis_url is None:
-            yield "redis", EmbeddedRedis(settings.data_dir / "redis", log_path=self._log_dir / "redis.log")
+    def _add_server(self, name: str, kind: type[EmbeddedServer], what: str) -> None:
+        place, log_path = self._places.get(name, LOOPBACK), self._log_dir / f"{name}.log"
+        self._servers[name] = kind(self.settings.data_dir / name, place=place, log_path=log_path)
+        self._add(name, self._servers[name], what)
 
     def _plan(self) -> list[PlannedService]:
-        port = self.settings.port or free_port(self.settings.host)
-        return plan_services(self.settings, nats_url=self.nats_url, redis_url=self.redis_url, port=port)
+        settings, addresses = self.settings, {}
+        for index, name in enumerate(name for name in settings.services if role_of(name) == "gateway"):
+            place = self._places.get(name)
+            free = 0 if settings.port else free_port(settings.host if place is None else LOOPBACK.host)
+            addresses[name] = (settings.host if place is None else place.host, free or settings.port + index)
+        return plan_services(settings, nats_url=self.nats_url, redis_url=self.redis_url, addresses=addresses)
 
     def _add_service(self, planned: PlannedService) -> SupervisedProgram:
         service = LocalService(
@@ -140,13 +179,14 @@ class LocalCluster:
             ready_path=self.settings.data_dir / "run" / f"{planned.name}.ready",
             env={"OMP_NUM_THREADS": str(num_threads(self.settings)), **self._env_of(planned)},
             start_timeout_s=self.settings.start_timeout_s,
+            place=self._places.get(planned.name, LOOPBACK),
         )
-        if planned.name == "gateway":
-            self._gateway = service
+        if role_of(planned.name) == "gateway":
+            self._gateways.append(service)
         return self._add(planned.name, service, planned.what)
 
     def _env_of(self, planned: PlannedService) -> Mapping[str, str]:
-        return self.settings.worker_env if planned.arguments[0] in {"stage", "vision"} else {}
+        return self.settings.worker_env if role_of(planned.name) in {"stage", "vision"} else {}
 
     def _add(self, name: str, program: Program, what: str) -> SupervisedProgram:
         added = SupervisedProgram(
@@ -154,7 +194,7 @@ class LocalCluster:
             program,
             what=what,
             restarts=self.settings.restarts,
-            may_end=name.startswith(("stage-", "vision-")),  # drained
+            may_end=role_of(name) in {"stage", "vision"},  # drained
             on_change=self._on_change,
         )
         self.processes[name] = added
@@ -175,45 +215,22 @@ class LocalCluster:
             self._watching.cancel()
             await asyncio.wait({self._watching})
 
-    async def _until_routed(self) -> None:
-        """Wait until the gateway would take a job and the conductor would run it."""
-        failed = asyncio.ensure_future(self.wait_failed())
-        routed = asyncio.ensure_future(_poll_readiness(self.gateway_url))
-        try:
-            await asyncio.wait({failed, routed}, return_when=asyncio.FIRST_COMPLETED)
-            await (failed if failed.done() else routed)
-        finally:
-            for task in (failed, routed):
-                task.cancel()
-            await asyncio.wait({failed, routed})
-
 
 async def _start_together(programs: Iterable[SupervisedProgram]) -> None:
     """Start all at once; raises the first `ServerStartError` and gives the other starts up."""
-    try:
+    with raising_first_error():
         async with asyncio.TaskGroup() as tasks:
             for program in programs:
                 tasks.create_task(program.start())
-    except BaseExceptionGroup as group:
-        raise first_pipeline_error(group) or group from None
 
 
-async def _poll_readiness(gateway_url: str) -> None:
-    deadline = time.monotonic() + _ROUTE_TIMEOUT_S
-    reason = "it did not answer"
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
-        while time.monotonic() < deadline:
-            try:
-                async with http.get(f"{gateway_url}/readyz") as answer:
-                    if answer.status == 200:
-                        return
-                    reason = await answer.text()
-            except (aiohttp.ClientError, TimeoutError) as error:
-                reason = str(error) or type(error).__name__
-            await asyncio.sleep(_ROUTE_POLL_S)
-    raise ServerStartError(
-        f"everything runs, but {gateway_url}/readyz still says after {_ROUTE_TIMEOUT_S:g} s: {reason}"
-    )
+async def _refusal(http: aiohttp.ClientSession, gateway_url: str) -> str | None:
+    """Return why a gateway would have no job run, None where it would."""
+    try:
+        async with http.get(f"{gateway_url}/readyz") as answer:
+            return None if answer.status == 200 else f"{gateway_url}/readyz says {await answer.text()}"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return f"{gateway_url}: {error or type(error).__name__}"
 
 
 def _set_aside(log_dir: Path) -> None:

@@ -19,7 +19,7 @@ from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
 from broker_pipeline.tools.local.devices import count_cuda_devices, vision_shares_gpu
-from broker_pipeline.tools.local.mps import MpsService
+from broker_pipeline.tools.local.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, local_view
@@ -102,8 +102,8 @@ async def _up(options: dict[str, Any]) -> int:
     settings = local_settings(options, num_cuda_devices=await count_cuda_devices())
     if not options["mps"]:
         return await _serve(settings)
-    async with MpsService(settings.data_dir / "mps") as mps:
-        return await _serve(replace(settings, worker_env=mps.env))
+    async with mps_service(settings.data_dir / "mps") as env:
+        return await _serve(replace(settings, worker_env=env))
 
 
 async def _serve(settings: LocalSettings) -> int:

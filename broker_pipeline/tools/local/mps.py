@@ -3,8 +3,8 @@
 Without it, processes are time-sliced on a GPU. The service needs no setting of the GPU and touches none; it lives in
 directories of its own, so that it neither finds nor disturbs another one on the machine.
 
-    async with MpsService(directory) as mps:
-        ...  # processes started with mps.env share their GPU
+    async with mps_service(directory) as env:
+        ...  # processes started with `env` share their GPU
 
 The control program puts itself into the background: it is ended by its own command, not as a child.
 https://docs.nvidia.com/deploy/mps/
@@ -16,10 +16,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from broker_pipeline.errors import ConfigurationError, ServerStartError
 
@@ -29,57 +28,38 @@ _MAX_PATH = 80
 """The service's sockets lie below its directory, and a socket's path has at most 107 characters."""
 
 
-class MpsService:
-    """The control program, from start to quit."""
+@asynccontextmanager
+async def mps_service(directory: Path) -> AsyncIterator[Mapping[str, str]]:
+    """Yield what processes need in their environment to be served until the end of the context; they end before it.
 
-    def __init__(self, directory: Path) -> None:
-        self._wanted = directory.absolute()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self.env: Mapping[str, str] = {}
-        """What processes need in their environment to be served; empty before the start."""
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        """Start it.
-
-        Raises:
-            ConfigurationError: this machine does not have the program.
-            ServerStartError: it did not start; with its words.
-        """
-        if shutil.which(PROGRAM) is None:
-            raise ConfigurationError(
-                f"{PROGRAM} is not on PATH: NVIDIA's driver brings it; without it, processes share a GPU, time-sliced",
-                field="mps",
-            )
-        directory = self._directory()
-        pipes, logs = directory / "pipe", directory / "log"
+    Raises:
+        ConfigurationError: this machine does not have the program.
+        ServerStartError: it did not start; with its words.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise ConfigurationError(
+            f"{PROGRAM} is not on PATH: NVIDIA's driver brings it; without it, processes share a GPU, time-sliced",
+            field="mps",
+        )
+    with _short_path(directory) as short:
+        pipes, logs = short / "pipe", short / "log"
         for each in (pipes, logs):
             each.mkdir(parents=True, exist_ok=True)
         env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(logs)}
         await _control(env, "-d")
-        self.env = env
-
-    async def stop(self) -> None:
-        """Have it quit; its clients should have ended before."""
-        if self.env:
-            env, self.env = self.env, {}
+        try:
+            yield env
+        finally:
             await _control(env, command="quit")
-        if self._temporary is not None:
-            self._temporary.cleanup()
 
-    def _directory(self) -> Path:
-        if len(str(self._wanted)) <= _MAX_PATH:
-            return self._wanted
-        self._temporary = tempfile.TemporaryDirectory(prefix="bp-mps-", ignore_cleanup_errors=True)
-        return Path(self._temporary.name)
+
+@contextmanager
+def _short_path(wanted: Path) -> Iterator[Path]:
+    if len(str(wanted.absolute())) <= _MAX_PATH:
+        yield wanted.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="bp-mps-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
 
 
 async def _control(env: Mapping[str, str], *arguments: str, command: str = "") -> None:

@@ -22,10 +22,11 @@ class LocalSettings:
     num_vision_workers: int = 1
     shares_vision: bool = False
     """Whether the first stage's process is a vision worker as well; `num_vision_workers` come on top of that."""
+    num_gateways: int = 1
     num_conductors: int = 1
     host: str = "127.0.0.1"
     port: int = 0
-    """Port of the gateway; 0 takes a free one and keeps it across restarts."""
+    """Port of the first gateway, the others' follow; 0 takes free ones and keeps them across restarts."""
     nats_url: str | None = None
     redis_url: str | None = None
     namespace: str = "bp"
@@ -52,6 +53,17 @@ class LocalSettings:
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further flags by command: `gateway`, `conductor`, `vision`, `stage`."""
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Names of our own services, in the order in which they are shown."""
+        counts = {
+            "gateway": self.num_gateways,
+            "conductor": self.num_conductors,
+            "vision": self.num_vision_workers,
+            "stage": len(self.stages),
+        }
+        return tuple(f"{role}-{index}" for role, count in counts.items() for index in range(count))
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedService:
@@ -62,8 +74,15 @@ class PlannedService:
     arguments: tuple[str, ...]
 
 
-def plan_services(settings: LocalSettings, *, nats_url: str, redis_url: str, port: int) -> list[PlannedService]:
-    """Return every service in the order in which they are shown."""
+def role_of(name: str) -> str:
+    """Return the role in a program's name: `stage` of `stage-0`."""
+    return name.partition("-")[0]
+
+
+def plan_services(
+    settings: LocalSettings, *, nats_url: str, redis_url: str, addresses: Mapping[str, tuple[str, int]]
+) -> list[PlannedService]:
+    """Return every service in the order in which they are shown; `addresses` has host and port of each gateway."""
     common = {
         "--nats-url": nats_url,
         "--redis-url": redis_url,
@@ -74,10 +93,13 @@ def plan_services(settings: LocalSettings, *, nats_url: str, redis_url: str, por
         "--log-format": "json",
         "--profile": settings.profile,
     }
-    return [
-        PlannedService(name, what, (command, *_flags(own), *settings.extra_arguments.get(command, ()), *_flags(common)))
-        for name, command, what, own in _services(settings, port)
-    ]
+    planned = []
+    for name in settings.services:
+        command = role_of(name)
+        what, own = _own_flags(settings, name, addresses)
+        extra = settings.extra_arguments.get(command, ())
+        planned.append(PlannedService(name, what, (command, *_flags(own), *extra, *_flags(common))))
+    return planned
 
 
 def num_threads(settings: LocalSettings) -> int:
@@ -86,33 +108,41 @@ def num_threads(settings: LocalSettings) -> int:
     return settings.num_threads or threads_per_worker(num_workers)
 
 
-def _services(settings: LocalSettings, port: int) -> Iterator[tuple[str, str, str, dict[str, object]]]:
-    """Yield name, command, purpose and own flags."""
-    yield "gateway", "gateway", "HTTP", {"--host": settings.host, "--port": port}
-    for index in range(settings.num_conductors):
-        yield f"conductor-{index}", "conductor", "schedules", {"--model": settings.model}
+def _own_flags(
+    settings: LocalSettings, name: str, addresses: Mapping[str, tuple[str, int]]
+) -> tuple[str, dict[str, object]]:
+    """Return what a service is for, and the flags that it alone has."""
     devices = _devices(settings)
-    for index in range(settings.num_vision_workers):
-        name = f"vision-{index}"
-        yield name, "vision", f"pictures, {devices[name]}", _worker_flags(settings, name, devices[name])
-    for index, blocks in enumerate(settings.stages):
-        name = f"stage-{index}"
-        own = {
-            "--blocks": f"{blocks.start}:{blocks.stop}",
-            "--kv-tokens": settings.kv_tokens,
-            "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
-            "--vision": settings.shares_vision and index == 0,
-        }
-        also = " and pictures" if own["--vision"] else ""
-        what = f"layers {blocks.start}:{blocks.stop}{also}, {devices[name]}"
-        yield name, "stage", what, {**_worker_flags(settings, name, devices[name]), **own}
+    match role_of(name):
+        case "gateway":
+            host, port = addresses[name]
+            return "HTTP", {"--host": host, "--port": port}
+        case "conductor":
+            return "schedules", {"--model": settings.model}
+        case "vision":
+            return f"pictures, {devices[name]}", _worker_flags(settings, name, devices)
+        case _:
+            return _stage(settings, name, devices)
 
 
-def _worker_flags(settings: LocalSettings, name: str, device: str) -> dict[str, object]:
+def _stage(settings: LocalSettings, name: str, devices: Mapping[str, str]) -> tuple[str, dict[str, object]]:
+    index = int(name.partition("-")[2])
+    blocks, has_vision = settings.stages[index], settings.shares_vision and index == 0
+    own = {
+        "--blocks": f"{blocks.start}:{blocks.stop}",
+        "--kv-tokens": settings.kv_tokens,
+        "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
+        "--vision": has_vision,
+    }
+    what = f"layers {blocks.start}:{blocks.stop}{' and pictures' if has_vision else ''}, {devices[name]}"
+    return what, _worker_flags(settings, name, devices) | own
+
+
+def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]) -> dict[str, object]:
     return {
         "--model": settings.model,
         "--name": name,
-        "--device": device,
+        "--device": devices[name],
         "--dtype": settings.dtype,
         "--deterministic": settings.is_deterministic,
         "--threads": num_threads(settings),
@@ -121,10 +151,9 @@ def _worker_flags(settings: LocalSettings, name: str, device: str) -> dict[str, 
 
 def _devices(settings: LocalSettings) -> dict[str, str]:
     """Assign devices to stages first, so that each has its own where there are enough."""
-    names = [f"stage-{index}" for index in range(len(settings.stages))]
-    names += [f"vision-{index}" for index in range(settings.num_vision_workers)]
-    assigned = assign_devices(len(names), settings.num_cuda_devices)
-    return {name: settings.device or device for name, device in zip(names, assigned, strict=True)}
+    workers = [name for role in ("stage", "vision") for name in settings.services if role_of(name) == role]
+    assigned = assign_devices(len(workers), settings.num_cuda_devices)
+    return {name: settings.device or device for name, device in zip(workers, assigned, strict=True)}
 
 
 def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:

@@ -15,9 +15,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+import orjson
+
+from broker_pipeline.errors import ServerStartError
 
 # SIGPIPE and SIGXFSZ go back to their defaults: Python ignores them from its start, and exec would pass that on.
 _EXEC_BOUND_TO_PARENT = """
@@ -35,6 +39,8 @@ except OSError as error:
 """
 
 _TAIL_BYTES = 64 * 1024
+_NUM_LAST_WORDS = 12
+_TELL_S = 10.0
 
 
 class ChildProcess:
@@ -120,6 +126,48 @@ class ChildProcess:
             log.seek(max(self._log_start, end - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
         return list(deque(lines, num_lines))
+
+    def failure(self, what: str) -> ServerStartError:
+        """Return the error of a program that `what`, such as "did not start: exit status 1", with its last words."""
+        lines = [readable(line) for line in self.last_lines(_NUM_LAST_WORDS)]
+        said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        return ServerStartError(f"{self.name} {what}. Its last words, from {self.log_path}:\n{said}")
+
+
+async def run_python(
+    name: str, arguments: Sequence[str], *, log_path: Path, tell: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run this Python with `arguments` to its end; `tell` gets the latest line of its log now and then.
+
+    Raises `ServerStartError` with its last words when it fails.
+    """
+    child = await ChildProcess.spawn(name, [sys.executable, *arguments], log_path=log_path)
+    try:
+        while child.is_running:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _TELL_S)
+            if child.is_running:
+                tell("".join(child.last_lines(1)))
+    finally:
+        returncode = await child.destroy()
+    if returncode != 0:
+        raise child.failure(f"failed: {describe_exit(returncode)}")
+
+
+def readable(line: str) -> str:
+    """Return a JSON log line as `event  key=value …`; other lines as they are."""
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    if not isinstance(fields, dict) or "event" not in fields:
+        return line
+    event = fields.pop("event")
+    for key in ("timestamp", "service"):
+        fields.pop(key, None)
+    level = fields.pop("level", "")
+    rest = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+    return f"{level:<7} {event}  {rest}".rstrip()
 
 
 def describe_exit(returncode: int) -> str:

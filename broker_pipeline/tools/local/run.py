@@ -7,17 +7,15 @@ second                             kill everything
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 
 from broker_pipeline import exit_codes
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.view import LiveView, PlainView
+from broker_pipeline.tools.signals import handling_signals
 
 Work = Callable[[LocalCluster], Awaitable[None]]
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run_cluster(settings: LocalSettings, view: PlainView | LiveView, work: Work) -> int:
@@ -27,7 +25,7 @@ async def run_cluster(settings: LocalSettings, view: PlainView | LiveView, work:
     `ServerStartError`.
     """
     run = _Run(view)
-    with view.showing(), _Signals(run.on_signal):
+    with view.showing(), handling_signals(run.on_signal):
         cluster = LocalCluster(settings, on_change=view.on_change)
         run.working = asyncio.ensure_future(_start_and_work(cluster, work))
         await asyncio.wait({run.working})
@@ -62,21 +60,6 @@ class _Run:
                 self.working.cancel()
         elif self.stopping is not None:
             self.stopping.cancel()
-
-
-class _Signals:
-    """Hands signals to a function while the context is open."""
-
-    def __init__(self, on_signal: Callable[[], None]) -> None:
-        self._on_signal = on_signal
-
-    def __enter__(self) -> None:
-        for number in _SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        for number in _SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
 
 
 async def _start_and_work(cluster: LocalCluster, work: Work) -> None:

@@ -3,8 +3,8 @@
     async with EmbeddedNats(directory / "nats") as nats, EmbeddedRedis(directory / "redis") as redis:
         ...  # nats.url, redis.url
 
-Both listen on the loopback interface only, keep what they hold in their directory, and die with this process. Started
-again on the same directory they still have every job.
+Both listen on the loopback interface only unless they are given another place, keep what they hold in their directory,
+and die with this process. Started again on the same directory they still have every job.
 
 Settings differ from the servers' defaults where the defaults lose data: JetStream syncs every write, Redis keeps an
 append-only file and never evicts.
@@ -13,7 +13,6 @@ append-only file and never evicts.
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from typing import Self
 
 import orjson
 
-from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
+from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 from broker_pipeline.tools.local.server_binaries import find_nats_server, find_redis_server
 
@@ -33,7 +32,6 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _POLL_S = 0.01
 _PROBE_S = 1.0
 _NUM_PORT_TRIES = 5
-_LOOPBACK = "127.0.0.1"
 
 
 class EmbeddedServer(ABC):
@@ -43,17 +41,25 @@ class EmbeddedServer(ABC):
     scheme: str
 
     def __init__(
-        self, directory: Path, *, port: int | None = None, log_path: Path | None = None, start_timeout_s: float = 30.0
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        place: Place = LOOPBACK,
+        log_path: Path | None = None,
+        start_timeout_s: float = 30.0,
     ) -> None:
-        """`directory` is made when missing. Without `port` a free one is taken, and kept across `restart`.
+        """Prepare a server that keeps what it holds in `directory`, which is made when missing.
 
-        The log goes to `log_path`, else into the directory.
+        Without `port` it takes a free one and keeps it across `restart`. Its log goes to `log_path`, else into the
+        directory.
         """
         self.directory = directory.absolute()
         self.log_path = log_path or self.directory / f"{self.name}.log"
         self._lock = DirectoryLock(self.directory)
         self._start_timeout_s = start_timeout_s
         self._port: int | None = port
+        self._place = place
         self._process: ChildProcess | None = None
 
     @property
@@ -61,7 +67,7 @@ class EmbeddedServer(ABC):
         """Where clients connect, once started."""
         if self._port is None:
             raise RuntimeError(f"{self.name} has not been started")
-        return f"{self.scheme}://{_LOOPBACK}:{self._port}"
+        return f"{self.scheme}://{self._place.host}:{self._port}"
 
     @property
     def process(self) -> ChildProcess:
@@ -83,13 +89,13 @@ class EmbeddedServer(ABC):
 
     async def _start(self) -> str:
         for tries_left in reversed(range(_NUM_PORT_TRIES)):
-            argv = self._prepare(self._port)
+            argv = [*self._place.prefix, *self._prepare(self._port)]
             self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path)
             try:
                 self._port = await self._wait_ready(self._process)
             except _PortTakenError as error:
                 if self._port is not None or not tries_left:
-                    raise self._start_error(str(error)) from error
+                    raise self._process.failure(f"did not start: {error}") from error
             except BaseException:
                 await self._process.destroy()
                 raise
@@ -128,17 +134,12 @@ class EmbeddedServer(ABC):
                 if (port := await self._probe(process)) is not None:
                     return port
             if time.monotonic() > deadline:
-                raise self._start_error(f"not ready after {self._start_timeout_s:g} s")
+                raise process.failure(f"did not start: not ready after {self._start_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)
         reason = describe_exit(await process.wait())
         if any("address already in use" in line.lower() for line in process.last_lines()):
             raise _PortTakenError(f"port {self._port or 'chosen'} is in use ({reason})")
-        raise self._start_error(reason)
-
-    def _start_error(self, reason: str) -> ServerStartError:
-        lines = self.process.last_lines(8)
-        said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
-        return ServerStartError(f"{self.name} did not start: {reason}. Its last words, from {self.log_path}:\n{said}")
+        raise process.failure(f"did not start: {reason}")
 
     @abstractmethod
     def _prepare(self, port: int | None) -> Sequence[str]:
@@ -161,14 +162,14 @@ class EmbeddedNats(EmbeddedServer):
         for stale in ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = self.directory / "nats-server.conf"
-        config.write_text(_nats_config(self.directory, -1 if port is None else port))
+        config.write_text(_nats_config(self.directory, self._place.host, -1 if port is None else port))
         return [str(find_nats_server()), "--config", str(config)]
 
     async def _probe(self, process: ChildProcess) -> int | None:
         port = _read_ports_file(self.directory / "ports", process.pid)
         if port is None:
             return None
-        banner = await _exchange(port, b"")
+        banner = await _exchange(self._place.host, port, b"")
         facts = orjson.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None
 
@@ -182,8 +183,10 @@ class EmbeddedRedis(EmbeddedServer):
     def _prepare(self, port: int | None) -> Sequence[str]:
         self._listen_port = free_port() if port is None else port
         settings = {
-            "bind": _LOOPBACK,
+            "bind": self._place.host,
             "port": str(self._listen_port),
+            # With it and without a password, Redis answers nobody but the loopback interface.
+            "protected-mode": "yes" if self._place == LOOPBACK else "no",
             "dir": str(self.directory),
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -197,19 +200,20 @@ class EmbeddedRedis(EmbeddedServer):
     async def _probe(self, process: ChildProcess) -> int | None:
         # It names its pid, so that a stranger on a port that was free a moment ago is not taken for it. PING is refused
         # while the append-only file is read.
-        answer = await _exchange(self._listen_port, b"INFO server\r\n", until=b"\r\nprocess_id:")
+        host, port = self._place.host, self._listen_port
+        answer = await _exchange(host, port, b"INFO server\r\n", until=b"\r\nprocess_id:")
         if answer.strip() != str(process.pid).encode():
             return None
-        return self._listen_port if await _exchange(self._listen_port, b"PING\r\n") == b"+PONG\r\n" else None
+        return port if await _exchange(host, port, b"PING\r\n") == b"+PONG\r\n" else None
 
 
 class _PortTakenError(Exception):
     pass
 
 
-def _nats_config(directory: Path, port: int) -> str:
+def _nats_config(directory: Path, host: str, port: int) -> str:
     return f"""\
-listen: "{_LOOPBACK}:{port}"
+listen: "{host}:{port}"
 server_name: "broker-pipeline"
 ports_file_dir: {_quoted(directory / "ports")}
 max_payload: {MAX_PAYLOAD_BYTES}
@@ -234,18 +238,10 @@ def _read_ports_file(directory: Path, pid: int) -> int | None:
     return None
 
 
-def free_port(host: str = _LOOPBACK) -> int:
-    """Return a port that nobody listens on at this moment."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-async def _exchange(port: int, question: bytes, until: bytes = b"") -> bytes:
+async def _exchange(host: str, port: int, question: bytes, until: bytes = b"") -> bytes:
     """Connect, send `question`, skip everything up to `until`, return the rest of that line."""
     async with asyncio.timeout(_PROBE_S):
-        reader, writer = await asyncio.open_connection(_LOOPBACK, port)
+        reader, writer = await asyncio.open_connection(host, port)
         try:
             writer.write(question)
             if until:

@@ -8,13 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import orjson
-
-from broker_pipeline.errors import ServerStartError
+from broker_pipeline.tools.local.place import LOOPBACK, Place
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 
 _POLL_S = 0.05
-_NUM_LAST_LINES = 12
 
 
 class LocalService:
@@ -29,13 +26,15 @@ class LocalService:
         ready_path: Path,
         env: Mapping[str, str],
         start_timeout_s: float,
+        place: Place = LOOPBACK,
     ) -> None:
-        """`arguments` follow `broker-pipeline`; `env` is added to this process's environment."""
+        """Prepare a service: `arguments` follow `broker-pipeline`, `env` is added to this process's environment."""
         self.name = name
         self.log_path = log_path
         self.facts: dict[str, str] = {}
         """What the service said when it became ready."""
-        self._arguments = tuple(arguments)
+        command = (sys.executable, "-m", "broker_pipeline", *arguments, "--ready-file", str(ready_path))
+        self._argv = (*place.prefix, *command)
         self._ready_path = ready_path
         self._env = dict(env)
         self._start_timeout_s = start_timeout_s
@@ -52,9 +51,8 @@ class LocalService:
         """Start and wait until it is ready. Raises `ServerStartError` with its last words."""
         self._ready_path.parent.mkdir(parents=True, exist_ok=True)
         self._ready_path.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "broker_pipeline", *self._arguments, "--ready-file", str(self._ready_path)]
         started = time.monotonic()
-        self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path, env=self._env)
+        self._process = await ChildProcess.spawn(self.name, self._argv, log_path=self.log_path, env=self._env)
         try:
             await self._until_ready(self._process, started + self._start_timeout_s)
         except BaseException:
@@ -71,31 +69,10 @@ class LocalService:
     async def _until_ready(self, process: ChildProcess, deadline: float) -> None:
         while not self._ready_path.exists():
             if not process.is_running:
-                raise self._start_error(describe_exit(await process.wait()))
+                raise process.failure(f"did not start: {describe_exit(await process.wait())}")
             if time.monotonic() > deadline:
-                raise self._start_error(f"not ready after {self._start_timeout_s:g} s")
+                raise process.failure(f"did not start: not ready after {self._start_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)
-
-    def _start_error(self, reason: str) -> ServerStartError:
-        lines = [readable(line) for line in self.process.last_lines(_NUM_LAST_LINES)]
-        said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
-        return ServerStartError(f"{self.name} did not start: {reason}. Its last words, from {self.log_path}:\n{said}")
-
-
-def readable(line: str) -> str:
-    """Return a JSON log line as `event  key=value …`; other lines as they are."""
-    try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return line
-    if not isinstance(fields, dict) or "event" not in fields:
-        return line
-    event = fields.pop("event")
-    for key in ("timestamp", "service"):
-        fields.pop(key, None)
-    level = fields.pop("level", "")
-    rest = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
-    return f"{level:<7} {event}  {rest}".rstrip()
 
 
 def _read_facts(path: Path) -> dict[str, str]:

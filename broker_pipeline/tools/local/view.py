@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from broker_pipeline.tools.local.supervisor import State, SupervisedProgram
+from broker_pipeline.tools.terminal import plain_table
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -82,9 +82,7 @@ class LiveView:
             self._line = ""
 
     def _render(self) -> RenderableType:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
-        for heading in ("part", "what", "state", "pid", ""):
-            table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        table = plain_table("part", "what", "state", "pid", "")
         for program in list(self._programs.values()):
             table.add_row(
                 program.name, program.what, self._state(program), str(program.pid or ""), _first_line(program.detail)

@@ -15,7 +15,7 @@ from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissingError
-from broker_pipeline.exit_codes import OK, SOME_FAILED, first_pipeline_error
+from broker_pipeline.exit_codes import OK, SOME_FAILED, raising_first_error
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.operate.failed_view import render_failures, render_job, wide_console
 
@@ -167,11 +167,9 @@ def _run_on_jobs(
         chosen = [record.job_id for record in await _collect(client, code)] if takes_all else job_ids
         if not chosen and not as_json:
             click.echo("no job has failed, of those that are kept")
-        try:
+        with raising_first_error():
             async with asyncio.TaskGroup() as tasks:
                 done = [tasks.create_task(one(client, job_id)) for job_id in chosen]
-        except BaseExceptionGroup as group:
-            raise first_pipeline_error(group) or group from None
         return all(task.result() for task in done)
 
     sys.exit(OK if asyncio.run(_with_client(gateway, every)) else SOME_FAILED)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.tools.terminal import plain_table
 
 _WIDTH = 160
 
@@ -23,7 +24,7 @@ def wide_console() -> Console:
 
 def render_failures(records: Sequence[JobRecord], now: float) -> RenderableType:
     """Return a table of jobs, one line each."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table()
     widest_code = max((len(record.error.code) for record in records if record.error), default=4)
     for heading, width in (("job", 28), ("failed", 10), ("attempts", 8), ("sent again", 10), ("code", widest_code)):
         table.add_column(heading, no_wrap=True, min_width=width)
@@ -43,7 +44,8 @@ def render_failures(records: Sequence[JobRecord], now: float) -> RenderableType:
 
 def render_job(record: JobRecord) -> RenderableType:
     """Return everything that is known about one job, its earlier ends included."""
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts = plain_table()
+    facts.show_header = False
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, text in _facts(record):
@@ -73,9 +75,7 @@ def _facts(record: JobRecord) -> Iterator[tuple[str, str]]:
 
 
 def _past(record: JobRecord) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("ended", "status", "attempts", "code"):
-        table.add_column(heading, no_wrap=True)
+    table = plain_table("ended", "status", "attempts", "code")
     table.add_column("why", overflow="fold")
     for past in record.failures:
         error = past.error or Failure("", "")

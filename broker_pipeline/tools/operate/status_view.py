@@ -11,6 +11,7 @@ from rich.text import Text
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
+from broker_pipeline.tools.terminal import plain_table
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
 
@@ -82,7 +83,7 @@ def _headline(status: PipelineStatus) -> Text:
 
 
 def _routes(routes: Iterable[RouteStatus]) -> Table:
-    table = _table("route", "sessions", "in flight")
+    table = plain_table("route", "sessions", "in flight")
     for route in routes:
         stops = zip(route.workers, route.blocks, strict=False)
         chain = " → ".join(f"{worker} {_blocks(blocks)}" for worker, blocks in stops)
@@ -92,7 +93,7 @@ def _routes(routes: Iterable[RouteStatus]) -> Table:
 
 def _workers(status: PipelineStatus) -> Table:
     seen = _seen_by_conductor(status.conductor)
-    table = _table("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
+    table = plain_table("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
     for record in status.workers:
         state, busy, bubble, kv = seen.get(record.instance, (record.state, "", "", ""))
         table.add_row(
@@ -113,13 +114,6 @@ def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str
         kv = f"{stage.kv_used_tokens}/{stage.kv_capacity_tokens}"
         seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
     return seen | {refused.instance: ("refused", "", "", "") for refused in conductor.refused}
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table
 
 
 def _holds(record: WorkerRecord) -> str:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from broker_pipeline.tools.terminal import plain_table
 from broker_pipeline.tools.trace.summary import ProfileSummary, WorkerSummary
 
 _HOST_ORDER = (
@@ -44,9 +45,8 @@ def _head(summary: ProfileSummary) -> Iterator[str]:
 
 
 def _shares(workers: Sequence[WorkerSummary]) -> Table:
-    table = _table("where the time went; means per microbatch in ms")
-    for heading in ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "outbox", "publish"):
-        table.add_column(heading, justify="right")
+    columns = ("microbatches", "busy", "bubble", "wire", "queue", "compute", "copies", "outbox", "publish")
+    table = plain_table("process", *columns, title="where the time went; means per microbatch in ms", right=columns)
     for worker in workers:
         times = (
             *(worker.wire_ms, worker.queue_ms, worker.compute_ms),
@@ -61,33 +61,23 @@ def _shares(workers: Sequence[WorkerSummary]) -> Table:
 def _host_work(workers: Sequence[WorkerSummary]) -> Table:
     names = {name for worker in workers for name in worker.host_us}
     known = [name for name in _HOST_ORDER if name in names]
-    columns = known + sorted(names - set(known))
-    table = _table("work of the processor per microbatch in µs")
-    for heading in (*columns, "sum"):
-        table.add_column(heading, justify="right")
+    columns = [*known, *sorted(names - set(known)), "sum"]
+    table = plain_table("process", *columns, title="work of the processor per microbatch in µs", right=columns)
     for worker in workers:
-        shown = [f"{worker.host_us[name]:.0f}" if name in worker.host_us else "" for name in columns]
+        shown = [f"{worker.host_us[name]:.0f}" if name in worker.host_us else "" for name in columns[:-1]]
         table.add_row(worker.name, *shown, f"{sum(worker.host_us.values()):.0f}")
     return table
 
 
 def _other_work(workers: Sequence[WorkerSummary]) -> Table:
-    table = _table("work for sessions and requests")
-    table.add_column("what")
-    for heading in ("times", "mean ms", "p95 ms", "share of time"):
-        table.add_column(heading, justify="right")
+    columns = ("times", "mean ms", "p95 ms", "share of time")
+    table = plain_table("process", "what", *columns, title="work for sessions and requests", right=columns)
     for worker in workers:
         for name, done in worker.other.items():
             if name.startswith(_SHORT):
                 continue
             figures = (str(done.num), f"{done.mean_ms:.2f}", f"{done.p95_ms:.2f}", f"{done.share:.1%}")
             table.add_row(worker.name, name, *figures)
-    return table
-
-
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("process")
     return table
 
 

@@ -13,7 +13,7 @@ import msgspec
 import psutil
 import pytest
 
-from trials.soak.cluster.netns import why_no_network
+from trials.soak.faults.network import why_no_network
 from trials.soak.report import SoakReport
 
 pytestmark = pytest.mark.slow

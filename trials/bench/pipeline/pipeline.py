@@ -23,7 +23,7 @@ import msgspec
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.tools.local.cuts import balanced_cut
 from broker_pipeline.tools.local.devices import count_cuda_devices
-from broker_pipeline.tools.local.mps import MpsService
+from broker_pipeline.tools.local.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.in_process.in_process import PROGRAM, InProcess
 from trials.bench.pipeline.pipeline_row import PipelineRow, row_of
@@ -86,7 +86,9 @@ async def measure_pipeline(
             yield row
     num_gpus = await count_cuda_devices() if settings.device == "cuda" else 0
     failed: PipelineError | None = None
-    async with _mps(settings, directory) as worker_env, baseline.colocated():
+    async with AsyncExitStack() as stack:
+        worker_env = await stack.enter_async_context(mps_service(directory / "mps")) if settings.mps else {}
+        await stack.enter_async_context(baseline.colocated())
         for name, local in _systems(settings, model, directory, rounds, num_gpus):
             say(name)
             try:
@@ -219,15 +221,6 @@ def _thread_counts(settings: PipelineSettings) -> Sequence[int]:
         return settings.in_process_threads
     num_cores = len(os.sched_getaffinity(0))
     return (1, num_cores) if settings.device == "cpu" and num_cores > 1 else (num_cores,)
-
-
-@asynccontextmanager
-async def _mps(settings: PipelineSettings, directory: Path) -> AsyncIterator[dict[str, str]]:
-    if not settings.mps:
-        yield {}
-        return
-    async with MpsService(directory / "mps") as service:
-        yield dict(service.env)
 
 
 def _systems(

@@ -47,8 +47,7 @@ class AskedQuestion:
     seconds: float
 
 
-@dataclass(slots=True)
-class ClientCounts:
+class ClientCounts(msgspec.Struct):
     """What all clients met; for the report."""
 
     num_calls: int = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +9,12 @@ from pathlib import Path
 import msgspec
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.processes import ChildProcess
+from broker_pipeline.tools.local.processes import run_python
 from trials.soak.proof.questions import ExpectedAnswer, Question, make_questions, write_pictures
 
-# The core must not import the package that computes; it runs it.
 _PROGRAM = "trials.soak.proof.reference_program"
 _SPARE_SHARE = 0.3
 _NUM_SPARES = 16
-_PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +56,6 @@ async def _compute(
 ) -> list[ExpectedAnswer]:
     asked, answered = directory / "questions.json", directory / "answers.json"
     asked.write_bytes(msgspec.json.encode(questions))
-    argv = [sys.executable, "-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
-    child = await ChildProcess.spawn("reference", argv, log_path=directory / "reference.log")
-    try:
-        returncode = await _told(child, say)
-    finally:
-        await child.destroy()
-    if returncode != 0:
-        said = "\n".join(child.last_lines())
-        raise ServerStartError(f"could not compute the right answers (exit status {returncode}):\n{said}")
+    arguments = ["-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
+    await run_python("reference", arguments, log_path=directory / "reference.log", tell=say)
     return msgspec.json.decode(answered.read_bytes(), type=list[ExpectedAnswer])
-
-
-async def _told(child: ChildProcess, say: Callable[[str], None]) -> int:
-    """Wait for the end, and say from time to time how far it is."""
-    waiting = asyncio.ensure_future(child.wait())
-    try:
-        while not (await asyncio.wait({waiting}, timeout=_PROGRESS_S))[0]:
-            say("".join(child.last_lines(1)))
-        return waiting.result()
-    finally:
-        waiting.cancel()

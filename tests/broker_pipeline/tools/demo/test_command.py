@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_pipeline.tools.demo.pictures import photographs, scenes, trained_model
+from broker_pipeline.tools.demo.pictures import photographs, scenes
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_the_demo_captions_pictures_and_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run(DEMO, env=environment(tmp_path), capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    pictures = [*(scenes() if trained_model() else []), *photographs()]
+    pictures = [*scenes(), *photographs()]
     for name in (picture.name for picture in pictures):
         assert name in done.stdout
     assert f"{len(pictures)} of {len(pictures)} captioned" in done.stdout
@@ -32,10 +32,7 @@ def test_the_demo_captions_pictures_and_leaves_nothing(tmp_path: Path) -> None:
     for worker in ("stage-0", "stage-1", "stage-2", "vision-0"):
         assert worker in took_part
     assert "layers 0:1" in took_part
-    if trained_model():
-        assert f"{len(scenes())} of {len(scenes())} captions are the expected ones" in took_part
-    else:
-        assert "noise" in took_part
+    assert f"{len(scenes())} of {len(scenes())} captions are the expected ones" in took_part
     assert "Traceback" not in done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.tools.demo.pictures import photographs, scenes, trained_model
+from broker_pipeline.tools.demo.pictures import photographs, scenes
 
 
 def test_photographs_are_real_pictures_that_scikit_image_ships() -> None:
@@ -26,12 +26,9 @@ def test_scenes_have_files_and_expected_captions(tmp_path: Path) -> None:
     assert found == [("one", tmp_path / "one.png", "A cat.")]
 
 
-def test_a_broken_listing_is_named(tmp_path: Path) -> None:
+def test_a_listing_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"scenes\.json"):
+        scenes(tmp_path)
     (tmp_path / "scenes.json").write_text('[{"name": 3}]')
     with pytest.raises(ConfigurationError, match=r"scenes\.json"):
         scenes(tmp_path)
-
-
-def test_a_directory_without_model_or_scenes_has_none(tmp_path: Path) -> None:
-    assert scenes(tmp_path) == []
-    assert trained_model(tmp_path) is None

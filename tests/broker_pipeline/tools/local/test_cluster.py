@@ -108,7 +108,7 @@ def test_ctrl_c_stops_everything_in_order_and_leaves_nothing(data_dir: Path) -> 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
     order = re.findall(r"(\S+) stopping", up.output)
-    assert order[0] == "gateway"
+    assert order[0] == "gateway-0"
     assert order[1] == "conductor-0"
     assert order[-2:] == ["redis", "nats"]
     assert "killed" not in up.output
@@ -154,7 +154,7 @@ def test_a_port_in_use_ends_up_with_the_gateways_words(data_dir: Path) -> None:
         taken.listen()
         up = Up(data_dir, "--stages", "2", "--port", str(taken.getsockname()[1]))
         assert up.wait(START_S) == 69
-    assert "gateway did not start" in up.output
+    assert "gateway-0 did not start" in up.output
     assert "cannot listen" in up.output
     assert "Traceback" not in up.output
 
@@ -176,7 +176,7 @@ async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
     settings = LocalSettings(model=tiny_artifact(), stages=parse_cut("1,3", 6), data_dir=data_dir, drain_s=5)
     async with LocalCluster(settings) as cluster:
         url = cluster.gateway_url
-        for name in ("stage-1", "redis", "nats", "gateway", "conductor-0", "vision-0"):
+        for name in ("stage-1", "redis", "nats", "gateway-0", "conductor-0", "vision-0"):
             program = cluster.processes[name]
             before = program.pid
             program.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ConfigurationError, ServerStartError
-from broker_pipeline.tools.local.mps import PROGRAM, MpsService
+from broker_pipeline.tools.local.mps import PROGRAM, mps_service
 
 _CONTROL = """#!/bin/sh
 [ -d "$CUDA_MPS_PIPE_DIRECTORY" ] && [ -d "$CUDA_MPS_LOG_DIRECTORY" ] || { echo "no directories"; exit 1; }
@@ -37,8 +37,8 @@ def is_there(path: Path) -> bool:
 
 @pytest.mark.usefixtures("control")
 async def test_it_runs_while_the_context_is_open_in_directories_of_its_own(tmp_path: Path) -> None:
-    async with asyncio.timeout(5), MpsService(tmp_path / "mps") as mps:  # the daemon's output must not be waited for
-        pipes = Path(mps.env["CUDA_MPS_PIPE_DIRECTORY"])
+    async with asyncio.timeout(5), mps_service(tmp_path / "mps") as env:  # the daemon's output must not be waited for
+        pipes = Path(env["CUDA_MPS_PIPE_DIRECTORY"])
         assert is_there(pipes / "control")
         assert len(str(pipes)) < 100
     assert not is_there(pipes / "control")
@@ -46,8 +46,8 @@ async def test_it_runs_while_the_context_is_open_in_directories_of_its_own(tmp_p
 
 @pytest.mark.usefixtures("control")
 async def test_a_long_path_is_replaced_by_a_short_one(tmp_path: Path) -> None:
-    async with MpsService(tmp_path / ("long" * 30)) as mps:
-        pipes = Path(mps.env["CUDA_MPS_PIPE_DIRECTORY"])
+    async with mps_service(tmp_path / ("long" * 30)) as env:
+        pipes = Path(env["CUDA_MPS_PIPE_DIRECTORY"])
         assert is_there(pipes / "control")
         assert len(str(pipes)) < 100
     assert not is_there(pipes)
@@ -55,13 +55,15 @@ async def test_a_long_path_is_replaced_by_a_short_one(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("control")
 async def test_what_it_says_when_it_does_not_start_is_told(tmp_path: Path) -> None:
-    async with MpsService(tmp_path / "mps"):
+    async with mps_service(tmp_path / "mps"):
         with pytest.raises(ServerStartError, match="already running"):
-            await MpsService(tmp_path / "mps").start()
+            async with mps_service(tmp_path / "mps"):
+                pass
 
 
 async def test_a_machine_without_it_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigurationError) as caught:
-        await MpsService(tmp_path / "mps").start()
+        async with mps_service(tmp_path / "mps"):
+            pass
     assert caught.value.field == "mps"

@@ -17,7 +17,7 @@ TWO_STAGES = (BlockRange(start=0, stop=2), BlockRange(start=2, stop=6))
 
 def plan(**fields: Any) -> dict[str, PlannedService]:
     settings = LocalSettings(**{"model": Path("/m"), "stages": TWO_STAGES, "data_dir": Path("/d"), **fields})
-    services = plan_services(settings, nats_url="nats://n", redis_url="redis://r", port=81)
+    services = plan_services(settings, nats_url="nats://n", redis_url="redis://r", addresses={"gateway-0": ("h", 81)})
     return {service.name: service for service in services}
 
 
@@ -28,12 +28,12 @@ def flags(service: PlannedService) -> dict[str, str]:
 
 def test_every_part_gets_its_own_and_the_common_flags() -> None:
     services = plan(num_vision_workers=2, num_conductors=2, kv_tokens=99, drain_s=3.0)
-    assert list(services) == ["gateway", "conductor-0", "conductor-1", "vision-0", "vision-1", "stage-0", "stage-1"]
+    assert list(services) == ["gateway-0", "conductor-0", "conductor-1", "vision-0", "vision-1", "stage-0", "stage-1"]
     for service in services.values():
         assert flags(service)["--nats-url"] == "nats://n"
         assert flags(service)["--redis-url"] == "redis://r"
         assert flags(service)["--drain-s"] == "3.0"
-    assert flags(services["gateway"])["--port"] == "81"
+    assert flags(services["gateway-0"])["--port"] == "81"
     stage = flags(services["stage-1"])
     assert (stage["--blocks"], stage["--name"], stage["--kv-tokens"]) == ("2:6", "stage-1", "99")
     assert "--kv-tokens" not in flags(services["vision-0"])
@@ -59,7 +59,7 @@ def test_a_named_device_is_everyones() -> None:
 
 def test_extra_arguments_reach_one_command_only() -> None:
     services = plan(extra_arguments={"gateway": ("--max-images", "3")})
-    assert flags(services["gateway"])["--max-images"] == "3"
+    assert flags(services["gateway-0"])["--max-images"] == "3"
     assert "--max-images" not in flags(services["stage-0"])
 
 
@@ -115,6 +115,6 @@ def test_stages_on_one_gpu_share_its_memory() -> None:
 
 def test_the_first_stage_may_take_the_pictures_as_well() -> None:
     services = plan(shares_vision=True, num_vision_workers=0)
-    assert list(services) == ["gateway", "conductor-0", "stage-0", "stage-1"]
+    assert list(services) == ["gateway-0", "conductor-0", "stage-0", "stage-1"]
     assert "--vision" in services["stage-0"].arguments
     assert "--vision" not in services["stage-1"].arguments

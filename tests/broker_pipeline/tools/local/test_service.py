@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.service import LocalService, readable
+from broker_pipeline.tools.local.processes import readable
+from broker_pipeline.tools.local.service import LocalService
 
 
 def make_service(directory: Path, nats_url: str, redis_url: str, *flags: str, timeout_s: float = 30) -> LocalService:

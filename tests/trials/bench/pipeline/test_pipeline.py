@@ -36,7 +36,7 @@ def test_the_whole_system_and_one_process_do_the_same_work_in_turns(tmp_path: Pa
     assert rows[0]["name"].startswith("one process")
     assert rows[-1]["name"] == "whole system, 2 stages"
     assert max(row["share"] for row in rows if row["name"].startswith("one process")) == 1
-    assert {"gateway", "nats", "redis", "conductor-0", "vision-0", "stage-0", "stage-1"} <= set(rows[-1]["cpu_s"])
+    assert {"gateway-0", "nats", "redis", "conductor-0", "vision-0", "stage-0", "stage-1"} <= set(rows[-1]["cpu_s"])
     assert {row["num_prompt_tokens"] for row in rows} == {rows[0]["num_prompt_tokens"]}
     assert [row["tokens_per_s"]["num_samples"] for row in rows] == [2] * len(rows)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ConfigurationError
-from trials.soak.cluster import netns
-from trials.soak.cluster.netns import Network, NetworkError, sweep, why_no_network
+from trials.soak.faults.network import PREFIX, Network, NetworkError, sweep, why_no_network
 
 needs_network = pytest.mark.skipif(why_no_network() is not None, reason=str(why_no_network()))
 
@@ -31,7 +30,7 @@ socketserver.ThreadingTCPServer(("0.0.0.0", 4000), Echo).serve_forever()
 
 def namespaces() -> set[str]:
     said = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0] for line in said.splitlines() if line.startswith(netns.PREFIX)}
+    return {line.split()[0] for line in said.splitlines() if line.startswith(PREFIX)}
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def echo() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def start_echo(network: Network, component: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*network.within(component), sys.executable, "-c", _ECHO])
+    return subprocess.Popen([*network.place(component).prefix, sys.executable, "-c", _ECHO])
 
 
 def own_namespace() -> str:
@@ -69,7 +68,9 @@ async def test_a_component_that_is_cut_off_hangs_without_a_word_and_goes_on_when
     async with Network(["a", "b"]) as network:
         assert own_namespace() != home
         echo += [start_echo(network, component) for component in ("a", "b")]
-        (reader, writer), (other_reader, other_writer) = [await connect(network.address(name)) for name in ("a", "b")]
+        (reader, writer), (other_reader, other_writer) = [
+            await connect(network.place(name).host) for name in ("a", "b")
+        ]
         writer.write(b"1")
         assert await reader.readexactly(1) == b"1"
 
@@ -103,7 +104,7 @@ async def test_the_pid_of_a_command_within_is_its_own(echo: list[subprocess.Pope
 def test_what_a_killed_process_leaves_is_swept() -> None:
     script = (
         "import asyncio\n"
-        "from trials.soak.cluster.netns import Network\n"
+        "from trials.soak.faults.network import Network\n"
         "async def main():\n"
         "    async with Network(['a', 'b']):\n"
         "        print('open', flush=True); await asyncio.sleep(60)\n"
@@ -112,7 +113,7 @@ def test_what_a_killed_process_leaves_is_swept() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
-        left = {f"{netns.PREFIX}-{process.pid}-{component}" for component in ("a", "b")}
+        left = {f"{PREFIX}-{process.pid}-{component}" for component in ("a", "b")}
         assert left <= namespaces()
         assert left.isdisjoint(asyncio.run(sweep())), "a living process lost its namespaces"
         process.send_signal(signal.SIGKILL)

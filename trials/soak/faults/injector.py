@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from broker_pipeline.errors import ServerStartError
+from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.supervisor import SupervisedProgram
-from trials.soak.cluster.cluster import SoakCluster
-from trials.soak.cluster.fault_plan import Fault
-from trials.soak.cluster.netns import Network
+from trials.soak.faults.network import Network
+from trials.soak.faults.plan import Fault
 
 _READY_TIMEOUT_S = 90.0
 
@@ -39,12 +39,12 @@ class FaultInjector:
 
     def __init__(
         self,
-        cluster: SoakCluster,
+        cluster: LocalCluster,
         network: Network | None,
         *,
         on_change: Callable[[InjectedFault], None] = lambda _: None,
     ) -> None:
-        """`on_change` is called when a fault has been done, and when its target is back."""
+        """Disturb `cluster`; `on_change` is called when a fault has been done, and when its target is back."""
         self.injected: list[InjectedFault] = []
         self._cluster = cluster
         self._network = network
@@ -67,7 +67,7 @@ class FaultInjector:
 
     async def _begin(self, fault: Fault) -> InjectedFault | None:
         """Do the fault, once its target has come back from an earlier one; None when it does not come back."""
-        program = self._cluster.programs[fault.target]
+        program = self._cluster.processes[fault.target]
         try:
             await self._until_undisturbed(fault.target)
         except ServerStartError as error:
@@ -91,7 +91,7 @@ class FaultInjector:
         self._on_change(done)
 
     async def _until_undisturbed(self, target: str) -> None:
-        program = self._cluster.programs[target]
+        program = self._cluster.processes[target]
         while any(  # noqa: ASYNC110 - told by another task
             done.fault.target == target and done.back_s is None and done.problem is None for done in self.injected
         ):
@@ -99,7 +99,7 @@ class FaultInjector:
         await program.wait_ready(_READY_TIMEOUT_S)
 
     async def _end(self, done: InjectedFault) -> None:
-        program = self._cluster.programs[done.fault.target]
+        program = self._cluster.processes[done.fault.target]
         try:
             await self._undo(done, program)
             await program.wait_ready(_READY_TIMEOUT_S)

@@ -7,7 +7,7 @@ from itertools import islice, product
 import pytest
 
 from broker_pipeline.errors import ConfigurationError
-from trials.soak.cluster.fault_plan import FAULT_KINDS, parse_kinds, plan_faults
+from trials.soak.faults.plan import FAULT_KINDS, parse_kinds, plan_faults
 
 TARGETS = ("stage-0", "stage-1", "conductor-0", "gateway-0", "vision-0", "nats", "redis")
 

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from broker_pipeline.errors import ConfigurationError, PipelineError
+from broker_pipeline.tools.local.place import Place
 
 PREFIX = "bpsoak"
 _NAME = re.compile(rf"{PREFIX}-(\d+)-\S+")
@@ -87,13 +88,9 @@ class Network:
     ) -> None:
         await self._close()
 
-    def address(self, component: str) -> str:
-        """Return the component's address."""
-        return f"{_SUBNET}.{self._numbers[component]}"
-
-    def within(self, component: str) -> tuple[str, ...]:
-        """Return what to write before a command line so that it runs in the component's namespace; the pid is kept."""
-        return (_ip(), "netns", "exec", self._namespace(component))
+    def place(self, component: str) -> Place:
+        """Return the component's address, and how to run a program in its namespace."""
+        return Place(self._address(component), (_ip(), "netns", "exec", self._namespace(component)))
 
     async def cut(self, component: str) -> None:
         """Cut a component off: nothing reaches it, nothing comes from it, and nobody is told."""
@@ -105,6 +102,9 @@ class Network:
 
     async def _link(self, component: str, state: str) -> None:
         await _run("link", "set", self._veth(component), state)
+
+    def _address(self, component: str) -> str:
+        return f"{_SUBNET}.{self._numbers[component]}"
 
     def _namespace(self, component: str) -> str:
         return f"{PREFIX}-{os.getpid()}-{component}"
@@ -127,7 +127,7 @@ class Network:
         await _run("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         await _run("link", "set", veth, "master", _BRIDGE, "up")
         await _run("-n", namespace, "link", "set", "lo", "up")
-        await _run("-n", namespace, "addr", "add", f"{self.address(component)}/24", "dev", "eth0")
+        await _run("-n", namespace, "addr", "add", f"{self._address(component)}/24", "dev", "eth0")
         await _run("-n", namespace, "link", "set", "eth0", "up")
 
     async def _close(self) -> None:

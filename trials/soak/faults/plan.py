@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.tools.local.plan import role_of
 
 FaultKind: TypeAlias = Literal["kill", "stop", "partition", "restart"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
@@ -44,11 +45,6 @@ class Fault:
     target: str
     kind: FaultKind
     away_s: float = 0.0
-
-
-def role_of(target: str) -> str:
-    """Return the role in a component's name: `stage` of `stage-0`."""
-    return target.partition("-")[0]
 
 
 def parse_kinds(text: str) -> tuple[FaultKind, ...]:

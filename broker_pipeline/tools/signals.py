@@ -1,0 +1,34 @@
+"""What SIGINT, SIGTERM and SIGHUP do to a command: they end its work, which then cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handling_signals(on_signal: Callable[[], object]) -> Iterator[None]:
+    """Call `on_signal` for each signal while the context is open."""
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:
+    """Run `work` to its end and return its result, or cancel it at a signal and return None."""
+    task = asyncio.ensure_future(work)
+    with handling_signals(task.cancel):
+        await asyncio.wait({task})
+    return None if task.cancelled() else task.result()

@@ -1,1 +1,0 @@
-"""The pipeline under test, host by host, and the faults that befall it."""

@@ -1,0 +1,1 @@
+"""The faults that befall a pipeline under test: when, to whom, how they are done and undone."""
