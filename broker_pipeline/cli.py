@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
@@ -12,6 +11,7 @@ from broker_pipeline import __version__
 from broker_pipeline.config import ENV_PREFIX, check_environment
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.exit_codes import CONFIGURATION, exit_code_of
+from broker_pipeline.lazy_group import LazyGroup, load_command
 
 # What an extra of the distribution brings, by module name.
 _EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggingface_hub": "hub"}
@@ -35,29 +35,9 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the names in the order of `COMMANDS`."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import and return one command."""
-        return load_command(cmd_name) if cmd_name in COMMANDS else None
-
-
-def load_command(name: str) -> click.Command:
-    """Import the command `name`."""
-    module_name, _, attribute = COMMANDS[name].partition(":")
-    command = getattr(importlib.import_module(module_name), attribute)
-    assert isinstance(command, click.Command)
-    return command
-
-
 def known_variables() -> set[str]:
     """Return every environment variable that some command reads."""
-    return {name for command in COMMANDS for name in _variables_of(load_command(command))}
+    return {name for command in COMMANDS for name in _variables_of(load_command(COMMANDS[command]))}
 
 
 def _variables_of(command: click.Command) -> set[str]:
@@ -71,7 +51,10 @@ def _variables_of(command: click.Command) -> set[str]:
     return names
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="broker-pipeline")
 def cli() -> None:
     """Run one Qwen3-VL model cut over the GPUs of several hosts, joined by NATS and Redis.

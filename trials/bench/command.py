@@ -1,10 +1,10 @@
-"""`broker-pipeline bench`: the group; what computes lives with the stages and is imported when it is asked for."""
+"""`broker-pipeline bench`: the group."""
 
 from __future__ import annotations
 
-import importlib
-
 import click
+
+from broker_pipeline.lazy_group import LazyGroup
 
 _COMMANDS = {
     "hop": "trials.bench.hop.command:command",
@@ -15,20 +15,7 @@ _COMMANDS = {
 }
 
 
-class _BenchGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        module_name, _, attribute = _COMMANDS[cmd_name].partition(":")
-        command = getattr(importlib.import_module(module_name), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(name="bench", cls=_BenchGroup)
+@click.group(name="bench", cls=LazyGroup, table=_COMMANDS)
 def command() -> None:
     """Measure what this machine does, each thing alongside what it is compared with.
 

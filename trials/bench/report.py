@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 import msgspec
-from rich.table import Table
 
-from broker_pipeline.tools.terminal import make_console
+from broker_pipeline.tools.terminal import make_console, plain_table
 from trials.bench.machine import MachineFacts
 
 Column = tuple[str, Callable[[Any], object]]
@@ -30,16 +29,12 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """One run: what was measured, where, by which command."""
 
     bench: str
-    command: str
+    command: str = msgspec.field(default_factory=lambda: " ".join(["broker-pipeline", *sys.argv[1:]]))
+    """What was typed, without the path of the program."""
     machine: MachineFacts
     settings: dict[str, Any]
     rows: Sequence[Any]
     notes: tuple[str, ...] = ()
-
-
-def command_line() -> str:
-    """Return what was typed, without the path of the program."""
-    return " ".join(["broker-pipeline", *sys.argv[1:]])
 
 
 def show(report: BenchReport, columns: Sequence[Column], json_path: Path | None) -> None:
@@ -54,9 +49,8 @@ def show(report: BenchReport, columns: Sequence[Column], json_path: Path | None)
 
 def show_table(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> None:
     """Print rows as a table."""
-    table = Table(title=title, title_justify="left")
-    for heading, _ in columns:
-        table.add_column(heading, justify="right" if heading != columns[0][0] else "left")
+    headings = [heading for heading, _ in columns]
+    table = plain_table(*headings, title=title, right=headings[1:], no_wrap=False)
     for row in rows:
         table.add_row(*(str(cell(row)) for _, cell in columns))
     make_console().print(table)

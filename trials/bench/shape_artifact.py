@@ -1,30 +1,110 @@
-"""The artifact of a shape: random weights that no file holds. Made by a process, since the core knows no models."""
+"""An artifact of random weights in a published shape, for measuring.
+
+No weight is stored: whoever loads a tensor draws it (see `stages.random_weights`), so that the artifact of a model of
+any size takes a few megabytes and is made without torch in a second. Tokenizer, template and processor files are those
+of the small random checkpoint; the vocabulary is filled up to the shape's, so that every sampled id decodes to some
+text, as it would with the real one.
+"""
 
 from __future__ import annotations
 
-import sys
+import hashlib
+import math
 from pathlib import Path
 
-from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.processes import ChildProcess
+import msgspec
+import orjson
 
-_PROGRAM = "trials.bench.shape_artifact_program"
+from broker_pipeline.artifact_manifest import (
+    CONFIG_NAME,
+    DTYPE_BYTES,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Dtype,
+    RandomWeights,
+    SideFile,
+    TensorRecord,
+    WeightFile,
+    WeightsManifest,
+    fingerprint_of,
+)
+from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
+from export.synthetic.tiny_tokenizer import tiny_tokenizer
+from export.weight_files import file_shapes
+from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, Shapes
+from trials.bench.shapes import hf_config
+
+_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "eos_token_id": "<|im_end|>",
+}
+_MAX_PIXELS = 1024 * 1024
 
 
-async def make_shape_artifact(shape: str, num_layers: int | None, directory: Path) -> Path:
-    """Write the artifact into `directory` / "artifact" and return that.
+def write_shape_artifact(directory: Path, shape: str, num_layers: int | None = None, seed: int = 0) -> Path:
+    """Write the artifact into `directory` and return it. The same arguments give the same fingerprint.
 
-    Raises `ServerStartError` with the last words of what failed.
+    Raises:
+        ConfigurationError: no shape has this name, or it has fewer layers.
     """
-    artifact = directory / "artifact"
-    arguments = [shape, str(artifact), *([str(num_layers)] if num_layers else [])]
-    argv = [sys.executable, "-m", _PROGRAM, *arguments]
-    child = await ChildProcess.spawn("artifact", argv, log_path=directory / "artifact.log")
-    try:
-        returncode = await child.wait()
-    finally:
-        await child.destroy()
-    if returncode != 0:
-        said = "\n".join(child.last_lines())
-        raise ServerStartError(f"could not make random weights (exit status {returncode}):\n{said}")
-    return artifact
+    vocabulary = tiny_tokenizer().get_vocab()
+    config = hf_config(shape, num_layers, {name: vocabulary[token] for name, token in _TOKENS.items()})
+    parsed = ModelConfig.from_json(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text_files(directory, parsed.text.vocab_size)
+    write_processor_files(directory, max_pixels=_MAX_PIXELS)
+    side_files = tuple(_side_file(path) for path in sorted(directory.iterdir()))
+    write_json(directory / CONFIG_NAME, config)
+    manifest = _manifest(parsed, (directory / CONFIG_NAME).read_bytes(), side_files, seed)
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (directory / MANIFEST_NAME).write_bytes(encoded + b"\n")
+    return directory
+
+
+def _side_file(path: Path) -> SideFile:
+    content = path.read_bytes()
+    return SideFile(path.name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _manifest(config: ModelConfig, config_json: bytes, side_files: tuple[SideFile, ...], seed: int) -> WeightsManifest:
+    dtype: Dtype = "float32" if config.dtype == "float32" else "bfloat16"
+    files = {file: _records(file, shapes, dtype, seed) for file, shapes in file_shapes(config).items()}
+    tensors = [record for records in files.values() for record in records]
+    if config.tie_word_embeddings:
+        embedding = next(record for record in tensors if record.name == EMBED_TOKENS)
+        tensors.append(msgspec.structs.replace(embedding, name=LM_HEAD, tied_to=EMBED_TOKENS))
+    manifest = WeightsManifest(
+        format_version=FORMAT_VERSION,
+        fingerprint="0" * 64,
+        config_sha256=hashlib.sha256(config_json).hexdigest(),
+        dtype=dtype,
+        num_blocks=config.text.num_layers,
+        source=None,
+        weight_files=tuple(WeightFile(file, sum(r.size_bytes for r in records)) for file, records in files.items()),
+        side_files=side_files,
+        tensors=tuple(tensors),
+        random_weights=RandomWeights(seed),
+    )
+    return msgspec.structs.replace(manifest, fingerprint=fingerprint_of(manifest))
+
+
+def _records(file: str, shapes: Shapes, dtype: Dtype, seed: int) -> list[TensorRecord]:
+    return [
+        TensorRecord(
+            name=name,
+            file=file,
+            dtype=dtype,
+            shape=shape,
+            size_bytes=math.prod(shape) * DTYPE_BYTES[dtype],
+            sha256=hashlib.sha256(orjson.dumps([seed, name, shape, dtype])).hexdigest(),
+            tied_to=None,
+            source_files=(),
+            source_layout="plain",
+            transposed=False,
+        )
+        for name, shape in shapes.items()
+    ]

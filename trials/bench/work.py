@@ -54,23 +54,55 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return (num_sessions + max(4, num_sessions // 8)) * each
 
 
-class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a process that computes without a broker is asked to do: a round for every work, timed each.
+class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A small round to warm up, and those that count. No picture comes twice."""
 
-    It warms up at once, and does a round whenever it is told to (see `in_process`).
-    """
-
-    model: str
     pictures: str
     """Directory of the picture files."""
     warm_up: Work
-    rounds: tuple[Work, ...]
+    timed: tuple[Work, ...]
+
+
+class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How much work, of which size, on which device."""
+
+    num_pictures: int
+    picture_side: int
+    num_output_tokens: int
+    num_in_flight: int
+    num_rounds: int
+    prompt: str
+    device: str
+
+    def draw(self, directory: Path) -> Rounds:
+        """Write the pictures of every round into `directory`."""
+        return Rounds(
+            pictures=str(directory.absolute()),
+            warm_up=self._work(directory, "warm-up", min(self.num_pictures, self.num_in_flight)),
+            timed=tuple(
+                self._work(directory, f"round-{number}", self.num_pictures) for number in range(self.num_rounds)
+            ),
+        )
+
+    def _work(self, directory: Path, prefix: str, num_pictures: int) -> Work:
+        return Work(
+            prompt=self.prompt,
+            pictures=write_pictures(directory, prefix, num_pictures, self.picture_side),
+            picture_side=self.picture_side,
+            num_output_tokens=self.num_output_tokens,
+            num_in_flight=self.num_in_flight,
+        )
+
+
+class InProcessOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a process that computes without a broker is asked to do (see `in_process`)."""
+
+    model: str
+    rounds: Rounds
     num_threads: int
     kv_tokens: int
-    device: str = "cpu"
+    device: str
     dtype: str | None = None
-    max_batch_tokens: int = 4096
-    max_batch_pictures: int = 16
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):

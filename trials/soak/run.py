@@ -6,43 +6,34 @@ right answers ──► cluster up ──► jobs at a steady pace ║ faults at
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from broker_pipeline import subjects
-from broker_pipeline.errors import ServerStartError, TransportError
-from broker_pipeline.messages.control import WatchRequest
-from broker_pipeline.messages.jobs import JobEvent, JobRecord
-from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.supervisor import SupervisedProgram
-from broker_pipeline.wire.transport import Transport
 from trials.soak.faults.injector import FaultInjector, InjectedFault
 from trials.soak.faults.network import Network
 from trials.soak.faults.plan import FaultKind, plan_faults
 from trials.soak.proof.client import ClientCounts, SoakClient
 from trials.soak.proof.job_batch import JobBatch
-from trials.soak.proof.leftovers import Leftovers, adopt_orphans, living_descendants
-from trials.soak.proof.proofs import Evidence, Proof, proof_of_none, prove
+from trials.soak.proof.leftovers import adopt_orphans, living_descendants
+from trials.soak.proof.proofs import Proof, proof_of_none, prove
 from trials.soak.proof.questions import Question
 from trials.soak.proof.reference import Examination, set_examination
 from trials.soak.proof.timeline import Timelines
+from trials.soak.proof.witness import Witness
 from trials.soak.report import FaultReport, SoakReport, percentiles
 from trials.soak.system import components
 
 _CRASHED = "exit status 70"
 _PROGRESS_S = 5.0
-_WATCH_S = 0.5
 _LEAK_GRACE_S = 5.0
-_CONNECT_S = 30.0
 _READY_TIMEOUT_S = 90.0
-_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,20 +96,21 @@ class Soak:
     ) -> tuple[list[Proof], FaultInjector, ClientCounts]:
         injector = FaultInjector(cluster, network, on_change=self._on_fault)
         async with (
-            _watching(cluster) as (transport, leftovers, store),
+            Witness.open(cluster) as witness,
             SoakClient.open(cluster.gateway_urls, examination.pictures, run=secrets.token_hex(4)) as client,
         ):
             self._say(f"{self._settings.num_jobs} jobs through {', '.join(cluster.gateway_urls)}")
             self._began = time.monotonic()
-            async with _together(cluster.wait_failed(), self._follow(transport), leftovers.listen(), self._tell()):
+            async with _together(cluster.wait_failed(), witness.follow(), witness.leftovers.listen(), self._tell()):
                 await self._jobs_and_faults(client, injector, examination.questions)
                 self._seconds = time.monotonic() - self._began
                 self._say("all jobs have ended; waiting until every component is back")
                 stuck = await _not_back(cluster)
                 proofs = [
-                    *prove(await self._evidence(store, examination)),
-                    *await leftovers.prove(len(self._system.stages)),
+                    *prove(await witness.evidence(examination, self._jobs)),
+                    *await witness.leftovers.prove(len(self._system.stages)),
                 ]
+        self._timelines = witness.timelines
         proofs += [
             proof_of_none("every component came back", stuck, num_checked=len(self._components)),
             proof_of_none("no service crashed", self._crashes, num_checked=len(self._system.services)),
@@ -141,39 +133,10 @@ class Soak:
     def _is_enough(self, injector: FaultInjector) -> bool:
         return self._are_jobs_done and len(injector.injected) >= self._settings.num_faults
 
-    async def _follow(self, transport: Transport) -> None:
-        """Listen to all jobs' events, as a streaming client would."""
-        subject = subjects.job_events(self._system.namespace, "*")
-        async with transport.subscribe(subject, JobEvent) as events, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_all(transport))
-            async for event in events:
-                self._timelines.take(event.body, time.monotonic())
-
-    async def _watch_all(self, transport: Transport) -> None:
-        """Keep asking conductors, also those that have just begun, to tell of every job."""
-        while True:
-            with contextlib.suppress(TransportError):  # the broker is a target as well
-                request = WatchRequest(is_for_all=True, for_s=10.0)
-                await transport.publish(subjects.watch(self._system.namespace), request)
-            await asyncio.sleep(_WATCH_S)
-
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_PROGRESS_S)
             self._say(f"{self._jobs.num_ended} of {self._settings.num_jobs} jobs have ended")
-
-    async def _evidence(self, store: JobStore, examination: Examination) -> Evidence:
-        records = await _all_records(store)
-        tokens = {record.job_id: [entry.token_id for entry in await store.tokens(record.job_id)] for record in records}
-        return Evidence(
-            answers=examination.answers,
-            submissions=self._jobs.submissions,
-            unanswered=self._jobs.unanswered,
-            records=records,
-            tokens=tokens,
-            counts=await store.counts(),
-            timelines=self._timelines.jobs,
-        )
 
     async def _leak_proof(self) -> Proof:
         deadline = time.monotonic() + _LEAK_GRACE_S
@@ -246,17 +209,6 @@ class Soak:
 
 
 @asynccontextmanager
-async def _watching(cluster: LocalCluster) -> AsyncIterator[tuple[Transport, Leftovers, JobStore]]:
-    async with (
-        Transport.open(cluster.nats_url, name="soak", connect_timeout_s=_CONNECT_S) as transport,
-        open_redis(cluster.redis_url) as redis,
-    ):
-        system = cluster.settings
-        leftovers = Leftovers(transport, redis, system.namespace, system.pipeline)
-        yield transport, leftovers, JobStore(redis, system.namespace)
-
-
-@asynccontextmanager
 async def _together(*watches: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run coroutines alongside the body; the first that fails ends all, and they end with the body."""
     async with asyncio.TaskGroup() as tasks:
@@ -274,17 +226,6 @@ async def _not_back(cluster: LocalCluster) -> list[str]:
     except ServerStartError as error:
         return [error.message]
     return []
-
-
-async def _all_records(store: JobStore) -> list[JobRecord]:
-    records: list[JobRecord] = []
-    before: str | None = None
-    while True:
-        page = await store.list(before, limit=_PAGE)
-        records += page.records
-        if page.next is None:
-            return records
-        before = page.next
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -12,9 +12,10 @@ import structlog
 import uvloop
 
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from trials.bench.conductor.conductor import PARTS, ConductorBenchSettings, ConductorRow, measure_conductor
+from trials.bench.conductor.measurement import measure_conductor
+from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
 from trials.bench.machine import MachineFacts
-from trials.bench.report import BenchReport, Column, command_line, json_option, show
+from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
 _NOTE = (
@@ -79,13 +80,12 @@ def command(
     )
     rows = uvloop.run(_measure(settings))
     facts = {**msgspec.to_builtins(settings), "event_loop": "uvloop"}
-    report = BenchReport(
-        bench="conductor", command=command_line(), machine=machine, settings=facts, rows=rows, notes=(_NOTE,)
+    show(
+        BenchReport(bench="conductor", machine=machine, settings=facts, rows=rows, notes=(_NOTE,)), _COLUMNS, json_path
     )
-    show(report, _COLUMNS, json_path)
 
 
 async def _measure(settings: ConductorBenchSettings) -> list[ConductorRow]:
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as directory:
         async with EmbeddedNats(Path(directory, "nats")) as nats, EmbeddedRedis(Path(directory, "redis")) as redis:
-            return await measure_conductor(settings, nats.url, redis.url, lambda line: click.echo(line, err=True))
+            return await measure_conductor(settings, nats.url, redis.url)

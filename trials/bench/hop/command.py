@@ -11,10 +11,10 @@ import click
 import uvloop
 
 from broker_pipeline.tools.local.servers import EmbeddedNats
-from trials.bench.hop.decode import DecodeRow, measure_decode
-from trials.bench.hop.hop import HopRow, measure_hop
+from trials.bench.hop.raw_comparison import HopRow, measure_hop
+from trials.bench.hop.step_messages import DecodeRow, measure_decode
 from trials.bench.machine import MachineFacts
-from trials.bench.report import BenchReport, Column, command_line, json_option, show, show_table
+from trials.bench.report import BenchReport, Column, json_option, show, show_table
 from trials.bench.spread import shown
 
 _KIB = 1024
@@ -104,7 +104,6 @@ def command(
     rows, decode_rows = uvloop.run(_measure(nats_url, sizes, segments, envelopes, trips))
     report = HopReport(
         bench="hop",
-        command=command_line(),
         machine=machine,
         settings={"trips": trips, "is_embedded": nats_url is None, "event_loop": "uvloop"},
         rows=rows,

@@ -5,7 +5,7 @@
                                                         └──────── sampled tokens; who has all of them leaves
 
 It is what pipelines are measured against, so it does nothing that a careful single-process server would not. Where a
-GPU computes, threads read pictures ahead.
+GPU computes, threads read pictures ahead. `bench pipeline` runs it as a program: see `LoadedProcess`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import TowerOutput, VisionTower
-from trials.bench.work import Work
+from trials.bench.in_process.rounds import serve_rounds
+from trials.bench.work import InProcessOrder, Work
 
 RULES = "preprocessor_config.json"
+_MAX_BATCH_TOKENS = 4096
+_MAX_BATCH_PICTURES = 16
 _GREEDY = SamplingSettings()
 
 
@@ -62,7 +65,7 @@ class _Session:
     generated: list[int] = field(default_factory=list)
 
     def next_segment(self, room: int) -> tuple[Segment, Tensor, Tensor]:
-        """The next tokens to compute, at most `room`: segment, ids `[n]`, positions `[3, n]`."""
+        """Return the next tokens to compute, at most `room`: segment, ids `[n]`, positions `[3, n]`."""
         start, num_prompt = self.num_computed_tokens, len(self.token_ids)
         count = min(room, num_prompt - start) if start < num_prompt else 1
         segment = Segment(
@@ -83,55 +86,45 @@ class _Session:
 class ContinuousBatch:
     """The whole model in this process."""
 
-    def __init__(
-        self,
-        directory: Path,
-        pictures: Path,
-        *,
-        kv_tokens: int,
-        options: ComputeOptions | None = None,
-        max_batch_tokens: int = 4096,
-        max_batch_pictures: int = 16,
-        num_readers: int = 0,
-    ) -> None:
-        """Load the model of an artifact; `pictures` is where the files of the work lie.
-
-        `num_readers` threads read them ahead; with 0 they are read where they are needed.
-        """
-        artifact = Artifact.open(directory)
+    def __init__(self, order: InProcessOrder) -> None:
+        """Load the model."""
+        artifact = Artifact.open(order.model)
         config = artifact.config
-        self._pictures = pictures
-        self._readers = ThreadPoolExecutor(num_readers) if num_readers else None
+        self._pictures = Path(order.rounds.pictures)
+        self._readers = ThreadPoolExecutor(order.num_threads) if order.device.startswith("cuda") else None
         self._read_ahead: dict[str, Future[Patches]] = {}
         self.num_prompt_tokens = 0
         """Of the last session."""
-        options = options or ComputeOptions()
+        options = ComputeOptions(
+            order.device,
+            order.dtype,
+            max_batch_tokens=_MAX_BATCH_TOKENS,
+            max_step_sessions=order.rounds.warm_up.num_in_flight,
+        )
         device, dtype = choose_device(options.device), compute_dtype(config, options.dtype)
         num_layers = config.text.num_layers
         self._config = config
-        self._prompts = PromptBuilder.from_directory(config, directory)
+        self._prompts = PromptBuilder.from_directory(config, artifact.directory)
         self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), config.vision, file=RULES)
         self._stage: StageCompute = load_stage(
             config,
             BlockRange(start=0, stop=num_layers),
             LazyTensors(artifact, stage_tensor_names(config, 0, num_layers), device, dtype),
-            kv_capacity_tokens=kv_tokens,
+            kv_capacity_tokens=order.kv_tokens,
             options=options,
         )
         self._tower: VisionTower = load_vision(
             config, LazyTensors(artifact, vision_tensor_names(config), device, dtype), options
         )
-        self._max_batch_tokens = max_batch_tokens
-        self._max_batch_pictures = max_batch_pictures
 
     def run(self, work: Work) -> int:
-        """Do all of it; returns the number of tokens that were sampled."""
+        """Do all of it and return the number of tokens that were sampled."""
         waiting = deque(work.pictures)
         live: list[_Session] = []
         num_sampled = 0
         while waiting or live:
             self._read_next(waiting)
-            room = min(work.num_in_flight - len(live), self._max_batch_pictures)
+            room = min(work.num_in_flight - len(live), _MAX_BATCH_PICTURES)
             names = [waiting.popleft() for _ in range(min(room, len(waiting)))]
             if names:
                 live += self._open(names, work)
@@ -145,7 +138,7 @@ class ContinuousBatch:
     def _read_next(self, waiting: Sequence[str]) -> None:
         if self._readers is None:
             return
-        for name in itertools.islice(waiting, 4 * self._max_batch_pictures):
+        for name in itertools.islice(waiting, 4 * _MAX_BATCH_PICTURES):
             if name not in self._read_ahead:
                 self._read_ahead[name] = self._readers.submit(self._read, name)
 
@@ -179,7 +172,7 @@ class ContinuousBatch:
         taken: list[tuple[_Session, Segment]] = []
         ids: list[Tensor] = []
         positions: list[Tensor] = []
-        room = self._max_batch_tokens
+        room = _MAX_BATCH_TOKENS
         for session in live:
             if room == 0:
                 break
@@ -211,6 +204,10 @@ def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patche
 
 
 def message(prompt: str) -> ChatMessage:
-    """One picture and a prompt, as a conversation."""
+    """Return one picture and a prompt as a conversation."""
     unnamed = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
     return ChatMessage(role="user", content=(unnamed, TextPart(text=prompt)))
+
+
+if __name__ == "__main__":
+    serve_rounds(ContinuousBatch, "compute")

@@ -1,18 +1,20 @@
-"""The other side of `trials.bench.in_process.in_process`: warms up, then does a round whenever its file appears."""
+"""The other side of `LoadedProcess`: warms up, then does a round whenever its file appears."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import torch
 
+from broker_pipeline.errors import PipelineError
 from trials.bench.cpu_time import CpuClock
-from trials.bench.in_process.in_process import ORDER_NAME, POLL_S, READY_NAME, go_name, round_name
+from trials.bench.in_process.loaded_process import ORDER_NAME, POLL_S, READY_NAME, go_name, round_name
 from trials.bench.work import InProcessOrder, Round, Work
 
 
@@ -24,19 +26,25 @@ class Worker(Protocol):
         """Tokens of the last session's prompt."""
 
     def run(self, work: Work) -> int:
-        """Do all of it; returns the number of tokens that were sampled, none of them on its way any more."""
+        """Do all of it and return the number of tokens that were sampled, none of them on its way any more."""
 
 
-def serve_rounds(arguments: Sequence[str], make: Callable[[InProcessOrder], Worker], program: str) -> None:
-    """Do what the order in the directory that `arguments` name asks for."""
-    directory = Path(arguments[0])
+def serve_rounds(make: Callable[[InProcessOrder], Worker], program: str) -> None:
+    """Do what the order in the directory on the command line asks for; a known error ends it with a sentence."""
+    try:
+        _serve(Path(sys.argv[1]), make, program)
+    except PipelineError as error:
+        sys.exit(f"error: {error.message}")
+
+
+def _serve(directory: Path, make: Callable[[InProcessOrder], Worker], program: str) -> None:
     order = msgspec.json.decode((directory / ORDER_NAME).read_bytes(), type=InProcessOrder)
     torch.set_num_threads(order.num_threads)
     with torch.inference_mode():
         worker = make(order)
-        worker.run(order.warm_up)
+        worker.run(order.rounds.warm_up)
         (directory / READY_NAME).touch()
-        for number, work in enumerate(order.rounds):
+        for number, work in enumerate(order.rounds.timed):
             while not (directory / go_name(number)).exists():
                 time.sleep(POLL_S)
             _write(directory / round_name(number), msgspec.json.encode(_timed(worker, work, program)))
@@ -58,7 +66,7 @@ def _timed(worker: Worker, work: Work, program: str) -> Round:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whoever sees the file sees all of it."""
+    """Write a file so that whoever sees it sees all of it."""
     half = path.with_suffix(".half")
     half.write_bytes(content)
     half.replace(path)

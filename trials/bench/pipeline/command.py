@@ -17,20 +17,26 @@ import structlog
 import uvloop
 
 from broker_pipeline.errors import ConfigurationError, PipelineError
-from broker_pipeline.tools.demo.artifact import make_artifact
-from broker_pipeline.tools.demo.pictures import trained_model
 from trials.bench.machine import MachineFacts
-from trials.bench.pipeline.pipeline import PipelineSettings, measure_pipeline
-from trials.bench.pipeline.pipeline_row import COLUMNS, PipelineRow
-from trials.bench.report import BenchReport, command_line, json_option, save, show
-from trials.bench.shape_artifact import make_shape_artifact
+from trials.bench.options import POSITIVE, shape_or_demo, work_options
+from trials.bench.pipeline.comparison import measure_pipeline
+from trials.bench.pipeline.row import COLUMNS, PipelineRow
+from trials.bench.pipeline.settings import PipelineSettings
+from trials.bench.report import BenchReport, json_option, save, show
 
-_POSITIVE = click.IntRange(min=1)
 _COMMANDS = ("gateway", "conductor", "vision", "stage")
 
 
 @click.command(name="pipeline")
-@click.option("--stages", multiple=True, type=_POSITIVE, default=(1, 3), show_default=True, help="Numbers of stages.")
+@click.option(
+    "--stages",
+    "num_stages",
+    multiple=True,
+    type=POSITIVE,
+    default=(1, 3),
+    show_default=True,
+    help="Numbers of stages.",
+)
 @click.option(
     "--vision",
     multiple=True,
@@ -44,23 +50,16 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
     help="Artifact to run.  [default: the demo's model]",
 )
-@click.option(
-    "--shape", metavar="NAME", help="Instead: random weights in the shape of 2B, 4B, 8B, 32B, 30B-A3B, tiny, …"
-)
-@click.option("--layers", type=_POSITIVE, help="With --shape: only so many layers of it.")
-@click.option("--pictures", default=64, show_default=True, type=_POSITIVE, help="Pictures of a round.")
-@click.option("--picture-side", default=128, show_default=True, type=_POSITIVE, help="Pixels; 448 makes 196 tokens.")
-@click.option("--output-tokens", default=64, show_default=True, type=_POSITIVE, help="Tokens of every caption.")
-@click.option("--concurrency", default=32, show_default=True, type=_POSITIVE, help="Captions at the same time.")
-@click.option("--max-sessions", type=_POSITIVE, help="Of these, most that are computed.  [default: all]")
-@click.option("--rounds", default=3, show_default=True, type=_POSITIVE, help="Rounds after the one that warms up.")
-@click.option("--prompt", default="Describe this image in one sentence.", show_default=True)
+@work_options
+@click.option("--max-sessions", type=POSITIVE, help="Of these, most that are computed.  [default: all]")
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu, cuda (one GPU each while there are enough) or cuda:N."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the model's]")
-@click.option("--threads", type=_POSITIVE, help="Threads of each worker.  [default: the cores shared out]")
-@click.option("--kv-tokens", type=_POSITIVE, help="KV room of every stage.  [default: what the sessions need]")
+@click.option(
+    "--threads", "num_threads", type=POSITIVE, help="Threads of each worker.  [default: the cores shared out]"
+)
+@click.option("--kv-tokens", type=POSITIVE, help="KV room of every stage.  [default: what the sessions need]")
 @click.option(
     "--in-process/--no-in-process",
     "with_in_process",
@@ -71,7 +70,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 @click.option(
     "--in-process-threads",
     multiple=True,
-    type=_POSITIVE,
+    type=POSITIVE,
     help="Threads of the one process; may be given several times.  [default: all cores, and on the CPU also 1]",
 )
 @click.option("--mps", is_flag=True, help="Workers share their GPU through NVIDIA's MPS instead of time slicing.")
@@ -93,7 +92,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     help="Where pictures, logs and servers' files are kept.  [default: a temporary directory]",
 )
 @json_option
-def command(json_path: Path | None, work_dir: Path | None, **options: Any) -> None:
+def command(json_path: Path | None, work_dir: Path | None, model: Path | None, **options: Any) -> None:
     """Caption pictures through the whole system, and by the same computation in one process.
 
     One process decodes pictures, encodes them in batches, and batches continuously; the whole system does the same
@@ -110,25 +109,25 @@ def command(json_path: Path | None, work_dir: Path | None, **options: Any) -> No
           --concurrency 256 --pictures 1024 --rounds 1 --no-in-process
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    _check_model(options, model)
     machine = MachineFacts.read()
+    shape, num_layers = options.pop("shape"), options.pop("num_layers")
     settings = _settings(options)
-    facts = {"model": _model_name(options), **msgspec.to_builtins(settings)}
+    facts = {"model": model.name if model else shape or "demo", "layers": num_layers, **msgspec.to_builtins(settings)}
     rows: list[PipelineRow] = []
 
     def report() -> BenchReport:
-        return BenchReport(
-            bench="pipeline", command=command_line(), machine=machine, settings=facts, rows=rows, notes=_notes(rows)
-        )
+        return BenchReport(bench="pipeline", machine=machine, settings=facts, rows=rows, notes=_notes(rows))
 
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
         directory = work_dir.absolute() if work_dir else Path(temporary)
-        if work_dir and work_dir.exists() and any(work_dir.iterdir()):
-            raise ConfigurationError(f"{work_dir} is not empty: a benchmark needs a fresh directory", field="work_dir")
         directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ConfigurationError(f"{work_dir} is not empty: a benchmark needs a fresh directory", field="work_dir")
 
         async def measure() -> None:
-            model = await _model(options, directory.absolute())
-            async with aclosing(measure_pipeline(settings, model, directory.absolute(), _say)) as measured:
+            artifact = model or await shape_or_demo(shape, num_layers, directory)
+            async with aclosing(measure_pipeline(settings, artifact, directory)) as measured:
                 async for row in measured:
                     rows.append(row)
                     rows.sort(key=lambda row: bool(row.breakdowns))  # what one process does stands above
@@ -143,29 +142,24 @@ def command(json_path: Path | None, work_dir: Path | None, **options: Any) -> No
     show(report(), COLUMNS, json_path)
 
 
+def _check_model(options: dict[str, Any], model: Path | None) -> None:
+    if options["shape"] and model:
+        raise ConfigurationError("--shape and --model are two models; give one of them", field="shape")
+    if options["num_layers"] and not options["shape"]:
+        raise ConfigurationError("--layers takes layers of a --shape", field="layers")
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
 def _settings(options: dict[str, Any]) -> PipelineSettings:
-    num_sessions = options["max_sessions"] or options["concurrency"]
-    extra = _extra_arguments(options["extra"])
+    num_sessions = options.pop("max_sessions") or options["num_in_flight"]
+    extra, profile = _extra_arguments(options.pop("extra")), options.pop("profile")
     extra["conductor"] = ("--max-sessions", str(num_sessions), *extra.get("conductor", ()))
     return PipelineSettings(
-        num_stages=options["stages"],
-        vision=options["vision"],
-        num_pictures=options["pictures"],
-        picture_side=options["picture_side"],
-        num_output_tokens=options["output_tokens"],
-        num_in_flight=options["concurrency"],
         num_sessions=num_sessions,
-        num_rounds=options["rounds"],
-        prompt=options["prompt"],
-        device=options["device"],
-        dtype=options["dtype"],
-        num_threads=options["threads"],
-        kv_tokens=options["kv_tokens"],
-        with_in_process=options["with_in_process"],
-        in_process_threads=options["in_process_threads"],
-        mps=options["mps"],
-        profile=str(options["profile"].absolute()) if options["profile"] else None,
+        profile=str(profile.absolute()) if profile else None,
         extra_arguments=extra,
+        **options,
     )
 
 
@@ -179,37 +173,6 @@ def _extra_arguments(lines: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return extra
 
 
-async def _model(options: dict[str, Any], directory: Path) -> Path:
-    if options["shape"] and options["model"]:
-        raise ConfigurationError("--shape and --model are two models; give one of them", field="shape")
-    if options["layers"] and not options["shape"]:
-        raise ConfigurationError("--layers takes layers of a --shape", field="layers")
-    if importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    if options["model"]:
-        return Path(options["model"])
-    return await shape_or_demo(options["shape"], options["layers"], directory)
-
-
-async def shape_or_demo(shape: str | None, num_layers: int | None, directory: Path) -> Path:
-    """Make the artifact of a shape, or of the demo's model where `shape` is None, in `directory`."""
-    if shape is not None:
-        _say(f"random weights in the shape of {shape}")
-        return await make_shape_artifact(shape, num_layers, directory)
-    _say("the demo's model")
-    return await make_artifact(directory, trained_model())
-
-
-def _model_name(options: dict[str, Any]) -> str:
-    if options["shape"]:
-        return f"{options['shape']}, {options['layers']} layers" if options["layers"] else str(options["shape"])
-    return options["model"].name if options["model"] else "demo"
-
-
 def _notes(rows: Iterable[PipelineRow]) -> tuple[str, ...]:
     """Where the last round of each system went."""
     return tuple("\n  ".join([row.name, *row.breakdowns[-1].lines()]) for row in rows if row.breakdowns)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

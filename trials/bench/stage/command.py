@@ -9,13 +9,13 @@ import click
 import msgspec
 
 from trials.bench.machine import MachineFacts
-from trials.bench.report import BenchReport, Column, command_line, json_option, show
+from trials.bench.options import POSITIVE
+from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.shapes import SHAPE_NAMES
 from trials.bench.spread import shown
-from trials.bench.stage.stage import measure_stage
-from trials.bench.stage.stage_rows import StageBenchSettings
+from trials.bench.stage.rows import StageBenchSettings
+from trials.bench.stage.step_timing import measure_stage
 
-_POSITIVE = click.IntRange(min=1)
 _COLUMNS: list[Column] = [
     ("", lambda row: row.kind),
     ("sessions", lambda row: row.num_sessions),
@@ -42,22 +42,22 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
 
 @click.command(name="stage")
 @click.option("--shape", type=click.Choice(SHAPE_NAMES), default="demo", show_default=True, help="Sizes of the model.")
-@click.option("--layers", type=_POSITIVE, help="Only the first layers, without the head.  [default: all, with it]")
+@click.option("--layers", type=POSITIVE, help="Only the first layers, without the head.  [default: all, with it]")
 @click.option(
     "--batch",
     "batch_sizes",
     multiple=True,
-    type=_POSITIVE,
+    type=POSITIVE,
     default=(1, 16, 64),
     show_default=True,
     help="Sessions of a decode step; may be given several times.",
 )
-@click.option("--context", default=300, show_default=True, type=_POSITIVE, help="Tokens of a session, and of a prompt.")
+@click.option("--context", default=300, show_default=True, type=POSITIVE, help="Tokens of a session, and of a prompt.")
 @click.option(
     "--prefill",
     "prefill_prompts",
     multiple=True,
-    type=_POSITIVE,
+    type=POSITIVE,
     default=(1, 8),
     show_default=True,
     help="Prompts that are prefilled together; may be given several times.",
@@ -69,14 +69,14 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
     metavar="SESSIONS:PROMPTS",
     help="Also a step that decodes so many sessions and prefills so many prompts; may be given several times.",
 )
-@click.option("--steps", "num_steps", default=30, show_default=True, type=_POSITIVE, help="Steps of each kind.")
+@click.option("--steps", "num_steps", default=30, show_default=True, type=POSITIVE, help="Steps of each kind.")
 @click.option("--warm-up", "num_warm_up", default=5, show_default=True, type=click.IntRange(min=0))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
     "--deterministic", "is_deterministic", is_flag=True, help="As a worker computes with its flag of the same name."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
-@click.option("--threads", "num_threads", type=_POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
+@click.option("--threads", "num_threads", type=POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
 @json_option
 def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     """Time a stage's steps, alongside what memory and arithmetic of this device allow.
@@ -97,7 +97,7 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     """
     machine = MachineFacts.read()
     settings = StageBenchSettings(num_layers=layers, **options)
-    report = measure_stage(settings, lambda line: click.echo(line, err=True))
+    report = measure_stage(settings)
     rates = report.rates
     notes = (
         f"{settings.shape}, {layers or 'all'} layers, {report.num_weight_bytes / 1e9:.3g} GB of weights",
@@ -110,14 +110,5 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
         "load_s": round(report.load_s, 3),
     }
     show(
-        BenchReport(
-            bench="stage",
-            command=command_line(),
-            machine=machine,
-            settings=facts,
-            rows=report.rows,
-            notes=notes,
-        ),
-        _COLUMNS,
-        json_path,
+        BenchReport(bench="stage", machine=machine, settings=facts, rows=report.rows, notes=notes), _COLUMNS, json_path
     )

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from trials.bench.command import command
-from trials.bench.conductor.conductor import PARTS, ConductorBenchSettings, measure_conductor
+from trials.bench.conductor.measurement import measure_conductor
+from trials.bench.conductor.rows import PARTS, ConductorBenchSettings
 from trials.bench.conductor.stopwatch import Stopwatch
 
 

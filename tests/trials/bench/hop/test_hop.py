@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from trials.bench.command import command
-from trials.bench.hop.decode import measure_decode
-from trials.bench.hop.hop import bench_envelope, measure_hop
+from trials.bench.hop.raw_comparison import bench_envelope, measure_hop
+from trials.bench.hop.step_messages import measure_decode
 
 
 @pytest.mark.parametrize("num_segments", [1, 32])

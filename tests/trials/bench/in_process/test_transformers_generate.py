@@ -12,8 +12,8 @@ from stages.artifact import Artifact
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.qwen3_vl.tensors import model_shapes
-from trials.bench.in_process.transformers_program import build_model
-from trials.bench.shape_artifact_program import write_shape_artifact
+from trials.bench.in_process.transformers_generate import build_model
+from trials.bench.shape_artifact import write_shape_artifact
 
 pytest.importorskip("transformers")
 CPU = torch.device("cpu")

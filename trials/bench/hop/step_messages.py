@@ -20,7 +20,7 @@ from broker_pipeline.wire.codec import decode, encode
 from broker_pipeline.wire.nats.parts import open_whole, whole_pieces
 from broker_pipeline.wire.wire_tensor import WireTensor
 from trials.bench.hop.echo import in_turns, transport_echo
-from trials.bench.hop.hop import bench_envelope
+from trials.bench.hop.raw_comparison import bench_envelope
 from trials.bench.spread import Spread
 
 _NUM_TIMED = 200

@@ -1,4 +1,4 @@
-"""The same work by transformers' `generate`: `python -m trials.bench.in_process.transformers_program DIRECTORY`.
+"""The same work by transformers' `generate`, as a program (see `LoadedProcess`).
 
 The model is built from the artifact's configuration, and gets the very tensors that our own computation gets: nothing
 is read from a checkpoint. Pictures become patches by our code, since transformers' own wants torchvision; they are
@@ -28,7 +28,6 @@ from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.tensors import LM_HEAD, model_shapes
-from trials.bench.child import run_child
 from trials.bench.in_process.continuous import RULES, message, read_patches
 from trials.bench.in_process.rounds import serve_rounds
 from trials.bench.work import InProcessOrder, Work
@@ -43,12 +42,12 @@ class Generator:
         self._config = artifact.config
         self._prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
         self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), artifact.config.vision, file=RULES)
-        self._pictures = Path(order.pictures)
+        self._pictures = Path(order.rounds.pictures)
         self.num_prompt_tokens = 0
         """Of the last session."""
 
     def run(self, work: Work) -> int:
-        """Do all of it; returns the number of tokens that were generated."""
+        """Do all of it and return the number of tokens that were generated."""
         num_tokens = 0
         for first in range(0, len(work.pictures), work.num_in_flight):
             num_tokens += self._generate(work.pictures[first : first + work.num_in_flight], work)
@@ -69,7 +68,7 @@ class Generator:
         return int((generated.shape[1] - self.num_prompt_tokens) * generated.shape[0])
 
     def _inputs(self, names: Sequence[str], prompt: str) -> dict[str, Tensor]:
-        """What transformers' processor would make of them; pictures of one size need no padding."""
+        """Return what transformers' processor would make of them; pictures of one size need no padding."""
         patches = [read_patches(self._pictures / name, self._config, self._budget) for name in names]
         grids = [each.grid for each in patches]
         prompts = [self._prompts.build([message(prompt)], [VisualInput("image", grid)]) for grid in grids]
@@ -86,7 +85,7 @@ class Generator:
 
 
 def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None = None) -> Any:
-    """transformers' model with an artifact's tensors, on `device`.
+    """Build transformers' model with an artifact's tensors, on `device`.
 
     Raises:
         ArtifactError: transformers wants tensors that the artifact does not have.
@@ -107,7 +106,7 @@ def build_model(artifact: Artifact, device: torch.device, dtype_name: str | None
 
 
 def _without_initial_values() -> AbstractContextManager[Any]:
-    """transformers' own context for that, where this release has it: drawing values that are replaced takes time."""
+    """Return transformers' own context for that where this release has it: drawing values to replace takes time."""
     for name in ("transformers.initialization", "transformers.modeling_utils"):
         if importlib.util.find_spec(name) is not None:
             found = getattr(importlib.import_module(name), "no_init_weights", None)
@@ -117,4 +116,4 @@ def _without_initial_values() -> AbstractContextManager[Any]:
 
 
 if __name__ == "__main__":
-    run_child(lambda arguments: serve_rounds(arguments, Generator, "transformers"))
+    serve_rounds(Generator, "transformers")

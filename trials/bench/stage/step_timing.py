@@ -11,7 +11,7 @@ events in its stream. A pipeline with several microbatches in flight hides the f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -31,10 +31,11 @@ from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.qwen3_vl.config import ModelConfig
 from stages.random_weights import DrawnTensors
+from trials.bench.options import say
 from trials.bench.shapes import shape_config
 from trials.bench.spread import Spread
 from trials.bench.stage.floor import DeviceRates, StepNeeds, measure_rates, step_needs, synchronize
-from trials.bench.stage.stage_rows import StageBenchSettings, StageReport, StageRow
+from trials.bench.stage.rows import StageBenchSettings, StageReport, StageRow
 
 _GREEDY = SamplingSettings()
 _SEED = 1
@@ -48,7 +49,7 @@ class _Timing:
 
 
 @torch.inference_mode()
-def measure_stage(settings: StageBenchSettings, say: Callable[[str], None] = lambda _: None) -> StageReport:
+def measure_stage(settings: StageBenchSettings) -> StageReport:
     """Make a stage of random weights and time its steps.
 
     Raises:

@@ -15,7 +15,7 @@ from broker_pipeline.model_facts import read_model_facts
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from export.terminal import open_source
 from export.verify import verify_artifact
-from trials.bench.shape_artifact_program import write_shape_artifact
+from trials.bench.shape_artifact import write_shape_artifact
 
 
 def test_the_same_arguments_give_the_same_fingerprint(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_shape_that_there_is_not_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_made_without_torch(tmp_path: Path) -> None:
-    program = "import sys; from trials.bench.shape_artifact_program import main; main(['tiny', sys.argv[1]]); "
-    program += "sys.exit('torch' in sys.modules)"
+    program = "import sys; from pathlib import Path; from trials.bench.shape_artifact import write_shape_artifact; "
+    program += "write_shape_artifact(Path(sys.argv[1]), 'tiny'); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=False)
     assert done.returncode == 0

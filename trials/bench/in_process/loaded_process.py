@@ -1,4 +1,4 @@
-"""Rounds of the same work in one process without broker: run, not imported, since the core must not need torch.
+"""Rounds of the same work in one process without broker: run, not imported, since a benchmark must not need torch.
 
     here      order.json ─► start                    go-0 ─►                    go-1 ─►
     process                 load, warm up ─► ready           work ─► round-0            work ─► round-1 …
@@ -17,16 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.processes import ChildProcess
+from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 from trials.bench.work import InProcessOrder, Round
 
-PROGRAM = "trials.bench.in_process.program"
-TRANSFORMERS_PROGRAM = "trials.bench.in_process.transformers_program"
+PROGRAM = "trials.bench.in_process.continuous"
+TRANSFORMERS_PROGRAM = "trials.bench.in_process.transformers_generate"
 
 ORDER_NAME, READY_NAME = "order.json", "ready"
 POLL_S = 0.02
-_NUM_LAST_LINES = 12
 
 
 def go_name(number: int) -> str:
@@ -39,24 +37,25 @@ def round_name(number: int) -> str:
     return f"round-{number}.json"
 
 
-class InProcess:
+class LoadedProcess:
     """A process that has loaded the model and is warm. Made by `open`."""
 
     def __init__(self, child: ChildProcess, directory: Path) -> None:
+        """Talk to `child` by files in `directory`."""
         self._child = child
         self._directory = directory
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, program: str, order: InProcessOrder, model: Path, directory: Path) -> AsyncIterator[InProcess]:
+    async def open(cls, program: str, order: InProcessOrder, directory: Path) -> AsyncIterator[LoadedProcess]:
         """Start it in a fresh `directory` and wait until it is warm; leaving ends it and frees what it holds.
 
         Raises `ServerStartError` with the process's last words when it fails; so does `run`.
         """
-        _write_order(msgspec.structs.replace(order, model=str(model)), directory)
+        _write_order(order, directory)
         argv = [sys.executable, "-m", program, str(directory)]
         env = {"OMP_NUM_THREADS": str(order.num_threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-        child = await ChildProcess.spawn("in-process", argv, log_path=directory / "in-process.log", env=env)
+        child = await ChildProcess.spawn("one process", argv, log_path=directory / "in-process.log", env=env)
         try:
             process = cls(child, directory)
             await process._until(READY_NAME)
@@ -74,9 +73,7 @@ class InProcess:
         path = self._directory / name
         while not path.exists():
             if not self._child.is_running:
-                returncode = await self._child.wait()
-                said = "\n".join(self._child.last_lines(_NUM_LAST_LINES))
-                raise ServerStartError(f"computing in one process failed (exit status {returncode}):\n{said}")
+                raise self._child.failure(f"failed: {describe_exit(await self._child.wait())}")
             await asyncio.sleep(POLL_S)
         return path
 

@@ -1,0 +1,71 @@
+"""Options that several benchmarks share: whose weights, and how much work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from broker_pipeline.tools.demo.artifact import make_artifact
+from broker_pipeline.tools.demo.pictures import trained_model
+from trials.bench.shape_artifact import write_shape_artifact
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+POSITIVE = click.IntRange(min=1)
+
+
+def work_options(function: F) -> F:
+    """Add the options of a model's shape and of `WorkSettings`, under the names of its fields."""
+    for decorate in reversed(_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--shape", metavar="NAME", help="Random weights in the shape of 2B, 4B, 8B, 32B, 30B-A3B, tiny, …"),
+    click.option("--layers", "num_layers", type=POSITIVE, help="With --shape: only so many layers of it."),
+    click.option(
+        "--pictures", "num_pictures", default=64, show_default=True, type=POSITIVE, help="Pictures of a round."
+    ),
+    click.option("--picture-side", default=128, show_default=True, type=POSITIVE, help="Pixels; 448 makes 196 tokens."),
+    click.option(
+        "--output-tokens",
+        "num_output_tokens",
+        default=64,
+        show_default=True,
+        type=POSITIVE,
+        help="Tokens of every caption.",
+    ),
+    click.option(
+        *("--concurrency", "--batch", "num_in_flight"),
+        default=32,
+        show_default=True,
+        type=POSITIVE,
+        help="Captions at the same time.",
+    ),
+    click.option(
+        *("--rounds", "num_rounds"),
+        default=3,
+        show_default=True,
+        type=POSITIVE,
+        help="Rounds after the one that warms up.",
+    ),
+    click.option("--prompt", default="Describe this image in one sentence.", show_default=True),
+)
+
+
+async def shape_or_demo(shape: str | None, num_layers: int | None, directory: Path) -> Path:
+    """Make the artifact of a shape, or of the demo's model where `shape` is None, in `directory`."""
+    if shape is None:
+        say("the demo's model")
+        return await make_artifact(directory, trained_model())
+    say(f"random weights in the shape of {shape}")
+    return write_shape_artifact(directory / "artifact", shape, num_layers)
+
+
+def say(line: str) -> None:
+    """Tell on standard error how far a benchmark is."""
+    click.echo(line, err=True)
