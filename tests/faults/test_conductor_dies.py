@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(lo
 
 NUM_JOBS = 20
 NUM_IN_FLIGHT = 16
-QUESTIONS = crowd_questions(NUM_JOBS, 240)
+QUESTIONS = crowd_questions(NUM_JOBS, 140)
 LEASE_TTL_S = 3.0
 ACK_WAIT_S = 4.0
 SLACK_S = 2.0

@@ -5,7 +5,6 @@ The disks are small file systems in memory, which takes root; they are filled to
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess
@@ -23,6 +22,7 @@ import pytest_asyncio
 
 from tests.kit.drill import crowd_questions, fault_cluster, submitted, undisturbed
 from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small file system needs root"),
 ]
 
-QUESTIONS = crowd_questions(12, 150)
+QUESTIONS = crowd_questions(12, 100)
 ROOM = ("--max-queue-mb", "16", "--max-media-mb", "128")
 LONG_PROMPT = "word " * 100
 """Some kilobytes, so that a page which is half full takes no more than a few."""
@@ -157,7 +157,8 @@ async def readiness(client: PipelineClient) -> dict[str, str]:
 
 async def until_ready(client: PipelineClient) -> None:
     """Wait until the gateway finds nothing wrong: workers are taken back one by one, and shown once a second."""
-    deadline = time.monotonic() + 20
-    while set((checks := await readiness(client)).values()) != {"ok"}:
-        assert time.monotonic() < deadline, checks
-        await asyncio.sleep(0.2)
+
+    async def is_ready() -> bool:
+        return set((await readiness(client)).values()) == {"ok"}
+
+    await eventually(is_ready, timeout_s=20)

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.drill import status_when
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PROMPT, PipelineClient, client_of
 from tests.kit.reference import reference_tokens
@@ -21,17 +22,17 @@ from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
-NUM_JOBS = 50
+NUM_JOBS = 40
 NUM_PICTURES = 5
 NUM_PROMPTS = 10
-MAX_TOKENS = 60
+MAX_TOKENS = 48
 NUM_DONE_BEFORE = 5
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
     directory = tmp_path_factory.mktemp("kill") / "run"
-    quick = {"conductor": ("--ack-wait-s", "5", "--lease-ttl-s", "3")}
+    quick = {"conductor": ("--ack-wait-s", "3", "--lease-ttl-s", "3")}
     cluster = tiny_cluster(directory, DENSE, "1,3", extra_arguments=quick)
     async with cluster, client_of(cluster) as opened:
         yield opened
@@ -97,7 +98,9 @@ async def test_a_stage_that_hangs_and_wakes_is_taken_back(client: PipelineClient
     program = client.cluster.processes["stage-1"]
     program.kill(signal.SIGSTOP)
     try:
-        await asyncio.sleep(4)
+        await status_when(
+            client.cluster, lambda status: any(stage.state == "suspended" for stage in status.conductor.stages)
+        )
     finally:
         program.kill(signal.SIGCONT)
-    assert await finish_all(client, job_ids, expected, before, "stage-1 stopped for 4 s") > 0
+    assert await finish_all(client, job_ids, expected, before, "stage-1 stopped until it was suspended") > 0

@@ -23,7 +23,7 @@ from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-QUESTIONS = crowd_questions(16, 200)
+QUESTIONS = crowd_questions(16, 120)
 MIB = 1024 * 1024
 MOST_FLOOD = 64 * MIB
 """Far more than the server (1 MiB here) and the kernel's socket buffers keep."""

@@ -13,7 +13,7 @@ from tests.kit.pipeline_client import PROMPT, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-QUESTIONS = crowd_questions(16, 120)
+QUESTIONS = crowd_questions(16, 80)
 KIB = 1024
 LARGE_PICTURE = picture(1, 900, 700)
 """Its file, its rows and its prefill are all larger than one message may be."""

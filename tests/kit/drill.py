@@ -123,6 +123,14 @@ def crowd_questions(num_jobs: int, max_tokens: int) -> list[Asked]:
     ]
 
 
+def shortened(
+    questions: Sequence[Asked], expected: list[list[int]], max_tokens: int
+) -> tuple[list[Asked], list[list[int]]]:
+    """Return the same jobs with fewer tokens, and what they say: whether a job goes on decides no token before that."""
+    asked = [replace(each, sampling={**each.sampling, "max_tokens": max_tokens}) for each in questions]
+    return asked, [tokens[:max_tokens] for tokens in expected]
+
+
 class Crowd:
     """Jobs in flight, each followed on its event stream."""
 

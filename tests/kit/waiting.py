@@ -1,7 +1,10 @@
 """Waiting for what happens elsewhere."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+
+_POLL_S = 0.01
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, timeout_s: float = 5.0) -> None:
@@ -11,4 +14,13 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, timeout
             holds = condition()
             if holds if isinstance(holds, bool) else await holds:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_POLL_S)
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+    """Do the same where no event loop runs."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s:g} s")
+        time.sleep(_POLL_S)

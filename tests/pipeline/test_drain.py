@@ -13,6 +13,7 @@ from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.drill import status_when
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PipelineClient, client_of
 from tests.kit.reference import reference_tokens
@@ -34,7 +35,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipe
 
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
-    return [reference_tokens(DENSE, (picture(n),), PROMPTS[n], MAX_TOKENS) for n in range(len(PROMPTS))]
+    return [reference_tokens(DENSE, (picture(n),), prompt, MAX_TOKENS) for n, prompt in enumerate(PROMPTS)]
 
 
 async def drain(client: PipelineClient, *arguments: str) -> tuple[int, str, str]:
@@ -50,6 +51,16 @@ async def drain(client: PipelineClient, *arguments: str) -> tuple[int, str, str]
 async def submit_some(client: PipelineClient) -> list[str]:
     jobs = (client.submit(picture(n), prompt=prompt, max_tokens=MAX_TOKENS) for n, prompt in enumerate(PROMPTS))
     return list(await asyncio.gather(*jobs))
+
+
+async def submit_while(client: PipelineClient, draining: asyncio.Future[tuple[int, str, str]]) -> list[str]:
+    """Submit some jobs after the other, each when the last have begun to end, until the drain is over."""
+    job_ids: list[str] = []
+    while not draining.done():
+        some = await submit_some(client)
+        await client.wait_any(some, 1)
+        job_ids += some
+    return job_ids
 
 
 async def check(client: PipelineClient, job_ids: list[str], expected: list[list[int]]) -> None:
@@ -80,9 +91,7 @@ async def submit_until(client: PipelineClient, condition: Callable[[list[int]], 
 async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
     job_ids = await submit_until(client, lambda counts: len(counts) == 2 and min(counts) > 0)
     draining = asyncio.ensure_future(drain(client, "stage-1", "--wait", "--timeout-s", "60"))
-    while not draining.done():
-        job_ids += await submit_some(client)
-        await asyncio.sleep(1.0)
+    job_ids += await submit_while(client, draining)
     code, out, err = await draining
     assert (code, err) == (0, "")
     assert "stage-1 has ended" in out
@@ -99,9 +108,7 @@ async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expecte
 async def test_a_vision_worker_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
     job_ids = await submit_some(client)
     draining = asyncio.ensure_future(drain(client, "vision-0", "--wait", "--timeout-s", "60"))
-    while not draining.done():
-        job_ids += await submit_some(client)
-        await asyncio.sleep(1.0)
+    job_ids += await submit_while(client, draining)
     assert (await draining)[0] == 0
     await check(client, job_ids, expected)
     program = client.cluster.processes["vision-0"]
@@ -119,7 +126,7 @@ async def test_the_last_worker_for_its_layers_finishes_its_sessions_and_jobs_wai
     assert (code, "stage-2 has ended" in out) == (0, True)
     assert "nobody else does what stage-2 did" in err
     late = await client.submit(picture(0), prompt=PROMPTS[0], max_tokens=MAX_TOKENS)
-    await asyncio.sleep(1.0)
+    await status_when(client.cluster, lambda status: status.queue.num_waiting == 1 and status.conductor.waits_for)
     assert (await client.records([late]))[0].status == "queued"
     await client.cluster.processes["stage-2"].restart()
     await check(client, job_ids, expected)

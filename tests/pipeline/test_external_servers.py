@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from broker_pipeline.tools.local.place import free_port
 from broker_pipeline.tools.local.processes import ChildProcess
 from tests.kit.clusters import DENSE, tiny_cluster
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PROMPT, client_of
 from tests.kit.reference import reference_tokens
+from tests.kit.waiting import eventually
 
 _PATH = "/usr/sbin:/usr/bin"
 _SERVERS = {name: shutil.which(name, path=_PATH) for name in ("nats-server", "redis-server")}
@@ -26,10 +28,9 @@ pytestmark = [
 ]
 
 
-def free_port() -> int:
+def is_listening(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager
@@ -38,15 +39,7 @@ async def debian_server(directory: Path, name: str, *arguments: str, port: int) 
     assert program is not None
     child = await ChildProcess.spawn(name, [program, *arguments], log_path=directory / f"{name}.log")
     try:
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except ConnectionRefusedError:
-                    await asyncio.sleep(0.05)
-                else:
-                    writer.close()
-                    break
+        await eventually(lambda: is_listening(port), timeout_s=10)
         yield
     finally:
         await child.stop()

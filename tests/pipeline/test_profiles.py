@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from collections import defaultdict
@@ -22,7 +21,8 @@ from broker_pipeline.tools.trace.spans import ProcessTrace, Span
 from broker_pipeline.tools.trace.summary import ProfileSummary, summarise
 from tests.kit.clusters import DENSE, tiny_cluster
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import client_of
+from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -37,11 +37,15 @@ async def directory(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[P
     async with tiny_cluster(root / "run", DENSE, "2,4", profile=profile) as cluster, client_of(cluster) as client:
         await client.run([await client.submit(picture(seed), max_tokens=20, ignore_eos=True) for seed in range(6)])
         jobs = [await client.submit(picture(seed), max_tokens=150, ignore_eos=True) for seed in range(10, 16)]
-        await asyncio.sleep(0.3)
+        await eventually(lambda: has_begun(client, jobs))
         cluster.processes["stage-1"].process.kill(signal.SIGKILL)
         jobs.append(await client.submit(picture(20), max_tokens=20, ignore_eos=True))
         await client.run(jobs, timeout_s=90)
     yield profile
+
+
+async def has_begun(client: PipelineClient, job_ids: list[str]) -> bool:
+    return all([await client.tokens(job_id) for job_id in job_ids])
 
 
 @pytest.fixture(scope="module")

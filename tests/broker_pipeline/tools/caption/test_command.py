@@ -246,7 +246,7 @@ async def test_a_gateway_that_is_killed_and_comes_back_costs_nothing(
             process = await captioner.start("pictures", "--concurrency", "16")
             await eventually(lambda: len(lines(captioner.out)) >= 10, timeout_s=20.0)
             first.kill()
-            await asyncio.sleep(0.5)
+            await first.wait()
             flags = ("--port", url.rpartition(":")[2])
             async with gateway_process(tmp_path, nats_url, redis_url, namespace, *flags, name="again"):
                 async with asyncio.timeout(60.0):
@@ -265,14 +265,15 @@ async def test_jobs_that_redis_forgot_are_submitted_again(
     folder(captioner.directory / "pictures", 8)
     async with acting_conductor(transport, redis, namespace) as acting:
         process = await captioner.start("pictures")
-        for _ in range(500):
-            if (await acting.queue.depth()).num_waiting == 8:
-                break
-            await asyncio.sleep(0.02)
+
+        async def has_waiting(count: int) -> bool:
+            return (await acting.queue.depth()).num_waiting == count
+
+        await eventually(lambda: has_waiting(8), timeout_s=20.0)
         async for key in redis.scan_iter(f"{namespace}:*"):
             await redis.delete(key)
         conductor = Conductor(acting)
-        await asyncio.sleep(2.5)  # the client looks, finds nothing, and submits anew
+        await eventually(lambda: has_waiting(16), timeout_s=20.0)  # the client finds nothing, and submits anew
         work = asyncio.ensure_future(conductor.work())
         run = await captioner.finish(process)
         work.cancel()
@@ -313,7 +314,11 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
         (["a.png", "--max-tokens", "0"], 2, "max_tokens"),
         (["a.png", "--concurrency", "0"], 2, "concurrency"),
         (["a.png", "--gateway", "localhost:8080"], 2, "http://"),
-        (["a.png", "--gateway", "http://127.0.0.1:1"], 69, "no gateway answers at http://127.0.0.1:1"),
+        (
+            ["a.png", "--gateway", "http://127.0.0.1:1", "--patience-s", "0.1"],
+            69,
+            "no gateway answers at http://127.0.0.1:1",
+        ),
     ],
 )
 async def test_wrong_usage(tmp_path: Path, argv: list[str], code: int, said: str) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
+from broker_pipeline.errors import ServerStartError
+from broker_pipeline.tools.local import processes
+from broker_pipeline.tools.local.processes import ChildProcess, describe_exit, run_python
 from tests.kit.waiting import eventually
 
 IGNORES_TERM = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -56,7 +58,7 @@ async def test_a_cancelled_stop_kills(tmp_path: Path) -> None:
     child = await spawn(tmp_path, IGNORES_TERM)
     await said(child, "up")
     stopping = asyncio.ensure_future(child.stop(grace_s=60))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stopping
@@ -109,6 +111,22 @@ async def test_spawning_from_another_thread_is_refused(tmp_path: Path) -> None:
     thread.start()
     await asyncio.to_thread(thread.join)
     assert "main thread" in str(errors[0])
+
+
+async def test_python_runs_to_its_end_and_tells_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TELL_S", 0.01)
+    told: list[str] = []
+    code = "import os, sys; print('half', flush=True)\nwhile not os.path.exists(sys.argv[1]): pass"
+    arguments = ["-c", code, str(tmp_path / "end")]
+    running = asyncio.ensure_future(run_python("program", arguments, log_path=tmp_path / "log", tell=told.append))
+    await eventually(lambda: "half" in told)
+    (tmp_path / "end").touch()
+    await running
+
+
+async def test_python_that_fails_ends_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match=r"program failed: exit status 1(.|\n)*out of paper"):
+        await run_python("program", ["-c", "import sys; sys.exit('out of paper')"], log_path=tmp_path / "log")
 
 
 def test_exits_are_described_in_words() -> None:

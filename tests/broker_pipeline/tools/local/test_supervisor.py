@@ -85,6 +85,12 @@ class Watched:
     async def until(self, state: State) -> None:
         await eventually(lambda: self.program.state == state)
 
+    async def restarts_again(self) -> None:
+        """Return when it has died and come back: by then any other that would have come back as well."""
+        self.program.kill()
+        await self.until("restarting")
+        await self.program.wait_ready(5)
+
     async def stop(self) -> None:
         if self.watching is not None:
             self.watching.cancel()
@@ -101,6 +107,14 @@ async def watched(
     yield watched
     await watched.stop()
     assert not watched.script.process.is_running
+
+
+@pytest_asyncio.fixture
+async def clock(watched: Watched, tmp_path: Path) -> AsyncIterator[Watched]:  # behind `watched`, which sets the pause
+    (tmp_path / "clock").mkdir()
+    clock = Watched(tmp_path / "clock", restarts=True)
+    yield clock
+    await clock.stop()
 
 
 async def test_a_killed_program_is_started_again(watched: Watched) -> None:
@@ -140,25 +154,27 @@ async def test_a_wrong_setting_ends_the_watch(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("watched", [False], indirect=True)
-async def test_without_restarts_the_dead_stay_dead_until_told(watched: Watched) -> None:
+async def test_without_restarts_the_dead_stay_dead_until_told(watched: Watched, clock: Watched) -> None:
     await watched.start()
+    await clock.start()
     for count in (1, 2):
         watched.program.kill(signal.SIGTERM)
         await watched.until("dead")
-        await asyncio.sleep(0.2)
+        await clock.restarts_again()
         assert watched.program.state == "dead"
         await watched.program.restart()
         assert watched.program.state == "ready"
         assert watched.program.num_restarts == count
 
 
-async def test_a_program_that_ended_in_order_stays_ended_until_told(watched: Watched) -> None:
+async def test_a_program_that_ended_in_order_stays_ended_until_told(watched: Watched, clock: Watched) -> None:
     """It was drained; starting it again at once would undo what somebody asked for."""
     await watched.start()
+    await clock.start()
     drained = watched.script.directory / "drained"
     drained.touch()
     await watched.until("stopped")
-    await asyncio.sleep(0.3)
+    await clock.restarts_again()
     assert watched.history == ["starting", "ready", "stopped"]
     assert "drained" in watched.program.detail
     drained.unlink()

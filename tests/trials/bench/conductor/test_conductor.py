@@ -14,7 +14,7 @@ from trials.bench.conductor.stopwatch import Stopwatch
 @pytest.mark.parametrize("are_watched", [False, True])
 async def test_the_cost_of_a_token_is_told_by_part(nats_url: str, redis_url: str, are_watched: bool) -> None:
     settings = ConductorBenchSettings(
-        num_sessions=(8,), num_output_tokens=8, tokens_per_s=400.0, seconds=1.0, are_watched=are_watched
+        num_sessions=(8,), num_output_tokens=8, tokens_per_s=400.0, seconds=0.5, are_watched=are_watched
     )
     (row,) = await measure_conductor(settings, nats_url, redis_url)
     assert row.num_sessions == 8
@@ -40,7 +40,7 @@ async def test_steps_count_work_and_not_waiting_and_hand_on_what_is_raised() -> 
     watch = Stopwatch()
 
     async def work() -> int:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
         return 7
 
     async def fail() -> None:
@@ -48,11 +48,11 @@ async def test_steps_count_work_and_not_waiting_and_hand_on_what_is_raised() -> 
         raise KeyError("x")
 
     assert await watch.steps("work", work()) == 7
-    assert watch.seconds["work"] < 0.1
+    assert watch.seconds["work"] < 0.05
     with pytest.raises(KeyError):
         await watch.steps("fail", fail())
     task = asyncio.ensure_future(watch.steps("work", asyncio.sleep(10.0)))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

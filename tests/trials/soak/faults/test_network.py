@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker_pipeline.errors import ConfigurationError
+from tests.kit.waiting import eventually
 from trials.soak.faults.network import PREFIX, Network, NetworkError, sweep, why_no_network
 
 needs_network = pytest.mark.skipif(why_no_network() is not None, reason=str(why_no_network()))
@@ -51,13 +52,12 @@ def own_namespace() -> str:
 
 
 async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return await asyncio.open_connection(address, 4000)
-        except OSError:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+    def is_listening() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((address, 4000)) == 0
+
+    await eventually(is_listening, timeout_s=10)
+    return await asyncio.open_connection(address, 4000)
 
 
 @needs_network
@@ -94,10 +94,8 @@ async def test_a_component_that_is_cut_off_hangs_without_a_word_and_goes_on_when
 async def test_the_pid_of_a_command_within_is_its_own(echo: list[subprocess.Popen[bytes]]) -> None:
     async with Network(["a"]) as network:
         echo.append(start_echo(network, "a"))
-        deadline = time.monotonic() + 10
-        while b"python" not in Path(f"/proc/{echo[0].pid}/cmdline").read_bytes():  # noqa: ASYNC240
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+        command_line = Path(f"/proc/{echo[0].pid}/cmdline")
+        await eventually(lambda: b"python" in command_line.read_bytes(), timeout_s=10)
 
 
 @needs_network

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -22,6 +21,7 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
+from tests.kit.waiting import wait_until
 from trials.soak.proof.leftovers import Leftovers, living_descendants
 from trials.soak.proof.proofs import Proof
 
@@ -67,13 +67,13 @@ class Pipeline:
     async def beats(self) -> None:
         while True:
             await self.transport.publish(subjects.heartbeats(self.namespace, "main"), self.beat)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
 
     async def proofs(self, *, num_stages: int = 1) -> dict[str, Proof]:
         leftovers = Leftovers(self.transport, self.redis, self.namespace, "main")
         tasks = [asyncio.create_task(leftovers.listen()), asyncio.create_task(self.beats())]
         try:
-            found = await leftovers.prove(num_stages, settle_s=1.0)
+            found = await leftovers.prove(num_stages, settle_s=0.3)
         finally:
             for task in tasks:
                 task.cancel()
@@ -142,8 +142,5 @@ def test_living_descendants_are_found_also_below_a_child() -> None:
         assert found[0].endswith("sleep 30")
         grandchild = int(found[0].split()[0])
         os.kill(grandchild, 9)
-        deadline = time.monotonic() + 5
-        while living_descendants(child.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: not living_descendants(child.pid))
         child.kill()
