@@ -32,7 +32,7 @@ class Sequences:
 
 
 def _table(rows: list[list[int]], device: torch.device | str) -> torch.Tensor:
-    """Token lists as one int64 tensor, padded with _PAD."""
+    """Return token lists as one int64 tensor, padded with _PAD."""
     longest = max(map(len, rows))
     return torch.tensor([row + [_PAD] * (longest - len(row)) for row in rows], device=device)
 
@@ -43,6 +43,7 @@ class SequenceBuilder:
     def __init__(
         self, tokenizer: Tokenizer, seed: int, device: torch.device | str = "cpu", *, free_prompts: bool = False
     ) -> None:
+        """Build on `device`; `free_prompts` are those of the second phase."""
         self.device = torch.device(device)
         encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
         self._image_pad = tokenizer.token_to_id("<|image_pad|>")
@@ -63,7 +64,7 @@ class SequenceBuilder:
         self.longest_prompt = max(prompts)
 
     def build(self, scenes: Scenes, num_visual: int, prompt: torch.Tensor) -> Sequences:
-        """Sequences for scenes of `num_visual` visual tokens each; `prompt` int64 [B] picks the chats (0: default)."""
+        """Build sequences of `num_visual` visual tokens for scenes; `prompt` int64 [B] picks the chats (0: default)."""
         before, after = self._before[prompt], self._after[prompt]
         visual = torch.full((len(scenes), num_visual), self._image_pad, device=self.device)
         two = scenes.count[:, 1:] > 0
@@ -87,5 +88,5 @@ class SequenceBuilder:
         return Sequences(ids.where(ids >= 0, self._filler), start, caption_start[:, None] + offset - 1, target)
 
     def random_prompts(self, num: int, generator: torch.Generator) -> torch.Tensor:
-        """Indexes int64 [num] of chats to train on."""
+        """Draw indexes int64 [num] of chats to train on."""
         return torch.randint(len(self._before), (num,), generator=generator, device=self.device)

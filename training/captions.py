@@ -12,7 +12,7 @@ _BACKGROUND_NAMES = tuple(BACKGROUNDS)
 
 
 def group_phrase(sprite: int, count: int) -> str:
-    """`an orange heart`, `two cats`."""
+    """Say `an orange heart`, `two cats`."""
     if count > 1:
         return f"{COUNT_WORDS[count - 1]} {SPRITES[sprite].plural}"
     name = SPRITES[sprite].name
@@ -20,12 +20,12 @@ def group_phrase(sprite: int, count: int) -> str:
 
 
 def background_phrase(background: int) -> str:
-    """`on a green background`."""
+    """Say `on a green background`."""
     return f"on a {_BACKGROUND_NAMES[background]} background"
 
 
 def captions(scenes: Scenes) -> list[str]:
-    """The one right caption of every scene."""
+    """Return the one right caption of every scene."""
     sentences = []
     for sprite, count, relation, background in zip(
         scenes.sprite.tolist(), scenes.count.tolist(), scenes.relation.tolist(), scenes.background.tolist(), strict=True
@@ -59,7 +59,7 @@ _GROUPS = {
 
 
 def parse(caption: str) -> Fields | None:
-    """The fields of a caption, or None for a sentence outside the grammar."""
+    """Return the fields of a caption, or None for a sentence outside the grammar."""
     match = _SENTENCE.fullmatch(caption)
     if match is None or match[4] not in BACKGROUNDS:
         return None

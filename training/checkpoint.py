@@ -18,7 +18,7 @@ MAX_PIXELS = 81_920
 
 
 def model_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of config.json, in the hub's form. Everything that makes a Qwen3-VL is here, only smaller."""
+    """Return the content of config.json in the hub's form. Everything that makes a Qwen3-VL is here, only smaller."""
     token = tokenizer.token_to_id
     hidden = 192
     return {
@@ -73,7 +73,7 @@ def model_settings(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def build_model(tokenizer: Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
-    """A freshly initialised model in float32."""
+    """Initialise a model in float32."""
     torch.manual_seed(seed)
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**model_settings(tokenizer))).float()
 

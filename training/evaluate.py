@@ -31,7 +31,7 @@ FIELDS = ("kind", "colour", "count", "relation", "background")
 
 
 def unseen_scenes(num: int, seed: int, *, batch: int = 100) -> Iterator[tuple[list[Image.Image], list[str]]]:
-    """Batches of pictures of one size with their captions, all of the test split, made on the CPU from a seed."""
+    """Yield batches of pictures of one size with their captions, all of the test split, made on the CPU from a seed."""
     sprites = load_sprites()
     sampler, renderer = SceneSampler(sprites, "test"), Renderer(sprites)
     generator = torch.Generator().manual_seed(seed)
@@ -49,6 +49,7 @@ class Captioner:
     """A checkpoint with transformers' own preprocessing and greedy decoding; pictures of a batch share one size."""
 
     def __init__(self, directory: Path, device: str, dtype: torch.dtype) -> None:
+        """Load the checkpoint in `directory`."""
         self.device = device
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.processor = AutoImageProcessor.from_pretrained(directory)
@@ -59,7 +60,7 @@ class Captioner:
         self.model.model.language_model._deepstack_process = lambda hidden_states, *_: hidden_states  # noqa: SLF001
 
     def captions(self, pictures: list[Image.Image], prompt: str = DEFAULT_PROMPT) -> list[str]:
-        """Greedy captions of equally large pictures."""
+        """Return greedy captions of equally large pictures."""
         return self.tokenizer.batch_decode(self.tokens(pictures, prompt), skip_special_tokens=True)
 
     @torch.inference_mode()
@@ -82,7 +83,7 @@ class Captioner:
 
 
 def field_results(expected: str, actual: str) -> dict[str, bool]:
-    """Which fields of a caption are right; fields that the scene lacks are left out."""
+    """Say which fields of a caption are right; fields that the scene lacks are left out."""
     truth, said = parse(expected), parse(actual)
     results = {"caption": expected == actual}
     results["kind"] = said is not None and said.kinds == truth.kinds
@@ -102,7 +103,7 @@ def measure(
     wrong: list[tuple[str, str]],
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,),
 ) -> dict[str, tuple[int, int]]:
-    """Right and total by field over `num` unseen scenes; wrong captions are appended to `wrong`.
+    """Count right and total by field over `num` unseen scenes; wrong captions are appended to `wrong`.
 
     Each batch of a hundred scenes takes the next of `prompts`.
     """

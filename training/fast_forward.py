@@ -46,7 +46,7 @@ _TEXT_LAYER = [
 
 
 def patch_rows(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, 3, H, W] in 0..255 to rows [B, H/16 * W/16, 768] in merge-block order (one frame)."""
+    """Cut pictures [B, 3, H, W] in 0..255 to rows [B, H/16 * W/16, 768] in merge-block order (one frame)."""
     num, channels, height, width = pictures.shape
     blocks = pictures.reshape(num, channels, height // 32, 2, 16, width // 32, 2, 16)
     return ((blocks - 127.5) / 127.5).permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(num, -1, channels * 256)
@@ -64,7 +64,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 def vision_block(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int, w: list[torch.Tensor]
 ) -> torch.Tensor:
-    """One block on x [B, N, Hv]; cos, sin float32 [N, head_dim]."""
+    """Compute one block on x [B, N, Hv]; cos, sin float32 [N, head_dim]."""
     num, length, width = x.shape
     y = functional.layer_norm(x, (width,), w[0], w[1], 1e-6)
     qkv = _linear(y, w[2], w[3]).view(num, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -83,7 +83,7 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def text_layer(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, w: list[torch.Tensor]) -> torch.Tensor:
-    """One decoder layer on x [B, L, H]; cos, sin [B, 1, L, 128] in x's dtype; causal over right-padded rows."""
+    """Compute one decoder layer on x [B, L, H]; cos, sin [B, 1, L, 128] in x's dtype; causal over right-padded rows."""
     num, length, _ = x.shape
     y = _rms_norm(x, w[0])
     q = _rms_norm(_linear(y, w[1]).view(num, length, -1, 128), w[5]).transpose(1, 2)
@@ -98,7 +98,7 @@ def text_layer(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, w: list[to
 
 
 def merge_rows(x: torch.Tensor, w: list[torch.Tensor], norm_after_grouping: bool) -> torch.Tensor:
-    """A patch merger: x [B, N, Hv] to [B, N/4, H]."""
+    """Merge patches: x [B, N, Hv] to [B, N/4, H]."""
     num, length, width = x.shape
     norm_width = width * 4 if norm_after_grouping else width
     y = x.view(num, length // 4, width * 4) if norm_after_grouping else x
@@ -122,7 +122,7 @@ class GridTables:
 
 
 def grid_tables(config: Qwen3VLConfig, height: int, width: int, device: torch.device | str) -> GridTables:
-    """Tables for pictures of `height` x `width` pixels."""
+    """Make tables for pictures of `height` x `width` pixels."""
     vision = config.vision_config
     side = int(vision.num_position_embeddings**0.5)
     rows, columns = height // 16, width // 16
@@ -146,7 +146,7 @@ def grid_tables(config: Qwen3VLConfig, height: int, width: int, device: torch.de
 
 
 def text_angles(sequences: Sequences, merged: tuple[int, int]) -> torch.Tensor:
-    """Interleaved M-RoPE angles float32 [B, L, 128] of sequences with one picture each."""
+    """Return interleaved M-RoPE angles float32 [B, L, 128] of sequences with one picture each."""
     rows, columns = merged
     num_visual = rows * columns
     position = torch.arange(sequences.ids.shape[1], device=sequences.ids.device)[None]
@@ -166,11 +166,12 @@ class FastForward:
     """Logits of the captions; `wrap` is applied to the repeated pieces (torch.compile, or nothing)."""
 
     def __init__(self, config: Qwen3VLConfig, wrap: Callable[[Callable], Callable] = lambda piece: piece) -> None:
+        """Compute a model of `config`; `wrap` is applied to each piece, as `torch.compile` is."""
         self._config = config
         self._vision_block, self._text_layer, self._merge = wrap(vision_block), wrap(text_layer), wrap(merge_rows)
 
     def vision(self, p: Parameters, rows: torch.Tensor, tables: GridTables) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Pooled rows [B, N/4, H] and the DeepStack rows of each level, from patch rows [B, N, 768]."""
+        """Return pooled rows [B, N/4, H] and the DeepStack rows of each level, from patch rows [B, N, 768]."""
         vision = self._config.vision_config
         prefix = "model.visual."
         both_frames = p[f"{prefix}patch_embed.proj.weight"].sum(2).flatten(1)
@@ -197,7 +198,7 @@ class FastForward:
         levels: list[torch.Tensor],
         merged: tuple[int, int],
     ) -> torch.Tensor:
-        """Logits [B, C, vocab] at the positions that predict the caption."""
+        """Return logits [B, C, vocab] at the positions that predict the caption."""
         prefix = "model.language_model."
         table = p[f"{prefix}embed_tokens.weight"]
         num, num_visual, width = pooled.shape

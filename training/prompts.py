@@ -58,7 +58,7 @@ _LONGEST = 44  # tokens of a free text
 
 
 def _chat(before: str, after: str, system: str | None) -> tuple[str, str]:
-    """The chat template's text before and after the run of visual tokens, for one user turn."""
+    """Return the chat template's text before and after the run of visual tokens, for one user turn."""
     opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return (
         f"{opening}<|im_start|>user\n{before}<|vision_start|>",
@@ -67,7 +67,7 @@ def _chat(before: str, after: str, system: str | None) -> tuple[str, str]:
 
 
 def known_chats(rng: random.Random, tokenizer: Tokenizer, num: int) -> list[tuple[str, str]]:
-    """Chats of the first phase: a third the default prompt, the rest mostly known prompts, some of random tokens."""
+    """Return chats of the first phase: a third the default prompt, mostly known prompts, some of random tokens."""
     tokens = [tokenizer.decode([i]) for i in range(256, tokenizer.get_vocab_size() - 26)]
     tokens = [token for token in tokens if token.isascii() and token.isprintable()]
     chats = [_chat("", DEFAULT_PROMPT, None)] * (num // 3)
@@ -80,7 +80,7 @@ def known_chats(rng: random.Random, tokenizer: Tokenizer, num: int) -> list[tupl
 
 
 def _free_text(rng: random.Random, tokenizer: Tokenizer) -> str:
-    """A text as a user might write: common words, now and then a made-up one, bounded in tokens."""
+    """Make up a text as a user might write: common words, now and then a made-up one, bounded in tokens."""
     odd = rng.choice((0.0, 0.1, 0.4))
     words = []
     for _ in range(rng.randint(1, 24)):
@@ -93,7 +93,7 @@ def _free_text(rng: random.Random, tokenizer: Tokenizer) -> str:
 
 
 def free_chats(rng: random.Random, tokenizer: Tokenizer, num: int) -> list[tuple[str, str]]:
-    """Chats of the second phase: a quarter the default prompt, a quarter known prompts, half free text."""
+    """Return chats of the second phase: a quarter the default prompt, a quarter known prompts, half free text."""
     chats = [_chat("", DEFAULT_PROMPT, None)] * (num // 4)
     while len(chats) < num:
         prompt = rng.choice(PROMPTS) if rng.random() < 0.33 else _free_text(rng, tokenizer)

@@ -17,6 +17,7 @@ class Renderer:
     """Draws batches of scenes with sprites held on one device."""
 
     def __init__(self, sprites: torch.Tensor, device: torch.device | str = "cpu") -> None:
+        """Draw on `device` with the sprites of `load_sprites`."""
         self.device = torch.device(device)
         self._sprites = sprites.to(device)
         self._backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32, device=device)
@@ -24,7 +25,7 @@ class Renderer:
     def draw(
         self, scenes: Scenes, height: int, width: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures (whole values 0..255) and the alpha of each thing, both float32 [B, 3, height, width]."""
+        """Draw pictures (whole values 0..255) and the alpha of each thing, both float32 [B, 3, height, width]."""
         picture = self._background(scenes.background, height, width, generator)
         angle = (self._uniform((len(scenes), MAX_THINGS), generator) * 2 - 1) * math.radians(12)
         mirror = self._uniform((len(scenes), MAX_THINGS), generator) < 0.5
@@ -42,7 +43,7 @@ class Renderer:
     def _placed(
         self, scenes: Scenes, thing: int, angle: torch.Tensor, mirror: torch.Tensor, height: int, width: int
     ) -> torch.Tensor:
-        """One thing of every scene on an empty canvas, premultiplied RGBA [B, 4, height, width]."""
+        """Place one thing of every scene on an empty canvas, premultiplied RGBA [B, 4, height, width]."""
         group = scenes.group[:, thing]
         sprite = scenes.sprite.gather(1, group.clamp(min=0)[:, None])[:, 0]
         ink = self._sprites[sprite] * (group >= 0)[:, None, None, None]
@@ -59,7 +60,7 @@ class Renderer:
     def _background(
         self, background: torch.Tensor, height: int, width: int, generator: torch.Generator
     ) -> torch.Tensor:
-        """A named colour, slightly varied, plain or under one kind of noise."""
+        """Paint a named colour, slightly varied, plain or under one kind of noise."""
         num = len(background)
         base = self._backgrounds[background] + (self._uniform((num, 3), generator) - 0.5) * 18
         style = (self._uniform((num,), generator) * len(STYLES)).long()
@@ -84,7 +85,7 @@ class Renderer:
         return functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False) * 70
 
     def _direction(self, num: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-        """Coordinates [B, 1, height, width] along a random direction, -1..1 over the larger side."""
+        """Return coordinates [B, 1, height, width] along a random direction, -1..1 over the larger side."""
         angle = self._uniform((num, 1, 1, 1), generator) * (2 * math.pi)
         side = max(height, width) / 2
         x = (torch.arange(width, device=self.device) - width / 2)[None, None, None, :] / side

@@ -39,7 +39,7 @@ PLAN = (
 
 
 def sample_scenes() -> list[tuple[Image.Image, str]]:
-    """The scenes in order; every second one shows a coloured thing, no kind comes twice, backgrounds keep changing."""
+    """Put scenes in order: every second one shows a coloured thing, no kind comes twice, backgrounds keep changing."""
     sprites = load_sprites()
     sampler, renderer = SceneSampler(sprites, "test"), Renderer(sprites)
     generator = torch.Generator().manual_seed(SEED)

@@ -56,7 +56,7 @@ class Scenes:
         return len(self.valid)
 
     def take(self, index: torch.Tensor) -> Self:
-        """The scenes at an index or under a mask."""
+        """Take the scenes at an index or under a mask."""
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
@@ -65,7 +65,7 @@ def _in_test(name: str) -> bool:
 
 
 def pair_split() -> torch.Tensor:
-    """Bool [num_sprites, num_sprites], symmetric: the pair belongs to the test split."""
+    """Return bool [num_sprites, num_sprites], symmetric: the pair belongs to the test split."""
     names = [sprite.name for sprite in SPRITES]
     table = torch.zeros(len(names), len(names), dtype=torch.bool)
     for i, first in enumerate(names):
@@ -75,7 +75,7 @@ def pair_split() -> torch.Tensor:
 
 
 def single_split() -> torch.Tensor:
-    """Bool [num_sprites, 3, num_backgrounds]: sprite, count and background belong to the test split."""
+    """Return bool [num_sprites, 3, num_backgrounds]: sprite, count and background belong to the test split."""
     return torch.tensor(
         [
             [
@@ -91,6 +91,7 @@ class SceneSampler:
     """Draws scenes of one split from a torch generator, on the generator's device."""
 
     def __init__(self, sprites: torch.Tensor, split: Split, device: torch.device | str = "cpu") -> None:
+        """Draw scenes of a split on `device` with the sprites of `load_sprites`."""
         self.device = torch.device(device)
         wanted = split == "test"
         self._pair_allowed = (pair_split() == wanted).to(device)
@@ -105,7 +106,7 @@ class SceneSampler:
         self._weights = torch.tensor(_COUNT_WEIGHTS, device=device)
 
     def sample(self, num_scenes: int, height: int, width: int, generator: torch.Generator) -> Scenes:
-        """`num_scenes` scenes for pictures of `height` x `width` pixels."""
+        """Draw `num_scenes` scenes for pictures of `height` x `width` pixels."""
         counts = self._counts[torch.multinomial(self._weights, num_scenes, replacement=True, generator=generator)]
         sprite, relation, background, content_ok = self._content(counts, generator)
         centre, size, group, layout_ok = self._layout(counts, relation, height, width, generator)
@@ -115,7 +116,7 @@ class SceneSampler:
         return torch.rand(shape, generator=generator, device=self.device)
 
     def _content(self, counts: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Sprites, relation and background: the first of several draws that the split and the contrast allow."""
+        """Draw sprites, relation and background: the first of several draws that the split and the contrast allow."""
         shape = (len(counts), _CONTENT_TRIES)
         kind = (self._uniform((*shape, 2), generator) * len(KINDS)).long()
         same = self._uniform(shape, generator) < _SAME_KIND_SHARE
@@ -135,7 +136,7 @@ class SceneSampler:
         return sprites, relation, pick(background), pick((allowed & seen).int()).bool()
 
     def _sizes(self, counts: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Thing sizes [B, 3] and groups [B, 3]; in two groups the first is at least 1.3 times the second."""
+        """Draw thing sizes [B, 3] and groups [B, 3]; in two groups the first is at least 1.3 times the second."""
         first, second = counts[:, :1], counts[:, 1:]
         index = torch.arange(MAX_THINGS, device=self.device)[None]
         group = torch.where(index < first, 0, torch.where(index < first + second, 1, -1))
@@ -150,7 +151,7 @@ class SceneSampler:
     def _layout(
         self, counts: torch.Tensor, relation: torch.Tensor, height: int, width: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, ...]:
-        """Centres: the first of several draws in which nothing overlaps and the relation is plain to see.
+        """Draw centres: the first of several draws in which nothing overlaps and the relation is plain to see.
 
         For "left of" the picture is cut by a random vertical line; the first group stands left of it, the second
         right. The other relations are the same with axis and side exchanged.
@@ -181,7 +182,7 @@ class SceneSampler:
 
     @staticmethod
     def _apart(centre: torch.Tensor, size: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-        """Bool [B, tries]: the squares of no two things overlap."""
+        """Return bool [B, tries]: the squares of no two things overlap."""
         fine = torch.ones(centre.shape[:2], dtype=torch.bool, device=centre.device)
         for i in range(MAX_THINGS):
             for j in range(i):
@@ -193,7 +194,7 @@ class SceneSampler:
 
     @staticmethod
     def _plain_relation(centre: torch.Tensor, group: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
-        """Bool [B, tries]: the groups' centres lie apart mostly along the relation's axis."""
+        """Return bool [B, tries]: the groups' centres lie apart mostly along the relation's axis."""
         means = []
         for g in (0, 1):
             weight = (group == g).float()[:, None, :, None]

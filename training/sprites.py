@@ -23,7 +23,7 @@ _STRIKE = 109  # the one bitmap size in the font
 
 
 def _drawn(font: ImageFont.FreeTypeFont, glyph: str) -> Image.Image:
-    """One emoji, cropped to its ink and fitted into a CELL x CELL square."""
+    """Draw one emoji, cropped to its ink and fitted into a CELL x CELL square."""
     canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((8, 8), glyph, font=font, embedded_color=True)
     ink = canvas.crop(canvas.getbbox())
@@ -34,7 +34,7 @@ def _drawn(font: ImageFont.FreeTypeFont, glyph: str) -> Image.Image:
 
 
 def _recoloured(picture: Image.Image, colour: str) -> Image.Image:
-    """The picture with its dominating hue replaced by a palette colour, shading kept."""
+    """Return the picture with its dominating hue replaced by a palette colour, shading kept."""
     rgba = np.asarray(picture).astype(np.float32)
     hsv = np.asarray(picture.convert("RGB").convert("HSV")).astype(np.float32)
     hue, saturation, value = hsv[..., 0] * (360 / 255), hsv[..., 1] / 255, hsv[..., 2] / 255
@@ -58,7 +58,7 @@ def _sprite_picture(font: ImageFont.FreeTypeFont, sprite: Sprite) -> Image.Image
 
 
 def build_atlas(font_path: Path) -> Image.Image:
-    """All sprites in table order, row by row, COLUMNS to a row."""
+    """Draw all sprites in table order, row by row, COLUMNS to a row."""
     font = ImageFont.truetype(str(font_path), _STRIKE)
     rows = -(-len(SPRITES) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * CELL, rows * CELL), (0, 0, 0, 0))
@@ -69,7 +69,7 @@ def build_atlas(font_path: Path) -> Image.Image:
 
 
 def load_sprites() -> torch.Tensor:
-    """The sprites as float32 [num_sprites, 4, CELL, CELL]: premultiplied RGB in 0..255, then alpha in 0..1."""
+    """Return the sprites as float32 [num_sprites, 4, CELL, CELL]: premultiplied RGB in 0..255, then alpha in 0..1."""
     rgba = np.asarray(Image.open(ATLAS_PATH).convert("RGBA")).astype(np.float32)
     rows = rgba.shape[0] // CELL
     cells = rgba.reshape(rows, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3).reshape(-1, 4, CELL, CELL)
@@ -80,7 +80,7 @@ def load_sprites() -> torch.Tensor:
 
 
 def contrast_table(sprites: torch.Tensor, *, distance: float = 70.0, share: float = 0.5) -> torch.Tensor:
-    """Bool [num_sprites, num_backgrounds]: at least `share` of the ink differs from the background.
+    """Return bool [num_sprites, num_backgrounds]: at least `share` of the ink differs from the background.
 
     Pixels differ when their Euclidean RGB distance is at least `distance`.
     """

@@ -49,7 +49,7 @@ CHAT_TEMPLATE = """\
 
 
 def _corpus() -> list[str]:
-    """Texts whose words become tokens: all phrases of captions, prompts and the frame of a chat."""
+    """Yield texts whose words become tokens: all phrases of captions, prompts and the frame of a chat."""
     phrases = [f" {group_phrase(i, count)}" for i in range(len(SPRITES)) for count in (1, 2, 3)]
     phrases += [f" {relation}" for relation in RELATIONS]
     phrases += [f" {background_phrase(i)}." for i in range(len(BACKGROUNDS))]
@@ -58,7 +58,7 @@ def _corpus() -> list[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """A tokenizer of at most VOCABULARY_SIZE tokens; the 26 special ones come last, in Qwen3-VL's order."""
+    """Build a tokenizer of at most VOCABULARY_SIZE tokens; the 26 special ones come last, in Qwen3-VL's order."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -40,6 +40,7 @@ class Pictures:
     """Endless batches of one split: patch rows, sequences, and which sprite covers which merged cell."""
 
     def __init__(self, split: Split, sequences: SequenceBuilder, seed: int, device: str) -> None:
+        """Draw scenes of a split, in an order that `seed` decides."""
         sprites = load_sprites()
         self._sampler = SceneSampler(sprites, split, device)
         self._renderer = Renderer(sprites, device)
@@ -47,7 +48,7 @@ class Pictures:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def batch(self, num: int, size: tuple[int, int], *, default_prompt: bool = False) -> tuple:
-        """Patch rows [B, N, 768], Sequences, and cells int64 [B, N/4] (num_sprites: empty, -100: neither)."""
+        """Draw patch rows [B, N, 768], Sequences, and cells int64 [B, N/4] (num_sprites: empty, -100: neither)."""
         height, width = size
         scenes = self._sampler.sample(num, height, width, self._generator)
         pictures, alphas = self._renderer.draw(scenes, height, width, self._generator)
@@ -61,7 +62,7 @@ class Pictures:
 
 
 def _compiled(piece: Callable) -> Callable:
-    """One graph for each picture size; blocks of equal shape share it."""
+    """Compile one graph for each picture size; blocks of equal shape share it."""
     torch._dynamo.config.recompile_limit = 64  # noqa: SLF001
     return torch.compile(piece, dynamic=False)
 
@@ -70,6 +71,7 @@ class Trainer:
     """Model, optimizer and forward passes; float32 masters, arithmetic in `dtype` on copies of them."""
 
     def __init__(self, options: argparse.Namespace, device: str, dtype: torch.dtype) -> None:
+        """Build the model that the command line's options ask for."""
         self.options, self.device, self.dtype = options, device, dtype
         self.tokenizer = build_tokenizer()
         self.model = build_model(self.tokenizer, options.seed)
@@ -99,7 +101,7 @@ class Trainer:
         return dict(zip(self._names, self._copies, strict=False))
 
     def losses(self, batch: tuple, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean caption loss per token and mean loss of the cell head."""
+        """Return mean caption loss per token and mean loss of the cell head."""
         rows, sequences, cells = batch
         p, tables = self.parameters, self.tables[size]
         pooled, levels = self._forward.vision(p, rows, tables)
@@ -115,7 +117,7 @@ class Trainer:
             torch.autograd.grad(caption + cell, self._copies)
 
     def step(self, batch: tuple, size: tuple[int, int], learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update; returns the two losses, still on the device."""
+        """Do one update and return the two losses, still on the device."""
         caption, cell = self.losses(batch, size)
         gradients = torch.autograd.grad(caption + self.options.cell_weight * cell, self._copies)
         torch._foreach_copy_([value.grad for value in self._masters], list(gradients))
@@ -143,7 +145,7 @@ class Trainer:
 
 
 def learning_rate(options: argparse.Namespace, step: int, elapsed_s: float) -> float | None:
-    """Linear warm-up, cosine to zero; None when the run is over."""
+    """Return a linear warm-up, cosine to zero; None when the run is over."""
     progress = max(step / options.steps, elapsed_s / (60 * options.minutes))
     if progress >= 1:
         return None
@@ -151,7 +153,7 @@ def learning_rate(options: argparse.Namespace, step: int, elapsed_s: float) -> f
 
 
 def train(options: argparse.Namespace) -> None:
-    """The whole run."""
+    """Run the whole recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(options, device, torch.bfloat16 if device == "cuda" else torch.float32)
@@ -188,7 +190,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """Command line; the defaults are the recipe of the shipped checkpoint."""
+    """Read the command line; the defaults are the recipe of the shipped checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the log and the checkpoint")
     parser.add_argument("--minutes", type=float, default=12.5, help="time limit; the schedule adapts to it")

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(lo
 NUM_JOBS = 20
 NUM_IN_FLIGHT = 16
 QUESTIONS = crowd_questions(NUM_JOBS, 240)
-NUM_FEW = 80
+NUM_FEW = 100
 """Tokens of a crowd that only has to come through a stage."""
 MAX_DETECTION_S = 4.0
 """The aim is 3 s; the rest is for machines that do other things as well."""

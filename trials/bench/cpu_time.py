@@ -23,6 +23,7 @@ class CpuClock:
     """Says how much each of some processes has used since the clock was made."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
+        """Start counting; `pids` has a process id by name."""
         self._pids = dict(pids)
         self._started = self._read()
 

@@ -45,7 +45,7 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return len(self.pictures) * self.num_output_tokens
 
     def kv_tokens(self, num_sessions: int) -> int:
-        """Room for the keys and values of so many sessions, somewhat more than they need.
+        """Return the room for keys and values of so many sessions, somewhat more than they need.
 
         A byte of the prompt is at most a token; sessions that have ended hold their room until that is known.
         """

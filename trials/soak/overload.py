@@ -80,6 +80,7 @@ class Overload:
     """One run. `say` is told what happens."""
 
     def __init__(self, system: LocalSettings, settings: OverloadSettings, say: Callable[[str], None]) -> None:
+        """Prepare a run; `say` is told what happens."""
         self.memory = MemoryLog()
         self._system = system
         self._settings = settings

@@ -60,6 +60,7 @@ class Soak:
     """One run. `say` is told, line by line, what happens."""
 
     def __init__(self, system: LocalSettings, settings: SoakSettings, say: Callable[[str], None]) -> None:
+        """Prepare a run of a system; `say` is told, line by line, what happens."""
         self._system = system
         self._components = components(system)
         self._settings = settings

@@ -60,6 +60,7 @@ class CaptionLog:
     """An open file of captions. Use as a context manager; one process at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Prepare to open the file at `path`."""
         self.path = path
         self._fd = -1
         self._captioned: set[tuple[str, str, str]] = set()
@@ -97,7 +98,7 @@ class CaptionLog:
         return _identity(picture, request) in self._captioned
 
     def num_failures(self, picture: Picture, request: CaptionRequest) -> int:
-        """How often this has failed before."""
+        """Return how often this has failed before."""
         return self._failures[_identity(picture, request)]
 
     def append(self, line: CaptionLine) -> None:

@@ -24,6 +24,7 @@ class CaptionProgress:
     """Takes part in a run as its `Progress`."""
 
     def __init__(self, console: Console, num_pictures: int) -> None:
+        """Show the progress of `num_pictures` on a console."""
         self._console = console
         self._num_pictures = num_pictures
         self._meter = RateMeter()
@@ -51,12 +52,12 @@ class CaptionProgress:
         self._bar = None
 
     def skipped(self) -> None:
-        """A picture had its caption already."""
+        """Take note of a picture that had its caption already."""
         self._num_skipped += 1
         self._update()
 
     def finished(self, line: CaptionLine) -> None:
-        """A picture was captioned, or failed."""
+        """Take note of a picture that was captioned, or failed."""
         self._meter.count()
         if line.is_success:
             self._num_captioned += 1

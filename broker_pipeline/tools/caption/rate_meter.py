@@ -18,7 +18,7 @@ class RateMeter:
         self._started = clock()
 
     def count(self) -> None:
-        """One more has finished, now."""
+        """Count one more that has finished, now."""
         self._times.append(self._clock())
 
     def per_second(self) -> float | None:

@@ -40,10 +40,10 @@ class Progress(Protocol):
     """Is told what happens, to show it."""
 
     def skipped(self) -> None:
-        """A picture had its caption already."""
+        """Take note of a picture that had its caption already."""
 
     def finished(self, line: CaptionLine) -> None:
-        """A picture was captioned, or failed."""
+        """Take note of a picture that was captioned, or failed."""
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class CaptionRun:
         num_in_flight: int,
         fail_fast: bool = False,
     ) -> None:
+        """Prepare a run that asks `request` about every picture, `num_in_flight` at a time."""
         self._client = client
         self._log = log
         self._request = request

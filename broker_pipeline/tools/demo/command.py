@@ -79,7 +79,7 @@ async def _demo(console: Console) -> int:
 
 
 def _settings(directory: Path, artifact: Path) -> LocalSettings:
-    """Three stages, one of them cut inside the first three layers: their owners get visual rows of their own."""
+    """Cut three stages, one of them inside the first three layers: their owners get visual rows of their own."""
     num_layers = read_model_facts(artifact).num_layers
     return LocalSettings(
         model=artifact,

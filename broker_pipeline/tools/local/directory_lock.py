@@ -13,6 +13,7 @@ class DirectoryLock:
     """Keeps a second process off a directory. The kernel drops it with the process that holds it."""
 
     def __init__(self, directory: Path) -> None:
+        """Prepare to lock a directory, which need not be there yet."""
         self._directory = directory
         self._fd: int | None = None
 

@@ -47,6 +47,7 @@ class ChildProcess:
     """One running child: what it says goes to `log_path` (appended), its standard input is empty."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path, log_start: int) -> None:
+        """Wrap a process whose log begins at byte `log_start`; see `spawn`."""
         self.name = name
         self.log_path = log_path
         self._process = process
@@ -101,7 +102,7 @@ class ChildProcess:
             self._process.send_signal(sig)
 
     async def stop(self, grace_s: float = 10.0) -> int:
-        """SIGTERM, wait up to `grace_s`, then SIGKILL to its whole process group. Returns the exit status."""
+        """Send SIGTERM, wait up to `grace_s`, then SIGKILL its whole process group; return the exit status."""
         self.kill(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
@@ -113,7 +114,7 @@ class ChildProcess:
             raise
 
     async def destroy(self) -> int:
-        """SIGKILL the child and what it may have started; returns the exit status."""
+        """SIGKILL the child and what it may have started; return the exit status."""
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -45,7 +45,7 @@ def find_redis_server() -> Path:
 
 
 def _executable(path: Path) -> Path:
-    """Installers drop the executable bit of a wheel's data files."""
+    """Set the executable bit, which installers drop from a wheel's data files."""
     if not os.access(path, os.X_OK):
         try:
             path.chmod(path.stat().st_mode | 0o111)

@@ -59,7 +59,7 @@ class SupervisedProgram:
         may_end: bool = False,
         on_change: Callable[[SupervisedProgram], None] = lambda _: None,
     ) -> None:
-        """`what` says what it is for; without `restarts` a program that died stays dead until `restart()`.
+        """Prepare a program; `what` says what it is for. Without `restarts` one that died stays dead until `restart()`.
 
         With `may_end`, one that ended with 0 was drained, or asked by SIGTERM, and stays so until `restart()` as well.
         """

@@ -29,6 +29,7 @@ class PlainView:
     """One line per change, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
+        """Print on a console."""
         self._console = console
         self._began = time.monotonic()
 
@@ -51,7 +52,7 @@ class PlainView:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Nothing to begin or to end here."""
+        """Do nothing: there is nothing to begin or to end."""
         yield
 
 
@@ -59,6 +60,7 @@ class LiveView:
     """A table that follows the programs, with the latest line of one's own below it."""
 
     def __init__(self, console: Console) -> None:
+        """Draw on a console, from `showing` on."""
         self._console = console
         self._programs: dict[str, SupervisedProgram] = {}
         self._changed_at: dict[str, float] = {}

@@ -98,7 +98,7 @@ def _slices(span: Span, began: int, place: int, row: int, numbers: Iterator[int]
 
 
 def _arrow(message: Message, began: int, places: dict[int, tuple[int, dict[str, int]]], number: int) -> Iterator[Event]:
-    """An arrow from one slice to the other; each end has to lie inside of its slice."""
+    """Draw an arrow from one slice to the other; each end has to lie inside of its slice."""
     name, key = message.encode.facts["message"], f"{number}"
     place, rows = places[id(message.sender)]
     yield Event(

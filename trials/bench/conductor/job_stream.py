@@ -38,6 +38,7 @@ class JobStream:
         generations: Generations,
         route: Route,
     ) -> None:
+        """Run jobs on a dispatcher; each asks for `num_output_tokens`, and `num_sessions` of them run at a time."""
         self._num_sessions = num_sessions
         self._num_output_tokens = num_output_tokens
         self._store = store

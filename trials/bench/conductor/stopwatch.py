@@ -15,6 +15,7 @@ class Stopwatch:
     """Seconds by part; a part inside another one is taken from that."""
 
     def __init__(self) -> None:
+        """Start with nothing counted."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0

@@ -28,12 +28,12 @@ POLL_S = 0.02
 
 
 def go_name(number: int) -> str:
-    """Name of the file that has round `number` begin."""
+    """Return the name of the file that has round `number` begin."""
     return f"go-{number}"
 
 
 def round_name(number: int) -> str:
-    """Name of the file that tells of round `number`."""
+    """Return the name of the file that tells of round `number`."""
     return f"round-{number}.json"
 
 

@@ -37,6 +37,7 @@ class Generator:
     """An artifact's model, as transformers computes it."""
 
     def __init__(self, order: InProcessOrder) -> None:
+        """Load the model."""
         artifact = Artifact.open(order.model)
         self._model = build_model(artifact, choose_device(order.device), order.dtype)
         self._config = artifact.config

@@ -174,5 +174,5 @@ def _extra_arguments(lines: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _notes(rows: Iterable[PipelineRow]) -> tuple[str, ...]:
-    """Where the last round of each system went."""
+    """Say where the last round of each system went."""
     return tuple("\n  ".join([row.name, *row.breakdowns[-1].lines()]) for row in rows if row.breakdowns)

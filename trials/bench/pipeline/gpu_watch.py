@@ -19,6 +19,7 @@ class GpuWatch:
     """Means over time of the busiest GPU. Made by `open`."""
 
     def __init__(self) -> None:
+        """Start with nothing seen."""
         self._samples: list[tuple[float, float, float]] = []
 
     @classmethod

@@ -52,6 +52,7 @@ class PipelineObserver:
     """What went on since `begin`. Made by `watch`."""
 
     def __init__(self, gpus: GpuWatch) -> None:
+        """Start with nothing heard; `gpus` is asked in the end."""
         self._gpus = gpus
         self._beats: dict[str, _Beat] = {}
         self._seen = _Seen(time.monotonic(), {})
@@ -152,7 +153,7 @@ class PipelineObserver:
 
 
 def _outside_ms(num_running: float, seen: _Seen, seconds: float) -> float | None:
-    """By Little's law, n sessions that get a token every T seconds get n / T tokens a second."""
+    """Apply Little's law: n sessions that get a token every T seconds get n / T tokens a second."""
     if num_running < 1 or seen.num_tokens == 0:
         return None
     round_ms = 1e3 * num_running * seconds / seen.num_tokens
@@ -171,4 +172,4 @@ def _by_name(item: tuple[str, _Beat]) -> str:
 
 
 def _ignore(_: SlowConsumerError, __: object) -> None:
-    """A benchmark may miss a message; it must not hold the pipeline up."""
+    """Let a message go: a benchmark may miss one, and must not hold the pipeline up."""

@@ -42,6 +42,7 @@ class RunningSystem:
     def __init__(
         self, cluster: LocalCluster, client: GatewayClient, observer: PipelineObserver, pictures: Path
     ) -> None:
+        """Put work through a cluster; `pictures` is where the files of the work lie."""
         self._cluster = cluster
         self._client = client
         self._observer = observer
@@ -104,7 +105,7 @@ class RunningSystem:
 
 
 def middle_rate(ended_s: list[float]) -> float | None:
-    """Rate of the middle half of a round's ends; None for fewer than 8, or where they all came at once."""
+    """Return the rate of the middle half of a round's ends; None for fewer than 8, or where they all came at once."""
     ends = sorted(ended_s)
     first, last = len(ends) // 4, (3 * len(ends)) // 4
     if len(ends) < 8 or ends[last] <= ends[first]:

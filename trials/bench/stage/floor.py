@@ -68,7 +68,7 @@ def step_needs(
     num_sampled: int,
     itemsize: int,
 ) -> StepNeeds:
-    """What `num_tokens` new tokens need on the first `num_layers` layers.
+    """Return what `num_tokens` new tokens need on the first `num_layers` layers.
 
     `num_cached_tokens` are the tokens of all sessions whose keys and values are read, `num_pairs` counts each once for
     every new token that looks at it; `num_sampled` tokens go through the head, 0 where the stage has none.
@@ -88,7 +88,7 @@ def step_needs(
 
 
 def _mlp_weights(config: TextConfig, layer: int, num_tokens: int) -> tuple[float, float]:
-    """Weights that have to be read, and those that each token is multiplied with."""
+    """Count the weights that have to be read, and those that each token is multiplied with."""
     if not config.layer_is_sparse(layer):
         dense = 3.0 * config.hidden_size * config.intermediate_size
         return dense, dense

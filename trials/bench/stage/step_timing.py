@@ -110,7 +110,7 @@ class _StageBench:
             stage.kv.values(layer).normal_()
 
     def decode(self, num_sessions: int) -> StageRow:
-        """Steps of one new token for each session; all hold `context` tokens before the first."""
+        """Time steps of one new token for each session; all hold `context` tokens before the first."""
         settings = self._settings
         names = self._open("decode", num_sessions, cached=settings.context)
         steps = [
@@ -124,7 +124,7 @@ class _StageBench:
         return msgspec.structs.replace(self._row("decode", num_sessions, num_sessions, steps, needs), queued_s=queued_s)
 
     def _in_turn(self, num_sessions: int) -> Spread:
-        """Steps of two sets of sessions in turn, each enqueued before the last has ended: as a pipeline does."""
+        """Time steps of two sets of sessions in turn, each enqueued before the last has ended, as a pipeline does."""
         settings = self._settings
         sets = [self._open(kind, num_sessions, cached=settings.context) for kind in ("odd", "even")]
         batches = [
@@ -144,7 +144,7 @@ class _StageBench:
         return Spread.of([after - first for first, after in pairwise(ended)][settings.num_warm_up :])
 
     def mixed(self, num_decoded: int, num_prompts: int) -> StageRow:
-        """Whole prompts of `context` tokens, new ones in every step, packed with one token each of other sessions."""
+        """Time whole prompts of `context` tokens, new ones in every step, and one token each of other sessions."""
         settings, context = self._settings, self._settings.context
         decoded = self._open("decode", num_decoded, cached=context)
         steps = []
@@ -196,7 +196,7 @@ class _StageBench:
         return _Timing(ended - started, handed_over - started, launched.device_s)
 
     def _random_tokens(self, num_tokens: int) -> Tensor:
-        """Different for every session, or all of them would choose the same experts."""
+        """Draw other tokens for every session: with the same ones all would choose the same experts."""
         vocab_size = self._stage.config.text.vocab_size
         return torch.randint(vocab_size, (num_tokens,), generator=self._chance, dtype=torch.int32)
 

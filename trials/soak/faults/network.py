@@ -66,6 +66,7 @@ class Network:
     """Namespaces for components, around a hub that this process moves into. Open it from the main thread, early."""
 
     def __init__(self, components: Sequence[str]) -> None:
+        """Prepare a namespace for each of `components`, by name."""
         if len(components) > _MAX_COMPONENTS:
             raise ConfigurationError(f"{len(components)} components; a network has room for {_MAX_COMPONENTS}")
         self._numbers = {name: number for number, name in enumerate(components, start=2)}

@@ -64,6 +64,7 @@ class SoakClient:
     def __init__(
         self, session: aiohttp.ClientSession, gateway_urls: Sequence[str], pictures: Path, run: str, patience_s: float
     ) -> None:
+        """Call the gateways in turn; `pictures` is where the files of questions lie."""
         self.counts = ClientCounts()
         self._session = session
         self._urls = tuple(gateway_urls)
@@ -77,7 +78,7 @@ class SoakClient:
     async def open(
         cls, gateway_urls: Sequence[str], pictures: Path, *, run: str, patience_s: float = 120.0
     ) -> AsyncIterator[SoakClient]:
-        """`run` keeps the keys of two runs apart; `patience_s` is how long a call is repeated without an answer."""
+        """Connect; `run` keeps the keys of two runs apart, calls without an answer are repeated for `patience_s`."""
         timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S, sock_connect=2.0)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             yield cls(session, gateway_urls, pictures, run, patience_s)

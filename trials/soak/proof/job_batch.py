@@ -15,6 +15,7 @@ class JobBatch:
     """What becomes of the questions."""
 
     def __init__(self) -> None:
+        """Start without jobs."""
         self.submissions: list[AskedQuestion] = []
         self.unanswered: dict[int, str] = {}
         """Questions whose client gave up, and why."""

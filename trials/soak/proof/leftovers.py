@@ -35,6 +35,7 @@ class Leftovers:
     """Looks at one namespace from outside, over connections of its own."""
 
     def __init__(self, transport: Transport, redis: RedisClient, namespace: str, pipeline: str) -> None:
+        """Look at a pipeline in a namespace."""
         self._redis = redis
         self._namespace = namespace
         self._pipeline = pipeline

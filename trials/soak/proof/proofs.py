@@ -115,7 +115,7 @@ def _not_one_result(question: int, job_id: str, record: JobRecord | None) -> Ite
 
 
 def _miscounted(evidence: Evidence) -> Iterable[str]:
-    """Every end is counted once, in the script that writes it: more ends than jobs are doubled results."""
+    """Compare jobs with the ends that were counted where they were written: more ends are doubled results."""
     ended = Counter(record.status for record in evidence.records)
     for status in ("queued", "running", "succeeded", "failed", "cancelled"):
         counted = getattr(evidence.counts, status)

@@ -48,6 +48,7 @@ class WatchedDecoder:
     """A decoder that remembers the logits of every token that was wanted, by session and the token's index."""
 
     def __init__(self, decoder: Decoder) -> None:
+        """Remember what `decoder` computes."""
         self.seen: dict[tuple[str, int], Tensor] = {}
         self._decoder = decoder
 
@@ -82,6 +83,7 @@ class ReferenceModel:
     """The whole model in this process."""
 
     def __init__(self, directory: Path) -> None:
+        """Load the artifact in `directory`."""
         artifact = Artifact.open(directory)
         self._config = artifact.config
         self._facts: ModelFacts = read_model_facts(directory)
@@ -98,7 +100,7 @@ class ReferenceModel:
         self._seen: dict[Path, tuple[VisualFrames, TowerOutput]] = {}
 
     def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[ExpectedAnswer]:
-        """ExpectedAnswer all questions, some at a time."""
+        """Answer all questions, some at a time."""
         for first in range(0, len(questions), _NUM_TOGETHER):
             some = questions[first : first + _NUM_TOGETHER]
             requests = [self._request(question, pictures) for question in some]

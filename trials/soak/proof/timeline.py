@@ -42,7 +42,7 @@ class JobTimeline:
         return max([seen.at for seen in self.tokens[-1:]] + [at for at, _ in self.finished], default=0.0)
 
     def next_sign_s(self, at: float) -> float:
-        """Seconds from `at` to its next tokens or its end; it must be under way."""
+        """Return the seconds from `at` to its next tokens or its end; it must be under way."""
         signs = [seen.at for seen in self.tokens] + [when for when, _ in self.finished]
         return min(sign for sign in signs if sign > at) - at
 
@@ -51,6 +51,7 @@ class Timelines:
     """The timelines of all jobs."""
 
     def __init__(self) -> None:
+        """Start without jobs."""
         self.jobs: dict[str, JobTimeline] = {}
 
     def take(self, event: JobEvent, at: float) -> None:
