@@ -8,14 +8,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.drill import Crowd, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.drill import Crowd, Drill, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.kit.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
@@ -28,14 +27,6 @@ ACK_WAIT_S = 4.0
 SLACK_S = 2.0
 """For a machine that does other things as well."""
 CONDUCTORS = ("conductor-0", "conductor-1")
-
-
-@dataclass(frozen=True)
-class Drill:
-    """A running pipeline and what its crowd says when nothing happens."""
-
-    client: PipelineClient
-    expected: list[list[int]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

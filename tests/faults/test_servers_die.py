@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
@@ -13,6 +12,7 @@ import pytest_asyncio
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.state.redis_client import open_redis
 from tests.kit.drill import (
+    Drill,
     Follower,
     crowd_questions,
     fault_cluster,
@@ -30,14 +30,6 @@ NUM_JOBS = 36
 MAX_JOBS = 16
 """Of these are taken from the queue at a time; the others wait there with their pictures."""
 QUESTIONS = crowd_questions(NUM_JOBS, 100)
-
-
-@dataclass(frozen=True)
-class Drill:
-    """A running pipeline and what its crowd says when nothing happens."""
-
-    client: PipelineClient
-    expected: list[list[int]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -10,13 +10,13 @@ import signal
 import statistics
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
 from broker_pipeline.messages.gateway import PipelineStatus
 from tests.kit.drill import (
+    Drill,
     Follower,
     crowd_questions,
     fault_cluster,
@@ -40,14 +40,6 @@ MAX_DETECTION_S = 4.0
 """The aim is 3 s; the rest is for machines that do other things as well."""
 MAX_GAP_S = 1.0
 """Of sessions on other routes. They share two cores with a process that is being started, so not just one step."""
-
-
-@dataclass(frozen=True)
-class Drill:
-    """A running pipeline and what its crowd says when nothing happens."""
-
-    client: PipelineClient
-    expected: list[list[int]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -191,10 +191,29 @@ async def submitted(client: PipelineClient, questions: Sequence[Asked]) -> Async
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class Drill:
+    """A running pipeline and what its crowd says when nothing happens."""
+
+    client: PipelineClient
+    expected: list[list[int]]
+
+
 async def undisturbed(client: PipelineClient, questions: Sequence[Asked]) -> list[list[int]]:
     """Run jobs with nothing in their way and return their tokens."""
     async with submitted(client, questions) as crowd:
         return await crowd.finish()
+
+
+async def run_command(client: PipelineClient, *arguments: str) -> tuple[int, str, str]:
+    """Run an operator's command as a person does; return exit code, output and what went to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        "broker-pipeline", *arguments, "--gateway", client.cluster.gateway_url,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 # --- logs and status ------------------------------------------------------------------------------------------------

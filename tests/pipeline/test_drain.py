@@ -13,7 +13,7 @@ from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import DENSE, tiny_cluster
-from tests.kit.drill import status_when
+from tests.kit.drill import run_command, status_when
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PipelineClient, client_of
 from tests.kit.reference import reference_tokens
@@ -36,16 +36,6 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipe
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
     return [reference_tokens(DENSE, (picture(n),), prompt, MAX_TOKENS) for n, prompt in enumerate(PROMPTS)]
-
-
-async def drain(client: PipelineClient, *arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        "broker-pipeline", "drain", *arguments, "--gateway", client.cluster.gateway_url,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 async def submit_some(client: PipelineClient) -> list[str]:
@@ -90,7 +80,7 @@ async def submit_until(client: PipelineClient, condition: Callable[[list[int]], 
 
 async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
     job_ids = await submit_until(client, lambda counts: len(counts) == 2 and min(counts) > 0)
-    draining = asyncio.ensure_future(drain(client, "stage-1", "--wait", "--timeout-s", "60"))
+    draining = asyncio.ensure_future(run_command(client, "drain", "stage-1", "--wait", "--timeout-s", "60"))
     job_ids += await submit_while(client, draining)
     code, out, err = await draining
     assert (code, err) == (0, "")
@@ -107,7 +97,7 @@ async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expecte
 
 async def test_a_vision_worker_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:
     job_ids = await submit_some(client)
-    draining = asyncio.ensure_future(drain(client, "vision-0", "--wait", "--timeout-s", "60"))
+    draining = asyncio.ensure_future(run_command(client, "drain", "vision-0", "--wait", "--timeout-s", "60"))
     job_ids += await submit_while(client, draining)
     assert (await draining)[0] == 0
     await check(client, job_ids, expected)
@@ -119,10 +109,10 @@ async def test_a_vision_worker_is_drained_while_jobs_run(client: PipelineClient,
 async def test_the_last_worker_for_its_layers_finishes_its_sessions_and_jobs_wait(
     client: PipelineClient, expected: list[list[int]]
 ) -> None:
-    code, _, err = await drain(client, "stage-9")
+    code, _, err = await run_command(client, "drain", "stage-9")
     assert (code, "there are: " in err, "Traceback" in err) == (2, True, False)
     job_ids = await submit_until(client, lambda counts: sum(counts) >= 4)
-    code, out, err = await drain(client, "stage-2", "--wait")
+    code, out, err = await run_command(client, "drain", "stage-2", "--wait")
     assert (code, "stage-2 has ended" in out) == (0, True)
     assert "nobody else does what stage-2 did" in err
     late = await client.submit(picture(0), prompt=PROMPTS[0], max_tokens=MAX_TOKENS)

@@ -15,6 +15,7 @@ from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import tiny_cluster
+from tests.kit.drill import run_command
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PipelineClient, client_of
 from tests.kit.poison import POISON, POISON_ID, UNTIED, poisoned_artifact
@@ -44,14 +45,8 @@ def expected() -> list[list[int]]:
 
 
 async def command(client: PipelineClient, *arguments: str) -> tuple[int, list[str], str]:
-    """Run `broker-pipeline failed …` as a person does; return exit code, lines, and what went to stderr."""
-    process = await asyncio.create_subprocess_exec(
-        "broker-pipeline", "failed", *arguments, "--gateway", client.cluster.gateway_url,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().splitlines(), err.decode()
+    code, out, err = await run_command(client, "failed", *arguments)
+    return code, out.splitlines(), err
 
 
 async def lines(client: PipelineClient, *arguments: str) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.drill import run_command
 from tests.kit.gateway_process import until_metrics
 from tests.kit.pictures import picture
 from tests.kit.pipeline_client import PipelineClient, client_of
@@ -83,23 +83,17 @@ async def test_each_role_is_drained_by_its_own_name(tmp_path: Path) -> None:
     one = {"shares_vision": True, "num_vision_workers": 1}
     async with tiny_cluster(tmp_path, DENSE, "3", **one) as cluster, client_of(cluster) as client:
         stage = cluster.processes["stage-0"]
-        assert await drain(cluster, "vision-stage-0") == 0
+        assert await drain(client, "vision-stage-0") == 0
         submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS)
         assert await client.run(await asyncio.gather(*submissions)) == expected_tokens()
         assert stage.state == "ready"
         assert '"session_prepared"' not in stage.log_path.read_text()
-        assert await drain(cluster, "stage-0") == 0
+        assert await drain(client, "stage-0") == 0
         assert await stage.process.wait() == 0
 
 
-async def drain(cluster: LocalCluster, worker: str) -> int:
-    arguments = ("drain", worker, "--wait", "--gateway", cluster.gateway_url)
-    process = await asyncio.create_subprocess_exec(
-        "broker-pipeline", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    await process.communicate()
-    assert process.returncode is not None
-    return process.returncode
+async def drain(client: PipelineClient, worker: str) -> int:
+    return (await run_command(client, "drain", worker, "--wait"))[0]
 
 
 async def test_the_failure_of_either_ends_the_process_with_its_error(tmp_path: Path) -> None:

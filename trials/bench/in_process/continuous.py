@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.messages.activation import Segment, SessionOpen
-from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from stages.artifact import Artifact
@@ -37,17 +36,13 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.lazy_tensors import LazyTensors
-from stages.prompt.chat import PromptBuilder, VisualInput
-from stages.prompt.images import decode_image
-from stages.prompt.preprocess import Patches, PixelBudget
-from stages.prompt.visual_frames import image_frames
-from stages.qwen3_vl.config import ModelConfig
+from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from trials.bench.in_process.rounds import serve_rounds
 from trials.bench.work import InProcessOrder, Work
+from trials.prompts import Prompts
 
-RULES = "preprocessor_config.json"
 _MAX_BATCH_TOKENS = 4096
 _MAX_BATCH_PICTURES = 16
 _GREEDY = SamplingSettings()
@@ -104,8 +99,7 @@ class ContinuousBatch:
         device, dtype = choose_device(options.device), compute_dtype(config, options.dtype)
         num_layers = config.text.num_layers
         self._config = config
-        self._prompts = PromptBuilder.from_directory(config, artifact.directory)
-        self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), config.vision, file=RULES)
+        self._prompts = Prompts(artifact)
         self._stage: StageCompute = load_stage(
             config,
             BlockRange(start=0, stop=num_layers),
@@ -140,21 +134,18 @@ class ContinuousBatch:
             return
         for name in itertools.islice(waiting, 4 * _MAX_BATCH_PICTURES):
             if name not in self._read_ahead:
-                self._read_ahead[name] = self._readers.submit(self._read, name)
-
-    def _read(self, name: str) -> Patches:
-        return read_patches(self._pictures / name, self._config, self._budget)
+                self._read_ahead[name] = self._readers.submit(self._prompts.patches, self._pictures / name)
 
     def _patches(self, name: str) -> Patches:
         ahead = self._read_ahead.pop(name, None)
-        return ahead.result() if ahead is not None else self._read(name)
+        return ahead.result() if ahead is not None else self._prompts.patches(self._pictures / name)
 
     def _open(self, names: Sequence[str], work: Work) -> Iterator[_Session]:
         patches = [self._patches(name) for name in names]
         encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
         rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
         for name, each, own in zip(names, patches, rows, strict=True):
-            prompt = self._prompts.build([message(work.prompt)], [VisualInput("image", each.grid)])
+            prompt = self._prompts.build(work.prompt, [each])
             plan = plan_positions(len(prompt.token_ids), prompt.groups)
             self.num_prompt_tokens = num_prompt = len(prompt.token_ids)
             opening = SessionOpen(
@@ -196,17 +187,6 @@ def _split(rows: TowerOutput, counts: Sequence[int]) -> Iterator[TowerOutput]:
     levels = [torch.split(level, list(counts)) for level in rows.levels]
     for index, own in enumerate(embeds):
         yield TowerOutput(own, tuple(level[index] for level in levels))
-
-
-def read_patches(path: Path, config: ModelConfig, budget: PixelBudget) -> Patches:
-    """Decode, resize and cut one picture."""
-    return image_frames(decode_image(path.read_bytes()), config.vision, budget).to_patches()
-
-
-def message(prompt: str) -> ChatMessage:
-    """Return one picture and a prompt as a conversation."""
-    unnamed = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
-    return ChatMessage(role="user", content=(unnamed, TextPart(text=prompt)))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,11 @@ from broker_pipeline.errors import ArtifactError
 from stages.artifact import Artifact
 from stages.compute.loading import compute_dtype
 from stages.device.choice import choose_device
-from stages.prompt.chat import PromptBuilder, VisualInput
-from stages.prompt.preprocess import PixelBudget
 from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.tensors import LM_HEAD, model_shapes
-from trials.bench.in_process.continuous import RULES, message, read_patches
 from trials.bench.in_process.rounds import serve_rounds
 from trials.bench.work import InProcessOrder, Work
+from trials.prompts import Prompts
 
 
 class Generator:
@@ -41,8 +39,7 @@ class Generator:
         artifact = Artifact.open(order.model)
         self._model = build_model(artifact, choose_device(order.device), order.dtype)
         self._config = artifact.config
-        self._prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
-        self._budget = PixelBudget.from_json(artifact.path(RULES).read_bytes(), artifact.config.vision, file=RULES)
+        self._prompts = Prompts(artifact)
         self._pictures = Path(order.rounds.pictures)
         self.num_prompt_tokens = 0
         """Of the last session."""
@@ -70,10 +67,9 @@ class Generator:
 
     def _inputs(self, names: Sequence[str], prompt: str) -> dict[str, Tensor]:
         """Return what transformers' processor would make of them; pictures of one size need no padding."""
-        patches = [read_patches(self._pictures / name, self._config, self._budget) for name in names]
+        patches = [self._prompts.patches(self._pictures / name) for name in names]
         grids = [each.grid for each in patches]
-        prompts = [self._prompts.build([message(prompt)], [VisualInput("image", grid)]) for grid in grids]
-        ids = torch.tensor([prompt.token_ids for prompt in prompts])
+        ids = torch.tensor([self._prompts.build(prompt, [each]).token_ids for each in patches])
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),

@@ -190,10 +190,10 @@ class _StageBench:
         synchronize(self._stage.device)
         started = time.perf_counter()
         launched = self._stage.launch(batch)
-        handed_over = time.perf_counter()
+        enqueued = time.perf_counter()
         launched.collect()
         ended = time.perf_counter()
-        return _Timing(ended - started, handed_over - started, launched.device_s)
+        return _Timing(ended - started, enqueued - started, launched.device_s)
 
     def _random_tokens(self, num_tokens: int) -> Tensor:
         """Draw other tokens for every session: with the same ones all would choose the same experts."""

@@ -19,7 +19,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart
 from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
@@ -31,17 +30,14 @@ from stages.compute.loading import load_stage, load_vision, stage_tensor_names, 
 from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.sampler import SessionSampler
 from stages.compute.visual_injection import VisualInjection
-from stages.prompt.chat import PromptBuilder, VisualInput
-from stages.prompt.images import decode_image
-from stages.prompt.preprocess import PixelBudget
-from stages.prompt.visual_frames import VisualFrames, image_frames
+from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.vision import TowerOutput, VisionTower
+from trials.prompts import Prompts
 from trials.soak.proof.questions import ExpectedAnswer, Question
 from trials.soak.proof.tolerance import TOLERANCES, is_unambiguous
 
 _NUM_TOGETHER = 32
 _KV_TOKENS = 64 * 1024
-_RULES = "preprocessor_config.json"
 
 
 class WatchedDecoder:
@@ -85,11 +81,9 @@ class ReferenceModel:
     def __init__(self, directory: Path) -> None:
         """Load the artifact in `directory`."""
         artifact = Artifact.open(directory)
-        self._config = artifact.config
         self._facts: ModelFacts = read_model_facts(directory)
-        self._prompts = PromptBuilder.from_directory(artifact.config, directory)
+        self._prompts = Prompts(artifact)
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._budget = PixelBudget.from_json(artifact.path(_RULES).read_bytes(), artifact.config.vision, file=_RULES)
         num_layers = artifact.config.text.num_layers
         text = artifact.load(stage_tensor_names(artifact.config, 0, num_layers))
         whole = BlockRange(start=0, stop=num_layers)
@@ -97,7 +91,7 @@ class ReferenceModel:
         self._decoder = WatchedDecoder(self._stage.decoder)
         self._stage.decoder = self._decoder
         self._tower: VisionTower = load_vision(artifact.config, artifact.load(vision_tensor_names(artifact.config)))
-        self._seen: dict[Path, tuple[VisualFrames, TowerOutput]] = {}
+        self._seen: dict[Path, tuple[Patches, TowerOutput]] = {}
 
     def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[ExpectedAnswer]:
         """Answer all questions, some at a time."""
@@ -111,7 +105,7 @@ class ReferenceModel:
 
     def _request(self, question: Question, pictures: Path) -> Request:
         seen = [self._look(pictures / name) for name in question.pictures]
-        prompt = self._prompts.build([_message(question)], [VisualInput("image", frames.grid) for frames, _ in seen])
+        prompt = self._prompts.build(question.prompt, [patches for patches, _ in seen])
         rows = [rows for _, rows in seen]
         return Request(
             session=f"question-{question.number}",
@@ -123,10 +117,10 @@ class ReferenceModel:
             eos_token_ids=() if question.sampling.ignore_eos else self._facts.eos_token_ids,
         )
 
-    def _look(self, path: Path) -> tuple[VisualFrames, TowerOutput]:
+    def _look(self, path: Path) -> tuple[Patches, TowerOutput]:
         if path not in self._seen:
-            frames = image_frames(decode_image(path.read_bytes()), self._config.vision, self._budget)
-            self._seen[path] = frames, self._tower.encode(frames.to_patches().rows, [frames.grid])
+            patches = self._prompts.patches(path)
+            self._seen[path] = patches, self._tower.encode(patches.rows, [patches.grid])
         return self._seen[path]
 
     def _answer(self, question: Question, request: Request, tokens: Sequence[SampledToken]) -> ExpectedAnswer:
@@ -138,19 +132,13 @@ class ReferenceModel:
             finish_reason="stop" if ids[-1] in request.eos_token_ids else "length",
             num_prompt_tokens=len(request.token_ids),
             num_visual_tokens=sum(group.count for group in request.groups),
-            is_unambiguous=all(self._is_firm(request, ids[:number], token) for number, token in enumerate(tokens)),
+            is_unambiguous=all(self._is_certain(request, ids[:number], token) for number, token in enumerate(tokens)),
         )
 
-    def _is_firm(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
+    def _is_certain(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
         logits = self._decoder.seen[(request.session, token.position)]
         sampler = SessionSampler.opened(request.sampling, (*request.token_ids, *before), len(request.token_ids))
         return is_unambiguous(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
-
-
-def _message(question: Question) -> ChatMessage:
-    unnamed = MediaRef(sha256="0" * 64, object_name="none", num_bytes=0)
-    pictures = (ImagePart(media=unnamed) for _ in question.pictures)
-    return ChatMessage(role="user", content=(*pictures, TextPart(text=question.prompt)))
 
 
 def _joined(rows: Sequence[TowerOutput]) -> TowerOutput:

@@ -43,10 +43,10 @@ def is_unambiguous(logits: Tensor, sampler: SessionSampler, position: int, toler
         if _touches(before, settings.top_p, tolerance):
             return False
         kept &= before < settings.top_p
-    return _is_drawn_firmly(scores, probabilities[kept].cumsum(dim=-1), uniform(settings.seed, position), tolerance)
+    return _is_drawn_apart(scores, probabilities[kept].cumsum(dim=-1), uniform(settings.seed, position), tolerance)
 
 
-def _is_drawn_firmly(scores: Tensor, cumulative: Tensor, drawn: float, tolerance: float) -> bool:
+def _is_drawn_apart(scores: Tensor, cumulative: Tensor, drawn: float, tolerance: float) -> bool:
     target = drawn * float(cumulative[-1])
     if _touches(cumulative[:-1], target, tolerance):
         return False

@@ -36,7 +36,7 @@ def test_answers_obey_their_questions(pictures: Path) -> None:
             assert answer.finish_reason == "length"
 
 
-def test_answers_that_are_firm_stand_against_small_errors_and_others_may_not(pictures: Path) -> None:
+def test_unambiguous_answers_stand_against_small_errors_and_others_may_not(pictures: Path) -> None:
     questions = make_questions(2, 48)
     answers = list(ReferenceModel(tiny_artifact()).answers(questions, pictures))
     assert sum(answer.is_unambiguous for answer in answers) >= 36

@@ -40,9 +40,9 @@ def chosen(logits: torch.Tensor, settings: dict[str, Any]) -> list[int]:
     ],
     ids=str,
 )
-def test_a_firm_choice_stays_under_errors_within_the_tolerance(settings: dict[str, Any]) -> None:
+def test_an_unambiguous_choice_stays_under_errors_within_the_tolerance(settings: dict[str, Any]) -> None:
     chance = torch.Generator().manual_seed(0)
-    num_firm = num_moved = 0
+    num_certain = num_moved = 0
     for seed in range(300):
         seeded = settings | {"seed": seed}
         logits = 2 * torch.randn(40, generator=chance)
@@ -50,17 +50,17 @@ def test_a_firm_choice_stays_under_errors_within_the_tolerance(settings: dict[st
         noise = TOLERANCE * (2 * torch.rand(24, 40, generator=chance) - 1) / 1.5  # a penalty scales the error as well
         moved = len(set(chosen(torch.cat((logits[None], logits + noise)), seeded))) > 1
         assert not (unambiguous and moved)
-        num_firm, num_moved = num_firm + unambiguous, num_moved + moved
-    assert num_firm > 200
-    assert num_firm + num_moved <= 300
+        num_certain, num_moved = num_certain + unambiguous, num_moved + moved
+    assert num_certain > 200
+    assert num_certain + num_moved <= 300
 
 
-def test_two_equal_candidates_are_no_firm_greedy_choice() -> None:
+def test_two_equal_candidates_are_an_ambiguous_greedy_choice() -> None:
     assert not is_unambiguous(torch.tensor([0.0, 3.0, 3.0, 1.0]), sampler(), POSITION, TOLERANCE)
     assert is_unambiguous(torch.tensor([0.0, 3.0, 2.9, 1.0]), sampler(), POSITION, TOLERANCE)
 
 
-def test_a_number_drawn_at_the_edge_of_a_share_is_not_firm() -> None:
+def test_a_number_drawn_at_the_edge_of_a_share_is_ambiguous() -> None:
     seed = next(seed for seed in range(100) if 0.6 < uniform(seed, POSITION) < 0.9)
     drawn = uniform(seed, POSITION)
     settings: dict[str, Any] = {"temperature": 1.0, "seed": seed}
@@ -68,7 +68,7 @@ def test_a_number_drawn_at_the_edge_of_a_share_is_not_firm() -> None:
     assert is_unambiguous(torch.tensor([drawn - 0.01, 1.01 - drawn]).log(), sampler(**settings), POSITION, TOLERANCE)
 
 
-def test_a_cut_between_equals_is_not_firm() -> None:
+def test_a_cut_between_equals_is_ambiguous() -> None:
     logits = torch.tensor([5.0, 2.0, 2.0, 0.0])
     assert not is_unambiguous(logits, sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)
     assert is_unambiguous(torch.tensor([9.0, 2.0, 1.0, 0.0]), sampler(temperature=1.0, top_k=2), POSITION, TOLERANCE)
