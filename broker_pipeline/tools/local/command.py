@@ -52,7 +52,7 @@ _SAME_NAMES = (
     help="Where the first vision worker runs: in the process of the first stage, where visual rows need not leave the "
     "GPU, or in one of its own. auto shares a process where it would share the GPU.",
 )
-@option("--mps", is_flag=True, help="Have workers on one GPU compute side by side by NVIDIA's MPS, not time-sliced.")
+@option("--mps", is_flag=True, help="Workers on one GPU share it through NVIDIA's MPS, instead of time slicing.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
 @option(
@@ -69,26 +69,34 @@ _SAME_NAMES = (
 @option(
     "--deterministic",
     is_flag=True,
-    help="Compute a session alike whatever else shares its batches; slower.",
+    help="Compute batch-invariantly: what shares a session's batches changes none of its tokens; slower.",
 )
 @option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
-@option("--kv-tokens", type=_POSITIVE, help="KV room of each stage, in tokens. [default: what fits]")
-@option("--drain-s", default=10.0, type=click.FloatRange(min=0), help="Seconds for each part to finish when stopping.")
+@option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
 @option(
-    "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level in logs."
+    "--drain-s",
+    default=10.0,
+    type=click.FloatRange(min=0),
+    help="Seconds that each service has to drain.",
+)
+@option(
+    "--log-level",
+    default="info",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Lowest level logged.",
 )
 @option(
     "--profile",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory to write a trace of every part into; see `broker-pipeline trace --help`.",
+    help="Directory to write a trace of every service into; see `broker-pipeline trace --help`.",
 )
 def command(**options: Any) -> None:
-    """Run a whole pipeline on this machine, each part in a process of its own.
+    """Run a whole pipeline on this machine, each service in a process of its own.
 
     With one GPU, the vision worker shares the process of the first stage.
 
-    Starts NATS, Redis, a gateway, a conductor, vision workers and stages, shows what is ready, starts again what dies,
-    and stops all of it in order at Ctrl-C. Jobs that are not finished by then are taken up at the next start.
+    Starts NATS, Redis, a gateway, a conductor, vision workers and stages, shows what is ready, restarts what dies, and
+    stops all of it in order at Ctrl-C. Jobs that are not finished by then are taken up at the next start.
 
     \b
     Examples:

@@ -50,7 +50,7 @@ class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
     copy_ms: float
     publish_ms: float
     host_us: dict[str, float]
-    """Work of the processor for each microbatch, by what it was."""
+    """CPU work for each microbatch, by what it was."""
     other: dict[str, ActivitySummary]
     """What was done for sessions and requests, by what it was."""
 
@@ -144,7 +144,7 @@ def _activity(spans: list[Span], extent: int) -> ActivitySummary:
 
 
 def _host_work(process: ProcessTrace, num_microbatches: int, *, has_device: bool) -> dict[str, float]:
-    """Return microseconds per microbatch of everything that the processor did for microbatches."""
+    """Return microseconds per microbatch of all CPU work for microbatches."""
     times: defaultdict[str, int] = defaultdict(int)
     for span in process.spans:
         is_launch = span.kind == "compute" and has_device and span.row != DEVICE.row

@@ -21,7 +21,7 @@ _SHORT = ("encode ", "send ", "receive ")
 
 
 def render_summary(summary: ProfileSummary) -> RenderableType:
-    """Return tables of shares, of the parts of a microbatch's time, and of what the processors did for it."""
+    """Return tables of shares, of the parts of a microbatch's time, and of the CPU work for it."""
     parts: list[RenderableType] = [Text(line) for line in _head(summary)]
     with_microbatches = [worker for worker in summary.workers if worker.num_microbatches]
     parts += [Text(""), _shares(summary.workers)]
@@ -62,7 +62,7 @@ def _host_work(workers: Sequence[WorkerSummary]) -> Table:
     names = {name for worker in workers for name in worker.host_us}
     known = [name for name in _HOST_ORDER if name in names]
     columns = [*known, *sorted(names - set(known)), "sum"]
-    table = plain_table("process", *columns, title="work of the processor per microbatch in µs", right=columns)
+    table = plain_table("process", *columns, title="CPU work per microbatch in µs", right=columns)
     for worker in workers:
         shown = [f"{worker.host_us[name]:.0f}" if name in worker.host_us else "" for name in columns[:-1]]
         table.add_row(worker.name, *shown, f"{sum(worker.host_us.values()):.0f}")

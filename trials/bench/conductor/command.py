@@ -19,7 +19,7 @@ from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
 _NOTE = (
-    "Microseconds. A token and a job: processor time of the conductor's process. The parts of a token: by the clock on "
+    "Microseconds. A token and a job: CPU time of the conductor's process. The parts of a token: by the clock on "
     "the wall, so that on a busy machine they come to more than the token, and the rest falls below nothing."
 )
 _COLUMNS: list[Column] = [

@@ -36,7 +36,7 @@ _DECODE_COLUMNS: list[Column] = [
     ("bytes in all", lambda row: f"{row.num_bytes:,}"),
     ("encode, µs (p10-p90)", lambda row: row.encode_s.scaled(1e6)),
     ("decode, µs", lambda row: row.decode_s.scaled(1e6)),
-    ("processor, both ends, µs", lambda row: shown(row.cpu_s * 1e6)),
+    ("CPU, both ends, µs", lambda row: shown(row.cpu_s * 1e6)),
     ("one way, µs", lambda row: row.transport_s.scaled(1e6)),
 ]
 
@@ -48,7 +48,7 @@ class HopReport(BenchReport, frozen=True, kw_only=True):
 
 
 @click.command(name="hop")
-@click.option("--nats-url", help="Server to measure.  [default: one started for the occasion]")
+@click.option("--nats-url", help="Server to measure.  [default: one of its own]")
 @click.option(
     "--kib",
     "sizes",
@@ -93,7 +93,7 @@ def command(
 ) -> None:
     """Time envelopes through the transport, and raw nats-py with the same bytes on the same event loop.
 
-    Then: what the messages of one decode step cost the processor, between conductor and stages.
+    Then: what CPU time the messages of one decode step cost, between conductor and stages.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ class DecodeRow(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: Spread
     """With every check."""
     cpu_s: float
-    """Time of the processor for all of a hop at both ends: encoded, sent, received, decoded. Without the server's."""
+    """CPU time of all of a hop at both ends: encoded, sent, received, decoded. Without the server's."""
     transport_s: Spread
     """One way."""
 

@@ -43,7 +43,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=click.Choice(["separate", "shared"]),
     default=("separate",),
     show_default=True,
-    help="Pictures become rows in a process of its own, or in that of the first stage; both may be given.",
+    help="Where the vision worker runs: in a process of its own, or in the first stage's; both may be given.",
 )
 @click.option(
     "--model",
@@ -51,7 +51,9 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     help="Artifact to run.  [default: the demo's model]",
 )
 @work_options
-@click.option("--max-sessions", type=POSITIVE, help="Of these, most that are computed.  [default: all]")
+@click.option(
+    "--max-sessions", type=POSITIVE, help="Most sessions in flight at the conductor.  [default: --concurrency]"
+)
 @click.option(
     "--device", default="cpu", show_default=True, help="cpu, cuda (one GPU each while there are enough) or cuda:N."
 )
@@ -59,7 +61,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 @click.option(
     "--threads", "num_threads", type=POSITIVE, help="Threads of each worker.  [default: the cores shared out]"
 )
-@click.option("--kv-tokens", type=POSITIVE, help="KV room of every stage.  [default: what the sessions need]")
+@click.option("--kv-tokens", type=POSITIVE, help="KV tokens of every stage.  [default: what the sessions need]")
 @click.option(
     "--in-process/--no-in-process",
     "with_in_process",

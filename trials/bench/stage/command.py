@@ -70,10 +70,16 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
     help="Also a step that decodes so many sessions and prefills so many prompts; may be given several times.",
 )
 @click.option("--steps", "num_steps", default=30, show_default=True, type=POSITIVE, help="Steps of each kind.")
-@click.option("--warm-up", "num_warm_up", default=5, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    *("--warm-up", "num_warm_up"),
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Steps of each kind before those that are timed.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
-    "--deterministic", "is_deterministic", is_flag=True, help="As a worker computes with its flag of the same name."
+    "--deterministic", "is_deterministic", is_flag=True, help="Compute batch-invariantly, as a worker with this flag."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
 @click.option("--threads", "num_threads", type=POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
@@ -87,7 +93,7 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     how a pipeline drives a GPU. "On the GPU" is what its own clock says of a step by itself.
 
     The floor is the larger of two times: that of reading weights, keys and values once, at the rate of a large copy;
-    and that of the products, at the rate of a large matrix product. Both rates are measured in the same run.
+    and that of the matrix products, at the rate of a large one. Both rates are measured in the same run.
 
     \b
     Examples:
