@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.signals import until_interrupted
+from trials.directories import fresh_directory
 from trials.soak.faults.network import require_network
 from trials.soak.faults.plan import FaultKind, parse_kinds
 from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
@@ -117,8 +116,7 @@ async def _soak(options: dict[str, Any], say: _Teller) -> int:
     kinds = parse_kinds(options["faults"])
     if "partition" in kinds and options["overload"] is None:
         require_network()
-    with ExitStack() as stack:
-        directory = _directory(options["data_dir"], stack)
+    with fresh_directory(options["data_dir"], "data_dir") as directory:
         model = options["model"]
         if model is None:
             say("making a small model of random weights")
@@ -183,15 +181,6 @@ def _targets(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None
     if unknown or not names:
         raise ConfigurationError(f"--targets {text}: the components are {', '.join(known)}", field="targets")
     return names
-
-
-def _directory(chosen: Path | None, stack: ExitStack) -> Path:
-    if chosen is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-pipeline-soak-")))
-    if chosen.exists() and any(chosen.iterdir()):
-        raise ConfigurationError(f"{chosen} is not empty: a soak needs a fresh directory", field="data_dir")
-    chosen.mkdir(parents=True, exist_ok=True)
-    return chosen.absolute()
 
 
 def _write(out: Path | None, report: SoakReport | OverloadReport) -> None:

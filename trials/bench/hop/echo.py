@@ -41,13 +41,13 @@ async def raw_echo(nats_url: str, payload: bytes) -> AsyncIterator[RoundTrip]:
     """Yield a round trip of `payload` through two nats-py clients and their callbacks."""
     there, back = (f"bench.{secrets.token_hex(8)}" for _ in range(2))
     async with _client(nats_url) as near, _client(nats_url) as far:
-        arrived = _Arrival()
+        arrived = asyncio.get_running_loop().create_future()
 
         async def answer(msg: Msg) -> None:
             await far.publish(back, msg.data)
 
         async def arrive(_: Msg) -> None:
-            arrived.arrive()
+            arrived.set_result(None)
 
         await far.subscribe(there, cb=answer)
         await near.subscribe(back, cb=arrive)
@@ -56,9 +56,10 @@ async def raw_echo(nats_url: str, payload: bytes) -> AsyncIterator[RoundTrip]:
             await client.flush()
 
         async def trip() -> None:
-            waiting = arrived.expect()
+            nonlocal arrived
+            arrived = asyncio.get_running_loop().create_future()
             await near.publish(there, payload)
-            await waiting
+            await arrived
 
         yield trip
 
@@ -100,18 +101,3 @@ async def transport_echo(
 async def _echo(messages: AsyncIterator[Received[msgspec.Struct]], transport: Transport, subject: str) -> None:
     async for received in messages:
         await transport.publish(subject, received.body, received.tensors)
-
-
-class _Arrival:
-    """The end of a round trip."""
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def expect(self) -> asyncio.Future[None]:
-        self._waiting = asyncio.get_running_loop().create_future()
-        return self._waiting
-
-    def arrive(self) -> None:
-        if not self._waiting.done():
-            self._waiting.set_result(None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
-import tempfile
 from collections.abc import Iterable
 from contextlib import aclosing
 from pathlib import Path
@@ -23,6 +22,7 @@ from trials.bench.pipeline.comparison import measure_pipeline
 from trials.bench.pipeline.row import COLUMNS, PipelineRow
 from trials.bench.pipeline.settings import PipelineSettings
 from trials.bench.report import BenchReport, json_option, save, show
+from trials.directories import fresh_directory
 
 _COMMANDS = ("gateway", "conductor", "vision", "stage")
 
@@ -121,11 +121,7 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
     def report() -> BenchReport:
         return BenchReport(bench="pipeline", machine=machine, settings=facts, rows=rows, notes=_notes(rows))
 
-    with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
-        directory = work_dir.absolute() if work_dir else Path(temporary)
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise ConfigurationError(f"{work_dir} is not empty: a benchmark needs a fresh directory", field="work_dir")
+    with fresh_directory(work_dir, "work_dir") as directory:
 
         async def measure() -> None:
             artifact = model or await shape_or_demo(shape, num_layers, directory)

@@ -2,67 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from statistics import fmean
 
+from broker_pipeline.tools.local.processes import ChildProcess
 from trials.bench.breakdown import GpuLoad
 
 _QUERY = "utilization.gpu,power.draw,memory.used"
 _EVERY_MS = 500
-_STOP_S = 2.0
 
 
 class GpuWatch:
-    """Means over time of the busiest GPU. Made by `open`."""
+    """Means over time of all GPUs. Made by `open`."""
 
-    def __init__(self) -> None:
-        """Start with nothing seen."""
-        self._samples: list[tuple[float, float, float]] = []
+    def __init__(self, log: Path) -> None:
+        """Read the lines that `nvidia-smi` writes into `log`, which without a driver is not there."""
+        self._log = log
+        self._num_before = 0
 
     @classmethod
     @asynccontextmanager
-    async def open(cls) -> AsyncIterator[GpuWatch]:
+    async def open(cls, log: Path) -> AsyncIterator[GpuWatch]:
         """Watch while the context is open; without a driver there is nothing to see."""
-        watch = cls()
         program = shutil.which("nvidia-smi")
         if program is None:
-            yield watch
+            yield cls(log)
             return
-        process = await asyncio.create_subprocess_exec(
-            program,
-            f"--query-gpu={_QUERY}",
-            "--format=csv,noheader,nounits",
-            f"--loop-ms={_EVERY_MS}",
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        reading = asyncio.create_task(watch._read(process))
+        argv = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", f"--loop-ms={_EVERY_MS}"]
+        child = await ChildProcess.spawn("nvidia-smi", argv, log_path=log)
         try:
-            yield watch
+            yield cls(log)
         finally:
-            await _end(process)
-            reading.cancel()
-            await asyncio.wait({reading})
+            await child.stop(2.0)
 
     def begin(self) -> None:
         """Forget what was before."""
-        self._samples.clear()
+        self._num_before = len(self._lines())
 
     def end(self) -> GpuLoad | None:
         """Return the means since `begin`, None where nothing was seen."""
-        if not self._samples:
+        samples = [sample for line in self._lines()[self._num_before :] if (sample := parse_sample(line)) is not None]
+        if not samples:
             return None
-        utilisation, watts, memory_mb = (fmean(column) for column in zip(*self._samples, strict=True))
+        utilisation, watts, memory_mb = (fmean(column) for column in zip(*samples, strict=True))
         return GpuLoad(utilisation=round(utilisation / 100, 3), watts=round(watts, 1), memory_mb=round(memory_mb))
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            if (sample := parse_sample(line.decode(errors="replace"))) is not None:
-                self._samples.append(sample)
+    def _lines(self) -> list[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else []
 
 
 def parse_sample(line: str) -> tuple[float, float, float] | None:
@@ -73,14 +62,3 @@ def parse_sample(line: str) -> tuple[float, float, float] | None:
     except ValueError:
         return None
     return utilisation, watts, memory_mb
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

@@ -22,7 +22,7 @@ from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from trials.bench.breakdown import Breakdown, GpuLoad, WorkerLoad
+from trials.bench.breakdown import Breakdown, WorkerLoad
 from trials.bench.pipeline.gpu_watch import GpuWatch
 from trials.bench.spread import Spread
 
@@ -62,9 +62,10 @@ class PipelineObserver:
     async def watch(cls, cluster: LocalCluster) -> AsyncIterator[PipelineObserver]:
         """Listen while the context is open."""
         settings = cluster.settings
+        log = settings.data_dir.absolute() / "logs" / "nvidia-smi.log"
         results = subjects.results(settings.namespace, settings.pipeline, "*")
         beats = subjects.heartbeats(settings.namespace, settings.pipeline)
-        async with GpuWatch.open() as gpus, Transport.open(cluster.nats_url, name="bench") as transport:
+        async with GpuWatch.open(log) as gpus, Transport.open(cluster.nats_url, name="bench") as transport:
             observer = cls(gpus)
             async with (
                 transport.subscribe(beats, Heartbeat, on_dropped=_ignore) as heartbeats,
@@ -105,11 +106,8 @@ class PipelineObserver:
             waits_for={reason: round(count / num_polls, 3) for reason, count in seen.waits.most_common(4)},
             submit_s=Spread.of(submit_s),
             job_s=Spread.of(job_s),
-            gpus=self._gpu_load(),
+            gpus=self._gpus.end(),
         )
-
-    def _gpu_load(self) -> GpuLoad | None:
-        return self._gpus.end()
 
     def _load(self, instance: str, beat: _Beat) -> WorkerLoad:
         now = beat.heartbeat
