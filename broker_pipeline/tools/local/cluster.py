@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,7 @@ from broker_pipeline.tools.local.supervisor import Program, SupervisedProgram
 _STOP_MARGIN_S = 5.0
 _READY_TIMEOUT_S = 60.0
 _READY_POLL_S = 0.1
+_WORKERS = ("vision", "stage")
 _STOP_ORDER = ("gateway", "conductor", "vision", "stage", "redis", "nats")
 
 ChangeListener = Callable[[SupervisedProgram], None]
@@ -119,6 +121,17 @@ class LocalCluster:
         with raising_first_error():
             await asyncio.shield(self._watching)
 
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Break the body off with the `ServerStartError` of a program that can never run again."""
+        with raising_first_error():
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self.wait_failed())
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+
     async def until_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Wait until every program is ready, and every gateway would take a job and have it run.
 
@@ -172,12 +185,13 @@ class LocalCluster:
         return plan_services(settings, nats_url=self.nats_url, redis_url=self.redis_url, addresses=addresses)
 
     def _add_service(self, planned: PlannedService) -> SupervisedProgram:
+        env = self.settings.worker_env if role_of(planned.name) in _WORKERS else {}
         service = LocalService(
             planned.name,
             planned.arguments,
             log_path=self._log_dir / f"{planned.name}.log",
             ready_path=self.settings.data_dir / "run" / f"{planned.name}.ready",
-            env={"OMP_NUM_THREADS": str(num_threads(self.settings)), **self._env_of(planned)},
+            env={"OMP_NUM_THREADS": str(num_threads(self.settings)), **env},
             start_timeout_s=self.settings.start_timeout_s,
             place=self._places.get(planned.name, LOOPBACK),
         )
@@ -185,16 +199,13 @@ class LocalCluster:
             self._gateways.append(service)
         return self._add(planned.name, service, planned.what)
 
-    def _env_of(self, planned: PlannedService) -> Mapping[str, str]:
-        return self.settings.worker_env if role_of(planned.name) in {"stage", "vision"} else {}
-
     def _add(self, name: str, program: Program, what: str) -> SupervisedProgram:
         added = SupervisedProgram(
             name,
             program,
             what=what,
             restarts=self.settings.restarts,
-            may_end=role_of(name) in {"stage", "vision"},  # drained
+            may_end=role_of(name) in _WORKERS,  # drained
             on_change=self._on_change,
         )
         self.processes[name] = added

@@ -64,12 +64,5 @@ class _Run:
 
 async def _start_and_work(cluster: LocalCluster, work: Work) -> None:
     await cluster.start()
-    failed = asyncio.ensure_future(cluster.wait_failed())
-    working = asyncio.ensure_future(work(cluster))
-    try:
-        await asyncio.wait({failed, working}, return_when=asyncio.FIRST_COMPLETED)
-        await (failed if failed.done() else working)
-    finally:
-        for task in (failed, working):
-            task.cancel()
-        await asyncio.wait({failed, working})
+    async with cluster.watched():
+        await work(cluster)

@@ -17,7 +17,6 @@ from pathlib import Path
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import PipelineError, error_from_failure
-from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
@@ -81,16 +80,9 @@ class RunningSystem:
     async def _submit_all(self, work: Work, contents: dict[str, bytes], times: _Times) -> None:
         remaining = iter(contents.items())
         started = time.perf_counter()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._cluster.wait_failed())
-                submitting = [
-                    tasks.create_task(self._submit(work, remaining, times, started)) for _ in range(work.num_in_flight)
-                ]
-                await asyncio.wait(submitting)
-                watching.cancel()
-        except BaseExceptionGroup as errors:
-            raise first_pipeline_error(errors) or errors from None
+        async with self._cluster.watched(), asyncio.TaskGroup() as tasks:
+            for _ in range(work.num_in_flight):
+                tasks.create_task(self._submit(work, remaining, times, started))
 
     async def _submit(self, work: Work, remaining: Iterator[tuple[str, bytes]], times: _Times, started: float) -> None:
         request = CaptionRequest(prompt=work.prompt, sampling=work.sampling)

@@ -230,7 +230,7 @@ def _is_ready(url: str) -> bool:
 
 async def test_jobs_that_were_not_run_are_taken_up_at_the_next_start(data_dir: Path) -> None:
     settings = LocalSettings(
-        model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=5, restarts=False
+        model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=0.5, restarts=False
     )
     content = await asyncio.to_thread(photographs()[0].path.read_bytes)
     request = CaptionRequest(sampling=SamplingParams(max_tokens=4))
