@@ -1,5 +1,7 @@
 """An artifact of random weights in a published shape, for measuring.
 
+    python -m trials.bench.shape_artifact SHAPE DIRECTORY [LAYERS]
+
 No weight is stored: whoever loads a tensor draws it (see `stages.random_weights`), so that the artifact of a model of
 any size takes a few megabytes and is made without torch in a second. Tokenizer, template and processor files are those
 of the small random checkpoint; the vocabulary is filled up to the shape's, so that every sampled id decodes to some
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 
 import msgspec
@@ -28,6 +31,7 @@ from broker_pipeline.artifact_manifest import (
     WeightsManifest,
     fingerprint_of,
 )
+from broker_pipeline.errors import PipelineError
 from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from export.weight_files import file_shapes
@@ -108,3 +112,15 @@ def _records(file: str, shapes: Shapes, dtype: Dtype, seed: int) -> list[TensorR
         )
         for name, shape in shapes.items()
     ]
+
+
+def main(shape: str, directory: str, num_layers: str | None = None) -> None:
+    """Write the artifact that the command line names; a known error ends it with a sentence."""
+    try:
+        write_shape_artifact(Path(directory), shape, int(num_layers) if num_layers else None)
+    except PipelineError as error:
+        sys.exit(f"error: {error.message}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -66,7 +66,7 @@ def test_a_shape_that_there_is_not_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_made_without_torch(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from trials.bench.shape_artifact import write_shape_artifact; "
-    program += "write_shape_artifact(Path(sys.argv[1]), 'tiny'); sys.exit('torch' in sys.modules)"
+    program = "import sys; from trials.bench.shape_artifact import main; main('tiny', sys.argv[1], '2'); "
+    program += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=False)
     assert done.returncode == 0
