@@ -31,7 +31,9 @@ RETIRED = [word.strip() for row in rows("Retired") for word in row[0].split(",")
 def texts(*folders: str) -> dict[str, str]:
     """Return the tracked texts below some folders, all without any, by path."""
     listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, check=True, capture_output=True, text=True)
-    paths = [ROOT / name for name in listed.stdout.splitlines() if name.endswith(ENDINGS) or name.startswith("scripts/")]
+    paths = [
+        ROOT / name for name in listed.stdout.splitlines() if name.endswith(ENDINGS) or name.startswith("scripts/")
+    ]
     return {str(path.relative_to(ROOT)): path.read_text() for path in paths if path.is_file()}
 
 

@@ -36,7 +36,7 @@ def test_a_folder_holds_few_files_or_says_why(folder: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_a_document_names_what_is_there(document: Path) -> None:
     text = document.read_text()
-    paths = {path for code in _CODE.findall(text) for path in _PATH.fullmatch(code) and [code] or []}
+    paths = {path for code in _CODE.findall(text) for path in (_PATH.fullmatch(code) and [code]) or []}
     bases = (ROOT, ROOT / "broker_pipeline", ROOT / "stages", document.parent)
     missing = sorted(path for path in paths if not any((base / path).exists() for base in bases))
     missing += sorted(link for link in set(_LINK.findall(text)) if not (document.parent / link).exists())

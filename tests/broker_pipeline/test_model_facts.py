@@ -15,7 +15,7 @@ from broker_pipeline.model_facts import read_model_facts
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
 from stages.artifact import Artifact
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 
 def export(source: Path, target: Path) -> Path:

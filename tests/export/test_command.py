@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from broker_pipeline.errors import CheckpointError, HubError
 from export.command import command
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from broker_pipeline.artifact_manifest import fingerprint_of, read_manifest
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from export.source.checkpoint import LocalCheckpoint
 from export.synthetic.random_checkpoint import random_weights
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 LAYER = "model.language_model.layers.{}."
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"

@@ -25,7 +25,7 @@ from export import exporter
 from export.safetensors_file import disk_error
 from export.verify import verify_artifact
 from export.workspace import acquire_workspace, partial_path
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 NUM_LAYERS = 120
 

@@ -11,7 +11,7 @@ from broker_pipeline.errors import CheckpointError
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
 from export.verify import verify_artifact
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 
 @pytest.fixture

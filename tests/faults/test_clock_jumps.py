@@ -14,8 +14,8 @@ import pytest
 
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from tests.kit.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
-from tests.kit.pipeline_client import client_of
+from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.kit.running.pipeline_client import client_of
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 

@@ -13,8 +13,17 @@ import pytest
 import pytest_asyncio
 
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.drill import Crowd, Drill, LogLine, crowd_questions, fault_cluster, log_lines, submitted, undisturbed
-from tests.kit.pipeline_client import client_of
+from tests.kit.running.drill import (
+    Crowd,
+    Drill,
+    LogLine,
+    crowd_questions,
+    fault_cluster,
+    log_lines,
+    submitted,
+    undisturbed,
+)
+from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]

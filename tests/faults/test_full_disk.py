@@ -20,8 +20,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.kit.drill import crowd_questions, fault_cluster, submitted, undisturbed
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.kit.clusters import DENSE, tiny_cluster
-from tests.kit.drill import status_when
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PROMPT, PipelineClient, client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.drill import status_when
+from tests.kit.running.pipeline_client import PROMPT, PipelineClient, client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]

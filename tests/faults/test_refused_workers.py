@@ -12,9 +12,9 @@ import pytest_asyncio
 from broker_pipeline import exit_codes
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.service import LocalService
-from tests.kit.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
-from tests.kit.pipeline_client import PipelineClient, client_of
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
+from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.state.redis_client import open_redis
-from tests.kit.drill import (
+from tests.kit.running.drill import (
     Drill,
     Follower,
     crowd_questions,
@@ -22,7 +22,7 @@ from tests.kit.drill import (
     submitted,
     undisturbed,
 )
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,8 +17,8 @@ from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local import servers
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from tests.kit.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
-from tests.kit.pipeline_client import client_of
+from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
+from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

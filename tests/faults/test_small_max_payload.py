@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.wire.transport import Transport
-from tests.kit.drill import crowd_questions, fault_cluster, submitted, undisturbed
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PROMPT, client_of
+from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.running.pipeline_client import PROMPT, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from broker_pipeline.messages.gateway import PipelineStatus
-from tests.kit.drill import (
+from tests.kit.running.drill import (
     Drill,
     Follower,
     crowd_questions,
@@ -27,7 +27,7 @@ from tests.kit.drill import (
     submitted,
     undisturbed,
 )
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 

@@ -21,7 +21,7 @@ from broker_pipeline.wire.transport import Transport
 from gateway.app import serving
 from gateway.settings import MIB, GatewaySettings
 from gateway.wiring import Gateway, open_gateway
-from tests.kit.acting_conductor import ActingConductor, acting_conductor
+from tests.kit.acting.conductor import ActingConductor, acting_conductor
 
 OpenGateway = Callable[..., AbstractAsyncContextManager[tuple[Gateway, str]]]
 

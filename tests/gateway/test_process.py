@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from tests.gateway.api.native.test_jobs import accepted, form
-from tests.kit.gateway_process import gateway_process, spawn, until_metrics
+from tests.kit.running.gateway_process import gateway_process, spawn, until_metrics
 
 
 async def exit_code(process: Any) -> int:

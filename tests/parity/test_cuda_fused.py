@@ -9,8 +9,8 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel
 from stages.compute.kv.capacity import KVRoom
 from stages.compute.options import ComputeOptions
-from tests.kit.tiny_stages import build_stages
-from tests.kit.transformers_oracle import (
+from tests.kit.models.tiny_stages import build_stages
+from tests.kit.models.transformers_oracle import (
     BF16,
     SCENES,
     config_of,

@@ -9,7 +9,7 @@ import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel
-from tests.kit.transformers_oracle import (
+from tests.kit.models.transformers_oracle import (
     BF16,
     FP32,
     encode,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.compute.generate import WholeModel
-from tests.kit.transformers_oracle import (
+from tests.kit.models.transformers_oracle import (
     BF16,
     FP32,
     SCENES,

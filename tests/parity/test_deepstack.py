@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.qwen3_vl.vision import TowerOutput
-from tests.kit.transformers_oracle import (
+from tests.kit.models.transformers_oracle import (
     FP32,
     encode,
     prompt_logits,

@@ -23,8 +23,8 @@ from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size
 from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.positions import plan_positions
-from tests.kit.tiny_models import tiny_checkpoint
-from tests.kit.transformers_oracle import (
+from tests.kit.models.tiny_models import tiny_checkpoint
+from tests.kit.models.transformers_oracle import (
     FP32,
     IMAGE_BUDGET,
     MEDIA,

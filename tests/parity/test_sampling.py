@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.sampler import SessionSampler, penalise
-from tests.kit.samplers import candidates
+from tests.kit.models.samplers import candidates
 
 VOCAB = 500
 

@@ -8,7 +8,16 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
 from stages.qwen3_vl.vision_places import PatchPlaces
-from tests.kit.transformers_oracle import BF16, FP32, Variant, config_of, encode, reference_of, relative_error, scene
+from tests.kit.models.transformers_oracle import (
+    BF16,
+    FP32,
+    Variant,
+    config_of,
+    encode,
+    reference_of,
+    relative_error,
+    scene,
+)
 
 VISUAL = ("one image", "three images", "image and odd video")
 

@@ -16,7 +16,7 @@ from broker_pipeline.tools.demo.pictures import DemoPicture, scenes, trained_mod
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
 from broker_pipeline.tools.local.plan import LocalSettings
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT
 

@@ -12,11 +12,11 @@ import pytest_asyncio
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.clusters import DENSE, tiny_cluster
-from tests.kit.drill import run_command, status_when
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PipelineClient, client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.drill import run_command, status_when
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]

@@ -13,10 +13,10 @@ import pytest
 
 from broker_pipeline.tools.local.place import free_port
 from broker_pipeline.tools.local.processes import ChildProcess
-from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PROMPT, client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import PROMPT, client_of
 from tests.kit.waiting import eventually
 
 _PATH = "/usr/sbin:/usr/bin"

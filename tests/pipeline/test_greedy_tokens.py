@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.clusters import DENSE, MOE, tiny_cluster
+from tests.kit.models.reference import reference_tokens
+from tests.kit.models.transformers_oracle import Variant
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import client_of
-from tests.kit.reference import reference_tokens
-from tests.kit.transformers_oracle import Variant
+from tests.kit.running.clusters import DENSE, MOE, tiny_cluster
+from tests.kit.running.pipeline_client import client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

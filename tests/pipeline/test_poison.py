@@ -14,12 +14,12 @@ import pytest_asyncio
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.clusters import tiny_cluster
-from tests.kit.drill import run_command
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PipelineClient, client_of
-from tests.kit.poison import POISON, POISON_ID, UNTIED, poisoned_artifact
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import tiny_cluster
+from tests.kit.running.drill import run_command
+from tests.kit.running.pipeline_client import PipelineClient, client_of
+from tests.kit.running.poison import POISON, POISON_ID, UNTIED, poisoned_artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
 

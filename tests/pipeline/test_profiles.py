@@ -19,9 +19,9 @@ from broker_pipeline.tools.trace.messages import Message
 from broker_pipeline.tools.trace.profile import Profile, load_profile
 from broker_pipeline.tools.trace.spans import ProcessTrace, Span
 from broker_pipeline.tools.trace.summary import ProfileSummary, summarise
-from tests.kit.clusters import DENSE, tiny_cluster
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PipelineClient, client_of
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

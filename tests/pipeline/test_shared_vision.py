@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ServerStartError
-from tests.kit.clusters import DENSE, tiny_cluster
-from tests.kit.drill import run_command
-from tests.kit.gateway_process import until_metrics
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PipelineClient, client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.drill import run_command
+from tests.kit.running.gateway_process import until_metrics
+from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

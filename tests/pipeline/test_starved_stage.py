@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 

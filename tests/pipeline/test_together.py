@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.kit.clusters import DENSE, tiny_cluster
+from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture, truncated_jpeg
-from tests.kit.pipeline_client import PROMPT, PipelineClient, client_of
-from tests.kit.reference import reference_tokens
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import PROMPT, PipelineClient, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 

@@ -19,7 +19,7 @@ from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, stage_shapes, vision_shapes
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 
 def export(tmp_path: Path, **options) -> tuple[Path, dict[str, torch.Tensor]]:

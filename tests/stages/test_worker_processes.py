@@ -24,7 +24,7 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.wire.transport import Transport
 from stages.worker.tensors import to_wire
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
 
 
 class Workers:

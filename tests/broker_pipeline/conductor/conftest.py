@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.kit.conductor_bench import Bench, open_bench
+from tests.kit.acting.conductor_bench import Bench, open_bench
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from broker_pipeline import subjects
 from broker_pipeline.errors import ComputeError, StageError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.workers import TransportCounts
-from tests.kit.acting_worker import frozen
-from tests.kit.conductor_bench import Bench
+from tests.kit.acting.conductor_bench import Bench
+from tests.kit.acting.worker import frozen
 
 
 async def test_jobs_run_to_their_end_and_leave_nothing_behind(bench: Bench) -> None:

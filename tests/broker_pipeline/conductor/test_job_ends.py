@@ -11,7 +11,7 @@ from broker_pipeline.errors import NotAnImageError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.control import CancelRequest, WatchRequest
 from broker_pipeline.messages.jobs import JobEvent
-from tests.kit.conductor_bench import Bench
+from tests.kit.acting.conductor_bench import Bench
 
 
 async def test_events_tell_a_jobs_life_in_order(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from broker_pipeline import redis_keys
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from tests.kit.conductor_bench import Bench, open_bench
+from tests.kit.acting.conductor_bench import Bench, open_bench
 
 
 async def test_a_standby_takes_over_and_resumes_from_the_tokens_in_redis(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.simulated_gpu import GpuRun, SimulatedGpu, num_prompt_tokens
+from tests.kit.simulated.gpu import GpuRun, SimulatedGpu, num_prompt_tokens
 
 
 @pytest.mark.parametrize("outside_s", [0.002, 0.006, 0.010])

@@ -2,7 +2,7 @@ import pytest
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.scheduling.limits import SchedulerLimits
-from tests.kit.simulation import Simulation
+from tests.kit.simulated.simulation import Simulation
 
 GONE = Failure("stage", "gone", retryable=True)
 

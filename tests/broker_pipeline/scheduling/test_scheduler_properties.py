@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.kit.simulation import Simulation
+from tests.kit.simulated.simulation import Simulation
 
 CUTS = {
     "one stage": [("a", 0, 4)],

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 REPO = "Qwen/Qwen3-VL-2B-Instruct"
 COMMIT = "89644892e4d85e24eaac8bacfd4f463576704203"

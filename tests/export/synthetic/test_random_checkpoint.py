@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
-from tests.kit.random_checkpoints import write_random_checkpoint
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 FILES = {
     "chat_template.json",

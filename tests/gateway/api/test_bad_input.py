@@ -17,7 +17,7 @@ from broker_pipeline.pictures.rule import PictureRule
 from gateway.settings import FetchSettings, Limits
 from tests.broker_pipeline.pictures.test_header import encoded, png_claiming
 from tests.gateway.conftest import OpenGateway
-from tests.kit.acting_conductor import acting_conductor
+from tests.kit.acting.conductor import acting_conductor
 
 LIMITS = Limits(max_body_bytes=200_000, pictures=PictureRule(max_bytes=100_000), max_images=4)
 

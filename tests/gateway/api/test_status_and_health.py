@@ -18,7 +18,7 @@ from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from gateway.settings import GatewaySettings
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
-from tests.kit.acting_conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor
 
 WHOLE = BlockRange(start=0, stop=4)
 

@@ -9,7 +9,7 @@ import aiohttp
 from gateway.jobs.housekeeping import keep_house
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
-from tests.kit.acting_conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor
 from tests.kit.waiting import eventually
 
 

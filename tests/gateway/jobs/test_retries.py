@@ -15,7 +15,7 @@ from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.state.redis_client import RedisClient
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
-from tests.kit.acting_conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor
 
 CAUSE = Failure("retries_exhausted", "broke")
 

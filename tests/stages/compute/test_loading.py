@@ -14,7 +14,7 @@ from stages.compute.loading import (
     vision_tensor_names,
 )
 from stages.compute.options import ComputeOptions
-from tests.kit.transformers_oracle import BF16, FP32, config_of, tensors_of
+from tests.kit.models.transformers_oracle import BF16, FP32, config_of, tensors_of
 
 CONFIG = config_of(FP32[0])
 BLOCKS = BlockRange(start=2, stop=4)

@@ -26,8 +26,8 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
-from tests.kit.tiny_stages import build_stages
-from tests.kit.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
+from tests.kit.models.tiny_stages import build_stages
+from tests.kit.models.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
 
 VARIANT = FP32[0]
 HIDDEN = 64

@@ -18,8 +18,8 @@ from stages.prompt.chat_template import ChatTemplate
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import VisualGroup
-from tests.kit.tiny_models import tiny_checkpoint
-from tests.kit.transformers_oracle import FP32, MEDIA, config_of, prompt_builder
+from tests.kit.models.tiny_models import tiny_checkpoint
+from tests.kit.models.transformers_oracle import FP32, MEDIA, config_of, prompt_builder
 
 VARIANT = FP32[0]
 IMAGE, VIDEO = ImagePart(media=MEDIA), VideoPart(frames=(MEDIA,))

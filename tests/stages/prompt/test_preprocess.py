@@ -15,8 +15,8 @@ from stages.prompt.preprocess import (
 )
 from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.patches import PatchGrid, patch_coordinates, pixel_values
-from tests.kit.tiny_models import tiny_checkpoint
-from tests.kit.transformers_oracle import FP32, config_of, picture
+from tests.kit.models.tiny_models import tiny_checkpoint
+from tests.kit.models.transformers_oracle import FP32, config_of, picture
 
 VISION = config_of(FP32[0]).vision
 WIDE = PixelBudget(1, 10**9)

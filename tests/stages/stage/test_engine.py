@@ -25,7 +25,7 @@ from stages.stage.envelope_checks import check_envelope, read_tensors
 from stages.stage.work import Forward, Reply, StageWork
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
-from tests.kit.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
+from tests.kit.models.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
 
 GREEDY = SamplingSettings()
 

@@ -40,7 +40,7 @@ from stages.worker.compute_thread import ComputeThread
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, new_record
 from stages.worker.tensors import to_wire
-from tests.kit.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage
+from tests.kit.models.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage
 
 PROMPT = (5, 9, 14, 200, 33)
 

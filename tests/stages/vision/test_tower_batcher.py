@@ -16,7 +16,7 @@ from stages.qwen3_vl.vision import VisionTower
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.worker.compute_thread import ComputeThread
-from tests.kit.tiny_stages import tiny_config, tiny_tensors
+from tests.kit.models.tiny_stages import tiny_config, tiny_tensors
 
 
 def tower() -> VisionTower:

@@ -30,8 +30,8 @@ from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence
 from stages.worker.settings import VisionSettings
 from stages.worker.tensors import from_wire
+from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.pictures import picture, truncated_jpeg
-from tests.kit.tiny_artifacts import tiny_artifact
 
 Part = TextPart | ImagePart | VideoPart
 

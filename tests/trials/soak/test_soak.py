@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.soak.faults.network import why_no_network
 from trials.soak.report import SoakReport
 

@@ -19,7 +19,7 @@ from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, PlannedBatch
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
-from tests.kit.stage_side import EPOCH, FINGERPRINT, StageSide, answer, record
+from tests.kit.acting.stage_side import EPOCH, FINGERPRINT, StageSide, answer, record
 from tests.kit.waiting import eventually
 
 LIMITS = SchedulerLimits(suspect_s=2.0, grace_s=0.5, deadline_s=30.0, first_deadline_s=180.0)

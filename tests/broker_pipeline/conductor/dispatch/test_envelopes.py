@@ -8,7 +8,7 @@ from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegmen
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
 from broker_pipeline.wire.codec import decode, encode
-from tests.kit.simulated_stages import stage_worker
+from tests.kit.simulated.stages import stage_worker
 
 ROUTE = Route((stage_worker("a", 0, 2), stage_worker("b", 2, 4)))
 BUILDER = EnvelopeBuilder("main", "f" * 64, 7, "bp.main.conductor.c.results")

@@ -9,7 +9,7 @@ from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, JobSpec
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.storage.media import MediaStore
-from tests.kit.conductor_bench import Bench
+from tests.kit.acting.conductor_bench import Bench
 
 
 async def publish(bench: Bench, job_id: str, content: bytes) -> None:

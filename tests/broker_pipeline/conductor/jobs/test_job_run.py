@@ -34,9 +34,9 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
-from tests.kit.simulated_stages import prompt_of
-from tests.kit.stage_side import EPOCH, StageSide, answer, record
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.acting.stage_side import EPOCH, StageSide, answer, record
+from tests.kit.models.tiny_artifacts import tiny_artifact
+from tests.kit.simulated.stages import prompt_of
 from tests.kit.waiting import eventually
 
 NUM_PROMPT = 4

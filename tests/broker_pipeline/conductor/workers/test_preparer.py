@@ -26,7 +26,7 @@ from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
-from tests.kit.stage_side import EPOCH, FINGERPRINT, StageSide, record
+from tests.kit.acting.stage_side import EPOCH, FINGERPRINT, StageSide, record
 from tests.kit.waiting import eventually
 
 VOCABULARY = 300

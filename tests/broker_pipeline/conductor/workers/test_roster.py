@@ -9,7 +9,7 @@ from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.errors import ContractError, RequestTimeoutError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.routes import PipelineIdentity
-from tests.kit.stage_side import FINGERPRINT, NUM_LAYERS, StageSide, record
+from tests.kit.acting.stage_side import FINGERPRINT, NUM_LAYERS, StageSide, record
 
 TIMES = RosterTimes()
 

@@ -19,7 +19,7 @@ from broker_pipeline.scheduling.routes import PipelineIdentity
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Received, Transport
-from tests.kit.stage_side import EPOCH, FINGERPRINT, NUM_LAYERS, StageSide, record
+from tests.kit.acting.stage_side import EPOCH, FINGERPRINT, NUM_LAYERS, StageSide, record
 from tests.kit.waiting import eventually
 
 TIMES = RosterTimes(poll_s=0.01, watch_s=0.01, hello_timeout_s=0.05, standstill_s=math.inf)

@@ -21,8 +21,8 @@ from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
-from tests.kit.acting_conductor import ActingConductor, acting_conductor
-from tests.kit.gateway_process import gateway_process
+from tests.kit.acting.conductor import ActingConductor, acting_conductor
+from tests.kit.running.gateway_process import gateway_process
 from tests.kit.waiting import eventually
 
 

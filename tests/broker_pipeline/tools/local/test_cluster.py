@@ -26,7 +26,7 @@ from broker_pipeline.tools.demo.pictures import photographs
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
 from broker_pipeline.tools.local.plan import LocalSettings
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.waiting import eventually, wait_until
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.command import choose_stages, local_settings
 from broker_pipeline.tools.local.plan import LocalSettings
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
 
 
 def bounds(stages: tuple[BlockRange, ...]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from gateway.settings import GatewaySettings, Limits
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
-from tests.kit.acting_conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor
 from tests.kit.waiting import eventually
 
 

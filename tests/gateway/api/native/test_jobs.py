@@ -17,7 +17,7 @@ from gateway.intake.job_draft import DEFAULT_PROMPT
 from gateway.settings import Limits
 from gateway.wiring import Gateway
 from tests.gateway.conftest import OpenGateway
-from tests.kit.acting_conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor
 from tests.kit.waiting import eventually
 
 

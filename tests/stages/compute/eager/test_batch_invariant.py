@@ -8,8 +8,8 @@ import torch
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel
 from stages.compute.options import ComputeOptions
-from tests.kit.tiny_stages import build_stages
-from tests.kit.transformers_oracle import BF16, FP32, config_of, encode, request_of, scene, tensors_of
+from tests.kit.models.tiny_stages import build_stages
+from tests.kit.models.transformers_oracle import BF16, FP32, config_of, encode, request_of, scene, tensors_of
 
 LOGPROBS = SamplingSettings(logprobs=5)
 

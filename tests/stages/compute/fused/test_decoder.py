@@ -21,7 +21,7 @@ from stages.compute.visual_injection import VisualInjection
 from stages.kernels.activation import silu_mul
 from stages.qwen3_vl.attention import SdpaAttention
 from stages.qwen3_vl.moe import eager_experts, route
-from tests.kit.tiny_stages import tiny_config, tiny_tensors
+from tests.kit.models.tiny_stages import tiny_config, tiny_tensors
 
 CAPACITY = 128
 

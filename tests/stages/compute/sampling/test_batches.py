@@ -15,9 +15,9 @@ from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.logit_scan import scan_logits
 from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling
-from tests.kit import sampling_oracle as oracle
 from tests.kit.device_waits import no_device_waits
-from tests.kit.samplers import sample
+from tests.kit.models import sampling_oracle as oracle
+from tests.kit.models.samplers import sample
 
 NUM_PROMPT = 5
 

@@ -10,7 +10,7 @@ import torch
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.candidates import NUM_SPARE, rank_all, rank_best
 from stages.compute.sampling.logit_scan import scan_logits
-from tests.kit.samplers import candidates
+from tests.kit.models.samplers import candidates
 
 
 def logits_of(num_rows: int, vocab: int, seed: int, step: float = 0.0) -> torch.Tensor:

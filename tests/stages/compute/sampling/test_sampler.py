@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.sampler import Choice, SessionSampler, penalise, uniform
-from tests.kit.samplers import candidates, sample
+from tests.kit.models.samplers import candidates, sample
 
 VOCAB = 100
 

@@ -13,8 +13,8 @@ from stages.compute.sampling.candidates import DrawSettings, draw, rank_all
 from stages.compute.sampling.plan import MAX_SORTED_VOCAB
 from stages.compute.sampling.sampler import Choice, SessionSampler
 from stages.compute.sampling.whole_vocabulary import Cuts, Slots, draw_whole
-from tests.kit import sampling_oracle as oracle
-from tests.kit.samplers import sample
+from tests.kit.models import sampling_oracle as oracle
+from tests.kit.models.samplers import sample
 
 ALL_CUTS = Cuts(top_k=True, top_p=True, min_p=True)
 SHORT, LONG = 300, MAX_SORTED_VOCAB + 77

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.soak.proof.questions import make_questions, write_pictures
 from trials.soak.proof.reference_program import ReferenceModel
 

@@ -9,7 +9,7 @@ import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.sampler import Choice, SessionSampler, uniform
-from tests.kit.samplers import sample
+from tests.kit.models.samplers import sample
 from trials.soak.proof.tolerance import is_unambiguous
 
 TOLERANCE = 1e-3

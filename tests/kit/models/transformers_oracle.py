@@ -31,8 +31,8 @@ from stages.qwen3_vl.patches import pixel_values
 from stages.qwen3_vl.positions import plan_positions
 from stages.qwen3_vl.vision import TowerOutput
 from stages.qwen3_vl.vision_config import VisionConfig
-from tests.kit.tiny_models import tiny_checkpoint
-from tests.kit.tiny_stages import build_stages
+from tests.kit.models.tiny_models import tiny_checkpoint
+from tests.kit.models.tiny_stages import build_stages
 
 transformers_logging.disable_progress_bar()
 

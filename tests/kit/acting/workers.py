@@ -33,7 +33,7 @@ from broker_pipeline.messages.workers import BlockRange, Heartbeat
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
-from tests.kit.acting_worker import ActingWorker
+from tests.kit.acting.worker import ActingWorker
 
 _TOKENS = np.array([32, 34, 65, 66, 67, 68, 69, 70, 71, 72, 73], np.int32)
 

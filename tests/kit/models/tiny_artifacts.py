@@ -11,7 +11,7 @@ from rich.console import Console
 
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
-from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.models.tiny_models import tiny_checkpoint
 
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
-from tests.kit.tiny_models import tiny_checkpoint
-from tests.kit.transformers_oracle import Variant
+from tests.kit.models.tiny_models import tiny_checkpoint
+from tests.kit.models.transformers_oracle import Variant
 
 POISON = "~"
 POISON_ID = 93

@@ -16,7 +16,7 @@ from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import SessionState
-from tests.kit.simulated_stages import prompt_of
+from tests.kit.simulated.stages import prompt_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.qwen3_vl.config import ModelConfig
 from stages.stage.envelope_checks import StageFacts
-from tests.kit.tiny_models import tiny_checkpoint
+from tests.kit.models.tiny_models import tiny_checkpoint
 
 FINGERPRINT = "f" * 64
 PIPELINE = "main"

@@ -10,8 +10,8 @@ import torch
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
 from broker_pipeline.tools.local.plan import LocalSettings
-from tests.kit.tiny_artifacts import tiny_artifact
-from tests.kit.transformers_oracle import Variant
+from tests.kit.models.tiny_artifacts import tiny_artifact
+from tests.kit.models.transformers_oracle import Variant
 
 NUM_LAYERS = 6
 DENSE = Variant(moe=False, tied=True, dtype=torch.float32)

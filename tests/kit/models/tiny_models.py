@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.kit.random_checkpoints import ExpertLayout, write_random_checkpoint
+from tests.kit.models.random_checkpoints import ExpertLayout, write_random_checkpoint
 
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 

@@ -20,7 +20,7 @@ from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import SessionState
-from tests.kit.simulated_stages import SimulatedStage, prompt_of, right_token, stage_worker
+from tests.kit.simulated.stages import SimulatedStage, prompt_of, right_token, stage_worker
 
 OUT_OF_STEP = {"kv_position", "kv_capacity", "session_unknown", "stale_attempt"}
 

@@ -25,8 +25,8 @@ from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
-from tests.kit.acting_workers import ActingStage, ActingVision, right_token
-from tests.kit.tiny_artifacts import tiny_artifact
+from tests.kit.acting.workers import ActingStage, ActingVision, right_token
+from tests.kit.models.tiny_artifacts import tiny_artifact
 
 PROMPT = "What is in the picture?"
 

@@ -24,10 +24,10 @@ from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
-from tests.kit.clusters import DENSE, NUM_LAYERS, tiny_cluster
+from tests.kit.models.transformers_oracle import Variant
 from tests.kit.pictures import picture
-from tests.kit.pipeline_client import PipelineClient
-from tests.kit.transformers_oracle import Variant
+from tests.kit.running.clusters import DENSE, NUM_LAYERS, tiny_cluster
+from tests.kit.running.pipeline_client import PipelineClient
 
 KV_TOKENS = 16_384
 """Room for a whole crowd on one route, so that a lost one makes nobody wait for KV."""

@@ -36,7 +36,7 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from tests.kit.fake_clock import FakeClock
-from tests.kit.simulated_stages import prompt_of
+from tests.kit.simulated.stages import prompt_of
 
 NUM_LAYERS = 6
 EPOCH = 7

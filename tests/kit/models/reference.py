@@ -10,7 +10,7 @@ from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
 from stages.prompt.chat import VisualInput
 from stages.prompt.images import decode_image
 from stages.prompt.visual_frames import image_frames
-from tests.kit import transformers_oracle as oracle
+from tests.kit.models import transformers_oracle as oracle
 
 
 @cache
