@@ -41,6 +41,8 @@ class FakeClock:
         monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(path))
         monkeypatch.setenv("FAKETIME_CACHE_DURATION", "1")
         monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        # What it believes to mend in waits by the monotonic clock has every wait for Python's lock time out late.
+        monkeypatch.setenv("FAKETIME_FORCE_MONOTONIC_FIX", "0")
 
     def set(self, offset_s: int) -> None:
         partial = self._path.with_suffix(".partial")
