@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import ConductorStatus
-from broker_pipeline.worker_metrics import worker_families
+from broker_pipeline.messages.workers import TransportCounts
+from broker_pipeline.worker_metrics import transport_families, worker_families
 
 _PREFIX = "broker_pipeline"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -19,20 +20,24 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _WorkCollector(Collector):
-    """How workers spend their time, as the conductor tells; nothing while there is none."""
+    """What the conductor tells of workers and of everybody's messages, and what this gateway's messages met."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_counts: Callable[[], TransportCounts]) -> None:
         self.conductor: ConductorStatus | None = None
+        self._own_counts = own_counts
 
     def collect(self) -> Iterator[Metric]:
+        processes = {"gateway": self._own_counts()}
         if self.conductor is not None:
             yield from worker_families(_PREFIX, self.conductor)
+            processes |= self.conductor.transport
+        yield from transport_families(_PREFIX, processes)
 
 
 class Metrics:
     """The metrics of one gateway process."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_counts: Callable[[], TransportCounts]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             f"{_PREFIX}_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
@@ -85,7 +90,7 @@ class Metrics:
         )
         self.caption_rate = Gauge(f"{_PREFIX}_captions_per_second", "Jobs that succeeded, lately.", registry=registry)
         self.workers = Gauge(f"{_PREFIX}_workers", "Live workers.", ["role", "state"], registry=registry)
-        self._work = _WorkCollector()
+        self._work = _WorkCollector(own_counts)
         registry.register(self._work)
 
     def show(self, status: PipelineStatus) -> None:

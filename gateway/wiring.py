@@ -89,7 +89,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 limits=CurrentLimits(settings.limits, registry),
                 max_uploads=settings.limits.max_uploads,
             ),
-            metrics=Metrics(),
+            metrics=Metrics(lambda: transport.counts),
             in_flight=InFlight(),
             stopping=stopping,
         )

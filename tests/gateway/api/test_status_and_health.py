@@ -133,6 +133,7 @@ async def test_metrics(http: aiohttp.ClientSession, redis: RedisClient, namespac
         assert answer.status == 400
     values = await metrics(http)
     assert values[key("http_requests_total", method="GET", route="/v1/jobs/{job_id}", status="200")] == 1
+    assert values[key("transport_reconnects_total", process="gateway")] == 0
     assert values[key("http_requests_total", method="GET", route="/v1/jobs/{job_id}", status="404")] == 1
     assert values[key("jobs_submitted_total", outcome="accepted")] == 1
     assert values[key("jobs_submitted_total", outcome="repeated")] == 1
