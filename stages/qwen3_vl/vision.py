@@ -66,14 +66,13 @@ class VisionTower:
         places = self._places.of(grids)
         x = self._embed(patches.to(self.device, non_blocking=True)) + places.embeddings
         normed = self._norm("blocks.0.norm1", x)
-        levels: dict[int, Tensor] = {}
+        levels: list[Tensor] = []
         for block in range(self.config.depth):
             x, normed = self._block(block, x, normed, places)
             if block in self.config.deepstack_indexes:
-                level = self.config.deepstack_indexes.index(block)
-                levels[level] = self._merge_grouped(f"deepstack_merger_list.{level}.", x)
-        ordered = tuple(levels[level] for level in range(self.config.num_deepstack_levels))
-        return TowerOutput(self._project("merger.", normed.view(-1, self.config.merged_size)), ordered)
+                merger = self.config.deepstack_indexes.index(block)
+                levels.append(self._merge_grouped(f"deepstack_merger_list.{merger}.", x))
+        return TowerOutput(self._project("merger.", normed.view(-1, self.config.merged_size)), tuple(levels))
 
     def _check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
         merge = self.config.spatial_merge_size

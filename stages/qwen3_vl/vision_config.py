@@ -26,6 +26,7 @@ class VisionConfig:
     in_channels: int
     num_position_embeddings: int
     deepstack_indexes: tuple[int, ...]
+    """The block that each merger takes its rows from; levels are in the order of blocks, whatever the order here."""
     rope_theta: float = VISION_ROPE_THETA
 
     @classmethod

@@ -1,6 +1,11 @@
-"""DeepStack is seen to matter: switched off or shifted, parity breaks. Its loss alone leaves fluent text."""
+"""DeepStack is seen to matter: switched off or shifted, parity breaks. Its loss alone leaves fluent text.
+
+Taps that do not ascend are taken block by block, each through the merger at its place in the list.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,3 +49,12 @@ def test_parity_breaks_without_the_merged_rows(variant):
     rows = encode(variant, shown)
     found = prompt_logits(stages_of(variant), shown, TowerOutput(torch.zeros_like(rows.embeds), rows.levels))
     assert relative_error(found, reference_logits(variant, shown)) > 1e-2
+
+
+@pytest.mark.parametrize("taps", ["[3, 0, 1]", "[1, 0, 3]", "[3, 1]"])
+@pytest.mark.parametrize("variant", DENSE_AND_MOE, ids=str)
+def test_taps_in_any_order_mean_what_they_mean_to_transformers(variant, taps):
+    changed = replace(variant, changes=f'{{"vision_config": {{"deepstack_visual_indexes": {taps}}}}}')
+    shown = scene(changed, "image and odd video")
+    found = prompt_logits(stages_of(changed), shown, encode(changed, shown))
+    assert relative_error(found, reference_logits(changed, shown)) <= 1e-5

@@ -45,11 +45,12 @@ GENERATION_EOS = ("<|im_end|>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class Variant:
-    """One tiny model."""
+    """One tiny model; `changes`, a JSON object, is merged into its `config.json`."""
 
     moe: bool
     tied: bool
     dtype: torch.dtype
+    changes: str = "{}"
 
     def __str__(self) -> str:
         kind, head = ("moe" if self.moe else "dense"), ("tied" if self.tied else "untied")
@@ -81,7 +82,8 @@ def reference_of(variant: Variant, attention: str = "eager") -> PreTrainedModel:
 
 
 def _directory(variant: Variant):
-    return tiny_checkpoint(moe=variant.moe, tied=variant.tied, dtype=variant.dtype, expert_layout="runtime")
+    kind = {"moe": variant.moe, "tied": variant.tied, "dtype": variant.dtype, "changes": variant.changes}
+    return tiny_checkpoint(expert_layout="runtime", **kind)
 
 
 @cache
