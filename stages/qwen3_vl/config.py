@@ -51,6 +51,7 @@ class ModelConfig:
                 field="model_type",
             )
         text_fields, vision_fields = top.section("text_config"), top.section("vision_config")
+        _check_places(top, text_fields)
         config = cls(
             text=TextConfig.read(text_fields, moe=model_type == MOE_MODEL_TYPE),
             vision=VisionConfig.read(vision_fields),
@@ -64,6 +65,13 @@ class ModelConfig:
         )
         _check_together(config)
         return config
+
+
+def _check_places(top: Fields, text: Fields) -> None:
+    """Refuse fields of the decoder that stand outside its section: nobody would read them."""
+    for key in ("rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings"):
+        if top.has(key) and not top.agrees(key, text):
+            raise top.error(key, f"it in text_config, where {text.name(key)} would be read")
 
 
 def _read_tie(top: Fields, text: Fields) -> bool:
@@ -96,7 +104,7 @@ def _check_together(config: ModelConfig) -> None:
     _check(text.num_heads % text.num_kv_heads == 0, "text_config.num_key_value_heads", "a divisor of the heads")
     _check(text.head_dim % 2 == 0, "text_config.head_dim", "an even number")
     _check(
-        sum(text.mrope_section) == text.head_dim // 2,
+        sum(text.rope.mrope_section) == text.head_dim // 2,
         "text_config.rope_scaling.mrope_section",
         f"three sections that add up to half of head_dim, {text.head_dim // 2}",
     )

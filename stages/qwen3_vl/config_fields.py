@@ -44,6 +44,10 @@ class Fields:
         """Say whether the field is given and not null."""
         return self._values.get(key) is not None
 
+    def agrees(self, key: str, other: Fields) -> bool:
+        """Say whether `other` has the same value in this field."""
+        return self._values.get(key) == other._values.get(key)
+
     def error(self, key: str, expected: str) -> ModelConfigError:
         """Say what was found in the field, and what was expected."""
         found = repr(self._values[key])[:80] if key in self._values else "missing"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.qwen3_vl.config_fields import Fields
+from stages.qwen3_vl.rope_config import RopeConfig
 
 _NO_EXPERTS: dict[str, Any] = {
     "num_experts": 0,
@@ -32,8 +33,7 @@ class TextConfig:
     mlp_only_layers: tuple[int, ...]
     decoder_sparse_step: int
     rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]
+    rope: RopeConfig
     vocab_size: int
     max_position_embeddings: int
 
@@ -46,7 +46,6 @@ class TextConfig:
         """
         fields.require("hidden_act", "silu")
         fields.require("attention_bias", allowed=False)
-        rope_theta, mrope_section = _read_rope(fields)
         return cls(
             hidden_size=fields.positive("hidden_size"),
             num_layers=fields.positive("num_hidden_layers"),
@@ -55,8 +54,7 @@ class TextConfig:
             head_dim=fields.positive("head_dim"),
             intermediate_size=fields.positive("intermediate_size"),
             rms_norm_eps=fields.number("rms_norm_eps"),
-            rope_theta=rope_theta,
-            mrope_section=mrope_section,
+            rope=RopeConfig.read(fields),
             vocab_size=fields.positive("vocab_size"),
             max_position_embeddings=fields.positive("max_position_embeddings"),
             **(_read_experts(fields) if moe else _NO_EXPERTS),
@@ -87,16 +85,3 @@ def _read_experts(fields: Fields) -> dict[str, Any]:
         "mlp_only_layers": fields.integers("mlp_only_layers"),
         "decoder_sparse_step": fields.positive("decoder_sparse_step"),
     }
-
-
-def _read_rope(fields: Fields) -> tuple[float, tuple[int, int, int]]:
-    """Return the base and the sections of the three axes; the hub keeps `rope_theta` alongside `rope_scaling`."""
-    rope = fields.section("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
-    rope.require("rope_type", "default")
-    rope.require("type", "default")
-    rope.require("mrope_interleaved", allowed=True)
-    theta = rope.number("rope_theta") if rope.has("rope_theta") else fields.number("rope_theta")
-    section = rope.integers("mrope_section")
-    if len(section) != 3:
-        raise rope.error("mrope_section", "three integers: time, height, width")
-    return theta, (section[0], section[1], section[2])

@@ -16,7 +16,7 @@ from stages.compute.sampling.logit_scan import scan_logits
 from stages.compute.visual_injection import VisualInjection
 from stages.qwen3_vl.attention import Attention, AttentionPlan
 from stages.qwen3_vl.moe import ExpertCompute, Linear, eager_experts
-from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
+from stages.qwen3_vl.rope import TextRope, text_rotation
 from stages.qwen3_vl.text import BlockWeights, finish_block, project_qkv, rms_norm
 from stages.qwen3_vl.text_config import TextConfig
 
@@ -54,8 +54,7 @@ class EagerDecoder:
         self._attention = attention
         self._experts = experts
         self._linear = linear
-        self._frequencies = text_frequencies(config, self.device)
-        self._axes = frequency_axes(config, self.device)
+        self._rope = TextRope.of(config, self.device)
 
     def step(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
         """See `Decoder`."""
@@ -72,7 +71,7 @@ class EagerDecoder:
         if not batch.segments:
             return torch.empty(0, self._config.hidden_size, dtype=self.dtype, device=self.device)
         plan = AttentionPlan(attention_spans(batch.segments, self._kv), self.device)
-        rotation = text_rotation(batch.positions.to(self.device), self._frequencies, self._axes, self.dtype)
+        rotation = text_rotation(batch.positions.to(self.device), self._rope, self.dtype)
         x = self._enter(batch, injection)
         for index, block in enumerate(self._weights.blocks):
             x = self._block(index, block, x, rotation, plan)

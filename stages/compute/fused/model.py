@@ -13,7 +13,7 @@ from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
 from stages.compute.kv.cache import KVCache
 from stages.kernels.rotation import rotation
-from stages.qwen3_vl.rope import frequency_axes, text_frequencies
+from stages.qwen3_vl.rope import TextRope
 from stages.qwen3_vl.text_config import TextConfig
 
 
@@ -58,8 +58,7 @@ class FusedModel:
             experts=experts,
             deepstack_layers=self.deepstack_layers,
         )
-        self._frequencies = text_frequencies(config, self.device)
-        self._axes = frequency_axes(config, self.device)
+        self._rope = TextRope.of(config, self.device)
 
     @property
     def is_first(self) -> bool:
@@ -80,7 +79,8 @@ class FusedModel:
         self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: VisualAddition | None = None
     ) -> Unsummed:
         """Take hidden states `[n, H]` through all blocks."""
-        turned = rotation(inputs.positions, self._frequencies, self._axes, self.dtype)
+        rope = self._rope
+        turned = rotation(inputs.positions, rope.frequencies, rope.axes, rope.scale, self.dtype)
         return self._blocks.forward(x, turned, attention, additions)
 
     def logits(self, state: Unsummed, out: Tensor | None = None) -> Tensor:

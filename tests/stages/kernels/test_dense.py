@@ -15,7 +15,7 @@ from stages.kernels.decode_attention import attend_decode_tokens, num_parts
 from stages.kernels.logit_scan import scan
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
-from stages.qwen3_vl.rope import frequency_axes, text_frequencies, text_rotation
+from stages.qwen3_vl.rope import TextRope, text_rotation
 from stages.qwen3_vl.text import BlockWeights, MlpWeights, project_qkv
 from stages.qwen3_vl.text import rms_norm as reference_rms_norm
 from trials.bench.shapes import shape_config
@@ -86,7 +86,7 @@ def test_enter_cache_norms_rotates_and_stores(device: torch.device, dtype: torch
                          mlp=MlpWeights(ones, ones, ones))  # fmt: skip
     x = _random(n, hidden, device=device, dtype=dtype, seed=5)
     positions = torch.randint(0, 50, (3, n), dtype=torch.int32).to(device)
-    rotation = text_rotation(positions, text_frequencies(config, device), frequency_axes(config, device), dtype)
+    rotation = text_rotation(positions, TextRope.of(config, device), dtype)
     q, k, v = project_qkv(block, x, rotation, config)
     normed = reference_rms_norm(x, ones, config.rms_norm_eps)
     qkv = torch.cat([normed @ parts[name].T for name in "qkv"], dim=1).contiguous()

@@ -10,6 +10,7 @@ import pytest
 
 from broker_pipeline.errors import ModelConfigError
 from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.rope_config import YarnScaling
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "hf-configs"
 SIZES = {  # layers, hidden, heads, kv heads, experts, tied, vision depth, taps
@@ -33,10 +34,11 @@ def test_every_size_of_the_family_is_read(size):
     found = (text.num_layers, text.hidden_size, text.num_heads, text.num_kv_heads, text.num_experts)
     assert (*found, config.tie_word_embeddings, vision.depth, vision.deepstack_indexes) == SIZES[size]
     assert text.head_dim == 128
-    assert text.rope_theta == 5_000_000
-    assert text.mrope_section == (24, 20, 20)
+    assert text.rope.theta == 5_000_000
+    assert text.rope.mrope_section == (24, 20, 20)
     assert config.dtype == "bfloat16"
     assert config.eos_token_ids == (151645,)
+    assert text.rope.yarn is None
     assert vision.rope_theta == 10_000
     assert vision.pixel_factor == 32
     assert vision.patch_values == 1536
@@ -54,6 +56,59 @@ def test_the_spelling_of_transformers_5_means_the_same(size):
     vision["model_type"] += "_vision"
     vision["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "axial"}
     assert ModelConfig.from_json(resaved) == ModelConfig.from_json(hub_json(size))
+
+
+YARN = {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 262144}
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_yarn_is_read_as_the_models_readme_spells_it(spelling, kind):
+    changed = hub_json("8B")
+    text = changed["text_config"]
+    scaling = text.pop("rope_scaling") | YARN
+    text[spelling] = scaling | {kind: scaling.pop("rope_type")}
+    rope = ModelConfig.from_json(changed).text.rope
+    assert rope.yarn == YarnScaling(3.0, 262144)
+    assert (rope.theta, rope.mrope_section) == (5_000_000, (24, 20, 20))
+
+
+def test_rope_scaling_counts_where_it_was_added_to_what_transformers_5_saved():
+    changed = hub_json("8B")
+    text = changed["text_config"]
+    text["rope_parameters"] = text["rope_scaling"] | {"rope_theta": text["rope_theta"]}
+    text["rope_scaling"] = text["rope_scaling"] | YARN
+    assert ModelConfig.from_json(changed).text.rope.yarn == YarnScaling(3.0, 262144)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("factor", None), ("factor", 0.5), ("factor", "3"), ("original_max_position_embeddings", None)),
+        *(("attention_factor", -1.0), ("beta_fast", 0), ("truncate", "no"), ("partial_rotary_factor", 0.5)),
+    ],
+)
+def test_a_wrong_field_of_yarn_is_named(key, value):
+    changed = hub_json("8B")
+    changed["text_config"]["rope_scaling"] |= YARN | {key: value}
+    with pytest.raises(ModelConfigError) as caught:
+        ModelConfig.from_json(changed)
+    assert caught.value.field == f"text_config.rope_scaling.{key}"
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "longrope", "llama3", "proportional", "my-own"])
+def test_other_ropes_are_refused_by_name(rope_type):
+    changed = hub_json("8B")
+    changed["text_config"]["rope_scaling"]["rope_type"] = rope_type
+    with pytest.raises(ModelConfigError, match=f"{rope_type}.*'default' or 'yarn'"):
+        ModelConfig.from_json(changed)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings"])
+def test_what_nobody_would_read_alongside_text_config_is_refused(key):
+    with pytest.raises(ModelConfigError, match="text_config") as caught:
+        ModelConfig.from_json(hub_json("8B") | {key: YARN})
+    assert caught.value.field == key
 
 
 def test_sparse_layers_follow_step_and_exceptions():
@@ -105,7 +160,9 @@ def test_a_missing_field_is_named(field):
         ("text_config.attention_bias", True),
         ("text_config.norm_topk_prob", False),
         ("text_config.mlp_only_layers", [-1]),
-        ("text_config.rope_scaling.rope_type", "yarn"),
+        ("text_config.rope_scaling.rope_type", "longrope"),
+        ("text_config.rope_scaling.type", "mrope"),
+        ("text_config.rope_scaling.type", "yarn"),  # and `rope_type` says "default"
         ("text_config.rope_scaling.mrope_section", [24, 20]),
         ("text_config.rope_scaling.mrope_section", [24, 20, 21]),
         ("text_config.rope_scaling.mrope_interleaved", False),
