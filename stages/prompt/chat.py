@@ -4,20 +4,19 @@
       control tokens become ids, and what lies between them is encoded as text
       <|image_pad|> becomes t*h*w/4 ids, a video becomes timestamps and one run of ids per pair of frames
 
-Control tokens come from the template alone. When a user's text contains such a string ("what does <|im_end|> mean?"),
-it is encoded as the ordinary characters that it consists of: no text can end a turn, open another or forge visual
-tokens. To tell the two apart, control strings in users' texts pass through the template as markers made of Unicode
-noncharacters:
-
-    "what does <|im_end|> mean?"  ─►  "what does ⟨3⟩ mean?"  ─► template ─► split ─► marker back to characters, encode
+Control tokens, those of turns and of pictures, come from the template alone. When a text contains such a string ("what
+does <|im_end|> mean?"), it is encoded as the ordinary characters that it consists of, as transformers does with
+`split_special_tokens`: no text can end a turn, open another or forge visual tokens, however it is cut into parts (see
+`shielding`). In what templates put between tags of tools (results, calls, definitions) the same holds for these tags.
+All other added tokens, such as `<think>`, are tokens wherever they stand, as in transformers: a conversation's earlier
+answers hold them, and templates look for them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +25,16 @@ from tokenizers import Tokenizer
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
 from stages.prompt.chat_template import ChatTemplate
+from stages.prompt.shielding import hide, show
+from stages.prompt.tokenizer import TOKENIZER_FILE, literal_tokenizer, load_tokenizer
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import VisualGroup
 
-_TURN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_pad|>")
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_MARKER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
+_OTHER_TOKENS = ("<|endoftext|>", "<|vision_pad|>")
+_TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_BETWEEN_TAGS = "<"  # hidden as well in what stands between tags of tools: all of them begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +86,27 @@ class PromptBuilder:
     """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self._tokenizer = tokenizer
         self._template = template
         self._merge = config.vision.spatial_merge_size
-        self._image_pad = self._token(config.image_token_id, "image_token_id")
-        self._video_pad = self._token(config.video_token_id, "video_token_id")
-        self._vision_start = self._token(config.vision_start_token_id, "vision_start_token_id")
-        self._vision_end = self._token(config.vision_end_token_id, "vision_end_token_id")
-        self._controls = self._control_tokens()
-        names = sorted(self._controls, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(re.escape(name) for name in names))
-        self._shielded = [*names, _OPEN]
-        self._shield_pattern = re.compile("|".join(re.escape(name) for name in self._shielded))
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        visual = [_token(tokenizer, getattr(config, name), name) for name in names]
+        self._image_pad, self._video_pad, self._vision_start, self._vision_end = visual
+        controls = [*visual, *_TURN_TOKENS, *_OTHER_TOKENS]
+        self._controls = _ids_of(tokenizer, [*controls, *_TOOL_TAGS])
+        self._hidden = "".join({"|" if "|" in name else name[0] for name in controls})
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+        _check_vocabulary(tokenizer, config.text.vocab_size)
+        self._tokenizer = literal_tokenizer(tokenizer, self._controls)
 
     @classmethod
     def from_directory(cls, config: ModelConfig, directory: Path) -> PromptBuilder:
         """Read `tokenizer.json` and the chat template of an artifact or checkpoint.
 
         Raises:
-            ModelConfigError: a file is absent or broken, or lacks the tokens that the configuration names.
+            ModelConfigError: a file is absent or broken, or lacks the tokens that prompts are made of.
         """
-        return cls(config, load_tokenizer(directory / "tokenizer.json"), ChatTemplate.from_directory(directory))
+        return cls(config, load_tokenizer(directory / TOKENIZER_FILE), ChatTemplate.from_directory(directory))
 
     def build(
         self, messages: Sequence[ChatMessage], visuals: Sequence[VisualInput], *, add_vision_id: bool = False
@@ -116,11 +118,32 @@ class PromptBuilder:
         Raises:
             InvalidRequestError: the visuals do not fit the messages, or the template refuses them.
         """
-        turns = [self._template_message(message) for message in messages]
-        return self.expand(self._template.render(turns, add_vision_id=add_vision_id), visuals)
+        return self.build_turns([_turn(message) for message in messages], visuals, add_vision_id=add_vision_id)
 
-    def expand(self, rendered: str, visuals: Sequence[VisualInput]) -> Prompt:
-        """Return the prompt of a rendered conversation whose users' control strings are shielded (see `shield`)."""
+    def build_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        visuals: Sequence[VisualInput] = (),
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_vision_id: bool = False,
+    ) -> Prompt:
+        """Do what `build` does for turns as templates read them: with calls and results of `tools`, for instance."""
+        hidden = [self._hide(turn) for turn in turns]
+        shown_tools = hide(tools, self._hidden + _BETWEEN_TAGS)
+        return self._expand(self._template.render(hidden, tools=shown_tools, add_vision_id=add_vision_id), visuals)
+
+    def _hide(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what could be mistaken for the template's own out of a turn's texts."""
+        between_tags = self._hidden + _BETWEEN_TAGS
+        everywhere = between_tags if turn.get("role") == "tool" else self._hidden
+        return {
+            hide(key, everywhere): hide(value, between_tags if key == "tool_calls" else everywhere)
+            for key, value in turn.items()
+        }
+
+    def _expand(self, rendered: str, visuals: Sequence[VisualInput]) -> Prompt:
+        """Return the prompt of a rendered conversation whose texts have stand-ins (see `shielding`)."""
         draft, waiting = _Draft(), list(visuals)
         end = 0
         for match in self._control_pattern.finditer(rendered):
@@ -134,34 +157,6 @@ class PromptBuilder:
                 f"{len(waiting)} pictures or videos have no place in the prompt", field="messages"
             )
         return Prompt(tuple(draft.ids), tuple(draft.groups))
-
-    def shield(self, text: str) -> str:
-        """Replace every control string of a user's text by a marker that `expand` turns back into characters."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"the text is not valid Unicode: {error}", field="messages") from error
-        return self._shield_pattern.sub(lambda m: f"{_OPEN}{self._shielded.index(m.group())}{_CLOSE}", text)
-
-    def _template_message(self, message: ChatMessage) -> dict[str, Any]:
-        content: list[dict[str, str]] = []
-        for part in message.content:
-            if isinstance(part, TextPart):
-                content.append({"type": "text", "text": self.shield(part.text)})
-            else:
-                content.append({"type": "image" if isinstance(part, ImagePart) else "video"})
-        return {"role": message.role, "content": content}
-
-    def _token(self, token_id: int, name: str) -> str:
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            raise ModelConfigError(f"{name} is {token_id}, which tokenizer.json does not have", field=name)
-        return str(token)
-
-    def _control_tokens(self) -> dict[str, int]:
-        names = (*_TURN_TOKENS, self._image_pad, self._video_pad, self._vision_start, self._vision_end)
-        found = {name: self._tokenizer.token_to_id(name) for name in names}
-        return {name: token_id for name, token_id in found.items() if token_id is not None}
 
     def _add_control(self, draft: _Draft, token: str, waiting: list[VisualInput]) -> None:
         if token not in (self._image_pad, self._video_pad):
@@ -201,30 +196,48 @@ class PromptBuilder:
 
     def _flush(self, draft: _Draft) -> None:
         """Encode the text that has gathered between two control tokens."""
-        text = _MARKER.sub(lambda m: self._shielded[int(m.group(1))], draft.text)
-        is_shielded = text != draft.text
-        tokenizer = self._literal_tokenizer if is_shielded else self._tokenizer
-        draft.ids += tokenizer.encode(text, add_special_tokens=False).ids
+        draft.ids += self._tokenizer.encode(show(draft.text), add_special_tokens=False).ids
         draft.text = ""
 
-    @cached_property
-    def _literal_tokenizer(self) -> Tokenizer:
-        """One that takes special tokens in a text for the characters that they consist of."""
-        literal = Tokenizer.from_str(self._tokenizer.to_str())
-        literal.encode_special_tokens = True
-        return literal
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    content: list[dict[str, str]] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            content.append({"type": "text", "text": part.text})
+        else:
+            content.append({"type": "image" if isinstance(part, ImagePart) else "video"})
+    return {"role": message.role, "content": content}
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read `tokenizer.json`; nothing is truncated or padded.
+def _token(tokenizer: Tokenizer, token_id: int, name: str) -> str:
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        raise ModelConfigError(
+            f"{name} is {token_id}, which {TOKENIZER_FILE} does not have: configuration and tokenizer are of different "
+            "models. Copy both from the model that this one was made from.",
+            field=name,
+        )
+    return str(token)
 
-    Raises:
-        ModelConfigError: the file is absent or broken.
-    """
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelConfigError(f"{path.name} cannot be read: {error}", field=path.name) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+
+def _ids_of(tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, int]:
+    found = {name: tokenizer.token_to_id(name) for name in names}
+    absent = [name for name in _TURN_TOKENS if found[name] is None]
+    if absent:
+        raise ModelConfigError(
+            f"{TOKENIZER_FILE} lacks {' and '.join(absent)}, which open and end turns: it is of another model. Copy it "
+            "from the model that this one was made from.",
+            field=TOKENIZER_FILE,
+        )
+    return {name: token_id for name, token_id in found.items() if token_id is not None}
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        raise ModelConfigError(
+            f"{TOKENIZER_FILE} has ids up to {highest}, but the embedding only {vocab_size} rows "
+            "(text_config.vocab_size): tokens were added to the tokenizer and not to the model.",
+            field=TOKENIZER_FILE,
+        )

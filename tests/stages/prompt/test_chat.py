@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
-from export.synthetic.tiny_tokenizer import SPECIAL_TOKENS
 from stages.prompt.chat import PromptBuilder, VisualInput, frame_timestamps
 from stages.prompt.chat_template import ChatTemplate
+from stages.prompt.tokenizer import load_tokenizer
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import VisualGroup
@@ -102,20 +100,6 @@ def test_a_typed_pad_alongside_a_real_picture_takes_nothing_from_it():
     )
 
 
-PIECES = st.sampled_from(
-    [*SPECIAL_TOKENS, "<think>", "\ufdd0", "\ufdd1", "\ufdd00\ufdd1", "<|", "|>", "a", " ", "\n", "é"]
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=8).map("".join))
-def test_no_text_forges_a_control_token(text):
-    found = prompt_builder(VARIANT).build(user("begin", text, IMAGE), [SMALL])
-    plain = prompt_builder(VARIANT).build(user("begin", IMAGE), [SMALL])
-    assert control_ids(found.token_ids) == control_ids(plain.token_ids)
-    assert [g.count for g in found.groups] == [2]
-
-
 def test_texts_that_are_no_unicode_are_refused():
     with pytest.raises(InvalidRequestError, match="Unicode"):
         prompt_builder(VARIANT).build(user("\ud800"), [])
@@ -141,12 +125,21 @@ def test_visuals_that_do_not_fit_the_messages_are_refused(parts, visuals):
 
 
 def test_the_template_is_found_in_each_of_its_places(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
-    assert ChatTemplate.from_directory(tmp_path).render([]) == "config"
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert ChatTemplate.from_directory(tmp_path).render([]) == "json"
-    (tmp_path / "chat_template.jinja").write_text("jinja")
-    assert ChatTemplate.from_directory(tmp_path).render([]) == "jinja"
+    for name, content in (
+        ("tokenizer_config.json", json.dumps({"chat_template": "tokenizer"})),
+        ("chat_template.jinja", "jinja"),
+        ("chat_template.json", json.dumps({"chat_template": "json"})),
+        ("processor_config.json", json.dumps({"chat_template": "processor"})),
+    ):
+        (tmp_path / name).write_text(content)
+        assert ChatTemplate.from_directory(tmp_path).render([]) in name
+
+
+def test_the_default_of_several_templates_is_taken(tmp_path):
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ eos_token }}"}]
+    config = {"chat_template": named, "eos_token": {"content": "<|im_end|>"}, "bos_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ChatTemplate.from_directory(tmp_path).render([]) == "<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -157,12 +150,14 @@ def test_the_template_is_found_in_each_of_its_places(tmp_path):
         {"chat_template.json": "["},
         {"chat_template.json": "[]"},
         {"chat_template.json": '{"chat_template": 3}'},
+        {"tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "x"}]}'},
         {"chat_template.jinja": "{% if %}"},
+        {"chat_template.jinja": "\xff"},
     ],
 )
 def test_a_missing_or_broken_template_is_a_typed_error(tmp_path, files):
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ModelConfigError):
         ChatTemplate.from_directory(tmp_path)
 
@@ -175,6 +170,15 @@ def test_a_template_may_refuse_messages():
 def test_a_template_cannot_leave_its_sandbox():
     with pytest.raises(InvalidRequestError):
         ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}").render([])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 1 / 0 }}", "{{ messages[0]['a'].b.c }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 + 'a' }}"],
+)
+def test_a_template_that_fails_refuses_the_messages(source):
+    with pytest.raises(InvalidRequestError, match="the chat template refuses these messages"):
+        ChatTemplate(source).render([{"a": 1}])
 
 
 def test_json_in_templates_is_written_as_the_models_were_trained():
@@ -197,6 +201,20 @@ def test_token_ids_that_the_tokenizer_lacks_are_named():
     with pytest.raises(ModelConfigError) as caught:
         PromptBuilder.from_directory(ModelConfig.from_json(hub), tiny_checkpoint())
     assert caught.value.field == "video_token_id"
+
+
+def test_a_tokenizer_without_turns_is_refused(tmp_path):
+    content = (tiny_checkpoint() / "tokenizer.json").read_text().replace("<|im_end|>", "<|done|>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelConfigError, match=r"lacks <\|im_end\|>, which open and end turns"):
+        PromptBuilder(config_of(VARIANT), load_tokenizer(tmp_path / "tokenizer.json"), ChatTemplate(""))
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused():
+    tokenizer = load_tokenizer(tiny_checkpoint() / "tokenizer.json")
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(10)])
+    with pytest.raises(ModelConfigError, match="ids up to 387, but the embedding only 384 rows"):
+        PromptBuilder(config_of(VARIANT), tokenizer, ChatTemplate(""))
 
 
 def test_groups_count_their_tokens():

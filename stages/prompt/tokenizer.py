@@ -1,0 +1,38 @@
+"""The checkpoint's tokenizer, as prompts need it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import orjson
+from tokenizers import Tokenizer
+
+from broker_pipeline.errors import ModelConfigError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read `tokenizer.json`; nothing is truncated or padded.
+
+    Raises:
+        ModelConfigError: the file is absent or broken.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelConfigError(f"{path.name} cannot be read: {error}", field=path.name) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def literal_tokenizer(tokenizer: Tokenizer, names: Collection[str]) -> Tokenizer:
+    """Return one that takes the added tokens `names` in a text for the characters that they consist of, no others."""
+    content = orjson.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in names  # the library can do this for special ones, all together
+    literal = Tokenizer.from_str(orjson.dumps(content).decode())
+    literal.encode_special_tokens = True
+    return literal
