@@ -9,10 +9,10 @@ from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, Text
 from stages.artifact import Artifact
 from stages.prompt.chat import Prompt, PromptBuilder, VisualInput
 from stages.prompt.images import decode_image
-from stages.prompt.preprocess import Patches, PixelBudget
+from stages.prompt.pixel_budgets import read_pixel_budgets
+from stages.prompt.preprocess import Patches
 from stages.prompt.visual_frames import image_frames
 
-_RULES = "preprocessor_config.json"
 _UNNAMED = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
 
 
@@ -23,7 +23,7 @@ class Prompts:
         """Read the artifact's tokenizer, template and rules for pictures."""
         self._vision = artifact.config.vision
         self._builder = PromptBuilder.from_directory(artifact.config, artifact.directory)
-        self._budget = PixelBudget.from_json(artifact.path(_RULES).read_bytes(), self._vision, file=_RULES)
+        self._budget, _ = read_pixel_budgets(artifact.directory, self._vision)
 
     def patches(self, path: Path) -> Patches:
         """Decode, resize and cut one picture."""

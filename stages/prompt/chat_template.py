@@ -15,6 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
+from stages.prompt.json_file import read_json_object
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # In transformers' order of precedence; chat_template.jinja stands between the last two.
@@ -49,7 +50,7 @@ class ChatTemplate:
         Raises:
             ModelConfigError: there is none, or it cannot be compiled.
         """
-        settings = _json_object(directory / TOKENIZER_CONFIG)
+        settings = read_json_object(directory / TOKENIZER_CONFIG)
         source = _find_template(directory, settings)
         if source is None:
             raise ModelConfigError(
@@ -100,7 +101,7 @@ class _GenerationBlock(Extension):
 
 def _find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     for name in _JSON_FILES:
-        source = _template_in(_json_object(directory / name), name)
+        source = _template_in(read_json_object(directory / name), name)
         if source is not None:
             return source
     if (directory / _PLAIN_FILE).is_file():
@@ -130,19 +131,6 @@ def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     found = {name: tokenizer_config.get(name) for name in _SPECIAL_TOKENS}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """Return a file's content, empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelConfigError(f"{path.name} is not valid JSON: {error}", field=path.name) from error
-    if not isinstance(content, dict):
-        raise ModelConfigError(f"{path.name} is not a JSON object", field=path.name)
-    return content
 
 
 def _to_json(

@@ -20,6 +20,8 @@ from stages.qwen3_vl.config_fields import Fields
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.vision_config import VisionConfig
 
+_BICUBIC = 3  # as Pillow numbers it
+
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:
@@ -41,15 +43,29 @@ class PixelBudget:
         budget = cls(size.positive("shortest_edge"), size.positive("longest_edge"))
         if budget.min_pixels > budget.max_pixels:
             raise size.error("shortest_edge", "at most longest_edge")
-        for key, implemented in (
-            ("patch_size", vision.patch_size),
-            ("temporal_patch_size", vision.temporal_patch_size),
-            ("merge_size", vision.spatial_merge_size),
-            ("image_mean", [0.5, 0.5, 0.5]),
-            ("image_std", [0.5, 0.5, 0.5]),
-        ):
+        for key in ("patch_size", "image_mean", "image_std"):  # left out, they mean other models' values
+            fields.demand(key)
+        for key, implemented in _implemented(vision).items():
             fields.require(key, implemented)
         return budget
+
+
+def _implemented(vision: VisionConfig) -> dict[str, object]:
+    """Return the only values of settings, other than sizes, that this engine implements."""
+    return {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "cap_pixels_per_frame": False,
+    }
 
 
 @dataclass(frozen=True, slots=True)

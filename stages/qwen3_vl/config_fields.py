@@ -67,6 +67,13 @@ class Fields:
             raise self.error(key, "a string")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Read a list of strings."""
+        value = self._values.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(key, "a list of strings")
+        return tuple(value)
+
     def flag(self, key: str) -> bool:
         """Read a boolean."""
         value = self._values.get(key)
@@ -101,6 +108,11 @@ class Fields:
         if not isinstance(value, list | tuple) or not all(_is_int(item) and item >= 0 for item in value):
             raise self.error(key, "a list of integers of at least 0")
         return tuple(int(item) for item in value)
+
+    def demand(self, key: str) -> None:
+        """Refuse an object without the field."""
+        if not self.has(key):
+            raise self.error(key, "a value: other programs take that of another model where it is left out")
 
     def require(self, key: str, allowed: object) -> None:
         """Refuse the field where it is given and not `allowed`: other values would need other code."""

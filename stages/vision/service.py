@@ -32,7 +32,7 @@ from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.prompt.chat import PromptBuilder
-from stages.prompt.preprocess import PixelBudget
+from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.device_bytes import vision_device_bytes
@@ -49,7 +49,6 @@ from stages.worker.settings import VisionSettings
 
 log = structlog.get_logger()
 
-_IMAGE_RULES, _VIDEO_RULES = "preprocessor_config.json", "video_preprocessor_config.json"
 _FEWEST_THREADS, _MOST_THREADS = 2, 8
 
 
@@ -154,13 +153,10 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
 
 def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules:
     """Read how the model wants its pictures, and videos where the artifact says so."""
-    vision = artifact.config.vision
-    video = None
-    if artifact.has(_VIDEO_RULES):
-        video = PixelBudget.from_json(artifact.path(_VIDEO_RULES).read_bytes(), vision, file=_VIDEO_RULES)
+    image, video = read_pixel_budgets(artifact.directory, artifact.config.vision)
     return PixelRules(
-        vision=vision,
-        image=PixelBudget.from_json(artifact.path(_IMAGE_RULES).read_bytes(), vision, file=_IMAGE_RULES),
+        vision=artifact.config.vision,
+        image=image,
         video=video,
         pictures=PictureRule(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
     )

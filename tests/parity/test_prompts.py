@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
 from stages.prompt.chat import VisualInput, frame_timestamps
+from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size
 from stages.prompt.visual_frames import image_frames, video_frames
 from stages.qwen3_vl.patches import PatchGrid, pixel_values
@@ -202,3 +205,34 @@ def test_a_picture_is_a_video_of_one_frame_shown_twice():
     image = image_frames(pixels, vision, IMAGE_BUDGET).to_patches()
     video = video_frames([pixels, pixels], 2, vision, VIDEO_BUDGET).to_patches()
     assert torch.equal(pixel_values(image.rows, vision), pixel_values(video.rows, vision))
+
+
+# --- processor files -------------------------------------------------------------------------------------------------
+
+
+def saved_by_transformers_5(directory: Path) -> None:
+    """Write `processor_config.json` as transformers 5 does; its video processor wants torchvision."""
+    image = Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint()).to_dict()
+    video = json.loads((tiny_checkpoint() / "video_preprocessor_config.json").read_text())
+    content = {"processor_class": "Qwen3VLProcessor", "image_processor": image, "video_processor": video}
+    (directory / "processor_config.json").write_text(json.dumps(content))
+
+
+def saved_apart(directory: Path) -> None:
+    Qwen2VLImageProcessorPil.from_pretrained(tiny_checkpoint()).save_pretrained(directory)
+
+
+def both_kinds(directory: Path) -> None:
+    saved_by_transformers_5(directory)
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 1024, "longest_edge": 2048}).save_pretrained(directory)
+
+
+@pytest.mark.parametrize("save", [saved_by_transformers_5, saved_apart, both_kinds])
+def test_sizes_come_from_the_file_that_transformers_reads(tmp_path, save):
+    save(tmp_path)
+    image, video = read_pixel_budgets(tmp_path, config_of(VARIANT).vision)
+    for found, theirs in (
+        (image, Qwen2VLImageProcessorPil.get_image_processor_dict(tmp_path)[0]),
+        (video, BaseVideoProcessor.get_video_processor_dict(tmp_path)[0]),
+    ):
+        assert {"shortest_edge": found.min_pixels, "longest_edge": found.max_pixels} == dict(theirs["size"])

@@ -20,6 +20,13 @@ from tests.kit.models.transformers_oracle import FP32, config_of, picture
 
 VISION = config_of(FP32[0]).vision
 WIDE = PixelBudget(1, 10**9)
+HALVES = [0.5, 0.5, 0.5]
+RULES = {
+    "size": {"shortest_edge": 1, "longest_edge": 2},
+    "patch_size": 16,
+    "image_mean": HALVES,
+    "image_std": HALVES,
+}
 
 
 def test_rows_come_in_merge_block_order_and_hold_their_own_pixels():
@@ -90,7 +97,7 @@ def test_bounds_are_read_from_the_processor_files():
 )
 def test_processor_files_that_ask_for_something_else_are_refused(change, field):
     with pytest.raises(ModelConfigError) as caught:
-        PixelBudget.from_json({"size": {"shortest_edge": 1, "longest_edge": 2}} | change, VISION, file="f.json")
+        PixelBudget.from_json(RULES | change, VISION, file="f.json")
     assert caught.value.field == f"f.json.{field}"
 
 
