@@ -6,7 +6,9 @@ hundreds: ids are shifted, which nothing but the five ids in `config.json` depen
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+from export.side_files.bpe_tokenizer import byte_level_bpe
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -39,10 +41,6 @@ ADDED_TOKENS = (
     "</think>",
 )
 _NUM_MERGES = 96
-_WORD_PATTERN = (  # how the Qwen tokenizers split words: contractions, letters, single digits, punctuation, spaces
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _SENTENCES = (
     "user assistant system\nDescribe this picture in one sentence.",
     "What is in the picture? Write a short caption for the image.",
@@ -57,15 +55,7 @@ _SENTENCES = (
 
 def tiny_tokenizer() -> Tokenizer:
     """Return the same tokenizer at every call: 256 bytes, 96 merges and the 26 added tokens, 378 ids in all."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level_bpe(models.BPE())
     tokenizer.train_from_iterator(_SENTENCES, _trainer())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
