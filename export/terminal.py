@@ -17,17 +17,12 @@ from export.source.revisions import parse_reference
 from export.verify import verify_artifact
 from export.workspace import partial_path
 
-_TOKENIZER = "tokenizer.json"
-
 
 def export_source(source: str, target: Path, options: ExportOptions) -> None:
     """Export SOURCE to TARGET, saying what is done; Ctrl-C leaves what the same command goes on from."""
     torch.set_num_threads(1)  # the workers are the parallelism
     console = Console(stderr=True)
     opened = open_source(source)
-    if _TOKENIZER not in opened.side_files:
-        note = f"note: {source} has no {_TOKENIZER}; a vision worker cannot serve without one"
-        console.print(note, highlight=False, soft_wrap=True)
     try:
         exported = export_checkpoint(opened, target, options, console)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from export.exporter import Exported, ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
+from export.synthetic.generated_files import write_processor_files, write_text_files
 from export.synthetic.random_checkpoint import random_hf_config, random_weights
 from stages.qwen3_vl.config import ModelConfig
 
@@ -24,11 +25,10 @@ Weights = dict[str, torch.Tensor]
 def run_export(tmp_path: Path) -> Callable[..., Exported]:
     """Export a directory without a screen; the target is named after the source unless given."""
 
-    def run(source: Path, target: Path | None = None, **options: Any) -> Exported:
+    def run(source: Path, target: Path | None = None, console: Console | None = None, **options: Any) -> Exported:
         target = target or tmp_path / f"{source.name}.artifact"
-        return export_checkpoint(
-            LocalCheckpoint(source), target, ExportOptions(**options), Console(quiet=True, force_terminal=False)
-        )
+        console = console or Console(quiet=True, force_terminal=False)
+        return export_checkpoint(LocalCheckpoint(source), target, ExportOptions(**options), console)
 
     return run
 
@@ -40,6 +40,8 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     def write(config: Mapping[str, Any], weights: Weights, name: str = "checkpoint", num_shards: int = 1) -> Path:
         directory = tmp_path / name
         directory.mkdir()
+        write_text_files(directory)
+        write_processor_files(directory)
         (directory / "config.json").write_text(json.dumps(config))
         (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4], "top_k": 20}))
         if num_shards == 1:

@@ -80,9 +80,13 @@ def test_more_stages_than_blocks(source, tmp_path):
     assert "the model has 3 blocks" in inspected.stderr
 
 
-def test_a_missing_tokenizer_is_mentioned(source, tmp_path):
+def test_a_missing_tokenizer_is_refused_in_a_sentence(source, tmp_path):
     (source / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in invoke(source, tmp_path / "target").stderr
+    result = run(source, tmp_path / "target")
+    assert result.returncode == 78
+    assert result.stderr.startswith("error: the checkpoint could not be served:")
+    assert "Copy tokenizer.json and tokenizer_config.json from the model that this one was made from" in result.stderr
+    assert not (tmp_path / "target.partial").exists()
 
 
 def test_errors_are_sentences_and_exit_codes(source, tmp_path):

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from broker_pipeline.errors import CheckpointError
 from stages.artifact import Artifact
@@ -65,6 +71,8 @@ def test_what_transformers_saves_can_be_exported(tmp_path, run_export, moe):
     model_class = Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration
     model = model_class.from_pretrained(source, dtype=torch.float32)
     model.save_pretrained(tmp_path / "saved", max_shard_size="500KB")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "saved")
+    Qwen2VLImageProcessorPil.from_pretrained(source).save_pretrained(tmp_path / "saved")
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
     exported = run_export(tmp_path / "saved")
     expected = {name: tensor for name, tensor in model.state_dict().items() if moe or name != HEAD}
