@@ -26,6 +26,7 @@ from export.plan import ExportPlan, plan_export
 from export.planned_artifact import PlannedArtifact, encode_manifest
 from export.progress import ProgressReport
 from export.source.checkpoint import Checkpoint, checkpoint_version
+from export.source.name_groups import group_names
 from export.transfer import Hashes, Transfer, digest_plan
 from export.workspace import PlanRecord, Workspace, acquire_workspace, partial_path, write_durably
 
@@ -86,9 +87,12 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, options: ExportOptio
 
 
 def _say_what_is_new(checkpoint: Checkpoint, artifact: PlannedArtifact, console: Console) -> None:
-    """Name what the artifact has and the checkpoint has not."""
+    """Name what the artifact has and the checkpoint has not, and the other way round."""
     if made := sorted(artifact.side_files.keys() - set(checkpoint.side_files)):
         console.print(f"note: {', '.join(made)} is made from the tokenizer's older files", soft_wrap=True)
+    if artifact.plan.buffers:
+        names = ", ".join(group_names(artifact.plan.buffers))
+        console.print(f"note: left out, since it follows from config.json: {names}", highlight=False, soft_wrap=True)
 
 
 def _drop_strays(directory: Path, manifest: WeightsManifest) -> None:

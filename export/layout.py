@@ -35,6 +35,8 @@ FP8 = "F8_E4M3"
 CONVERTIBLE = {"BF16", "F32", "F16"}
 SCALE_DTYPES = {"F32", "BF16"}
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+# Computed from the configuration when a model is built; some programs save them all the same.
+BUFFERS = {"inv_freq", "original_inv_freq", "position_ids"}
 _SEPARATE = re.compile(r"(.*\.)mlp\.experts\.\d+\.")
 _MATRICES = {GATE_UP: ("gate_proj", "up_proj"), DOWN: ("down_proj",)}
 
@@ -86,22 +88,23 @@ class LayoutResolver:
         planned = [self._resolve(name, shape) for name, shape in shapes.items()]
         return tuple(tensor for tensor in planned if tensor is not None)
 
-    def finish(self) -> None:
-        """Raise for all that was missing, wrong, ambiguous or left over.
+    def finish(self) -> tuple[str, ...]:
+        """Raise for all that was missing, wrong, ambiguous or left over; return the buffers that are not exported.
 
         Raises:
             CheckpointError: lists every such tensor.
             AmbiguousLayoutError: nothing else is wrong than that shapes do not tell the expert layout.
         """
-        unexpected = self.found.keys() - self._used
+        left_over = self.found.keys() - self._used
+        buffers = {name for name in left_over if name.rpartition(".")[2] in BUFFERS}
+        unexpected = left_over - buffers
         problems = self._problems | ({"unexpected": sorted(unexpected)} if unexpected else {})
         if problems:
             sections = [_section(title, problems[title]) for title in problems]
-            raise CheckpointError(
-                "the checkpoint's tensors are not the ones that its config.json asks for.\n" + "\n".join(sections)
-            )
+            raise CheckpointError("\n".join([_mismatch(unexpected), *sections]))
         if self._ambiguous:
             raise AmbiguousLayoutError(_ambiguity(self._ambiguous), field="expert-layout")
+        return tuple(sorted(buffers))
 
     def _resolve(self, name: str, shape: tuple[int, ...]) -> PlannedTensor | None:
         part = next((part for part in _MATRICES if name.endswith("." + part)), None)
@@ -204,6 +207,15 @@ class LayoutResolver:
 
     def _report(self, title: str, name: str) -> None:
         self._problems.setdefault(title, []).append(name)
+
+
+def _mismatch(unexpected: set[str]) -> str:
+    if any(".lora_" in name for name in unexpected):
+        return (
+            "the checkpoint's tensors are a LoRA adapter's, or hold one that was not merged: merge it into its base "
+            "model (peft: merge_and_unload().save_pretrained(DIRECTORY)) and export that DIRECTORY."
+        )
+    return "the checkpoint's tensors are not the ones that its config.json asks for."
 
 
 def _shaped(tensor: SourceTensor) -> str:

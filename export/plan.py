@@ -44,13 +44,17 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """The artifact to be. A tied head is an alias of the embedding; some checkpoints store it again (`head_copy`)."""
+    """The artifact to be. A tied head is an alias of the embedding; some checkpoints store it again (`head_copy`).
+
+    `buffers` are tensors of the checkpoint that are left out: they follow from the configuration.
+    """
 
     dtype: Dtype
     num_blocks: int
     files: tuple[PlannedFile, ...]
     has_tied_head: bool
     head_copy: PlannedTensor | None
+    buffers: tuple[str, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -72,11 +76,12 @@ def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: E
 
     Raises:
         ModelConfigError: the configuration is not of a model of this family.
-        CheckpointError: tensors are missing, left over, or of a wrong shape or dtype; all are listed.
+        CheckpointError: tensors are missing, left over, or of a wrong shape or dtype; all are listed. Or the values
+            are in float16, and `dtype` does not say what becomes of them.
         AmbiguousLayoutError: shapes do not tell how the experts are stored.
     """
     config = ModelConfig.from_json(checkpoint.config_json)
-    stored_dtype: Dtype = dtype or ("float32" if config.dtype == "float32" else "bfloat16")
+    stored_dtype = dtype or _own_dtype(config)
     rules = LayoutRules(stored_dtype, dtype is not None, expert_layout, fp8_block(checkpoint.config_json))
     resolver = LayoutResolver(checkpoint.tensors, rules)
     files = tuple(
@@ -84,8 +89,18 @@ def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: E
     )
     is_tied = config.tie_word_embeddings
     head_copy = _head_copy(checkpoint, config, resolver) if is_tied else None
-    resolver.finish()
-    return ExportPlan(stored_dtype, config.text.num_layers, files, is_tied, head_copy)
+    buffers = resolver.finish()
+    return ExportPlan(stored_dtype, config.text.num_layers, files, is_tied, head_copy, buffers)
+
+
+def _own_dtype(config: ModelConfig) -> Dtype:
+    if config.dtype == "float16":
+        raise CheckpointError(
+            "config.json says float16, whose range the activations of the vision tower exceed: say what it becomes, "
+            "--dtype bfloat16 (usual; drops 3 bits of each value) or --dtype float32 (keeps all, twice the size)",
+            field="dtype",
+        )
+    return "float32" if config.dtype == "float32" else "bfloat16"
 
 
 def fp8_block(config_json: bytes) -> tuple[int, int]:

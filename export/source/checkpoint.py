@@ -14,11 +14,10 @@ import msgspec
 
 from broker_pipeline.errors import CheckpointError
 from export.source.name_groups import group_names
-from export.source.shard import Shard, SourceTensor
+from export.source.shard import Shard, SourceTensor, check_no_pointer
+from export.source.weight_listing import INDEX_FILE, check_no_adapter, has_index, parse_index, weight_file_names
 
 CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # What tokenising, rendering prompts and preparing pictures needs; copied as it is, where it is there.
 SIDE_FILES = (
     "tokenizer.json",
@@ -71,7 +70,7 @@ class Checkpoint(Protocol):
 
 
 class LocalCheckpoint:
-    """A directory as `save_pretrained` or a hub download leaves it: one safetensors file, or shards with an index.
+    """A directory as `save_pretrained` or a hub download leaves it: one safetensors file, or shards.
 
     Raises:
         CheckpointError: a file is missing or damaged, or index and shards differ.
@@ -81,10 +80,12 @@ class LocalCheckpoint:
         self._directory = directory
         self.source: str | None = None
         self.staging_bytes = 0
+        names = {entry.name for entry in directory.iterdir() if entry.is_file()}
+        check_no_adapter(names)
         self.config_json = self._read(CONFIG_FILE)
-        self.side_files = tuple(name for name in SIDE_FILES if (directory / name).is_file())
-        index = self._read(INDEX_FILE) if (directory / INDEX_FILE).is_file() else None
-        shards = weight_file_names(index, {SINGLE_FILE} if (directory / SINGLE_FILE).is_file() else set())
+        self.side_files = tuple(name for name in SIDE_FILES if name in names)
+        index = self._read(INDEX_FILE) if has_index(names) else None
+        shards = weight_file_names(names, index)
         self._check_present(shards)
         self.tensors = merge_headers(self._headers(shards), index)
         self.files = tuple(self._identity(name) for name in shards)
@@ -102,13 +103,20 @@ class LocalCheckpoint:
 
     def _read(self, name: str) -> bytes:
         try:
-            return (self._directory / name).read_bytes()
+            content = (self._directory / name).read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self._directory} is not a Hugging Face checkpoint: it has no {name}", field=name
+                f"{self._directory} is not a Hugging Face checkpoint: it has no {name}{self._hint(name)}", field=name
             ) from error
         except OSError as error:
             raise CheckpointError(f"cannot read {self._directory / name}: {error.strerror}") from error
+        check_no_pointer(self._directory / name, content)
+        return content
+
+    def _hint(self, name: str) -> str:
+        """Name the directories below that look like the checkpoint: the hub's cache has it two levels down."""
+        below = sorted({found.parent for depth in ("*", "*/*") for found in self._directory.glob(f"{depth}/{name}")})
+        return f"; {', '.join(map(str, below[:3]))} has one" if below else ""
 
     def _check_present(self, shards: list[str]) -> None:
         absent = [name for name in shards if not (self._directory / name).is_file()]
@@ -128,27 +136,6 @@ class LocalCheckpoint:
         return SourceFile(name, status.st_size, f"modified {status.st_mtime_ns}")
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
-def weight_file_names(index: bytes | None, single: set[str]) -> list[str]:
-    """Return the names of a checkpoint's weight files, from its index or because there is a single one.
-
-    Raises:
-        CheckpointError: there are none, or the index is not one.
-    """
-    if index is None:
-        if not single:
-            raise CheckpointError(f"the checkpoint has neither {SINGLE_FILE} nor {INDEX_FILE}")
-        return sorted(single)
-    names = sorted(set(_parse_index(index).values()))
-    strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    if strange:
-        raise CheckpointError(f"{INDEX_FILE} names files that are no shards: {', '.join(strange)}", field=INDEX_FILE)
-    return names
-
-
 def merge_headers(headers: Iterable[dict[str, SourceTensor]], index: bytes | None) -> dict[str, SourceTensor]:
     """Return all tensors of all files by name.
 
@@ -161,7 +148,7 @@ def merge_headers(headers: Iterable[dict[str, SourceTensor]], index: bytes | Non
     if twice:
         raise CheckpointError("tensors that lie in two files:\n" + _lines(twice))
     if index is not None:
-        listed = _parse_index(index)
+        listed = parse_index(index)
         wrong = {
             name
             for name in listed.keys() | by_name.keys()
@@ -185,13 +172,6 @@ def checkpoint_version(checkpoint: Checkpoint) -> str:
 
 def _sha256(checkpoint: Checkpoint, name: str) -> str:
     return hashlib.sha256(checkpoint.read_side_file(name)).hexdigest()
-
-
-def _parse_index(index: bytes) -> dict[str, str]:
-    try:
-        return msgspec.json.decode(index, type=_Index).weight_map
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{INDEX_FILE} is not an index: {error}", field=INDEX_FILE) from error
 
 
 def _lines(names: Iterable[str]) -> str:

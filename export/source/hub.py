@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 from broker_pipeline.errors import HubError
 from export.source.checkpoint import (
     CONFIG_FILE,
-    INDEX_FILE,
     SIDE_FILES,
-    SINGLE_FILE,
     SourceFile,
     merge_headers,
-    weight_file_names,
 )
 from export.source.revisions import HubReference
 from export.source.shard import Shard, SourceTensor
+from export.source.weight_listing import INDEX_FILE, check_no_adapter, has_index, weight_file_names
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -51,10 +49,12 @@ class HubCheckpoint:
         self._commit = str(info.sha)
         self.source: str | None = f"{self._repo}@{self._commit}"
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+        names = {name for name in sizes if "/" not in name}
+        check_no_adapter(names)
         self.config_json = self.read_side_file(CONFIG_FILE)
         self.side_files = tuple(name for name in SIDE_FILES if name in sizes)
-        index = self.read_side_file(INDEX_FILE) if INDEX_FILE in sizes else None
-        shards = weight_file_names(index, {SINGLE_FILE} & sizes.keys())
+        index = self.read_side_file(INDEX_FILE) if has_index(names) else None
+        shards = weight_file_names(names, index)
         self.tensors = merge_headers(self._headers(shards), index)
         self.files = tuple(SourceFile(name, sizes.get(name, 0), self._commit) for name in shards)
         self.staging_bytes = _NUM_STAGED_SHARDS * max((file.size_bytes for file in self.files), default=0)

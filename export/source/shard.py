@@ -26,6 +26,7 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 METADATA_KEY = "__metadata__"
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,21 @@ def _check_with_library(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            check_no_pointer(path, file.read(len(_LFS_POINTER)))
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}. Download it again.", field=path.name
         ) from error
+
+
+def check_no_pointer(path: Path, beginning: bytes) -> None:
+    """Refuse what a clone without Git LFS has in place of its large files.
+
+    Raises:
+        CheckpointError: the file begins like that.
+    """
+    if beginning.startswith(_LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a pointer that Git LFS left in place of the file. Fetch the files: git lfs pull",
+            field=path.name,
+        )

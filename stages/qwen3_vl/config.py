@@ -19,12 +19,17 @@ from stages.qwen3_vl.vision_config import VisionConfig
 
 DENSE_MODEL_TYPE = "qwen3_vl"
 MOE_MODEL_TYPE = "qwen3_vl_moe"
+ARCHITECTURES = {
+    DENSE_MODEL_TYPE: "Qwen3VLForConditionalGeneration",
+    MOE_MODEL_TYPE: "Qwen3VLMoeForConditionalGeneration",
+}
 SUPPORTED_DTYPES = ("bfloat16", "float32")
+STORED_DTYPES = (*SUPPORTED_DTYPES, "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The whole model; `dtype` is "bfloat16" or "float32", the checkpoint's own."""
+    """The whole model; `dtype` is the checkpoint's own, of `STORED_DTYPES`; float16 is converted by an export."""
 
     text: TextConfig
     vision: VisionConfig
@@ -44,12 +49,7 @@ class ModelConfig:
             ModelConfigError: names the field that is missing, of a wrong type or out of range.
         """
         top = Fields.from_json(source, file="config.json", path="")
-        model_type = top.text("model_type")
-        if model_type not in {DENSE_MODEL_TYPE, MOE_MODEL_TYPE}:
-            raise ModelConfigError(
-                f"model_type is {model_type!r}; expected {DENSE_MODEL_TYPE!r} or {MOE_MODEL_TYPE!r}",
-                field="model_type",
-            )
+        model_type = _read_model_type(top)
         text_fields, vision_fields = top.section("text_config"), top.section("vision_config")
         _check_places(top, text_fields)
         config = cls(
@@ -65,6 +65,20 @@ class ModelConfig:
         )
         _check_together(config)
         return config
+
+
+def _read_model_type(top: Fields) -> str:
+    model_type = top.text("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ModelConfigError(
+            f"model_type is {model_type!r}: a model of another family. This engine runs Qwen3-VL alone "
+            f"({' and '.join(ARCHITECTURES)}).",
+            field="model_type",
+        )
+    whole = ARCHITECTURES[model_type]
+    if top.has("architectures") and top.texts("architectures") != (whole,):
+        raise top.error("architectures", f"[{whole!r}], the whole model with the head that writes text; save that one")
+    return model_type
 
 
 def _check_places(top: Fields, text: Fields) -> None:
@@ -91,11 +105,10 @@ def _read_dtype(top: Fields, text: Fields) -> str:
         for key in ("dtype", "torch_dtype"):
             if fields.has(key):
                 dtype = fields.text(key)
-                if dtype not in SUPPORTED_DTYPES:
-                    # float16 overflows: vision activations exceed its range
-                    raise fields.error(key, " or ".join(SUPPORTED_DTYPES))
+                if dtype not in STORED_DTYPES:
+                    raise fields.error(key, " or ".join(STORED_DTYPES))
                 return dtype
-    raise text.error("dtype", " or ".join(SUPPORTED_DTYPES))
+    raise text.error("dtype", " or ".join(STORED_DTYPES))
 
 
 def _check_together(config: ModelConfig) -> None:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError, ModelConfigError
-from export.source.checkpoint import LocalCheckpoint
+from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError
 from export.synthetic.random_checkpoint import random_weights
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
@@ -58,6 +56,7 @@ def test_everything_that_is_wrong_is_in_one_error(run_export, write_checkpoint, 
     del moe_weights[LAYER.format(0) + "self_attn.q_proj.weight"]
     del moe_weights[LAYER.format(1) + "self_attn.q_proj.weight"]
     del moe_weights["model.visual.pos_embed.weight"]
+    moe_weights["model.language_model.rotary.scale"] = torch.zeros(4)
     moe_weights["model.language_model.rotary.inv_freq"] = torch.zeros(4)
     moe_weights[LAYER.format(1) + "input_layernorm.weight"] = torch.zeros(63, dtype=torch.bfloat16)
     with pytest.raises(CheckpointError) as refused:
@@ -66,7 +65,7 @@ def test_everything_that_is_wrong_is_in_one_error(run_export, write_checkpoint, 
     assert "missing (3):\n" in message
     assert "  model.language_model.layers.{0-1}.self_attn.q_proj.weight (2 tensors)\n" in message
     assert "  model.visual.pos_embed.weight\n" in message
-    assert "unexpected (1):\n  model.language_model.rotary.inv_freq" in message
+    assert "unexpected (1):\n  model.language_model.rotary.scale" in message
     assert "wrong shape (1):\n  model.language_model.layers.1.input_layernorm.weight [63] instead of [64]" in message
 
 
@@ -98,59 +97,64 @@ def test_integer_tensors_are_refused_even_with_a_dtype(run_export, write_checkpo
         run_export(write_checkpoint(dense_config, weights), dtype="bfloat16")
 
 
-def test_float16_models_are_refused(run_export, write_checkpoint, dense_config, dense_weights):
-    dense_config["text_config"]["dtype"] = "float16"
-    weights = {name: tensor.half() for name, tensor in dense_weights.items()}
-    with pytest.raises(ModelConfigError, match="float16"):
-        run_export(write_checkpoint(dense_config, weights))
+def as_float16(config, weights):
+    config["text_config"]["dtype"] = "float16"
+    return {name: tensor.half() for name, tensor in weights.items()}
+
+
+def test_float16_is_refused_until_it_is_said_what_becomes_of_it(
+    run_export, write_checkpoint, dense_config, dense_weights, tmp_path
+):
+    source = write_checkpoint(dense_config, as_float16(dense_config, dense_weights))
+    with pytest.raises(CheckpointError, match=r"float16.*--dtype bfloat16 .*--dtype float32") as refused:
+        run_export(source)
+    assert refused.value.field == "dtype"
+    assert not list(tmp_path.glob("*.artifact*"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_float16_becomes_what_is_asked_for(run_export, write_checkpoint, dense_config, dense_weights, dtype):
+    halves = as_float16(dense_config, dense_weights)
+    artifact = Artifact.open(run_export(write_checkpoint(dense_config, halves), dtype=dtype).directory)
+    assert artifact.config.dtype == dtype
+    loaded = artifact.load(dense_weights)
+    assert all(torch.equal(loaded[name], half.to(getattr(torch, dtype))) for name, half in halves.items())
+
+
+def test_buffers_that_were_saved_are_left_out_and_named(
+    run_export, write_checkpoint, dense_config, dense_weights, capfd
+):
+    buffers = {
+        "model.language_model.rotary_emb.inv_freq": torch.zeros(16),
+        "model.language_model.rotary_emb.original_inv_freq": torch.zeros(16),
+        "model.visual.rotary_pos_emb.inv_freq": torch.zeros(6),
+        "model.visual.embeddings.position_ids": torch.zeros(1, 4, dtype=torch.int64),
+    }
+    console = Console(stderr=True, width=300)
+    exported = run_export(write_checkpoint(dense_config, dense_weights | buffers), console=console)
+    assert exported.manifest == run_export(write_checkpoint(dense_config, dense_weights, "without")).manifest
+    told = capfd.readouterr().err
+    assert "left out" in told
+    assert all(name in told for name in buffers)
+
+
+def test_a_name_that_ends_like_a_buffer_but_is_a_weight_is_not_left_out(
+    run_export, write_checkpoint, dense_config, dense_weights
+):
+    extra = {"model.language_model.layers.0.self_attn.inv_freq_proj.weight": torch.zeros(4)}
+    with pytest.raises(CheckpointError, match="unexpected"):
+        run_export(write_checkpoint(dense_config, dense_weights | extra))
+
+
+def test_adapters_among_the_weights_are_told_from_a_wrong_model(
+    run_export, write_checkpoint, dense_config, dense_weights
+):
+    name = LAYER.format(0) + "self_attn.q_proj.lora_A.weight"
+    with pytest.raises(CheckpointError, match=r"LoRA.*merge_and_unload(.|\n)*q_proj\.lora_A"):
+        run_export(write_checkpoint(dense_config, dense_weights | {name: torch.zeros(8, 64)}))
 
 
 def test_another_quantisation_is_refused(run_export, write_checkpoint, dense_config, dense_weights):
     dense_config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     with pytest.raises(CheckpointError, match="quantised by 'awq'"):
         run_export(write_checkpoint(dense_config, dense_weights))
-
-
-class TestLocalCheckpoint:
-    def test_no_config(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"has no config\.json"):
-            LocalCheckpoint(tmp_path)
-
-    def test_no_weights(self, write_checkpoint, dense_config, dense_weights):
-        source = write_checkpoint(dense_config, dense_weights)
-        (source / "model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
-            LocalCheckpoint(source)
-
-    def test_absent_shards_are_listed(self, write_checkpoint, dense_config, dense_weights):
-        source = write_checkpoint(dense_config, dense_weights, num_shards=4)
-        (source / "model-00002-of-00004.safetensors").unlink()
-        (source / "model-00004-of-00004.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"lacks 2 of 4 .* model-00002-of-00004.*, model-00004-of-00004"):
-            LocalCheckpoint(source)
-
-    def test_truncated_shard(self, write_checkpoint, dense_config, dense_weights):
-        source = write_checkpoint(dense_config, dense_weights)
-        path = source / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-            LocalCheckpoint(source)
-
-    def test_index_that_names_a_path(self, write_checkpoint, dense_config, dense_weights):
-        source = write_checkpoint(dense_config, dense_weights, num_shards=2)
-        index = source / "model.safetensors.index.json"
-        content = json.loads(index.read_text())
-        name = next(iter(content["weight_map"]))
-        content["weight_map"][name] = "../elsewhere.safetensors"
-        index.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"no shards: \.\./elsewhere"):
-            LocalCheckpoint(source)
-
-    def test_index_and_shards_that_differ(self, write_checkpoint, dense_config, dense_weights):
-        source = write_checkpoint(dense_config, dense_weights, num_shards=2)
-        index = source / "model.safetensors.index.json"
-        content = json.loads(index.read_text())
-        del content["weight_map"]["model.language_model.norm.weight"]
-        index.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"differ in these tensors:\n  model\.language_model\.norm\.weight$"):
-            LocalCheckpoint(source)

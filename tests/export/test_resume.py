@@ -178,7 +178,8 @@ class TestExistingTarget:
     def test_other_side_files_are_refused(self, tmp_path, run_export):
         source = write_random_checkpoint(tmp_path / "source", num_layers=3)
         run_export(source)
-        (source / "chat_template.json").write_text('{"chat_template": ""}')
+        settings = source / "generation_config.json"
+        settings.write_text(settings.read_text().replace("0.7", "0.8"))
         with pytest.raises(TargetExistsError):
             run_export(source)
 

@@ -155,7 +155,10 @@ def test_a_missing_field_is_named(field):
         ("text_config.num_experts_per_tok", 129),
         ("text_config.rms_norm_eps", -1e-6),
         ("text_config.rms_norm_eps", float("nan")),
-        ("text_config.dtype", "float16"),
+        ("text_config.dtype", "int8"),
+        ("architectures", "Qwen3VLForConditionalGeneration"),
+        ("architectures", ["Qwen3VLMoeModel"]),
+        ("architectures", ["Qwen3VLForConditionalGeneration"]),  # the dense one, and the type says MoE
         ("text_config.hidden_act", "gelu"),
         ("text_config.attention_bias", True),
         ("text_config.norm_topk_prob", False),
@@ -184,6 +187,12 @@ def test_a_wrong_value_is_named(field, value):
         ModelConfig.from_json(broken)
     assert caught.value.field == field
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3", "llama", "qwen3_omni_moe", "qwen3_vl_text"])
+def test_another_family_is_named(model_type):
+    with pytest.raises(ModelConfigError, match=f"'{model_type}': a model of another family. This engine runs Qwen3-VL"):
+        ModelConfig.from_json(hub_json("8B") | {"model_type": model_type})
 
 
 @pytest.mark.parametrize("source", [b"", b"[]", b"{", b"\xff", "null", "[" * 100_000])
