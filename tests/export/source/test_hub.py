@@ -215,3 +215,33 @@ def test_a_wrong_checkpoint_is_refused_before_its_weights_are_fetched(hub, check
     result = export(hub, REPO, tmp_path)
     assert "missing (11):" in result.stderr
     assert not any(name.endswith(".safetensors") for name in hub.downloads)
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "said"),
+    [
+        ("adapter_config.json", "config.json", "this is a LoRA adapter"),
+        ("pytorch_model.bin", "*.safetensors*", "the weights are in pickled files (pytorch_model.bin)"),
+        ("notes.txt", "tokenizer.json", "no tokenizer.json, nor vocab.json and merges.txt"),
+        ("notes.txt", "preprocessor_config.json", "nothing says how pictures are resized"),
+    ],
+)
+def test_a_repository_that_could_not_be_served_is_refused_before_its_weights_are_fetched(
+    hub, checkpoint, tmp_path, added, removed, said
+):
+    for path in checkpoint.glob(removed):
+        path.unlink()
+    (checkpoint / added).write_text("{}")
+    result = export(hub, REPO, tmp_path)
+    assert said in result.stderr
+    assert result.returncode == 78
+    assert not any(name.endswith(".safetensors") for name in hub.downloads)
+    assert not (tmp_path / "target.partial").exists()
+
+
+def test_shards_of_the_hub_need_no_index(hub, checkpoint, tmp_path, run_export):
+    whole = run_export(checkpoint, tmp_path / "local").manifest.fingerprint
+    (checkpoint / "model.safetensors.index.json").unlink()
+    result = export(hub, REPO, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert manifest_of(tmp_path / "target")["fingerprint"] == whole
