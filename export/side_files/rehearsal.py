@@ -19,7 +19,7 @@ from stages.artifact import Artifact
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.chat_template import ChatTemplate
 from stages.prompt.pixel_budgets import read_pixel_budgets
-from stages.prompt.tokenizer import TOKENIZER_FILE, load_tokenizer
+from stages.prompt.tokenizer import TOKENIZER_FILE
 from stages.qwen3_vl.patches import PatchGrid
 
 _PICTURE = ImagePart(media=MediaRef(sha256="0" * 64, object_name="none", num_bytes=0))
@@ -70,7 +70,6 @@ def _tokenizer(artifact: Artifact) -> None:
             "from the model that this one was made from.",
             field=TOKENIZER_FILE,
         )
-    load_tokenizer(artifact.directory / TOKENIZER_FILE)
     Vocabulary.open(artifact.directory)
 
 

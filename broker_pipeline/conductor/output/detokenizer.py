@@ -11,8 +11,8 @@ import codecs
 from pathlib import Path
 from typing import Self
 
-import orjson
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from broker_pipeline.artifact_manifest import read_artifact_file
 from broker_pipeline.errors import ArtifactCorruptError
@@ -45,10 +45,10 @@ class Vocabulary:
             tokenizer = Tokenizer.from_buffer(encoded)
         except ValueError as error:
             raise ArtifactCorruptError(f"{path} is not a tokenizer: {error}", field=TOKENIZER_NAME) from error
-        kind = (orjson.loads(tokenizer.to_str())["decoder"] or {}).get("type")
-        if kind != "ByteLevel":
+        if not isinstance(tokenizer.decoder, ByteLevel):
             raise ArtifactCorruptError(
-                f"{path} decodes by {kind}; tokenizers of this family do so by bytes", field=TOKENIZER_NAME
+                f"{path} decodes by {type(tokenizer.decoder).__name__}; tokenizers of this family do so by bytes",
+                field=TOKENIZER_NAME,
             )
         return cls(tokenizer)
 

@@ -80,7 +80,7 @@ def with_nested_rules(source: Path) -> None:
 COPY = "from the model that this one was made from"
 UNSERVED = {
     "no tokenizer": (drop("tokenizer.json"), "tokenizer.json", rf"no tokenizer\.json, nor vocab\.json.*{COPY}"),
-    "a broken tokenizer": (put("tokenizer.json", "{"), "tokenizer.json", r"tokenizer\.json cannot be read"),
+    "a broken tokenizer": (put("tokenizer.json", "{"), "tokenizer.json", r"tokenizer\.json is not a tokenizer"),
     "not by bytes": (with_wordpiece, "tokenizer.json", r"tokenizer\.json decodes by Fuse"),
     "another model's turns": (with_other_turns, "tokenizer.json", rf"lacks <\|im_end\|>.*{COPY}"),
     "more tokens than rows": (with_a_smaller_embedding, "tokenizer.json", r"tokens were added to the tokenizer"),
