@@ -80,7 +80,7 @@ class LocalCheckpoint:
         self._directory = directory
         self.source: str | None = None
         self.staging_bytes = 0
-        names = {entry.name for entry in directory.iterdir() if entry.is_file()}
+        names = _file_names(directory)
         check_no_adapter(names)
         self.config_json = self._read(CONFIG_FILE)
         self.side_files = tuple(name for name in SIDE_FILES if name in names)
@@ -134,6 +134,13 @@ class LocalCheckpoint:
     def _identity(self, name: str) -> SourceFile:
         status = (self._directory / name).stat()
         return SourceFile(name, status.st_size, f"modified {status.st_mtime_ns}")
+
+
+def _file_names(directory: Path) -> set[str]:
+    try:
+        return {entry.name for entry in directory.iterdir() if entry.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"cannot list {directory}: {error.strerror}") from error
 
 
 def merge_headers(headers: Iterable[dict[str, SourceTensor]], index: bytes | None) -> dict[str, SourceTensor]:

@@ -65,7 +65,8 @@ def check_no_adapter(names: Collection[str]) -> None:
         raise CheckpointError(
             f"this is a LoRA adapter ({ADAPTER_FILE}), which is not served by itself. Merge it into its base model "
             "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIRECTORY)), copy the "
-            "base model's tokenizer and processor files there, and export that DIRECTORY.",
+            "base model's tokenizer and processor files there, and export that DIRECTORY. Where the weights here are "
+            f"merged already, remove {ADAPTER_FILE}.",
             field=ADAPTER_FILE,
         )
 

@@ -84,10 +84,10 @@ def test_another_models_configuration_is_refused(tmp_path, source):
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.8), (1.0, 0.95)], ids=["instruct", "thinking"])
 def test_the_hubs_generation_configs_are_read(tmp_path, source, temperature, top_p):
     values = {
-        "bos_token_id": 151643,
-        "pad_token_id": 151643,
+        "bos_token_id": 352,
+        "pad_token_id": 352,
         "do_sample": True,
-        "eos_token_id": [151645, 151643],
+        "eos_token_id": [354, 352],  # the tiny tokenizer's
         "top_p": top_p,
         "top_k": 20,
         "temperature": temperature,
@@ -96,5 +96,5 @@ def test_the_hubs_generation_configs_are_read(tmp_path, source, temperature, top
     }
     (source / "generation_config.json").write_text(json.dumps(values))
     facts = read_model_facts(export(source, tmp_path / "artifact"))
-    assert facts.eos_token_ids == (151645, 151643)
+    assert facts.eos_token_ids == (354, 352)
     assert (facts.generation.temperature, facts.generation.top_p) == (temperature, top_p)

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from export.safetensors_file import StoredTensor, header_bytes
+from export.synthetic.generated_files import write_processor_files, write_text_files
 from export.synthetic.random_checkpoint import random_hf_config
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
@@ -45,6 +46,8 @@ def real_layer_config() -> dict:
 def write_source(directory: Path) -> int:
     """Write the layer with random bits, in the hub's layout, and return its bytes."""
     directory.mkdir()
+    write_text_files(directory)
+    write_processor_files(directory)
     config = real_layer_config()
     (directory / "config.json").write_text(json.dumps(config))
     shapes = model_shapes(ModelConfig.from_json(config))

@@ -103,6 +103,11 @@ def test_no_config(tmp_path):
         LocalCheckpoint(tmp_path)
 
 
+def test_what_is_no_directory_is_said_in_a_sentence(source):
+    with pytest.raises(CheckpointError, match=r"cannot list .*config\.json: Not a directory"):
+        LocalCheckpoint(source / "config.json")
+
+
 def test_a_directory_above_the_checkpoint_says_where_it_is(source, tmp_path):
     below = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
     below.parent.mkdir(parents=True)
