@@ -8,8 +8,8 @@ import sys
 import click
 
 from broker_pipeline import __version__
-from broker_pipeline.config import ENV_PREFIX, check_environment
-from broker_pipeline.errors import PipelineError
+from broker_pipeline.config import ENV_PREFIX, check_environment, flag_of
+from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.exit_codes import CONFIGURATION, exit_code_of
 from broker_pipeline.lazy_group import LazyGroup, load_command
 
@@ -75,7 +75,7 @@ def main() -> None:
             check_environment(known_variables())
         cli(standalone_mode=True)
     except PipelineError as error:
-        click.echo(f"error: {error.message}", err=True)
+        click.echo(f"error: {describe(error)}", err=True)
         sys.exit(exit_code_of(error))
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(error.name or "")
@@ -83,3 +83,11 @@ def main() -> None:
             raise
         click.echo(f"error: this needs {error.name}: pip install 'broker-pipeline[{extra}]'", err=True)
         sys.exit(CONFIGURATION)
+
+
+def describe(error: PipelineError) -> str:
+    """Return an error's message, with the flag that is to blame where there is one."""
+    if not isinstance(error, ConfigurationError) or error.field is None or not error.field.islower():
+        return error.message
+    flag = flag_of(error.field)
+    return error.message if flag in error.message else f"{flag}: {error.message}"

@@ -1,7 +1,8 @@
 """Settings, parsed once at the edge: flags first, then environment variables, then defaults.
 
 Every option made with `option` reads `BROKER_PIPELINE_<NAME>` as well, and says so in `--help`. A variable with that
-prefix which no command knows is refused, since it is most likely a misspelling.
+prefix which no command knows is refused, since it is most likely a misspelling. Whatever is wrong with a value, the
+message begins with its flag.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from msgspec import Meta
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.logs import LogFormat
 from broker_pipeline.messages.base import Name
+from broker_pipeline.messages.wrong_value import WrongValue
 
 ENV_PREFIX = "BROKER_PIPELINE_"
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
@@ -47,13 +49,26 @@ def env_name(flag: str) -> str:
     return ENV_PREFIX + flag.split("/", maxsplit=1)[0].strip().lstrip("-").replace("-", "_").upper()
 
 
+def flag_of(path: str) -> str:
+    """Return the flag of a setting by its path in a struct: of `top_k` or `stop[1]` they are `--top-k` and `--stop`."""
+    return "--" + path.replace("[", ".").split(".", maxsplit=1)[0].replace("_", "-")
+
+
 def option(*flags: str, **attributes: Any) -> Callable[[F], F]:
     """Declare a click option that can also come from the environment and shows its default."""
     long_flag = next(flag for flag in flags if flag.startswith("--"))
     attributes.setdefault("envvar", env_name(long_flag))
     attributes.setdefault("show_envvar", True)
     attributes.setdefault("show_default", True)
+    attributes.setdefault("callback", refuse_nan)
     return click.option(*flags, **attributes)
+
+
+def refuse_nan(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """Refuse the one number that no range keeps out."""
+    if value != value:  # noqa: PLR0124
+        raise click.BadParameter("nan is not a number.")
+    return value
 
 
 _COMMON_OPTIONS = (
@@ -97,11 +112,12 @@ def split_common(options: dict[str, Any]) -> tuple[CommonSettings, dict[str, Any
 
 
 def parse_settings(settings_type: type[T], options: Mapping[str, Any]) -> T:
-    """Check options against a settings struct; a wrong one is a `ConfigurationError` that names it."""
+    """Check options against a settings struct; a wrong one is a `ConfigurationError` that names its flag."""
     try:
-        return msgspec.convert(dict(options), settings_type)
+        return msgspec.convert(dict(options), settings_type, str_keys=True)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"wrong setting: {error}") from error
+        wrong = WrongValue.of(error)
+        raise ConfigurationError(f"{flag_of(wrong.path)}: {wrong.reason}", field=wrong.path) from error
 
 
 def check_environment(known: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:

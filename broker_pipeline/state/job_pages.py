@@ -18,20 +18,20 @@ _Cursor: TypeAlias = tuple[float, str]
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Jobs, newest first. `next` is the `before` of the following page, `None` at the end."""
+    """Jobs, newest first. `next` is the `after` of the following page, `None` at the end."""
 
     records: list[JobRecord]
     next: str | None
 
 
-async def page_of_ids(redis: RedisClient, key: str, before: str | None, limit: int) -> tuple[list[str], str | None]:
-    """Return up to `limit` ids of the sorted set that come after the cursor `before`, and the next page's cursor.
+async def page_of_ids(redis: RedisClient, key: str, after: str | None, limit: int) -> tuple[list[str], str | None]:
+    """Return up to `limit` ids of the sorted set that come after the cursor `after`, and the next page's cursor.
 
     Raises `InvalidRequestError` for a limit or a cursor that is none, and what redis-py raises.
     """
     if not 1 <= limit <= _MAX_PAGE:
         raise InvalidRequestError(f"limit must be between 1 and {_MAX_PAGE}", field="limit")
-    found = await _members_below(redis, key, None if before is None else _parse_cursor(before), limit + 1)
+    found = await _members_below(redis, key, None if after is None else _parse_cursor(after), limit + 1)
     shown = found[:limit]
     return [job_id for _, job_id in shown], _format_cursor(shown[-1]) if len(found) > limit else None
 
@@ -59,4 +59,4 @@ def _parse_cursor(text: str) -> _Cursor:
     with contextlib.suppress(ValueError):
         if math.isfinite(seconds := float(created_at)):
             return seconds, job_id
-    raise InvalidRequestError("before must be the `next` of an earlier page", field="before")
+    raise InvalidRequestError("this is not the `next` of an earlier page", field="after")

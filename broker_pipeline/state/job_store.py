@@ -209,11 +209,11 @@ class JobStore:
             rows = await pipeline.execute()
         return [job_record(job_id, row) for job_id, row in zip(job_ids, rows, strict=True) if is_known(row[0])]
 
-    async def list(self, before: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
-        """Return up to `limit` jobs, newest first, that come after the cursor `before` (a page's `next`)."""
+    async def list(self, after: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
+        """Return up to `limit` jobs, newest first, that come after the cursor `after` (a page's `next`)."""
         key = redis_keys.jobs_with_status(self._namespace, status) if status else redis_keys.jobs(self._namespace)
         with state_errors("cannot list jobs"):
-            job_ids, next_page = await page_of_ids(self._redis, key, before, limit)
+            job_ids, next_page = await page_of_ids(self._redis, key, after, limit)
             return JobPage(await self._records(job_ids), next_page)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from broker_pipeline.config import refuse_nan
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.terminal import make_console
 from broker_pipeline.tools.trace.merge import write_merged
@@ -16,10 +17,18 @@ from broker_pipeline.tools.trace.summary_view import render_summary
 
 _DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 _START = click.option(
-    "--start-s", default=0.0, type=click.FloatRange(min=0), help="Seconds to leave out at the beginning."
+    "--start-s",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    callback=refuse_nan,
+    help="Seconds to leave out at the beginning.",
 )
 _LENGTH = click.option(
-    "--for-s", default=None, type=click.FloatRange(min=0, min_open=True), help="Seconds to keep.  [default: all]"
+    "--for-s",
+    default=None,
+    type=click.FloatRange(min=0, min_open=True),
+    callback=refuse_nan,
+    help="Seconds to keep.  [default: all]",
 )
 
 

@@ -351,8 +351,8 @@ async def test_wrong_page_sizes_are_refused(store: JobStore, arguments: dict[str
 @pytest.mark.parametrize("cursor", ["", "x", "nan_a", "inf_a", "1e999_a", "(1_a"])
 async def test_foreign_cursors_are_refused(store: JobStore, cursor: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        await store.list(before=cursor)
-    assert caught.value.field == "before"
+        await store.list(after=cursor)
+    assert caught.value.field == "after"
 
 
 async def test_finished_jobs_are_forgotten_after_their_time(redis: RedisClient, namespace: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import uvloop
 
+from broker_pipeline.config import refuse_nan
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from trials.bench.conductor.measurement import measure_conductor
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
@@ -48,10 +49,16 @@ _COLUMNS: list[Column] = [
     default=6000.0,
     show_default=True,
     type=click.FloatRange(min=1.0),
+    callback=refuse_nan,
     help="Tokens per second of the stage that answers.",
 )
 @click.option(
-    "--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="To measure, for each row."
+    "--seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    callback=refuse_nan,
+    help="To measure, for each row.",
 )
 @click.option("--watched", is_flag=True, help="As if somebody streamed every session.")
 @json_option

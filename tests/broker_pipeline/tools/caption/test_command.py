@@ -310,8 +310,8 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
         (["missing.png"], 2, "missing.png does not exist"),
         (["empty"], 2, "no pictures there"),
         (["a.png", "--prompt", " "], 2, "--prompt is empty"),
-        (["a.png", "--temperature", "-1"], 2, "temperature"),
-        (["a.png", "--max-tokens", "0"], 2, "max_tokens"),
+        (["a.png", "--temperature", "-1"], 2, "--temperature: expected"),
+        (["a.png", "--max-tokens", "0"], 2, "--max-tokens: expected"),
         (["a.png", "--concurrency", "0"], 2, "concurrency"),
         (["a.png", "--gateway", "localhost:8080"], 2, "http://"),
         (
