@@ -23,6 +23,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── StageError                    a stage cannot do what an envelope asks
     │   ├── SessionUnknownError, KVCapacityError, KVPositionError
     │   ├── VisualRowsMissingError, NonFiniteLogitsError
+    │   ├── NothingLeftError          the session's own settings rule out every token
     │   ├── WorkerBusyError           a worker's queue or buffer is full
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
     ├── TransportError                the broker is unreachable or dropped something
@@ -273,6 +274,13 @@ class NonFiniteLogitsError(StageError):
     """The model's output for this session holds NaN or infinity."""
 
     code = "non_finite_logits"
+
+
+class NothingLeftError(StageError):
+    """Bad words, n-grams and other settings of the session rule out every token."""
+
+    code = "nothing_left"
+    retryable = False
 
 
 class WorkerBusyError(StageError):

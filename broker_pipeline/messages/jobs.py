@@ -91,7 +91,7 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINAL_STATUSES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
 
 
 class TokenEntry(WireStruct, frozen=True, kw_only=True):

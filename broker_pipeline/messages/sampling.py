@@ -1,16 +1,44 @@
 """What is asked of the sampler, and what it answers."""
 
+from itertools import chain
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.base import Count, PositiveCount, SessionRef, TokenId, WireStruct
+
+MAX_STOPS = 16
+MAX_STOP_TOKENS = 256
+MAX_BAD_WORDS = 256
+MAX_BIASES = 1024
+
+NumTokens = Annotated[int, Meta(ge=0, le=262_144)]
+NgramSize = Annotated[int, Meta(ge=0, le=1024)]
+PatternSize = Annotated[int, Meta(ge=1, le=256)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class RepetitionDetection(WireStruct, frozen=True, kw_only=True):
+    """What counts as endless repetition: the output ends with one pattern of tokens, `min_count` times in a row."""
+
+    max_pattern_size: PatternSize
+    min_pattern_size: PatternSize = 1
+    min_count: Annotated[int, Meta(ge=2, le=1000)]
+
+    def __post_init__(self) -> None:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("Invalid field `min_pattern_size`: larger than `max_pattern_size`")
 
 
 class SamplingParams(WireStruct, frozen=True, kw_only=True):
     """Sampling as a user may ask for it; `None` means the model's own default (its generation_config)."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=262_144)] | None = None
+    min_tokens: NumTokens | None = None
+    """No end of sequence, stop token, stop string or repetition ends the output before it has so many tokens."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -18,11 +46,33 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    no_repeat_ngram_size: NgramSize | None = None
+    """No sequence of so many tokens comes twice, the prompt included; 0 for no such limit."""
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)] | None = None
+    """Is added to the logits of these tokens."""
+    bad_words: Annotated[tuple[BadWord, ...], Meta(max_length=MAX_BAD_WORDS)] | None = None
+    """Words whose tokens never follow each other in the output, with and without a space before them."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     """None: no log-probabilities. n: that of the chosen token and of the n most likely ones."""
-    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=16)] = ()
+    stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] | None = None
+    """One string or several that end the output, and do not belong to it."""
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    """Tokens that end the output, as an end of sequence does."""
+    repetition_detection: RepetitionDetection | None = None
+    """Ends the output with the finish reason `repetition`."""
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):  # the same request, however it is written
+            msgspec.structs.force_setattr(self, "stop", (self.stop,))
+        if self.min_tokens and self.max_tokens and self.min_tokens > self.max_tokens:
+            raise ValueError("Invalid field `min_tokens`: larger than `max_tokens`")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """All of `stop`."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
 
 class SamplingSettings(WireStruct, frozen=True, kw_only=True):
@@ -35,17 +85,41 @@ class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    no_repeat_ngram_size: NgramSize = 0
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)] = msgspec.field(default_factory=dict)
+    bad_word_ids: Annotated[
+        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=1024)], ...],
+        Meta(max_length=3 * MAX_BAD_WORDS),
+    ] = ()
+    """Sequences whose last token does not follow the others in the output."""
+    min_tokens: NumTokens = 0
+    end_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=2 * MAX_STOP_TOKENS)] = ()
+    """Tokens that are not sampled before the output has `min_tokens` tokens."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that the session holds already become more or less likely."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
     def needs_history(self) -> bool:
         """Whether the sampler must know which tokens the session holds already."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return self.has_penalties or self.no_repeat_ngram_size > 0 or any(len(word) > 1 for word in self.bad_word_ids)
+
+    @property
+    def largest_token_id(self) -> int:
+        """The largest token id named here; -1 where none is."""
+        words = (token_id for word in self.bad_word_ids for token_id in word)
+        return max(chain(self.logit_bias, self.end_token_ids, words), default=-1)
 
 
 class TokenLogprob(WireStruct, frozen=True, kw_only=True):
-    """Log-probability of one token (natural logarithm, after penalties, before temperature and filters)."""
+    """Log-probability of one token: natural, after biases, penalties and masks, before temperature and filters.
+
+    None is lower than -9999.
+    """
 
     token_id: TokenId
     logprob: float

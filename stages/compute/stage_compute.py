@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from broker_pipeline.errors import ComputeError, StaleAttemptError
+from broker_pipeline.errors import ComputeError, MalformedEnvelopeError, StaleAttemptError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.decoder import Computed, Decoder
@@ -85,6 +85,7 @@ class StageCompute:
 
         Raises:
             StaleAttemptError: a newer attempt of the session is open here.
+            MalformedEnvelopeError: its settings name a token that the model does not have.
             KVCapacityError: there is no room.
         """
         current = self._attempts.get(opening.session, 0)
@@ -92,13 +93,19 @@ class StageCompute:
             return
         if current > opening.attempt:
             raise StaleAttemptError(f"attempt {current} of session {opening.session} is open here", field="attempt")
+        if self.is_last and opening.sampling.largest_token_id >= self.config.text.vocab_size:
+            raise MalformedEnvelopeError(
+                f"session {opening.session} names token {opening.sampling.largest_token_id}; "
+                f"the model has {self.config.text.vocab_size}",
+                field="opens.sampling",
+            )
         if current:
             self.close(opening.session, current)
         key = (opening.session, opening.attempt)
         self.kv.reserve(key, opening.num_kv_tokens)
         self._attempts[opening.session] = opening.attempt
         if self.is_last:
-            self._samplers[key] = SessionSampler.opened(opening.sampling, history, opening.num_prompt_tokens)
+            self._samplers[key] = SessionSampler(opening.sampling, history, opening.num_prompt_tokens)
 
     def close(self, session: str, attempt: int) -> None:
         """Free what the session holds here; closing an unknown session or an older attempt changes nothing."""

@@ -7,15 +7,21 @@ from itertools import product
 import pytest
 import torch
 from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.sampling.sampler import SessionSampler, penalise
+from stages.compute.sampling.adjustments import MASKED
+from stages.compute.sampling.sampler import SessionSampler, adjusted
 from tests.kit.models.samplers import candidates
 
 VOCAB = 500
@@ -40,8 +46,8 @@ def reference_probabilities(logits: torch.Tensor, settings: SamplingSettings, hi
 
 
 def our_probabilities(logits: torch.Tensor, settings: SamplingSettings, history: list[int]) -> torch.Tensor:
-    sampler = SessionSampler.opened(settings, history, num_prompt_tokens=3)
-    ids, probabilities = candidates(penalise(logits, sampler), settings)
+    sampler = SessionSampler(settings, history, num_prompt_tokens=3)
+    ids, probabilities = candidates(adjusted(logits, sampler, len(history)), settings)
     spread = torch.zeros(VOCAB, dtype=torch.float64)
     spread[ids] = probabilities / probabilities.sum()
     return spread
@@ -68,3 +74,38 @@ def test_tokens_that_tie_with_the_last_of_the_top_k_stay():
     expected = reference_probabilities(logits, settings, [0])
     assert torch.count_nonzero(expected) == 3
     torch.testing.assert_close(our_probabilities(logits, settings, []), expected, rtol=1e-5, atol=1e-8)
+
+
+NUM_PROMPT = 4
+HISTORIES = [[3, 3, 7, 9], [3, 3, 7, 9, 11], [3, 3, 7, 9, 11, 3, 3], [5, 6, 5, 6, 5, 6, 5], [8] * 9]
+
+
+@pytest.mark.parametrize("history", HISTORIES, ids=str)
+@pytest.mark.parametrize(
+    ("settings", "processor"),
+    [
+        ({"no_repeat_ngram_size": 1}, NoRepeatNGramLogitsProcessor(1)),
+        ({"no_repeat_ngram_size": 2}, NoRepeatNGramLogitsProcessor(2)),
+        ({"no_repeat_ngram_size": 3}, NoRepeatNGramLogitsProcessor(3)),
+        (
+            {"min_tokens": 3, "end_token_ids": (2, 9)},
+            MinNewTokensLengthLogitsProcessor(NUM_PROMPT, 3, [2, 9]),
+        ),
+        (
+            {"bad_word_ids": ((6,), (11, 3), (3, 3, 7), (8, 8))},
+            NoBadWordsLogitsProcessor([[6], [11, 3], [3, 3, 7], [8, 8]]),
+        ),
+        ({"logit_bias": {4: 1.5, 9: -3.0}}, SequenceBiasLogitsProcessor([[[4], 1.5], [[9], -3.0]])),
+    ],
+    ids=str,
+)
+def test_adjusted_logits_are_those_of_transformers(
+    settings: dict[str, object], processor: LogitsProcessor, history: list[int]
+) -> None:
+    """Bad words are looked for in the output alone, as vLLM does; transformers looks at the prompt too."""
+    seen = history[NUM_PROMPT:] if "bad_word_ids" in settings else history
+    logits = logits_of(len(history))
+    expected = processor(torch.tensor([seen], dtype=torch.long), logits[None].clone())[0]
+    sampler = SessionSampler(SamplingSettings(**settings), history, NUM_PROMPT)  # type: ignore[arg-type]
+    found = adjusted(logits, sampler, len(history))
+    assert torch.equal(found.where(found > MASKED, -torch.inf), expected)

@@ -6,6 +6,7 @@ job ──► route with room ──► prompt prepared for it ──► longer 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +15,22 @@ from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.messages.jobs import TokenEntry
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.policies.admission import Admission
 from broker_pipeline.scheduling.policies.prompt_limits import PromptLimits
-from broker_pipeline.scheduling.policies.sampling import resolve_sampling
+from broker_pipeline.scheduling.policies.sampling import (
+    bad_word_ids,
+    check_token_ids,
+    end_token_ids,
+    resolve_sampling,
+)
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
@@ -53,7 +61,11 @@ class GenerationBuilder:
     _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
 
     async def build(self, job: LiveJob, attempt: Attempt) -> Generation:
-        """Wait for a route and a prompt. Raises what preparing raises, and `PromptTooLongError`."""
+        """Wait for a route and a prompt.
+
+        Raises what preparing raises, `PromptTooLongError`, and `InvalidRequestError` for tokens that are none.
+        """
+        sampling = await self._sampling(job)
         while True:
             route = await self._route(job)
             key = SessionKey(job.job_id, next(self._wire_attempts))
@@ -69,7 +81,7 @@ class GenerationBuilder:
             order=job.order,
             route=route,
             prompt=prompt,
-            sampling=resolve_sampling(job.spec.sampling, self.model.facts.generation, job.job_id),
+            sampling=sampling,
             num_kv_tokens=job.num_kv_tokens,
             generated=list(output.token_ids),
             is_alone=job.is_alone,
@@ -110,13 +122,28 @@ class GenerationBuilder:
         job.prompt = await self.preparer.prepare(request, route)
         return job.prompt
 
+    async def _sampling(self, job: LiveJob) -> SamplingSettings:
+        asked, facts = job.spec.sampling, self.model.facts
+        check_token_ids(asked, facts.vocab_size)
+        words = asked.bad_words or ()
+        encode = self.model.vocabulary.encode
+        return resolve_sampling(
+            asked,
+            facts.generation,
+            job.job_id,
+            end_token_ids=end_token_ids(asked, facts.eos_token_ids),
+            bad_word_ids=await asyncio.to_thread(bad_word_ids, words, encode) if words else (),
+        )
+
     def _output(self, job: LiveJob, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
         asked = job.spec.sampling
-        output = Output(
-            self.model.vocabulary,
-            eos_token_ids=() if asked.ignore_eos else self.model.facts.eos_token_ids,
+        rule = StopRule(
             max_tokens=max_tokens,
-            stop=asked.stop,
+            min_tokens=asked.min_tokens or 0,
+            end_token_ids=frozenset(end_token_ids(asked, self.model.facts.eos_token_ids)),
+            stop=asked.stop_strings,
+            repetition=asked.repetition_detection,
         )
+        output = Output(self.model.vocabulary, rule)
         output.replay([entry.token_id for entry in tokens])
         return output

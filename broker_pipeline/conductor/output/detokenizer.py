@@ -58,6 +58,10 @@ class Vocabulary:
             known = self._bytes[token_id] = _bytes_of(self._tokenizer.id_to_token(token_id) or "")
         return known
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text by itself."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def text(self, token_id: int) -> str | None:
         """Return a token's text where its bytes are whole characters, None where they are not."""
         try:

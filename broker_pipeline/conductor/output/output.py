@@ -1,54 +1,18 @@
-"""When a session has said enough: an end-of-sequence token, its limit, or a stop string.
+"""What a session has said so far: tokens become text, until something ends it.
 
 Text that may be the beginning of a stop string is held back until the next tokens decide; what a client was shown is
 never taken back.
-
-    stop "###"     tokens   "a"   " #"    "#"    "b"       "##"   "#c"
-                   shown    "a"   " "     ""     "##b"     ""     ""  and stop: "###" is complete, "c" is dropped
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
+from broker_pipeline.conductor.output.stop_rule import StopRule
+from broker_pipeline.conductor.output.stop_strings import StopStrings
 from broker_pipeline.messages.jobs import FinishReason, TokenEntry
 from broker_pipeline.messages.sampling import SampledToken
-
-
-class StopStrings:
-    """Looks for any of several strings in a text that comes in pieces."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Return what may be shown now, and whether a stop string is complete; then what follows it is dropped."""
-        if not self._stops:
-            return text, False
-        self._held += text
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
-        if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
-        cut = len(self._held) - self._num_undecided()
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
-
-    def finish(self) -> str:
-        """Return what was held back: no more text comes."""
-        shown, self._held = self._held, ""
-        return shown
-
-    def _num_undecided(self) -> int:
-        """Length of the longest end of the text that is a beginning of a stop string."""
-        return max((_overlap(self._held, stop) for stop in self._stops), default=0)
-
-
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class Output:
@@ -57,13 +21,10 @@ class Output:
     Fed with the same tokens it always gives the same entries, so that a resumed session goes on where it was.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, *, eos_token_ids: Collection[int], max_tokens: int, stop: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, rule: StopRule) -> None:
         self._detokenizer = Detokenizer(vocabulary)
-        self._stop_strings = StopStrings(stop)
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self.max_tokens = max_tokens
+        self._stop_strings = StopStrings(rule.stop)
+        self._rule = rule
         self.token_ids: list[int] = []
         self._texts: list[str] = []
         self.finish_reason: FinishReason | None = None
@@ -93,11 +54,11 @@ class Output:
     def _add(self, token_id: int) -> str:
         assert self.finish_reason is None, "the session has ended"
         self.token_ids.append(token_id)
-        text, is_stopped = self._stop_strings.feed(self._detokenizer.feed(token_id))
-        if is_stopped or token_id in self._eos_token_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.max_tokens:
-            self.finish_reason = "length"
+        may_stop = self._rule.may_stop(len(self.token_ids))
+        is_end = may_stop and token_id in self._rule.end_token_ids
+        piece = "" if is_end else self._detokenizer.feed(token_id)
+        text, is_stopped = self._stop_strings.feed(piece, may_stop=may_stop)
+        self.finish_reason = self._rule.reason(self.token_ids, is_stopped=is_stopped)
         if self.finish_reason is not None and not is_stopped:
             text += self._rest()
         self._texts.append(text)
@@ -105,7 +66,8 @@ class Output:
 
     def _rest(self) -> str:
         """Return what is held back; bytes still pending may complete a stop string after all."""
-        shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish())
+        may_stop = self._rule.may_stop(len(self.token_ids))
+        shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish(), may_stop=may_stop)
         if is_stopped:
             self.finish_reason = "stop"
             return shown

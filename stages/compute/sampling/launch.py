@@ -2,7 +2,7 @@
 
 scan ─────────► tokens int64 [r] ◄── drawn or reported from the logits as they are
                       ▲
-                      └───────────── with penalties: copied in fp32, penalised, scanned, drawn, reported
+                      └───────────── adjusted: copied in fp32, biased, penalised, masked, scanned, drawn, reported
                 tokens and reports in one tensor ─► host
 """
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stages.compute.sampling.adjustments import MASKED, AdjustmentTables, adjust_logit_rows
 from stages.compute.sampling.candidates import DrawSettings
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling.logprobs import logprob_report
-from stages.compute.sampling.penalties import penalise_logit_rows, penalty_tables
 from stages.compute.sampling.plan import (
     CPU_GROUPS,
     GPU_GROUPS,
@@ -32,6 +32,9 @@ from stages.compute.sampling.transfer import Numbers, fetch, send
 NOT_FINITE = -1
 """Stands for a token whose logits hold NaN or infinity."""
 
+NOTHING_LEFT = -2
+"""Stands for a token where none may come."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingResults:
@@ -45,7 +48,7 @@ class SamplingResults:
     reported: tuple[int, ...]
 
     def tokens(self) -> list[int]:
-        """Return the token of each logit row, or `NOT_FINITE`."""
+        """Return the token of each logit row, or `NOT_FINITE`, or `NOTHING_LEFT`."""
         return [int(token_id) for token_id in self.packed[: self.num_tokens].tolist()]
 
     def reports(self) -> dict[int, list[float]]:
@@ -60,21 +63,20 @@ def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitR
     """Queue everything for `logits` `[r, V]`; `requests` are for those that need more than the scan, in order."""
     if not requests:
         return SamplingResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
-    plain = [request for request in requests if not request.settings.needs_history]
-    penalised = [request for request in requests if request.settings.needs_history]
+    plain = [request for request in requests if request.adjustment is None]
+    adjusted = [request for request in requests if request.adjustment is not None]
     sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
     plan = plan_logit_rows(plain, logits.shape[1], sizes)
-    penalised_plan = plan_logit_rows(_renumbered(penalised), logits.shape[1], sizes)
-    arrays = [*plan.arrays, *_penalty_arrays(penalised), *penalised_plan.arrays]
-    sent = iter(send(arrays, logits.device))
+    adjusted_plan = plan_logit_rows(_renumbered(adjusted), logits.shape[1], sizes)
+    sent = iter(send([*plan.arrays, *_adjustment_arrays(adjusted), *adjusted_plan.arrays], logits.device))
     num_top = max((request.settings.logprobs or 0 for request in requests), default=0)
     chosen, reports = _run(plan, sent, logits, scan.greedy, num_top)
-    tokens = _marked(chosen, scan)
-    if penalised:
-        tokens, more = _run_penalised(penalised_plan, sent, logits, tokens, num_top)
+    if adjusted:
+        chosen, more = _run_adjusted(adjusted_plan, sent, logits, chosen, num_top)
         reports += more
+    tokens = _marked(chosen, scan)
     packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
-    reported = tuple(request.place for request in (*reported_logit_rows(plain), *reported_logit_rows(penalised)))
+    reported = tuple(request.place for request in (*reported_logit_rows(plain), *reported_logit_rows(adjusted)))
     return SamplingResults(fetch(packed), logits.shape[0], reported)
 
 
@@ -93,15 +95,17 @@ def _run(
     return chosen, reports
 
 
-def _run_penalised(
+def _run_adjusted(
     plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return all `tokens` `[r]` with the penalised ones put in, and the reports of these."""
+    """Return all `tokens` `[r]` with those of adjusted logit rows put in, and the reports of these."""
     places = next(sent).long()
     scores = logits.index_select(0, places).float()
-    penalise_logit_rows(scores, next(sent), next(sent))
+    adjust_logit_rows(scores, next(sent), next(sent), next(sent), next(sent))
     scan = scan_logits(scores)
     chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
+    is_left = scores.gather(1, scan.greedy[:, None])[:, 0] > MASKED
+    chosen = torch.where(is_left, chosen, NOTHING_LEFT)
     return tokens.index_copy(0, places, _marked(chosen, scan)), reports
 
 
@@ -121,8 +125,6 @@ def _renumbered(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:
     return [replace(request, place=place) for place, request in enumerate(requests)]
 
 
-def _penalty_arrays(penalised: Sequence[LogitRowRequest]) -> list[Numbers]:
-    if not penalised:
-        return []
-    histories = [request.history for request in penalised]
-    return [places_of(penalised), *penalty_tables(histories, [request.settings for request in penalised])]
+def _adjustment_arrays(adjusted: Sequence[LogitRowRequest]) -> list[Numbers]:
+    adjustments = [request.adjustment for request in adjusted if request.adjustment is not None]
+    return [places_of(adjusted), *AdjustmentTables.of(adjustments).arrays] if adjustments else []

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.transfer import Numbers
 
 
@@ -20,7 +19,6 @@ class TokenHistory:
     """
 
     def __init__(self, prompt: Sequence[int] = (), generated: Sequence[int] = ()) -> None:
-        self.num_tokens = len(prompt)
         self._ids = np.unique(np.asarray(prompt, dtype=np.int64))
         self._counts = np.zeros(len(self._ids), dtype=np.int64)
         self._places = {int(token_id): place for place, token_id in enumerate(self._ids)}
@@ -28,14 +26,10 @@ class TokenHistory:
             self.record(int(token_id))
 
     @property
-    def ids(self) -> NDArray[np.int64]:
-        """The different tokens `[d]`."""
-        return self._ids[: len(self._places)]
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """How often each of `ids` was generated, `[d]`."""
-        return self._counts[: len(self._places)]
+    def table(self) -> Numbers:
+        """The different tokens, and how often each was generated, fp64 `[2, d]`."""
+        num_different = len(self._places)
+        return np.array((self._ids[:num_different], self._counts[:num_different]), dtype=np.float64)
 
     def record(self, token_id: int) -> None:
         """Add a generated token."""
@@ -44,30 +38,17 @@ class TokenHistory:
             self._ids, self._counts = _grown(self._ids), _grown(self._counts)
         self._ids[place] = token_id
         self._counts[place] += 1
-        self.num_tokens += 1
 
 
 def _grown(array: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate((array, np.zeros(max(16, len(array)), dtype=np.int64)))
 
 
-def penalty_tables(histories: Sequence[TokenHistory], settings: Sequence[SamplingSettings]) -> tuple[Numbers, Numbers]:
-    """Return what `penalise_logit_rows` needs for `p` of them whose sessions hold `m` different tokens in all.
-
-    It is fp64 `[3, m]`: the place among the p, the token id, how often it was generated; and fp64 `[3, p]`: repetition,
-    frequency and presence penalty of each.
-    """
-    lengths = [len(history.ids) for history in histories]
-    entries = np.empty((3, sum(lengths)))
-    entries[0] = np.repeat(np.arange(len(lengths)), lengths)
-    entries[1] = np.concatenate([history.ids for history in histories])
-    entries[2] = np.concatenate([history.counts for history in histories])
-    strengths = [(each.repetition_penalty, each.frequency_penalty, each.presence_penalty) for each in settings]
-    return entries, np.array(strengths, dtype=np.float64).T
-
-
 def penalise_logit_rows(scores: Tensor, entries: Tensor, strengths: Tensor) -> Tensor:
-    """Apply penalties to `scores` fp32 `[p, V]` in place; `entries` and `strengths` come from `penalty_tables`.
+    """Apply penalties to `scores` fp32 `[p, V]` in place.
+
+    `entries` fp64 `[3, m]` hold a place among the p, a token id of that session, and how often it was generated;
+    `strengths` fp64 `[3, p]` repetition, frequency and presence penalty of each.
 
     Repetition counts prompt and output, and divides positive logits and multiplies negative ones; frequency and
     presence count the output, and are subtracted.

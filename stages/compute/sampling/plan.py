@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from broker_pipeline.messages.sampling import SamplingSettings
+from stages.compute.sampling.adjustments import Adjustment
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best
-from stages.compute.sampling.penalties import TokenHistory
 from stages.compute.sampling.transfer import Numbers
 from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
 
@@ -44,12 +44,12 @@ GPU_GROUPS = GroupSizes(whole=16, reported=64)
 
 @dataclass(frozen=True, slots=True)
 class LogitRowRequest:
-    """A logit row that needs more than the scan: its place, settings, number in [0, 1), and its session's tokens."""
+    """A logit row that needs more than the scan: its place, settings, number in [0, 1), and how it is adjusted."""
 
     place: int
     settings: SamplingSettings
     number: float
-    history: TokenHistory
+    adjustment: Adjustment | None = None
 
 
 @dataclass(frozen=True, slots=True)

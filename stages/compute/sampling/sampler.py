@@ -3,8 +3,10 @@
 Order and meaning of the steps are those of transformers' processors and warpers, where it has them:
 
     logits
+      ─► logit bias              added
       ─► repetition penalty      over prompt and output: positive logits divided, negative multiplied
       ─► frequency, presence     over output tokens only (the OpenAI API's definition; transformers has neither)
+      ─► masks                   bad words, n-grams, ends before `min_tokens`: see `masks`
       ═► log-probabilities are reported from here
       ─► temperature ─► top-k ─► top-p ─► min-p ─► draw          (temperature 0: the most likely token instead)
 
@@ -19,54 +21,74 @@ Nothing waits for the device between `launch_sampling` and `PendingChoices.colle
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, StageError
+from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, NothingLeftError, StageError
 from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
-from stages.compute.sampling.launch import NOT_FINITE, SamplingResults, launch_logit_rows
+from stages.compute.sampling.adjustments import Adjustment, AdjustmentTables, adjust_logit_rows
+from stages.compute.sampling.launch import NOT_FINITE, NOTHING_LEFT, SamplingResults, launch_logit_rows
 from stages.compute.sampling.logit_scan import LogitScan
-from stages.compute.sampling.penalties import TokenHistory, penalise_logit_rows, penalty_tables
+from stages.compute.sampling.masks import TokenMask
+from stages.compute.sampling.penalties import TokenHistory
 from stages.compute.sampling.plan import LogitRowRequest
 from stages.compute.sampling.transfer import send
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
+LEAST_LOGPROB = -9999.0
+"""Stands for less: what a mask leaves of a token is below any number that readers of JSON expect."""
 
-@dataclass(slots=True)
+
 class SessionSampler:
-    """One session's settings and, where a penalty needs it, which tokens the session holds."""
+    """One session's settings, and of its tokens what these depend on."""
 
-    settings: SamplingSettings
-    history: TokenHistory = field(default_factory=TokenHistory)
-
-    @classmethod
-    def opened(cls, settings: SamplingSettings, history: Sequence[int], num_prompt_tokens: int) -> SessionSampler:
-        """Begin with a `history` of the prompt and what was generated before; without penalties it may be empty."""
-        if not settings.needs_history:
-            return cls(settings)
-        return cls(settings, TokenHistory(history[:num_prompt_tokens], history[num_prompt_tokens:]))
+    def __init__(self, settings: SamplingSettings, tokens: Sequence[int] = (), num_prompt_tokens: int = 0) -> None:
+        """Begin with all `tokens` of the session, prompt first; settings that need no history do without."""
+        tokens = tokens if settings.needs_history else ()
+        prompt, generated = tokens[:num_prompt_tokens], tokens[num_prompt_tokens:]
+        self.settings = settings
+        self._num_tokens = len(tokens)
+        self._history = TokenHistory(prompt, generated) if settings.has_penalties else TokenHistory()
+        self._mask = TokenMask(settings, tokens, num_prompt_tokens)
+        self._is_ever_adjusted = settings.has_penalties or bool(settings.logit_bias) or self._mask.is_needed
+        self._biases = np.array(list(settings.logit_bias.items()), dtype=np.float64).reshape(-1, 2).T
 
     def require_history(self, position: int) -> None:
         """Check that the history reaches up to the token to be sampled."""
-        if self.settings.needs_history and self.history.num_tokens != position:
+        if self.settings.needs_history and self._num_tokens != position:
             raise KVPositionError(
-                f"penalties need all {position} tokens before this one; the history has {self.history.num_tokens}"
+                f"penalties and masks need all {position} tokens before this one; the history has {self._num_tokens}"
             )
 
-    @property
-    def needs_more_than_scan(self) -> bool:
-        """Whether anything but the most likely token is wanted."""
-        settings = self.settings
-        return settings.temperature > 0 or settings.logprobs is not None or settings.needs_history
+    def adjustment(self, position: int) -> Adjustment | None:
+        """Return what is done to the logits of the token at index `position`; None where they stay as they are."""
+        if not self._is_ever_adjusted:
+            return None
+        masked = self._mask.ids(position)
+        if not masked and not self.settings.logit_bias and not self.settings.has_penalties:
+            return None
+        return Adjustment(self.settings, self._biases, self._history, masked)
+
+    def request(self, place: int, position: int) -> LogitRowRequest | None:
+        """Return what is wanted of the logit row at `place`; None for nothing but its most likely token."""
+        settings, adjustment = self.settings, self.adjustment(position)
+        if settings.temperature == 0 and settings.logprobs is None and adjustment is None:
+            return None
+        return LogitRowRequest(place, settings, uniform(settings.seed, position), adjustment)
 
     def record(self, token_id: int) -> None:
         """Add a sampled token."""
-        if self.settings.needs_history:
-            self.history.record(token_id)
+        if not self.settings.needs_history:
+            return
+        self._num_tokens += 1
+        self._mask.record(token_id)
+        if self.settings.has_penalties:
+            self._history.record(token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +139,8 @@ class PendingChoices:
             return NonFiniteLogitsError(f"the logits for token {self.positions[place]} hold NaN or infinity")
         if place in self.refusals:
             return self.refusals[place]
+        if token_id == NOTHING_LEFT:
+            return NothingLeftError(f"bad words, n-grams and `min_tokens` leave no token {self.positions[place]}")
         sampler = self.samplers[place]
         sampler.record(token_id)
         return Choice(token_id) if report is None else _reported(token_id, report, sampler.settings.logprobs or 0)
@@ -125,8 +149,8 @@ class PendingChoices:
 def _reported(token_id: int, report: list[float], num_top: int) -> Choice:
     width = len(report) // 2
     best = zip(report[1 + width :], report[1 : 1 + width], strict=True)
-    top = [TokenLogprob(token_id=int(top_id), logprob=logprob) for top_id, logprob in best]
-    return Choice(token_id, report[0], tuple(top[:num_top]))
+    top = [TokenLogprob(token_id=int(top_id), logprob=max(logprob, LEAST_LOGPROB)) for top_id, logprob in best]
+    return Choice(token_id, max(report[0], LEAST_LOGPROB), tuple(top[:num_top]))
 
 
 def launch_sampling(
@@ -135,7 +159,7 @@ def launch_sampling(
     """Queue the work for one token of each logit row of `[r, V]` in bf16 or fp32, and wait for nothing.
 
     Logit row i belongs to `samplers[i]` and index `positions[i]`; `scan` is `scan_logits(logits)`, by whatever kernel.
-    Greedy ones without penalties and log-probabilities take what the scan says; the others are worked on in groups.
+    Greedy ones without adjustments and log-probabilities take what the scan says; the others are worked on in groups.
     What becomes of one depends on no other. `logits` may be overwritten by work queued after this call.
     """
     requests, refusals = [], {}
@@ -145,13 +169,14 @@ def launch_sampling(
         except StageError as error:
             refusals[place] = error
         else:
-            if sampler.needs_more_than_scan:
-                number = uniform(sampler.settings.seed, position)
-                requests.append(LogitRowRequest(place, sampler.settings, number, sampler.history))
+            if request := sampler.request(place, position):
+                requests.append(request)
     return PendingChoices(launch_logit_rows(logits, scan, requests), tuple(samplers), tuple(positions), refusals)
 
 
-def penalise(logits: Tensor, sampler: SessionSampler) -> Tensor:
-    """Return a copy in fp32 of a logit row `[V]` with the session's penalties applied."""
-    tables = send(penalty_tables([sampler.history], [sampler.settings]), logits.device)
-    return penalise_logit_rows(logits[None].to(torch.float32, copy=True), *tables)[0]
+def adjusted(logits: Tensor, sampler: SessionSampler, position: int) -> Tensor:
+    """Return a copy in fp32 of a logit row `[V]` as the session's token at index `position` is chosen from it."""
+    copied = logits[None].to(torch.float32, copy=True)
+    if adjustment := sampler.adjustment(position):
+        adjust_logit_rows(copied, *send(AdjustmentTables.of([adjustment]).arrays, logits.device))
+    return copied[0]

@@ -20,6 +20,7 @@ from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import Failure
@@ -83,7 +84,7 @@ class StageSide:
             sampling=SamplingSettings(),
             num_kv_tokens=num_prompt + max_tokens,
         )
-        generation = Generation(session, 1, Output(vocabulary(), eos_token_ids=(), max_tokens=max_tokens), committer)
+        generation = Generation(session, 1, Output(vocabulary(), StopRule(max_tokens=max_tokens)), committer)
         self.generations.start(generation)
         return generation
 

@@ -11,7 +11,6 @@ from broker_pipeline.errors import StageError
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.candidates import DrawSettings, shares
 from stages.compute.sampling.logit_scan import scan_logits
-from stages.compute.sampling.penalties import TokenHistory
 from stages.compute.sampling.plan import CPU_GROUPS, LogitRowRequest, plan_logit_rows
 from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling
 from stages.compute.sampling.transfer import send
@@ -27,7 +26,7 @@ def sample(logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequen
 
 def candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     """Return ids int64 and probabilities fp64 of the tokens of `[V]` that the filters leave, the most likely first."""
-    [drawing] = plan_logit_rows([LogitRowRequest(0, settings, 0.0, TokenHistory())], len(logits), CPU_GROUPS).draws
+    [drawing] = plan_logit_rows([LogitRowRequest(0, settings, 0.0)], len(logits), CPU_GROUPS).draws
     [table] = send([drawing.table], logits.device)
     ranked = drawing.rank(logits[None])
     left = shares(ranked, DrawSettings.of_table(table), len(logits))[0]

@@ -13,6 +13,7 @@ from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextPart, Usage
 from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
@@ -78,7 +79,7 @@ class JobStream:
         num_tokens = self._num_output_tokens
         if number < self._num_sessions:  # those that begin together are not to end together, over and over
             num_tokens = 1 + number * num_tokens // self._num_sessions
-        output = Output(self._vocabulary, eos_token_ids=(NUM_TOKENS,), max_tokens=num_tokens)
+        output = Output(self._vocabulary, StopRule(end_token_ids=frozenset({NUM_TOKENS}), max_tokens=num_tokens))
         session = SessionState(
             key=SessionKey(job_id, 1),
             order=number,

@@ -137,7 +137,7 @@ class ReferenceModel:
 
     def _is_certain(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
         logits = self._decoder.seen[(request.session, token.position)]
-        sampler = SessionSampler.opened(request.sampling, (*request.token_ids, *before), len(request.token_ids))
+        sampler = SessionSampler(request.sampling, (*request.token_ids, *before), len(request.token_ids))
         return is_unambiguous(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
 
 

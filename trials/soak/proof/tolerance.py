@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.compute.sampling.sampler import SessionSampler, penalise, uniform
+from stages.compute.sampling.sampler import SessionSampler, adjusted, uniform
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 0.1}
 """Largest error of a logit that is taken for rounding, by dtype; measured errors are several times smaller."""
@@ -26,7 +26,7 @@ def is_unambiguous(logits: Tensor, sampler: SessionSampler, position: int, toler
     `sampler` holds what comes before the token at index `position`, where a penalty needs it.
     """
     settings = sampler.settings
-    row = penalise(logits.float(), sampler) if settings.needs_history else logits.float()
+    row = adjusted(logits, sampler, position)
     if settings.temperature == 0:
         return _is_ahead(row.topk(2).values, tolerance)
     scores = (row.double() / settings.temperature).sort(descending=True).values

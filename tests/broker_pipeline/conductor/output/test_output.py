@@ -1,56 +1,21 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
-from broker_pipeline.conductor.output.output import Output, StopStrings
+from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
-from broker_pipeline.messages.sampling import SampledToken
+from broker_pipeline.messages.sampling import RepetitionDetection, SampledToken
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
 EOS = TOKENIZER.token_to_id("<|im_end|>")
-
-
-def feed(stops: tuple[str, ...], pieces: list[str]) -> tuple[list[str], bool]:
-    checker = StopStrings(stops)
-    shown = []
-    for piece in pieces:
-        text, is_stopped = checker.feed(piece)
-        shown.append(text)
-        if is_stopped:
-            return shown, True
-    return [*shown, checker.finish()], False
-
-
-def test_the_picture_in_the_docstring() -> None:
-    assert feed(("###",), ["a", " #", "#", "b", "##", "#c"]) == (["a", " ", "", "##b", "", ""], True)
-
-
-def test_held_text_is_shown_when_nothing_follows() -> None:
-    assert feed(("stop",), ["a sto"]) == (["a ", "sto"], False)
-
-
-@given(st.lists(st.text("ab#", max_size=3), max_size=12), st.lists(st.text("ab#", min_size=1, max_size=4), max_size=3))
-def test_what_is_shown_is_the_text_up_to_the_first_stop(pieces: list[str], stops: list[str]) -> None:
-    shown, is_stopped = feed(tuple(stops), pieces)
-    text = "".join(pieces)
-    # The first stop to be complete decides, and of several complete with the same piece the one that begins first.
-    for end in range(len(pieces) + 1):
-        prefix = "".join(pieces[:end])
-        found = [prefix.find(stop) for stop in stops if stop in prefix]
-        if found:
-            assert is_stopped
-            assert "".join(shown) == prefix[: min(found)]
-            return
-    assert not is_stopped
-    assert "".join(shown) == text
 
 
 BROKEN = [token_id for token_id in range(TOKENIZER.get_vocab_size()) if TOKENIZER.decode([token_id]) == "\ufffd"]
@@ -92,8 +57,8 @@ def test_a_tokenizer_that_does_not_work_on_bytes_is_refused(tmp_path: Path) -> N
         Vocabulary.open(tmp_path)
 
 
-def output(max_tokens: int = 100, stop: tuple[str, ...] = ()) -> Output:
-    return Output(VOCABULARY, eos_token_ids=(EOS,), max_tokens=max_tokens, stop=stop)
+def output(**rule: Any) -> Output:
+    return Output(VOCABULARY, StopRule(**({"max_tokens": 100, "end_token_ids": frozenset({EOS})} | rule)))
 
 
 def run(out: Output, token_ids: list[int]) -> list[str]:
@@ -115,6 +80,32 @@ def test_end_of_sequence_stops_and_has_no_text() -> None:
     assert out.token_ids == [*ids, EOS]
 
 
+def test_a_stop_token_ends_the_output_and_is_not_in_its_text() -> None:
+    ids = TOKENIZER.encode("A dog!").ids
+    out = output(end_token_ids=frozenset({ids[-1]}), stop=("dog!",))
+    run(out, ids)
+    assert (out.finish_reason, out.text) == ("stop", "A dog")
+
+
+def test_nothing_but_the_limit_ends_an_output_that_is_too_short() -> None:
+    ids = [*TOKENIZER.encode("A dog").ids, EOS, *TOKENIZER.encode("!").ids, EOS, 5]
+    num_until = len(ids) - 2
+    out = output(min_tokens=num_until, stop=("dog",))
+    assert "".join(run(out, ids)) == "A dog!"
+    assert (out.finish_reason, out.token_ids) == ("stop", ids[:-1])
+    short = output(min_tokens=num_until, max_tokens=num_until)
+    run(short, ids)
+    assert (short.finish_reason, short.token_ids) == ("length", ids[:num_until])
+
+
+def test_a_repeating_output_ends_with_everything_shown() -> None:
+    ids = TOKENIZER.encode("A dog. ").ids * 9
+    out = output(repetition=RepetitionDetection(max_pattern_size=len(ids) // 9, min_count=4), stop=("g. !",))
+    texts = run(out, ids)
+    assert out.finish_reason == "repetition"
+    assert out.text == "".join(texts) == "A dog. " * 4
+
+
 def test_the_limit_stops_with_everything_shown() -> None:
     ids = TOKENIZER.encode("A dog sto").ids
     out = output(max_tokens=len(ids), stop=("stop",))
@@ -132,13 +123,15 @@ def test_a_stop_string_across_tokens_is_cut_off() -> None:
     assert len(out.token_ids) < len(ids)
 
 
-@pytest.mark.parametrize("text", ["A dog and a cat", "grün ist es", "a ## b"])
+@pytest.mark.parametrize("text", ["A dog and a cat", "grün ist es", "a ## b", "aaaaaaaaaa"])
 def test_a_resumed_output_goes_on_where_it_was(text: str) -> None:
     ids = [*TOKENIZER.encode(text).ids, EOS]
-    whole = output(stop=("##!",))
+    rule = {"stop": ("##!", "##"), "min_tokens": 4, "repetition": RepetitionDetection(max_pattern_size=1, min_count=5)}
+    whole = output(**rule)
     texts = run(whole, ids)
+    ids = whole.token_ids
     for cut in range(len(ids) + 1):
-        resumed = output(stop=("##!",))
+        resumed = output(**rule)
         resumed.replay(ids[:cut])
         assert run(resumed, ids[cut:]) == texts[cut:]
         assert resumed.text == whole.text

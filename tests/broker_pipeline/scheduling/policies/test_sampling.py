@@ -1,8 +1,17 @@
 import msgspec
+import pytest
 
+from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import GenerationDefaults
-from broker_pipeline.scheduling.policies.sampling import resolve_sampling, seed_of
+from broker_pipeline.scheduling.policies.sampling import (
+    bad_word_ids,
+    check_token_ids,
+    end_token_ids,
+    resolve_sampling,
+    seed_of,
+)
+from export.synthetic.tiny_tokenizer import tiny_tokenizer
 
 INSTRUCT = GenerationDefaults(do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
 
@@ -11,6 +20,54 @@ def test_open_fields_take_the_models_defaults() -> None:
     settings = resolve_sampling(SamplingParams(), INSTRUCT, "j")
     assert (settings.temperature, settings.top_p, settings.top_k, settings.repetition_penalty) == (0.7, 0.8, 20, 1.05)
     assert (settings.min_p, settings.presence_penalty, settings.frequency_penalty) == (0.0, 0.0, 0.0)
+
+
+def test_every_penalty_may_come_from_the_model() -> None:
+    defaults = msgspec.convert(
+        {"presence_penalty": 1.5, "frequency_penalty": 0.25, "no_repeat_ngram_size": 4}, GenerationDefaults
+    )
+    settings = resolve_sampling(SamplingParams(frequency_penalty=0.0), defaults, "j")
+    assert (settings.presence_penalty, settings.frequency_penalty, settings.no_repeat_ngram_size) == (1.5, 0.0, 4)
+
+
+def test_ends_are_masked_only_where_an_output_must_be_long() -> None:
+    for asked, expected in (({}, ()), ({"min_tokens": 3}, (7, 8, 9)), ({"min_tokens": 3, "ignore_eos": True}, (9,))):
+        params = SamplingParams(stop_token_ids=(9,), **asked)  # type: ignore[arg-type]
+        ends = end_token_ids(params, (7, 8))
+        assert resolve_sampling(params, INSTRUCT, "j", end_token_ids=ends).end_token_ids == expected
+
+
+def test_a_bad_word_is_meant_with_a_space_before_it_and_without() -> None:
+    tokenizer = tiny_tokenizer()
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    for word in ("dog", " dog"):
+        assert set(bad_word_ids([word], encode)) == {encode("dog"), encode(" dog")}
+    assert encode("  dog") in bad_word_ids(["  dog"], encode)
+    assert bad_word_ids([" "], encode) == (encode(" "),)
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
+def test_a_token_that_the_model_does_not_have_is_named(name: str) -> None:
+    values = {"logit_bias": {5: 1.0, 100: 1.0}, "stop_token_ids": (3, 100)}
+    params = SamplingParams(**{name: values[name]})  # type: ignore[arg-type]
+    check_token_ids(params, 101)
+    with pytest.raises(InvalidRequestError, match="no token 100") as caught:
+        check_token_ids(params, 100)
+    assert caught.value.field == f"sampling.{name}"
+
+
+@pytest.mark.parametrize("stop", [None, "a", ["a"], ["a", "b"], []])
+def test_stop_is_a_string_a_list_or_null(stop: object) -> None:
+    expected = ("a",) if stop == "a" else tuple(stop or ())  # type: ignore[arg-type]
+    assert msgspec.convert({"stop": stop}, SamplingParams).stop_strings == expected
+
+
+def test_a_shortest_output_beyond_the_longest_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="Invalid field `min_tokens`: larger"):
+        msgspec.convert({"min_tokens": 9, "max_tokens": 8}, SamplingParams)
 
 
 def test_what_the_user_says_stands_even_where_it_is_zero() -> None:

@@ -37,6 +37,14 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 2.0, "top_k": 1},
     {"temperature": 1.1, "top_k": 3, "top_p": 0.05},
     {"temperature": 1.5, "top_k": 250, "frequency_penalty": 0.4},
+    {"logit_bias": {3: 2.5, 30: -100.0}},
+    {"min_tokens": 10, "end_token_ids": (1, 7)},
+    {"bad_word_ids": ((2,), (3, 4), (5, 6, 7))},
+    {"no_repeat_ngram_size": 1, "logprobs": 3},
+    {"temperature": 1.0, "no_repeat_ngram_size": 2, "min_tokens": 40, "end_token_ids": (9,), "logprobs": 20},
+    {"temperature": 1.2, "min_p": 0.01, "bad_word_ids": tuple((n, m) for n in range(30) for m in range(0, 30, 2))},
+    {"temperature": 1.0, "top_k": 300, "logit_bias": dict.fromkeys(range(0, 36, 3), 1.5)},
+    QWEN | {"repetition_penalty": 1.1, "no_repeat_ngram_size": 2, "logit_bias": {0: 5.0}, "bad_word_ids": ((0,),)},
 )
 
 
@@ -54,7 +62,7 @@ class Row:
         self.history = [chance.randrange(vocab) for _ in range(NUM_PROMPT + chance.randrange(30))]
 
     def sampler(self) -> SessionSampler:
-        return SessionSampler.opened(self.settings, self.history, NUM_PROMPT)
+        return SessionSampler(self.settings, self.history, NUM_PROMPT)
 
     @property
     def position(self) -> int:
@@ -71,7 +79,7 @@ def sampled(logits: torch.Tensor, rows: Sequence[Row]) -> list[Any]:
 
 
 def check_against_oracle(outcome: Any, logits: torch.Tensor, row: Row) -> None:
-    scores = oracle.penalised(logits, row.settings, row.history, NUM_PROMPT)
+    scores = oracle.adjusted(logits, row.settings, row.history, NUM_PROMPT)
     assert isinstance(outcome, Choice)
     assert outcome.token_id == oracle.choice(scores, row.settings, row.position)
     if row.settings.logprobs is None:
@@ -189,11 +197,11 @@ def test_an_incomplete_history_fails_its_row_alone():
     assert found == expected
 
 
-def test_penalties_follow_the_history_of_each_session_step_by_step():
-    rows = [Row(random.Random(seed), 60, **kind) for seed, kind in enumerate(KINDS)]
+def test_adjustments_follow_the_history_of_each_session_step_by_step():
+    rows = [Row(random.Random(seed), 90, **kind) for seed, kind in enumerate(KINDS)]
     samplers = [row.sampler() for row in rows]
     for step in range(40):
-        logits = logits_of(len(rows), 60, step)
+        logits = logits_of(len(rows), 90, step)
         outcomes = sample(logits, samplers, [row.position for row in rows])
         for outcome, row_logits, row in zip(outcomes, logits, rows, strict=True):
             check_against_oracle(outcome, row_logits, row)
@@ -246,7 +254,12 @@ def test_greedy_rows_take_what_the_scan_says():
     assert count_operations([Row(random.Random(0), 256)] * 64) <= 2
 
 
-@pytest.mark.parametrize(("kind", "limit"), [(QWEN, 60), (QWEN | {"presence_penalty": 1.5}, 100)], ids=str)
+EVERYTHING = QWEN | {"presence_penalty": 1.5, "logit_bias": {3: 1.0}, "no_repeat_ngram_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [(QWEN, 60), (QWEN | {"presence_penalty": 1.5}, 105), (EVERYTHING, 120)], ids=str
+)
 def test_the_number_of_operations_does_not_grow_with_the_rows(kind, limit):
     few, many = ([Row(random.Random(0), 256, **kind)] * count for count in (2, 64))
     assert count_operations(few) == count_operations(many) <= limit

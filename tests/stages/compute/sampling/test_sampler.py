@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
+from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, NothingLeftError
 from broker_pipeline.messages.sampling import SamplingSettings
-from stages.compute.sampling.sampler import Choice, SessionSampler, penalise, uniform
+from stages.compute.sampling.sampler import LEAST_LOGPROB, Choice, SessionSampler, adjusted, uniform
 from tests.kit.models.samplers import candidates, sample
 
 VOCAB = 100
@@ -22,7 +22,7 @@ def logits_of(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def sampler(history: tuple[int, ...] = (), num_prompt_tokens: int = 0, **settings) -> SessionSampler:
-    return SessionSampler.opened(SamplingSettings(**settings), history, num_prompt_tokens)
+    return SessionSampler(SamplingSettings(**settings), history, num_prompt_tokens)
 
 
 def test_uniform_numbers_are_fixed_for_all_time():
@@ -86,8 +86,46 @@ def test_other_seeds_and_positions_draw_other_tokens():
 def test_repetition_counts_prompt_and_output_frequency_and_presence_only_output():
     logits = torch.tensor([2.0, -2.0, 3.0, 1.0, 0.0])
     session = sampler((0, 1, 2, 2, 2), 2, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.1)
-    assert penalise(logits, session).tolist() == pytest.approx([1.0, -4.0, 1.5 - 0.8, 1.0, 0.0])
+    assert adjusted(logits, session, 5).tolist() == pytest.approx([1.0, -4.0, 1.5 - 0.8, 1.0, 0.0])
     assert logits.tolist() == [2.0, -2.0, 3.0, 1.0, 0.0]
+
+
+def test_biases_are_added_before_penalties():
+    session = sampler((0, 1), 2, repetition_penalty=2.0, logit_bias={1: 3.0, 2: -1.0})
+    assert adjusted(torch.tensor([2.0, -2.0, 3.0]), session, 2).tolist() == [1.0, 0.5, 2.0]
+
+
+def test_no_end_is_sampled_before_the_output_is_long_enough():
+    logits, session = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), sampler(min_tokens=2, end_token_ids=(0, 1))
+    assert [sample(logits, [session], [position])[0].token_id for position in range(4)] == [2, 2, 0, 0]
+
+
+def test_a_bad_word_is_never_completed():
+    logits, session = torch.zeros(1, 4), sampler((2,), 1, bad_word_ids=((0,), (1, 1), (2, 1), (1, 2, 1)))
+    found = [sample(logits, [session], [position])[0].token_id for position in range(1, 6)]
+    assert found == [1, 2, 2, 2, 2], "2 1 is allowed behind the 2 of the prompt, and nowhere else"
+
+
+def test_no_ngram_comes_twice_the_prompt_included():
+    logits, session = torch.tensor([[3.0, 2.0, 1.0]]), sampler((1, 0, 0), 3, no_repeat_ngram_size=2)
+    found = [sample(logits, [session], [position])[0].token_id for position in range(3, 7)]
+    assert found == [1, 1, 2, 0]
+
+
+def test_masked_tokens_have_the_least_logprob_there_is():
+    [choice] = sample(torch.zeros(1, 4), [sampler(bad_word_ids=((0,), (3,)), logprobs=4)], [0])
+    assert choice.logprob == pytest.approx(math.log(0.5))
+    assert [(top.token_id, top.logprob) for top in choice.top[2:]] == [(0, LEAST_LOGPROB), (3, LEAST_LOGPROB)]
+
+
+def test_a_session_whose_every_token_is_ruled_out_fails_alone():
+    words = tuple((token_id,) for token_id in range(VOCAB))
+    for temperature in (0.0, 1.0):
+        sessions = [sampler(temperature=temperature), sampler(temperature=temperature, bad_word_ids=words)]
+        fine, failed = sample(logits_of(2), sessions, [0, 0])
+        assert isinstance(fine, Choice)
+        assert isinstance(failed, NothingLeftError)
+        assert not failed.retryable
 
 
 def test_sampled_tokens_join_the_history():
@@ -98,8 +136,19 @@ def test_sampled_tokens_join_the_history():
     assert sample(logits, [session], [4])[0].token_id != 9
 
 
-def test_a_resumed_session_samples_like_the_undisturbed_one():
-    settings = {"temperature": 1.2, "frequency_penalty": 0.7, "repetition_penalty": 1.2, "seed": 5, "logprobs": 2}
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"frequency_penalty": 0.7, "repetition_penalty": 1.2},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 3, "temperature": 0.3},
+        {"min_tokens": 9, "end_token_ids": tuple(range(50)), "logit_bias": {8: 3.0}},
+        {"bad_word_ids": tuple((first, second) for first in range(VOCAB) for second in range(50))},
+    ],
+    ids=str,
+)
+def test_a_resumed_session_samples_like_the_undisturbed_one(extra):
+    settings = {"temperature": 1.2, "seed": 5, "logprobs": 2} | extra
     whole = sampler((4, 5, 6), 3, **settings)
     tokens = [sample(logits_of(1, position), [whole], [position])[0] for position in range(3, 20)]
     for stop in (3, 4, 11, 19):

@@ -94,9 +94,9 @@ def test_long_rows_are_what_the_plainest_code_chooses(kind):
     rows = [SamplingSettings(temperature=1.0, seed=seed, **kind) for seed in range(10)]
     history = tuple(range(0, LONG, 50))
     logits = logits_of(10, LONG, 3)
-    found = sample(logits, [SessionSampler.opened(row, history, 9) for row in rows], [len(history)] * 10)
+    found = sample(logits, [SessionSampler(row, history, 9) for row in rows], [len(history)] * 10)
     for outcome, row_logits, settings in zip(found, logits, rows, strict=True):
-        scores = oracle.penalised(row_logits, settings, history, 9)
+        scores = oracle.adjusted(row_logits, settings, history, 9)
         assert outcome == Choice(oracle.choice(scores, settings, len(history)))
 
 

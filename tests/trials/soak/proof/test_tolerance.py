@@ -17,7 +17,7 @@ POSITION = 3
 
 
 def sampler(**settings: Any) -> SessionSampler:
-    return SessionSampler.opened(SamplingSettings(**settings), (1, 2, 3), 2)
+    return SessionSampler(SamplingSettings(**settings), (1, 2, 3), 2)
 
 
 def chosen(logits: torch.Tensor, settings: dict[str, Any]) -> list[int]:

@@ -1,0 +1,82 @@
+"""Every sampling field of a request reaches the stage, or the conductor, that obeys it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from broker_pipeline.conductor.output.detokenizer import Vocabulary
+from export.synthetic.tiny_tokenizer import tiny_tokenizer
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import PipelineClient, client_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+
+NUM_TOKENS = 12
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
+    directory = tmp_path_factory.mktemp("sampling") / "run"
+    async with tiny_cluster(directory, DENSE, "2") as cluster, client_of(cluster) as opened:
+        yield opened
+
+
+async def said(client: PipelineClient, **sampling: Any) -> tuple[list[int], str | None]:
+    """Return the tokens of a greedy job without pictures, and why it ended."""
+    job_id = await client.submit(prompt="Say it.", **({"max_tokens": NUM_TOKENS, "ignore_eos": True} | sampling))
+    [record] = await client.wait([job_id])
+    assert record.result is not None, record.error
+    return await client.tokens(job_id), record.result.finish_reason
+
+
+async def test_stop_tokens_end_an_output_that_is_long_enough(client: PipelineClient) -> None:
+    plain, reason = await said(client)
+    assert (len(plain), reason) == (NUM_TOKENS, "length")
+    stop = plain[3]
+    assert await said(client, stop_token_ids=[stop]) == (plain[: plain.index(stop) + 1], "stop")
+    longer, _ = await said(client, stop_token_ids=[stop], min_tokens=NUM_TOKENS - 1)
+    assert len(longer) == NUM_TOKENS
+    assert stop not in longer[:-1]
+
+
+async def test_a_bias_draws_tokens_and_keeps_them_away(client: PipelineClient) -> None:
+    plain, _ = await said(client)
+    without, _ = await said(client, logit_bias={str(token_id): -100 for token_id in set(plain)})
+    assert not set(without) & set(plain)
+    assert (await said(client, logit_bias={"65": 100}))[0] == [65] * NUM_TOKENS
+
+
+async def test_no_ngram_comes_twice(client: PipelineClient) -> None:
+    tokens, _ = await said(client, logit_bias={"65": 20, "66": 10}, no_repeat_ngram_size=2)
+    pairs = list(itertools.pairwise(tokens))
+    assert len(set(pairs)) == len(pairs)
+
+
+async def test_endless_repetition_ends_with_a_reason_of_its_own(client: PipelineClient) -> None:
+    looping = {"logit_bias": {"65": 100}, "max_tokens": 100}
+    tokens, reason = await said(client, **looping, repetition_detection={"max_pattern_size": 3, "min_count": 7})
+    assert (tokens, reason) == ([65] * 7, "repetition")
+
+
+async def test_a_bad_word_is_not_said(client: PipelineClient) -> None:
+    word = Vocabulary(tiny_tokenizer()).text(65)
+    tokens, _ = await said(client, logit_bias={"65": 100, "66": 50}, bad_words=[word])
+    assert tokens == [66] * NUM_TOKENS
+
+
+async def test_a_request_that_rules_out_every_token_fails_by_its_reason(client: PipelineClient) -> None:
+    size = {"no_repeat_ngram_size": 1, "max_tokens": 2000, "ignore_eos": True}
+    [record] = await client.wait([await client.submit(prompt="Say it.", **size)])
+    assert record.error is not None
+    assert record.error.code == "nothing_left"
+
+
+async def test_a_token_that_the_model_does_not_have_fails_by_its_field(client: PipelineClient) -> None:
+    [record] = await client.wait([await client.submit(stop_token_ids=[1_000_000])])
+    assert record.error is not None
+    assert (record.error.code, record.error.field) == ("invalid_request", "sampling.stop_token_ids")
