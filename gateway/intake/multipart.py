@@ -4,7 +4,7 @@ image     a file (JPEG, PNG, …), or the text of a URL; may be repeated, the or
 prompt    text
 metadata  a JSON object
 request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
-NAME      a sampling field by its own name: temperature, max_tokens, …; `stop` may be repeated
+NAME      a sampling field by its own name: temperature, max_tokens, …; lists are repeated, objects are JSON
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ IMAGE_FIELD = "image"
 MAX_PARTS = 1200
 _CHUNK_BYTES = 64 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
-_REPEATABLE = frozenset({"stop"})
+_LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
+_OBJECTS = frozenset({"logit_bias", "repetition_detection"})
 _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
 
 
@@ -130,7 +131,9 @@ def _sampling(fields: dict[str, list[str]]) -> SamplingParams:
     for name, texts in fields.items():
         if name not in _SAMPLING_FIELDS:
             raise InvalidRequestError(f"the form has no field `{name}`", field=name)
-        values[name] = texts if name in _REPEATABLE else _single(name, texts)
+        values[name] = texts if name in _LISTS else _single(name, texts)
+        if name in _OBJECTS:
+            values[name] = decode_json(values[name].encode(), dict[str, Any], prefix=name)
     return convert_strings(values, SamplingParams)
 
 

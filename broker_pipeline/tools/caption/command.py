@@ -15,17 +15,15 @@ from rich.console import Console
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.config import option, parse_settings
+from broker_pipeline.config import option
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
-from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.tools.caption.log import CaptionLog
 from broker_pipeline.tools.caption.picture_files import EXTENSIONS, find_pictures
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary
 from broker_pipeline.tools.caption.run import CaptionRun, Summary
+from broker_pipeline.tools.caption.sampling_options import sampling_options, sampling_params
 from broker_pipeline.tools.signals import until_interrupted
-
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,7 @@ class CaptionSettings:
 @option("--prompt", default=None, help="What to ask about each picture; the gateway asks for a description.")
 @option("--out", default="captions.jsonl", type=click.Path(dir_okay=False, path_type=Path), help="File to append to.")
 @option("--concurrency", default=64, type=click.IntRange(1, 4096), help="Pictures under way at the same time.")
-@option("--max-tokens", default=None, type=int, help="Longest caption, in tokens.")
-@option("--temperature", default=None, type=float, help="0 always takes the likeliest token.")
-@option("--top-p", default=None, type=float, help="Sample from the likeliest tokens with this probability together.")
-@option("--top-k", default=None, type=int, help="Sample from this many of the likeliest tokens; 0 for all.")
-@option("--repetition-penalty", default=None, type=float, help="Above 1 makes repetitions unlikely.")
-@option("--seed", default=None, type=int, help="Makes sampling repeatable.")
+@sampling_options
 @option("--recursive/--no-recursive", default=True, help="Look into folders inside folders.")
 @option("--fail-fast/--no-fail-fast", default=False, help="Stop at the first picture that fails.")
 @option(
@@ -86,12 +79,11 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
     pictures = find_pictures(paths, recursive=options["recursive"])
     if not pictures:
         raise InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(EXTENSIONS))}", field="PATHS")
-    given = {name: options[name] for name in _SAMPLING if options[name] is not None}
     return CaptionSettings(
         pictures=pictures,
         gateway=options["gateway"],
         out=options["out"],
-        request=CaptionRequest(prompt, parse_settings(SamplingParams, given)),
+        request=CaptionRequest(prompt, sampling_params(options)),
         num_in_flight=options["concurrency"],
         patience_s=options["patience_s"],
         fail_fast=options["fail_fast"],

@@ -30,6 +30,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.caption.log import CaptionLine, CaptionLog, Timings
+from broker_pipeline.tools.caption.sampling_options import by_flag
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are not even read; the gateway's own limit is far below."""
@@ -129,7 +130,7 @@ class CaptionRun:
         except GatewayUnreachableError:
             raise
         except PipelineError as error:
-            return self._line(picture, status="refused", error=error.to_failure())
+            return self._line(picture, status="refused", error=by_flag(error.to_failure()))
         return self._line(picture, status=record.status, record=record)
 
     async def _run_job(self, picture: Picture, content: bytes) -> JobRecord:
@@ -214,7 +215,7 @@ def _error_of(record: JobRecord | None) -> Failure | None:
     if record is None or record.status == "succeeded":
         return None
     if record.error is not None:
-        return record.error
+        return by_flag(record.error)
     return Failure("cancelled", "somebody cancelled the job") if record.status == "cancelled" else None
 
 
