@@ -18,9 +18,9 @@ from yarl import URL
 from broker_pipeline import __version__
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from gateway.address_guard import AddressGuard
+from gateway.intake.image_url import parse_url
 from gateway.settings import FetchSettings
 
-MAX_URL_LENGTH = 8192
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
@@ -65,28 +65,6 @@ class ImageFetcher:
             raise MediaFetchError(
                 f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name
             ) from error
-
-
-def parse_url(url: str, name: str) -> URL:
-    """Check the form of a URL before anything is resolved."""
-    if len(url) > MAX_URL_LENGTH:
-        raise MediaFetchError(f"the URL is longer than {MAX_URL_LENGTH} characters", field=name)
-    try:
-        parsed = URL(url.strip())
-    except ValueError as error:
-        raise MediaFetchError(f"this is not a URL: {error}", field=name) from error
-    return check_url(parsed, name)
-
-
-def check_url(url: URL, name: str) -> URL:
-    """Refuse what is not plain http or https to a host."""
-    if url.scheme not in ("http", "https"):
-        raise MediaFetchError(f"only http, https and data URLs are read, not {url.scheme or 'a bare'!r}", field=name)
-    if not url.host:
-        raise MediaFetchError("the URL names no host", field=name)
-    if url.user is not None or url.password is not None:
-        raise MediaFetchError("a URL with a user name or password is not fetched", field=name)
-    return url
 
 
 class _Fetch:
@@ -138,10 +116,7 @@ class _Fetch:
         location = response.headers.get("Location")
         if not location:
             raise MediaFetchError(f"the URL answered {response.status} without a Location", field=self._name)
-        try:
-            return check_url(response.url.join(URL(location)), self._name)
-        except ValueError as error:
-            raise MediaFetchError("the URL redirects to something that is not a URL", field=self._name) from error
+        return parse_url(location, self._name, response.url)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         self._check_head(response)

@@ -11,7 +11,7 @@ from yarl import URL
 
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from gateway.address_guard import AddressGuard
-from gateway.intake.fetch import ByteBudget, ImageFetcher, parse_url
+from gateway.intake.fetch import ByteBudget, ImageFetcher
 from gateway.settings import FetchSettings
 
 LOOPBACK = AddressGuard((ipaddress.ip_network("127.0.0.1/32"),))
@@ -208,25 +208,3 @@ async def test_nobody_listens(site: Site) -> None:
 async def test_a_name_that_does_not_exist() -> None:
     with pytest.raises(MediaFetchError, match="does not resolve"):
         await fetch("http://no-such-host.invalid/")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "/etc/passwd",
-        "file:///etc/passwd",
-        "http://",
-        "http:///x",
-        "ftp://a/b",
-        "javascript:1",
-        "http://u@a/b",
-        "http://[::1",
-        "http://a:99999/",
-        "http://" + "a" * 9000,
-    ],
-)
-def test_what_is_no_url_to_fetch(url: str) -> None:
-    with pytest.raises(MediaFetchError) as caught:
-        parse_url(url, "images[2]")
-    assert caught.value.field == "images[2]"
