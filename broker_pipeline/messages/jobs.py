@@ -101,6 +101,8 @@ class TokenEntry(WireStruct, frozen=True, kw_only=True):
     text: str = ""
     logprob: float | None = None
     top: tuple[TokenLogprob, ...] = ()
+    choice: Count = 0
+    """To which of several outputs it belongs."""
 
 
 class Usage(WireStruct, frozen=True, kw_only=True):
@@ -111,13 +113,23 @@ class Usage(WireStruct, frozen=True, kw_only=True):
     num_output_tokens: Count
 
 
+class Choice(WireStruct, frozen=True, kw_only=True):
+    """One of several outputs."""
+
+    text: str
+    finish_reason: FinishReason
+    num_output_tokens: Count
+
+
 class JobResult(WireStruct, frozen=True, kw_only=True):
-    """What a finished job holds."""
+    """What a finished job holds; `text` and `finish_reason` are those of its first output."""
 
     text: str
     finish_reason: FinishReason
     usage: Usage
     num_attempts: PositiveCount = 1
+    choices: tuple[Choice, ...] = ()
+    """All outputs of a job that asked for several; those that it got to, where it was cancelled."""
 
 
 class PastEnd(WireStruct, frozen=True, kw_only=True):

@@ -53,6 +53,8 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     bad_words: Annotated[tuple[BadWord, ...], Meta(max_length=MAX_BAD_WORDS)] | None = None
     """Words whose tokens never follow each other in the output, with and without a space before them."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    """How many outputs there are, one after the other: number i has the seed of the first and i."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     """None: no log-probabilities. n: that of the chosen token and of the n most likely ones."""
     stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] | None = None
@@ -68,6 +70,11 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "stop", (self.stop,))
         if self.min_tokens and self.max_tokens and self.min_tokens > self.max_tokens:
             raise ValueError("Invalid field `min_tokens`: larger than `max_tokens`")
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs there are."""
+        return self.n or 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

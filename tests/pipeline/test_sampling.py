@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
+from tests.kit.pictures import picture
 from tests.kit.running.clusters import DENSE, tiny_cluster
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
@@ -67,6 +68,22 @@ async def test_a_bad_word_is_not_said(client: PipelineClient) -> None:
     word = Vocabulary(tiny_tokenizer()).text(65)
     tokens, _ = await said(client, logit_bias={"65": 100, "66": 50}, bad_words=[word])
     assert tokens == [66] * NUM_TOKENS
+
+
+async def test_several_outputs_are_those_of_several_jobs(client: PipelineClient) -> None:
+    asked = {"temperature": 1.5, "max_tokens": NUM_TOKENS, "logprobs": 1, "min_tokens": 3}
+    together = await client.submit(picture(1), n=3, seed=2**63 - 2, **asked)
+    alone = [await client.submit(picture(1), seed=seed, **asked) for seed in (2**63 - 2, 2**63 - 1, -(2**63))]
+    [record, *records] = await client.wait([together, *alone])
+    tokens = [await client.tokens(job_id) for job_id in alone]
+    assert len({tuple(each) for each in tokens}) == 3
+    assert await client.tokens(together) == list(itertools.chain(*tokens))
+    assert record.result is not None
+    results = [each.result for each in records if each.result is not None]
+    assert [(each.text, each.finish_reason) for each in record.result.choices] == [
+        (each.text, each.finish_reason) for each in results
+    ]
+    assert record.result.text == results[0].text
 
 
 async def test_a_request_that_rules_out_every_token_fails_by_its_reason(client: PipelineClient) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
-from broker_pipeline.conductor.output.output import Output
+from broker_pipeline.conductor.output.output import Output, tokens_by_choice
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
@@ -60,12 +60,18 @@ class GenerationBuilder:
     terms: PrepareTerms
     _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
 
-    async def build(self, job: LiveJob, attempt: Attempt) -> Generation:
-        """Wait for a route and a prompt.
+    def finished_outputs(self, job: LiveJob, attempt: Attempt) -> list[Output]:
+        """Return the outputs that are complete with the tokens in Redis, as there are tokens of another after them."""
+        complete = tokens_by_choice(attempt.tokens)[:-1]
+        return [self._output(job, choice, len(tokens), tokens) for choice, tokens in enumerate(complete)]
+
+    async def build(self, job: LiveJob, attempt: Attempt, before: Sequence[Output] = ()) -> Generation:
+        """Wait for a route and a prompt for the output that comes after those `before`.
 
         Raises what preparing raises, `PromptTooLongError`, and `InvalidRequestError` for tokens that are none.
         """
-        sampling = await self._sampling(job)
+        choice = len(before)
+        sampling = await self._sampling(job, choice)
         while True:
             route = await self._route(job)
             key = SessionKey(job.job_id, next(self._wire_attempts))
@@ -75,7 +81,8 @@ class GenerationBuilder:
                 self.admission.learn(job.num_kv_tokens)
             if job.num_kv_tokens <= route.kv_capacity_tokens:
                 break
-        output = self._output(job, job.num_kv_tokens - prompt.num_tokens, attempt.tokens)
+        tokens = [entry for entry in attempt.tokens if entry.choice == choice]
+        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
         session = SessionState(
             key=key,
             order=job.order,
@@ -86,7 +93,8 @@ class GenerationBuilder:
             generated=list(output.token_ids),
             is_alone=job.is_alone,
         )
-        return Generation(session, attempt.number, output, self.committer)
+        num_before = sum(len(each.token_ids) for each in before)
+        return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
 
     async def _route(self, job: LiveJob) -> Route:
         """Wait for a route, one that can hold the job."""
@@ -122,7 +130,7 @@ class GenerationBuilder:
         job.prompt = await self.preparer.prepare(request, route)
         return job.prompt
 
-    async def _sampling(self, job: LiveJob) -> SamplingSettings:
+    async def _sampling(self, job: LiveJob, choice: int) -> SamplingSettings:
         asked, facts = job.spec.sampling, self.model.facts
         check_token_ids(asked, facts.vocab_size)
         words = asked.bad_words or ()
@@ -131,11 +139,12 @@ class GenerationBuilder:
             asked,
             facts.generation,
             job.job_id,
+            choice=choice,
             end_token_ids=end_token_ids(asked, facts.eos_token_ids),
             bad_word_ids=await asyncio.to_thread(bad_word_ids, words, encode) if words else (),
         )
 
-    def _output(self, job: LiveJob, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
+    def _output(self, job: LiveJob, choice: int, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
         asked = job.spec.sampling
         rule = StopRule(
             max_tokens=max_tokens,
@@ -144,6 +153,6 @@ class GenerationBuilder:
             stop=asked.stop_strings,
             repetition=asked.repetition_detection,
         )
-        output = Output(self.model.vocabulary, rule)
+        output = Output(self.model.vocabulary, rule, choice)
         output.replay([entry.token_id for entry in tokens])
         return output

@@ -12,7 +12,7 @@ from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.errors import Failure, PipelineError, TransportError
-from broker_pipeline.messages.jobs import FinishReason, JobEvent, JobResult, Usage
+from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobResult, Usage
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import Attempt, JobStore
 from broker_pipeline.state.persistence import persist
@@ -28,15 +28,18 @@ class Ending:
     """How a job ends: with a result (whole, or cut short), or with an error."""
 
     status: Literal["succeeded", "failed", "cancelled"]
-    text: str = ""
-    finish_reason: FinishReason = "error"
-    num_output_tokens: int = 0
+    choices: tuple[Choice, ...] = ()
     error: Failure | None = None
 
-    @classmethod
-    def cut_short(cls, text: str, num_tokens: int) -> Ending:
-        """Return the end of a job that somebody has cancelled."""
-        return cls("cancelled", text, "cancelled", num_tokens)
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first output ended, unless the job was cancelled."""
+        return self.choices[0].finish_reason if self.choices and self.status == "succeeded" else "cancelled"
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all outputs."""
+        return sum(choice.num_output_tokens for choice in self.choices)
 
     @classmethod
     def failed(cls, error: PipelineError) -> Ending:
@@ -122,4 +125,10 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
         num_visual_tokens=prompt.num_visual_tokens if prompt else 0,
         num_output_tokens=ending.num_output_tokens,
     )
-    return JobResult(text=ending.text, finish_reason=ending.finish_reason, usage=usage, num_attempts=attempt.number)
+    return JobResult(
+        text=ending.choices[0].text if ending.choices else "",
+        finish_reason=ending.finish_reason,
+        usage=usage,
+        num_attempts=attempt.number,
+        choices=ending.choices if job.spec.sampling.num_outputs > 1 else (),
+    )

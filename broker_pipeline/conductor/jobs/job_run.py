@@ -10,7 +10,7 @@ Whatever was lost, wherever, this is how a job goes on; there is no other way of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -19,8 +19,8 @@ from broker_pipeline.conductor.jobs.generation_builder import GenerationBuilder
 from broker_pipeline.conductor.jobs.job_end import Ending, JobEnds, Stores
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
-from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.generations import Generations
+from broker_pipeline.conductor.output.output import Output, tokens_by_choice
 from broker_pipeline.errors import (
     CancelledJobError,
     Failure,
@@ -29,7 +29,7 @@ from broker_pipeline.errors import (
     StateError,
     TransportError,
 )
-from broker_pipeline.messages.jobs import JobEvent
+from broker_pipeline.messages.jobs import Choice, JobEvent
 from broker_pipeline.scheduling.policies.retries import Retry
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
@@ -140,30 +140,34 @@ class JobRunner:
             return _cut_short(attempt)
         if job.delivery.num_deliveries > self.limits.max_deliveries:
             return Ending.failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
-        generation: Generation | None = None
+        outputs: list[Output] = []
         try:
-            generation = await job.unless_cancelled(self.builder.build(job, attempt))
-            return await job.unless_cancelled(self._generate(job, generation))
+            lost = await job.unless_cancelled(self._generate(job, attempt, outputs))
+            return lost or Ending("succeeded", tuple(output.end() for output in outputs))
         except CancelledJobError:
-            return _cut_short(attempt, generation)
+            return _cut_short(attempt, outputs)
         except PipelineError as error:
             if isinstance(error, StateError):
                 raise
-            return _Lost(error.to_failure(), is_blamed=True, num_tokens=len(attempt.tokens))
+            num_tokens = max(len(attempt.tokens), _num_tokens(outputs))
+            return _Lost(error.to_failure(), is_blamed=True, num_tokens=num_tokens)
         except Exception as bug:
             # A bug met by one job must not take down the others; it is the job's end, and logged whole.
             log.exception("job_crashed", job=job.job_id)
             return Ending.failed(PipelineError(f"running the job crashed: {bug!r}"))
 
-    async def _generate(self, job: LiveJob, generation: Generation) -> Ending | _Lost:
-        output = generation.output
-        if not generation.is_finished:
-            job.phase = "computing"
-            self.generations.start(generation)
-            if lost := await generation.ended():
-                return _Lost(lost.failure, lost.is_blamed, len(output.token_ids))
-        assert output.finish_reason is not None
-        return Ending("succeeded", output.text, output.finish_reason, len(output.token_ids))
+    async def _generate(self, job: LiveJob, attempt: Attempt, outputs: list[Output]) -> _Lost | None:
+        """Compute one output after the other; each is in `outputs` from its beginning on."""
+        outputs += self.builder.finished_outputs(job, attempt)
+        while len(outputs) < job.spec.sampling.num_outputs:
+            generation = await self.builder.build(job, attempt, outputs)
+            outputs.append(generation.output)
+            if not generation.is_finished:
+                job.phase = "computing"
+                self.generations.start(generation)
+                if lost := await generation.ended():
+                    return _Lost(lost.failure, lost.is_blamed, _num_tokens(outputs))
+        return None
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         verdict = job.retries.after(
@@ -188,7 +192,14 @@ class JobRunner:
         return await self.ends.write(job, attempt, ending)
 
 
-def _cut_short(attempt: Attempt, generation: Generation | None = None) -> Ending:
-    if generation is not None:
-        return Ending.cut_short(generation.output.cut_short(), len(generation.output.token_ids))
-    return Ending.cut_short("".join(entry.text for entry in attempt.tokens), len(attempt.tokens))
+def _num_tokens(outputs: Sequence[Output]) -> int:
+    return sum(len(output.token_ids) for output in outputs)
+
+
+def _cut_short(attempt: Attempt, outputs: Sequence[Output] = ()) -> Ending:
+    """End with what the outputs have said, and what earlier attempts have of those that are not there yet."""
+    rest = [
+        Choice(text="".join(entry.text for entry in tokens), finish_reason="cancelled", num_output_tokens=len(tokens))
+        for tokens in tokens_by_choice(attempt.tokens)[len(outputs) :]
+    ]
+    return Ending("cancelled", (*(output.end() for output in outputs), *rest))

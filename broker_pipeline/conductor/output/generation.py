@@ -15,11 +15,15 @@ from broker_pipeline.scheduling.session_state import SessionState
 class Generation:
     """A session's output under one attempt number of Redis."""
 
-    def __init__(self, session: SessionState, attempt: int, output: Output, committer: Committer) -> None:
+    def __init__(
+        self, session: SessionState, attempt: int, output: Output, committer: Committer, *, num_tokens_before: int = 0
+    ) -> None:
+        """Begin behind the `num_tokens_before` tokens of the job's earlier outputs."""
         self.session = session
         self.attempt = attempt
         self.output = output
         self._committer = committer
+        self._num_tokens_before = num_tokens_before
         self._ended: asyncio.Future[Lost | None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -34,7 +38,7 @@ class Generation:
 
     def take(self, token: SampledToken) -> None:
         """Take the session's next token."""
-        number = len(self.output.token_ids)
+        number = self._num_tokens_before + len(self.output.token_ids)
         entry = self.output.add(token)
         self._committer.add(self.job_id, self.attempt, number, entry)
 

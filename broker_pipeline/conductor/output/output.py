@@ -7,11 +7,12 @@ never taken back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.stop_strings import StopStrings
-from broker_pipeline.messages.jobs import FinishReason, TokenEntry
+from broker_pipeline.messages.jobs import Choice, FinishReason, TokenEntry
 from broker_pipeline.messages.sampling import SampledToken
 
 
@@ -21,7 +22,9 @@ class Output:
     Fed with the same tokens it always gives the same entries, so that a resumed session goes on where it was.
     """
 
-    def __init__(self, vocabulary: Vocabulary, rule: StopRule) -> None:
+    def __init__(self, vocabulary: Vocabulary, rule: StopRule, choice: int = 0) -> None:
+        """Begin with nothing said; `choice` is its number among the outputs of its job."""
+        self._choice = choice
         self._detokenizer = Detokenizer(vocabulary)
         self._stop_strings = StopStrings(rule.stop)
         self._rule = rule
@@ -37,7 +40,7 @@ class Output:
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
         text = self._add(token.token_id)
-        return TokenEntry(token_id=token.token_id, text=text, logprob=token.logprob, top=token.top)
+        return TokenEntry(token_id=token.token_id, text=text, logprob=token.logprob, top=token.top, choice=self._choice)
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take tokens that an earlier attempt has committed, at most up to where the session ends."""
@@ -46,10 +49,12 @@ class Output:
                 return
             self._add(token_id)
 
-    def cut_short(self) -> str:
-        """Show what is held back, since no more tokens come, and return all text."""
-        self._texts.append(self._rest())
-        return self.text
+    def end(self) -> Choice:
+        """Return what was said in all. Where nothing has ended it, no more tokens come: what is held back is shown."""
+        reason = self.finish_reason
+        if reason is None:
+            self._texts.append(self._rest())
+        return Choice(text=self.text, finish_reason=reason or "cancelled", num_output_tokens=len(self.token_ids))
 
     def _add(self, token_id: int) -> str:
         assert self.finish_reason is None, "the session has ended"
@@ -72,3 +77,8 @@ class Output:
             self.finish_reason = "stop"
             return shown
         return shown + self._stop_strings.finish()
+
+
+def tokens_by_choice(tokens: Sequence[TokenEntry]) -> list[list[TokenEntry]]:
+    """Return the tokens of each of a job's outputs; only the last may be unfinished."""
+    return [list(entries) for _, entries in groupby(tokens, key=lambda entry: entry.choice)]

@@ -36,11 +36,9 @@ class StopRule:
         may_stop = self.may_stop(len(token_ids))
         if is_stopped or (may_stop and token_ids[-1] in self.end_token_ids):
             return "stop"
-        if len(token_ids) >= self.max_tokens:
-            return "length"
         if may_stop and self.repetition is not None and is_repeating(token_ids, self.repetition):
             return "repetition"
-        return None
+        return "length" if len(token_ids) >= self.max_tokens else None
 
 
 def is_repeating(token_ids: Sequence[int], rule: RepetitionDetection) -> bool:

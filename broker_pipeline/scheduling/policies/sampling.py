@@ -20,12 +20,14 @@ def resolve_sampling(
     defaults: GenerationDefaults,
     job_id: str,
     *,
+    choice: int = 0,
     end_token_ids: TokenIds = (),
     bad_word_ids: tuple[TokenIds, ...] = (),
 ) -> SamplingSettings:
-    """Decide every sampling field. Without `do_sample` in the model's defaults, the default is greedy.
+    """Decide every sampling field of a job's output number `choice`.
 
-    The seed defaults to a hash of the job's id, so that a job which runs again gives the same tokens.
+    Without `do_sample` in the model's defaults, the default is greedy. The seed defaults to a hash of the job's id, so
+    that a job which runs again gives the same tokens.
     """
     usual_temperature = _first(defaults.temperature, 1.0) if defaults.do_sample else 0.0
     return SamplingSettings(
@@ -41,7 +43,7 @@ def resolve_sampling(
         bad_word_ids=bad_word_ids,
         min_tokens=params.min_tokens or 0,
         end_token_ids=end_token_ids if params.min_tokens else (),
-        seed=_first(params.seed, seed_of(job_id)),
+        seed=_as_signed(_first(params.seed, seed_of(job_id)) + choice),
         logprobs=params.logprobs,
     )
 
@@ -64,6 +66,10 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequestError(
                 f"the model has no token {largest}; its tokens are 0 to {vocab_size - 1}", field=f"sampling.{name}"
             )
+
+
+def _as_signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def seed_of(job_id: str) -> int:

@@ -19,7 +19,7 @@ import orjson
 
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.errors import ConfigurationError, Failure
-from broker_pipeline.messages.jobs import Usage
+from broker_pipeline.messages.jobs import Choice, Usage
 
 _LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
 """What JSON leaves as it is and some readers take for the end of a line."""
@@ -40,6 +40,8 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     status: str
     """succeeded, failed, cancelled, or refused (the gateway, or reading the file, made no job of it)."""
     caption: str | None = None
+    choices: tuple[Choice, ...] = ()
+    """All captions, where several were asked for."""
     finish_reason: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None

@@ -165,6 +165,7 @@ class CaptionRun:
             sha256=picture.sha256,
             status=status,
             caption=result.text if result and status == "succeeded" else None,
+            choices=result.choices if result and status == "succeeded" else (),
             finish_reason=result.finish_reason if result else None,
             usage=result.usage if result else None,
             timings=_timings(record) if record else None,

@@ -22,7 +22,7 @@ from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.errors import ComputeError, StageError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.activation import MicrobatchResult
-from broker_pipeline.messages.jobs import ChatMessage, JobRecord, JobSpec, TextPart, TokenEntry
+from broker_pipeline.messages.jobs import ChatMessage, Choice, FinishReason, JobRecord, JobSpec, TextPart, TokenEntry
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits
@@ -109,14 +109,19 @@ class Running(StageSide):
         self.plan_due.set()
 
     async def submit(
-        self, *, max_tokens: int | None = 5, num_deliveries: int = 1, num_prompt: int = NUM_PROMPT
+        self,
+        *,
+        max_tokens: int | None = 5,
+        num_deliveries: int = 1,
+        num_prompt: int = NUM_PROMPT,
+        num_outputs: int | None = None,
     ) -> LiveJob:
         """Put a job into the queue and take it out again."""
         spec = JobSpec(
             job_id=new_job_id(),
             created_at=time.time(),
             messages=(ChatMessage(role="user", content=(TextPart(text="Describe."),)),),
-            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=num_outputs),
         )
         await self.store.create(spec)
         await self.queue.publish(spec)
@@ -266,6 +271,75 @@ async def test_a_bug_ends_its_own_job_only(it: Running) -> None:
     assert end.error is not None
     assert end.error.message.startswith("running the job crashed: ")
     assert (await it.store.get(other.job_id)).status == "succeeded"
+
+
+# --- several outputs ------------------------------------------------------------------------------------------------
+
+
+def choice(num_tokens: int, reason: FinishReason = "length") -> Choice:
+    return Choice(text="A" * num_tokens, finish_reason=reason, num_output_tokens=num_tokens)
+
+
+async def test_several_outputs_follow_each_other_with_seeds_of_their_own(it: Running) -> None:
+    job = await it.submit(num_outputs=3)
+    end = await it.run(job)
+    assert end.result is not None
+    assert end.result.choices == (choice(5),) * 3
+    assert (end.result.text, end.result.finish_reason, end.result.usage.num_output_tokens) == ("AAAAA", "length", 15)
+    assert [entry.choice for entry in await it.store.tokens(job.job_id)] == [0] * 5 + [1] * 5 + [2] * 5
+    opened = [segment.session for each in it.sent for segment in each.segments if segment.opens]
+    assert [session.sampling.seed - opened[0].sampling.seed for session in opened] == [0, 1, 2]
+    await it.check_gone()
+
+
+@pytest.mark.parametrize("num_until", [0, 2, 5, 8, 10, 14])
+async def test_an_attempt_goes_on_in_the_output_that_the_one_before_had_got_to(it: Running, num_until: int) -> None:
+    def die(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if sum(len(each.segments) for each in it.sent) != num_until + 1:
+            return answer(microbatch)
+        it.reply = answer
+        it.workers.leave(STAGE, "it was killed")
+        it.workers.join(STAGE)
+        return None
+
+    it.reply = die
+    job = await it.submit(num_outputs=3)
+    end = await it.run(job)
+    assert (end.status, end.attempt) == ("succeeded", 2)
+    assert end.result is not None
+    assert end.result.choices == (choice(5),) * 3
+    opening = [segment.count for each in it.sent for segment in each.segments if segment.opens]
+    expected = [NUM_PROMPT] * 3
+    expected.insert(num_until // 5 + 1, NUM_PROMPT + num_until % 5)
+    assert opening == expected
+    await it.check_gone()
+
+
+@pytest.mark.parametrize("num_committed", [5, 7, 15])
+async def test_outputs_that_are_complete_need_no_stage(it: Running, num_committed: int) -> None:
+    job = await it.submit(num_outputs=3)
+    attempt = await it.store.begin_attempt(job.spec)
+    entries = tuple(TokenEntry(token_id=32, text="A", choice=number // 5) for number in range(num_committed))
+    assert await it.store.commit([TokenCommit(job.job_id, attempt.number, 0, entries)]) == [True]
+    end = await it.run(job)
+    assert end.result is not None
+    assert end.result.choices == (choice(5),) * 3
+    assert sum(len(each.segments) for each in it.sent) == 15 - num_committed
+
+
+async def test_a_cancelled_job_has_the_outputs_that_it_got_to(it: Running) -> None:
+    def cancel_with_seven(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if sum(len(each.segments) for each in it.sent) <= 7:
+            return answer(microbatch)
+        job.cancel()
+        return None
+
+    it.reply = cancel_with_seven
+    job = await it.submit(num_outputs=3)
+    end = await it.run(job)
+    assert end.result is not None
+    assert (end.status, end.result.finish_reason, end.result.text) == ("cancelled", "cancelled", "AAAAA")
+    assert end.result.choices == (choice(5), choice(2, "cancelled"))
 
 
 # --- ends without an attempt ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.conductor.output.output import Output
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
+from broker_pipeline.messages.jobs import Choice
 from broker_pipeline.messages.sampling import RepetitionDetection, SampledToken
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 
@@ -149,4 +150,4 @@ def test_what_is_held_back_is_shown_when_cut_short() -> None:
     out = output(stop=("stop",))
     run(out, TOKENIZER.encode("a st").ids)
     assert out.text == "a "
-    assert out.cut_short() == "a st"
+    assert out.end() == Choice(text="a st", finish_reason="cancelled", num_output_tokens=len(out.token_ids))

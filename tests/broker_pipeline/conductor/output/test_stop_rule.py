@@ -45,7 +45,7 @@ def test_repetition_is_what_a_plain_comparison_finds() -> None:
         ([1, 2, 3, 4, 5, 9], "stop"),
         ([1, 3, 3, 3], "repetition"),
         ([3, 3], None),
-        ([1, 2, 3, 3, 3, 3], "length"),
+        ([1, 2, 1, 2, 1, 2], "repetition"),
     ],
     ids=str,
 )

@@ -77,6 +77,15 @@ def test_what_the_user_says_stands_even_where_it_is_zero() -> None:
     assert (settings.seed, settings.logprobs) == (0, 0)
 
 
+def test_each_of_several_outputs_has_its_seed() -> None:
+    def seed(asked: int | None, choice: int) -> int:
+        return resolve_sampling(SamplingParams(seed=asked), INSTRUCT, "j", choice=choice).seed
+
+    assert [seed(5, choice) for choice in range(3)] == [5, 6, 7]
+    assert [seed(2**63 - 1, choice) for choice in range(2)] == [2**63 - 1, -(2**63)]
+    assert seed(None, 2) == seed_of("j") + 2
+
+
 def test_a_model_that_does_not_sample_is_greedy_unless_asked() -> None:
     for defaults in (GenerationDefaults(do_sample=False, temperature=0.7), GenerationDefaults()):
         assert resolve_sampling(SamplingParams(), defaults, "j").temperature == 0.0
