@@ -24,7 +24,7 @@ class CaptionRequest:
     def as_json(self) -> bytes:
         """Return the request as `POST /v1/jobs` takes it, without the picture."""
         prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return msgspec.json.encode({**prompt, "sampling": self.sampling}, order="deterministic")
+        return msgspec.json.encode({**prompt, "sampling": self.sampling})
 
     @property
     def fingerprint(self) -> str:

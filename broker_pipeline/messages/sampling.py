@@ -14,8 +14,8 @@ MAX_BAD_WORDS = 256
 MAX_BIASES = 1024
 
 NumTokens = Annotated[int, Meta(ge=0, le=262_144)]
-NgramSize = Annotated[int, Meta(ge=0, le=1024)]
-PatternSize = Annotated[int, Meta(ge=1, le=256)]
+NgramSize = Annotated[int, Meta(ge=0, le=64)]
+PatternSize = Annotated[int, Meta(ge=1, le=128)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -66,10 +66,16 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # the same request, however it is written
-            msgspec.structs.force_setattr(self, "stop", (self.stop,))
+        self._unify()
         if self.min_tokens and self.max_tokens and self.min_tokens > self.max_tokens:
             raise ValueError("Invalid field `min_tokens`: larger than `max_tokens`")
+
+    def _unify(self) -> None:
+        """Be the same, and encoded as the same, however it was written."""
+        if isinstance(self.stop, str):
+            msgspec.structs.force_setattr(self, "stop", (self.stop,))
+        if self.logit_bias:
+            msgspec.structs.force_setattr(self, "logit_bias", dict(sorted(self.logit_bias.items())))
 
     @property
     def num_outputs(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
+from broker_pipeline.conductor.output.repetition_watch import RepetitionWatch
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.stop_strings import StopStrings
 from broker_pipeline.messages.jobs import Choice, FinishReason, TokenEntry
@@ -27,6 +28,7 @@ class Output:
         self._choice = choice
         self._detokenizer = Detokenizer(vocabulary)
         self._stop_strings = StopStrings(rule.stop)
+        self._repetition = RepetitionWatch(rule.repetition) if rule.repetition else None
         self._rule = rule
         self.token_ids: list[int] = []
         self._texts: list[str] = []
@@ -59,11 +61,16 @@ class Output:
     def _add(self, token_id: int) -> str:
         assert self.finish_reason is None, "the session has ended"
         self.token_ids.append(token_id)
-        may_stop = self._rule.may_stop(len(self.token_ids))
-        is_end = may_stop and token_id in self._rule.end_token_ids
-        piece = "" if is_end else self._detokenizer.feed(token_id)
-        text, is_stopped = self._stop_strings.feed(piece, may_stop=may_stop)
-        self.finish_reason = self._rule.reason(self.token_ids, is_stopped=is_stopped)
+        rule, num_tokens = self._rule, len(self.token_ids)
+        may_stop = num_tokens > rule.min_tokens
+        is_end = may_stop and token_id in rule.end_token_ids
+        text = "" if is_end else self._detokenizer.feed(token_id)
+        is_stopped = False
+        if rule.stop:
+            text, is_stopped = self._stop_strings.feed(text, may_stop=may_stop)
+        is_repeating = self._repetition is not None and self._repetition.feed(token_id)
+        if is_end or is_stopped or is_repeating or num_tokens >= rule.max_tokens:
+            self.finish_reason = rule.reason(self.token_ids, is_stopped=is_stopped, is_repeating=is_repeating)
         if self.finish_reason is not None and not is_stopped:
             text += self._rest()
         self._texts.append(text)
@@ -71,7 +78,7 @@ class Output:
 
     def _rest(self) -> str:
         """Return what is held back; bytes still pending may complete a stop string after all."""
-        may_stop = self._rule.may_stop(len(self.token_ids))
+        may_stop = len(self.token_ids) > self._rule.min_tokens
         shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish(), may_stop=may_stop)
         if is_stopped:
             self.finish_reason = "stop"

@@ -49,18 +49,21 @@ class SessionSampler:
 
     def __init__(self, settings: SamplingSettings, tokens: Sequence[int] = (), num_prompt_tokens: int = 0) -> None:
         """Begin with all `tokens` of the session, prompt first; settings that need no history do without."""
-        tokens = tokens if settings.needs_history else ()
+        self._needs_history = settings.needs_history
+        tokens = tokens if self._needs_history else ()
         prompt, generated = tokens[:num_prompt_tokens], tokens[num_prompt_tokens:]
         self.settings = settings
         self._num_tokens = len(tokens)
         self._history = TokenHistory(prompt, generated) if settings.has_penalties else TokenHistory()
         self._mask = TokenMask(settings, tokens, num_prompt_tokens)
-        self._is_ever_adjusted = settings.has_penalties or bool(settings.logit_bias) or self._mask.is_needed
+        self._is_always_adjusted = settings.has_penalties or bool(settings.logit_bias)
+        self._is_ever_adjusted = self._is_always_adjusted or self._mask.is_needed
+        self._is_plain = settings.temperature == 0 and settings.logprobs is None and not self._is_ever_adjusted
         self._biases = np.array(list(settings.logit_bias.items()), dtype=np.float64).reshape(-1, 2).T
 
     def require_history(self, position: int) -> None:
         """Check that the history reaches up to the token to be sampled."""
-        if self.settings.needs_history and self._num_tokens != position:
+        if self._needs_history and self._num_tokens != position:
             raise KVPositionError(
                 f"penalties and masks need all {position} tokens before this one; the history has {self._num_tokens}"
             )
@@ -70,12 +73,13 @@ class SessionSampler:
         if not self._is_ever_adjusted:
             return None
         masked = self._mask.ids(position)
-        if not masked and not self.settings.logit_bias and not self.settings.has_penalties:
-            return None
-        return Adjustment(self.settings, self._biases, self._history, masked)
+        is_adjusted = masked or self._is_always_adjusted
+        return Adjustment(self.settings, self._biases, self._history, masked) if is_adjusted else None
 
     def request(self, place: int, position: int) -> LogitRowRequest | None:
         """Return what is wanted of the logit row at `place`; None for nothing but its most likely token."""
+        if self._is_plain:
+            return None
         settings, adjustment = self.settings, self.adjustment(position)
         if settings.temperature == 0 and settings.logprobs is None and adjustment is None:
             return None
@@ -83,7 +87,7 @@ class SessionSampler:
 
     def record(self, token_id: int) -> None:
         """Add a sampled token."""
-        if not self.settings.needs_history:
+        if not self._needs_history:
             return
         self._num_tokens += 1
         self._mask.record(token_id)

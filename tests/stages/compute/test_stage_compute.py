@@ -11,6 +11,7 @@ from broker_pipeline.errors import (
     ComputeError,
     KVCapacityError,
     KVPositionError,
+    MalformedEnvelopeError,
     NonFiniteLogitsError,
     SessionUnknownError,
     StaleAttemptError,
@@ -150,6 +151,17 @@ def test_a_session_that_does_not_fit_is_refused_and_the_others_stay():
         compute.open(opening("b", 11))
     compute.open(opening("b", 10))
     assert (compute.kv.num_sessions, compute.kv.reserved_tokens) == (2, 40)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"logit_bias": {100_000: 1.0}}, {"end_token_ids": (100_000,)}, {"bad_word_ids": ((1, 100_000, 2),)}]
+)
+def test_a_session_that_names_a_token_beyond_the_vocabulary_is_refused(sampling):
+    compute = stage()
+    with pytest.raises(MalformedEnvelopeError) as caught:
+        compute.open(opening("a", **sampling))
+    assert caught.value.field == "opens.sampling"
+    assert (compute.kv.num_sessions, compute.kv.reserved_tokens) == (0, 0)
 
 
 def test_packing_the_cache_between_steps_changes_no_token():

@@ -65,6 +65,13 @@ def test_stop_is_a_string_a_list_or_null(stop: object) -> None:
     assert msgspec.convert({"stop": stop}, SamplingParams).stop_strings == expected
 
 
+def test_a_request_is_the_same_however_it_is_written() -> None:
+    written = ({"stop": "a", "logit_bias": {"5": 1, "3": 2}}, {"logit_bias": {"3": 2.0, "5": 1.0}, "stop": ["a"]})
+    one, other = (msgspec.json.decode(msgspec.json.encode(text), type=SamplingParams) for text in written)
+    assert one == other
+    assert msgspec.json.encode(one) == msgspec.json.encode(other)
+
+
 def test_a_shortest_output_beyond_the_longest_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="Invalid field `min_tokens`: larger"):
         msgspec.convert({"min_tokens": 9, "max_tokens": 8}, SamplingParams)
