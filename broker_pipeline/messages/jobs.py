@@ -56,6 +56,13 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     num_retries: Count = 0
     """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
+    sent_as: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the sender calls a part, by its path here, where these differ: `images[0]` of `messages[0].content[0]`."""
+
+    def as_sent(self, failure: Failure) -> Failure:
+        """Return a failure of the job that names a field as its sender wrote it."""
+        field = self.sent_as.get(failure.field or "")
+        return msgspec.structs.replace(failure, field=field) if field else failure
 
     @property
     def media_holder(self) -> str:

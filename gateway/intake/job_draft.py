@@ -76,6 +76,8 @@ class JobDraft:
     sources: tuple[Source, ...]
     sampling: SamplingParams
     metadata: dict[str, str]
+    sent_as: dict[str, str]
+    """What the request calls parts of the conversation, by their paths in it, where these differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +95,19 @@ def draft_job(request: JobRequest, images: Sequence[Source], limits: Limits) -> 
     Raises `InvalidRequestError`, or `ImageTooLargeError` for a video of too many frames, naming the field.
     """
     sources = [*images, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
+    sent_as: dict[str, str] = {}
     if request.messages is not msgspec.UNSET:
         messages = _conversation(request, request.messages, sources)
     else:
         messages = (_question(request.prompt, len(sources)),)
+        sent_as = _names_of_question(request.prompt, sources)
     if len(sources) > limits.max_images:
         raise InvalidRequestError(
             f"{len(sources)} images; a job may have {limits.max_images}", field=sources[limits.max_images].field
         )
     for video in (part for message in messages for part in message.content if isinstance(part, VideoPlace)):
         limits.pictures.check_frames(video.stop - video.start, sources[video.start].field)
-    return JobDraft(messages, tuple(sources), request.sampling, request.metadata)
+    return JobDraft(messages, tuple(sources), request.sampling, request.metadata, sent_as)
 
 
 def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
@@ -127,6 +131,11 @@ def _question(prompt: str | msgspec.UnsetType, num_images: int) -> DraftMessage:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
     text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
     return DraftMessage("user", (*(ImagePlace(index) for index in range(num_images)), TextPart(text=text)))
+
+
+def _names_of_question(prompt: str | msgspec.UnsetType, sources: Sequence[Source]) -> dict[str, str]:
+    whole = sources[0].field.partition("[")[0] if prompt is msgspec.UNSET else "prompt"
+    return {"messages": whole} | {f"messages[0].content[{i}]": source.field for i, source in enumerate(sources)}
 
 
 def _conversation(

@@ -179,4 +179,5 @@ def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
         messages=fill(draft, refs),
         sampling=draft.sampling,
         metadata=draft.metadata,
+        sent_as=draft.sent_as,
     )

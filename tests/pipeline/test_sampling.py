@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import itertools
+import json
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
-from tests.kit.pictures import picture
+from tests.kit.pictures import picture, truncated_jpeg
 from tests.kit.running.clusters import DENSE, tiny_cluster
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
@@ -91,6 +97,34 @@ async def test_a_request_that_rules_out_every_token_fails_by_its_reason(client: 
     [record] = await client.wait([await client.submit(prompt="Say it.", **size)])
     assert record.error is not None
     assert record.error.code == "nothing_left"
+
+
+async def test_failures_of_a_job_name_what_its_sender_wrote(client: PipelineClient) -> None:
+    broken = "data:;base64," + base64.b64encode(truncated_jpeg()).decode()
+    bodies: dict[str, Any] = {
+        "prompt": {"prompt": "word " * 5000},
+        "images[0]": {"images": [broken], "prompt": "What?"},
+    }
+    async with aiohttp.ClientSession() as http:
+        for field, body in bodies.items():
+            async with http.post(f"{client.cluster.gateway_url}/v1/jobs", json=body) as answer:
+                job_id = (await answer.json())["job_id"]
+            [record] = await client.wait([job_id])
+            assert record.error is not None
+            assert record.error.field == field, record.error
+
+
+async def test_caption_passes_everything_on(client: PipelineClient, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    flags = ["--n", "2", "--logit-bias", '{"65": 100, "66": 50}', "--bad-words", "b", "--stop-token-ids", "67"]
+    flags += ["--temperature", "0", "--no-repeat-ngram-size", "0", "--max-tokens", "3", "--min-tokens", "1"]
+    flags += ["--repetition-detection", '{"max_pattern_size": 1, "min_count": 2}', "--stop", "x", "--stop", "y"]
+    command = [sys.executable, "-m", "broker_pipeline", "caption", "a.png", "--gateway", client.cluster.gateway_url]
+    process = await asyncio.create_subprocess_exec(*command, *flags, cwd=tmp_path)
+    assert await process.wait() == 0
+    line = json.loads((tmp_path / "captions.jsonl").read_text())
+    assert (line["caption"], line["finish_reason"]) == ("cc", "repetition")
+    assert line["choices"] == [{"text": "cc", "finish_reason": "repetition", "num_output_tokens": 2}] * 2
 
 
 async def test_a_token_that_the_model_does_not_have_fails_by_its_field(client: PipelineClient) -> None:

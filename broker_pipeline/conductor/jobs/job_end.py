@@ -79,8 +79,9 @@ class JobEnds:
         """Write the end; False when it is not this attempt's to write, so that another has to look again."""
         tokens = await self.committer.last(job.job_id, attempt.number)
         result = _result(job, attempt, ending) if ending.status != "failed" else None
+        error = job.spec.as_sent(ending.error) if ending.error else None
         is_written = await persist(
-            lambda: self.stores.jobs.finish(job.job_id, attempt.number, ending.status, result, ending.error, tokens)
+            lambda: self.stores.jobs.finish(job.job_id, attempt.number, ending.status, result, error, tokens)
         )
         if not is_written:
             log.warning("end_refused", job=job.job_id, attempt=attempt.number)

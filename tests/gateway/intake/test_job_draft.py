@@ -45,6 +45,18 @@ def test_a_prompt_alone_is_a_job() -> None:
     assert message.content == (TextPart(text="Hi"),)
 
 
+def test_what_becomes_of_a_question_keeps_the_names_that_its_sender_gave() -> None:
+    draft = draft_job(request({"prompt": "Compare.", "images": ["http://a/b"]}), [PICTURE], Limits(max_images=2))
+    assert draft.sent_as == {
+        "messages": "prompt",
+        "messages[0].content[0]": "image[0]",
+        "messages[0].content[1]": "images[0]",
+    }
+    assert draft_job(request({}), [PICTURE], Limits(max_images=1)).sent_as["messages"] == "image"
+    conversation = {"messages": [{"role": "user", "content": "Hi"}]}
+    assert draft_job(request(conversation), [], Limits(max_images=1)).sent_as == {}
+
+
 def test_a_conversation_keeps_its_order() -> None:
     body = {
         "messages": [
