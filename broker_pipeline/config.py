@@ -117,7 +117,10 @@ def parse_settings(settings_type: type[T], options: Mapping[str, Any]) -> T:
         return msgspec.convert(dict(options), settings_type, str_keys=True)
     except msgspec.ValidationError as error:
         wrong = WrongValue.of(error)
-        raise ConfigurationError(f"{flag_of(wrong.path)}: {wrong.reason}", field=wrong.path) from error
+        reason = wrong.reason
+        for name in msgspec.structs.fields(settings_type):
+            reason = reason.replace(f"`{name.name}`", flag_of(name.name))
+        raise ConfigurationError(f"{flag_of(wrong.path)}: {reason}", field=wrong.path) from error
 
 
 def check_environment(known: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:

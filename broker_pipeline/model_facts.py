@@ -15,6 +15,7 @@ from broker_pipeline.artifact_manifest import (
     read_manifest,
 )
 from broker_pipeline.errors import ArtifactCorruptError
+from broker_pipeline.messages.sampling import MinP, NgramSize, OutputPenalty, RepetitionPenalty, Temperature, TopK, TopP
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -51,14 +52,14 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
     """Sampling values that the checkpoint's authors recommend; None where they say nothing."""
 
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: OutputPenalty | None = None
+    frequency_penalty: OutputPenalty | None = None
+    no_repeat_ngram_size: NgramSize | None = None
     eos_token_id: int | list[int] | None = None
 
 

@@ -13,6 +13,14 @@ MAX_STOP_TOKENS = 256
 MAX_BAD_WORDS = 256
 MAX_BIASES = 1024
 
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+OutputPenalty = Annotated[float, Meta(ge=-2, le=2)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+NumTop = Annotated[int, Meta(ge=0, le=20)]
 NumTokens = Annotated[int, Meta(ge=0, le=262_144)]
 NgramSize = Annotated[int, Meta(ge=0, le=64)]
 PatternSize = Annotated[int, Meta(ge=1, le=128)]
@@ -39,23 +47,23 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1, le=262_144)] | None = None
     min_tokens: NumTokens | None = None
     """No end of sequence, stop token, stop string or repetition ends the output before it has so many tokens."""
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: OutputPenalty | None = None
+    frequency_penalty: OutputPenalty | None = None
     no_repeat_ngram_size: NgramSize | None = None
     """No sequence of so many tokens comes twice, the prompt included; 0 for no such limit."""
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)] | None = None
     """Is added to the logits of these tokens."""
     bad_words: Annotated[tuple[BadWord, ...], Meta(max_length=MAX_BAD_WORDS)] | None = None
     """Words whose tokens never follow each other in the output, with and without a space before them."""
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     """How many outputs there are, one after the other: number i has the seed of the first and i."""
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: NumTop | None = None
     """None: no log-probabilities. n: that of the chosen token and of the n most likely ones."""
     stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=MAX_STOPS)] | None = None
     """One string or several that end the output, and do not belong to it."""
@@ -91,13 +99,13 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
 class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     """Sampling as a stage obeys it: every field decided. Greedy is `temperature == 0`; `top_k == 0` means no limit."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
-    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    temperature: Temperature = 0.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: OutputPenalty = 0.0
+    frequency_penalty: OutputPenalty = 0.0
     no_repeat_ngram_size: NgramSize = 0
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)] = msgspec.field(default_factory=dict)
     bad_word_ids: Annotated[
@@ -108,8 +116,8 @@ class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     min_tokens: NumTokens = 0
     end_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=2 * MAX_STOP_TOKENS)] = ()
     """Tokens that are not sampled before the output has `min_tokens` tokens."""
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    seed: Seed = 0
+    logprobs: NumTop | None = None
 
     @property
     def has_penalties(self) -> bool:

@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     said = refusal(monkeypatch, capsys, "caption", str(tmp_path), "--min-tokens", "9", "--max-tokens", "8")
-    assert said == "error: --min-tokens: larger than `max_tokens`"
+    assert said == "error: --min-tokens: larger than --max-tokens"
 
 
 @pytest.mark.parametrize("command", ["gateway", "vision", "stage", "conductor"])

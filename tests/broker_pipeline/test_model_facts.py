@@ -98,3 +98,14 @@ def test_the_hubs_generation_configs_are_read(tmp_path, source, temperature, top
     facts = read_model_facts(export(source, tmp_path / "artifact"))
     assert facts.eos_token_ids == (354, 352)
     assert (facts.generation.temperature, facts.generation.top_p) == (temperature, top_p)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 9.0}, {"no_repeat_ngram_size": -1}, {"presence_penalty": 3}], ids=str
+)
+def test_recommendations_that_no_stage_takes_are_refused(source, tmp_path, wrong):
+    directory = export(source, tmp_path / "artifact")
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(ArtifactCorruptError, match=next(iter(wrong))):
+        read_model_facts(directory)
