@@ -81,6 +81,7 @@ def _sampling(chance: random.Random) -> SamplingParams:
         frequency_penalty=chance.choice((0.0, 0.0, 0.0, 0.5)),
         seed=chance.getrandbits(62),
         ignore_eos=chance.random() < 0.5,
+        no_repeat_ngram_size=chance.choice((0, 0, 0, 3)),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
+from broker_pipeline.model_facts import GenerationDefaults
 from trials.soak.proof.questions import NUM_PICTURES, make_questions, write_pictures
 
 
@@ -21,13 +22,14 @@ def test_questions_are_of_every_kind() -> None:
     assert Counter(len(question.pictures) for question in questions).keys() == {0, 1, 2}
     assert {question.sampling.temperature == 0 for question in questions} == {True, False}
     assert {question.sampling.ignore_eos for question in questions} == {True, False}
+    assert {question.sampling.no_repeat_ngram_size for question in questions} == {0, 3}
     assert len({question.sampling.seed for question in questions}) == 300
 
 
 def test_nothing_of_the_sampling_is_left_to_a_models_defaults() -> None:
     for question in make_questions(0, 100):
         unset = {name for name, value in msgspec.structs.asdict(question.sampling).items() if value is None}
-        assert unset == {"logprobs"}
+        assert not unset & set(GenerationDefaults.__struct_fields__)
 
 
 def test_pictures_are_readable_different_and_the_same_again(tmp_path: Path) -> None:
