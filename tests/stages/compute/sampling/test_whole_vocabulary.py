@@ -88,7 +88,17 @@ def test_ties_beyond_the_top_k_are_bounded():
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"top_p": 0.9}, {"top_k": 1000}, {"min_p": 0.01}, {"presence_penalty": 1.0}], ids=str
+    "kind",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_k": 1000},
+        {"min_p": 0.01},
+        {"presence_penalty": 1.0},
+        {"no_repeat_ngram_size": 1, "top_p": 0.9},
+        {"logit_bias": dict.fromkeys(range(0, 400, 7), 5.0), "bad_word_ids": ((7,), (14,))},
+    ],
+    ids=str,
 )
 def test_long_rows_are_what_the_plainest_code_chooses(kind):
     rows = [SamplingSettings(temperature=1.0, seed=seed, **kind) for seed in range(10)]
@@ -98,6 +108,18 @@ def test_long_rows_are_what_the_plainest_code_chooses(kind):
     for outcome, row_logits, settings in zip(found, logits, rows, strict=True):
         scores = oracle.adjusted(row_logits, settings, history, 9)
         assert outcome == Choice(oracle.choice(scores, settings, len(history)))
+
+
+@pytest.mark.parametrize("kind", [{}, {"top_k": 1000}, {"top_k": 20}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("num_left", [1, 5, 300])
+def test_masks_may_leave_fewer_tokens_than_the_filters_would(kind, num_left):
+    rows = [SamplingSettings(temperature=2.0, seed=seed, no_repeat_ngram_size=1, **kind) for seed in range(20)]
+    history = range(num_left, LONG)
+    found = sample(logits_of(20, LONG, 3), [SessionSampler(row, history, 9) for row in rows], [len(history)] * 20)
+    tokens = {choice.token_id for choice in found if isinstance(choice, Choice)}
+    assert len(found) == 20
+    assert max(tokens) < num_left
+    assert len(tokens) > 1 or num_left == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
