@@ -32,7 +32,7 @@ from stages.compute.sampling.transfer import Numbers, fetch, send
 NOT_FINITE = -1
 """Stands for a token whose logits hold NaN or infinity."""
 
-NOTHING_LEFT = -2
+NOTHING_LEFT = -3
 """Stands for a token where none may come."""
 
 
@@ -104,9 +104,9 @@ def _run_adjusted(
     adjust_logit_rows(scores, next(sent), next(sent), next(sent), next(sent))
     scan = scan_logits(scores)
     chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
-    is_left = scores.gather(1, scan.greedy[:, None])[:, 0] > MASKED
-    chosen = torch.where(is_left, chosen, NOTHING_LEFT)
-    return tokens.index_copy(0, places, _marked(chosen, scan)), reports
+    best = scores.gather(1, scan.greedy.clamp(min=0)[:, None])[:, 0]
+    chosen = torch.where(best <= MASKED, NOTHING_LEFT, _marked(chosen, scan))
+    return tokens.index_copy(0, places, chosen), reports
 
 
 def _take(logits: Tensor, places: Tensor) -> Tensor:

@@ -101,7 +101,10 @@ def test_no_end_is_sampled_before_the_output_is_long_enough():
 
 
 def test_a_bad_word_is_never_completed():
-    logits, session = torch.zeros(1, 4), sampler((2,), 1, bad_word_ids=((0,), (1, 1), (2, 1), (1, 2, 1)))
+    logits, session = (
+        torch.tensor([[3.0, 2.0, 1.0, 0.0]]),
+        sampler((2,), 1, bad_word_ids=((0,), (1, 1), (2, 1), (1, 2, 1))),
+    )
     found = [sample(logits, [session], [position])[0].token_id for position in range(1, 6)]
     assert found == [1, 2, 2, 2, 2], "2 1 is allowed behind the 2 of the prompt, and nowhere else"
 
@@ -113,7 +116,7 @@ def test_no_ngram_comes_twice_the_prompt_included():
 
 
 def test_masked_tokens_have_the_least_logprob_there_is():
-    [choice] = sample(torch.zeros(1, 4), [sampler(bad_word_ids=((0,), (3,)), logprobs=4)], [0])
+    [choice] = sample(torch.tensor([[0.0, 1.0, 1.0, -3.0]]), [sampler(bad_word_ids=((0,), (3,)), logprobs=4)], [0])
     assert choice.logprob == pytest.approx(math.log(0.5))
     assert [(top.token_id, top.logprob) for top in choice.top[2:]] == [(0, LEAST_LOGPROB), (3, LEAST_LOGPROB)]
 
