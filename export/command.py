@@ -76,7 +76,7 @@ def command() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float32"]),
-    help="Convert the weights. Default: keep the checkpoint's dtype; FP8 becomes bfloat16.",
+    help="Convert the weights. Default: keep the checkpoint's dtype; FP8 becomes bfloat16; float16 needs one of these.",
 )
 @click.option(
     "--expert-layout",
