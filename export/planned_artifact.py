@@ -20,9 +20,10 @@ from broker_pipeline.artifact_manifest import (
     fingerprint_of,
 )
 from export.plan import ExportPlan, PlannedFile
-from export.side_files.collected import collect_side_files
+from export.side_files.bpe_tokenizer import has_older_files, tokenizer_json
 from export.side_files.rehearsal import rehearse_serving
 from export.source.checkpoint import Checkpoint
+from stages.prompt.tokenizer import TOKENIZER_FILE
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD
 
 
@@ -69,6 +70,18 @@ class PlannedArtifact:
             tensors=tuple(tensors),
         )
         return msgspec.structs.replace(manifest, fingerprint=fingerprint_of(manifest))
+
+
+def collect_side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the checkpoint's small files by name, and a `tokenizer.json` where only the older files are.
+
+    Raises:
+        CheckpointError, ModelConfigError: `tokenizer.json` cannot be made of the files that the checkpoint has instead.
+    """
+    files = {name: checkpoint.read_side_file(name) for name in checkpoint.side_files}
+    if TOKENIZER_FILE not in files and has_older_files(files):
+        files[TOKENIZER_FILE] = tokenizer_json(files)
+    return files
 
 
 def encode_manifest(manifest: WeightsManifest) -> bytes:
