@@ -112,6 +112,11 @@ UNSERVED = {
     ),
     "a broken processor file": (put("processor_config.json", "["), "processor_config.json", "not valid JSON"),
     "defaults of a wrong type": (set_in("generation_config.json", top_k="all"), "generation_config.json", r"\$\.top_k"),
+    "defaults beyond what stages take": (
+        set_in("generation_config.json", temperature=3.5),
+        "generation_config.json",
+        r"generation_config\.json: .*\$\.temperature",
+    ),
     "no end": (without_ends, "eos_token_id", rf"which token ends an answer.*{COPY}"),
     "another model's end": (set_in("generation_config.json", eos_token_id=[9, 999]), "eos_token_id", "999, beyond"),
 }  # fmt: skip
