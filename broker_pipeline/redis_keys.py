@@ -14,6 +14,7 @@
 {ns}:media:kept             zset    references that end by themselves (those of failed jobs), by the time of that
 {ns}:media:acquired          zset    new references, by the time from which their job has to be known
 {ns}:media:doomed           zset    object names by the time from which they may be deleted
+{ns}:probe                  string  written to find out whether Redis takes writes
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
 {ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
@@ -93,6 +94,11 @@ def media_acquired(namespace: str) -> str:
 def media_doomed(namespace: str) -> str:
     """Return the key of the sorted set of object names by the time from which they may be deleted."""
     return f"{namespace}:media:doomed"
+
+
+def probe(namespace: str) -> str:
+    """Return the key that is written to find out whether Redis takes writes."""
+    return f"{namespace}:probe"
 
 
 def pipelines(namespace: str) -> str:

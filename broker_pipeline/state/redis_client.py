@@ -3,27 +3,47 @@
 redis-py repeats commands by default when a connection breaks, also those that are not idempotent: an RPUSH then
 happens twice, without an exception. Here nothing is repeated; whoever may repeat (all of `scripts/` is guarded)
 decides so itself.
+
+A failover leaves connections open to a server that is no use any more: demoted, loading, cut off from its replicas, or
+gone. The first answer that says so ends all idle connections, so that what comes next goes where the URL leads by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, StateError
 
-RedisClient = Redis
-
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
+_UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+_UNFIT_WORDS = ("READONLY", "NOREPLICAS")
+"""Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
+
+
+class RedisClient(Redis):
+    """A client whose connections do not outlive what made their server the right one."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command; when the server turns out to be unfit, leave all its connections."""
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            if _is_unfit(error):
+                await self.connection_pool.disconnect(inuse_connections=False)
+            raise
 
 
 @asynccontextmanager
@@ -67,6 +87,10 @@ def state_errors(action: str) -> Iterator[None]:
         raise StateError(f"{action}: Redis holds something that this version did not write: {error}") from error
 
 
+def _is_unfit(error: RedisError) -> bool:
+    return isinstance(error, _UNFIT_SERVER) or any(word in str(error) for word in _UNFIT_WORDS)
+
+
 def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
     try:
         pool = BlockingConnectionPool.from_url(
@@ -85,4 +109,6 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         raise ConfigurationError(
             f"--redis-url {public_url(url)} is not a Redis URL: {error}", field="redis_url"
         ) from error
-    return Redis.from_pool(pool)
+    client = RedisClient(connection_pool=pool)
+    client.auto_close_connection_pool = True
+    return client

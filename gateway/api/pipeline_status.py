@@ -14,6 +14,7 @@ from gateway.wiring import Gateway
 OK = "ok"
 _REMEMBERED_S = 30.0
 """For so long a gateway that could not store a job is not ready; then it may try again."""
+_PROBE_TTL_S = 60
 
 
 async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
@@ -65,10 +66,10 @@ async def _check_nats(gateway: Gateway) -> str:
 
 
 async def _check_redis(gateway: Gateway) -> str:
-    """Redis answers reads, and refuses writes, while its disk is full. Raises `StateError`."""
-    with state_errors("cannot ask Redis for its state"):
-        facts = await gateway.redis.info("persistence")
-    return OK if facts.get("aof_last_write_status", OK) == OK else "cannot write its file; is its disk full?"
+    """Write, since a Redis that is full, a replica or without a disk goes on answering reads. Raises `StateError`."""
+    with state_errors("cannot write"):
+        await gateway.redis.set(redis_keys.probe(gateway.settings.common.namespace), b"", ex=_PROBE_TTL_S)
+    return OK
 
 
 def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:

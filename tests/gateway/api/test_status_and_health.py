@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker_pipeline import redis_keys
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
-from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from gateway.settings import GatewaySettings
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import ActingConductor
+from tests.kit.waiting import eventually
 
 WHOLE = BlockRange(start=0, stop=4)
 
@@ -85,6 +89,62 @@ async def test_ready_means_that_jobs_will_be_run(
     await show(redis, namespace, conductor_status())
     status, body = await get(http, "/readyz")
     assert (status, body["ready"], set(body["checks"].values())) == (200, True, {"ok"})
+
+
+async def out_of_memory(redis: RedisClient) -> None:
+    await redis.config_set("maxmemory", 1)
+
+
+async def replica(redis: RedisClient) -> None:
+    await redis.replicaof("127.0.0.1", "1")
+
+
+async def without_replicas(redis: RedisClient) -> None:
+    await redis.config_set("min-replicas-to-write", 1)
+
+
+async def unable_to_save(redis: RedisClient) -> None:
+    """Its background save fails, as on a disk without room."""
+    await redis.config_set("rdb-key-save-delay", 10_000_000)
+    await redis.set("k", "v")
+    await redis.config_set("save", "1 1")
+    await redis.bgsave()
+    for process in psutil.Process((await redis.info("server"))["process_id"]).children():
+        process.kill()
+
+    async def has_failed() -> bool:
+        return (await redis.info("persistence"))["rdb_last_bgsave_status"] == "err"
+
+    await eventually(has_failed)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "reason"),
+    [
+        (out_of_memory, "maxmemory"),
+        (replica, "read only replica"),
+        (without_replicas, "Not enough good replicas"),
+        (unable_to_save, "MISCONF"),
+    ],
+)
+async def test_not_ready_while_redis_refuses_writes(
+    start_gateway: OpenGateway,
+    settings: GatewaySettings,
+    own_redis: EmbeddedRedis,
+    refuse: Callable[[RedisClient], Awaitable[None]],
+    reason: str,
+) -> None:
+    common = msgspec.structs.replace(settings.common, redis_url=own_redis.url)
+    async with (
+        start_gateway(common=common) as (_, url),
+        aiohttp.ClientSession(base_url=url) as http,
+        open_redis(own_redis.url) as own,
+    ):
+        assert (await get(http, "/readyz"))[1]["checks"]["redis"] == "ok"
+        await refuse(own)
+        status, body = await get(http, "/readyz")
+        assert (status, body["ready"]) == (503, False)
+        assert reason in body["checks"]["redis"]
 
 
 async def test_status_shows_workers_conductor_queue_and_jobs(
