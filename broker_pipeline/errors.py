@@ -64,7 +64,7 @@ class PipelineError(Exception):
     """Root of the tree. `field` names the offending input where there is one."""
 
     code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -156,9 +156,13 @@ class MediaMissingError(MediaError):
 
 
 class MediaFetchError(MediaError):
-    """A URL could not be fetched."""
+    """A URL could not be fetched; `retryable` where what stood in the way may pass."""
 
     code = "media_fetch"
+
+    def __init__(self, message: str, *, field: str | None = None, retryable: bool = False) -> None:
+        super().__init__(message, field=field)
+        self.retryable = retryable
 
 
 class PrivateAddressError(MediaFetchError):
@@ -468,6 +472,7 @@ def error_from_failure(failure: Failure) -> PipelineError:
     found = _errors_by_code(PipelineError).get(failure.code, PipelineError)
     error = found(failure.message)
     error.field = failure.field
+    error.retryable = failure.retryable
     return error
 
 

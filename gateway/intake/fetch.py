@@ -23,6 +23,14 @@ from gateway.settings import FetchSettings
 
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PASSING_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
+_LASTING_ERRORS = (
+    aiohttp.ClientResponseError,
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ClientSSLError,
+    ValueError,
+)
+_LASTING_NAME_ERRORS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL})
 _HEADERS = {
     "Accept": "image/*",
     "Accept-Encoding": "identity",
@@ -54,7 +62,8 @@ class ImageFetcher:
     async def fetch(self, url: str, budget: ByteBudget, *, max_bytes: int, name: str) -> bytes:
         """Return the bytes behind `url`, at most `max_bytes`; errors name the field `name`.
 
-        Raises `MediaFetchError`, `PrivateAddressError` or `MediaTooLargeError`.
+        Raises `MediaFetchError` (`retryable` where the same URL may be read later), `PrivateAddressError` or
+        `MediaTooLargeError`.
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
@@ -63,7 +72,7 @@ class ImageFetcher:
                 )
         except TimeoutError as error:
             raise MediaFetchError(
-                f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name
+                f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name, retryable=True
             ) from error
 
 
@@ -133,7 +142,9 @@ class _Fetch:
     def _check_head(self, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
             raise MediaFetchError(
-                f"the URL answered {response.status} {response.reason or ''}".strip(), field=self._name
+                f"the URL answered {response.status} {response.reason or ''}".strip(),
+                field=self._name,
+                retryable=response.status in _PASSING_STATUSES,
             )
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise MediaFetchError("the URL answered with compressed content, which was not asked for", field=self._name)
@@ -151,12 +162,20 @@ class _Fetch:
                 f"{url.host} leads to an address that is not public; `--allow-private-urls` lets networks through",
                 field=self._name,
             ) from error
-        raise MediaFetchError(f"{url.host} cannot be fetched from: {_reason(error)}", field=self._name) from error
+        raise MediaFetchError(
+            f"{url.host} cannot be fetched from: {_reason(error)}", field=self._name, retryable=_may_pass(error)
+        ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return error.os_error.errno not in _LASTING_NAME_ERRORS
+    return not isinstance(error, _LASTING_ERRORS)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "the name does not resolve"
+        return "the name does not resolve" + (" at this moment" if _may_pass(error) else "")
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.strerror or "no connection"
     return str(error) or type(error).__name__

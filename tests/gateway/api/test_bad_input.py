@@ -135,7 +135,9 @@ async def test_urls_of_an_allowed_network(start_gateway: OpenGateway) -> None:
                 ("/detour", (422, "private_address", "images[0]")),
             ]:
                 assert await refusal(http, json={"images": [site + path]}) == expected
-            assert await refusal(http, json={"images": ["http://127.0.0.1:1/"]}) == (422, "media_fetch", "images[0]")
+            async with http.post("/v1/jobs", json={"images": ["http://127.0.0.1:1/"]}) as answer:
+                error = (await answer.json())["error"]
+            assert (answer.status, error["code"], error["retryable"]) == (422, "media_fetch", True)
     finally:
         await runner.cleanup()
 

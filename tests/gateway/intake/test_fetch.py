@@ -2,6 +2,8 @@
 
 import asyncio
 import ipaddress
+import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -85,7 +87,16 @@ async def short(request: web.BaseRequest, argument: str) -> web.StreamResponse:
     return response
 
 
-ANSWERS = {function.__name__: function for function in (picture, status, hops, to, nowhere, large, slow, gzip, short)}
+async def garbage(request: web.BaseRequest, argument: str) -> web.StreamResponse:
+    assert isinstance(request.transport, asyncio.Transport)
+    request.transport.write(b"this is not HTTP\r\n\r\n")
+    request.transport.close()
+    return web.StreamResponse()
+
+
+ANSWERS = {
+    function.__name__: function for function in (picture, status, hops, to, nowhere, large, slow, gzip, short, garbage)
+}
 
 
 @asynccontextmanager
@@ -130,7 +141,7 @@ async def test_nothing_is_told_that_was_not_asked(site: Site, monkeypatch: pytes
 async def test_loopback_is_refused_by_default(site: Site, host: str) -> None:
     with pytest.raises(PrivateAddressError) as caught:
         await fetch(f"http://{host}:{site.url.port}/picture", fetcher(AddressGuard()))
-    assert caught.value.field == "images[0]"
+    assert (caught.value.field, caught.value.retryable) == ("images[0]", False)
     assert site.requests == []
 
 
@@ -188,23 +199,68 @@ async def test_a_budget_covers_all_images_of_a_job(site: Site) -> None:
 
 
 async def test_a_site_that_drips_ends_at_the_timeout(site: Site) -> None:
-    with pytest.raises(MediaFetchError, match=r"within 0\.2 s"):
+    with pytest.raises(MediaFetchError, match=r"within 0\.2 s") as caught:
         await fetch(site.url / "slow", fetcher(timeout_s=0.2))
+    assert caught.value.retryable
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("status/404", "404"), ("status/500", "500"), ("gzip", "compressed"), ("short", "cannot")]
+    ("path", "reason", "may_pass"),
+    [
+        ("status/400", "400", False),
+        ("status/403", "403", False),
+        ("status/404", "404", False),
+        ("status/408", "408", True),
+        ("status/410", "410", False),
+        ("status/425", "425", True),
+        ("status/429", "429", True),
+        ("status/500", "500", True),
+        ("status/503", "503", True),
+        ("status/504", "504", True),
+        ("gzip", "compressed", False),
+        ("nowhere", "Location", False),
+        ("short", "cannot", True),
+        ("garbage", "cannot", False),
+    ],
 )
-async def test_answers_that_are_no_file(site: Site, path: str, reason: str) -> None:
-    with pytest.raises(MediaFetchError, match=reason):
+async def test_answers_that_are_no_file(site: Site, path: str, reason: str, may_pass: bool) -> None:
+    with pytest.raises(MediaFetchError, match=reason) as caught:
         await fetch(site.url / path)
+    assert caught.value.to_failure().retryable == may_pass
 
 
 async def test_nobody_listens(site: Site) -> None:
-    with pytest.raises(MediaFetchError, match="cannot be fetched"):
+    with pytest.raises(MediaFetchError, match="cannot be fetched") as caught:
         await fetch("http://127.0.0.1:1/picture")
+    assert caught.value.retryable
+
+
+async def test_what_is_no_tls_stays_so(site: Site) -> None:
+    with pytest.raises(MediaFetchError, match="cannot be fetched") as caught:
+        await fetch(site.url.with_scheme("https").with_port(site.url.port) / "picture")
+    assert not caught.value.retryable
 
 
 async def test_a_name_that_does_not_exist() -> None:
-    with pytest.raises(MediaFetchError, match="does not resolve"):
+    with pytest.raises(MediaFetchError, match="does not resolve") as caught:
         await fetch("http://no-such-host.invalid/")
+    assert not caught.value.retryable
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="apt-get install util-linux")
+async def test_a_name_server_that_is_away_may_come_back() -> None:
+    """In a network of its own, without any other, where no name server can be asked."""
+    code = """
+import asyncio
+from tests.gateway.intake.test_fetch import MediaFetchError, fetch
+try:
+    asyncio.run(fetch("http://example.com/"))
+except MediaFetchError as error:
+    print(error.retryable, error.message)
+"""
+    argv = ("unshare", "--map-root-user", "--net", sys.executable, "-c", code)
+    child = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    said, errors = await child.communicate()
+    if errors.startswith(b"unshare:"):
+        pytest.skip(errors.decode())
+    assert said.decode().startswith("True example.com cannot be fetched from: the name does not resolve"), errors
