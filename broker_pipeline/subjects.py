@@ -6,6 +6,8 @@ reach the one that took its name.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 def worker_root(namespace: str, pipeline: str, worker: str, instance: str) -> str:
     """Root of one instance's subjects; this is `WorkerRecord.subject`."""
@@ -67,9 +69,9 @@ def job_stream(namespace: str) -> str:
     return f"{namespace}-jobs"
 
 
-def job_consumer(namespace: str) -> str:
-    """Name of the durable consumer that all conductors share."""
-    return f"{namespace}-conductors"
+def job_consumer(namespace: str, made_at: datetime) -> str:
+    """Return the name of the durable consumer that all conductors of a namespace pull from a stream made then."""
+    return f"{namespace}-conductors-{round(made_at.timestamp() * 1e6)}"
 
 
 def media_bucket(namespace: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import nats.errors
-from nats.js.api import StreamConfig
+from nats.js.api import StreamConfig, StreamInfo
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
@@ -63,26 +63,39 @@ def _translated(action: str, error: APIError, retry_after_s: float) -> PipelineE
     return TransportError(said)
 
 
-async def ensure_stream(jetstream: JetStreamContext, config: StreamConfig, *, update: bool) -> None:
-    """Make the stream, or, with `update`, give an existing one this configuration.
+async def ensure_stream(jetstream: JetStreamContext, config: StreamConfig, *, update: bool) -> StreamInfo:
+    """Make the stream, or, with `update`, give an existing one this configuration; return what the server has then.
 
     Raises `TransportError` when JetStream does not answer, `QueueFullError` when it lacks the room that `config` asks
     for, `ConfigurationError` when the name is taken by a stream of another kind.
     """
     with jetstream_errors(f"stream {config.name}"):
         try:
-            await jetstream.stream_info(str(config.name))
+            info = await jetstream.stream_info(str(config.name))
         except NotFoundError:
-            await _create(jetstream, config)
-        else:
-            if update:
-                await jetstream.update_stream(config)
+            return await _create(jetstream, config)
+        return await jetstream.update_stream(config) if update else info
 
 
-async def _create(jetstream: JetStreamContext, config: StreamConfig) -> None:
+async def is_missing(jetstream: JetStreamContext, stream: str, consumer: str | None = None) -> bool:
+    """Whether the server has no such stream, or no such consumer of it.
+
+    To be asked after a failure: what a server says to those who use what was deleted differs with its version, down to
+    nothing at all. Raises `TransportError` when JetStream does not answer.
+    """
+    with jetstream_errors(f"stream {stream}"):
+        try:
+            await (jetstream.consumer_info(stream, consumer) if consumer else jetstream.stream_info(stream))
+        except NotFoundError:
+            return True
+        return False
+
+
+async def _create(jetstream: JetStreamContext, config: StreamConfig) -> StreamInfo:
     try:
-        await jetstream.add_stream(config)
+        return await jetstream.add_stream(config)
     except APIError as error:
         if error.err_code != 10058:
             raise
         # Somebody else made it a moment ago, with limits of its own; theirs are as good as ours.
+        return await jetstream.stream_info(str(config.name))

@@ -9,6 +9,9 @@ At least once: a job is gone only when its acknowledgement has reached the serve
 acknowledgement is no fence (the server takes a late one as well): what a late conductor may still write is decided
 by the attempt in Redis.
 
+What somebody deletes is made again by whoever misses it first (see `job_stream`): a new consumer delivers all jobs that
+the stream still has.
+
 The server is given no `max_deliver`: messages beyond it would stay in a work queue, delivered to nobody. How often a
 job may be delivered is for the conductor to decide, from `Delivery.num_deliveries`.
 """
@@ -18,25 +21,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 import structlog
 from nats.aio.msg import Msg
-from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DeliverPolicy,
-    DiscardPolicy,
-    RetentionPolicy,
-    StorageType,
-    StreamConfig,
-)
-from nats.js.errors import NotFoundError
+from nats.js.api import ConsumerInfo, PubAck
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
 from broker_pipeline.messages.jobs import JobSpec
-from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
+from broker_pipeline.storage.jetstream import jetstream_errors
+from broker_pipeline.storage.job_stream import JobStream
 from broker_pipeline.storage.pull_subscription import PullSubscription
 from broker_pipeline.wire.transport import Transport
 
@@ -46,8 +42,6 @@ MAX_JOBS = 1_000_000
 MAX_QUEUE_BYTES = 2**30
 MAX_JOB_BYTES = 4 * 2**20
 ACK_WAIT_S = 10.0
-MAX_IN_PROGRESS = 65_536
-DUPLICATE_WINDOW_S = 120.0
 _MSG_ID_HEADER = "Nats-Msg-Id"
 
 OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
@@ -116,13 +110,17 @@ class JobQueue:
         self.ack_wait_s = ack_wait_s
         self._jetstream = transport.jetstream()
         self._subject = subjects.job_queue_subject(namespace)
-        self._stream = subjects.job_stream(namespace)
-        self._consumer = subjects.job_consumer(namespace)
-        self._max_jobs = max_jobs
-        self._max_bytes = max_bytes
-        self._num_replicas = num_replicas
         self._on_unreadable = on_unreadable
-        self._puller = PullSubscription(self._jetstream, self._stream, self._consumer, ack_wait_s)
+        self._stream = JobStream(
+            jetstream=self._jetstream,
+            namespace=namespace,
+            max_jobs=max_jobs,
+            max_bytes=max_bytes,
+            max_job_bytes=lambda: self.max_job_bytes,
+            ack_wait_s=ack_wait_s,
+            num_replicas=num_replicas,
+        )
+        self._puller = PullSubscription(self._jetstream, self._stream.name, ack_wait_s)
 
     @property
     def max_job_bytes(self) -> int:
@@ -134,12 +132,11 @@ class JobQueue:
 
         Those who only pull leave the limits to those who publish: `update=False`. Raises what `ensure_stream` raises.
         """
-        await ensure_stream(self._jetstream, self._stream_config(), update=update)
-        with jetstream_errors(f"consumer {self._consumer}"):
-            if update and await self._has_consumer():
-                return  # how long a delivery may take is for those who pull to say
-            # Creating a durable consumer that exists changes it where it may be changed.
-            await self._jetstream.add_consumer(self._stream, self._consumer_config())
+        await self._stream.ensure(update=update)
+
+    async def made_at(self) -> datetime:
+        """Return when the queue was made: what it was given before that is gone."""
+        return await self._stream.outlasting_loss(self._stream.made_at)
 
     async def publish(self, spec: JobSpec, *, occasion: str = "") -> bool:
         """Add a job; returns when it is on the server's disk. False: the queue has (or lately had) it already.
@@ -153,22 +150,24 @@ class JobQueue:
         if len(content) > self.max_job_bytes:
             raise PayloadTooLargeError(f"the job has {len(content)} bytes; the queue takes {self.max_job_bytes}")
         headers = {_MSG_ID_HEADER: f"{spec.job_id}.{occasion}" if occasion else spec.job_id}
-        with jetstream_errors("the job queue"):
-            ack = await self._jetstream.publish(self._subject, content, stream=self._stream, headers=headers)
-        return not ack.duplicate
+
+        async def send() -> PubAck:
+            with jetstream_errors("the job queue"):
+                return await self._jetstream.publish(self._subject, content, stream=self._stream.name, headers=headers)
+
+        return not (await self._stream.outlasting_loss(send)).duplicate
 
     async def depth(self) -> QueueDepth:
         """Count the jobs in the queue."""
-        with jetstream_errors("the job queue"):
-            info = await self._jetstream.consumer_info(self._stream, self._consumer)
-        return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
 
-    async def _has_consumer(self) -> bool:
-        try:
-            await self._jetstream.consumer_info(self._stream, self._consumer)
-        except NotFoundError:
-            return False
-        return True
+        async def ask() -> ConsumerInfo:
+            consumer = await self._stream.consumer()
+            with jetstream_errors("the job queue"):
+                info: ConsumerInfo = await self._jetstream.consumer_info(self._stream.name, consumer)
+            return info
+
+        info = await self._stream.outlasting_loss(ask)
+        return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
 
     # --- pulling ---
 
@@ -176,10 +175,14 @@ class JobQueue:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
         May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
-        `TransportError` when the server cannot be reached or has no such queue.
+        `TransportError` when the server cannot be reached, or has lost the queue and has no room for another.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while (msg := await self._puller.next(deadline)) is not None:
+
+        async def ask() -> Msg | None:
+            return await self._puller.next(await self._stream.consumer(), deadline)
+
+        while (msg := await self._stream.outlasting_loss(ask)) is not None:
             if delivery := await self._delivery(msg):
                 return delivery
         return None
@@ -210,28 +213,3 @@ class JobQueue:
     async def close(self) -> None:
         """Stop pulling, and requeue what has arrived but was taken by nobody."""
         await self._puller.close()
-
-    def _stream_config(self) -> StreamConfig:
-        return StreamConfig(
-            name=self._stream,
-            description="jobs of broker-pipeline that wait to be run",
-            subjects=[self._subject],
-            retention=RetentionPolicy.WORK_QUEUE,
-            storage=StorageType.FILE,
-            discard=DiscardPolicy.NEW,
-            max_msgs=self._max_jobs,
-            max_bytes=self._max_bytes,
-            max_msg_size=self.max_job_bytes + 1024,  # the server counts headers as well
-            duplicate_window=DUPLICATE_WINDOW_S,
-            num_replicas=self._num_replicas,
-        )
-
-    def _consumer_config(self) -> ConsumerConfig:
-        return ConsumerConfig(
-            durable_name=self._consumer,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=self.ack_wait_s,
-            max_deliver=-1,
-            max_ack_pending=MAX_IN_PROGRESS,
-        )

@@ -9,6 +9,8 @@ nats-py's own object store is not used for reading and deleting: its `get` waits
 purged meanwhile, and its `delete` leaves a description behind for ever. Here chunks are read one request at a time,
 so that what is missing is an answer, and a deleted object leaves nothing. The id of an object follows from its name,
 so that reading it needs no look at its description, and an unfinished upload can be deleted by its name.
+
+A bucket that was deleted behind our back holds nothing; whoever stores something makes it again.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import orjson
+import structlog
 from nats.js.api import DiscardPolicy, RawStreamMsg, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
+from broker_pipeline.errors import RequestTimeoutError, TransportError
+from broker_pipeline.storage.jetstream import ensure_stream, is_missing, jetstream_errors
+
+log = structlog.get_logger()
 
 CHUNK_BYTES = 2**20
 _ROLLUP = {"Nats-Rollup": "sub"}
@@ -52,6 +59,18 @@ class ObjectBucket:
         Raises `QueueFullError` when the bucket has no room. Whatever it raises, parts of the object may be there:
         `delete` removes them.
         """
+        try:
+            await self._put(name, content, chunk_bytes)
+        except RequestTimeoutError:
+            raise
+        except TransportError as error:
+            if not await is_missing(self.jetstream, self._stream):
+                raise
+            log.warning("media_store_lost", stream=self._stream, reason=error.message)
+            await self.ensure()
+            await self._put(name, content, chunk_bytes)
+
+    async def _put(self, name: str, content: bytes, chunk_bytes: int) -> None:
         view = memoryview(content)
         with jetstream_errors("the media store"):
             last = max(0, len(view) - 1) // chunk_bytes * chunk_bytes
@@ -85,22 +104,27 @@ class ObjectBucket:
 
     async def delete(self, name: str) -> None:
         """Remove an object, also one that is not whole or not there."""
-        with jetstream_errors("the media store"):
+        with jetstream_errors("the media store"), suppress(NotFoundError):
             await self.jetstream.purge_stream(self._stream, subject=self._description(name))
             await self.jetstream.purge_stream(self._stream, subject=self._chunks(name))
 
     async def size_bytes(self) -> int:
         """Return how many bytes the bucket holds, overhead included."""
         with jetstream_errors("the media store"):
-            info = await self.jetstream.stream_info(self._stream)
+            try:
+                info = await self.jetstream.stream_info(self._stream)
+            except NotFoundError:
+                return 0
         return int(info.state.bytes)
 
     async def _next(self, subject: str, sequence: int) -> RawStreamMsg | None:
-        with jetstream_errors("the media store"):
-            try:
+        try:
+            with jetstream_errors("the media store"), suppress(NotFoundError):
                 return await self.jetstream.get_msg(self._stream, seq=sequence, subject=subject, direct=True, next=True)
-            except NotFoundError:
-                return None
+        except TransportError:
+            if not await is_missing(self.jetstream, self._stream):
+                raise
+        return None
 
     @property
     def _stream(self) -> str:

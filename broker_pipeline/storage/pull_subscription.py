@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker_pipeline.errors import TransportError
-from broker_pipeline.storage.jetstream import jetstream_errors
+from broker_pipeline.storage.jetstream import is_missing, jetstream_errors
 from broker_pipeline.wire.nats.jetstream import JetStream
 
 log = structlog.get_logger()
@@ -40,7 +40,6 @@ class PullSubscription:
 
     jetstream: JetStream
     stream: str
-    consumer: str
     ack_wait_s: float
     _inbox: str = field(init=False)
     _requests: itertools.count[int] = field(default_factory=itertools.count)
@@ -56,8 +55,8 @@ class PullSubscription:
         with jetstream_errors("the job queue"):
             self._subscription = await self.jetstream.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
-    async def next(self, deadline: float) -> Msg | None:
-        """Return the next message, or None at `deadline` (of the loop's clock)."""
+    async def next(self, consumer: str, deadline: float) -> Msg | None:
+        """Return the consumer's next message, or None at `deadline` (of the loop's clock)."""
         if self._subscription is None:
             raise TransportError("pulling needs `async with queue:` around it")
         loop = asyncio.get_running_loop()
@@ -68,7 +67,7 @@ class PullSubscription:
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0:
                     return None
-                await self._ask(min(remaining_s, _PULL_S))
+                await self._ask(consumer, min(remaining_s, _PULL_S))
 
     async def close(self) -> None:
         """Unsubscribe, and requeue what has arrived but was taken by nobody."""
@@ -91,15 +90,16 @@ class PullSubscription:
                 return arrived.msg
         return None
 
-    async def _ask(self, wait_s: float) -> None:
+    async def _ask(self, consumer: str, wait_s: float) -> None:
         """Ask for one message; wait until something came: the message, or the word that there is none.
 
-        Each request is short, since one that is open while the server restarts is never answered.
+        Each request is short, since one that is open while the server restarts is never answered. Nor is one to a
+        consumer that is gone by a server before 2.10.
         """
         reply = f"{self._inbox}.{next(self._requests)}"
         request = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
         with jetstream_errors("the job queue"):
-            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}"
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
             await self.jetstream.client.publish(subject, request, reply)
         try:
             async with asyncio.timeout(wait_s + _GRACE_S):
@@ -107,6 +107,8 @@ class PullSubscription:
                 while self._is_status(arrived.msg) and arrived.msg.subject != reply:
                     arrived = await self._arrived.get()  # the end of an earlier request
         except TimeoutError:
+            if await is_missing(self.jetstream, self.stream, consumer):
+                raise TransportError("the job queue is gone: its stream or its consumer was deleted") from None
             return
         if self._is_status(arrived.msg):
             if _is_hasty(arrived.msg):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from nats.js.api import ConsumerInfo
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import (
@@ -34,12 +35,17 @@ def spec(job_id: str, text: str = "hello") -> JobSpec:
 
 async def until_pulling(transport: Transport, namespace: str) -> None:
     """Wait until the server has a request for a job."""
-    names = subjects.job_stream(namespace), subjects.job_consumer(namespace)
 
     async def is_asked() -> bool:
-        return bool((await transport.jetstream().consumer_info(*names)).num_waiting)
+        return bool((await consumer_info(transport, namespace)).num_waiting)
 
     await eventually(is_asked)
+
+
+async def consumer_info(transport: Transport, namespace: str) -> ConsumerInfo:
+    """Return what the server knows of the only consumer."""
+    [info] = await transport.jetstream().consumers_info(subjects.job_stream(namespace))
+    return info
 
 
 @pytest.fixture
@@ -253,7 +259,7 @@ async def test_ensure_again_keeps_jobs_and_changes_limits(transport: Transport, 
         await queue.publish(spec("b"))
     await queue.ensure()
     await queue.publish(spec("b"))
-    info = await transport.jetstream().consumer_info(subjects.job_stream(namespace), subjects.job_consumer(namespace))
+    info = await consumer_info(transport, namespace)
     assert (info.config.ack_wait, info.num_pending) == (7.0, 2)
 
 
@@ -261,10 +267,7 @@ async def test_how_long_a_delivery_may_take_is_for_those_who_pull(transport: Tra
     puller, publisher = JobQueue(transport, namespace, ack_wait_s=3.0), JobQueue(transport, namespace)
     await puller.ensure(update=False)
     await publisher.ensure()
-    consumer = await transport.jetstream().consumer_info(
-        subjects.job_stream(namespace), subjects.job_consumer(namespace)
-    )
-    assert consumer.config.ack_wait == 3.0
+    assert (await consumer_info(transport, namespace)).config.ack_wait == 3.0
 
 
 async def test_a_foreign_stream_of_that_name_is_refused(transport: Transport, namespace: str) -> None:
@@ -278,18 +281,29 @@ async def test_more_room_than_there_is_says_so(transport: Transport, namespace: 
         await JobQueue(transport, namespace, max_bytes=10**18).ensure()
 
 
-async def test_pulling_from_a_queue_that_nobody_made(transport: Transport, namespace: str) -> None:
+async def test_a_queue_that_nobody_made_is_made_by_who_pulls(transport: Transport, namespace: str) -> None:
     async with JobQueue(transport, namespace) as queue:
-        with pytest.raises(TransportError, match="not there"):
-            await queue.pull()
+        assert await queue.pull(0.1) is None
+    assert await queue.depth() == QueueDepth(num_waiting=0, num_in_progress=0)
 
 
-async def test_a_queue_that_is_deleted_under_a_puller(queue: JobQueue, transport: Transport, namespace: str) -> None:
-    pull = asyncio.create_task(queue.pull(5.0))
-    await until_pulling(transport, namespace)
-    await transport.jetstream().delete_stream(subjects.job_stream(namespace))
-    with pytest.raises(TransportError, match="the job queue"):
-        await pull
+async def test_a_queue_for_which_there_is_no_room_is_away(transport: Transport, namespace: str) -> None:
+    async with JobQueue(transport, namespace, max_bytes=2**60) as queue:
+        with pytest.raises(TransportError, match="has no room"):
+            await queue.pull(0.1)
+
+
+async def test_a_consumer_under_an_earlier_name_makes_way(transport: Transport, namespace: str) -> None:
+    """A work queue has one consumer; jobs that were given to it are given again."""
+    queue, jetstream = JobQueue(transport, namespace), transport.jetstream()
+    await queue.ensure()
+    await queue.publish(spec("a"))
+    stream, current = subjects.job_stream(namespace), (await consumer_info(transport, namespace)).name
+    await jetstream.delete_consumer(stream, current)
+    await jetstream.add_consumer(stream, durable_name=f"{namespace}-conductors", ack_policy="explicit")
+    await JobQueue(transport, namespace).ensure(update=False)
+    assert (await consumer_info(transport, namespace)).name == current
+    assert (await queue.depth()).num_waiting == 1
 
 
 async def test_jobs_outlive_a_killed_server(own_nats: EmbeddedNats, namespace: str) -> None:
