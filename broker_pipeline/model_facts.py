@@ -67,6 +67,8 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
 class ModelFacts:
     """What the conductor needs to know of a model. Sizes are counts of values, `dtype` is the artifact's."""
 
+    name: str
+    """The hub's repository, or the artifact's directory where it came from elsewhere."""
     fingerprint: str
     model_type: str
     num_layers: int
@@ -97,6 +99,7 @@ def read_model_facts(directory: Path) -> ModelFacts:
         raise ArtifactCorruptError(f"{directory}: configuration and manifest differ in the number of blocks")
     generation = _read_generation(directory, manifest)
     return ModelFacts(
+        name=(manifest.source or directory.absolute().name).partition("@")[0],
         fingerprint=manifest.fingerprint,
         model_type=config.model_type,
         num_layers=text.num_hidden_layers,

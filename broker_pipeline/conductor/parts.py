@@ -117,7 +117,7 @@ class Parts:
             builder=self._generation_builder(admission),
             generations=self.generations,
             committer=self.committer,
-            ends=JobEnds(self.live, self.stores, self.committer),
+            ends=JobEnds(self.live, self.stores, self.committer, self._around.model.facts),
             limits=RunLimits(max_deliveries=settings.max_deliveries, lease_held=lease_held),
         )
         return JobPuller(

@@ -8,8 +8,11 @@ from msgspec import Meta
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireStruct
-from broker_pipeline.messages.sampling import SamplingParams, TokenLogprob
+from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings, TokenLogprob
 from broker_pipeline.pictures.rule import MAX_FRAMES
+
+DEFAULT_PROMPT = "Describe this image."
+"""What a gateway asks about a picture that comes without a prompt."""
 
 
 class MediaRef(WireStruct, frozen=True, kw_only=True):
@@ -137,6 +140,14 @@ class JobResult(WireStruct, frozen=True, kw_only=True):
     num_attempts: PositiveCount = 1
     choices: tuple[Choice, ...] = ()
     """All outputs of a job that asked for several; those that it got to, where it was cancelled."""
+    model: str | None = None
+    """Name of the model that computed it."""
+    fingerprint: Sha256 | None = None
+    """That model's artifact."""
+    sampling: SamplingSettings | None = None
+    """What the stages obeyed: every default decided, the seed too."""
+    max_tokens: Count | None = None
+    """The output limit that counted."""
 
 
 class PastEnd(WireStruct, frozen=True, kw_only=True):

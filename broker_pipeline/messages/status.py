@@ -89,6 +89,8 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     updated_at: Seconds
     uptime_s: Seconds
     fingerprint: str
+    model: str = ""
+    """Name of the model, as results have it."""
     routes: tuple[RouteStatus, ...]
     missing_blocks: tuple[BlockRange, ...]
     """Decoder layers that no usable worker holds."""

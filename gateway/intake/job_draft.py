@@ -14,12 +14,10 @@ from typing import Literal
 import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.sampling import SamplingParams
 from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
 from gateway.settings import Limits
-
-DEFAULT_PROMPT = "Describe this image."
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def test_facts_are_the_models(source, tmp_path):
     facts, artifact = read_model_facts(directory), Artifact.open(directory)
     config = artifact.config
     assert facts.fingerprint == artifact.fingerprint
+    assert facts.name == "artifact", "its directory's, where no repository is known"
     assert (facts.model_type, facts.dtype) == ("qwen3_vl_moe", "bfloat16")
     assert facts.num_layers == config.text.num_layers == 4
     assert facts.hidden_size == config.text.hidden_size

@@ -72,6 +72,8 @@ class GenerationBuilder:
         """
         choice = len(before)
         sampling = await self._sampling(job, choice)
+        if job.sampling is None:
+            job.sampling = sampling if choice == 0 else await self._sampling(job, 0)
         while True:
             route = await self._route(job)
             key = SessionKey(job.job_id, next(self._wire_attempts))

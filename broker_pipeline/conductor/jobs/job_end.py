@@ -13,6 +13,7 @@ from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.errors import Failure, PipelineError, TransportError
 from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobResult, Usage
+from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import Attempt, JobStore
 from broker_pipeline.state.persistence import persist
@@ -74,11 +75,13 @@ class JobEnds:
     live: LiveJobs
     stores: Stores
     committer: Committer
+    facts: ModelFacts
+    """The model that results name."""
 
     async def write(self, job: LiveJob, attempt: Attempt, ending: Ending) -> bool:
         """Write the end; False when it is not this attempt's to write, so that another has to look again."""
         tokens = await self.committer.last(job.job_id, attempt.number)
-        result = _result(job, attempt, ending) if ending.status != "failed" else None
+        result = _result(job, attempt, ending, self.facts) if ending.status != "failed" else None
         error = job.spec.as_sent(ending.error) if ending.error else None
         is_written = await persist(
             lambda: self.stores.jobs.finish(job.job_id, attempt.number, ending.status, result, error, tokens)
@@ -119,7 +122,7 @@ class JobEnds:
         await self.stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
 
 
-def _result(job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
+def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -> JobResult:
     prompt = job.prompt
     usage = Usage(
         num_prompt_tokens=prompt.num_tokens if prompt else 0,
@@ -132,4 +135,8 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending) -> JobResult:
         usage=usage,
         num_attempts=attempt.number,
         choices=ending.choices if job.spec.sampling.num_outputs > 1 else (),
+        model=facts.name,
+        fingerprint=facts.fingerprint,
+        sampling=job.sampling,
+        max_tokens=job.num_kv_tokens - prompt.num_tokens if prompt and job.num_kv_tokens else None,
     )

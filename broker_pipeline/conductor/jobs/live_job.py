@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.messages.jobs import JobSpec
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.policies.retries import RetryPolicy
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.storage.jobs import Delivery
@@ -29,6 +30,8 @@ class LiveJob:
     phase: Phase = "preparing"
     prompt: PreparedPrompt | None = None
     """Once prepared; a replay of a job without pictures needs no other."""
+    sampling: SamplingSettings | None = None
+    """What the stages obey, once decided: for the first output, the others' seeds follow."""
     num_kv_tokens: int = 0
     """Prompt plus output limit, once known."""
     is_alone: bool = False

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import ImagePart, MediaRef, TextPart, VideoPart
-from gateway.intake.job_draft import DEFAULT_PROMPT, Link, Upload, draft_job, fill
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ImagePart, MediaRef, TextPart, VideoPart
+from gateway.intake.job_draft import Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
 from gateway.settings import Limits

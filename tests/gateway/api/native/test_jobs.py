@@ -11,9 +11,8 @@ import aiohttp
 import pytest
 
 from broker_pipeline.errors import JobNotFoundError
-from broker_pipeline.messages.jobs import ImagePart, TextPart
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ImagePart, TextPart
 from broker_pipeline.state.redis_client import RedisClient
-from gateway.intake.job_draft import DEFAULT_PROMPT
 from gateway.settings import Limits
 from gateway.wiring import Gateway
 from tests.gateway.conftest import OpenGateway
@@ -308,14 +307,15 @@ async def test_a_failed_publish_leaves_no_job(
     running: tuple[Gateway, str], http: aiohttp.ClientSession, jpeg: bytes, redis: RedisClient, namespace: str
 ) -> None:
     gateway, _ = running
-    await gateway.transport.jetstream().delete_stream(f"{namespace}-jobs")
+    jetstream, stream = gateway.transport.jetstream(), f"{namespace}-jobs"
+    await jetstream.update_stream((await jetstream.stream_info(stream)).config, sealed=True)  # takes nothing any more
     async with http.post("/v1/jobs", data=form(jpeg), headers={"Idempotency-Key": "k"}) as answer:
         body = await answer.json()
         assert (answer.status, body["error"]["retryable"]) == (503, True)
         assert "Retry-After" in answer.headers
     assert (await gateway.store.list()).records == []
     assert [key async for key in redis.scan_iter(f"{namespace}:media:*:jobs")] == []
-    await gateway.queue.ensure()
+    await jetstream.delete_stream(stream)
     job = await accepted(http, data=form(jpeg), headers={"Idempotency-Key": "k"})
     assert (await gateway.store.get(job["job_id"])).status == "queued"
     with pytest.raises(JobNotFoundError):
