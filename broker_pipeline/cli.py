@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -10,11 +11,14 @@ import click
 from broker_pipeline import __version__
 from broker_pipeline.config import ENV_PREFIX, check_environment, flag_of
 from broker_pipeline.errors import ConfigurationError, PipelineError
-from broker_pipeline.exit_codes import CONFIGURATION, exit_code_of
+from broker_pipeline.exit_codes import CONFIGURATION, OUTPUT, exit_code_of
 from broker_pipeline.lazy_group import LazyGroup, load_command
+from broker_pipeline.process.standard_streams import open_closed_streams, say_error, silence
 
 # What an extra of the distribution brings, by module name.
 _EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggingface_hub": "hub"}
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 # In the order in which a newcomer meets them.
 COMMANDS = {
@@ -69,19 +73,26 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors made on purpose end in one line and their exit code."""
+    """Run the command line; errors made on purpose, and full disks, end in one line and their exit code."""
+    open_closed_streams()
     try:
         if any(name.startswith(ENV_PREFIX) for name in os.environ):
             check_environment(known_variables())
         cli(standalone_mode=True)
     except PipelineError as error:
-        click.echo(f"error: {describe(error)}", err=True)
+        say_error(describe(error), sys.stderr)
         sys.exit(exit_code_of(error))
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        silence(sys.stdout)
+        say_error(f"cannot write {error.filename or 'the output'}: {error.strerror}", sys.stderr)
+        sys.exit(OUTPUT)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(error.name or "")
         if extra is None:
             raise
-        click.echo(f"error: this needs {error.name}: pip install 'broker-pipeline[{extra}]'", err=True)
+        say_error(f"this needs {error.name}: pip install 'broker-pipeline[{extra}]'", sys.stderr)
         sys.exit(CONFIGURATION)
 
 

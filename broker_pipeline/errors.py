@@ -10,7 +10,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   ├── IdempotencyConflictError  the key was used before, for something else
     │   └── MediaError                an image or video cannot be used
     │       ├── NotAnImageError, TruncatedImageError, ImageTooLargeError, ImageShapeError
-    │       ├── MediaTooLargeError, MediaMissingError
+    │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
@@ -41,7 +41,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       ├── CheckpointError, AmbiguousLayoutError
     │       ├── HubError, DiskSpaceError
     │       └── TargetExistsError, ExportStateError
-    └── ServerStartError              an embedded server did not start
+    ├── ServerStartError              an embedded server did not start
+    └── OutputError                   what a command makes cannot be written: a full disk, a reader that has gone
 """
 
 from __future__ import annotations
@@ -153,6 +154,12 @@ class MediaMissingError(MediaError):
     """The media store no longer holds what a job refers to."""
 
     code = "media_missing"
+
+
+class UnreadableFileError(MediaError):
+    """A file that was named cannot be read, or is no regular file."""
+
+    code = "unreadable_file"
 
 
 class MediaFetchError(MediaError):
@@ -465,6 +472,12 @@ class ServerStartError(PipelineError):
     """An embedded server did not start."""
 
     code = "server_start"
+
+
+class OutputError(PipelineError):
+    """What a command makes cannot be written: the disk is full, or the reader has gone."""
+
+    code = "output"
 
 
 def error_from_failure(failure: Failure) -> PipelineError:

@@ -12,6 +12,7 @@ from broker_pipeline.errors import (
     JobNotFoundError,
     JobStateError,
     LeaseLostError,
+    OutputError,
     PipelineError,
     ServerStartError,
     StateError,
@@ -25,6 +26,7 @@ SOME_FAILED = 1
 USAGE = 2
 UNAVAILABLE = 69
 INTERNAL = 70
+OUTPUT = 74
 TEMPORARY = 75
 CONFIGURATION = 78
 INTERRUPTED = 130
@@ -42,6 +44,7 @@ _CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (ServerStartError, UNAVAILABLE),
     (TransportError, UNAVAILABLE),
     (StateError, UNAVAILABLE),
+    (OutputError, OUTPUT),
 )
 
 

@@ -22,6 +22,7 @@ import uvloop
 from broker_pipeline import __version__, exit_codes
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.logs import configure_logs
+from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
@@ -92,7 +93,7 @@ async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
     context = ServiceContext(name, settings)
     task = asyncio.ensure_future(_as_coroutine(main, context))
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in end_signals():
         loop.add_signal_handler(number, context.on_signal, number, task)
     log.info("service_starting", version=__version__, namespace=settings.namespace, pipeline=settings.pipeline)
     deadline = asyncio.ensure_future(_cancel_after_drain(context, task))

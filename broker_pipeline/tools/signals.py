@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from broker_pipeline.process.end_signals import end_signals
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+T = TypeVar("T")
 
 
 @contextmanager
 def handling_signals(on_signal: Callable[[], object]) -> Iterator[None]:
     """Call `on_signal` for each signal while the context is open."""
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
+    numbers = end_signals()
+    for number in numbers:
         loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:
-        for number in _SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 

@@ -42,7 +42,8 @@ def running(tmp_path: Path, body: str, *, drain_s: float = 5) -> Iterator[subpro
         process.communicate()
 
 
-def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_drains_and_exits_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     body = """
     context.ready(port=1)
     await context.stopping.wait()
@@ -51,7 +52,7 @@ def test_sigterm_drains_and_exits_cleanly(tmp_path: Path) -> None:
     """
     with running(tmp_path, body) as process:
         assert (tmp_path / "ready").read_text() == "port=1\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, log = process.communicate(timeout=10)
         assert process.returncode == 0
         assert "drained" in log

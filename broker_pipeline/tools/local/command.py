@@ -115,7 +115,7 @@ async def _up(options: dict[str, Any]) -> int:
 
 
 async def _serve(settings: LocalSettings) -> int:
-    console = make_console()
+    console = make_console(may_vanish=True)
     view = local_view(console)
 
     async def serve(cluster: LocalCluster) -> None:
