@@ -89,11 +89,14 @@ class JobStream:
         except TransportError as error:
             if await is_missing(self.jetstream, self.name, self._consumer):
                 log.warning("job_queue_lost", stream=self.name, consumer=self._consumer, reason=error.message)
+                await self._make_again()
+        return await call()
+
+    async def _make_again(self) -> None:
         try:
             await self.ensure(update=self._sets_limits)
         except QueueFullError as error:
             raise TransportError(f"the job queue was lost and has no room: {error.message}") from error
-        return await call()
 
     async def _has_consumer(self, name: str) -> bool:
         try:
