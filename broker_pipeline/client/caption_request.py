@@ -1,14 +1,16 @@
-"""What is asked about every picture of a run, and how that is told apart from other runs."""
+"""What is asked about every picture of a run, of which model, and how that is told apart from other runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT
 from broker_pipeline.messages.sampling import SamplingParams
 
 _MODEL_DEFAULTS = SamplingParams()
@@ -16,10 +18,13 @@ _MODEL_DEFAULTS = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
-    """A prompt (None: the gateway's default) and how to sample."""
+    """A prompt (None: the gateway's default), how to sample, and the fingerprint of the model that is to answer."""
 
     prompt: str | None = None
     sampling: SamplingParams = _MODEL_DEFAULTS
+    model: str = ""
+    occasion: str = ""
+    """Tells a run that asks anew from all others; empty for one that takes what there is."""
 
     def as_json(self) -> bytes:
         """Return the request as `POST /v1/jobs` takes it, without the picture."""
@@ -31,6 +36,12 @@ class CaptionRequest:
         """16 hex digits that change with the prompt and with every parameter."""
         return hashlib.sha256(self.as_json()).hexdigest()[:16]
 
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of the prompt's text, of the default where none is given."""
+        prompt = DEFAULT_PROMPT if self.prompt is None else self.prompt
+        return hashlib.sha256(prompt.encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -39,17 +50,13 @@ class Picture:
     path: Path
     sha256: str
 
-    def identity(self, request: CaptionRequest) -> tuple[str, str, str]:
-        """Return what makes a caption of this picture the same caption: path, content, request."""
-        return str(self.path), self.sha256, request.fingerprint
-
 
 def idempotency_key(picture: Picture, request: CaptionRequest, num_failures: int) -> str:
     """Return the key under which the gateway knows this submission.
 
-    It depends on nothing but what is asked, so that whoever asks again after a crash gets the first job, and on the
-    number of failures so far, so that asking again after a failure is a new job.
+    It depends on nothing but what is asked of which model, so that whoever asks again after a crash gets the first job,
+    and on the number of failures so far, so that asking again after a failure is a new job.
     """
-    path, sha256, fingerprint = picture.identity(request)
-    text = json.dumps([str(Path(path).absolute()), sha256, fingerprint, num_failures])
+    asked = [request.model, request.prompt_sha256, request.fingerprint, request.occasion, num_failures]
+    text = json.dumps([os.path.realpath(picture.path), picture.sha256, *asked])
     return f"caption-{hashlib.sha256(text.encode()).hexdigest()}"

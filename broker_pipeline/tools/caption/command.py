@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,25 @@ from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.tools.caption.asked_model import asked_model
+from broker_pipeline.tools.caption.line_maker import LineMaker
 from broker_pipeline.tools.caption.log import CaptionLog
-from broker_pipeline.tools.caption.picture_files import EXTENSIONS, find_pictures
-from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary
+from broker_pipeline.tools.caption.picture_files import EXTENSIONS, FoundPictures, find_pictures
+from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
 from broker_pipeline.tools.caption.run import CaptionRun, Summary
 from broker_pipeline.tools.caption.sampling_options import sampling_options, sampling_params
+from broker_pipeline.tools.daemon_thread import in_daemon_thread
 from broker_pipeline.tools.signals import until_interrupted
+from broker_pipeline.tools.terminal import make_console
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionSettings:
     """What a run is told."""
 
-    pictures: list[Path]
+    paths: tuple[Path, ...]
+    recursive: bool
     gateway: str
     out: Path
     request: CaptionRequest
@@ -43,10 +50,13 @@ class CaptionSettings:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to send the pictures to.")
 @option("--prompt", default=None, help="What to ask about each picture; the gateway asks for a description.")
-@option("--out", default="captions.jsonl", type=click.Path(dir_okay=False, path_type=Path), help="File to append to.")
+@option(
+    "--out", default="captions.jsonl", type=click.Path(path_type=Path), help="File to append to; - for standard output."
+)
 @option("--concurrency", default=64, type=click.IntRange(1, 4096), help="Pictures under way at the same time.")
 @sampling_options
 @option("--recursive/--no-recursive", default=True, help="Look into folders inside folders.")
+@option("--again", is_flag=True, help="Ask anew about every picture, captioned or not.")
 @option("--fail-fast/--no-fail-fast", default=False, help="Stop at the first picture that fails.")
 @option(
     "--patience-s",
@@ -58,15 +68,17 @@ def command(paths: tuple[Path, ...], **options: Any) -> None:
     """Caption the pictures in PATHS (files, and folders full of them).
 
     Writes one JSON line per picture to --out as it finishes. Run the same command again after an interruption: pictures
-    with a caption for the same content, prompt and parameters are skipped, failed ones are tried again.
+    with a caption of this model for the same content, prompt and parameters are skipped, failed ones are tried again.
 
     \b
-    Exit codes: 0 all captioned, 1 some failed, 2 wrong usage, 69 no gateway, 130 interrupted.
+    Exit codes: 0 all captioned, 1 some failed, 2 wrong usage, 69 no gateway, 74 the output cannot be written,
+    130 interrupted.
 
     \b
     Examples:
       broker-pipeline caption holiday/ --out holiday.jsonl
       broker-pipeline caption *.jpg --prompt 'List the objects in this picture.' --max-tokens 100 --temperature 0
+      broker-pipeline caption photo.jpg --out - | jq -r .caption
     """
     settings = _settings(paths, options)
     sys.exit(asyncio.run(_run(settings)))
@@ -76,14 +88,14 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
     prompt = options["prompt"]
     if prompt is not None and not prompt.strip():
         raise InvalidRequestError("--prompt is empty; leave it out for the default", field="prompt")
-    pictures = find_pictures(paths, recursive=options["recursive"])
-    if not pictures:
-        raise InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(EXTENSIONS))}", field="PATHS")
+    if prompt is not None and not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InvalidRequestError("--prompt is not UTF-8", field="prompt")
     return CaptionSettings(
-        pictures=pictures,
+        paths=paths,
+        recursive=options["recursive"],
         gateway=options["gateway"],
         out=options["out"],
-        request=CaptionRequest(prompt, sampling_params(options)),
+        request=CaptionRequest(prompt, sampling_params(options), occasion=uuid.uuid4().hex if options["again"] else ""),
         num_in_flight=options["concurrency"],
         patience_s=options["patience_s"],
         fail_fast=options["fail_fast"],
@@ -91,40 +103,48 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
 
 
 async def _run(settings: CaptionSettings) -> int:
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
+    summary = await until_interrupted(_caption(settings, console))
+    if summary is None:
+        say(console, "Run the same command again to go on where this stopped.")
+        return INTERRUPTED
+    return SOME_FAILED if summary.failed else OK
+
+
+async def _caption(settings: CaptionSettings, console: Console) -> Summary:
+    found = await in_daemon_thread(find_pictures, settings.paths, recursive=settings.recursive)
+    if not found.pictures and not found.unreadable:
+        raise InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(EXTENSIONS))}", field="PATHS")
     async with GatewayClient.open(settings.gateway, patience_s=settings.patience_s) as client:
         await client.check()
+        conductor = await asked_model(client, settings.patience_s, lambda text: say(console, text))
         with CaptionLog(settings.out) as log:
-            _announce(console, settings, log)
-            progress = CaptionProgress(console, len(settings.pictures))
+            _announce(console, settings, found, conductor, log)
+            progress = CaptionProgress(console, len(found.pictures) + len(found.unreadable))
+            lines = LineMaker(replace(settings.request, model=conductor.fingerprint), conductor.model or None)
             run = CaptionRun(
-                client,
-                log,
-                settings.request,
-                progress,
-                num_in_flight=settings.num_in_flight,
-                fail_fast=settings.fail_fast,
+                client, log, lines, progress, num_in_flight=settings.num_in_flight, fail_fast=settings.fail_fast
             )
             started = time.monotonic()
             try:
                 with progress.shown():
-                    is_whole = await until_interrupted(run.run(settings.pictures)) is not None
+                    return await run.run(found)
             finally:
-                print_summary(console, run.summary, str(settings.out), time.monotonic() - started)
-    return _exit_code(console, run.summary, is_whole)
+                print_summary(console, run.summary, log.name, time.monotonic() - started)
 
 
-def _announce(console: Console, settings: CaptionSettings, log: CaptionLog) -> None:
+def _announce(
+    console: Console, settings: CaptionSettings, found: FoundPictures, conductor: ConductorStatus, log: CaptionLog
+) -> None:
     if log.num_torn_bytes:
-        console.print(f"cut off a torn last line of {settings.out} ({log.num_torn_bytes} bytes)", highlight=False)
-    known = f"; {settings.out} has {log.num_captioned} captions already" if log.num_captioned else ""
-    console.print(f"{len(settings.pictures)} pictures for {settings.gateway}{known}", highlight=False, soft_wrap=True)
-
-
-def _exit_code(console: Console, summary: Summary, is_whole: bool) -> int:
-    if not is_whole:
-        if summary.num_left_running:
-            console.print(f"{summary.num_left_running} jobs that were accepted keep running.", highlight=False)
-        console.print("Run the same command again to go on where this stopped.", highlight=False)
-        return INTERRUPTED
-    return SOME_FAILED if summary.failed else OK
+        say(console, f"cut off a torn line of {log.name} ({log.num_torn_bytes} bytes)")
+    if found.num_repeated:
+        say(console, f"{found.num_repeated} paths lead to pictures that other paths lead to as well")
+    if log.num_without_model and not settings.request.occasion:
+        say(
+            console,
+            f"{log.num_without_model} captions in {log.name} name no model and count for any; --again asks anew",
+        )
+    known = f"; {log.name} has {log.num_captioned} captions already" if log.num_captioned else ""
+    asked = f"{conductor.model} at {settings.gateway}".removeprefix(" at ")
+    say(console, f"{len(found.pictures)} pictures for {asked}{known}")

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from broker_pipeline.tools.caption.log import CaptionLine
+from broker_pipeline.tools.caption.line import CaptionLine, describe_line
 from broker_pipeline.tools.caption.rate_meter import RateMeter, clock_text
 from broker_pipeline.tools.caption.run import Summary
+from broker_pipeline.tools.terminal import printable
 
 PLAIN_INTERVAL_S = 5.0
 _NUM_SHOWN_CAPTIONS = 20
@@ -64,7 +65,7 @@ class CaptionProgress:
         else:
             self._num_failed += 1
         if self._num_pictures <= _NUM_SHOWN_CAPTIONS:
-            self._console.print(_line_text(line), highlight=False, soft_wrap=True)
+            say(self._console, describe_line(line), style="" if line.is_success else "red")
         self._update()
 
     @property
@@ -77,7 +78,7 @@ class CaptionProgress:
             self._bar.update(self._task, completed=self._num_done, rate=self._rate(), left=self._left(), failed=failed)
         elif not self._console.is_terminal and time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
-            self._console.print(self.plain_line(), highlight=False, soft_wrap=True)
+            say(self._console, self.plain_line())
 
     def plain_line(self) -> str:
         """Return the state of the run in one line."""
@@ -95,6 +96,11 @@ class CaptionProgress:
         return clock_text(self._meter.remaining_s(self._num_pictures - self._num_done))
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is, on one line."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
 def print_summary(console: Console, summary: Summary, out: str, elapsed_s: float) -> None:
     """Say what came of a run, and why what failed did."""
     rate = f" ({summary.num_captioned / elapsed_s:.1f}/s)" if summary.num_captioned and elapsed_s > 0 else ""
@@ -102,10 +108,12 @@ def print_summary(console: Console, summary: Summary, out: str, elapsed_s: float
     facts += [f"{summary.num_skipped} had captions already"] if summary.num_skipped else []
     facts += [f"{len(summary.failed)} failed"] if summary.failed else []
     facts += [f"{summary.num_untouched} not done"] if summary.num_untouched else []
-    console.print(f"{', '.join(facts)}; in {escape(out)}", highlight=False, soft_wrap=True)
+    say(console, f"{', '.join(facts)}; in {out}")
     for reason, paths in _by_reason(summary.failed).items():
-        examples = ", ".join(paths[:_NUM_EXAMPLES]) + (", …" if len(paths) > _NUM_EXAMPLES else "")
-        console.print(f"  {len(paths)} x {escape(reason)}: {escape(examples)}", highlight=False, soft_wrap=True)
+        examples = ", ".join(map(printable, paths[:_NUM_EXAMPLES])) + (", …" if len(paths) > _NUM_EXAMPLES else "")
+        say(console, f"  {len(paths)} x {printable(reason)}: {examples}")
+    if summary.num_left_running:
+        say(console, f"{summary.num_left_running} jobs that were accepted keep running.")
 
 
 def _by_reason(failed: list[CaptionLine]) -> dict[str, list[str]]:
@@ -118,10 +126,3 @@ def _by_reason(failed: list[CaptionLine]) -> dict[str, list[str]]:
         groups[code].append(line.path)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return {f"{code} ({messages[code]})" if messages[code] else code: paths for code, paths in ordered}
-
-
-def _line_text(line: CaptionLine) -> str:
-    if line.is_success:
-        return f"{escape(line.path)}: {escape(line.caption or '')}"
-    reason = line.error.message if line.error else line.status
-    return f"[red]{escape(line.path)}: {escape(reason)}[/red]"

@@ -5,15 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
-from broker_pipeline import subjects
+import msgspec
+
+from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobEvent, JobResult, JobSpec, TextPart, TokenEntry, Usage
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.jobs import Delivery, JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
+
+NOTHING_RUNS: dict[str, Any] = {
+    "instance": "acting",
+    "epoch": 1,
+    "updated_at": 0.0,
+    "uptime_s": 0.0,
+    **dict.fromkeys(("routes", "missing_blocks", "stages", "vision", "refused"), ()),
+    "waits_for": None,
+    **dict.fromkeys(("num_jobs_waiting", "num_replays", "num_uncommitted_tokens"), 0),
+    "num_sessions": {},
+    "num_finished": {},
+    **dict.fromkeys(("tokens_per_s", "captions_per_s"), 0.0),
+}
 
 Caption = Callable[[JobSpec, list[bytes]], str | Failure]
 
@@ -26,8 +43,17 @@ class ActingConductor:
         self.queue = JobQueue(transport, namespace, ack_wait_s=30.0)
         self.media = MediaStore(transport, redis, namespace)
         self.num_runs: dict[str, int] = {}
+        self.model: tuple[str, str] | None = None
+        """Name and fingerprint of the model that results are said to be of."""
         self._transport = transport
+        self._redis = redis
         self._namespace = namespace
+
+    async def show_model(self, name: str, fingerprint: str) -> None:
+        """Say that this model answers from now on."""
+        self.model = name, fingerprint
+        status = ConductorStatus(**NOTHING_RUNS, model=name, fingerprint=fingerprint)
+        await self._redis.set(redis_keys.status(self._namespace, "main"), msgspec.json.encode(status))
 
     async def take(self, timeout_s: float = 5.0) -> Delivery:
         """Return the next job."""
@@ -58,9 +84,9 @@ class ActingConductor:
             await self.store.finish(job_id, attempt, "failed", error=outcome)
         else:
             usage = Usage(num_prompt_tokens=20, num_visual_tokens=10, num_output_tokens=len(outcome.split()))
-            await self.store.finish(
-                job_id, attempt, "succeeded", JobResult(text=outcome, finish_reason="stop", usage=usage)
-            )
+            model, fingerprint = self.model or (None, None)
+            result = JobResult(text=outcome, finish_reason="stop", usage=usage, model=model, fingerprint=fingerprint)
+            await self.store.finish(job_id, attempt, "succeeded", result)
         if isinstance(outcome, Failure):
             await self.media.keep(spec)
         else:

@@ -5,117 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import pytest_asyncio
-from PIL import Image
 
-from broker_pipeline.errors import Failure
-from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
-from tests.kit.acting.conductor import ActingConductor, acting_conductor
+from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
 from tests.kit.running.gateway_process import gateway_process
 from tests.kit.waiting import eventually
 
 
-def picture(number: int) -> bytes:
-    buffer = BytesIO()
-    Image.new("RGB", (32, 32), (number % 256, number // 256, 90)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def folder(root: Path, count: int) -> Path:
-    for number in range(count):
-        path = root / f"part-{number % 3}" / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
-    return root
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in out.read_bytes().split(b"\n")[:-1]] if out.exists() else []
-
-
-@dataclass
-class Run:
-    code: int
-    text: str
-
-
-class Captioner:
-    """Runs the command in a directory."""
-
-    def __init__(self, directory: Path, url: str) -> None:
-        self.directory = directory
-        self.url = url
-        self.out = directory / "captions.jsonl"
-
-    async def start(self, *argv: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "broker_pipeline", "caption", "--gateway", self.url, *argv),
-            cwd=self.directory,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-
-    async def run(self, *argv: str) -> Run:
-        async with asyncio.timeout(60.0):
-            return await self.finish(await self.start(*argv))
-
-    async def finish(self, process: asyncio.subprocess.Process) -> Run:
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        return Run(process.returncode, output.decode())
-
-
-class Conductor:
-    """Captions what comes, at a pace, and remembers how often it ran what."""
-
-    def __init__(self, acting: ActingConductor) -> None:
-        self.acting = acting
-        self.failing: set[bytes] = set()
-        self.seen: Counter[bytes] = Counter()
-        self.delay_s = 0.0
-
-    def caption(self, _: JobSpec, media: list[bytes]) -> str | Failure:
-        self.seen[media[0]] += 1
-        return Failure("compute", "out of luck") if media[0] in self.failing else f"picture of {len(media[0])} bytes"
-
-    async def work(self) -> None:
-        while True:
-            if (delivery := await self.acting.queue.pull(1.0)) is not None:
-                await asyncio.sleep(self.delay_s)
-                await self.acting.run(delivery, self.caption)
-
-
-@pytest_asyncio.fixture
-async def captioner(tmp_path: Path, nats_url: str, redis_url: str, namespace: str) -> AsyncIterator[Captioner]:
-    async with gateway_process(tmp_path, nats_url, redis_url, namespace, "--port", "0") as (_, url):
-        yield Captioner(tmp_path, url)
-
-
-@pytest_asyncio.fixture
-async def conductor(
-    captioner: Captioner, transport: Transport, redis: RedisClient, namespace: str
-) -> AsyncIterator[Conductor]:
-    async with acting_conductor(transport, redis, namespace) as acting:
-        conductor = Conductor(acting)
-        work = asyncio.ensure_future(conductor.work())
-        yield conductor
-        work.cancel()
-        await asyncio.wait({work})
-
-
 async def test_a_folder_is_captioned_and_a_second_run_has_nothing_to_do(
-    captioner: Captioner, conductor: Conductor
+    captioner: Captioner, conductor: CaptioningConductor
 ) -> None:
     folder(captioner.directory / "pictures", 12)
     run = await captioner.run("pictures", "--prompt", "What?", "--max-tokens", "9", "--temperature", "0")
@@ -138,7 +40,9 @@ async def test_a_folder_is_captioned_and_a_second_run_has_nothing_to_do(
     assert set(conductor.seen.values()) == {1}
 
 
-async def test_another_prompt_or_parameter_is_another_caption(captioner: Captioner, conductor: Conductor) -> None:
+async def test_another_prompt_or_parameter_is_another_caption(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
     folder(captioner.directory / "pictures", 3)
     for flags in ([], ["--prompt", "Colours?"], ["--seed", "1"], ["--seed", "2"]):
         assert (await captioner.run("pictures", *flags)).code == 0
@@ -146,12 +50,12 @@ async def test_another_prompt_or_parameter_is_another_caption(captioner: Caption
     assert set(conductor.seen.values()) == {4}
 
 
-async def test_failures_are_told_and_tried_again(captioner: Captioner, conductor: Conductor) -> None:
+async def test_failures_are_told_and_tried_again(captioner: Captioner, conductor: CaptioningConductor) -> None:
     pictures = folder(captioner.directory / "pictures", 6)
-    (pictures / "broken.png").write_bytes(picture(1)[:12])
+    (pictures / "broken.png").write_bytes(numbered_picture(1)[:12])
     (pictures / "text.jpg").write_bytes(b"hello")
     (pictures / "gone.png").symlink_to(pictures / "nowhere")
-    conductor.failing = {picture(4), picture(5)}
+    conductor.failing = {numbered_picture(4), numbered_picture(5)}
     run = await captioner.run("pictures")
     assert run.code == 1
     assert "4 captioned" in run.text
@@ -164,38 +68,40 @@ async def test_failures_are_told_and_tried_again(captioner: Captioner, conductor
     assert by_path["text.jpg"]["error"]["code"] == "not_an_image"
     assert by_path["gone.png"]["error"]["code"] == "unreadable_file"
     conductor.failing = set()
-    (pictures / "broken.png").write_bytes(picture(100))
+    (pictures / "broken.png").write_bytes(numbered_picture(100))
     (pictures / "text.jpg").unlink()
     (pictures / "gone.png").unlink()
     again = await captioner.run("pictures")
     assert again.code == 0, again.text
     assert "3 captioned" in again.text
     assert "4 had captions already" in again.text
-    assert conductor.seen[picture(4)] == 2
-    assert conductor.seen[picture(0)] == 1
+    assert conductor.seen[numbered_picture(4)] == 2
+    assert conductor.seen[numbered_picture(0)] == 1
 
 
-async def test_a_failure_is_tried_again_even_when_the_log_was_lost(captioner: Captioner, conductor: Conductor) -> None:
+async def test_a_failure_is_tried_again_even_when_the_log_was_lost(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
     """The gateway still knows the failed job under the first key; the command asks for a new one."""
     folder(captioner.directory / "pictures", 2)
-    conductor.failing = {picture(1)}
+    conductor.failing = {numbered_picture(1)}
     assert (await captioner.run("pictures")).code == 1
     captioner.out.unlink()
     conductor.failing = set()
     assert (await captioner.run("pictures")).code == 0
-    assert conductor.seen == {picture(0): 1, picture(1): 2}
+    assert conductor.seen == {numbered_picture(0): 1, numbered_picture(1): 2}
 
 
-async def test_fail_fast_stops(captioner: Captioner, conductor: Conductor) -> None:
+async def test_fail_fast_stops(captioner: Captioner, conductor: CaptioningConductor) -> None:
     folder(captioner.directory / "pictures", 9)
-    conductor.failing = {picture(0)}
+    conductor.failing = {numbered_picture(0)}
     run = await captioner.run("pictures", "--fail-fast", "--concurrency", "1")
     assert run.code == 1
     assert "8 not done" in run.text
 
 
 async def test_a_killed_run_is_resumed_and_nothing_is_captioned_twice(
-    captioner: Captioner, conductor: Conductor
+    captioner: Captioner, conductor: CaptioningConductor
 ) -> None:
     folder(captioner.directory / "pictures", 40)
     conductor.delay_s = 0.02
@@ -207,7 +113,7 @@ async def test_a_killed_run_is_resumed_and_nothing_is_captioned_twice(
         file.write(b'{"path": "pictures/part-0/0')
     run = await captioner.run("pictures", "--concurrency", "8")
     assert run.code == 0, run.text
-    assert "torn last line" in run.text
+    assert "torn line" in run.text
     written = lines(captioner.out)
     assert len(written) == 40
     assert len({line["path"] for line in written}) == 40
@@ -215,12 +121,15 @@ async def test_a_killed_run_is_resumed_and_nothing_is_captioned_twice(
     assert set(conductor.seen.values()) == {1}
 
 
-async def test_an_interrupted_run_says_how_to_go_on(captioner: Captioner, conductor: Conductor) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_an_interrupted_run_says_how_to_go_on(
+    captioner: Captioner, conductor: CaptioningConductor, number: signal.Signals
+) -> None:
     folder(captioner.directory / "pictures", 30)
     conductor.delay_s = 0.03
     process = await captioner.start("pictures", "--concurrency", "6")
     await eventually(lambda: len(lines(captioner.out)) >= 5, timeout_s=20.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     run = await captioner.finish(process)
     assert run.code == 130
     assert "accepted keep running" in run.text
@@ -239,10 +148,7 @@ async def test_a_gateway_that_is_killed_and_comes_back_costs_nothing(
     flags: tuple[str, ...] = ("--port", "0")
     async with gateway_process(tmp_path, nats_url, redis_url, namespace, *flags) as (first, url):
         captioner = Captioner(tmp_path, url)
-        async with acting_conductor(transport, redis, namespace) as acting:
-            conductor = Conductor(acting)
-            conductor.delay_s = 0.02
-            work = asyncio.ensure_future(conductor.work())
+        async with CaptioningConductor.working(transport, redis, namespace, delay_s=0.02) as conductor:
             process = await captioner.start("pictures", "--concurrency", "16")
             await eventually(lambda: len(lines(captioner.out)) >= 10, timeout_s=20.0)
             first.kill()
@@ -251,8 +157,6 @@ async def test_a_gateway_that_is_killed_and_comes_back_costs_nothing(
             async with gateway_process(tmp_path, nats_url, redis_url, namespace, *flags, name="again"):
                 async with asyncio.timeout(60.0):
                     run = await captioner.finish(process)
-            work.cancel()
-            await asyncio.wait({work})
     assert run.code == 0, run.text
     assert len({line["path"] for line in lines(captioner.out)}) == len(lines(captioner.out)) == 60
     assert len(conductor.seen) == 60
@@ -263,16 +167,15 @@ async def test_jobs_that_redis_forgot_are_submitted_again(
     captioner: Captioner, transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
     folder(captioner.directory / "pictures", 8)
-    async with acting_conductor(transport, redis, namespace) as acting:
+    async with CaptioningConductor.open(transport, redis, namespace) as conductor:
         process = await captioner.start("pictures")
 
         async def has_waiting(count: int) -> bool:
-            return (await acting.queue.depth()).num_waiting == count
+            return (await conductor.acting.queue.depth()).num_waiting == count
 
         await eventually(lambda: has_waiting(8), timeout_s=20.0)
         async for key in redis.scan_iter(f"{namespace}:*"):
             await redis.delete(key)
-        conductor = Conductor(acting)
         await eventually(lambda: has_waiting(16), timeout_s=20.0)  # the client finds nothing, and submits anew
         work = asyncio.ensure_future(conductor.work())
         run = await captioner.finish(process)
@@ -289,14 +192,9 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
     flags = ("--port", "0", "--max-queued-jobs", "3")
     async with (
         gateway_process(tmp_path, nats_url, redis_url, namespace, *flags) as (_, url),
-        acting_conductor(transport, redis, namespace) as acting,
+        CaptioningConductor.working(transport, redis, namespace, delay_s=0.05),
     ):
-        conductor = Conductor(acting)
-        conductor.delay_s = 0.05
-        work = asyncio.ensure_future(conductor.work())
         run = await Captioner(tmp_path, url).run("pictures", "--concurrency", "12")
-        work.cancel()
-        await asyncio.wait({work})
     assert run.code == 0, run.text
     logged = [json.loads(line) for line in (tmp_path / "gateway.log").read_text().splitlines()]
     assert any(line.get("status") == 429 for line in logged)
@@ -323,15 +221,15 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
 )
 async def test_wrong_usage(tmp_path: Path, argv: list[str], code: int, said: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(numbered_picture(0))
     run = await Captioner(tmp_path, "http://127.0.0.1:1").run(*argv)
     assert (run.code, said in run.text) == (code, True), run.text
     assert "Traceback" not in run.text
     assert not (tmp_path / "captions.jsonl").exists()
 
 
-async def test_somebody_elses_output_file_is_refused(captioner: Captioner) -> None:
-    (captioner.directory / "a.png").write_bytes(picture(0))
+async def test_somebody_elses_output_file_is_refused(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    (captioner.directory / "a.png").write_bytes(numbered_picture(0))
     captioner.out.write_text("my notes\n")
     run = await captioner.run("a.png")
     assert (run.code, captioner.out.read_text()) == (2, "my notes\n")

@@ -1,5 +1,6 @@
 """The file of captions: whole lines, resumed from, whatever happened to the process that wrote it."""
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
 from broker_pipeline.errors import ConfigurationError, Failure
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.tools.caption.log import CaptionLine, CaptionLog
+from broker_pipeline.tools.caption.line import CaptionLine
+from broker_pipeline.tools.caption.log import CaptionLog
 
 REQUEST = CaptionRequest("What?")
 
@@ -53,11 +55,14 @@ def test_a_path_that_is_no_utf_8_is_known_the_next_time(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     with CaptionLog(tmp_path / "c") as log:
         log.append(line(name))
-        log.append(line("caf\u00e9.png", "failed"))
-    assert json.loads((tmp_path / "c").read_text().splitlines()[0])["path"] == "caf\\xe9.png"
+        log.append(line("caf\\xe9.png", "failed"))
+    first, second = map(json.loads, (tmp_path / "c").read_text().splitlines())
+    assert first["path"] == second["path"] == "caf\\xe9.png"
+    assert base64.b64decode(first["path_base64"]) == b"caf\xe9.png"
+    assert "path_base64" not in second
     with CaptionLog(tmp_path / "c") as log:
         assert log.is_captioned(picture(name), REQUEST)
-        assert not log.is_captioned(picture("caf\u00e9.png"), REQUEST)
+        assert not log.is_captioned(picture("caf\\xe9.png"), REQUEST)
 
 
 def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
@@ -90,6 +95,66 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path, content: str) -> None
     assert path.read_bytes() == content.encode("latin-1")
 
 
+def written(tmp_path: Path, *names: str) -> tuple[Path, list[bytes]]:
+    with CaptionLog(tmp_path / "c") as log:
+        for name in names:
+            log.append(line(name))
+    return tmp_path / "c", (tmp_path / "c").read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b'{"path": "c", "sha\0\0\0'])
+def test_nuls_that_a_power_cut_left_are_cut_off(tmp_path: Path, tail: bytes) -> None:
+    path, whole = written(tmp_path, "a", "b")
+    path.write_bytes(b"".join(whole) + tail)
+    with CaptionLog(path) as log:
+        assert log.is_captioned(picture("b"), REQUEST)
+        assert log.num_torn_bytes == len(tail)
+    assert path.read_bytes() == b"".join(whole)
+
+
+def test_nuls_between_lines_are_read_over_with_what_they_tore(tmp_path: Path) -> None:
+    """Left by a run that went on behind them."""
+    path, (first, second, third) = written(tmp_path, "a", "b", "c")
+    path.write_bytes(first + second[:20] + b"\0" * 100 + third + b"\0\0\n" + b"\0" + second)
+    with CaptionLog(path) as log:
+        assert all(log.is_captioned(picture(name), REQUEST) for name in "abc")
+        assert log.num_torn_bytes == 20
+
+
+def test_what_editors_add_is_read_over(tmp_path: Path) -> None:
+    path, whole = written(tmp_path, "a", "b")
+    for content in (b"".join(whole), b"".join(whole)[:-1], whole[0] + b"\n  \n" + whole[1]):
+        path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+        with CaptionLog(path) as log:
+            assert log.is_captioned(picture("a"), REQUEST)
+            assert log.is_captioned(picture("b"), REQUEST)
+            log.append(line("c"))
+        with CaptionLog(path) as log:
+            assert log.num_captioned == 3
+
+
+def test_only_a_byte_order_mark_is_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"\xef\xbb\xbf")
+    with CaptionLog(tmp_path / "c") as log:
+        log.append(line("a"))
+    with CaptionLog(tmp_path / "c") as log:
+        assert log.is_captioned(picture("a"), REQUEST)
+
+
+def test_lines_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """They have bytes that are no UTF-8 as lone surrogates, name no model, and know less of the times."""
+    old = {
+        "path": "caf\udce9.png", "sha256": "0", "status": "succeeded", "caption": "a cat", "finish_reason": "stop",
+        "usage": {"num_prompt_tokens": 1, "num_visual_tokens": 0, "num_output_tokens": 1},
+        "timings": {"queued_s": 0.1, "running_s": 0.2}, "request": REQUEST.fingerprint, "job_id": "1",
+    }  # fmt: skip
+    (tmp_path / "c").write_text(json.dumps(old) + "\n")
+    with CaptionLog(tmp_path / "c") as log:
+        assert log.is_captioned(picture("caf\udce9.png"), REQUEST)
+        assert log.is_captioned(picture("caf\udce9.png"), CaptionRequest("What?", model="a" * 64))
+        assert log.num_without_model == 1
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with (
         CaptionLog(tmp_path / "c"),
@@ -102,7 +167,8 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot write"), CaptionLog(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot write"), CaptionLog(tmp_path / "file" / "c"):
         pass
 
 
@@ -123,6 +189,9 @@ def test_the_key_depends_on_everything_that_is_asked() -> None:
         idempotency_key(picture("a"), CaptionRequest("?"), 0),
         idempotency_key(picture("a"), CaptionRequest("What?", SamplingParams(seed=1)), 0),
         idempotency_key(picture("a"), REQUEST, 1),
+        idempotency_key(picture("a"), CaptionRequest("What?", model="a" * 64), 0),
+        idempotency_key(picture("a"), CaptionRequest("What?", model="b" * 64), 0),
+        idempotency_key(picture("a"), CaptionRequest("What?", occasion="again"), 0),
     }
-    assert len(keys) == 6
+    assert len(keys) == 9
     assert idempotency_key(picture("a"), CaptionRequest("What?"), 0) in keys

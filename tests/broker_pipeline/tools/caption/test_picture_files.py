@@ -23,27 +23,27 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path)
     touch(
         tmp_path, "b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "._a.PNG", ".git/x.png", "sub/c.webp", "sub/deep/d.tiff"
     )
-    assert names(tmp_path, find_pictures([tmp_path])) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff"]
-    assert names(tmp_path, find_pictures([tmp_path], recursive=False)) == ["a.PNG", "b.jpg"]
+    assert names(tmp_path, find_pictures([tmp_path]).pictures) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff"]
+    assert names(tmp_path, find_pictures([tmp_path], recursive=False).pictures) == ["a.PNG", "b.jpg"]
 
 
 def test_named_files_keep_their_order_and_need_no_extension(tmp_path: Path) -> None:
     touch(tmp_path, "z", "a.jpg", ".h.jpg")
     paths = [tmp_path / "z", tmp_path / "a.jpg", tmp_path / ".h.jpg"]
-    assert find_pictures(paths) == paths
+    assert find_pictures(paths).pictures == paths
 
 
 def test_a_file_is_taken_once_however_often_it_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "sub/b.jpg")
     again = [tmp_path / "sub/../a.jpg", tmp_path, tmp_path / "sub", tmp_path / "a.jpg"]
-    assert len(find_pictures(again)) == 2
+    assert len(find_pictures(again).pictures) == 2
 
 
 def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.jpg")
     (tmp_path / "real" / "loop").symlink_to(tmp_path)
     (tmp_path / "real" / "z.jpg").symlink_to(tmp_path / "real" / "a.jpg")
-    assert len(find_pictures([tmp_path])) == 1
+    assert len(find_pictures([tmp_path]).pictures) == 1
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:

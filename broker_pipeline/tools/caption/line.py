@@ -1,0 +1,107 @@
+"""One line of a file of captions, and its form as bytes.
+
+A line is UTF-8, and what ends a line for any reader is escaped. A path that is no UTF-8 is shown with `\\xNN` for the
+bytes that are not, and stands there a second time as base64, which leads back to the file. Lines of earlier versions
+are read as well: they have such bytes as lone surrogates, and name no model.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+
+import msgspec
+import orjson
+
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages.jobs import Choice, Usage
+from broker_pipeline.tools.terminal import printable
+
+_LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
+"""What JSON leaves as it is and some readers take for the end of a line."""
+BOM = b"\xef\xbb\xbf"
+
+
+class Timings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where a job's seconds went, by the clock of the servers; absent where it did not get so far."""
+
+    created_at: float | None = None
+    """Seconds since 1970, as the next one."""
+    finished_at: float | None = None
+    queued_s: float | None = None
+    running_s: float | None = None
+
+
+class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What became of one picture. Fields that a later version adds are read over."""
+
+    path: str
+    """As it was typed, with bytes that are no UTF-8 as Python has them in file names."""
+    path_base64: str | None = None
+    sha256: str
+    status: str
+    """succeeded, failed, cancelled, or refused (the gateway, or reading the file, made no job of it)."""
+    caption: str | None = None
+    choices: tuple[Choice, ...] = ()
+    """All captions, where several were asked for."""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Failure | None = None
+    model: str | None = None
+    fingerprint: str | None = None
+    """Of the model's artifact; None in lines of earlier versions."""
+    prompt: str | None = None
+    prompt_sha256: str | None = None
+    parameters: dict[str, object] | None = None
+    """Every sampling parameter as it was obeyed, the seed included; as it was asked for where no job was run."""
+    seed: int | None = None
+    request: str
+    """Fingerprint of prompt and sampling parameters, as they were asked for."""
+    job_id: str | None = None
+    num_attempts: int | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether there is a caption."""
+        return self.status == "succeeded"
+
+
+def encode_line(line: CaptionLine) -> bytes:
+    """Return a line as bytes, its end included."""
+    name = os.fsencode(line.path)
+    if not _is_utf8(name):
+        shown = name.decode("utf-8", "backslashreplace")
+        line = msgspec.structs.replace(line, path=shown, path_base64=base64.b64encode(name).decode())
+    text = orjson.dumps(msgspec.to_builtins(line, str_keys=True), option=orjson.OPT_APPEND_NEWLINE)
+    for end, escaped in _LINE_ENDS:
+        text = text.replace(end, escaped)
+    return text
+
+
+def decode_line(text: bytes) -> CaptionLine:
+    """Return a line; raises `ValueError` where it is none."""
+    text = text.removeprefix(BOM)
+    try:
+        line = msgspec.json.decode(text, type=CaptionLine)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        line = msgspec.convert(json.loads(text), CaptionLine)  # takes lone surrogates
+    if line.path_base64 is None:
+        return line
+    path = os.fsdecode(base64.b64decode(line.path_base64, validate=True))
+    return msgspec.structs.replace(line, path=path, path_base64=None)
+
+
+def describe_line(line: CaptionLine) -> str:
+    """Return a line as a person reads it: the path, and what was said about the picture or why nothing was."""
+    reason = line.error.message if line.error else line.status
+    return f"{printable(line.path)}: {printable(line.caption if line.is_success else reason)}"
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
