@@ -469,9 +469,10 @@ class ExportStateError(ExportError):
 
 
 class ServerStartError(PipelineError):
-    """An embedded server did not start."""
+    """An embedded server, or a service, did not start; `exit_code` is what a service said of itself."""
 
     code = "server_start"
+    exit_code: int | None = None
 
 
 class OutputError(PipelineError):

@@ -46,6 +46,8 @@ _CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (StateError, UNAVAILABLE),
     (OutputError, OUTPUT),
 )
+_TOLD = frozenset({USAGE, TEMPORARY, CONFIGURATION})
+"""What a part that did not start says of its cause, and whoever started it passes on."""
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -53,6 +55,8 @@ def exit_code_of(error: BaseException) -> int:
     leaf = first_pipeline_error(error)
     if leaf is None:
         return INTERNAL
+    if isinstance(leaf, ServerStartError) and leaf.exit_code in _TOLD:
+        return leaf.exit_code
     return next((code for kind, code in _CODES if isinstance(leaf, kind)), INTERNAL)
 
 

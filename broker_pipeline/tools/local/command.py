@@ -21,6 +21,7 @@ from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
 from broker_pipeline.tools.local.devices import count_cuda_devices, vision_shares_gpu
 from broker_pipeline.tools.local.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.local.preflight import check_start
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, local_view
 from broker_pipeline.tools.operate.status_view import describe_work
@@ -99,6 +100,10 @@ def command(**options: Any) -> None:
     stops all of it in order at Ctrl-C. Jobs that are not finished by then are taken up at the next start.
 
     \b
+    Exit codes: 0 stopped in order, 2 wrong usage or setting (a taken port, a directory that cannot be made),
+    69 a part did not start, 75 a worker's name is taken, 78 the artifact is incomplete, 130 killed by a second signal.
+
+    \b
     Examples:
       broker-pipeline up --model ./artifacts/8b --stages 3
       broker-pipeline up --model ./artifacts/8b --cut 2,10 --vision-workers 2 --port 9000
@@ -108,6 +113,7 @@ def command(**options: Any) -> None:
 
 async def _up(options: dict[str, Any]) -> int:
     settings = local_settings(options, num_cuda_devices=await count_cuda_devices())
+    check_start(settings)
     if not options["mps"]:
         return await _serve(settings)
     async with mps_service(settings.data_dir / "mps") as env:
@@ -179,7 +185,10 @@ async def _jobs(gateway_url: str) -> str:
 
 def _default_data_dir(pipeline: str) -> Path:
     state = os.environ.get("XDG_STATE_HOME")
-    base = Path(state) if state else Path.home() / ".local" / "state"
+    try:
+        base = Path(state) if state else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise ConfigurationError("no home directory: say where with --data-dir", field="data_dir") from error
     return base / "broker-pipeline" / pipeline
 
 

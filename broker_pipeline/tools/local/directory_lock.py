@@ -18,11 +18,14 @@ class DirectoryLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Make the directory and lock it; `ServerStartError` when another process has it."""
+        """Make the directory and lock it; `ServerStartError` when it cannot be made, or another process has it."""
         if self._fd is not None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ServerStartError(f"cannot write {self._directory}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -22,6 +22,7 @@ from typing import Self
 
 import orjson
 
+from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
@@ -89,8 +90,11 @@ class EmbeddedServer(ABC):
 
     async def _start(self) -> str:
         for tries_left in reversed(range(_NUM_PORT_TRIES)):
-            argv = [*self._place.prefix, *self._prepare(self._port)]
-            self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path)
+            try:
+                argv = [*self._place.prefix, *self._prepare(self._port)]
+                self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path)
+            except OSError as error:
+                raise ServerStartError(f"{self.name} did not start: {error}") from error
             try:
                 self._port = await self._wait_ready(self._process)
             except _PortTakenError as error:

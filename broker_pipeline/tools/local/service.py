@@ -69,7 +69,10 @@ class LocalService:
     async def _until_ready(self, process: ChildProcess, deadline: float) -> None:
         while not self._ready_path.exists():
             if not process.is_running:
-                raise process.failure(f"did not start: {describe_exit(await process.wait())}")
+                returncode = await process.wait()
+                failure = process.failure(f"did not start: {describe_exit(returncode)}")
+                failure.exit_code = returncode
+                raise failure
             if time.monotonic() > deadline:
                 raise process.failure(f"did not start: not ready after {self._start_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -149,15 +150,58 @@ def test_a_second_ctrl_c_kills(data_dir: Path) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_a_port_in_use_ends_up_with_the_gateways_words(data_dir: Path) -> None:
+def test_a_taken_port_is_said_before_anything_starts(data_dir: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        up = Up(data_dir, "--stages", "1", "--port", str(taken.getsockname()[1]))
-        assert up.wait(START_S) == 69
-    assert "gateway-0 did not start" in up.output
-    assert "cannot listen" in up.output
+        port = taken.getsockname()[1]
+        up = Up(data_dir, "--stages", "1", "--port", str(port))
+        assert up.wait(START_S) == 2
+    said = f"error: cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert up.output == f"{said}; choose another --port, or 0 for a free one\n"
+    assert not data_dir.exists()
+
+
+def test_a_host_that_is_not_ours_is_said_before_anything_starts(data_dir: Path) -> None:
+    up = Up(data_dir, "--stages", "1", "--host", "192.0.2.1")
+    assert up.wait(START_S) == 2
+    assert "cannot listen on 192.0.2.1:0: Cannot assign requested address" in up.output
+    assert up.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file/state", "Not a directory"),
+        ("/proc/state", "No such file or directory"),
+        ("used", "File exists"),
+        (os.fsdecode(b"caf\xe9"), "the path is not UTF-8"),
+    ],
+)
+def test_directories_that_cannot_be_made_are_said_in_one_line(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "redis").touch()
+    up = Up(tmp_path / "state", "--stages", "1", "--data-dir", str(tmp_path / place))
+    assert up.wait(START_S) == 2
+    assert up.output.startswith("error: --data-dir")
+    assert reason in up.output
+    assert up.output.count("\n") == 1, up.output
+
+
+def test_a_part_tells_how_up_ends(data_dir: Path, tmp_path: Path) -> None:
+    """A host without a stage's weights: the artifact is incomplete, which only the stage notices."""
+    model = shutil.copytree(tiny_artifact(), tmp_path / "model")
+    (model / "block-00002.safetensors").unlink()
+    up = Up(data_dir, "--stages", "1", "--model", str(model))
+    assert up.wait(START_S) == 78
+    assert "stage-0 did not start: exit status 78" in up.output
     assert "Traceback" not in up.output
+
+
+def test_no_artifact_and_no_broker_have_their_codes(data_dir: Path, tmp_path: Path) -> None:
+    assert Up(data_dir, "--model", str(tmp_path)).wait(START_S) == 78
+    assert Up(data_dir, "--stages", "1", "--nats-url", "nats://127.0.0.1:1").wait(START_S) == 69
 
 
 async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
