@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
-from broker_pipeline.tools.terminal import plain_table
+from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
+
+_ROUTE_HEADINGS = ("route", "sessions", "in flight")
+_WORKER_HEADINGS = ("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
 
 
 def render_status(status: PipelineStatus) -> RenderableType:
     """Return everything that `broker-pipeline status` prints."""
     parts: list[RenderableType] = [_headline(status), Text(describe_work(status)), Text("")]
     if status.conductor is not None and status.conductor.routes:
-        parts += [_routes(status.conductor.routes), Text("")]
+        parts += [FittingTable(_ROUTE_HEADINGS, _routes(status.conductor.routes)), Text("")]
     if status.workers:
-        parts += [_workers(status), Text("")]
+        parts += [FittingTable(_WORKER_HEADINGS, list(_workers(status))), Text("")]
     parts += [Text(hint) for hint in hints(status)]
     return Group(*parts)
 
@@ -59,7 +61,7 @@ def describe_workers(status: PipelineStatus) -> str:
 def describe_work(status: PipelineStatus) -> str:
     """Return jobs, rates and sessions, a line each."""
     jobs = ", ".join(f"{count} {name}" for name, count in status.jobs.items())
-    lines = [f"jobs    {jobs}; in the queue {status.queue.num_waiting} waiting, {status.queue.num_in_progress} taken"]
+    lines = [f"jobs    {jobs}", f"queue   {status.queue.num_waiting} waiting, {status.queue.num_in_progress} taken"]
     conductor = status.conductor
     if conductor is not None:
         sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
@@ -74,35 +76,31 @@ def _headline(status: PipelineStatus) -> Text:
     text = Text(f"pipeline {status.pipeline}  ", style="bold")
     text.append("ready" if is_ready else "not ready", style="bold green" if is_ready else "bold red")
     if conductor is not None:
-        text.append(
-            f"   conductor {conductor.instance}, epoch {conductor.epoch}, up {_duration(conductor.uptime_s)}, "
-            f"model {conductor.fingerprint[:12]}",
-            style="dim",
-        )
+        model = f"{conductor.model} {conductor.fingerprint[:12]}".strip()
+        by = f"{conductor.instance}, epoch {conductor.epoch}, up {_duration(conductor.uptime_s)}"
+        text.append(f"\nmodel   {model}\nby      {by}", style="dim")
     return text
 
 
-def _routes(routes: Iterable[RouteStatus]) -> Table:
-    table = plain_table("route", "sessions", "in flight")
+def _routes(routes: Iterable[RouteStatus]) -> list[Row]:
+    rows: list[Row] = []
     for route in routes:
         stops = zip(route.workers, route.blocks, strict=False)
-        chain = " → ".join(f"{worker} {_blocks(blocks)}" for worker, blocks in stops)
-        table.add_row(chain, str(route.num_sessions), str(route.num_in_flight))
-    return table
+        chain = ARROW.join(f"{worker} {_blocks(blocks)}" for worker, blocks in stops)
+        rows.append((chain, str(route.num_sessions), str(route.num_in_flight)))
+    return rows
 
 
-def _workers(status: PipelineStatus) -> Table:
+def _workers(status: PipelineStatus) -> Iterator[Row]:
     seen = _seen_by_conductor(status.conductor)
-    table = plain_table("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
     for record in status.workers:
         state, busy, bubble, kv = seen.get(record.instance, (record.state, "", "", ""))
-        table.add_row(
+        yield (
             record.worker,
             _holds(record),
             Text(state, style=_STATE_STYLES.get(state, "")),
             *(busy, bubble, kv, record.device, record.dtype, record.host, str(record.pid)),
         )
-    return table
 
 
 def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str, str]]:

@@ -1,6 +1,7 @@
 import io
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus
@@ -71,8 +72,8 @@ def pipeline(conductor: ConductorStatus | None) -> PipelineStatus:
     )
 
 
-def rendered(status: PipelineStatus) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def rendered(status: PipelineStatus, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(render_status(status))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -91,6 +92,31 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert "12.3 tokens/s, 0.50 captions/s" in text
     assert "5 waiting, 3 taken" in text
     assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
+
+
+def test_on_a_narrow_terminal_nothing_is_cut_off_or_torn() -> None:
+    """Twelve stages of the largest model, on hosts with long names."""
+    ranges = [BlockRange(start=8 * index, stop=min(8 * index + 8, 94)) for index in range(12)]
+    names = [f"stage-{index}" for index in range(12)]
+    records = [
+        msgspec.structs.replace(record(name, "stage", blocks), host=f"gpu-{name}.rack-7.example.org", device="cuda:0")
+        for name, blocks in zip(names, ranges, strict=True)
+    ]
+    route = RouteStatus(workers=tuple(names), blocks=tuple(ranges), num_sessions=512, num_in_flight=24)
+    stages = tuple(stage(name, blocks) for name, blocks in zip(names, ranges, strict=True))
+    shown = conductor(model="Qwen/Qwen3-VL-235B-A22B-Thinking", routes=(route,), stages=stages)
+    status = msgspec.structs.replace(pipeline(shown), workers=tuple(records))
+    lines = rendered(status, width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    text = "\n".join(lines)
+    assert "…" not in text
+    for name, blocks in zip(names, ranges, strict=True):
+        assert f"{name} {blocks.start}:{blocks.stop}" in text, "a stop of the route is on one line"
+        assert f"worker {name}\n" in text
+        assert f"host gpu-{name}.rack-7.example.org" in text
+    assert text.count("KV tokens 250/1000") == text.count("bubble 17%") == 12
+    assert "sessions 512  in flight 24" in text
+    assert "model   Qwen/Qwen3-VL-235B-A22B-Thinking ffffffffffff" in text
 
 
 def test_what_the_conductor_thinks_of_a_worker_counts() -> None:
