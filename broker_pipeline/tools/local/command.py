@@ -18,8 +18,8 @@ from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
-from broker_pipeline.tools.local.devices import count_cuda_devices, vision_shares_gpu
-from broker_pipeline.tools.local.mps import mps_service
+from broker_pipeline.tools.local.gpus.devices import count_cuda_devices, vision_shares_gpu
+from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.preflight import check_start
 from broker_pipeline.tools.local.run import run_cluster

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.devices import assign_devices, threads_per_worker
+from broker_pipeline.tools.local.gpus.devices import assign_devices, threads_per_worker
 
 _SHARED_GPU = 0.6  # of what is free on a GPU, for the KV of all stages on it together
 

@@ -18,8 +18,8 @@ from statistics import median
 import msgspec
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.tools.local.devices import count_cuda_devices
-from broker_pipeline.tools.local.mps import mps_service
+from broker_pipeline.tools.local.gpus.devices import count_cuda_devices
+from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.options import say
 from trials.bench.pipeline.baseline import Baseline

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.devices import (
+from broker_pipeline.tools.local.gpus.devices import (
     assign_devices,
     count_cuda_devices,
     threads_per_worker,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ConfigurationError, ServerStartError
-from broker_pipeline.tools.local.mps import PROGRAM, mps_service
+from broker_pipeline.tools.local.gpus.mps import PROGRAM, mps_service
 
 _CONTROL = """#!/bin/sh
 [ -d "$CUDA_MPS_PIPE_DIRECTORY" ] && [ -d "$CUDA_MPS_LOG_DIRECTORY" ] || { echo "no directories"; exit 1; }
