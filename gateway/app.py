@@ -19,6 +19,7 @@ from gateway.api.errors import answer_errors
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
 from gateway.jobs.housekeeping import keep_house
+from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
 from gateway.wiring import GATEWAY, Gateway, open_gateway
 
@@ -75,11 +76,16 @@ async def _until_stopped(gateway: Gateway) -> None:
     async with asyncio.TaskGroup() as group:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
-            group.create_task(keep_house(gateway.store, gateway.media, gateway.retries, gateway.metrics.swept)),
+            group.create_task(_keep_house(gateway)),
         )
         await gateway.stopping.wait()
         for task in colocated:
             task.cancel()
+
+
+async def _keep_house(gateway: Gateway) -> None:
+    lost = LostJobs(gateway.store, gateway.queue)
+    await keep_house(gateway.store, gateway.media, gateway.retries, lost, gateway.metrics.swept)
 
 
 async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:
