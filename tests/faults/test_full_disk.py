@@ -6,9 +6,6 @@ The disks are small file systems in memory, which takes root; they are filled to
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -22,13 +19,14 @@ import pytest_asyncio
 
 from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
+from tests.kit.running.small_disk import needs_mounting, small_disk
 from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small file system needs root"),
+    needs_mounting,
 ]
 
 QUESTIONS = crowd_questions(12, 100)
@@ -44,20 +42,6 @@ class Drill:
     client: PipelineClient
     disks: Path
     expected: list[list[int]]
-
-
-@contextmanager
-def small_disk(directory: Path, size: str) -> Iterator[None]:
-    directory.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @contextmanager

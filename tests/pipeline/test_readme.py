@@ -45,7 +45,7 @@ def test_a_newcomer_has_a_server_and_captions(tmp_path: Path) -> None:
         wait_until(lambda: "ready: http" in output.read_text(), timeout_s=60.0)
         print(f"a server after {time.monotonic() - started:.1f} s")
         typed(client[0])
-        assert (tmp_path / "captions.jsonl").read_text().count('"status":"succeeded"') == 12
+        assert (tmp_path / "captions.jsonl").read_text().count('"status": "succeeded"') == 12
         assert "model   demo" in typed(client[1])
         up.send_signal(signal.SIGINT)
         assert up.wait(40.0) == 0

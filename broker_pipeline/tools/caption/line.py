@@ -12,7 +12,6 @@ import json
 import os
 
 import msgspec
-import orjson
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import Choice, Usage
@@ -74,7 +73,8 @@ def encode_line(line: CaptionLine) -> bytes:
     if not _is_utf8(name):
         shown = name.decode("utf-8", "backslashreplace")
         line = msgspec.structs.replace(line, path=shown, path_base64=base64.b64encode(name).decode())
-    text = orjson.dumps(msgspec.to_builtins(line, str_keys=True), option=orjson.OPT_APPEND_NEWLINE)
+    fields = msgspec.to_builtins(line, str_keys=True)
+    text = f"{json.dumps(fields, ensure_ascii=False)}\n".encode()  # with spaces, which people search with
     for end, escaped in _LINE_ENDS:
         text = text.replace(end, escaped)
     return text

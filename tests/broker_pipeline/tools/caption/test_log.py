@@ -46,6 +46,7 @@ def test_no_character_ends_a_line_early(tmp_path: Path) -> None:
         log.append(line("a", caption=caption))
         log.append(line("b"))
     content = (tmp_path / "c").read_bytes()
+    assert content.startswith(b'{"path": "a", ')
     assert len(content.splitlines()) == len(content.decode().splitlines()) == 2
     assert "猫 \U0001f408" in content.decode(), "readable"
     assert json.loads(content.splitlines()[0])["caption"] == caption

@@ -14,6 +14,7 @@ from contextlib import chdir
 import pytest
 
 from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
+from tests.kit.running.small_disk import needs_mounting, resize, small_disk
 from tests.kit.waiting import eventually
 
 PIPE = asyncio.subprocess.PIPE
@@ -97,6 +98,21 @@ async def test_a_full_disk_is_said_in_one_line_and_costs_nothing(
     assert "torn" not in again.text
     assert len({line["path"] for line in lines(captioner.out)}) == len(lines(captioner.out)) == 20
     assert set(conductor.seen.values()) == {1}, "jobs that had been accepted are found again"
+
+
+@needs_mounting
+async def test_a_run_goes_on_once_the_disk_has_room(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    folder(captioner.directory / "pictures", 30)
+    disk = captioner.directory / "disk"
+    with small_disk(disk, "12k"):
+        run = await captioner.run("pictures", "--out", "disk/out.jsonl")
+        assert run.code == 74, run.text
+        assert run.text.splitlines()[-1].startswith("error: cannot write disk/out.jsonl: No space left on device; run")
+        assert 0 < len(lines(disk / "out.jsonl")) < 30
+        resize(disk, "1m")
+        assert (await captioner.run("pictures", "--out", "disk/out.jsonl")).code == 0
+        assert len({line["path"] for line in lines(disk / "out.jsonl")}) == len(lines(disk / "out.jsonl")) == 30
+    assert set(conductor.seen.values()) == {1}
 
 
 @pytest.mark.parametrize(
