@@ -208,6 +208,7 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
         (["missing.png"], 2, "missing.png does not exist"),
         (["empty"], 2, "no pictures there"),
         (["a.png", "--prompt", " "], 2, "--prompt is empty"),
+        (["a.png", "--prompt", b"caf\xe9?"], 2, "--prompt is not UTF-8"),
         (["a.png", "--temperature", "-1"], 2, "--temperature: expected"),
         (["a.png", "--max-tokens", "0"], 2, "--max-tokens: expected"),
         (["a.png", "--concurrency", "0"], 2, "concurrency"),
@@ -219,7 +220,7 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
         ),
     ],
 )
-async def test_wrong_usage(tmp_path: Path, argv: list[str], code: int, said: str) -> None:
+async def test_wrong_usage(tmp_path: Path, argv: list[str | bytes], code: int, said: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(numbered_picture(0))
     run = await Captioner(tmp_path, "http://127.0.0.1:1").run(*argv)

@@ -204,6 +204,20 @@ def test_no_artifact_and_no_broker_have_their_codes(data_dir: Path, tmp_path: Pa
     assert Up(data_dir, "--stages", "1", "--nats-url", "nats://127.0.0.1:1").wait(START_S) == 69
 
 
+def test_nobody_has_to_read_what_up_prints(data_dir: Path) -> None:
+    """Its terminal, or the program behind a pipe, goes away; parts still come back, and it still stops in order."""
+    argv = [*UP, "--model", str(tiny_artifact()), "--port", "0", "--data-dir", str(data_dir), "--stages", "1"]
+    up = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert up.stdout is not None
+    url = next(found[1] for line in up.stdout if (found := re.search(r"ready: (http://\S+)", line)))
+    up.stdout.close()
+    stage = next(process for process in processes_of(data_dir) if "stage-0" in process.cmdline())
+    stage.kill()
+    wait_until(lambda: not stage.is_running() and _is_ready(url), timeout_s=START_S)
+    up.send_signal(signal.SIGHUP)
+    assert up.wait(40.0) == 0
+
+
 async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
     settings = LocalSettings(model=tiny_artifact(), stages=parse_cut("1,3", 6), data_dir=data_dir, drain_s=5)
     async with LocalCluster(settings) as cluster:
