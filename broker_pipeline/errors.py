@@ -9,8 +9,9 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   ├── BodyTooLargeError, BodyTooSlowError
     │   ├── IdempotencyConflictError  the key was used before, for something else
     │   └── MediaError                an image or video cannot be used
-    │       ├── NotAnImageError, TruncatedImageError, ImageTooLargeError, ImageShapeError
-    │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
+     │       ├── NotAnImageError, UnsupportedImageError, TruncatedImageError
+     │       ├── ImageTooLargeError, ImageShapeError
+     │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
@@ -124,6 +125,12 @@ class NotAnImageError(MediaError):
     """The bytes are not an image in a supported format."""
 
     code = "not_an_image"
+
+
+class UnsupportedImageError(MediaError):
+    """The image is of a kind (bits, colours, compression) that is not decoded here; the message names it."""
+
+    code = "unsupported_image"
 
 
 class TruncatedImageError(MediaError):

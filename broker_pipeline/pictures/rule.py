@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.errors import ImageShapeError, ImageTooLargeError, MediaTooLargeError, NotAnImageError
+from broker_pipeline.pictures.formats import DECODED_FORMATS
 
-FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 MAX_ASPECT_RATIO = 200
 """The model's image processor refuses what is longer than this in one direction."""
 MAX_FRAMES = 768
@@ -31,8 +31,8 @@ class PictureHeader:
 class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a picture may be at most. Errors of its checks name `field`, the picture's place in a request."""
 
-    formats: tuple[str, ...] = FORMATS
-    """Some of `FORMATS`; of an animation the first frame is used."""
+    formats: tuple[str, ...] = DECODED_FORMATS
+    """Of an animation the first frame is used."""
     max_bytes: Positive = 32 * 2**20
     max_pixels: Positive = 100_000_000
     max_aspect_ratio: Positive = MAX_ASPECT_RATIO
@@ -46,6 +46,12 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 f"the file has {num_bytes} bytes; at most {self.max_bytes} are accepted", field=field
             )
 
+    def check_format(self, name: str, field: str | None = None) -> None:
+        """Raise `NotAnImageError` for a picture in a format that is not accepted."""
+        if name not in self.formats:
+            hint = " (HEIC needs the extra `heic` at gateways and vision workers)" if name == "HEIC" else ""
+            raise NotAnImageError(f"a {name} is not accepted, only {', '.join(self.formats)}{hint}", field=field)
+
     def check_frames(self, num_frames: int, field: str | None = None) -> None:
         """Raise `ImageTooLargeError` for a video of too many frames."""
         if num_frames > self.max_frames:
@@ -54,9 +60,7 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
 
     def check_header(self, header: PictureHeader, field: str | None = None) -> None:
-        """Raise `NotAnImageError`, `ImageTooLargeError` or `ImageShapeError` for a picture that is not accepted."""
-        if header.format not in self.formats:
-            raise NotAnImageError(f"a {header.format} is not accepted, only {', '.join(self.formats)}", field=field)
+        """Raise `ImageTooLargeError` or `ImageShapeError` for a picture that is not accepted."""
         short, long = sorted((header.width, header.height))
         size = f"the image has {header.width} x {header.height} pixels"
         if short * long > self.max_pixels:

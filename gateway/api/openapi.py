@@ -17,7 +17,7 @@ from broker_pipeline.messages.gateway import ErrorBody, Health, JobList, Pipelin
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.pictures.rule import FORMATS
+from broker_pipeline.pictures.formats import DECODED_FORMATS
 from gateway.intake.multipart import IMAGE_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
@@ -204,7 +204,11 @@ def _job_body() -> dict[str, Any]:
 def _form_schema() -> dict[str, Any]:
     """Describe the form by hand: its fields are those of `JobRequest` and `SamplingParams`, laid flat."""
     _, schemas = msgspec.json.schema_components([SamplingParams, JobRequest], ref_template=_REF)
-    image = {"type": "string", "format": "binary", "description": f"{', '.join(FORMATS)}; or the text of a URL."}
+    image = {
+        "type": "string",
+        "format": "binary",
+        "description": f"{', '.join(DECODED_FORMATS)}; or the text of a URL.",
+    }
     return {
         "type": "object",
         "additionalProperties": False,
