@@ -56,7 +56,7 @@ _ALL = (
         _has("jpg_2000"),
     ),
     _format("ICO", rb"\x00\x00\x01\x00[^\x00]", ".ico"),
-    _format("PNM", rb"P[1-6f][\s#]", ".pnm .pbm .pgm .ppm .pfm"),
+    _format("PNM", rb"P[1-6fF][\s#]", ".pnm .pbm .pgm .ppm .pfm"),
 )
 FORMATS = tuple(each.name for each in _ALL)
 DECODED_FORMATS = tuple(each.name for each in _ALL if each.is_decoded())

@@ -10,7 +10,9 @@ import re
 import struct
 from collections.abc import Callable
 
-from broker_pipeline.errors import NotAnImageError, TruncatedImageError, UnsupportedImageError
+from PIL import Image
+
+from broker_pipeline.errors import ImageTooLargeError, NotAnImageError, TruncatedImageError, UnsupportedImageError
 from broker_pipeline.pictures import pillow_headers
 from broker_pipeline.pictures.formats import FORMATS, format_of
 from broker_pipeline.pictures.icon import icon_size
@@ -69,6 +71,8 @@ def read_header(content: bytes, *, field: str | None = None) -> PictureHeader:
         width, height = _SIZES[name](content)
     except UnsupportedImageError as error:
         raise UnsupportedImageError(error.message, field=field) from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"the {name} announces more than is ever decoded: {error}", field=field) from error
     except _HEADER_ERRORS as error:
         if _UNSUPPORTED.search(str(error)):
             raise UnsupportedImageError(f"the {name} cannot be read: {error}", field=field) from error

@@ -80,9 +80,10 @@ def strip_jpeg(content: bytes) -> Stripped:
             profile.append(body[12:])
         if _is_needed(segment.marker, body):
             kept.append(bytes((0xFF, segment.marker)) + content[segment.start - 2 : segment.stop])
-    kept.append(content[scan : _end_of_scans(content, scan)])
+    end = _end_of_scans(content, scan)
+    kept.append(content[scan:end])
     kept.append(bytes((0xFF, _EOI)))
-    return Stripped(b"".join(kept), _join_profile(profile), exif)
+    return Stripped(b"".join(kept), _join_profile(profile), exif, has_end=end < len(content))
 
 
 def _is_needed(marker: int, body: bytes) -> bool:

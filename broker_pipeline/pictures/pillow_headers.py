@@ -10,7 +10,7 @@ import warnings
 from importlib import import_module
 from io import BytesIO
 
-from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
 from broker_pipeline.errors import UnsupportedImageError
@@ -21,12 +21,25 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _DECODED_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000}
-_SIGNED = 2
+_SIGNED, _PLANAR, _RAW = 2, 2, 1
+_WITH_SIGN = 128
+_BMP_FIELDS = (("<I", 14), ("<H", 28), ("<I", 30))
+"""Bytes of the second header, bits of a pixel, compression: where they are, in any but the oldest kind."""
+_BMP_WITH_ALPHA_MASK, _BITFIELDS = 56, 3
 
 
 def bmp_size(content: bytes) -> tuple[int, int]:
-    """Return width and height."""
-    return _size(BmpImagePlugin.BmpImageFile, content)
+    """Return width and height.
+
+    Raises:
+        UnsupportedImageError: 16 bits, some of them for transparency, which Pillow drops.
+    """
+    size = _size(BmpImagePlugin.BmpImageFile, content)
+    header_bytes, depth, compression = (struct.unpack_from(form, content, at)[0] for form, at in _BMP_FIELDS)
+    has_mask = header_bytes >= _BMP_WITH_ALPHA_MASK and compression == _BITFIELDS
+    if depth == 16 and has_mask and any(content[66:70]):
+        raise UnsupportedImageError("a BMP of 16 bits with transparency is not decoded here")
+    return size
 
 
 def gif_size(content: bytes) -> tuple[int, int]:
@@ -48,17 +61,19 @@ def jpeg_2000_size(content: bytes) -> tuple[int, int]:
     """Return width and height; those of the container and of what it contains must agree.
 
     Raises:
-        UnsupportedImageError: samples that have a sign, or more than 16 bits.
+        UnsupportedImageError: samples that have a sign, or more bits than Pillow scales rightly (white becomes black).
     """
     size = _size(Jpeg2KImagePlugin.Jpeg2KImageFile, content)
     start = content.index(_CODESTREAM) + len(_CODESTREAM) + 4
     right, bottom, left, top = struct.unpack_from(">4I", content, start)
     (num_samples,) = struct.unpack_from(">H", content, start + 32)
-    for depth in content[start + 34 : start + 34 + 3 * num_samples : 3]:
-        if depth > 15:
-            raise UnsupportedImageError(
-                f"a JPEG 2000 of {(depth & 127) + 1} bits{' with sign' * (depth >> 7)} is not decoded here"
-            )
+    depths = content[start + 34 : start + 34 + 3 * num_samples : 3]
+    bits = max((depth & 127) + 1 for depth in depths)
+    if max(depths) >= _WITH_SIGN or bits > (16 if num_samples == 1 else 8):
+        sign = " with sign" if max(depths) >= _WITH_SIGN else ""
+        raise UnsupportedImageError(f"a JPEG 2000 of {num_samples} samples of {bits} bits{sign} is not decoded here")
+    if num_samples == 2 and content.startswith(_CODESTREAM):
+        raise UnsupportedImageError("a JPEG 2000 codestream does not say what the second of 2 samples is")
     if size != (right - left, bottom - top):
         raise ValueError(f"the container says {size}, the picture {(right - left, bottom - top)}")
     return size
@@ -72,12 +87,12 @@ def tiff_size(content: bytes) -> tuple[int, int]:
     """
     directory = _tiff_directory(content)
     tile_pixels = directory.get(TiffImagePlugin.TILEWIDTH, 1) * directory.get(TiffImagePlugin.TILELENGTH, 1)
-    if directory.get(TiffImagePlugin.COMPRESSION, 1) not in _DECODED_COMPRESSIONS or _SIGNED in directory.get(
-        TiffImagePlugin.SAMPLEFORMAT, ()
-    ):
+    if not _is_decoded(directory):
         raise UnsupportedImageError(f"{_tiff_name(directory)} is not decoded here")
     try:
-        size = _size(TiffImagePlugin.TiffImageFile, content)
+        with TiffImagePlugin.TiffImageFile(BytesIO(content)) as image:
+            _require_raw_mode(image)
+            size = image.size
     except SyntaxError as error:
         raise UnsupportedImageError(f"{_tiff_name(directory)} is not decoded here") from error
     if tile_pixels > 2 * size[0] * size[1] + 2**20:
@@ -95,6 +110,25 @@ def _tiff_directory(content: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     return directory
 
 
+def _is_decoded(directory: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Whether Pillow reads rightly what it says that it reads."""
+    compression = directory.get(TiffImagePlugin.COMPRESSION, _RAW)
+    if directory.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _PLANAR and compression == _RAW:
+        return bool(max(directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) <= 8)
+    return compression in _DECODED_COMPRESSIONS and _SIGNED not in directory.get(TiffImagePlugin.SAMPLEFORMAT, ())
+
+
+def _require_raw_mode(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Raise `SyntaxError` for samples that are in Pillow's table and that its decoder does not know."""
+    for tile in image.tile[:1]:
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+            try:
+                Image.frombytes(image.mode, (8, 1), bytes(128), "raw", tile.args[0])
+            except ValueError as error:
+                if "raw mode" in str(error):
+                    raise SyntaxError(str(error)) from error
+
+
 def _tiff_name(directory: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     """Name the kind of TIFF by the tags that make it up."""
     names = {
@@ -103,6 +137,8 @@ def _tiff_name(directory: TiffImagePlugin.ImageFileDirectory_v2) -> str:
         "sample format": TiffImagePlugin.SAMPLEFORMAT,
         "extra samples": TiffImagePlugin.EXTRASAMPLES,
         "photometric interpretation": TiffImagePlugin.PHOTOMETRIC_INTERPRETATION,
+        "fill order": TiffImagePlugin.FILLORDER,
+        "planar configuration": TiffImagePlugin.PLANAR_CONFIGURATION,
         "compression": TiffImagePlugin.COMPRESSION,
     }
     return f"a TIFF with {', '.join(f'{name} {directory[tag]}' for name, tag in names.items() if tag in directory)}"

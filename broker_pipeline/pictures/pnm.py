@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 _GAP = rb"(?:[ \t\n\v\f\r]|#[^\r\n]*+[\r\n])++"
-_SIZE = re.compile(rb"P([1-6f])" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})")
+_SIZE = re.compile(rb"P([1-6fF])" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})")
 _SCALE = re.compile(_GAP + rb"(-?[0-9.]{1,20}(?:[eE][-+]?\d{1,3})?)")
 _BITMAPS = "14"
 
@@ -25,7 +25,7 @@ class PnmHeader:
     @property
     def num_samples(self) -> int:
         """Samples of one pixel."""
-        return 3 if self.kind in "36" else 1
+        return 3 if self.kind in "36F" else 1
 
 
 def pnm_header(content: bytes) -> PnmHeader:
@@ -38,7 +38,7 @@ def pnm_header(content: bytes) -> PnmHeader:
     if found is None and kind not in _BITMAPS:
         raise ValueError("the PNM's largest value is missing")
     scale = float(found[1]) if found is not None else 1.0
-    if scale == 0 or not math.isfinite(scale) or (kind != "f" and not 0 < scale < 65536):
+    if scale == 0 or not math.isfinite(scale) or (kind not in "fF" and not 0 < scale < 65536):
         raise ValueError(f"the PNM's largest value is {scale:g}")
     start = (found or size).end() + 1
     return PnmHeader(kind, int(size[2]), int(size[3]), scale, start)

@@ -15,6 +15,8 @@ class Stripped:
     content: bytes
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    has_end: bool = True
+    """Whether the end marker was there that `content` has in any case."""
 
 
 MAX_PROFILE_BYTES = 8 * 2**20

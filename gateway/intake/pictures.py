@@ -15,7 +15,7 @@ from gateway.settings import Limits
 
 _NUM_PARALLEL_FETCHES = 4
 _LARGE_BYTES = 1024 * 1024
-"""What takes longer than a few milliseconds to decode is decoded in a thread."""
+"""What may take longer than a few milliseconds is decoded, and its header read, in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,10 @@ class PictureLoader:
 
     async def _load_one(self, source: Source, job: _Job) -> bytes:
         content = source.content if isinstance(source, Upload) else await self._open(source, job)
-        check_picture(content, job.rule, field=source.field)
+        if len(content) < _LARGE_BYTES:
+            check_picture(content, job.rule, field=source.field)
+        else:
+            await asyncio.to_thread(check_picture, content, job.rule, field=source.field)
         return content
 
     async def _open(self, link: Link, job: _Job) -> bytes:
