@@ -9,9 +9,9 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   ├── BodyTooLargeError, BodyTooSlowError
     │   ├── IdempotencyConflictError  the key was used before, for something else
     │   └── MediaError                an image or video cannot be used
-     │       ├── NotAnImageError, UnsupportedImageError, TruncatedImageError
-     │       ├── ImageTooLargeError, ImageShapeError
-     │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
+    │       ├── NotAnImageError, UnsupportedImageError, TruncatedImageError
+    │       ├── ImageTooLargeError, ImageShapeError
+    │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError

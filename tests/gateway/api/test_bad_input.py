@@ -12,12 +12,14 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from PIL import Image
 
 from broker_pipeline.pictures.rule import PictureRule
 from gateway.settings import FetchSettings, Limits
 from tests.broker_pipeline.pictures.test_header import encoded, png_claiming
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import acting_conductor
+from tests.kit.viewing.tiff_files import TiffKind, tiff_file
 
 LIMITS = Limits(max_body_bytes=200_000, pictures=PictureRule(max_bytes=100_000), max_images=4)
 
@@ -54,6 +56,7 @@ async def refusal(http: aiohttp.ClientSession, **request: Any) -> tuple[int, str
 
 
 JPEG = encoded("JPEG", (40, 30))
+SIGNED = TiffKind(b"II", 1, 2, 1, (16,), ())
 PROMPT = b'--B\r\nContent-Disposition: form-data; name="prompt"'
 
 
@@ -65,9 +68,10 @@ PROMPT = b'--B\r\nContent-Disposition: form-data; name="prompt"'
         (JPEG[:10], (422, "truncated_image")),
         (png_claiming(20_000, 20_000), (422, "image_too_large")),
         (png_claiming(3000, 10), (422, "image_shape")),
+        (tiff_file(SIGNED, Image.new("RGBA", (8, 8))), (422, "unsupported_image")),
         (JPEG + bytes(100_000), (413, "media_too_large")),
     ],
-    ids=["text", "empty", "truncated-header", "400-megapixels", "strip", "large"],
+    ids=["text", "empty", "truncated-header", "400-megapixels", "strip", "signed-samples", "large"],
 )
 async def test_bad_images(http: aiohttp.ClientSession, content: bytes, expected: tuple[int, str]) -> None:
     assert await refusal(http, data=upload(content)) == (*expected, "image[0]")
