@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from broker_pipeline.config import option
+from broker_pipeline.pictures.colour import read_colour
 from broker_pipeline.pictures.rule import PictureRule
 
 _PICTURES = PictureRule()
@@ -51,6 +52,12 @@ _VISION_OPTIONS = (
         type=click.IntRange(min=1),
         help="Pixels of the largest image decoded; gateways refuse larger ones.",
     ),
+    option(
+        "--background",
+        default="white",
+        callback=read_colour,
+        help="Colour behind the transparent parts of pictures, such as white or #808080.",
+    ),
 )
 VISION_OPTION_NAMES = (
     "max_requests",
@@ -60,6 +67,7 @@ VISION_OPTION_NAMES = (
     "cache_bytes",
     "max_image_bytes",
     "max_image_pixels",
+    "background",
 )
 
 

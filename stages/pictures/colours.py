@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from broker_pipeline.pictures.colour import WHITE, Colour
 from stages.pictures.levels import Levels, Samples, from_floats, from_integers, from_long_integers
 from stages.pictures.opening import OpenedPicture
 from stages.pictures.profiles import lab_to_srgb, to_srgb
-
-Colour = tuple[int, int, int]
-WHITE: Colour = (255, 255, 255)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.header import check_picture
 from broker_pipeline.pictures.rule import PictureRule
-from stages.pictures.colours import WHITE, Colour, shown
+from stages.pictures.colours import shown
 from stages.pictures.opening import open_picture
 
 DEFAULT_RULE = PictureRule()

@@ -159,6 +159,7 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
         image=image,
         video=video,
         pictures=PictureRule(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        background=settings.background,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import ImagePart, MediaRef, VideoPart
+from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
@@ -49,6 +50,7 @@ class PixelRules:
     image: PixelBudget
     video: PixelBudget | None
     pictures: PictureRule
+    background: Colour = WHITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +137,11 @@ class VisualEncoder:
     def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
         rules = self._rules
         if isinstance(part, ImagePart):
-            return image_frames(decode_image(contents[0], rules.pictures), rules.vision, rules.image)
+            return image_frames(decode_image(contents[0], rules.pictures, rules.background), rules.vision, rules.image)
         if rules.video is None:
             raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
         rules.pictures.check_frames(len(contents))
-        frames = (decode_image(content, rules.pictures) for content in contents)
+        frames = (decode_image(content, rules.pictures, rules.background) for content in contents)
         return video_frames(frames, len(contents), rules.vision, rules.video)
 
     async def _encode(self, key: str, patches: Patches) -> TowerOutput:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.base import Name
+from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.rule import PictureRule
 
 _PICTURES = PictureRule()
@@ -58,3 +59,5 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
     max_image_bytes: PositiveInt = _PICTURES.max_bytes
     max_image_pixels: PositiveInt = _PICTURES.max_pixels
+    background: Colour = WHITE
+    """What is seen behind the transparent parts of pictures."""

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from PIL import Image
 
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import StageError, WorkerBusyError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
-from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
@@ -32,6 +32,7 @@ from stages.worker.settings import VisionSettings
 from stages.worker.tensors import from_wire
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.pictures import picture, truncated_jpeg
+from tests.kit.viewing.seen import encoded
 
 Part = TextPart | ImagePart | VideoPart
 
@@ -140,7 +141,22 @@ def text(content: str = "What is it?") -> TextPart:
 
 def test_the_rule_for_pictures_is_announced(settings: VisionSettings) -> None:
     loaded = load(msgspec.structs.replace(settings, max_image_pixels=1234), CommonSettings())
-    assert loaded.record.pictures == loaded.rules.pictures == PictureRule(max_pixels=1234)
+    assert loaded.record.pictures == loaded.rules.pictures
+    assert loaded.record.pictures.max_pixels == 1234
+
+
+async def test_what_is_transparent_shows_the_background_that_was_chosen(
+    transport: Transport, redis: RedisClient, namespace: str, settings: VisionSettings
+) -> None:
+    clear = encoded(Image.new("RGBA", (64, 64), (255, 0, 0, 0)), "PNG")
+    green = encoded(Image.new("RGB", (64, 64), (10, 200, 30)), "PNG")
+    chosen = msgspec.structs.replace(settings, background=(10, 200, 30))
+    async with _bench(transport, redis, namespace, chosen) as bench:
+        for content in (clear, green):
+            answer = await bench.prepare(ImagePart(media=await bench.store(content)))
+            assert answer.body.failure is None
+        first, second = (delivery.tensors["embeds"] for delivery in bench.deliveries["first"])
+        assert first.to_numpy().tobytes() == second.to_numpy().tobytes()
 
 
 async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: Bench) -> None:
