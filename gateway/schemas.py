@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker_pipeline.messages.jobs import JobStatus
+from broker_pipeline.messages.jobs import JobStatus, PixelBounds
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 MAX_TEXT_LENGTH = 2_000_000
 
+Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of an image")]
 Metadata = Annotated[
@@ -29,14 +30,36 @@ class TextInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="text"):
     text: Text
 
 
-class ImageInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="image"):
+class SizeInput(_Body, frozen=True, kw_only=True):
+    """Bounds on pixels, as transformers names them now. They are no edges, but numbers of pixels."""
+
+    shortest_edge: Pixels | None = None
+    longest_edge: Pixels | None = None
+
+
+class _Sized(_Body, frozen=True, kw_only=True):
+    """Base of what may be resized to other bounds than the model's. `min_pixels` and `max_pixels` go before `size`."""
+
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    size: SizeInput = SizeInput()
+
+    @property
+    def bounds(self) -> PixelBounds:
+        """The bounds, whichever way they were given."""
+        return PixelBounds(
+            min_pixels=self.min_pixels or self.size.shortest_edge, max_pixels=self.max_pixels or self.size.longest_edge
+        )
+
+
+class ImageInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image"):
     """An image by URL."""
 
     url: ImageUrl
 
 
-class VideoInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="video"):
-    """A video, given as its frames in order."""
+class VideoInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video"):
+    """A video, given as its frames in order. Its pixels are those of all frames together."""
 
     frames: Annotated[tuple[ImageUrl, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
@@ -49,8 +72,8 @@ class MessageInput(_Body, frozen=True, kw_only=True):
     content: Text | Annotated[tuple[TextInput | ImageInput | VideoInput, ...], Meta(min_length=1, max_length=1024)]
 
 
-class JobRequest(_Body, frozen=True, kw_only=True):
-    """A job: either `prompt` and `images`, or `messages`."""
+class JobRequest(_Sized, frozen=True, kw_only=True):
+    """A job: either `prompt` and `images`, or `messages`. Its bounds hold for each image that has none of its own."""
 
     prompt: Text | UnsetType = UNSET
     images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] = ()

@@ -29,10 +29,24 @@ class TextPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="tex
     text: Annotated[str, Meta(max_length=2_000_000)]
 
 
+class PixelBounds(WireStruct, frozen=True, kw_only=True):
+    """Pixels that a picture, or all frames of a video together, are resized to; None leaves a bound to the model."""
+
+    min_pixels: PositiveCount | None = None
+    max_pixels: PositiveCount | None = None
+
+    def or_else(self, other: "PixelBounds") -> "PixelBounds":
+        """Return these bounds, and the other's where there are none."""
+        return PixelBounds(
+            min_pixels=self.min_pixels or other.min_pixels, max_pixels=self.max_pixels or other.max_pixels
+        )
+
+
 class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="image"):
     """One image in a chat message."""
 
     media: MediaRef
+    bounds: PixelBounds = PixelBounds()
 
 
 class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video"):
@@ -40,6 +54,7 @@ class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="vi
 
     frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+    bounds: PixelBounds = PixelBounds()
 
 
 class ChatMessage(WireStruct, frozen=True, kw_only=True):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.errors import ImageShapeError, ImageTooLargeError, MediaTooLargeError, NotAnImageError
+from broker_pipeline.errors import (
+    ImageShapeError,
+    ImageTooLargeError,
+    InvalidRequestError,
+    MediaTooLargeError,
+    NotAnImageError,
+)
 from broker_pipeline.pictures.formats import DECODED_FORMATS
 
 MAX_ASPECT_RATIO = 200
@@ -38,6 +44,10 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_aspect_ratio: Positive = MAX_ASPECT_RATIO
     max_frames: Positive = MAX_FRAMES
     """Frames of one video; each is a picture."""
+    max_resized_pixels: Positive | None = None
+    """Most that a job may have a picture resized to, what a vision worker has memory for; None where none says so."""
+    max_resized_video_pixels: Positive | None = None
+    """Most that a job may have a video resized to, all frames together."""
 
     def check_bytes(self, num_bytes: int, field: str | None = None) -> None:
         """Raise `MediaTooLargeError` for a file that is too long."""
@@ -77,4 +87,19 @@ def strictest(rules: Sequence[PictureRule]) -> PictureRule:
         max_pixels=min(rule.max_pixels for rule in rules),
         max_aspect_ratio=min(rule.max_aspect_ratio for rule in rules),
         max_frames=min(rule.max_frames for rule in rules),
+        max_resized_pixels=_least(rule.max_resized_pixels for rule in rules),
+        max_resized_video_pixels=_least(rule.max_resized_video_pixels for rule in rules),
     )
+
+
+def check_bounds(min_pixels: int | None, max_pixels: int | None, limit: int | None, field: str) -> None:
+    """Raise `InvalidRequestError` for bounds on a resized picture that cross, or are beyond `limit`."""
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise InvalidRequestError(f"min_pixels is {min_pixels}, more than max_pixels, {max_pixels}", field=field)
+    largest = max_pixels or min_pixels
+    if limit is not None and largest is not None and largest > limit:
+        raise InvalidRequestError(f"{largest} pixels; this model's workers resize to {limit} at most", field=field)
+
+
+def _least(limits: Iterable[int | None]) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -14,8 +14,17 @@ from typing import Literal
 import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.messages.jobs import (
+    DEFAULT_PROMPT,
+    ChatMessage,
+    ImagePart,
+    MediaRef,
+    PixelBounds,
+    TextPart,
+    VideoPart,
+)
 from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.pictures.rule import PictureRule, check_bounds
 from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
 from gateway.settings import Limits
 
@@ -44,6 +53,7 @@ class ImagePlace:
     """Where the image of source `source` goes."""
 
     source: int
+    bounds: PixelBounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class VideoPlace:
     start: int
     stop: int
     fps: float
+    bounds: PixelBounds
 
 
 DraftPart = TextPart | ImagePlace | VideoPlace
@@ -97,14 +108,15 @@ def draft_job(request: JobRequest, images: Sequence[Source], limits: Limits) -> 
     if request.messages is not msgspec.UNSET:
         messages = _conversation(request, request.messages, sources)
     else:
-        messages = (_question(request.prompt, len(sources)),)
+        messages = (_question(request, len(sources)),)
         sent_as = _names_of_question(request.prompt, sources)
     if len(sources) > limits.max_images:
         raise InvalidRequestError(
             f"{len(sources)} images; a job may have {limits.max_images}", field=sources[limits.max_images].field
         )
-    for video in (part for message in messages for part in message.content if isinstance(part, VideoPlace)):
-        limits.pictures.check_frames(video.stop - video.start, sources[video.start].field)
+    for message in messages:
+        for part in message.content:
+            _check_place(part, sources, limits.pictures)
     return JobDraft(messages, tuple(sources), request.sampling, request.metadata, sent_as)
 
 
@@ -118,17 +130,30 @@ def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
 
 def _fill_part(part: DraftPart, refs: Sequence[MediaRef]) -> TextPart | ImagePart | VideoPart:
     if isinstance(part, ImagePlace):
-        return ImagePart(media=refs[part.source])
+        return ImagePart(media=refs[part.source], bounds=part.bounds)
     if isinstance(part, VideoPlace):
-        return VideoPart(frames=tuple(refs[part.start : part.stop]), fps=part.fps)
+        return VideoPart(frames=tuple(refs[part.start : part.stop]), fps=part.fps, bounds=part.bounds)
     return part
 
 
-def _question(prompt: str | msgspec.UnsetType, num_images: int) -> DraftMessage:
+def _check_place(part: DraftPart, sources: Sequence[Source], rule: PictureRule) -> None:
+    if isinstance(part, ImagePlace):
+        field, limit = sources[part.source].field, rule.max_resized_pixels
+    elif isinstance(part, VideoPlace):
+        field, limit = sources[part.start].field, rule.max_resized_video_pixels
+        rule.check_frames(part.stop - part.start, field)
+    else:
+        return
+    check_bounds(part.bounds.min_pixels, part.bounds.max_pixels, limit, field)
+
+
+def _question(request: JobRequest, num_images: int) -> DraftMessage:
+    prompt = request.prompt
     if prompt is msgspec.UNSET and num_images == 0:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
     text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
-    return DraftMessage("user", (*(ImagePlace(index) for index in range(num_images)), TextPart(text=text)))
+    images = (ImagePlace(index, request.bounds) for index in range(num_images))
+    return DraftMessage("user", (*images, TextPart(text=text)))
 
 
 def _names_of_question(prompt: str | msgspec.UnsetType, sources: Sequence[Source]) -> dict[str, str]:
@@ -145,26 +170,30 @@ def _conversation(
         raise InvalidRequestError("images stand inside `messages` where these are given", field=sources[0].field)
     if messages[-1].role != "user":
         raise InvalidRequestError("the last message must be the user's", field=f"messages[{len(messages) - 1}].role")
-    return tuple(_message(message, f"messages[{index}]", sources) for index, message in enumerate(messages))
+    return tuple(
+        _message(message, f"messages[{index}]", sources, request.bounds) for index, message in enumerate(messages)
+    )
 
 
-def _message(message: MessageInput, path: str, sources: list[Source]) -> DraftMessage:
+def _message(message: MessageInput, path: str, sources: list[Source], bounds: PixelBounds) -> DraftMessage:
     path = f"{path}.content"
     if isinstance(message.content, str):
         return DraftMessage(message.role, (TextPart(text=_check_text(message.content, path)),))
-    parts = tuple(_part(part, f"{path}[{index}]", sources) for index, part in enumerate(message.content))
+    parts = tuple(_part(part, f"{path}[{index}]", sources, bounds) for index, part in enumerate(message.content))
     if message.role != "user" and not all(isinstance(part, TextPart) for part in parts):
         raise InvalidRequestError("only the user's messages may hold images and videos", field=path)
     return DraftMessage(message.role, parts)
 
 
-def _part(part: TextInput | ImageInput | VideoInput, path: str, sources: list[Source]) -> DraftPart:
+def _part(
+    part: TextInput | ImageInput | VideoInput, path: str, sources: list[Source], bounds: PixelBounds
+) -> DraftPart:
     if isinstance(part, TextInput):
         return TextPart(text=_check_text(part.text, f"{path}.text"))
     if isinstance(part, ImageInput):
-        return ImagePlace(_add(sources, [Link(f"{path}.url", part.url)]))
+        return ImagePlace(_add(sources, [Link(f"{path}.url", part.url)]), part.bounds.or_else(bounds))
     start = _add(sources, (Link(f"{path}.frames[{index}]", url) for index, url in enumerate(part.frames)))
-    return VideoPlace(start, len(sources), part.fps)
+    return VideoPlace(start, len(sources), part.fps, part.bounds)
 
 
 def _add(sources: list[Source], links: Iterable[Link]) -> int:

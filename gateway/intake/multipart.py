@@ -4,6 +4,7 @@ image     a file (JPEG, PNG, …), or the text of a URL; may be repeated, the or
 prompt    text
 metadata  a JSON object
 request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
+min_pixels, max_pixels  numbers
 NAME      a sampling field by its own name: temperature, max_tokens, …; lists are repeated, objects are JSON
 """
 
@@ -28,6 +29,7 @@ IMAGE_FIELD = "image"
 MAX_PARTS = 1200
 _CHUNK_BYTES = 64 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
+_BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
 _OBJECTS = frozenset({"logit_bias", "repetition_detection"})
 _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
@@ -112,7 +114,9 @@ def job_request(form: Form) -> JobRequest:
     fields = dict(form.fields)
     prompt = fields.pop("prompt", None)
     metadata = fields.pop("metadata", None)
-    return JobRequest(
+    bounds = {name: _single(name, fields.pop(name)) for name in _BOUNDS if name in fields}
+    return msgspec.structs.replace(
+        convert_strings(bounds, JobRequest),
         prompt=msgspec.UNSET if prompt is None else _single("prompt", prompt),
         sampling=_sampling(fields),
         metadata={} if metadata is None else _metadata(_single("metadata", metadata)),

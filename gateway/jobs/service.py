@@ -161,7 +161,7 @@ def _without_media(messages: tuple[ChatMessage, ...]) -> object:
         if not isinstance(part, dict):
             return part
         if "media" in part:
-            return part["type"]
+            return part | {"media": None}
         return part | {"frames": len(part["frames"])} if "frames" in part else part
 
     turns = msgspec.to_builtins(messages)

@@ -53,6 +53,18 @@ _VISION_OPTIONS = (
         help="Pixels of the largest image decoded; gateways refuse larger ones.",
     ),
     option(
+        "--min-pixels",
+        default=None,
+        type=click.IntRange(min=1),
+        help="Pixels that a picture is resized to at least; jobs may say so themselves.  [default: the model's]",
+    ),
+    option(
+        "--max-pixels",
+        default=None,
+        type=click.IntRange(min=1),
+        help="Pixels that a picture is resized to at most; jobs may ask for less.  [default: the model's]",
+    ),
+    option(
         "--background",
         default="white",
         callback=read_colour,
@@ -67,6 +79,8 @@ VISION_OPTION_NAMES = (
     "cache_bytes",
     "max_image_bytes",
     "max_image_pixels",
+    "min_pixels",
+    "max_pixels",
     "background",
 )
 

@@ -30,10 +30,11 @@ def read_pixel_budgets(directory: Path, vision: VisionConfig) -> tuple[PixelBudg
 
 
 def _find(directory: Path, section: str, files: tuple[str, ...], vision: VisionConfig) -> PixelBudget | None:
+    is_video = section == "video_processor"
     values = read_json_object(directory / PROCESSOR_FILE).get(section)
     if values is not None:
-        return PixelBudget.from_json(values, vision, file=f"{PROCESSOR_FILE}.{section}")
+        return PixelBudget.from_json(values, vision, file=f"{PROCESSOR_FILE}.{section}", is_video=is_video)
     for name in files:
         if (directory / name).is_file():
-            return PixelBudget.from_json((directory / name).read_bytes(), vision, file=name)
+            return PixelBudget.from_json((directory / name).read_bytes(), vision, file=name, is_video=is_video)
     return None

@@ -14,13 +14,16 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.errors import ImageShapeError
+from broker_pipeline.errors import ImageShapeError, ModelConfigError
 from broker_pipeline.pictures.rule import MAX_ASPECT_RATIO
 from stages.qwen3_vl.config_fields import Fields
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.vision_config import VisionConfig
 
 _BICUBIC = 3  # as Pillow numbers it
+_IMAGE_DEFAULT = (56 * 56, 28 * 28 * 1280)
+_VIDEO_DEFAULT = (128 * 32 * 32, 32 * 32 * 768)
+"""What transformers takes where a file says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +34,43 @@ class PixelBudget:
     max_pixels: int
 
     @classmethod
-    def from_json(cls, source: bytes | Mapping[str, Any], vision: VisionConfig, *, file: str) -> PixelBudget:
-        """Read `preprocessor_config.json` or `video_preprocessor_config.json`; `file` is named in errors.
+    def from_json(
+        cls, source: bytes | Mapping[str, Any], vision: VisionConfig, *, file: str, is_video: bool = False
+    ) -> PixelBudget:
+        """Read `preprocessor_config.json` or `video_preprocessor_config.json` as transformers does.
+
+        `file` is named in errors. Bounds are those of `size`; of pictures those of the older `min_pixels` and
+        `max_pixels` come first, which of videos are read over.
 
         Raises:
-            ModelConfigError: a bound is missing, or the file asks for other patches or another normalisation than
+            ModelConfigError: `size` lacks a bound, or the file asks for other patches or another normalisation than
                 this engine implements.
         """
         fields = Fields.from_json(source, file=file, path=file)
-        size = fields.section("size")
-        budget = cls(size.positive("shortest_edge"), size.positive("longest_edge"))
+        default = _VIDEO_DEFAULT if is_video else _IMAGE_DEFAULT
+        budget = cls(
+            _bound(fields, "min_pixels", "shortest_edge", default[0], is_video=is_video),
+            _bound(fields, "max_pixels", "longest_edge", default[1], is_video=is_video),
+        )
         if budget.min_pixels > budget.max_pixels:
-            raise size.error("shortest_edge", "at most longest_edge")
+            raise ModelConfigError(
+                f"{file} has bounds of {budget.min_pixels} to {budget.max_pixels} pixels", field=f"{file}.size"
+            )
         for key in ("patch_size", "image_mean", "image_std"):  # left out, they mean other models' values
             fields.demand(key)
         for key, implemented in _implemented(vision).items():
             fields.require(key, implemented)
         return budget
+
+    def with_bounds(self, min_pixels: int | None, max_pixels: int | None) -> PixelBudget:
+        """Return this budget with the bounds that are given. They may cross, as transformers allows a call to."""
+        return PixelBudget(min_pixels or self.min_pixels, max_pixels or self.max_pixels)
+
+
+def _bound(fields: Fields, old: str, new: str, default: int, *, is_video: bool) -> int:
+    if fields.has(old) and not is_video:
+        return fields.positive(old)
+    return fields.section("size").positive(new) if fields.has("size") else default
 
 
 def _implemented(vision: VisionConfig) -> dict[str, object]:

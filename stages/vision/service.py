@@ -20,7 +20,7 @@ import torch
 
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.pictures.rule import PictureRule, check_bounds
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -154,11 +154,18 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
 def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules:
     """Read how the model wants its pictures, and videos where the artifact says so."""
     image, video = read_pixel_budgets(artifact.directory, artifact.config.vision)
+    image = image.with_bounds(settings.min_pixels, settings.max_pixels)
+    check_bounds(image.min_pixels, image.max_pixels, None, "min_pixels")
     return PixelRules(
         vision=artifact.config.vision,
         image=image,
         video=video,
-        pictures=PictureRule(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        pictures=PictureRule(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_resized_pixels=image.max_pixels,
+            max_resized_video_pixels=video.max_pixels if video is not None else None,
+        ),
         background=settings.background,
     )
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import ImagePart, MediaRef, VideoPart
+from broker_pipeline.messages.jobs import ImagePart, MediaRef, PixelBounds, VideoPart
 from broker_pipeline.pictures.colour import WHITE, Colour
-from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.pictures.rule import PictureRule, check_bounds
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
@@ -137,12 +137,13 @@ class VisualEncoder:
     def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
         rules = self._rules
         if isinstance(part, ImagePart):
-            return image_frames(decode_image(contents[0], rules.pictures, rules.background), rules.vision, rules.image)
+            pixels = decode_image(contents[0], rules.pictures, rules.background)
+            return image_frames(pixels, rules.vision, _budget(rules.image, part.bounds))
         if rules.video is None:
             raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
         rules.pictures.check_frames(len(contents))
         frames = (decode_image(content, rules.pictures, rules.background) for content in contents)
-        return video_frames(frames, len(contents), rules.vision, rules.video)
+        return video_frames(frames, len(contents), rules.vision, _budget(rules.video, part.bounds))
 
     async def _encode(self, key: str, patches: Patches) -> TowerOutput:
         cached = self._cache.peek(key)
@@ -156,11 +157,17 @@ class VisualEncoder:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
+def _budget(own: PixelBudget, bounds: PixelBounds) -> PixelBudget:
+    check_bounds(bounds.min_pixels, bounds.max_pixels, own.max_pixels, "messages")
+    return own.with_bounds(bounds.min_pixels, bounds.max_pixels)
+
+
 def _key_of(part: ImagePart | VideoPart) -> str:
-    """Name what the output depends on: the bytes of a picture, or of all frames of a video in order."""
+    """Name what the output depends on: the bytes of a picture, or of all frames of a video in order, and bounds."""
+    bounds = "" if part.bounds == PixelBounds() else f"-{part.bounds.min_pixels}-{part.bounds.max_pixels}"
     if isinstance(part, ImagePart):
-        return part.media.sha256
-    return "video-" + hashlib.sha256("".join(frame.sha256 for frame in part.frames).encode()).hexdigest()
+        return part.media.sha256 + bounds
+    return "video-" + hashlib.sha256("".join(frame.sha256 for frame in part.frames).encode()).hexdigest() + bounds
 
 
 def _input_of(part: ImagePart | VideoPart, grid: PatchGrid, vision: VisionConfig) -> VisualInput:

@@ -59,5 +59,8 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
     max_image_bytes: PositiveInt = _PICTURES.max_bytes
     max_image_pixels: PositiveInt = _PICTURES.max_pixels
+    min_pixels: PositiveInt | None = None
+    """What pictures are resized to at least; None leaves it to the model, as for `max_pixels`."""
+    max_pixels: PositiveInt | None = None
     background: Colour = WHITE
     """What is seen behind the transparent parts of pictures."""

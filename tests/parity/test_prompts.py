@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import math
 from pathlib import Path
@@ -167,6 +168,35 @@ def test_sizes_equal_those_of_transformers():
                 fit_size(height, width, 32, budget)
         else:
             assert fit_size(height, width, 32, budget) == expected, (height, width)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}},
+        {"min_pixels": 4096, "max_pixels": 300_000},
+        {"min_pixels": 4096},
+        {"max_pixels": 300_000},
+        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "max_pixels": 300_000},
+        {"size": {"min_pixels": 1, "max_pixels": 2}, "min_pixels": 4096, "max_pixels": 300_000},
+        {"size": None},
+        {},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("call", [{}, {"min_pixels": 200_000}, {"max_pixels": 100_000}, {"max_pixels": 2000}], ids=str)
+@pytest.mark.filterwarnings("ignore:Passing `min_pixels` and `max_pixels` to a processor call:FutureWarning")
+def test_bounds_of_files_and_calls_are_read_as_transformers_does(file, call):
+    """Old style and new; a call's are a job's."""
+    vision = config_of(VARIANT).vision
+    sides = {"patch_size": vision.patch_size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = Qwen2VLImageProcessorPil(**copy.deepcopy(file), **sides)
+    budget = PixelBudget.from_json(file | sides, vision, file="f")
+    budget = budget.with_bounds(call.get("min_pixels"), call.get("max_pixels"))
+    for height, width in ((30, 40), (300, 400), (1200, 900)):
+        expected = processor(images=[Image.new("RGB", (width, height))], return_tensors="pt", **call)["image_grid_thw"]
+        fitted = fit_size(height, width, 32, budget)
+        assert [side // 16 for side in fitted] == expected[0, 1:].tolist(), (height, width)
 
 
 def test_video_sizes_equal_those_of_transformers():

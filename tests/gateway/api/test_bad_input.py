@@ -78,6 +78,11 @@ async def test_bad_images(http: aiohttp.ClientSession, content: bytes, expected:
     assert await refusal(http, json={"images": [data_url(content)]}) == (*expected, "images[0]")
 
 
+@pytest.mark.parametrize(("name", "text"), [("min_pixels", "0"), ("max_pixels", "many"), ("max_pixel", "9")])
+async def test_bad_bounds_of_a_form(http: aiohttp.ClientSession, name: str, text: str) -> None:
+    assert await refusal(http, data=upload(JPEG, **{name: text})) == (400, "invalid_request", name)
+
+
 async def test_a_jpeg_truncated_in_its_data_is_taken(http: aiohttp.ClientSession) -> None:
     content = encoded("JPEG", (200, 200))
     async with http.post("/v1/jobs", data=upload(content[: len(content) // 2 + 300])) as answer:

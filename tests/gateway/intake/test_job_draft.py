@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ImagePart, MediaRef, PixelBounds, TextPart, VideoPart
+from broker_pipeline.pictures.rule import PictureRule
 from gateway.intake.job_draft import Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
@@ -38,6 +39,33 @@ def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
     (message,) = fill(draft, refs(2))
     assert message.role == "user"
     assert message.content == (*(ImagePart(media=ref) for ref in refs(2)), TextPart(text="Compare."))
+
+
+def test_images_take_the_jobs_bounds_where_they_have_none_of_their_own() -> None:
+    image = {"type": "image", "url": "data:,x"}
+    content = [image, image | {"max_pixels": 2000}, image | {"size": {"shortest_edge": 100, "longest_edge": 3000}}]
+    body = {"messages": [{"role": "user", "content": content}], "min_pixels": 50, "size": {"longest_edge": 1000}}
+    (message,) = fill(draft_job(request(body), [], Limits(max_images=3)), refs(3))
+    assert [part.bounds for part in message.content if isinstance(part, ImagePart)] == [
+        PixelBounds(min_pixels=50, max_pixels=1000),
+        PixelBounds(min_pixels=50, max_pixels=2000),
+        PixelBounds(min_pixels=100, max_pixels=3000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"min_pixels": 20, "max_pixels": 10}, "min_pixels is 20, more than max_pixels, 10"),
+        ({"max_pixels": 1001}, "1001 pixels; this model's workers resize to 1000 at most"),
+        ({"min_pixels": 1001}, "1001 pixels; this model's workers resize to 1000 at most"),
+    ],
+)
+def test_bounds_that_no_worker_keeps_are_refused(bounds: dict[str, int], reason: str) -> None:
+    limits = Limits(max_images=1, pictures=PictureRule(max_resized_pixels=1000))
+    with pytest.raises(InvalidRequestError, match=reason) as caught:
+        draft_job(request({"images": ["data:,x"]} | bounds), [], limits)
+    assert caught.value.field == "images[0]"
 
 
 def test_a_prompt_alone_is_a_job() -> None:

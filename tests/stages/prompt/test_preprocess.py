@@ -89,7 +89,11 @@ def test_bounds_are_read_from_the_processor_files():
     ("change", "field"),
     [
         ({"size": {}}, "size.shortest_edge"),
-        ({"size": {"shortest_edge": 10, "longest_edge": 9}}, "size.shortest_edge"),
+        ({"size": {"shortest_edge": 1}}, "size.longest_edge"),
+        ({"size": {"shortest_edge": 10, "longest_edge": 9}}, "size"),
+        ({"min_pixels": 10}, "size"),
+        ({"max_pixels": 0}, "max_pixels"),
+        ({"size": 224}, "size"),
         ({"patch_size": 14}, "patch_size"),
         ({"image_mean": [0.48, 0.45, 0.4]}, "image_mean"),
         ({"merge_size": 1}, "merge_size"),
@@ -99,6 +103,13 @@ def test_processor_files_that_ask_for_something_else_are_refused(change, field):
     with pytest.raises(ModelConfigError) as caught:
         PixelBudget.from_json(RULES | change, VISION, file="f.json")
     assert caught.value.field == f"f.json.{field}"
+
+
+def test_bounds_of_a_job_go_before_the_models():
+    budget = PixelBudget(10, 20)
+    assert budget.with_bounds(None, None) == budget
+    assert budget.with_bounds(5, None) == PixelBudget(5, 20)
+    assert budget.with_bounds(None, 15) == PixelBudget(10, 15)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{"])

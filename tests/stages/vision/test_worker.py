@@ -15,14 +15,15 @@ from PIL import Image
 
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.errors import StageError, WorkerBusyError
-from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, TextPart, VideoPart
+from broker_pipeline.errors import InvalidRequestError, StageError, WorkerBusyError
+from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, PixelBounds, TextPart, VideoPart
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
 from stages.prompt.chat import VisualInput
 from stages.prompt.images import decode_image
+from stages.prompt.preprocess import PixelBudget
 from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.positions import plan_positions
 from stages.vision.service import LoadedVision, VisionThreads, _assemble, load
@@ -183,6 +184,29 @@ async def test_a_prompt_with_pictures_becomes_tokens_positions_and_rows(bench: B
     assert [(span.offset, span.count, span.row) for span in answer.body.visual] == [
         (group.start, group.count, group.visual_row) for group in prompt.groups
     ]
+
+
+async def test_a_job_says_how_large_its_pictures_become(bench: Bench) -> None:
+    """At most what the worker has memory for; and what was encoded at another size is not given again."""
+    media = await bench.store(picture(9, 256, 192))
+    bounds = {48: (None, None), 12: (None, 12 * 1024), 4: (1, 6 * 1024)}
+    for num_tokens, (least, most) in bounds.items():
+        wanted = PixelBounds(min_pixels=least, max_pixels=most)
+        answer = await bench.prepare(ImagePart(media=media, bounds=wanted))
+        assert sum(span.count for span in answer.body.visual) == num_tokens
+    limit = bench.loaded.record.pictures.max_resized_pixels
+    assert limit == bench.loaded.rules.image.max_pixels
+    for least, most in ((None, limit + 1), (limit + 1, None), (9, 8)):
+        wrong = ImagePart(media=media, bounds=PixelBounds(min_pixels=least, max_pixels=most))
+        assert await bench.failure(wrong) == ("invalid_request", "messages")
+
+
+def test_a_worker_can_be_told_other_bounds_than_the_models(settings: VisionSettings) -> None:
+    loaded = load(msgspec.structs.replace(settings, min_pixels=1024, max_pixels=8192), CommonSettings())
+    assert loaded.rules.image == PixelBudget(1024, 8192)
+    assert loaded.record.pictures.max_resized_pixels == 8192
+    with pytest.raises(InvalidRequestError, match="min_pixels is 9000, more than max_pixels, 8192"):
+        load(msgspec.structs.replace(settings, min_pixels=9000, max_pixels=8192), CommonSettings())
 
 
 async def test_text_alone_needs_no_rows_and_no_tower(bench: Bench) -> None:
