@@ -20,10 +20,11 @@ from broker_pipeline.config import option
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.pictures.formats import ENDINGS
 from broker_pipeline.tools.caption.asked_model import asked_model
 from broker_pipeline.tools.caption.line_maker import LineMaker
 from broker_pipeline.tools.caption.log import CaptionLog
-from broker_pipeline.tools.caption.picture_files import EXTENSIONS, FoundPictures, find_pictures
+from broker_pipeline.tools.caption.picture_files import FoundPictures, find_pictures
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
 from broker_pipeline.tools.caption.run import CaptionRun, Summary
 from broker_pipeline.tools.caption.sampling_options import sampling_options, sampling_params
@@ -114,7 +115,10 @@ async def _run(settings: CaptionSettings) -> int:
 async def _caption(settings: CaptionSettings, console: Console) -> Summary:
     found = await in_daemon_thread(find_pictures, settings.paths, recursive=settings.recursive)
     if not found.pictures and not found.unreadable:
-        raise InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(EXTENSIONS))}", field="PATHS")
+        left_out = f"; {found.left_out_text()}" if found.left_out else ""
+        raise InvalidRequestError(
+            f"no pictures there; looked for {', '.join(sorted(ENDINGS))}{left_out}", field="PATHS"
+        )
     async with GatewayClient.open(settings.gateway, patience_s=settings.patience_s) as client:
         await client.check()
         conductor = await asked_model(client, settings.patience_s, lambda text: say(console, text))
@@ -131,6 +135,7 @@ async def _caption(settings: CaptionSettings, console: Console) -> Summary:
                     return await run.run(found)
             finally:
                 print_summary(console, run.summary, log.name, time.monotonic() - started)
+                _say_left_out(console, found)
 
 
 def _announce(
@@ -148,3 +153,9 @@ def _announce(
     known = f"; {log.name} has {log.num_captioned} captions already" if log.num_captioned else ""
     asked = f"{conductor.model} at {settings.gateway}".removeprefix(" at ")
     say(console, f"{len(found.pictures)} pictures for {asked}{known}")
+    _say_left_out(console, found)
+
+
+def _say_left_out(console: Console, found: FoundPictures) -> None:
+    if found.left_out:
+        say(console, found.left_out_text())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.pictures.formats import ENDINGS
 from broker_pipeline.tools.terminal import printable
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class FoundPictures:
     """Further paths to pictures that were found already."""
     unreadable: dict[Path, str] = field(default_factory=dict)
     """Folders that could not be listed, with the reason."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files of folders that are not named like pictures, counted by their endings."""
     _seen: set[object] = field(default_factory=set)
 
     def look_at(self, path: Path) -> None:
@@ -39,12 +41,23 @@ class FoundPictures:
         else:
             self._take(path)
 
+    def left_out_text(self) -> str:
+        """Say what was left out, the most frequent ending first."""
+        endings = (f"{count} {printable(ending) or 'without ending'}" for ending, count in self.left_out.most_common())
+        return f"left out, as not named like pictures: {', '.join(endings)}"
+
     def _walk(self, folder: Path) -> None:
         for root, folders, files in os.walk(folder, onerror=self._note_unreadable):
             folders[:] = sorted(name for name in folders if self.recursive and not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                    self._take(Path(root, name))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                self._look_at_name(Path(root, name))
+
+    def _look_at_name(self, path: Path) -> None:
+        ending = path.suffix.lower()
+        if ending in ENDINGS:
+            self._take(path)
+        else:
+            self.left_out[ending] += 1
 
     def _take(self, path: Path) -> None:
         key = _file_of(path)
@@ -59,9 +72,9 @@ class FoundPictures:
 
 
 def find_pictures(paths: Iterable[Path], *, recursive: bool = True) -> FoundPictures:
-    """Return the files named, and the pictures (by extension) inside the folders named, each file once.
+    """Return the files named, and the pictures (by ending) inside the folders named, each once.
 
-    Files keep the order in which they were named, whatever their extension; a folder's pictures are sorted, and
+    Files keep the order in which they were named, whatever their ending; a folder's pictures are sorted, and
     hidden files and folders in it are left out. Raises `ConfigurationError` for a path that does not exist.
     """
     found = FoundPictures(recursive)

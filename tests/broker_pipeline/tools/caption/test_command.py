@@ -55,6 +55,8 @@ async def test_failures_are_told_and_tried_again(captioner: Captioner, conductor
     (pictures / "broken.png").write_bytes(numbered_picture(1)[:12])
     (pictures / "text.jpg").write_bytes(b"hello")
     (pictures / "gone.png").symlink_to(pictures / "nowhere")
+    (pictures / "notes.txt").touch()
+    (pictures / "film.mp4").touch()
     conductor.failing = {numbered_picture(4), numbered_picture(5)}
     run = await captioner.run("pictures")
     assert run.code == 1
@@ -62,6 +64,7 @@ async def test_failures_are_told_and_tried_again(captioner: Captioner, conductor
     assert "5 failed" in run.text
     assert "2 x compute (out of luck)" in run.text
     assert "1 x not_an_image" in run.text
+    assert run.text.count("left out, as not named like pictures: 1 .mp4, 1 .txt") == 2, "at the start and at the end"
     by_path = {Path(line["path"]).name: line for line in lines(captioner.out)}
     assert by_path["004.png"]["error"]["code"] == "compute"
     assert by_path["broken.png"]["error"]["code"] == "truncated_image"

@@ -27,6 +27,24 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path)
     assert names(tmp_path, find_pictures([tmp_path], recursive=False).pictures) == ["a.PNG", "b.jpg"]
 
 
+def test_what_is_left_out_is_counted_by_its_ending(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.txt", "sub/c.TXT", "d.mp4", "README", ".hidden", "e.jpg.part")
+    found = find_pictures([tmp_path])
+    assert found.left_out == {".txt": 2, ".mp4": 1, "": 1, ".part": 1}
+    text = found.left_out_text()
+    assert text.startswith("left out, as not named like pictures: 2 .txt, ")
+    assert "1 without ending" in text
+    assert not find_pictures([tmp_path / "b.txt", tmp_path / "a.jpg"]).left_out
+
+
+@pytest.mark.parametrize(
+    "name", ["a.heic", "a.HEIF", "a.avif", "a.ico", "a.ppm", "a.pfm", "a.jp2", "a.j2k", "a.jpe", "a.apng"]
+)
+def test_every_format_that_is_decoded_is_found(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name)
+    assert names(tmp_path, find_pictures([tmp_path]).pictures) == [name]
+
+
 def test_named_files_keep_their_order_and_need_no_extension(tmp_path: Path) -> None:
     touch(tmp_path, "z", "a.jpg", ".h.jpg")
     paths = [tmp_path / "z", tmp_path / "a.jpg", tmp_path / ".h.jpg"]

@@ -108,12 +108,8 @@ async def test_an_idempotency_key_gives_the_same_job(
 async def test_an_idempotency_key_belongs_to_one_request(http: aiohttp.ClientSession, jpeg: bytes) -> None:
     headers = {"Idempotency-Key": "k-2"}
     await accepted(http, data=form(jpeg), headers=headers)
-    for other in (
-        form(jpeg, prompt="Other"),
-        form(jpeg + b"!"),
-        form(jpeg, temperature="1"),
-        form(jpeg, max_pixels="9"),
-    ):
+    changes = ({"prompt": "Other"}, {"temperature": "1"}, {"max_pixels": "9"})
+    for other in (form(jpeg + b"!"), *(form(jpeg, **change) for change in changes)):
         async with http.post("/v1/jobs", data=other, headers=headers) as answer:
             assert answer.status == 409
             assert (await answer.json())["error"]["code"] == "idempotency_conflict"
