@@ -11,6 +11,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── MediaError                an image or video cannot be used
     │       ├── NotAnImageError, UnsupportedImageError, TruncatedImageError
     │       ├── ImageTooLargeError, ImageShapeError
+    │       ├── NotAVideoError, VideoTooLongError
     │       ├── MediaTooLargeError, MediaMissingError, UnreadableFileError
     │       └── MediaFetchError
     │           └── PrivateAddressError
@@ -131,6 +132,18 @@ class UnsupportedImageError(MediaError):
     """The image is of a kind (bits, colours, compression) that is not decoded here; the message names it."""
 
     code = "unsupported_image"
+
+
+class NotAVideoError(MediaError):
+    """The bytes are not a video of an accepted container, or hold no frames."""
+
+    code = "not_a_video"
+
+
+class VideoTooLongError(MediaError):
+    """The video has too many seconds, or takes too many to decode."""
+
+    code = "video_too_long"
 
 
 class TruncatedImageError(MediaError):

@@ -14,6 +14,7 @@ MAX_TEXT_LENGTH = 2_000_000
 Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of an image")]
+VideoUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of a video file")]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
     Meta(max_length=16, description="Kept with the job and given back; never read."),
@@ -59,10 +60,16 @@ class ImageInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image
 
 
 class VideoInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video"):
-    """A video, given as its frames in order. Its pixels are those of all frames together."""
+    """A video: a file by URL, or its frames in order. Its pixels are those of all frames together."""
 
-    frames: Annotated[tuple[ImageUrl, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
-    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+    url: VideoUrl | UnsetType = UNSET
+    frames: Annotated[tuple[ImageUrl, ...], Meta(max_length=MAX_FRAMES)] = ()
+    fps: Annotated[float, Meta(gt=0, le=240)] | UnsetType = UNSET
+    """Of a file, how many frames of a second are seen; of frames, how many make a second. 2 if nothing is said."""
+    times: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_FRAMES)] = ()
+    """When each of the frames is shown, in seconds, in place of `fps`."""
+    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] | UnsetType = UNSET
+    """Of a file, how many frames are seen at most."""
 
 
 class MessageInput(_Body, frozen=True, kw_only=True):

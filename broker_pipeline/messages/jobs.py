@@ -54,14 +54,33 @@ class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="vi
 
     frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+    times: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_FRAMES)] = ()
+    """When each frame is shown, ascending; without them, `fps` of them a second."""
     bounds: PixelBounds = PixelBounds()
+
+    @property
+    def frame_times(self) -> tuple[float, ...]:
+        """When each frame is shown, in seconds."""
+        return self.times or tuple(index / self.fps for index in range(len(self.frames)))
+
+
+class VideoFilePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video_file"):
+    """One video in a chat message, given as a file; at most `max_frames` of it are seen, `fps` of them a second."""
+
+    media: MediaRef
+    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] = MAX_FRAMES
+    bounds: PixelBounds = PixelBounds()
+
+
+VisualPart = ImagePart | VideoPart | VideoFilePart
 
 
 class ChatMessage(WireStruct, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[tuple[TextPart | ImagePart | VideoPart, ...], Meta(min_length=1, max_length=1024)]
+    content: Annotated[tuple[TextPart | VisualPart, ...], Meta(min_length=1, max_length=1024)]
 
 
 class JobSpec(WireStruct, frozen=True, kw_only=True):
@@ -90,8 +109,8 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     def with_media(self, refs: Mapping[str, MediaRef]) -> "JobSpec":
         """Return the job with its media found where `refs` (by sha256) says."""
 
-        def moved(part: TextPart | ImagePart | VideoPart) -> TextPart | ImagePart | VideoPart:
-            if isinstance(part, ImagePart):
+        def moved(part: TextPart | VisualPart) -> TextPart | VisualPart:
+            if isinstance(part, ImagePart | VideoFilePart):
                 return msgspec.structs.replace(part, media=refs[part.media.sha256])
             if isinstance(part, VideoPart):
                 return msgspec.structs.replace(part, frames=tuple(refs[frame.sha256] for frame in part.frames))
@@ -107,7 +126,7 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
         parts = [part for message in self.messages for part in message.content]
         refs: list[MediaRef] = []
         for part in parts:
-            if isinstance(part, ImagePart):
+            if isinstance(part, ImagePart | VideoFilePart):
                 refs.append(part.media)
             elif isinstance(part, VideoPart):
                 refs.extend(part.frames)

@@ -15,6 +15,7 @@ from broker_pipeline.errors import (
     InvalidRequestError,
     MediaTooLargeError,
     NotAnImageError,
+    VideoTooLongError,
 )
 from broker_pipeline.pictures.formats import DECODED_FORMATS
 
@@ -44,6 +45,9 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_aspect_ratio: Positive = MAX_ASPECT_RATIO
     max_frames: Positive = MAX_FRAMES
     """Frames of one video; each is a picture."""
+    max_video_bytes: Positive = 64 * 2**20
+    """Of a video that is one file."""
+    max_video_s: Annotated[float, Meta(gt=0)] = 600.0
     max_resized_pixels: Positive | None = None
     """Most that a job may have a picture resized to, what a vision worker has memory for; None where none says so."""
     max_resized_video_pixels: Positive | None = None
@@ -69,6 +73,20 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 f"the video has {num_frames} frames; at most {self.max_frames} are accepted", field=field
             )
 
+    def check_video_bytes(self, num_bytes: int, field: str | None = None) -> None:
+        """Raise `MediaTooLargeError` for a video's file that is too long."""
+        if num_bytes > self.max_video_bytes:
+            raise MediaTooLargeError(
+                f"the video has {num_bytes} bytes; at most {self.max_video_bytes} are accepted", field=field
+            )
+
+    def check_duration(self, duration_s: float, field: str | None = None) -> None:
+        """Raise `VideoTooLongError` for a video's file that plays too long."""
+        if duration_s > self.max_video_s:
+            raise VideoTooLongError(
+                f"the video plays for {duration_s:.0f} s; at most {self.max_video_s:g} are accepted", field=field
+            )
+
     def check_header(self, header: PictureHeader, field: str | None = None) -> None:
         """Raise `ImageTooLargeError` or `ImageShapeError` for a picture that is not accepted."""
         short, long = sorted((header.width, header.height))
@@ -87,6 +105,8 @@ def strictest(rules: Sequence[PictureRule]) -> PictureRule:
         max_pixels=min(rule.max_pixels for rule in rules),
         max_aspect_ratio=min(rule.max_aspect_ratio for rule in rules),
         max_frames=min(rule.max_frames for rule in rules),
+        max_video_bytes=min(rule.max_video_bytes for rule in rules),
+        max_video_s=min(rule.max_video_s for rule in rules),
         max_resized_pixels=_least(rule.max_resized_pixels for rule in rules),
         max_resized_video_pixels=_least(rule.max_resized_video_pixels for rule in rules),
     )

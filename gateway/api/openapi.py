@@ -18,7 +18,7 @@ from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.formats import DECODED_FORMATS
-from gateway.intake.multipart import IMAGE_FIELD
+from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
@@ -214,7 +214,8 @@ def _form_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             IMAGE_FIELD: {"type": "array", "items": image},
-            "prompt": schemas["JobRequest"]["properties"]["prompt"],
+            VIDEO_FIELD: {"type": "array", "items": image | {"description": "A video file; or the text of a URL."}},
+            **{name: schemas["JobRequest"]["properties"][name] for name in ("prompt", *BOUNDS)},
             "metadata": {"type": "string", "description": "A JSON object."},
             "request": {"type": "string", "description": "A `JobRequest` as JSON, in place of all but the images."},
             **schemas["SamplingParams"]["properties"],

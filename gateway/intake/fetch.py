@@ -32,7 +32,7 @@ _LASTING_ERRORS = (
 )
 _LASTING_NAME_ERRORS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL})
 _HEADERS = {
-    "Accept": "image/*",
+    "Accept": "image/*, video/*",
     "Accept-Encoding": "identity",
     "User-Agent": f"broker-pipeline/{__version__}",
 }

@@ -8,7 +8,7 @@ A draft holds numbers in place of media, since media are not there yet when the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -21,12 +21,17 @@ from broker_pipeline.messages.jobs import (
     MediaRef,
     PixelBounds,
     TextPart,
+    VideoFilePart,
     VideoPart,
+    VisualPart,
 )
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.pictures.rule import PictureRule, check_bounds
+from broker_pipeline.pictures.rule import MAX_FRAMES, PictureRule, check_bounds
+from gateway.intake.video_input import check_video_input
 from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
 from gateway.settings import Limits
+
+DEFAULT_FPS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class Upload:
 
     field: str
     content: bytes
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Link:
 
     field: str
     url: str
+    is_video: bool = False
 
 
 Source = Upload | Link
@@ -63,10 +70,21 @@ class VideoPlace:
     start: int
     stop: int
     fps: float
+    times: tuple[float, ...]
     bounds: PixelBounds
 
 
-DraftPart = TextPart | ImagePlace | VideoPlace
+@dataclass(frozen=True, slots=True)
+class VideoFilePlace:
+    """Where the video of source `source` goes."""
+
+    source: int
+    fps: float = DEFAULT_FPS
+    max_frames: int = MAX_FRAMES
+    bounds: PixelBounds = field(default_factory=PixelBounds)
+
+
+DraftPart = TextPart | ImagePlace | VideoPlace | VideoFilePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +116,17 @@ class Submission:
     idempotency_key: str | None
 
 
-def draft_job(request: JobRequest, images: Sequence[Source], limits: Limits) -> JobDraft:
-    """Check what types cannot, and lay out the conversation; `images` came alongside the request, in a form.
+def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> JobDraft:
+    """Check what types cannot, and lay out the conversation; `media` came alongside the request, in a form.
 
     Raises `InvalidRequestError`, or `ImageTooLargeError` for a video of too many frames, naming the field.
     """
-    sources = [*images, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
+    sources = [*media, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
     sent_as: dict[str, str] = {}
     if request.messages is not msgspec.UNSET:
         messages = _conversation(request, request.messages, sources)
     else:
-        messages = (_question(request, len(sources)),)
+        messages = (_question(request, sources),)
         sent_as = _names_of_question(request.prompt, sources)
     if len(sources) > limits.max_images:
         raise InvalidRequestError(
@@ -128,11 +146,14 @@ def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
     )
 
 
-def _fill_part(part: DraftPart, refs: Sequence[MediaRef]) -> TextPart | ImagePart | VideoPart:
+def _fill_part(part: DraftPart, refs: Sequence[MediaRef]) -> TextPart | VisualPart:
     if isinstance(part, ImagePlace):
         return ImagePart(media=refs[part.source], bounds=part.bounds)
     if isinstance(part, VideoPlace):
-        return VideoPart(frames=tuple(refs[part.start : part.stop]), fps=part.fps, bounds=part.bounds)
+        frames = tuple(refs[part.start : part.stop])
+        return VideoPart(frames=frames, fps=part.fps, times=part.times, bounds=part.bounds)
+    if isinstance(part, VideoFilePlace):
+        return VideoFilePart(media=refs[part.source], fps=part.fps, max_frames=part.max_frames, bounds=part.bounds)
     return part
 
 
@@ -142,18 +163,23 @@ def _check_place(part: DraftPart, sources: Sequence[Source], rule: PictureRule) 
     elif isinstance(part, VideoPlace):
         field, limit = sources[part.start].field, rule.max_resized_video_pixels
         rule.check_frames(part.stop - part.start, field)
+    elif isinstance(part, VideoFilePlace):
+        field, limit = sources[part.source].field, rule.max_resized_video_pixels
     else:
         return
     check_bounds(part.bounds.min_pixels, part.bounds.max_pixels, limit, field)
 
 
-def _question(request: JobRequest, num_images: int) -> DraftMessage:
+def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
     prompt = request.prompt
-    if prompt is msgspec.UNSET and num_images == 0:
+    if prompt is msgspec.UNSET and not sources:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
     text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
-    images = (ImagePlace(index, request.bounds) for index in range(num_images))
-    return DraftMessage("user", (*images, TextPart(text=text)))
+    places = (
+        VideoFilePlace(index) if source.is_video else ImagePlace(index, request.bounds)
+        for index, source in enumerate(sources)
+    )
+    return DraftMessage("user", (*places, TextPart(text=text)))
 
 
 def _names_of_question(prompt: str | msgspec.UnsetType, sources: Sequence[Source]) -> dict[str, str]:
@@ -192,8 +218,17 @@ def _part(
         return TextPart(text=_check_text(part.text, f"{path}.text"))
     if isinstance(part, ImageInput):
         return ImagePlace(_add(sources, [Link(f"{path}.url", part.url)]), part.bounds.or_else(bounds))
+    return _video(part, path, sources)
+
+
+def _video(part: VideoInput, path: str, sources: list[Source]) -> VideoPlace | VideoFilePlace:
+    check_video_input(part, path)
+    fps = DEFAULT_FPS if part.fps is msgspec.UNSET else part.fps
+    if part.url is not msgspec.UNSET:
+        source = _add(sources, [Link(f"{path}.url", part.url, is_video=True)])
+        return VideoFilePlace(source, fps, part.max_frames or MAX_FRAMES, part.bounds)
     start = _add(sources, (Link(f"{path}.frames[{index}]", url) for index, url in enumerate(part.frames)))
-    return VideoPlace(start, len(sources), part.fps, part.bounds)
+    return VideoPlace(start, len(sources), fps, part.times, part.bounds)
 
 
 def _add(sources: list[Source], links: Iterable[Link]) -> int:

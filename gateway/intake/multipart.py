@@ -1,6 +1,7 @@
 """Reads a `multipart/form-data` body part by part.
 
 image     a file (JPEG, PNG, …), or the text of a URL; may be repeated, the order counts
+video     a video file, or the text of a URL; may be repeated, and stands behind the images
 prompt    text
 metadata  a JSON object
 request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
@@ -25,11 +26,11 @@ from gateway.intake.validation import convert_strings, decode_json
 from gateway.schemas import JobRequest, Metadata
 from gateway.settings import Limits
 
-IMAGE_FIELD = "image"
+IMAGE_FIELD, VIDEO_FIELD = "image", "video"
 MAX_PARTS = 1200
 _CHUNK_BYTES = 64 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
-_BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
+BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
 _OBJECTS = frozenset({"logit_bias", "repetition_detection"})
 _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
@@ -37,10 +38,10 @@ _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form as it was sent: text fields by name, and images in their order."""
+    """A form as it was sent: text fields by name, images in their order, then videos in theirs."""
 
     fields: dict[str, list[str]]
-    images: tuple[Source, ...]
+    media: tuple[Source, ...]
 
 
 async def read_form(request: web.Request, limits: Limits) -> Form:
@@ -57,18 +58,19 @@ async def read_form(request: web.Request, limits: Limits) -> Form:
 
 async def _read_parts(reader: MultipartReader, limits: Limits) -> Form:
     fields: dict[str, list[str]] = {}
-    images: list[Source] = []
+    media: list[Source] = []
     num_parts = 0
     while (part := await reader.next()) is not None:
         num_parts += 1
         if num_parts > MAX_PARTS or not isinstance(part, BodyPartReader):
             raise InvalidRequestError("the form has too many or nested parts")
         name = _check_part(part)
-        if name == IMAGE_FIELD:
-            images.append(await _read_image(part, f"{IMAGE_FIELD}[{len(images)}]", limits))
+        if name in {IMAGE_FIELD, VIDEO_FIELD}:
+            number = sum(source.field.startswith(name) for source in media)
+            media.append(await _read_medium(part, f"{name}[{number}]", limits, is_video=name == VIDEO_FIELD))
         else:
             fields.setdefault(name, []).append(await _read_text(part, name, limits))
-    return Form(fields, tuple(images))
+    return Form(fields, tuple(sorted(media, key=lambda source: source.is_video)))
 
 
 def _check_part(part: BodyPartReader) -> str:
@@ -80,12 +82,13 @@ def _check_part(part: BodyPartReader) -> str:
     return part.name
 
 
-async def _read_image(part: BodyPartReader, field: str, limits: Limits) -> Source:
+async def _read_medium(part: BodyPartReader, field: str, limits: Limits, *, is_video: bool) -> Source:
     """Read a file, or a URL: that is what a part without file name and with no type but text is."""
     content_type = part.headers.get("Content-Type", "text/plain").partition(";")[0].strip().lower()
     if part.filename is None and content_type == "text/plain":
-        return Link(field, await _read_text(part, field, limits))
-    return Upload(field, await _read_part(part, limits.pictures.max_bytes, field))
+        return Link(field, await _read_text(part, field, limits), is_video)
+    max_bytes = limits.pictures.max_video_bytes if is_video else limits.pictures.max_bytes
+    return Upload(field, await _read_part(part, max_bytes, field), is_video)
 
 
 async def _read_text(part: BodyPartReader, field: str, limits: Limits) -> str:
@@ -114,7 +117,7 @@ def job_request(form: Form) -> JobRequest:
     fields = dict(form.fields)
     prompt = fields.pop("prompt", None)
     metadata = fields.pop("metadata", None)
-    bounds = {name: _single(name, fields.pop(name)) for name in _BOUNDS if name in fields}
+    bounds = {name: _single(name, fields.pop(name)) for name in BOUNDS if name in fields}
     return msgspec.structs.replace(
         convert_strings(bounds, JobRequest),
         prompt=msgspec.UNSET if prompt is None else _single("prompt", prompt),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from broker_pipeline.pictures.header import check_picture
 from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.pictures.video import check_video
 from gateway.intake.data_url import decode_data_url, is_data_url
 from gateway.intake.fetch import ByteBudget, ImageFetcher
 from gateway.intake.job_draft import Link, Source, Upload
@@ -45,14 +46,16 @@ class PictureLoader:
 
     async def _load_one(self, source: Source, job: _Job) -> bytes:
         content = source.content if isinstance(source, Upload) else await self._open(source, job)
-        if len(content) < _LARGE_BYTES:
+        if source.is_video:
+            await asyncio.to_thread(check_video, content, job.rule, field=source.field)
+        elif len(content) < _LARGE_BYTES:
             check_picture(content, job.rule, field=source.field)
         else:
             await asyncio.to_thread(check_picture, content, job.rule, field=source.field)
         return content
 
     async def _open(self, link: Link, job: _Job) -> bytes:
-        max_bytes = job.rule.max_bytes
+        max_bytes = job.rule.max_video_bytes if link.is_video else job.rule.max_bytes
         if not is_data_url(link.url):
             async with job.turns:
                 return await self._fetcher.fetch(link.url, job.budget, max_bytes=max_bytes, name=link.field)

@@ -60,17 +60,17 @@ class RequestReader:
         check_announced_length(request, limits.max_body_bytes)
         try:
             async with asyncio.timeout(limits.upload_timeout_s):
-                job, images = await _parse(request, limits)
+                job, media = await _parse(request, limits)
         except TimeoutError as error:
             raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
-        draft = draft_job(job, images, limits)
+        draft = draft_job(job, media, limits)
         return Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
 
 
 async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...]]:
     if request.content_type == "multipart/form-data":
         form = await read_form(request, limits)
-        return job_request(form), form.images
+        return job_request(form), form.media
     if request.content_type != "application/json":
         raise InvalidRequestError(
             f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"

@@ -59,14 +59,14 @@ class Prompt:
         return sum(group.count for group in self.groups)
 
 
-def frame_timestamps(num_frames: int, fps: float, frames_per_group: int = 2) -> tuple[float, ...]:
-    """Return the seconds of each temporal group of a video sampled at `fps`: the mean of its first and last frame.
+def frame_timestamps(times: Sequence[float], frames_per_group: int = 2) -> tuple[float, ...]:
+    """Return the second of each temporal group of a video's frames: the mean of its first and last frame's.
 
     An incomplete last group is filled with the last frame.
     """
-    last = num_frames - 1
-    firsts = range(0, num_frames, frames_per_group)
-    return tuple((first / fps + min(first + frames_per_group - 1, last) / fps) / 2 for first in firsts)
+    last = len(times) - 1
+    firsts = range(0, len(times), frames_per_group)
+    return tuple((times[first] + times[min(first + frames_per_group - 1, last)]) / 2 for first in firsts)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ class EncodedVisual:
 
     grid: PatchGrid
     output: TowerOutput
+    timestamps: tuple[float, ...] = ()
+    """Of a video: the second of each temporal group."""
 
     @property
     def num_bytes(self) -> int:

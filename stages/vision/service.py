@@ -35,11 +35,12 @@ from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
+from stages.vision.decoding import PixelRules
 from stages.vision.device_bytes import vision_device_bytes
 from stages.vision.session_preparer import SessionPreparer
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
-from stages.vision.visual_encoder import PixelRules, VisualEncoder
+from stages.vision.visual_encoder import VisualEncoder
 from stages.vision.visual_row_sender import LocalStage, VisualRowSender
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
@@ -163,10 +164,13 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
         pictures=PictureRule(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
+            max_video_bytes=settings.max_video_bytes,
+            max_video_s=settings.max_video_s,
             max_resized_pixels=image.max_pixels,
             max_resized_video_pixels=video.max_pixels if video is not None else None,
         ),
         background=settings.background,
+        max_video_decode_s=settings.max_video_decode_s,
     )
 
 

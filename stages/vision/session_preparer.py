@@ -17,7 +17,7 @@ from torch import Tensor
 
 from broker_pipeline.errors import MediaError, PipelineError, PromptTooLongError
 from broker_pipeline.messages.activation import VisualSpan
-from broker_pipeline.messages.jobs import ImagePart, TextPart, VideoPart
+from broker_pipeline.messages.jobs import TextPart, VisualPart
 from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.tracing.activities import LAY_OUT
 from broker_pipeline.tracing.tracer import tracer
@@ -104,7 +104,7 @@ class SessionPreparer:
         ]
         return await together(self._look(part, where, allowance) for part, where in parts)
 
-    async def _look(self, part: ImagePart | VideoPart, where: str, allowance: _Allowance) -> Look:
+    async def _look(self, part: VisualPart, where: str, allowance: _Allowance) -> Look:
         try:
             look = await self._encoder.look(part)
         except MediaError as error:

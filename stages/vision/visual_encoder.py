@@ -14,20 +14,15 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import ImagePart, MediaRef, PixelBounds, VideoPart
-from broker_pipeline.pictures.colour import WHITE, Colour
-from broker_pipeline.pictures.rule import PictureRule, check_bounds
+from broker_pipeline.messages.jobs import ImagePart, MediaRef, PixelBounds, VideoFilePart, VideoPart, VisualPart
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
-from stages.prompt.images import decode_image
-from stages.prompt.preprocess import Patches, PixelBudget
-from stages.prompt.visual_frames import VisualFrames, image_frames, video_frames
+from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.vision import TowerOutput
-from stages.qwen3_vl.vision_config import VisionConfig
 from stages.vision.cache import EncodedVisual, VisionCache
+from stages.vision.decoding import PixelRules, decode
 from stages.vision.single_flight import SingleFlight
 from stages.vision.tower_batcher import TowerBatcher
 from stages.worker.together import together
@@ -40,17 +35,6 @@ class MediaSource(Protocol):
 
     async def get(self, ref: MediaRef) -> bytes:
         """Return the bytes, or raise MediaMissingError."""
-
-
-@dataclass(frozen=True, slots=True)
-class PixelRules:
-    """How this model wants its pictures. `video` is None where the artifact says nothing about videos."""
-
-    vision: VisionConfig
-    image: PixelBudget
-    video: PixelBudget | None
-    pictures: PictureRule
-    background: Colour = WHITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +70,7 @@ class VisualEncoder:
         self._looks: SingleFlight[Look] = SingleFlight()
         self._encodings: SingleFlight[TowerOutput] = SingleFlight()
 
-    async def look(self, part: ImagePart | VideoPart) -> Look:
+    async def look(self, part: VisualPart) -> Look:
         """Fetch and decode a picture or video, or recall its grid.
 
         Raises:
@@ -95,7 +79,7 @@ class VisualEncoder:
         key = _key_of(part)
         cached = self._cache.get(key)
         if cached is not None:
-            return Look(key, _input_of(part, cached.grid, self._rules.vision), cached.output)
+            return Look(key, _input_of(part, cached.grid, cached.timestamps), cached.output)
         return await self._looks.run(key, lambda: self._look(key, part))
 
     async def encode(self, look: Look) -> TowerOutput:
@@ -107,7 +91,7 @@ class VisualEncoder:
         content = look.content
         if isinstance(content, TowerOutput):
             return content
-        return await self._encodings.run(look.key, lambda: self._encode(look.key, content))
+        return await self._encodings.run(look.key, lambda: self._encode(look, content))
 
     async def encode_all(self, looks: Sequence[Look]) -> TowerOutput:
         """Return what the tower makes of all pictures of a prompt as one, in order.
@@ -117,60 +101,45 @@ class VisualEncoder:
         """
         return await self._batcher.join(await together(self.encode(look) for look in looks))
 
-    async def _look(self, key: str, part: ImagePart | VideoPart) -> Look:
+    async def _look(self, key: str, part: VisualPart) -> Look:
         async with self._look_slots:
             started = time.monotonic()
-            refs = (part.media,) if isinstance(part, ImagePart) else part.frames
+            refs = part.frames if isinstance(part, VideoPart) else (part.media,)
             with tracer.measure(FETCH, num_media=len(refs)):
                 contents = [await self._media.get(ref) for ref in refs]
             fetched = time.monotonic()
-            patches = await self._in_pool(lambda: self._preprocess(part, contents))
-        visual = _input_of(part, patches.grid, self._rules.vision)
+            patches, timestamps = await self._in_pool(lambda: self._preprocess(part, contents))
+        visual = _input_of(part, patches.grid, timestamps)
         return Look(key, visual, patches, fetched - started, time.monotonic() - fetched)
 
-    def _preprocess(self, part: ImagePart | VideoPart, contents: list[bytes]) -> Patches:
+    def _preprocess(self, part: VisualPart, contents: list[bytes]) -> tuple[Patches, tuple[float, ...]]:
         with tracer.measure(DECODE):
-            frames = self._decode(part, contents)
+            frames, times = decode(part, contents, self._rules)
         with tracer.measure(PATCHES):
-            return frames.to_patches()
+            return frames.to_patches(), frame_timestamps(times, self._rules.vision.temporal_patch_size)
 
-    def _decode(self, part: ImagePart | VideoPart, contents: list[bytes]) -> VisualFrames:
-        rules = self._rules
-        if isinstance(part, ImagePart):
-            pixels = decode_image(contents[0], rules.pictures, rules.background)
-            return image_frames(pixels, rules.vision, _budget(rules.image, part.bounds))
-        if rules.video is None:
-            raise InvalidRequestError("this model's artifact has no video_preprocessor_config.json", field="messages")
-        rules.pictures.check_frames(len(contents))
-        frames = (decode_image(content, rules.pictures, rules.background) for content in contents)
-        return video_frames(frames, len(contents), rules.vision, _budget(rules.video, part.bounds))
-
-    async def _encode(self, key: str, patches: Patches) -> TowerOutput:
-        cached = self._cache.peek(key)
+    async def _encode(self, look: Look, patches: Patches) -> TowerOutput:
+        cached = self._cache.peek(look.key)
         if cached is not None:
             return cached.output
         output = await self._batcher.encode(patches)
-        self._cache.put(key, EncodedVisual(patches.grid, output))
+        self._cache.put(look.key, EncodedVisual(patches.grid, output, look.visual.timestamps))
         return output
 
     def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _budget(own: PixelBudget, bounds: PixelBounds) -> PixelBudget:
-    check_bounds(bounds.min_pixels, bounds.max_pixels, own.max_pixels, "messages")
-    return own.with_bounds(bounds.min_pixels, bounds.max_pixels)
-
-
-def _key_of(part: ImagePart | VideoPart) -> str:
-    """Name what the output depends on: the bytes of a picture, or of all frames of a video in order, and bounds."""
+def _key_of(part: VisualPart) -> str:
+    """Name what the output depends on: the bytes of a picture or video, in order, and how they are looked at."""
     bounds = "" if part.bounds == PixelBounds() else f"-{part.bounds.min_pixels}-{part.bounds.max_pixels}"
     if isinstance(part, ImagePart):
         return part.media.sha256 + bounds
-    return "video-" + hashlib.sha256("".join(frame.sha256 for frame in part.frames).encode()).hexdigest() + bounds
+    if isinstance(part, VideoFilePart):
+        return f"video-{part.media.sha256}-{part.fps}-{part.max_frames}{bounds}"
+    frames = "".join(frame.sha256 for frame in part.frames) + repr(part.frame_times)
+    return f"video-{hashlib.sha256(frames.encode()).hexdigest()}{bounds}"
 
 
-def _input_of(part: ImagePart | VideoPart, grid: PatchGrid, vision: VisionConfig) -> VisualInput:
-    if isinstance(part, ImagePart):
-        return VisualInput("image", grid)
-    return VisualInput("video", grid, frame_timestamps(len(part.frames), part.fps, vision.temporal_patch_size))
+def _input_of(part: VisualPart, grid: PatchGrid, timestamps: tuple[float, ...]) -> VisualInput:
+    return VisualInput("image", grid) if isinstance(part, ImagePart) else VisualInput("video", grid, timestamps)

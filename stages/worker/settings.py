@@ -59,6 +59,9 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
     max_image_bytes: PositiveInt = _PICTURES.max_bytes
     max_image_pixels: PositiveInt = _PICTURES.max_pixels
+    max_video_bytes: PositiveInt = _PICTURES.max_video_bytes
+    max_video_s: PositiveSeconds = _PICTURES.max_video_s
+    max_video_decode_s: PositiveSeconds = 60.0
     min_pixels: PositiveInt | None = None
     """What pictures are resized to at least; None leaves it to the model, as for `max_pixels`."""
     max_pixels: PositiveInt | None = None

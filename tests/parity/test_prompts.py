@@ -18,9 +18,12 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
 
 from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart, VideoPart
+from broker_pipeline.pictures.video import VideoHeader
+from stages.pictures.video_frames import sampled_indices
 from stages.prompt.chat import VisualInput, frame_timestamps
 from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.prompt.preprocess import PixelBudget, fit_size, fit_video_size
@@ -104,7 +107,7 @@ def test_a_video_gets_the_timestamps_of_transformers(tokenizer, num_frames, fps)
     expanded = Qwen3VLProcessor.replace_video_token(processor, inputs, 0)
     text = f"<|im_start|>user\n<|vision_start|>{expanded}<|vision_end|>Go<|im_end|>\n<|im_start|>assistant\n"
     message = ChatMessage(role="user", content=(VideoPart(frames=(MEDIA,)), TextPart(text="Go")))
-    video = VisualInput("video", PatchGrid(*grid), frame_timestamps(num_frames, fps))
+    video = VisualInput("video", PatchGrid(*grid), frame_timestamps([index / fps for index in range(num_frames)]))
     found = prompt_builder(VARIANT).build([message], [video])
     assert list(found.token_ids) == tokenizer(text)["input_ids"]
 
@@ -209,6 +212,18 @@ def test_video_sizes_equal_those_of_transformers():
         except ValueError:
             continue
         assert fit_video_size(frames, height, width, 32, budget) == expected, (frames, height, width)
+
+
+def test_frames_of_a_video_file_are_the_ones_that_transformers_chooses():
+    video_processor = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+    processor = video_processor.Qwen3VLVideoProcessor()
+    generator = np.random.default_rng(0)
+    for num_frames, rate, fps in zip(
+        generator.integers(1, 20_000, 300), generator.uniform(1, 120, 300), generator.uniform(0.1, 30, 300), strict=True
+    ):
+        metadata = VideoMetadata(total_num_frames=int(num_frames), fps=float(rate))
+        expected = processor.sample_frames(metadata, fps=float(fps)).tolist()
+        assert sampled_indices(VideoHeader("h264", 1, 1, int(num_frames), float(rate)), float(fps), 768) == expected
 
 
 def _video_smart_resize():

@@ -20,6 +20,7 @@ from tests.broker_pipeline.pictures.test_header import encoded, png_claiming
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import acting_conductor
 from tests.kit.viewing.tiff_files import TiffKind, tiff_file
+from tests.kit.viewing.videos import clip
 
 LIMITS = Limits(max_body_bytes=200_000, pictures=PictureRule(max_bytes=100_000), max_images=4)
 
@@ -81,6 +82,38 @@ async def test_bad_images(http: aiohttp.ClientSession, content: bytes, expected:
 @pytest.mark.parametrize(("name", "text"), [("min_pixels", "0"), ("max_pixels", "many"), ("max_pixel", "9")])
 async def test_bad_bounds_of_a_form(http: aiohttp.ClientSession, name: str, text: str) -> None:
     assert await refusal(http, data=upload(JPEG, **{name: text})) == (400, "invalid_request", name)
+
+
+def video_upload(content: bytes) -> aiohttp.FormData:
+    data = aiohttp.FormData(default_to_multipart=True)
+    data.add_field("video", content, filename="x.mp4", content_type="video/mp4")
+    return data
+
+
+async def test_a_video_file_is_looked_at_before_its_job_is_accepted(start_gateway: OpenGateway) -> None:
+    rule = PictureRule(max_video_bytes=50_000, max_video_s=3.0)
+    whole, longer = clip(), clip(num_frames=40)
+    async with (
+        start_gateway(limits=Limits(pictures=rule)) as (_, url),
+        aiohttp.ClientSession(base_url=url) as http,
+    ):
+        for request in ({"data": video_upload(whole)}, {"json": conversation("video", data_url(whole))}):
+            async with http.post("/v1/jobs", **request) as answer:
+                assert answer.status == 202, await answer.text()
+        for content, expected in [
+            (JPEG, (422, "not_a_video")),
+            (whole[: len(whole) // 2], (422, "truncated_image")),
+            (longer, (422, "video_too_long")),
+            (whole + bytes(50_000), (413, "media_too_large")),
+        ]:
+            assert await refusal(http, data=video_upload(content)) == (*expected, "video[0]")
+            found = await refusal(http, json=conversation("video", data_url(content)))
+            assert found == (*expected, "messages[0].content[0].url")
+        assert await refusal(http, data=upload(whole)) == (422, "not_an_image", "image[0]")
+
+
+def conversation(kind: str, url: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": kind, "url": url}]}]}
 
 
 async def test_a_jpeg_truncated_in_its_data_is_taken(http: aiohttp.ClientSession) -> None:

@@ -4,7 +4,15 @@ import msgspec
 import pytest
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.jobs import DEFAULT_PROMPT, ImagePart, MediaRef, PixelBounds, TextPart, VideoPart
+from broker_pipeline.messages.jobs import (
+    DEFAULT_PROMPT,
+    ImagePart,
+    MediaRef,
+    PixelBounds,
+    TextPart,
+    VideoFilePart,
+    VideoPart,
+)
 from broker_pipeline.pictures.rule import PictureRule
 from gateway.intake.job_draft import Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
@@ -39,6 +47,47 @@ def test_uploads_stand_before_links_and_both_before_the_prompt() -> None:
     (message,) = fill(draft, refs(2))
     assert message.role == "user"
     assert message.content == (*(ImagePart(media=ref) for ref in refs(2)), TextPart(text="Compare."))
+
+
+def test_a_video_is_a_file_or_frames() -> None:
+    content = [
+        {"type": "video", "url": "data:,v", "fps": 4, "max_frames": 8, "max_pixels": 9000},
+        {"type": "video", "frames": ["data:,a", "data:,b"], "times": [0, 2.5]},
+        {"type": "video", "url": "data:,w"},
+    ]
+    draft = draft_job(request({"messages": [{"role": "user", "content": content}]}), [], Limits(max_images=4))
+    assert [source.is_video for source in draft.sources] == [True, False, False, True]
+    (message,) = fill(draft, refs(4))
+    assert message.content == (
+        VideoFilePart(media=refs(4)[0], fps=4, max_frames=8, bounds=PixelBounds(max_pixels=9000)),
+        VideoPart(frames=tuple(refs(4)[1:3]), times=(0, 2.5)),
+        VideoFilePart(media=refs(4)[3]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("video", "field"),
+    [
+        ({}, ""),
+        ({"url": "data:,v", "frames": ["data:,a"]}, ""),
+        ({"frames": ["data:,a"], "max_frames": 3}, ".max_frames"),
+        ({"url": "data:,v", "times": [0.0]}, ".times"),
+        ({"frames": ["data:,a"], "times": [0.0], "fps": 2}, ".times"),
+        ({"frames": ["data:,a"], "times": [0.0, 1.0]}, ".times"),
+        ({"frames": ["data:,a", "data:,b"], "times": [1.0, 0.0]}, ".times"),
+        ({"frames": ["data:,a"], "times": [-1.0]}, ".times[0]"),
+    ],
+)
+def test_a_video_that_makes_no_sense_is_refused(video: dict[str, object], field: str) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "video"} | video]}]}
+    assert (refused_field(body) or "").startswith("messages")
+    assert (refused_field(body) or "").endswith(field)
+
+
+def test_a_forms_video_is_a_file() -> None:
+    video = Upload("video[0]", b"bytes", is_video=True)
+    (message,) = fill(draft_job(request({"prompt": "What happens?"}), [PICTURE, video], Limits(max_images=2)), refs(2))
+    assert [type(part) for part in message.content] == [ImagePart, VideoFilePart, TextPart]
 
 
 def test_images_take_the_jobs_bounds_where_they_have_none_of_their_own() -> None:

@@ -146,7 +146,9 @@ def scene(variant: Variant, name: str, seed: int = 0) -> Scene:
 
 def _scene(variant: Variant, parts, patches: tuple[Patches, ...]) -> Scene:
     visuals = tuple(
-        VisualInput("video", p.grid, frame_timestamps(5, 2.0)) if p.grid.frames > 1 else VisualInput("image", p.grid)
+        VisualInput("video", p.grid, frame_timestamps([0, 0.5, 1, 1.5, 2]))
+        if p.grid.frames > 1
+        else VisualInput("image", p.grid)
         for p in patches
     )
     prompt = prompt_builder(variant).build([ChatMessage(role="user", content=parts)], visuals)

@@ -60,7 +60,7 @@ def test_a_prompt_without_pictures_works():
 
 
 def test_a_video_is_timestamped_groups_inside_an_outer_pair():
-    video = VisualInput("video", PatchGrid(2, 2, 4), frame_timestamps(3, 2.0))
+    video = VisualInput("video", PatchGrid(2, 2, 4), frame_timestamps([0, 0.5, 1]))
     found = prompt_builder(VARIANT).build(user(VIDEO), [video])
     group = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
     inner = f"<0.2 seconds>{group}<1.0 seconds>{group}"
@@ -72,7 +72,7 @@ def test_a_video_is_timestamped_groups_inside_an_outer_pair():
 
 @pytest.mark.parametrize(("num_frames", "expected"), [(1, (0.0,)), (2, (0.25,)), (3, (0.25, 1.0)), (4, (0.25, 1.25))])
 def test_timestamps_are_means_of_first_and_last_frame(num_frames, expected):
-    assert frame_timestamps(num_frames, 2.0) == expected
+    assert frame_timestamps([index / 2 for index in range(num_frames)]) == expected
 
 
 # --- what users type -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,7 +17,15 @@ from PIL import Image
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import InvalidRequestError, StageError, WorkerBusyError
-from broker_pipeline.messages.jobs import ChatMessage, ImagePart, MediaRef, PixelBounds, TextPart, VideoPart
+from broker_pipeline.messages.jobs import (
+    ChatMessage,
+    ImagePart,
+    MediaRef,
+    PixelBounds,
+    TextPart,
+    VideoFilePart,
+    VideoPart,
+)
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
@@ -34,6 +43,7 @@ from stages.worker.tensors import from_wire
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.pictures import picture, truncated_jpeg
 from tests.kit.viewing.seen import encoded
+from tests.kit.viewing.videos import clip
 
 Part = TextPart | ImagePart | VideoPart
 
@@ -136,6 +146,10 @@ async def bench(
         yield ready
 
 
+def decoded(bench: Bench, answer: Received[PreparedSession]) -> str:
+    return bench.loaded.prompts._tokenizer.decode(answer.tensors["token_ids"].to_numpy().tolist())
+
+
 def text(content: str = "What is it?") -> TextPart:
     return TextPart(text=content)
 
@@ -223,6 +237,33 @@ async def test_a_video_is_its_frames_with_times(bench: Bench) -> None:
     assert answer.body.failure is None
     assert len(answer.body.visual) == 2
     assert bench.rows("first", "embeds").shape[0] == sum(span.count for span in answer.body.visual)
+
+
+async def test_frames_may_have_times_of_their_own(bench: Bench) -> None:
+    """The prompt says when each pair of frames is shown; other times are another prompt of the same length."""
+    frames = tuple([await bench.store(picture(seed)) for seed in range(4)])
+    texts = []
+    for times in ((0.0, 0.5, 1.0, 1.5), (0.0, 0.2, 7.0, 9.0)):
+        answer = await bench.prepare(VideoPart(frames=frames, times=times), text())
+        assert answer.body.failure is None
+        texts.append(decoded(bench, answer))
+    assert [re.findall(r"<(.*?) seconds>", each) for each in texts] == [["0.2", "1.2"], ["0.1", "8.0"]]
+
+
+async def test_a_video_file_is_its_frames_with_their_times(bench: Bench) -> None:
+    media = await bench.store(clip(times=(0.0, 0.1, 0.2, 1.0, 3.0, 3.2)))
+    part = VideoFilePart(media=media, fps=100.0)
+    for _ in range(2):  # the second is recalled, its times too
+        answer = await bench.prepare(part, text())
+        assert answer.body.failure is None
+        assert re.findall(r"<(.*?) seconds>", decoded(bench, answer)) == ["0.1", "0.6", "3.1"]
+    assert answer.body.fetch_s == 0
+    fewer = await bench.prepare(msgspec.structs.replace(part, max_frames=2), text())
+    assert re.findall(r"<(.*?) seconds>", decoded(bench, fewer)) == ["1.6"]
+    small = await bench.prepare(msgspec.structs.replace(part, bounds=PixelBounds(min_pixels=1, max_pixels=3 * 2048)))
+    assert sum(span.count for span in small.body.visual) == 3 * 1
+    broken = VideoFilePart(media=await bench.store(clip()[:700]))
+    assert await bench.failure(broken) == ("truncated_image", "messages[0].content[0]")
 
 
 async def test_a_picture_that_came_before_is_neither_fetched_nor_encoded_again(bench: Bench) -> None:
