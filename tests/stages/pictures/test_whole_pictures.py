@@ -61,6 +61,18 @@ def test_a_picture_is_whole_when_its_rows_are(kind, mode, options, num_spare_byt
             seen(content[: int(len(content) * share)])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options", [{}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}], ids=str
+)
+def test_a_jpeg_without_a_few_bytes_of_its_last_blocks_is_refused(mode, options):
+    """Wherever between two restart markers, or in one of them, it was cut off."""
+    content = encoded(rgba_scene().convert(mode), "JPEG", **options)
+    for num_missing in range(4, 60):
+        with pytest.raises(TruncatedImageError):
+            seen(content[:-num_missing])
+
+
 @needs_imagemagick
 @pytest.mark.parametrize("num_missing", [1, 50, 200, 400])
 def test_a_heic_that_is_cut_off_is_refused(num_missing, tmp_path):
