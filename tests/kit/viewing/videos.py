@@ -49,6 +49,21 @@ def clip(
     return file.getvalue()
 
 
+def plain_clip(colour: tuple[int, int, int], matrix: int, *, is_full: bool) -> bytes:
+    """Return a video of one frame of one colour, given in Y, Cb and Cr of `matrix` (ISO/IEC 23091-2's number)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        frame = av.VideoFrame(*SIZE, "yuv420p")
+        for each in (stream.codec_context, frame):
+            each.colorspace, each.color_range = matrix, 2 if is_full else 1
+        for plane, value in zip(frame.planes, colour, strict=True):
+            plane.update(bytes((value,)) * plane.buffer_size)
+        output.mux([*stream.encode(frame), *stream.encode()])
+    return file.getvalue()
+
+
 def number_of(pixels: np.ndarray) -> int:
     """Return which frame this is, uint8 `[height, width, 3]`."""
     middle = pixels[pixels.shape[0] // 2 - 5 :, pixels.shape[1] // 2 - 5 :].mean()

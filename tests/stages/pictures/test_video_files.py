@@ -18,7 +18,7 @@ from broker_pipeline.pictures.video import VideoHeader, check_video
 from stages.pictures.video_frames import DecodingLimits, decoded_frames, sampled_indices
 from tests.kit.viewing.imagemagick import rgba_scene
 from tests.kit.viewing.seen import encoded
-from tests.kit.viewing.videos import KINDS, SIZE, clip, number_of, red_corner, turned_clockwise
+from tests.kit.viewing.videos import KINDS, SIZE, clip, number_of, plain_clip, red_corner, turned_clockwise
 
 RULE = PictureRule()
 LIMITS = DecodingLimits(max_pixels=10**6, max_decode_s=60)
@@ -69,6 +69,19 @@ def test_a_video_is_upright_as_its_phone_says():
     frames = frames_of(turned_clockwise(clip()))
     assert {pixels.shape for _, pixels in frames} == {(SIZE[0], SIZE[1], 3)}
     assert all(red_corner(pixels) == ("top", "right") for _, pixels in frames)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)], ids=["709", "601", "2020"]
+)
+def test_colours_are_those_of_the_matrix_and_range_that_the_file_names(matrix, red, blue, is_full):
+    luma, cb, cr = np.array((90, 100, 200)) - (0 if is_full else 16, 128, 128)
+    luma, cb, cr = (luma / 255, cb / 255, cr / 255) if is_full else (luma / 219, cb / 224, cr / 224)
+    r, b = luma + 2 * (1 - red) * cr, luma + 2 * (1 - blue) * cb
+    expected = np.array((r, (luma - red * r - blue * b) / (1 - red - blue), b)) * 255
+    [(_, pixels)] = frames_of(plain_clip((90, 100, 200), matrix, is_full=is_full))
+    assert np.abs(pixels.astype(float) - expected).max() < 3
 
 
 @pytest.mark.parametrize(
