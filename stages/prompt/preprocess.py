@@ -21,9 +21,8 @@ from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.vision_config import VisionConfig
 
 _BICUBIC = 3  # as Pillow numbers it
-_IMAGE_DEFAULT = (56 * 56, 28 * 28 * 1280)
-_VIDEO_DEFAULT = (128 * 32 * 32, 32 * 32 * 768)
-"""What transformers takes where a file says nothing."""
+_VIDEO_DEFAULT = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
+"""What transformers takes for Qwen3-VL where a file says nothing. For pictures it takes another model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +42,19 @@ class PixelBudget:
         `max_pixels` come first, which of videos are read over.
 
         Raises:
-            ModelConfigError: `size` lacks a bound, or the file asks for other patches or another normalisation than
+            ModelConfigError: a bound is missing, or the file asks for other patches or another normalisation than
                 this engine implements.
         """
         fields = Fields.from_json(source, file=file, path=file)
-        default = _VIDEO_DEFAULT if is_video else _IMAGE_DEFAULT
         budget = cls(
-            _bound(fields, "min_pixels", "shortest_edge", default[0], is_video=is_video),
-            _bound(fields, "max_pixels", "longest_edge", default[1], is_video=is_video),
+            _bound(fields, "min_pixels", "shortest_edge", is_video=is_video),
+            _bound(fields, "max_pixels", "longest_edge", is_video=is_video),
         )
         if budget.min_pixels > budget.max_pixels:
+            name = "min_pixels" if fields.has("min_pixels") and not is_video else "size.shortest_edge"
             raise ModelConfigError(
-                f"{file} has bounds of {budget.min_pixels} to {budget.max_pixels} pixels", field=f"{file}.size"
+                f"{file}.{name} is {budget.min_pixels}; expected at most longest_edge, {budget.max_pixels}",
+                field=f"{file}.{name}",
             )
         for key in ("patch_size", "image_mean", "image_std"):  # left out, they mean other models' values
             fields.demand(key)
@@ -67,10 +67,10 @@ class PixelBudget:
         return PixelBudget(min_pixels or self.min_pixels, max_pixels or self.max_pixels)
 
 
-def _bound(fields: Fields, old: str, new: str, default: int, *, is_video: bool) -> int:
+def _bound(fields: Fields, old: str, new: str, *, is_video: bool) -> int:
     if fields.has(old) and not is_video:
         return fields.positive(old)
-    return fields.section("size").positive(new) if fields.has("size") else default
+    return _VIDEO_DEFAULT[new] if is_video and not fields.has("size") else fields.section("size").positive(new)
 
 
 def _implemented(vision: VisionConfig) -> dict[str, object]:

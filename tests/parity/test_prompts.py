@@ -178,12 +178,9 @@ def test_sizes_equal_those_of_transformers():
     [
         {"size": {"shortest_edge": 65536, "longest_edge": 16777216}},
         {"min_pixels": 4096, "max_pixels": 300_000},
-        {"min_pixels": 4096},
-        {"max_pixels": 300_000},
+        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "min_pixels": 4096},
         {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "max_pixels": 300_000},
         {"size": {"min_pixels": 1, "max_pixels": 2}, "min_pixels": 4096, "max_pixels": 300_000},
-        {"size": None},
-        {},
     ],
     ids=str,
 )
@@ -194,8 +191,9 @@ def test_bounds_of_files_and_calls_are_read_as_transformers_does(file, call):
     vision = config_of(VARIANT).vision
     sides = {"patch_size": vision.patch_size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = Qwen2VLImageProcessorPil(**copy.deepcopy(file), **sides)
-    budget = PixelBudget.from_json(file | sides, vision, file="f")
-    budget = budget.with_bounds(call.get("min_pixels"), call.get("max_pixels"))
+    budget = PixelBudget.from_json(file | sides, vision, file="f").with_bounds(
+        call.get("min_pixels"), call.get("max_pixels")
+    )
     for height, width in ((30, 40), (300, 400), (1200, 900)):
         expected = processor(images=[Image.new("RGB", (width, height))], return_tensors="pt", **call)["image_grid_thw"]
         fitted = fit_size(height, width, 32, budget)
@@ -212,6 +210,15 @@ def test_video_sizes_equal_those_of_transformers():
         except ValueError:
             continue
         assert fit_video_size(frames, height, width, 32, budget) == expected, (frames, height, width)
+
+
+@pytest.mark.parametrize("file", [{}, {"min_pixels": 4096, "max_pixels": 300_000}], ids=str)
+def test_a_video_without_a_size_has_transformers_own(file):
+    video_processor = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+    expected = video_processor.Qwen3VLVideoProcessor(**file).size
+    rules = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    budget = PixelBudget.from_json(file | rules, config_of(VARIANT).vision, file="f", is_video=True)
+    assert budget == PixelBudget(expected["shortest_edge"], expected["longest_edge"])
 
 
 def test_frames_of_a_video_file_are_the_ones_that_transformers_chooses():

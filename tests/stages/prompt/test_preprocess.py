@@ -90,8 +90,11 @@ def test_bounds_are_read_from_the_processor_files():
     [
         ({"size": {}}, "size.shortest_edge"),
         ({"size": {"shortest_edge": 1}}, "size.longest_edge"),
-        ({"size": {"shortest_edge": 10, "longest_edge": 9}}, "size"),
-        ({"min_pixels": 10}, "size"),
+        ({"size": {"shortest_edge": 10, "longest_edge": 9}}, "size.shortest_edge"),
+        ({"min_pixels": 10, "max_pixels": 9}, "min_pixels"),
+        ({"min_pixels": 10}, "min_pixels"),
+        ({"size": None}, "size"),
+        ({"size": None, "min_pixels": 1}, "size"),
         ({"max_pixels": 0}, "max_pixels"),
         ({"size": 224}, "size"),
         ({"patch_size": 14}, "patch_size"),
