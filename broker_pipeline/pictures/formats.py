@@ -61,6 +61,8 @@ _ALL = (
 FORMATS = tuple(each.name for each in _ALL)
 DECODED_FORMATS = tuple(each.name for each in _ALL if each.is_decoded())
 """Those that this process can open: HEIC needs the extra `heic`."""
+DECODES_VIDEOS = find_spec("av") is not None
+"""Whether this process can open video files: they need the extra `video`."""
 ENDINGS = frozenset(ending for each in _ALL for ending in each.endings)
 """How files of pictures are called, in lower case, with the dot."""
 

@@ -15,9 +15,10 @@ from broker_pipeline.errors import (
     InvalidRequestError,
     MediaTooLargeError,
     NotAnImageError,
+    NotAVideoError,
     VideoTooLongError,
 )
-from broker_pipeline.pictures.formats import DECODED_FORMATS
+from broker_pipeline.pictures.formats import DECODED_FORMATS, DECODES_VIDEOS
 
 MAX_ASPECT_RATIO = 200
 """The model's image processor refuses what is longer than this in one direction."""
@@ -45,6 +46,7 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_aspect_ratio: Positive = MAX_ASPECT_RATIO
     max_frames: Positive = MAX_FRAMES
     """Frames of one video; each is a picture."""
+    takes_video_files: bool = DECODES_VIDEOS
     max_video_bytes: Positive = 64 * 2**20
     """Of a video that is one file."""
     max_video_s: Annotated[float, Meta(gt=0)] = 600.0
@@ -73,8 +75,10 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 f"the video has {num_frames} frames; at most {self.max_frames} are accepted", field=field
             )
 
-    def check_video_bytes(self, num_bytes: int, field: str | None = None) -> None:
-        """Raise `MediaTooLargeError` for a video's file that is too long."""
+    def check_video_file(self, num_bytes: int, field: str | None = None) -> None:
+        """Raise `NotAVideoError` where no video files are taken, or `MediaTooLargeError` for one that is too long."""
+        if not self.takes_video_files:
+            raise NotAVideoError("video files need the extra `video` at gateways and vision workers", field=field)
         if num_bytes > self.max_video_bytes:
             raise MediaTooLargeError(
                 f"the video has {num_bytes} bytes; at most {self.max_video_bytes} are accepted", field=field
@@ -105,6 +109,7 @@ def strictest(rules: Sequence[PictureRule]) -> PictureRule:
         max_pixels=min(rule.max_pixels for rule in rules),
         max_aspect_ratio=min(rule.max_aspect_ratio for rule in rules),
         max_frames=min(rule.max_frames for rule in rules),
+        takes_video_files=all(rule.takes_video_files for rule in rules),
         max_video_bytes=min(rule.max_video_bytes for rule in rules),
         max_video_s=min(rule.max_video_s for rule in rules),
         max_resized_pixels=_least(rule.max_resized_pixels for rule in rules),

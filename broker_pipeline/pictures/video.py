@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -51,18 +50,13 @@ class VideoHeader:
         return self.num_frames / self.fps
 
 
-def can_open_videos() -> bool:
-    """Whether this process has the extra `video`."""
-    return find_spec("av") is not None
-
-
 def check_video(content: bytes, rule: PictureRule, *, field: str | None = None) -> VideoHeader:
     """Read what a video's file says, and hold it to the rule. Call it on a thread: packets are counted.
 
     Raises `MediaTooLargeError`, `NotAVideoError`, `UnsupportedImageError`, `TruncatedImageError`, `VideoTooLongError`,
     `ImageTooLargeError` or `ImageShapeError`, each with `field`.
     """
-    rule.check_video_bytes(len(content), field)
+    rule.check_video_file(len(content), field)
     with opened_video(content, field=field) as (container, stream):
         header = _header(container, stream, field)
     rule.check_header(PictureHeader(header.codec, header.width, header.height), field)
@@ -76,8 +70,6 @@ def opened_video(content: bytes, *, field: str | None = None) -> Iterator[tuple[
     form = next((form for form, _, start in _CONTAINERS if start.match(content)), None)
     if form is None:
         raise NotAVideoError(f"the file is no video in a supported container ({_NAMES})", field=field)
-    if not can_open_videos():
-        raise NotAVideoError("video files need the extra `video` at gateways and vision workers", field=field)
     import av  # noqa: PLC0415 - an extra
 
     try:

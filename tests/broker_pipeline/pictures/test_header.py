@@ -134,9 +134,18 @@ def test_a_video_has_a_number_of_frames() -> None:
 
 
 def test_the_strictest_rule_accepts_what_all_accept() -> None:
-    small = PictureRule(max_bytes=10, formats=("PNG", "GIF"), max_frames=3)
-    flat = PictureRule(max_pixels=20, max_aspect_ratio=4, formats=("GIF", "PNG", "BMP"))
+    small = PictureRule(max_bytes=10, formats=("PNG", "GIF"), max_frames=3, max_resized_pixels=9)
+    flat = PictureRule(
+        max_pixels=20, max_aspect_ratio=4, formats=("GIF", "PNG", "BMP"), takes_video_files=False, max_video_s=5
+    )
     assert strictest([small]) == small
     assert strictest([small, flat]) == PictureRule(
-        max_bytes=10, max_pixels=20, max_aspect_ratio=4, max_frames=3, formats=("PNG", "GIF")
+        max_bytes=10,
+        max_pixels=20,
+        max_aspect_ratio=4,
+        max_frames=3,
+        formats=("PNG", "GIF"),
+        takes_video_files=False,
+        max_video_s=5,
+        max_resized_pixels=9,
     )

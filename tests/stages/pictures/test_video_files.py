@@ -87,6 +87,7 @@ def test_colours_are_those_of_the_matrix_and_range_that_the_file_names(matrix, r
 @pytest.mark.parametrize(
     ("rule", "error", "reason"),
     [
+        (PictureRule(takes_video_files=False), NotAVideoError, "need the extra `video` at gateways and vision workers"),
         (PictureRule(max_video_bytes=1000), MediaTooLargeError, "bytes; at most 1000 are accepted"),
         (PictureRule(max_video_s=2.5), VideoTooLongError, "plays for 3 s; at most 2.5 are accepted"),
         (PictureRule(max_pixels=6000), ImageTooLargeError, "96 x 64 pixels; at most 6000 are accepted"),
