@@ -62,7 +62,6 @@ KINDS = [
     (".avif", _OPAQUE + "-colorspace Gray"),
     *[(".heic", f"{_OPAQUE}-depth {depth}") for depth in (8, 10, 12)],
     (".heic", _OPAQUE + "-colorspace Gray"),
-    (".heic", "-depth 8"),
     *[(".tif", f"{_OPAQUE}-compress {way}") for way in ("LZW", "Zip", "JPEG", "RLE", "Zstd -depth 8", "LZMA -depth 8")],
     *[(".tif", f"{_OPAQUE}-monochrome -compress {way}") for way in ("Fax", "Group4", "LZW")],
     (".tif", _OPAQUE + "-depth 8 -define tiff:tile-geometry=16x16"),
