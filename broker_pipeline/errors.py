@@ -24,7 +24,9 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── PartError                 a part of a cut payload is missing, foreign or late
     ├── StageError                    a stage cannot do what an envelope asks
     │   ├── SessionUnknownError, KVCapacityError, KVPositionError
-    │   ├── VisualRowsMissingError, NonFiniteLogitsError
+    │   ├── VisualRowsMissingError
+    │   ├── NonFiniteLogitsError
+    │   │   └── ConstantLogitsError
     │   ├── NothingLeftError          the session's own settings rule out every token
     │   ├── WorkerBusyError           a worker's queue or buffer is full
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
@@ -305,6 +307,12 @@ class NonFiniteLogitsError(StageError):
     """The model's output for this session holds NaN or infinity."""
 
     code = "non_finite_logits"
+
+
+class ConstantLogitsError(NonFiniteLogitsError):
+    """The model's output for this session is the same number for every token, which says nothing."""
+
+    code = "constant_logits"
 
 
 class NothingLeftError(StageError):

@@ -36,8 +36,7 @@ class Computed:
         """Return only some rows of the logits, int64 `[r]`."""
         assert self.logits is not None, "there are logits to choose from"
         assert self.scan is not None, "logits come with their scan"
-        scan = LogitScan(self.scan.greedy[index], self.scan.is_finite[index], self.scan.is_marked)
-        return Computed(logits=self.logits[index], scan=scan)
+        return Computed(logits=self.logits[index], scan=LogitScan(self.scan.greedy[index]))
 
 
 class Decoder(Protocol):

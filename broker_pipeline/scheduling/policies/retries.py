@@ -19,7 +19,10 @@ from broker_pipeline.errors import Failure, RetriesExhaustedError
 
 # Failures of the computation on just this input: the session may be the cause whenever it was in the microbatch.
 _BREAKS_STAGES = frozenset(
-    {"compute", "non_finite_logits", "contract", "malformed_envelope", "tensor_mismatch", "payload_too_large"}
+    {
+        *("compute", "non_finite_logits", "constant_logits"),
+        *("contract", "malformed_envelope", "tensor_mismatch", "payload_too_large"),
+    }
 )
 # A stage's view of a session differs from the conductor's: a new attempt sets that right, though no repeat would.
 _OUT_OF_STEP = frozenset(

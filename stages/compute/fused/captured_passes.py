@@ -113,7 +113,7 @@ class CapturedPasses:
             return StepOutput(hidden=state.summed())
         chosen = state.tokens(inputs.wanted)
         logits = self._model.logits(chosen, out=self._logits[: len(inputs.wanted)])
-        return StepOutput(None, logits, *scan(logits))
+        return StepOutput(None, logits, scan(logits))
 
     def _enter(self, inputs: DeviceInputs, size: int) -> Tensor:
         if not self._model.is_first:

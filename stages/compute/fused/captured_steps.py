@@ -72,4 +72,4 @@ class CapturedSteps:
         if not self._model.is_last:
             return StepOutput(hidden=state.summed())
         logits = self._model.logits(state, out=self._logits[:size])
-        return StepOutput(None, logits, *scan(logits))
+        return StepOutput(None, logits, scan(logits))

@@ -88,11 +88,8 @@ class FusedDecoder:
         if not wanted:
             return Computed()
         assert output.greedy is not None, "captured with the logits"
-        assert output.is_finite is not None, "captured with the logits"
         num = len(given)
-        found = Computed(
-            logits=output.logits[:num], scan=LogitScan(output.greedy[:num], output.is_finite[:num], is_marked=True)
-        )
+        found = Computed(logits=output.logits[:num], scan=LogitScan(output.greedy[:num]))
         return found if len(wanted) == num else found.logit_rows(self._index(wanted))
 
     # --- one kernel after the other -----------------------------------------------------------------------------------
@@ -106,7 +103,7 @@ class FusedDecoder:
         if not wanted:
             return Computed()
         logits = self._model.logits(state.tokens(self._index(wanted)))
-        return Computed(logits=logits, scan=LogitScan(*scan(logits), is_marked=True))
+        return Computed(logits=logits, scan=LogitScan(scan(logits)))
 
     def _pass(self, batch: Microbatch, layout: Layout, injection: VisualInjection | None) -> Unsummed:
         sizes = layout.sizes()

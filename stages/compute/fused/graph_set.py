@@ -25,13 +25,12 @@ GraphPool: TypeAlias = Any
 class StepOutput:
     """A captured step's results, in buffers that the next replay overwrites.
 
-    At the last stage `logits` `[r, V]`, `greedy` int64 `[r]` and `is_finite` bool `[r]`; elsewhere `hidden` `[n, H]`.
+    At the last stage `logits` `[r, V]` and `greedy` int64 `[r]` as of `LogitScan`; elsewhere `hidden` `[n, H]`.
     """
 
     hidden: Tensor | None = None
     logits: Tensor | None = None
     greedy: Tensor | None = None
-    is_finite: Tensor | None = None
 
 
 def sizes_up_to(most: int, strides: Sequence[tuple[int, int]], first: Sequence[int] = ()) -> tuple[int, ...]:

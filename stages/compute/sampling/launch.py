@@ -29,9 +29,6 @@ from stages.compute.sampling.plan import (
 )
 from stages.compute.sampling.transfer import Numbers, fetch, send
 
-NOT_FINITE = -1
-"""Stands for a token whose logits hold NaN or infinity."""
-
 NOTHING_LEFT = -3
 """Stands for a token where none may come."""
 
@@ -48,7 +45,7 @@ class SamplingResults:
     reported: tuple[int, ...]
 
     def tokens(self) -> list[int]:
-        """Return the token of each logit row, or `NOT_FINITE`, or `NOTHING_LEFT`."""
+        """Return the token of each logit row, or `NOTHING_LEFT`, or the mark of a row that has none (`LogitScan`)."""
         return [int(token_id) for token_id in self.packed[: self.num_tokens].tolist()]
 
     def reports(self) -> dict[int, list[float]]:
@@ -62,7 +59,7 @@ class SamplingResults:
 def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitRowRequest]) -> SamplingResults:
     """Queue everything for `logits` `[r, V]`; `requests` are for those that need more than the scan, in order."""
     if not requests:
-        return SamplingResults(fetch(_marked(scan.greedy, scan)), logits.shape[0], ())
+        return SamplingResults(fetch(scan.greedy), logits.shape[0], ())
     plain = [request for request in requests if request.adjustment is None]
     adjusted = [request for request in requests if request.adjustment is not None]
     sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
@@ -74,7 +71,7 @@ def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitR
     if adjusted:
         chosen, more = _run_adjusted(adjusted_plan, sent, logits, chosen, num_top)
         reports += more
-    tokens = _marked(chosen, scan)
+    tokens = _marked(chosen, scan)  # last: adjustments make numbers differ that were all the same
     packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
     reported = tuple(request.place for request in (*reported_logit_rows(plain), *reported_logit_rows(adjusted)))
     return SamplingResults(fetch(packed), logits.shape[0], reported)
@@ -115,9 +112,7 @@ def _take(logits: Tensor, places: Tensor) -> Tensor:
 
 
 def _marked(tokens: Tensor, scan: LogitScan) -> Tensor:
-    if scan.is_marked and tokens is scan.greedy:
-        return tokens
-    return torch.where(scan.is_finite, tokens, NOT_FINITE)
+    return tokens if tokens is scan.greedy else torch.where(scan.greedy < 0, scan.greedy, tokens)
 
 
 def _renumbered(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:

@@ -1,4 +1,4 @@
-"""What one pass over a batch of logits tells: the greedy token of every logit row, and whether it may be used."""
+"""What one pass over a batch of logits tells: the greedy token of every logit row, or why it has none."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NOT_FINITE = -1
+"""Stands for a token whose logits hold NaN or infinity."""
+CONSTANT = -2
+"""Stands for a token whose logits are all the same number: a model of damaged weights says so, and no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogitScan:
-    """For each of `r` logit rows: `greedy` int64 `[r]` and `is_finite` bool `[r]`, on the device of the logits.
+    """For each of `r` logit rows: `greedy` int64 `[r]`, on the device of the logits.
 
-    `greedy` is the lowest id of the largest logit. Where there is NaN or infinity it means nothing, or, if
-    `is_marked`, it is -1.
+    `greedy` is the lowest id of the largest logit, or `NOT_FINITE`, or `CONSTANT`.
     """
 
     greedy: Tensor
-    is_finite: Tensor
-    is_marked: bool = False
 
 
 def scan_logits(logits: Tensor) -> LogitScan:
     """Scan `[r, V]` logits of any floating dtype, without host synchronisation.
 
-    The largest and the smallest say together whether all are finite: both carry a NaN on. That reads the logits twice
-    and writes nothing of their size, as `isfinite(…).all()` would.
+    The largest and the smallest say together whether all are finite, as both carry a NaN on, and whether all are the
+    same. That reads the logits twice and writes nothing of their size, as `isfinite(…).all()` would.
     """
-    largest = logits.max(dim=-1)
-    smallest = logits.amin(dim=-1)
-    return LogitScan(largest.indices, torch.isfinite(largest.values) & torch.isfinite(smallest))
+    largest, smallest = logits.max(dim=-1), logits.amin(dim=-1)
+    greedy = torch.where(largest.values == smallest, CONSTANT, largest.indices)
+    is_finite = torch.isfinite(largest.values) & torch.isfinite(smallest)
+    return LogitScan(torch.where(is_finite, greedy, NOT_FINITE))

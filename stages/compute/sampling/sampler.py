@@ -27,11 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError, NothingLeftError, StageError
+from broker_pipeline.errors import (
+    ConstantLogitsError,
+    KVPositionError,
+    NonFiniteLogitsError,
+    NothingLeftError,
+    StageError,
+)
 from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
 from stages.compute.sampling.adjustments import Adjustment, AdjustmentTables, adjust_logit_rows
-from stages.compute.sampling.launch import NOT_FINITE, NOTHING_LEFT, SamplingResults, launch_logit_rows
-from stages.compute.sampling.logit_scan import LogitScan
+from stages.compute.sampling.launch import NOTHING_LEFT, SamplingResults, launch_logit_rows
+from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, LogitScan
 from stages.compute.sampling.masks import TokenMask
 from stages.compute.sampling.penalties import TokenHistory
 from stages.compute.sampling.plan import LogitRowRequest
@@ -141,6 +147,8 @@ class PendingChoices:
     def _outcome(self, place: int, token_id: int, report: list[float] | None) -> Choice | StageError:
         if token_id == NOT_FINITE:
             return NonFiniteLogitsError(f"the logits for token {self.positions[place]} hold NaN or infinity")
+        if token_id == CONSTANT:
+            return ConstantLogitsError(f"the logits for token {self.positions[place]} are all the same number")
         if place in self.refusals:
             return self.refusals[place]
         if token_id == NOTHING_LEFT:

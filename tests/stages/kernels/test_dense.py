@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.decode_attention import attend_decode_tokens, num_parts
@@ -149,12 +150,25 @@ def test_num_parts_fills_the_gpu_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scan_finds_the_first_of_the_best_and_what_is_not_finite(device: torch.device, dtype: torch.dtype) -> None:
-    logits = _random(4, 20_000, device=device, dtype=dtype)
+def test_scan_finds_the_first_of_the_best_and_rows_that_say_nothing(device: torch.device, dtype: torch.dtype) -> None:
+    logits = _random(9, 20_000, device=device, dtype=dtype)
     logits[0, [9_000, 17_000, 8_500]] = 9.0
     logits[2, 15_000] = float("nan")
     logits[3, 1] = float("inf")
-    greedy, is_finite = scan(logits)
-    assert greedy[:2].tolist() == [8_500, int(logits[1].float().argmax())]
-    assert is_finite.tolist() == [True, True, False, False]
-    assert greedy[2:].tolist() == [-1, -1]
+    logits[4] = 0.0
+    logits[5] = -7.5
+    logits[6] = 0.0
+    logits[6, 19_999] = 0.5  # in the last, shorter chunk
+    logits[7] = float("-inf")
+    logits[8] = float("nan")
+    expected = [8_500, int(logits[1].float().argmax()), NOT_FINITE, NOT_FINITE, CONSTANT, CONSTANT, 19_999]
+    assert scan(logits).tolist() == [*expected, NOT_FINITE, NOT_FINITE]
+    assert scan_logits(logits).greedy.tolist() == [*expected, NOT_FINITE, NOT_FINITE]
+
+
+@pytest.mark.parametrize("width", [1, 8_191, 8_192, 8_193])
+def test_scan_sees_a_row_of_one_number_in_any_number_of_chunks(device: torch.device, width: int) -> None:
+    logits = torch.full((2, width), 3.0, device=device)
+    logits[1, width // 2] = -3.0
+    assert scan(logits)[0].item() == CONSTANT
+    assert torch.equal(scan(logits), scan_logits(logits).greedy)

@@ -2,6 +2,7 @@ import pytest
 
 from broker_pipeline.errors import (
     ComputeError,
+    ConstantLogitsError,
     DeadlineExceededError,
     Failure,
     KVCapacityError,
@@ -32,7 +33,9 @@ def test_whoever_was_just_there_is_retried_at_once_for_ever() -> None:
         assert retries.after(DEAD, is_blamed=False, was_alone=False, num_tokens=0) == Retry(0.0, is_alone=False)
 
 
-@pytest.mark.parametrize("error", [ComputeError("x"), NonFiniteLogitsError("x"), TensorMismatchError("x")])
+@pytest.mark.parametrize(
+    "error", [ComputeError("x"), NonFiniteLogitsError("x"), ConstantLogitsError("x"), TensorMismatchError("x")]
+)
 def test_what_breaks_a_stage_is_retried_alone_and_fails_when_it_breaks_it_again(error: StageError) -> None:
     retries = policy()
     assert blamed(retries, error.to_failure()) == Retry(0.0, is_alone=True)

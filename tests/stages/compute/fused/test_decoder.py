@@ -100,7 +100,6 @@ def same(computed, tolerance: float = 1e-4) -> None:
     eager, fused = computed
     torch.testing.assert_close(fused.logits, eager.logits, atol=tolerance, rtol=tolerance)
     assert fused.scan.greedy.tolist() == eager.scan.greedy.tolist()
-    assert fused.scan.is_finite.tolist() == eager.scan.is_finite.tolist()
 
 
 @pytest.mark.parametrize("moe", [False, True])

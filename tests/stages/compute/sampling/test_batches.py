@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
+from broker_pipeline.errors import ConstantLogitsError, KVPositionError, NonFiniteLogitsError
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.logit_scan import scan_logits
 from stages.compute.sampling.sampler import Choice, SessionSampler, launch_sampling
@@ -163,15 +163,19 @@ def test_a_row_with_nan_of_both_signs_fails_without_reaching_beyond_the_vocabula
     assert isinstance(found[1], NonFiniteLogitsError)
 
 
-@pytest.mark.parametrize("greedy", [-1, 50, 2**40])
-def test_what_a_scan_says_of_a_row_that_is_not_finite_means_nothing(greedy):
-    logits, rows = logits_of(2, 50, 0), [Row(random.Random(seed), 50, logprobs=1) for seed in range(2)]
-    logits[0, 3] = math.nan
-    scan = scan_logits(logits)
-    scan.greedy[0] = greedy
-    found = launch_sampling(logits, [row.sampler() for row in rows], [row.position for row in rows], scan).collect()
-    assert isinstance(found[0], NonFiniteLogitsError)
-    check_against_oracle(found[1], logits[1], rows[1])
+@pytest.mark.parametrize("number", [0.0, -4.25])
+def test_rows_of_every_kind_fail_alone_when_all_their_logits_are_one_number(number):
+    rows = [Row(random.Random(seed), 137, **kind) for seed, kind in enumerate(KINDS)]
+    logits = logits_of(len(rows), 137, 3)
+    expected = sampled(logits, rows)
+    for broken in range(len(rows)):
+        spoilt = logits.clone()
+        spoilt[broken] = number
+        found = sampled(spoilt, rows)
+        failed = found.pop(broken)
+        assert isinstance(failed, ConstantLogitsError)
+        assert "all the same number" in failed.message
+        assert found == expected[:broken] + expected[broken + 1 :]
 
 
 def test_a_penalty_that_overflows_fails_its_row_alone():

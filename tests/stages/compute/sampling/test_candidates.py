@@ -9,7 +9,7 @@ import torch
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.sampling.candidates import NUM_SPARE, rank_all, rank_best
-from stages.compute.sampling.logit_scan import scan_logits
+from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from tests.kit.models.samplers import candidates
 
 
@@ -83,7 +83,6 @@ def test_the_scan_finds_the_lowest_id_of_the_largest_logit(step, dtype):
     scan = scan_logits(logits)
     expected = [row.index(max(row)) for row in logits.float().tolist()]
     assert scan.greedy.tolist() == expected
-    assert scan.is_finite.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -92,4 +91,18 @@ def test_the_scan_finds_the_lowest_id_of_the_largest_logit(step, dtype):
 def test_the_scan_tells_which_rows_are_not_finite(place, bad, dtype):
     logits = logits_of(5, 1003, 6).to(dtype)
     logits[3, place] = bad
-    assert scan_logits(logits).is_finite.tolist() == [True, True, True, False, True]
+    marks = scan_logits(logits).greedy
+    assert marks[3] == NOT_FINITE
+    assert (marks[[0, 1, 2, 4]] >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("number", [0.0, -0.0, 7.5, -3e38])
+def test_the_scan_tells_which_rows_are_all_one_number(number, dtype):
+    logits = logits_of(4, 1003, 6).to(dtype)
+    logits[1] = number
+    logits[2] = number
+    logits[2, 1002] += 1.0 if abs(number) < 10 else -number
+    marks = scan_logits(logits).greedy
+    assert marks[1] == CONSTANT
+    assert marks[2] == 1002

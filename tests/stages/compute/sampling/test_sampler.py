@@ -77,6 +77,7 @@ def test_a_draw_depends_on_neither_batch_nor_place(others):
 
 def test_other_seeds_and_positions_draw_other_tokens():
     logits = torch.zeros(1, VOCAB)
+    logits[0, -1] = -1.0
     by_seed = {sample(logits, [sampler(temperature=1.0, seed=s)], [0])[0].token_id for s in range(50)}
     by_position = {sample(logits, [sampler(temperature=1.0)], [p])[0].token_id for p in range(50)}
     assert len(by_seed) > 25
@@ -198,7 +199,7 @@ def test_log_probabilities_are_given_only_when_asked_for():
 
 
 def test_more_alternatives_than_tokens_are_fine():
-    [choice] = sample(torch.zeros(1, 3), [sampler(temperature=1.0, top_k=50, logprobs=20)], [0])
+    [choice] = sample(torch.tensor([[0.0, 0.0, 1.0]]), [sampler(temperature=1.0, top_k=50, logprobs=20)], [0])
     assert len(choice.top) == 3
 
 

@@ -82,7 +82,9 @@ def test_amounts_of_ties_may_differ_by_rounding():
 
 def test_ties_beyond_the_top_k_are_bounded():
     settings = [SamplingSettings(temperature=1.0, top_k=400, seed=seed) for seed in range(400)]
-    found = sample(torch.zeros(400, LONG), [SessionSampler(row) for row in settings], [0] * 400)
+    logits = torch.zeros(400, LONG)
+    logits[:, -1] = -1.0
+    found = sample(logits, [SessionSampler(row) for row in settings], [0] * 400)
     tokens = {choice.token_id for choice in found if isinstance(choice, Choice)}
     assert 400 < max(tokens) < 464
 
