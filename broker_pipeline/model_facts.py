@@ -14,10 +14,25 @@ from broker_pipeline.artifact_manifest import (
     read_artifact_file,
     read_manifest,
 )
-from broker_pipeline.errors import ArtifactCorruptError
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
 from broker_pipeline.messages.sampling import MinP, NgramSize, OutputPenalty, RepetitionPenalty, Temperature, TopK, TopP
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+# What tokenising, rendering prompts and preparing pictures reads; copied by an export as it is, where it is there.
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -125,6 +140,30 @@ def read_config_bytes(directory: Path, manifest: WeightsManifest) -> bytes:
             f"{directory / CONFIG_NAME} was altered since the export; export again", field=CONFIG_NAME
         )
     return content
+
+
+def check_side_files(directory: Path, manifest: WeightsManifest) -> None:
+    """Check every byte that, besides configuration and weights, decides what prompts and answers are.
+
+    Raises:
+        ArtifactMissingError: a side file is not here.
+        ArtifactCorruptError: one is not what the export wrote, or would be read and is no part of the artifact.
+    """
+    for file in manifest.side_files:
+        path = directory / file.name
+        if not path.is_file():
+            raise ArtifactMissingError(f"{directory} lacks {file.name}; copy it again", field=file.name)
+        if hashlib.sha256(read_artifact_file(path)).hexdigest() != file.sha256:
+            raise ArtifactCorruptError(
+                f"{path} was altered since the export; copy it again, or export again", field=file.name
+            )
+    for name in set(SIDE_FILES).difference(manifest.listed_files()):
+        if (directory / name).exists():
+            raise ArtifactCorruptError(
+                f"{directory / name} is no part of the artifact and would change its prompts; remove it, or export a "
+                "checkpoint that has it",
+                field=name,
+            )
 
 
 def _read_generation(directory: Path, manifest: WeightsManifest) -> GenerationDefaults:

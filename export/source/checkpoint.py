@@ -13,26 +13,12 @@ from typing import Protocol
 import msgspec
 
 from broker_pipeline.errors import CheckpointError
+from broker_pipeline.model_facts import SIDE_FILES
 from export.source.name_groups import group_names
 from export.source.shard import Shard, SourceTensor, check_no_pointer
 from export.source.weight_listing import INDEX_FILE, check_no_adapter, has_index, parse_index, weight_file_names
 
 CONFIG_FILE = "config.json"
-# What tokenising, rendering prompts and preparing pictures needs; copied as it is, where it is there.
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True, slots=True)

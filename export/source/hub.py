@@ -15,9 +15,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from broker_pipeline.errors import HubError
+from broker_pipeline.model_facts import SIDE_FILES
 from export.source.checkpoint import (
     CONFIG_FILE,
-    SIDE_FILES,
     SourceFile,
     merge_headers,
 )

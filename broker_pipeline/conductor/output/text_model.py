@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
-from broker_pipeline.model_facts import ModelFacts, read_model_facts
+from broker_pipeline.model_facts import ModelFacts, check_side_files, read_model_facts
 from broker_pipeline.scheduling.policies.prompt_limits import PromptLimits
 
 
@@ -21,7 +22,8 @@ class TextModel:
 
     @classmethod
     def open(cls, directory: Path, default_max_tokens: int) -> Self:
-        """Read an artifact. Raises `ArtifactError`."""
+        """Read an artifact's small files, every byte checked. Raises `ArtifactError`."""
+        check_side_files(directory, read_manifest(directory))
         return cls(read_model_facts(directory), Vocabulary.open(directory), default_max_tokens)
 
     def limits(self, num_asked: int | None, kv_capacity_tokens: int) -> PromptLimits:
