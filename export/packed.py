@@ -16,9 +16,10 @@ from broker_pipeline.artifact_manifest import (
     TensorRecord,
     WeightsManifest,
 )
-from export.safetensors_file import StoredTensor, disk_error, header_bytes
+from export.safetensors_file import disk_error
 from export.verify import hash_file
 from export.workspace import write_durably
+from stages.weights.safetensors_header import StoredTensor, header_bytes
 
 _NUMPY_DTYPES = {"bfloat16": np.uint16, "float32": np.float32}
 

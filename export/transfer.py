@@ -18,11 +18,12 @@ from broker_pipeline.errors import CheckpointError, ExportError
 from export.layout import PlannedTensor
 from export.plan import ExportPlan, PlannedFile
 from export.progress import ProgressReport
-from export.safetensors_file import StoredTensor, digest_tensor, header_bytes, write_file
+from export.safetensors_file import digest_tensor, write_file
 from export.source.checkpoint import Checkpoint
 from export.source.shard import Shard, SourceTensor
 from export.verify import check_weight_file
 from export.workspace import Workspace
+from stages.weights.safetensors_header import StoredTensor, header_bytes
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

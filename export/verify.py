@@ -25,10 +25,10 @@ from broker_pipeline.artifact_manifest import (
 from broker_pipeline.errors import ArtifactCorruptError
 from broker_pipeline.model_facts import read_config_bytes
 from export.progress import ProgressReport
-from export.safetensors_file import StoredTensor, file_size_bytes, header_bytes
 from export.source.name_groups import group_names
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
+from stages.weights.safetensors_header import StoredTensor, file_size_bytes, header_bytes
 
 READ_BYTES = 8 << 20
 

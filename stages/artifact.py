@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from broker_pipeline.artifact_manifest import WeightsManifest, read_manifest
+from broker_pipeline.artifact_manifest import TensorRecord, WeightsManifest, read_manifest
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, TensorMissingError
-from broker_pipeline.model_facts import read_config_bytes
+from broker_pipeline.model_facts import check_side_files, read_config_bytes
+from stages.lazy_tensors import LazyTensors
 from stages.qwen3_vl.config import ModelConfig
 from stages.random_weights import draw_weights
+from stages.weights.verified_files import VerifiedFiles
+from stages.weights.weight_files import WeightFiles
 
 _NUM_NAMES_SHOWN = 20
 
@@ -30,10 +31,9 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: Path | str) -> Artifact:
-        """Read manifest and configuration, and check that what is here has the right size.
+        """Read manifest and configuration, and check small files whole, and large ones for their size.
 
-        Weight files may be absent, since a host needs those of its own blocks only; `load` asks for them.
-        Content is not hashed: that is `broker-pipeline export verify`.
+        Weight files may be absent, since a host needs those of its own blocks only; `reading` asks for them.
 
         Raises:
             ArtifactMissingError: there is no artifact, or a tokenizer or processor file is missing.
@@ -45,6 +45,7 @@ class Artifact:
         config = ModelConfig.from_json(read_config_bytes(directory, manifest))
         if config.text.num_layers != manifest.num_blocks:
             raise ArtifactCorruptError(f"{directory}: configuration and manifest differ in the number of blocks")
+        check_side_files(directory, manifest)
         _check_sizes(directory, manifest)
         return cls(directory, manifest, replace(config, dtype=manifest.dtype))
 
@@ -73,52 +74,71 @@ class Artifact:
         return any(file.name == name for file in self.manifest.side_files)
 
     def load(
-        self, names: Iterable[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        names: Iterable[str],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        verify: bool = True,
     ) -> dict[str, Tensor]:
-        """Return tensors by name, on `device`, in `dtype` (None: as stored).
+        """Return tensors by name, as `reading` gives them; the head of a tied model and its embedding are one."""
+        records = self._records(names)
+        stored = {name: record.tied_to or name for name, record in records.items()}
+        with self.reading(dict.fromkeys(stored.values()), device, dtype, verify=verify) as tensors:
+            loaded = dict(tensors)
+        return {name: loaded[stored_name] for name, stored_name in stored.items()}
 
-        Only the files that hold them are opened. On the CPU the tensors are private memory maps of the files: they cost
-        no memory until they are read, several processes share it, and writing to one copies the page. For another
-        device the bytes go there straight from the map. The head of a tied model and its embedding are one tensor.
+    def reading(
+        self,
+        names: Iterable[str],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        verify: bool = True,
+    ) -> LazyTensors:
+        """Return tensors by name, on `device`, in `dtype` (None: as stored), to be asked for within their context.
+
+        Only the files that hold them are opened. What is read is compared with the manifest, unless all of its file was
+        before and the file has not changed since (`VerifiedFiles`), or `verify` is off. It is memory of this process,
+        or of the device: nothing refers to the files afterwards.
         An artifact of random weights has no files: its tensors are drawn on `device` (see `random_weights`).
 
         Raises:
             TensorMissingError: lists the names that this artifact does not have.
             ArtifactMissingError: lists the files that this host lacks.
+            ArtifactCorruptError (when asked for a tensor): what lies there is not what was exported.
         """
-        names = list(names)
-        records = self.manifest.by_name()
-        self._check_names([name for name in names if name not in records])
-        stored_names = {name: records[name].tied_to or name for name in names}
-        if self.manifest.random_weights is not None:
-            shapes = {stored: records[stored].shape for stored in dict.fromkeys(stored_names.values())}
-            drawn = draw_weights(shapes, torch.device(device), self.dtype, self.manifest.random_weights.seed)
-            return {name: _converted(drawn[stored], dtype) for name, stored in stored_names.items()}
-        by_file: defaultdict[str, set[str]] = defaultdict(set)
-        for stored in stored_names.values():
-            by_file[records[stored].file].add(stored)
-        self._check_files(by_file)
-        tensors: dict[str, Tensor] = {}
-        for file, wanted in by_file.items():
-            tensors |= _load_file(self.directory / file, wanted, torch.device(device), dtype)
-        return {name: tensors[stored] for name, stored in stored_names.items()}
+        records, device = self._records(names), torch.device(device)
+        read_stored = self._reader(device, verify=verify)
+        self._check_files(records.values())
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check that `load` of these names will find them; errors as there."""
+        def read(name: str) -> Tensor:
+            with torch.cuda.stream(stream):  # also on other threads, so that memory is not taken anew while it is read
+                tensor = read_stored(records[name].tied_to or name)
+                return tensor if dtype is None else tensor.to(dtype)
+
+        return LazyTensors({name: record.size_bytes for name, record in records.items()}, read)
+
+    def _reader(self, device: torch.device, *, verify: bool) -> Callable[[str], Tensor]:
+        records, random = self.manifest.by_name(), self.manifest.random_weights
+        if random is not None:
+            return lambda name: draw_weights({name: records[name].shape}, device, self.dtype, random.seed)[name]
+        files = WeightFiles(self.directory, self.manifest, VerifiedFiles.in_cache() if verify else None)
+        return lambda name: files.read(name, device)
+
+    def _records(self, names: Iterable[str]) -> dict[str, TensorRecord]:
         names, records = list(names), self.manifest.by_name()
-        self._check_names([name for name in names if name not in records])
-        if self.manifest.random_weights is None:
-            self._check_files({records[records[name].tied_to or name].file: set() for name in names})
-
-    def _check_names(self, unknown: list[str]) -> None:
-        if unknown:
+        if unknown := [name for name in names if name not in records]:
             more = f" and {len(unknown) - _NUM_NAMES_SHOWN} more" if len(unknown) > _NUM_NAMES_SHOWN else ""
             raise TensorMissingError(
                 f"{self.directory} has no tensors of these names: {', '.join(unknown[:_NUM_NAMES_SHOWN])}{more}"
             )
+        return {name: records[name] for name in names}
 
-    def _check_files(self, by_file: Mapping[str, set[str]]) -> None:
-        absent = sorted(file for file in by_file if not (self.directory / file).is_file())
+    def _check_files(self, records: Iterable[TensorRecord]) -> None:
+        files = {record.file for record in records} if self.manifest.random_weights is None else set()
+        absent = sorted(file for file in files if not (self.directory / file).is_file())
         if absent:
             raise ArtifactMissingError(
                 f"{self.directory} lacks files that this part of the model needs: {', '.join(absent)}. "
@@ -129,29 +149,8 @@ class Artifact:
 
 def _check_sizes(directory: Path, manifest: WeightsManifest) -> None:
     for weights in manifest.weight_files:
-        if (directory / weights.name).exists():
-            _check_size(directory / weights.name, weights.size_bytes)
-    for side in manifest.side_files:
-        if not (directory / side.name).is_file():
-            raise ArtifactMissingError(f"{directory} lacks {side.name}; copy it again", field=side.name)
-        _check_size(directory / side.name, side.size_bytes)
-
-
-def _check_size(path: Path, expected: int) -> None:
-    size_bytes = path.stat().st_size
-    if size_bytes != expected:
-        raise ArtifactCorruptError(
-            f"{path} has {size_bytes} bytes instead of {expected}; copy it again", field=path.name
-        )
-
-
-def _load_file(path: Path, names: set[str], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: _converted(file.get_tensor(name), dtype) for name in sorted(names)}
-    except SafetensorError as error:
-        raise ArtifactCorruptError(f"{path}: {error}; copy it again", field=path.name) from error
-
-
-def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
+        path = directory / weights.name
+        if path.exists() and (size_bytes := path.stat().st_size) != weights.size_bytes:
+            raise ArtifactCorruptError(
+                f"{path} has {size_bytes} bytes instead of {weights.size_bytes}; copy it again", field=path.name
+            )

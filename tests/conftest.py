@@ -38,6 +38,12 @@ def _own_logs() -> Iterator[None]:
         structlog.reset_defaults()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whoever runs the tests keeps no notes of their artifacts."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A nats-server with JetStream that the whole session shares."""

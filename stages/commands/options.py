@@ -40,6 +40,11 @@ _COMPUTE_OPTIONS = (
     option(
         "--threads", default=None, type=click.IntRange(min=1), help="CPU threads of one operation.  [default: torch's]"
     ),
+    option(
+        "--verify-weights/--no-verify-weights",
+        default=True,
+        help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
+    ),
 )
 
 

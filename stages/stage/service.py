@@ -26,7 +26,6 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import device_identity, device_slots, use_own_stream
-from stages.lazy_tensors import LazyTensors
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
@@ -98,13 +97,13 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
     use_own_stream(device)
     names = stage_tensor_names(artifact.config, blocks.start, blocks.stop)
-    tensors = LazyTensors(artifact, names, device, dtype)
     visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
     options = _compute_options(settings, device, dtype)
-    compute = load_stage(
-        artifact.config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows
-    )
+    with artifact.reading(names, device, dtype, verify=settings.verify_weights) as tensors:
+        compute = load_stage(
+            artifact.config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows
+        )
     record = _record(settings, common, artifact, compute)
     log.info(
         "stage_loaded",

@@ -128,7 +128,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         torch.set_num_threads(settings.threads)
     artifact = Artifact.open(Path(settings.model))
     device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
-    tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype)
+    tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype, verify=settings.verify_weights)
     tower = load_vision(artifact.config, tensors, ComputeOptions(str(device), dtype_name(dtype), settings.attention))
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
     rules = read_pixel_rules(artifact, settings)

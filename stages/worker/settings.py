@@ -27,6 +27,8 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Whether what becomes of a session must not depend on what shares its batches."""
     threads: PositiveInt | None = None
     """CPU threads of one operation; None leaves it to torch (and OMP_NUM_THREADS)."""
+    verify_weights: bool = True
+    """Whether weights are compared with the manifest while they are read."""
 
 
 class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from broker_pipeline.errors import ExportError
-from export.safetensors_file import StoredTensor, file_size_bytes, header_bytes, write_file
+from export.safetensors_file import write_file
+from stages.weights.safetensors_header import StoredTensor, file_size_bytes, header_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

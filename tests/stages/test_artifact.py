@@ -72,16 +72,6 @@ def test_dtype_and_alias(tied):
     assert torch.equal(loaded[LM_HEAD], expected[EMBED_TOKENS].float())
 
 
-def test_memory_maps_are_private(tied):
-    """Somebody who scales a weight in place must not change the file."""
-    directory, _ = tied
-    artifact = Artifact.open(directory)
-    before = (directory / "embed.safetensors").read_bytes()
-    artifact.load([EMBED_TOKENS])[EMBED_TOKENS].zero_()
-    assert (directory / "embed.safetensors").read_bytes() == before
-    assert artifact.load([EMBED_TOKENS])[EMBED_TOKENS].abs().sum() > 0
-
-
 def test_unknown_names_are_listed(tied):
     artifact = Artifact.open(tied[0])
     with pytest.raises(TensorMissingError, match=r"layers\.9\.x, nonsense"):
@@ -118,6 +108,18 @@ class TestOpenRefuses:
     def test_a_missing_side_file(self, tied):
         (tied[0] / "tokenizer.json").unlink()
         with pytest.raises(ArtifactMissingError, match=r"lacks tokenizer\.json"):
+            Artifact.open(tied[0])
+
+    def test_an_altered_side_file_of_the_same_size(self, tied):
+        path = tied[0] / "tokenizer.json"
+        path.write_text(path.read_text().replace("im_end", "im_emd"))
+        with pytest.raises(ArtifactCorruptError, match=r"tokenizer\.json was altered"):
+            Artifact.open(tied[0])
+
+    def test_a_side_file_that_was_put_there_later(self, tied):
+        """A template of one's own would decide prompts on this host, under the fingerprint of all others."""
+        (tied[0] / "chat_template.jinja").write_text("{{ messages }}")
+        with pytest.raises(ArtifactCorruptError, match=r"chat_template\.jinja is no part of the artifact"):
             Artifact.open(tied[0])
 
     def test_an_altered_configuration(self, tied):

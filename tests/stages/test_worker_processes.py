@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -251,3 +253,28 @@ async def test_an_artifact_without_the_files_of_these_blocks_is_refused(workers:
     assert await ended(child) == exit_codes.CONFIGURATION
     assert "block-00001.safetensors" in "\n".join(child.last_lines())
     assert (await workers.start("stage", "--blocks", "2:", model=partial)).is_running
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "tensor"),
+    [
+        (("stage", "--blocks", "1:3"), "block-00002.safetensors", r"layers.2."),
+        (("vision",), "vision.safetensors", "visual."),
+        (("stage", "--blocks", "0:1", "--vision"), "vision.safetensors", "visual."),
+    ],
+)
+async def test_damaged_weights_are_named_and_served_to_nobody_who_did_not_ask_for_it(
+    workers: Workers, tmp_path: Path, command: tuple[str, ...], file: str, tensor: str
+) -> None:
+    damaged = shutil.copytree(tiny_artifact(), tmp_path / "damaged")
+    with (damaged / file).open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        [byte] = opened.read(1)
+        opened.seek(-1, os.SEEK_END)
+        opened.write(bytes([byte ^ 1]))
+    child = await workers.start(*command, model=damaged)
+    assert await ended(child) == exit_codes.CONFIGURATION
+    said = "\n".join(child.last_lines())
+    assert f"{damaged / file} is damaged" in said
+    assert tensor in said
+    assert (await workers.start(*command, "--no-verify-weights", model=damaged)).is_running

@@ -32,7 +32,7 @@ _DEFAULT_NUM_STAGES = 3
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
-    *("device", "dtype", "kv_tokens", "drain_s", "log_level"),
+    *("device", "dtype", "kv_tokens", "drain_s", "log_level", "verify_weights"),
 )
 
 
@@ -71,6 +71,11 @@ _SAME_NAMES = (
     "--deterministic",
     is_flag=True,
     help="Compute batch-invariantly: what shares a session's batches changes none of its tokens; slower.",
+)
+@option(
+    "--verify-weights/--no-verify-weights",
+    default=True,
+    help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
 )
 @option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")

@@ -37,6 +37,8 @@ class LocalSettings:
     dtype: str | None = None
     is_deterministic: bool = False
     """Whether what becomes of a session must not depend on what shares its batches."""
+    verify_weights: bool = True
+    """Whether workers compare weights with the artifact's hashes while they read them."""
     num_threads: int | None = None
     """Threads of each worker; None shares the cores out."""
     kv_tokens: int | None = None
@@ -145,6 +147,7 @@ def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]
         "--device": devices[name],
         "--dtype": settings.dtype,
         "--deterministic": settings.is_deterministic,
+        "--no-verify-weights": not settings.verify_weights,
         "--threads": num_threads(settings),
     }
 

@@ -35,7 +35,6 @@ from stages.compute.loading import (
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
-from stages.lazy_tensors import LazyTensors
 from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
 from stages.qwen3_vl.vision import TowerOutput, VisionTower
@@ -100,16 +99,13 @@ class ContinuousBatch:
         num_layers = config.text.num_layers
         self._config = config
         self._prompts = Prompts(artifact)
-        self._stage: StageCompute = load_stage(
-            config,
-            BlockRange(start=0, stop=num_layers),
-            LazyTensors(artifact, stage_tensor_names(config, 0, num_layers), device, dtype),
-            kv_capacity_tokens=order.kv_tokens,
-            options=options,
-        )
-        self._tower: VisionTower = load_vision(
-            config, LazyTensors(artifact, vision_tensor_names(config), device, dtype), options
-        )
+        whole = BlockRange(start=0, stop=num_layers)
+        with artifact.reading(stage_tensor_names(config, 0, num_layers), device, dtype) as tensors:
+            self._stage: StageCompute = load_stage(
+                config, whole, tensors, kv_capacity_tokens=order.kv_tokens, options=options
+            )
+        with artifact.reading(vision_tensor_names(config), device, dtype) as tensors:
+            self._tower: VisionTower = load_vision(config, tensors, options)
 
     def run(self, work: Work) -> int:
         """Do all of it and return the number of tokens that were sampled."""

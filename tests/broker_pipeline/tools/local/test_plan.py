@@ -40,11 +40,14 @@ def test_every_part_gets_its_own_and_the_common_flags() -> None:
     assert services["vision-1"].arguments[0] == "vision"
 
 
-def test_determinism_is_every_workers() -> None:
-    services = plan(is_deterministic=True)
-    asked = {name for name, service in services.items() if "--deterministic" in service.arguments}
+@pytest.mark.parametrize(
+    ("changed", "flag"),
+    [({"is_deterministic": True}, "--deterministic"), ({"verify_weights": False}, "--no-verify-weights")],
+)
+def test_how_to_load_and_compute_is_every_workers(changed: dict[str, bool], flag: str) -> None:
+    asked = {name for name, service in plan(**changed).items() if flag in service.arguments}
     assert asked == {"stage-0", "stage-1", "vision-0"}
-    assert not any("--deterministic" in service.arguments for service in plan().values())
+    assert not any(flag in service.arguments for service in plan().values())
 
 
 def test_devices_are_assigned_to_stages_first() -> None:
