@@ -37,6 +37,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   ├── LeaseLostError, WorkerNameTakenError, StaleAttemptError
     ├── DeadlineExceededError         a part did not answer in time
     ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
+    ├── ModelChangedError             another model has begun a job that is not to begin again
     ├── CancelledJobError             somebody asked for the job to stop
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
     │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError, RandomWeightsError
@@ -410,6 +411,12 @@ class RetriesExhaustedError(PipelineError):
     """A job failed in every attempt that it was allowed."""
 
     code = "retries_exhausted"
+
+
+class ModelChangedError(PipelineError):
+    """Another model has begun the job, and it is not to begin again."""
+
+    code = "model_changed"
 
 
 class CancelledJobError(PipelineError):

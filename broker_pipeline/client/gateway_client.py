@@ -102,5 +102,14 @@ async def fetch_status(gateway_url: str) -> PipelineStatus:
         return await client.status()
 
 
+async def fetch_refusal(http: aiohttp.ClientSession, gateway_url: str) -> str | None:
+    """Return why a gateway would have no job run, None where it would."""
+    try:
+        async with http.get(f"{gateway_url}/readyz") as answer:
+            return None if answer.status == 200 else f"{gateway_url}/readyz says {await answer.text()}"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return f"{gateway_url}: {error or type(error).__name__}"
+
+
 def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"

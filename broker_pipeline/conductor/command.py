@@ -38,6 +38,13 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 )
 @option("--max-attempts", default=5, type=click.IntRange(min=1), help="Attempts at one token before a job fails.")
 @option("--max-deliveries", default=20, type=click.IntRange(min=1), help="Deliveries of one job before it fails.")
+@option(
+    "--on-other-model",
+    default="restart",
+    type=click.Choice(["restart", "fail"]),
+    help="What becomes of jobs under way with tokens of another model: they begin again with this one from token 0, or "
+    "fail.",
+)
 @option("--heartbeat-timeout-s", default=2.5, type=_SECONDS, help="Silence after which a worker counts as dead.")
 @option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
 @option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has not computed anything.")

@@ -118,7 +118,11 @@ class Parts:
             generations=self.generations,
             committer=self.committer,
             ends=JobEnds(self.live, self.stores, self.committer, self._around.model.facts),
-            limits=RunLimits(max_deliveries=settings.max_deliveries, lease_held=lease_held),
+            limits=RunLimits(
+                max_deliveries=settings.max_deliveries,
+                lease_held=lease_held,
+                restarts=settings.on_other_model == "restart",
+            ),
         )
         return JobPuller(
             queue=self.queue,

@@ -35,6 +35,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_attempts: PositiveInt = 5
     max_deliveries: PositiveInt = 20
     """Deliveries of one job, over all conductors, before it fails."""
+    on_other_model: Literal["restart", "fail"] = "restart"
+    """What becomes of a job with tokens of another model: from token 0 with this one, or `model_changed`."""
     deadline_s: PositiveSeconds = 30.0
     first_deadline_s: PositiveSeconds = 180.0
     prepare_timeout_s: PositiveSeconds = 60.0

@@ -210,13 +210,27 @@ class JobRecord(WireStruct, frozen=True, kw_only=True):
     """How often somebody has sent the job again after its end."""
     failures: tuple[PastEnd, ...] = ()
     """How it had ended before that, the last ones, oldest first."""
+    fingerprint: str | None = None
+    """Artifact of the model that its tokens are of."""
+    first_attempt: PositiveCount = 1
+    """Attempt that the first of its tokens is of; more than 1 where it began again from token 0."""
+
+
+EventKind = Literal["queued", "started", "restarted", "tokens", "finished"]
 
 
 class JobEvent(WireStruct, frozen=True, kw_only=True):
-    """One step of a job's life, for streaming clients. `index` counts the tokens committed before this event."""
+    """One step of a job's life, for streaming clients. `index` counts the tokens committed before this event.
+
+    `restarted` says that the job begins again from token 0: what was told of its tokens is void.
+    """
 
     job_id: Name
-    kind: Literal["queued", "started", "tokens", "finished"]
+    kind: EventKind
     index: Count = 0
+    attempt: PositiveCount = 1
+    """Attempt that its tokens were sampled in; gateways are told, clients are not."""
+    first_attempt: PositiveCount = 1
+    """As in the job's record; clients are told."""
     tokens: tuple[TokenEntry, ...] = ()
     record: JobRecord | None = None

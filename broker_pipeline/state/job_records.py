@@ -26,6 +26,8 @@ RECORD_FIELDS = (
     "error",
     "num_retries",
     "failures",
+    "fingerprint",
+    "first_attempt",
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -69,7 +71,8 @@ def as_json(value: msgspec.Struct) -> str:
 
 def job_record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:
     """Build a record from the hash's fields in the order of `RECORD_FIELDS`."""
-    status, created_at, started_at, finished_at, attempt, metadata, result, error, num_retries, failures = fields
+    status, created_at, started_at, finished_at, attempt, metadata, result, error, num_retries, failures, *more = fields
+    fingerprint, first_attempt = more
     with state_errors(f"cannot read job {job_id}"):
         plain = {
             "job_id": job_id,
@@ -83,6 +86,8 @@ def job_record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:
             "error": error and _decode_failure(error),
             "num_retries": (num_retries or b"0").decode(),
             "failures": tuple(_decode_past_ends(failures or b"")),
+            "fingerprint": fingerprint and fingerprint.decode(),
+            "first_attempt": (first_attempt or b"1").decode(),
         }
         return msgspec.convert(plain, JobRecord, strict=False)
 

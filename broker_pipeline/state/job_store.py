@@ -49,7 +49,8 @@ class Attempt:
 
     With `is_finished` there is nothing to do and the number must not be used; `has_failed` says that the job ended as
     failed and may be sent again. With `is_cancelled` all that is left is to `finish` the job as cancelled under this
-    number.
+    number. `other_model` is the fingerprint of another model that had begun the job ("" where nobody knows): `tokens`
+    are that one's and not to be continued, or there are none, since they were dropped.
     """
 
     number: int
@@ -57,6 +58,12 @@ class Attempt:
     is_cancelled: bool = False
     is_finished: bool = False
     has_failed: bool = False
+    other_model: str | None = None
+
+    @property
+    def has_foreign_tokens(self) -> bool:
+        """Whether its tokens are another model's."""
+        return self.other_model is not None and bool(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,25 +129,37 @@ class JobStore:
 
     async def tokens(self, job_id: str, start: int = 0) -> TokenEntries:
         """Return the committed tokens from number `start` on; raises `JobNotFoundError`."""
-        with state_errors(f"cannot read the tokens of job {job_id}"):
+        _, tokens = await self.get_with_tokens(job_id, start)
+        return tokens
+
+    async def get_with_tokens(self, job_id: str, start: int) -> tuple[JobRecord, TokenEntries]:
+        """Return a job and its committed tokens from number `start` on, of one moment; raises `JobNotFoundError`."""
+        with state_errors(f"cannot read job {job_id} and its tokens"):
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.hget(redis_keys.job(self._namespace, job_id), "status")
+                pipeline.hmget(redis_keys.job(self._namespace, job_id), RECORD_FIELDS)
                 pipeline.lrange(redis_keys.job_tokens(self._namespace, job_id), start, -1)
-                status, entries = await pipeline.execute()
-            if is_known(status):
-                return [_decode_token(entry) for entry in entries]
+                fields, entries = await pipeline.execute()
+            if is_known(fields[0]):
+                return job_record(job_id, fields), [_decode_token(entry) for entry in entries]
         raise job_not_found(job_id)
 
-    async def begin_attempt(self, spec: JobSpec) -> Attempt:
+    async def begin_attempt(self, spec: JobSpec, fingerprint: str, *, restarts: bool = True) -> Attempt:
         """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
 
         So is a request to run it again that Redis lost, and a message of an earlier sending of the job is finished.
+        The tokens to come are of the model `fingerprint`. Those of another one are dropped if the job `restarts`.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
-        number, cancelled, finished, failed, entries = await self._run("begin_attempt", spec_args(spec), action)
+        args = {**spec_args(spec), "fingerprint": fingerprint, "restarts": restarts}
+        number, cancelled, finished, failed, entries, *other = await self._run("begin_attempt", args, action)
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]
-        return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed))
+        other_model = other[0].decode() if other and other[0] is not None else None
+        return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed), other_model)
+
+    async def count_other_models(self, fingerprint: str) -> int:
+        """Return how many running jobs have tokens of another model than this one."""
+        return int(await self._run("count_other_models", {"fingerprint": fingerprint}, "cannot look through jobs"))
 
     async def commit(self, commits: Sequence[TokenCommit]) -> list[bool]:
         """Append tokens of many jobs in one round trip.

@@ -7,13 +7,14 @@ passed on; one that repeats is cut; anything else (`must_look`) asks the caller 
                         event [4, 7)  its last 2 passed on
                         event [5, 6)  passed on
                         event [8, 9)  gap: look into Redis
+                        event of a later attempt: look, since it may have begun again from token 0
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord, TokenEntry
+from broker_pipeline.messages.jobs import FINAL_STATUSES, EventKind, JobEvent, JobRecord, TokenEntry
 
 MAX_TOKENS_PER_EVENT = 512
 
@@ -21,10 +22,15 @@ MAX_TOKENS_PER_EVENT = 512
 class JobProgress:
     """How much of one job's life a client has been told."""
 
-    def __init__(self, job_id: str, *, num_tokens: int = 0, is_resumed: bool = False) -> None:
-        """Begin with nothing told; a resumed client has seen `num_tokens` tokens and knows that the job is queued."""
+    def __init__(self, job_id: str, *, num_tokens: int = 0, first_attempt: int = 1, is_resumed: bool = False) -> None:
+        """Begin with nothing told.
+
+        A resumed client has seen `num_tokens` tokens, the first of `first_attempt`, and knows that the job is queued.
+        """
         self._job_id = job_id
         self.num_tokens = num_tokens
+        self._first_attempt = first_attempt
+        self._attempt = first_attempt
         self._has_queued = is_resumed
         self._has_started = False
         self.is_finished = False
@@ -32,18 +38,25 @@ class JobProgress:
         """Whether Redis must be read before anything more can be told."""
 
     def take_state(self, record: JobRecord, tokens: Sequence[TokenEntry]) -> Iterator[JobEvent]:
-        """Yield what the client lacks of a state: `tokens` from number `num_tokens` on, read after `record`."""
-        self.must_look = False
+        """Yield what the client lacks of a state: `record` and `tokens` from number `num_tokens` on, of one moment.
+
+        Where the job has begun again, that is all: `must_look` asks for its tokens from number 0 on.
+        """
+        self.must_look, self._attempt = False, record.attempt
+        if record.first_attempt != self._first_attempt:
+            yield from self._restart(record)
+        if self.must_look:
+            return
         if not self._has_queued:
             self._has_queued = True
-            yield JobEvent(job_id=self._job_id, kind="queued", index=self.num_tokens, record=record)
+            yield self._event("queued", record)
         if record.started_at is not None:
             yield from self._start(record)
         for start in range(0, len(tokens), MAX_TOKENS_PER_EVENT):
             yield self._tokens(tuple(tokens[start : start + MAX_TOKENS_PER_EVENT]))
         if record.status in FINAL_STATUSES and not self.is_finished:
             self.is_finished = True
-            yield JobEvent(job_id=self._job_id, kind="finished", index=self.num_tokens, record=record)
+            yield self._event("finished", record)
 
     def take_event(self, event: JobEvent) -> Iterator[JobEvent]:
         """Yield what is new to the client in an event of NATS; may set `must_look`."""
@@ -51,17 +64,38 @@ class JobProgress:
             yield from self._start(event.record)
         elif event.kind == "finished":
             self.must_look = not self.is_finished
-        elif event.kind == "tokens" and event.index > self.num_tokens:
+        elif event.kind == "tokens" and (event.attempt > self._attempt or event.index > self.num_tokens):
             self.must_look = True
-        elif event.kind == "tokens" and (fresh := event.tokens[self.num_tokens - event.index :]):
+        elif event.kind == "tokens" and event.attempt >= self._first_attempt:
+            yield from self._rest(event)
+
+    def _rest(self, event: JobEvent) -> Iterator[JobEvent]:
+        if fresh := event.tokens[self.num_tokens - event.index :]:
             yield self._tokens(fresh)
+
+    def _restart(self, record: JobRecord) -> Iterator[JobEvent]:
+        """Forget the tokens that were told, and say so if there were any."""
+        self.must_look = self.num_tokens > 0
+        self._first_attempt, self.num_tokens = record.first_attempt, 0
+        if self.must_look:
+            yield self._event("restarted", record)
 
     def _start(self, record: JobRecord | None) -> Iterator[JobEvent]:
         if not self._has_started:
             self._has_started = True
-            yield JobEvent(job_id=self._job_id, kind="started", index=self.num_tokens, record=record)
+            yield self._event("started", record)
 
     def _tokens(self, tokens: tuple[TokenEntry, ...]) -> JobEvent:
-        event = JobEvent(job_id=self._job_id, kind="tokens", index=self.num_tokens, tokens=tokens)
+        event = self._event("tokens", None, tokens)
         self.num_tokens += len(tokens)
         return event
+
+    def _event(self, kind: EventKind, record: JobRecord | None, tokens: tuple[TokenEntry, ...] = ()) -> JobEvent:
+        return JobEvent(
+            job_id=self._job_id,
+            kind=kind,
+            index=self.num_tokens,
+            first_attempt=self._first_attempt,
+            tokens=tokens,
+            record=record,
+        )

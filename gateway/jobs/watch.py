@@ -123,8 +123,11 @@ class JobWatch:
         )
 
     async def _look(self, progress: JobProgress, job_id: str) -> list[JobEvent]:
-        record = await self._store.get(job_id)
-        return list(progress.take_state(record, await self._store.tokens(job_id, progress.num_tokens)))
+        events: list[JobEvent] = []
+        while True:
+            events += progress.take_state(*await self._store.get_with_tokens(job_id, progress.num_tokens))
+            if not progress.must_look:
+                return events
 
     async def _live(
         self, progress: JobProgress, job_id: str, messages: AsyncIterator[Received[JobEvent]]

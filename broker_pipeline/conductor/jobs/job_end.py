@@ -135,8 +135,8 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -
         usage=usage,
         num_attempts=attempt.number,
         choices=ending.choices if job.spec.sampling.num_outputs > 1 else (),
-        model=facts.name,
-        fingerprint=facts.fingerprint,
+        model=None if attempt.has_foreign_tokens else facts.name,
+        fingerprint=attempt.other_model or None if attempt.has_foreign_tokens else facts.fingerprint,
         sampling=job.sampling,
         max_tokens=job.num_kv_tokens - prompt.num_tokens if prompt and job.num_kv_tokens else None,
     )

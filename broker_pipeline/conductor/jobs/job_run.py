@@ -24,6 +24,7 @@ from broker_pipeline.conductor.output.output import Output, tokens_by_choice
 from broker_pipeline.errors import (
     CancelledJobError,
     Failure,
+    ModelChangedError,
     PipelineError,
     RetriesExhaustedError,
     StateError,
@@ -56,6 +57,8 @@ class RunLimits:
     """Deliveries of one job, over all conductors, before it fails."""
     lease_held: Callable[[], bool]
     """Whether nobody else can conduct at this moment."""
+    restarts: bool = True
+    """Whether a job with tokens of another model begins again from token 0; otherwise it fails."""
     requeue_s: float = 5.0
     """How long a job that Redis could not be told of stays away from everybody."""
 
@@ -96,7 +99,8 @@ class JobRunner:
     async def _attempt(self, job: LiveJob) -> bool:
         """Begin an attempt; True when the job has ended with it."""
         await self._until_lease_held()
-        attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec))
+        model, restarts = self.builder.model.facts.fingerprint, self.limits.restarts
+        attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
             await self.ends.acknowledge(job, has_failed=attempt.has_failed)
@@ -130,16 +134,16 @@ class JobRunner:
             num_tokens=len(attempt.tokens),
             num_deliveries=job.delivery.num_deliveries,
         )
+        if attempt.other_model is not None:
+            log.warning("begun_by_other_model", job=job.job_id, model=attempt.other_model, restarts=not attempt.tokens)
         if job.num_attempts == 1 and self.stores.events.is_watched(job.job_id):
             record = await persist(lambda: self.stores.jobs.get(job.job_id))
             await self.stores.events.say(JobEvent(job_id=job.job_id, kind="started", record=record))
 
     async def _outcome(self, job: LiveJob, attempt: Attempt) -> Ending | _Lost:
         """Run an attempt on the stages and say how that went."""
-        if attempt.is_cancelled:
-            return _cut_short(attempt)
-        if job.delivery.num_deliveries > self.limits.max_deliveries:
-            return Ending.failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
+        if ending := self._refusal(job, attempt):
+            return ending
         outputs: list[Output] = []
         try:
             lost = await job.unless_cancelled(self._generate(job, attempt, outputs))
@@ -155,6 +159,16 @@ class JobRunner:
             # A bug met by one job must not take down the others; it is the job's end, and logged whole.
             log.exception("job_crashed", job=job.job_id)
             return Ending.failed(PipelineError(f"running the job crashed: {bug!r}"))
+
+    def _refusal(self, job: LiveJob, attempt: Attempt) -> Ending | None:
+        """Return the end of a job that no stage is to see."""
+        if attempt.is_cancelled:
+            return _cut_short(attempt)
+        if job.delivery.num_deliveries > self.limits.max_deliveries:
+            return Ending.failed(RetriesExhaustedError(f"delivered {job.delivery.num_deliveries} times without an end"))
+        if attempt.has_foreign_tokens:
+            return Ending.failed(_model_changed(attempt, self.builder.model.facts.fingerprint))
+        return None
 
     async def _generate(self, job: LiveJob, attempt: Attempt, outputs: list[Output]) -> _Lost | None:
         """Compute one output after the other; each is in `outputs` from its beginning on."""
@@ -203,3 +217,10 @@ def _cut_short(attempt: Attempt, outputs: Sequence[Output] = ()) -> Ending:
         for tokens in tokens_by_choice(attempt.tokens)[len(outputs) :]
     ]
     return Ending("cancelled", (*(output.end() for output in outputs), *rest))
+
+
+def _model_changed(attempt: Attempt, fingerprint: str) -> ModelChangedError:
+    return ModelChangedError(
+        f"its {len(attempt.tokens)} tokens are of another model ({attempt.other_model or 'unknown'}) than is served "
+        f"now ({fingerprint}); sent again (`broker-pipeline failed retry`), it begins with this one from token 0"
+    )

@@ -178,8 +178,7 @@ class Committer:
         committed = tracer.now()
         for commit, is_taken in zip(commits, taken, strict=True):
             if is_taken and self._events.is_watched(commit.job_id):
-                event = JobEvent(job_id=commit.job_id, kind="tokens", index=commit.start, tokens=commit.entries)
-                await self._events.say(event)
+                await self._events.say(_event(commit))
             elif not is_taken:
                 log.warning("commit_refused", job=commit.job_id, attempt=commit.attempt, start=commit.start)
                 self._on_refused(commit.job_id, commit.attempt)
@@ -199,3 +198,9 @@ class Committer:
                 log.info("commits_resumed", num_tokens=self.num_tokens)
                 self.is_reachable = True
             return taken
+
+
+def _event(commit: TokenCommit) -> JobEvent:
+    return JobEvent(
+        job_id=commit.job_id, kind="tokens", index=commit.start, attempt=commit.attempt, tokens=commit.entries
+    )

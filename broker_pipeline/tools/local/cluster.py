@@ -23,6 +23,7 @@ from typing import Self
 
 import aiohttp
 
+from broker_pipeline.client.gateway_client import fetch_refusal
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
@@ -103,6 +104,11 @@ class LocalCluster:
 
     async def start(self) -> None:
         """Start everything and wait until jobs would run. Raises `ServerStartError`; `stop` has to follow anyway."""
+        await self.start_servers()
+        await self.start_services()
+
+    async def start_servers(self) -> None:
+        """Start what keeps jobs and results, so that it can be looked at before anything works on them."""
         self._lock.acquire()
         _set_aside(self._log_dir)
         if self.settings.nats_url is None:
@@ -110,6 +116,9 @@ class LocalCluster:
         if self.settings.redis_url is None:
             self._add_server("redis", EmbeddedRedis, "session state")
         await _start_together(self.processes.values())
+
+    async def start_services(self) -> None:
+        """Start the rest and wait until jobs would run."""
         services = [self._add_service(planned) for planned in self._plan()]
         await _start_together(services)
         self._watching = asyncio.create_task(self._watch())
@@ -150,7 +159,7 @@ class LocalCluster:
                 raise ServerStartError(program.detail)
             if program.state != "ready":
                 return f"{name} is {program.state} {program.detail}".rstrip()
-        refusals = [await _refusal(http, url) for url in self.gateway_urls]
+        refusals = [await fetch_refusal(http, url) for url in self.gateway_urls]
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     async def stop(self) -> None:
@@ -233,15 +242,6 @@ async def _start_together(programs: Iterable[SupervisedProgram]) -> None:
         async with asyncio.TaskGroup() as tasks:
             for program in programs:
                 tasks.create_task(program.start())
-
-
-async def _refusal(http: aiohttp.ClientSession, gateway_url: str) -> str | None:
-    """Return why a gateway would have no job run, None where it would."""
-    try:
-        async with http.get(f"{gateway_url}/readyz") as answer:
-            return None if answer.status == 200 else f"{gateway_url}/readyz says {await answer.text()}"
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return f"{gateway_url}: {error or type(error).__name__}"
 
 
 def _set_aside(log_dir: Path) -> None:

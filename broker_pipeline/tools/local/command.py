@@ -32,7 +32,7 @@ _DEFAULT_NUM_STAGES = 3
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
-    *("device", "dtype", "kv_tokens", "drain_s", "log_level", "verify_weights"),
+    *("device", "dtype", "kv_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
 )
 
 
@@ -79,6 +79,13 @@ _SAME_NAMES = (
 )
 @option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
+@option(
+    "--on-other-model",
+    default="restart",
+    type=click.Choice(["restart", "fail"]),
+    help="What becomes of jobs under way with tokens of another model: they begin again with this one from token 0, or "
+    "fail.",
+)
 @option(
     "--drain-s",
     default=10.0,

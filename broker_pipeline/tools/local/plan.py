@@ -42,6 +42,8 @@ class LocalSettings:
     num_threads: int | None = None
     """Threads of each worker; None shares the cores out."""
     kv_tokens: int | None = None
+    on_other_model: str = "restart"
+    """What becomes of jobs with tokens of another model: `restart`, or `fail`."""
     drain_s: float = 10.0
     log_level: str = "info"
     profile: Path | None = None
@@ -120,7 +122,7 @@ def _own_flags(
             host, port = addresses[name]
             return "HTTP", {"--host": host, "--port": port}
         case "conductor":
-            return "schedules", {"--model": settings.model}
+            return "schedules", {"--model": settings.model, "--on-other-model": settings.on_other_model}
         case "vision":
             return f"pictures, {devices[name]}", _worker_flags(settings, name, devices)
         case _:

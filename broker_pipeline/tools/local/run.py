@@ -10,10 +10,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from broker_pipeline import exit_codes
+from broker_pipeline.artifact_manifest import read_manifest
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.view import LiveView, PlainView
 from broker_pipeline.tools.signals import handling_signals
+
+_FATES = {
+    "restart": "they begin again from token 0 with this one (--on-other-model fail would have them fail)",
+    "fail": "they fail as model_changed (`broker-pipeline failed retry` has them begin again with this one)",
+}
 
 Work = Callable[[LocalCluster], Awaitable[None]]
 
@@ -27,7 +35,7 @@ async def run_cluster(settings: LocalSettings, view: PlainView | LiveView, work:
     run = _Run(view)
     with view.showing(), handling_signals(run.on_signal):
         cluster = LocalCluster(settings, on_change=view.on_change)
-        run.working = asyncio.ensure_future(_start_and_work(cluster, work))
+        run.working = asyncio.ensure_future(_start_and_work(cluster, view, work))
         await asyncio.wait({run.working})
         run.stopping = asyncio.ensure_future(cluster.destroy() if run.is_forced else cluster.stop())
         await asyncio.wait({run.stopping})
@@ -62,7 +70,17 @@ class _Run:
             self.stopping.cancel()
 
 
-async def _start_and_work(cluster: LocalCluster, work: Work) -> None:
-    await cluster.start()
+async def _start_and_work(cluster: LocalCluster, view: PlainView | LiveView, work: Work) -> None:
+    await cluster.start_servers()
+    if num_jobs := await _count_other_models(cluster):
+        view.warn(f"jobs under way that another model has begun: {num_jobs}; {_FATES[cluster.settings.on_other_model]}")
+    await cluster.start_services()
     async with cluster.watched():
         await work(cluster)
+
+
+async def _count_other_models(cluster: LocalCluster) -> int:
+    """Return how many jobs have tokens of another model than this cluster's."""
+    fingerprint = read_manifest(cluster.settings.model).fingerprint
+    async with open_redis(cluster.redis_url) as redis:
+        return await JobStore(redis, cluster.settings.namespace).count_other_models(fingerprint)

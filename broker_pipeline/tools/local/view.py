@@ -50,6 +50,8 @@ class PlainView:
             f"{time.monotonic() - self._began:6.1f} s  {line}", markup=False, highlight=False, soft_wrap=True
         )
 
+    warn = say
+
     @contextmanager
     def showing(self) -> Iterator[None]:
         """Do nothing: there is nothing to begin or to end."""
@@ -65,6 +67,7 @@ class LiveView:
         self._programs: dict[str, SupervisedProgram] = {}
         self._changed_at: dict[str, float] = {}
         self._line = ""
+        self._warning = ""
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=5)
 
     def on_change(self, program: SupervisedProgram) -> None:
@@ -75,6 +78,10 @@ class LiveView:
     def say(self, line: str) -> None:
         """Show a line below the table, in place of the one shown before."""
         self._line = line
+
+    def warn(self, line: str) -> None:
+        """Show a line between table and `say`'s, to the end."""
+        self._warning = f"{line}\n"
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -89,7 +96,7 @@ class LiveView:
             table.add_row(
                 program.name, program.what, self._state(program), str(program.pid or ""), _first_line(program.detail)
             )
-        return Group(table, Text(self._line))
+        return Group(table, Text(self._warning, style="bold yellow"), Text(self._line))
 
     def _state(self, program: SupervisedProgram) -> Text:
         text = program.state + (f" again, {program.num_restarts}" if program.num_restarts else "")

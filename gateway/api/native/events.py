@@ -9,7 +9,8 @@
     event: finished          id: 64    the job's record with its result
 
 An event's id is the number of tokens seen after it. A client that reconnects sends the last one as `Last-Event-ID`, as
-browsers do by themselves, and continues with the next token.
+browsers do by themselves, and continues with the next token. Where a job began again from token 0, clients are told by
+`restarted`, and from then on ids have the attempt as well that it began again with: `12.3`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from gateway.wiring import GATEWAY, Gateway
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
 HEARTBEAT_S = 15.0
 _WRITE_TIMEOUT_S = 30.0
-_EVENT_ID = re.compile(r"[0-9]{1,9}")
+_EVENT_ID = re.compile(r"([0-9]{1,9})(?:\.([1-9][0-9]{0,8}))?")
 
 log = structlog.get_logger()
 
@@ -78,17 +79,20 @@ async def _pump(gateway: Gateway, progress: JobProgress, job_id: str, stream: _E
 
 def encode_event(event: JobEvent) -> bytes:
     """Return the event as a server-sent event; its id is the number of tokens seen after it."""
-    body = msgspec.json.encode(event)
-    return b"event: %b\nid: %d\ndata: %b\n\n" % (event.kind.encode(), event.index + len(event.tokens), body)
+    event_id = str(event.index + len(event.tokens))
+    if event.first_attempt > 1:
+        event_id += f".{event.first_attempt}"
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (event.kind.encode(), event_id.encode(), msgspec.json.encode(event))
 
 
 def _progress(request: web.Request, job_id: str) -> JobProgress:
     sent = request.headers.get(LAST_EVENT_ID_HEADER)
     if sent is None:
         return JobProgress(job_id)
-    if not _EVENT_ID.fullmatch(sent):
+    if not (found := _EVENT_ID.fullmatch(sent)):
         raise InvalidRequestError("the id of an event is a number of tokens", field=LAST_EVENT_ID_HEADER)
-    return JobProgress(job_id, num_tokens=int(sent), is_resumed=True)
+    num_tokens, first_attempt = (int(number or 1) for number in found.groups())
+    return JobProgress(job_id, num_tokens=num_tokens, first_attempt=first_attempt, is_resumed=True)
 
 
 class _EventStream:

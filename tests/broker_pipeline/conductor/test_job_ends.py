@@ -137,7 +137,7 @@ async def test_tokens_that_redis_refuses_lead_to_another_attempt(bench: Bench) -
     bench.conductor()
     job_id = await bench.submit(max_tokens=50)
     await bench.progress([job_id], 5)
-    await bench.store.begin_attempt(bench.specs[job_id])
+    await bench.store.begin_attempt(bench.specs[job_id], bench.fingerprint)
     (record,) = await bench.wait([job_id])
     await bench.check_right([job_id])
     assert record.attempt >= 3

@@ -24,6 +24,7 @@ from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
 
+MODEL = "a" * 64
 NUM_PAST_ENDS = 10  # of scripts/jobs/prelude.lua
 CAUSE = Failure("compute", 'it "broke"\nin the middle', retryable=False)
 TOKENS = tuple(TokenEntry(token_id=number) for number in range(3))
@@ -59,7 +60,7 @@ async def failed_job(store: JobStore, key: str | None = None) -> JobSpec:
 
 
 async def fail(store: JobStore, spec: JobSpec, cause: Failure = CAUSE) -> JobRecord:
-    attempt = await store.begin_attempt(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
     await store.commit([TokenCommit(spec.job_id, attempt.number, 0, TOKENS)])
     assert await store.finish(spec.job_id, attempt.number, "failed", error=cause)
     return await store.get(spec.job_id)
@@ -79,7 +80,9 @@ async def test_a_job_sent_again_starts_over_and_remembers(store: JobStore, faile
     assert await store.counts() == JobCounts(queued=1)
     assert [found.job_id for found in (await store.list(status="failed")).records] == []
 
-    attempt = await store.begin_attempt(again(spec))
+    assert (record.fingerprint, record.first_attempt) == (None, 2), "none of its tokens are there any more"
+
+    attempt = await store.begin_attempt(again(spec), MODEL)
     assert (attempt.number, attempt.tokens, attempt.is_finished) == (2, [], False)
     assert await store.finish(spec.job_id, 2, "succeeded", RESULT)
     record = await store.get(spec.job_id)
@@ -113,7 +116,7 @@ async def test_only_what_has_failed_or_was_cancelled_is_sent_again(store: JobSto
     for status in ("queued", "running"):
         with pytest.raises(JobStateError, match=status):
             await failed.retry(again(spec))
-        attempt = await store.begin_attempt(spec)
+        attempt = await store.begin_attempt(spec, MODEL)
     await store.finish(spec.job_id, attempt.number, "succeeded", RESULT)
     with pytest.raises(JobStateError, match="succeeded"):
         await failed.retry(again(spec))
@@ -122,7 +125,7 @@ async def test_only_what_has_failed_or_was_cancelled_is_sent_again(store: JobSto
     await store.request_cancel(cancelled.job_id)
     record = await failed.retry(again(cancelled))
     assert (record.status, record.failures[0].status, record.failures[0].error) == ("queued", "cancelled", None)
-    assert not (await store.begin_attempt(again(cancelled))).is_cancelled
+    assert not (await store.begin_attempt(again(cancelled), MODEL)).is_cancelled
 
 
 async def test_what_an_earlier_sending_left_behind_changes_nothing(store: JobStore, failed: FailedJobs) -> None:
@@ -130,16 +133,16 @@ async def test_what_an_earlier_sending_left_behind_changes_nothing(store: JobSto
     await failed.retry(again(spec))
     assert not await store.finish(spec.job_id, 1, "succeeded", RESULT), "the repeat of a finish whose answer was lost"
     assert await store.commit([TokenCommit(spec.job_id, 1, 0, TOKENS)]) == [False]
-    stale = await store.begin_attempt(spec)
+    stale = await store.begin_attempt(spec, MODEL)
     assert (stale.is_finished, stale.has_failed) == (True, False), "its message is to be acknowledged"
     assert (await store.get(spec.job_id)).status == "queued"
-    assert (await store.begin_attempt(again(spec))).number == 2
+    assert (await store.begin_attempt(again(spec), MODEL)).number == 2
 
 
 async def test_a_wish_that_redis_lost_is_granted_by_its_message(store: JobStore) -> None:
     """Redis came back from a file of a second ago; the queue holds the job as it was sent again."""
     spec = await failed_job(store)
-    attempt = await store.begin_attempt(again(spec))
+    attempt = await store.begin_attempt(again(spec), MODEL)
     assert (attempt.number, attempt.is_finished, attempt.tokens) == (2, False, [])
     record = await store.get(spec.job_id)
     assert (record.status, record.num_retries, [past.error for past in record.failures]) == ("running", 1, [CAUSE])
@@ -165,7 +168,7 @@ async def test_what_is_not_published_is_noted_until_it_is(store: JobStore, faile
     assert await failed.unpublished(since_s=60) == []
     assert await failed.unpublished(since_s=0) == [spec.job_id for spec in specs]
     await failed.mark_published(again(specs[0]))
-    await store.begin_attempt(again(specs[1]))
+    await store.begin_attempt(again(specs[1]), MODEL)
     assert await failed.unpublished(since_s=0) == [specs[2].job_id], "the other two are in the queue"
     await failed.mark_published(specs[2])
     assert await failed.unpublished(since_s=0) == [specs[2].job_id], "that was of an earlier sending"
@@ -185,7 +188,7 @@ async def test_a_discarded_job_is_gone_and_its_late_message_does_not_bring_it_ba
         await failed.retry(again(spec))
     assert [record.job_id for record in (await store.list()).records] == [other.job_id]
     assert [record.job_id for record in (await store.list(status="failed")).records] == [other.job_id]
-    late = await store.begin_attempt(spec)
+    late = await store.begin_attempt(spec, MODEL)
     assert (late.is_finished, late.has_failed) == (True, False)
     assert not await store.finish(spec.job_id, 1, "failed", error=CAUSE)
     _, is_new = await store.create(JobSpec(job_id=new_job_id(), created_at=0.0, messages=_messages()), "key")
@@ -228,8 +231,8 @@ async def test_whatever_happens_each_job_stands_in_one_place_and_is_counted_ther
         with contextlib.suppress(JobStateError):
             await chance.choice(
                 [
-                    lambda: store.begin_attempt(spec),
-                    lambda: store.begin_attempt(spec),
+                    lambda: store.begin_attempt(spec, MODEL),
+                    lambda: store.begin_attempt(spec, MODEL),
                     lambda: store.commit([TokenCommit(spec.job_id, attempt, chance.randrange(3), TOKENS[:1])]),
                     lambda: store.finish(spec.job_id, attempt, "failed", error=CAUSE),
                     lambda: store.finish(spec.job_id, attempt, "cancelled"),

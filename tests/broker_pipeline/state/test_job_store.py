@@ -34,6 +34,7 @@ def entries(*token_ids: int) -> tuple[TokenEntry, ...]:
 RESULT = JobResult(
     text="a cat", finish_reason="stop", usage=Usage(num_prompt_tokens=5, num_visual_tokens=3, num_output_tokens=2)
 )
+MODEL, OTHER_MODEL = "a" * 64, "b" * 64
 FAILURE = Failure("retries_exhausted", "gave up", retryable=False)
 
 
@@ -45,7 +46,7 @@ def store(redis: RedisClient, namespace: str) -> JobStore:
 async def running_job(store: JobStore) -> tuple[JobSpec, int]:
     spec = make_spec()
     await store.create(spec)
-    return spec, (await store.begin_attempt(spec)).number
+    return spec, (await store.begin_attempt(spec, MODEL)).number
 
 
 async def test_a_job_lives_from_queued_to_succeeded(store: JobStore) -> None:
@@ -55,7 +56,7 @@ async def test_a_job_lives_from_queued_to_succeeded(store: JobStore) -> None:
     assert (record.status, record.attempt, record.metadata) == ("queued", 0, spec.metadata)
     assert record.created_at == spec.created_at
 
-    attempt = await store.begin_attempt(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
     assert (attempt.number, attempt.tokens, attempt.is_cancelled, attempt.is_finished) == (1, [], False, False)
     started = await store.get(spec.job_id)
     assert started.status == "running"
@@ -81,7 +82,7 @@ async def test_what_is_stored_comes_back_byte_for_byte(store: JobStore) -> None:
     record, _ = await store.create(spec)
     assert (record.created_at, record.metadata) == (spec.created_at, spec.metadata)
     assert await store.spec(spec.job_id) == spec
-    attempt = await store.begin_attempt(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
     entry = TokenEntry(token_id=2**31 - 1, text=text, logprob=-1 / 3)
     result = msgspec.structs.replace(RESULT, text=text, num_attempts=2**40)
     last = TokenCommit(spec.job_id, attempt.number, 0, (entry,))
@@ -153,7 +154,7 @@ async def test_discard_leaves_a_running_job_alone(store: JobStore) -> None:
 async def test_a_later_attempt_resumes_and_fences_the_earlier_one(store: JobStore) -> None:
     spec, first = await running_job(store)
     await store.commit([TokenCommit(spec.job_id, first, 0, entries(1, 2))])
-    second = await store.begin_attempt(spec)
+    second = await store.begin_attempt(spec, MODEL)
     assert (second.number, second.tokens) == (2, list(entries(1, 2)))
     assert await store.commit([TokenCommit(spec.job_id, first, 2, entries(3))]) == [False]
     assert not await store.finish(spec.job_id, first, "failed", error=FAILURE)
@@ -205,7 +206,7 @@ async def test_a_finished_job_takes_no_tokens_and_no_attempt(store: JobStore) ->
     await store.commit([TokenCommit(spec.job_id, 1, 0, entries(1))])
     await store.finish(spec.job_id, 1, "succeeded", RESULT)
     assert await store.commit([TokenCommit(spec.job_id, 1, 1, entries(2))]) == [False]
-    attempt = await store.begin_attempt(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
     assert attempt.is_finished
     record = await store.get(spec.job_id)
     assert (record.status, record.attempt) == ("succeeded", 1)
@@ -271,7 +272,7 @@ async def test_cancelling_a_queued_job_ends_it_at_once(store: JobStore) -> None:
         assert record.status == "cancelled"
         assert record.finished_at is not None
     assert await store.is_cancelled(spec.job_id)
-    assert (await store.begin_attempt(spec)).is_finished
+    assert (await store.begin_attempt(spec, MODEL)).is_finished
     assert await store.counts() == JobCounts(cancelled=1)
 
 
@@ -280,7 +281,7 @@ async def test_cancelling_a_running_job_flags_it_for_this_and_later_attempts(sto
     assert not await store.is_cancelled(spec.job_id)
     assert (await store.request_cancel(spec.job_id)).status == "running"
     assert await store.is_cancelled(spec.job_id)
-    attempt = await store.begin_attempt(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
     assert attempt.is_cancelled
     assert await store.finish(spec.job_id, attempt.number, "cancelled")
     assert (await store.get(spec.job_id)).status == "cancelled"
@@ -394,7 +395,7 @@ async def test_a_wiped_redis_is_filled_again_from_the_spec(own_redis: EmbeddedRe
         store = JobStore(client, namespace)
         spec, _ = await running_job(store)
         await client.flushall()
-        attempt = await store.begin_attempt(spec)
+        attempt = await store.begin_attempt(spec, MODEL)
         assert (attempt.number, attempt.tokens) == (1, [])
         assert await store.finish(spec.job_id, 1, "succeeded", RESULT)
         record = await store.get(spec.job_id)
@@ -422,7 +423,7 @@ async def test_everything_survives_a_killed_redis(own_redis: EmbeddedRedis, name
         assert await store.tokens(spec.job_id) == list(commit.entries)
         assert [await store.get(job.job_id) for job in (spec, done)] == before
         assert await store.counts() == JobCounts(running=1, succeeded=1)
-        assert (await store.begin_attempt(spec)).number == 2
+        assert (await store.begin_attempt(spec, MODEL)).number == 2
 
 
 async def test_a_foreign_value_is_a_state_error(store: JobStore, redis: RedisClient, namespace: str) -> None:
@@ -430,6 +431,7 @@ async def test_a_foreign_value_is_a_state_error(store: JobStore, redis: RedisCli
     await redis.hset(redis_keys.job(namespace, spec.job_id), "status", "dancing")
     with pytest.raises(StateError, match=spec.job_id):
         await store.get(spec.job_id)
+    await redis.hset(redis_keys.job(namespace, spec.job_id), "status", "running")
     await redis.rpush(redis_keys.job_tokens(namespace, spec.job_id), b"{")
     with pytest.raises(StateError, match="tokens"):
         await store.tokens(spec.job_id)
@@ -460,7 +462,7 @@ async def test_whatever_happens_each_job_stands_in_one_place_and_is_counted_ther
         await chance.choice(
             [
                 lambda: store.create(spec, chance.choice([None, "key"])),
-                lambda: store.begin_attempt(spec),
+                lambda: store.begin_attempt(spec, MODEL),
                 lambda: store.commit([TokenCommit(spec.job_id, attempt, start, entries(start))]),
                 lambda: store.finish(spec.job_id, attempt, "succeeded", RESULT),
                 lambda: store.finish(spec.job_id, attempt, "failed", error=FAILURE),
@@ -484,3 +486,102 @@ async def test_whatever_happens_each_job_stands_in_one_place_and_is_counted_ther
     assert {record.job_id for record in (await store.list()).records} == statuses.keys()
     counted = msgspec.structs.asdict(await store.counts())
     assert counted == {status: list(statuses.values()).count(status) for status in counted}
+
+
+# --- one answer comes from one model --------------------------------------------------------------------------------
+
+
+async def begun_job(store: JobStore, model: str = MODEL) -> JobSpec:
+    """Return a job with two tokens of a model."""
+    spec = make_spec()
+    await store.create(spec)
+    attempt = await store.begin_attempt(spec, model)
+    assert await store.commit([TokenCommit(spec.job_id, attempt.number, 0, entries(7, 8))]) == [True]
+    return spec
+
+
+async def test_a_job_knows_whose_tokens_it_has(store: JobStore) -> None:
+    spec = make_spec()
+    await store.create(spec)
+    record = await store.get(spec.job_id)
+    assert (record.fingerprint, record.first_attempt) == (None, 1)
+    await store.begin_attempt(spec, MODEL)
+    attempt = await store.begin_attempt(spec, OTHER_MODEL)
+    assert attempt.other_model is None, "the first one had said nothing yet"
+    record = await store.get(spec.job_id)
+    assert (record.fingerprint, record.first_attempt) == (OTHER_MODEL, 1)
+
+
+async def test_the_same_model_goes_on(store: JobStore) -> None:
+    spec = await begun_job(store)
+    attempt = await store.begin_attempt(spec, MODEL, restarts=False)
+    assert (attempt.tokens, attempt.other_model) == (list(entries(7, 8)), None)
+
+
+async def test_another_model_begins_again(store: JobStore) -> None:
+    spec = await begun_job(store)
+    attempt = await store.begin_attempt(spec, OTHER_MODEL)
+    assert (attempt.number, attempt.tokens, attempt.other_model) == (2, [], MODEL)
+    assert await store.tokens(spec.job_id) == []
+    assert await store.commit([TokenCommit(spec.job_id, 1, 2, entries(9))]) == [False], "a late one of the first"
+    assert await store.commit([TokenCommit(spec.job_id, 2, 0, entries(5))]) == [True]
+    third = await store.begin_attempt(spec, OTHER_MODEL)
+    assert (third.tokens, third.other_model) == (list(entries(5)), None)
+    record = await store.get(spec.job_id)
+    assert (record.fingerprint, record.first_attempt, record.attempt) == (OTHER_MODEL, 2, 3)
+
+
+async def test_another_model_leaves_the_tokens_where_it_is_not_to_begin_again(store: JobStore) -> None:
+    spec = await begun_job(store)
+    for number in (2, 3):
+        attempt = await store.begin_attempt(spec, OTHER_MODEL, restarts=False)
+        assert (attempt.number, attempt.tokens, attempt.other_model) == (number, list(entries(7, 8)), MODEL)
+    record = await store.get(spec.job_id)
+    assert (record.fingerprint, record.first_attempt) == (MODEL, 1)
+
+
+async def test_a_cancelled_job_ends_with_the_tokens_that_it_has(store: JobStore) -> None:
+    spec = await begun_job(store)
+    await store.request_cancel(spec.job_id)
+    attempt = await store.begin_attempt(spec, OTHER_MODEL)
+    assert (attempt.is_cancelled, attempt.tokens) == (True, list(entries(7, 8)))
+    assert (await store.get(spec.job_id)).fingerprint == MODEL
+
+
+async def test_tokens_that_nobody_knows_the_model_of_are_anothers(
+    store: JobStore, redis: RedisClient, namespace: str
+) -> None:
+    spec = await begun_job(store)
+    await redis.hdel(redis_keys.job(namespace, spec.job_id), "fingerprint")
+    assert await store.count_other_models(MODEL) == 1
+    attempt = await store.begin_attempt(spec, MODEL)
+    assert (attempt.tokens, attempt.other_model) == ([], "")
+
+
+async def test_jobs_that_another_model_has_begun_are_counted(store: JobStore) -> None:
+    first, second = await begun_job(store), await begun_job(store)
+    await begun_job(store, OTHER_MODEL)
+    await running_job(store)
+    await store.create(make_spec())
+    assert [await store.count_other_models(model) for model in (MODEL, OTHER_MODEL)] == [1, 2]
+    assert await store.finish(first.job_id, 1, "succeeded", RESULT)
+    await store.begin_attempt(second, OTHER_MODEL)
+    assert await store.count_other_models(OTHER_MODEL) == 0
+
+
+async def test_a_job_and_its_tokens_are_of_one_moment(store: JobStore) -> None:
+    """Whoever reads while models take turns sees no token of one beside the name of the other."""
+    spec, stop = await begun_job(store), asyncio.Event()
+
+    async def take_turns() -> None:
+        for number in range(2, 60):
+            model = (MODEL, OTHER_MODEL)[number % 2 == 0]
+            await store.begin_attempt(spec, model)
+            assert await store.commit([TokenCommit(spec.job_id, number, 0, entries(number))]) == [True]
+        stop.set()
+
+    turns = asyncio.create_task(take_turns())
+    while not stop.is_set():
+        record, tokens = await store.get_with_tokens(spec.job_id, 0)
+        assert [entry.token_id for entry in tokens] in ([], [record.first_attempt], [7, 8])
+    await turns

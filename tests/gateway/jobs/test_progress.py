@@ -9,13 +9,20 @@ from gateway.jobs.progress import MAX_TOKENS_PER_EVENT, JobProgress
 TOKENS = tuple(TokenEntry(token_id=index, text=f"t{index}") for index in range(2 * MAX_TOKENS_PER_EVENT))
 
 
-def record(status: JobStatus) -> JobRecord:
+def record(status: JobStatus, first_attempt: int = 1, attempt: int = 1) -> JobRecord:
     started = None if status == "queued" else 2.0
-    return JobRecord(job_id="j", status=status, created_at=1.0, started_at=started)
+    return JobRecord(
+        job_id="j",
+        status=status,
+        created_at=1.0,
+        started_at=started,
+        attempt=max(attempt, first_attempt),
+        first_attempt=first_attempt,
+    )
 
 
-def live(start: int, stop: int) -> JobEvent:
-    return JobEvent(job_id="j", kind="tokens", index=start, tokens=TOKENS[start:stop])
+def live(start: int, stop: int, attempt: int = 1) -> JobEvent:
+    return JobEvent(job_id="j", kind="tokens", index=start, attempt=attempt, tokens=TOKENS[start:stop])
 
 
 def kinds(events: list[JobEvent]) -> list[str]:
@@ -91,3 +98,85 @@ def test_whatever_arrives_every_token_comes_once_and_in_order(
             seen += event.tokens
     assert tuple(seen) == TOKENS[: len(seen)]
     assert progress.num_tokens == len(seen)
+
+
+# --- jobs that begin again ------------------------------------------------------------------------------------------
+
+
+def test_a_client_is_told_once_that_all_it_saw_is_void() -> None:
+    progress = JobProgress("j")
+    list(progress.take_state(record("running"), TOKENS[:5]))
+    [told] = progress.take_state(record("running", first_attempt=3), TOKENS[5:8])
+    assert (told.kind, told.index, told.first_attempt, progress.num_tokens) == ("restarted", 0, 3, 0)
+    assert progress.must_look, "the tokens that were read are not those that follow"
+    [tokens] = progress.take_state(record("running", first_attempt=3), TOKENS[:8])
+    assert (tokens.kind, tokens.index, tokens.first_attempt, tokens.tokens) == ("tokens", 0, 3, TOKENS[:8])
+    assert not progress.must_look
+
+
+def test_who_has_seen_nothing_need_not_know() -> None:
+    progress = JobProgress("j")
+    assert kinds(list(progress.take_state(record("running", first_attempt=2), TOKENS[:1]))) == [
+        "queued",
+        "started",
+        "tokens",
+    ]
+
+
+def test_tokens_of_a_later_attempt_are_looked_up_and_those_of_a_void_one_dropped() -> None:
+    progress = JobProgress("j", num_tokens=5, first_attempt=2, is_resumed=True)
+    list(progress.take_state(record("running", first_attempt=2, attempt=3), []))
+    assert list(progress.take_event(live(5, 6, attempt=1))) == []
+    assert not progress.must_look
+    assert kinds(list(progress.take_event(live(5, 6, attempt=2)))) == ["tokens"]
+    assert kinds(list(progress.take_event(live(6, 7, attempt=3)))) == ["tokens"]
+    assert list(progress.take_event(live(7, 8, attempt=4))) == []
+    assert progress.must_look
+
+
+def test_a_client_that_comes_back_after_a_restart_is_told() -> None:
+    progress = JobProgress("j", num_tokens=2, first_attempt=1, is_resumed=True)
+    assert kinds(list(progress.take_state(record("succeeded", first_attempt=4), TOKENS[2:9]))) == ["restarted"]
+    assert kinds(list(progress.take_state(record("succeeded", first_attempt=4), TOKENS[:9]))) == [
+        "started",
+        "tokens",
+        "finished",
+    ]
+
+
+STEPS = st.tuples(st.sampled_from(("grow", "restart", "tell", "late", "look")), st.integers(0, 6))
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_whatever_begins_again_a_client_has_all_tokens_of_one_attempt(steps: list[tuple[str, int]]) -> None:
+    """Redis moves on; its news are told now, late or never. A token's id says with which attempt its list began."""
+
+    def token(number: int) -> TokenEntry:
+        return TokenEntry(token_id=1000 * first + number)
+
+    progress, seen, first, tokens, told = JobProgress("j"), [], 1, [], []
+
+    def show(events: list[JobEvent]) -> None:
+        for event in events:
+            if event.kind == "restarted":
+                seen.clear()
+            seen.extend(entry.token_id for entry in event.tokens)
+        while progress.must_look:
+            show(list(progress.take_state(record("running", first_attempt=first), tokens[progress.num_tokens :])))
+
+    for step, number in steps:
+        if step == "restart":
+            first, tokens = first + 1, []
+        elif step == "grow":
+            start = len(tokens)
+            tokens = tokens + [token(start + index) for index in range(number)]
+            told.append(JobEvent(job_id="j", kind="tokens", index=start, attempt=first, tokens=tuple(tokens[start:])))
+        elif step == "look":
+            progress.must_look = True
+            show([])
+        elif told:
+            show(list(progress.take_event(told[-1] if step == "tell" else told[number % len(told)])))
+        attempts = {token_id // 1000 for token_id in seen}
+        assert len(attempts) <= 1
+        assert [token_id % 1000 for token_id in seen] == list(range(len(seen)))
+        assert len(seen) == progress.num_tokens

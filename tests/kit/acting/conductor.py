@@ -19,6 +19,8 @@ from broker_pipeline.storage.jobs import Delivery, JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
 
+MODEL = "0" * 64
+
 NOTHING_RUNS: dict[str, Any] = {
     "instance": "acting",
     "epoch": 1,
@@ -61,9 +63,9 @@ class ActingConductor:
         assert delivery is not None, "no job in the queue"
         return delivery
 
-    async def begin(self, spec: JobSpec) -> int:
+    async def begin(self, spec: JobSpec, model: str = MODEL) -> int:
         """Begin an attempt, say so, and return its number; 0 when there is nothing to run."""
-        attempt = await self.store.begin_attempt(spec)
+        attempt = await self.store.begin_attempt(spec, model)
         if attempt.is_finished:
             return 0
         self.num_runs[spec.job_id] = self.num_runs.get(spec.job_id, 0) + 1
@@ -75,7 +77,7 @@ class ActingConductor:
         entries = tuple(TokenEntry(token_id=start + index, text=word) for index, word in enumerate(words))
         assert await self.store.commit([TokenCommit(job_id, attempt, start, entries)]) == [True]
         if tells:
-            await self.say(JobEvent(job_id=job_id, kind="tokens", index=start, tokens=entries))
+            await self.say(JobEvent(job_id=job_id, kind="tokens", index=start, attempt=attempt, tokens=entries))
 
     async def finish(self, spec: JobSpec, attempt: int, outcome: str | Failure, *, tells: bool = True) -> None:
         """End a job."""

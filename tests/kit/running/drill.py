@@ -56,6 +56,8 @@ class Follower:
     """Reads one job's event stream to its end, reconnecting with `Last-Event-ID` as browsers do."""
 
     job_id: str
+    last_id: str = ""
+    num_restarts: int = 0
     tokens: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
     record: JobRecord | None = None
@@ -71,13 +73,15 @@ class Follower:
         return self.record
 
     async def _read(self, http: aiohttp.ClientSession, url: str) -> None:
-        headers = {"Last-Event-ID": str(len(self.tokens))} if self.num_connects > 1 else {}
+        headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
         async with http.get(url, headers=headers) as answer:
             if answer.status == 503:
                 return
             assert answer.status == 200, await answer.text()
             async for line in answer.content:
-                if line.startswith(b"data: "):
+                if line.startswith(b"id: "):
+                    self.last_id = line[4:].strip().decode()
+                elif line.startswith(b"data: "):
                     self._take(msgspec.json.decode(line[6:], type=JobEvent))
 
     def _take(self, event: JobEvent) -> None:
@@ -85,6 +89,9 @@ class Follower:
             assert event.index == len(self.tokens), f"{self.job_id}: token {event.index} after {len(self.tokens)}"
             self.tokens += [entry.token_id for entry in event.tokens]
             self.token_times += [time.time()] * len(event.tokens)
+        elif event.kind == "restarted":
+            self.num_restarts += 1
+            self.tokens, self.token_times = [], []
         elif event.kind == "finished":
             self.record = event.record
 

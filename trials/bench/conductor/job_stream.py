@@ -59,7 +59,7 @@ class JobStream:
         watch, store = self._store.watch, self._store
         job_id = f"job-{number:08d}"
         spec = _spec(job_id, self._num_output_tokens)
-        attempt = await watch.steps("jobs", store.begin_attempt(spec))
+        attempt = await watch.steps("jobs", store.begin_attempt(spec, "0" * 64))
         with watch.part("jobs"):
             generation = self._generation(job_id, number, attempt.number)
             self._generations.start(generation)

@@ -1,11 +1,14 @@
 -- Takes the next attempt of a job. Every call takes a number of its own; those handed out before are void from then on.
--- args: those of `create`. Returns {attempt, cancelled, finished, failed, token entries}; what is finished may have
--- been so in an earlier sending of the job, which is over whatever became of it.
+-- args: those of `create`, fingerprint, restarts. Returns {attempt, cancelled, finished, failed, token entries,
+-- fingerprint of another model that they are or were of}; what is finished may have been so in an earlier sending of the
+-- job, which is over whatever became of it.
 --
 --     num_retries in Redis    that of the message
 --     the same                                       a further attempt
 --     higher                  of an earlier sending  finished
 --     lower                   Redis lost the request   granted now
+--
+-- Tokens of another model are dropped, or left for the job's end: where it is cancelled, and without `restarts`.
 local id = args.job_id
 local job = key('job', id)
 if redis.call('EXISTS', job) == 0 then create() end
@@ -21,4 +24,10 @@ redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec)
 attempt = redis.call('HINCRBY', job, 'attempt', 1)
 redis.call('HSETNX', job, 'started_at', not_before(job, 'created_at'))
 move(id, 'running')
-return {attempt, redis.call('HEXISTS', job, 'cancel'), 0, 0, redis.call('LRANGE', key('tokens', id), 0, -1)}
+local model, cancelled = unpack(redis.call('HMGET', job, 'fingerprint', 'cancel'))
+local is_other = model ~= args.fingerprint and redis.call('EXISTS', key('tokens', id)) == 1
+local is_kept = is_other and (cancelled or not args.restarts)
+if is_other and not is_kept then drop_tokens(id, attempt) end
+if not is_kept then redis.call('HSET', job, 'fingerprint', args.fingerprint) end
+local entries = redis.call('LRANGE', key('tokens', id), 0, -1)
+return {attempt, cancelled and 1 or 0, 0, 0, entries, is_other and (model or '')}

@@ -46,6 +46,12 @@ local function finish(id, status, result, failure)
   redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, id)
 end
 
+-- A job's tokens begin anew, with an attempt.
+local function drop_tokens(id, attempt)
+  redis.call('DEL', key('tokens', id))
+  redis.call('HSET', key('job', id), 'first_attempt', attempt)
+end
+
 -- A job that has ended is queued once more: its end goes into its history, one line of JSON each.
 -- args: job_id, spec, num_retries.
 local function start_over()
@@ -58,9 +64,9 @@ local function start_over()
   failures = failures and failures .. '\n' .. past or past
   local _, num_older = string.gsub(failures, '\n', '\n')
   if num_older >= NUM_PAST_ENDS then failures = string.sub(failures, string.find(failures, '\n', 1, true) + 1) end
-  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel')
+  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel', 'fingerprint')
   redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
-  redis.call('DEL', key('tokens', id))
+  drop_tokens(id, attempt + 1)
   redis.call('PERSIST', job)
   redis.call('ZREM', EXPIRY, id)
   move(id, 'queued')

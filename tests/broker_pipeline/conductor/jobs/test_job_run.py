@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import cache
 from typing import cast
 
@@ -216,7 +217,7 @@ async def test_an_attempt_that_is_lost_is_followed_by_one_that_goes_on_from_its_
 
 async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> None:
     job = await it.submit(max_tokens=3)
-    attempt = await it.store.begin_attempt(job.spec)
+    attempt = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
     entries = tuple(TokenEntry(token_id=32, text="A") for _ in range(3))
     assert await it.store.commit([TokenCommit(job.job_id, attempt.number, 0, entries)]) == [True]
     end = await it.run(job)
@@ -229,7 +230,7 @@ async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> N
 async def test_an_attempt_that_redis_knows_a_newer_one_of_gives_way_to_another(it: Running) -> None:
     async def begin_elsewhere() -> None:
         await eventually(lambda: it.num_sampled(job) >= 1)
-        await it.store.begin_attempt(job.spec)
+        await it.store.begin_attempt(job.spec, model().facts.fingerprint)
 
     job = await it.submit(max_tokens=200)
     elsewhere = asyncio.create_task(begin_elsewhere())
@@ -323,7 +324,7 @@ async def test_an_attempt_goes_on_in_the_output_that_the_one_before_had_got_to(i
 @pytest.mark.parametrize("num_committed", [5, 7, 15])
 async def test_outputs_that_are_complete_need_no_stage(it: Running, num_committed: int) -> None:
     job = await it.submit(num_outputs=3)
-    attempt = await it.store.begin_attempt(job.spec)
+    attempt = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
     entries = tuple(TokenEntry(token_id=32, text="A", choice=number // 5) for number in range(num_committed))
     assert await it.store.commit([TokenCommit(job.job_id, attempt.number, 0, entries)]) == [True]
     end = await it.run(job)
@@ -354,7 +355,7 @@ async def test_a_cancelled_job_has_the_outputs_that_it_got_to(it: Running) -> No
 async def test_a_job_that_was_cancelled_before_it_came_here_is_not_computed(it: Running, num_attempts: int) -> None:
     job = await it.submit()
     for _ in range(num_attempts):
-        await it.store.begin_attempt(job.spec)
+        await it.store.begin_attempt(job.spec, model().facts.fingerprint)
     await it.store.request_cancel(job.job_id)
     end = await it.run(job)
     assert end.status == "cancelled"
@@ -402,9 +403,50 @@ async def test_a_job_delivered_too_often_fails(it: Running) -> None:
     await it.check_gone()
 
 
+async def begun_by_another(it: Running) -> LiveJob:
+    """Return a job with three tokens "A" of another model."""
+    job = await it.submit(max_tokens=5)
+    attempt = await it.store.begin_attempt(job.spec, "f" * 64)
+    entries = tuple(TokenEntry(token_id=32, text="A") for _ in range(3))
+    assert await it.store.commit([TokenCommit(job.job_id, attempt.number, 0, entries)]) == [True]
+    return job
+
+
+async def test_a_job_that_another_model_has_begun_begins_again(it: Running) -> None:
+    job = await begun_by_another(it)
+    end = await it.run(job)
+    assert (end.status, end.fingerprint, end.first_attempt) == ("succeeded", model().facts.fingerprint, 2)
+    [opening] = [segment for each in it.sent for segment in each.segments if segment.opens]
+    assert opening.count == NUM_PROMPT, "no token of the other model is computed on"
+    assert await it.num_tokens(job) == 5
+    await it.check_gone()
+
+
+async def test_a_job_that_another_model_has_begun_fails_by_choice(it: Running) -> None:
+    it.runner.limits = replace(it.runner.limits, restarts=False)
+    job, fresh = await begun_by_another(it), await it.submit()
+    end = await it.run(job, fresh)
+    assert (end.status, end.fingerprint) == ("failed", "f" * 64)
+    assert end.error is not None
+    assert (end.error.code, end.error.retryable) == ("model_changed", False)
+    assert "its 3 tokens are of another model (ffff" in end.error.message
+    assert model().facts.fingerprint in end.error.message
+    assert (await it.store.get(fresh.job_id)).status == "succeeded"
+    await it.check_gone()
+
+
+async def test_a_cancelled_job_that_another_model_has_begun_ends_with_its_text(it: Running) -> None:
+    job = await begun_by_another(it)
+    await it.store.request_cancel(job.job_id)
+    end = await it.run(job)
+    assert (end.status, end.fingerprint) == ("cancelled", "f" * 64)
+    assert end.result is not None
+    assert (end.result.text, end.result.fingerprint, end.result.model) == ("AAA", "f" * 64, None)
+
+
 async def test_a_job_that_redis_has_finished_is_acknowledged_and_skipped(it: Running) -> None:
     job = await it.submit()
-    attempt = await it.store.begin_attempt(job.spec)
+    attempt = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
     assert await it.store.finish(job.job_id, attempt.number, "cancelled")
     end = await it.run(job)
     assert (end.status, it.sent) == ("cancelled", [])

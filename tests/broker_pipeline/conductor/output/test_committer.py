@@ -20,6 +20,9 @@ from broker_pipeline.messages.jobs import ChatMessage, JobEvent, JobResult, JobS
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
+from tests.kit.waiting import eventually
+
+MODEL = "a" * 64
 
 
 def entry(number: int) -> TokenEntry:
@@ -40,7 +43,7 @@ class Committing:
         message = ChatMessage(role="user", content=(TextPart(text="Describe."),))
         spec = JobSpec(job_id=new_job_id(), created_at=time.time(), messages=(message,))
         await self.store.create(spec)
-        assert (await self.store.begin_attempt(spec)).number == 1
+        assert (await self.store.begin_attempt(spec, MODEL)).number == 1
         return spec.job_id
 
     def watch(self, job_id: str) -> None:
@@ -111,6 +114,18 @@ async def test_what_somebody_watches_is_committed_and_then_told(
     assert [event.index for event in events] == [0, 1]
 
 
+async def test_events_say_which_attempt_their_tokens_are_of(
+    committing: Committing, transport: Transport, namespace: str
+) -> None:
+    job_id = await committing.running_job()
+    await committing.store.begin_attempt(await committing.store.spec(job_id), MODEL)
+    committing.watch(job_id)
+    async with listening(transport, namespace) as events:
+        committing.committer.add(job_id, 2, 0, entry(0))
+        await eventually(lambda: bool(events))
+    assert [event.attempt for event in events] == [2]
+
+
 async def test_a_job_that_is_quick_does_not_wait_for_its_quarter_of_a_second(committing: Committing) -> None:
     job_id, other = await committing.running_job(), await committing.running_job()
     committing.committer.add(other, 1, 0, entry(0))
@@ -167,7 +182,7 @@ async def test_tokens_of_an_older_attempt_are_not_the_last_of_a_newer_one(commit
 
 async def test_an_attempt_that_is_over_is_refused(committing: Committing) -> None:
     job_id = await committing.running_job()
-    await committing.store.begin_attempt(await committing.store.spec(job_id))
+    await committing.store.begin_attempt(await committing.store.spec(job_id), MODEL)
     committing.committer.add(job_id, 1, 0, entry(0))
     await committing.committer.flushed(job_id)
     assert committing.refused == [(job_id, 1)]

@@ -49,6 +49,8 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
         "vision_workers": 1,
         "vision_process": "auto",
         "deterministic": False,
+        "verify_weights": True,
+        "on_other_model": "restart",
         "host": "127.0.0.1",
         "port": 0,
         "namespace": "bp",

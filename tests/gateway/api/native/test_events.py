@@ -30,7 +30,7 @@ class Sent:
     """One server-sent event as it came over the wire."""
 
     kind: str
-    id: int
+    id: int | str
     event: JobEvent
 
 
@@ -52,7 +52,8 @@ class Reader:
                 fields[name] = text
             elif "data" in fields:
                 event = msgspec.json.decode(fields["data"], type=JobEvent)
-                yield Sent(fields["event"], int(fields["id"]), event)
+                event_id = fields["id"]
+                yield Sent(fields["event"], int(event_id) if event_id.isdigit() else event_id, event)
                 fields = {}
 
     async def rest(self) -> list[Sent]:
@@ -63,7 +64,7 @@ def words(sent: list[Sent]) -> str:
     return "".join(token.text for each in sent for token in each.event.tokens)
 
 
-def stream(http: aiohttp.ClientSession, job: dict[str, Any], last_event_id: int | None = None) -> Any:
+def stream(http: aiohttp.ClientSession, job: dict[str, Any], last_event_id: int | str | None = None) -> Any:
     headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
     return http.get(f"/v1/jobs/{job['job_id']}/events", headers=headers)
 
@@ -131,6 +132,34 @@ async def test_resuming_after_the_last_event_seen(
     assert words(sent) == "".join(["one ", "two ", "three "][seen:])
     assert "queued" not in [each.kind for each in sent]
     assert (sent[-1].kind, sent[-1].id) == ("finished", 3)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_job_that_begins_again_takes_back_what_was_shown(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes, tells: bool
+) -> None:
+    """Whether or not its events arrive; a client that comes back says by its id which attempt its tokens are of."""
+    job = await accepted(http, data=form(jpeg))
+    spec = (await conductor.take()).spec
+    async with stream(http, job) as answer, asyncio.timeout(8.0):
+        events = Reader(answer).events()
+        await conductor.commit(spec.job_id, await conductor.begin(spec), 0, ["a ", "b ", "c "])
+        shown = [await anext(events) for _ in range(3)]
+        assert (shown[-1].id, words(shown)) == (3, "a b c ")
+        attempt = await conductor.begin(spec, "f" * 64)
+        await conductor.commit(spec.job_id, attempt, 0, ["x ", "y "], tells=tells)
+        restarted, tokens = await anext(events), await anext(events)
+        assert (restarted.kind, restarted.id, restarted.event.first_attempt) == ("restarted", "0.2", 2)
+        assert (tokens.kind, tokens.id, words([tokens])) == ("tokens", "2.2", "x y ")
+        await conductor.commit(spec.job_id, attempt, 2, ["z "], tells=tells)
+        await conductor.finish(spec, attempt, "x y z")
+        assert words([sent async for sent in events]) == "z "
+    for seen, expected in ((3, "x y z "), ("0.2", "x y z "), ("2.2", "z "), ("2.7", "x y z ")):
+        async with stream(http, job, seen) as answer:
+            sent = await Reader(answer).rest()
+        assert words(sent) == expected
+        assert [each.kind for each in sent].count("restarted") == (seen in {3, "2.7"})
+        assert sent[-1].id == "3.2"
 
 
 async def test_lost_and_repeated_messages_leave_no_trace(
@@ -258,7 +287,7 @@ async def test_a_gateway_that_stops_says_goodbye(start_gateway: OpenGateway, jpe
         assert reader.comments == ["the gateway is stopping; reconnect"]
 
 
-@pytest.mark.parametrize("last", ["x", "-1", "1.5", "9" * 5000, "٣"])
+@pytest.mark.parametrize("last", ["x", "-1", "1.", "1.0", ".5", "1.5.2", "9" * 5000, "1." + "9" * 5000, "٣"])
 async def test_ids_that_no_event_has(http: aiohttp.ClientSession, jpeg: bytes, last: str) -> None:
     job = await accepted(http, data=form(jpeg))
     async with http.get(f"/v1/jobs/{job['job_id']}/events", headers={"Last-Event-ID": last}) as answer:
