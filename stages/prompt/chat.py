@@ -26,7 +26,9 @@ from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
 from stages.prompt.chat_template import ChatTemplate
 from stages.prompt.shielding import hide, show
-from stages.prompt.tokenizer import TOKENIZER_FILE, literal_tokenizer, load_tokenizer
+from stages.prompt.text_bound import fewest_tokens, longest_token_bytes, too_long
+from stages.prompt.text_encoder import PIECE_CHARS, TextEncoder
+from stages.prompt.tokenizer import TOKENIZER_FILE, check_vocabulary, literal_tokenizer, load_tokenizer, token_named
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.positions import VisualGroup
@@ -73,6 +75,7 @@ def frame_timestamps(times: Sequence[float], frames_per_group: int = 2) -> tuple
 class _Draft:
     """A prompt under construction: ids so far, and text that has not been encoded yet."""
 
+    max_tokens: int | None = None
     ids: list[int] = field(default_factory=list)
     groups: list[VisualGroup] = field(default_factory=list)
     text: str = ""
@@ -89,15 +92,17 @@ class PromptBuilder:
         self._template = template
         self._merge = config.vision.spatial_merge_size
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        visual = [_token(tokenizer, getattr(config, name), name) for name in names]
+        visual = [token_named(tokenizer, getattr(config, name), name) for name in names]
         self._image_pad, self._video_pad, self._vision_start, self._vision_end = visual
         controls = [*visual, *_TURN_TOKENS, *_OTHER_TOKENS]
         self._controls = _ids_of(tokenizer, [*controls, *_TOOL_TAGS])
         self._hidden = "".join({"|" if "|" in name else name[0] for name in controls})
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
-        _check_vocabulary(tokenizer, config.text.vocab_size)
+        check_vocabulary(tokenizer, config.text.vocab_size)
+        self._longest_token_bytes = longest_token_bytes(tokenizer)
         self._tokenizer = literal_tokenizer(tokenizer, self._controls)
+        self._encoder = TextEncoder(self._tokenizer)
 
     @classmethod
     def from_directory(cls, config: ModelConfig, directory: Path) -> PromptBuilder:
@@ -109,16 +114,23 @@ class PromptBuilder:
         return cls(config, load_tokenizer(directory / TOKENIZER_FILE), ChatTemplate.from_directory(directory))
 
     def build(
-        self, messages: Sequence[ChatMessage], visuals: Sequence[VisualInput], *, add_vision_id: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        visuals: Sequence[VisualInput],
+        *,
+        add_vision_id: bool = False,
+        max_tokens: int | None = None,
     ) -> Prompt:
         """Return the prompt of a conversation; `visuals` fill its pictures and videos in order.
 
         `add_vision_id` has the template number them ("Picture 1: ").
 
         Raises:
+            PromptTooLongError: it has more than `max_tokens` tokens. A long text is read no further than that.
             InvalidRequestError: the visuals do not fit the messages, or the template refuses them.
         """
-        return self.build_turns([_turn(message) for message in messages], visuals, add_vision_id=add_vision_id)
+        turns = [_turn(message) for message in messages]
+        return self.build_turns(turns, visuals, add_vision_id=add_vision_id, max_tokens=max_tokens)
 
     def build_turns(
         self,
@@ -127,11 +139,21 @@ class PromptBuilder:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_vision_id: bool = False,
+        max_tokens: int | None = None,
     ) -> Prompt:
         """Do what `build` does for turns as templates read them: with calls and results of `tools`, for instance."""
         hidden = [self._hide(turn) for turn in turns]
         shown_tools = hide(tools, self._hidden + _BETWEEN_TAGS)
-        return self._expand(self._template.render(hidden, tools=shown_tools, add_vision_id=add_vision_id), visuals)
+        rendered = self._template.render(hidden, tools=shown_tools, add_vision_id=add_vision_id)
+        return self._expand(rendered, visuals) if max_tokens is None else self._bounded(rendered, visuals, max_tokens)
+
+    def _bounded(self, rendered: str, visuals: Sequence[VisualInput], max_tokens: int) -> Prompt:
+        if fewest_tokens([rendered], self._longest_token_bytes) > max_tokens:
+            raise too_long(max_tokens)
+        prompt = self._expand(rendered, visuals, max_tokens if len(rendered) > PIECE_CHARS else None)
+        if len(prompt.token_ids) > max_tokens:
+            raise too_long(max_tokens, len(prompt.token_ids), prompt.num_visual_tokens)
+        return prompt
 
     def _hide(self, turn: Mapping[str, Any]) -> dict[str, Any]:
         """Take what could be mistaken for the template's own out of a turn's texts."""
@@ -142,9 +164,9 @@ class PromptBuilder:
             for key, value in turn.items()
         }
 
-    def _expand(self, rendered: str, visuals: Sequence[VisualInput]) -> Prompt:
+    def _expand(self, rendered: str, visuals: Sequence[VisualInput], max_tokens: int | None = None) -> Prompt:
         """Return the prompt of a rendered conversation whose texts have stand-ins (see `shielding`)."""
-        draft, waiting = _Draft(), list(visuals)
+        draft, waiting = _Draft(max_tokens), list(visuals)
         end = 0
         for match in self._control_pattern.finditer(rendered):
             draft.text += rendered[end : match.start()]
@@ -196,8 +218,10 @@ class PromptBuilder:
 
     def _flush(self, draft: _Draft) -> None:
         """Encode the text that has gathered between two control tokens."""
-        draft.ids += self._tokenizer.encode(show(draft.text), add_special_tokens=False).ids
+        draft.ids += self._encoder.encode(show(draft.text), draft.max_tokens)
         draft.text = ""
+        if draft.max_tokens is not None and len(draft.ids) > draft.max_tokens:
+            raise too_long(draft.max_tokens)
 
 
 def _turn(message: ChatMessage) -> dict[str, Any]:
@@ -210,17 +234,6 @@ def _turn(message: ChatMessage) -> dict[str, Any]:
     return {"role": message.role, "content": content}
 
 
-def _token(tokenizer: Tokenizer, token_id: int, name: str) -> str:
-    token = tokenizer.id_to_token(token_id)
-    if token is None:
-        raise ModelConfigError(
-            f"{name} is {token_id}, which {TOKENIZER_FILE} does not have: configuration and tokenizer are of different "
-            "models. Copy both from the model that this one was made from.",
-            field=name,
-        )
-    return str(token)
-
-
 def _ids_of(tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, int]:
     found = {name: tokenizer.token_to_id(name) for name in names}
     absent = [name for name in _TURN_TOKENS if found[name] is None]
@@ -231,13 +244,3 @@ def _ids_of(tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, int]:
             field=TOKENIZER_FILE,
         )
     return {name: token_id for name, token_id in found.items() if token_id is not None}
-
-
-def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocab_size:
-        raise ModelConfigError(
-            f"{TOKENIZER_FILE} has ids up to {highest}, but the embedding only {vocab_size} rows "
-            "(text_config.vocab_size): tokens were added to the tokenizer and not to the model.",
-            field=TOKENIZER_FILE,
-        )

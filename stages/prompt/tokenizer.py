@@ -36,3 +36,26 @@ def literal_tokenizer(tokenizer: Tokenizer, names: Collection[str]) -> Tokenizer
     literal = Tokenizer.from_str(orjson.dumps(content).decode())
     literal.encode_special_tokens = True
     return literal
+
+
+def token_named(tokenizer: Tokenizer, token_id: int, name: str) -> str:
+    """Return the token with an id that the configuration gives as `name`; raises `ModelConfigError` without one."""
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        raise ModelConfigError(
+            f"{name} is {token_id}, which {TOKENIZER_FILE} does not have: configuration and tokenizer are of different "
+            "models. Copy both from the model that this one was made from.",
+            field=name,
+        )
+    return str(token)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise `ModelConfigError` where the embedding lacks rows for some of the tokens."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        raise ModelConfigError(
+            f"{TOKENIZER_FILE} has ids up to {highest}, but the embedding only {vocab_size} rows "
+            "(text_config.vocab_size): tokens were added to the tokenizer and not to the model.",
+            field=TOKENIZER_FILE,
+        )

@@ -37,7 +37,7 @@ from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.decoding import PixelRules
 from stages.vision.device_bytes import vision_device_bytes
-from stages.vision.session_preparer import SessionPreparer
+from stages.vision.session_preparer import LayoutPools, SessionPreparer
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import VisualEncoder
@@ -84,6 +84,8 @@ class VisionThreads:
     launching: ComputeThread
     finishing: ComputeThread
     pool: ThreadPoolExecutor
+    long_texts: ThreadPoolExecutor
+    """One thread, so that prompts that take long keep others neither from the pool nor from the processor."""
 
 
 async def serve_vision(
@@ -184,10 +186,12 @@ def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
         initializer=torch.set_num_threads,
         initargs=(1,),
     )
+    long_texts = ThreadPoolExecutor(1, thread_name_prefix="long-texts")
     try:
-        yield VisionThreads(launching, finishing, pool)
+        yield VisionThreads(launching, finishing, pool, long_texts)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for each in (pool, long_texts):
+            each.shutdown(wait=False, cancel_futures=True)
         close_thread(launching)
         close_thread(finishing)
 
@@ -214,5 +218,6 @@ def _assemble(
     cache = VisionCache(settings.cache_bytes)
     encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pool, settings.max_pictures)
     sender = VisualRowSender(transport, batcher.to_host, local)
-    preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pool, loaded.rules.vision.spatial_merge_size)
+    pools = LayoutPools(short=threads.pool, long=threads.long_texts)
+    preparer = SessionPreparer(loaded.prompts, encoder, sender, pools, loaded.rules.vision.spatial_merge_size)
     return VisionWorker(transport, preparer, batcher, cache, presence, settings.max_requests)

@@ -29,6 +29,9 @@ from stages.worker.together import together
 
 T = TypeVar("T")
 
+_LONG_CHARS = 65_536
+"""Texts that are longer than this, together, take a prompt tenths of a second and more to lay out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -41,6 +44,21 @@ class Prepared:
     fetch_s: float
     preprocess_s: float
     compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutPools:
+    """Threads in which prompts are laid out: long texts wait for each other, and nobody else for them."""
+
+    short: Executor
+    long: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    prompt: Prompt
+    token_ids: Tensor
+    plan: PositionPlan
 
 
 @dataclass(slots=True)
@@ -62,13 +80,18 @@ class SessionPreparer:
     """Prepares sessions; any number at the same time."""
 
     def __init__(
-        self, prompts: PromptBuilder, encoder: VisualEncoder, sender: VisualRowSender, pool: Executor, merge: int
+        self,
+        prompts: PromptBuilder,
+        encoder: VisualEncoder,
+        sender: VisualRowSender,
+        pools: LayoutPools,
+        merge: int,
     ) -> None:
         """`merge` is the side, in patches, of the square that becomes one visual token."""
         self._prompts = prompts
         self._encoder = encoder
         self._sender = sender
-        self._pool = pool
+        self._pools = pools
         self._patches_per_token = merge**2
 
     async def prepare(self, request: PrepareRequest, deadline: float) -> Prepared:
@@ -81,18 +104,19 @@ class SessionPreparer:
             PipelineError: the tower failed, or a stage did not take its visual rows.
         """
         looks = await self._look_at_all(request)
-        prompt, plan = await self._in_pool(tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
+        layout = await self._in_pool(request, tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
         started = computed = time.monotonic()
         if looks:
             output = await self._encoder.encode_all(looks)
             computed = time.monotonic()
             await self._sender.send(request, output, deadline)
-        return _prepared(prompt, plan, looks, compute_s=computed - started)
+        return _prepared(layout, looks, compute_s=computed - started)
 
-    def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> tuple[Prompt, PositionPlan]:
-        prompt = self._prompts.build(request.messages, [look.visual for look in looks])
-        self._require_fit(prompt, request.max_prompt_tokens)
-        return prompt, plan_positions(len(prompt.token_ids), prompt.groups)
+    def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> _Layout:
+        visuals = [look.visual for look in looks]
+        prompt = self._prompts.build(request.messages, visuals, max_tokens=request.max_prompt_tokens)
+        token_ids = torch.tensor(prompt.token_ids, dtype=torch.int32)
+        return _Layout(prompt, token_ids, plan_positions(len(prompt.token_ids), prompt.groups))
 
     async def _look_at_all(self, request: PrepareRequest) -> list[Look]:
         allowance = _Allowance(request.max_prompt_tokens)
@@ -112,18 +136,14 @@ class SessionPreparer:
         allowance.spend(look.visual.grid.num_patches // self._patches_per_token)
         return look
 
-    @staticmethod
-    def _require_fit(prompt: Prompt, max_prompt_tokens: int) -> None:
-        num_tokens = len(prompt.token_ids)
-        if num_tokens > max_prompt_tokens:
-            raise PromptTooLongError(
-                f"the prompt has {num_tokens} tokens, {prompt.num_visual_tokens} of them visual; "
-                f"at most {max_prompt_tokens} fit with the output that is asked for",
-                field="messages",
-            )
+    async def _in_pool(self, request: PrepareRequest, work: Callable[[], T]) -> T:
+        pool = self._pools.long if _num_chars(request) > _LONG_CHARS else self._pools.short
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+def _num_chars(request: PrepareRequest) -> int:
+    parts = (part for message in request.messages for part in message.content)
+    return sum(len(part.text) for part in parts if isinstance(part, TextPart))
 
 
 def _located(error: MediaError, where: str) -> PipelineError:
@@ -131,14 +151,13 @@ def _located(error: MediaError, where: str) -> PipelineError:
     return type(error)(error.message, field=where)
 
 
-def _prepared(prompt: Prompt, plan: PositionPlan, looks: Sequence[Look], *, compute_s: float) -> Prepared:
+def _prepared(layout: _Layout, looks: Sequence[Look], *, compute_s: float) -> Prepared:
+    groups = layout.prompt.groups
     return Prepared(
-        token_ids=torch.tensor(prompt.token_ids, dtype=torch.int32),
-        positions=plan.positions,
-        position_delta=plan.delta,
-        visual=tuple(
-            VisualSpan(offset=group.start, count=group.count, row=group.visual_row) for group in prompt.groups
-        ),
+        token_ids=layout.token_ids,
+        positions=layout.plan.positions,
+        position_delta=layout.plan.delta,
+        visual=tuple(VisualSpan(offset=group.start, count=group.count, row=group.visual_row) for group in groups),
         fetch_s=max((look.fetch_s for look in looks), default=0.0),
         preprocess_s=max((look.preprocess_s for look in looks), default=0.0),
         compute_s=compute_s,

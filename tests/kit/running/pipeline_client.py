@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -33,13 +35,15 @@ class PipelineClient:
 
     async def submit(self, *pictures: bytes, prompt: str = PROMPT, max_tokens: int = 12, **sampling: Any) -> str:
         """Submit a job whose pictures stand before the prompt; greedy unless told otherwise."""
-        content: list[dict[str, str]] = [{"type": "image", "url": _data_url(picture)} for picture in pictures]
-        content.append({"type": "text", "text": prompt})
+        parts: list[dict[str, str]] = [{"type": "image", "url": _data_url(picture)} for picture in pictures]
+        parts.append({"type": "text", "text": prompt})
         body = {
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": parts}],
             "sampling": {**GREEDY, "max_tokens": max_tokens, **sampling},
         }
-        async with self._http.post(f"{self.cluster.gateway_url}/v1/jobs", json=body) as answer:
+        content = io.BytesIO(json.dumps(body).encode())  # aiohttp warns of large ones given otherwise
+        headers = {"Content-Type": "application/json"}
+        async with self._http.post(f"{self.cluster.gateway_url}/v1/jobs", data=content, headers=headers) as answer:
             said = await answer.json()
             assert answer.status < 300, said
             return str(said["job_id"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +28,8 @@ from broker_pipeline.messages.jobs import (
     VideoPart,
 )
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.messages.workers import Heartbeat
+from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Received, Transport
@@ -51,10 +54,13 @@ Part = TextPart | ImagePart | VideoPart
 class Bench:
     """One vision worker, two row targets, and a conductor's end of the conversation."""
 
-    def __init__(self, transport: Transport, media: MediaStore, loaded: LoadedVision) -> None:
+    def __init__(
+        self, transport: Transport, media: MediaStore, loaded: LoadedVision, heartbeat: Callable[[], Heartbeat]
+    ) -> None:
         self.transport = transport
         self.media = media
         self.loaded = loaded
+        self.heartbeat = heartbeat
         self.deliveries: dict[str, list[Received[RowDelivery]]] = {"first": [], "second": []}
         self.refusals: list[StageError] = []
         self.targets = (
@@ -119,10 +125,10 @@ async def _bench(
     loaded = load(settings, CommonSettings(namespace=namespace))
     media = MediaStore(transport, redis, namespace, max_bytes=2**26)
     await media.ensure()
-    threads = VisionThreads(ComputeThread(), ComputeThread(), ThreadPoolExecutor(2))
+    threads = VisionThreads(ComputeThread(), ComputeThread(), ThreadPoolExecutor(2), ThreadPoolExecutor(1))
     reader = MediaStore(transport, None, namespace)
     worker = _assemble(loaded, settings, transport, reader, threads, Presence(loaded.record), None)
-    bench = Bench(transport, media, loaded)
+    bench = Bench(transport, media, loaded, worker.heartbeat)
     async with asyncio.TaskGroup() as tasks:
         running = []
         for work in (worker.serve, *(lambda e, n=name: bench.keep_rows(n, e) for name in bench.deliveries)):
@@ -134,6 +140,7 @@ async def _bench(
         for task in running:
             task.cancel()
     threads.pool.shutdown()
+    threads.long_texts.shutdown()
     threads.launching.close()
     threads.finishing.close()
 
@@ -302,6 +309,28 @@ async def test_prompts_that_do_not_fit_are_refused_before_the_tower_runs(bench: 
     assert await bench.failure(image, text(), max_prompt_tokens=20) == ("prompt_too_long", "messages")
     assert await bench.failure(image, image, max_prompt_tokens=100) == ("prompt_too_long", "messages")
     assert bench.deliveries["first"] == []
+
+
+async def test_long_prompts_delay_neither_the_event_loop_nor_others(bench: Bench) -> None:
+    """The loop that answers here is the one that heartbeats come from. No bound on bytes: all of it is tokenised."""
+    await bench.prepare(text())
+    hostile = [
+        asyncio.create_task(bench.prepare(text("long " * 400_000), session=f"long-{number}", max_prompt_tokens=10**6))
+        for number in range(4)
+    ]
+    pauses, took = [0.0], []
+    while not all(task.done() for task in hostile):
+        last = time.monotonic()
+        await asyncio.sleep(0.01)
+        pauses.append(time.monotonic() - last)
+        if bench.heartbeat().num_sessions:
+            await bench.prepare(text("Who waits?"), session="short")
+            took.append(time.monotonic() - last)
+    assert {task.result().body.failure.code for task in hostile if task.result().body.failure} == {"prompt_too_long"}
+    assert len(took) > 3
+    print(f"longest pause {max(pauses):.3f} s, longest preparation of a short prompt {max(took):.3f} s")
+    assert max(took) < 1.0
+    assert max(pauses) < 0.5
 
 
 async def test_requests_of_others_and_of_the_past_are_refused(bench: Bench) -> None:

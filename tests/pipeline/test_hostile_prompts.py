@@ -1,0 +1,58 @@
+"""Prompts that are far too long are refused, and whoever comes behind them hardly waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from broker_pipeline.tools.local.cluster import LocalCluster
+from tests.kit.pictures import picture
+from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.pipeline_client import PipelineClient, client_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+
+HOSTILE = {
+    "words": "long " * 400_000,
+    "one word": "z" * 2_000_000,
+    "control tokens": "<|im_end|>" * 200_000,
+    "other scripts": "\u6f22e\u0301" * 500_000,
+    "line ends": "a" + " \n" * 999_999,
+    "marks of combination": "a" + "\u0301" * 1_000_000,
+}
+MAX_DELAY_S = 1.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[2048, 400_000], ids=["little room", "room"])
+async def client(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[PipelineClient]:
+    """Return a client of a pipeline whose limit is that of KV, or the model's own."""
+    settings = tiny_cluster(tmp_path_factory.mktemp("hostile") / "run", DENSE, "3").settings
+    async with LocalCluster(replace(settings, kv_tokens=request.param)) as cluster, client_of(cluster) as opened:
+        yield opened
+
+
+async def captioned_s(client: PipelineClient, number: int) -> float:
+    """Return the seconds from a picture's submission to its caption."""
+    started = time.monotonic()
+    [record] = await client.wait([await client.submit(picture(number), max_tokens=4)])
+    assert (record.status, record.attempt) == ("succeeded", 1)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_four_hostile_prompts_delay_others_by_less_than_a_second(client: PipelineClient, kind: str) -> None:
+    usual_s = max([await captioned_s(client, number) for number in range(3)])
+    hostile = await asyncio.gather(*(client.submit(prompt=HOSTILE[kind]) for _ in range(4)))
+    behind_s = max([await captioned_s(client, number) for number in range(3, 8)])
+    print(f"{kind}: usually {usual_s:.2f} s, behind four of them {behind_s:.2f} s")
+    assert behind_s - usual_s < MAX_DELAY_S
+    for record in await client.wait(hostile):
+        assert record.error is not None, record
+        assert (record.status, record.error.code, record.attempt) == ("failed", "prompt_too_long", 1)
