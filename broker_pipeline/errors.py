@@ -29,6 +29,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   │   └── ConstantLogitsError
     │   ├── NothingLeftError          the session's own settings rule out every token
     │   ├── WorkerBusyError           a worker's queue or buffer is full
+    │   ├── WorkerLostError           a worker died, or fell silent, with the session in hand
+    │   ├── RouteLostError            a stage was lost while the session was prepared for it
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
     ├── TransportError                the broker is unreachable or dropped something
     │   ├── NoResponderError, RequestTimeoutError, SlowConsumerError, PayloadTooLargeError
@@ -327,6 +329,18 @@ class WorkerBusyError(StageError):
     """A worker's queue or buffer is full; the same request may fit a moment later."""
 
     code = "worker_busy"
+
+
+class WorkerLostError(StageError):
+    """The worker that prepared the session died, or fell silent, and the session may be why."""
+
+    code = "worker_lost"
+
+
+class RouteLostError(StageError):
+    """A stage that the session was being prepared for was lost meanwhile."""
+
+    code = "route_lost"
 
 
 class ComputeError(StageError):

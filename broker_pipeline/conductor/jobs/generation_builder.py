@@ -93,7 +93,7 @@ class GenerationBuilder:
             sampling=sampling,
             num_kv_tokens=job.num_kv_tokens,
             generated=list(output.token_ids),
-            is_alone=job.is_alone,
+            is_alone=job.retries.is_alone,
         )
         num_before = sum(len(each.token_ids) for each in before)
         return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
@@ -129,8 +129,9 @@ class GenerationBuilder:
             max_prompt_tokens=self._limits(job).max_prompt_tokens,
             budget_s=terms.timeout_s,
         )
-        job.prompt = await self.preparer.prepare(request, route)
-        return job.prompt
+        prompt = await self.preparer.prepare(request, route, tried=job.vision_tried, is_alone=job.preparing.is_alone)
+        job.take_prompt(prompt)
+        return prompt
 
     async def _sampling(self, job: LiveJob, choice: int) -> SamplingSettings:
         asked, facts = job.spec.sampling, self.model.facts

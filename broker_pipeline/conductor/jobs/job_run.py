@@ -47,6 +47,7 @@ class _Lost:
     failure: Failure
     is_blamed: bool
     num_tokens: int
+    in_preparation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,6 @@ class JobRunner:
         verdict = self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
         if isinstance(verdict, Ending):
             return await self._finish(job, attempt, verdict)
-        job.is_alone = verdict.is_alone
         job.phase = "recovering"
         await self.committer.flushed(job.job_id)  # the next attempt goes on from what Redis holds
         await asyncio.sleep(verdict.delay_s)
@@ -154,7 +154,7 @@ class JobRunner:
             if isinstance(error, StateError):
                 raise
             num_tokens = max(len(attempt.tokens), _num_tokens(outputs))
-            return _Lost(error.to_failure(), is_blamed=True, num_tokens=num_tokens)
+            return _Lost(error.to_failure(), is_blamed=True, num_tokens=num_tokens, in_preparation=True)
         except Exception as bug:
             # A bug met by one job must not take down the others; it is the job's end, and logged whole.
             log.exception("job_crashed", job=job.job_id)
@@ -184,9 +184,8 @@ class JobRunner:
         return None
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
-        verdict = job.retries.after(
-            lost.failure, is_blamed=lost.is_blamed, was_alone=job.is_alone, num_tokens=lost.num_tokens
-        )
+        policy = job.preparing if lost.in_preparation else job.retries
+        verdict = policy.after(lost.failure, is_blamed=lost.is_blamed, num_tokens=lost.num_tokens)
         log.info(
             "attempt_lost",
             job=job.job_id,

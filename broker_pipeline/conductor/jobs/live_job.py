@@ -27,6 +27,7 @@ class LiveJob:
     delivery: Delivery
     order: int
     retries: RetryPolicy
+    """What its computation has been through."""
     phase: Phase = "preparing"
     prompt: PreparedPrompt | None = None
     """Once prepared; a replay of a job without pictures needs no other."""
@@ -34,10 +35,16 @@ class LiveJob:
     """What the stages obey, once decided: for the first output, the others' seeds follow."""
     num_kv_tokens: int = 0
     """Prompt plus output limit, once known."""
-    is_alone: bool = False
     num_attempts: int = 0
     """Begun in this conductor."""
+    preparing: RetryPolicy = field(init=False)
+    """What its preparation has been through, since it last succeeded."""
+    vision_tried: set[str] = field(default_factory=set, init=False)
+    """Instances of vision workers that were asked to prepare it: others are asked first."""
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.preparing = self.retries.anew()
 
     @property
     def spec(self) -> JobSpec:
@@ -48,6 +55,12 @@ class LiveJob:
     def job_id(self) -> str:
         """Its id, which is its session's as well."""
         return self.delivery.spec.job_id
+
+    def take_prompt(self, prompt: PreparedPrompt) -> None:
+        """Note that the job is prepared: however that went before, the job is not to blame."""
+        self.prompt = prompt
+        self.preparing = self.retries.anew()
+        self.vision_tried.clear()
 
     def cancel(self) -> None:
         """Stop at the next chance."""

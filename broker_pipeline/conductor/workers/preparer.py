@@ -1,8 +1,9 @@
-"""Asks vision workers to prepare sessions: directed to the least loaded one, and to another when that one vanishes."""
+"""Asks vision workers to prepare sessions: the least loaded one. What follows when it dies, `RetryPolicy` says."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ from broker_pipeline.errors import (
     MalformedEnvelopeError,
     NoResponderError,
     PipelineError,
-    StageError,
+    RouteLostError,
     TransportError,
     WorkerBusyError,
+    WorkerLostError,
     error_from_failure,
 )
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
@@ -32,12 +34,11 @@ _GRACE_S = 2.0  # for the answer's way back, beyond what the worker is given
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareLimits:
-    """How many tries may fail in a row, and how many seconds lie between two."""
+class PreparePauses:
+    """Seconds before a worker that was busy, or could not be reached, is asked again: the first and the longest."""
 
-    max_tries: int = 3
-    first_pause_s: float = 0.1
-    longest_pause_s: float = 2.0
+    first_s: float = 0.1
+    longest_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,42 +48,49 @@ class Preparer:
     transport: Transport
     workers: Workers
     vocab_size: int
-    limits: PrepareLimits = PrepareLimits()
+    pauses: PreparePauses = PreparePauses()
 
-    async def prepare(self, request: PrepareRequest, route: Route) -> PreparedPrompt:
-        """Have one session prepared for a route; waits while there is no vision worker.
+    async def prepare(
+        self, request: PrepareRequest, route: Route, *, tried: set[str], is_alone: bool = False
+    ) -> PreparedPrompt:
+        """Have one session prepared for a route; waits while there is no vision worker, or none takes more.
 
-        A worker that vanishes, is busy or cannot be reached yet, costs no try. Raises what the vision worker failed
-        with, and `StageError` when the route is lost meanwhile.
+        Workers not in `tried`, to which those that are asked are added, are asked first; `is_alone` waits for one that
+        has nothing else in hand. One that is busy or cannot be reached yet is asked again, as is everything after the
+        broker was away.
+
+        Raises:
+            WorkerLostError: the worker died, or fell silent, before it answered.
+            RouteLostError: the route is lost.
+            PipelineError: what the vision worker failed with, or the way there.
         """
-        tried: set[str] = set()
-        num_tries = 0
-        pause_s = self.limits.first_pause_s
+        pause_s = self.pauses.first_s
         while True:
-            with self.workers.vision.borrow(avoid=tried) as worker:
-                if worker is None:
-                    await self.workers.changed.wait()
-                    self._require(route)
-                    continue
-                tried.add(worker.record.instance)
-                try:
-                    return await self._ask(worker, request, route)
-                except _WorkerLostError:
-                    log.info("prepare_moved", session=request.session, worker=worker.record.worker)
-                    continue
-                except (WorkerBusyError, NoResponderError):
-                    self._require(route)
-                except PipelineError as error:
-                    self._require(route)
-                    num_tries += self.transport.is_connected
-                    if not error.retryable or num_tries >= self.limits.max_tries:
-                        raise
-                    log.info("prepare_tried_again", session=request.session, code=error.code, reason=error.message)
+            with suppress(_AskAgainError):
+                async with self.workers.vision.borrow(lambda: self._change(route), tried, is_alone=is_alone) as worker:
+                    return await self._try(worker, request, route, tried)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, self.limits.longest_pause_s)
+            pause_s = min(2 * pause_s, self.pauses.longest_s)
+
+    async def _change(self, route: Route) -> None:
+        """Wait until workers have come or gone, or one is free."""
+        await self.workers.changed.wait()
+        self._require(route)
+
+    async def _try(self, worker: VisionInfo, request: PrepareRequest, route: Route, tried: set[str]) -> PreparedPrompt:
+        if not worker.is_usable:
+            raise _AskAgainError(f"{worker.record.worker} is gone")
+        tried.add(worker.record.instance)
+        try:
+            return await self._ask(worker, request, route)
+        except PipelineError as error:
+            self._require(route)
+            if isinstance(error, WorkerBusyError | NoResponderError) or not self.transport.is_connected:
+                raise _AskAgainError(error.message) from error
+            raise
 
     async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
-        num_lost = worker.num_lost
+        num_deaths, num_outages = worker.num_deaths, worker.num_outages
         asking = asyncio.ensure_future(
             self.transport.request(
                 subjects.work(worker.record.subject),
@@ -97,8 +105,10 @@ class Preparer:
                 if asking.done():
                     break
                 self._require(route)
-                if worker.num_lost != num_lost:
-                    raise _WorkerLostError(f"{worker.record.worker} is gone")
+                if worker.num_deaths != num_deaths:
+                    raise WorkerLostError(f"{worker.record.worker} died, or fell silent, while it prepared the session")
+                if worker.num_outages != num_outages:
+                    raise _AskAgainError("the broker was away")
             return self._read(asking.result(), request)
         finally:
             asking.cancel()
@@ -115,7 +125,7 @@ class Preparer:
 
     def _require(self, route: Route) -> None:
         if not self.workers.is_usable(route):
-            raise StageError(f"route {route} was lost while the session was prepared")
+            raise RouteLostError(f"route {route} was lost while the session was prepared")
 
     def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> PreparedPrompt:
         answer = received.body
@@ -161,5 +171,5 @@ def _check_spans(answer: PreparedSession) -> None:
         free_from = span.offset + span.count
 
 
-class _WorkerLostError(TransportError):
-    """The vision worker that was asked is gone."""
+class _AskAgainError(TransportError):
+    """Nobody has the request, and that is not its fault."""

@@ -1,9 +1,14 @@
-"""Vision workers and how busy each is: a request goes to the least loaded one, and comes back if that one vanishes."""
+"""Vision workers and how busy each is: a request goes to the least loaded one, and comes back if that one vanishes.
+
+A session that was in preparation at two deaths is suspected of having caused them. It gets a worker to itself: what is
+there is finished, nothing else is asked of that worker until the session is prepared, and should the worker die of it,
+nobody else was there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
@@ -12,12 +17,17 @@ from broker_pipeline.messages.workers import WorkerRecord
 
 @dataclass(slots=True, eq=False)
 class VisionInfo:
-    """One instance. `num_lost` rises whenever what it was asked may have got lost."""
+    """One instance."""
 
     record: WorkerRecord
     is_alive: bool = True
     num_requests: int = field(default=0)
-    num_lost: int = field(default=0)
+    num_deaths: int = field(default=0)
+    """Rises when it dies or falls silent: what it had in hand is lost, and may be the cause."""
+    num_outages: int = field(default=0)
+    """Rises when the broker was away: what it was asked may be lost, and nobody is the cause."""
+    has_suspect: bool = field(default=False)
+    """Whether it is, or was when it died, one suspected session's alone."""
 
     @property
     def is_usable(self) -> bool:
@@ -54,32 +64,55 @@ class VisionPool:
         worker = self._workers.get(key)
         if worker is not None and worker.is_alive != is_alive:
             worker.is_alive = is_alive
-            worker.num_lost += not is_alive
+            worker.has_suspect &= not is_alive
+            worker.num_deaths += not is_alive
             self._changed.fire()
 
     def leave(self, key: str) -> None:
         """Forget a worker; what it was asked is asked again elsewhere."""
         if worker := self._workers.pop(key, None):
             worker.is_alive = False
-            worker.num_lost += 1
+            worker.num_deaths += 1
             self._changed.fire()
 
     def lose_requests(self) -> None:
         """Ask everything again: the broker was away, so that requests and answers may be gone."""
         for worker in self._workers.values():
-            worker.num_lost += 1
+            worker.num_outages += 1
         self._changed.fire()
 
-    @contextmanager
-    def borrow(self, avoid: Collection[str] = ()) -> Iterator[VisionInfo | None]:
-        """Take the least loaded usable worker, one not in `avoid` if there is one; None when there is none at all."""
-        usable = [worker for worker in self._workers.values() if worker.is_usable]
-        if not usable:
-            yield None
-            return
-        worker = min(usable, key=lambda each: (each.record.instance in avoid, each.num_requests, each.record.worker))
+    def had_suspect(self, record: WorkerRecord) -> bool:
+        """Whether a suspected session was in preparation in a worker's process, by another worker that shares it."""
+        process = record.host, record.pid
+        return record.pid != 0 and any(
+            worker.has_suspect and (worker.record.host, worker.record.pid) == process
+            for worker in self._workers.values()
+        )
+
+    @asynccontextmanager
+    async def borrow(
+        self, wait: Callable[[], Awaitable[None]], avoid: Collection[str] = (), *, is_alone: bool = False
+    ) -> AsyncIterator[VisionInfo]:
+        """Take the least loaded usable worker, one not in `avoid` if there is one.
+
+        Where there is none, or `is_alone` and it has other requests, `wait` for a change. It may be gone by then.
+        """
+        while (worker := self._choose(avoid)) is None:
+            await wait()
         worker.num_requests += 1
+        worker.has_suspect = is_alone
         try:
+            while is_alone and worker.is_usable and worker.num_requests > 1:
+                await wait()
             yield worker
         finally:
             worker.num_requests -= 1
+            if worker.has_suspect:
+                worker.has_suspect = not (is_alone and worker.is_alive)
+                self._changed.fire()
+
+    def _choose(self, avoid: Collection[str]) -> VisionInfo | None:
+        free = [worker for worker in self._workers.values() if worker.is_usable and not worker.has_suspect]
+        return min(
+            free, key=lambda each: (each.record.instance in avoid, each.num_requests, each.record.worker), default=None
+        )

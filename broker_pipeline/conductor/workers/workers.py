@@ -11,6 +11,8 @@ Whatever a change loses is told to its generation, whoever waits for workers is 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -19,7 +21,7 @@ from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.errors import PipelineError, StageError
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.planned_batch import Lost, PlannedBatch
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 
@@ -74,7 +76,7 @@ class Workers:
             self.vision.leave(record.instance)
             return
         failure = StageError(f"{record.worker} is gone: {reason}").to_failure()
-        self._generations.tell(self._scheduler.leave(record.instance, failure))
+        self._tell(self._scheduler.leave(record.instance, failure), record)
         self._stages_changed()
 
     def note_alive(self, record: WorkerRecord) -> None:
@@ -87,18 +89,23 @@ class Workers:
         if record.role == "vision":
             self.vision.set_alive(record.instance, is_alive=False)
         else:
-            self.suspend(record.instance, error)
+            self.suspend(record.instance, error, record)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
-    def suspend(self, key: str, error: PipelineError) -> None:
-        """Stop using a stage until it answers again, if it is used."""
+    def suspend(self, key: str, error: PipelineError, record: WorkerRecord | None = None) -> None:
+        """Stop using a stage until it answers again, if it is used; `record` where its process may have died."""
         if all(worker.key != key for worker in self._scheduler.routes.usable):
             return
         lost = self._scheduler.suspend(key, error.to_failure())
         log.warning("worker_suspended", instance=key, num_sessions_lost=len(lost), reason=error.message)
-        self._generations.tell(lost)
+        self._tell(lost, record)
         self._stages_changed()
+
+    def _tell(self, lost: Sequence[Lost], record: WorkerRecord | None) -> None:
+        """Tell generations of their loss; nobody is to blame where a suspect was prepared in the stage's process."""
+        is_absolved = record is not None and self.vision.had_suspect(record)
+        self._generations.tell(replace(each, is_blamed=False) if is_absolved else each for each in lost)
 
     def ask(self, key: str) -> None:
         """Ask a suspended stage whether it still computes."""

@@ -1,10 +1,12 @@
 """Whether a session that was lost gets another attempt, when, and by itself or in company. Pure.
 
+A job has two of these policies: for its preparation, and for its computation.
+
     what happened                                         what follows
     ────────────────────────────────────────────────────  ──────────────────────────────────────────────────────────
     lost with a worker, or with others, not in flight     at once; does not count
     the computation failed, or a stage refused its input  by itself; if that fails again, the job fails
-    in flight when a worker died or a deadline passed     counts; from the second time on by itself
+    in a worker's hands when it died, or too late         counts; from the second time on by itself
     a stage had no room, no rows, or another idea of it   counts
     the input is wrong (a broken image, say)              the job fails at once
 
@@ -28,8 +30,8 @@ _BREAKS_STAGES = frozenset(
 _OUT_OF_STEP = frozenset(
     {"stale_attempt", "session_unknown", "kv_position", "kv_capacity", "visual_rows_missing", "worker_busy"}
 )
-# The broker failed, not the session.
-_NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale_epoch"})
+# The broker failed, or a stage of the route that it was being prepared for; not the session.
+_NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale_epoch", "route_lost"})
 _BROKER_PAUSE_S = 0.1
 
 
@@ -55,12 +57,23 @@ class RetryPolicy:
 
     def __init__(self, limits: RetryLimits) -> None:
         self._limits = limits
+        self.is_alone = False
+        """Whether the session is on its own in this attempt."""
         self._num_counted = 0
         self._is_suspect = False
         self._num_tokens = 0
 
-    def after(self, failure: Failure, *, is_blamed: bool, was_alone: bool, num_tokens: int) -> Retry | Failure:
+    def anew(self) -> RetryPolicy:
+        """Return a policy with the same limits, for a session that has been through nothing."""
+        return RetryPolicy(self._limits)
+
+    def after(self, failure: Failure, *, is_blamed: bool, num_tokens: int) -> Retry | Failure:
         """Decide what follows a failure; a Failure is the job's end. `num_tokens`: output tokens it had got to."""
+        verdict = self._after(failure, is_blamed=is_blamed, num_tokens=num_tokens)
+        self.is_alone = isinstance(verdict, Retry) and verdict.is_alone
+        return verdict
+
+    def _after(self, failure: Failure, *, is_blamed: bool, num_tokens: int) -> Retry | Failure:
         if num_tokens > self._num_tokens:
             self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
         if failure.code in _NOBODYS_FAULT:
@@ -68,8 +81,8 @@ class RetryPolicy:
         if not is_blamed:
             return Retry(0.0, self._is_suspect)
         if failure.code in _BREAKS_STAGES:
-            if was_alone:
-                return _exhausted(failure, "failed again when it was computed by itself")
+            if self.is_alone:
+                return _exhausted(failure, "failed again when it was on its own")
             self._is_suspect = True
         elif not failure.retryable and failure.code not in _OUT_OF_STEP:
             return failure

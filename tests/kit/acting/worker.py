@@ -56,10 +56,15 @@ class ActingWorker:
 
     async def die(self) -> None:
         """As by SIGKILL: the record stays until it runs out."""
+        self.kill()
         if self._task is not None:
-            self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+
+    def kill(self) -> None:
+        """Die without waiting for that."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _live(self, ready: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -186,6 +186,10 @@ class ActingVision(ActingWorker):
         self.failures: dict[str, Failure] = {}
         """What prompts that contain a word fail with."""
         self.requests: list[PrepareRequest] = []
+        self.prepare_s = 0.0
+        self.deadly = ""
+        """What kills this worker when it is in a prompt."""
+        self.has_died = asyncio.Event()
 
     async def serve(self, tasks: asyncio.TaskGroup) -> None:
         ready = asyncio.Event()
@@ -203,6 +207,10 @@ class ActingVision(ActingWorker):
         self.requests.append(request)
         await self.unfrozen()
         text = "".join(part.text for turn in request.messages for part in turn.content if isinstance(part, TextPart))
+        if self.deadly and self.deadly in text:
+            self.has_died.set()
+            self.kill()
+        await asyncio.sleep(self.prepare_s)
         answer = PreparedSession(session=request.session, attempt=request.attempt, worker=self.record.worker)
         failure = next((failure for word, failure in self.failures.items() if word in text), None)
         if len(text) > request.max_prompt_tokens:

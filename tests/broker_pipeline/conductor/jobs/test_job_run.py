@@ -262,7 +262,7 @@ async def test_what_breaks_a_stage_is_tried_by_itself_and_its_neighbours_go_on(i
     end = await it.run(bad, good)
     assert (end.status, end.attempt) == ("failed", 2)
     assert end.error is not None
-    assert "failed again when it was computed by itself" in end.error.message
+    assert "failed again when it was on its own" in end.error.message
     broken = [each for each in it.sent if any(s.session.key.session == bad.job_id for s in each.segments)]
     assert broken[-1].is_alone
     assert (await it.store.get(good.job_id)).status == "succeeded"

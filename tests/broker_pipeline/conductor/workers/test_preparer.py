@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.workers.preparer import PrepareLimits, Preparer
+from broker_pipeline.conductor.workers.preparer import PreparePauses, Preparer
 from broker_pipeline.errors import (
     ComputeError,
     MalformedEnvelopeError,
@@ -18,19 +18,21 @@ from broker_pipeline.errors import (
     StageError,
     TransportError,
     WorkerBusyError,
+    WorkerLostError,
 )
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.jobs import ChatMessage, TextPart
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.session_state import PreparedPrompt
+from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Received, Transport
 from broker_pipeline.wire.wire_tensor import WireTensor
 from tests.kit.acting.stage_side import EPOCH, FINGERPRINT, StageSide, record
 from tests.kit.waiting import eventually
 
 VOCABULARY = 300
-LIMITS = PrepareLimits(max_tries=3, first_pause_s=0.001, longest_pause_s=0.002)
+PAUSES = PreparePauses(first_s=0.001, longest_s=0.002)
 
 Message = Received[PrepareRequest]
 Reply = Callable[[Message], Awaitable[None]]
@@ -87,20 +89,21 @@ class Preparing(StageSide):
     def __init__(self, transport: Transport, namespace: str, stack: AsyncExitStack) -> None:
         super().__init__()
         self.transport, self.namespace, self._stack = transport, namespace, stack
+        self.tried: dict[str, set[str]] = {}
         self.stage = record(f"stage-{namespace}")
         self.workers.join(self.stage)
         (self.route,) = self.scheduler.routes.open_routes
-        self.preparer = Preparer(transport, self.workers, VOCABULARY, LIMITS)
+        self.preparer = Preparer(transport, self.workers, VOCABULARY, PAUSES)
 
-    async def eye(self, name: str, reply: Reply) -> Eye:
-        eye = Eye(record(f"{name}-{self.namespace}", role="vision"), reply)
+    async def eye(self, name: str, reply: Reply, **facts: object) -> Eye:
+        eye = Eye(record(f"{name}-{self.namespace}", role="vision", **facts), reply)
         messages = self.transport.subscribe(subjects.work(eye.record.subject), PrepareRequest)
         task = asyncio.create_task(eye.serve(await self._stack.enter_async_context(messages)))
         self._stack.callback(task.cancel)
         self.workers.join(eye.record)
         return eye
 
-    def ask(self, session: str = "job") -> asyncio.Task[PreparedPrompt]:
+    def ask(self, session: str = "job", *, is_alone: bool = False) -> asyncio.Task[PreparedPrompt]:
         request = PrepareRequest(
             pipeline="main",
             fingerprint=FINGERPRINT,
@@ -111,7 +114,8 @@ class Preparing(StageSide):
             max_prompt_tokens=100,
             budget_s=5.0,
         )
-        return asyncio.create_task(self.preparer.prepare(request, self.route))
+        tried = self.tried.setdefault(session, set())
+        return asyncio.create_task(self.preparer.prepare(request, self.route, tried=tried, is_alone=is_alone))
 
     async def prompt(self) -> PreparedPrompt:
         return await soon(self.ask())
@@ -150,24 +154,13 @@ async def test_the_least_loaded_worker_is_asked(it: Preparing) -> None:
         task.cancel()
 
 
-async def test_a_request_moves_when_its_worker_vanishes(it: Preparing) -> None:
-    first = await it.eye("first", hold)
-    asking = it.ask()
-    await eventually(lambda: len(first.asked) == 1)
-    second = await it.eye("second", prepare)
-    assert len(second.asked) == 0
-    it.workers.leave(first.record, "it was killed")
-    assert (await soon(asking)).num_tokens == 4
-    assert len(second.asked) == 1
-
-
-async def test_a_request_moves_when_its_worker_falls_silent(it: Preparing) -> None:
-    first = await it.eye("first", hold)
-    asking = it.ask()
-    await eventually(lambda: len(first.asked) == 1)
-    await it.eye("second", prepare)
-    it.workers.note_silent(first.record, StageError("no sign of life"))
-    assert (await soon(asking)).num_tokens == 4
+async def test_another_worker_is_asked_the_next_time(it: Preparing) -> None:
+    failure = ComputeError("tower out of memory").to_failure()
+    eyes = [await it.eye(name, lambda message: prepare(message, failure=failure)) for name in ("one", "two")]
+    for _ in range(2):
+        with pytest.raises(ComputeError, match="tower out of memory"):
+            await it.prompt()
+    assert [len(eye.asked) for eye in eyes] == [1, 1]
 
 
 async def test_a_request_that_the_broker_may_have_lost_is_made_again(it: Preparing) -> None:
@@ -187,13 +180,32 @@ async def test_a_request_waits_for_the_first_worker(it: Preparing) -> None:
     assert (await soon(asking)).num_tokens == 4
 
 
-# --- what costs a try -----------------------------------------------------------------------------------------------
+# --- what ends an attempt --------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_vanishes_ends_the_attempt(it: Preparing) -> None:
+    """That its request is made again somewhere else is the job's next attempt: it may be why the worker vanished."""
+    eye = await it.eye("eye", hold)
+    asking = it.ask()
+    await eventually(lambda: len(eye.asked) == 1)
+    it.workers.leave(eye.record, "it was killed")
+    with pytest.raises(WorkerLostError, match=f"{eye.record.worker} died"):
+        await soon(asking)
+
+
+async def test_a_worker_that_falls_silent_ends_the_attempt(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    asking = it.ask()
+    await eventually(lambda: len(eye.asked) == 1)
+    it.workers.note_silent(eye.record, StageError("no sign of life"))
+    with pytest.raises(WorkerLostError, match="fell silent"):
+        await soon(asking)
 
 
 async def test_a_busy_worker_costs_no_try(it: Preparing) -> None:
     eye = await it.eye("eye", be_busy)
     asking = it.ask()
-    await eventually(lambda: len(eye.asked) > LIMITS.max_tries)
+    await eventually(lambda: len(eye.asked) > 3)
     eye.reply = prepare
     assert (await soon(asking)).num_tokens == 4
 
@@ -204,17 +216,8 @@ async def test_a_worker_that_cannot_be_reached_yet_costs_no_try(it: Preparing) -
     asking = it.ask()
     await asyncio.sleep(0.05)  # many times what lies between two tries
     assert not asking.done()
-    it.workers.leave(unheard, "it has left")
     await it.eye("eye", prepare)
     assert (await soon(asking)).num_tokens == 4
-
-
-async def test_a_failure_that_may_pass_is_tried_on_other_workers_a_bounded_number_of_times(it: Preparing) -> None:
-    failure = ComputeError("tower out of memory").to_failure()
-    eyes = [await it.eye(name, lambda message: prepare(message, failure=failure)) for name in ("one", "two")]
-    with pytest.raises(ComputeError, match="tower out of memory"):
-        await it.prompt()
-    assert sorted(len(eye.asked) for eye in eyes) == [1, 2]
 
 
 async def test_a_wrong_input_is_tried_once(it: Preparing) -> None:
@@ -224,6 +227,99 @@ async def test_a_wrong_input_is_tried_once(it: Preparing) -> None:
         await it.prompt()
     assert caught.value.field == "messages[0].content[0]"
     assert len(eye.asked) == 1
+
+
+# --- on its own ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_suspect_waits_until_a_worker_has_nothing_else_and_keeps_it_to_itself(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    first = it.ask("first")
+    await eventually(lambda: len(eye.asked) == 1)
+    suspect = it.ask("suspect", is_alone=True)
+    await asyncio.sleep(0)
+    later = it.ask("later")
+    await prepare(eye.asked[0])
+    await soon(first)
+    await eventually(lambda: len(eye.asked) == 2)
+    assert eye.asked[1].body.session == "suspect"
+    assert not later.done()
+    await prepare(eye.asked[1])
+    await soon(suspect)
+    await eventually(lambda: len(eye.asked) == 3)
+    await prepare(eye.asked[2])
+    await soon(later)
+
+
+async def test_others_go_to_another_worker_meanwhile(it: Preparing) -> None:
+    eyes = {name: await it.eye(name, hold) for name in ("one", "two")}
+    suspect = it.ask("suspect", is_alone=True)
+    await eventually(lambda: len(eyes["one"].asked) == 1)
+    others = [it.ask(f"job-{number}") for number in range(3)]
+    await eventually(lambda: len(eyes["two"].asked) == 3)
+    assert len(eyes["one"].asked) == 1
+    for task in (suspect, *others):
+        task.cancel()
+
+
+async def test_a_suspect_that_is_cancelled_while_it_waits_lets_others_in(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    first = it.ask("first")
+    await eventually(lambda: len(eye.asked) == 1)
+    suspect = it.ask("suspect", is_alone=True)
+    await asyncio.sleep(0)
+    later = it.ask("later")
+    await asyncio.sleep(0)
+    suspect.cancel()
+    await eventually(lambda: len(eye.asked) == 2)
+    for message in eye.asked:
+        await prepare(message)
+    await asyncio.gather(first, later)
+
+
+async def test_a_suspect_takes_another_worker_when_the_one_it_waits_for_dies(it: Preparing) -> None:
+    eye = await it.eye("eye", hold)
+    first = it.ask("first")
+    await eventually(lambda: len(eye.asked) == 1)
+    suspect = it.ask("suspect", is_alone=True)
+    await asyncio.sleep(0)
+    it.workers.leave(eye.record, "it was killed")
+    with pytest.raises(WorkerLostError):
+        await soon(first)
+    await it.eye("other", prepare)
+    assert (await soon(suspect)).num_tokens == 4
+
+
+async def test_sessions_in_a_stage_that_died_with_its_suspect_are_not_to_blame(
+    it: Preparing, redis: RedisClient
+) -> None:
+    """A stage and a vision worker may share a process: what killed that is known then."""
+    process = {"host": "h", "pid": 77}
+    stage = record(f"shared-{it.namespace}", **process)
+    it.workers.leave(it.stage, "it is not wanted here")
+    it.workers.join(stage)
+    committer = it.committer(it.transport, redis, it.namespace)
+    (it.route,) = it.scheduler.routes.open_routes
+    eye = await it.eye("eye", hold, **process)
+
+    async def die(name: str, *, is_alone: bool) -> bool:
+        generation = it.start(name, committer)
+        it.plan()
+        asking = it.ask(f"killer-{name}", is_alone=is_alone)
+        await eventually(lambda: bool(eye.asked))
+        eye.asked.clear()
+        it.workers.note_silent(eye.record, StageError("silent"))
+        await asyncio.gather(asking, return_exceptions=True)  # heartbeats of the two end up to a second apart
+        it.workers.note_silent(stage, StageError("silent"))
+        lost = await generation.ended()
+        it.workers.join(stage)
+        it.workers.note_alive(eye.record)
+        assert lost is not None
+        return lost.is_blamed
+
+    assert await die("first", is_alone=False)
+    assert not await die("second", is_alone=True)
+    assert await die("third", is_alone=False)
 
 
 # --- the route ------------------------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from broker_pipeline.errors import (
     KVCapacityError,
     NonFiniteLogitsError,
     NotAnImageError,
+    PipelineError,
+    RouteLostError,
     SessionUnknownError,
     StageError,
     TensorMismatchError,
     TransportError,
     VisualRowsMissingError,
+    WorkerLostError,
 )
 from broker_pipeline.scheduling.policies.retries import Retry, RetryLimits, RetryPolicy
 
@@ -23,14 +26,14 @@ def policy() -> RetryPolicy:
     return RetryPolicy(RetryLimits(max_attempts=5, backoff_s=0.2, max_backoff_s=1.0))
 
 
-def blamed(retries: RetryPolicy, failure: Failure, num_tokens: int = 0, *, was_alone: bool = False) -> Retry | Failure:
-    return retries.after(failure, is_blamed=True, was_alone=was_alone, num_tokens=num_tokens)
+def blamed(retries: RetryPolicy, failure: Failure, num_tokens: int = 0) -> Retry | Failure:
+    return retries.after(failure, is_blamed=True, num_tokens=num_tokens)
 
 
 def test_whoever_was_just_there_is_retried_at_once_for_ever() -> None:
     retries = policy()
     for _ in range(100):
-        assert retries.after(DEAD, is_blamed=False, was_alone=False, num_tokens=0) == Retry(0.0, is_alone=False)
+        assert retries.after(DEAD, is_blamed=False, num_tokens=0) == Retry(0.0, is_alone=False)
 
 
 @pytest.mark.parametrize(
@@ -39,15 +42,16 @@ def test_whoever_was_just_there_is_retried_at_once_for_ever() -> None:
 def test_what_breaks_a_stage_is_retried_alone_and_fails_when_it_breaks_it_again(error: StageError) -> None:
     retries = policy()
     assert blamed(retries, error.to_failure()) == Retry(0.0, is_alone=True)
-    verdict = blamed(retries, error.to_failure(), was_alone=True)
+    verdict = blamed(retries, error.to_failure())
     assert isinstance(verdict, Failure)
     assert verdict.code == "retries_exhausted"
     assert error.code in verdict.message
 
 
-def test_in_flight_at_deaths_counts_and_backs_off() -> None:
+@pytest.mark.parametrize("failure", [DEAD, WorkerLostError("worker died").to_failure()])
+def test_to_be_in_hand_at_deaths_counts_and_backs_off(failure: Failure) -> None:
     retries = policy()
-    verdicts = [blamed(retries, DEAD) for _ in range(5)]
+    verdicts = [blamed(retries, failure) for _ in range(5)]
     assert verdicts[:4] == [Retry(0.0, False), Retry(0.4, True), Retry(0.8, True), Retry(1.0, True)]
     assert isinstance(verdicts[4], Failure)
     assert "5 attempts" in verdicts[4].message
@@ -73,10 +77,23 @@ def test_a_wrong_input_fails_as_what_it_is() -> None:
     assert blamed(policy(), failure) == failure
 
 
-def test_the_brokers_failures_never_count() -> None:
+@pytest.mark.parametrize("error", [TransportError("gone"), RouteLostError("a stage of it died")])
+def test_what_the_broker_or_a_lost_route_did_never_counts(error: PipelineError) -> None:
     retries = policy()
     for _ in range(20):
-        assert blamed(retries, TransportError("gone").to_failure()) == Retry(0.1, is_alone=False)
+        assert blamed(retries, error.to_failure()) == Retry(0.1, is_alone=False)
+
+
+def test_who_is_on_its_own_stays_so_until_it_gets_further() -> None:
+    retries = policy()
+    blamed(retries, DEAD)
+    blamed(retries, DEAD)
+    assert retries.is_alone
+    retries.after(DEAD, is_blamed=False, num_tokens=0)
+    assert retries.is_alone
+    blamed(retries, DEAD, num_tokens=1)
+    assert not retries.is_alone
+    assert not retries.anew().is_alone
 
 
 def test_a_missed_deadline_counts() -> None:
