@@ -3,9 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from broker_pipeline.artifact_manifest import (
     CONFIG_NAME,
@@ -76,6 +77,7 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
     frequency_penalty: OutputPenalty | None = None
     no_repeat_ngram_size: NgramSize | None = None
     eos_token_id: int | list[int] | None = None
+    max_new_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

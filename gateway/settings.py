@@ -32,6 +32,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """For one body to arrive."""
     max_streams: Positive = 1000
     """Event streams and long polls open at the same time."""
+    max_tokens_in_all: Positive | None = None
+    """Prompt and output of a job together, as the conductor announces; None: nobody knows."""
 
 
 class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -32,9 +32,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option(
     "--default-max-tokens",
-    default=512,
     type=click.IntRange(min=1),
-    help="Output limit of jobs that ask for none in particular; cut to what fits.",
+    help="Output limit of jobs that ask for none, cut to the room that their prompts leave. "
+    "[default: max_new_tokens of the model's generation_config.json, else a share of the room, from 512 tokens on; "
+    "`status` shows it]",
 )
 @option("--max-attempts", default=5, type=click.IntRange(min=1), help="Attempts at one token before a job fails.")
 @option("--max-deliveries", default=20, type=click.IntRange(min=1), help="Deliveries of one job before it fails.")

@@ -37,7 +37,8 @@ from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 
-_EXPECTED_PROMPT_TOKENS = 512
+_EXPECTED_TOKENS = 1024
+"""KV that the first jobs are expected to need, before there is one to learn from."""
 
 
 class Parts:
@@ -110,7 +111,7 @@ class Parts:
 
     def _puller(self, lease_held: Callable[[], bool]) -> JobPuller:
         settings = self._around.settings
-        admission = Admission(settings.admission_limits, _EXPECTED_PROMPT_TOKENS + settings.default_max_tokens)
+        admission = Admission(settings.admission_limits, _EXPECTED_TOKENS)
         runner = JobRunner(
             live=self.live,
             stores=self.stores,

@@ -97,6 +97,7 @@ class Reporter:
             num_finished=dict(parts.live.num_finished),
             num_replays=parts.live.num_replays,
             num_uncommitted_tokens=parts.committer.num_tokens,
+            limits=self._around.model.shown_limits(parts.workers.longest_session),
             transport={"conductor": self._around.transport.counts}
             | {beat.worker: beat.transport for member in parts.roster.members if (beat := member.heartbeat)},
         )

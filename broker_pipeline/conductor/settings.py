@@ -31,7 +31,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_waiting: PositiveInt = 64
     """Prepared sessions that wait for KV; their visual rows lie at the stages meanwhile."""
     max_batch_tokens: PositiveInt = 8192
-    default_max_tokens: PositiveInt = 512
+    default_max_tokens: PositiveInt | None = None
+    """Output limit of jobs that ask for none; None: the model's, or a share of the room."""
     max_attempts: PositiveInt = 5
     max_deliveries: PositiveInt = 20
     """Deliveries of one job, over all conductors, before it fails."""

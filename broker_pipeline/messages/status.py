@@ -81,6 +81,19 @@ class RefusedWorker(_Shown, frozen=True, kw_only=True):
     reason: str
 
 
+class SessionLimits(_Shown, frozen=True, kw_only=True):
+    """How long the sessions of a pipeline may be, in tokens."""
+
+    max_tokens_in_all: Count
+    """Prompt and output together: what the model takes, or the KV of the route with the most room."""
+    max_position_embeddings: Count
+    """What the model takes, in all."""
+    default_max_tokens: Count
+    """Output limit of jobs that ask for none; less where the prompt leaves less room."""
+    default_max_tokens_reasoning: Count
+    """The same where the model reasons first."""
+
+
 class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """One pipeline as its conductor sees it. Rates are over the last ten seconds."""
 
@@ -112,5 +125,6 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Attempts beyond the first that this conductor has begun."""
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
+    limits: SessionLimits | None = None
     transport: dict[str, TransportCounts] = {}
     """By process: workers by name, and `conductor`."""

@@ -16,6 +16,7 @@ import structlog
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
@@ -26,6 +27,7 @@ DEFAULT_HEARTBEAT_S = 1.0
 _REGISTER_POLL_S = 0.25
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
+_decode_status = msgspec.json.Decoder(ConductorStatus).decode
 
 log = structlog.get_logger()
 
@@ -42,6 +44,7 @@ class WorkerRegistry:
 
     def __init__(self, redis: RedisClient, namespace: str, pipeline: str, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         """Let a record that nobody renews be gone after `ttl_s` seconds."""
+        self._redis = redis
         self._namespace = namespace
         self._pipeline = pipeline
         self._ttl_s = ttl_s
@@ -79,6 +82,12 @@ class WorkerRegistry:
         rows = await self._run("list", {}, action)
         with state_errors(action):
             return sorted((_decode_record(row) for row in rows), key=lambda record: record.worker)
+
+    async def conductor_status(self) -> ConductorStatus | None:
+        """Return what the active conductor shows of itself, None when there is none."""
+        with state_errors("cannot read the conductor's status"):
+            text = await self._redis.get(redis_keys.status(self._namespace, self._pipeline))
+            return None if text is None else _decode_status(text)
 
     async def announce(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
 from broker_pipeline.messages.status import ConductorStatus
@@ -17,14 +16,6 @@ _REMEMBERED_S = 30.0
 _PROBE_TTL_S = 60
 
 
-async def conductor_status(gateway: Gateway) -> ConductorStatus | None:
-    """Return what the active conductor shows of itself, None when there is none. Raises `StateError`."""
-    common = gateway.settings.common
-    with state_errors("cannot read the conductor's status"):
-        text = await gateway.redis.get(redis_keys.status(common.namespace, common.pipeline))
-        return None if text is None else msgspec.json.decode(text, type=ConductorStatus)
-
-
 async def read_status(gateway: Gateway) -> PipelineStatus:
     """Gather everything that `GET /v1/status` shows. Raises `StateError` or `TransportError`."""
     depth = await gateway.queue.depth()
@@ -32,7 +23,7 @@ async def read_status(gateway: Gateway) -> PipelineStatus:
     return PipelineStatus(
         pipeline=gateway.settings.common.pipeline,
         workers=tuple(await gateway.registry.workers()),
-        conductor=await conductor_status(gateway),
+        conductor=await gateway.registry.conductor_status(),
         queue=QueueStatus(num_waiting=depth.num_waiting, num_in_progress=depth.num_in_progress),
         jobs=msgspec.structs.asdict(counts),
     )
@@ -46,7 +37,7 @@ async def read_readiness(gateway: Gateway) -> Readiness:
     }
     try:
         checks["redis"] = await _check_redis(gateway)
-        checks |= _check_pipeline(await conductor_status(gateway))
+        checks |= _check_pipeline(await gateway.registry.conductor_status())
     except StateError as error:
         checks |= {"redis": error.message, "route": "unknown", "vision": "unknown"}
     return Readiness(ready=all(check == OK for check in checks.values()), checks=checks)

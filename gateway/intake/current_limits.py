@@ -1,4 +1,4 @@
-"""The limits that requests are held to at this moment: the gateway's own, and what its vision workers decode."""
+"""The limits that requests are held to at this moment: the gateway's own, and those of the pipeline behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ FRESH_S = 5.0
 
 
 class CurrentLimits:
-    """The gateway's limits, stricter about pictures where a live vision worker is: any of them may get the next job."""
+    """The gateway's limits, with what the pipeline's conductor says of how long a job may be.
+
+    They are stricter about pictures where a live vision worker is: any of them may get the next job.
+    """
 
     def __init__(self, own: Limits, registry: WorkerRegistry, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds."""
@@ -30,8 +33,9 @@ class CurrentLimits:
         now = self._clock()
         if now - self._read_at >= FRESH_S:
             self._read_at = now  # whoever comes meanwhile does not ask too
-            workers = await self._registry.workers()
+            workers, conductor = await self._registry.workers(), await self._registry.conductor_status()
             announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
             pictures = strictest([self._own.pictures, *announced])
-            self._current = msgspec.structs.replace(self._own, pictures=pictures)
+            in_all = conductor.limits.max_tokens_in_all if conductor and conductor.limits else None
+            self._current = msgspec.structs.replace(self._own, pictures=pictures, max_tokens_in_all=in_all)
         return self._current

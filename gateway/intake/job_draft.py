@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.errors import InvalidRequestError, PromptTooLongError
 from broker_pipeline.messages.jobs import (
     DEFAULT_PROMPT,
     ChatMessage,
@@ -136,6 +136,20 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
         for part in message.content:
             _check_place(part, sources, limits.pictures)
     return JobDraft(messages, tuple(sources), request.sampling, request.metadata, sent_as)
+
+
+def check_output_limit(sampling: SamplingParams, limits: Limits, where: str) -> None:
+    """Refuse an output that can fit behind no prompt; `where` stands before the names of sampling fields.
+
+    Raises:
+        PromptTooLongError: it is as long as prompt and output may be together.
+    """
+    most = limits.max_tokens_in_all
+    if most is not None and sampling.max_tokens is not None and sampling.max_tokens >= most:
+        raise PromptTooLongError(
+            f"{sampling.max_tokens} output tokens leave no room for a prompt: both together have at most {most} here",
+            field=f"{where}max_tokens",
+        )
 
 
 def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:

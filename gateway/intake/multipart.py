@@ -110,6 +110,11 @@ async def _read_part(part: BodyPartReader, max_bytes: int, field: str) -> bytes:
     return b"".join(chunks)
 
 
+def sampling_path(form: Form) -> str:
+    """Return what stands before the name of a sampling field in this form."""
+    return "request.sampling." if "request" in form.fields else ""
+
+
 def job_request(form: Form) -> JobRequest:
     """Turn a form's text fields into a request. Raises `InvalidRequestError` naming the field as the form has it."""
     if "request" in form.fields:

@@ -15,8 +15,8 @@ from aiohttp import web
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
 from gateway.intake.body import check_announced_length, read_body
 from gateway.intake.current_limits import CurrentLimits
-from gateway.intake.job_draft import Source, Submission, draft_job
-from gateway.intake.multipart import job_request, read_form
+from gateway.intake.job_draft import Source, Submission, check_output_limit, draft_job
+from gateway.intake.multipart import job_request, read_form, sampling_path
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
@@ -26,6 +26,7 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT_FOR_SLOT_S = 10.0
 _LARGE_BYTES = 1024 * 1024
+_SAMPLING_PATH = "sampling."
 
 
 class RequestReader:
@@ -60,25 +61,27 @@ class RequestReader:
         check_announced_length(request, limits.max_body_bytes)
         try:
             async with asyncio.timeout(limits.upload_timeout_s):
-                job, media = await _parse(request, limits)
+                job, media, where = await _parse(request, limits)
         except TimeoutError as error:
             raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
+        check_output_limit(job.sampling, limits, where)
         draft = draft_job(job, media, limits)
         return Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
 
 
-async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...]]:
+async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...], str]:
+    """Return the request, what came alongside it, and what stands before the names of its sampling fields."""
     if request.content_type == "multipart/form-data":
         form = await read_form(request, limits)
-        return job_request(form), form.media
+        return job_request(form), form.media, sampling_path(form)
     if request.content_type != "application/json":
         raise InvalidRequestError(
             f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"
         )
     body = await read_body(request, limits.max_body_bytes)
     if len(body) < _LARGE_BYTES:
-        return decode_json(body, JobRequest), ()
-    return await asyncio.to_thread(decode_json, body, JobRequest), ()
+        return decode_json(body, JobRequest), (), _SAMPLING_PATH
+    return await asyncio.to_thread(decode_json, body, JobRequest), (), _SAMPLING_PATH
 
 
 def idempotency_key(request: web.Request) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, CheckpointError
 from broker_pipeline.model_facts import read_model_facts
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
@@ -110,3 +111,23 @@ def test_recommendations_that_no_stage_takes_are_refused(source, tmp_path, wrong
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     with pytest.raises(ArtifactCorruptError, match=next(iter(wrong))):
         read_model_facts(directory)
+
+
+def test_the_models_own_output_limit_is_the_default_unless_another_is_stated(tmp_path, source):
+    def limit(default_max_tokens: int | None = None) -> int:
+        return TextModel.open(artifact, default_max_tokens).limits(None, 10_000).max_tokens(10)
+
+    generation = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(generation | {"max_new_tokens": 77}))
+    artifact = export(source, tmp_path / "artifact")
+    assert (limit(), limit(5)) == (77, 5)
+    (source / "generation_config.json").write_text(json.dumps(generation | {"max_new_tokens": 0}))
+    with pytest.raises(CheckpointError, match=r"generation_config.json: .*max_new_tokens"):
+        export(source, tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("room", [0, 1, 10**9])
+def test_limits_can_be_shown_whatever_room_there_is(tmp_path, source, room):
+    model = TextModel.open(export(source, tmp_path / "artifact"))
+    most = model.facts.max_position_embeddings
+    assert model.shown_limits(room).max_tokens_in_all == (2 if room == 1 else most)

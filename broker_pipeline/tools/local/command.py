@@ -32,7 +32,7 @@ _DEFAULT_NUM_STAGES = 3
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
-    *("device", "dtype", "kv_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
+    *("device", "dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
 )
 
 
@@ -85,6 +85,11 @@ _SAME_NAMES = (
     type=click.Choice(["restart", "fail"]),
     help="What becomes of jobs under way with tokens of another model: they begin again with this one from token 0, or "
     "fail.",
+)
+@option(
+    "--default-max-tokens",
+    type=_POSITIVE,
+    help="Output limit of jobs that ask for none. [default: the model's own, else a share of the KV cache]",
 )
 @option(
     "--drain-s",

@@ -44,6 +44,8 @@ class LocalSettings:
     kv_tokens: int | None = None
     on_other_model: str = "restart"
     """What becomes of jobs with tokens of another model: `restart`, or `fail`."""
+    default_max_tokens: int | None = None
+    """Output limit of jobs that ask for none; None leaves it to the conductor."""
     drain_s: float = 10.0
     log_level: str = "info"
     profile: Path | None = None
@@ -122,7 +124,8 @@ def _own_flags(
             host, port = addresses[name]
             return "HTTP", {"--host": host, "--port": port}
         case "conductor":
-            return "schedules", {"--model": settings.model, "--on-other-model": settings.on_other_model}
+            flags = {"--on-other-model": settings.on_other_model, "--default-max-tokens": settings.default_max_tokens}
+            return "schedules", {"--model": settings.model, **flags}
         case "vision":
             return f"pictures, {devices[name]}", _worker_flags(settings, name, devices)
         case _:

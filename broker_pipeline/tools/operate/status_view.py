@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from broker_pipeline.messages.gateway import PipelineStatus
-from broker_pipeline.messages.status import ConductorStatus, RouteStatus
+from broker_pipeline.messages.status import ConductorStatus, RouteStatus, SessionLimits
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 
@@ -67,7 +67,18 @@ def describe_work(status: PipelineStatus) -> str:
         sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
         lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
         lines.append(f"work    sessions: {sessions}; replays: {conductor.num_replays}")
+        if limits := conductor.limits:
+            lines.append(f"limits  {_limits(limits)}")
     return "\n".join(lines)
+
+
+def _limits(limits: SessionLimits) -> str:
+    """Return how long sessions may be, and their outputs unless asked."""
+    default, reasoning = limits.default_max_tokens, limits.default_max_tokens_reasoning
+    shown = f"output {default}" if default == reasoning else f"output {default}, with reasoning {reasoning}"
+    most = limits.max_tokens_in_all
+    model = "" if most == limits.max_position_embeddings else f" (the model takes {limits.max_position_embeddings})"
+    return f"{shown} tokens unless asked; prompt and output {most}{model}"
 
 
 def _headline(status: PipelineStatus) -> Text:

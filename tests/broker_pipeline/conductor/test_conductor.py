@@ -205,6 +205,21 @@ async def test_a_vision_worker_that_always_fails_ends_the_job_after_bounded_trie
     assert all(record.error and record.error.code == "retries_exhausted" for record in records[:2])
 
 
+async def test_who_asks_for_no_limit_gets_the_one_that_is_shown(bench: Bench) -> None:
+    await bench.stage("a", 0, 6, kv=100)
+    await bench.vision()
+    bench.conductor()
+    shown = await bench.status(lambda status: bool(status.routes))
+    assert shown.limits is not None
+    assert (shown.limits.max_tokens_in_all, shown.limits.default_max_tokens) == (100, 32)
+    [usual, cut] = await bench.wait(
+        [await bench.submit(max_tokens=None), await bench.submit("long " * 18, max_tokens=None)]
+    )
+    for record, num_tokens in ((usual, 32), (cut, 10)):
+        assert record.result is not None
+        assert (record.result.finish_reason, record.result.usage.num_output_tokens) == ("length", num_tokens)
+
+
 async def test_kv_room_bounds_what_runs_and_nothing_starves(bench: Bench) -> None:
     a = await bench.stage("a", 0, 3, kv=200)
     b = await bench.stage("b", 3, 6, kv=400)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import aiohttp
 import msgspec
 import pytest
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import StateError
+from broker_pipeline.messages.status import SessionLimits
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.state.redis_client import RedisClient, open_redis
@@ -16,6 +19,7 @@ from broker_pipeline.tools.local.servers import EmbeddedRedis
 from gateway.intake.current_limits import FRESH_S, CurrentLimits
 from gateway.settings import Limits
 from tests.broker_pipeline.pictures.test_header import png_claiming
+from tests.gateway.api.test_status_and_health import conductor_status, show
 
 OWN = Limits(max_images=3, pictures=PictureRule(max_pixels=10_000))
 
@@ -88,3 +92,46 @@ async def test_a_submission_that_no_worker_would_decode_is_refused(
         "image_too_large",
         "messages[0].content[0].frames[0]",
     )
+
+
+LONG = {"prompt": "What is this?", "sampling": {"max_tokens": 400}}
+
+
+def session_limits(max_tokens_in_all: int) -> SessionLimits:
+    return SessionLimits(
+        max_tokens_in_all=max_tokens_in_all,
+        max_position_embeddings=1000,
+        default_max_tokens=9,
+        default_max_tokens_reasoning=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (None, "sampling.max_tokens"),
+        ({"prompt": "x", "max_tokens": "400"}, "max_tokens"),
+        ({"request": json.dumps(LONG)}, "request.sampling.max_tokens"),
+    ],
+    ids=["JSON", "form", "request in a form"],
+)
+async def test_an_output_that_fits_behind_no_prompt_is_refused_where_that_is_known(
+    http: aiohttp.ClientSession, redis: RedisClient, namespace: str, fields: dict[str, str] | None, field: str
+) -> None:
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, text in (fields or {}).items():
+        form.add_field(name, text)
+    await show(redis, namespace, conductor_status(limits=session_limits(400)))
+    async with http.post("/v1/jobs", data=form) if fields else http.post("/v1/jobs", json=LONG) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"], error["field"]) == (400, "prompt_too_long", field)
+    assert "at most 400" in error["message"]
+
+
+@pytest.mark.parametrize("limits", [None, session_limits(401)], ids=["unknown", "just fits"])
+async def test_an_output_that_may_fit_is_accepted(
+    http: aiohttp.ClientSession, redis: RedisClient, namespace: str, limits: SessionLimits | None
+) -> None:
+    await show(redis, namespace, conductor_status(limits=limits))
+    async with http.post("/v1/jobs", json=LONG) as answer:
+        assert answer.status == 202

@@ -30,3 +30,26 @@ def test_an_output_that_leaves_no_room_for_a_prompt_is_refused_at_once() -> None
     with pytest.raises(PromptTooLongError, match="the model takes 300") as caught:
         limits(300, model=300)
     assert caught.value.field == "sampling.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("room", "default", "reasoning"),
+    [(2_048, 512, 2_038), (340_000, 1_328, 10_624), (10**7, 4_096, 32_768)],
+    ids=["small", "a share", "large"],
+)
+def test_where_nobody_says_the_default_is_a_share_of_the_room(room: int, default: int, reasoning: int) -> None:
+    found = PromptLimits(None, None, 10**7, room)
+    assert found.max_tokens(10) == default
+    assert found.max_tokens(10, is_reasoning=True) == reasoning
+    assert found.max_tokens(room - 20) == found.max_tokens(room - 20, is_reasoning=True) == 20
+
+
+def test_what_is_stated_holds_with_reasoning_too() -> None:
+    assert limits(None).max_tokens(10, is_reasoning=True) == 64
+    assert limits(100).max_tokens(10, is_reasoning=True) == 100
+
+
+def test_what_is_shown_is_what_jobs_get() -> None:
+    shown = PromptLimits(None, None, 262_144, 20_000).shown()
+    assert (shown.max_tokens_in_all, shown.max_position_embeddings) == (20_000, 262_144)
+    assert (shown.default_max_tokens, shown.default_max_tokens_reasoning) == (512, 4_096)

@@ -41,9 +41,8 @@ def test_a_directory_that_is_no_artifact_says_what_to_do(tmp_path: Path) -> None
 
 
 def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
-    options: dict[str, Any] = dict.fromkeys(
-        ("stages", "cut", "data_dir", "nats_url", "redis_url", "device", "dtype", "threads", "kv_tokens", "profile")
-    )
+    left_out = "stages cut data_dir nats_url redis_url device dtype threads kv_tokens default_max_tokens profile"
+    options: dict[str, Any] = dict.fromkeys(left_out.split())
     options |= {
         "model": tiny_artifact(),
         "vision_workers": 1,

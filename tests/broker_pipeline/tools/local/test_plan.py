@@ -40,6 +40,15 @@ def test_every_part_gets_its_own_and_the_common_flags() -> None:
     assert services["vision-1"].arguments[0] == "vision"
 
 
+def test_the_default_output_limit_is_the_conductors() -> None:
+    services = plan(default_max_tokens=77)
+    assert flags(services["conductor-0"])["--default-max-tokens"] == "77"
+    assert [name for name, service in services.items() if "--default-max-tokens" in service.arguments] == [
+        "conductor-0"
+    ]
+    assert "--default-max-tokens" not in flags(plan()["conductor-0"])
+
+
 @pytest.mark.parametrize(
     ("changed", "flag"),
     [({"is_deterministic": True}, "--deterministic"), ({"verify_weights": False}, "--no-verify-weights")],

@@ -5,7 +5,14 @@ import msgspec
 from rich.console import Console
 
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus
-from broker_pipeline.messages.status import ConductorStatus, RefusedWorker, RouteStatus, StageStatus, VisionStatus
+from broker_pipeline.messages.status import (
+    ConductorStatus,
+    RefusedWorker,
+    RouteStatus,
+    SessionLimits,
+    StageStatus,
+    VisionStatus,
+)
 from broker_pipeline.messages.workers import BlockRange, Role, WorkerRecord
 from broker_pipeline.tools.operate.status_view import describe_workers, hints, render_status
 
@@ -143,3 +150,19 @@ def test_workers_that_took_part_are_those_on_routes_and_at_the_pictures() -> Non
     lines = describe_workers(pipeline(conductor())).splitlines()
     assert [line.split()[0] for line in lines] == ["stage-0", "stage-1", "vision-0"]
     assert describe_workers(pipeline(None)) == ""
+
+
+def test_limits_are_shown_with_what_the_model_takes_where_that_is_more() -> None:
+    limits = SessionLimits(
+        max_tokens_in_all=20_000,
+        max_position_embeddings=262_144,
+        default_max_tokens=512,
+        default_max_tokens_reasoning=4_096,
+    )
+    text = rendered(pipeline(conductor(limits=limits)))
+    assert (
+        "output 512, with reasoning 4096 tokens unless asked; prompt and output 20000 (the model takes 262144)" in text
+    )
+    stated = msgspec.structs.replace(limits, max_tokens_in_all=262_144, default_max_tokens_reasoning=512)
+    lines = rendered(pipeline(conductor(limits=stated))).splitlines()
+    assert "limits  output 512 tokens unless asked; prompt and output 262144" in map(str.rstrip, lines)
