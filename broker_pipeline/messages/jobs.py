@@ -143,6 +143,9 @@ class TokenEntry(WireStruct, frozen=True, kw_only=True):
 
     token_id: TokenId
     text: str = ""
+    """Of the answer."""
+    reasoning: str = ""
+    """Of what a Thinking model says before that."""
     logprob: float | None = None
     top: tuple[TokenLogprob, ...] = ()
     choice: Count = 0
@@ -155,20 +158,28 @@ class Usage(WireStruct, frozen=True, kw_only=True):
     num_prompt_tokens: Count
     num_visual_tokens: Count
     num_output_tokens: Count
+    num_reasoning_tokens: Count = 0
+    """Those of them that are reasoning, its tags included."""
 
 
 class Choice(WireStruct, frozen=True, kw_only=True):
     """One of several outputs."""
 
     text: str
+    """The answer."""
+    reasoning: str = ""
+    """What a Thinking model said before that."""
     finish_reason: FinishReason
     num_output_tokens: Count
+    num_reasoning_tokens: Count = 0
+    """Those of them that are reasoning, its tags included."""
 
 
 class JobResult(WireStruct, frozen=True, kw_only=True):
-    """What a finished job holds; `text` and `finish_reason` are those of its first output."""
+    """What a finished job holds; `text`, `reasoning` and `finish_reason` are those of its first output."""
 
     text: str
+    reasoning: str = ""
     finish_reason: FinishReason
     usage: Usage
     num_attempts: PositiveCount = 1

@@ -15,6 +15,7 @@ from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.output import Output, tokens_by_choice
+from broker_pipeline.conductor.output.reasoning import opens_reasoning
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
@@ -60,17 +61,14 @@ class GenerationBuilder:
     terms: PrepareTerms
     _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
 
-    def finished_outputs(self, job: LiveJob, attempt: Attempt) -> list[Output]:
-        """Return the outputs that are complete with the tokens in Redis, as there are tokens of another after them."""
-        complete = tokens_by_choice(attempt.tokens)[:-1]
-        return [self._output(job, choice, len(tokens), tokens) for choice, tokens in enumerate(complete)]
-
-    async def build(self, job: LiveJob, attempt: Attempt, before: Sequence[Output] = ()) -> Generation:
+    async def build(self, job: LiveJob, attempt: Attempt, before: list[Output]) -> Generation:
         """Wait for a route and a prompt for the output that comes after those `before`.
 
+        Adds outputs to an empty `before` that are complete with the tokens in Redis: there are those of another then.
         Raises what preparing raises, `PromptTooLongError`, and `InvalidRequestError` for tokens that are none.
         """
-        choice = len(before)
+        complete = [] if before else tokens_by_choice(attempt.tokens)[:-1]
+        choice = len(before) + len(complete)
         sampling = await self._sampling(job, choice)
         if job.sampling is None:
             job.sampling = sampling if choice == 0 else await self._sampling(job, 0)
@@ -78,11 +76,14 @@ class GenerationBuilder:
             route = await self._route(job)
             key = SessionKey(job.job_id, next(self._wire_attempts))
             prompt = await self._prompt(job, key.attempt, route)
+            job.is_reasoning = opens_reasoning(prompt.token_ids, self.model.vocabulary)
             if not job.num_kv_tokens:
-                job.num_kv_tokens = prompt.num_tokens + self._limits(job).max_tokens(prompt.num_tokens)
+                num_output = self._limits(job).max_tokens(prompt.num_tokens, is_reasoning=job.is_reasoning)
+                job.num_kv_tokens = prompt.num_tokens + num_output
                 self.admission.learn(job.num_kv_tokens)
             if job.num_kv_tokens <= route.kv_capacity_tokens:
                 break
+        before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
         tokens = [entry for entry in attempt.tokens if entry.choice == choice]
         output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
         session = SessionState(
@@ -156,6 +157,6 @@ class GenerationBuilder:
             stop=asked.stop_strings,
             repetition=asked.repetition_detection,
         )
-        output = Output(self.model.vocabulary, rule, choice)
+        output = Output(self.model.vocabulary, rule, choice, is_reasoning=job.is_reasoning)
         output.replay([entry.token_id for entry in tokens])
         return output

@@ -128,9 +128,11 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -
         num_prompt_tokens=prompt.num_tokens if prompt else 0,
         num_visual_tokens=prompt.num_visual_tokens if prompt else 0,
         num_output_tokens=ending.num_output_tokens,
+        num_reasoning_tokens=sum(choice.num_reasoning_tokens for choice in ending.choices),
     )
     return JobResult(
         text=ending.choices[0].text if ending.choices else "",
+        reasoning=ending.choices[0].reasoning if ending.choices else "",
         finish_reason=ending.finish_reason,
         usage=usage,
         num_attempts=attempt.number,

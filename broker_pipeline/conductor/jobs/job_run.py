@@ -20,7 +20,7 @@ from broker_pipeline.conductor.jobs.job_end import Ending, JobEnds, Stores
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
-from broker_pipeline.conductor.output.output import Output, tokens_by_choice
+from broker_pipeline.conductor.output.output import Output, committed_choice, tokens_by_choice
 from broker_pipeline.errors import (
     CancelledJobError,
     Failure,
@@ -30,7 +30,7 @@ from broker_pipeline.errors import (
     StateError,
     TransportError,
 )
-from broker_pipeline.messages.jobs import Choice, JobEvent
+from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.scheduling.policies.retries import Retry
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
@@ -172,7 +172,6 @@ class JobRunner:
 
     async def _generate(self, job: LiveJob, attempt: Attempt, outputs: list[Output]) -> _Lost | None:
         """Compute one output after the other; each is in `outputs` from its beginning on."""
-        outputs += self.builder.finished_outputs(job, attempt)
         while len(outputs) < job.spec.sampling.num_outputs:
             generation = await self.builder.build(job, attempt, outputs)
             outputs.append(generation.output)
@@ -211,10 +210,7 @@ def _num_tokens(outputs: Sequence[Output]) -> int:
 
 def _cut_short(attempt: Attempt, outputs: Sequence[Output] = ()) -> Ending:
     """End with what the outputs have said, and what earlier attempts have of those that are not there yet."""
-    rest = [
-        Choice(text="".join(entry.text for entry in tokens), finish_reason="cancelled", num_output_tokens=len(tokens))
-        for tokens in tokens_by_choice(attempt.tokens)[len(outputs) :]
-    ]
+    rest = map(committed_choice, tokens_by_choice(attempt.tokens)[len(outputs) :])
     return Ending("cancelled", (*(output.end() for output in outputs), *rest))
 
 

@@ -33,6 +33,8 @@ class LiveJob:
     """Once prepared; a replay of a job without pictures needs no other."""
     sampling: SamplingSettings | None = None
     """What the stages obey, once decided: for the first output, the others' seeds follow."""
+    is_reasoning: bool = False
+    """Whether its prompt opens reasoning, once that is known."""
     num_kv_tokens: int = 0
     """Prompt plus output limit, once known."""
     num_attempts: int = 0

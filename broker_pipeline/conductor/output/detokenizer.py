@@ -62,6 +62,10 @@ class Vocabulary:
         """Return the tokens of a text by itself."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token that is written like this, None where there is none."""
+        return self._tokenizer.token_to_id(token)
+
     def text(self, token_id: int) -> str | None:
         """Return a token's text where its bytes are whole characters, None where they are not."""
         try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
+from broker_pipeline.conductor.output.reasoning import ReasoningSplit
 from broker_pipeline.conductor.output.repetition_watch import RepetitionWatch
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.stop_strings import StopStrings
@@ -23,26 +24,37 @@ class Output:
     Fed with the same tokens it always gives the same entries, so that a resumed session goes on where it was.
     """
 
-    def __init__(self, vocabulary: Vocabulary, rule: StopRule, choice: int = 0) -> None:
-        """Begin with nothing said; `choice` is its number among the outputs of its job."""
+    def __init__(self, vocabulary: Vocabulary, rule: StopRule, choice: int = 0, *, is_reasoning: bool = False) -> None:
+        """Begin with nothing said, within reasoning where the prompt has opened that.
+
+        `choice` is its number among the outputs of its job.
+        """
         self._choice = choice
         self._detokenizer = Detokenizer(vocabulary)
+        self._split = ReasoningSplit(vocabulary, is_open=is_reasoning)
         self._stop_strings = StopStrings(rule.stop)
         self._repetition = RepetitionWatch(rule.repetition) if rule.repetition else None
         self._rule = rule
         self.token_ids: list[int] = []
-        self._texts: list[str] = []
+        self._shown: list[tuple[str, str]] = []
         self.finish_reason: FinishReason | None = None
 
     @property
     def text(self) -> str:
-        """All text shown."""
-        return "".join(self._texts)
+        """All text of the answer shown."""
+        return "".join(text for _, text in self._shown)
 
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
-        text = self._add(token.token_id)
-        return TokenEntry(token_id=token.token_id, text=text, logprob=token.logprob, top=token.top, choice=self._choice)
+        reasoning, text = self._add(token.token_id)
+        return TokenEntry(
+            token_id=token.token_id,
+            text=text,
+            reasoning=reasoning,
+            logprob=token.logprob,
+            top=token.top,
+            choice=self._choice,
+        )
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take tokens that an earlier attempt has committed, at most up to where the session ends."""
@@ -55,16 +67,22 @@ class Output:
         """Return what was said in all. Where nothing has ended it, no more tokens come: what is held back is shown."""
         reason = self.finish_reason
         if reason is None:
-            self._texts.append(self._rest())
-        return Choice(text=self.text, finish_reason=reason or "cancelled", num_output_tokens=len(self.token_ids))
+            self._shown.append(self._rest())
+        return Choice(
+            text=self.text,
+            reasoning="".join(reasoning for reasoning, _ in self._shown),
+            finish_reason=reason or "cancelled",
+            num_output_tokens=len(self.token_ids),
+            num_reasoning_tokens=self._split.num_tokens,
+        )
 
-    def _add(self, token_id: int) -> str:
+    def _add(self, token_id: int) -> tuple[str, str]:
         assert self.finish_reason is None, "the session has ended"
         self.token_ids.append(token_id)
         rule, num_tokens = self._rule, len(self.token_ids)
         may_stop = num_tokens > rule.min_tokens
         is_end = may_stop and token_id in rule.end_token_ids
-        text = "" if is_end else self._detokenizer.feed(token_id)
+        reasoning, text = self._split.feed(token_id, "" if is_end else self._detokenizer.feed(token_id))
         is_stopped = False
         if rule.stop:
             text, is_stopped = self._stop_strings.feed(text, may_stop=may_stop)
@@ -72,20 +90,33 @@ class Output:
         if is_end or is_stopped or is_repeating or num_tokens >= rule.max_tokens:
             self.finish_reason = rule.reason(self.token_ids, is_stopped=is_stopped, is_repeating=is_repeating)
         if self.finish_reason is not None and not is_stopped:
-            text += self._rest()
-        self._texts.append(text)
-        return text
+            more_reasoning, more = self._rest()
+            reasoning, text = reasoning + more_reasoning, text + more
+        self._shown.append((reasoning, text))
+        return reasoning, text
 
-    def _rest(self) -> str:
+    def _rest(self) -> tuple[str, str]:
         """Return what is held back; bytes still pending may complete a stop string after all."""
         may_stop = len(self.token_ids) > self._rule.min_tokens
-        shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish(), may_stop=may_stop)
+        reasoning, text = self._split.take(self._detokenizer.finish())
+        shown, is_stopped = self._stop_strings.feed(text, may_stop=may_stop)
         if is_stopped:
             self.finish_reason = "stop"
-            return shown
-        return shown + self._stop_strings.finish()
+            return reasoning, shown
+        return reasoning, shown + self._stop_strings.finish()
 
 
 def tokens_by_choice(tokens: Sequence[TokenEntry]) -> list[list[TokenEntry]]:
     """Return the tokens of each of a job's outputs; only the last may be unfinished."""
     return [list(entries) for _, entries in groupby(tokens, key=lambda entry: entry.choice)]
+
+
+def committed_choice(tokens: Sequence[TokenEntry]) -> Choice:
+    """Return an output that is cut short as it was committed; what was held back by then is not shown."""
+    return Choice(
+        text="".join(entry.text for entry in tokens),
+        reasoning="".join(entry.reasoning for entry in tokens),
+        finish_reason="cancelled",
+        num_output_tokens=len(tokens),
+        num_reasoning_tokens=max((number for number, entry in enumerate(tokens, 1) if entry.reasoning), default=0),
+    )

@@ -44,6 +44,8 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     caption: str | None = None
     choices: tuple[Choice, ...] = ()
     """All captions, where several were asked for."""
+    reasoning: str | None = None
+    """What a Thinking model said before the caption."""
     finish_reason: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None

@@ -69,6 +69,7 @@ def _of_result(result: JobResult, *, is_caption: bool) -> dict[str, Any]:
     return {
         "caption": result.text if is_caption else None,
         "choices": result.choices if is_caption else (),
+        "reasoning": result.reasoning or None,
         "finish_reason": result.finish_reason,
         "usage": result.usage,
         "model": result.model,

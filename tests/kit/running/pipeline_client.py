@@ -33,7 +33,7 @@ class PipelineClient:
         self.cluster = cluster
         self._http = http
 
-    async def submit(self, *pictures: bytes, prompt: str = PROMPT, max_tokens: int = 12, **sampling: Any) -> str:
+    async def submit(self, *pictures: bytes, prompt: str = PROMPT, max_tokens: int | None = 12, **sampling: Any) -> str:
         """Submit a job whose pictures stand before the prompt; greedy unless told otherwise."""
         parts: list[dict[str, str]] = [{"type": "image", "url": _data_url(picture)} for picture in pictures]
         parts.append({"type": "text", "text": prompt})
