@@ -6,6 +6,7 @@ loop next to it goes on. A long text is encoded in pieces, and none after the on
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 PIECE_CHARS = 65_536
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ÿА-яぁ-ゖァ-ヺ一-龥가-힣"
+_SOME_LETTERS = "aZéяあ漢한"
 _ENDS_OF_WORDS = " ,.;:!?\n\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"
 
 
@@ -21,10 +23,9 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # Tokenizers of this family never join one of these letters with such an end after it, nor does normalisation.
-        # An added token might.
+        # Normalisation never joins one of these letters with such an end after it. An added token might.
         added = "".join(token.content for token in tokenizer.get_added_tokens_decoder().values())
-        ends = "".join(end for end in _ENDS_OF_WORDS if end not in added)
+        ends = "".join(end for end in _ENDS_OF_WORDS if end not in added and _ends_words(tokenizer, end))
         self._cut = re.compile(f"(?<=[{_LETTERS}])(?=[{re.escape(ends)}])") if ends else None
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
@@ -43,3 +44,19 @@ class TextEncoder:
             yield text[start : cut.start()]
             start = cut.start()
         yield text[start:]
+
+
+def _ends_words(tokenizer: Tokenizer, end: str) -> bool:
+    """Whether a tokenizer begins anew at a character that follows a letter, as those of this family do."""
+    pre_tokenizer = tokenizer.pre_tokenizer
+    if pre_tokenizer is None:
+        return False
+    for letter, after in itertools.product(_SOME_LETTERS, ("", "a", " ", end, "1")):
+        text = letter + end + after
+        starts = [start for _, (start, _) in pre_tokenizer.pre_tokenize_str(text)]
+        whole, parts = (
+            tokenizer.encode_batch_fast(texts, add_special_tokens=False) for texts in ([text], [letter, text[1:]])
+        )
+        if 1 not in starts or whole[0].ids != parts[0].ids + parts[1].ids:
+            return False
+    return True

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from stages.prompt import text_encoder
@@ -55,6 +55,31 @@ def test_no_cut_is_made_where_an_added_token_may_stand() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken("dog cat")])
     text = "dog cat" * PIECE_CHARS
+    assert TextEncoder(tokenizer).encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def without_words() -> Tokenizer:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pre_tokenizer = None
+    return tokenizer
+
+
+def spaces_in_words() -> Tokenizer:
+    """Return a tokenizer without words: its tokens may hold what ends them elsewhere."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer
+
+
+def spaces_put_in_front() -> Tokenizer:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize("made", [spaces_in_words, spaces_put_in_front, without_words])
+def test_a_tokenizer_of_another_kind_is_given_whole_texts(made: Callable[[], Tokenizer]) -> None:
+    tokenizer, text = made(), "A dog, and a cat. " * 10_000
     assert TextEncoder(tokenizer).encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
