@@ -37,11 +37,12 @@ from stages.qwen3_vl.vision import VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.decoding import PixelRules
 from stages.vision.device_bytes import vision_device_bytes
-from stages.vision.session_preparer import LayoutPools, SessionPreparer
+from stages.vision.session_preparer import SessionPreparer
 from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import VisualEncoder
 from stages.vision.visual_row_sender import LocalStage, VisualRowSender
+from stages.vision.work_pools import WorkPools
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence, new_record
@@ -84,8 +85,8 @@ class VisionThreads:
     launching: ComputeThread
     finishing: ComputeThread
     pool: ThreadPoolExecutor
-    long_texts: ThreadPoolExecutor
-    """One thread, so that prompts that take long keep others neither from the pool nor from the processor."""
+    long: ThreadPoolExecutor
+    """One thread: what takes long keeps others neither from the pool nor from the processor."""
 
 
 async def serve_vision(
@@ -186,11 +187,11 @@ def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
         initializer=torch.set_num_threads,
         initargs=(1,),
     )
-    long_texts = ThreadPoolExecutor(1, thread_name_prefix="long-texts")
+    long = ThreadPoolExecutor(1, thread_name_prefix="long", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield VisionThreads(launching, finishing, pool, long_texts)
+        yield VisionThreads(launching, finishing, pool, long)
     finally:
-        for each in (pool, long_texts):
+        for each in (pool, long):
             each.shutdown(wait=False, cancel_futures=True)
         close_thread(launching)
         close_thread(finishing)
@@ -216,8 +217,8 @@ def _assemble(
     limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if settings.deterministic else None)
     batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
     cache = VisionCache(settings.cache_bytes)
-    encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pool, settings.max_pictures)
+    pools = WorkPools(short=threads.pool, long=threads.long)
+    encoder = VisualEncoder(media, batcher, cache, loaded.rules, pools, settings.max_pictures)
     sender = VisualRowSender(transport, batcher.to_host, local)
-    pools = LayoutPools(short=threads.pool, long=threads.long_texts)
     preparer = SessionPreparer(loaded.prompts, encoder, sender, pools, loaded.rules.vision.spatial_merge_size)
     return VisionWorker(transport, preparer, batcher, cache, presence, settings.max_requests)

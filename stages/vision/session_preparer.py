@@ -5,10 +5,8 @@ look at every picture ─► lay out the prompt ─► does it fit? ─► encod
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,12 +23,10 @@ from stages.prompt.chat import Prompt, PromptBuilder
 from stages.qwen3_vl.positions import PositionPlan, plan_positions
 from stages.vision.visual_encoder import Look, VisualEncoder
 from stages.vision.visual_row_sender import VisualRowSender
+from stages.vision.work_pools import WorkPools
 from stages.worker.together import together
 
 T = TypeVar("T")
-
-_LONG_CHARS = 65_536
-"""Texts that are longer than this, together, take a prompt tenths of a second and more to lay out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +40,6 @@ class Prepared:
     fetch_s: float
     preprocess_s: float
     compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutPools:
-    """Threads in which prompts are laid out: long texts wait for each other, and nobody else for them."""
-
-    short: Executor
-    long: Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +72,7 @@ class SessionPreparer:
         prompts: PromptBuilder,
         encoder: VisualEncoder,
         sender: VisualRowSender,
-        pools: LayoutPools,
+        pools: WorkPools,
         merge: int,
     ) -> None:
         """`merge` is the side, in patches, of the square that becomes one visual token."""
@@ -104,7 +92,8 @@ class SessionPreparer:
             PipelineError: the tower failed, or a stage did not take its visual rows.
         """
         looks = await self._look_at_all(request)
-        layout = await self._in_pool(request, tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks)))
+        lay_out = tracer.measured(LAY_OUT, lambda: self._lay_out(request, looks))
+        layout = await self._pools.for_texts(request.messages, lay_out)
         started = computed = time.monotonic()
         if looks:
             output = await self._encoder.encode_all(looks)
@@ -135,15 +124,6 @@ class SessionPreparer:
             raise _located(error, where) from error
         allowance.spend(look.visual.grid.num_patches // self._patches_per_token)
         return look
-
-    async def _in_pool(self, request: PrepareRequest, work: Callable[[], T]) -> T:
-        pool = self._pools.long if _num_chars(request) > _LONG_CHARS else self._pools.short
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
-
-
-def _num_chars(request: PrepareRequest) -> int:
-    parts = (part for message in request.messages for part in message.content)
-    return sum(len(part.text) for part in parts if isinstance(part, TextPart))
 
 
 def _located(error: MediaError, where: str) -> PipelineError:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -25,6 +24,7 @@ from stages.vision.cache import EncodedVisual, VisionCache
 from stages.vision.decoding import PixelRules, decode
 from stages.vision.single_flight import SingleFlight
 from stages.vision.tower_batcher import TowerBatcher
+from stages.vision.work_pools import WorkPools
 from stages.worker.together import together
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class VisualEncoder:
         batcher: TowerBatcher,
         cache: VisionCache,
         rules: PixelRules,
-        pool: Executor,
+        pools: WorkPools,
         max_pictures: int,
     ) -> None:
         """At most `max_pictures` are fetched and decoded at the same time."""
@@ -65,7 +65,7 @@ class VisualEncoder:
         self._batcher = batcher
         self._cache = cache
         self._rules = rules
-        self._pool = pool
+        self._pools = pools
         self._look_slots = asyncio.Semaphore(max_pictures)
         self._looks: SingleFlight[Look] = SingleFlight()
         self._encodings: SingleFlight[TowerOutput] = SingleFlight()
@@ -108,7 +108,7 @@ class VisualEncoder:
             with tracer.measure(FETCH, num_media=len(refs)):
                 contents = [await self._media.get(ref) for ref in refs]
             fetched = time.monotonic()
-            patches, timestamps = await self._in_pool(lambda: self._preprocess(part, contents))
+            patches, timestamps = await self._pools.for_pictures(contents, lambda: self._preprocess(part, contents))
         visual = _input_of(part, patches.grid, timestamps)
         return Look(key, visual, patches, fetched - started, time.monotonic() - fetched)
 
@@ -125,9 +125,6 @@ class VisualEncoder:
         output = await self._batcher.encode(patches)
         self._cache.put(look.key, EncodedVisual(patches.grid, output, look.visual.timestamps))
         return output
-
-    def _in_pool(self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 def _key_of(part: VisualPart) -> str:
