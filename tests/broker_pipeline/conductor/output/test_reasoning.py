@@ -17,6 +17,7 @@ from export.synthetic.chat_template import CHAT_TEMPLATE
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.chat_template import ChatTemplate
+from tests.kit.models.hub_templates import HUB_TEMPLATES, hub_prompt_builder
 from tests.kit.models.transformers_oracle import FP32, config_of
 
 TOKENIZER = tiny_tokenizer()
@@ -141,3 +142,10 @@ def test_the_template_decides_whether_a_prompt_opens_reasoning(turn: str, is_ope
     messages = [ChatMessage(role="user", content=(TextPart(text=question),))]
     prompt = PromptBuilder(config_of(FP32[0]), TOKENIZER, template).build(messages, [])
     assert opens_reasoning(np.array(prompt.token_ids, np.int32), VOCABULARY) is is_open
+
+
+@pytest.mark.parametrize("name", HUB_TEMPLATES)
+def test_of_the_published_templates_that_of_thinking_models_opens_reasoning(name: str) -> None:
+    messages = [ChatMessage(role="user", content=(TextPart(text="What is this?"),))]
+    prompt = hub_prompt_builder(name).build(messages, [])
+    assert opens_reasoning(np.array(prompt.token_ids, np.int32), VOCABULARY) is (name == "thinking")
