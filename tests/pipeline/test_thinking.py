@@ -38,7 +38,8 @@ def thinking_artifact(directory: Path) -> Path:
     """Return an artifact of random weights whose template opens the reasoning, as those of the Thinking models do."""
     source, artifact = directory / "checkpoint", directory / "artifact"
     shutil.copytree(tiny_checkpoint(tied=False, dtype=torch.float32, expert_layout="runtime"), source)
-    (source / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n"))
+    template = CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     export_checkpoint(LocalCheckpoint(source), artifact, ExportOptions(), Console(quiet=True, force_terminal=False))
     return artifact
 

@@ -128,7 +128,6 @@ class Simulation:
             verdict = job.retries.after(
                 each.failure,
                 is_blamed=each.is_blamed,
-                was_alone=each.session.is_alone,
                 num_tokens=len(job.generated),
             )
             if isinstance(verdict, Failure):
