@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
 from broker_pipeline.messages.status import ConductorStatus
