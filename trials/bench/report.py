@@ -10,8 +10,8 @@ from typing import Any
 import click
 import msgspec
 
+from broker_pipeline.tools.machine import MachineFacts
 from broker_pipeline.tools.terminal import make_console, plain_table
-from trials.bench.machine import MachineFacts
 
 Column = tuple[str, Callable[[Any], object]]
 """A heading, and what stands under it for a row."""

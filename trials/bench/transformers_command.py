@@ -14,8 +14,8 @@ import click
 import msgspec
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.in_process.loaded_process import PROGRAM, TRANSFORMERS_PROGRAM, LoadedProcess
-from trials.bench.machine import MachineFacts
 from trials.bench.options import POSITIVE, say, shape_or_demo, work_options
 from trials.bench.pipeline.row import COLUMNS, PipelineRow, row_of
 from trials.bench.report import BenchReport, json_option, show

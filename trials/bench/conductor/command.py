@@ -13,9 +13,9 @@ import uvloop
 
 from broker_pipeline.config import refuse_nan
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.conductor.measurement import measure_conductor
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
-from trials.bench.machine import MachineFacts
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 

@@ -11,9 +11,9 @@ import click
 import uvloop
 
 from broker_pipeline.tools.local.servers import EmbeddedNats
+from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.hop.raw_comparison import HopRow, measure_hop
 from trials.bench.hop.step_messages import DecodeRow, measure_decode
-from trials.bench.machine import MachineFacts
 from trials.bench.report import BenchReport, Column, json_option, show, show_table
 from trials.bench.spread import shown
 

@@ -16,7 +16,7 @@ import structlog
 import uvloop
 
 from broker_pipeline.errors import ConfigurationError, PipelineError
-from trials.bench.machine import MachineFacts
+from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, shape_or_demo, work_options
 from trials.bench.pipeline.comparison import measure_pipeline
 from trials.bench.pipeline.row import COLUMNS, PipelineRow

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from trials.bench.machine import MachineFacts
+from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.shapes import SHAPE_NAMES
