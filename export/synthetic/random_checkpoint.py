@@ -116,10 +116,11 @@ def random_weights(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> dic
     """Draw every tensor of the model, in the runtime layout; in fp32, so that both dtypes hold the same model."""
     shapes: Shapes = model_shapes(config)
     generator = torch.Generator().manual_seed(seed)
-    return {name: _draw(name, shape, generator).to(dtype) for name, shape in shapes.items()}
+    return {name: draw_tensor(name, shape, generator).to(dtype) for name, shape in shapes.items()}
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw one tensor, or an expert `[1, out, in]` of one, in fp32: signals keep their size, no norm is plain."""
     noise = torch.randn(shape, generator=generator)
     if name.endswith(".bias"):
         return noise * 0.1

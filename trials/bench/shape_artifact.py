@@ -14,6 +14,7 @@ import hashlib
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import orjson
@@ -55,8 +56,7 @@ def write_shape_artifact(directory: Path, shape: str, num_layers: int | None = N
     Raises:
         ConfigurationError: no shape has this name, or it has fewer layers.
     """
-    vocabulary = tiny_tokenizer().get_vocab()
-    config = hf_config(shape, num_layers, {name: vocabulary[token] for name, token in _TOKENS.items()})
+    config = tokenized_config(shape, num_layers)
     parsed = ModelConfig.from_json(config)
     directory.mkdir(parents=True, exist_ok=True)
     write_text_files(directory, parsed.text.vocab_size)
@@ -67,6 +67,12 @@ def write_shape_artifact(directory: Path, shape: str, num_layers: int | None = N
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (directory / MANIFEST_NAME).write_bytes(encoded + b"\n")
     return directory
+
+
+def tokenized_config(shape: str, num_layers: int | None = None) -> dict[str, Any]:
+    """Return a shape's `config.json` with the ids of the tokenizer that is written with it; errors of `hf_config`."""
+    vocabulary = tiny_tokenizer().get_vocab()
+    return hf_config(shape, num_layers, {name: vocabulary[token] for name, token in _TOKENS.items()})
 
 
 def _side_file(path: Path) -> SideFile:
