@@ -16,7 +16,13 @@ from broker_pipeline.lazy_group import LazyGroup, load_command
 from broker_pipeline.process.standard_streams import open_closed_streams, say_error, silence
 
 # What an extra of the distribution brings, by module name.
-_EXTRAS = {"torch": "worker", "safetensors": "worker", "skimage": "demo", "huggingface_hub": "hub"}
+_EXTRAS = {
+    "torch": "worker",
+    "safetensors": "worker",
+    "skimage": "demo",
+    "huggingface_hub": "hub",
+    "transformers": "parity",
+}
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 

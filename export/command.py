@@ -112,11 +112,47 @@ def checkpoint(
     help="Accept absent weight files, as on a host that holds only the blocks of its stages.",
 )
 @_workers_option
-def verify(directory: Path, allow_missing: bool, num_workers: int) -> None:
-    """Read every byte of an artifact and compare it with its manifest."""
-    from export.terminal import verify_directory  # noqa: PLC0415
+@click.option(
+    "--parity",
+    metavar="CHECKPOINT",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Compare with transformers on this checkpoint, from which the artifact was exported, part by part.",
+)
+@click.option(
+    "--receipt", type=click.Path(path_type=Path), help="With --parity: the receipt. Default: ARTIFACT.parity.json."
+)
+@click.option(
+    "--tokens",
+    "num_tokens",
+    type=click.IntRange(0),
+    default=16,
+    show_default=True,
+    help="With --parity: greedy tokens of each prompt, where the whole model fits into memory.",
+)
+def verify(
+    directory: Path,
+    allow_missing: bool,
+    num_workers: int,
+    parity: Path | None,
+    receipt: Path | None,
+    num_tokens: int,
+) -> None:
+    """Read every byte of an artifact and compare it with its manifest.
 
-    verify_directory(directory, allow_missing=allow_missing, num_workers=num_workers)
+    With --parity, compare every tensor with the checkpoint's instead, bit by bit, and what every part of the model
+    computes with what transformers does. A part is in memory at a time. Exits with 1 when more than rounding is
+    different.
+    """
+    if parity is None:
+        from export.terminal import verify_directory  # noqa: PLC0415
+
+        if receipt:
+            raise click.UsageError("--receipt is for --parity CHECKPOINT")
+        verify_directory(directory, allow_missing=allow_missing, num_workers=num_workers)
+        return
+    from export.parity.terminal import compare_directories  # noqa: PLC0415
+
+    compare_directories(directory, parity, receipt, num_tokens)
 
 
 @command.command("inspect")
