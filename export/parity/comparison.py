@@ -76,7 +76,8 @@ class Comparison:
         tensors = self._artifact.load(model_shapes(self._config))
         for scene in self.scenes:
             tokens = ours.generate(self._config, tensors, scene, num_tokens)
-            yield _greedy(scene.name, tokens, self._judge.generate(tensors, scene, num_tokens))
+            logits = self._judge.generate(tensors, scene, num_tokens)
+            yield count_equal(scene.name, tokens, logits, tolerance_of(self._artifact.dtype))
 
     def _steps(self) -> Iterator[tuple[str, Shapes, Compute]]:
         """Yield one of the parts that are compared together, the tensors that they have, and what computes them."""
@@ -183,11 +184,12 @@ def _onward(pair: Pair) -> Tensor:
     return judged if judged.isfinite().all() else own
 
 
-def _greedy(scene: str, tokens: Sequence[int], logits: Sequence[Tensor]) -> Greedy:
+def count_equal(scene: str, tokens: Sequence[int], logits: Sequence[Tensor], tolerance: float) -> Greedy:
+    """Compare tokens with the judge's logits `[V]` of each, which are float32 whatever the model's dtype."""
     for index, (token, row) in enumerate(zip(tokens, logits, strict=True)):
         if int(row.argmax()) != token:
             gap = float((row.max() - row[token]) / row.abs().max())
-            return Greedy(scene, len(tokens), index, gap <= tolerance_of(row.dtype))
+            return Greedy(scene, len(tokens), index, gap <= tolerance)
     return Greedy(scene, len(tokens), len(tokens))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import torch
 
+from export.parity.comparison import count_equal
 from export.parity.part import BF16_TOLERANCE, FP32_TOLERANCE, Difference, Part, worst_by_kind
+from export.parity.receipt import Greedy
 
 
 def test_the_largest_difference_of_all_pairs_counts():
@@ -39,3 +41,11 @@ def test_the_worst_of_a_kind_is_one_beyond_its_tolerance():
         "layers": "layers.10",
         "lm_head": "lm_head",
     }
+
+
+def test_another_token_is_a_tie_within_the_tolerance_of_the_models_dtype():
+    near, far = torch.tensor([1.7109375, 1.6953125, 0.0]), torch.tensor([1.0, 0.5, 0.0])
+    assert count_equal("a", [0, 1, 2], [far, near, near], BF16_TOLERANCE) == Greedy("a", 3, 1, is_tie=True)
+    assert count_equal("a", [0, 1], [far, near], FP32_TOLERANCE) == Greedy("a", 2, 1, is_tie=False)
+    assert count_equal("a", [1], [far], BF16_TOLERANCE) == Greedy("a", 1, 0, is_tie=False)
+    assert count_equal("a", [0, 0], [far, near], BF16_TOLERANCE) == Greedy("a", 2, 2)
