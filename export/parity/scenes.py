@@ -131,7 +131,7 @@ class SceneMaker:
     def _input(self, frames: Frames, grid: PatchGrid) -> VisualInput:
         if len(frames) == 1:
             return VisualInput("image", grid)
-        return VisualInput("video", grid, frame_timestamps(len(frames), FPS, self._vision.temporal_patch_size))
+        return VisualInput("video", grid, frame_timestamps(_VIDEO.frame_times, self._vision.temporal_patch_size))
 
     def _fitting_side(self, budget: PixelBudget, num_frames: int) -> int:
         """Return the side of the smallest square that needs no resizing."""
