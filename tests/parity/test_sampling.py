@@ -97,7 +97,7 @@ HISTORIES = [[3, 3, 7, 9], [3, 3, 7, 9, 11], [3, 3, 7, 9, 11, 3, 3], [5, 6, 5, 6
         ),
         ({"logit_bias": {4: 1.5, 9: -3.0}}, SequenceBiasLogitsProcessor([[[4], 1.5], [[9], -3.0]])),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if isinstance(value, LogitsProcessor) else str(value),
 )
 def test_adjusted_logits_are_those_of_transformers(
     settings: dict[str, object], processor: LogitsProcessor, history: list[int]
