@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import MANIFEST_NAME, check_weights_are_stored, read_manifest
+from broker_pipeline.exit_codes import INTERRUPTED
 from export.exporter import Exported, ExportOptions, export_checkpoint
 from export.source.checkpoint import Checkpoint, LocalCheckpoint
 from export.source.hub import HubCheckpoint
@@ -29,7 +30,7 @@ def export_source(source: str, target: Path, options: ExportOptions) -> None:
         console.print(
             f"stopped; {partial_path(target)} holds what is done, the same command goes on from there", soft_wrap=True
         )
-        raise
+        raise SystemExit(INTERRUPTED) from None
     _print_result(exported)
 
 

@@ -27,6 +27,7 @@ from export.parity.progress import Progress
 from export.parity.receipt import Greedy
 from export.parity.scenes import Scene, SceneMaker
 from export.parity.tensors import CheckpointTensors, Damage, judged_tensors
+from export.planned_artifact import collect_side_files
 from export.progress import ProgressReport
 from export.source.checkpoint import LocalCheckpoint
 from stages.artifact import Artifact
@@ -194,8 +195,8 @@ def count_equal(scene: str, tokens: Sequence[int], logits: Sequence[Tensor], tol
 
 
 def _compare_files(artifact: Artifact, checkpoint: LocalCheckpoint) -> Part:
-    """Compare the files alongside the weights, by their hashes."""
+    """Compare the files alongside the weights, those that an export makes as well, by their hashes."""
     own = {file.name: file.sha256 for file in artifact.manifest.side_files}
-    theirs = {name: hashlib.sha256(checkpoint.read_side_file(name)).hexdigest() for name in checkpoint.side_files}
+    theirs = {name: hashlib.sha256(content).hexdigest() for name, content in collect_side_files(checkpoint).items()}
     other = [name for name, digest in theirs.items() if own.get(name) != digest]
     return Part("files", findings=tuple(f"{name} is not the checkpoint's" for name in other))

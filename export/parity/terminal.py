@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import CONFIG_NAME, check_weights_are_stored
 from broker_pipeline.errors import CheckpointError
-from broker_pipeline.exit_codes import SOME_FAILED
+from broker_pipeline.exit_codes import INTERRUPTED, SOME_FAILED
 from broker_pipeline.tools.machine import MachineFacts
 from broker_pipeline.tools.terminal import make_console, plain_table
 from export.parity.comparison import Comparison
@@ -34,7 +34,8 @@ _SPARE_BYTES = 2 << 30
 def compare_directories(directory: Path, checkpoint: Path, path: Path | None, num_tokens: int) -> None:
     """Compare an artifact with its checkpoint, say what was found, and write the receipt to `path`.
 
-    Exits with 1 when anything but rounding is different. Ctrl-C leaves what the same command goes on from.
+    Exits with 1 when anything but rounding is different, with 130 at Ctrl-C, which leaves what the same command goes on
+    from.
 
     Raises:
         CheckpointError: it is not the artifact's checkpoint.
@@ -51,7 +52,7 @@ def compare_directories(directory: Path, checkpoint: Path, path: Path | None, nu
     except KeyboardInterrupt:
         line = f"stopped; {progress.path} holds what is done, the same command goes on from there"
         errors.print(line, soft_wrap=True)
-        raise
+        raise SystemExit(INTERRUPTED) from None
     write_durably(path, msgspec.json.format(msgspec.json.encode(receipt), indent=1) + b"\n")
     progress.path.unlink(missing_ok=True)
     _print(receipt, path, make_console())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from broker_pipeline import exit_codes
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.state.job_store import JobStore
@@ -24,6 +26,13 @@ _FATES = {
 }
 
 Work = Callable[[LocalCluster], Awaitable[None]]
+
+
+class _ModelNote(msgspec.Struct, frozen=True):
+    """Which artifact a data directory was last used with."""
+
+    artifact: str
+    fingerprint: str
 
 
 async def run_cluster(settings: LocalSettings, view: PlainView | LiveView, work: Work) -> int:
@@ -72,11 +81,25 @@ class _Run:
 
 async def _start_and_work(cluster: LocalCluster, view: PlainView | LiveView, work: Work) -> None:
     await cluster.start_servers()
+    if before := _note_model(cluster.settings):
+        view.warn(f"{cluster.settings.data_dir} was last used with another model, {before}; its results are kept")
     if num_jobs := await _count_other_models(cluster):
         view.warn(f"jobs under way that another model has begun: {num_jobs}; {_FATES[cluster.settings.on_other_model]}")
     await cluster.start_services()
     async with cluster.watched():
         await work(cluster)
+
+
+def _note_model(settings: LocalSettings) -> str | None:
+    """Leave a note of the model in the data directory; return that of another one that was there before."""
+    path = settings.data_dir / "model.json"
+    note = _ModelNote(str(settings.model), read_manifest(settings.model).fingerprint)
+    try:
+        before = msgspec.json.decode(path.read_bytes(), type=_ModelNote)
+    except (FileNotFoundError, msgspec.DecodeError):  # the second: a run that ended while it wrote
+        before = note
+    path.write_bytes(msgspec.json.encode(note))
+    return before.artifact if before.fingerprint != note.fingerprint else None
 
 
 async def _count_other_models(cluster: LocalCluster) -> int:
