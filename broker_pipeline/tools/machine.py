@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     torch: str | None
     platform: str
+    commit: str | None = None
+    """Of the checkout that runs, with `-dirty` where files were edited; None where this is no checkout."""
     load_average: float
     """Processes that wanted a core during the minute before: figures taken alongside other work are worse."""
     date: str
@@ -38,6 +41,7 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
             python=platform.python_version(),
             torch=_version("torch"),
             platform=f"{platform.system()} {platform.machine()}",
+            commit=_commit(Path(__file__).parents[2]),
             load_average=round(os.getloadavg()[0], 2),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -47,7 +51,7 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
         torch = f"torch {self.torch}" if self.torch else "without torch"
         return (
             f"{gpus}{self.num_cores} cores of {self.cpu}, Python {self.python}, {torch}, "
-            f"load {self.load_average:g} before, {self.date}"
+            f"load {self.load_average:g} before, {self.date}, commit {self.commit or 'unknown'}"
         )
 
 
@@ -64,6 +68,17 @@ def _gpu_names() -> tuple[str, ...]:
     for gpu in sorted(_GPUS.glob("*/information")):
         names += [line.partition(":")[2].strip() for line in _lines(gpu) if line.startswith("Model:")]
     return tuple(names)
+
+
+def _commit(checkout: Path) -> str | None:
+    if not (checkout / ".git").exists():
+        return None
+    command = ("git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (no word of it is a user's)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _lines(path: Path) -> list[str]:
