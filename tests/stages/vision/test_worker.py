@@ -314,7 +314,7 @@ async def test_prompts_that_do_not_fit_are_refused_before_the_tower_runs(bench: 
 
 async def waits_behind(bench: Bench, hostile: list[asyncio.Task[Received[PreparedSession]]]) -> tuple[float, float]:
     """Return for how long the event loop, which heartbeats come from, stood still at most, and what a prompt took."""
-    await eventually(lambda: bench.heartbeat().num_sessions == len(hostile))
+    await eventually(lambda: bench.heartbeat().num_sessions > 0)
     pause_s = took_s = 0.0
     while not all(task.done() for task in hostile):
         started = time.monotonic()
