@@ -13,7 +13,7 @@ from broker_pipeline.config import ENV_PREFIX, check_environment, flag_of
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.exit_codes import CONFIGURATION, OUTPUT, exit_code_of
 from broker_pipeline.lazy_group import LazyGroup, load_command
-from broker_pipeline.process.standard_streams import open_closed_streams, say_error, silence
+from broker_pipeline.process.standard_streams import escape_unprintable, open_closed_streams, say_error, silence
 
 # What an extra of the distribution brings, by module name.
 _EXTRAS = {
@@ -81,6 +81,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; errors made on purpose, and full disks, end in one line and their exit code."""
     open_closed_streams()
+    escape_unprintable(sys.stdout, sys.stderr)
     try:
         if any(name.startswith(ENV_PREFIX) for name in os.environ):
             check_environment(known_variables())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from broker_pipeline.artifact_manifest import Dtype
 
@@ -101,7 +102,7 @@ def checkpoint(
     from export.exporter import ExportOptions  # noqa: PLC0415
     from export.terminal import export_source  # noqa: PLC0415
 
-    export_source(source, target.absolute(), ExportOptions(dtype, expert_layout, packed, restart, num_workers))
+    export_source(source, target.resolve(), ExportOptions(dtype, expert_layout, packed, restart, num_workers))
 
 
 @command.command("verify")
@@ -140,14 +141,23 @@ def verify(
     """Read every byte of an artifact and compare it with its manifest.
 
     With --parity, compare every tensor with the checkpoint's instead, bit by bit, and what every part of the model
-    computes with what transformers does. A part is in memory at a time. Exits with 1 when more than rounding is
-    different.
+    computes with what transformers does. A part is in memory at a time. Ctrl-C leaves RECEIPT.unfinished, from which
+    the same command goes on.
+
+    \b
+    Exit codes: 0 whole, or equal but for rounding; 1 more than rounding is different; 2 wrong usage;
+    78 the artifact is damaged; 130 interrupted.
+
+    \b
+    broker-pipeline export verify ./artifacts/8b
+    broker-pipeline export verify ./artifacts/8b --parity ./Qwen3-VL-8B-Instruct
     """
+    context = click.get_current_context()
     if parity is None:
         from export.terminal import verify_directory  # noqa: PLC0415
 
-        if receipt:
-            raise click.UsageError("--receipt is for --parity CHECKPOINT")
+        if receipt or context.get_parameter_source("num_tokens") != ParameterSource.DEFAULT:
+            raise click.UsageError("--receipt and --tokens are for --parity CHECKPOINT")
         verify_directory(directory, allow_missing=allow_missing, num_workers=num_workers)
         return
     from export.parity.terminal import compare_directories  # noqa: PLC0415

@@ -118,12 +118,18 @@ def strictest(rules: Sequence[PictureRule]) -> PictureRule:
 
 
 def check_bounds(min_pixels: int | None, max_pixels: int | None, limit: int | None, field: str) -> None:
-    """Raise `InvalidRequestError` for bounds on a resized picture that cross, or are beyond `limit`."""
+    """Raise `InvalidRequestError` for bounds on a resized picture that cross, or are beyond `limit`.
+
+    `field` is where the picture is; the bound alongside it gets the blame, or the job's own.
+    """
+    where = f"{field.rpartition('.')[0]}." if "." in field else ""
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-        raise InvalidRequestError(f"min_pixels is {min_pixels}, more than max_pixels, {max_pixels}", field=field)
-    largest = max_pixels or min_pixels
+        message = f"min_pixels is {min_pixels}, more than max_pixels, {max_pixels}"
+        raise InvalidRequestError(message, field=f"{where}min_pixels")
+    name, largest = ("min_pixels", min_pixels) if max_pixels is None else ("max_pixels", max_pixels)
     if limit is not None and largest is not None and largest > limit:
-        raise InvalidRequestError(f"{largest} pixels; this model's workers resize to {limit} at most", field=field)
+        message = f"{largest} pixels; this model's workers resize to {limit} at most"
+        raise InvalidRequestError(message, field=f"{where}{name}")
 
 
 def _least(limits: Iterable[int | None]) -> int | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from broker_pipeline.artifact_manifest import CONFIG_NAME, check_weights_are_stored
-from broker_pipeline.errors import CheckpointError
+from broker_pipeline.errors import CheckpointError, ConfigurationError
 from broker_pipeline.exit_codes import INTERRUPTED, SOME_FAILED
 from broker_pipeline.tools.machine import MachineFacts
 from broker_pipeline.tools.terminal import make_console, plain_table
@@ -40,10 +40,12 @@ def compare_directories(directory: Path, checkpoint: Path, path: Path | None, nu
     Raises:
         CheckpointError: it is not the artifact's checkpoint.
         ArtifactError: one of the two cannot be read.
+        ConfigurationError: the receipt cannot be written there.
     """
     artifact, source = Artifact.open(directory), LocalCheckpoint(checkpoint)
     _check_is_source(artifact, source, checkpoint)
     path = path or directory.absolute().with_name(f"{directory.absolute().name}.parity.json")
+    _check_receipt(path, directory)
     key = msgspec.json.encode([artifact.fingerprint, checkpoint_version(source), read_versions()]).decode()
     progress = Progress(path.with_name(f"{path.name}.unfinished"), key)
     errors = make_console(stderr=True)
@@ -58,6 +60,16 @@ def compare_directories(directory: Path, checkpoint: Path, path: Path | None, nu
     _print(receipt, path, make_console())
     if not receipt.is_within:
         raise SystemExit(SOME_FAILED)
+
+
+def _check_receipt(path: Path, artifact: Path) -> None:
+    """Refuse a place that a receipt would spoil, or cannot be written to, before hours are spent on it."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigurationError(f"{path} is not a regular file; name another one", field="receipt")
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"there is no directory {path.absolute().parent}", field="receipt")
+    if path.resolve().is_relative_to(artifact.resolve()):
+        raise ConfigurationError(f"{path} lies in the artifact, which holds what was exported only", field="receipt")
 
 
 def _check_is_source(artifact: Artifact, source: LocalCheckpoint, checkpoint: Path) -> None:

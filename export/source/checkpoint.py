@@ -124,9 +124,13 @@ class LocalCheckpoint:
 
 def _file_names(directory: Path) -> set[str]:
     try:
-        return {entry.name for entry in directory.iterdir() if entry.is_file()}
+        entries = {entry.name: entry.is_file() for entry in directory.iterdir()}
     except OSError as error:
         raise CheckpointError(f"cannot list {directory}: {error.strerror}") from error
+    for name in (CONFIG_FILE, *SIDE_FILES):
+        if not entries.get(name, True):
+            raise CheckpointError(f"{directory / name} is not a regular file, or a link that leads nowhere", field=name)
+    return {name for name, is_file in entries.items() if is_file}
 
 
 def merge_headers(headers: Iterable[dict[str, SourceTensor]], index: bytes | None) -> dict[str, SourceTensor]:

@@ -69,6 +69,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return error_answer(error)
     except web.HTTPException as error:
         return _plain_http_error(request, error)
+    except web.RequestPayloadError as error:
+        failure = Failure("invalid_request", f"the body is not what its headers say: {error}", "Content-Encoding")
+        return _answer(400, failure, {})
     except (ConnectionError, ClientPayloadError, web.PayloadAccessError) as error:
         log.info("client_gone", request_id=request_id(), reason=str(error) or type(error).__name__)
         return web.Response(status=_CLIENT_CLOSED_REQUEST)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from aiohttp import StreamReader, web
 
-from broker_pipeline.errors import BodyTooLargeError
+from broker_pipeline.errors import BodyTooLargeError, InvalidRequestError
 
 _CHUNK_BYTES = 256 * 1024
+_ENCODINGS = {"gzip", "deflate", "identity"}
 
 
-def check_announced_length(request: web.Request, max_bytes: int) -> None:
-    """Refuse a body that announces itself as too large, before any of it is read."""
+def check_announced(request: web.Request, max_bytes: int) -> None:
+    """Refuse a body that announces itself as too large, or encoded as is not decoded here, before any of it is read."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise InvalidRequestError(
+            f"{encoding} is not decoded here; send the body as it is, or as gzip", field="Content-Encoding"
+        )
     if (request.content_length or 0) > max_bytes:
         raise too_large(max_bytes)
 

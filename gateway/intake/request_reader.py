@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
-from gateway.intake.body import check_announced_length, read_body
+from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import Source, Submission, check_output_limit, draft_job
 from gateway.intake.multipart import job_request, read_form, sampling_path
@@ -58,7 +58,7 @@ class RequestReader:
         """Read, check and fetch everything that `request` brings and names. Call it inside a `slot`."""
         key = idempotency_key(request)
         limits = await self._limits.get()
-        check_announced_length(request, limits.max_body_bytes)
+        check_announced(request, limits.max_body_bytes)
         try:
             async with asyncio.timeout(limits.upload_timeout_s):
                 job, media, where = await _parse(request, limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from broker_pipeline.errors import TruncatedImageError
 from broker_pipeline.pictures.colour import WHITE, Colour
 from stages.pictures.levels import Levels, Samples, from_floats, from_integers, from_long_integers
 from stages.pictures.opening import OpenedPicture
@@ -38,8 +39,14 @@ def shown(picture: OpenedPicture, background: Colour = WHITE) -> Image.Image:
 
 
 def _plain(picture: OpenedPicture) -> Image.Image:
-    """Return the picture in one of the modes L, LA, RGB, RGBA, CMYK and LAB."""
+    """Return the picture in one of the modes L, LA, RGB, RGBA, CMYK and LAB; `TruncatedImageError` for no palette."""
     image = picture.image
+    if image.mode in {"P", "PA"} and not image.getpalette():
+        raise TruncatedImageError("the image is corrupt: it has indices and no palette")
+    if image.mode == "P" and isinstance(transparency := image.info.get("transparency"), bytes):
+        image.info["transparency"] = transparency[
+            : len(image.getpalette() or ()) // 3
+        ]  # viewers pass over what is more
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         return _scaled(picture)
     if image.has_transparency_data and image.mode not in {"LA", "RGBA", "PA", "La", "RGBa"}:

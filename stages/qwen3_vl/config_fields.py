@@ -81,11 +81,13 @@ class Fields:
             raise self.error(key, "true or false")
         return value
 
-    def integer(self, key: str, *, minimum: int = 0) -> int:
-        """Read an integer, at least `minimum`."""
+    def integer(self, key: str, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
+        """Read an integer, at least `minimum` and at most `maximum`."""
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(key, f"an integer of at least {minimum}")
+        if value > maximum:
+            raise self.error(key, f"an integer of at most {maximum}")
         return value
 
     def positive(self, key: str) -> int:

@@ -16,6 +16,9 @@ _NO_EXPERTS: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 
+_MAX_LAYERS = 4096
+"""Beyond any model: a damaged number must not have names made for a billion layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
@@ -48,7 +51,7 @@ class TextConfig:
         fields.require("attention_bias", allowed=False)
         return cls(
             hidden_size=fields.positive("hidden_size"),
-            num_layers=fields.positive("num_hidden_layers"),
+            num_layers=fields.integer("num_hidden_layers", minimum=1, maximum=_MAX_LAYERS),
             num_heads=fields.positive("num_attention_heads"),
             num_kv_heads=fields.positive("num_key_value_heads"),
             head_dim=fields.positive("head_dim"),

@@ -104,4 +104,6 @@ async def test_as_debians_services_they_serve(tmp_path: Path) -> None:
 
 def _exec_start(unit: Path) -> str:
     line = next(line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
-    return line.removeprefix("ExecStart=").split(" --supervised")[0]
+    return line.removeprefix("ExecStart=").replace(
+        "--supervised systemd ", ""
+    )  # `--daemonize no` keeps it in our session

@@ -16,7 +16,7 @@ from rich.console import Console
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.config import option
+from broker_pipeline.config import flag_of, option
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.messages.status import ConductorStatus
@@ -89,8 +89,10 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
     prompt = options["prompt"]
     if prompt is not None and not prompt.strip():
         raise InvalidRequestError("--prompt is empty; leave it out for the default", field="prompt")
-    if prompt is not None and not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise InvalidRequestError("--prompt is not UTF-8", field="prompt")
+    for name, given in options.items():
+        for text in (given,) if isinstance(given, str) else given if isinstance(given, tuple) else ():
+            if isinstance(text, str) and not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+                raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
     return CaptionSettings(
         paths=paths,
         recursive=options["recursive"],

@@ -75,6 +75,8 @@ def encode_line(line: CaptionLine) -> bytes:
     if not _is_utf8(name):
         shown = name.decode("utf-8", "backslashreplace")
         line = msgspec.structs.replace(line, path=shown, path_base64=base64.b64encode(name).decode())
+    else:  # the system's encoding of names may be another one
+        line = msgspec.structs.replace(line, path=name.decode())
     fields = msgspec.to_builtins(line, str_keys=True)
     text = f"{json.dumps(fields, ensure_ascii=False)}\n".encode()  # with spaces, which people search with
     for end, escaped in _LINE_ENDS:

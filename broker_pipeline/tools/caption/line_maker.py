@@ -45,6 +45,8 @@ class LineMaker:
     def _line(self, picture: Picture, status: str, **fields: Any) -> CaptionLine:
         request = self.request
         asked = msgspec.to_builtins(request.sampling)
+        if obeyed := fields.get("parameters"):
+            fields["parameters"] = asked | obeyed
         defaults: dict[str, Any] = {
             "model": self.model,
             "fingerprint": request.model or None,

@@ -7,8 +7,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from broker_pipeline.errors import ConfigurationError
 from export.parity import ours
+from export.parity.terminal import compare_directories
+from export.verify import verify_artifact
 from stages.qwen3_vl.text import rms_norm
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.models.tiny_models import tiny_checkpoint
@@ -107,3 +111,14 @@ def test_a_computation_that_is_wrong_is_found_with_right_weights(compare, monkey
     assert code == 1
     assert receipt.first_beyond == "lm_head"
     assert receipt.worst["lm_head"].findings == ()
+
+
+@pytest.mark.parametrize("place", ["a_directory", "gone/receipt.json", "source.artifact/receipt.json", "a_link"])
+def test_a_receipt_replaces_nothing_but_a_file(checkpoint, run_export, tmp_path, place):
+    artifact = run_export(checkpoint).directory
+    (tmp_path / "a_directory").mkdir()
+    (tmp_path / "a_link").symlink_to("/dev/full")
+    with pytest.raises(ConfigurationError) as caught:
+        compare_directories(artifact, checkpoint, artifact.parent / place, 0)
+    assert caught.value.field == "receipt"
+    assert verify_artifact(artifact, allow_missing=False, console=Console(quiet=True), num_workers=1)

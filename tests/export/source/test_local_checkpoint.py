@@ -140,3 +140,12 @@ def test_index_and_shards_that_differ(sharded):
     edit_index(sharded, lambda listed: listed.pop("model.language_model.norm.weight"))
     with pytest.raises(CheckpointError, match=r"differ in these tensors:\n  model\.language_model\.norm\.weight$"):
         LocalCheckpoint(sharded)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_absence(source, name):
+    """As a pruned cache of the hub leaves them."""
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("gone")
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file, or a link that leads nowhere"):
+        LocalCheckpoint(source)

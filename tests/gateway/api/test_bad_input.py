@@ -345,3 +345,18 @@ async def test_jobs_alongside_bad_ones_finish(
 
         outcomes = await asyncio.gather(*(submit(number) for number in range(40)))
     assert outcomes == [4, 422] * 20
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "foo"])
+async def test_a_body_that_is_not_encoded_as_it_says(http: aiohttp.ClientSession, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    found = await refusal(http, data=b'{"prompt": "a"}', headers=headers)
+    assert found == (400, "invalid_request", "Content-Encoding")
+
+
+async def test_bounds_of_a_job_that_cross_are_named(http: aiohttp.ClientSession) -> None:
+    body = {"images": [data_url(JPEG)], "min_pixels": 5000, "max_pixels": 4000}
+    assert await refusal(http, json=body) == (400, "invalid_request", "min_pixels")
+    part = {"type": "image", "url": data_url(JPEG), "min_pixels": 5000, "max_pixels": 4000}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    assert await refusal(http, json=body) == (400, "invalid_request", "messages[0].content[0].min_pixels")

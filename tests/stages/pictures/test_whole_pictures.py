@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -110,3 +111,22 @@ def test_a_damaged_picture_is_seen_or_refused_as_one(kind, mode, options, _):
             damaged[place] = random.integers(256)
         with contextlib.suppress(MediaError):
             assert seen(bytes(damaged), rule=PictureRule(max_pixels=2**20)).ndim == 3
+
+
+def indexed_png(*chunks: bytes) -> bytes:
+    """Return a PNG whose pixels are all of index 1."""
+    header = struct.pack(">IIBBBBB", 40, 40, 8, 3, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\1" * 40) * 40)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
+
+
+def test_indices_without_a_palette_are_corrupt() -> None:
+    with pytest.raises(TruncatedImageError, match="no palette"):
+        seen(indexed_png())
+
+
+def test_more_transparency_than_colours_is_passed_over() -> None:
+    red_green = chunk(b"PLTE", b"\xff\0\0\0\xff\0")
+    plain = seen(indexed_png(red_green, chunk(b"tRNS", b"\0")))
+    assert np.array_equal(plain, seen(indexed_png(red_green, chunk(b"tRNS", b"\0\xff" + b"\0" * 300))))
+    assert plain[0, 0].tolist() == [0, 255, 0]

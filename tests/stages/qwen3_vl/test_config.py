@@ -151,6 +151,7 @@ def test_a_missing_field_is_named(field):
         ("text_config.hidden_size", 0),
         ("text_config.hidden_size", 4096.0),
         ("text_config.num_hidden_layers", True),
+        ("text_config.num_hidden_layers", 10**9),
         ("text_config.num_key_value_heads", 7),
         ("text_config.num_experts_per_tok", 129),
         ("text_config.rms_norm_eps", -1e-6),

@@ -212,6 +212,7 @@ async def test_a_full_queue_slows_the_run_and_fails_nothing(
         (["empty"], 2, "no pictures there"),
         (["a.png", "--prompt", " "], 2, "--prompt is empty"),
         (["a.png", "--prompt", b"caf\xe9?"], 2, "--prompt is not UTF-8"),
+        (["a.png", "--stop", b"\xff"], 2, "--stop is not UTF-8"),
         (["a.png", "--temperature", "-1"], 2, "--temperature: expected"),
         (["a.png", "--max-tokens", "0"], 2, "--max-tokens: expected"),
         (["a.png", "--concurrency", "0"], 2, "concurrency"),
