@@ -116,4 +116,4 @@ def test_a_receipt_needs_a_checkpoint(tmp_path):
     arguments = ["verify", str(tiny_artifact(num_layers=3)), "--receipt", str(tmp_path / "receipt.json")]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 2
-    assert "--receipt is for --parity CHECKPOINT" in result.output
+    assert "--receipt and --tokens are for --parity CHECKPOINT" in result.output

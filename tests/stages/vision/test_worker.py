@@ -218,9 +218,13 @@ async def test_a_job_says_how_large_its_pictures_become(bench: Bench) -> None:
         assert sum(span.count for span in answer.body.visual) == num_tokens
     limit = bench.loaded.record.pictures.max_resized_pixels
     assert limit == bench.loaded.rules.image.max_pixels
-    for least, most in ((None, limit + 1), (limit + 1, None), (9, 8)):
+    for least, most, field in (
+        (None, limit + 1, "max_pixels"),
+        (limit + 1, None, "min_pixels"),
+        (9, 8, "min_pixels"),
+    ):
         wrong = ImagePart(media=media, bounds=PixelBounds(min_pixels=least, max_pixels=most))
-        assert await bench.failure(wrong) == ("invalid_request", "messages")
+        assert await bench.failure(wrong) == ("invalid_request", field)
 
 
 def test_a_worker_can_be_told_other_bounds_than_the_models(settings: VisionSettings) -> None:
