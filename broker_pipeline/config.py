@@ -7,7 +7,7 @@ message begins with its flag.
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import click
@@ -97,11 +97,16 @@ _COMMON_OPTIONS = (
 )
 
 
-def common_options(function: F) -> F:
-    """Add the options of `CommonSettings` to a command."""
-    for decorate in reversed(_COMMON_OPTIONS):
+def add_options(function: F, options: Sequence[Callable[[F], F]]) -> F:
+    """Add options to a command, so that its help shows them in this order."""
+    for decorate in reversed(options):
         function = decorate(function)
     return function
+
+
+def common_options(function: F) -> F:
+    """Add the options of `CommonSettings` to a command."""
+    return add_options(function, _COMMON_OPTIONS)
 
 
 def split_common(options: dict[str, Any]) -> tuple[CommonSettings, dict[str, Any]]:

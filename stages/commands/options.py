@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from broker_pipeline.config import option
+from broker_pipeline.config import add_options, option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +50,4 @@ _COMPUTE_OPTIONS = (
 
 def compute_options(function: F) -> F:
     """Add the options of `ComputeSettings` to a command."""
-    for decorate in reversed(_COMPUTE_OPTIONS):
-        function = decorate(function)
-    return function
+    return add_options(function, _COMPUTE_OPTIONS)

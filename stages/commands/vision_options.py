@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import click
 
-from broker_pipeline.config import option
+from broker_pipeline.config import add_options, option
 from broker_pipeline.pictures.colour import read_colour
 from broker_pipeline.pictures.rule import PictureRule
+from stages.worker.settings import ComputeSettings, VisionSettings
 
 _PICTURES = PictureRule()
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,25 +90,11 @@ _VISION_OPTIONS = (
         help="Colour behind the transparent parts of pictures, such as white or #808080.",
     ),
 )
-VISION_OPTION_NAMES = (
-    "max_requests",
-    "max_pictures",
-    "max_batch_patches",
-    "preprocess_threads",
-    "cache_bytes",
-    "max_image_bytes",
-    "max_image_pixels",
-    "max_video_bytes",
-    "max_video_s",
-    "max_video_decode_s",
-    "min_pixels",
-    "max_pixels",
-    "background",
+VISION_OPTION_NAMES = tuple(
+    name for name in VisionSettings.__struct_fields__ if name not in {"name", *ComputeSettings.__struct_fields__}
 )
 
 
 def vision_options(function: F) -> F:
     """Add the options of `VisionSettings`, less its name and those of `ComputeSettings`, to a command."""
-    for decorate in reversed(_VISION_OPTIONS):
-        function = decorate(function)
-    return function
+    return add_options(function, _VISION_OPTIONS)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from broker_pipeline.config import add_options
 from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.pictures import trained_model
 from trials.bench.shape_artifact import write_shape_artifact
@@ -19,9 +20,7 @@ POSITIVE = click.IntRange(min=1)
 
 def work_options(function: F) -> F:
     """Add the options of a model's shape and of `WorkSettings`, under the names of its fields."""
-    for decorate in reversed(_OPTIONS):
-        function = decorate(function)
-    return function
+    return add_options(function, _OPTIONS)
 
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (

@@ -30,6 +30,7 @@ from broker_pipeline.scheduling.policies.sampling import (
     bad_word_ids,
     check_token_ids,
     end_token_ids,
+    of_output,
     resolve_sampling,
 )
 from broker_pipeline.scheduling.routes import Route
@@ -69,9 +70,27 @@ class GenerationBuilder:
         """
         complete = [] if before else tokens_by_choice(attempt.tokens)[:-1]
         choice = len(before) + len(complete)
-        sampling = await self._sampling(job, choice)
         if job.sampling is None:
-            job.sampling = sampling if choice == 0 else await self._sampling(job, 0)
+            job.sampling = await self._sampling(job)
+        key, route, prompt = await self._place(job)
+        before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
+        tokens = [entry for entry in attempt.tokens if entry.choice == choice]
+        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
+        session = SessionState(
+            key=key,
+            order=job.order,
+            route=route,
+            prompt=prompt,
+            sampling=of_output(choice, job.sampling),
+            num_kv_tokens=job.num_kv_tokens,
+            generated=list(output.token_ids),
+            is_alone=job.retries.is_alone,
+        )
+        num_before = sum(len(each.token_ids) for each in before)
+        return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
+
+    async def _place(self, job: LiveJob) -> tuple[SessionKey, Route, PreparedPrompt]:
+        """Wait for a route that has room for the job, output and all, and for the prompt that was prepared for it."""
         while True:
             route = await self._route(job)
             key = SessionKey(job.job_id, next(self._wire_attempts))
@@ -82,22 +101,7 @@ class GenerationBuilder:
                 job.num_kv_tokens = prompt.num_tokens + num_output
                 self.admission.learn(job.num_kv_tokens)
             if job.num_kv_tokens <= route.kv_capacity_tokens:
-                break
-        before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
-        tokens = [entry for entry in attempt.tokens if entry.choice == choice]
-        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
-        session = SessionState(
-            key=key,
-            order=job.order,
-            route=route,
-            prompt=prompt,
-            sampling=sampling,
-            num_kv_tokens=job.num_kv_tokens,
-            generated=list(output.token_ids),
-            is_alone=job.retries.is_alone,
-        )
-        num_before = sum(len(each.token_ids) for each in before)
-        return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
+                return key, route, prompt
 
     async def _route(self, job: LiveJob) -> Route:
         """Wait for a route, one that can hold the job."""
@@ -134,7 +138,7 @@ class GenerationBuilder:
         job.take_prompt(prompt)
         return prompt
 
-    async def _sampling(self, job: LiveJob, choice: int) -> SamplingSettings:
+    async def _sampling(self, job: LiveJob) -> SamplingSettings:
         asked, facts = job.spec.sampling, self.model.facts
         check_token_ids(asked, facts.vocab_size)
         words = asked.bad_words or ()
@@ -143,7 +147,6 @@ class GenerationBuilder:
             asked,
             facts.generation,
             job.job_id,
-            choice=choice,
             end_token_ids=end_token_ids(asked, facts.eos_token_ids),
             bad_word_ids=await asyncio.to_thread(bad_word_ids, words, encode) if words else (),
         )

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
 from broker_pipeline.model_facts import GenerationDefaults
@@ -20,11 +22,10 @@ def resolve_sampling(
     defaults: GenerationDefaults,
     job_id: str,
     *,
-    choice: int = 0,
     end_token_ids: TokenIds = (),
     bad_word_ids: tuple[TokenIds, ...] = (),
 ) -> SamplingSettings:
-    """Decide every sampling field of a job's output number `choice`.
+    """Decide every sampling field of a job's first output; `of_output` has those of the others.
 
     Without `do_sample` in the model's defaults, the default is greedy. The seed defaults to a hash of the job's id, so
     that a job which runs again gives the same tokens.
@@ -43,9 +44,14 @@ def resolve_sampling(
         bad_word_ids=bad_word_ids,
         min_tokens=params.min_tokens or 0,
         end_token_ids=end_token_ids if params.min_tokens else (),
-        seed=_as_signed(_first(params.seed, seed_of(job_id)) + choice),
+        seed=_first(params.seed, seed_of(job_id)),
         logprobs=params.logprobs,
     )
+
+
+def of_output(choice: int, first: SamplingSettings) -> SamplingSettings:
+    """Return what output number `choice` of a job obeys: as the first one, with a seed that is so much larger."""
+    return msgspec.structs.replace(first, seed=_as_signed(first.seed + choice))
 
 
 def end_token_ids(params: SamplingParams, eos_token_ids: Sequence[int]) -> TokenIds:

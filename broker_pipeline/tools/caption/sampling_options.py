@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 import orjson
 
-from broker_pipeline.config import flag_of, option, parse_settings
+from broker_pipeline.config import add_options, flag_of, option, parse_settings
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.sampling import SamplingParams
 
@@ -54,9 +54,7 @@ _OPTIONS = (
 
 def sampling_options(function: F) -> F:
     """Add the flags to a command."""
-    for decorate in reversed(_OPTIONS):
-        function = decorate(function)
-    return function
+    return add_options(function, _OPTIONS)
 
 
 def sampling_params(options: dict[str, Any]) -> SamplingParams:

@@ -81,19 +81,20 @@ class _Run:
 
 async def _start_and_work(cluster: LocalCluster, view: PlainView | LiveView, work: Work) -> None:
     await cluster.start_servers()
-    if before := _note_model(cluster.settings):
+    fingerprint = read_manifest(cluster.settings.model).fingerprint
+    if before := _note_model(cluster.settings, fingerprint):
         view.warn(f"{cluster.settings.data_dir} was last used with another model, {before}; its results are kept")
-    if num_jobs := await _count_other_models(cluster):
+    if num_jobs := await _count_other_models(cluster, fingerprint):
         view.warn(f"jobs under way that another model has begun: {num_jobs}; {_FATES[cluster.settings.on_other_model]}")
     await cluster.start_services()
     async with cluster.watched():
         await work(cluster)
 
 
-def _note_model(settings: LocalSettings) -> str | None:
+def _note_model(settings: LocalSettings, fingerprint: str) -> str | None:
     """Leave a note of the model in the data directory; return that of another one that was there before."""
     path = settings.data_dir / "model.json"
-    note = _ModelNote(str(settings.model), read_manifest(settings.model).fingerprint)
+    note = _ModelNote(str(settings.model), fingerprint)
     try:
         before = msgspec.json.decode(path.read_bytes(), type=_ModelNote)
     except (FileNotFoundError, msgspec.DecodeError):  # the second: a run that ended while it wrote
@@ -102,8 +103,7 @@ def _note_model(settings: LocalSettings) -> str | None:
     return before.artifact if before.fingerprint != note.fingerprint else None
 
 
-async def _count_other_models(cluster: LocalCluster) -> int:
+async def _count_other_models(cluster: LocalCluster, fingerprint: str) -> int:
     """Return how many jobs have tokens of another model than this cluster's."""
-    fingerprint = read_manifest(cluster.settings.model).fingerprint
     async with open_redis(cluster.redis_url) as redis:
         return await JobStore(redis, cluster.settings.namespace).count_other_models(fingerprint)

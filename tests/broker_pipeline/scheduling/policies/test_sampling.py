@@ -8,6 +8,7 @@ from broker_pipeline.scheduling.policies.sampling import (
     bad_word_ids,
     check_token_ids,
     end_token_ids,
+    of_output,
     resolve_sampling,
     seed_of,
 )
@@ -86,7 +87,7 @@ def test_what_the_user_says_stands_even_where_it_is_zero() -> None:
 
 def test_each_of_several_outputs_has_its_seed() -> None:
     def seed(asked: int | None, choice: int) -> int:
-        return resolve_sampling(SamplingParams(seed=asked), INSTRUCT, "j", choice=choice).seed
+        return of_output(choice, resolve_sampling(SamplingParams(seed=asked), INSTRUCT, "j")).seed
 
     assert [seed(5, choice) for choice in range(3)] == [5, 6, 7]
     assert [seed(2**63 - 1, choice) for choice in range(2)] == [2**63 - 1, -(2**63)]
