@@ -228,10 +228,21 @@ async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> N
 
 
 async def test_an_attempt_that_redis_knows_a_newer_one_of_gives_way_to_another(it: Running) -> None:
-    async def begin_elsewhere() -> None:
-        await eventually(lambda: it.num_sampled(job) >= 1)
-        await it.store.begin_attempt(job.spec, model().facts.fingerprint)
+    held: list[PlannedBatch] = []
 
+    def hold_the_second(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if it.num_sampled(job) < 1:
+            return answer(microbatch)
+        it.reply = answer
+        held.append(microbatch)
+        return None
+
+    async def begin_elsewhere() -> None:
+        await eventually(lambda: bool(held))
+        await it.store.begin_attempt(job.spec, model().facts.fingerprint)
+        it.complete(answer(held.pop()))
+
+    it.reply = hold_the_second
     job = await it.submit(max_tokens=200)
     elsewhere = asyncio.create_task(begin_elsewhere())
     end = await it.run(job)
