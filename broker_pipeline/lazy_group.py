@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from broker_pipeline.exit_codes import INTERRUPTED
+
 
 class LazyGroup(click.Group):
     """Commands by name, each written as `module:attribute`."""
@@ -16,6 +18,13 @@ class LazyGroup(click.Group):
         """Make a group of the commands in `table`; `attributes` are those of any group."""
         super().__init__(**attributes)
         self._table = table
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Import and run the command; Ctrl-C that it does not handle itself ends it without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the table."""

@@ -1,7 +1,8 @@
 """The life of every service: start, ready, SIGTERM drains, the deadline cancels, an exit code says how it ended.
 
 start ──► main(context) ──► context.ready() ──► … ──► first signal: `context.stopping` is set; main drains
-                                                        │
+          ▲      │                                      │
+          └──────┘ NATS or Redis is not there yet       │
                                                         ├── main returns in time             exit 0
                                                         ├── `drain_s` passes: main cancelled, exit 0 with a warning
                                                         └── second signal: main cancelled    exit 130
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -21,6 +23,7 @@ import uvloop
 
 from broker_pipeline import __version__, exit_codes
 from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.tracing.tracer import tracer
@@ -30,6 +33,10 @@ log = structlog.get_logger()
 _SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep Python to itself while the event loop waits for it: profiles showed messages that waited
 for the default of 5 ms whenever a compute thread had begun with the next microbatch."""
+
+_START_PATIENCE_S = 5.0
+"""How long servers that are just being started, or started again, may keep a service from becoming ready."""
+_START_PAUSE_S = 0.5
 
 ServiceMain = Callable[["ServiceContext"], Awaitable[None]]
 
@@ -42,11 +49,13 @@ class ServiceContext:
         self.settings = settings
         self.stopping = asyncio.Event()
         """Set when the service shall refuse new work, finish what it has, and return."""
+        self.is_ready = False
         self._num_signals = 0
         self._started = time.monotonic()
 
     def ready(self, **facts: object) -> None:
         """Say that the service takes work; `facts` go into the log line and the ready file."""
+        self.is_ready = True
         tracer.name_process(str(facts.get("worker", self.name)))
         log.info("service_ready", start_s=round(time.monotonic() - self._started, 3), **facts)
         if self.settings.ready_file:
@@ -91,7 +100,7 @@ def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings) -> None
 
 async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
     context = ServiceContext(name, settings)
-    task = asyncio.ensure_future(_as_coroutine(main, context))
+    task = asyncio.ensure_future(_run_main(main, context))
     loop = asyncio.get_running_loop()
     for number in end_signals():
         loop.add_signal_handler(number, context.on_signal, number, task)
@@ -105,8 +114,21 @@ async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
     return _exit_code(context, task)
 
 
-async def _as_coroutine(main: ServiceMain, context: ServiceContext) -> None:
-    await main(context)
+async def _run_main(main: ServiceMain, context: ServiceContext) -> None:
+    """Run `main`, and run it again while servers are not there yet: they may be starting as well."""
+    give_up_at: float | None = None
+    while not context.stopping.is_set():
+        try:
+            return await main(context)
+        except (PipelineError, BaseExceptionGroup) as error:
+            give_up_at = give_up_at or time.monotonic() + _START_PATIENCE_S
+            is_early = not context.is_ready and time.monotonic() < give_up_at
+            if not is_early or exit_codes.exit_code_of(error) != exit_codes.UNAVAILABLE:
+                raise
+            log.warning("start_repeated", reason=str(exit_codes.first_pipeline_error(error)), pause_s=_START_PAUSE_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(context.stopping.wait(), _START_PAUSE_S)
+    return None
 
 
 async def _cancel_after_drain(context: ServiceContext, task: asyncio.Task[None]) -> None:

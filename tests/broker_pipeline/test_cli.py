@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from broker_pipeline import exit_codes
 from broker_pipeline.cli import COMMANDS
 
 
@@ -42,3 +44,14 @@ def test_a_misspelt_variable_is_an_error() -> None:
     assert done.returncode == 2
     assert "did you mean BROKER_PIPELINE_NATS_URL" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_a_command_is_loaded_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_load.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = "from broker_pipeline import cli\ncli.COMMANDS['up'] = 'slow_to_load:command'\ncli.main()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "up"], env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == exit_codes.INTERRUPTED
+    assert done.stderr == ""

@@ -91,9 +91,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ("raise TransportError('gone')", 69),
+        ("context.ready(); raise TransportError('gone')", 69),
         ("raise WorkerNameTakenError('taken')", 75),
-        ("raise ExceptionGroup('group', [ValueError('bug'), TransportError('gone')])", 69),
+        ("context.ready(); raise ExceptionGroup('group', [ValueError('bug'), TransportError('gone')])", 69),
         ("raise ValueError('bug')", 70),
     ],
 )
@@ -101,3 +101,38 @@ def test_an_error_decides_the_exit_code(tmp_path: Path, body: str, code: int) ->
     with running(tmp_path, body) as process:
         process.communicate(timeout=10)
         assert process.returncode == code
+
+
+def test_servers_that_come_up_late_are_waited_for(tmp_path: Path) -> None:
+    body = f"""
+    from pathlib import Path
+    tries = Path({str(tmp_path / "tries")!r})
+    tries.write_text(tries.read_text() + "." if tries.exists() else ".")
+    if len(tries.read_text()) < 3:
+        raise ExceptionGroup("group", [TransportError("not yet")])
+    context.ready()
+    """
+    with running(tmp_path, body) as process:
+        _, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert log.count("start_repeated") == 2
+        assert "not yet" in log
+
+
+def test_servers_that_stay_away_end_the_start(tmp_path: Path) -> None:
+    with running(tmp_path, "raise TransportError('gone')") as process:
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 69
+        assert log.count("start_repeated") > 2
+        assert "service_failed" in log
+
+
+def test_a_signal_ends_the_wait_for_servers(tmp_path: Path) -> None:
+    body = """
+    (__import__("pathlib").Path(context.settings.ready_file)).touch()
+    raise TransportError("not yet")
+    """
+    with running(tmp_path, body) as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=2)
+        assert process.returncode == 0

@@ -29,7 +29,7 @@ from tests.kit.waiting import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_JOBS = 20
-NUM_IN_FLIGHT = 16
+NUM_IN_FLIGHT = 8
 QUESTIONS = crowd_questions(NUM_JOBS, 140)
 LEASE_TTL_S = 3.0
 ACK_WAIT_S = 4.0

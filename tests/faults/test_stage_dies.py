@@ -32,7 +32,7 @@ from tests.kit.running.pipeline_client import PipelineClient, client_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_JOBS = 20
-NUM_IN_FLIGHT = 16
+NUM_IN_FLIGHT = 8
 QUESTIONS = crowd_questions(NUM_JOBS, 240)
 NUM_FEW = 100
 """Tokens of a crowd that only has to come through a stage."""
