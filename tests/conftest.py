@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny models, several threads wait for each other more than they do
@@ -20,6 +20,14 @@ import structlog
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
+from tests.kit.machine_lock import machine
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let nothing run beside a test that is about time; that it waits for this counts for no timeout."""
+    with machine(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

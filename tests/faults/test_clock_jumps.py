@@ -22,6 +22,7 @@ from tests.kit.waiting import eventually
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(240),
     pytest.mark.skipif(LIBRARY is None or sys.platform != "linux", reason="needs Debian's libfaketime"),

@@ -26,7 +26,7 @@ from tests.kit.running.drill import (
 from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_JOBS = 20
 NUM_IN_FLIGHT = 8

@@ -23,6 +23,7 @@ from tests.kit.running.small_disk import needs_mounting, small_disk
 from tests.kit.waiting import eventually
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.asyncio(loop_scope="module"),

@@ -20,7 +20,7 @@ from tests.kit.running.drill import status_when
 from tests.kit.running.pipeline_client import PROMPT, PipelineClient, client_of
 from tests.kit.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_JOBS = 40
 NUM_PICTURES = 5

@@ -23,7 +23,7 @@ from tests.kit.running.clusters import DENSE
 from tests.kit.running.drill import Crowd, crowd_questions, fault_cluster, run_command, submitted, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_JOBS = 12
 QUESTIONS = crowd_questions(NUM_JOBS, 200)

@@ -16,7 +16,7 @@ from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, status_when, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 QUESTIONS = crowd_questions(6, 24)
 

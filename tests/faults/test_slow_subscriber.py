@@ -21,7 +21,7 @@ from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, s
 from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(120)]
 
 QUESTIONS = crowd_questions(16, 120)
 MIB = 1024 * 1024

@@ -11,7 +11,7 @@ from tests.kit.pictures import picture
 from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
 from tests.kit.running.pipeline_client import PROMPT, client_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(120)]
 
 QUESTIONS = crowd_questions(16, 80)
 KIB = 1024

@@ -15,7 +15,7 @@ from tests.kit.pictures import picture
 from tests.kit.running.clusters import DENSE, tiny_cluster
 from tests.kit.running.pipeline_client import client_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(150)]
 
 NUM_NEIGHBOURS = 16
 MAX_TOKENS = 160

@@ -16,7 +16,7 @@ from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.soak.faults.network import why_no_network
 from trials.soak.report import SoakReport
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
