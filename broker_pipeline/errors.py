@@ -34,6 +34,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── ComputeError              the computation itself failed (out of memory, a bad kernel)
     ├── TransportError                the broker is unreachable or dropped something
     │   ├── NoResponderError, RequestTimeoutError, SlowConsumerError, PayloadTooLargeError
+    │   ├── EdgeFullError, EdgeLostError   a payload has to take NATS instead
     │   └── GatewayUnreachableError   no gateway answers under this URL
     ├── StateError                    Redis is unreachable or refused a write
     │   ├── LeaseLostError, WorkerNameTakenError, StaleAttemptError
@@ -379,6 +380,18 @@ class PayloadTooLargeError(TransportError):
 
     code = "payload_too_large"
     retryable = False
+
+
+class EdgeFullError(TransportError):
+    """An edge has no room for a payload at this moment."""
+
+    code = "edge_full"
+
+
+class EdgeLostError(TransportError):
+    """An edge is gone, or could not be made; its payloads take NATS, and what was under way on it is lost."""
+
+    code = "edge_lost"
 
 
 class GatewayUnreachableError(TransportError):

@@ -34,6 +34,11 @@ def drain(root: str) -> str:
     return f"{root}.drain"
 
 
+def edges(root: str) -> str:
+    """`EdgeAsk`s: how payloads reach this instance without NATS (request and reply)."""
+    return f"{root}.edges"
+
+
 def results(namespace: str, pipeline: str, instance: str) -> str:
     """`MicrobatchResult`s for one conductor instance."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"

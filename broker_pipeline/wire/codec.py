@@ -23,6 +23,7 @@ import msgspec
 
 from broker_pipeline.errors import ContractVersionError, MalformedEnvelopeError, TensorMismatchError
 from broker_pipeline.messages.base import CONTRACT_VERSION, TensorSpec
+from broker_pipeline.messages.edges import EdgeRef
 from broker_pipeline.wire.wire_tensor import ITEM_BYTES, WireTensor, tensor_bytes
 
 __all__ = ["ITEM_BYTES", "Frame", "WireTensor", "decode", "encode"]
@@ -49,6 +50,8 @@ class Frame(msgspec.Struct, frozen=True):
     metadata: bytes
     pieces: tuple[memoryview | bytes, ...]
     num_payload_bytes: int
+    edge: EdgeRef | None = None
+    """Where the payload is when it took an edge; the frame itself has none then."""
 
 
 class _VersionOnly(msgspec.Struct):

@@ -1,0 +1,60 @@
+"""How workers agree on an edge, and how a message says that its payload takes one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_pipeline.messages.base import WireMessage, WireStruct
+
+EdgeKind = Literal["shm", "tcp"]
+Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_Count = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class EdgeRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the payload of a message is: it came, or comes, over an edge, and only the metadata over NATS."""
+
+    edge: Token
+    """The receiver's name of the edge, which it told the sender when that connected."""
+    number: _Count
+    """Counts the payloads of the edge; no two have the same."""
+    num_bytes: Annotated[int, Meta(ge=1, le=2**30)]
+    offset: _Count = 0
+    """Where in the ring its record begins, for an edge that has a ring."""
+
+
+class ShmOffer(WireStruct, frozen=True, kw_only=True):
+    """A way in for whoever is on the same machine."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=107)]
+    """Of a unix socket."""
+    token: Token
+    """Is good for one connection."""
+
+
+class TcpOffer(WireStruct, frozen=True, kw_only=True):
+    """A way in over the network."""
+
+    addresses: Annotated[tuple[str, ...], Meta(max_length=16)]
+    """Each `host:port`, the likeliest first."""
+    token: Token
+    """Is good for one connection."""
+    certificate: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of the certificate that the listener shows; empty where the edge is not encrypted."""
+
+
+class EdgeAsk(WireMessage, frozen=True, kw_only=True):
+    """A worker that has payloads for another one asks for a way there other than NATS."""
+
+    kinds: Annotated[tuple[str, ...], Meta(max_length=8)]
+    """What the asking side can use."""
+
+
+class EdgeOffer(WireMessage, frozen=True, kw_only=True):
+    """The ways in. None where the worker has no such edge, or has given out as many as it may."""
+
+    shm: ShmOffer | None = None
+    tcp: TcpOffer | None = None
