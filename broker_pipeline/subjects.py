@@ -39,6 +39,12 @@ def edges(root: str) -> str:
     return f"{root}.edges"
 
 
+def edge_root(subject: str) -> str | None:
+    """Return the root of the worker that takes payloads on `subject`, and may have edges; None where nobody does."""
+    root, _, what = subject.rpartition(".")
+    return root if what in {"work", "rows"} else None
+
+
 def results(namespace: str, pipeline: str, instance: str) -> str:
     """`MicrobatchResult`s for one conductor instance."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"

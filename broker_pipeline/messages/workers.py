@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import msgspec
+
 from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, PositiveCount, Seconds, Subject, WireStruct
 from broker_pipeline.pictures.rule import PictureRule
 
@@ -52,6 +54,13 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
 
 
+class CarriedCounts(WireStruct, frozen=True, kw_only=True):
+    """Payloads that took one kind of edge."""
+
+    num_messages: Count = 0
+    num_bytes: Count = 0
+
+
 class TransportCounts(WireStruct, frozen=True, kw_only=True):
     """What a process's transport has got over since it was opened."""
 
@@ -63,6 +72,11 @@ class TransportCounts(WireStruct, frozen=True, kw_only=True):
     """Messages that broke the contract."""
     num_incomplete: Count = 0
     """Messages given up because parts of them were missing."""
+    carried: dict[str, CarriedCounts] = msgspec.field(default_factory=dict)
+    """What was sent by edges, by kind."""
+    num_edges_lost: Count = 0
+    num_detours: Count = 0
+    """Payloads that were meant for an edge and took NATS."""
 
 
 class Heartbeat(WireStruct, frozen=True, kw_only=True):

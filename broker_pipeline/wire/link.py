@@ -1,4 +1,4 @@
-"""What carries messages between processes: NATS today. An edge beside it is one more file with one more `Link`.
+"""What carries messages between processes: NATS. Payloads may take an edge instead (`wire.edges`), metadata never.
 
     Transport ── Frame ──► Link.publish ── … ──► Link.listen ── Message ──► Receiver
 
@@ -19,7 +19,7 @@ from broker_pipeline.wire.room import Room
 
 
 class Message(msgspec.Struct):
-    """A whole message as it arrived, in memory of its own."""
+    """A whole message as it arrived."""
 
     metadata: memoryview
     payload: memoryview
@@ -27,6 +27,8 @@ class Message(msgspec.Struct):
     """Where the sender wants an answer; empty when it wants none."""
     num_bytes: int
     """What was taken of the receiver's room, to be freed once the message has been read."""
+    is_lent: bool = False
+    """Whether the payload lies in memory that an edge needs back soon, with the last view of it."""
 
 
 class Receiver(Protocol):

@@ -35,6 +35,8 @@ class Received(msgspec.Struct, Generic[Body], frozen=True):
     """Where the sender wants an answer; empty when it wants none."""
     num_bytes: int
     answers: Answers
+    is_lent: bool = False
+    """Whether the tensors lie in memory that the sender needs back soon: copy what is to be kept for long."""
 
     async def respond(self, body: msgspec.Struct, tensors: Mapping[str, WireTensor] | None = None) -> None:
         """Answer a request. Raises `TransportError` when the message asked for no answer or cannot be answered now."""

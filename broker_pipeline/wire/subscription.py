@@ -102,7 +102,10 @@ class Subscription(Generic[Body]):
         body, tensors = decode(message.metadata, message.payload, self._body_type)
         record_received(body, self.subject, arrived, message.num_bytes)
         self._open_drops = None
-        self._mailbox.put(Received(self.subject, body, tensors, message.reply, message.num_bytes, self._answers))
+        received = Received(
+            self.subject, body, tensors, message.reply, message.num_bytes, self._answers, message.is_lent
+        )
+        self._mailbox.put(received)
 
     def on_malformed(self, error: ContractError, reply: str) -> None:
         """Count, tell and answer a message that breaks the contract."""

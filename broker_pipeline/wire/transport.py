@@ -1,6 +1,7 @@
 """Typed messages with tensors between processes.
 
-    publish / request ── encode ──► link ──► … ──► link ── decode ──► subscribe: async for
+    publish / request ── encode ──┬─► link ──► … ──► link ──┬── decode ──► subscribe: async for
+                                  └─► edge ── payload ─► edge ┘     where one stands: see `wire.edges`
 
 Delivery is NATS core's: at most once. What is in flight at a reconnect may be gone, so that requests have a timeout
 and microbatches a deadline. Nothing is gone in silence as long as the process lives: see `Subscription` for slow
@@ -12,12 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 import structlog
 
+from broker_pipeline import subjects
 from broker_pipeline.errors import (
     NoResponderError,
     PartError,
@@ -26,10 +28,14 @@ from broker_pipeline.errors import (
     SlowConsumerError,
     TransportError,
 )
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer
 from broker_pipeline.messages.workers import TransportCounts
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
-from broker_pipeline.wire.codec import decode, encode
+from broker_pipeline.wire.codec import Frame, decode, encode
+from broker_pipeline.wire.edges.kinds import edge_dialers, edge_servers
+from broker_pipeline.wire.edges.outgoing import OutgoingEdges
+from broker_pipeline.wire.edges.settings import EdgeSettings
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.link import NatsLink
 from broker_pipeline.wire.received import Body, Received
@@ -41,6 +47,7 @@ __all__ = ["Received", "Subscription", "Transport"]
 
 log = structlog.get_logger()
 
+_ASK_S = 5.0
 MAX_MESSAGE_BYTES = 256 * 2**20
 MAX_PENDING_BYTES = 256 * 2**20
 
@@ -52,6 +59,7 @@ class Transport:
         """Speak over `link`."""
         self.link = link
         self._subscriptions: set[Subscription[Any]] = set()
+        self._edges: OutgoingEdges | None = None
         self._lost: Counter[type[PipelineError]] = Counter()
         self._failure: asyncio.Future[TransportError] = asyncio.get_running_loop().create_future()
         link.on_lost(self._on_lost)
@@ -88,7 +96,7 @@ class Transport:
         started = tracer.now()
         frame = encode(body, tensors)
         encoded = tracer.now()
-        await self.link.publish(subject, frame)
+        await self.link.publish(subject, await self._carry(subject, frame))
         record_sent(body, subject, started, encoded, frame.num_payload_bytes)
 
     async def request(
@@ -109,20 +117,34 @@ class Transport:
         started = tracer.now()
         frame = encode(body, tensors)
         encoded = tracer.now()
-        with self.link.expect(frame) as (reply, answer):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self.link.publish(subject, frame, reply)
+        try:
+            async with asyncio.timeout(timeout_s):
+                carried = await self._carry(subject, frame)
+                with self.link.expect(carried) as (reply, answer):
+                    await self.link.publish(subject, carried, reply)
                     record_sent(body, subject, started, encoded, frame.num_payload_bytes)
                     message = await answer
-            except TimeoutError as error:
-                raise RequestTimeoutError(f"no answer from {subject} within {timeout_s:g} s") from error
-            except NoResponderError as error:
-                raise NoResponderError(f"nobody listens on {subject}") from error
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"no answer from {subject} within {timeout_s:g} s") from error
+        except NoResponderError as error:
+            raise NoResponderError(f"nobody listens on {subject}") from error
         arrived = tracer.now()
         answer_body, answer_tensors = decode(message.metadata, message.payload, reply_type)
         record_received(answer_body, reply, arrived, message.num_bytes)
         return Received(reply, answer_body, answer_tensors, "", message.num_bytes, self)
+
+    def place(self, subject: str, num_bytes: int) -> memoryview | None:
+        """Return room for the payload of a message to `subject` that is yet to be made, or None. Thread-safe.
+
+        A tensor at its beginning, sent first in a message of up to `num_bytes`, is not copied any more.
+        """
+        return None if self._edges is None else self._edges.place(subject, num_bytes)
+
+    async def _carry(self, subject: str, frame: Frame) -> Frame:
+        """Let the payload take an edge where there is one; what is too large the link refuses whole."""
+        if self._edges is None or len(frame.metadata) + frame.num_payload_bytes > self.link.max_message_bytes:
+            return frame
+        return await self._edges.carry(subject, frame)
 
     def refuse(self, reply: str, error: PipelineError) -> None:
         """Answer a request with an error, without waiting: raises `TransportError` also when far too much is unsent."""
@@ -162,6 +184,39 @@ class Transport:
             self._subscriptions.discard(subscription)
             subscription.end()
 
+    @asynccontextmanager
+    async def use_edges(self, root: str, settings: EdgeSettings) -> AsyncIterator[None]:
+        """Send payloads by edges, and offer edges as the worker with this root of subjects, until the context ends."""
+        if not settings.kinds:
+            yield
+            return
+        async with (
+            self.link.edges.serve(edge_servers(settings, self.link.edges.add)),
+            self.subscribe(subjects.edges(root), EdgeAsk, on_dropped=_log_drop) as asks,
+            asyncio.TaskGroup() as tasks,
+        ):
+            answering = tasks.create_task(self._answer_asks(asks), name="edges")
+            edges = self._edges = OutgoingEdges(self._ask_for_edges, list(edge_dialers(settings)))
+            self.add_reconnect_listener(edges.renew)
+            try:
+                yield
+            finally:
+                self._edges = None
+                answering.cancel()
+                await edges.close()
+
+    async def _ask_for_edges(self, root: str, ask: EdgeAsk) -> EdgeOffer:
+        answer = await self.request(subjects.edges(root), ask, reply_type=EdgeOffer, timeout_s=_ASK_S)
+        return answer.body
+
+    async def _answer_asks(self, asks: Subscription[EdgeAsk]) -> None:
+        with suppress(TransportError):  # that the connection is gone for good, `wait_failed` says
+            async for message in asks:
+                try:
+                    await message.respond(self.link.edges.offer(message.body))
+                except TransportError as error:
+                    log.warning("offer_lost", reason=error.message)
+
     # --- state ---
 
     @property
@@ -173,11 +228,19 @@ class Transport:
     def counts(self) -> TransportCounts:
         """What the transport has got over so far."""
         num_dropped, num_incomplete = self._lost[SlowConsumerError], self._lost[PartError]
-        return TransportCounts(
+        counts = TransportCounts(
             num_reconnects=self.link.num_reconnects,
             num_dropped=num_dropped,
             num_malformed=self._lost.total() - num_dropped - num_incomplete,
             num_incomplete=num_incomplete,
+        )
+        if self._edges is None:
+            return counts
+        return msgspec.structs.replace(
+            counts,
+            carried=dict(self._edges.carried),
+            num_edges_lost=self._edges.num_lost,
+            num_detours=self._edges.num_detours,
         )
 
     def add_reconnect_listener(self, listener: Callable[[], None]) -> None:
@@ -197,3 +260,7 @@ class Transport:
         self._failure.set_result(error)
         for subscription in self._subscriptions:
             subscription.end(error)
+
+
+def _log_drop(error: SlowConsumerError, _: object) -> None:
+    log.warning("edge_ask_dropped", reason=error.message)

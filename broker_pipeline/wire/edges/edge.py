@@ -64,7 +64,7 @@ class IncomingEdge(Protocol):
 
     @property
     def lost(self) -> asyncio.Future[EdgeLostError]:
-        """Gets its result when nothing more can come, after which no ref to this edge can be taken."""
+        """Gets its result when nothing more can come. What came can be taken for some seconds longer."""
 
     def take(self, ref: EdgeRef) -> memoryview | asyncio.Future[memoryview]:
         """Return the payload of a ref; each can be taken once. Its memory is freed with the last view of it.

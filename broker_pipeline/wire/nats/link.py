@@ -19,11 +19,13 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from broker_pipeline.errors import PayloadTooLargeError, PipelineError, TransportError
 from broker_pipeline.subjects import bulk
 from broker_pipeline.wire.codec import Frame
+from broker_pipeline.wire.edges.incoming import IncomingEdges
 from broker_pipeline.wire.link import Link, Receiver
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.listener import NatsListener
-from broker_pipeline.wire.nats.parts import cut, part_bytes, whole_bytes, whole_pieces
+from broker_pipeline.wire.nats.message import header_block
+from broker_pipeline.wire.nats.parts import cut, edge_headers, part_bytes, whole_bytes, whole_pieces
 from broker_pipeline.wire.nats.reply_inbox import Expected, ReplyInbox, ReplyListener, failure_headers
 
 BULK_BYTES = 64 * 1024
@@ -41,6 +43,8 @@ class NatsLink(Link):
     def __init__(self, max_message_bytes: int) -> None:
         """See `open`, which also connects."""
         self.max_message_bytes = max_message_bytes
+        self.edges = IncomingEdges()
+        """Where payloads are that did not come with their metadata."""
         self._inbox = ReplyInbox(max_message_bytes)
         self._failure: asyncio.Future[TransportError] = asyncio.get_running_loop().create_future()
         self._message_prefix = secrets.token_hex(8)
@@ -60,7 +64,9 @@ class NatsLink(Link):
             ]
             root = link._reply_root = f"{link.small.inbox}.reply"
             for connection, subject in ((link.small, root), (link.bulk, bulk(root))):
-                await stack.enter_async_context(connection.listen(f"{subject}.*", ReplyListener(link._inbox)))
+                await stack.enter_async_context(
+                    connection.listen(f"{subject}.*", ReplyListener(link._inbox, link.edges))
+                )
             await link.barrier()
             sweeper = asyncio.create_task(link._sweep(), name=f"{name}-parts")
             sweeper.add_done_callback(link._on_sweeper_done)
@@ -94,19 +100,23 @@ class NatsLink(Link):
             async with self._cut_turn:
                 await self._send(self.bulk, bulk(subject), frame, num_bytes, reply)
         elif num_bytes <= part_bytes(self.small.max_payload):
-            await self.small.publish(subject, *whole_pieces(frame), reply=reply)
+            await self._publish_whole(self.small, subject, frame, reply)
         else:
             await self._send(self.small, subject, frame, num_bytes, reply)
 
     async def _send(self, connection: NatsConnection, subject: str, frame: Frame, num_bytes: int, reply: str) -> None:
         size = part_bytes(connection.max_payload)
         if num_bytes <= size:
-            await connection.publish(subject, *whole_pieces(frame), reply=reply)
+            await self._publish_whole(connection, subject, frame, reply)
             return
         for number, part in enumerate(cut(frame, size, f"{self._message_prefix}-{next(self._message_numbers)}")):
             if number:
                 await asyncio.sleep(0)  # lets the first parts leave while the next are prepared
             await connection.publish(subject, *part.pieces, headers=part.headers, reply=reply)
+
+    async def _publish_whole(self, connection: NatsConnection, subject: str, frame: Frame, reply: str) -> None:
+        headers = header_block(edge_headers(frame)) if frame.edge is not None else b""
+        await connection.publish(subject, *whole_pieces(frame), headers=headers, reply=reply)
 
     def expect(self, frame: Frame) -> AbstractContextManager[Expected]:
         """Give a subject for the answer to `frame`, and the future that it arrives in; for as long as the context."""
@@ -124,8 +134,8 @@ class NatsLink(Link):
     async def listen(self, subject: str, receiver: Receiver) -> AsyncIterator[None]:
         """Listen on both connections; see `Link`."""
         async with (
-            self.small.listen(subject, NatsListener(receiver)),
-            self.bulk.listen(bulk(subject), NatsListener(receiver)),
+            self.small.listen(subject, NatsListener(receiver, self.edges)),
+            self.bulk.listen(bulk(subject), NatsListener(receiver, self.edges)),
         ):
             yield
 

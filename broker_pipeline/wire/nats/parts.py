@@ -12,7 +12,8 @@ and what is one message to the server is one buffer to the receiver, in which th
 Each part of several has a header that says which message it belongs to, its index, the number of parts and the size
 of the whole. All parts of a message take one subject of one connection, on which NATS keeps order, so that parts
 arrive in order or not at all: the receiver accepts only the part that comes next, and a gap is known when the part
-behind it arrives. A message that stops arriving is given up at a deadline. Nothing here does I/O; time is passed in.
+behind it arrives. A message that stops arriving is given up at a deadline. A message whose payload takes an edge has
+metadata alone, and a header that says where the payload is. Nothing here does I/O; time is passed in.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.errors import MalformedEnvelopeError, PartError
+from broker_pipeline.messages.edges import EdgeRef
 from broker_pipeline.wire.codec import ALIGNMENT_BYTES, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, Frame
 from broker_pipeline.wire.nats.message import header_block, read_headers
 
 PART_HEADER = "Bp-Part"
+EDGE_HEADER = "Bp-Edge"
 PART_BYTES = 2**20
 RESERVED_BYTES = 64 * 1024
 LENGTH_BYTES = 4
@@ -84,7 +87,21 @@ def part_header(headers: bytes) -> PartHeader | None:
         return None
 
 
+def edge_headers(frame: Frame) -> dict[str, str]:
+    """Return what a message says about its payload where that takes an edge; nothing where it does not."""
+    return {} if frame.edge is None else {EDGE_HEADER: msgspec.json.encode(frame.edge).decode()}
+
+
+def read_edge_header(text: str) -> EdgeRef:
+    """Parse what `edge_headers` made, or raise `PartError`."""
+    try:
+        return _EDGE_DECODER.decode(text)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise PartError(f"where the payload is cannot be read: {error}", field=EDGE_HEADER) from error
+
+
 _PART_DECODER = msgspec.json.Decoder(PartHeader)
+_EDGE_DECODER = msgspec.json.Decoder(EdgeRef)
 
 
 # --- one message ----------------------------------------------------------------------------------------------------
@@ -138,7 +155,7 @@ def cut(frame: Frame, size: int, message: str) -> Iterator[Part]:
     count = -(-num_bytes // size)
     for index, pieces in enumerate(_slices(whole_pieces(frame), size)):
         header = PartHeader(message=message, index=index, count=count, num_bytes=num_bytes)
-        yield Part(header_block({PART_HEADER: msgspec.json.encode(header).decode()}), pieces)
+        yield Part(header_block({PART_HEADER: msgspec.json.encode(header).decode(), **edge_headers(frame)}), pieces)
 
 
 def _slices(pieces: Pieces, size: int) -> Iterator[Pieces]:

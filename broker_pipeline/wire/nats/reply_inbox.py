@@ -18,6 +18,7 @@ from broker_pipeline.errors import (
     TransportError,
     error_from_failure,
 )
+from broker_pipeline.wire.edges.incoming import IncomingEdges
 from broker_pipeline.wire.link import Message
 from broker_pipeline.wire.nats.listener import NatsListener
 from broker_pipeline.wire.nats.message import NatsMessage, header_block, read_headers
@@ -85,9 +86,9 @@ class ReplyInbox:
 class ReplyListener(NatsListener):
     """Answers that come over one connection: each to a subject of its own below one subscription."""
 
-    def __init__(self, inbox: ReplyInbox) -> None:
+    def __init__(self, inbox: ReplyInbox, edges: IncomingEdges) -> None:
         """Give `inbox` what comes to the subjects that it expects something on."""
-        super().__init__(inbox)
+        super().__init__(inbox, edges)
         self._inbox = inbox
 
     def on_message(self, message: NatsMessage) -> None:

@@ -11,6 +11,7 @@ import pytest
 from broker_pipeline.errors import ContractError, PartError, PipelineError, TensorMismatchError
 from broker_pipeline.messages.base import TensorSpec
 from broker_pipeline.wire.codec import encode
+from broker_pipeline.wire.edges.incoming import IncomingEdges
 from broker_pipeline.wire.nats.listener import NatsListener
 from broker_pipeline.wire.nats.message import NatsMessage
 from broker_pipeline.wire.nats.parts import cut, whole_pieces
@@ -41,7 +42,7 @@ class Heard:
             on_malformed=lambda error, _reply: self.malformed.append(error),
             on_dropped=lambda _error, body: self.dropped.append(body),
         )
-        self.listener = NatsListener(self.subscription)
+        self.listener = NatsListener(self.subscription, IncomingEdges())
 
 
 def parts_of(number: int, num_bytes: int, size: int = 1000) -> list[NatsMessage]:

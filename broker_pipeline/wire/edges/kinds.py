@@ -1,0 +1,26 @@
+"""The kinds of edges there are, made from settings: another one is one more case here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from broker_pipeline.messages.edges import EdgeKind
+from broker_pipeline.wire.edges.edge import EdgeDialer, EdgeServer, OnEdge
+from broker_pipeline.wire.edges.settings import EdgeSettings
+from broker_pipeline.wire.edges.shm_receiver import RingLimits, ShmServer
+from broker_pipeline.wire.edges.shm_sender import ShmDialer
+
+
+def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[EdgeKind, EdgeServer]]:
+    """Yield what listens, for each kind that is chosen."""
+    for kind in settings.kinds:
+        if kind == "shm":
+            limits = RingLimits(settings.ring_bytes, settings.max_edges)
+            yield kind, ShmServer(on_edge, limits, settings.on_ring, settings.shm_directory)
+
+
+def edge_dialers(settings: EdgeSettings) -> Iterator[EdgeDialer]:
+    """Yield what connects, in the order in which the chosen kinds are tried."""
+    for kind in settings.kinds:
+        if kind == "shm":
+            yield ShmDialer(settings.on_ring)

@@ -1,0 +1,39 @@
+"""How a process uses edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from broker_pipeline.messages.edges import EdgeKind
+from broker_pipeline.wire.edges.ring import OnRing
+
+EdgeChoice = Literal["auto", "nats", "shm", "tcp"]
+"""Which edges are tried: every kind there is, none, or one."""
+
+_KINDS: dict[EdgeChoice, tuple[EdgeKind, ...]] = {
+    "auto": ("shm", "tcp"),
+    "nats": (),
+    "shm": ("shm",),
+    "tcp": ("tcp",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """Which edges a process offers and uses, and what they may take. Whatever is chosen, NATS remains behind it."""
+
+    choice: EdgeChoice = "auto"
+    ring_bytes: int = 64 * 2**20
+    """Shared memory for each process that sends to this one."""
+    max_edges: int = 16
+    """Processes that may send to this one, by edges of each kind."""
+    on_ring: OnRing | None = None
+    shm_directory: Path | None = None
+    """Where sockets of shared memory are; None for the default."""
+
+    @property
+    def kinds(self) -> tuple[EdgeKind, ...]:
+        """The kinds in the order in which they are tried."""
+        return _KINDS[self.choice]
