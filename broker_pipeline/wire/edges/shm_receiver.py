@@ -146,16 +146,22 @@ class ShmServer:
             except (EdgeLostError, OSError, TimeoutError, ValueError) as error:
                 log.warning("edge_refused", edge="shm", reason=str(error) or repr(error))
                 return
+            if edge is None:
+                return
             self._on_edge(edge)
             try:
                 await readable(sock)
             finally:
                 edge.lost.set_result(EdgeLostError("the sender is gone"))
 
-    async def _admit(self, sock: socket.socket) -> ShmReceiver:
+    async def _admit(self, sock: socket.socket) -> ShmReceiver | None:
+        """Return an edge to whoever has a token; None where somebody only looked whether this socket is stale."""
         async with asyncio.timeout(_TOKEN_S):
             await readable(sock)
-        if not self._tokens.redeem(sock.recv(MAX_PACKET_BYTES).decode("ascii")):
+        token = sock.recv(MAX_PACKET_BYTES).decode("ascii")
+        if not token:
+            return None
+        if not self._tokens.redeem(token):
             raise EdgeLostError("a token that is not good")
         name = secrets.token_hex(16)
         try:
