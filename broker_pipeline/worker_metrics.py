@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
-from broker_pipeline.messages.workers import TransportCounts
+from broker_pipeline.messages.workers import CarriedCounts, TransportCounts
 
 W = TypeVar("W", StageStatus, VisionStatus)
-C = TypeVar("C", WorkerTotals, TransportCounts)
+C = TypeVar("C", WorkerTotals, TransportCounts, CarriedCounts)
 Counters: TypeAlias = tuple[tuple[str, str, Callable[[C], float]], ...]
 """Of each counter its name, its help, and where it is read."""
 
@@ -35,6 +35,12 @@ _TRANSPORT_COUNTERS: Counters[TransportCounts] = (
     ("dropped_messages", "Messages for which there was no room.", lambda counts: counts.num_dropped),
     ("malformed_messages", "Messages that broke the contract.", lambda counts: counts.num_malformed),
     ("incomplete_messages", "Messages of which parts were missing.", lambda counts: counts.num_incomplete),
+    ("edges_lost", "Edges to other workers that ended too early.", lambda counts: counts.num_edges_lost),
+)
+
+_EDGE_COUNTERS: Counters[CarriedCounts] = (
+    ("payloads", "Payloads sent to other workers, by what carried them.", lambda counts: counts.num_messages),
+    ("payload_bytes", "Bytes of these.", lambda counts: counts.num_bytes),
 )
 
 
@@ -55,15 +61,25 @@ def worker_families(prefix: str, status: ConductorStatus) -> Iterator[Metric]:
 
 
 def transport_families(prefix: str, processes: Mapping[str, TransportCounts]) -> Iterator[Metric]:
-    """Yield `<prefix>_transport_reconnects` and what else is counted of messages, by process."""
-    return _counters(f"{prefix}_transport", _TRANSPORT_COUNTERS, "process", processes)
+    """Yield `<prefix>_transport_reconnects` and what else is counted of messages, by process, and payloads by edge."""
+    yield from _counters(f"{prefix}_transport", _TRANSPORT_COUNTERS, "process", processes)
+    carried: Mapping[tuple[str, ...], CarriedCounts] = {
+        (name, edge): each for name, counts in processes.items() for edge, each in counts.carried.items()
+    }
+    yield from _labelled(f"{prefix}_transport", _EDGE_COUNTERS, ("process", "edge"), carried)
 
 
 def _counters(prefix: str, counters: Counters[C], label: str, counted: Mapping[str, C]) -> Iterator[Metric]:
+    return _labelled(prefix, counters, (label,), {(name,): counts for name, counts in counted.items()})
+
+
+def _labelled(
+    prefix: str, counters: Counters[C], labels: Sequence[str], counted: Mapping[tuple[str, ...], C]
+) -> Iterator[Metric]:
     for name, text, read in counters:
-        family = CounterMetricFamily(f"{prefix}_{name}", text, labels=[label])
-        for value, counts in counted.items():
-            family.add_metric([value], read(counts))
+        family = CounterMetricFamily(f"{prefix}_{name}", text, labels=labels)
+        for values, counts in counted.items():
+            family.add_metric(values, read(counts))
         yield family
 
 

@@ -55,7 +55,7 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
 
 
 class CarriedCounts(WireStruct, frozen=True, kw_only=True):
-    """Payloads that took one kind of edge."""
+    """Payloads that took one way."""
 
     num_messages: Count = 0
     num_bytes: Count = 0
@@ -73,10 +73,9 @@ class TransportCounts(WireStruct, frozen=True, kw_only=True):
     num_incomplete: Count = 0
     """Messages given up because parts of them were missing."""
     carried: dict[str, CarriedCounts] = msgspec.field(default_factory=dict)
-    """What was sent by edges, by kind."""
+    """Payloads sent to other workers, by kind of edge; under `nats`, those that found no edge, or none with room."""
     num_edges_lost: Count = 0
-    num_detours: Count = 0
-    """Payloads that were meant for an edge and took NATS."""
+    """Edges to other workers that ended before this process did."""
 
 
 class Heartbeat(WireStruct, frozen=True, kw_only=True):

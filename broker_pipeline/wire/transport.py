@@ -240,7 +240,6 @@ class Transport:
             counts,
             carried=dict(self._edges.carried),
             num_edges_lost=self._edges.num_lost,
-            num_detours=self._edges.num_detours,
         )
 
     def add_reconnect_listener(self, listener: Callable[[], None]) -> None:

@@ -45,6 +45,19 @@ _COMPUTE_OPTIONS = (
         default=True,
         help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
     ),
+    option(
+        "--edges",
+        default="auto",
+        type=click.Choice(["auto", "nats", "shm", "tcp"]),
+        help="How hidden states and visual rows reach other workers: in shared memory on one machine (shm), by a "
+        "connection of their own (tcp), auto for the best that works, or over NATS, which remains behind each of them.",
+    ),
+    option(
+        "--edge-ring-bytes",
+        default=None,
+        type=click.IntRange(min=2**16, max=2**36),
+        help="Shared memory for each worker that sends to this one.  [default: 256 MiB for a GPU, 64 MiB for a CPU]",
+    ),
 )
 
 

@@ -27,7 +27,7 @@ from stages.compute.sampling.sampler import PendingChoices, SessionSampler, laun
 from stages.compute.segment_admission import Admitter, check_tensors
 from stages.compute.visual_injection import VisualRowNeeds, gather_injection
 from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
-from stages.device.host_copy import HostCopy
+from stages.device.host_copy import HostCopy, Room
 from stages.device.times import take_pieces
 from stages.qwen3_vl.config import ModelConfig
 
@@ -129,8 +129,10 @@ class StageCompute:
         return self.launch(batch).collect()
 
     @torch.inference_mode()
-    def launch(self, batch: Microbatch) -> Launched:
+    def launch(self, batch: Microbatch, room: Room | None = None) -> Launched:
         """Launch a microbatch on the device. Its sessions have advanced when this returns.
+
+        `room` says where hidden states are to be written for the next stage; by default in memory of their own.
 
         Raises:
             TensorMismatchError: a tensor does not fit the segments or the model; nothing was computed.
@@ -145,7 +147,7 @@ class StageCompute:
         try:
             computed = self._compute(batch, admission.visual_rows)
             choices = self._choose(computed, wanting)
-            hidden = HostCopy(None if self.is_last else computed.hidden, self._copies)
+            hidden = HostCopy(None if self.is_last else computed.hidden, self._copies, room)
         except RuntimeError as error:  # torch's errors, out of memory among them
             raise ComputeError(f"the computation of {batch.num_tokens} tokens failed: {error}") from error
         clock.end()

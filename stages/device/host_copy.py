@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,13 @@ def pinned(host: Tensor) -> Tensor:
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device, complete in the order of the current stream."""
+    """Return the tensor on the device, complete in the order of the current stream.
+
+    A tensor in page-locked memory, which torch may not know of, is read where it is: it must stay until that is done.
+    """
     if device.type != "cuda":
         return host.to(device)
-    staged = pinned(host)
+    staged = host if host.is_pinned() else pinned(host)
     with timed(COPY_IN, device):
         return staged.to(device, non_blocking=True)
 
@@ -50,17 +54,30 @@ class Staging:
         self._sent[self._current].record()
 
 
-class HostCopy:
-    """A tensor's way to the host on a stream of its own, alongside what is computed next."""
+Room = Callable[[int], memoryview | None]
+"""Says where so many bytes may be written that are to be sent, or that there is no such place."""
 
-    def __init__(self, tensor: Tensor | None, stream: torch.cuda.Stream | None) -> None:
+
+class HostCopy:
+    """A tensor's way to the host on a stream of its own, alongside what is computed next.
+
+    Where there is `room` for what is to be sent, it goes there at once, so that nobody copies it again.
+    """
+
+    def __init__(self, tensor: Tensor | None, stream: torch.cuda.Stream | None, room: Room | None = None) -> None:
         self.tensor = tensor
         self._done: torch.cuda.Event | None = None
-        if tensor is None or stream is None:
+        if tensor is None:
+            return
+        placed = _placed(tensor, room) if room is not None else None
+        if stream is None:
+            self.tensor = tensor if placed is None else placed.copy_(tensor)
             return
         computed = torch.cuda.Event()
         computed.record()
-        self.tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        if placed is None or not placed.is_pinned():  # a copy to other memory would make this thread wait for it
+            placed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self.tensor = placed
         self._done = torch.cuda.Event()
         with torch.cuda.stream(stream):
             stream.wait_event(computed)
@@ -74,3 +91,9 @@ class HostCopy:
         if self._done is not None:
             self._done.synchronize()
         return self.tensor
+
+
+def _placed(tensor: Tensor, room: Room) -> Tensor | None:
+    """Return an empty tensor like `tensor` where there is room for it."""
+    view = room(tensor.nbytes) if tensor.nbytes else None
+    return None if view is None else torch.frombuffer(view[: tensor.nbytes], dtype=tensor.dtype).view(tensor.shape)

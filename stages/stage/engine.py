@@ -18,22 +18,33 @@ from typing import TypeVar
 import structlog
 
 from broker_pipeline.errors import ComputeError, DeadlineExceededError, PipelineError
-from broker_pipeline.messages.activation import SessionFailure, StageTiming
+from broker_pipeline.messages.activation import Envelope, SessionFailure, StageTiming
 from broker_pipeline.tracing.tracer import tracer
 from stages.compute.microbatch import StageOutput
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.hardware import is_alive
+from stages.device.host_copy import Room
 from stages.stage.envelope_checks import StageFacts
 from stages.stage.occupancy import Occupancy
 from stages.stage.profile import StageProfile
 from stages.stage.sessions import StageSessions
-from stages.stage.work import Begun, Forward, Reply, StageWork, refusal, send_on, session_failure
+from stages.stage.work import (
+    Begun,
+    Forward,
+    Reply,
+    StageWork,
+    num_bytes_behind_hidden,
+    refusal,
+    send_on,
+    session_failure,
+)
 from stages.worker.epoch_fence import EpochFence
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
+Place = Callable[[str, int], memoryview | None]
 
 
 class StageEngine:
@@ -46,7 +57,9 @@ class StageEngine:
         fence: EpochFence,
         visual_rows: VisualRowBuffer,
         clock: Callable[[], float] = time.monotonic,
+        place: Place = lambda _subject, _num_bytes: None,
     ) -> None:
+        """`place` gives room for what is to be sent to a subject, as `Transport.place` does."""
         self.facts = facts
         self.sessions = StageSessions(compute, fence, visual_rows)
         self.occupancy = Occupancy()
@@ -60,6 +73,7 @@ class StageEngine:
         """Whether the device answers no more, so that only a new process can go on."""
         self._compute = compute
         self._clock = clock
+        self._place = place
         self._profile = StageProfile(compute.device)
 
     def step(self, work: StageWork) -> Forward | Reply | None:
@@ -118,11 +132,19 @@ class StageEngine:
             )
         opened, refused = self.sessions.open(envelope.opens, work.tensors.history)
         failures = tuple(session_failure(opening, error, self.facts) for opening, error in refused)
-        launched = self._compute.launch(work.microbatch(failures, is_first=self.facts.is_first))
+        microbatch = work.microbatch(failures, is_first=self.facts.is_first)
+        launched = self._compute.launch(microbatch, self._room_for_hidden(envelope))
         if envelope.segments and len(launched.output.repeats) == len(envelope.segments) and not failures:
             log.info("microbatch_repeated", microbatch=envelope.microbatch)
             return None
         return Begun(work, launched, tuple(opened), failures, started)
+
+    def _room_for_hidden(self, envelope: Envelope) -> Room | None:
+        """Say where hidden states may be put so that the next stage finds them there, in front of what goes along."""
+        if len(envelope.route) == 1:
+            return None
+        subject, rest = envelope.route[1], num_bytes_behind_hidden(envelope)
+        return lambda num_bytes: self._place(subject, num_bytes + rest)
 
     def _finish(self, begun: Begun) -> Forward | Reply:
         output = begun.launched.collect()

@@ -32,6 +32,7 @@ from stages.stage.envelope_checks import StageFacts
 from stages.stage.visual_row_intake import VisualRowIntake
 from stages.stage.worker import StageLimits, StageWorker
 from stages.worker.compute_thread import ComputeThread
+from stages.worker.edges import edge_settings
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, new_record
 from stages.worker.service import close_thread, serve_worker, unless_stopped
@@ -74,7 +75,10 @@ async def serve_stage(
                 worker, presence, intake = _assemble(loaded[0], settings, transport, thread, collector)
                 on_loaded(loaded[0].record, intake)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
-                await serve_worker(context, transport, registry, presence, worker)
+                async with transport.use_edges(
+                    loaded[0].record.subject, edge_settings(settings, loaded[0].compute.device)
+                ):
+                    await serve_worker(context, transport, registry, presence, worker)
     finally:
         close_thread(thread)
         close_thread(collector)
@@ -150,7 +154,7 @@ def _assemble(
 ) -> tuple[StageWorker, Presence, VisualRowIntake]:
     compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
     facts = _facts(compute, loaded.record)
-    engine = StageEngine(compute, facts, fence, loaded.visual_rows)
+    engine = StageEngine(compute, facts, fence, loaded.visual_rows, place=transport.place)
     intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if compute.device.type == "cuda" else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 
+import msgspec
+import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -59,6 +62,14 @@ def take_visual_rows(
     return VisualRows(tensors.get(EMBEDS), {level: tensors[level_name(level)] for level in needs.levels})
 
 
+def _copied(tensors: Mapping[str, WireTensor]) -> dict[str, WireTensor]:
+    return {name: msgspec.structs.replace(tensor, data=_copy(tensor.data)) for name, tensor in tensors.items()}
+
+
+def _copy(data: memoryview) -> memoryview:
+    return np.array(np.frombuffer(data, np.uint8)).data if data else data
+
+
 def _check_names(tensors: Mapping[str, object], needs: VisualRowNeeds) -> None:
     wanted = {level_name(level) for level in needs.levels} | ({EMBEDS} if needs.embeds else set())
     if set(tensors) != wanted:
@@ -79,16 +90,19 @@ class VisualRowIntake:
     async def serve(self, messages: AsyncIterator[Received[RowDelivery]]) -> None:
         """Keep what comes, and say so or why not in a receipt, until cancelled."""
         async for message in messages:
-            receipt = self._take(message)
+            receipt = await self._take(message)
             try:
                 await message.respond(receipt)
             except TransportError as error:
                 log.warning("receipt_lost", session=receipt.session, reason=error.message)
+            del message  # its memory may be lent
 
-    def _take(self, message: Received[RowDelivery]) -> RowReceipt:
-        delivery = message.body
+    async def _take(self, message: Received[RowDelivery]) -> RowReceipt:
+        delivery, tensors = message.body, message.tensors
         try:
-            self.accept(delivery, message.tensors)
+            if message.is_lent:  # rows are kept until their prefill, far longer than the sender can do without
+                tensors = await asyncio.to_thread(_copied, tensors)
+            self.accept(delivery, tensors)
         except PipelineError as error:
             log.warning("visual_rows_refused", session=delivery.session, attempt=delivery.attempt, code=error.code)
             return RowReceipt(session=delivery.session, attempt=delivery.attempt, failure=error.to_failure())

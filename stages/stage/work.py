@@ -21,6 +21,7 @@ from broker_pipeline.messages.activation import (
     SessionOpen,
     StageTiming,
 )
+from broker_pipeline.wire.codec import ALIGNMENT_BYTES, ITEM_BYTES
 from broker_pipeline.wire.wire_tensor import WireTensor
 from stages.compute.launched import Launched
 from stages.compute.microbatch import Microbatch, StageOutput
@@ -115,6 +116,13 @@ def send_on(
         **told,
     )
     return Forward(onward, _onward_tensors(output, opened))
+
+
+def num_bytes_behind_hidden(envelope: Envelope) -> int:
+    """Return the most bytes that a stage sends on after the hidden states of an envelope."""
+    num_tokens = sum(segment.count for segment in envelope.segments)
+    num_history = sum(opening.num_history_tokens for opening in envelope.opens)
+    return ITEM_BYTES["int32"] * (3 * num_tokens + num_history) + 2 * ALIGNMENT_BYTES
 
 
 def _reply(envelope: Envelope, facts: StageFacts, **told: object) -> Reply:

@@ -148,6 +148,7 @@ class StageWorker:
                 self._accept(message)
             except PipelineError as error:
                 await self._refuse(message.body, error)
+            del message  # its memory may be lent
             await asyncio.sleep(0)  # in a burst, lets `_compute` empty the inbox between two messages
 
     def _accept(self, message: Received[Envelope]) -> None:
@@ -190,31 +191,35 @@ class StageWorker:
     async def _compute(self) -> None:
         """Give the thread its next microbatch before it has finished the last, so that it never waits for the loop."""
         while True:
-            work, num_bytes = await self._inbox.get()
-            outcome: asyncio.Future[Begun | Forward | Reply | None] = (
-                self._thread.submit(self._engine.begin, work)
-                if self._collector is not None
-                else self._thread.submit(self._engine.step, work)
-            )
-            await self._outbox.put((work, outcome))
-            self._inbox_bytes -= num_bytes
+            await self._submit(*await self._inbox.get())
+
+    async def _submit(self, work: StageWork, num_bytes: int) -> None:
+        outcome: asyncio.Future[Begun | Forward | Reply | None] = (
+            self._thread.submit(self._engine.begin, work)
+            if self._collector is not None
+            else self._thread.submit(self._engine.step, work)
+        )
+        await self._outbox.put((work, outcome))
+        self._inbox_bytes -= num_bytes
 
     # --- out ----------------------------------------------------------------------------------------------------------
 
     async def _send(self) -> None:
         while True:
-            work, pending = await self._outbox.get()
-            outcome = await pending
-            if isinstance(outcome, Begun):
-                assert self._collector is not None, "only then is anything begun and not finished"
-                outcome = await self._collector.run(self._engine.finish, outcome)
-            if isinstance(outcome, Forward):
-                await self._forward(work.envelope, outcome)
-            elif isinstance(outcome, Reply):
-                await self._answer(outcome)
+            await self._send_outcome(*await self._outbox.get())
             self._num_unsent -= 1
             if self._engine.is_device_lost:
                 raise ComputeError("the device no longer computes; start this worker again")
+
+    async def _send_outcome(self, work: StageWork, pending: asyncio.Future[Begun | Forward | Reply | None]) -> None:
+        outcome = await pending
+        if isinstance(outcome, Begun):
+            assert self._collector is not None, "only then is anything begun and not finished"
+            outcome = await self._collector.run(self._engine.finish, outcome)
+        if isinstance(outcome, Forward):
+            await self._forward(work.envelope, outcome)
+        elif isinstance(outcome, Reply):
+            await self._answer(outcome)
 
     async def _forward(self, envelope: Envelope, onward: Forward) -> None:
         try:

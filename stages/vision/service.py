@@ -45,6 +45,7 @@ from stages.vision.visual_row_sender import LocalStage, VisualRowSender
 from stages.vision.work_pools import WorkPools
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
+from stages.worker.edges import edge_settings
 from stages.worker.presence import Presence, new_record
 from stages.worker.service import close_thread, serve_worker, unless_stopped
 from stages.worker.settings import VisionSettings
@@ -111,7 +112,9 @@ async def serve_vision(
             media = MediaStore(transport, None, common.namespace)
             worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
             registry = WorkerRegistry(redis, common.namespace, common.pipeline)
-            await serve_worker(context, transport, registry, presence, worker)
+            edges = edge_settings(settings, loaded[0].tower.device)
+            async with transport.use_edges(loaded[0].record.subject, edges):
+                await serve_worker(context, transport, registry, presence, worker)
 
 
 def default_preprocess_threads() -> int:

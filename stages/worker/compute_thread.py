@@ -73,4 +73,4 @@ class ComputeThread:
             while (task := self._tasks.get()) is not None:
                 self._running_since = time.monotonic()
                 task()
-                self._running_since = None
+                self._running_since = task = None  # what it had may be memory that somebody waits for

@@ -8,6 +8,7 @@ from msgspec import Meta
 from broker_pipeline.messages.base import Name
 from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.wire.edges.settings import EdgeChoice
 
 _PICTURES = PictureRule()
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -29,6 +30,10 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """CPU threads of one operation; None leaves it to torch (and OMP_NUM_THREADS)."""
     verify_weights: bool = True
     """Whether weights are compared with the manifest while they are read."""
+    edges: EdgeChoice = "auto"
+    """Which ways beside NATS are tried for payloads."""
+    edge_ring_bytes: Annotated[int, Meta(ge=2**16, le=2**36)] | None = None
+    """Shared memory for each process that sends here; None takes 256 MiB for a GPU, 64 MiB for a CPU."""
 
 
 class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):

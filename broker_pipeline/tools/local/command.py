@@ -33,6 +33,7 @@ _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
     *("device", "dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
+    "edges",
 )
 
 
@@ -76,6 +77,13 @@ _SAME_NAMES = (
     "--verify-weights/--no-verify-weights",
     default=True,
     help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
+)
+@option(
+    "--edges",
+    default="auto",
+    type=click.Choice(["auto", "nats", "shm", "tcp"]),
+    help="How hidden states and visual rows pass between workers: the best way that works, NATS alone, shared memory "
+    "(shm), or connections of their own (tcp).",
 )
 @option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.text import Text
 
 from broker_pipeline.messages.gateway import PipelineStatus
@@ -15,7 +16,19 @@ from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
 
 _ROUTE_HEADINGS = ("route", "sessions", "in flight")
-_WORKER_HEADINGS = ("worker", "holds", "state", "busy", "bubble", "KV tokens", "device", "dtype", "host", "pid")
+_WORKER_HEADINGS = (
+    "worker",
+    "holds",
+    "state",
+    "busy",
+    "bubble",
+    "KV tokens",
+    "sent by",
+    "device",
+    "dtype",
+    "host",
+    "pid",
+)
 
 
 def render_status(status: PipelineStatus) -> RenderableType:
@@ -110,7 +123,8 @@ def _workers(status: PipelineStatus) -> Iterator[Row]:
             record.worker,
             _holds(record),
             Text(state, style=_STATE_STYLES.get(state, "")),
-            *(busy, bubble, kv, record.device, record.dtype, record.host, str(record.pid)),
+            *(busy, bubble, kv, _sent_by(record, status.conductor)),
+            *(record.device, record.dtype, record.host, str(record.pid)),
         )
 
 
@@ -123,6 +137,13 @@ def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str
         kv = f"{stage.kv_used_tokens}/{stage.kv_capacity_tokens}"
         seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
     return seen | {refused.instance: ("refused", "", "", "") for refused in conductor.refused}
+
+
+def _sent_by(record: WorkerRecord, conductor: ConductorStatus | None) -> str:
+    """Return what carries a worker's payloads to others, and how many bytes it carried."""
+    counts = conductor.transport.get(record.worker) if conductor is not None else None
+    carried = counts.carried if counts is not None else {}
+    return ", ".join(f"{edge} {decimal(each.num_bytes)}" for edge, each in sorted(carried.items(), reverse=True))
 
 
 def _holds(record: WorkerRecord) -> str:

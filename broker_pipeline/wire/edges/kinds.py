@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from broker_pipeline.messages.edges import EdgeKind
 from broker_pipeline.wire.edges.edge import EdgeDialer, EdgeServer, OnEdge
 from broker_pipeline.wire.edges.settings import EdgeSettings
-from broker_pipeline.wire.edges.shm_receiver import RingLimits, ShmServer
-from broker_pipeline.wire.edges.shm_sender import ShmDialer
+from broker_pipeline.wire.edges.shm.receiver import RingLimits, ShmServer
+from broker_pipeline.wire.edges.shm.sender import ShmDialer
 
 
 def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[EdgeKind, EdgeServer]]:

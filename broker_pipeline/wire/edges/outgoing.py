@@ -61,10 +61,8 @@ class OutgoingEdges:
         """Try `dialers` in their order; `clock` is in seconds, `jitter` says something between 0 and 1."""
         self.num_lost = 0
         """Edges that were lost."""
-        self.num_detours = 0
-        """Payloads that took NATS because no edge stood or had room."""
-        self.carried: dict[EdgeKind, CarriedCounts] = {}
-        """What took edges, by kind."""
+        self.carried: dict[str, CarriedCounts] = {}
+        """What took edges, by kind, and under `nats` what was meant to."""
         self._ask = ask
         self._dialers = dialers
         self._clock = clock
@@ -97,7 +95,7 @@ class OutgoingEdges:
             else:
                 self._count(edge.kind, frame.num_payload_bytes)
                 return Frame(frame.metadata, (), 0, ref)
-        self.num_detours += 1
+        self._count("nats", frame.num_payload_bytes)
         return frame
 
     def renew(self) -> None:
@@ -159,7 +157,9 @@ class OutgoingEdges:
 
     def _on_lost(self, peer: _Peer, error: EdgeLostError) -> None:
         if self._peers.get(peer.root) is peer:  # not when all of them are being closed
-            log.warning("edge_lost", edge=peer.edge and peer.edge.kind, root=peer.root, reason=error.message)
+            log.info(
+                "edge_lost", direction="out", edge=peer.edge and peer.edge.kind, root=peer.root, reason=error.message
+            )
             self.num_lost += 1
             peer.edge = None
             if self._clock() - peer.stands_since > _LONGEST_PAUSE_S:
@@ -172,7 +172,7 @@ class OutgoingEdges:
         peer.retry_at = self._clock() + pause_s * (0.5 + 0.5 * self._jitter())
         peer.num_failures = min(peer.num_failures + 1, 10)
 
-    def _count(self, kind: EdgeKind, num_bytes: int) -> None:
+    def _count(self, kind: str, num_bytes: int) -> None:
         before = self.carried.get(kind, CarriedCounts())
         self.carried[kind] = msgspec.structs.replace(
             before, num_messages=before.num_messages + 1, num_bytes=before.num_bytes + num_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker_pipeline.messages.edges import EdgeKind
-from broker_pipeline.wire.edges.ring import OnRing
+from broker_pipeline.wire.edges.shm.ring import OnRing
 
 EdgeChoice = Literal["auto", "nats", "shm", "tcp"]
 """Which edges are tried: every kind there is, none, or one."""

@@ -5,7 +5,7 @@ import pytest
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
-from broker_pipeline.messages.workers import BlockRange, TransportCounts
+from broker_pipeline.messages.workers import BlockRange, CarriedCounts, TransportCounts
 
 STATUS = ConductorStatus(
     instance="c", epoch=3, updated_at=1.0, uptime_s=1.0, fingerprint="f", routes=(), missing_blocks=(),
@@ -26,7 +26,12 @@ STATUS = ConductorStatus(
     ),
     refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
-    transport={"a": TransportCounts(num_reconnects=3, num_dropped=4, num_malformed=5, num_incomplete=6)},
+    transport={
+        "a": TransportCounts(
+            num_reconnects=3, num_dropped=4, num_malformed=5, num_incomplete=6, num_edges_lost=7,
+            carried={"shm": CarriedCounts(num_messages=8, num_bytes=900)},
+        )
+    },
 )  # fmt: skip
 
 
@@ -57,6 +62,9 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         'broker_pipeline_conductor_transport_dropped_messages_total{process="a"} 4.0',
         'broker_pipeline_conductor_transport_malformed_messages_total{process="a"} 5.0',
         'broker_pipeline_conductor_transport_incomplete_messages_total{process="a"} 6.0',
+        'broker_pipeline_conductor_transport_edges_lost_total{process="a"} 7.0',
+        'broker_pipeline_conductor_transport_payloads_total{edge="shm",process="a"} 8.0',
+        'broker_pipeline_conductor_transport_payload_bytes_total{edge="shm",process="a"} 900.0',
         'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
         'broker_pipeline_conductor_vision_busy_seconds_total{worker="v"} 8.0',
         'broker_pipeline_conductor_vision_batches_total{worker="v"} 30.0',

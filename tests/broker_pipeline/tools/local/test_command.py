@@ -50,6 +50,7 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
         "deterministic": False,
         "verify_weights": True,
         "on_other_model": "restart",
+        "edges": "auto",
         "host": "127.0.0.1",
         "port": 0,
         "namespace": "bp",

@@ -13,7 +13,7 @@ from broker_pipeline.messages.status import (
     StageStatus,
     VisionStatus,
 )
-from broker_pipeline.messages.workers import BlockRange, Role, WorkerRecord
+from broker_pipeline.messages.workers import BlockRange, CarriedCounts, Role, TransportCounts, WorkerRecord
 from broker_pipeline.tools.operate.status_view import describe_workers, hints, render_status
 
 FRONT, BACK = BlockRange(start=0, stop=2), BlockRange(start=2, stop=6)
@@ -99,6 +99,15 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert "12.3 tokens/s, 0.50 captions/s" in text
     assert "5 waiting, 3 taken" in text
     assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
+
+
+def test_what_carries_a_workers_payloads_is_shown() -> None:
+    carried = {
+        "shm": CarriedCounts(num_messages=9, num_bytes=1_200_000_000),
+        "nats": CarriedCounts(num_messages=1, num_bytes=5000),
+    }
+    text = rendered(pipeline(conductor(transport={"stage-0": TransportCounts(carried=carried)})), width=200)
+    assert "shm 1.2 GB, nats 5.0 kB" in text
 
 
 def test_on_a_narrow_terminal_nothing_is_cut_off_or_torn() -> None:

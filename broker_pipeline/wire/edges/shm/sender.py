@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.edges.ring import HEADER_BYTES, OnRing, Ring, address_of
-from broker_pipeline.wire.edges.ring_allocator import Record, RingAllocator
-from broker_pipeline.wire.edges.shm_socket import connect, receive_admission
+from broker_pipeline.wire.edges.shm.rendezvous import connect, receive_admission
+from broker_pipeline.wire.edges.shm.ring import HEADER_BYTES, OnRing, Ring, address_of
+from broker_pipeline.wire.edges.shm.ring_allocator import Record, RingAllocator
 
 STUCK_S = 30.0
 """How long a full ring may wait for one record: the message that refers to it is lost, so that nobody will free it."""

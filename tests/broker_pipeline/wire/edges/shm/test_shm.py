@@ -17,12 +17,12 @@ import pytest
 from broker_pipeline.errors import EdgeFullError, EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeOffer
 from broker_pipeline.wire.edges.edge import IncomingEdge
-from broker_pipeline.wire.edges.ring import Ring, address_of, make_ring
-from broker_pipeline.wire.edges.shm_receiver import RingLimits
-from broker_pipeline.wire.edges.shm_sender import STUCK_S, ShmDialer
-from broker_pipeline.wire.edges.shm_socket import own_directory, remove_stale
+from broker_pipeline.wire.edges.shm.receiver import RingLimits
+from broker_pipeline.wire.edges.shm.rendezvous import own_directory, remove_stale
+from broker_pipeline.wire.edges.shm.ring import Ring, address_of, make_ring
+from broker_pipeline.wire.edges.shm.sender import STUCK_S, ShmDialer
 from broker_pipeline.wire.edges.tokens import TOKEN_TTL_S, Tokens
-from tests.broker_pipeline.wire.edges.shm_pair import RING_BYTES, frame_of, random_frame, serving, shm_pair
+from tests.broker_pipeline.wire.edges.shm.shm_pair import RING_BYTES, frame_of, random_frame, serving, shm_pair
 from tests.kit.fake_clock import FakeClock
 from tests.kit.waiting import eventually
 
@@ -253,7 +253,7 @@ async def test_sockets_of_killed_processes_are_removed_and_those_of_living_ones_
     own_directory(directory)
     script = f"""
 import asyncio, pathlib
-from broker_pipeline.wire.edges.shm_receiver import RingLimits, ShmServer
+from broker_pipeline.wire.edges.shm.receiver import RingLimits, ShmServer
 async def main():
     async with ShmServer(print, RingLimits(4096), directory=pathlib.Path({str(directory)!r})):
         await asyncio.sleep(60)

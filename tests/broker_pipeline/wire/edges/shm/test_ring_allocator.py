@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.wire.edges.ring_allocator import ALIGNMENT_BYTES, Record, RingAllocator
+from broker_pipeline.wire.edges.shm.ring_allocator import ALIGNMENT_BYTES, Record, RingAllocator
 
 CAPACITY = 1024
 STEPS = st.lists(

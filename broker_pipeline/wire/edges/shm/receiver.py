@@ -18,9 +18,7 @@ import structlog
 from broker_pipeline.errors import EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, ShmOffer
 from broker_pipeline.wire.edges.edge import OnEdge
-from broker_pipeline.wire.edges.ring import HEADER_BYTES, OnRing, Ring, make_ring
-from broker_pipeline.wire.edges.ring_allocator import ALIGNMENT_BYTES
-from broker_pipeline.wire.edges.shm_socket import (
+from broker_pipeline.wire.edges.shm.rendezvous import (
     MAX_PACKET_BYTES,
     Admission,
     default_directory,
@@ -30,6 +28,8 @@ from broker_pipeline.wire.edges.shm_socket import (
     remove_stale,
     send_admission,
 )
+from broker_pipeline.wire.edges.shm.ring import HEADER_BYTES, OnRing, Ring, make_ring
+from broker_pipeline.wire.edges.shm.ring_allocator import ALIGNMENT_BYTES
 from broker_pipeline.wire.edges.tokens import Tokens
 
 log = structlog.get_logger()

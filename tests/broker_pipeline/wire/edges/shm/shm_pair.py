@@ -11,9 +11,9 @@ from pathlib import Path
 from broker_pipeline.messages.edges import EdgeOffer
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.edges.edge import IncomingEdge
-from broker_pipeline.wire.edges.ring import OnRing
-from broker_pipeline.wire.edges.shm_receiver import RingLimits, ShmReceiver, ShmServer
-from broker_pipeline.wire.edges.shm_sender import ShmDialer, ShmSender
+from broker_pipeline.wire.edges.shm.receiver import RingLimits, ShmReceiver, ShmServer
+from broker_pipeline.wire.edges.shm.ring import OnRing
+from broker_pipeline.wire.edges.shm.sender import ShmDialer, ShmSender
 
 RING_BYTES = 64 * 1024
 

@@ -1,0 +1,25 @@
+"""How a worker uses edges, by its settings and its device."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from broker_pipeline.wire.edges.settings import EdgeSettings
+from stages.device.page_lock import lock_pages
+from stages.worker.settings import ComputeSettings
+
+_RING_BYTES = 64 * 2**20
+_GPU_RING_BYTES = 256 * 2**20
+"""Room for the hidden states of several large prefills: a GPU gets through them that much faster."""
+
+
+def edge_settings(settings: ComputeSettings, device: torch.device) -> EdgeSettings:
+    """Return which edges a worker uses; rings are locked into memory where a GPU copies to and from them."""
+    is_gpu = device.type == "cuda"
+    return EdgeSettings(
+        settings.edges,
+        settings.edge_ring_bytes or (_GPU_RING_BYTES if is_gpu else _RING_BYTES),
+        on_ring=partial(lock_pages, device) if is_gpu else None,
+    )
