@@ -34,8 +34,8 @@ _SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep Python to itself while the event loop waits for it: profiles showed messages that waited
 for the default of 5 ms whenever a compute thread had begun with the next microbatch."""
 
-_START_PATIENCE_S = 5.0
-"""How long servers that are just being started, or started again, may keep a service from becoming ready."""
+_START_PATIENCE_S = 10.0
+"""How long after its start a service still tries again when servers are not there: they may be starting as well."""
 _START_PAUSE_S = 0.5
 
 ServiceMain = Callable[["ServiceContext"], Awaitable[None]]
@@ -115,13 +115,12 @@ async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
 
 
 async def _run_main(main: ServiceMain, context: ServiceContext) -> None:
-    """Run `main`, and run it again while servers are not there yet: they may be starting as well."""
-    give_up_at: float | None = None
+    """Run `main`, and run it again while servers are not there yet."""
+    give_up_at = time.monotonic() + _START_PATIENCE_S
     while not context.stopping.is_set():
         try:
             return await main(context)
         except (PipelineError, BaseExceptionGroup) as error:
-            give_up_at = give_up_at or time.monotonic() + _START_PATIENCE_S
             is_early = not context.is_ready and time.monotonic() < give_up_at
             if not is_early or exit_codes.exit_code_of(error) != exit_codes.UNAVAILABLE:
                 raise

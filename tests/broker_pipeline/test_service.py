@@ -121,7 +121,7 @@ def test_servers_that_come_up_late_are_waited_for(tmp_path: Path) -> None:
 
 def test_servers_that_stay_away_end_the_start(tmp_path: Path) -> None:
     with running(tmp_path, "raise TransportError('gone')") as process:
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=30)
         assert process.returncode == 69
         assert log.count("start_repeated") > 2
         assert "service_failed" in log

@@ -239,7 +239,7 @@ async def test_what_cannot_work_ends_at_once_and_says_why(
     workers: Workers, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
     child = await workers.start(*arguments)
-    assert await ended(child, 20) == code
+    assert await ended(child, 60) == code
     assert said in "\n".join(child.last_lines())
 
 
