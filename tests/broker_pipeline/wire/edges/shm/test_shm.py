@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError, PartError
-from broker_pipeline.messages.edges import EdgeOffer
+from broker_pipeline.messages.edges import EdgeOffer, EdgeRef
 from broker_pipeline.wire.edges.edge import IncomingEdge
 from broker_pipeline.wire.edges.shm.receiver import RingLimits
 from broker_pipeline.wire.edges.shm.rendezvous import own_directory, remove_stale
@@ -240,6 +240,66 @@ async def test_an_offer_of_another_machine_leads_nowhere(directory: Path) -> Non
         elsewhere = msgspec.structs.replace(offer, shm=msgspec.structs.replace(offer.shm, path="/dev/shm/no/such"))
         assert await ShmDialer().connect(elsewhere) is None
         assert await ShmDialer().connect(EdgeOffer()) is None
+
+
+# --- a peer is killed ------------------------------------------------------------------------------------------------
+
+SENDER = """
+import asyncio, msgspec, sys
+from broker_pipeline.messages.edges import EdgeOffer
+from broker_pipeline.wire.codec import Frame
+from broker_pipeline.wire.edges.shm.sender import ShmDialer
+async def main():
+    edge = await ShmDialer().connect(msgspec.json.decode(sys.argv[1], type=EdgeOffer))
+    ref = await edge.send(Frame(b"{}", (b"last words",), 10))
+    print(msgspec.json.encode(ref).decode(), file=sys.stderr, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+RECEIVER = """
+import asyncio, msgspec, pathlib, sys
+from broker_pipeline.messages.edges import EdgeOffer
+from broker_pipeline.wire.edges.shm.receiver import RingLimits, ShmServer
+async def main():
+    async with ShmServer(print, RingLimits(65536), directory=pathlib.Path(sys.argv[1])) as server:
+        print(msgspec.json.encode(server.offer(EdgeOffer())).decode(), file=sys.stderr, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def started(script: str, argument: str) -> tuple[asyncio.subprocess.Process, bytes]:
+    """Run a script and return its process, and the first line that it says."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, argument, stderr=asyncio.subprocess.PIPE)
+    assert child.stderr is not None
+    return child, await child.stderr.readline()
+
+
+async def test_of_a_killed_sender_what_it_sent_can_be_read(directory: Path) -> None:
+    incoming: list[IncomingEdge] = []
+    async with serving(directory, incoming) as server:
+        doomed, said = await started(SENDER, msgspec.json.encode(server.offer(EdgeOffer())).decode())
+        doomed.kill()
+        await doomed.wait()
+        await eventually(incoming[0].lost.done)
+        view = incoming[0].take(msgspec.json.decode(said, type=EdgeRef))
+        assert isinstance(view, memoryview)
+        assert bytes(view) == b"last words"
+
+
+async def test_that_a_receiver_is_killed_is_noticed_at_once(directory: Path) -> None:
+    doomed, said = await started(RECEIVER, str(directory))
+    edge = await ShmDialer().connect(msgspec.json.decode(said, type=EdgeOffer))
+    assert edge is not None
+    room = edge.place(100)
+    assert room is not None
+    doomed.kill()
+    await doomed.wait()
+    await eventually(edge.lost.done, timeout_s=1.0)
+    room[:] = b"x" * 100  # the memory is still there, for whoever is about to write to it
+    with pytest.raises(EdgeLostError):
+        await edge.send(frame_of(room))
 
 
 def sockets_in(directory: Path) -> list[Path]:
