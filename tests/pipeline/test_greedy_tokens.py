@@ -1,4 +1,4 @@
-"""The running pipeline says what transformers says: dense and MoE, several cuts, many jobs at once."""
+"""The running pipeline says what transformers says: dense and MoE, several cuts, any edge, many jobs at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from tests.kit.models.reference import reference_tokens
 from tests.kit.models.transformers_oracle import Variant
 from tests.kit.pictures import picture
 from tests.kit.running.clusters import DENSE, MOE, tiny_cluster
+from tests.kit.running.drill import status_when
 from tests.kit.running.pipeline_client import client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 NUM_JOBS = 8
 MAX_TOKENS = 16
+FEW_TOKENS = 4
+SENDERS = ("vision-0", "stage-0", "stage-1", "stage-2")
 
 JOBS = [
     ((picture(1),), "Describe this picture in one sentence."),
@@ -39,3 +42,23 @@ async def test_tokens_equal_those_of_transformers(tmp_path: Path, variant: Varia
         submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS)
         job_ids = await asyncio.gather(*submissions)
         assert await client.run(job_ids) == expected
+
+
+@pytest.mark.parametrize("edges", ["nats", "shm"])
+async def test_tokens_do_not_depend_on_what_carries_payloads(tmp_path: Path, edges: str) -> None:
+    expected = [reference_tokens(DENSE, pictures, prompt, FEW_TOKENS) for pictures, prompt in JOBS]
+    async with tiny_cluster(tmp_path / "run", DENSE, "1,2,3", edges=edges) as cluster, client_of(cluster) as client:
+
+        async def run_all() -> None:
+            submissions = (client.submit(*pictures, prompt=prompt, max_tokens=FEW_TOKENS) for pictures, prompt in JOBS)
+            assert await client.run(await asyncio.gather(*submissions)) == expected
+
+        await run_all()  # makes the edges
+        await run_all()
+        if edges == "nats":
+            status = await status_when(cluster, lambda status: bool(status.conductor.transport["stage-1"]))
+            assert not any(counts.carried for counts in status.conductor.transport.values())
+        else:
+            await status_when(
+                cluster, lambda status: all(edges in status.conductor.transport[name].carried for name in SENDERS)
+            )
