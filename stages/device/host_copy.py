@@ -15,18 +15,19 @@ from stages.device.times import timed
 
 
 def pinned(host: Tensor) -> Tensor:
-    """Return a copy in page-locked memory. torch keeps it from being used again until copies out of it are done."""
-    return torch.empty(host.shape, dtype=host.dtype, pin_memory=True).copy_(host)
+    """Return the tensor in page-locked memory: as it is where that is so, or a copy.
+
+    torch keeps the copy's memory from being used again until copies out of it are done. Of what is page-locked already,
+    such as a ring, torch may not know: whoever has it keeps it as long.
+    """
+    return host if host.is_pinned() else torch.empty(host.shape, dtype=host.dtype, pin_memory=True).copy_(host)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device, complete in the order of the current stream.
-
-    A tensor in page-locked memory, which torch may not know of, is read where it is: it must stay until that is done.
-    """
+    """Return the tensor on the device, complete in the order of the current stream."""
     if device.type != "cuda":
         return host.to(device)
-    staged = host if host.is_pinned() else pinned(host)
+    staged = pinned(host)
     with timed(COPY_IN, device):
         return staged.to(device, non_blocking=True)
 

@@ -66,12 +66,9 @@ class Ring:
             release = on_ring(self._bytes.data) if on_ring is not None else None
             stack.pop_all()
         self._descriptor = descriptor
-        weakref.finalize(self._bytes, _let_go, memory, descriptor, release).atexit = False
-
-    @property
-    def address(self) -> int:
+        self.address = address_of(self._bytes.data)
         """Where the mapping begins."""
-        return int(self._bytes.ctypes.data)
+        weakref.finalize(self._bytes, _let_go, memory, descriptor, release).atexit = False
 
     def payload(self, offset: int, num_bytes: int, on_unused: Callable[[], object] | None = None) -> memoryview:
         """Return the payload of a record; `on_unused` is called, by some thread, when the last view of it is gone."""

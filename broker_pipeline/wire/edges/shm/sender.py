@@ -88,7 +88,7 @@ class ShmSender:
             self._stuck = None
             return record
         oldest = self._allocator.oldest
-        if oldest is None:
+        if oldest is None or HEADER_BYTES + num_bytes > self._ring.num_bytes:
             raise EdgeFullError(f"{num_bytes} bytes do not fit into a ring of {self._ring.num_bytes}")
         if self._stuck is None or self._stuck[0] != oldest:
             self._stuck = oldest, self._clock()
