@@ -21,6 +21,9 @@ from broker_pipeline.wire.codec import Frame
 OnEdge = Callable[["IncomingEdge"], None]
 """Hears of each edge that stands; whoever is told keeps it until its `lost` is done."""
 
+LINGER_S = 3.0
+"""How long what came by an edge can be taken after its loss: messages that refer to it may still be under way."""
+
 
 class OutgoingEdge(Protocol):
     """The sender's end."""

@@ -11,12 +11,9 @@ import structlog
 
 from broker_pipeline.errors import EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeAsk, EdgeKind, EdgeOffer, EdgeRef
-from broker_pipeline.wire.edges.edge import EdgeServer, IncomingEdge
+from broker_pipeline.wire.edges.edge import LINGER_S, EdgeServer, IncomingEdge
 
 log = structlog.get_logger()
-
-_LINGER_S = 10.0
-"""How long an edge that is lost is kept: messages that refer to it may still be on their way over NATS."""
 
 
 class IncomingEdges:
@@ -66,4 +63,4 @@ class IncomingEdges:
 
     def _on_lost(self, edge: IncomingEdge, error: EdgeLostError) -> None:
         log.info("edge_lost", edge=edge.kind, direction="in", name=edge.name[:8], reason=error.message)
-        asyncio.get_running_loop().call_later(_LINGER_S, self._edges.pop, edge.name, None)
+        asyncio.get_running_loop().call_later(LINGER_S, self._edges.pop, edge.name, None)

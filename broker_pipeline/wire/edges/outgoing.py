@@ -138,12 +138,12 @@ class OutgoingEdges:
             log.info("edge_not_made", root=peer.root, reason=error.message)
         finally:
             peer.asking = None
-        if peer.edge is None:
-            self._pause(peer)
-            return
-        peer.stands_since = self._clock()
-        log.info("edge_opened", edge=peer.edge.kind, direction="out", root=peer.root)
-        peer.edge.lost.add_done_callback(lambda lost: self._on_lost(peer, lost.result()))
+            if peer.edge is None:
+                self._pause(peer)
+        if peer.edge is not None:
+            peer.stands_since = self._clock()
+            log.info("edge_opened", edge=peer.edge.kind, direction="out", root=peer.root)
+            peer.edge.lost.add_done_callback(lambda lost: self._on_lost(peer, lost.result()))
 
     async def _dial(self, root: str) -> OutgoingEdge | None:
         offer = await self._ask(root, EdgeAsk(kinds=tuple(dialer.kind for dialer in self._dialers)))

@@ -17,7 +17,7 @@ import structlog
 
 from broker_pipeline.errors import EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, ShmOffer
-from broker_pipeline.wire.edges.edge import OnEdge
+from broker_pipeline.wire.edges.edge import LINGER_S, OnEdge
 from broker_pipeline.wire.edges.shm.rendezvous import (
     MAX_PACKET_BYTES,
     Admission,
@@ -71,6 +71,8 @@ class RingLimits:
 
     ring_bytes: int = 64 * 2**20
     max_rings: int = 16
+    linger_s: float = LINGER_S
+    """Seconds that a ring counts after its sender is gone: it is still read."""
 
 
 class ShmServer:
@@ -153,6 +155,7 @@ class ShmServer:
                 await readable(sock)
             finally:
                 edge.lost.set_result(EdgeLostError("the sender is gone"))
+        await asyncio.sleep(self._limits.linger_s)
 
     async def _admit(self, sock: socket.socket) -> ShmReceiver | None:
         """Return an edge to whoever has a token; None where somebody only looked whether this socket is stale."""

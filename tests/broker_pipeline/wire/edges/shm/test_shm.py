@@ -222,7 +222,7 @@ def test_tokens_expire_and_the_oldest_of_very_many_is_void() -> None:
 
 async def test_no_more_rings_than_are_allowed(directory: Path) -> None:
     incoming: list[IncomingEdge] = []
-    async with serving(directory, incoming, RingLimits(RING_BYTES, max_rings=1)) as server:
+    async with serving(directory, incoming, RingLimits(RING_BYTES, max_rings=1, linger_s=0.1)) as server:
         offers = [server.offer(EdgeOffer()) for _ in range(2)]
         first = await ShmDialer().connect(offers[0])
         assert first is not None
@@ -230,6 +230,8 @@ async def test_no_more_rings_than_are_allowed(directory: Path) -> None:
         with pytest.raises(EdgeLostError):
             await ShmDialer().connect(offers[1])
         await first.close()
+        await eventually(incoming[0].lost.done)
+        assert server.offer(EdgeOffer()).shm is None, "it is still read"
         await eventually(lambda: server.offer(EdgeOffer()).shm is not None)
 
 
