@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from msgspec import Meta
 
 from broker_pipeline.errors import ConfigurationError
@@ -107,6 +108,17 @@ def add_options(function: F, options: Sequence[Callable[[F], F]]) -> F:
 def common_options(function: F) -> F:
     """Add the options of `CommonSettings` to a command."""
     return add_options(function, _COMMON_OPTIONS)
+
+
+def given_flags(context: click.Context) -> list[str]:
+    """Return the flags of a command's command line, for another process of it, which inherits the environment."""
+    flags = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            values = context.params[name] if parameter.multiple else (context.params[name],)
+            flags += [f"{parameter.opts[0]}={value}" for value in values]
+    return flags
 
 
 def split_common(options: dict[str, Any]) -> tuple[CommonSettings, dict[str, Any]]:

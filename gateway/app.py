@@ -54,9 +54,9 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        site = web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.shares_port or None)
         await _start(site, settings)
-        yield _url(runner)
+        yield url_of(*runner.addresses[0][:2])
         await site.stop()
         if not await gateway.in_flight.drained(max(0.0, settings.common.drain_s - 2 * _CLOSE_S)):
             log.warning("requests_cut_short", num_requests=gateway.in_flight.num_requests)
@@ -76,7 +76,7 @@ async def _until_stopped(gateway: Gateway) -> None:
     async with asyncio.TaskGroup() as group:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
-            group.create_task(_keep_house(gateway)),
+            *([group.create_task(_keep_house(gateway))] if gateway.settings.keeps_house else ()),
         )
         await gateway.stopping.wait()
         for task in colocated:
@@ -92,12 +92,15 @@ async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:
     try:
         await site.start()
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; another --port, or 0?",
-            field="port",
-        ) from error
+        raise cannot_listen(settings.host, settings.port, error) from error
 
 
-def _url(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
+def cannot_listen(host: str, port: int, error: OSError) -> ConfigurationError:
+    """Build the error of an address that cannot be had."""
+    said = f"cannot listen on {host}:{port}: {error.strerror or error}; another --port, or 0?"
+    return ConfigurationError(said, field="port")
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL of an address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

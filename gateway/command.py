@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.config import common_options, given_flags, option, parse_settings, split_common
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
+from gateway.processes import supervise
 from gateway.settings import MIB, FetchSettings, GatewaySettings, Limits, address_guard
 
 _POSITIVE = click.IntRange(min=1)
@@ -19,6 +20,8 @@ _PICTURES = PictureRule()
 @click.command()
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
+@option("--processes", default=1, type=_POSITIVE, help="Processes that share the port; about 300 captions/s each.")
+@option("--process-index", type=click.IntRange(min=0), hidden=True, help="Which of them this is.")
 @option("--max-queued-jobs", default=1_000_000, type=_POSITIVE, help="Jobs in the queue before new ones get a 429.")
 @option(
     "--max-queue-mb", default=None, type=_POSITIVE, help="JetStream room for the queue, in MiB.  [default: up to 1024]"
@@ -43,7 +46,12 @@ _PICTURES = PictureRule()
     help="Largest image, in millions of pixels; vision workers may accept less.",
 )
 @option("--max-images", default=64, type=_POSITIVE, help="Most images and video frames of one job.")
-@option("--max-uploads", default=16, type=_POSITIVE, help="Request bodies held in memory at the same time.")
+@option(
+    "--max-uploads",
+    default=16,
+    type=_POSITIVE,
+    help="Largest request bodies held in memory at the same time; smaller ones take what they have.",
+)
 @option(
     "--upload-timeout-s",
     default=300.0,
@@ -66,6 +74,7 @@ def command(**options: Any) -> None:
     """Serve the HTTP API: accept jobs, answer for them, stream their tokens.
 
     Needs NATS with JetStream and Redis. Any number of gateways may run side by side: each answers for every job.
+    With --processes, one address is served by several processes: this one starts them, and starts again what dies.
 
     \b
     Example:
@@ -73,11 +82,13 @@ def command(**options: Any) -> None:
       curl -F image=@photo.jpg http://127.0.0.1:8080/v1/jobs
     """
     settings = gateway_settings(options)
+    flags = given_flags(click.get_current_context())
+    has_children = settings.num_processes > 1 and settings.process_index is None
 
     async def main(context: ServiceContext) -> None:
-        await serve(context, settings)
+        await (supervise(context, settings, flags) if has_children else serve(context, settings))
 
-    run_and_exit("gateway", main, settings.common)
+    run_and_exit(settings.name, main, settings.common)
 
 
 def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
@@ -97,6 +108,8 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         common=common,
         host=rest["host"],
         port=rest["port"],
+        num_processes=rest["processes"],
+        process_index=rest["process_index"],
         queue_max_jobs=rest["max_queued_jobs"],
         queue_max_bytes=_mebibytes(rest["max_queue_mb"]),
         media_max_bytes=_mebibytes(rest["max_media_mb"]),

@@ -59,7 +59,35 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     media_max_bytes: Positive | None = None
     """Room for the images of unfinished jobs; None: what JetStream gives, up to 10 GiB."""
     limits: Limits = Limits()
+    """Of all processes together."""
+    num_processes: Positive = 1
+    """Processes that share the port."""
+    process_index: Annotated[int, Meta(ge=0)] | None = None
+    """Which of them this one is; None: the only one, or their supervisor."""
     fetch: FetchSettings = FetchSettings()
+
+    @property
+    def shares_port(self) -> bool:
+        """Whether this is one of several processes on the port."""
+        return self.process_index is not None
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and the NATS server call this process."""
+        return f"gateway-{self.process_index}" if self.shares_port else "gateway"
+
+    @property
+    def keeps_house(self) -> bool:
+        """Whether this process sweeps; of several, one."""
+        return self.process_index in {None, 0}
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits of this process: its share of what all may hold at once."""
+        if not self.shares_port:
+            return self.limits
+        shares = {name: -(-getattr(self.limits, name) // self.num_processes) for name in ("max_uploads", "max_streams")}
+        return msgspec.structs.replace(self.limits, **shares)
 
 
 def address_guard(settings: FetchSettings) -> AddressGuard:

@@ -60,13 +60,15 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     """
     common = settings.common
     async with (
-        Transport.open(common.nats_url, name="gateway") as transport,
+        Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
     ):
         store = JobStore(redis, common.namespace)
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)
+        metrics = Metrics(settings.name, lambda: transport.counts)
+        limits = settings.own_limits
         yield Gateway(
             settings=settings,
             transport=transport,
@@ -81,15 +83,15 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 transport=transport,
                 store=store,
                 namespace=common.namespace,
-                max_watches=settings.limits.max_streams,
+                max_watches=limits.max_streams,
                 stopping=stopping,
             ),
             reader=RequestReader(
                 pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch)),
-                limits=CurrentLimits(settings.limits, registry),
-                max_uploads=settings.limits.max_uploads,
+                limits=CurrentLimits(limits, registry),
+                uploads=metrics.uploads,
             ),
-            metrics=Metrics(lambda: transport.counts),
+            metrics=metrics,
             in_flight=InFlight(),
             stopping=stopping,
         )

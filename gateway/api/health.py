@@ -34,18 +34,15 @@ async def show_readiness(request: web.Request) -> web.Response:
 async def show_metrics(request: web.Request) -> web.Response:
     """Show the metrics; what cannot be read at this moment keeps its last value."""
     gateway = request.app[GATEWAY]
-    gateway.metrics.in_flight.set(gateway.in_flight.num_requests)
-    gateway.metrics.uploads.set(gateway.reader.num_reading)
-    gateway.metrics.streams.set(gateway.watch.num_open)
     await _refresh(gateway)
     return web.Response(body=gateway.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def _refresh(gateway: Gateway) -> None:
+    system = gateway.metrics.system
+    system.is_up = False
     try:
-        status = await read_status(gateway)
+        system.status = await read_status(gateway)
+        system.is_up = True
     except (StateError, TransportError) as error:
-        gateway.metrics.up.set(0)
         log.warning("metrics_incomplete", code=error.code, message=error.message)
-        return
-    gateway.metrics.show(status)

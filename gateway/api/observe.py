@@ -24,7 +24,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     started = time.monotonic()
     facts = begin(request)
     gateway = request.app[GATEWAY]
-    with gateway.in_flight.request():
+    with gateway.in_flight.request(), gateway.metrics.in_flight.track_inprogress():
         response = await handler(request)
     if not response.prepared:
         response.headers[HEADER] = facts.name

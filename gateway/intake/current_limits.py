@@ -23,7 +23,7 @@ class CurrentLimits:
 
     def __init__(self, own: Limits, registry: WorkerRegistry, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds."""
-        self._own = self._current = own
+        self.own = self._current = own
         self._registry = registry
         self._clock = clock
         self._read_at = float("-inf")
@@ -35,7 +35,7 @@ class CurrentLimits:
             self._read_at = now  # whoever comes meanwhile does not ask too
             workers, conductor = await self._registry.workers(), await self._registry.conductor_status()
             announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
-            pictures = strictest([self._own.pictures, *announced])
+            pictures = strictest([self.own.pictures, *announced])
             in_all = conductor.limits.max_tokens_in_all if conductor and conductor.limits else None
-            self._current = msgspec.structs.replace(self._own, pictures=pictures, max_tokens_in_all=in_all)
+            self._current = msgspec.structs.replace(self.own, pictures=pictures, max_tokens_in_all=in_all)
         return self._current

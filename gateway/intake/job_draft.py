@@ -27,6 +27,7 @@ from broker_pipeline.messages.jobs import (
 )
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES, PictureRule, check_bounds
+from gateway.intake.data_url import is_data_url
 from gateway.intake.video_input import check_video_input
 from gateway.schemas import ImageInput, JobRequest, MessageInput, TextInput, VideoInput
 from gateway.settings import Limits
@@ -105,6 +106,11 @@ class JobDraft:
     metadata: dict[str, str]
     sent_as: dict[str, str]
     """What the request calls parts of the conversation, by their paths in it, where these differ."""
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether some of its media are elsewhere."""
+        return any(isinstance(source, Link) and not is_data_url(source.url) for source in self.sources)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Turns an HTTP request into a checked draft with its media in hand: whatever is wrong is found before a job exists.
 
-At most `max_uploads` bodies are read at the same time; the next ones wait a little, unread, and are then sent away.
+The memory for bodies is bounded: it is that of `max_uploads` largest ones, and smaller ones take what they have. Who
+finds no room waits a little, unread, and is then sent away.
 """
 
 from __future__ import annotations
@@ -8,65 +9,66 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
+from prometheus_client import Gauge
 
-from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, QueueFullError
+from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
-from gateway.intake.job_draft import Source, Submission, check_output_limit, draft_job
+from gateway.intake.job_draft import JobDraft, Source, Submission, check_output_limit, draft_job
 from gateway.intake.multipart import job_request, read_form, sampling_path
 from gateway.intake.pictures import PictureLoader
+from gateway.intake.upload_room import UploadRoom
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
 from gateway.settings import Limits
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_WAIT_FOR_SLOT_S = 10.0
+_WAIT_FOR_ROOM_S = 10.0
 _LARGE_BYTES = 1024 * 1024
 _SAMPLING_PATH = "sampling."
 
 
 class RequestReader:
-    """Reads submissions, a bounded number at a time."""
+    """Reads submissions, as many at a time as there is memory for."""
 
-    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, max_uploads: int) -> None:
+    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, uploads: Gauge) -> None:
+        """Show in `uploads` how many are being read or stored."""
         self._pictures = pictures
         self._limits = limits
-        self._turns = asyncio.Semaphore(max_uploads)
-        self.num_reading = 0
-        """Bodies held in memory now."""
+        self._uploads = uploads
+        max_bytes = limits.own.max_uploads * limits.own.max_body_bytes
+        self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
+        self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the places for a body; raises `QueueFullError` when none becomes free soon."""
-        try:
-            async with asyncio.timeout(_WAIT_FOR_SLOT_S):
-                await self._turns.acquire()
-        except TimeoutError as error:
-            raise QueueFullError("too many uploads at the same time", retry_after_s=2.0) from error
-        self.num_reading += 1
-        try:
-            yield
-        finally:
-            self.num_reading -= 1
-            self._turns.release()
+    async def submission(self, request: web.Request) -> AsyncIterator[Submission]:
+        """Read, check and fetch everything that `request` brings and names; its memory is held while this is open.
 
-    async def read(self, request: web.Request) -> Submission:
-        """Read, check and fetch everything that `request` brings and names. Call it inside a `slot`."""
-        key = idempotency_key(request)
-        limits = await self._limits.get()
-        check_announced(request, limits.max_body_bytes)
-        try:
-            async with asyncio.timeout(limits.upload_timeout_s):
-                job, media, where = await _parse(request, limits)
-        except TimeoutError as error:
-            raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
-        check_output_limit(job.sampling, limits, where)
-        draft = draft_job(job, media, limits)
-        return Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
+        Raises `QueueFullError` when there is no memory for it soon, and what is wrong with the request.
+        """
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own)))
+            held.enter_context(self._uploads.track_inprogress())
+            key, limits = idempotency_key(request), await self._limits.get()
+            draft = await _draft(request, limits)
+            if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
+                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes))
+            yield Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
+
+
+async def _draft(request: web.Request, limits: Limits) -> JobDraft:
+    check_announced(request, limits.max_body_bytes)
+    try:
+        async with asyncio.timeout(limits.upload_timeout_s):
+            job, media, where = await _parse(request, limits)
+    except TimeoutError as error:
+        raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
+    check_output_limit(job.sampling, limits, where)
+    return draft_job(job, media, limits)
 
 
 async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...], str]:
@@ -82,6 +84,13 @@ async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tupl
     if len(body) < _LARGE_BYTES:
         return decode_json(body, JobRequest), (), _SAMPLING_PATH
     return await asyncio.to_thread(decode_json, body, JobRequest), (), _SAMPLING_PATH
+
+
+def _num_body_bytes(request: web.Request, limits: Limits) -> int:
+    """Return how many bytes a body may have in memory: only one that is not packed says so beforehand."""
+    if request.content_length is None or "Content-Encoding" in request.headers:
+        return limits.max_body_bytes
+    return request.content_length
 
 
 def idempotency_key(request: web.Request) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, num_threads, plan_services, role_of
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis, EmbeddedServer
 from broker_pipeline.tools.local.service import LocalService
-from broker_pipeline.tools.local.supervisor import Program, SupervisedProgram
+from broker_pipeline.tools.local.supervisor import Program, SupervisedProgram, start_together
 
 _STOP_MARGIN_S = 5.0
 _READY_TIMEOUT_S = 60.0
@@ -115,12 +115,12 @@ class LocalCluster:
             self._add_server("nats", EmbeddedNats, "job queue and messages")
         if self.settings.redis_url is None:
             self._add_server("redis", EmbeddedRedis, "session state")
-        await _start_together(self.processes.values())
+        await start_together(self.processes.values())
 
     async def start_services(self) -> None:
         """Start the rest and wait until jobs would run."""
         services = [self._add_service(planned) for planned in self._plan()]
-        await _start_together(services)
+        await start_together(services)
         self._watching = asyncio.create_task(self._watch())
         await self.until_ready()
 
@@ -234,14 +234,6 @@ class LocalCluster:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
-
-
-async def _start_together(programs: Iterable[SupervisedProgram]) -> None:
-    """Start all at once; raises the first `ServerStartError` and gives the other starts up."""
-    with raising_first_error():
-        async with asyncio.TaskGroup() as tasks:
-            for program in programs:
-                tasks.create_task(program.start())
 
 
 def _set_aside(log_dir: Path) -> None:

@@ -29,6 +29,7 @@ from broker_pipeline.tools.terminal import make_console
 
 _POSITIVE = click.IntRange(min=1)
 _DEFAULT_NUM_STAGES = 3
+_MOST_GATEWAY_PROCESSES = 4
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
@@ -57,6 +58,11 @@ _SAME_NAMES = (
 @option("--mps", is_flag=True, help="Workers on one GPU share it through NVIDIA's MPS, instead of time slicing.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
+@option(
+    "--gateway-processes",
+    type=_POSITIVE,
+    help="Processes of the gateway, on one port. [default: one per four cores, up to 4]",
+)
 @option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -174,6 +180,7 @@ def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSe
         model=model,
         stages=stages,
         data_dir=options["data_dir"] or _default_data_dir(options["pipeline"]),
+        num_gateway_processes=options["gateway_processes"] or default_gateway_processes(len(os.sched_getaffinity(0))),
         num_vision_workers=num_vision_workers - shares_vision,
         shares_vision=shares_vision,
         num_cuda_devices=num_cuda_devices,
@@ -182,6 +189,11 @@ def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSe
         profile=options["profile"] and options["profile"].absolute(),
         **{name: options[name] for name in _SAME_NAMES},
     )
+
+
+def default_gateway_processes(num_cores: int) -> int:
+    """Return how many processes of the gateway leave enough cores to everybody else."""
+    return min(max(1, num_cores // 4), _MOST_GATEWAY_PROCESSES)
 
 
 def choose_stages(

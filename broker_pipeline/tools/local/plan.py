@@ -23,6 +23,8 @@ class LocalSettings:
     shares_vision: bool = False
     """Whether the first stage's process is a vision worker as well; `num_vision_workers` come on top of that."""
     num_gateways: int = 1
+    num_gateway_processes: int = 1
+    """Processes of each gateway, on its port."""
     num_conductors: int = 1
     host: str = "127.0.0.1"
     port: int = 0
@@ -124,7 +126,9 @@ def _own_flags(
     match role_of(name):
         case "gateway":
             host, port = addresses[name]
-            return "HTTP", {"--host": host, "--port": port}
+            count = settings.num_gateway_processes
+            what = f"HTTP, {count} processes" if count > 1 else "HTTP"
+            return what, {"--host": host, "--port": port, "--processes": count}
         case "conductor":
             flags = {"--on-other-model": settings.on_other_model, "--default-max-tokens": settings.default_max_tokens}
             return "schedules", {"--model": settings.model, **flags}

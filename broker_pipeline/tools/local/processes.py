@@ -38,6 +38,9 @@ except OSError as error:
     sys.exit(f"cannot run {sys.argv[2]}: {error}")
 """
 
+STANDARD_ERROR = Path("/dev/stderr")
+"""As the log of a child: this process's own standard error, whatever that is."""
+
 _TAIL_BYTES = 64 * 1024
 _NUM_LAST_WORDS = 12
 _TELL_S = 10.0
@@ -63,7 +66,7 @@ class ChildProcess:
         wrapper = [sys.executable, "-I", "-S", "-c", _EXEC_BOUND_TO_PARENT, str(os.getpid())]
         log_fd = _open_log(log_path)
         try:
-            log_start = os.lseek(log_fd, 0, os.SEEK_END)
+            log_start = 0 if log_path == STANDARD_ERROR else os.lseek(log_fd, 0, os.SEEK_END)
             process = await asyncio.create_subprocess_exec(
                 *wrapper,
                 *argv,
@@ -130,6 +133,8 @@ class ChildProcess:
 
     def failure(self, what: str) -> ServerStartError:
         """Return the error of a program that `what`, such as "did not start: exit status 1", with its last words."""
+        if self.log_path == STANDARD_ERROR:
+            return ServerStartError(f"{self.name} {what}; what it said stands before this")
         lines = [readable(line) for line in self.last_lines(_NUM_LAST_WORDS)]
         said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
         return ServerStartError(f"{self.name} {what}. Its last words, from {self.log_path}:\n{said}")
@@ -182,5 +187,7 @@ def describe_exit(returncode: int) -> str:
 
 
 def _open_log(path: Path) -> int:
+    if path == STANDARD_ERROR:
+        return os.dup(2)
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
 from broker_pipeline.errors import ServerStartError
-from broker_pipeline.exit_codes import CONFIGURATION, OK, USAGE
+from broker_pipeline.exit_codes import CONFIGURATION, OK, USAGE, raising_first_error
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 
 State = Literal["waiting", "starting", "ready", "restarting", "failed", "stopping", "stopped", "dead"]
@@ -26,6 +26,14 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0
 """A program that was ready for so long has its pauses start small again."""
+
+
+async def start_together(programs: Iterable[SupervisedProgram]) -> None:
+    """Start all at once; raises the first `ServerStartError` and gives the other starts up."""
+    with raising_first_error():
+        async with asyncio.TaskGroup() as tasks:
+            for program in programs:
+                tasks.create_task(program.start())
 
 
 class Program(Protocol):

@@ -52,13 +52,14 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     await gateway.jobs.get(job_id)  # an unknown job is a 404, not an empty stream
     leave_untimed()
     async with gateway.watch.place():
-        stream = _EventStream(request)
-        await stream.open()
-        try:
-            await _pump(gateway, progress, job_id, stream)
-        except (ConnectionError, TimeoutError) as error:
-            log.info("event_stream_lost", job=job_id, request_id=request_id(), reason=type(error).__name__)
-        return stream.response
+        with gateway.metrics.streams.track_inprogress():
+            stream = _EventStream(request)
+            await stream.open()
+            try:
+                await _pump(gateway, progress, job_id, stream)
+            except (ConnectionError, TimeoutError) as error:
+                log.info("event_stream_lost", job=job_id, request_id=request_id(), reason=type(error).__name__)
+            return stream.response
 
 
 async def _pump(gateway: Gateway, progress: JobProgress, job_id: str, stream: _EventStream) -> None:

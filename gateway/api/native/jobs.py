@@ -43,8 +43,7 @@ async def submit_job(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     outcome = "failed"
     try:
-        async with gateway.reader.slot():
-            submission = await gateway.reader.read(request)
+        async with gateway.reader.submission(request) as submission:
             accepted = await gateway.jobs.submit(submission)
         gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
         outcome = "repeated" if accepted.is_repeat else "accepted"
@@ -65,7 +64,8 @@ async def get_job(request: web.Request) -> web.Response:
         return json_answer(await gateway.jobs.get(job_id))
     leave_untimed()
     async with gateway.watch.place():
-        return json_answer(await gateway.watch.finished(job_id, wait_s))
+        with gateway.metrics.streams.track_inprogress():
+            return json_answer(await gateway.watch.finished(job_id, wait_s))
 
 
 async def delete_job(request: web.Request) -> web.Response:

@@ -5,7 +5,7 @@ import pytest
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.command import choose_stages, local_settings
+from broker_pipeline.tools.local.command import choose_stages, default_gateway_processes, local_settings
 from broker_pipeline.tools.local.plan import LocalSettings
 from tests.kit.models.tiny_artifacts import tiny_artifact
 
@@ -80,3 +80,8 @@ def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     settings = _settings(0, pipeline="other")
     assert settings.data_dir == tmp_path / "broker-pipeline" / "other"
+
+
+@pytest.mark.parametrize(("num_cores", "expected"), [(1, 1), (4, 1), (8, 2), (16, 4), (192, 4)])
+def test_the_gateway_gets_a_process_for_four_cores(num_cores: int, expected: int) -> None:
+    assert default_gateway_processes(num_cores) == expected

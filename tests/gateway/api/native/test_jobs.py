@@ -17,6 +17,7 @@ from gateway.settings import Limits
 from gateway.wiring import Gateway
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import ActingConductor
+from tests.kit.running.gateway_process import until_metrics
 from tests.kit.waiting import eventually
 
 
@@ -251,7 +252,7 @@ async def test_any_replica_answers_for_any_job(start_gateway: OpenGateway, jpeg:
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(
     running: tuple[Gateway, str], redis: RedisClient, namespace: str, jpeg: bytes
 ) -> None:
-    gateway, url = running
+    _, url = running
     host, port = url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = (
@@ -261,9 +262,9 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(
     )
     writer.write(head.encode() + jpeg)
     await writer.drain()
-    await eventually(lambda: gateway.reader.num_reading == 1)
+    await until_metrics(url, uploads_in_flight=1)
     writer.transport.abort()
-    await eventually(lambda: gateway.reader.num_reading == 0)
+    await until_metrics(url, uploads_in_flight=0)
     assert [key async for key in redis.scan_iter(f"{namespace}:*")] == []
 
 
@@ -271,7 +272,7 @@ async def test_bodies_in_memory_are_bounded(
     start_gateway: OpenGateway, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one body drips in, another waits for its turn and is sent away."""
-    monkeypatch.setattr("gateway.intake.request_reader._WAIT_FOR_SLOT_S", 0.2)
+    monkeypatch.setattr("gateway.intake.request_reader._WAIT_FOR_ROOM_S", 0.2)
 
     async def drip() -> Any:
         yield b'{"prompt": "'
@@ -280,10 +281,10 @@ async def test_bodies_in_memory_are_bounded(
 
     released = asyncio.Event()
     started = start_gateway(limits=Limits(max_uploads=1))
-    async with started as (gateway, url), aiohttp.ClientSession(base_url=url) as http:
+    async with started as (_, url), aiohttp.ClientSession(base_url=url) as http:
         headers = {"Content-Type": "application/json"}
         first = asyncio.ensure_future(http.post("/v1/jobs", data=drip(), headers=headers))
-        await eventually(lambda: gateway.reader.num_reading == 1)
+        await until_metrics(url, uploads_in_flight=1)
         async with http.post("/v1/jobs", data=form(jpeg)) as answer:
             assert (answer.status, "Retry-After" in answer.headers) == (429, True)
         released.set()

@@ -1,0 +1,1 @@
+"""`bench gateway`: the gateway with workers that answer at once."""

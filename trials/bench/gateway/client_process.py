@@ -1,0 +1,131 @@
+"""A process that posts pictures and waits for their captions, as cheaply as HTTP allows: it is not what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from urllib.parse import urlsplit
+
+import msgspec
+import uvloop
+
+from broker_pipeline.messages.jobs import JobRecord
+from trials.bench.gateway.rows import Caption, ClientReport
+
+_PAUSE_S = 0.05  # after a refusal
+_decode = msgspec.json.Decoder(JobRecord).decode
+
+
+class ClientOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client process does until it is told to stop."""
+
+    url: str
+    picture: bytes
+    num_in_flight: int
+    pause_s: float
+    """Least seconds between the beginnings of two captions of one connection; 0 is without a break."""
+
+
+def run_client(order: bytes, pipe: Connection) -> None:
+    """Send until something comes through `pipe`, then put the report into it."""
+    report = uvloop.run(_send(msgspec.json.decode(order, type=ClientOrder), pipe))
+    pipe.send_bytes(msgspec.json.encode(report))
+
+
+async def _send(order: ClientOrder, pipe: Connection) -> ClientReport:
+    log = _Log()
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), stopped.set)
+    tasks = [asyncio.create_task(_keep_one(order, number, log)) for number in range(order.num_in_flight)]
+    await asyncio.wait({asyncio.ensure_future(stopped.wait()), *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            log.refusals[f"{type(error).__name__}: {error}"] += 1
+    return ClientReport(captions=tuple(log.captions), refusals=dict(log.refusals))
+
+
+@dataclass(slots=True)
+class _Log:
+    captions: list[Caption] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+
+
+async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:
+    """Caption one picture after the other over one connection."""
+    await asyncio.sleep(order.pause_s * number / order.num_in_flight)  # not all at once
+    http = await _Http.open(order.url)
+    try:
+        for index in itertools.count():
+            began = time.monotonic()
+            await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
+            await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
+    finally:
+        http.close()
+
+
+async def _caption(http: _Http, picture: bytes, began: float, log: _Log) -> None:
+    """Submit a picture and wait for the end of its job; every picture's bytes differ, as its end does."""
+    boundary = secrets.token_hex(16)  # another one each time, as clients have it
+    status, body = await http.ask("POST", "/v1/jobs", boundary, _form(picture, boundary))
+    accepted = time.monotonic()
+    if status != 202:
+        log.refusals[str(status)] += 1
+        await asyncio.sleep(_PAUSE_S)
+        return
+    record = _decode(body)
+    while record.status in {"queued", "running"}:
+        status, body = await http.ask("GET", f"/v1/jobs/{record.job_id}?wait_s=20")
+        if status != 200:
+            log.refusals[str(status)] += 1
+            return
+        record = _decode(body)
+    if record.status == "succeeded":
+        log.captions.append(Caption(began, accepted, time.monotonic()))
+    else:
+        log.refusals[record.status] += 1
+
+
+def _form(picture: bytes, boundary: str) -> bytes:
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\nContent-Type: application/json\r\n\r\n'
+        '{"prompt": "Describe this image in one sentence.", "sampling": {"max_tokens": 64}}\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="picture"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode() + b"%b\r\n--%b--\r\n" % (picture, boundary.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Http:
+    """One connection of HTTP/1.1 whose answers say how long they are, as the gateway's do."""
+
+    host: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def open(cls, url: str) -> _Http:
+        parts = urlsplit(url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        return cls(parts.netloc, reader, writer)
+
+    async def ask(self, method: str, path: str, boundary: str = "", form: bytes = b"") -> tuple[int, bytes]:
+        """Return status and body."""
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\n"
+        if form:
+            head += f"Content-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {len(form)}\r\n"
+        self.writer.write(head.encode() + b"\r\n" + form)
+        answer = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        length = answer.partition(b"content-length:")[2].partition(b"\r\n")[0]
+        return int(answer.split(b" ", 2)[1]), await self.reader.readexactly(int(length))
+
+    def close(self) -> None:
+        self.writer.close()
