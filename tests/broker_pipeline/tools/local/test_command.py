@@ -46,6 +46,7 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
     options |= {
         "model": tiny_artifact(),
         "vision_workers": 1,
+        "gateway_processes": None,
         "vision_process": "auto",
         "deterministic": False,
         "verify_weights": True,
