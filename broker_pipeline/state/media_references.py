@@ -22,6 +22,7 @@ from broker_pipeline.state.script_runner import ScriptRunner
 UPLOAD_S = 3600.0
 """How long an upload may take; what was not adopted by then is deleted."""
 _NUM_SWEPT = 128
+_CLAIM_S = 60.0
 _MAX_KEPT = 100_000
 _ACTION = "the media store's references"
 
@@ -46,9 +47,13 @@ class MediaReferences:
         }
         self._scripts = ScriptRunner(redis, "media", keys, {"keys": templates, "upload_s": UPLOAD_S})
 
-    async def acquire(self, sha256: str, job_id: str) -> str | None:
-        """Let the job refer to bytes that are known; return their object's name, or None when they are not."""
-        name: bytes | None = await self._run("acquire", sha256=sha256, job_id=job_id)
+    async def acquire(self, sha256: str, job_id: str, *, upload: tuple[str, float] | None = None) -> str | None:
+        """Let the job refer to bytes that are known; return their object's name, or None when they are not.
+
+        Bytes that are not known are about to be uploaded under a name and within some seconds, where `upload` says so.
+        """
+        own = {} if upload is None else {"upload": upload[0], "after_s": upload[1]}
+        name: bytes | None = await self._run("acquire", sha256=sha256, job_id=job_id, **own)
         return name.decode() if name else None
 
     async def doom(self, name: str, after_s: float) -> None:
@@ -101,8 +106,12 @@ class MediaReferences:
         return int(await self._run("release_kept", limit=_NUM_SWEPT, left_s=UPLOAD_S + 1))
 
     async def take_deletable(self, grace_s: float) -> list[str]:
-        """Give up bytes that no job has needed for `grace_s`; return names of objects to delete, some at a time."""
-        names: list[bytes] = await self._run("take_deletable", grace_s=grace_s, limit=_NUM_SWEPT)
+        """Give up bytes that no job has needed for `grace_s`; return names of objects to delete, some at a time.
+
+        For a minute they are the caller's to delete and `forget`; then they are given to the next one.
+        """
+        args = {"grace_s": grace_s, "limit": _NUM_SWEPT, "claim_s": _CLAIM_S}
+        names: list[bytes] = await self._run("take_deletable", **args)
         return [name.decode() for name in names]
 
     async def forget(self, names: list[str]) -> None:

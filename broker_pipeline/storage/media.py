@@ -75,11 +75,15 @@ class MediaStore:
         answer; the job then refers to nothing new.
         """
         sha256 = await _sha256(content)
-        known = await self._references.acquire(sha256, job_id)
+        name = f"{sha256}.{secrets.token_hex(8)}"
+        # Doomed before the first byte: a process that dies while it uploads leaves a name that a sweep finds.
+        known = await self._references.acquire(sha256, job_id, upload=(name, UPLOAD_S))
         if known and await self._will_last(known):
             return MediaRef(sha256=sha256, object_name=known, num_bytes=len(content))
         try:
-            name = await self._upload(content, sha256, job_id, replaces=known)
+            if known:
+                await self._references.doom(name, UPLOAD_S)
+            name = await self._upload(content, sha256, job_id, name, replaces=known)
         except BaseException:
             if known:
                 await self._references.release((sha256,), job_id)
@@ -143,8 +147,10 @@ class MediaStore:
             if num_released:
                 log.warning("media_of_failed_jobs_released", num_references=num_released, reason="the store fills up")
         while names := await self._references.take_deletable(grace_s):
-            for name in names:
-                await self._objects.delete(name)
+            deleting = (self._objects.delete(name) for name in names)
+            for done in await asyncio.gather(*deleting, return_exceptions=True):
+                if isinstance(done, BaseException):
+                    raise done
             await self._references.forget(names)
             num_deleted += len(names)
         return num_deleted
@@ -171,10 +177,7 @@ class MediaStore:
         age_s = await self._objects.age_s(name)
         return age_s is not None and age_s < self._max_age_s / 2
 
-    async def _upload(self, content: bytes, sha256: str, job_id: str, *, replaces: str | None) -> str:
-        name = f"{sha256}.{secrets.token_hex(8)}"
-        # Before the first byte: a process that dies while it uploads leaves a name that a sweep finds.
-        await self._references.doom(name, UPLOAD_S)
+    async def _upload(self, content: bytes, sha256: str, job_id: str, name: str, *, replaces: str | None) -> str:
         try:
             async with self._upload_slots:
                 chunk_bytes = min(CHUNK_BYTES, self._jetstream.max_message_bytes)

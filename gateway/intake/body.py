@@ -36,38 +36,16 @@ def too_large(max_bytes: int) -> BodyTooLargeError:
 
 
 class CappedStream:
-    """The part of `aiohttp.StreamReader` that a multipart reader needs, with a limit on the bytes read in all."""
+    """A request's body with a limit on the bytes read in all."""
 
     def __init__(self, stream: StreamReader, max_bytes: int) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
         self._num_read = 0
-        self._returned = b""
 
     async def read(self, num_bytes: int) -> bytes:
-        """Read at most `num_bytes`."""
-        if self._returned:
-            content, self._returned = self._returned[:num_bytes], self._returned[num_bytes:]
-            return content
-        return self._count(await self._stream.read(num_bytes))
-
-    async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """Read one line, its end included."""
-        line, newline, rest = self._returned.partition(b"\n")
-        self._returned = rest
-        if newline:
-            return line + newline
-        return line + self._count(await self._stream.readline(max_line_length=max_line_length))
-
-    def unread_data(self, content: bytes) -> None:
-        """Unread bytes."""
-        self._returned = content + self._returned
-
-    def at_eof(self) -> bool:
-        """Say whether everything was read."""
-        return not self._returned and self._stream.at_eof()
-
-    def _count(self, content: bytes) -> bytes:
+        """Read at most `num_bytes`, nothing at the end; raises `BodyTooLargeError` beyond the limit."""
+        content = await self._stream.read(num_bytes)
         self._num_read += len(content)
         if self._num_read > self._max_bytes:
             raise too_large(self._max_bytes)

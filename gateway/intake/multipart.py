@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from broker_pipeline.errors import InvalidRequestError, MediaTooLargeError
 from broker_pipeline.messages.sampling import SamplingParams
@@ -28,7 +28,8 @@ from gateway.settings import Limits
 
 IMAGE_FIELD, VIDEO_FIELD = "image", "video"
 MAX_PARTS = 1200
-_CHUNK_BYTES = 64 * 1024
+_CHUNK_BYTES = 256 * 1024
+_HEADER_BYTES = 8 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
 BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
@@ -49,65 +50,90 @@ async def read_form(request: web.Request, limits: Limits) -> Form:
 
     Raises `InvalidRequestError`, `BodyTooLargeError` or `MediaTooLargeError`.
     """
-    stream = CappedStream(request.content, limits.max_body_bytes)
+    _, options = parse_options_header(request.headers["Content-Type"])
+    parts = _Parts(limits)
     try:
-        return await _read_parts(MultipartReader(request.headers, cast("StreamReader", stream)), limits)
-    except (ValueError, RuntimeError, HttpProcessingError) as error:
+        parser = PushMultipartParser(
+            options.get("boundary", ""), max_segment_count=MAX_PARTS, max_header_size=_HEADER_BYTES
+        )
+        async for event in parser.parse_async(CappedStream(request.content, limits.max_body_bytes).read, _CHUNK_BYTES):
+            if isinstance(event, MultipartSegment):
+                parts.begin(event)
+            elif event:
+                parts.add(event)
+            else:
+                parts.end()
+    except MultipartError as error:
         raise InvalidRequestError(f"the multipart body is malformed: {error}") from error
+    return parts.form()
 
 
-async def _read_parts(reader: MultipartReader, limits: Limits) -> Form:
-    fields: dict[str, list[str]] = {}
-    media: list[Source] = []
-    num_parts = 0
-    while (part := await reader.next()) is not None:
-        num_parts += 1
-        if num_parts > MAX_PARTS or not isinstance(part, BodyPartReader):
-            raise InvalidRequestError("the form has too many or nested parts")
-        name = _check_part(part)
-        if name in {IMAGE_FIELD, VIDEO_FIELD}:
-            number = sum(source.field.startswith(name) for source in media)
-            media.append(await _read_medium(part, f"{name}[{number}]", limits, is_video=name == VIDEO_FIELD))
+class _Parts:
+    """The parts that have arrived, and the one that does."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._fields: dict[str, list[str]] = {}
+        self._media: dict[str, list[Source]] = {IMAGE_FIELD: [], VIDEO_FIELD: []}
+        self._segment: MultipartSegment
+        self._field = ""
+        self._max_bytes = 0
+        self._chunks: list[bytes] = []
+        self._num_bytes = 0
+
+    def begin(self, segment: MultipartSegment) -> None:
+        """Take note of a part's headers."""
+        name = _check_part(segment)
+        media = self._media.get(name)
+        self._segment, self._chunks, self._num_bytes = segment, [], 0
+        self._field = name if media is None else f"{name}[{len(media)}]"
+        self._max_bytes = self._limits.max_body_bytes
+        if media is not None and not _is_text(segment):
+            pictures = self._limits.pictures
+            self._max_bytes = pictures.max_video_bytes if name == VIDEO_FIELD else pictures.max_bytes
+
+    def add(self, chunk: bytes) -> None:
+        """Take some bytes of the part."""
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._max_bytes:
+            raise MediaTooLargeError(f"the file has more than {self._max_bytes} bytes", field=self._field)
+        self._chunks.append(chunk)
+
+    def end(self) -> None:
+        """Put the part where it belongs: a file, or a URL, which has no file name and no type but text."""
+        name, content = str(self._segment.name), b"".join(self._chunks)
+        if (media := self._media.get(name)) is None:
+            self._fields.setdefault(name, []).append(_text(content, self._field))
+        elif _is_text(self._segment):
+            media.append(Link(self._field, _text(content, self._field), name == VIDEO_FIELD))
         else:
-            fields.setdefault(name, []).append(await _read_text(part, name, limits))
-    return Form(fields, tuple(sorted(media, key=lambda source: source.is_video)))
+            media.append(Upload(self._field, content, name == VIDEO_FIELD))
+
+    def form(self) -> Form:
+        """Return everything."""
+        return Form(self._fields, (*self._media[IMAGE_FIELD], *self._media[VIDEO_FIELD]))
 
 
-def _check_part(part: BodyPartReader) -> str:
+def _check_part(part: MultipartSegment) -> str:
     if not part.name:
         raise InvalidRequestError("a part of the form has no name")
-    encoding = part.headers.get("Content-Transfer-Encoding", "").lower()
+    if (part.content_type or "").startswith("multipart/"):
+        raise InvalidRequestError("the form has nested parts", field=part.name)
+    encoding = part.header("Content-Transfer-Encoding", "").lower()
     if encoding not in _PLAIN_ENCODINGS:
         raise InvalidRequestError(f"Content-Transfer-Encoding {encoding!r} is not supported", field=part.name)
-    return part.name
+    return str(part.name)
 
 
-async def _read_medium(part: BodyPartReader, field: str, limits: Limits, *, is_video: bool) -> Source:
-    """Read a file, or a URL: that is what a part without file name and with no type but text is."""
-    content_type = part.headers.get("Content-Type", "text/plain").partition(";")[0].strip().lower()
-    if part.filename is None and content_type == "text/plain":
-        return Link(field, await _read_text(part, field, limits), is_video)
-    max_bytes = limits.pictures.max_video_bytes if is_video else limits.pictures.max_bytes
-    return Upload(field, await _read_part(part, max_bytes, field), is_video)
+def _is_text(part: MultipartSegment) -> bool:
+    return part.filename is None and part.content_type in {None, "text/plain"}
 
 
-async def _read_text(part: BodyPartReader, field: str, limits: Limits) -> str:
-    content = await _read_part(part, limits.max_body_bytes, field)
+def _text(content: bytes, field: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequestError("the text is not UTF-8", field=field) from error
-
-
-async def _read_part(part: BodyPartReader, max_bytes: int, field: str) -> bytes:
-    chunks: list[bytes] = []
-    num_bytes = 0
-    while chunk := await part.read_chunk(_CHUNK_BYTES):
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise MediaTooLargeError(f"the file has more than {max_bytes} bytes", field=field)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def sampling_path(form: Form) -> str:

@@ -73,12 +73,14 @@ async def _draft(request: web.Request, limits: Limits) -> JobDraft:
 
 async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...], str]:
     """Return the request, what came alongside it, and what stands before the names of its sampling fields."""
-    if request.content_type == "multipart/form-data":
+    # Not aiohttp's `content_type`: it has the email package parse the header, once for every boundary.
+    content_type = request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
         form = await read_form(request, limits)
         return job_request(form), form.media, sampling_path(form)
-    if request.content_type != "application/json":
+    if content_type != "application/json":
         raise InvalidRequestError(
-            f"send multipart/form-data or application/json, not {request.content_type}", field="Content-Type"
+            f"send multipart/form-data or application/json, not {content_type}", field="Content-Type"
         )
     body = await read_body(request, limits.max_body_bytes)
     if len(body) < _LARGE_BYTES:

@@ -81,13 +81,13 @@ class JobWatch:
     async def finished(self, job_id: str, wait_s: float) -> JobRecord:
         """Return the job's record once it has finished, or as it stands after `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
-        record = await self._store.get(job_id)
-        while _is_open(record) and time.monotonic() < deadline and not self._stopping.is_set():
+        while True:
             try:
                 record = await self._wait_for_end(job_id, deadline)
             except SlowConsumerError:
                 record = await self._store.get(job_id)
-        return record
+            if not _is_open(record) or time.monotonic() >= deadline or self._stopping.is_set():
+                return record
 
     @asynccontextmanager
     async def _watching(self, job_id: str) -> AsyncIterator[None]:

@@ -217,6 +217,13 @@ async def test_an_upload_that_a_sweep_overtook_says_so(store: MediaStore, monkey
         await store.put(b"slow", "job-1")
 
 
+async def test_sweeps_side_by_side_share_the_work(store: MediaStore) -> None:
+    refs = [await store.put(b"%d" % number, "job-1") for number in range(5)]
+    await store.release(refs, "job-1")
+    assert sum(await asyncio.gather(*(store.sweep(0) for _ in range(3)))) == 5
+    assert await store.size_bytes() == 0
+
+
 async def test_bytes_that_vanished_are_stored_anew(store: MediaStore) -> None:
     """The store's disk was lost, or they grew too old; Redis still knows them."""
     ref = await store.put(b"precious", "job-1")

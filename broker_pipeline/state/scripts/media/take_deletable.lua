@@ -1,4 +1,5 @@
--- Gives up bytes that no job has needed for `grace_s`. args: grace_s, limit. Returns names of objects to delete.
+-- Gives up bytes that no job has needed for `grace_s`. args: grace_s, limit, claim_s: for so long nobody else is given
+-- what this returns, the names of objects to delete.
 local time = now()
 for _, sha in ipairs(redis.call('ZRANGEBYSCORE', UNREFERENCED, '-inf', time - args.grace_s, 'LIMIT', 0, args.limit)) do
   redis.call('ZREM', UNREFERENCED, sha)
@@ -8,4 +9,6 @@ for _, sha in ipairs(redis.call('ZRANGEBYSCORE', UNREFERENCED, '-inf', time - ar
     redis.call('ZADD', DOOMED, time, name)
   end
 end
-return redis.call('ZRANGEBYSCORE', DOOMED, '-inf', time, 'LIMIT', 0, args.limit)
+local names = redis.call('ZRANGEBYSCORE', DOOMED, '-inf', time, 'LIMIT', 0, args.limit)
+for _, name in ipairs(names) do redis.call('ZADD', DOOMED, time + args.claim_s, name) end
+return names
