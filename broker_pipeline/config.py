@@ -117,7 +117,7 @@ def given_flags(context: click.Context) -> list[str]:
         name = parameter.name or ""
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values = context.params[name] if parameter.multiple else (context.params[name],)
-            flags += [f"{parameter.opts[0]}={value}" for value in values]
+            flags += [f"{max(parameter.opts, key=len)}={value}" for value in values]
     return flags
 
 

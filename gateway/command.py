@@ -20,7 +20,7 @@ _PICTURES = PictureRule()
 @click.command()
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
-@option("--processes", default=1, type=_POSITIVE, help="Processes that share the port; about 300 captions/s each.")
+@option("--processes", default=1, type=_POSITIVE, help="Processes that share the port.")
 @option("--process-index", type=click.IntRange(min=0), hidden=True, help="Which of them this is.")
 @option("--max-queued-jobs", default=1_000_000, type=_POSITIVE, help="Jobs in the queue before new ones get a 429.")
 @option(

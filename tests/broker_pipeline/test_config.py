@@ -1,9 +1,13 @@
 """Settings at the edge."""
 
+from typing import Any
+
+import click
 import pytest
+from click.testing import CliRunner
 
 from broker_pipeline.cli import known_variables
-from broker_pipeline.config import CommonSettings, check_environment, env_name, parse_settings
+from broker_pipeline.config import CommonSettings, check_environment, env_name, given_flags, option, parse_settings
 from broker_pipeline.errors import ConfigurationError
 
 
@@ -33,3 +37,24 @@ def test_every_command_declares_its_variables() -> None:
     names = known_variables()
     assert {"BROKER_PIPELINE_NATS_URL", "BROKER_PIPELINE_BLOCKS", "BROKER_PIPELINE_PORT"} <= names
     assert all(name.startswith("BROKER_PIPELINE_") for name in names)
+
+
+def test_the_flags_that_were_given_make_the_same_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came from the environment is not among them: a process inherits it, and a password stays out of `ps`."""
+    monkeypatch.setenv("BROKER_PIPELINE_SECRET_URL", "redis://:password@host")
+    seen: list[tuple[list[str], dict[str, Any]]] = []
+
+    @click.command()
+    @option("--secret-url")
+    @option("--port", "-p", default=1, type=int)
+    @option("--network", multiple=True)
+    @option("--name", default="a")
+    def command(**options: Any) -> None:
+        seen.append((given_flags(click.get_current_context()), options))
+
+    arguments = ["-p", "5", "--network", "-x", "--network", "a b"]
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    flags, options = seen[0]
+    assert flags == ["--port=5", "--network=-x", "--network=a b"]
+    assert CliRunner().invoke(command, [*flags, "--port=7"]).exit_code == 0
+    assert seen[1][1] == options | {"port": 7}
