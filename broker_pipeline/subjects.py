@@ -65,9 +65,9 @@ def watch(namespace: str) -> str:
     return f"{namespace}.watch"
 
 
-def job_events(namespace: str, job_id: str) -> str:
-    """`JobEvent`s of one job."""
-    return f"{namespace}.events.{job_id}"
+def job_events(namespace: str, job_id: str, kind: str = "*") -> str:
+    """`JobEvent`s of one job, or of all (`*`), of one kind or of all."""
+    return f"{namespace}.events.{job_id}.{kind}"
 
 
 def job_queue_subject(namespace: str) -> str:

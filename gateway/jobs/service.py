@@ -110,7 +110,7 @@ class JobService:
         spec = await self._store.spec(record.job_id)
         await self._media.release(spec, spec.media_holder)
         event = JobEvent(job_id=record.job_id, kind="finished", record=record)
-        await self._transport.publish(subjects.job_events(self._namespace, record.job_id), event)
+        await self._transport.publish(subjects.job_events(self._namespace, record.job_id, event.kind), event)
 
     async def _repeat(self, record: JobRecord, submission: Submission) -> Accepted:
         spec = await self._store.spec(record.job_id)

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 
 import structlog
 
@@ -22,6 +22,7 @@ from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.wire.transport import Received, Subscription, Transport
+from gateway.jobs.ends import JobEnds
 from gateway.jobs.progress import JobProgress
 from gateway.jobs.ticks import with_ticks
 
@@ -39,10 +40,18 @@ class JobWatch:
     """Watches jobs of one namespace, a bounded number at a time."""
 
     def __init__(
-        self, transport: Transport, store: JobStore, namespace: str, *, max_watches: int, stopping: asyncio.Event
+        self,
+        transport: Transport,
+        store: JobStore,
+        ends: JobEnds,
+        namespace: str,
+        *,
+        max_watches: int,
+        stopping: asyncio.Event,
     ) -> None:
         self._transport = transport
         self._store = store
+        self._ends = ends
         self._namespace = namespace
         self._max_watches = max_watches
         self._stopping = stopping
@@ -81,13 +90,16 @@ class JobWatch:
     async def finished(self, job_id: str, wait_s: float) -> JobRecord:
         """Return the job's record once it has finished, or as it stands after `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                record = await self._wait_for_end(job_id, deadline)
-            except SlowConsumerError:
+        with self._ends.expecting(job_id) as ended:
+            while True:
                 record = await self._store.get(job_id)
-            if not _is_open(record) or time.monotonic() >= deadline or self._stopping.is_set():
-                return record
+                remaining_s = deadline - time.monotonic()
+                if record.status in FINAL_STATUSES or remaining_s <= 0 or self._stopping.is_set():
+                    return record
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(_LOOK_S, remaining_s)):
+                        await ended.wait()
+                ended.clear()
 
     @asynccontextmanager
     async def _watching(self, job_id: str) -> AsyncIterator[None]:
@@ -144,21 +156,3 @@ class JobWatch:
                     yield None
                 if progress.is_finished:
                     return
-
-    async def _wait_for_end(self, job_id: str, deadline: float) -> JobRecord:
-        async with self._messages(job_id) as messages:
-            record = await self._store.get(job_id)
-            if not _is_open(record):
-                return record
-            tick_s = min(_LOOK_S, max(0.01, deadline - time.monotonic()))
-            async with aclosing(with_ticks(messages, tick_s, self._stopping)) as ticks:
-                async for received in ticks:
-                    if received is None or received.body.kind == "finished":
-                        record = await self._store.get(job_id)
-                    if not _is_open(record) or time.monotonic() >= deadline:
-                        break
-        return record
-
-
-def _is_open(record: JobRecord) -> bool:
-    return record.status not in FINAL_STATUSES

@@ -24,6 +24,6 @@ class JobEvents:
     async def say(self, event: JobEvent) -> None:
         """Publish an event. With the broker away it is lost: clients find the same in Redis, which has it already."""
         try:
-            await self._transport.publish(subjects.job_events(self._namespace, event.job_id), event)
+            await self._transport.publish(subjects.job_events(self._namespace, event.job_id, event.kind), event)
         except TransportError as error:
             log.debug("event_lost", job=event.job_id, kind=event.kind, reason=error.message)

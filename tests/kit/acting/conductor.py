@@ -98,7 +98,7 @@ class ActingConductor:
 
     async def say(self, event: JobEvent) -> None:
         """Publish an event."""
-        await self._transport.publish(subjects.job_events(self._namespace, event.job_id), event)
+        await self._transport.publish(subjects.job_events(self._namespace, event.job_id, event.kind), event)
 
     async def run(self, delivery: Delivery, caption: Caption) -> None:
         """Run one job to its end."""

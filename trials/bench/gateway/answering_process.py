@@ -55,6 +55,6 @@ class _Answerer:
         if not attempt.is_finished:
             await self._store.finish(spec.job_id, attempt.number, "succeeded", _RESULT)
             event = JobEvent(job_id=spec.job_id, kind="finished")
-            await self._transport.publish(subjects.job_events(self._namespace, spec.job_id), event)
+            await self._transport.publish(subjects.job_events(self._namespace, spec.job_id, event.kind), event)
         await self._media.release(spec, spec.media_holder)
         await delivery.ack()
