@@ -48,6 +48,7 @@ class _TextSection(msgspec.Struct):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    num_experts_per_tok: int = 0
     eos_token_id: int | list[int] | None = None
 
 
@@ -93,6 +94,8 @@ class ModelFacts:
     num_kv_heads: int
     head_dim: int
     num_deepstack_levels: int
+    num_experts_per_token: int
+    """0 for a dense model."""
     vocab_size: int
     max_position_embeddings: int
     dtype: Dtype
@@ -124,6 +127,7 @@ def read_model_facts(directory: Path) -> ModelFacts:
         num_kv_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         num_deepstack_levels=len(config.vision_config.deepstack_visual_indexes),
+        num_experts_per_token=text.num_experts_per_tok,
         vocab_size=text.vocab_size,
         max_position_embeddings=text.max_position_embeddings,
         dtype=manifest.dtype,

@@ -18,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from broker_pipeline.messages.workers import PROCESSOR_PREFIX
 from broker_pipeline.scheduling.routes import Route
@@ -25,6 +26,17 @@ from broker_pipeline.scheduling.routes import Route
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
 _RISE = 0.1  # weight of one above it: a hiccup is no trend
 _TOLERANCE = 1.03  # a larger D has to gain more than this, since each microbatch costs the broker something
+
+
+class StepTime(Protocol):
+    """Seconds of a stage for a microbatch, whether learned (`StepCost`) or predicted by the planner."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to go by."""
+
+    def estimate(self, num_tokens: float) -> float:
+        """Return the seconds for `num_tokens`."""
 
 
 class StepCost:
@@ -109,8 +121,8 @@ def shared_devices(route: Route) -> tuple[SharedDevice, ...]:
 
 def choose_num_microbatches(
     num_sessions: int,
-    num_tokens: int,
-    stages: Sequence[StepCost],
+    num_tokens: float,
+    stages: Sequence[StepTime],
     outside_s: float,
     shared: Sequence[SharedDevice] = (),
     *,
@@ -138,9 +150,9 @@ def choose_num_microbatches(
 
 def _period(
     count: int,
-    num_tokens: int,
+    num_tokens: float,
     max_tokens: float,
-    stages: Sequence[StepCost],
+    stages: Sequence[StepTime],
     outside_s: float,
     shared: Sequence[SharedDevice],
 ) -> float:

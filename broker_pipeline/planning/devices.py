@@ -1,0 +1,156 @@
+"""What devices, edges and the host cost: every calibrated number of the planner, with its source.
+
+Rates are what our own kernels reach, not what a data sheet says, so that a step's time is
+
+    hypot(weights / bytes_per_s, multiplications / flops_per_s) + KV / kv rate + layers * layer_s
+
+The two terms overlap in part, and hypot is where measured steps lie: tests/broker_pipeline/planning/test_measured.py
+holds the figures of docs/benchmarks.md against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+EdgeKind = Literal["none", "shm", "tcp", "nats"]
+
+BUSY_SHARE = 0.75
+"""Part of the time that the busiest device computes in a whole run, ramp and tail included. Of what computing alone
+would allow, 8B on one H100 gave 0.85, 30B-A3B 0.67; four stages of 235B were 64 to 82 % busy. One number for all."""
+MEMORY_MARGIN = 0.03
+"""Of a GPU, left by a stage: `stages/compute/fused/loading.py`."""
+STAGE_HOST_S = 0.002
+"""From a microbatch on a stage's host to its kernels, and from its result to the message: 1.3 to 1.6 ms to launch a
+graph, 0.2 of copies (benchmarks.md, "What a profile shows")."""
+CONDUCTOR_ROUND_S = 0.0025
+"""From a result to the next envelope of its route (the same profile)."""
+CONDUCTOR_CAPTION_S = 0.003
+"""Processor of the conductor for a caption of 64 tokens, all in (benchmarks.md, "The whole system")."""
+GATEWAY_CAPTION_S = 0.005
+"""Processor of a gateway for a caption: the same table; 238/s on two cores that client and servers shared."""
+PROCESS_LOAD = 0.8
+"""Of a core, what a process with one event loop may have to do before jobs queue up in it."""
+SYSTEM_CAPTION_S = 0.028
+"""Processor of all programs together for a caption through one stage, without computing: 32 ms with a GPU, on a CPU
+51 of which 27 compute (benchmarks.md)."""
+FURTHER_STAGE_CAPTION_S = 0.010
+"""The same, for each further stage: 7 ms with GPUs (four stages 53 ms), 14 on a CPU (three stages 80 ms)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device. `num_slots` workers compute on it at the same time at full speed: the cores of a processor."""
+
+    name: str
+    memory_bytes: int
+    bytes_per_s: float
+    flops_per_s: float
+    kv_share: float = 0.85
+    """KV's rate, of `bytes_per_s`: attention reads 2.5 of 2.96 TB/s on an H100."""
+    expert_share: float = 0.45
+    """Rate of products with experts, of `flops_per_s`: prefill of 30B-A3B has 0.46, of 12 layers of 235B 0.55; whole
+    runs of 30B-A3B would need less."""
+    tower_share: float = 0.63
+    """The tower's, of `flops_per_s`: 1.88 ms for a picture of 196 tokens with the tower of 8B."""
+    layer_s: float = 17e-6
+    """What a layer of a step takes beside products and attention: decode of one session, 5.72 ms for 8B."""
+    expert_layer_s: float = 30e-6
+    """The same, with experts: decode steps of 30B-A3B less their floors."""
+    num_slots: int = 1
+    is_gpu: bool = True
+    is_estimated: bool = True
+    """Whether its rates are not measured: guesses by name, or taken from other rates."""
+
+
+_H100 = Device(name="H100", memory_bytes=85 * 10**9, bytes_per_s=2.96e12, flops_per_s=600e12, is_estimated=False)
+"""A copy in the run of benchmarks.md; 5.29 ms for the prompt of a caption of 8B."""
+_H200 = replace(_H100, name="H200", memory_bytes=150 * 10**9, bytes_per_s=4.24e12, flops_per_s=720e12)
+"""By its data sheet 1.43 times the H100's memory rate; products 1.2 times, which is what its captions/s need (103.3 and
+99.4 where an H100 has 85.1 and 78.7): its parts were not measured alone."""
+
+# Memory rate (TB/s) and dense bf16 rate (TFLOP/s) of data sheets; what our kernels reach of an H100's is taken of each.
+_SHEETS: Mapping[str, tuple[float, float]] = {
+    "B200": (8.0, 2250),
+    "GH200": (4.0, 989),
+    "H100 PCIe": (2.0, 756),
+    "H20": (4.0, 148),
+    "A100": (2.0, 312),
+    "A800": (2.0, 312),
+    "L40S": (0.864, 362),
+    "L40": (0.864, 181),
+    "L4": (0.300, 121),
+    "A40": (0.696, 150),
+    "A10": (0.600, 125),
+    "A6000": (0.768, 155),
+    "RTX 6000 Ada": (0.960, 182),
+    "RTX PRO 6000": (1.79, 500),
+    "5090": (1.79, 210),
+    "4090": (1.01, 165),
+    "3090": (0.936, 71),
+    "V100": (0.9, 112),
+    "T4": (0.320, 65),
+}
+_H100_SHEET = (3.35, 989)
+_UNKNOWN_SHEET = (0.5, 80)
+
+
+def gpu(name: str, memory_bytes: int) -> Device:
+    """Return a GPU by the name that its driver gives it: measured, scaled from its data sheet, or a cautious guess."""
+    for known in (_H200, _H100):
+        if _is_named(known.name, name) and "PCIe" not in name and "GH200" not in name:
+            return replace(known, memory_bytes=memory_bytes)
+    matching = (_SHEETS[key] for key in sorted(_SHEETS, key=len, reverse=True) if _is_named(key, name))
+    bandwidth, flops = next(matching, _UNKNOWN_SHEET)
+    return replace(
+        _H100,
+        name=name,
+        memory_bytes=memory_bytes,
+        bytes_per_s=_H100.bytes_per_s * bandwidth / _H100_SHEET[0],
+        flops_per_s=_H100.flops_per_s * flops / _H100_SHEET[1],
+        is_estimated=True,
+    )
+
+
+def processor(num_cores: int, memory_bytes: int) -> Device:
+    """Return a host's processor; rates are of one core, from benchmarks.md, "One stage against the device"."""
+    return Device(
+        name="CPU",
+        memory_bytes=memory_bytes,
+        bytes_per_s=9e9,
+        flops_per_s=150e9,
+        kv_share=0.5,
+        tower_share=0.5,
+        layer_s=350e-6,
+        expert_layer_s=700e-6,
+        num_slots=num_cores,
+        is_gpu=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """How a payload gets from one worker to the next."""
+
+    latency_s: float
+    bytes_per_s: float
+    """Of one hop."""
+    total_bytes_per_s: float
+    """Of all hops together."""
+
+
+EDGES: Mapping[EdgeKind, Edge] = {
+    "none": Edge(latency_s=0.0, bytes_per_s=float("inf"), total_bytes_per_s=float("inf")),
+    # Estimated: two copies of a device over PCIe; no bound that hops share is known.
+    "shm": Edge(latency_s=100e-6, bytes_per_s=8e9, total_bytes_per_s=float("inf")),
+    "tcp": Edge(latency_s=150e-6, bytes_per_s=1.1e9, total_bytes_per_s=float("inf")),  # 10 Gbit/s
+    # 10.6 ms on the wire for three hops of 376 tokens of 8B; 138 captions/s with all their payload through one server.
+    "nats": Edge(latency_s=300e-6, bytes_per_s=1e9, total_bytes_per_s=1.9e9),
+}
+
+
+def _is_named(key: str, name: str) -> bool:
+    """Whether a GPU's name has `key` as a word of its own: L4 is not in L40S."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(key)}(?![A-Za-z0-9])", name) is not None

@@ -1,0 +1,111 @@
+"""Bytes and multiplications of a model's parts, from its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from broker_pipeline.artifact_manifest import (
+    DTYPE_BYTES,
+    EMBED_FILE,
+    VISION_FILE,
+    Dtype,
+    TensorRecord,
+    WeightsManifest,
+    block_file,
+)
+from broker_pipeline.model_facts import ModelFacts
+
+_EXPERTS = ".mlp.experts."
+_TOWER_BLOCKS = ".blocks."
+_PATCHES_PER_TOKEN = 4
+"""A visual token is two by two patches."""
+_WORKSPACE_BYTES = 2 * 10**9  # context of the device, kernels, graphs, cache of pictures; estimated
+_WORKSPACE_TOKEN_VALUES = 120  # activations of the largest microbatch, in hidden states per token; estimated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """A model as the planner sees it: layers that are all alike, between an embedding and a head; and a tower.
+
+    `*_weights` are counts of values that one token is multiplied with.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    dtype_bytes: int
+    layer_weights: int
+    """Of a layer without its experts."""
+    expert_weights: int = 0
+    """Of one expert of a layer."""
+    num_experts: int = 0
+    num_experts_per_token: int = 0
+    embed_weights: int
+    """Of the embedding, and of the head: they have the same shape."""
+    is_tied: bool = False
+    kv_values: int
+    """Keys and values of a token in a layer."""
+    tower_weights: int
+    tower_token_multiplications: int
+    """Of the tower for one visual token."""
+    num_levels: int = 0
+    """DeepStack levels: first layers that get visual rows of their own."""
+
+    @classmethod
+    def of(cls, manifest: WeightsManifest, facts: ModelFacts, dtype: Dtype | None = None) -> Self:
+        """Read the sizes of an artifact, as it is served in `dtype` (None: in its own)."""
+        layer, tower = manifest.stored_in(block_file(0)), manifest.stored_in(VISION_FILE)
+        experts = [record for record in layer if _EXPERTS in record.name]
+        num_experts = experts[0].shape[0] if experts else 0
+        in_blocks = _num_values(record for record in tower if _TOWER_BLOCKS in record.name)
+        in_mergers = _num_values(record for record in tower if "merger" in record.name)
+        return cls(
+            name=facts.name.rpartition("/")[2],
+            num_layers=facts.num_layers,
+            hidden_size=facts.hidden_size,
+            dtype_bytes=DTYPE_BYTES[dtype or facts.dtype],
+            layer_weights=_num_values(layer) - _num_values(experts),
+            expert_weights=_num_values(experts) // max(1, num_experts),
+            num_experts=num_experts,
+            num_experts_per_token=facts.num_experts_per_token,
+            embed_weights=_num_values(manifest.stored_in(EMBED_FILE)),
+            is_tied=any(record.tied_to is not None for record in manifest.tensors),
+            kv_values=2 * facts.num_kv_heads * facts.head_dim,
+            tower_weights=_num_values(tower),
+            tower_token_multiplications=_PATCHES_PER_TOKEN * in_blocks + in_mergers,
+            num_levels=facts.num_deepstack_levels,
+        )
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of a layer, experts included."""
+        return (self.layer_weights + self.num_experts * self.expert_weights) * self.dtype_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a token's keys and values in one layer."""
+        return self.kv_values * self.dtype_bytes
+
+    @property
+    def tower_bytes(self) -> int:
+        """Bytes of the tower."""
+        return self.tower_weights * self.dtype_bytes
+
+    def workspace_bytes(self, max_step_tokens: int) -> int:
+        """Return the bytes that a worker on a GPU needs beside weights and KV; estimated."""
+        return _WORKSPACE_BYTES + _WORKSPACE_TOKEN_VALUES * max_step_tokens * self.hidden_size * self.dtype_bytes
+
+    def num_experts_read(self, num_tokens: float, share: float) -> float:
+        """Return how many experts of a layer so many tokens choose, at random among a `share` of them."""
+        num_chosen = share * self.num_experts
+        if num_chosen <= self.num_experts_per_token:
+            return num_chosen
+        missed: float = (1 - self.num_experts_per_token / num_chosen) ** num_tokens
+        return num_chosen * (1 - missed)
+
+
+def _num_values(records: Iterable[TensorRecord]) -> int:
+    return sum(math.prod(record.shape) for record in records)

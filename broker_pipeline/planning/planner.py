@@ -1,0 +1,135 @@
+"""Which layout gives the most captions per second, of all that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from broker_pipeline.planning.cut import StageLoad, cut_layers
+from broker_pipeline.planning.devices import CONDUCTOR_CAPTION_S, GATEWAY_CAPTION_S, PROCESS_LOAD
+from broker_pipeline.planning.forecast import Forecast, asked_sessions, forecast, planned_routes, stage_rooms
+from broker_pipeline.planning.layout import Chain, Layout, LayoutRequest, VisionPlace, chain_of
+from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.planning.refusal import check_request, does_not_fit
+from broker_pipeline.planning.route_rate import stage_times, step_tokens
+from broker_pipeline.planning.site import Site, layers_in
+from broker_pipeline.planning.workload import Workload
+
+_SESSION_PARTS = tuple(0.85**power for power in range(40))
+"""Of the sessions that are asked for, what to leave room for: a cut for time alone may leave one stage little KV."""
+_BETTER = 1.005
+"""By how much a layout has to be better than one with more copies, or with vision in fewer places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The layout to run, what it will give, and how many processes it needs around it."""
+
+    layout: Layout
+    forecast: Forecast
+    num_conductors: int
+    num_gateways: int
+
+
+def choose_plan(model: ModelSizes, site: Site, workload: Workload, request: LayoutRequest) -> Plan:
+    """Return the best layout of those that are asked for.
+
+    Raises `ConfigurationError` where none of them fits, with what is missing and what would fit.
+    """
+    check_request(model, request)
+    best: Plan | None = None
+    for layout in _layouts(model, site, workload, request):
+        found = plan_of(layout, forecast(model, site, workload, layout))
+        if best is None or found.forecast.captions_per_s > _BETTER * best.forecast.captions_per_s:
+            best = found
+    if best is None or not best.forecast.captions_per_s:
+        raise does_not_fit(model, site, request)
+    return best
+
+
+def plan_of(layout: Layout, found: Forecast) -> Plan:
+    """Add the processes that a rate needs around a layout."""
+    return Plan(
+        layout=layout,
+        forecast=found,
+        num_conductors=math.ceil(found.captions_per_s * CONDUCTOR_CAPTION_S / PROCESS_LOAD) or 1,
+        num_gateways=math.ceil(found.captions_per_s * GATEWAY_CAPTION_S / PROCESS_LOAD) or 1,
+    )
+
+
+def _layouts(model: ModelSizes, site: Site, workload: Workload, request: LayoutRequest) -> Iterator[Layout]:
+    """Yield the best cuts of every number of copies, stages and place of vision that is asked for."""
+    for num_copies, num_stages in _shapes(model, site, request):
+        for vision in _places(request, num_stages):
+            num_own = max(1, len(site.devices) - num_copies * num_stages) if vision == "own" else 0
+            if vision == "own" and request.vision is None and num_copies * num_stages >= len(site.devices):
+                continue
+            yield from _cuts(model, site, workload, num_copies, num_stages, vision, num_own)
+
+
+def _shapes(model: ModelSizes, site: Site, request: LayoutRequest) -> list[tuple[int, int]]:
+    """Return numbers of copies and stages, most copies first."""
+    if request.num_copies and request.num_stages:
+        return [(request.num_copies, request.num_stages)]
+    most = len(site.devices)
+    shapes = [(c, s) for c in range(most, 0, -1) for s in range(1, most // c + 1) if s <= model.num_layers]
+    return [(c, s) for c, s in shapes if request.num_copies in {None, c} and request.num_stages in {None, s}]
+
+
+def _places(request: LayoutRequest, num_stages: int) -> tuple[VisionPlace, ...]:
+    if request.vision is not None:
+        return (request.vision,)
+    return ("first", "own") if num_stages == 1 else ("first", "every", "own")
+
+
+def _cuts(
+    model: ModelSizes,
+    site: Site,
+    workload: Workload,
+    num_copies: int,
+    num_stages: int,
+    vision: VisionPlace,
+    num_own: int,
+) -> Iterator[Layout]:
+    """Yield layouts whose stages are balanced with room for ever fewer sessions; one is enough where all have room."""
+    asked = asked_sessions(workload, num_copies, num_stages)
+    even = chain_of(_even(model.num_layers, num_stages))
+    frame = Layout(chains=(even,) * num_copies, vision=vision, num_own_vision=num_own)
+    seen: set[tuple[Chain, ...]] = set()
+    for num_sessions in sorted({max(1, int(asked * part)) for part in _SESSION_PARTS}, reverse=True):
+        chains = _balanced(model, site, workload, frame, num_sessions)
+        if chains is not None and chains not in seen:
+            seen.add(chains)
+            yield Layout(chains=chains, vision=vision, num_own_vision=num_own)
+        if chains is not None and num_sessions == asked:
+            return
+
+
+def _balanced(
+    model: ModelSizes, site: Site, workload: Workload, frame: Layout, num_sessions: int
+) -> tuple[Chain, ...] | None:
+    """Cut each copy so that its slowest stage is fastest, with room for so many sessions; None for no room."""
+    num_stages = len(frame.chains[0])
+    num_tokens = step_tokens(workload, num_sessions, num_stages)
+    chains = []
+    for route in planned_routes(site, frame):
+        rooms = stage_rooms(model, site, frame, route)
+        shares = route.vision_shares or (0.0,) * num_stages  # what is dealt by load fills what the cut leaves
+        stages = stage_times(model, site, workload, replace(route, vision_shares=shares), num_tokens)
+        loads = [
+            StageLoad(
+                *stage.parts(num_tokens),
+                layers_in(model, workload, room, num_sessions, is_first=not index, is_last=stage.has_head),
+            )
+            for index, (stage, room) in enumerate(zip(stages, rooms, strict=True))
+        ]
+        counts = cut_layers(model.num_layers, loads)
+        if counts is None:
+            return None
+        chains.append(chain_of(counts))
+    return tuple(chains)
+
+
+def _even(num_layers: int, num_stages: int) -> list[int]:
+    return [num_layers * (index + 1) // num_stages - num_layers * index // num_stages for index in range(num_stages)]

@@ -1,0 +1,58 @@
+"""The devices that a pipeline may use, how they are joined, and how much of a model one of them holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.planning.devices import MEMORY_MARGIN, Device, EdgeKind
+from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.planning.workload import MAX_STEP_TOKENS, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What there is to run on. Workers beyond the number of devices share them, round-robin."""
+
+    devices: tuple[Device, ...]
+    num_cores: int
+    edge: EdgeKind = "nats"
+    """How hidden states and visual rows travel."""
+
+    def index_of(self, worker: int) -> int:
+        """Return the index of a worker's device."""
+        return worker % len(self.devices)
+
+    def devices_of(self, first: int, count: int) -> list[Device]:
+        """Return the devices of `count` workers, from worker `first` on."""
+        return [self.devices[self.index_of(worker)] for worker in range(first, first + count)]
+
+
+def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
+    """Return what a device has for layers, embedding, head and KV of one stage; below 0 where there is no room."""
+    if not device.is_gpu:
+        return device.memory_bytes / 2  # the other half is for everything else on that host
+    room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(MAX_STEP_TOKENS)
+    return room - has_vision * model.tower_bytes
+
+
+def sessions_in(model: ModelSizes, workload: Workload, room: float, blocks: BlockRange) -> int:
+    """Return how many sessions' KV fits into `room` bytes beside the weights of a stage; 0 where nothing fits."""
+    left = (
+        room - _end_bytes(model, blocks.start == 0, blocks.stop == model.num_layers) - len(blocks) * model.layer_bytes
+    )
+    return max(0, int(left // (workload.num_session_tokens * len(blocks) * model.kv_bytes)))
+
+
+def layers_in(
+    model: ModelSizes, workload: Workload, room: float, num_sessions: int, *, is_first: bool, is_last: bool
+) -> int:
+    """Return how many layers fit into `room` bytes together with the KV of so many sessions; 0 or less for none."""
+    each = model.layer_bytes + num_sessions * workload.num_session_tokens * model.kv_bytes
+    return int((room - _end_bytes(model, is_first, is_last)) // each)
+
+
+def _end_bytes(model: ModelSizes, is_first: bool, is_last: bool) -> int:
+    """Return the bytes of embedding and head; a tied head is a copy of its own where it is not with the embedding."""
+    num_copies = is_first + is_last - (model.is_tied and is_first and is_last)
+    return num_copies * model.embed_weights * model.dtype_bytes

@@ -1,0 +1,105 @@
+"""The planner's numbers against what was measured: docs/benchmarks.md, and the rows that issue 11 begins with."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from broker_pipeline.planning.devices import gpu, processor
+from broker_pipeline.planning.forecast import forecast
+from broker_pipeline.planning.layout import Layout, VisionPlace, chain_of
+from broker_pipeline.planning.site import Site
+from broker_pipeline.planning.step_time import head_s, layer_s, tower_s
+from broker_pipeline.planning.workload import Workload
+from tests.kit.models.planned_sizes import sizes_of
+
+H100 = gpu("NVIDIA H100 80GB HBM3", 85 * 10**9)
+H200 = gpu("NVIDIA H200", 150 * 10**9)
+SPREAD = Workload(
+    num_prompt_tokens=236, experts_share=1.0
+)  # context 300 less half of the output; every row another prompt
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_layers", "num_sessions", "measured_ms"),
+    [
+        *(("8B", 36, *row) for row in [(1, 5.72), (16, 6.41), (64, 7.59), (128, 8.75), (256, 11.89)]),
+        *(("30B-A3B", 48, *row) for row in [(1, 3.49), (16, 15.14), (64, 22.27), (128, 23.62), (256, 25.52)]),
+        *(("235B-A22B", 12, *row) for row in [(64, 19.8), (256, 21.3)]),
+    ],
+)
+def test_decode_steps(shape: str, num_layers: int, num_sessions: int, measured_ms: float) -> None:
+    model = sizes_of(shape)
+    step = num_layers * layer_s(model, H100, SPREAD, num_sessions, num_sessions) + head_s(model, H100, num_sessions)
+    assert 1e3 * step == pytest.approx(measured_ms, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_layers", "measured_ms"), [("8B", 36, 58.0), ("30B-A3B", 48, 45.4), ("235B-A22B", 12, 39.1)]
+)
+def test_prefill_of_eight_prompts_of_300_tokens(shape: str, num_layers: int, measured_ms: float) -> None:
+    step = num_layers * layer_s(sizes_of(shape), H100, SPREAD, 2400, 0)
+    assert 1e3 * step == pytest.approx(measured_ms, rel=0.15)
+
+
+def test_the_tower() -> None:
+    assert 1e3 * tower_s(sizes_of("8B"), H100, 196) == pytest.approx(1.88, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "device", "counts", "num_sessions", "captions_per_s"),
+    [
+        ("8B", H100, [36], 512, 85.1),
+        ("8B", H100, [36], 256, 79.8),
+        ("8B", H200, [36], 512, 103.3),
+        ("8B", H200, [18, 18], 512, 170),  # the middle half; 135 of the whole round
+        ("30B-A3B", H100, [48], 512, 78.7),
+        ("30B-A3B", H200, [48], 512, 99.4),
+        ("235B-A22B", H200, [23, 24, 24, 23], 384, 53.7),
+        ("235B-A22B", H200, [23, 24, 24, 23], 704, 63.4),
+    ],
+)
+def test_whole_systems(
+    shape: str, device: object, counts: Sequence[int], num_sessions: int, captions_per_s: float
+) -> None:
+    site = Site(devices=(device,) * len(counts), num_cores=16 * len(counts))
+    layout = Layout(chains=(chain_of(counts),), vision="first")
+    found = forecast(sizes_of(shape), site, Workload(num_sessions=num_sessions), layout)
+    assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.15)
+    assert not found.is_estimated
+
+
+@pytest.mark.parametrize(
+    ("counts", "vision", "captions_per_s"), [([36], "first", 73.4), ([18, 18], "first", 71.8), ([36], "own", 70.4)]
+)
+def test_processes_that_share_one_gpu(counts: Sequence[int], vision: VisionPlace, captions_per_s: float) -> None:
+    layout = Layout(chains=(chain_of(counts),), vision=vision, num_own_vision=int(vision == "own"))
+    found = forecast(sizes_of("8B"), Site(devices=(H100,), num_cores=16), Workload(num_sessions=256), layout)
+    assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.15)
+
+
+@pytest.mark.parametrize(("counts", "num_sessions", "captions_per_s"), [([2, 2, 1], 64, 24.6), ([5], 32, 28.0)])
+def test_a_processor_is_only_estimated(counts: Sequence[int], num_sessions: int, captions_per_s: float) -> None:
+    work = Workload(num_prompt_tokens=50, num_visual_tokens=16, num_sessions=num_sessions)
+    layout = Layout(chains=(chain_of(counts),), vision="own", num_own_vision=1)
+    found = forecast(sizes_of("demo"), Site(devices=(processor(2, 8 * 10**9),), num_cores=2), work, layout)
+    assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.3)
+    assert found.is_estimated
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "is_estimated"),
+    [
+        ("NVIDIA H100 80GB HBM3", 1.0, False),
+        ("NVIDIA H100 NVL", 1.0, False),
+        ("NVIDIA H100 PCIe", 0.6, True),
+        ("NVIDIA L40S", 0.26, True),
+        ("NVIDIA L4", 0.09, True),
+        ("NVIDIA A100-SXM4-80GB", 0.6, True),
+        ("NVIDIA GeForce RTX 4090", 0.3, True),
+        ("NVIDIA Quadro Unheard Of", 0.15, True),
+    ],
+)
+def test_gpus_are_known_by_name_or_guessed(name: str, share: float, is_estimated: bool) -> None:
+    device = gpu(name, 24 * 10**9)
+    assert device.bytes_per_s / H100.bytes_per_s == pytest.approx(share, rel=0.05)
+    assert (device.is_estimated, device.memory_bytes) == (is_estimated, 24 * 10**9)
