@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -19,7 +18,10 @@ from broker_pipeline.artifact_manifest import (
     read_manifest,
 )
 from broker_pipeline.model_facts import ModelFacts, read_model_facts
-from broker_pipeline.tools.local.cuts import balanced_bounds, layer_costs
+from broker_pipeline.planning.layout import Chain
+from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.planning.site import weight_bytes
+from broker_pipeline.tools.local.cuts import balanced_cut
 
 # (layers, hidden size) of the family's members, spec: the configurations on the hub
 _FAMILY = {
@@ -48,7 +50,7 @@ def print_inspection(directory: Path, num_stages: int) -> None:
         table.add_row(label, value)
     console = Console()
     console.print(table)
-    console.print(_cuts_table(layer_costs(manifest, num_stages), num_stages))
+    console.print(_cuts_table(ModelSizes.of(manifest, facts), balanced_cut(directory, num_stages)))
 
 
 def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) -> list[tuple[str, str]]:
@@ -76,10 +78,9 @@ def _source(manifest: WeightsManifest) -> str:
     return manifest.source or "a local checkpoint"
 
 
-def _cuts_table(costs: list[int], num_stages: int) -> Table:
-    table = Table(
-        "stage", "blocks", "weights", title=f"{num_stages} stages of about the same size", title_justify="left"
-    )
-    for number, (start, stop) in enumerate(pairwise(balanced_bounds(costs, num_stages))):
-        table.add_row(str(number), f"{start}:{stop}", decimal(sum(costs[start:stop])))
+def _cuts_table(model: ModelSizes, stages: Chain) -> Table:
+    title = f"{len(stages)} stages of about the same size"
+    table = Table("stage", "blocks", "weights", title=title, title_justify="left")
+    for number, blocks in enumerate(stages):
+        table.add_row(str(number), f"{blocks.start}:{blocks.stop}", decimal(weight_bytes(model, blocks)))
     return table

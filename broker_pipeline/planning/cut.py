@@ -42,8 +42,8 @@ def cut_layers(num_layers: int, stages: Sequence[StageLoad]) -> list[int] | None
     return counts
 
 
-def dealt_shares(loads: Sequence[float], whole: Sequence[float]) -> list[float]:
-    """Deal one amount of work to stages by load: fill the least busy ones up to a common level.
+def shares_by_load(loads: Sequence[float], whole: Sequence[float]) -> list[float]:
+    """Share one amount of work out by load: fill the least busy stages up to a common level.
 
     `loads` are what they have, `whole` what each would take for all of the work. Returns parts that add up to 1.
     """

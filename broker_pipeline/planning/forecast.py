@@ -64,16 +64,16 @@ def asked_sessions(workload: Workload, num_copies: int, num_stages: int) -> int:
 
 
 def planned_routes(site: Site, layout: Layout) -> list[PlannedRoute]:
-    """Place a layout's workers on devices: stages first, then vision workers of their own, round-robin."""
+    """Place a layout's workers on devices: stages first, then separate vision workers, round-robin."""
     routes, first = [], 0
-    own = Counter(site.index_of(len(layout.stages) + index) for index in range(layout.num_own_vision))
+    encoding = Counter(site.index_of(len(layout.stages) + index) for index in range(layout.num_vision_workers))
     for chain in layout.chains:
         devices = tuple(site.index_of(first + index) for index in range(len(chain)))
         shares: tuple[float, ...] | None = None
-        if layout.vision == "first":
+        if layout.vision == "shared":
             shares = (1.0, *(0.0 for _ in chain[1:]))
-        elif layout.vision == "own":  # what shares a device with a stage takes its time
-            shares = tuple(len(layout.chains) * own[device] / layout.num_own_vision for device in devices)
+        elif layout.vision == "separate":  # what shares a device with a stage takes its time
+            shares = tuple(len(layout.chains) * encoding[device] / layout.num_vision_workers for device in devices)
         routes.append(PlannedRoute(chain=chain, devices=devices, vision_shares=shares))
         first += len(chain)
     return routes
@@ -90,19 +90,19 @@ def caption_bytes(model: ModelSizes, workload: Workload, layout: Layout) -> floa
 
 def stage_rooms(model: ModelSizes, site: Site, layout: Layout, route: PlannedRoute) -> list[float]:
     """Return the bytes that each stage of a route has for its weights and KV."""
-    num_sharers = -(-(len(layout.stages) + layout.num_own_vision) // len(site.devices))
+    num_sharers = -(-(len(layout.stages) + layout.num_vision_workers) // len(site.devices))
     rooms = []
     for blocks, device in zip(route.chain, route.devices, strict=True):
-        has_vision = layout.vision == "every" or (layout.vision == "first" and blocks.start == 0)
+        has_vision = layout.vision == "every" or (layout.vision == "shared" and blocks.start == 0)
         rooms.append(room_bytes(model, site.devices[device], has_vision=has_vision) / num_sharers)
     return rooms
 
 
 def _common_limits(model: ModelSizes, site: Site, workload: Workload, layout: Layout) -> dict[str, float]:
-    """Return what all routes share: vision workers of their own, edges, the host's processor."""
+    """Return what all routes share: separate vision workers, edges, the host's processor."""
     limits = {}
-    if layout.vision == "own":
-        on = (site.devices[site.index_of(len(layout.stages) + index)] for index in range(layout.num_own_vision))
+    if layout.vision == "separate":
+        on = (site.devices[site.index_of(len(layout.stages) + index)] for index in range(layout.num_vision_workers))
         limits["vision"] = sum(BUSY_SHARE / tower_s(model, device, workload.num_visual_tokens) for device in on)
     if num_bytes := caption_bytes(model, workload, layout):
         limits["the edges"] = EDGES[site.edge].total_bytes_per_s / num_bytes

@@ -11,8 +11,8 @@ from typing import Literal
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 
-VisionPlace = Literal["first", "every", "own"]
-"""In the process of each copy's first stage, in that of every stage, or in processes of its own."""
+VisionPlace = Literal["shared", "every", "separate"]
+"""In the process of each copy's first stage, in that of every stage, or in processes that only encode."""
 
 Chain = tuple[BlockRange, ...]
 """The stages of one copy."""
@@ -20,12 +20,12 @@ Chain = tuple[BlockRange, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Stages take the devices in order, copy by copy; vision workers of their own take those that follow."""
+    """Stages take the devices in order, copy by copy; separate vision workers take those that follow."""
 
     chains: tuple[Chain, ...]
     vision: VisionPlace
-    num_own_vision: int = 0
-    """Processes that only encode, with `own`."""
+    num_vision_workers: int = 0
+    """Processes that only encode, with `separate`."""
 
     @property
     def stages(self) -> tuple[BlockRange, ...]:
@@ -35,7 +35,7 @@ class Layout:
     @property
     def vision_stages(self) -> tuple[int, ...]:
         """Indexes into `stages` of those whose process encodes pictures as well."""
-        if self.vision == "own":
+        if self.vision == "separate":
             return ()
         starts = accumulate((len(chain) for chain in self.chains[:-1]), initial=0)
         return tuple(range(len(self.stages))) if self.vision == "every" else tuple(starts)
@@ -52,7 +52,11 @@ class LayoutRequest:
     num_copies: int | None = None
     num_stages: int | None = None
     """Of each copy."""
+    chain: Chain | None = None
+    """The stages themselves, in place of the planner's cut."""
     vision: VisionPlace | None = None
+    num_vision_workers: int | None = None
+    """Processes that only encode, with `separate`."""
 
     def __str__(self) -> str:
         parts = {"copies": self.num_copies, "stages": self.num_stages}
@@ -86,6 +90,12 @@ def parse_layout(text: str) -> LayoutRequest:
 def chain_of(counts: Sequence[int]) -> Chain:
     """Return the stages that have so many layers, one after the other."""
     return tuple(BlockRange(start=start, stop=stop) for start, stop in pairwise(accumulate(counts, initial=0)))
+
+
+def even_chain(num_layers: int, num_stages: int) -> Chain:
+    """Return stages of as equal numbers of layers as can be."""
+    bounds = [num_layers * index // num_stages for index in range(num_stages + 1)]
+    return chain_of([stop - start for start, stop in pairwise(bounds)])
 
 
 def _copies(count: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from broker_pipeline.planning.cut import StageLoad, cut_layers
 from broker_pipeline.planning.devices import CONDUCTOR_CAPTION_S, GATEWAY_CAPTION_S, PROCESS_LOAD
 from broker_pipeline.planning.forecast import Forecast, asked_sessions, forecast, planned_routes, stage_rooms
-from broker_pipeline.planning.layout import Chain, Layout, LayoutRequest, VisionPlace, chain_of
+from broker_pipeline.planning.layout import Chain, Layout, LayoutRequest, VisionPlace, chain_of, even_chain
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.refusal import check_request, does_not_fit
 from broker_pipeline.planning.route_rate import stage_times, step_tokens
@@ -61,11 +61,12 @@ def plan_of(layout: Layout, found: Forecast) -> Plan:
 def _layouts(model: ModelSizes, site: Site, workload: Workload, request: LayoutRequest) -> Iterator[Layout]:
     """Yield the best cuts of every number of copies, stages and place of vision that is asked for."""
     for num_copies, num_stages in _shapes(model, site, request):
-        for vision in _places(request, num_stages):
-            num_own = max(1, len(site.devices) - num_copies * num_stages) if vision == "own" else 0
-            if vision == "own" and request.vision is None and num_copies * num_stages >= len(site.devices):
-                continue
-            yield from _cuts(model, site, workload, num_copies, num_stages, vision, num_own)
+        chain = request.chain or even_chain(model.num_layers, num_stages)
+        for vision in _places(site, request, num_copies * num_stages):
+            num_left = max(1, len(site.devices) - num_copies * num_stages)
+            num_workers = (request.num_vision_workers or num_left) if vision == "separate" else 0
+            frame = Layout(chains=(chain,) * num_copies, vision=vision, num_vision_workers=num_workers)
+            yield from [frame] if request.chain else _cuts(model, site, workload, frame)
 
 
 def _shapes(model: ModelSizes, site: Site, request: LayoutRequest) -> list[tuple[int, int]]:
@@ -73,37 +74,25 @@ def _shapes(model: ModelSizes, site: Site, request: LayoutRequest) -> list[tuple
     if request.num_copies and request.num_stages:
         return [(request.num_copies, request.num_stages)]
     most = len(site.devices)
-    shapes = [(c, s) for c in range(most, 0, -1) for s in range(1, most // c + 1) if s <= model.num_layers]
-    return [(c, s) for c, s in shapes if request.num_copies in {None, c} and request.num_stages in {None, s}]
+    return [(c, s) for c in range(most, 0, -1) for s in range(1, min(most // c, model.num_layers) + 1)]
 
 
-def _places(request: LayoutRequest, num_stages: int) -> tuple[VisionPlace, ...]:
+def _places(site: Site, request: LayoutRequest, num_stages: int) -> list[VisionPlace]:
+    """Return where vision may run; by itself a process that only encodes gets a device that nobody else has."""
     if request.vision is not None:
-        return (request.vision,)
-    return ("first", "own") if num_stages == 1 else ("first", "every", "own")
+        return [request.vision]
+    return ["shared", "every", "separate"] if num_stages < len(site.devices) else ["shared", "every"]
 
 
-def _cuts(
-    model: ModelSizes,
-    site: Site,
-    workload: Workload,
-    num_copies: int,
-    num_stages: int,
-    vision: VisionPlace,
-    num_own: int,
-) -> Iterator[Layout]:
-    """Yield layouts whose stages are balanced with room for ever fewer sessions; one is enough where all have room."""
-    asked = asked_sessions(workload, num_copies, num_stages)
-    even = chain_of(_even(model.num_layers, num_stages))
-    frame = Layout(chains=(even,) * num_copies, vision=vision, num_own_vision=num_own)
+def _cuts(model: ModelSizes, site: Site, workload: Workload, frame: Layout) -> Iterator[Layout]:
+    """Yield layouts whose stages are balanced with room for ever fewer sessions: a faster one may hold fewer."""
+    asked = asked_sessions(workload, len(frame.chains), len(frame.chains[0]))
     seen: set[tuple[Chain, ...]] = set()
     for num_sessions in sorted({max(1, int(asked * part)) for part in _SESSION_PARTS}, reverse=True):
         chains = _balanced(model, site, workload, frame, num_sessions)
         if chains is not None and chains not in seen:
             seen.add(chains)
-            yield Layout(chains=chains, vision=vision, num_own_vision=num_own)
-        if chains is not None and num_sessions == asked:
-            return
+            yield replace(frame, chains=chains)
 
 
 def _balanced(
@@ -115,7 +104,7 @@ def _balanced(
     chains = []
     for route in planned_routes(site, frame):
         rooms = stage_rooms(model, site, frame, route)
-        shares = route.vision_shares or (0.0,) * num_stages  # what is dealt by load fills what the cut leaves
+        shares = route.vision_shares or (0.0,) * num_stages  # pictures that go by load fill what the cut leaves
         stages = stage_times(model, site, workload, replace(route, vision_shares=shares), num_tokens)
         loads = [
             StageLoad(
@@ -129,7 +118,3 @@ def _balanced(
             return None
         chains.append(chain_of(counts))
     return tuple(chains)
-
-
-def _even(num_layers: int, num_stages: int) -> list[int]:
-    return [num_layers * (index + 1) // num_stages - num_layers * index // num_stages for index in range(num_stages)]

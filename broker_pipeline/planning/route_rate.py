@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from broker_pipeline.planning.cut import dealt_shares
+from broker_pipeline.planning.cut import shares_by_load
 from broker_pipeline.planning.devices import BUSY_SHARE, CONDUCTOR_ROUND_S, EDGES, STAGE_HOST_S
 from broker_pipeline.planning.layout import Chain
 from broker_pipeline.planning.model_sizes import ModelSizes
@@ -23,7 +23,7 @@ class PlannedRoute:
     devices: tuple[int, ...]
     """Of each stage, the index of its device."""
     vision_shares: tuple[float, ...] | None
-    """Part of the route's pictures that each stage's device encodes; None deals them by load."""
+    """Part of the route's pictures that each stage's device encodes; None shares them out by load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def stage_times(
         return stages
     num_visual_tokens = num_tokens / workload.num_computed_tokens * workload.num_visual_tokens
     whole = [tower_s(model, stage.device, num_visual_tokens) for stage in stages]
-    shares = dealt_shares([stage.estimate(num_tokens) for stage in stages], whole)
+    shares = shares_by_load([stage.estimate(num_tokens) for stage in stages], whole)
     return [replace(stage, vision_share=share) for stage, share in zip(stages, shares, strict=True)]
 
 

@@ -31,17 +31,20 @@ class Site:
 def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
     """Return what a device has for layers, embedding, head and KV of one stage; below 0 where there is no room."""
     if not device.is_gpu:
-        return device.memory_bytes / 2  # the other half is for everything else on that host
+        return device.memory_bytes
     room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(MAX_STEP_TOKENS)
     return room - has_vision * model.tower_bytes
 
 
 def sessions_in(model: ModelSizes, workload: Workload, room: float, blocks: BlockRange) -> int:
     """Return how many sessions' KV fits into `room` bytes beside the weights of a stage; 0 where nothing fits."""
-    left = (
-        room - _end_bytes(model, blocks.start == 0, blocks.stop == model.num_layers) - len(blocks) * model.layer_bytes
-    )
+    left = room - weight_bytes(model, blocks)
     return max(0, int(left // (workload.num_session_tokens * len(blocks) * model.kv_bytes)))
+
+
+def weight_bytes(model: ModelSizes, blocks: BlockRange) -> int:
+    """Return the bytes of a stage's weights, embedding and head included."""
+    return _end_bytes(model, blocks.start == 0, blocks.stop == model.num_layers) + len(blocks) * model.layer_bytes
 
 
 def layers_in(

@@ -20,7 +20,7 @@ from tests.kit.waiting import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 MAX_TOKENS = 12
-SHARED = {"shares_vision": True, "num_vision_workers": 0}
+SHARED = {"vision_stages": (0,), "num_vision_workers": 0}
 JOBS = [
     ((picture(1),), "Describe this picture in one sentence."),
     ((picture(2, 200, 80),), "What is in the middle of it?"),
@@ -80,7 +80,7 @@ async def test_one_process_says_what_transformers_says_and_sigterm_drains_both_r
 
 
 async def test_each_role_is_drained_by_its_own_name(tmp_path: Path) -> None:
-    one = {"shares_vision": True, "num_vision_workers": 1}
+    one = {"vision_stages": (0,), "num_vision_workers": 1}
     async with tiny_cluster(tmp_path, DENSE, "3", **one) as cluster, client_of(cluster) as client:
         stage = cluster.processes["stage-0"]
         assert await drain(client, "vision-stage-0") == 0

@@ -49,9 +49,15 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
         A byte of the prompt is at most a token; sessions that have ended hold their room until that is known.
         """
-        visual = (-(-self.picture_side // _PIXELS_PER_TOKEN)) ** 2
-        each = visual + len(self.prompt.encode()) + _TEMPLATE_TOKENS + self.num_output_tokens
+        each = (
+            num_visual_tokens(self.picture_side) + len(self.prompt.encode()) + _TEMPLATE_TOKENS + self.num_output_tokens
+        )
         return (num_sessions + max(4, num_sessions // 8)) * each
+
+
+def num_visual_tokens(picture_side: int) -> int:
+    """Return the visual tokens of a square picture."""
+    return (-(-picture_side // _PIXELS_PER_TOKEN)) ** 2
 
 
 class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

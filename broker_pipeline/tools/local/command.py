@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
+from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.config import option
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
-from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.planning.planner import choose_plan
+from broker_pipeline.planning.summary import describe_plan
+from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
-from broker_pipeline.tools.local.gpus.devices import count_cuda_devices, vision_shares_gpu
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service
+from broker_pipeline.tools.local.layouts import (
+    layout_request,
+    layout_settings,
+    read_sizes,
+    served_dtype,
+    site_of,
+    used_gpus,
+)
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.preflight import check_start
 from broker_pipeline.tools.local.run import run_cluster
@@ -28,12 +39,11 @@ from broker_pipeline.tools.operate.status_view import describe_work
 from broker_pipeline.tools.terminal import make_console
 
 _POSITIVE = click.IntRange(min=1)
-_DEFAULT_NUM_STAGES = 3
 _MOST_GATEWAY_PROCESSES = 4
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
-    *("device", "dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
+    *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
     "edges",
 )
 
@@ -45,23 +55,31 @@ _SAME_NAMES = (
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory that `broker-pipeline export` made.",
 )
-@option("--stages", type=_POSITIVE, help="Number of stages. [default: one per GPU, else 3]")
-@option("--cut", help="First layer of every stage but the first, such as 2,10. [default: stages of equal size]")
-@option("--vision-workers", default=1, type=_POSITIVE, help="Number of vision workers.")
+@option(
+    "--layout",
+    default="auto",
+    help="Copies of the model, stages of each, or both: auto, copies=4, stages=4, copies=2,stages=2. auto takes what "
+    "gives the most captions per second on the GPUs there are.",
+)
+@option("--stages", type=_POSITIVE, help="Number of stages of one copy. [default: as --layout says; 3 on a CPU]")
+@option("--cut", help="First layer of every stage but the first, such as 2,10. [default: the slowest stage is fastest]")
+@option("--vision-workers", type=_POSITIVE, help="Number of vision workers. [default: as the layout needs]")
 @option(
     "--vision-process",
     default="auto",
-    type=click.Choice(["auto", "shared", "separate"]),
-    help="Where the first vision worker runs: in the process of the first stage, where visual rows need not leave the "
-    "GPU, or in one of its own. auto shares a process where it would share the GPU.",
+    type=click.Choice(["auto", "shared", "every", "separate"]),
+    help="Where vision runs: in the process of each copy's first stage, in that of every stage, or in one of its own. "
+    "auto takes what leaves no GPU with more than its share.",
 )
+@option("--plan", "only_plan", is_flag=True, help="Say what would run and what it would give, and start nothing.")
 @option("--mps", is_flag=True, help="Workers on one GPU share it through NVIDIA's MPS, instead of time slicing.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
 @option(
     "--gateway-processes",
     type=_POSITIVE,
-    help="Processes of the gateway, on one port. [default: one per four cores, up to 4]",
+    help="Processes of the gateway, on one port. [default: what the layout's rate needs; without GPUs one per four "
+    "cores, up to 4]",
 )
 @option(
     "--data-dir",
@@ -125,7 +143,8 @@ _SAME_NAMES = (
 def command(**options: Any) -> None:
     """Run a whole pipeline on this machine, each service in a process of its own.
 
-    With one GPU, the vision worker shares the process of the first stage.
+    On GPUs the layout is what the planner expects the most captions of: copies where the model fits, stages where it
+    does not. It is said in two lines before anything starts.
 
     Starts NATS, Redis, a gateway, a conductor, vision workers and stages, shows what is ready, restarts what dies, and
     stops all of it in order at Ctrl-C. Jobs that are not finished by then are taken up at the next start.
@@ -136,23 +155,28 @@ def command(**options: Any) -> None:
 
     \b
     Examples:
-      broker-pipeline up --model ./artifacts/8b --stages 3
+      broker-pipeline up --model ./artifacts/8b
+      broker-pipeline up --model ./artifacts/8b --layout copies=2,stages=2 --plan
       broker-pipeline up --model ./artifacts/8b --cut 2,10 --vision-workers 2 --port 9000
     """
     sys.exit(asyncio.run(_up(options)))
 
 
 async def _up(options: dict[str, Any]) -> int:
-    settings = local_settings(options, num_cuda_devices=await count_cuda_devices())
+    settings, lines = local_settings(options, await cuda_devices())
+    console = make_console(may_vanish=True)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if options["only_plan"]:
+        return exit_codes.OK
     check_start(settings)
     if not options["mps"]:
-        return await _serve(settings)
+        return await _serve(settings, console)
     async with mps_service(settings.data_dir / "mps") as env:
-        return await _serve(replace(settings, worker_env=env))
+        return await _serve(replace(settings, worker_env=env), console)
 
 
-async def _serve(settings: LocalSettings) -> int:
-    console = make_console(may_vanish=True)
+async def _serve(settings: LocalSettings, console: Console) -> int:
     view = local_view(console)
 
     async def serve(cluster: LocalCluster) -> None:
@@ -167,49 +191,35 @@ async def _serve(settings: LocalSettings) -> int:
     return code
 
 
-def local_settings(options: dict[str, Any], *, num_cuda_devices: int) -> LocalSettings:
-    """Turn the command's options into settings; raises `ConfigurationError` and `ArtifactError`."""
+def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple[LocalSettings, tuple[str, str]]:
+    """Turn the command's options into settings, and into two lines that say what was chosen and why.
+
+    Raises `ConfigurationError` and `ArtifactError`.
+    """
+    used = used_gpus(gpus, options["device"])
     model = options["model"].absolute()
-    stages = choose_stages(model, options["stages"], options["cut"], num_cuda_devices)
-    num_vision_workers = options["vision_workers"]
-    shares_vision = options["vision_process"] == "shared" or (
-        options["vision_process"] == "auto"
-        and vision_shares_gpu(len(stages), num_vision_workers, num_cuda_devices, options["device"])
-    )
-    return LocalSettings(
+    sizes, site, work = read_sizes(model, served_dtype(options["dtype"])), site_of(used, options["edges"]), Workload()
+    plan = choose_plan(sizes, site, work, layout_request(options, has_gpus=bool(used)))
+    everywhere = gpus and options["device"] in {"auto", "cuda"}
+    settings = LocalSettings(
         model=model,
-        stages=stages,
         data_dir=options["data_dir"] or _default_data_dir(options["pipeline"]),
-        num_gateway_processes=options["gateway_processes"] or default_gateway_processes(len(os.sched_getaffinity(0))),
-        num_vision_workers=num_vision_workers - shares_vision,
-        shares_vision=shares_vision,
-        num_cuda_devices=num_cuda_devices,
+        num_gateway_processes=options["gateway_processes"]
+        or (plan.num_gateways if used else default_gateway_processes(len(os.sched_getaffinity(0)))),
+        num_cuda_devices=len(gpus),
+        device=None if everywhere else options["device"],
         num_threads=options["threads"],
         is_deterministic=options["deterministic"],
         profile=options["profile"] and options["profile"].absolute(),
+        **layout_settings(plan, options["vision_workers"], has_gpus=bool(used)),
         **{name: options[name] for name in _SAME_NAMES},
     )
+    return settings, describe_plan(sizes, site, work, plan)
 
 
 def default_gateway_processes(num_cores: int) -> int:
-    """Return how many processes of the gateway leave enough cores to everybody else."""
+    """Return how many processes of the gateway leave enough cores to everybody else on the same processor."""
     return min(max(1, num_cores // 4), _MOST_GATEWAY_PROCESSES)
-
-
-def choose_stages(
-    model: Path, num_stages: int | None, cut: str | None, num_cuda_devices: int
-) -> tuple[BlockRange, ...]:
-    """Return the block ranges that `--stages` and `--cut` ask for."""
-    num_layers = read_model_facts(model).num_layers
-    if cut is None:
-        default = min(num_cuda_devices or _DEFAULT_NUM_STAGES, num_layers)
-        return balanced_cut(model, num_stages or default)
-    stages = parse_cut(cut, num_layers)
-    if num_stages not in {None, len(stages)}:
-        raise ConfigurationError(
-            f"--cut {cut} makes {len(stages)} stages and --stages says {num_stages}: leave one of them out", field="cut"
-        )
-    return stages
 
 
 async def _jobs(gateway_url: str) -> str:

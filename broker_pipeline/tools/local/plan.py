@@ -20,8 +20,8 @@ class LocalSettings:
     stages: tuple[BlockRange, ...]
     data_dir: Path
     num_vision_workers: int = 1
-    shares_vision: bool = False
-    """Whether the first stage's process is a vision worker as well; `num_vision_workers` come on top of that."""
+    vision_stages: tuple[int, ...] = ()
+    """Stages, by index, whose process is a vision worker as well; `num_vision_workers` come on top of those."""
     num_gateways: int = 1
     num_gateway_processes: int = 1
     """Processes of each gateway, on its port."""
@@ -114,7 +114,7 @@ def plan_services(
 
 def num_threads(settings: LocalSettings) -> int:
     """Return how many threads each worker computes with."""
-    num_workers = len(settings.stages) + settings.num_vision_workers + settings.shares_vision
+    num_workers = len(settings.stages) + settings.num_vision_workers + len(settings.vision_stages)
     return settings.num_threads or threads_per_worker(num_workers)
 
 
@@ -140,7 +140,7 @@ def _own_flags(
 
 def _stage(settings: LocalSettings, name: str, devices: Mapping[str, str]) -> tuple[str, dict[str, object]]:
     index = int(name.partition("-")[2])
-    blocks, has_vision = settings.stages[index], settings.shares_vision and index == 0
+    blocks, has_vision = settings.stages[index], index in settings.vision_stages
     own = {
         "--blocks": f"{blocks.start}:{blocks.stop}",
         "--kv-tokens": settings.kv_tokens,

@@ -28,13 +28,13 @@ def test_anything_else_is_refused_by_its_flag(text: str) -> None:
 
 def test_stages_follow_copy_by_copy_and_vision_is_with_the_first_or_with_all() -> None:
     chains = (chain_of([2, 4]), chain_of([3, 3]))
-    first, every = (Layout(chains=chains, vision=place) for place in ("first", "every"))
+    first, every = (Layout(chains=chains, vision=place) for place in ("shared", "every"))
     assert [(blocks.start, blocks.stop) for blocks in first.stages] == [(0, 2), (2, 6), (0, 3), (3, 6)]
     assert first.vision_stages == (0, 2)
     assert every.vision_stages == (0, 1, 2, 3)
-    assert Layout(chains=chains, vision="own", num_own_vision=1).vision_stages == ()
+    assert Layout(chains=chains, vision="separate", num_vision_workers=1).vision_stages == ()
 
 
 def test_a_layout_says_what_it_is() -> None:
-    assert str(Layout(chains=(chain_of([6]),) * 4, vision="first")) == "4 copies, each whole"
-    assert str(Layout(chains=(chain_of([2, 4]),), vision="first")) == "1 copy, in 2 stages, blocks 0:2 2:6"
+    assert str(Layout(chains=(chain_of([6]),) * 4, vision="shared")) == "4 copies, each whole"
+    assert str(Layout(chains=(chain_of([2, 4]),), vision="shared")) == "1 copy, in 2 stages, blocks 0:2 2:6"

@@ -62,17 +62,18 @@ def test_whole_systems(
     shape: str, device: object, counts: Sequence[int], num_sessions: int, captions_per_s: float
 ) -> None:
     site = Site(devices=(device,) * len(counts), num_cores=16 * len(counts))
-    layout = Layout(chains=(chain_of(counts),), vision="first")
+    layout = Layout(chains=(chain_of(counts),), vision="shared")
     found = forecast(sizes_of(shape), site, Workload(num_sessions=num_sessions), layout)
     assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.15)
     assert not found.is_estimated
 
 
 @pytest.mark.parametrize(
-    ("counts", "vision", "captions_per_s"), [([36], "first", 73.4), ([18, 18], "first", 71.8), ([36], "own", 70.4)]
+    ("counts", "vision", "captions_per_s"),
+    [([36], "shared", 73.4), ([18, 18], "shared", 71.8), ([36], "separate", 70.4)],
 )
 def test_processes_that_share_one_gpu(counts: Sequence[int], vision: VisionPlace, captions_per_s: float) -> None:
-    layout = Layout(chains=(chain_of(counts),), vision=vision, num_own_vision=int(vision == "own"))
+    layout = Layout(chains=(chain_of(counts),), vision=vision, num_vision_workers=int(vision == "separate"))
     found = forecast(sizes_of("8B"), Site(devices=(H100,), num_cores=16), Workload(num_sessions=256), layout)
     assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.15)
 
@@ -80,7 +81,7 @@ def test_processes_that_share_one_gpu(counts: Sequence[int], vision: VisionPlace
 @pytest.mark.parametrize(("counts", "num_sessions", "captions_per_s"), [([2, 2, 1], 64, 24.6), ([5], 32, 28.0)])
 def test_a_processor_is_only_estimated(counts: Sequence[int], num_sessions: int, captions_per_s: float) -> None:
     work = Workload(num_prompt_tokens=50, num_visual_tokens=16, num_sessions=num_sessions)
-    layout = Layout(chains=(chain_of(counts),), vision="own", num_own_vision=1)
+    layout = Layout(chains=(chain_of(counts),), vision="separate", num_vision_workers=1)
     found = forecast(sizes_of("demo"), Site(devices=(processor(2, 8 * 10**9),), num_cores=2), work, layout)
     assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.3)
     assert found.is_estimated

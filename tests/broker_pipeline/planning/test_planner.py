@@ -50,10 +50,10 @@ def all_layouts(num_layers: int, num_devices: int) -> Iterator[Layout]:
         for stages in range(1, min(num_layers, num_devices // copies) + 1):
             cuts: list[Chain] = [chain_of(counts) for counts in compositions(num_layers, stages)]
             for chains in product(cuts, repeat=copies):
-                yield Layout(chains=chains, vision="first")
+                yield Layout(chains=chains, vision="shared")
                 yield Layout(chains=chains, vision="every")
                 for own in range(1, num_devices - copies * stages + 1):
-                    yield Layout(chains=chains, vision="own", num_own_vision=own)
+                    yield Layout(chains=chains, vision="separate", num_vision_workers=own)
 
 
 SITES = [(H100,), (H100, H100, H100), (L40S, L40S, L40S), (H100, L40S), (H200, H100, L40S)]
@@ -110,7 +110,7 @@ def test_copies_where_the_model_fits_stages_where_it_does_not_both_together(
 def test_stages_are_cut_so_that_head_and_tower_count() -> None:
     site = Site(devices=(H100,) * 4, num_cores=64, edge="shm")
     [chain] = choose_plan(
-        sizes_of("8B"), site, Workload(), LayoutRequest(num_copies=1, num_stages=4, vision="first")
+        sizes_of("8B"), site, Workload(), LayoutRequest(num_copies=1, num_stages=4, vision="shared")
     ).layout.chains
     assert len(chain[0]) < 6, "the tower takes as long as several layers"
     assert max(map(len, chain[1:])) - min(map(len, chain[1:])) <= 1

@@ -47,7 +47,7 @@ class Baseline:
         """Keep the processes ready while the context is open."""
         async with AsyncExitStack() as stack:
             if self.takes_turns:
-                repeats = len(self._settings.num_stages) * len(self._settings.vision)
+                repeats = len(self._settings.asked_layouts) * len(self._settings.vision)
                 for num_threads in _thread_counts(self._settings):
                     name, process = await stack.enter_async_context(self._open(num_threads, repeats))
                     self._processes[name] = process

@@ -38,12 +38,20 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     help="Numbers of stages.",
 )
 @click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    metavar="LAYOUT",
+    help="In place of --stages: copies=4, stages=4 or copies=2,stages=2, as for up; may be given several times.",
+)
+@click.option(
     "--vision",
     multiple=True,
-    type=click.Choice(["separate", "shared"]),
+    type=click.Choice(["separate", "shared", "every"]),
     default=("separate",),
     show_default=True,
-    help="Where the vision worker runs: in a process of its own, or in the first stage's; both may be given.",
+    help="Where vision runs: in a process of its own, in that of each copy's first stage, or in that of every stage; "
+    "may be given several times.",
 )
 @click.option(
     "--model",
@@ -75,6 +83,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=POSITIVE,
     help="Threads of the one process; may be given several times.  [default: all cores, and on the CPU also 1]",
 )
+@click.option("--predict", is_flag=True, help="Show what the planner expects of each system beside what is measured.")
 @click.option("--mps", is_flag=True, help="Workers share their GPU through NVIDIA's MPS instead of time slicing.")
 @click.option(
     "--with",

@@ -18,12 +18,12 @@ from statistics import median
 import msgspec
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.tools.local.gpus.devices import count_cuda_devices
+from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.options import say
 from trials.bench.pipeline.baseline import Baseline
-from trials.bench.pipeline.row import PipelineRow, row_of
+from trials.bench.pipeline.row import PipelineRow, Prediction, row_of
 from trials.bench.pipeline.settings import PipelineSettings
 from trials.bench.pipeline.system_rounds import RunningSystem
 from trials.bench.work import Round, Rounds
@@ -42,20 +42,24 @@ async def measure_pipeline(
         await baseline.run_alone()
         for row in baseline.rows():
             yield row
-    num_gpus = await count_cuda_devices() if settings.device == "cuda" else 0
+    gpus = await cuda_devices() if settings.device != "cpu" else ()
     failed: PipelineError | None = None
     async with AsyncExitStack() as stack:
         worker_env = await stack.enter_async_context(mps_service(directory / "mps")) if settings.mps else {}
         await stack.enter_async_context(baseline.colocated())
-        for name, local in list(settings.systems(model, directory, rounds, num_gpus)):
-            say(name)
+        for system in list(settings.systems(model, directory, rounds, gpus)):
+            say(system.name)
+            local = replace(system.local, worker_env=worker_env)
             try:
-                row = await _measure_system(name, replace(local, worker_env=worker_env), rounds, baseline)
+                row = await _measure_system(system.name, local, rounds, baseline)
             except PipelineError as error:
-                say(f"{name}: failed; {error.message.partition(chr(10))[0]}")
+                say(f"{system.name}: failed; {error.message.partition(chr(10))[0]}")
                 failed = failed or error
             else:
-                say(f"{name}: up after {row.start_s:.1f} s, warm after another {row.warm_up_s:.1f} s")
+                say(f"{system.name}: up after {row.start_s:.1f} s, warm after another {row.warm_up_s:.1f} s")
+                if settings.predict:
+                    found = settings.forecast(model, system.layout, row.num_prompt_tokens, gpus)
+                    row = msgspec.structs.replace(row, predicted=Prediction.of(system.layout, found))
                 yield row
     if baseline.takes_turns:
         for row in baseline.rows():

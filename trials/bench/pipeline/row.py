@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import msgspec
 
+from broker_pipeline.planning.forecast import Forecast
+from broker_pipeline.planning.layout import Layout
 from trials.bench.breakdown import Breakdown
 from trials.bench.report import Column
 from trials.bench.spread import Spread, shown
 from trials.bench.work import Round
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner expected of a system before it ran."""
+
+    layout: str
+    captions_per_s: float
+    limit: str
+    """What bounds the rate."""
+    is_estimated: bool
+    """Whether it rests on rates of a device that was not measured."""
+
+    @classmethod
+    def of(cls, layout: Layout, found: Forecast) -> Self:
+        """Take over a forecast."""
+        return cls(
+            layout=str(layout),
+            captions_per_s=found.captions_per_s,
+            limit=found.limit,
+            is_estimated=found.is_estimated,
+        )
+
+    def __str__(self) -> str:
+        return shown(self.captions_per_s) + (" (estimated)" if self.is_estimated else "")
 
 
 class PipelineRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +63,8 @@ class PipelineRow(msgspec.Struct, frozen=True, kw_only=True):
     """Of the first round, which does not count."""
     breakdowns: tuple[Breakdown, ...] = ()
     """Of each round."""
+    predicted: Prediction | None = None
+    """With `--predict`: captions per second by the planner, for whole rounds."""
 
     @property
     def num_cores(self) -> float:
@@ -78,6 +107,7 @@ COLUMNS: list[Column] = [
     ("prompt", lambda row: row.num_prompt_tokens),
     ("tokens/s (p10-p90)", lambda row: row.tokens_per_s),
     ("captions/s", lambda row: row.captions_per_s),
+    ("predicted", lambda row: row.predicted or ""),
     ("middle half", lambda row: row.middle_captions_per_s or ""),
     ("of one process", lambda row: f"{row.share:.0%}" if row.share is not None else ""),
     ("cores busy", lambda row: f"{row.num_cores:.2f}"),

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from broker_pipeline.planning.forecast import Forecast, forecast
+from broker_pipeline.planning.layout import Layout, LayoutRequest, VisionPlace, parse_layout
+from broker_pipeline.planning.planner import choose_plan
+from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cuts import balanced_cut
+from broker_pipeline.tools.local.gpus.devices import CudaDevice
+from broker_pipeline.tools.local.layouts import read_sizes, served_dtype, site_of, used_gpus
 from broker_pipeline.tools.local.plan import LocalSettings
-from trials.bench.work import Rounds, WorkSettings
+from trials.bench.work import Rounds, WorkSettings, num_visual_tokens
 
-VisionPlace = Literal["separate", "shared"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """One system to measure."""
+
+    name: str
+    layout: Layout
+    local: LocalSettings
 
 
 class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
-    """The work, and the systems to try: one for every number of stages and place of the vision worker."""
+    """The work, and the systems to try: one for every number of stages or layout, and place of vision."""
 
     num_stages: tuple[int, ...]
+    layouts: tuple[str, ...]
+    """As for `up --layout`; where there are any, they stand in place of `num_stages`."""
     vision: tuple[VisionPlace, ...]
-    """In a process of its own, or in that of the first stage."""
     num_sessions: int
     """Most sessions that the conductor has computed at a time."""
     dtype: str | None
@@ -30,36 +44,71 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     in_process_threads: tuple[int, ...]
     """Numbers of threads to try; empty for all cores, and on the CPU one as well."""
     mps: bool
+    predict: bool
+    """Whether rows have the planner's prediction beside what was measured."""
     profile: str | None
     """Directory below which each system's services write traces."""
     extra_arguments: dict[str, tuple[str, ...]]
 
-    def systems(
-        self, model: Path, directory: Path, rounds: Rounds, num_gpus: int
-    ) -> Iterator[tuple[str, LocalSettings]]:
-        """Yield name and settings of each system; raises `ConfigurationError` for a cut that cannot be."""
-        for num_stages in self.num_stages:
-            for place in self.vision:
-                yield (
-                    self._name(num_stages, place),
-                    LocalSettings(
-                        model=model.absolute(),
-                        stages=balanced_cut(model, num_stages),
-                        data_dir=directory / f"system-{num_stages}-{place}",
-                        num_vision_workers=0 if place == "shared" else 1,
-                        shares_vision=place == "shared",
-                        num_cuda_devices=num_gpus,
-                        device=self.device if self.device != "cuda" else None,
-                        dtype=self.dtype,
-                        num_threads=self.num_threads,
-                        kv_tokens=self.kv_tokens or rounds.warm_up.kv_tokens(self.num_sessions),
-                        restarts=False,
-                        profile=Path(self.profile) / f"{num_stages}-{place}" if self.profile else None,
-                        extra_arguments=self.extra_arguments,
-                    ),
-                )
+    @property
+    def asked_layouts(self) -> tuple[str, ...]:
+        """The layouts to try, in words of `up --layout`."""
+        return self.layouts or tuple(f"stages={number}" for number in self.num_stages)
 
-    def _name(self, num_stages: int, place: VisionPlace) -> str:
-        name = f"whole system, {num_stages} {'stages' if num_stages > 1 else 'stage'}"
-        name += f", vision {place}" if len(self.vision) > 1 or place == "shared" else ""
+    def systems(self, model: Path, directory: Path, rounds: Rounds, gpus: Sequence[CudaDevice]) -> Iterator[System]:
+        """Yield the systems; raises `ConfigurationError` for a layout that cannot be."""
+        for asked in self.asked_layouts:
+            for place in self.vision:
+                layout = self._layout(model, asked, place, gpus)
+                label = asked.removeprefix("stages=").replace("=", "-").replace(",", "-")
+                local = LocalSettings(
+                    model=model.absolute(),
+                    stages=layout.stages,
+                    vision_stages=layout.vision_stages,
+                    num_vision_workers=layout.num_vision_workers,
+                    data_dir=directory / f"system-{label}-{place}",
+                    num_cuda_devices=len(gpus),
+                    device=self.device if self.device != "cuda" else None,
+                    dtype=self.dtype,
+                    num_threads=self.num_threads,
+                    kv_tokens=self.kv_tokens or rounds.warm_up.kv_tokens(-(-self.num_sessions // len(layout.chains))),
+                    restarts=False,
+                    profile=Path(self.profile) / f"{label}-{place}" if self.profile else None,
+                    extra_arguments=self.extra_arguments,
+                )
+                yield System(name=self._name(layout, place), layout=layout, local=local)
+
+    def forecast(self, model: Path, layout: Layout, num_prompt_tokens: int, gpus: Sequence[CudaDevice]) -> Forecast:
+        """Predict what a layout gives for this work."""
+        sizes, site = read_sizes(model, served_dtype(self.dtype)), site_of(used_gpus(gpus, self.device))
+        return forecast(sizes, site, self._workload(num_prompt_tokens), layout)
+
+    def _layout(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Layout:
+        """Cut as `up` would: on GPUs so that the slowest stage is fastest, elsewhere into stages of equal size."""
+        request, used = parse_layout(asked), used_gpus(gpus, self.device)
+        chain = None if used or request.num_stages is None else balanced_cut(model, request.num_stages)
+        request = LayoutRequest(
+            num_copies=request.num_copies,
+            num_stages=request.num_stages,
+            chain=chain,
+            vision=place,
+            num_vision_workers=1 if place == "separate" else None,
+        )
+        sizes = read_sizes(model, served_dtype(self.dtype))
+        return choose_plan(sizes, site_of(used), self._workload(None), request).layout
+
+    def _workload(self, num_prompt_tokens: int | None) -> Workload:
+        visual = num_visual_tokens(self.picture_side)
+        return Workload(
+            num_prompt_tokens=num_prompt_tokens or visual + len(self.prompt.encode()),
+            num_visual_tokens=visual,
+            num_output_tokens=self.num_output_tokens,
+            num_sessions=min(self.num_sessions, self.num_in_flight),
+        )
+
+    def _name(self, layout: Layout, place: VisionPlace) -> str:
+        num_copies, num_stages = len(layout.chains), len(layout.chains[0])
+        name = "whole system, " + (f"{num_copies} copies of " if num_copies > 1 else "")
+        name += f"{num_stages} {'stages' if num_stages > 1 else 'stage'}"
+        name += f", vision {place}" if len(self.vision) > 1 or place != "separate" else ""
         return name + (", MPS" if self.mps else "")

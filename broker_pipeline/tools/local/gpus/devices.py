@@ -7,27 +7,41 @@ import os
 import shutil
 import sys
 
-_COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+import msgspec
+
+_LIST = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+facts = map(torch.cuda.get_device_properties, range(count))
+print(json.dumps([{"name": each.name, "memory_bytes": each.total_memory} for each in facts]))
+"""
 _TIMEOUT_S = 60.0
 
 
-async def count_cuda_devices() -> int:
-    """Return how many CUDA devices torch would see; 0 without asking where there is no NVIDIA driver."""
+class CudaDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One GPU as its driver describes it."""
+
+    name: str
+    memory_bytes: int
+
+
+async def cuda_devices() -> tuple[CudaDevice, ...]:
+    """Return the CUDA devices that torch would see; none, without asking, where there is no NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return ()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _COUNT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-c", _LIST, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             output, _ = await process.communicate()
     except TimeoutError:
-        return 0
+        return ()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return int(output) if process.returncode == 0 else 0
+    return msgspec.json.decode(output, type=tuple[CudaDevice, ...]) if process.returncode == 0 else ()
 
 
 def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:
@@ -35,15 +49,6 @@ def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:
     if num_cuda_devices == 0:
         return ["cpu"] * num_workers
     return [f"cuda:{worker % num_cuda_devices}" for worker in range(num_workers)]
-
-
-def vision_shares_gpu(num_stages: int, num_vision_workers: int, num_cuda_devices: int, device: str | None) -> bool:
-    """Say whether a vision worker would compute on the GPU of the first stage; `device` is everyone's, if given."""
-    if device is not None:
-        is_gpu = device.startswith("cuda") or (device == "auto" and num_cuda_devices > 0)
-        return is_gpu and num_vision_workers > 0
-    assigned = assign_devices(num_stages + num_vision_workers, num_cuda_devices)
-    return assigned[0] != "cpu" and assigned[0] in assigned[num_stages:]
 
 
 def threads_per_worker(num_workers: int) -> int:

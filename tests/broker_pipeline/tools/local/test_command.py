@@ -1,52 +1,33 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
-from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.command import choose_stages, default_gateway_processes, local_settings
+from broker_pipeline.tools.local.command import default_gateway_processes, local_settings
+from broker_pipeline.tools.local.gpus.devices import CudaDevice
 from broker_pipeline.tools.local.plan import LocalSettings
 from tests.kit.models.tiny_artifacts import tiny_artifact
+from trials.bench.shape_artifact import write_shape_artifact
+
+H100 = CudaDevice("NVIDIA H100 80GB HBM3", 85 * 10**9)
+SMALL = CudaDevice("NVIDIA L4", 16 * 10**9)
 
 
-def bounds(stages: tuple[BlockRange, ...]) -> list[tuple[int, int]]:
-    return [(blocks.start, blocks.stop) for blocks in stages]
+@pytest.fixture(scope="session")
+def model_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shape_artifact(tmp_path_factory.mktemp("8b") / "8B", "8B")
 
 
-def test_stages_are_of_equal_size_unless_cut() -> None:
-    model = tiny_artifact()
-    assert bounds(choose_stages(model, 2, None, 0)) == [(0, 3), (3, 6)]
-    assert bounds(choose_stages(model, None, "1,5", 0)) == [(0, 1), (1, 5), (5, 6)]
-    assert bounds(choose_stages(model, 3, "1,5", 0)) == [(0, 1), (1, 5), (5, 6)]
-
-
-def test_without_a_number_there_is_a_stage_per_gpu_or_three() -> None:
-    model = tiny_artifact()
-    assert len(choose_stages(model, None, None, 0)) == 3
-    assert len(choose_stages(model, None, None, 2)) == 2
-    assert len(choose_stages(model, None, None, 8)) == 6
-
-
-@pytest.mark.parametrize(("num_stages", "cut", "field"), [(7, None, "stages"), (2, "1,5", "cut"), (None, "6", "cut")])
-def test_impossible_cuts_are_refused(num_stages: int | None, cut: str | None, field: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        choose_stages(tiny_artifact(), num_stages, cut, 0)
-    assert caught.value.field == field
-
-
-def test_a_directory_that_is_no_artifact_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissingError, match="broker-pipeline export"):
-        choose_stages(tmp_path, 2, None, 0)
-
-
-def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
+def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings, tuple[str, str]]:
     left_out = "stages cut data_dir nats_url redis_url device dtype threads kv_tokens default_max_tokens profile"
-    options: dict[str, Any] = dict.fromkeys(left_out.split())
+    options: dict[str, Any] = dict.fromkeys((*left_out.split(), "vision_workers"))
     options |= {
         "model": tiny_artifact(),
-        "vision_workers": 1,
         "gateway_processes": None,
+        "layout": "auto",
         "vision_process": "auto",
         "deterministic": False,
         "verify_weights": True,
@@ -57,29 +38,126 @@ def _settings(num_cuda_devices: int, **changes: Any) -> LocalSettings:
         "namespace": "bp",
     }
     options |= {"pipeline": "main", "drain_s": 1.0, "log_level": "info"}
-    return local_settings(options | changes, num_cuda_devices=num_cuda_devices)
+    return local_settings(options | changes, gpus)
+
+
+def bounds(settings: LocalSettings) -> list[tuple[int, int]]:
+    return [(blocks.start, blocks.stop) for blocks in settings.stages]
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "changes", "expected"),
+    ("changes", "expected"),
     [
-        (0, {}, (False, 1)),
-        (0, {"vision_process": "shared"}, (True, 0)),
-        (1, {}, (True, 0)),
-        (1, {"vision_workers": 2}, (True, 1)),
-        (1, {"vision_process": "separate"}, (False, 1)),
+        ({}, [(0, 2), (2, 4), (4, 6)]),
+        ({"stages": 2}, [(0, 3), (3, 6)]),
+        ({"layout": "stages=2"}, [(0, 3), (3, 6)]),
+        ({"layout": "copies=2,stages=2"}, [(0, 3), (3, 6), (0, 3), (3, 6)]),
+        ({"cut": "1,5"}, [(0, 1), (1, 5), (5, 6)]),
+        ({"cut": "1,5", "stages": 3}, [(0, 1), (1, 5), (5, 6)]),
     ],
 )
-def test_on_one_gpu_the_first_vision_worker_shares_a_process(
-    num_gpus: int, changes: dict[str, Any], expected: tuple[bool, int]
+def test_on_a_processor_stages_are_of_equal_size_unless_cut(
+    changes: dict[str, Any], expected: list[tuple[int, int]]
 ) -> None:
-    settings = _settings(num_gpus, **changes)
-    assert (settings.shares_vision, settings.num_vision_workers) == expected
+    settings, lines = up(**changes)
+    assert bounds(settings) == expected
+    assert (settings.vision_stages, settings.num_vision_workers, settings.device) == ((), 1, None)
+    assert "estimated" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"stages": 7}, "stages"),
+        ({"stages": 2, "cut": "1,5"}, "cut"),
+        ({"cut": "6"}, "cut"),
+        ({"layout": "copies=x"}, "layout"),
+        ({"layout": "copies=2", "stages": 2}, "layout"),
+        ({"layout": "stages=2", "cut": "1"}, "layout"),
+    ],
+)
+def test_impossible_layouts_are_refused_by_their_flag(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        up(**changes)
+    assert caught.value.field == field
+
+
+def test_a_directory_that_is_no_artifact_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissingError, match="broker-pipeline export"):
+        up(model=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "stages", "vision_stages", "num_vision_workers", "device"),
+    [
+        ((H100,), {}, 1, (0,), 0, None),
+        ((H100,), {"vision_workers": 2}, 1, (0,), 1, None),
+        ((H100,), {"vision_process": "separate"}, 1, (), 1, None),
+        ((H100,) * 4, {}, 4, (0, 1, 2, 3), 0, None),
+        ((H100,) * 4, {"device": "cuda"}, 4, (0, 1, 2, 3), 0, None),
+        ((H100,) * 4, {"device": "cuda:2"}, 1, (0,), 0, "cuda:2"),
+        ((H100,) * 4, {"device": "cpu"}, 3, (), 1, "cpu"),
+        ((H100,) * 4, {"layout": "copies=2,stages=2", "vision_process": "every"}, 4, (0, 1, 2, 3), 0, None),
+        ((H100,) * 4, {"layout": "copies=2,stages=2", "vision_process": "shared"}, 4, (0, 2), 0, None),
+        ((SMALL,) * 4, {"vision_process": "every"}, 4, (0, 1, 2, 3), 0, None),
+    ],
+)
+def test_on_gpus_the_planner_chooses_what_was_not_asked_for(
+    model_8b: Path,
+    gpus: tuple[CudaDevice, ...],
+    changes: dict[str, Any],
+    stages: int,
+    vision_stages: tuple[int, ...],
+    num_vision_workers: int,
+    device: str | None,
+) -> None:
+    settings, _ = up(gpus, model=model_8b, **changes)
+    assert len(settings.stages) == stages
+    assert settings.vision_stages == vision_stages
+    assert settings.num_vision_workers == num_vision_workers
+    assert (settings.device, settings.num_cuda_devices) == (device, len(gpus))
+
+
+def test_conductors_take_as_many_sessions_as_the_layout_needs(model_8b: Path) -> None:
+    settings, _ = up((H100,) * 4, model=model_8b, layout="stages=4")
+    assert settings.extra_arguments["conductor"] == ("--max-sessions", "1280", "--max-jobs", "1536")
+    assert up((H100,), model=model_8b)[0].extra_arguments == {}
+
+
+def test_the_gateway_has_as_many_processes_as_the_rate_needs(model_8b: Path) -> None:
+    assert up((H100,), model=model_8b)[0].num_gateway_processes == 1
+    assert up((H100,), model=model_8b, gateway_processes=3)[0].num_gateway_processes == 3
+
+
+def test_two_lines_say_what_was_chosen_and_why(model_8b: Path) -> None:
+    _, (layout, rate) = up((H100, H100), model=model_8b)
+    assert layout.startswith("2 copies, each whole, vision in each: 8B has 17.5 GB of weights; 2 x H100 with 85.0 GB")
+    assert rate.startswith("predicted ")
+    assert "captions/s of 64 tokens with 1,024 sessions" in rate
+    assert "limit: the " in rate, "which one depends on this machine's cores"
+
+
+def test_what_cannot_fit_is_refused(model_8b: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"does not fit.*GB are missing") as caught:
+        up((SMALL,), model=model_8b)
+    assert caught.value.field == "layout"
+
+
+def test_a_plan_alone_starts_and_makes_nothing(tmp_path: Path) -> None:
+    words = ["up", "--model", str(tiny_artifact()), "--plan", "--data-dir", str(tmp_path / "run"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "broker_pipeline", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    layout, rate = done.stdout.splitlines()
+    assert layout.startswith("1 copy, in 3 stages, blocks 0:2 2:4 4:6, vision by itself")
+    assert rate.startswith("predicted")
+    assert not (tmp_path / "run").exists()
 
 
 def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    settings = _settings(0, pipeline="other")
+    settings, _ = up(pipeline="other")
     assert settings.data_dir == tmp_path / "broker-pipeline" / "other"
 
 

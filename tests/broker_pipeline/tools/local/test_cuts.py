@@ -1,13 +1,10 @@
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.cuts import balanced_bounds, balanced_cut, parse_cut
+from broker_pipeline.tools.local.cuts import balanced_cut, parse_cut
 
 
 def ranges(*pairs: tuple[int, int]) -> tuple[BlockRange, ...]:
@@ -25,24 +22,6 @@ def test_wrong_cuts_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_cut(text, 28)
     assert caught.value.field == "cut"
-
-
-@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=9), num_stages=st.integers(1, 9))
-def test_balanced_bounds_are_as_good_as_the_best_of_all_cuts(costs: list[int], num_stages: int) -> None:
-    num_stages = min(num_stages, len(costs))
-
-    def best(start: int, left: int) -> int:
-        if left == 1:
-            return sum(costs[start:])
-        return min(
-            max(sum(costs[start:stop]), best(stop, left - 1)) for stop in range(start + 1, len(costs) - left + 2)
-        )
-
-    bounds = balanced_bounds(costs, num_stages)
-    assert (bounds[0], bounds[-1], len(bounds)) == (0, len(costs), num_stages + 1)
-    assert all(start < stop for start, stop in pairwise(bounds))
-    largest = max(sum(costs[start:stop]) for start, stop in pairwise(bounds))
-    assert largest == best(0, num_stages)
 
 
 def test_an_empty_directory_is_no_artifact(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import pytest
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.gpus.devices import (
     assign_devices,
-    count_cuda_devices,
+    cuda_devices,
     threads_per_worker,
-    vision_shares_gpu,
 )
 from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, plan_services
 
@@ -84,36 +83,15 @@ def test_every_worker_has_a_thread(num_workers: int) -> None:
     assert threads_per_worker(num_workers) >= 1
 
 
-@pytest.mark.parametrize(
-    ("num_stages", "num_vision", "num_gpus", "device", "shares"),
-    [
-        (1, 1, 0, None, False),
-        (1, 1, 1, None, True),
-        (3, 1, 1, None, True),
-        (1, 1, 2, None, False),
-        (2, 1, 2, None, True),
-        (2, 2, 3, None, True),
-        (1, 1, 8, "cuda:3", True),
-        (1, 1, 1, "auto", True),
-        (1, 1, 0, "auto", False),
-        (1, 1, 1, "cpu", False),
-    ],
-)
-def test_a_vision_worker_shares_the_first_stages_gpu_where_there_are_too_few(
-    num_stages: int, num_vision: int, num_gpus: int, device: str | None, shares: bool
-) -> None:
-    assert vision_shares_gpu(num_stages, num_vision, num_gpus, device) is shares
-
-
 def test_a_shared_process_leaves_the_gpu_to_one_worker() -> None:
-    services = plan(stages=TWO_STAGES[:1], num_cuda_devices=1, num_vision_workers=0, shares_vision=True)
+    services = plan(stages=TWO_STAGES[:1], num_cuda_devices=1, num_vision_workers=0, vision_stages=(0,))
     assert "--vision" in services["stage-0"].arguments
     assert "--kv-share" not in services["stage-0"].arguments
 
 
 async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert await count_cuda_devices() == 0
+    assert await cuda_devices() == ()
 
 
 def test_stages_on_one_gpu_share_its_memory() -> None:
@@ -126,7 +104,12 @@ def test_stages_on_one_gpu_share_its_memory() -> None:
 
 
 def test_the_first_stage_may_take_the_pictures_as_well() -> None:
-    services = plan(shares_vision=True, num_vision_workers=0)
+    services = plan(vision_stages=(0,), num_vision_workers=0)
     assert list(services) == ["gateway-0", "conductor-0", "stage-0", "stage-1"]
     assert "--vision" in services["stage-0"].arguments
     assert "--vision" not in services["stage-1"].arguments
+
+
+def test_every_stage_may_take_pictures() -> None:
+    services = plan(vision_stages=(0, 1), num_vision_workers=0)
+    assert all("--vision" in services[f"stage-{index}"].arguments for index in (0, 1))

@@ -29,10 +29,13 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_the_whole_system_and_one_process_do_the_same_work_in_turns(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.json"
     words = ["--stages", "2", "--pictures", "4", "--output-tokens", "4", "--concurrency", "2", "--rounds", "2"]
-    words += ["--in-process-threads", "1"]
+    words += ["--in-process-threads", "1", "--predict"]
     done = run_bench(*words, path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(path)
+    assert rows[-1]["predicted"]["layout"] == "1 copy, in 2 stages, blocks 0:3 3:6"
+    assert rows[-1]["predicted"]["captions_per_s"] > 0
+    assert f"{rows[-1]['predicted']['captions_per_s']:.1f} (estimated)" in done.stdout
     assert rows[0]["name"].startswith("one process")
     assert rows[-1]["name"] == "whole system, 2 stages"
     assert max(row["share"] for row in rows if row["name"].startswith("one process")) == 1
