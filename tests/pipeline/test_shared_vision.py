@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broker_pipeline.errors import ServerStartError
+from broker_pipeline.planning.layout import Layout
+from broker_pipeline.tools.local.cuts import parse_cut
 from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
-from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.clusters import DENSE, NUM_LAYERS, tiny_cluster
 from tests.kit.running.drill import run_command
 from tests.kit.running.gateway_process import until_metrics
 from tests.kit.running.pipeline_client import PipelineClient, client_of
@@ -48,6 +51,17 @@ async def check_tokens(client: PipelineClient) -> None:
 async def test_tokens_are_those_of_transformers_where_rows_go_on_by_wire(tmp_path: Path) -> None:
     async with tiny_cluster(tmp_path, DENSE, "1,2", **SHARED) as cluster, client_of(cluster) as client:
         await check_tokens(client)
+
+
+async def test_two_copies_of_two_stages_with_vision_on_every_stage(tmp_path: Path) -> None:
+    layout = Layout(chains=(parse_cut("2", NUM_LAYERS),) * 2, vision="every")
+    cluster = tiny_cluster(tmp_path, DENSE, "", num_vision_workers=0)
+    cluster.settings = replace(cluster.settings, stages=layout.stages, vision_stages=layout.vision_stages)
+    async with cluster, client_of(cluster) as client:
+        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=MAX_TOKENS) for pictures, prompt in JOBS * 2)
+        assert await client.run(await asyncio.gather(*submissions)) == expected_tokens() * 2
+        logs = [cluster.processes[f"stage-{index}"].log_path.read_text() for index in range(4)]
+        assert sum('"session_prepared"' in log for log in logs) > 1, "pictures are shared out"
 
 
 async def has_tokens(client: PipelineClient, job_id: str) -> bool:

@@ -131,7 +131,9 @@ def test_the_gateway_has_as_many_processes_as_the_rate_needs(model_8b: Path) -> 
 
 def test_two_lines_say_what_was_chosen_and_why(model_8b: Path) -> None:
     _, (layout, rate) = up((H100, H100), model=model_8b)
-    assert layout.startswith("2 copies, each whole, vision in each: 8B has 17.5 GB of weights; 2 x H100 with 85.0 GB")
+    assert layout.startswith(
+        "2 copies, each whole, vision in the same process: 8B has 17.5 GB of weights; 2 x H100 with 85.0 GB"
+    )
     assert rate.startswith("predicted ")
     assert "captions/s of 64 tokens with 1,024 sessions" in rate
     assert "limit: the " in rate, "which one depends on this machine's cores"
