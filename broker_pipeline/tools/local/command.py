@@ -164,12 +164,13 @@ def command(**options: Any) -> None:
 
 async def _up(options: dict[str, Any]) -> int:
     settings, lines = local_settings(options, await cuda_devices())
+    if not options["only_plan"]:
+        check_start(settings)
     console = make_console(may_vanish=True)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options["only_plan"]:
         return exit_codes.OK
-    check_start(settings)
     if not options["mps"]:
         return await _serve(settings, console)
     async with mps_service(settings.data_dir / "mps") as env:
