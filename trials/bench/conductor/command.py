@@ -20,16 +20,16 @@ from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
 _NOTE = (
-    "Microseconds. A token and a job: CPU time of the conductor's process. The parts of a token: by the clock on "
-    "the wall, so that on a busy machine they come to more than the token, and the rest falls below nothing."
+    "Microseconds per caption: CPU time of the process of the conductor, all in. Its parts: by the clock on the wall, so "
+    "that on a busy machine they come to more than that, and the rest falls below nothing."
 )
 _COLUMNS: list[Column] = [
     ("sessions", lambda row: row.num_sessions),
     ("tokens/s", lambda row: f"{row.num_tokens / row.seconds:,.0f}"),
-    *((part, lambda row, part=part: shown(row.per_token_us(part))) for part in PARTS),
+    ("a step", lambda row: shown(row.num_tokens / max(1, row.num_microbatches))),
+    *((part, lambda row, part=part: shown(row.part_us(part))) for part in PARTS),
     ("rest", lambda row: shown(row.rest_us)),
-    ("a token, µs", lambda row: shown(row.token_us)),
-    ("a job, µs", lambda row: shown(row.job_us)),
+    ("a caption, µs", lambda row: shown(row.caption_us)),
     ("core busy", lambda row: f"{100 * row.total_s / row.seconds:.0f} %"),
 ]
 
@@ -43,14 +43,15 @@ _COLUMNS: list[Column] = [
     show_default=True,
     help="Sessions in flight; may be given several times.",
 )
-@click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a session.")
+@click.option("--stages", default=1, show_default=True, type=click.IntRange(min=1, max=64), help="Of the route.")
+@click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a caption.")
 @click.option(
     "--pace",
     default=6000.0,
     show_default=True,
     type=click.FloatRange(min=1.0),
     callback=refuse_nan,
-    help="Tokens per second of the stage that answers.",
+    help="Tokens per second of the stages that answer.",
 )
 @click.option(
     "--seconds",
@@ -63,23 +64,30 @@ _COLUMNS: list[Column] = [
 @click.option("--watched", is_flag=True, help="As if somebody streamed every session.")
 @json_option
 def command(
-    sessions: tuple[int, ...], output_tokens: int, pace: float, seconds: float, watched: bool, json_path: Path | None
+    sessions: tuple[int, ...],
+    stages: int,
+    output_tokens: int,
+    pace: float,
+    seconds: float,
+    watched: bool,
+    json_path: Path | None,
 ) -> None:
-    """Measure what the conductor's event loop spends on a token, and on what.
+    """Measure what a conductor spends on a caption, and on what.
 
-    The scheduler and all that moves its microbatches run here, with a NATS and a Redis server of their own; a second
-    process answers in place of a stage, at a pace that does not depend on the number of sessions. The figures are
-    microseconds of a core of the conductor's process per token; a job's begin and end stand alongside them.
+    A whole conductor runs here, with a NATS and a Redis server of its own; a second process is its clients, vision
+    worker and stages, which answer at a pace that does not depend on the number of sessions. The figures are
+    microseconds of a core of the conductor's process per caption, from the queue to the acknowledgement.
 
     \b
     Examples:
       broker-pipeline bench conductor
-      broker-pipeline bench conductor --sessions 256 --pace 12000 --json conductor.json
+      broker-pipeline bench conductor --sessions 512 --stages 4 --pace 12000 --json conductor.json
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     machine = MachineFacts.read()
     settings = ConductorBenchSettings(
         num_sessions=sessions,
+        num_stages=stages,
         num_output_tokens=output_tokens,
         tokens_per_s=pace,
         seconds=seconds,

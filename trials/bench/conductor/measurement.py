@@ -1,12 +1,11 @@
-"""What the conductor's event loop spends on a token, with real NATS and Redis, and a stage that only answers.
+"""What a conductor spends on a caption, all in: a real one, with real NATS and Redis, and nobody else in its process.
 
-    this process, measured                                                  another process
-    scheduler ─► envelope ─► transport ──────────── NATS ────────────────► one stage: waits, answers
-    committer ─► Redis     ◄─ tokens ◄─ complete ◄── NATS ◄──────────────┘
+    this process, measured                                    another process
+    job queue ─► conductor ─► envelopes ────── NATS ────────► stages that wait, and answer for the route
+    Redis     ◄─────┘     ◄── tokens ◄──────── NATS ◄──────── vision worker; clients that follow each job by another
 
-Every session is followed by another one, so that their number stays. The stage takes its time in proportion to the
-tokens: the pace is the same for any number of sessions, and what a token costs can be compared between them. Seconds
-are seconds of a core of this process alone.
+The stages take their time in proportion to the tokens: the pace is the same for any number of sessions, and what a
+caption costs can be compared between them.
 """
 
 from __future__ import annotations
@@ -14,30 +13,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from broker_pipeline import subjects
-from broker_pipeline.conductor.output.committer import Committer
-from broker_pipeline.conductor.output.generations import Generations
-from broker_pipeline.conductor.output.job_events import JobEvents
-from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.messages.control import WatchRequest
-from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.scheduling.limits import SchedulerLimits
-from broker_pipeline.scheduling.routes import Route, StageInfo
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from broker_pipeline.conductor.conductor import Conductor
+from broker_pipeline.conductor.output.detokenizer import Vocabulary
+from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.settings import ConductorSettings
+from broker_pipeline.conductor.surroundings import Surroundings
+from broker_pipeline.config import CommonSettings
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.model_facts import GenerationDefaults, ModelFacts
 from broker_pipeline.state.redis_client import open_redis
-from trials.bench.conductor.answering_stage import STAGE, answering_stage
-from trials.bench.conductor.job_stream import NUM_PROMPT_TOKENS, JobStream
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.wire.transport import Transport
+from trials.bench.conductor.other_side import FINGERPRINT, NUM_AHEAD, NUM_TOKENS, OtherSideSettings, other_side
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
 from trials.bench.conductor.stopwatch import Stopwatch
-from trials.bench.conductor.timed_conductor import (
-    TimedBuilder,
-    TimedDispatcher,
-    TimedScheduler,
-    TimedStore,
-    TimedTransport,
-)
+from trials.bench.conductor.timed_parts import StepCounts, timed_parts
 from trials.bench.options import say
+
+_MEDIA_BYTES = 2**24
+_START_S = 60.0
 
 
 async def measure_conductor(settings: ConductorBenchSettings, nats_url: str, redis_url: str) -> list[ConductorRow]:
@@ -51,68 +51,94 @@ async def measure_conductor(settings: ConductorBenchSettings, nats_url: str, red
 
 async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url: str, redis_url: str) -> ConductorRow:
     watch = Stopwatch()
-    namespace = f"bench-{secrets.token_hex(4)}"  # what an earlier run left is in nobody's way
-    worker = _worker(namespace, num_sessions, settings.num_output_tokens)
+    others = OtherSideSettings(
+        nats_url=nats_url,
+        redis_url=redis_url,
+        namespace=f"bench-{secrets.token_hex(4)}",  # what an earlier run left is in nobody's way
+        num_stages=settings.num_stages,
+        num_sessions=num_sessions,
+        num_output_tokens=settings.num_output_tokens,
+        tokens_per_s=settings.tokens_per_s,
+        are_watched=settings.are_watched,
+    )
+    with timed_parts(watch) as counts:
+        async with _conductor(others) as around, other_side(others):
+            await _until_busy(around, num_sessions)
+            return await _observe(settings, num_sessions, watch, counts)
+
+
+@asynccontextmanager
+async def _conductor(others: OtherSideSettings) -> AsyncIterator[Surroundings]:
+    """Conduct while the context is open."""
     async with (
-        TimedTransport.open(nats_url, name="bench conductor") as transport,
-        open_redis(redis_url) as redis,
-        answering_stage(nats_url, worker.subject, settings.tokens_per_s),
+        Transport.open(others.nats_url, name="conductor main") as transport,
+        open_redis(others.redis_url) as redis,
     ):
-        assert isinstance(transport, TimedTransport)
-        transport.watch = watch
-        store = TimedStore(redis, namespace)
-        scheduler = TimedScheduler(1, SchedulerLimits(max_sessions=num_sessions))
-        scheduler.watch = store.watch = watch
-        watchers = Watchers()
-        watchers.take(WatchRequest(is_for_all=settings.are_watched, for_s=300.0))
-        builder = TimedBuilder("main", "", 1, subjects.results(namespace, "main", "bench"), watch)
-        committer = Committer(store, JobEvents(transport, namespace, watchers), lambda *_: None)
-        plan_due = asyncio.Event()
-        generations = Generations(scheduler, plan_due)
-        dispatcher = TimedDispatcher(
-            transport=transport,
-            builder=builder,
-            scheduler=scheduler,
-            workers=Workers(scheduler, generations, plan_due),
-            generations=generations,
-            committer=committer,
-            plan_due=plan_due,
-        )
-        dispatcher.watch = watch
-        scheduler.join(worker)
-        jobs = JobStream(num_sessions, settings.num_output_tokens, store, committer, generations, Route((worker,)))
+        await JobQueue(transport, others.namespace, max_bytes=_MEDIA_BYTES).ensure()
+        await MediaStore(transport, redis, others.namespace, max_bytes=_MEDIA_BYTES).ensure()
+        settings = ConductorSettings(model="", max_sessions=others.num_sessions, max_jobs=2 * others.num_sessions + 256)
+        common = CommonSettings(nats_url=others.nats_url, redis_url=others.redis_url, namespace=others.namespace)
+        around = Surroundings(transport, redis, _model(others.num_stages), common, settings, "bench")
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(dispatcher.run()), tasks.create_task(committer.run())]
+            conducting = tasks.create_task(Conductor(around).run(asyncio.Event()))
+            yield around
+            conducting.cancel()
+
+
+async def _until_busy(around: Surroundings, num_sessions: int) -> None:
+    """Wait until every session computes, and the first have ended."""
+    async with asyncio.timeout(_START_S):
+        while (status := around.metrics.status) is None or not _is_busy(status, num_sessions):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-            running += [tasks.create_task(jobs.keep_one()) for _ in range(num_sessions)]
-            row = await _observe(settings, num_sessions, watch, generations, jobs)
-            for task in running:
-                task.cancel()
-    return row
+
+
+def _is_busy(status: ConductorStatus, num_sessions: int) -> bool:
+    return status.num_sessions["running"] >= num_sessions * 3 // 4 and sum(status.num_finished.values()) > NUM_AHEAD
 
 
 async def _observe(
-    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, generations: Generations, jobs: JobStream
+    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, counts: StepCounts
 ) -> ConductorRow:
-    await asyncio.sleep(min(2.0, settings.seconds))
     watch.seconds.clear()
-    num_tokens, num_jobs = generations.num_tokens, jobs.num_ended
+    num_microbatches, num_tokens = counts.num_microbatches, counts.num_tokens
     started, cpu = time.perf_counter(), time.process_time()
     await asyncio.sleep(settings.seconds)
     cpu_s, seconds = time.process_time() - cpu, time.perf_counter() - started
-    parts = {name: watch.seconds[name] for name in PARTS}
     return ConductorRow(
         num_sessions=num_sessions,
-        num_tokens=generations.num_tokens - num_tokens,
-        num_jobs=jobs.num_ended - num_jobs,
+        num_tokens=counts.num_tokens - num_tokens,
+        num_microbatches=counts.num_microbatches - num_microbatches,
+        num_output_tokens=settings.num_output_tokens,
         seconds=seconds,
         total_s=cpu_s,
-        parts_s=parts,
-        jobs_s=watch.seconds["jobs"],
+        parts_s={name: watch.seconds[name] for name in PARTS},
     )
 
 
-def _worker(namespace: str, num_sessions: int, num_output_tokens: int) -> StageInfo:
-    root = subjects.worker_root(namespace, "main", STAGE, f"{num_sessions}")
-    room = 2 * num_sessions * (NUM_PROMPT_TOKENS + num_output_tokens)
-    return StageInfo(STAGE, STAGE, root, BlockRange(start=0, stop=1), room, 8192)
+def _model(num_layers: int) -> TextModel:
+    """Return a model of which there is nothing but a vocabulary of bytes."""
+    facts = ModelFacts(
+        name="bench",
+        fingerprint=FINGERPRINT,
+        model_type="qwen3_vl",
+        num_layers=num_layers,
+        hidden_size=1,
+        num_kv_heads=1,
+        head_dim=1,
+        num_deepstack_levels=0,
+        vocab_size=NUM_TOKENS,
+        max_position_embeddings=2**18,
+        dtype="float32",
+        image_token_id=0,
+        video_token_id=0,
+        eos_token_ids=(),
+        generation=GenerationDefaults(),
+    )
+    return TextModel(facts, _vocabulary())
+
+
+def _vocabulary() -> Vocabulary:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return Vocabulary(tokenizer)
