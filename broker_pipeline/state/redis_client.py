@@ -25,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, StateError
+from broker_pipeline.state.script_calls import ScriptCalls
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
@@ -36,14 +37,25 @@ _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 class RedisClient(Redis):
     """A client whose connections do not outlive what made their server the right one."""
 
+    def __init__(self, connection_pool: BlockingConnectionPool) -> None:
+        """Own the connections of a pool."""
+        super().__init__(connection_pool=connection_pool)
+        self.auto_close_connection_pool = True
+        self.scripts = ScriptCalls(self, self.note_error)
+        """Calls of scripts, which share round trips."""
+
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command; when the server turns out to be unfit, leave all its connections."""
         try:
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except RedisError as error:
-            if _is_unfit(error):
-                await self.connection_pool.disconnect(inuse_connections=False)
+            await self.note_error(error)
             raise
+
+    async def note_error(self, error: RedisError) -> None:
+        """Leave all idle connections when an error says that their server is unfit."""
+        if _is_unfit(error):
+            await self.connection_pool.disconnect(inuse_connections=False)
 
 
 @asynccontextmanager
@@ -61,6 +73,7 @@ async def open_redis(
             await client.ping()
         yield client
     finally:
+        await client.scripts.close()
         await client.aclose()
 
 
@@ -109,6 +122,4 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         raise ConfigurationError(
             f"--redis-url {public_url(url)} is not a Redis URL: {error}", field="redis_url"
         ) from error
-    client = RedisClient(connection_pool=pool)
-    client.auto_close_connection_pool = True
-    return client
+    return RedisClient(pool)

@@ -19,10 +19,11 @@ from broker_pipeline.state.redis_client import RedisClient, state_errors
 
 
 class ScriptRunner:
-    """Runs the scripts of one folder. One round trip each; a Redis that forgot a script is taught it again."""
+    """Runs the scripts of one folder. A Redis that forgot a script is taught it again."""
 
     def __init__(self, redis: RedisClient, folder: str, keys: Sequence[str], shared_args: Mapping[str, Any]) -> None:
         """Send `keys` as KEYS, and `shared_args` with the arguments of every call."""
+        self._redis = redis
         self._keys = list(keys)
         self._shared_args = shared_args
         self._scripts = {name: redis.register_script(source) for name, source in _sources(folder).items()}
@@ -35,7 +36,7 @@ class ScriptRunner:
         # Lua has no integers of 64 bits: a number beyond 53 is refused here rather than rounded there.
         encoded = orjson.dumps({**self._shared_args, **args}, option=orjson.OPT_STRICT_INTEGER)
         with state_errors(action):
-            return await self._scripts[name](keys=self._keys, args=[encoded, *content])
+            return await self._redis.scripts.run(self._scripts[name], self._keys, [encoded, *content])
 
 
 @cache

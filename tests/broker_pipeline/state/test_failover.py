@@ -128,7 +128,7 @@ async def test_writes_reach_the_new_master_within_seconds(
 ) -> None:
     async with open_redis(pair.endpoint.url, timeout_s=1.0, max_connections=NUM_CONNECTIONS) as client:
         write = writer(client)
-        await asyncio.gather(*(write() for _ in range(NUM_CONNECTIONS)))
+        await asyncio.gather(write(), *(client.ping() for _ in range(NUM_CONNECTIONS)))
         await eventually(lambda: pair.endpoint.num_open == NUM_CONNECTIONS)
         await pair.promote()
         await leave(pair)
