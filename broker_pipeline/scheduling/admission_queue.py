@@ -48,6 +48,8 @@ class AdmissionQueue:
 
         One that has waited for `overtake_s` without there being room keeps its workers' room from all younger ones.
         """
+        if all(len(lane.running) >= self._limits.max_sessions for lane in self._routes.lanes):
+            return
         blocked: set[str] = set()
         self._sessions = [session for session in self._sessions if not self._is_admitted(session, blocked, now)]
 

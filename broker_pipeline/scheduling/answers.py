@@ -22,13 +22,14 @@ class BatchAnswer:
     def to(self, segment: PlannedSegment) -> SampledToken | Failure | None:
         """Return the token that follows a segment, None where none was wanted, or why it came to nothing."""
         key = segment.session.key
-        failed = self._failures.get(key.session) if self._failures else None
-        if failed is not None and failed.attempt == key.attempt:
-            return failed.failure
+        if self._failures:
+            failed = self._failures.get(key.session)
+            if failed is not None and failed.attempt == key.attempt:
+                return failed.failure
         if not segment.wants_token:
             return None
         token = self._tokens.get(key.session)
-        if token is None or token.position != segment.stop or token.attempt != key.attempt:
+        if token is None or token.position != segment.start + segment.count or token.attempt != key.attempt:
             return MalformedEnvelopeError(f"no token for position {segment.stop} came back").to_failure()
         return token
 

@@ -46,6 +46,7 @@ class Lane:
         self._ready: dict[SessionKey, SessionState] = {}
         self._demands: dict[SessionKey, int] = {}
         self._num_demanded = 0
+        """Sum of the demands: kept, so that nothing ever adds up all of them."""
         self._max_tokens = route.max_batch_tokens
         self._outside_s = 0.0
         self._count = 0
@@ -58,20 +59,20 @@ class Lane:
 
     def make_ready(self, session: SessionState) -> None:
         """Put a session whose segment was answered at the end of the queue."""
-        self._ready[session.key] = session
-        self._note_demand(session)
+        key = session.key
+        self._ready[key] = session
+        num_tokens = session.num_uncomputed_tokens
+        known = self._demands.get(key, 0)
+        if num_tokens != known:  # a decoding session asks for one token, again and again
+            num_tokens = min(num_tokens, self._max_tokens)
+            self._num_demanded += num_tokens - known
+            self._demands[key] = num_tokens
 
     def remove(self, key: SessionKey) -> bool:
         """Let go of a session, wherever it is; return whether it was here."""
         self._ready.pop(key, None)
         self._num_demanded -= self._demands.pop(key, 0)
         return self.running.pop(key, None) is not None
-
-    def _note_demand(self, session: SessionState) -> None:
-        """Keep the sum of what all sessions would have computed at once, without ever adding up all of them."""
-        num_tokens = min(session.num_uncomputed_tokens, self._max_tokens)
-        self._num_demanded += num_tokens - self._demands.get(session.key, 0)
-        self._demands[session.key] = num_tokens
 
     def observe_outside(self, seconds: float) -> None:
         """Learn how long a microbatch is between stages and in the broker."""
@@ -90,7 +91,7 @@ class Lane:
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
-        if not self._ready:
+        if not self._ready or len(self.in_flight) > len(stages):  # never more than one more than there are stages
             return None
         max_tokens = min(max_batch_tokens, self._max_tokens)
         num_sessions, num_tokens = len(self.running), self._num_demanded

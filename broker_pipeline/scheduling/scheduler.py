@@ -152,7 +152,7 @@ class Scheduler:
             if isinstance(answer, Failure):
                 outcome.lost.extend(self._lose([segment], answer, is_blamed=True))
                 continue
-            session.num_computed_tokens = segment.stop
+            session.num_computed_tokens = segment.start + segment.count
             if answer is not None:
                 session.generated.append(answer.token_id)
                 session.is_alone = False

@@ -14,6 +14,8 @@ prefill) N stages are kept busy by D = N, and N+1 hides h as well.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -82,17 +84,15 @@ class StepCost:
             return costs[0] * x / sizes[0]
         if x >= sizes[-1]:
             return costs[-1] * x / sizes[-1]
-        high = next(index for index, size in enumerate(sizes) if size >= x)
+        high = bisect.bisect_left(sizes, x)
         share = (x - sizes[high - 1]) / (sizes[high] - sizes[high - 1])
         return costs[high - 1] + share * (costs[high] - costs[high - 1])
 
     def _monotone(self) -> tuple[list[float], list[float]]:
         """Sizes seen and their costs; a smaller step never costs more than a larger one, whatever was seen long ago."""
         points = [self._seen[bucket] for bucket in sorted(self._seen)]
-        sizes, costs = [size for size, _ in points], [cost for _, cost in points]
-        for index in range(len(costs) - 2, -1, -1):
-            costs[index] = min(costs[index], costs[index + 1])
-        return sizes, costs
+        costs = list(itertools.accumulate((cost for _, cost in reversed(points)), min))
+        return [size for size, _ in points], costs[::-1]
 
 
 @dataclass(frozen=True, slots=True)

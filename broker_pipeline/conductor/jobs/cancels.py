@@ -41,8 +41,8 @@ class Cancels:
         while True:
             await asyncio.sleep(_SWEEP_S)
             try:
-                for job in self.live:
-                    if await self.store.is_cancelled(job.job_id):
+                for job_id in await self.store.cancelled([job.job_id for job in self.live]):
+                    if job := self.live.get(job_id):
                         job.cancel()
             except StateError as error:
                 log.info("cancel_flags_unread", reason=error.message)

@@ -146,7 +146,7 @@ class JobRunner:
             return ending
         outputs: list[Output] = []
         try:
-            lost = await job.unless_cancelled(self._generate(job, attempt, outputs))
+            lost = await job.unless_cancelled(lambda: self._generate(job, attempt, outputs))
             return lost or Ending("succeeded", tuple(output.end() for output in outputs))
         except CancelledJobError:
             return _cut_short(attempt, outputs)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.messages.sampling import SamplingSettings
@@ -28,7 +28,6 @@ class LiveJob:
     order: int
     retries: RetryPolicy
     """What its computation has been through."""
-    phase: Phase = "preparing"
     prompt: PreparedPrompt | None = None
     """Once prepared; a replay of a job without pictures needs no other."""
     sampling: SamplingSettings | None = None
@@ -43,10 +42,29 @@ class LiveJob:
     """What its preparation has been through, since it last succeeded."""
     vision_tried: set[str] = field(default_factory=set, init=False)
     """Instances of vision workers that were asked to prepare it: others are asked first."""
-    _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    _phase: Phase = "preparing"
+    _phases: Counter[Phase] = field(default_factory=Counter, init=False)
+    """How many jobs are in each phase, of those that it is held with."""
+    _cancellation: Interruption = field(default_factory=Interruption, init=False)
 
     def __post_init__(self) -> None:
         self.preparing = self.retries.anew()
+
+    @property
+    def phase(self) -> Phase:
+        """What is being done for it."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phases[self._phase] -= 1
+        self._phases[phase] += 1
+        self._phase = phase
+
+    def count_in(self, phases: Counter[Phase]) -> None:
+        """Be counted among other jobs from now on."""
+        self._phases = phases
+        phases[self._phase] += 1
 
     @property
     def spec(self) -> JobSpec:
@@ -66,22 +84,12 @@ class LiveJob:
 
     def cancel(self) -> None:
         """Stop at the next chance."""
-        self._cancelled.set()
+        self._cancellation.interrupt(CancelledJobError("somebody asked for the job to stop"))
 
-    async def unless_cancelled(self, work: Awaitable[T]) -> T:
-        """Await something; raises `CancelledJobError`, and cancels it, when the job is cancelled first."""
-        task = asyncio.ensure_future(work)
-        cancelled = asyncio.ensure_future(self._cancelled.wait())
-        try:
-            await asyncio.wait({task, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise CancelledJobError("somebody asked for the job to stop")
-        finally:
-            cancelled.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+    async def unless_cancelled(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something; raises `CancelledJobError`, and cancels it, when the job is cancelled first."""
+        with self._cancellation:
+            return await work()
 
 
 class LiveJobs:
@@ -89,6 +97,7 @@ class LiveJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, LiveJob] = {}
+        self._phases: Counter[Phase] = Counter()
         self.num_finished: Counter[str] = Counter()
         self.num_replays = 0
 
@@ -105,11 +114,13 @@ class LiveJobs:
     def add(self, job: LiveJob) -> None:
         """Hold a job."""
         self._jobs[job.job_id] = job
+        job.count_in(self._phases)
 
     def remove(self, job: LiveJob) -> None:
         """Hold a job no more."""
-        self._jobs.pop(job.job_id, None)
+        if self._jobs.pop(job.job_id, None) is not None:
+            self._phases[job.phase] -= 1
 
     def count(self, phase: Phase) -> int:
         """Return the number of jobs in a phase."""
-        return sum(job.phase == phase for job in self._jobs.values())
+        return self._phases[phase]

@@ -29,7 +29,8 @@ class Vocabulary:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {token_id: b"" for token_id, token in added.items() if token.special}
-        self._texts: dict[int, str | None] = {}
+        self.known_texts: dict[int, str] = {}
+        """Texts of tokens that were asked for and whose bytes are whole characters."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -68,10 +69,10 @@ class Vocabulary:
 
     def text(self, token_id: int) -> str | None:
         """Return a token's text where its bytes are whole characters, None where they are not."""
-        try:
-            return self._texts[token_id]
-        except KeyError:
-            return self._texts.setdefault(token_id, _whole_text(self[token_id]))
+        text = self.known_texts.get(token_id)
+        if text is None and (text := _whole_text(self[token_id])) is not None:
+            self.known_texts[token_id] = text
+        return text
 
 
 class Detokenizer:
@@ -83,13 +84,16 @@ class Detokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._known_texts = vocabulary.known_texts
         self._decoder = _new_decoder("replace")
         self._has_pending = False
 
     def feed(self, token_id: int) -> str:
         """Return the text that becomes visible with one more token."""
-        if not self._has_pending and (text := self._vocabulary.text(token_id)) is not None:
-            return text  # most tokens: nothing to decode
+        if not self._has_pending:
+            text = self._known_texts.get(token_id)
+            if text is not None or (text := self._vocabulary.text(token_id)) is not None:
+                return text  # most tokens: nothing to decode
         text = self._decoder.decode(self._vocabulary[token_id])
         self._has_pending = bool(self._decoder.getstate()[0])
         return text

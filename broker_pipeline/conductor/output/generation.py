@@ -20,16 +20,13 @@ class Generation:
     ) -> None:
         """Begin behind the `num_tokens_before` tokens of the job's earlier outputs."""
         self.session = session
+        self.job_id = session.key.session
+        """The job, which is also the session."""
         self.attempt = attempt
         self.output = output
         self._committer = committer
         self._num_tokens_before = num_tokens_before
         self._ended: asyncio.Future[Lost | None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def job_id(self) -> str:
-        """The job, which is also the session."""
-        return self.session.key.session
 
     @property
     def is_finished(self) -> bool:

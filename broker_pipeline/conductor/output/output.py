@@ -35,6 +35,8 @@ class Output:
         self._stop_strings = StopStrings(rule.stop)
         self._repetition = RepetitionWatch(rule.repetition) if rule.repetition else None
         self._rule = rule
+        self._is_plain = not rule.stop and rule.repetition is None
+        """Whether only its length and single tokens can end it."""
         self.token_ids: list[int] = []
         self._shown: list[tuple[str, str]] = []
         self.finish_reason: FinishReason | None = None
@@ -47,6 +49,8 @@ class Output:
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
         reasoning, text = self._add(token.token_id)
+        if token.logprob is None and not self._choice:
+            return TokenEntry(token_id=token.token_id, text=text, reasoning=reasoning)
         return TokenEntry(
             token_id=token.token_id,
             text=text,
@@ -80,6 +84,10 @@ class Output:
         assert self.finish_reason is None, "the session has ended"
         self.token_ids.append(token_id)
         rule, num_tokens = self._rule, len(self.token_ids)
+        if self._is_plain and num_tokens < rule.max_tokens and token_id not in rule.end_token_ids:
+            shown = self._split.feed(token_id, self._detokenizer.feed(token_id))
+            self._shown.append(shown)
+            return shown
         may_stop = num_tokens > rule.min_tokens
         is_end = may_stop and token_id in rule.end_token_ids
         reasoning, text = self._split.feed(token_id, "" if is_end else self._detokenizer.feed(token_id))

@@ -38,6 +38,8 @@ class ReasoningSplit:
         self._begin, self._end = vocabulary.id_of(BEGIN), vocabulary.id_of(END)
         self._is_first = True
         self._is_reasoning = self._is_after_tag = is_open
+        self._is_answer = False
+        """Whether all that comes is the answer as it is."""
         self._held = ""
         """Line ends that belong to the reasoning if it goes on after them."""
         self.num_tokens = 0
@@ -45,6 +47,8 @@ class ReasoningSplit:
 
     def feed(self, token_id: int, text: str) -> tuple[str, str]:
         """Return what becomes visible of reasoning and answer with one more token and the text that came with it."""
+        if self._is_answer:
+            return "", text  # most tokens: reasoning is over, or there was none
         is_begin, self._is_first = self._is_first and token_id == self._begin, False
         self._is_reasoning |= is_begin
         self.num_tokens += self._is_reasoning
@@ -52,7 +56,9 @@ class ReasoningSplit:
             shown = self.take(text.removesuffix(BEGIN if is_begin else END))
             self._is_reasoning, self._is_after_tag, self._held = is_begin, True, ""
             return shown
-        return self.take(text)
+        shown = self.take(text)
+        self._is_answer = not self._is_reasoning and not self._is_after_tag
+        return shown
 
     def take(self, text: str) -> tuple[str, str]:
         """Do the same with a text that comes without a token: the rest of an output that has ended."""

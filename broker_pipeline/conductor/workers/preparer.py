@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import structlog
 
 from broker_pipeline import subjects
+from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.conductor.workers.vision_pool import VisionInfo
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import (
@@ -90,42 +90,29 @@ class Preparer:
             raise
 
     async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
-        num_deaths, num_outages = worker.num_deaths, worker.num_outages
-        asking = asyncio.ensure_future(
-            self.transport.request(
+        num_deaths, num_outages, interruption = worker.num_deaths, worker.num_outages, Interruption()
+
+        def look() -> None:
+            if not self.workers.is_usable(route):
+                interruption.interrupt(_lost(route))
+            elif worker.num_deaths != num_deaths:
+                gone = f"{worker.record.worker} died, or fell silent, while it prepared the session"
+                interruption.interrupt(WorkerLostError(gone))
+            elif worker.num_outages != num_outages:
+                interruption.interrupt(_AskAgainError("the broker was away"))
+
+        with self.workers.changed.heard_by(look), interruption:
+            received = await self.transport.request(
                 subjects.work(worker.record.subject),
                 request,
                 reply_type=PreparedSession,
                 timeout_s=request.budget_s + _GRACE_S,
             )
-        )
-        try:
-            while not asking.done():
-                await self._either(asking)
-                if asking.done():
-                    break
-                self._require(route)
-                if worker.num_deaths != num_deaths:
-                    raise WorkerLostError(f"{worker.record.worker} died, or fell silent, while it prepared the session")
-                if worker.num_outages != num_outages:
-                    raise _AskAgainError("the broker was away")
-            return self._read(asking.result(), request)
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-
-    async def _either(self, asking: asyncio.Future[Received[PreparedSession]]) -> None:
-        """Return when there is an answer, or when workers have come or gone."""
-        changed = asyncio.ensure_future(self.workers.changed.wait())
-        waited: list[asyncio.Future[Any]] = [asking, changed]
-        try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
+        return self._read(received, request)
 
     def _require(self, route: Route) -> None:
         if not self.workers.is_usable(route):
-            raise RouteLostError(f"route {route} was lost while the session was prepared")
+            raise _lost(route)
 
     def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> PreparedPrompt:
         answer = received.body
@@ -169,6 +156,10 @@ def _check_spans(answer: PreparedSession) -> None:
                 f"{answer.worker} sent visual spans that overlap or leave the prompt", field="visual"
             )
         free_from = span.offset + span.count
+
+
+def _lost(route: Route) -> RouteLostError:
+    return RouteLostError(f"route {route} was lost while the session was prepared")
 
 
 class _AskAgainError(TransportError):

@@ -96,7 +96,7 @@ async def test_unknown_jobs_are_named(store: JobStore) -> None:
     for call in (store.get("gone"), store.spec("gone"), store.tokens("gone"), store.request_cancel("gone")):
         with pytest.raises(JobNotFoundError, match="gone"):
             await call
-    assert not await store.is_cancelled("gone")
+    assert await store.cancelled(["gone"]) == []
     assert not await store.finish("gone", 1, "failed", error=FAILURE)
     assert await store.commit([TokenCommit("gone", 1, 0, entries(1))]) == [False]
     assert await store.counts() == JobCounts()
@@ -271,16 +271,16 @@ async def test_cancelling_a_queued_job_ends_it_at_once(store: JobStore) -> None:
         record = await store.request_cancel(spec.job_id)
         assert record.status == "cancelled"
         assert record.finished_at is not None
-    assert await store.is_cancelled(spec.job_id)
+    assert await store.cancelled(["gone", spec.job_id]) == [spec.job_id]
     assert (await store.begin_attempt(spec, MODEL)).is_finished
     assert await store.counts() == JobCounts(cancelled=1)
 
 
 async def test_cancelling_a_running_job_flags_it_for_this_and_later_attempts(store: JobStore) -> None:
     spec, _ = await running_job(store)
-    assert not await store.is_cancelled(spec.job_id)
+    assert await store.cancelled([spec.job_id]) == []
     assert (await store.request_cancel(spec.job_id)).status == "running"
-    assert await store.is_cancelled(spec.job_id)
+    assert await store.cancelled(["gone", spec.job_id]) == [spec.job_id]
     attempt = await store.begin_attempt(spec, MODEL)
     assert attempt.is_cancelled
     assert await store.finish(spec.job_id, attempt.number, "cancelled")

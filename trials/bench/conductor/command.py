@@ -20,7 +20,7 @@ from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
 _NOTE = (
-    "Microseconds per caption: CPU time of the process of the conductor, all in. Its parts: by the clock on the wall, so "
+    "Microseconds per caption: CPU time of the conductor's process, all in. Its parts: by the clock on the wall, so "
     "that on a busy machine they come to more than that, and the rest falls below nothing."
 )
 _COLUMNS: list[Column] = [

@@ -4,7 +4,7 @@ from typing import cast
 import pytest
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
-from broker_pipeline.conductor.jobs.live_job import LiveJob
+from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.storage.jobs import Delivery
@@ -19,7 +19,7 @@ async def test_work_of_a_job_that_nobody_cancels_just_runs() -> None:
         await asyncio.sleep(0)
         return 5
 
-    assert await job().unless_cancelled(work()) == 5
+    assert await job().unless_cancelled(work) == 5
 
 
 async def test_cancelling_the_job_ends_its_work() -> None:
@@ -34,10 +34,10 @@ async def test_cancelling_the_job_ends_its_work() -> None:
     one = job()
     asyncio.get_running_loop().call_later(0.01, one.cancel)
     with pytest.raises(CancelledJobError):
-        await one.unless_cancelled(work())
+        await one.unless_cancelled(work)
     assert ended.is_set()
     with pytest.raises(CancelledJobError):
-        await one.unless_cancelled(asyncio.Event().wait())
+        await one.unless_cancelled(asyncio.Event().wait)
 
 
 async def test_cancelling_the_task_is_no_cancelled_job() -> None:
@@ -49,7 +49,7 @@ async def test_cancelling_the_task_is_no_cancelled_job() -> None:
         finally:
             ended.set()
 
-    task = asyncio.create_task(job().unless_cancelled(work()))
+    task = asyncio.create_task(job().unless_cancelled(work))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -62,7 +62,7 @@ async def test_errors_come_through() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await job().unless_cancelled(work())
+        await job().unless_cancelled(work)
 
 
 async def test_a_broadcast_event_wakes_all_who_wait_and_nobody_later() -> None:
@@ -84,3 +84,14 @@ async def test_a_broadcast_event_wakes_a_task_that_has_not_begun_to_wait() -> No
     event.fire()
     async with asyncio.timeout(5):
         await waiting
+
+
+async def test_jobs_are_counted_by_phase_without_being_looked_at() -> None:
+    live, jobs = LiveJobs(), [job() for _ in range(3)]
+    for number, each in enumerate(jobs):
+        live._jobs[str(number)] = each
+        each.count_in(live._phases)
+    jobs[0].phase = "computing"
+    jobs[0].phase = "computing"
+    jobs[1].phase = "recovering"
+    assert [live.count(phase) for phase in ("preparing", "computing", "recovering", "finishing")] == [1, 1, 1, 0]

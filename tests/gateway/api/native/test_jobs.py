@@ -210,7 +210,7 @@ async def test_cancelling_a_running_job_asks_the_conductor(
     await conductor.begin(spec)
     async with http.delete(f"/v1/jobs/{job['job_id']}") as answer:
         assert (answer.status, (await answer.json())["status"]) == (202, "running")
-    assert await conductor.store.is_cancelled(job["job_id"])
+    assert await conductor.store.cancelled([job["job_id"]])
 
 
 async def test_jobs_are_listed_newest_first_in_pages(http: aiohttp.ClientSession, jpeg: bytes) -> None:
