@@ -125,6 +125,7 @@ def _model(num_layers: int) -> TextModel:
         hidden_size=1,
         num_kv_heads=1,
         head_dim=1,
+        num_experts_per_token=0,
         num_deepstack_levels=0,
         vocab_size=NUM_TOKENS,
         max_position_embeddings=2**18,
