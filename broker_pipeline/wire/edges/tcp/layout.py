@@ -1,0 +1,121 @@
+"""What lies on the connections of a `tcp` edge, byte by byte. Nothing here does I/O.
+
+    dialer    HELLO │ header │ payload │ header │ payload │ …           one connection a lane:
+    listener  WELCOME                                                   a payload takes the first that is for its size
+
+    HELLO     8 magic, version │ u32 lane │ 64 token                    WELCOME  8 magic, version │ 64 name of the edge
+    header    u64 number │ u64 num_bytes
+
+A decode step does not wait behind a prompt: what is small, middling and large has a connection, and room, of its own.
+The numbers of a lane only grow, and each is the lane's modulo the number of lanes: none can come twice, and a number
+says where it comes. A receiver reads the header by itself and then exactly the payload, so that nothing is copied.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+import msgspec
+
+from broker_pipeline.errors import EdgeLostError
+from broker_pipeline.messages.edges import Token
+from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
+
+_MAGIC = b"bp-edge\x01"
+_HELLO = struct.Struct("<8sI64s")
+_WELCOME = struct.Struct("<8s64s")
+_HEADER = struct.Struct("<QQ")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+HELLO_BYTES = _HELLO.size
+WELCOME_BYTES = _WELCOME.size
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Which payloads take a lane, and how much of them may wait at the receiver to be taken."""
+
+    max_payload_bytes: int
+    room_bytes: int
+
+
+LANES = (
+    LaneLimits(64 * 2**10, 8 * 2**20),
+    LaneLimits(2 * 2**20, 64 * 2**20),
+    LaneLimits(256 * 2**20, 258 * 2**20),
+)
+"""By size. A decode step of 256 sessions is 2 MiB for a hidden size of 4,096; a prompt's chunk is 16."""
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What stands in front of a payload."""
+
+    number: int
+    num_bytes: int
+
+    def pack(self) -> bytes:
+        """Return it as it travels."""
+        return _HEADER.pack(self.number, self.num_bytes)
+
+    @classmethod
+    def unpack(cls, data: memoryview, lane: int, after: int) -> Header:
+        """Read a header that came over `lane` after the number `after`; `EdgeLostError` for one that cannot be."""
+        number, num_bytes = _HEADER.unpack(data)
+        if number <= after or lane_of(number) != lane:
+            raise EdgeLostError(f"payload {number} cannot follow {after} on lane {lane}")
+        if not 0 < num_bytes <= LANES[lane].max_payload_bytes:
+            raise EdgeLostError(f"a payload of {num_bytes} bytes; lane {lane} takes {LANES[lane].max_payload_bytes}")
+        return cls(number, num_bytes)
+
+
+def lane_for(num_bytes: int) -> int | None:
+    """Return the lane of a payload; None where it is too large for any."""
+    return next((lane for lane, limits in enumerate(LANES) if num_bytes <= limits.max_payload_bytes), None)
+
+
+def lane_of(number: int) -> int:
+    """Return the lane that a payload of this number takes."""
+    return number % len(LANES)
+
+
+def first_number(lane: int) -> int:
+    """Return the first number of a lane; the next ones follow at distances of `len(LANES)`."""
+    return lane + len(LANES)
+
+
+def pack_hello(token: Token, lane: int) -> bytes:
+    """Return what a dialer says first."""
+    return _HELLO.pack(_MAGIC, lane, token.encode())
+
+
+def unpack_hello(data: memoryview) -> tuple[Token, int]:
+    """Return token and lane of a hello; `EdgeLostError` for what is none."""
+    magic, lane, token = _HELLO.unpack(data)
+    if magic != _MAGIC or lane >= len(LANES):
+        raise EdgeLostError("it does not begin as an edge does")
+    return _text(token), lane
+
+
+def pack_welcome(name: str) -> bytes:
+    """Return what a listener answers."""
+    return _WELCOME.pack(_MAGIC, name.encode())
+
+
+def unpack_welcome(data: bytes | memoryview) -> str:
+    """Return the name of the edge; `EdgeLostError` for what is no welcome."""
+    magic, name = _WELCOME.unpack(data)
+    if magic != _MAGIC or not _NAME.fullmatch(text := _text(name)):
+        raise EdgeLostError("the answer is not an edge's")
+    return text
+
+
+def _text(padded: bytes) -> str:
+    try:
+        return padded.rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError as error:
+        raise EdgeLostError("it does not begin as an edge does") from error
+
+
+assert LANES[-1].max_payload_bytes <= MAX_PAYLOAD_BYTES

@@ -1,0 +1,147 @@
+"""The sending end of one connection: a hello, then headers and payloads, from where they are to the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from broker_pipeline.errors import EdgeFullError, EdgeLostError
+from broker_pipeline.messages.edges import Token
+from broker_pipeline.wire.edges.tcp.identity import check_certificate
+from broker_pipeline.wire.edges.tcp.layout import LANES, WELCOME_BYTES, Header, first_number, pack_hello, unpack_welcome
+from broker_pipeline.wire.edges.tcp.sockets import DEAD_AFTER_S, set_options
+
+MAX_UNSENT_BYTES = 64 * 2**20
+"""So much may wait for its turn on a connection; what comes then takes NATS."""
+_SLICE_BYTES = 512 * 1024
+"""What is written, and encrypted, without a pause for whatever else the event loop has to do."""
+
+
+class Outlet(asyncio.Protocol):
+    """One connection to a listener."""
+
+    def __init__(self, token: Token, lane: int, on_ended: Callable[[EdgeLostError], None]) -> None:
+        """`on_ended` hears of the end, by whatever reason."""
+        self.welcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """The edge's name, or `EdgeLostError`."""
+        self._token, self._lane, self._on_ended = token, lane, on_ended
+        self._answer = b""
+        self._next_number = first_number(lane)
+        self._turn = asyncio.Lock()
+        self._unsent_bytes = 0
+        self._has_room = asyncio.Event()
+        self._error: EdgeLostError | None = None
+
+    def greet(self, fingerprint: str) -> None:
+        """Ask to be admitted; `welcome` gets the answer. Nothing is said before it is known who listens.
+
+        `fingerprint` is that of the listener's certificate, empty where nothing is encrypted. Raises `EdgeLostError`.
+        """
+        if fingerprint:
+            try:
+                check_certificate(self._transport.get_extra_info("ssl_object"), fingerprint)
+            except EdgeLostError as error:
+                self.abort(error)
+                raise
+        self._transport.write(pack_hello(self._token, self._lane))
+
+    async def send(self, pieces: Sequence[memoryview | bytes], num_bytes: int) -> int:
+        """Send a payload, all `pieces` in a row, and return its number; the kernel, or a cipher, has it all then.
+
+        Raises `EdgeFullError` when too much waits for its turn, `EdgeLostError`. Cancelled in the middle of a payload,
+        it ends the connection: what would follow could not be told from it.
+        """
+        if self._unsent_bytes + num_bytes > MAX_UNSENT_BYTES and self._unsent_bytes:
+            raise EdgeFullError(f"{self._unsent_bytes} bytes wait to be sent on lane {self._lane} of an edge")
+        self._unsent_bytes += num_bytes
+        try:
+            async with self._turn:
+                return await self._send_now(pieces, num_bytes)
+        finally:
+            self._unsent_bytes -= num_bytes
+
+    async def _send_now(self, pieces: Sequence[memoryview | bytes], num_bytes: int) -> int:
+        number = self._next_number
+        self._next_number += len(LANES)
+        try:
+            async with asyncio.timeout(None) as patience:
+                for buffers in _slices((Header(number, num_bytes).pack(), *pieces)):
+                    self._check()
+                    self._transport.writelines(buffers)
+                    patience.reschedule(asyncio.get_running_loop().time() + DEAD_AFTER_S)
+                    await asyncio.sleep(0)
+                    await self._has_room.wait()
+        except TimeoutError as error:
+            self.abort(EdgeLostError(f"the receiver took nothing for {DEAD_AFTER_S} s"))
+            raise self._lost() from error
+        except asyncio.CancelledError:
+            self.abort(EdgeLostError("a payload was given up in the middle"))
+            raise
+        self._check()
+        return number
+
+    def close(self) -> None:
+        """End when what was sent has gone."""
+        self._error = self._error or EdgeLostError("the edge was closed")
+        self._transport.close()
+
+    def abort(self, error: EdgeLostError) -> None:
+        """End at once."""
+        self._error = self._error or error
+        self._transport.abort()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._lost()
+
+    def _lost(self) -> EdgeLostError:
+        return EdgeLostError(str(self._error))
+
+    # --- called by the event loop ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        set_options(transport)
+        transport.set_write_buffer_limits(high=0)  # so that `_has_room` says: everything has gone
+        self.resume_writing()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._answer += data
+        if len(self._answer) > WELCOME_BYTES:
+            self.abort(EdgeLostError("the listener says more than an edge's does"))
+        elif len(self._answer) == WELCOME_BYTES:
+            try:
+                self.welcome.set_result(unpack_welcome(self._answer))
+            except EdgeLostError as error:
+                self.abort(error)
+
+    def pause_writing(self) -> None:  # noqa: D102
+        self._has_room.clear()
+
+    def resume_writing(self) -> None:  # noqa: D102
+        self._has_room.set()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
+        self._error = self._error or EdgeLostError(f"the receiver has gone: {error or 'it closed the connection'}")
+        self._has_room.set()
+        if not self.welcome.done():
+            self.welcome.set_exception(self._error)
+            self.welcome.exception()  # whoever waits hears it; nobody has to
+        self._on_ended(self._error)
+
+
+def _slices(pieces: Sequence[memoryview | bytes]) -> list[list[memoryview]]:
+    """Return the concatenation of `pieces` in lists of buffers, each of about `_SLICE_BYTES` in all."""
+    slices: list[list[memoryview]] = [[]]
+    num_bytes = 0
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _SLICE_BYTES):
+            buffer = view[start : start + _SLICE_BYTES]
+            if num_bytes + len(buffer) > _SLICE_BYTES:
+                slices.append([])
+                num_bytes = 0
+            slices[-1].append(buffer)
+            num_bytes += len(buffer)
+    return slices
