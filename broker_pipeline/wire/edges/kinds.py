@@ -9,6 +9,8 @@ from broker_pipeline.wire.edges.edge import EdgeDialer, EdgeServer, OnEdge
 from broker_pipeline.wire.edges.settings import EdgeSettings
 from broker_pipeline.wire.edges.shm.receiver import RingLimits, ShmServer
 from broker_pipeline.wire.edges.shm.sender import ShmDialer
+from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer
+from broker_pipeline.wire.edges.tcp.server import TcpServer
 
 
 def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[EdgeKind, EdgeServer]]:
@@ -17,6 +19,17 @@ def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[Edge
         if kind == "shm":
             limits = RingLimits(settings.ring_bytes, settings.max_edges)
             yield kind, ShmServer(on_edge, limits, settings.on_ring, settings.shm_directory)
+        else:
+            yield (
+                kind,
+                TcpServer(
+                    on_edge,
+                    host=settings.host,
+                    ports=settings.ports,
+                    is_encrypted=settings.is_encrypted,
+                    max_edges=settings.max_edges,
+                ),
+            )
 
 
 def edge_dialers(settings: EdgeSettings) -> Iterator[EdgeDialer]:
@@ -24,3 +37,5 @@ def edge_dialers(settings: EdgeSettings) -> Iterator[EdgeDialer]:
     for kind in settings.kinds:
         if kind == "shm":
             yield ShmDialer(settings.on_ring)
+        else:
+            yield TcpDialer(is_encrypted=settings.is_encrypted)

@@ -33,6 +33,13 @@ class EdgeSettings:
     shm_directory: Path | None = None
     """Where sockets of shared memory are; None for the default."""
 
+    host: str = "127.0.0.1"
+    """Address at which other hosts reach this process; `Transport` puts that of its NATS connection here."""
+    ports: tuple[int, ...] = (0,)
+    """Ports of which the first that is free is listened on; 0 is any."""
+    is_encrypted: bool = True
+    """Whether `tcp` edges are encrypted; both ends have to agree."""
+
     @property
     def kinds(self) -> tuple[EdgeKind, ...]:
         """The kinds in the order in which they are tried."""

@@ -31,7 +31,8 @@ class Door:
         self.tokens = Tokens()
         self._on_edge = on_edge
         self._hello_timeout_s, self._payload_timeout_s = hello_timeout_s, payload_timeout_s
-        self._strangers: dict[Inlet, asyncio.TimerHandle] = {}
+        self._inlets: dict[Inlet, asyncio.TimerHandle] = {}
+        self._all_left = asyncio.Event()
         self._groups: dict[Token, dict[int, Inlet]] = {}
         self._edges: set[TcpIncomingEdge] = set()
 
@@ -42,23 +43,20 @@ class Door:
 
     async def close(self) -> None:
         """Send everybody away, and return when they have gone."""
-        error = EdgeLostError("the receiver ended")
-        edges = list(self._edges)
-        for inlet in list(self._strangers):
-            inlet.abort(error)
-        for edge in edges:
-            edge.close(error)
-        for edge in edges:
-            await edge.lost
+        for inlet in list(self._inlets):
+            inlet.abort(EdgeLostError("the receiver ended"))
+        if self._inlets:
+            await self._all_left.wait()
 
     # --- told by inlets ---
 
     def enter(self, inlet: Inlet) -> None:
         """Give a stranger some time to introduce itself."""
-        self._strangers[inlet] = asyncio.get_running_loop().call_later(
+        self._inlets[inlet] = asyncio.get_running_loop().call_later(
             self._hello_timeout_s, inlet.abort, EdgeLostError("it did not say who it is in time")
         )
-        if len(self._strangers) > _MAX_STRANGERS:
+        num_strangers = sum(not timer.cancelled() for timer in self._inlets.values())
+        if num_strangers > _MAX_STRANGERS:
             inlet.abort(EdgeLostError("too many come at once"))
 
     def hear(self, inlet: Inlet, token: Token, lane: int) -> None:
@@ -72,7 +70,10 @@ class Door:
 
     def leave(self, inlet: Inlet) -> None:
         """Forget a stranger, and whoever came with it."""
-        if (timer := self._strangers.pop(inlet, None)) is None:
+        timer = self._inlets.pop(inlet)
+        if not self._inlets:
+            self._all_left.set()
+        if timer.cancelled():
             return
         timer.cancel()
         log.warning("edge_stranger_left", reason=inlet.reason)
@@ -94,7 +95,7 @@ class Door:
     def _admit(self, inlets: list[Inlet]) -> None:
         self._groups = {token: group for token, group in self._groups.items() if inlets[0] not in group.values()}
         for inlet in inlets:
-            self._strangers.pop(inlet).cancel()
+            self._inlets[inlet].cancel()  # which says that it is no stranger any more
         edge = TcpIncomingEdge(payload_timeout_s=self._payload_timeout_s)
         self._edges.add(edge)
         edge.lost.add_done_callback(lambda _: self._edges.discard(edge))

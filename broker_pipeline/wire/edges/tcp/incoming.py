@@ -54,10 +54,10 @@ class TcpIncomingEdge:
         for lane, inlet in self._inlets.items():
             inlet.admit(lane, self.name, self)
 
-    def close(self, error: EdgeLostError) -> None:
-        """End the edge; what has come can still be taken for a while."""
-        for inlet in list(self._inlets.values()):
-            inlet.abort(error)
+    @property
+    def num_waiting(self) -> int:
+        """How many payloads came before their messages."""
+        return len(self._arrived)
 
     def take(self, ref: EdgeRef) -> memoryview | asyncio.Future[memoryview]:
         """Return the payload of a ref; see `IncomingEdge`."""

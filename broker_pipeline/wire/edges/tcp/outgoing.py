@@ -107,12 +107,12 @@ class TcpDialer:
     async def _dial(self, address: str, offer: TcpOffer, lane: int, edge: TcpOutgoingEdge) -> Outlet:
         parts = urlsplit(f"//{address}")
         _, outlet = await asyncio.get_running_loop().create_connection(
-            lambda: Outlet(offer.token, lane, lambda error: edge.on_ended(lane, error)),
+            lambda: Outlet(offer, lane, lambda error: edge.on_ended(lane, error)),
             parts.hostname or "",
             parts.port or 0,
             ssl=self._context,
         )
-        outlet.greet(offer.certificate)
+        await outlet.connected
         return outlet
 
     @staticmethod

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
-from broker_pipeline.messages.edges import Token
+from broker_pipeline.messages.edges import TcpOffer
 from broker_pipeline.wire.edges.tcp.identity import check_certificate
 from broker_pipeline.wire.edges.tcp.layout import LANES, WELCOME_BYTES, Header, first_number, pack_hello, unpack_welcome
 from broker_pipeline.wire.edges.tcp.sockets import DEAD_AFTER_S, set_options
@@ -20,11 +21,14 @@ _SLICE_BYTES = 512 * 1024
 class Outlet(asyncio.Protocol):
     """One connection to a listener."""
 
-    def __init__(self, token: Token, lane: int, on_ended: Callable[[EdgeLostError], None]) -> None:
+    def __init__(self, offer: TcpOffer, lane: int, on_ended: Callable[[EdgeLostError], None]) -> None:
         """`on_ended` hears of the end, by whatever reason."""
-        self.welcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.connected: asyncio.Future[None] = loop.create_future()
+        """Done once the connection stands; a loop may say so a moment after it has made it."""
+        self.welcome: asyncio.Future[str] = loop.create_future()
         """The edge's name, or `EdgeLostError`."""
-        self._token, self._lane, self._on_ended = token, lane, on_ended
+        self._offer, self._lane, self._on_ended = offer, lane, on_ended
         self._answer = b""
         self._next_number = first_number(lane)
         self._turn = asyncio.Lock()
@@ -32,18 +36,10 @@ class Outlet(asyncio.Protocol):
         self._has_room = asyncio.Event()
         self._error: EdgeLostError | None = None
 
-    def greet(self, fingerprint: str) -> None:
-        """Ask to be admitted; `welcome` gets the answer. Nothing is said before it is known who listens.
-
-        `fingerprint` is that of the listener's certificate, empty where nothing is encrypted. Raises `EdgeLostError`.
-        """
-        if fingerprint:
-            try:
-                check_certificate(self._transport.get_extra_info("ssl_object"), fingerprint)
-            except EdgeLostError as error:
-                self.abort(error)
-                raise
-        self._transport.write(pack_hello(self._token, self._lane))
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the kernel takes nothing more at this moment."""
+        return not self._has_room.is_set()
 
     async def send(self, pieces: Sequence[memoryview | bytes], num_bytes: int) -> int:
         """Send a payload, all `pieces` in a row, and return its number; the kernel, or a cipher, has it all then.
@@ -100,11 +96,20 @@ class Outlet(asyncio.Protocol):
     # --- called by the event loop ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's encrypted ones are none
         set_options(transport)
-        transport.set_write_buffer_limits(high=0)  # so that `_has_room` says: everything has gone
+        # So that `_has_room` says: everything has gone. Encrypted ones pause at this limit, not only above it; what
+        # they keep are bytes of their own.
+        self._transport.set_write_buffer_limits(high=1 if self._offer.certificate else 0, low=0)
         self.resume_writing()
+        self.connected.set_result(None)
+        try:
+            if self._offer.certificate:
+                check_certificate(transport.get_extra_info("ssl_object"), self._offer.certificate)
+        except EdgeLostError as error:  # whoever that is, hears no token
+            self.abort(error)
+        else:
+            self._transport.write(pack_hello(self._offer.token, self._lane))
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         self._answer += data

@@ -40,7 +40,7 @@ class TcpServer:
         self._host, self._ports = host, tuple(ports)
         self._identity = Identity() if is_encrypted else None
         self._max_edges, self._hello_timeout_s = max_edges, hello_timeout_s
-        self._door = Door(on_edge, hello_timeout_s=hello_timeout_s, payload_timeout_s=payload_timeout_s)
+        self.door = Door(on_edge, hello_timeout_s=hello_timeout_s, payload_timeout_s=payload_timeout_s)
 
     async def __aenter__(self) -> Self:
         """Listen. Raises `ConfigurationError` where no port is free."""
@@ -54,13 +54,13 @@ class TcpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        await self._door.close()
+        await self.door.close()
 
     def offer(self, offer: EdgeOffer) -> EdgeOffer:
         """Add a way in to an offer; see `EdgeServer`."""
-        if self._door.num_edges >= self._max_edges:
+        if self.door.num_edges >= self._max_edges:
             return offer
-        token = self._door.tokens.issue()
+        token = self.door.tokens.issue()
         certificate = self._identity.fingerprint if self._identity else ""
         return msgspec.structs.replace(
             offer, tcp=TcpOffer(addresses=(self.address,), token=token, certificate=certificate)
@@ -82,5 +82,5 @@ class TcpServer:
         context = self._identity.context if self._identity else None
         timeout_s = self._hello_timeout_s if context else None
         return await self._loop.create_server(
-            lambda: Inlet(self._door), host, port, ssl=context, ssl_handshake_timeout=timeout_s
+            lambda: Inlet(self.door), host, port, ssl=context, ssl_handshake_timeout=timeout_s
         )
