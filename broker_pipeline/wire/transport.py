@@ -191,7 +191,7 @@ class Transport:
             yield
             return
         async with (
-            self.link.edges.serve(edge_servers(settings, self.link.edges.add)),
+            self.link.edges.serve(edge_servers(settings, self.link.edges.add, self.link.local_host)),
             self.subscribe(subjects.edges(root), EdgeAsk, on_dropped=_log_drop) as asks,
             asyncio.TaskGroup() as tasks,
         ):

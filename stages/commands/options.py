@@ -53,6 +53,18 @@ _COMPUTE_OPTIONS = (
         "connection of their own (tcp), auto for the best that works, or over NATS, which remains behind each of them.",
     ),
     option(
+        "--edge-host",
+        default=None,
+        help="Address at which other hosts reach this worker.  [default: the one from which it reaches NATS]",
+    ),
+    option("--edge-port", default="0", help="Port to listen on for other workers, or several: 7400-7415. 0 is any."),
+    option(
+        "--edge-tls",
+        default="on",
+        type=click.Choice(["on", "off"]),
+        help="Whether connections between workers are encrypted; the same for all workers.",
+    ),
+    option(
         "--edge-ring-bytes",
         default=None,
         type=click.IntRange(min=2**16, max=2**36),

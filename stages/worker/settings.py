@@ -32,6 +32,12 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Whether weights are compared with the manifest while they are read."""
     edges: EdgeChoice = "auto"
     """Which ways beside NATS are tried for payloads."""
+    edge_host: str | None = None
+    """Address at which other hosts reach this worker; None: the one from which it reaches NATS."""
+    edge_port: Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")] = "0"
+    """Port for connections of other workers, or the first and last of several."""
+    edge_tls: Literal["on", "off"] = "on"
+    """Whether those are encrypted."""
     edge_ring_bytes: Annotated[int, Meta(ge=2**16, le=2**36)] | None = None
     """Shared memory for each process that sends here; None takes 256 MiB for a GPU, 64 MiB for a CPU."""
 

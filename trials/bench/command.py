@@ -8,6 +8,7 @@ from broker_pipeline.lazy_group import LazyGroup
 
 _COMMANDS = {
     "hop": "trials.bench.hop.command:command",
+    "edges": "trials.bench.edges.command:command",
     "conductor": "trials.bench.conductor.command:command",
     "gateway": "trials.bench.gateway.command:command",
     "stage": "trials.bench.stage.command:command",
@@ -22,6 +23,7 @@ def command() -> None:
 
     \b
     hop            one message through the transport, and raw NATS with the same bytes
+    edges          payloads between two processes, by every edge, alongside sockets and memcpy
     conductor      what a token costs the conductor's event loop
     gateway        captions/s through the gateway, with workers that answer at once
     stage          decode and prefill of a model's shape, and the floor that memory and arithmetic set

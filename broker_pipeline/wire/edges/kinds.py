@@ -13,8 +13,8 @@ from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer
 from broker_pipeline.wire.edges.tcp.server import TcpServer
 
 
-def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[EdgeKind, EdgeServer]]:
-    """Yield what listens, for each kind that is chosen."""
+def edge_servers(settings: EdgeSettings, on_edge: OnEdge, local_host: str) -> Iterator[tuple[EdgeKind, EdgeServer]]:
+    """Yield what listens, for each kind that is chosen; at `local_host` where no other address is."""
     for kind in settings.kinds:
         if kind == "shm":
             limits = RingLimits(settings.ring_bytes, settings.max_edges)
@@ -24,7 +24,7 @@ def edge_servers(settings: EdgeSettings, on_edge: OnEdge) -> Iterator[tuple[Edge
                 kind,
                 TcpServer(
                     on_edge,
-                    host=settings.host,
+                    host=settings.host or local_host,
                     ports=settings.ports,
                     is_encrypted=settings.is_encrypted,
                     max_edges=settings.max_edges,

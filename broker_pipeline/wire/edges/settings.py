@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,9 +34,9 @@ class EdgeSettings:
     shm_directory: Path | None = None
     """Where sockets of shared memory are; None for the default."""
 
-    host: str = "127.0.0.1"
-    """Address at which other hosts reach this process; `Transport` puts that of its NATS connection here."""
-    ports: tuple[int, ...] = (0,)
+    host: str | None = None
+    """Address at which other hosts reach this process; None: the one from which it reaches NATS."""
+    ports: Sequence[int] = (0,)
     """Ports of which the first that is free is listened on; 0 is any."""
     is_encrypted: bool = True
     """Whether `tcp` edges are encrypted; both ends have to agree."""

@@ -82,6 +82,11 @@ class NatsLink(Link):
         return self.small.is_connected and self.bulk.is_connected
 
     @property
+    def local_host(self) -> str:
+        """Address of this host from which it reaches the server."""
+        return self.small.socket.local_host
+
+    @property
     def num_reconnects(self) -> int:
         """How often one of the connections was lost and made again."""
         return self.small.num_reconnects + self.bulk.num_reconnects

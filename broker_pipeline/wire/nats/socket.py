@@ -61,6 +61,11 @@ class NatsSocket(Transport):
         """Bytes that wait for the kernel to take them."""
         return self._link.transport.get_write_buffer_size() if self._link and self._link.is_open else 0
 
+    @property
+    def local_host(self) -> str:
+        """Address of this end of the connection."""
+        return str(self._open_link().transport.get_extra_info("sockname")[0])
+
     async def wait_room(self) -> bool:
         """Wait until there is room; return whether the connection is still the same and stands."""
         link = self._link

@@ -117,7 +117,7 @@ def command(
 async def _measure(
     nats_url: str | None, sizes: tuple[int, ...], segments: tuple[int, ...], envelopes: tuple[int, ...], trips: int
 ) -> tuple[list[HopRow], list[DecodeRow]]:
-    async with _server(nats_url) as url:
+    async with bench_server(nats_url) as url:
         rows = [
             await measure_hop(url, size * _KIB, count, num_trips=_num_trips(size, trips))
             for size in sizes
@@ -135,7 +135,8 @@ def _num_trips(size_kib: int, trips: int) -> int:
 
 
 @asynccontextmanager
-async def _server(nats_url: str | None) -> AsyncIterator[str]:
+async def bench_server(nats_url: str | None) -> AsyncIterator[str]:
+    """Yield the address of a server: the one that is given, or one that lives as long as the context."""
     if nats_url is not None:
         yield nats_url
         return

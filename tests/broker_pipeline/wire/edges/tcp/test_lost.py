@@ -24,7 +24,6 @@ from tests.broker_pipeline.wire.edges.tcp.tcp_pair import (
     large_frame,
     random_frame,
     serving,
-    taken,
     tcp_pair,
 )
 
@@ -138,14 +137,13 @@ async def test_one_lane_lost_is_the_edge_lost() -> None:
 
 
 async def test_a_payload_that_is_cancelled_in_the_middle_ends_the_edge_and_nothing_else() -> None:
-    async with tcp_pair() as pair:
-        refs, waiting = await fill(pair, 0)
+    async with tcp_pair(payload_timeout_s=1) as pair:
+        _, waiting = await fill(pair, 0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert "in the middle" in str(await asyncio.wait_for(pair.outgoing.lost, 2))
-        await asyncio.wait_for(pair.incoming.lost, 2)
-        assert len(await taken(pair.incoming, refs[0])) == LANES[0].max_payload_bytes
+        await asyncio.wait_for(pair.incoming.lost, 5)  # heard once there is room, since nothing is read before
 
 
 async def test_a_receiver_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

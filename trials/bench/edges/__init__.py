@@ -1,0 +1,1 @@
+"""`bench edges`: one payload from process to process, by every edge."""
