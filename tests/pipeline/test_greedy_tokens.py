@@ -44,7 +44,7 @@ async def test_tokens_equal_those_of_transformers(tmp_path: Path, variant: Varia
         assert await client.run(job_ids) == expected
 
 
-@pytest.mark.parametrize("edges", ["nats", "shm"])
+@pytest.mark.parametrize("edges", ["nats", "shm", "tcp"])
 async def test_tokens_do_not_depend_on_what_carries_payloads(tmp_path: Path, edges: str) -> None:
     expected = [reference_tokens(DENSE, pictures, prompt, FEW_TOKENS) for pictures, prompt in JOBS]
     async with tiny_cluster(tmp_path / "run", DENSE, "1,2,3", edges=edges) as cluster, client_of(cluster) as client:

@@ -1,6 +1,6 @@
-"""Who comes with a good token, on every lane, becomes an edge; everybody else is sent away.
+"""Who comes with a good token, on every channel, becomes an edge; everybody else is sent away.
 
-offer(token) ──NATS──► dialer ── hello(token, lane), one a lane ──► all there? ──► TcpIncomingEdge ──► on_edge
+offer(token) ──NATS──► dialer ── hello(token, channel), one a channel ──► all there? ──► TcpIncomingEdge ──► on_edge
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from broker_pipeline.messages.edges import Token
 from broker_pipeline.wire.edges.edge import OnEdge
 from broker_pipeline.wire.edges.tcp.incoming import TcpIncomingEdge
 from broker_pipeline.wire.edges.tcp.inlet import Inlet
-from broker_pipeline.wire.edges.tcp.layout import LANES
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS
 from broker_pipeline.wire.edges.tokens import Tokens
 
 log = structlog.get_logger()
 
-_MAX_STRANGERS = 64 * len(LANES)
+_MAX_STRANGERS = 64 * len(CHANNELS)
 
 
 class Door:
@@ -59,14 +59,14 @@ class Door:
         if num_strangers > _MAX_STRANGERS:
             inlet.abort(EdgeLostError("too many come at once"))
 
-    def hear(self, inlet: Inlet, token: Token, lane: int) -> None:
-        """Put the lanes of one token together; the last one makes the edge."""
+    def hear(self, inlet: Inlet, token: Token, channel: int) -> None:
+        """Put the channels of one token together; the last one makes the edge."""
         group = self._group_of(token)
-        if group is None or lane in group:
+        if group is None or channel in group:
             raise EdgeLostError("its token is not good, or not any more")
-        group[lane] = inlet
-        if len(group) == len(LANES):
-            self._admit([group[each] for each in range(len(LANES))])
+        group[channel] = inlet
+        if len(group) == len(CHANNELS):
+            self._admit([group[each] for each in range(len(CHANNELS))])
 
     def leave(self, inlet: Inlet) -> None:
         """Forget a stranger, and whoever came with it."""
@@ -81,10 +81,10 @@ class Door:
             if inlet in group.values():
                 del self._groups[token]
                 for other in group.values():
-                    other.abort(EdgeLostError("another lane of the edge was lost"))
+                    other.abort(EdgeLostError("another channel of the edge was lost"))
 
     def _group_of(self, token: Token) -> dict[int, Inlet] | None:
-        """Return the lanes that came with a token so far; None where that is not good."""
+        """Return the channels that came with a token so far; None where that is not good."""
         for known, group in self._groups.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 return group

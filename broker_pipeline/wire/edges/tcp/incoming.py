@@ -16,7 +16,7 @@ import structlog
 from broker_pipeline.errors import EdgeLostError, PartError, SlowConsumerError
 from broker_pipeline.messages.edges import EdgeKind, EdgeRef
 from broker_pipeline.wire.edges.tcp.inlet import Inlet
-from broker_pipeline.wire.edges.tcp.layout import LANES, Header, lane_of
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS, Header, channel_of
 from broker_pipeline.wire.room import Room
 
 log = structlog.get_logger()
@@ -43,16 +43,16 @@ class TcpIncomingEdge:
         self.lost: asyncio.Future[EdgeLostError] = self._loop.create_future()
         self._timeout_s = payload_timeout_s
         self._inlets: dict[int, Inlet] = {}
-        self._rooms = [Room(limits.room_bytes, limits.max_payload_bytes) for limits in LANES]
+        self._rooms = [Room(limits.room_bytes, limits.max_payload_bytes) for limits in CHANNELS]
         self._blocked: dict[int, Header] = {}
         self._arrived: dict[int, _Arrived] = {}
         self._awaited: dict[int, tuple[EdgeRef, asyncio.Future[memoryview]]] = {}
 
     def open(self, inlets: Sequence[Inlet]) -> None:
-        """Admit the inlets, one a lane, and take what they bring."""
+        """Admit the inlets, one a channel, and take what they bring."""
         self._inlets = dict(enumerate(inlets))
-        for lane, inlet in self._inlets.items():
-            inlet.admit(lane, self.name, self)
+        for channel, inlet in self._inlets.items():
+            inlet.admit(channel, self.name, self)
 
     @property
     def num_waiting(self) -> int:
@@ -78,16 +78,16 @@ class TcpIncomingEdge:
         return future
 
     def _has_passed(self, number: int) -> bool:
-        inlet = self._inlets.get(lane_of(number))
+        inlet = self._inlets.get(channel_of(number))
         return inlet is None or number < inlet.last_number or (number == inlet.last_number and not inlet.is_reading)
 
     # --- told by inlets ---
 
     def begin(self, inlet: Inlet, header: Header) -> bool:
         """Take a payload's room, or remember what waits for it."""
-        has_room = self._takes_room(inlet.lane, header)
+        has_room = self._takes_room(inlet.channel, header)
         if not has_room:
-            self._blocked[inlet.lane] = header
+            self._blocked[inlet.channel] = header
         return has_room
 
     def arrive(self, header: Header, payload: memoryview) -> None:
@@ -109,7 +109,7 @@ class TcpIncomingEdge:
 
     def end(self, inlet: Inlet, error: EdgeLostError | None) -> None:
         """End with the last inlet that was closed, or with the first that was lost."""
-        self._inlets.pop(inlet.lane, None)
+        self._inlets.pop(inlet.channel, None)
         if error is not None:
             for other in list(self._inlets.values()):
                 other.abort(error)
@@ -124,9 +124,9 @@ class TcpIncomingEdge:
 
     # --- room ---
 
-    def _takes_room(self, lane: int, header: Header) -> bool:
+    def _takes_room(self, channel: int, header: Header) -> bool:
         try:
-            self._rooms[lane].take(header.num_bytes)
+            self._rooms[channel].take(header.num_bytes)
         except SlowConsumerError:
             return False
         return True
@@ -141,11 +141,11 @@ class TcpIncomingEdge:
         self._let_go(number)
 
     def _free(self, number: int, num_bytes: int) -> None:
-        lane = lane_of(number)
-        self._rooms[lane].free(num_bytes)
-        header, inlet = self._blocked.get(lane), self._inlets.get(lane)
-        if header is not None and inlet is not None and self._takes_room(lane, header):
-            del self._blocked[lane]
+        channel = channel_of(number)
+        self._rooms[channel].free(num_bytes)
+        header, inlet = self._blocked.get(channel), self._inlets.get(channel)
+        if header is not None and inlet is not None and self._takes_room(channel, header):
+            del self._blocked[channel]
             inlet.resume()
 
 

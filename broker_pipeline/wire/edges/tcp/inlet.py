@@ -44,7 +44,7 @@ class Doorkeeper(Protocol):
     def enter(self, inlet: Inlet) -> None:
         """Hear of a connection, of which nothing is known."""
 
-    def hear(self, inlet: Inlet, token: Token, lane: int) -> None:
+    def hear(self, inlet: Inlet, token: Token, channel: int) -> None:
         """Hear what it said; `admit` it now or later. Raises `EdgeLostError` to send it away."""
 
     def leave(self, inlet: Inlet) -> None:
@@ -56,7 +56,7 @@ class Inlet(asyncio.BufferedProtocol):
 
     def __init__(self, doorkeeper: Doorkeeper) -> None:
         """Ask `doorkeeper` who may send."""
-        self.lane = -1
+        self.channel = -1
         self.last_number = 0
         """Of the payload that came last, or is coming."""
         self.is_reading = False
@@ -66,10 +66,10 @@ class Inlet(asyncio.BufferedProtocol):
         self._error: EdgeLostError | None = None
         self._expect(memoryview(bytearray(HELLO_BYTES)), self._greet)
 
-    def admit(self, lane: int, name: str, inflow: Inflow) -> None:
+    def admit(self, channel: int, name: str, inflow: Inflow) -> None:
         """Answer the hello, and go on with payloads."""
-        self.lane, self._inflow = lane, inflow
-        self.last_number = first_number(lane) - 1
+        self.channel, self._inflow = channel, inflow
+        self.last_number = first_number(channel) - 1
         self._transport.write(pack_welcome(name))
         self._expect_header()
 
@@ -102,7 +102,7 @@ class Inlet(asyncio.BufferedProtocol):
 
     def _take_header(self) -> None:
         assert self._inflow is not None
-        self._header = Header.unpack(self._done, self.lane, self.last_number)
+        self._header = Header.unpack(self._done, self.channel, self.last_number)
         self.last_number, self.is_reading = self._header.number, True
         if self._inflow.begin(self, self._header):
             self._read_payload()

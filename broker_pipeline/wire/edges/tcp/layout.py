@@ -1,14 +1,14 @@
 """What lies on the connections of a `tcp` edge, byte by byte. Nothing here does I/O.
 
-    dialer    HELLO │ header │ payload │ header │ payload │ …           one connection a lane:
+    dialer    HELLO │ header │ payload │ header │ payload │ …           one connection a channel:
     listener  WELCOME                                                   a payload takes the first that is for its size
 
-    HELLO     8 magic, version │ u32 lane │ 64 token                    WELCOME  8 magic, version │ 64 name of the edge
+    HELLO     8 magic, version │ u32 channel │ 64 token               WELCOME  8 magic, version │ 64 name of the edge
     header    u64 number │ u64 num_bytes
 
-A decode step does not wait behind a prompt: what is small, middling and large has a connection, and room, of its own.
-The numbers of a lane only grow, and each is the lane's modulo the number of lanes: none can come twice, and a number
-says where it comes. A receiver reads the header by itself and then exactly the payload, so that nothing is copied.
+A decode step does not wait behind a prompt: small, middling and large ones have a connection, and room, of their own.
+The numbers of a channel only grow, and each is the channel's modulo the number of channels: none can come twice, and
+a number says where it comes. A receiver reads the header by itself and then exactly the payload: nothing is copied.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ HEADER_BYTES = _HEADER.size
 
 
 @dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """Which payloads take a lane, and how much of them may wait at the receiver to be taken."""
+class ChannelLimits:
+    """Which payloads take a channel, and how much of them may wait at the receiver to be taken."""
 
     max_payload_bytes: int
     room_bytes: int
 
 
-LANES = (
-    LaneLimits(64 * 2**10, 8 * 2**20),
-    LaneLimits(2 * 2**20, 64 * 2**20),
-    LaneLimits(256 * 2**20, 258 * 2**20),
+CHANNELS = (
+    ChannelLimits(64 * 2**10, 8 * 2**20),
+    ChannelLimits(2 * 2**20, 64 * 2**20),
+    ChannelLimits(256 * 2**20, 258 * 2**20),
 )
 """By size. A decode step of 256 sessions is 2 MiB for a hidden size of 4,096; a prompt's chunk is 16."""
 
@@ -60,42 +60,44 @@ class Header(msgspec.Struct, frozen=True):
         return _HEADER.pack(self.number, self.num_bytes)
 
     @classmethod
-    def unpack(cls, data: memoryview, lane: int, after: int) -> Header:
-        """Read a header that came over `lane` after the number `after`; `EdgeLostError` for one that cannot be."""
+    def unpack(cls, data: memoryview, channel: int, after: int) -> Header:
+        """Read a header that came over `channel` after the number `after`; `EdgeLostError` for one that cannot be."""
         number, num_bytes = _HEADER.unpack(data)
-        if number <= after or lane_of(number) != lane:
-            raise EdgeLostError(f"payload {number} cannot follow {after} on lane {lane}")
-        if not 0 < num_bytes <= LANES[lane].max_payload_bytes:
-            raise EdgeLostError(f"a payload of {num_bytes} bytes; lane {lane} takes {LANES[lane].max_payload_bytes}")
+        if number <= after or channel_of(number) != channel:
+            raise EdgeLostError(f"payload {number} cannot follow {after} on channel {channel}")
+        if not 0 < num_bytes <= CHANNELS[channel].max_payload_bytes:
+            raise EdgeLostError(
+                f"a payload of {num_bytes} bytes; channel {channel} takes {CHANNELS[channel].max_payload_bytes}"
+            )
         return cls(number, num_bytes)
 
 
-def lane_for(num_bytes: int) -> int | None:
-    """Return the lane of a payload; None where it is too large for any."""
-    return next((lane for lane, limits in enumerate(LANES) if num_bytes <= limits.max_payload_bytes), None)
+def channel_for(num_bytes: int) -> int | None:
+    """Return the channel of a payload; None where it is too large for any."""
+    return next((channel for channel, limits in enumerate(CHANNELS) if num_bytes <= limits.max_payload_bytes), None)
 
 
-def lane_of(number: int) -> int:
-    """Return the lane that a payload of this number takes."""
-    return number % len(LANES)
+def channel_of(number: int) -> int:
+    """Return the channel that a payload of this number takes."""
+    return number % len(CHANNELS)
 
 
-def first_number(lane: int) -> int:
-    """Return the first number of a lane; the next ones follow at distances of `len(LANES)`."""
-    return lane + len(LANES)
+def first_number(channel: int) -> int:
+    """Return the first number of a channel; the next ones follow at distances of `len(CHANNELS)`."""
+    return channel + len(CHANNELS)
 
 
-def pack_hello(token: Token, lane: int) -> bytes:
+def pack_hello(token: Token, channel: int) -> bytes:
     """Return what a dialer says first."""
-    return _HELLO.pack(_MAGIC, lane, token.encode())
+    return _HELLO.pack(_MAGIC, channel, token.encode())
 
 
 def unpack_hello(data: memoryview) -> tuple[Token, int]:
-    """Return token and lane of a hello; `EdgeLostError` for what is none."""
-    magic, lane, token = _HELLO.unpack(data)
-    if magic != _MAGIC or lane >= len(LANES):
+    """Return token and channel of a hello; `EdgeLostError` for what is none."""
+    magic, channel, token = _HELLO.unpack(data)
+    if magic != _MAGIC or channel >= len(CHANNELS):
         raise EdgeLostError("it does not begin as an edge does")
-    return _text(token), lane
+    return _text(token), channel
 
 
 def pack_welcome(name: str) -> bytes:
@@ -118,4 +120,4 @@ def _text(padded: bytes) -> str:
         raise EdgeLostError("it does not begin as an edge does") from error
 
 
-assert LANES[-1].max_payload_bytes <= MAX_PAYLOAD_BYTES
+assert CHANNELS[-1].max_payload_bytes <= MAX_PAYLOAD_BYTES

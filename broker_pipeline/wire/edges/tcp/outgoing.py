@@ -10,14 +10,14 @@ from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, TcpOffer
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.edges.tcp.identity import dialing_context
-from broker_pipeline.wire.edges.tcp.layout import LANES, lane_for
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS, channel_for
 from broker_pipeline.wire.edges.tcp.outlet import Outlet
 
 CONNECT_TIMEOUT_S = 3.0
 
 
 class TcpOutgoingEdge:
-    """One connection a lane, to one receiver."""
+    """One connection a channel, to one receiver."""
 
     kind: EdgeKind = "tcp"
 
@@ -26,18 +26,18 @@ class TcpOutgoingEdge:
         self.lost: asyncio.Future[EdgeLostError] = asyncio.get_running_loop().create_future()
         self.outlets: list[Outlet] = []
         self.name = ""
-        self._ended = [asyncio.Event() for _ in LANES]
+        self._ended = [asyncio.Event() for _ in CHANNELS]
 
     def place(self, num_bytes: int) -> memoryview | None:  # noqa: ARG002
         """Return None: a payload goes from where it is."""
         return None
 
     async def send(self, frame: Frame) -> EdgeRef:
-        """Send a payload on the lane for its size; see `OutgoingEdge`."""
+        """Send a payload on the channel for its size; see `OutgoingEdge`."""
         num_bytes = frame.num_payload_bytes
-        if (lane := lane_for(num_bytes)) is None:
-            raise EdgeFullError(f"a payload of {num_bytes} bytes; an edge carries {LANES[-1].max_payload_bytes}")
-        return EdgeRef(self.name, await self.outlets[lane].send(frame.pieces, num_bytes), num_bytes)
+        if (channel := channel_for(num_bytes)) is None:
+            raise EdgeFullError(f"a payload of {num_bytes} bytes; an edge carries {CHANNELS[-1].max_payload_bytes}")
+        return EdgeRef(self.name, await self.outlets[channel].send(frame.pieces, num_bytes), num_bytes)
 
     async def close(self) -> None:
         """Close when what was sent has gone."""
@@ -47,15 +47,15 @@ class TcpOutgoingEdge:
             await ended.wait()
 
     def abort(self, error: EdgeLostError) -> None:
-        """End at once: with one lane, all are lost."""
+        """End at once: with one channel, all are lost."""
         if not self.lost.done():
             self.lost.set_result(error)
         for outlet in self.outlets:
             outlet.abort(error)
 
-    def on_ended(self, lane: int, error: EdgeLostError) -> None:
-        """Hear of the end of a lane."""
-        self._ended[lane].set()
+    def on_ended(self, channel: int, error: EdgeLostError) -> None:
+        """Hear of the end of a channel."""
+        self._ended[channel].set()
         self.abort(error)
 
 
@@ -85,8 +85,8 @@ class TcpDialer:
         edge = TcpOutgoingEdge()
         try:
             async with asyncio.timeout(self._timeout_s):
-                for lane in range(len(LANES)):
-                    edge.outlets.append(await self._dial(address, offer, lane, edge))
+                for channel in range(len(CHANNELS)):
+                    edge.outlets.append(await self._dial(address, offer, channel, edge))
                 [edge.name] = {await outlet.welcome for outlet in edge.outlets}
         except EdgeLostError as error:
             raise self._failed(edge, address, str(error)) from error
@@ -104,10 +104,10 @@ class TcpDialer:
             raise
         return edge
 
-    async def _dial(self, address: str, offer: TcpOffer, lane: int, edge: TcpOutgoingEdge) -> Outlet:
+    async def _dial(self, address: str, offer: TcpOffer, channel: int, edge: TcpOutgoingEdge) -> Outlet:
         parts = urlsplit(f"//{address}")
         _, outlet = await asyncio.get_running_loop().create_connection(
-            lambda: Outlet(offer, lane, lambda error: edge.on_ended(lane, error)),
+            lambda: Outlet(offer, channel, lambda error: edge.on_ended(channel, error)),
             parts.hostname or "",
             parts.port or 0,
             ssl=self._context,

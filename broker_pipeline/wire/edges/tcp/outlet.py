@@ -9,7 +9,14 @@ from typing import cast
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import TcpOffer
 from broker_pipeline.wire.edges.tcp.identity import check_certificate
-from broker_pipeline.wire.edges.tcp.layout import LANES, WELCOME_BYTES, Header, first_number, pack_hello, unpack_welcome
+from broker_pipeline.wire.edges.tcp.layout import (
+    CHANNELS,
+    WELCOME_BYTES,
+    Header,
+    first_number,
+    pack_hello,
+    unpack_welcome,
+)
 from broker_pipeline.wire.edges.tcp.sockets import DEAD_AFTER_S, set_options
 
 MAX_UNSENT_BYTES = 64 * 2**20
@@ -21,16 +28,16 @@ _SLICE_BYTES = 512 * 1024
 class Outlet(asyncio.Protocol):
     """One connection to a listener."""
 
-    def __init__(self, offer: TcpOffer, lane: int, on_ended: Callable[[EdgeLostError], None]) -> None:
+    def __init__(self, offer: TcpOffer, channel: int, on_ended: Callable[[EdgeLostError], None]) -> None:
         """`on_ended` hears of the end, by whatever reason."""
         loop = asyncio.get_running_loop()
         self.connected: asyncio.Future[None] = loop.create_future()
         """Done once the connection stands; a loop may say so a moment after it has made it."""
         self.welcome: asyncio.Future[str] = loop.create_future()
         """The edge's name, or `EdgeLostError`."""
-        self._offer, self._lane, self._on_ended = offer, lane, on_ended
+        self._offer, self._channel, self._on_ended = offer, channel, on_ended
         self._answer = b""
-        self._next_number = first_number(lane)
+        self._next_number = first_number(channel)
         self._turn = asyncio.Lock()
         self._unsent_bytes = 0
         self._has_room = asyncio.Event()
@@ -48,7 +55,7 @@ class Outlet(asyncio.Protocol):
         it ends the connection: what would follow could not be told from it.
         """
         if self._unsent_bytes + num_bytes > MAX_UNSENT_BYTES and self._unsent_bytes:
-            raise EdgeFullError(f"{self._unsent_bytes} bytes wait to be sent on lane {self._lane} of an edge")
+            raise EdgeFullError(f"{self._unsent_bytes} bytes wait to be sent on channel {self._channel} of an edge")
         self._unsent_bytes += num_bytes
         try:
             async with self._turn:
@@ -58,7 +65,7 @@ class Outlet(asyncio.Protocol):
 
     async def _send_now(self, pieces: Sequence[memoryview | bytes], num_bytes: int) -> int:
         number = self._next_number
-        self._next_number += len(LANES)
+        self._next_number += len(CHANNELS)
         try:
             async with asyncio.timeout(None) as patience:
                 for buffers in _slices((Header(number, num_bytes).pack(), *pieces)):
@@ -109,7 +116,7 @@ class Outlet(asyncio.Protocol):
         except EdgeLostError as error:  # whoever that is, hears no token
             self.abort(error)
         else:
-            self._transport.write(pack_hello(self._offer.token, self._lane))
+            self._transport.write(pack_hello(self._offer.token, self._channel))
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         self._answer += data

@@ -72,8 +72,7 @@ class TcpServer:
                 return await self._bind(self._host, port)
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:  # the address is that of a router in front of this host
-                    self._ports = (port, *(other for other in self._ports if other != port))
-                    return await self._bind(None, port)
+                    return await self._bind("::" if ":" in self._host else "0.0.0.0", port)  # noqa: S104 - tokens admit
                 if error.errno != errno.EADDRINUSE:
                     raise ConfigurationError(f"cannot listen on {self._host}: {error}", field="edge_host") from error
         raise ConfigurationError(f"none of the ports {self._ports} of {self._host} is free", field="edge_port")

@@ -13,7 +13,7 @@ from broker_pipeline.messages.edges import EdgeOffer, EdgeRef
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.edges.edge import IncomingEdge
 from broker_pipeline.wire.edges.tcp.incoming import TcpIncomingEdge
-from broker_pipeline.wire.edges.tcp.layout import LANES
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS
 from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer, TcpOutgoingEdge
 from broker_pipeline.wire.edges.tcp.server import TcpServer
 
@@ -35,11 +35,11 @@ def large_frame(num_bytes: int) -> Frame:
     return Frame(b"{}", (bytes(num_bytes),), num_bytes)
 
 
-async def fill(pair: Pair, lane: int) -> tuple[list[EdgeRef], asyncio.Task[EdgeRef]]:
+async def fill(pair: Pair, channel: int) -> tuple[list[EdgeRef], asyncio.Task[EdgeRef]]:
     """Send until there is no room at the receiver, nor in the kernel; return what has gone, and the send that waits."""
     refs: list[EdgeRef] = []
     while True:
-        frame = large_frame(LANES[lane].max_payload_bytes)
+        frame = large_frame(CHANNELS[channel].max_payload_bytes)
         sending = asyncio.create_task(pair.outgoing.send(frame))
         done, _ = await asyncio.wait([sending], timeout=0.5)
         if not done:

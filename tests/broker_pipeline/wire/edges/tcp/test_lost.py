@@ -15,7 +15,7 @@ from broker_pipeline.errors import EdgeLostError
 from broker_pipeline.messages.edges import EdgeOffer, EdgeRef
 from broker_pipeline.wire.edges.edge import IncomingEdge
 from broker_pipeline.wire.edges.tcp import outlet
-from broker_pipeline.wire.edges.tcp.layout import LANES
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS
 from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer
 from broker_pipeline.wire.edges.tcp.server import TcpServer
 from tests.broker_pipeline.wire.edges.tcp.tcp_pair import (
@@ -31,9 +31,9 @@ MIB = 2**20
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def write_raw(pair: Pair, lane: int, data: bytes) -> None:
+def write_raw(pair: Pair, channel: int, data: bytes) -> None:
     """Write what no sender of ours would."""
-    pair.outgoing.outlets[lane]._transport.write(data)
+    pair.outgoing.outlets[channel]._transport.write(data)
 
 
 def raw_header(number: int, num_bytes: int) -> bytes:
@@ -104,14 +104,14 @@ async def test_a_receiver_that_is_killed_is_heard_of_at_once() -> None:
     "data",
     [
         raw_header(3, 2**62),
-        raw_header(3, LANES[0].max_payload_bytes + 1),
+        raw_header(3, CHANNELS[0].max_payload_bytes + 1),
         raw_header(3, 0),
         raw_header(4, 10),
         raw_header(0, 10),
         raw_header(6, 1) + b"a" + raw_header(6, 1) + b"a",
         raw_header(6, 1) + b"a" + raw_header(3, 1) + b"a",
     ],
-    ids=["huge", "for another lane", "empty", "number of another lane", "number before", "twice", "backwards"],
+    ids=["huge", "for another channel", "empty", "number of another channel", "number before", "twice", "backwards"],
 )
 async def test_what_cannot_be_ends_the_edge(data: bytes) -> None:
     async with tcp_pair() as pair:
@@ -130,7 +130,7 @@ async def test_a_receiver_that_ends_tells_its_senders() -> None:
     await edge.close()
 
 
-async def test_one_lane_lost_is_the_edge_lost() -> None:
+async def test_one_channel_lost_is_the_edge_lost() -> None:
     async with tcp_pair() as pair:
         pair.outgoing.outlets[1]._transport.abort()
         await asyncio.wait_for(asyncio.gather(pair.incoming.lost, pair.outgoing.lost), 2)

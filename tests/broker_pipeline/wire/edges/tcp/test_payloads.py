@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from broker_pipeline.errors import EdgeFullError, EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeRef
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.edges.tcp.layout import LANES, lane_for
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS, channel_for
 from tests.broker_pipeline.wire.edges.tcp.tcp_pair import fill, large_frame, random_frame, taken, tcp_pair
 from tests.kit.waiting import eventually
 
 KIB, MIB = 2**10, 2**20
-SMALL, MEDIUM, _ = (limits.max_payload_bytes for limits in LANES)
+SMALL, MEDIUM, _ = (limits.max_payload_bytes for limits in CHANNELS)
 SIZES = st.lists(
     st.one_of(st.integers(1, 100), st.sampled_from([SMALL, SMALL + 1, 512 * KIB, MEDIUM, MEDIUM + 1]))
     | st.integers(1, 3 * MIB),
@@ -61,7 +61,7 @@ async def test_a_small_payload_passes_larger_ones_for_which_there_is_no_room(is_
         ref = await asyncio.wait_for(pair.outgoing.send(frame), 2)
         assert await asyncio.wait_for(taken(pair.incoming, ref), 2) == content
         assert not waiting.done()
-        assert pair.incoming.num_waiting * MEDIUM <= LANES[1].room_bytes
+        assert pair.incoming.num_waiting * MEDIUM <= CHANNELS[1].room_bytes
         for ref in refs:
             await taken(pair.incoming, ref)
         await taken(pair.incoming, await asyncio.wait_for(waiting, 5))
@@ -82,10 +82,10 @@ async def test_each_payload_can_be_taken_once_and_only_as_what_it_is() -> None:
 async def test_a_wrong_ref_that_comes_first_is_told_when_its_payload_comes() -> None:
     async with tcp_pair() as pair:
         first = await pair.outgoing.send(random_frame(10)[0])
-        early = pair.incoming.take(EdgeRef(first.edge, first.number + len(LANES), 11))
+        early = pair.incoming.take(EdgeRef(first.edge, first.number + len(CHANNELS), 11))
         assert isinstance(early, asyncio.Future)
         with pytest.raises(PartError, match="is awaited already"):
-            pair.incoming.take(EdgeRef(first.edge, first.number + len(LANES), 11))
+            pair.incoming.take(EdgeRef(first.edge, first.number + len(CHANNELS), 11))
         await pair.outgoing.send(random_frame(10)[0])
         with pytest.raises(PartError, match="has 10 bytes, not 11"):
             await early
@@ -94,7 +94,7 @@ async def test_a_wrong_ref_that_comes_first_is_told_when_its_payload_comes() -> 
 async def test_a_payload_without_a_message_is_given_up_and_frees_its_room() -> None:
     async with tcp_pair(payload_timeout_s=0.1) as pair:
         refs = [await asyncio.wait_for(pair.outgoing.send(large_frame(SMALL)), 5) for _ in range(300)]
-        assert len(refs) * SMALL > 2 * LANES[0].room_bytes
+        assert len(refs) * SMALL > 2 * CHANNELS[0].room_bytes
         with pytest.raises(PartError, match="given up"):
             pair.incoming.take(refs[0])
 
@@ -102,7 +102,7 @@ async def test_a_payload_without_a_message_is_given_up_and_frees_its_room() -> N
 async def test_a_future_that_nobody_wants_any_more_costs_its_payload_only() -> None:
     async with tcp_pair() as pair:
         first = await pair.outgoing.send(random_frame(10)[0])
-        future = pair.incoming.take(EdgeRef(first.edge, first.number + len(LANES), 10))
+        future = pair.incoming.take(EdgeRef(first.edge, first.number + len(CHANNELS), 10))
         assert isinstance(future, asyncio.Future)
         future.cancel()
         await pair.outgoing.send(random_frame(10)[0])
@@ -127,7 +127,7 @@ async def test_what_no_edge_carries_takes_nats() -> None:
         with pytest.raises(EdgeFullError, match="an edge carries"):
             await pair.outgoing.send(Frame(b"{}", (), 2**28 + 1))
         assert pair.outgoing.place(1000) is None
-    assert [lane_for(size) for size in (1, SMALL, SMALL + 1, MEDIUM, MEDIUM + 1, 2**28, 2**28 + 1)] == [
+    assert [channel_for(size) for size in (1, SMALL, SMALL + 1, MEDIUM, MEDIUM + 1, 2**28, 2**28 + 1)] == [
         *(0, 0, 1, 1, 2, 2),
         None,
     ]

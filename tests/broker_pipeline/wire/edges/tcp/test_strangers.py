@@ -15,7 +15,7 @@ from broker_pipeline.errors import ConfigurationError, EdgeLostError
 from broker_pipeline.messages.edges import EdgeOffer, TcpOffer
 from broker_pipeline.wire.edges.edge import IncomingEdge
 from broker_pipeline.wire.edges.tcp.identity import Identity, dialing_context
-from broker_pipeline.wire.edges.tcp.layout import LANES, pack_hello
+from broker_pipeline.wire.edges.tcp.layout import CHANNELS, pack_hello
 from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer
 from broker_pipeline.wire.edges.tcp.server import TcpServer
 from broker_pipeline.wire.edges.tokens import Tokens
@@ -101,12 +101,12 @@ async def test_strangers_are_sent_away(server: Server, said: bytes) -> None:
     assert not incoming
 
 
-async def test_lanes_that_do_not_all_come_open_nothing(server: Server) -> None:
+async def test_channels_that_do_not_all_come_open_nothing(server: Server) -> None:
     listening, incoming = server
     token = offer_of(listening).token
     assert await knock(listening, pack_hello(token, 0)) == b""
     token = offer_of(listening).token
-    assert await knock(listening, pack_hello(token, len(LANES))) == b""
+    assert await knock(listening, pack_hello(token, len(CHANNELS))) == b""
     assert not incoming
 
 
