@@ -1,8 +1,9 @@
 """Settings, parsed once at the edge: flags first, then environment variables, then defaults.
 
 Every option made with `option` reads `BROKER_PIPELINE_<NAME>` as well, and says so in `--help`. A variable with that
-prefix which no command knows is refused, since it is most likely a misspelling. Whatever is wrong with a value, the
-message begins with its flag.
+prefix which no command knows is refused, since it is most likely a misspelling. Of an option that may be repeated, the
+variable is one value as it stands, or several as a JSON array. Whatever is wrong with a value, the message begins with
+its flag.
 """
 
 import difflib
@@ -62,7 +63,39 @@ def option(*flags: str, **attributes: Any) -> Callable[[F], F]:
     attributes.setdefault("show_envvar", True)
     attributes.setdefault("show_default", True)
     attributes.setdefault("callback", refuse_nan)
-    return click.option(*flags, **attributes)
+    return click.option(*flags, cls=_Option, **attributes)
+
+
+class PathType(click.Path):
+    """A path. An empty one is refused: it would be the working directory, and is most likely a variable without value.
+
+    Options and arguments of every command take this instead of click's own.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; a usage error that names the option where it is empty, or not what it must be."""
+        if not os.fspath(value):
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Option(click.Option):
+    """An option whose variable is never cut at spaces, as click does with those that may be repeated."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        text = self.resolve_envvar_value(ctx)
+        if not self.multiple or text is None:
+            return super().value_from_envvar(ctx)
+        return _listed(text, ctx, self) if text.lstrip().startswith("[") else (text,)
+
+
+def _listed(text: str, ctx: click.Context, option: click.Option) -> tuple[str, ...]:
+    """Return the values of a JSON array of texts and numbers."""
+    try:
+        return tuple(map(str, msgspec.json.decode(text, type=tuple[str | int | float, ...])))
+    except msgspec.DecodeError as error:
+        reason = f"{text!r} begins like a list and is no JSON array of values; one value with [ is written '[\"[…\"]'."
+        raise click.BadParameter(reason, ctx, option) from error
 
 
 def refuse_nan(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
@@ -78,7 +111,7 @@ _COMMON_OPTIONS = (
     option("--namespace", default="bp", help="Prefix of every subject, stream and key, to share servers with others."),
     option("--pipeline", default="main", help="Name of the pipeline that this process belongs to."),
     option("--drain-s", default=30.0, type=click.FloatRange(min=0), help="Seconds from SIGTERM to a forced stop."),
-    option("--ready-file", default=None, type=click.Path(dir_okay=False), help="File written once ready, for scripts."),
+    option("--ready-file", default=None, type=PathType(dir_okay=False), help="File written once ready, for scripts."),
     option("--log-format", default="auto", type=click.Choice(["auto", "json", "console"]), help="Form of the log."),
     option(
         "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level."
@@ -86,7 +119,7 @@ _COMMON_OPTIONS = (
     option(
         "--profile",
         default=None,
-        type=click.Path(file_okay=False),
+        type=PathType(file_okay=False),
         help="Directory to write a trace of this process into; see `broker-pipeline trace --help`.",
     ),
     option(

@@ -67,11 +67,11 @@ class ServiceContext:
         self.stopping.set()
 
     def on_signal(self, number: int, task: asyncio.Task[None]) -> None:
-        """Drain at the first signal, cancel `task` at the second."""
+        """Drain at the first signal, cancel `task` at the second; what is cancelled already tidies up until a third."""
         self._num_signals += 1
         log.info("signal_received", signal=signal.Signals(number).name, count=self._num_signals)
         self.stopping.set()
-        if self._num_signals > 1:
+        if self._num_signals > 1 and (self._num_signals > 2 or not task.cancelling()):
             task.cancel()
 
     @property
@@ -134,7 +134,8 @@ async def _cancel_after_drain(context: ServiceContext, task: asyncio.Task[None])
     await context.stopping.wait()
     await asyncio.sleep(context.settings.drain_s)
     log.warning("drain_deadline_passed", drain_s=context.settings.drain_s)
-    task.cancel()
+    if not task.cancelling():
+        task.cancel()
 
 
 def _exit_code(context: ServiceContext, task: asyncio.Task[None]) -> int:

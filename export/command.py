@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from broker_pipeline.artifact_manifest import Dtype
+from broker_pipeline.config import PathType
 
 DEFAULT_NUM_WORKERS = min(4, os.cpu_count() or 1)
 
@@ -72,8 +73,8 @@ def command() -> None:
 
 
 @command.command(ExportGroup.DEFAULT, hidden=True)
-@click.argument("source")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("source", type=PathType())
+@click.argument("target", type=PathType(path_type=Path))
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float32"]),
@@ -106,7 +107,7 @@ def checkpoint(
 
 
 @command.command("verify")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PathType(path_type=Path))
 @click.option(
     "--allow-missing",
     is_flag=True,
@@ -116,11 +117,11 @@ def checkpoint(
 @click.option(
     "--parity",
     metavar="CHECKPOINT",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=PathType(path_type=Path, exists=True, file_okay=False),
     help="Compare with transformers on this checkpoint, from which the artifact was exported, part by part.",
 )
 @click.option(
-    "--receipt", type=click.Path(path_type=Path), help="With --parity: the receipt. Default: ARTIFACT.parity.json."
+    "--receipt", type=PathType(path_type=Path), help="With --parity: the receipt. Default: ARTIFACT.parity.json."
 )
 @click.option(
     "--tokens",
@@ -166,7 +167,7 @@ def verify(
 
 
 @command.command("inspect")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PathType(path_type=Path))
 @click.option("--stages", "num_stages", type=click.IntRange(1), default=2, show_default=True, help="Number of stages.")
 def inspect(directory: Path, num_stages: int) -> None:
     """Show an artifact's model and sizes, and where to cut it."""

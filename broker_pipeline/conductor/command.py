@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.config import PathType, common_options, option, parse_settings, split_common
 from broker_pipeline.service import ServiceContext, run_and_exit
 from broker_pipeline.storage.jobs import ACK_WAIT_S
 
@@ -16,7 +16,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option(
     "--model",
     required=True,
-    type=click.Path(exists=True, file_okay=False),
+    type=PathType(exists=True, file_okay=False),
     help="Artifact directory; only its small files are read, so that a copy without weights will do.",
 )
 @option(

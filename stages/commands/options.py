@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from broker_pipeline.config import add_options, option
+from broker_pipeline.config import PathType, add_options, option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -13,7 +13,7 @@ _COMPUTE_OPTIONS = (
     option(
         "--model",
         required=True,
-        type=click.Path(exists=True, file_okay=False),
+        type=PathType(exists=True, file_okay=False),
         help="Artifact directory, made by `broker-pipeline export`.",
     ),
     option("--device", default="auto", help="auto (first GPU, else CPU), cpu, cuda, or cuda:N."),

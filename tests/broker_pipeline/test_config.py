@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from broker_pipeline.cli import known_variables
 from broker_pipeline.config import CommonSettings, check_environment, env_name, given_flags, option, parse_settings
@@ -31,6 +31,46 @@ def test_wrong_settings_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match=f"^--{name.replace('_', '-')}: ") as caught:
         parse_settings(CommonSettings, wrong)
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("two words", ("two words",)),
+        ("\n\n", ("\n\n",)),
+        ('["two words", "END"]', ("two words", "END")),
+        ('["[END]"]', ("[END]",)),
+        ("[]", ()),
+        (None, ()),
+    ],
+)
+def test_a_repeatable_flags_variable_is_one_value_or_a_json_array(text: str | None, values: tuple[str, ...]) -> None:
+    assert _ran(BROKER_PIPELINE_STOP=text).output == f"{values} ()\n"
+
+
+def test_numbers_of_a_list_are_numbers() -> None:
+    assert _ran(BROKER_PIPELINE_STOP_TOKEN_IDS="[5, 7]").output == "() (5, 7)\n"
+    assert _ran(BROKER_PIPELINE_STOP_TOKEN_IDS="5").output == "() (5,)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("STOP", "[END]"), ("STOP", '["a", ["b"]]'), ("STOP", '["a", null]'), ("STOP_TOKEN_IDS", "5 7")],
+)
+def test_a_variable_that_may_be_meant_either_way_is_refused(name: str, text: str) -> None:
+    ran = _ran(**{f"BROKER_PIPELINE_{name}": text})
+    assert ran.exit_code == 2
+    assert f"--{name.lower().replace('_', '-')}" in ran.output
+
+
+def _ran(**variables: str | None) -> Result:
+    @click.command()
+    @option("--stop", multiple=True)
+    @option("--stop-token-ids", multiple=True, type=int)
+    def command(stop: tuple[str, ...], stop_token_ids: tuple[int, ...]) -> None:
+        click.echo(f"{stop} {stop_token_ids}")
+
+    return CliRunner().invoke(command, env=variables)
 
 
 def test_every_command_declares_its_variables() -> None:

@@ -18,19 +18,24 @@ from broker_pipeline.tools.caption.sampling_options import by_flag
 from tests.kit.wrong_values import field_types, texts_of, wrong_values
 
 
+def parameters() -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
+    """Every option and argument of every command, with the words that lead to it."""
+    for name, place in COMMANDS.items():
+        yield from _parameters_of((name,), load_command(place))
+
+
 def options() -> Iterator[tuple[tuple[str, ...], click.Option]]:
     """Every option of every command, with the words that lead to it."""
-    for name, place in COMMANDS.items():
-        yield from _options_of((name,), load_command(place))
+    yield from ((words, option) for words, option in parameters() if isinstance(option, click.Option))
 
 
-def _options_of(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Option]]:
-    yield from ((words, option) for option in command.params if isinstance(option, click.Option))
+def _parameters_of(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
+    yield from ((words, parameter) for parameter in command.params)
     if isinstance(command, click.Group):
         for child in command.list_commands(click.Context(command)):
             found = command.get_command(click.Context(command), child)
             assert found is not None
-            yield from _options_of((*words, child), found)
+            yield from _parameters_of((*words, child), found)
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -93,6 +98,29 @@ def test_values_of_caption_that_no_api_takes(
         assert "$" not in said
         num_tried += 1
     assert num_tried > 40
+
+
+PATHS = [
+    (words, parameter)
+    for words, parameter in parameters()
+    if isinstance(parameter.type, click.Path) or parameter.name == "source"
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "parameter"), PATHS, ids=[" ".join((*words, str(parameter.name))) for words, parameter in PATHS]
+)
+def test_an_empty_path_is_refused_by_its_name(
+    words: tuple[str, ...],
+    parameter: click.Parameter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = parameter.opts[:1] if isinstance(parameter, click.Option) else ["source"] * (parameter.name == "target")
+    said = refusal(monkeypatch, capsys, *words, *flags, "")
+    named = flags[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+    assert named in said
+    assert "the path is empty" in said
 
 
 def test_flags_that_do_not_go_together(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,14 @@ def running(tmp_path: Path, body: str, *, drain_s: float = 5) -> Iterator[subpro
         process.communicate()
 
 
+def iter_until(lines: Iterable[str], end: str) -> Iterator[str]:
+    """Yield lines up to the first that holds `end`."""
+    for line in lines:
+        yield line
+        if end in line:
+            return
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_exits_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     body = """
@@ -72,6 +80,27 @@ def test_the_deadline_cancels_what_does_not_drain(tmp_path: Path) -> None:
         assert process.returncode == 0
         assert time.monotonic() - began < 5
         assert "drain_deadline_passed" in log
+
+
+def test_a_second_signal_leaves_what_is_cut_short_its_time_to_tidy_up(tmp_path: Path) -> None:
+    """As when `up` finds its own deadline, and the service's own, within a moment."""
+    body = """
+    context.ready()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("tidying", file=__import__("sys").stderr, flush=True)
+        await asyncio.sleep(0.5)
+        print("tidied", file=__import__("sys").stderr)
+    """
+    with running(tmp_path, body, drain_s=0.1) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        log = "".join(iter_until(process.stderr, "tidying"))
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=10)
+        assert "drain_deadline_passed" in log
+        assert "tidied" in rest
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

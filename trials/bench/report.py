@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from broker_pipeline.config import PathType
 from broker_pipeline.tools.machine import MachineFacts
 from broker_pipeline.tools.terminal import make_console, plain_table
 
@@ -19,7 +20,7 @@ Column = tuple[str, Callable[[Any], object]]
 json_option = click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Also write the report as JSON.",
 )

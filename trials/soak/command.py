@@ -15,7 +15,7 @@ import structlog
 from rich.console import Console
 
 from broker_pipeline import exit_codes
-from broker_pipeline.config import option
+from broker_pipeline.config import PathType, option
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.plan import LocalSettings
@@ -52,7 +52,7 @@ _WIDTH = 120
 @option("--targets", help="Components that faults may hit, such as stage-0,nats.  [default: all]")
 @option(
     "--model",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=PathType(path_type=Path, file_okay=False, exists=True),
     help="Artifact to run; float32 is best.  [default: a small model of random weights]",
 )
 @option("--stages", default=3, type=_POSITIVE, help="Number of stages.")
@@ -68,12 +68,12 @@ _WIDTH = 120
 @option("--overload-s", default=60.0, type=_SECONDS, help="Seconds of overload.")
 @option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     help="Report as JSON; of an overload, also memory as CSV alongside it.",
 )
 @option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Where logs and servers' files are kept.  [default: a temporary directory]",
 )
 def command(**options: Any) -> None:

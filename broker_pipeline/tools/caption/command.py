@@ -16,7 +16,7 @@ from rich.console import Console
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.config import flag_of, option
+from broker_pipeline.config import PathType, flag_of, option
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.messages.status import ConductorStatus
@@ -48,11 +48,11 @@ class CaptionSettings:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=PathType(path_type=Path))
 @option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to send the pictures to.")
 @option("--prompt", default=None, help="What to ask about each picture; the gateway asks for a description.")
 @option(
-    "--out", default="captions.jsonl", type=click.Path(path_type=Path), help="File to append to; - for standard output."
+    "--out", default="captions.jsonl", type=PathType(path_type=Path), help="File to append to; - for standard output."
 )
 @option("--concurrency", default=64, type=click.IntRange(1, 4096), help="Pictures under way at the same time.")
 @sampling_options

@@ -33,7 +33,8 @@ from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis, Emb
 from broker_pipeline.tools.local.service import LocalService
 from broker_pipeline.tools.local.supervisor import Program, SupervisedProgram, start_together
 
-_STOP_MARGIN_S = 5.0
+_STOP_MARGIN_S = 1.0
+"""For a part that has nothing to drain, or has just drained for as long as it may."""
 _READY_TIMEOUT_S = 60.0
 _READY_POLL_S = 0.1
 _WORKERS = ("vision", "stage")
@@ -163,12 +164,14 @@ class LocalCluster:
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     async def stop(self) -> None:
-        """Stop everything in order. When cancelled meanwhile, kill everything at once."""
+        """Stop everything in order, within one `drain_s` in all. When cancelled meanwhile, kill everything at once."""
+        deadline = time.monotonic() + self.settings.drain_s
         try:
             await self._stop_watching()
             for role in _STOP_ORDER:
                 group = [program for name, program in self.processes.items() if role_of(name) == role]
-                await asyncio.gather(*(program.stop(self.settings.drain_s + _STOP_MARGIN_S) for program in group))
+                grace_s = max(0.0, deadline - time.monotonic()) + _STOP_MARGIN_S
+                await asyncio.gather(*(program.stop(grace_s) for program in group))
         except asyncio.CancelledError:
             await self.destroy()
             raise

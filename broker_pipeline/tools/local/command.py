@@ -15,13 +15,13 @@ from rich.console import Console
 
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
-from broker_pipeline.config import option
+from broker_pipeline.config import PathType, option
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.gpus.devices import CudaDevice, cuda_devices
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.layouts import (
     layout_request,
@@ -52,7 +52,7 @@ _SAME_NAMES = (
 @option(
     "--model",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Directory that `broker-pipeline export` made.",
 )
 @option(
@@ -83,7 +83,7 @@ _SAME_NAMES = (
 )
 @option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Where jobs, results and logs are kept between runs. [default: broker-pipeline in $XDG_STATE_HOME]",
 )
 @option("--nats-url", help="Use this NATS server. [default: one of its own]")
@@ -127,7 +127,7 @@ _SAME_NAMES = (
     "--drain-s",
     default=10.0,
     type=click.FloatRange(min=0),
-    help="Seconds that each service has to drain.",
+    help="Seconds to drain in, at the end.",
 )
 @option(
     "--log-level",
@@ -137,7 +137,7 @@ _SAME_NAMES = (
 )
 @option(
     "--profile",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Directory to write a trace of every service into; see `broker-pipeline trace --help`.",
 )
 def command(**options: Any) -> None:
@@ -163,7 +163,7 @@ def command(**options: Any) -> None:
 
 
 async def _up(options: dict[str, Any]) -> int:
-    settings, lines = local_settings(options, await cuda_devices())
+    settings, lines = local_settings(options, await cuda_devices(options["device"]))
     if not options["only_plan"]:
         check_start(settings)
     console = make_console(may_vanish=True)
@@ -197,6 +197,8 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
 
     Raises `ConfigurationError` and `ArtifactError`.
     """
+    if options["device"] is not None:
+        check_device(options["device"], len(gpus))
     used = used_gpus(gpus, options["device"])
     model = options["model"].absolute()
     sizes, site, work = read_sizes(model, served_dtype(options["dtype"])), site_of(used, options["edges"]), Workload()

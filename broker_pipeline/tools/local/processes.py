@@ -104,17 +104,21 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(sig)
 
-    async def stop(self, grace_s: float = 10.0) -> int:
-        """Send SIGTERM, wait up to `grace_s`, then SIGKILL its whole process group; return the exit status."""
-        self.kill(signal.SIGTERM)
+    async def stop(self, grace_s: float = 10.0, *, cut_short_s: float = 5.0) -> int:
+        """Send SIGTERM; another one after `grace_s`, by which services drain no longer; SIGKILL after `cut_short_s`.
+
+        Without any grace it is SIGKILL at once. Returns the exit status.
+        """
         try:
-            async with asyncio.timeout(grace_s):
-                return await self.wait()
-        except TimeoutError:
-            return await self.destroy()
+            for wait_s in (grace_s, cut_short_s) if grace_s > 0 else ():
+                self.kill(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        return await self.wait()
         except asyncio.CancelledError:
             await self.destroy()
             raise
+        return await self.destroy()
 
     async def destroy(self) -> int:
         """SIGKILL the child and what it may have started; return the exit status."""

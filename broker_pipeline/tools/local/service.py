@@ -62,7 +62,7 @@ class LocalService:
         return f"started in {time.monotonic() - started:.1f} s"
 
     async def stop(self, grace_s: float) -> None:
-        """End it: SIGTERM, and SIGKILL after `grace_s`."""
+        """End it in order, by force after `grace_s`."""
         if self._process is not None:
             await self._process.stop(grace_s)
 

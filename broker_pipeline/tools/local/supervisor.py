@@ -51,7 +51,7 @@ class Program(Protocol):
         """Start, wait until ready, and say in a few words what is ready. Raises `ServerStartError`."""
 
     async def stop(self, grace_s: float) -> None:
-        """End it: SIGTERM, and SIGKILL after `grace_s`."""
+        """End it in order, by force after `grace_s`."""
 
 
 class SupervisedProgram:

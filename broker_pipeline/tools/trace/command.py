@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from broker_pipeline.config import refuse_nan
+from broker_pipeline.config import PathType, refuse_nan
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.terminal import make_console
 from broker_pipeline.tools.trace.merge import write_merged
@@ -15,7 +15,7 @@ from broker_pipeline.tools.trace.profile import Profile, Window, load_profile
 from broker_pipeline.tools.trace.summary import summarise
 from broker_pipeline.tools.trace.summary_view import render_summary
 
-_DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+_DIRECTORY = click.argument("directory", type=PathType(path_type=Path, exists=True, file_okay=False))
 _START = click.option(
     "--start-s",
     default=0.0,
@@ -47,7 +47,7 @@ def command() -> None:
 
 @command.command("merge")
 @_DIRECTORY
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("-o", "--out", required=True, type=PathType(path_type=Path, dir_okay=False), help="File to write.")
 @_START
 @_LENGTH
 def merge(directory: Path, out: Path, start_s: float, for_s: float | None) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 import uvloop
 
+from broker_pipeline.config import PathType
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, shape_or_demo, work_options
@@ -55,7 +56,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+    type=PathType(path_type=Path, file_okay=False, exists=True, resolve_path=True),
     help="Artifact to run.  [default: the demo's model]",
 )
 @work_options
@@ -94,12 +95,12 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 )
 @click.option(
     "--profile",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Have every service write a trace into STAGES-VISION in this directory; see `broker-pipeline trace --help`.",
 )
 @click.option(
     "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="Where pictures, logs and servers' files are kept.  [default: a temporary directory]",
 )
 @json_option

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sys
 
 import msgspec
+
+from broker_pipeline.errors import ConfigurationError
 
 _LIST = """
 import json, torch
@@ -16,6 +19,7 @@ facts = map(torch.cuda.get_device_properties, range(count))
 print(json.dumps([{"name": each.name, "memory_bytes": each.total_memory} for each in facts]))
 """
 _TIMEOUT_S = 60.0
+_DEVICE = re.compile(r"auto|cpu|cuda(?::(?P<index>0|[1-9][0-9]*))?")
 
 
 class CudaDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,9 +29,12 @@ class CudaDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: int
 
 
-async def cuda_devices() -> tuple[CudaDevice, ...]:
-    """Return the CUDA devices that torch would see; none, without asking, where there is no NVIDIA driver."""
-    if shutil.which("nvidia-smi") is None:
+async def cuda_devices(device: str | None = None) -> tuple[CudaDevice, ...]:
+    """Return the CUDA devices that torch would see; none, without asking, where nothing speaks for one.
+
+    What speaks for one is NVIDIA's driver, or a `device` of that kind that somebody named.
+    """
+    if shutil.which("nvidia-smi") is None and not (device or "").startswith("cuda"):
         return ()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _LIST, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -42,6 +49,16 @@ async def cuda_devices() -> tuple[CudaDevice, ...]:
             process.kill()
             await process.wait()
     return msgspec.json.decode(output, type=tuple[CudaDevice, ...]) if process.returncode == 0 else ()
+
+
+def check_device(device: str, num_cuda_devices: int) -> None:
+    """Raise `ConfigurationError` for a device that is none, or is not here."""
+    here = ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(num_cuda_devices))])
+    named = _DEVICE.fullmatch(device)
+    if named is None:
+        raise ConfigurationError(f"{device!r} is no device; here are {here}", field="device")
+    if device.startswith("cuda") and int(named["index"] or 0) >= num_cuda_devices:
+        raise ConfigurationError(f"{device!r} is not on this machine; here are {here}", field="device")
 
 
 def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:

@@ -235,6 +235,26 @@ async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
         await eventually(lambda: _is_ready(url), timeout_s=40)
 
 
+async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> None:
+    """The conductor drains for as long as it may; the stage, which still has the session, is then cut short."""
+    settings = LocalSettings(
+        model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=4, restarts=False
+    )
+    content = await asyncio.to_thread(photographs()[0].path.read_bytes)
+    request = CaptionRequest(sampling=SamplingParams(max_tokens=2000, ignore_eos=True, n=100))
+    async with LocalCluster(settings) as cluster, GatewayClient.open(cluster.gateway_url) as client:
+        submitted = await client.submit(content, request, key="long")
+        await eventually(lambda: _is_running(client, submitted.record.job_id), timeout_s=START_S)
+    logs = {name: (data_dir / "logs" / f"{name}.log").read_text() for name in ("conductor-0", "stage-0")}
+    assert "requeued" in logs["conductor-0"]
+    assert "drain_deadline_passed" not in logs["stage-0"]
+    assert "service_cut_short" in logs["stage-0"]
+
+
+async def _is_running(client: GatewayClient, job_id: str) -> bool:
+    return (await client.job(job_id)).status == "running"
+
+
 async def test_without_restarts_a_test_decides_when_a_part_comes_back(data_dir: Path) -> None:
     settings = LocalSettings(
         model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=5, restarts=False

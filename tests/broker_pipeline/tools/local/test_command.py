@@ -7,7 +7,7 @@ import pytest
 
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.tools.local.command import default_gateway_processes, local_settings
-from broker_pipeline.tools.local.gpus.devices import CudaDevice
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device
 from broker_pipeline.tools.local.plan import LocalSettings
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.bench.shape_artifact import write_shape_artifact
@@ -155,6 +155,27 @@ def test_a_plan_alone_starts_and_makes_nothing(tmp_path: Path) -> None:
     assert layout.startswith("1 copy, in 3 stages, blocks 0:2 2:4 4:6, vision by itself")
     assert rate.startswith("predicted")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "said"),
+    [
+        ("foo", 0, "'foo' is no device; here are auto, cpu"),
+        ("cuda:x", 1, "'cuda:x' is no device; here are auto, cpu, cuda:0"),
+        ("", 0, "'' is no device; here are auto, cpu"),
+        ("cuda", 0, "'cuda' is not on this machine; here are auto, cpu"),
+        ("cuda:7", 2, "'cuda:7' is not on this machine; here are auto, cpu, cuda:0, cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_starts(device: str, num_gpus: int, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        _settings((H100,) * num_gpus, device=device)
+    assert (caught.value.message, caught.value.field) == (said, "device")
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cpu", 0), ("auto", 0), ("cuda", 1), ("cuda:1", 2), ("auto", 1)])
+def test_a_device_that_is_there_is_taken(device: str, num_gpus: int) -> None:
+    check_device(device, num_gpus)
 
 
 def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ async def test_environment_is_added_and_standard_input_is_empty(tmp_path: Path) 
 async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     child = await spawn(tmp_path, IGNORES_TERM)
     await said(child, "up")
-    assert await child.stop(grace_s=0.1) == -signal.SIGKILL
+    assert await child.stop(grace_s=0.1, cut_short_s=0.1) == -signal.SIGKILL
 
 
 async def test_a_cancelled_stop_kills(tmp_path: Path) -> None:
