@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from broker_pipeline.messages.jobs import JobStatus, PixelBounds
 from broker_pipeline.messages.sampling import SamplingParams
@@ -22,7 +22,7 @@ Metadata = Annotated[
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of everything here: immutable, strict."""
+    """Base of everything here: immutable, strict. What may be left out of a body may be null: clients send that."""
 
 
 class TextInput(_Body, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -43,13 +43,14 @@ class _Sized(_Body, frozen=True, kw_only=True):
 
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
-    size: SizeInput = SizeInput()
+    size: SizeInput | None = None
 
     @property
     def bounds(self) -> PixelBounds:
         """The bounds, whichever way they were given."""
+        size = self.size or SizeInput()
         return PixelBounds(
-            min_pixels=self.min_pixels or self.size.shortest_edge, max_pixels=self.max_pixels or self.size.longest_edge
+            min_pixels=self.min_pixels or size.shortest_edge, max_pixels=self.max_pixels or size.longest_edge
         )
 
 
@@ -62,13 +63,13 @@ class ImageInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image
 class VideoInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video"):
     """A video: a file by URL, or its frames in order. Its pixels are those of all frames together."""
 
-    url: VideoUrl | UnsetType = UNSET
-    frames: Annotated[tuple[ImageUrl, ...], Meta(max_length=MAX_FRAMES)] = ()
-    fps: Annotated[float, Meta(gt=0, le=240)] | UnsetType = UNSET
+    url: VideoUrl | None = None
+    frames: Annotated[tuple[ImageUrl, ...], Meta(max_length=MAX_FRAMES)] | None = None
+    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
     """Of a file, how many frames of a second are seen; of frames, how many make a second. 2 if nothing is said."""
-    times: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_FRAMES)] = ()
-    """When each of the frames is shown, in seconds, in place of `fps`."""
-    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] | UnsetType = UNSET
+    times: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_FRAMES)] | None = None
+    """When each of the frames is shown, in seconds, one after the other, in place of `fps`."""
+    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] | None = None
     """Of a file, how many frames are seen at most."""
 
 
@@ -82,11 +83,11 @@ class MessageInput(_Body, frozen=True, kw_only=True):
 class JobRequest(_Sized, frozen=True, kw_only=True):
     """A job: either `prompt` and `images`, or `messages`. Its bounds hold for each image that has none of its own."""
 
-    prompt: Text | UnsetType = UNSET
-    images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] = ()
-    messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | UnsetType = UNSET
-    sampling: SamplingParams = SamplingParams()
-    metadata: Metadata = {}
+    prompt: Text | None = None
+    images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] | None = None
+    messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | None = None
+    sampling: SamplingParams | None = None
+    metadata: Metadata | None = None
 
 
 class JobListQuery(_Body, frozen=True, kw_only=True):

@@ -34,6 +34,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Event streams and long polls open at the same time."""
     max_tokens_in_all: Positive | None = None
     """Prompt and output of a job together, as the conductor announces; None: nobody knows."""
+    vocab_size: Positive | None = None
+    """Tokens of the model, as the conductor announces; None: nobody knows."""
 
 
 class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -84,6 +84,7 @@ class Reporter:
             uptime_s=now - self._started,
             fingerprint=facts.fingerprint,
             model=facts.name,
+            vocab_size=facts.vocab_size,
             routes=self._routes(),
             missing_blocks=missing_blocks(parts.scheduler.routes.usable, facts.num_layers),
             stages=tuple(self._stage(each, now) for each in parts.roster.members if each.record.role == "stage"),

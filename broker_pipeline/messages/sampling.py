@@ -33,11 +33,12 @@ class RepetitionDetection(WireStruct, frozen=True, kw_only=True):
     """What counts as endless repetition: the output ends with one pattern of tokens, `min_count` times in a row."""
 
     max_pattern_size: PatternSize
-    min_pattern_size: PatternSize = 1
+    min_pattern_size: PatternSize | None = None
+    """1 if nothing is said."""
     min_count: Annotated[int, Meta(ge=2, le=1000)]
 
     def __post_init__(self) -> None:
-        if self.min_pattern_size > self.max_pattern_size:
+        if (self.min_pattern_size or 1) > self.max_pattern_size:
             raise ValueError("Invalid field `min_pattern_size`: larger than `max_pattern_size`")
 
 
@@ -71,7 +72,7 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     """Tokens that end the output, as an end of sequence does."""
     repetition_detection: RepetitionDetection | None = None
     """Ends the output with the finish reason `repetition`."""
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
 
     def __post_init__(self) -> None:
         self._unify()
@@ -82,6 +83,8 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
         """Be the same, and encoded as the same, however it was written."""
         if isinstance(self.stop, str):
             msgspec.structs.force_setattr(self, "stop", (self.stop,))
+        if not self.ignore_eos:
+            msgspec.structs.force_setattr(self, "ignore_eos", None)
         if self.logit_bias:
             msgspec.structs.force_setattr(self, "logit_bias", dict(sorted(self.logit_bias.items())))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.base import Count, Seconds
+from broker_pipeline.messages.base import Count, PositiveCount, Seconds
 from broker_pipeline.messages.workers import BlockRange, TransportCounts
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -104,6 +104,8 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     fingerprint: str
     model: str = ""
     """Name of the model, as results have it."""
+    vocab_size: PositiveCount | None = None
+    """Token ids are below it."""
     routes: tuple[RouteStatus, ...]
     missing_blocks: tuple[BlockRange, ...]
     """Decoder layers that no usable worker holds."""

@@ -16,7 +16,7 @@ FRESH_S = 5.0
 
 
 class CurrentLimits:
-    """The gateway's limits, with what the pipeline's conductor says of how long a job may be.
+    """The gateway's limits, with what the pipeline's conductor says of how long a job may be, and of its tokens.
 
     They are stricter about pictures where a live vision worker is: any of them may get the next job.
     """
@@ -37,5 +37,10 @@ class CurrentLimits:
             announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
             pictures = strictest([self.own.pictures, *announced])
             in_all = conductor.limits.max_tokens_in_all if conductor and conductor.limits else None
-            self._current = msgspec.structs.replace(self.own, pictures=pictures, max_tokens_in_all=in_all)
+            self._current = msgspec.structs.replace(
+                self.own,
+                pictures=pictures,
+                max_tokens_in_all=in_all,
+                vocab_size=conductor.vocab_size if conductor else None,
+            )
         return self._current

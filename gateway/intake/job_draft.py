@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
-
-from broker_pipeline.errors import InvalidRequestError, PromptTooLongError
+from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import (
     DEFAULT_PROMPT,
     ChatMessage,
@@ -127,9 +125,9 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
 
     Raises `InvalidRequestError`, or `ImageTooLargeError` for a video of too many frames, naming the field.
     """
-    sources = [*media, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images))]
+    sources = [*media, *(Link(f"images[{index}]", url) for index, url in enumerate(request.images or ()))]
     sent_as: dict[str, str] = {}
-    if request.messages is not msgspec.UNSET:
+    if request.messages is not None:
         messages = _conversation(request, request.messages, sources)
     else:
         messages = (_question(request, sources),)
@@ -138,24 +136,12 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
         raise InvalidRequestError(
             f"{len(sources)} images; a job may have {limits.max_images}", field=sources[limits.max_images].field
         )
-    for message in messages:
-        for part in message.content:
-            _check_place(part, sources, limits.pictures)
-    return JobDraft(messages, tuple(sources), request.sampling, request.metadata, sent_as)
-
-
-def check_output_limit(sampling: SamplingParams, limits: Limits, where: str) -> None:
-    """Refuse an output that can fit behind no prompt; `where` stands before the names of sampling fields.
-
-    Raises:
-        PromptTooLongError: it is as long as prompt and output may be together.
-    """
-    most = limits.max_tokens_in_all
-    if most is not None and sampling.max_tokens is not None and sampling.max_tokens >= most:
-        raise PromptTooLongError(
-            f"{sampling.max_tokens} output tokens leave no room for a prompt: both together have at most {most} here",
-            field=f"{where}max_tokens",
-        )
+    parts = [part for message in messages for part in message.content]
+    for part in parts:
+        _check_place(part, sources, limits.pictures)
+    if not any(isinstance(part, ImagePlace) for part in parts):
+        _refuse_bounds(request)
+    return JobDraft(messages, tuple(sources), request.sampling or SamplingParams(), request.metadata or {}, sent_as)
 
 
 def fill(draft: JobDraft, refs: Sequence[MediaRef]) -> tuple[ChatMessage, ...]:
@@ -177,6 +163,16 @@ def _fill_part(part: DraftPart, refs: Sequence[MediaRef]) -> TextPart | VisualPa
     return part
 
 
+def _refuse_bounds(request: JobRequest) -> None:
+    """Raise `InvalidRequestError` for bounds of a job that has no image to keep to them."""
+    for name in ("min_pixels", "max_pixels", "size"):
+        if getattr(request, name) is not None:
+            raise InvalidRequestError(
+                "this is for images, and the job has none; a video's own stands next to its `url` in `messages`",
+                field=name,
+            )
+
+
 def _check_place(part: DraftPart, sources: Sequence[Source], rule: PictureRule) -> None:
     if isinstance(part, ImagePlace):
         field, limit = sources[part.source].field, rule.max_resized_pixels
@@ -192,9 +188,9 @@ def _check_place(part: DraftPart, sources: Sequence[Source], rule: PictureRule) 
 
 def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
     prompt = request.prompt
-    if prompt is msgspec.UNSET and not sources:
+    if prompt is None and not sources:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
-    text = DEFAULT_PROMPT if prompt is msgspec.UNSET else _check_text(prompt, "prompt")
+    text = DEFAULT_PROMPT if prompt is None else _check_text(prompt, "prompt")
     places = (
         VideoFilePlace(index) if source.is_video else ImagePlace(index, request.bounds)
         for index, source in enumerate(sources)
@@ -202,15 +198,15 @@ def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
     return DraftMessage("user", (*places, TextPart(text=text)))
 
 
-def _names_of_question(prompt: str | msgspec.UnsetType, sources: Sequence[Source]) -> dict[str, str]:
-    whole = sources[0].field.partition("[")[0] if prompt is msgspec.UNSET else "prompt"
+def _names_of_question(prompt: str | None, sources: Sequence[Source]) -> dict[str, str]:
+    whole = sources[0].field.partition("[")[0] if prompt is None else "prompt"
     return {"messages": whole} | {f"messages[0].content[{i}]": source.field for i, source in enumerate(sources)}
 
 
 def _conversation(
     request: JobRequest, messages: tuple[MessageInput, ...], sources: list[Source]
 ) -> tuple[DraftMessage, ...]:
-    if request.prompt is not msgspec.UNSET:
+    if request.prompt is not None:
         raise InvalidRequestError("give either `prompt` or `messages`", field="prompt")
     if sources:
         raise InvalidRequestError("images stand inside `messages` where these are given", field=sources[0].field)
@@ -243,12 +239,12 @@ def _part(
 
 def _video(part: VideoInput, path: str, sources: list[Source]) -> VideoPlace | VideoFilePlace:
     check_video_input(part, path)
-    fps = DEFAULT_FPS if part.fps is msgspec.UNSET else part.fps
-    if part.url is not msgspec.UNSET:
+    fps = part.fps or DEFAULT_FPS
+    if part.url is not None:
         source = _add(sources, [Link(f"{path}.url", part.url, is_video=True)])
         return VideoFilePlace(source, fps, part.max_frames or MAX_FRAMES, part.bounds)
-    start = _add(sources, (Link(f"{path}.frames[{index}]", url) for index, url in enumerate(part.frames)))
-    return VideoPlace(start, len(sources), fps, part.times, part.bounds)
+    start = _add(sources, (Link(f"{path}.frames[{index}]", url) for index, url in enumerate(part.frames or ())))
+    return VideoPlace(start, len(sources), fps, part.times or (), part.bounds)
 
 
 def _add(sources: list[Source], links: Iterable[Link]) -> int:

@@ -151,9 +151,9 @@ def job_request(form: Form) -> JobRequest:
     bounds = {name: _single(name, fields.pop(name)) for name in BOUNDS if name in fields}
     return msgspec.structs.replace(
         convert_strings(bounds, JobRequest),
-        prompt=msgspec.UNSET if prompt is None else _single("prompt", prompt),
+        prompt=None if prompt is None else _single("prompt", prompt),
         sampling=_sampling(fields),
-        metadata={} if metadata is None else _metadata(_single("metadata", metadata)),
+        metadata=None if metadata is None else _metadata(_single("metadata", metadata)),
     )
 
 

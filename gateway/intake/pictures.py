@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from broker_pipeline.errors import ImageShapeError
 from broker_pipeline.pictures.header import check_picture
-from broker_pipeline.pictures.rule import PictureRule
-from broker_pipeline.pictures.video import check_video
+from broker_pipeline.pictures.rule import PictureHeader, PictureRule
+from broker_pipeline.pictures.video import VideoHeader, check_video
 from gateway.intake.data_url import decode_data_url, is_data_url
 from gateway.intake.fetch import ByteBudget, ImageFetcher
-from gateway.intake.job_draft import Link, Source, Upload
+from gateway.intake.job_draft import JobDraft, Link, Source, Upload, VideoPlace
 from gateway.settings import Limits
 
 _NUM_PARALLEL_FETCHES = 4
@@ -34,25 +35,24 @@ class PictureLoader:
     def __init__(self, fetcher: ImageFetcher) -> None:
         self._fetcher = fetcher
 
-    async def load(self, sources: Sequence[Source], limits: Limits) -> list[bytes]:
+    async def load(self, draft: JobDraft, limits: Limits) -> list[bytes]:
         """Return the bytes of every source, in order; the first `MediaError` stops the others and is raised."""
         job = _Job(limits.pictures, ByteBudget(limits.max_body_bytes), asyncio.Semaphore(_NUM_PARALLEL_FETCHES))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._load_one(source, job)) for source in sources]
+                tasks = [group.create_task(self._load_one(source, job)) for source in draft.sources]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
-        return [task.result() for task in tasks]
+        loaded = [task.result() for task in tasks]
+        _check_frames(draft, [header for _, header in loaded])
+        return [content for content, _ in loaded]
 
-    async def _load_one(self, source: Source, job: _Job) -> bytes:
+    async def _load_one(self, source: Source, job: _Job) -> tuple[bytes, PictureHeader | VideoHeader]:
         content = source.content if isinstance(source, Upload) else await self._open(source, job)
-        if source.is_video:
-            await asyncio.to_thread(check_video, content, job.rule, field=source.field)
-        elif len(content) < _LARGE_BYTES:
-            check_picture(content, job.rule, field=source.field)
-        else:
-            await asyncio.to_thread(check_picture, content, job.rule, field=source.field)
-        return content
+        check = check_video if source.is_video else check_picture
+        if source.is_video or len(content) >= _LARGE_BYTES:
+            return content, await asyncio.to_thread(check, content, job.rule, field=source.field)
+        return content, check(content, job.rule, field=source.field)
 
     async def _open(self, link: Link, job: _Job) -> bytes:
         max_bytes = job.rule.max_video_bytes if link.is_video else job.rule.max_bytes
@@ -62,3 +62,17 @@ class PictureLoader:
         if len(link.url) < _LARGE_BYTES:
             return decode_data_url(link.url, max_bytes=max_bytes, field=link.field)
         return await asyncio.to_thread(decode_data_url, link.url, max_bytes=max_bytes, field=link.field)
+
+
+def _check_frames(draft: JobDraft, headers: Sequence[PictureHeader | VideoHeader]) -> None:
+    """Raise `ImageShapeError` for frames of a video that cannot be of one size, however they are turned."""
+    for place in (part for message in draft.messages for part in message.content if isinstance(part, VideoPlace)):
+        first = headers[place.start]
+        for index in range(place.start + 1, place.stop):
+            frame = headers[index]
+            if {frame.width, frame.height} != {first.width, first.height}:
+                raise ImageShapeError(
+                    f"this frame has {frame.width} x {frame.height} pixels, the first one of its video "
+                    f"{first.width} x {first.height}",
+                    field=draft.sources[index].field,
+                )

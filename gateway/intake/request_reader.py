@@ -17,9 +17,10 @@ from prometheus_client import Gauge
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
-from gateway.intake.job_draft import JobDraft, Source, Submission, check_output_limit, draft_job
+from gateway.intake.job_draft import JobDraft, Source, Submission, draft_job
 from gateway.intake.multipart import job_request, read_form, sampling_path
 from gateway.intake.pictures import PictureLoader
+from gateway.intake.sampling_limits import check_sampling
 from gateway.intake.upload_room import UploadRoom
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
@@ -57,7 +58,7 @@ class RequestReader:
             draft = await _draft(request, limits)
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
                 await held.enter_async_context(self._fetched.hold(limits.max_body_bytes))
-            yield Submission(draft, tuple(await self._pictures.load(draft.sources, limits)), key)
+            yield Submission(draft, tuple(await self._pictures.load(draft, limits)), key)
 
 
 async def _draft(request: web.Request, limits: Limits) -> JobDraft:
@@ -67,8 +68,9 @@ async def _draft(request: web.Request, limits: Limits) -> JobDraft:
             job, media, where = await _parse(request, limits)
     except TimeoutError as error:
         raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
-    check_output_limit(job.sampling, limits, where)
-    return draft_job(job, media, limits)
+    draft = draft_job(job, media, limits)
+    check_sampling(draft.sampling, limits, where)
+    return draft
 
 
 async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...], str]:

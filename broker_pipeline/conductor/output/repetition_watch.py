@@ -18,7 +18,7 @@ class RepetitionWatch:
     """Watches one output."""
 
     def __init__(self, rule: RepetitionDetection) -> None:
-        sizes = np.arange(rule.min_pattern_size, rule.max_pattern_size + 1)
+        sizes = np.arange(rule.min_pattern_size or 1, rule.max_pattern_size + 1)
         self._back = sizes - 1
         self._recent = np.full(rule.max_pattern_size, -1, dtype=np.int64)
         self._runs = np.zeros(len(sizes), dtype=np.int64)

@@ -65,12 +65,12 @@ def bad_word_ids(words: Sequence[str], encode: Callable[[str], TokenIds]) -> tup
     return tuple(dict.fromkeys(token_ids for text in spelled if (token_ids := encode(text))))
 
 
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raise `InvalidRequestError` where a token is named that the model does not have."""
+def check_token_ids(params: SamplingParams, vocab_size: int, where: str = "sampling.") -> None:
+    """Raise `InvalidRequestError` where a token is named that the model does not have; `where` begins fields' names."""
     for name, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
         if (largest := max(token_ids or (), default=0)) >= vocab_size:
             raise InvalidRequestError(
-                f"the model has no token {largest}; its tokens are 0 to {vocab_size - 1}", field=f"sampling.{name}"
+                f"the model has no token {largest}; its tokens are 0 to {vocab_size - 1}", field=f"{where}{name}"
             )
 
 

@@ -112,6 +112,23 @@ async def test_a_video_file_is_looked_at_before_its_job_is_accepted(start_gatewa
         assert await refusal(http, data=upload(whole)) == (422, "not_an_image", "image[0]")
 
 
+async def test_frames_that_cannot_be_of_one_size_are_refused_before_their_job_is_accepted(
+    http: aiohttp.ClientSession,
+) -> None:
+    wide, high, small = (data_url(encoded("PNG", size)) for size in ((40, 30), (30, 40), (20, 30)))
+
+    def body(*frames: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": [{"type": "video", "frames": frames}]}]}
+
+    assert await refusal(http, json=body(wide, wide, small)) == (
+        422,
+        "image_shape",
+        "messages[0].content[0].frames[2]",
+    )
+    async with http.post("/v1/jobs", json=body(wide, high)) as answer:  # EXIF may turn one of them
+        assert answer.status == 202
+
+
 def conversation(kind: str, url: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [{"type": kind, "url": url}]}]}
 

@@ -128,6 +128,29 @@ async def test_an_output_that_fits_behind_no_prompt_is_refused_where_that_is_kno
     assert "at most 400" in error["message"]
 
 
+@pytest.mark.parametrize("name", ["stop_token_ids", "logit_bias"])
+async def test_a_token_that_the_model_does_not_have_is_refused_where_that_is_known(
+    http: aiohttp.ClientSession, redis: RedisClient, namespace: str, name: str
+) -> None:
+    value = [1, 100] if name == "stop_token_ids" else {"1": 1.0, "100": 1.0}
+    form = aiohttp.FormData(default_to_multipart=True)
+    for text in ["1", "100"] if name == "stop_token_ids" else [json.dumps(value)]:
+        form.add_field(name, text)
+    form.add_field("prompt", "What?")
+    as_json = {"prompt": "What?", "sampling": {name: value}}
+    await show(redis, namespace, conductor_status(vocab_size=100))
+    for request, field in (({"json": as_json}, f"sampling.{name}"), ({"data": form}, name)):
+        async with http.post("/v1/jobs", **request) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"], error["field"]) == (400, "invalid_request", field)
+        assert error["message"] == "the model has no token 100; its tokens are 0 to 99"
+
+
+async def test_any_token_is_taken_where_nobody_says_which_there_are(http: aiohttp.ClientSession) -> None:
+    async with http.post("/v1/jobs", json={"prompt": "What?", "sampling": {"stop_token_ids": [10**6]}}) as answer:
+        assert answer.status == 202
+
+
 @pytest.mark.parametrize("limits", [None, session_limits(401)], ids=["unknown", "just fits"])
 async def test_an_output_that_may_fit_is_accepted(
     http: aiohttp.ClientSession, redis: RedisClient, namespace: str, limits: SessionLimits | None

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import (
@@ -13,10 +14,11 @@ from broker_pipeline.messages.jobs import (
     VideoFilePart,
     VideoPart,
 )
+from broker_pipeline.messages.sampling import RepetitionDetection, SamplingParams
 from broker_pipeline.pictures.rule import PictureRule
 from gateway.intake.job_draft import Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
-from gateway.schemas import JobRequest
+from gateway.schemas import ImageInput, JobRequest, SizeInput, VideoInput
 from gateway.settings import Limits
 
 PICTURE = Upload("image[0]", b"bytes")
@@ -74,7 +76,8 @@ def test_a_video_is_a_file_or_frames() -> None:
         ({"url": "data:,v", "times": [0.0]}, ".times"),
         ({"frames": ["data:,a"], "times": [0.0], "fps": 2}, ".times"),
         ({"frames": ["data:,a"], "times": [0.0, 1.0]}, ".times"),
-        ({"frames": ["data:,a", "data:,b"], "times": [1.0, 0.0]}, ".times"),
+        ({"frames": ["data:,a", "data:,b"], "times": [1.0, 0.0]}, ".times[1]"),
+        ({"frames": ["data:,a", "data:,b", "data:,c"], "times": [0.0, 1.0, 1.0]}, ".times[2]"),
         ({"frames": ["data:,a"], "times": [-1.0]}, ".times[0]"),
     ],
 )
@@ -115,6 +118,49 @@ def test_bounds_that_no_worker_keeps_are_refused(bounds: dict[str, int], reason:
     with pytest.raises(InvalidRequestError, match=reason) as caught:
         draft_job(request({"images": ["data:,x"]} | bounds), [], limits)
     assert caught.value.field == next(iter(bounds))
+
+
+@pytest.mark.parametrize("bounds", [{"min_pixels": 9}, {"max_pixels": 9}, {"size": {"longest_edge": 9}}])
+@pytest.mark.parametrize("media", [(), (Upload("video[0]", b"bytes", is_video=True),)], ids=["nothing", "video"])
+def test_bounds_without_an_image_are_refused(bounds: dict[str, object], media: tuple[Upload, ...]) -> None:
+    assert refused_field({"prompt": "What?"} | bounds, media) == next(iter(bounds))
+
+
+def test_null_is_as_good_as_left_out() -> None:
+    video = {"type": "video", "url": "data:,v"}
+    file = draft_job(request(_conversation(video)), [], Limits())
+    nothing = dict.fromkeys(("frames", "fps", "times", "max_frames", "min_pixels", "max_pixels", "size"))
+    assert draft_job(request(_conversation(video | nothing)), [], Limits()) == file
+    whole = dict.fromkeys(JobRequest.__struct_fields__)
+    assert draft_job(request(whole), [PICTURE], Limits()) == draft_job(request({}), [PICTURE], Limits())
+    sampling = {"sampling": dict.fromkeys(SamplingParams.__struct_fields__), "prompt": "What?"}
+    assert draft_job(request(sampling), [], Limits()) == draft_job(request({"prompt": "What?"}), [], Limits())
+
+
+def _conversation(part: dict[str, object]) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": [part]}]}
+
+
+def test_whatever_may_be_left_out_of_a_body_may_be_null() -> None:
+    refusing = [
+        f"{struct.__name__}.{field.name}"
+        for struct in (JobRequest, VideoInput, ImageInput, SizeInput, SamplingParams, RepetitionDetection)
+        for field in inspect.type_info(struct).fields  # type: ignore[attr-defined]
+        if not (field.required or _takes_null(field.type))
+    ]
+    assert refusing == []
+
+
+def _takes_null(kind: inspect.Type) -> bool:
+    return isinstance(kind, inspect.UnionType) and any(isinstance(each, inspect.NoneType) for each in kind.types)
+
+
+@pytest.mark.parametrize(
+    "body", [{"metadata": {"a": None}}, {"no_such": None}, {"sampling": {"logit_bias": {"5": None}}}]
+)
+def test_null_where_something_must_stand_is_refused(body: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError):
+        request({"prompt": "What?"} | body)
 
 
 def test_a_prompt_alone_is_a_job() -> None:

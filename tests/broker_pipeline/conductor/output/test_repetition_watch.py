@@ -15,7 +15,7 @@ def found_at(token_ids: list[int], rule: RepetitionDetection) -> list[bool]:
 
 
 def plainly(token_ids: list[int], rule: RepetitionDetection) -> bool:
-    sizes = range(rule.min_pattern_size, rule.max_pattern_size + 1)
+    sizes = range(rule.min_pattern_size or 1, rule.max_pattern_size + 1)
     return any(
         len(token_ids) >= size * rule.min_count
         and token_ids[-size * rule.min_count :] == token_ids[-size:] * rule.min_count

@@ -21,7 +21,7 @@ def test_questions_are_of_every_kind() -> None:
     questions = make_questions(0, 300)
     assert Counter(len(question.pictures) for question in questions).keys() == {0, 1, 2}
     assert {question.sampling.temperature == 0 for question in questions} == {True, False}
-    assert {question.sampling.ignore_eos for question in questions} == {True, False}
+    assert {question.sampling.ignore_eos for question in questions} == {True, None}
     assert {question.sampling.no_repeat_ngram_size for question in questions} == {0, 3}
     assert len({question.sampling.seed for question in questions}) == 300
 
