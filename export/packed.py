@@ -42,10 +42,10 @@ def write_packed(directory: Path, manifest: WeightsManifest) -> PackedRecord:
             sink.flush()
             os.fsync(sink.fileno())
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch says of a failed write that it is at an unexpected place
         unfinished.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise disk_error(cause, path) from error
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise disk_error(cause if isinstance(cause, OSError) else OSError(str(error)), path) from error
     record = PackedRecord(PACKED_NAME, path.stat().st_size, hash_file(path, lambda _: None), manifest.fingerprint)
     write_durably(directory / PACKED_RECORD_NAME, msgspec.json.format(msgspec.json.encode(record)))
     return record

@@ -22,7 +22,7 @@ from broker_pipeline.artifact_manifest import (
     check_weights_are_stored,
     read_manifest,
 )
-from broker_pipeline.errors import ArtifactCorruptError
+from broker_pipeline.errors import ArtifactCorruptError, ArtifactError
 from broker_pipeline.model_facts import read_config_bytes
 from export.progress import ProgressReport
 from export.source.name_groups import group_names
@@ -154,16 +154,22 @@ def _packed_check(directory: Path, manifest: WeightsManifest) -> list[_Check]:
 
 
 def _structure_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
-    config = ModelConfig.from_json(read_config_bytes(directory, manifest))
-    records = manifest.by_name()
-    absent = [name for name in model_shapes(config) if name not in records]
-    wrong = [name for name, shape in model_shapes(config).items() if name in records and records[name].shape != shape]
     listed = {*manifest.listed_files(), MANIFEST_NAME, CONFIG_NAME, PACKED_NAME, PACKED_RECORD_NAME}
     extra = sorted(entry.name for entry in directory.iterdir() if entry.name not in listed)
+    return [*_shape_problems(directory, manifest), *(f"{name}: is no part of the artifact" for name in extra)]
+
+
+def _shape_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
+    try:
+        shapes = model_shapes(ModelConfig.from_json(read_config_bytes(directory, manifest)))
+    except ArtifactError as error:
+        return [f"{CONFIG_NAME}: {error.message.removeprefix(f'{directory / CONFIG_NAME} ')}"]
+    records = manifest.by_name()
+    absent = [name for name in shapes if name not in records]
+    wrong = [name for name, shape in shapes.items() if name in records and records[name].shape != shape]
     return [
         *(f"{MANIFEST_NAME}: lacks {line}" for line in group_names(absent)),
         *(f"{MANIFEST_NAME}: wrong shape of {line}" for line in group_names(wrong)),
-        *(f"{name}: is no part of the artifact" for name in extra),
     ]
 
 

@@ -18,6 +18,7 @@ from gateway.api import health, index
 from gateway.api.errors import answer_errors
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
+from gateway.api.refused_requests import AppRunner
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -46,7 +47,7 @@ def build_app(gateway: Gateway) -> web.Application:
 async def serving(gateway: Gateway) -> AsyncIterator[str]:
     """Listen while the context is open and yield the URL; at the end, requests under way are finished."""
     settings = gateway.settings
-    runner = web.AppRunner(
+    runner = AppRunner(
         build_app(gateway),
         access_log=None,
         keepalive_timeout=_KEEPALIVE_S,

@@ -71,13 +71,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _plain_http_error(request, error)
     except web.RequestPayloadError as error:
         failure = Failure("invalid_request", f"the body is not what its headers say: {error}", "Content-Encoding")
-        return _answer(400, failure, {})
+        return failure_answer(400, failure, {})
     except (ConnectionError, ClientPayloadError, web.PayloadAccessError) as error:
         log.info("client_gone", request_id=request_id(), reason=str(error) or type(error).__name__)
         return web.Response(status=_CLIENT_CLOSED_REQUEST)
     except Exception:  # the last line of defence: logged in full, answered without details
         log.exception("request_crashed", request_id=request_id(), path=request.path)
-        return _answer(500, Failure("internal", "an error inside the gateway; its log has the request id"), {})
+        return failure_answer(500, Failure("internal", "an error inside the gateway; its log has the request id"), {})
 
 
 def error_answer(error: PipelineError) -> web.Response:
@@ -85,7 +85,7 @@ def error_answer(error: PipelineError) -> web.Response:
     status = status_of(error)
     if status >= 500:
         log.warning("request_failed", request_id=request_id(), code=error.code, message=error.message)
-    return _answer(status, error.to_failure(), _retry_headers(error, status))
+    return failure_answer(status, error.to_failure(), _retry_headers(error, status))
 
 
 def status_of(error: PipelineError) -> int:
@@ -106,10 +106,11 @@ def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.Str
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     code = _HTTP_CODES.get(error.status, "invalid_request")
     message = f"{request.method} {request.path}: {error.reason}; /openapi.json lists what there is"
-    return _answer(error.status, Failure(code, message), headers)
+    return failure_answer(error.status, Failure(code, message), headers)
 
 
-def _answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
+def failure_answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
+    """Build the one shape."""
     detail = ErrorDetail(
         code=failure.code,
         message=failure.message,

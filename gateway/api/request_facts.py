@@ -26,7 +26,7 @@ class RequestFacts:
 _current: ContextVar[RequestFacts] = ContextVar("request_facts")
 
 
-def begin(request: web.Request) -> RequestFacts:
+def begin(request: web.BaseRequest) -> RequestFacts:
     """Start a request: it is named as the client says, where that is harmless, or anew."""
     sent = request.headers.get(HEADER, "")
     facts = RequestFacts(sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(8))

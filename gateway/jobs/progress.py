@@ -25,28 +25,37 @@ class JobProgress:
     def __init__(self, job_id: str, *, num_tokens: int = 0, first_attempt: int = 1, is_resumed: bool = False) -> None:
         """Begin with nothing told.
 
-        A resumed client has seen `num_tokens` tokens, the first of `first_attempt`, and knows that the job is queued.
+        A resumed client says that it has seen `num_tokens` tokens, the first of `first_attempt`, and that it knows that
+        the job is queued. Where the job has fewer tokens, what it has seen is not this job's.
         """
         self._job_id = job_id
         self.num_tokens = num_tokens
         self._first_attempt = first_attempt
         self._attempt = first_attempt
         self._has_queued = is_resumed
+        self._is_unproven = is_resumed and num_tokens > 0
         self._has_started = False
         self.is_finished = False
         self.must_look = False
         """Whether Redis must be read before anything more can be told."""
 
+    @property
+    def start(self) -> int:
+        """From which token on `take_state` has to be given them: the last one that a resumed client claims as well."""
+        return self.num_tokens - self._is_unproven
+
     def take_state(self, record: JobRecord, tokens: Sequence[TokenEntry]) -> Iterator[JobEvent]:
-        """Yield what the client lacks of a state: `record` and `tokens` from number `num_tokens` on, of one moment.
+        """Yield what the client lacks of a state: `record` and `tokens` from number `start` on, of one moment.
 
         Where the job has begun again, that is all: `must_look` asks for its tokens from number 0 on.
         """
         self.must_look, self._attempt = False, record.attempt
-        if record.first_attempt != self._first_attempt:
+        was_unproven, self._is_unproven = self._is_unproven, False
+        if record.first_attempt != self._first_attempt or (was_unproven and not tokens):
             yield from self._restart(record)
         if self.must_look:
             return
+        tokens = tokens[1:] if was_unproven else tokens
         if not self._has_queued:
             self._has_queued = True
             yield self._event("queued", record)

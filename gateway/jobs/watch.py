@@ -137,7 +137,7 @@ class JobWatch:
     async def _look(self, progress: JobProgress, job_id: str) -> list[JobEvent]:
         events: list[JobEvent] = []
         while True:
-            events += progress.take_state(*await self._store.get_with_tokens(job_id, progress.num_tokens))
+            events += progress.take_state(*await self._store.get_with_tokens(job_id, progress.start))
             if not progress.must_look:
                 return events
 

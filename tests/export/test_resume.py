@@ -26,6 +26,7 @@ from export.safetensors_file import disk_error
 from export.verify import verify_artifact
 from export.workspace import acquire_workspace, partial_path
 from tests.kit.models.random_checkpoints import write_random_checkpoint
+from tests.kit.running.small_disk import needs_mounting, small_disk
 
 NUM_LAYERS = 120
 
@@ -217,6 +218,16 @@ class TestRoom:
         run_export(source, tmp_path / "plain")
         with pytest.raises(DiskSpaceError):
             run_export(source, tmp_path / "target", packed=True)
+
+    @needs_mounting
+    def test_a_disk_that_runs_full_while_packing_is_said_as_any_other(self, tmp_path, run_export, monkeypatch):
+        source = write_random_checkpoint(tmp_path / "source", num_layers=3)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+        with small_disk(tmp_path / "disk", "3m"):
+            with pytest.raises(DiskSpaceError, match=r"the disk ran full while writing \S+weights\.pt; make room and"):
+                run_export(source, tmp_path / "disk" / "target", packed=True)
+            left = partial_path(tmp_path / "disk" / "target") / "artifact"
+            assert not list(left.glob("weights.pt*"))
 
     def test_a_disk_that_runs_full_says_how_to_go_on(self):
         error = disk_error(OSError(errno.ENOSPC, "No space left on device"), Path("/x/block-00001.safetensors"))

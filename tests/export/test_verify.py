@@ -69,9 +69,16 @@ def test_every_side_file_is_checked(artifact):
         assert f"{name}: was altered" in found.value.message
 
 
-def test_the_configuration_is_checked(artifact):
+def test_the_configuration_is_checked_and_so_is_the_rest(artifact):
     flip(artifact / "hf_config.json", -2)
-    with pytest.raises(ArtifactCorruptError, match=r"hf_config\.json was altered"):
+    flip(artifact / "head.safetensors", -1)
+    (artifact / "old").mkdir()
+    with pytest.raises(ArtifactCorruptError, match=r"\(3 findings\)") as found:
+        verify(artifact)
+    for finding in ("hf_config.json: was altered", "head.safetensors: lm_head.weight was", "old: is no part"):
+        assert finding in found.value.message
+    (artifact / "hf_config.json").unlink()
+    with pytest.raises(ArtifactCorruptError, match=r"hf_config\.json(.|\n)*head\.safetensors"):
         verify(artifact)
 
 

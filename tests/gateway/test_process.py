@@ -16,7 +16,7 @@ from tests.kit.running.gateway_process import gateway_process, spawn, until_metr
 
 
 async def exit_code(process: Any) -> int:
-    async with asyncio.timeout(40.0):
+    async with asyncio.timeout(60.0):  # servers that stay away are waited for
         return int(await process.wait())
 
 

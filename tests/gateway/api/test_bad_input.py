@@ -13,9 +13,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from PIL import Image
+from yarl import URL
 
 from broker_pipeline.pictures.rule import PictureRule
 from gateway.settings import FetchSettings, Limits
+from gateway.wiring import Gateway
 from tests.broker_pipeline.pictures.test_header import encoded, png_claiming
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import acting_conductor
@@ -143,6 +145,36 @@ async def test_the_bad_one_of_several_images_is_named(http: aiohttp.ClientSessio
     images = [data_url(JPEG), data_url(JPEG), data_url(b"bad")]
     assert await refusal(http, json={"images": images}) == (422, "not_an_image", "images[2]")
     assert await refusal(http, json={"images": [data_url(JPEG)] * 5}) == (400, "invalid_request", "images[4]")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+    ],
+    ids=["nonsense", "version", "length", "negative", "header", "path", "colon"],
+)
+async def test_what_is_no_http_is_refused_like_anything_else(
+    http: aiohttp.ClientSession, running: tuple[Gateway, str], request_bytes: bytes
+) -> None:
+    url = URL(running[1])
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(request_bytes)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.split()[1] == b"400"
+    error = json.loads(body)["error"]
+    assert (error["code"], error["retryable"]) == ("invalid_request", False)
+    assert error["message"].startswith("this is no request of HTTP/1.1: ")
+    assert f"X-Request-Id: {error['request_id']}".encode() in head
+    async with http.get("/healthz") as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_a_job_cancelled_in_the_queue_never_started() -> None:
 
 def test_a_resumed_client_gets_the_rest() -> None:
     progress = JobProgress("j", num_tokens=2, is_resumed=True)
-    events = list(progress.take_state(record("running"), TOKENS[2:5]))
+    assert progress.start == 1
+    events = list(progress.take_state(record("running"), TOKENS[1:5]))
+    assert progress.start == 5
     assert kinds(events) == ["started", "tokens"]
     assert (events[1].index, events[1].tokens) == (2, TOKENS[2:5])
 
@@ -92,7 +94,7 @@ def test_whatever_arrives_every_token_comes_once_and_in_order(
     for start, count, looks in arrivals:
         events = list(progress.take_event(live(start, start + count)))
         if looks or progress.must_look:
-            events += progress.take_state(record("running"), TOKENS[progress.num_tokens : max(18, start + count)])
+            events += progress.take_state(record("running"), TOKENS[progress.start : max(18, start + count)])
         for event in events:
             assert event.index == len(seen) or event.kind != "tokens"
             seen += event.tokens
@@ -125,7 +127,7 @@ def test_who_has_seen_nothing_need_not_know() -> None:
 
 def test_tokens_of_a_later_attempt_are_looked_up_and_those_of_a_void_one_dropped() -> None:
     progress = JobProgress("j", num_tokens=5, first_attempt=2, is_resumed=True)
-    list(progress.take_state(record("running", first_attempt=2, attempt=3), []))
+    list(progress.take_state(record("running", first_attempt=2, attempt=3), TOKENS[4:5]))
     assert list(progress.take_event(live(5, 6, attempt=1))) == []
     assert not progress.must_look
     assert kinds(list(progress.take_event(live(5, 6, attempt=2)))) == ["tokens"]
@@ -142,6 +144,21 @@ def test_a_client_that_comes_back_after_a_restart_is_told() -> None:
         "tokens",
         "finished",
     ]
+
+
+def test_a_client_that_claims_more_than_there_is_begins_again() -> None:
+    """Redis has lost tokens since, or the id is not this job's."""
+    progress = JobProgress("j", num_tokens=7, is_resumed=True)
+    [told] = progress.take_state(record("running"), TOKENS[6:6])
+    assert (told.kind, told.index, progress.start, progress.must_look) == ("restarted", 0, 0, True)
+    events = list(progress.take_state(record("running"), TOKENS[:6]))
+    assert kinds(events) == ["started", "tokens"]
+    assert (events[1].index, events[1].tokens) == (0, TOKENS[:6])
+
+
+def test_a_client_that_has_every_token_goes_on() -> None:
+    progress = JobProgress("j", num_tokens=6, is_resumed=True)
+    assert kinds(list(progress.take_state(record("succeeded"), TOKENS[5:6]))) == ["started", "finished"]
 
 
 STEPS = st.tuples(st.sampled_from(("grow", "restart", "tell", "late", "look")), st.integers(0, 6))
@@ -162,7 +179,7 @@ def test_whatever_begins_again_a_client_has_all_tokens_of_one_attempt(steps: lis
                 seen.clear()
             seen.extend(entry.token_id for entry in event.tokens)
         while progress.must_look:
-            show(list(progress.take_state(record("running", first_attempt=first), tokens[progress.num_tokens :])))
+            show(list(progress.take_state(record("running", first_attempt=first), tokens[progress.start :])))
 
     for step, number in steps:
         if step == "restart":

@@ -24,7 +24,7 @@ async def gateway_process(
         directory, nats_url, redis_url, "--namespace", namespace, "--ready-file", str(ready), *flags, name=name
     )
     try:
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             while not ready.exists():
                 assert process.is_running, process.last_lines()
                 await asyncio.sleep(0.02)
@@ -37,7 +37,7 @@ async def gateway_process(
 async def until_metrics(url: str, **values: float) -> None:
     """Wait until the gateway's metrics of these names have these values."""
     expected = {f"broker_pipeline_{name} {float(value)}" for name, value in values.items()}
-    async with asyncio.timeout(10.0), aiohttp.ClientSession() as http:
+    async with asyncio.timeout(30.0), aiohttp.ClientSession() as http:
         while True:
             async with http.get(f"{url}/metrics") as answer:
                 if expected <= set((await answer.text()).splitlines()):

@@ -112,6 +112,21 @@ async def test_a_stream_asks_for_its_job_again_and_again_and_a_poll_for_none(
     assert conductor is not None
 
 
+async def test_an_id_beyond_the_last_token_begins_again(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+) -> None:
+    job = await accepted(http, data=form(jpeg))
+    await conductor.run(await conductor.take(), lambda *_: "one two three")
+    async with stream(http, job) as answer:
+        whole = await Reader(answer).rest()
+    async with stream(http, job, whole[-1].id) as answer:
+        assert [each.kind for each in await Reader(answer).rest()] == ["started", "finished"]
+    async with stream(http, job, 1000) as answer:
+        again = await Reader(answer).rest()
+    assert [each.kind for each in again] == ["restarted", "started", "tokens", "finished"]
+    assert words(again) == words(whole)
+
+
 async def test_a_finished_job_is_replayed(http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes) -> None:
     job = await accepted(http, data=form(jpeg))
     await conductor.run(await conductor.take(), lambda *_: "one two three")
