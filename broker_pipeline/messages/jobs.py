@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireStruct
-from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings, TokenLogprob
+from broker_pipeline.messages.sampling import SamplingParams, TokenLogprob
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 DEFAULT_PROMPT = "Describe this image."
@@ -189,8 +189,8 @@ class JobResult(WireStruct, frozen=True, kw_only=True):
     """Name of the model that computed it."""
     fingerprint: Sha256 | None = None
     """That model's artifact."""
-    sampling: SamplingSettings | None = None
-    """What the stages obeyed: every default decided, the seed too."""
+    sampling: SamplingParams | None = None
+    """What was obeyed, as a job could ask for it: every default decided, the seed too."""
     max_tokens: Count | None = None
     """The output limit that counted."""
 

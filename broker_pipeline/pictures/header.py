@@ -35,11 +35,11 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "ICO": icon_size,
     "PNM": lambda content: (pnm_header(content).width, pnm_header(content).height),
 }
-# What header readers raise on bytes that end early or make no sense. Pillow's assert what they expect of a file.
+# What header readers raise on bytes that end early or make no sense: those who wrote them have words for it, Python's
+# own are about programs, also where Pillow passes them on. Pillow's assert what they expect of a file.
+_IN_WORDS = (OSError, SyntaxError, ValueError)
 _HEADER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
+    *_IN_WORDS,
     TypeError,
     LookupError,
     struct.error,
@@ -72,11 +72,11 @@ def read_header(content: bytes, *, field: str | None = None) -> PictureHeader:
     except UnsupportedImageError as error:
         raise UnsupportedImageError(error.message, field=field) from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"the {name} announces more than is ever decoded: {error}", field=field) from error
+        raise ImageTooLargeError(f"the {name} announces more pixels than are ever decoded", field=field) from error
     except _HEADER_ERRORS as error:
         if _UNSUPPORTED.search(str(error)):
             raise UnsupportedImageError(f"the {name} cannot be read: {error}", field=field) from error
-        reason = f": {error}" if str(error) else ""
+        reason = f": {error}" if isinstance(error.__cause__ or error, _IN_WORDS) and str(error) else ""
         raise TruncatedImageError(
             f"the {name} file ends inside its header, or its header is corrupt{reason}", field=field
         ) from error
@@ -84,8 +84,9 @@ def read_header(content: bytes, *, field: str | None = None) -> PictureHeader:
 
 
 def _format_of(content: bytes, field: str | None) -> str:
+    if not content:
+        raise NotAnImageError("the file is empty", field=field)
     name = format_of(content)
     if name is None:
-        what = "is empty" if not content else "is not an image in a supported format"
-        raise NotAnImageError(f"the file {what} ({', '.join(FORMATS)})", field=field)
+        raise NotAnImageError(f"the file is not an image in a supported format ({', '.join(FORMATS)})", field=field)
     return name

@@ -23,6 +23,8 @@ _CODESTREAM = b"\xff\x4f\xff\x51"
 _DECODED_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000}
 _SIGNED, _PLANAR, _RAW = 2, 2, 1
 _WITH_SIGN = 128
+_LONGEST_VALUE = 40
+"""Characters of a damaged tag's value that are shown."""
 _BMP_FIELDS = (("<I", 14), ("<H", 28), ("<I", 30))
 """Bytes of the second header, bits of a pixel, compression: where they are, in any but the oldest kind."""
 _BMP_WITH_ALPHA_MASK, _BITFIELDS = 56, 3
@@ -68,6 +70,8 @@ def jpeg_2000_size(content: bytes) -> tuple[int, int]:
     right, bottom, left, top = struct.unpack_from(">4I", content, start)
     (num_samples,) = struct.unpack_from(">H", content, start + 32)
     depths = content[start + 34 : start + 34 + 3 * num_samples : 3]
+    if not depths:
+        raise ValueError("the picture has no samples")
     bits = max((depth & 127) + 1 for depth in depths)
     if max(depths) >= _WITH_SIGN or bits > (16 if num_samples == 1 else 8):
         sign = " with sign" if max(depths) >= _WITH_SIGN else ""
@@ -141,7 +145,8 @@ def _tiff_name(directory: TiffImagePlugin.ImageFileDirectory_v2) -> str:
         "planar configuration": TiffImagePlugin.PLANAR_CONFIGURATION,
         "compression": TiffImagePlugin.COMPRESSION,
     }
-    return f"a TIFF with {', '.join(f'{name} {directory[tag]}' for name, tag in names.items() if tag in directory)}"
+    said = [f"{name} {str(directory[tag])[:_LONGEST_VALUE]}" for name, tag in names.items() if tag in directory]
+    return f"a TIFF with {', '.join(said)}" if said else "a TIFF that does not say what its samples are"
 
 
 def _size(reader: type[ImageFile], content: bytes) -> tuple[int, int]:

@@ -95,9 +95,11 @@ class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Raise `ImageTooLargeError` or `ImageShapeError` for a picture that is not accepted."""
         short, long = sorted((header.width, header.height))
         size = f"the image has {header.width} x {header.height} pixels"
+        if short < 1:
+            raise ImageShapeError(f"{size}, which is nothing to see", field=field)
         if short * long > self.max_pixels:
             raise ImageTooLargeError(f"{size}; at most {self.max_pixels} are accepted", field=field)
-        if short < 1 or long > self.max_aspect_ratio * short:
+        if long > self.max_aspect_ratio * short:
             raise ImageShapeError(f"{size}; one side may be {self.max_aspect_ratio} times the other", field=field)
 
 

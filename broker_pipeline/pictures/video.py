@@ -67,6 +67,8 @@ def check_video(content: bytes, rule: PictureRule, *, field: str | None = None) 
 @contextmanager
 def opened_video(content: bytes, *, field: str | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video's file, and explain what goes wrong in the block."""
+    if not content:
+        raise NotAVideoError("the file is empty", field=field)
     form = next((form for form, _, start in _CONTAINERS if start.match(content)), None)
     if form is None:
         raise NotAVideoError(f"the file is no video in a supported container ({_NAMES})", field=field)
@@ -90,7 +92,9 @@ def _header(container: InputContainer, stream: VideoStream, field: str | None) -
         raise UnsupportedImageError("the video's codec is not decoded here", field=field)
     packets = [packet for packet in container.demux() if packet.size and not packet.is_discard]
     frames = [packet for packet in packets if packet.stream == stream]
-    if not frames or len(frames) < stream.frames:
+    if not frames:
+        raise TruncatedImageError("the video has no frames", field=field)
+    if len(frames) < stream.frames:
         raise TruncatedImageError(f"the video has {len(frames)} of {stream.frames} frames", field=field)
     announced_s = (container.duration or 0) / 1_000_000
     if announced_s - _span_s(packets) > _MISSING_S:

@@ -14,6 +14,7 @@ from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.errors import Failure, PipelineError, TransportError
 from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobResult, Usage
 from broker_pipeline.model_facts import ModelFacts
+from broker_pipeline.scheduling.policies.sampling import as_asked
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import Attempt, JobStore
 from broker_pipeline.state.persistence import persist
@@ -139,6 +140,6 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -
         choices=ending.choices if job.spec.sampling.num_outputs > 1 else (),
         model=None if attempt.has_foreign_tokens else facts.name,
         fingerprint=attempt.other_model or None if attempt.has_foreign_tokens else facts.fingerprint,
-        sampling=job.sampling,
+        sampling=as_asked(job.spec.sampling, job.sampling) if job.sampling else None,
         max_tokens=job.num_kv_tokens - prompt.num_tokens if prompt and job.num_kv_tokens else None,
     )

@@ -49,6 +49,16 @@ def resolve_sampling(
     )
 
 
+def as_asked(asked: SamplingParams, settings: SamplingSettings) -> SamplingParams:
+    """Return what a job obeys in the words of its sender, every default decided.
+
+    Its output limit is not in there: the model and its stages have a say in that.
+    """
+    names = [name for name in SamplingParams.__struct_fields__ if name in SamplingSettings.__struct_fields__]
+    decided = {name: getattr(settings, name) for name in names}
+    return msgspec.structs.replace(asked, **decided | {"logit_bias": asked.logit_bias, "max_tokens": None})
+
+
 def of_output(choice: int, first: SamplingSettings) -> SamplingSettings:
     """Return what output number `choice` of a job obeys: as the first one, with a seed that is so much larger."""
     return msgspec.structs.replace(first, seed=_as_signed(first.seed + choice))

@@ -67,7 +67,7 @@ class LineMaker:
 def _of_result(result: JobResult, *, is_caption: bool) -> dict[str, Any]:
     """Return what a result says of itself: the model that computed it counts, not the one that was asked for."""
     sampling = result.sampling
-    obeyed = {name: getattr(sampling, name) for name in sampling.__struct_fields__} if sampling else None
+    obeyed = msgspec.to_builtins(sampling) if sampling else None
     return {
         "caption": result.text if is_caption else None,
         "choices": result.choices if is_caption else (),

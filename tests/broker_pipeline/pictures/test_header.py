@@ -1,5 +1,7 @@
 """Headers of pictures: sizes are read without decoding, lies are found out, and the rule is kept."""
 
+import random
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -116,9 +118,41 @@ def test_sides_just_equal_enough() -> None:
     assert check_picture(png_claiming(4000, 20), RULE, field="f").width == 4000
 
 
-def test_an_image_without_pixels_is_refused() -> None:
-    with pytest.raises(MediaError):
-        check_picture(png_claiming(0, 5), RULE, field="f")
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (0, 0)])
+def test_an_image_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageShapeError, match=f"^the image has {size[0]} x {size[1]} pixels, which is nothing to see$"):
+        check_picture(png_claiming(*size), RULE, field="f")
+
+
+def test_an_empty_file_is_said_to_be_empty() -> None:
+    with pytest.raises(NotAnImageError, match=r"^the file is empty$"):
+        check_picture(b"", RULE, field="f")
+
+
+FORMS = ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM", "AVIF"]
+OF_PROGRAMS = re.compile(r"buffer|unpack|index|range|arg |object|NoneType|attribute|with  is|DOS|\d{30}")
+
+
+@pytest.mark.parametrize("image_format", FORMS)
+def test_what_is_wrong_with_a_damaged_file_is_said_in_the_words_of_people(image_format: str) -> None:
+    content, chance = encoded(image_format), random.Random(1)
+    damaged = [content[:length] for length in range(min(len(content), 200))]
+    for _ in range(300):
+        altered = bytearray(content)
+        for _ in range(3):
+            altered[chance.randrange(2, min(len(content), 120))] = chance.choice((0, 1, 127, 255))
+        damaged.append(bytes(altered))
+    said = {_refusal(each) for each in damaged}
+    assert len(said) > 1
+    assert not [text for text in said if text and (OF_PROGRAMS.search(text) or len(text) > 400)]
+
+
+def _refusal(content: bytes) -> str | None:
+    try:
+        check_picture(content, RULE)
+    except MediaError as error:
+        return error.message
+    return None
 
 
 def test_a_format_that_the_rule_leaves_out_is_refused() -> None:

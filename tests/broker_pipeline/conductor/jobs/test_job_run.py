@@ -28,7 +28,7 @@ from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
-from broker_pipeline.scheduling.policies.sampling import resolve_sampling, seed_of
+from broker_pipeline.scheduling.policies.sampling import as_asked, resolve_sampling, seed_of
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state import persistence
 from broker_pipeline.state.job_store import JobStore, TokenCommit
@@ -188,7 +188,8 @@ async def test_a_job_runs_to_its_end_and_leaves_nothing_behind(it: Running) -> N
     assert await it.num_tokens(job) == 5
     facts = model().facts
     assert (end.result.model, end.result.fingerprint, end.result.max_tokens) == (facts.name, facts.fingerprint, 5)
-    assert end.result.sampling == resolve_sampling(job.spec.sampling, facts.generation, job.job_id)
+    obeyed = resolve_sampling(job.spec.sampling, facts.generation, job.job_id)
+    assert end.result.sampling == as_asked(job.spec.sampling, obeyed)
     assert end.result.sampling.seed == seed_of(job.job_id)
     assert (it.live.num_finished["succeeded"], it.live.num_replays) == (1, 0)
     await it.check_gone()

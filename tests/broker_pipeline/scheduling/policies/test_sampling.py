@@ -5,6 +5,7 @@ from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import GenerationDefaults
 from broker_pipeline.scheduling.policies.sampling import (
+    as_asked,
     bad_word_ids,
     check_token_ids,
     end_token_ids,
@@ -108,3 +109,14 @@ def test_seeds_differ_by_job_stay_the_same_and_fit_the_contract() -> None:
     settings = resolve_sampling(SamplingParams(), INSTRUCT, "job-1")
     assert settings.seed == seed_of("job-1")
     assert msgspec.json.decode(msgspec.json.encode(settings), type=type(settings)) == settings
+
+
+def test_what_a_job_obeyed_is_told_in_the_words_that_it_could_be_asked_for_by() -> None:
+    asked = SamplingParams(max_tokens=9, min_tokens=2, bad_words=("cat",), stop=("END",), logit_bias={3: 1.0})
+    settings = resolve_sampling(asked, INSTRUCT, "j", end_token_ids=(7,), bad_word_ids=((1, 2), (3,)))
+    told = as_asked(asked, settings)
+    assert (told.bad_words, told.stop, told.min_tokens, told.logit_bias) == (("cat",), ("END",), 2, {3: 1.0})
+    assert told.seed == seed_of("j")
+    assert told.max_tokens is None
+    assert resolve_sampling(told, INSTRUCT, "k", end_token_ids=(7,), bad_word_ids=((1, 2), (3,))) == settings
+    assert as_asked(SamplingParams(), resolve_sampling(SamplingParams(), INSTRUCT, "j")).logit_bias is None
