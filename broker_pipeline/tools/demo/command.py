@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.tools.demo.artifact import make_artifact
+from broker_pipeline.tools.demo.directory import demo_directory
 from broker_pipeline.tools.demo.pictures import DemoPicture, photographs, scenes, trained_model
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
@@ -67,9 +67,9 @@ def command() -> None:
 async def _demo(console: Console) -> int:
     pictures = [*scenes(), *photographs()]
     view = local_view(console)
-    with tempfile.TemporaryDirectory(prefix="broker-pipeline-demo-") as directory:
+    with demo_directory() as directory:
         view.say("exporting the small model")
-        settings = _settings(Path(directory), await make_artifact(Path(directory), trained_model()))
+        settings = _settings(directory, await make_artifact(directory, trained_model()))
         shown = _Shown(console, view, pictures)
         code = await run_cluster(settings, view, shown.caption_all)
     if shown.captioned is None:
