@@ -15,7 +15,7 @@ import pytest
 
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, submitted, undisturbed
+from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, log_lines, undisturbed
 from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
@@ -68,12 +68,11 @@ async def test_a_clock_jumps_while_sessions_run(
     cluster = fault_cluster(tmp_path / "run", "3", **urls, extra_arguments={"conductor": PATIENT})
     async with cluster, client_of(cluster) as client:
         expected = await undisturbed(client, QUESTIONS)
-        async with submitted(client, QUESTIONS) as crowd:
-            await crowd.decoding(10, at_once=12)
+        async with decoding(client, QUESTIONS, 10, at_once=12) as crowd:
             clock.set(offset_s)
             assert await crowd.finish() == expected
         assert await undisturbed(client, QUESTIONS) == expected
-        await eventually(lambda: conductor_has_jumped(cluster.gateway_url, offset_s), timeout_s=15)
+        await eventually(lambda: conductor_has_jumped(cluster.gateway_url, offset_s))
         lines = log_lines(cluster.processes["conductor-0"].log_path)
         events = {line.event for line in lines}
         assert not events & {"attempt_lost", "tenure_lost", "worker_suspended", "deadline_passed"}, events

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.running.small_disk import needs_mounting, small_disk
 from tests.kit.waiting import eventually
@@ -69,8 +69,7 @@ async def drill(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drill
 
 async def test_redis_has_no_room_and_gets_some(drill: Drill) -> None:
     client = drill.client
-    async with submitted(client, QUESTIONS) as crowd:
-        await crowd.decoding(10, at_once=6)
+    async with decoding(client, QUESTIONS, 10, at_once=6) as crowd:
         with filled(drill.disks / "redis"):
             refusal = await until_refused(client)
             assert (refusal["code"], refusal["retryable"]) == ("state", True)
@@ -88,8 +87,7 @@ async def test_redis_has_no_room_and_gets_some(drill: Drill) -> None:
 
 async def test_jetstream_has_no_room_and_is_restarted_with_some(drill: Drill) -> None:
     client = drill.client
-    async with submitted(client, QUESTIONS) as crowd:
-        await crowd.decoding(10, at_once=6)
+    async with decoding(client, QUESTIONS, 10, at_once=6) as crowd:
         with filled(drill.disks / "nats"):
             refusal = await until_refused(client)
             assert refusal["code"] in ("request_timeout", "transport", "queue_full")
@@ -146,4 +144,4 @@ async def until_ready(client: PipelineClient) -> None:
     async def is_ready() -> bool:
         return set((await readiness(client)).values()) == {"ok"}
 
-    await eventually(is_ready, timeout_s=20)
+    await eventually(is_ready)

@@ -48,16 +48,23 @@ def expected() -> list[list[int]]:
     return [reference_tokens(DENSE, (picture(job % NUM_PICTURES),), prompt_of(job), MAX_TOKENS) for job in jobs]
 
 
-async def submit_all(client: PipelineClient) -> list[str]:
-    """Submit the jobs and return when a few have finished and most have not."""
-    submissions = (
-        client.submit(picture(job % NUM_PICTURES), prompt=prompt_of(job), max_tokens=MAX_TOKENS)
-        for job in range(NUM_JOBS)
-    )
-    job_ids = await asyncio.gather(*submissions)
-    await client.wait_any(job_ids, NUM_DONE_BEFORE)
-    assert await client.num_finished(job_ids) < 0.8 * NUM_JOBS, "too late to do harm"
-    return job_ids
+async def submit_all(client: PipelineClient) -> tuple[dict[str, int], list[str]]:
+    """Submit the jobs, again where this process was late; return when a few have finished and most have not.
+
+    Returns the numbers of jobs before that as well.
+    """
+    for _ in range(5):
+        before = await client.counts()
+        submissions = (
+            client.submit(picture(job % NUM_PICTURES), prompt=prompt_of(job), max_tokens=MAX_TOKENS)
+            for job in range(NUM_JOBS)
+        )
+        job_ids = await asyncio.gather(*submissions)
+        await client.wait_any(job_ids, NUM_DONE_BEFORE)
+        if await client.num_finished(job_ids) < 0.8 * NUM_JOBS:
+            return before, job_ids
+        await client.wait(job_ids)
+    raise AssertionError("too late to do harm")
 
 
 async def finish_all(
@@ -81,20 +88,18 @@ async def finish_all(
     "victim", ["stage-0", "stage-1", "stage-2", "vision-0", "conductor-0", "gateway-0", "nats", "redis"]
 )
 async def test_every_job_ends_once_and_right(client: PipelineClient, expected: list[list[int]], victim: str) -> None:
-    before = await client.counts()
-    job_ids = await submit_all(client)
+    before, job_ids = await submit_all(client)
     program = client.cluster.processes[victim]
     num_restarts = program.num_restarts
     program.kill()
     num_again = await finish_all(client, job_ids, expected, before, f"{victim} killed")
-    await eventually(lambda: program.num_restarts > num_restarts, timeout_s=30)
+    await eventually(lambda: program.num_restarts > num_restarts)
     if victim.startswith(("stage", "conductor")):
         assert num_again > 0, "its sessions were lost and replayed"
 
 
 async def test_a_stage_that_hangs_and_wakes_is_taken_back(client: PipelineClient, expected: list[list[int]]) -> None:
-    before = await client.counts()
-    job_ids = await submit_all(client)
+    before, job_ids = await submit_all(client)
     program = client.cluster.processes["stage-1"]
     program.kill(signal.SIGSTOP)
     try:

@@ -20,7 +20,7 @@ from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import PlainView
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.running.clusters import DENSE
-from tests.kit.running.drill import Crowd, crowd_questions, fault_cluster, run_command, submitted, undisturbed
+from tests.kit.running.drill import Crowd, crowd_questions, decoding, fault_cluster, run_command, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
@@ -64,8 +64,7 @@ async def interrupted(directory: Path) -> AsyncIterator[Interrupted]:
     try:
         async with client_of(cluster) as client:
             expected = await undisturbed(client, QUESTIONS)
-            async with submitted(client, QUESTIONS) as crowd:
-                await crowd.decoding(NUM_TOLD, at_once=NUM_JOBS)
+            async with decoding(client, QUESTIONS, NUM_TOLD, at_once=NUM_JOBS) as crowd:
                 await cluster.destroy()
                 yield Interrupted(cluster.settings, crowd, expected, io.StringIO())
     finally:

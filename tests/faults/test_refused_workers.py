@@ -81,5 +81,5 @@ async def test_a_second_worker_of_a_name_ends_and_says_who_has_it(client: Pipeli
     assert "another --name" in line.facts["message"]
     assert "another --name" in str(ended.value), "who started it sees why"
     assert holder.is_running
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert len(await undisturbed(client, QUESTIONS)) == len(QUESTIONS)

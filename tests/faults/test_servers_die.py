@@ -15,11 +15,11 @@ from tests.kit.running.drill import (
     Drill,
     Follower,
     crowd_questions,
+    decoding,
     fault_cluster,
     log_lines,
     shortened,
     status_when,
-    submitted,
     undisturbed,
 )
 from tests.kit.running.pipeline_client import PipelineClient, client_of
@@ -45,8 +45,7 @@ async def drill(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Drill
 async def test_a_server_is_killed_and_returns(drill: Drill, server: str) -> None:
     client = drill.client
     before = await client.counts()
-    async with submitted(client, QUESTIONS) as crowd:
-        await crowd.decoding(10, at_once=MAX_JOBS // 2)
+    async with decoding(client, QUESTIONS, 10, at_once=MAX_JOBS // 2) as crowd:
         program = client.cluster.processes[server]
         num_restarts = program.num_restarts
         died_at = time.time()
@@ -57,7 +56,7 @@ async def test_a_server_is_killed_and_returns(drill: Drill, server: str) -> None
         pause_s = max(each.longest_gap_s(died_at, each.token_times[-1]) for each in running)
         print(f"\n{server} killed and started again: longest gap in a running stream {pause_s:.2f} s")
     after = await client.counts()
-    assert after["succeeded"] - before["succeeded"] == NUM_JOBS, "each has ended once"
+    assert after["succeeded"] - before["succeeded"] == NUM_JOBS * crowd.num_submissions, "each has ended once"
     await client.wait_empty()
 
 

@@ -17,7 +17,7 @@ from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.tools.local import servers
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from tests.kit.running.drill import crowd_questions, fault_cluster, log_lines, status_when, submitted, undisturbed
+from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, log_lines, status_when, undisturbed
 from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
@@ -41,8 +41,7 @@ async def test_a_stage_that_reads_nothing_is_cut_off_and_comes_back(
     async with cluster, client_of(cluster) as client:
         expected = await undisturbed(client, QUESTIONS)
         stage = cluster.processes["stage-1"]
-        async with submitted(client, QUESTIONS) as crowd:
-            await crowd.decoding(10, at_once=12)
+        async with decoding(client, QUESTIONS, 10, at_once=12) as crowd:
             stopped_at = time.time()
             stage.kill(signal.SIGSTOP)
             try:
@@ -74,4 +73,4 @@ async def flood(cluster: LocalCluster, name: str) -> None:
             if "Slow Consumer" in nats_log.read_text():
                 return
             await asyncio.sleep(0.005)
-        await eventually(lambda: "Slow Consumer" in nats_log.read_text(), timeout_s=5)
+        await eventually(lambda: "Slow Consumer" in nats_log.read_text())

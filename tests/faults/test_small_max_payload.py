@@ -8,7 +8,7 @@ import pytest
 
 from broker_pipeline.wire.transport import Transport
 from tests.kit.pictures import picture
-from tests.kit.running.drill import crowd_questions, fault_cluster, submitted, undisturbed
+from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, undisturbed
 from tests.kit.running.pipeline_client import PROMPT, client_of
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -35,8 +35,7 @@ async def test_less_than_expected_and_after_a_restart_still_less(
         [large] = await client.run([await client.submit(LARGE_PICTURE, max_tokens=8, ignore_eos=True)])
         expected = await undisturbed(client, QUESTIONS)
         monkeypatch.setattr("broker_pipeline.tools.local.servers.MAX_PAYLOAD_BYTES", 16 * KIB)
-        async with submitted(client, QUESTIONS) as crowd:
-            await crowd.decoding(10, at_once=8)
+        async with decoding(client, QUESTIONS, 10, at_once=8) as crowd:
             cluster.processes["nats"].kill()
             assert await crowd.finish() == expected
         assert await max_payload_of(cluster.nats_url) == 16 * KIB

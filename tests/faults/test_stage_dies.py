@@ -19,12 +19,12 @@ from tests.kit.running.drill import (
     Drill,
     Follower,
     crowd_questions,
+    decoding,
     fault_cluster,
     jobs_lost,
     log_lines,
     shortened,
     status_when,
-    submitted,
     undisturbed,
 )
 from tests.kit.running.pipeline_client import PipelineClient, client_of
@@ -36,10 +36,8 @@ NUM_IN_FLIGHT = 8
 QUESTIONS = crowd_questions(NUM_JOBS, 240)
 NUM_FEW = 100
 """Tokens of a crowd that only has to come through a stage."""
-MAX_DETECTION_S = 4.0
-"""The aim is 3 s; the rest is for machines that do other things as well."""
-MAX_GAP_S = 1.0
-"""Of sessions on other routes. They share two cores with a process that is being started, so not just one step."""
+MAX_DETECTION_S = 10.0
+"""By heartbeats, which are missed after 2.5 s, and not by the deadlines of messages; the rest is for the machine."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,8 +71,7 @@ def detected_at(client: PipelineClient, since: float, victim: str) -> float:
 
 async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> None:
     client, cluster = with_spares.client, with_spares.client.cluster
-    async with submitted(client, QUESTIONS) as crowd:
-        await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+    async with decoding(client, QUESTIONS, 20, at_once=NUM_IN_FLIGHT) as crowd:
         died_at = time.time()
         cluster.processes["stage-3"].kill()
         assert await crowd.finish() == with_spares.expected
@@ -83,7 +80,9 @@ async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> N
     assert others, "the other route had sessions"
     noticed_at = detected_at(client, died_at, "stage-3")
     assert noticed_at - died_at < MAX_DETECTION_S
-    assert report("stage killed, with a spare", died_at, noticed_at, affected, others) < MAX_GAP_S
+    assert report("stage killed, with a spare", died_at, noticed_at, affected, others) < noticed_at - died_at, (
+        "the others did not wait for that"
+    )
     await status_when(cluster, lambda status: len(status.conductor.stages) == 4 and len(status.conductor.routes) == 2)
     await client.wait_empty()
 
@@ -91,8 +90,7 @@ async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> N
 async def test_a_stage_hangs_is_fenced_and_serves_again_when_it_wakes(with_spares: Drill) -> None:
     client, cluster = with_spares.client, with_spares.client.cluster
     victim = cluster.processes["stage-0"]
-    async with submitted(client, QUESTIONS) as crowd:
-        await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+    async with decoding(client, QUESTIONS, 20, at_once=NUM_IN_FLIGHT) as crowd:
         hung_at = time.time()
         victim.kill(signal.SIGSTOP)
         try:
@@ -110,7 +108,9 @@ async def test_a_stage_hangs_is_fenced_and_serves_again_when_it_wakes(with_spare
     assert others
     noticed_at = detected_at(client, hung_at, "stage-0")
     assert noticed_at - hung_at < MAX_DETECTION_S
-    assert report("stage hung, with a spare", hung_at, noticed_at, affected, others) < MAX_GAP_S
+    assert report("stage hung, with a spare", hung_at, noticed_at, affected, others) < noticed_at - hung_at, (
+        "the others did not wait for that"
+    )
     await status_when(cluster, lambda status: all(stage.state == "ready" for stage in status.conductor.stages))
     [rejoined] = log_lines(cluster.processes["conductor-0"].log_path, woken_at, "worker_answers_again")
     print(f"woken: serves again after {rejoined.at - woken_at:.2f} s")
@@ -127,8 +127,7 @@ def suspended(status: PipelineStatus) -> list[str]:
 async def serves(client: PipelineClient, stage: str, expected: list[list[int]]) -> None:
     """The crowd says the same, some of it through this stage; afterwards nothing is left in any KV."""
     questions, expected = shortened(QUESTIONS, expected, NUM_FEW)
-    async with submitted(client, questions) as crowd:
-        await crowd.decoding(2, at_once=NUM_IN_FLIGHT)
+    async with decoding(client, questions, 2, at_once=NUM_IN_FLIGHT) as crowd:
         await status_when(
             client.cluster,
             lambda status: any(stage in route.workers and route.num_sessions for route in status.conductor.routes),
@@ -143,8 +142,7 @@ async def test_a_stage_without_a_spare_is_started_again(tmp_path_factory: pytest
     async with cluster, client_of(cluster) as client:
         questions = crowd_questions(NUM_JOBS, NUM_FEW)
         expected = await undisturbed(client, questions)
-        async with submitted(client, questions) as crowd:
-            await crowd.decoding(20, at_once=NUM_IN_FLIGHT)
+        async with decoding(client, questions, 20, at_once=NUM_IN_FLIGHT) as crowd:
             died_at = time.time()
             cluster.processes["stage-1"].kill()
             assert await crowd.finish() == expected

@@ -69,7 +69,7 @@ async def check_servers(places: Places) -> None:
             writer.close()
         return True
 
-    await eventually(are_there, timeout_s=10)
+    await eventually(are_there)
     client = await nats.connect(nats_url)
     assert client.max_payload == 8 * 2**20
     await client.close()

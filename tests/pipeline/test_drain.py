@@ -69,7 +69,7 @@ async def sessions_by_route(client: PipelineClient) -> dict[tuple[str, ...], int
 async def submit_until(client: PipelineClient, condition: Callable[[list[int]], bool]) -> list[str]:
     """Submit jobs until the routes' numbers of sessions are as they should be; these are shown once a second."""
     job_ids: list[str] = []
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         while True:
             job_ids += await submit_some(client)
             for _ in range(50):

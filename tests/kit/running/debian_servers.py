@@ -43,7 +43,7 @@ async def _running(directory: Path, name: str, *arguments: str, port: int) -> As
     assert program is not None
     child = await ChildProcess.spawn(name, [program, *arguments], log_path=directory / f"{name}.log")
     try:
-        await eventually(lambda: _is_listening(port), timeout_s=10)
+        await eventually(lambda: _is_listening(port))
         yield
     finally:
         await child.stop()

@@ -48,7 +48,7 @@ class PipelineClient:
             assert answer.status < 300, said
             return str(said["job_id"])
 
-    async def wait(self, job_ids: Sequence[str], timeout_s: float = 60.0) -> list[JobRecord]:
+    async def wait(self, job_ids: Sequence[str], timeout_s: float = 100.0) -> list[JobRecord]:
         """Return the records of finished jobs, in order; outages of Redis are sat out."""
         deadline = time.monotonic() + timeout_s
         done: dict[str, JobRecord] = {}
@@ -64,7 +64,7 @@ class PipelineClient:
 
     async def wait_any(self, job_ids: Sequence[str], num_jobs: int) -> None:
         """Return once `num_jobs` of these have finished."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while await self.num_finished(job_ids) < num_jobs:  # noqa: ASYNC110 - other processes
                 await asyncio.sleep(0.02)
 
@@ -80,7 +80,7 @@ class PipelineClient:
         except StateError:
             return []
 
-    async def run(self, job_ids: Sequence[str], timeout_s: float = 60.0) -> list[list[int]]:
+    async def run(self, job_ids: Sequence[str], timeout_s: float = 100.0) -> list[list[int]]:
         """Wait for jobs that must succeed and return their tokens."""
         for record in await self.wait(job_ids, timeout_s):
             assert record.status == "succeeded", record
@@ -91,7 +91,7 @@ class PipelineClient:
         async with self._store() as store:
             return [entry.token_id for entry in await store.tokens(job_id)]
 
-    async def wait_empty(self, timeout_s: float = 15.0) -> None:
+    async def wait_empty(self, timeout_s: float = 60.0) -> None:
         """Return once every stage says that it holds no session and no KV."""
         settings = self.cluster.settings
         subject = subjects.heartbeats(settings.namespace, settings.pipeline)

@@ -55,9 +55,9 @@ def test_an_interrupted_soak_leaves_nothing(tmp_path: Path) -> None:
     for line in process.stdout:
         if "fault 2:" in line:
             break
-    assert len(processes_of(tmp_path)) > 8
+    assert processes_of(tmp_path), "there is something to leave"
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=150)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert processes_of(tmp_path) == []

@@ -107,11 +107,12 @@ async def test_a_killed_run_is_resumed_and_nothing_is_captioned_twice(
     captioner: Captioner, conductor: CaptioningConductor
 ) -> None:
     folder(captioner.directory / "pictures", 40)
-    conductor.delay_s = 0.02
+    conductor.most = 10
     process = await captioner.start("pictures", "--concurrency", "8")
-    await eventually(lambda: len(lines(captioner.out)) >= 10, timeout_s=20.0)
+    await eventually(lambda: len(lines(captioner.out)) >= 10)
     process.kill()
     await process.communicate()
+    conductor.may_go_on.set()
     with captioner.out.open("ab") as file:
         file.write(b'{"path": "pictures/part-0/0')
     run = await captioner.run("pictures", "--concurrency", "8")
@@ -129,11 +130,12 @@ async def test_an_interrupted_run_says_how_to_go_on(
     captioner: Captioner, conductor: CaptioningConductor, number: signal.Signals
 ) -> None:
     folder(captioner.directory / "pictures", 30)
-    conductor.delay_s = 0.03
+    conductor.most = 5
     process = await captioner.start("pictures", "--concurrency", "6")
-    await eventually(lambda: len(lines(captioner.out)) >= 5, timeout_s=20.0)
+    await eventually(lambda: len(lines(captioner.out)) >= 5)
     process.send_signal(number)
     run = await captioner.finish(process)
+    conductor.may_go_on.set()
     assert run.code == 130
     assert "accepted keep running" in run.text
     assert "Run the same command again" in run.text
@@ -151,11 +153,13 @@ async def test_a_gateway_that_is_killed_and_comes_back_costs_nothing(
     flags: tuple[str, ...] = ("--port", "0")
     async with gateway_process(tmp_path, nats_url, redis_url, namespace, *flags) as (first, url):
         captioner = Captioner(tmp_path, url)
-        async with CaptioningConductor.working(transport, redis, namespace, delay_s=0.02) as conductor:
+        async with CaptioningConductor.working(transport, redis, namespace) as conductor:
+            conductor.most = 10
             process = await captioner.start("pictures", "--concurrency", "16")
-            await eventually(lambda: len(lines(captioner.out)) >= 10, timeout_s=20.0)
+            await eventually(lambda: len(lines(captioner.out)) >= 10)
             first.kill()
             await first.wait()
+            conductor.may_go_on.set()
             flags = ("--port", url.rpartition(":")[2])
             async with gateway_process(tmp_path, nats_url, redis_url, namespace, *flags, name="again"):
                 async with asyncio.timeout(60.0):
@@ -176,10 +180,10 @@ async def test_jobs_that_redis_forgot_are_submitted_again(
         async def has_waiting(count: int) -> bool:
             return (await conductor.acting.queue.depth()).num_waiting >= count  # one may be forgotten twice
 
-        await eventually(lambda: has_waiting(8), timeout_s=20.0)
+        await eventually(lambda: has_waiting(8))
         async for key in redis.scan_iter(f"{namespace}:*"):
             await redis.delete(key)
-        await eventually(lambda: has_waiting(16), timeout_s=20.0)  # the client finds nothing, and submits anew
+        await eventually(lambda: has_waiting(16))  # the client finds nothing, and submits anew
         work = asyncio.ensure_future(conductor.work())
         run = await captioner.finish(process)
         work.cancel()

@@ -83,7 +83,7 @@ class Up:
     def ready_url(self) -> str:
         return self.until(r"ready: (http://\S+)")[1]
 
-    def wait(self, timeout_s: float = 40.0) -> int:
+    def wait(self, timeout_s: float = START_S) -> int:
         return self.process.wait(timeout_s)
 
 
@@ -138,16 +138,14 @@ def test_ctrl_c_during_the_start_ends_cleanly(data_dir: Path) -> None:
 
 
 def test_a_second_ctrl_c_kills(data_dir: Path) -> None:
-    up = Up(data_dir, "--stages", "1")
+    up = Up(data_dir, "--stages", "1", "--drain-s", "1000")
     up.ready_url()
     stage = next(process for process in processes_of(data_dir) if "stage-0" in process.cmdline())
     stage.send_signal(signal.SIGSTOP)  # it cannot end by itself
     up.process.send_signal(signal.SIGTERM)
-    up.until("stage-0 stopping", timeout_s=20)
-    started = time.monotonic()
+    up.until("stage-0 stopping")
     up.process.send_signal(signal.SIGTERM)
-    assert up.wait() == 130
-    assert time.monotonic() - started < 5
+    assert up.wait() == 130, "it did not wait for the stage"
 
 
 def test_a_taken_port_is_said_before_anything_starts(data_dir: Path) -> None:
@@ -213,9 +211,9 @@ def test_nobody_has_to_read_what_up_prints(data_dir: Path) -> None:
     up.stdout.close()
     stage = next(process for process in processes_of(data_dir) if "stage-0" in process.cmdline())
     stage.kill()
-    wait_until(lambda: not stage.is_running() and _is_ready(url), timeout_s=START_S)
+    wait_until(lambda: not stage.is_running() and _is_ready(url))
     up.send_signal(signal.SIGHUP)
-    assert up.wait(40.0) == 0
+    assert up.wait(START_S) == 0
 
 
 async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
@@ -228,11 +226,11 @@ async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
             for program in programs:
                 program.kill()
             for program in programs:
-                await eventually(lambda program=program: program.num_restarts == 1, timeout_s=START_S)  # type: ignore[misc]
+                await eventually(lambda program=program: program.num_restarts == 1)  # type: ignore[misc]
                 await program.wait_ready(START_S)
             assert not {program.pid for program in programs} & {*before}
         assert cluster.gateway_url == url
-        await eventually(lambda: _is_ready(url), timeout_s=40)
+        await eventually(lambda: _is_ready(url))
 
 
 async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> None:
@@ -244,7 +242,7 @@ async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> No
     request = CaptionRequest(sampling=SamplingParams(max_tokens=2000, ignore_eos=True, n=100))
     async with LocalCluster(settings) as cluster, GatewayClient.open(cluster.gateway_url) as client:
         submitted = await client.submit(content, request, key="long")
-        await eventually(lambda: _is_running(client, submitted.record.job_id), timeout_s=START_S)
+        await eventually(lambda: _is_running(client, submitted.record.job_id))
     logs = {name: (data_dir / "logs" / f"{name}.log").read_text() for name in ("conductor-0", "stage-0")}
     assert "requeued" in logs["conductor-0"]
     assert "drain_deadline_passed" not in logs["stage-0"]
@@ -264,7 +262,7 @@ async def test_without_restarts_a_test_decides_when_a_part_comes_back(data_dir: 
         stage.kill()
         await eventually(lambda: stage.state == "dead")
         await stage.restart()
-        await eventually(lambda: _is_ready(cluster.gateway_url), timeout_s=40)
+        await eventually(lambda: _is_ready(cluster.gateway_url))
         assert stage.log_path.read_text().count("service_ready") == 2
 
 

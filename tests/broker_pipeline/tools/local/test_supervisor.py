@@ -89,7 +89,7 @@ class Watched:
         """Return when it has died and come back: by then any other that would have come back as well."""
         self.program.kill()
         await self.until("restarting")
-        await self.program.wait_ready(5)
+        await self.program.wait_ready()
 
     async def stop(self) -> None:
         if self.watching is not None:
@@ -146,7 +146,7 @@ async def test_a_wrong_setting_ends_the_watch(watched: Watched) -> None:
     watched.program.kill()
     assert watched.watching is not None
     with pytest.raises(ServerStartError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await watched.watching
     assert watched.program.state == "failed"
     with pytest.raises(ServerStartError, match="is failed, not ready"):

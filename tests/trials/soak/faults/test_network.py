@@ -56,7 +56,7 @@ async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWri
         with socket.socket() as probe:
             return probe.connect_ex((address, 4000)) == 0
 
-    await eventually(is_listening, timeout_s=10)
+    await eventually(is_listening)
     return await asyncio.open_connection(address, 4000)
 
 
@@ -95,7 +95,7 @@ async def test_the_pid_of_a_command_within_is_its_own(echo: list[subprocess.Pope
     async with Network(["a"]) as network:
         echo.append(start_echo(network, "a"))
         command_line = Path(f"/proc/{echo[0].pid}/cmdline")
-        await eventually(lambda: b"python" in command_line.read_bytes(), timeout_s=10)
+        await eventually(lambda: b"python" in command_line.read_bytes())
 
 
 @needs_network
