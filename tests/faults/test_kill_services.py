@@ -93,7 +93,7 @@ async def test_every_job_ends_once_and_right(client: PipelineClient, expected: l
     num_restarts = program.num_restarts
     program.kill()
     num_again = await finish_all(client, job_ids, expected, before, f"{victim} killed")
-    await eventually(lambda: program.num_restarts > num_restarts)
+    await eventually(lambda: program.num_restarts > num_restarts, timeout_s=60)
     if victim.startswith(("stage", "conductor")):
         assert num_again > 0, "its sessions were lost and replayed"
 

@@ -42,7 +42,7 @@ def test_a_newcomer_has_a_server_and_captions(tmp_path: Path) -> None:
     with output.open("wb") as stream:
         up = subprocess.Popen(f"exec {server[1]}", shell=True, cwd=tmp_path, env=env, stdout=stream, stderr=stream)
     try:
-        wait_until(lambda: "ready: http" in output.read_text())
+        wait_until(lambda: "ready: http" in output.read_text(), timeout_s=60)
         print(f"a server after {time.monotonic() - started:.1f} s")
         typed(client[0])
         assert (tmp_path / "captions.jsonl").read_text().count('"status": "succeeded"') == 12

@@ -40,7 +40,7 @@ def test_the_demo_captions_pictures_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     with (tmp_path.parent / "demo.out").open("wb") as output:
         demo = subprocess.Popen(DEMO, env=environment(tmp_path), stdout=output, stderr=subprocess.STDOUT)
-    wait_until(lambda: b"stage-2 starting" in (tmp_path.parent / "demo.out").read_bytes())
+    wait_until(lambda: b"stage-2 starting" in (tmp_path.parent / "demo.out").read_bytes(), timeout_s=60)
     demo.send_signal(signal.SIGINT)
     assert demo.wait(40) == 130
     assert list(tmp_path.iterdir()) == []

@@ -211,7 +211,7 @@ def test_nobody_has_to_read_what_up_prints(data_dir: Path) -> None:
     up.stdout.close()
     stage = next(process for process in processes_of(data_dir) if "stage-0" in process.cmdline())
     stage.kill()
-    wait_until(lambda: not stage.is_running() and _is_ready(url))
+    wait_until(lambda: not stage.is_running() and _is_ready(url), timeout_s=START_S)
     up.send_signal(signal.SIGHUP)
     assert up.wait(START_S) == 0
 
@@ -226,11 +226,11 @@ async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
             for program in programs:
                 program.kill()
             for program in programs:
-                await eventually(lambda program=program: program.num_restarts == 1)  # type: ignore[misc]
+                await eventually(lambda program=program: program.num_restarts == 1, timeout_s=START_S)  # type: ignore[misc]
                 await program.wait_ready(START_S)
             assert not {program.pid for program in programs} & {*before}
         assert cluster.gateway_url == url
-        await eventually(lambda: _is_ready(url))
+        await eventually(lambda: _is_ready(url), timeout_s=40)
 
 
 async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> None:
@@ -262,7 +262,7 @@ async def test_without_restarts_a_test_decides_when_a_part_comes_back(data_dir: 
         stage.kill()
         await eventually(lambda: stage.state == "dead")
         await stage.restart()
-        await eventually(lambda: _is_ready(cluster.gateway_url))
+        await eventually(lambda: _is_ready(cluster.gateway_url), timeout_s=40)
         assert stage.log_path.read_text().count("service_ready") == 2
 
 

@@ -12,7 +12,7 @@ from broker_pipeline.tools.local import processes
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit, run_python
 from tests.kit.waiting import eventually
 
-IGNORES_TERM = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+IGNORES_TERM = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
 
 
 def is_alive(pid: int) -> bool:
@@ -74,8 +74,8 @@ async def test_signals_after_the_end_do_nothing(tmp_path: Path) -> None:
 
 
 async def test_destroy_reaches_what_the_child_started(tmp_path: Path) -> None:
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(60)"
-    grandchild = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(1000)"
+    grandchild = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
     child = await spawn(tmp_path, code, grandchild)
     await eventually(lambda: bool(child.last_lines()))
     pid = int(child.last_lines()[0])

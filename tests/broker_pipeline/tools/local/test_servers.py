@@ -182,7 +182,7 @@ PARENT = textwrap.dedent("""
         root = Path(sys.argv[1])
         async with EmbeddedNats(root / "nats") as nats, EmbeddedRedis(root / "redis") as redis:
             print(json.dumps([nats.process.pid, redis.process.pid]), flush=True)
-            await asyncio.sleep(60)
+            await asyncio.sleep(1000)
 
     asyncio.run(main())
 """)
