@@ -15,7 +15,7 @@ from tests.kit.pictures import picture
 from tests.kit.running.clusters import DENSE, tiny_cluster
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
 
 HOSTILE = {
     "words": "long " * 400_000,

@@ -87,14 +87,14 @@ class Bench:
                     return records
                 await asyncio.sleep(0.02)
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     async def progress(self, job_ids: list[str], num_tokens: int) -> None:
         """Wait until every job has at least this many tokens in Redis."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             for job_id in job_ids:
                 while len(await self.store.tokens(job_id)) < num_tokens:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
@@ -113,7 +113,7 @@ class Bench:
             assert record.result.text == "".join(entry.text for entry in entries)
             assert record.result.usage.num_output_tokens == max_tokens
 
-    async def check_empty(self, *stages: ActingStage, timeout_s: float = 5.0) -> None:
+    async def check_empty(self, *stages: ActingStage, timeout_s: float = 20.0) -> None:
         """Nothing is left in the queue or on the stages."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -122,7 +122,7 @@ class Bench:
                     return
                 await asyncio.sleep(0.02)
 
-    async def status(self, condition: Callable[[ConductorStatus], bool], timeout_s: float = 8.0) -> ConductorStatus:
+    async def status(self, condition: Callable[[ConductorStatus], bool], timeout_s: float = 20.0) -> ConductorStatus:
         key = redis_keys.status(self.namespace, "main")
         async with asyncio.timeout(timeout_s):
             while True:
@@ -135,7 +135,7 @@ class Bench:
         for task in self.conductors:
             task.cancel()
         if self.conductors:
-            _, pending = await asyncio.wait(self.conductors, timeout=5)
+            _, pending = await asyncio.wait(self.conductors, timeout=20)
             assert not pending, "a conductor does not stop when it is cancelled"
 
 
