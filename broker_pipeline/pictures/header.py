@@ -76,11 +76,15 @@ def read_header(content: bytes, *, field: str | None = None) -> PictureHeader:
     except _HEADER_ERRORS as error:
         if _UNSUPPORTED.search(str(error)):
             raise UnsupportedImageError(f"the {name} cannot be read: {error}", field=field) from error
-        reason = f": {error}" if isinstance(error.__cause__ or error, _IN_WORDS) and str(error) else ""
         raise TruncatedImageError(
-            f"the {name} file ends inside its header, or its header is corrupt{reason}", field=field
+            f"the {name} file ends inside its header, or its header is corrupt{why_in_words(error)}", field=field
         ) from error
     return PictureHeader(name, width, height)
+
+
+def why_in_words(error: Exception) -> str:
+    """Return what a reader of pictures says, behind a colon; nothing where only Python speaks, of a program."""
+    return f": {error}" if isinstance(error.__cause__ or error, _IN_WORDS) and str(error) else ""
 
 
 def _format_of(content: bytes, field: str | None) -> str:

@@ -18,6 +18,7 @@ from PIL.ExifTags import Base
 from PIL.IcoImagePlugin import IcoFile
 
 from broker_pipeline.errors import ImageTooLargeError, PipelineError, TruncatedImageError
+from broker_pipeline.pictures.header import why_in_words
 from broker_pipeline.pictures.icon import best_entry, inner_png
 from broker_pipeline.pictures.jpeg import strip_jpeg
 from broker_pipeline.pictures.png import has_every_row, strip_png
@@ -71,7 +72,7 @@ def _explained() -> Iterator[None]:
     except MemoryError as error:
         raise ImageTooLargeError("the image does not fit into this worker's memory") from error
     except Exception as error:  # decoders trip over a stranger's bytes in every way there is
-        raise TruncatedImageError(f"the image is truncated or corrupt: {error or type(error).__name__}") from error
+        raise TruncatedImageError(f"the image is truncated or corrupt{why_in_words(error)}") from error
 
 
 def _load(reader: type[ImageFile], content: bytes) -> ImageFile:

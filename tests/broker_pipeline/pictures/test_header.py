@@ -17,7 +17,7 @@ from broker_pipeline.errors import (
     NotAnImageError,
     TruncatedImageError,
 )
-from broker_pipeline.pictures.header import check_picture, read_header
+from broker_pipeline.pictures.header import check_picture, read_header, why_in_words
 from broker_pipeline.pictures.rule import PictureHeader, PictureRule, strictest
 
 RULE = PictureRule(max_bytes=1_000_000, max_pixels=100_000_000)
@@ -145,6 +145,13 @@ def test_what_is_wrong_with_a_damaged_file_is_said_in_the_words_of_people(image_
     said = {_refusal(each) for each in damaged}
     assert len(said) > 1
     assert not [text for text in said if text and (OF_PROGRAMS.search(text) or len(text) > 400)]
+
+
+def test_python_has_no_words_for_a_picture_also_where_pillow_passes_them_on() -> None:
+    passed_on = SyntaxError("index out of range")
+    passed_on.__cause__ = IndexError("index out of range")
+    assert [why_in_words(error) for error in (passed_on, KeyError(256), ValueError())] == [""] * 3
+    assert why_in_words(OSError("broken data stream")) == ": broken data stream"
 
 
 def _refusal(content: bytes) -> str | None:
