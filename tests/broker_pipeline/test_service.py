@@ -161,5 +161,5 @@ def test_a_signal_ends_the_wait_for_servers(tmp_path: Path) -> None:
     """
     with running(tmp_path, body) as process:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=2)
+        process.communicate(timeout=50)
         assert process.returncode == 0
