@@ -41,7 +41,7 @@ class JobProgress:
 
     @property
     def start(self) -> int:
-        """From which token on `take_state` has to be given them: the last one that a resumed client claims as well."""
+        """From which token on `take_state` has to be given them: the last one of a resumed client as well."""
         return self.num_tokens - self._is_unproven
 
     def take_state(self, record: JobRecord, tokens: Sequence[TokenEntry]) -> Iterator[JobEvent]:

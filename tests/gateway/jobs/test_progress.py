@@ -146,7 +146,7 @@ def test_a_client_that_comes_back_after_a_restart_is_told() -> None:
     ]
 
 
-def test_a_client_that_claims_more_than_there_is_begins_again() -> None:
+def test_a_client_that_has_seen_more_than_there_is_begins_again() -> None:
     """Redis has lost tokens since, or the id is not this job's."""
     progress = JobProgress("j", num_tokens=7, is_resumed=True)
     [told] = progress.take_state(record("running"), TOKENS[6:6])
