@@ -11,7 +11,7 @@ import click
 import msgspec
 import uvloop
 
-from broker_pipeline.config import refuse_nan
+from broker_pipeline.config import PathType, refuse_nan
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.gateway.measurement import measure_gateway
 from trials.bench.gateway.rows import GatewayBenchSettings, GatewayRow
@@ -65,7 +65,7 @@ _NOTE = (
 )
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=PathType(path_type=Path, file_okay=False, exists=True),
     help="Where the servers write.  [default: the system's directory for temporary files]",
 )
 @json_option
