@@ -169,7 +169,7 @@ def test_a_plan_alone_starts_and_makes_nothing(tmp_path: Path) -> None:
 )
 def test_a_device_that_is_not_there_is_refused_before_anything_starts(device: str, num_gpus: int, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        _settings((H100,) * num_gpus, device=device)
+        up((H100,) * num_gpus, device=device)
     assert (caught.value.message, caught.value.field) == (said, "device")
 
 
