@@ -38,7 +38,10 @@ _COMPUTE_OPTIONS = (
         "a pipeline need it.",
     ),
     option(
-        "--threads", default=None, type=click.IntRange(min=1), help="CPU threads of one operation.  [default: torch's]"
+        "--threads",
+        default=None,
+        type=click.IntRange(min=1),
+        help="CPU threads of one operation.  [default: 1 where a GPU does the work, else torch's]",
     ),
     option(
         "--verify-weights/--no-verify-weights",

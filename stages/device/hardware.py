@@ -39,6 +39,16 @@ def device_slots(device: torch.device) -> int:
     return max(1, len(os.sched_getaffinity(0)) // torch.get_num_threads())
 
 
+def use_threads(num_threads: int | None, device: torch.device) -> None:
+    """Let every operation on the host take `num_threads`; None is one where a GPU does the work, and torch's elsewhere.
+
+    Alongside a GPU the host only copies. More threads make that little faster, and spin on their cores until the next
+    copy. For the whole process: a thread takes the number over with its first operation, so call it before any.
+    """
+    if num_threads is not None or device.type == "cuda":
+        torch.set_num_threads(num_threads or 1)
+
+
 def require_compiler() -> None:
     """Raise ConfigurationError where Triton, which builds the launchers of kernels here, would find no C compiler."""
     if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):

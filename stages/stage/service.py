@@ -25,7 +25,7 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
-from stages.device.hardware import device_identity, device_slots, use_own_stream
+from stages.device.hardware import device_identity, device_slots, use_own_stream, use_threads
 from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
@@ -94,11 +94,11 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
         ArtifactError: the artifact, or a file of these blocks, is missing or wrong.
     """
     started = time.monotonic()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    use_threads(settings.threads, device)
     artifact = Artifact.open(Path(settings.model))
     blocks = parse_block_range(settings.blocks, artifact.config.text.num_layers)
-    device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
+    dtype = choose_dtype(settings.dtype, artifact.dtype)
     use_own_stream(device)
     names = stage_tensor_names(artifact.config, blocks.start, blocks.stop)
     visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)

@@ -31,6 +31,7 @@ from stages.artifact import Artifact
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.choice import choose_device, choose_dtype, dtype_name
+from stages.device.hardware import use_threads
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.qwen3_vl.vision import VisionTower
@@ -130,10 +131,10 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         ArtifactError: the artifact, or a file that vision needs, is missing or wrong.
     """
     started = time.monotonic()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    use_threads(settings.threads, device)
     artifact = Artifact.open(Path(settings.model))
-    device, dtype = choose_device(settings.device), choose_dtype(settings.dtype, artifact.dtype)
+    dtype = choose_dtype(settings.dtype, artifact.dtype)
     tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype, verify=settings.verify_weights)
     tower = load_vision(artifact.config, tensors, ComputeOptions(str(device), dtype_name(dtype), settings.attention))
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)

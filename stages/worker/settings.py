@@ -27,7 +27,7 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     deterministic: bool = False
     """Whether what becomes of a session must not depend on what shares its batches."""
     threads: PositiveInt | None = None
-    """CPU threads of one operation; None leaves it to torch (and OMP_NUM_THREADS)."""
+    """CPU threads of one operation; None: one where a GPU does the work, else torch's (or OMP_NUM_THREADS)."""
     verify_weights: bool = True
     """Whether weights are compared with the manifest while they are read."""
     edges: EdgeChoice = "auto"

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.wire.transport import Transport
 from stages.worker.tensors import to_wire
 from tests.kit.models.tiny_artifacts import tiny_artifact
+from trials.bench.cpu_time import cpu_seconds
 
 
 class Workers:
@@ -37,10 +39,11 @@ class Workers:
         self._servers = ("--nats-url", nats_url, "--redis-url", redis_url, "--namespace", namespace)
         self._children: list[ChildProcess] = []
 
-    async def start(self, *arguments: str, model: Path | None = None) -> ChildProcess:
+    async def start(self, *arguments: str, model: Path | None = None, device: str = "cpu") -> ChildProcess:
         number = len(self._children)
         ready = self.directory / f"{number}.ready"
-        flags = ["--model", str(model or tiny_artifact()), "--device", "cpu", "--threads", "1", "--log-format", "json"]
+        threads = ["--threads", "1"] if device == "cpu" else []
+        flags = ["--model", str(model or tiny_artifact()), "--device", device, *threads, "--log-format", "json"]
         command, *rest = arguments
         argv = [
             sys.executable,
@@ -132,6 +135,61 @@ async def session_on(record: WorkerRecord, transport: Transport, namespace: str)
             assert len((await anext(answers)).body.tokens) == 1
         closes = (SessionClose(session="a", attempt=1),)
         yield msgspec.structs.replace(envelope, microbatch=2, segments=(), opens=(), closes=closes)
+
+
+async def prefill(record: WorkerRecord, transport: Transport, namespace: str, attempts: range) -> None:
+    """Have a stage that is the last one compute a prompt of 1,024 tokens in each of a session's attempts."""
+    results, n = subjects.results(namespace, "main", "test"), 1024
+    tensors = {
+        "hidden": to_wire(torch.ones(n, 64)),
+        "positions": to_wire(torch.arange(n, dtype=torch.int32).repeat(3, 1)),
+    }
+    async with asyncio.timeout(60), transport.subscribe(results, MicrobatchResult) as answers:
+        for attempt in attempts:
+            envelope = Envelope(
+                pipeline="main",
+                fingerprint=record.fingerprint,
+                epoch=1,
+                microbatch=attempt,
+                route=(subjects.work(record.subject),),
+                reply=results,
+                budget_s=60.0,
+                segments=(Segment(session="a", attempt=attempt, start=0, count=n, wants_token=True),),
+                opens=(
+                    SessionOpen(
+                        session="a",
+                        attempt=attempt,
+                        num_kv_tokens=n + 1,
+                        num_prompt_tokens=n,
+                        sampling=SamplingSettings(),
+                    ),
+                ),
+            )
+            await transport.publish(envelope.route[0], envelope, tensors)
+            assert len((await anext(answers)).body.tokens) == 1
+
+
+def num_threads(child: ChildProcess) -> int:
+    return sum(1 for _ in Path(f"/proc/{child.pid}/task").iterdir())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+async def test_a_stage_keeps_no_processor_busy_that_has_nothing_to_compute(
+    workers: Workers, redis: RedisClient, transport: Transport, namespace: str, device: str
+) -> None:
+    child = await workers.start("stage", "--blocks", "2:", "--kv-tokens", "4096", device=device)
+    [record] = await WorkerRegistry(redis, namespace, "main").workers()
+    await prefill(record, transport, namespace, range(1, 3))
+    threads, started, used_s = num_threads(child), time.monotonic(), cpu_seconds(child.pid)
+    await prefill(record, transport, namespace, range(3, 11))
+    assert cpu_seconds(child.pid) - used_s < 1.5 * (time.monotonic() - started), "one thread computes or launches"
+    assert num_threads(child) == threads
+    beats_subject = subjects.heartbeats(namespace, "main")
+    async with asyncio.timeout(20), transport.subscribe(beats_subject, Heartbeat) as beats:
+        await anext(beats)
+        used_s = cpu_seconds(child.pid)
+        await anext(beats)  # a second later
+    assert cpu_seconds(child.pid) - used_s < 0.25
 
 
 async def until_it_lives_on(transport: Transport, namespace: str, num_beats: int) -> None:

@@ -109,7 +109,11 @@ _SAME_NAMES = (
     help="How hidden states and visual rows pass between workers: the best way that works, NATS alone, shared memory "
     "(shm), or connections of their own (tcp).",
 )
-@option("--threads", type=_POSITIVE, help="Threads of each worker. [default: the cores, shared out]")
+@option(
+    "--threads",
+    type=_POSITIVE,
+    help="Threads of each worker. [default: 1 where GPUs do the work, else the cores, shared out]",
+)
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
 @option(
     "--on-other-model",

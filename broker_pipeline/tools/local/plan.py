@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.tools.local.gpus.devices import assign_devices, threads_per_worker
+from broker_pipeline.tools.local.gpus.devices import assign_devices, computes_on_gpu, threads_per_worker
 
 _SHARED_GPU = 0.6  # of what is free on a GPU, for the KV of all stages on it together
 
@@ -44,7 +44,7 @@ class LocalSettings:
     edges: str | None = None
     """Ways beside NATS that workers try for payloads: `auto`, `nats`, `shm`, `tcp`; None leaves it to them."""
     num_threads: int | None = None
-    """Threads of each worker; None shares the cores out."""
+    """Threads of each worker; None is one where GPUs do the work, and shares the cores out elsewhere."""
     kv_tokens: int | None = None
     on_other_model: str = "restart"
     """What becomes of jobs with tokens of another model: `restart`, or `fail`."""
@@ -113,9 +113,12 @@ def plan_services(
 
 
 def num_threads(settings: LocalSettings) -> int:
-    """Return how many threads each worker computes with."""
-    num_workers = len(settings.stages) + settings.num_vision_workers + len(settings.vision_stages)
-    return settings.num_threads or threads_per_worker(num_workers)
+    """Return how many threads each worker computes with: more than one would only spin alongside a GPU."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    if computes_on_gpu(settings.num_cuda_devices, settings.device):
+        return 1
+    return threads_per_worker(len(settings.stages) + settings.num_vision_workers + len(settings.vision_stages))
 
 
 def _own_flags(

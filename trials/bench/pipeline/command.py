@@ -68,7 +68,10 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the model's]")
 @click.option(
-    "--threads", "num_threads", type=POSITIVE, help="Threads of each worker.  [default: the cores shared out]"
+    "--threads",
+    "num_threads",
+    type=POSITIVE,
+    help="Threads of each worker.  [default: 1 on GPUs, else the cores, shared out]",
 )
 @click.option("--kv-tokens", type=POSITIVE, help="KV tokens of every stage.  [default: what the sessions need]")
 @click.option(

@@ -68,6 +68,11 @@ def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:
     return [f"cuda:{worker % num_cuda_devices}" for worker in range(num_workers)]
 
 
+def computes_on_gpu(num_cuda_devices: int, device: str | None) -> bool:
+    """Say whether workers compute on a GPU; `device` is everyone's, if given."""
+    return num_cuda_devices > 0 if device in {None, "auto"} else str(device).startswith("cuda")
+
+
 def threads_per_worker(num_workers: int) -> int:
     """Return an equal share of the cores that this process may use, at least one."""
     return max(1, len(os.sched_getaffinity(0)) // num_workers)
