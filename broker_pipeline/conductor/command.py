@@ -28,7 +28,9 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option("--max-sessions", default=512, type=click.IntRange(min=1), help="Sessions computed at a time, per route.")
 @option("--max-jobs", default=1024, type=click.IntRange(min=1), help="Jobs taken from the queue and not finished.")
 @option("--max-preparing", default=128, type=click.IntRange(min=1), help="Sessions in preparation per vision worker.")
-@option("--max-waiting", default=64, type=click.IntRange(min=1), help="Prepared sessions that wait for KV.")
+@option(
+    "--max-waiting", default=64, type=click.IntRange(min=1), help="Prepared sessions of each route that have not begun."
+)
 @option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option(
     "--default-max-tokens",

@@ -150,7 +150,7 @@ class Parts:
         return Load(
             num_jobs=len(self.live),
             num_preparing=self.live.count("preparing") + self.live.count("recovering"),
-            num_waiting=self.scheduler.num_waiting,
+            num_waiting=self.scheduler.num_unopened,
             num_vision_workers=self.workers.vision.num_usable,
             num_routes=len(self.scheduler.routes.open_routes),
             room_tokens=self.scheduler.room(),

@@ -29,7 +29,7 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Sessions that one vision worker is asked for at a time: what stages take per second, times the seconds that
     preparing takes, or the stages run dry."""
     max_waiting: PositiveInt = 64
-    """Prepared sessions that wait for KV; their visual rows lie at the stages meanwhile."""
+    """Prepared sessions of each route that have not begun; their visual rows lie at the stages meanwhile."""
     max_batch_tokens: PositiveInt = 8192
     default_max_tokens: PositiveInt | None = None
     """Output limit of jobs that ask for none; None: the model's, or a share of the room."""

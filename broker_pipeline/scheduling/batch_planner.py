@@ -70,8 +70,6 @@ class BatchPlanner:
             microbatch = self._make(lane, segments, stages, now)
             lane.in_flight[microbatch.number] = microbatch
             self._in_flight.add(microbatch)
-            for segment in segments:
-                segment.session.is_open = True
             yield microbatch
 
     def _make(

@@ -8,8 +8,9 @@
 
 Every microbatch takes along the sessions that have one token to compute, and then prompts up to its share of tokens:
 a step costs its weights whatever it holds, so that one of prompts alone is one too many, and sessions that speak do
-not stand still while many prompts come. Prompts get half of the tokens where both are more than fit. Among equals
-whoever waits longest is served first, so nobody starves; a session has at most one segment in flight.
+not stand still while many prompts come. Prompts get half of the tokens where both are more than fit; one of them at
+least comes along, and more at the pace at which sessions end (`PromptPace`). Among equals whoever waits longest is
+served first, so nobody starves; a session has at most one segment in flight.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices
@@ -43,6 +45,8 @@ class Lane:
         self.route = route
         self.running: dict[SessionKey, SessionState] = {}
         self.in_flight: dict[int, PlannedBatch] = {}
+        self.num_unopened = 0
+        """Sessions of which nothing was sent yet: their visual rows lie at the stages."""
         self._ready: dict[SessionKey, SessionState] = {}
         self._demands: dict[SessionKey, int] = {}
         self._num_demanded = 0
@@ -51,10 +55,12 @@ class Lane:
         self._outside_s = 0.0
         self._count = 0
         self._shared = shared_devices(route)
+        self._pace = PromptPace()
 
     def start(self, session: SessionState) -> None:
         """Take in a session whose KV is reserved."""
         self.running[session.key] = session
+        self.num_unopened += 1
         self.make_ready(session)
 
     def make_ready(self, session: SessionState) -> None:
@@ -72,7 +78,13 @@ class Lane:
         """Let go of a session, wherever it is; return whether it was here."""
         self._ready.pop(key, None)
         self._num_demanded -= self._demands.pop(key, 0)
-        return self.running.pop(key, None) is not None
+        session = self.running.pop(key, None)
+        if session is None:
+            return False
+        self.num_unopened -= not session.is_open
+        if session.generated:
+            self._pace.observe(session.num_prompt_tokens, len(session.generated))
+        return True
 
     def observe_outside(self, seconds: float) -> None:
         """Learn how long a microbatch is between stages and in the broker."""
@@ -88,6 +100,8 @@ class Lane:
         segments = self._segments(budget) if budget else ()
         for segment in segments:
             del self._ready[segment.session.key]
+            self.num_unopened -= segment.opens
+            segment.session.is_open = True
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
@@ -117,7 +131,9 @@ class Lane:
             num_demanded = sum(self._demands[session.key] for session in prompts)
             del steps[max(1, budget.max_tokens - min(num_demanded, budget.max_tokens // 2)) :]
         taken = [_segment(session, 1) for session in steps[: budget.max_tokens]]
-        num_tokens, enough = len(taken), min(budget.num_tokens, budget.max_tokens)
+        num_tokens = len(taken)
+        num_for_prompts = min(budget.num_tokens - num_tokens, max(1, self._pace.num_tokens(budget.num_sessions)))
+        enough = min(num_tokens + num_for_prompts, budget.max_tokens)
         for session in prompts:
             if num_tokens >= enough:
                 break

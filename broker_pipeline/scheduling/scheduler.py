@@ -114,6 +114,11 @@ class Scheduler:
         """Sessions that hold KV."""
         return len(self._sessions) - len(self._waiting)
 
+    @property
+    def num_unopened(self) -> int:
+        """Sessions that are prepared and of which nothing was sent yet, whether they hold KV or wait for it."""
+        return len(self._waiting) + sum(lane.num_unopened for lane in self.routes.lanes)
+
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> list[PlannedBatch]:

@@ -9,7 +9,7 @@ them, every session gets its next token once per
                                                (plus h, where that device is the processor that h is spent on)
 
 Where t is flat (a GPU reading its weights) splitting gains nothing and D stays small; where t grows with n (a CPU, or
-prefill) N stages are kept busy by D = N, and N+1 hides h as well.
+prefill) N stages are kept busy by D = N, and as many more hide h as steps of the slowest stage fit into it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from broker_pipeline.scheduling.routes import Route
 
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
 _RISE = 0.1  # weight of one above it: a hiccup is no trend
+_MOST = 64  # microbatches in flight: a stage keeps no more envelopes
 _TOLERANCE = 1.03  # a larger D has to gain more than this, since each microbatch costs the broker something
 
 
@@ -132,18 +133,24 @@ def choose_num_microbatches(
     """Return how many microbatches should be in flight on a route of these stages.
 
     `num_sessions` sessions wait for `num_tokens` tokens in all; `outside_s` is spent between stages. At least 1, at
-    most N+1 and at most one per session. While a stage is unmeasured, as many as are allowed.
+    most one per session. While a stage is unmeasured, N+1.
 
     One microbatch takes at most `max_tokens`; where that is less than its share, what counts is the time per token.
     `current` microbatches are in flight up to now: they stay as many while nothing else gains enough, since every
     change leaves a stage idle for a moment.
     """
-    most = max(1, min(len(stages) + 1, num_sessions))
     if not all(stage.is_known for stage in stages):
-        return most
-    periods = [_period(count, num_tokens, max_tokens, stages, outside_s, shared) for count in range(1, most + 1)]
-    enough = min(periods) * _TOLERANCE
-    if 1 <= current <= most and periods[current - 1] <= enough:
+        return max(1, min(len(stages) + 1, num_sessions))
+    periods: list[float] = []
+    best = math.inf
+    for count in range(1, max(1, min(num_sessions, _MOST)) + 1):
+        computing_s, way_s = _period(count, num_tokens, max_tokens, stages, outside_s, shared)
+        periods.append(max(computing_s, way_s))
+        best = min(best, periods[-1])
+        if computing_s >= best and count >= current:
+            break  # with more microbatches, stages have no less to compute
+    enough = best * _TOLERANCE
+    if 1 <= current <= len(periods) and periods[current - 1] <= enough:
         return current
     return next(count for count, period in enumerate(periods, start=1) if period <= enough)
 
@@ -155,7 +162,8 @@ def _period(
     stages: Sequence[StepTime],
     outside_s: float,
     shared: Sequence[SharedDevice],
-) -> float:
+) -> tuple[float, float]:
+    """Return the seconds until every token was computed once: by what devices compute, and by a microbatch's way."""
     size = min(num_tokens / count, max_tokens)
     steps = [stage.estimate(size) for stage in stages]
     on_shared = [
@@ -163,7 +171,7 @@ def _period(
         for device in shared
     ]
     num_turns = num_tokens / (count * size) if size else 1.0  # until all tokens have had theirs
-    return num_turns * max(count * max(steps), sum(steps) + outside_s, *on_shared)
+    return num_turns * max(count * max(steps), max(on_shared, default=0.0)), num_turns * (sum(steps) + outside_s)
 
 
 def _bucket(num_tokens: int) -> int:

@@ -68,9 +68,10 @@ class StageEngine:
         self.busy_s = 0.0
         """Seconds of computing, by the device's own clock where it has one."""
         self.queue_s = 0.0
-        """Seconds that microbatches have waited, added up."""
+        """Seconds that microbatches have waited for earlier ones, added up."""
         self.is_device_lost = False
         """Whether the device answers no more, so that only a new process can go on."""
+        self._free_at = 0.0  # when the last microbatch was done
         self._compute = compute
         self._clock = clock
         self._place = place
@@ -106,6 +107,7 @@ class StageEngine:
         return outcome
 
     def _leave(self) -> None:
+        self._free_at = self._clock()
         self.occupancy.leave(has_sessions=self.sessions.num_open > 0)
 
     def _guarded(self, work: StageWork, started: float, action: Callable[[], T]) -> T | Reply:
@@ -158,14 +160,16 @@ class StageEngine:
         return send_on(begun, output, failures, timing, self.facts, self._clock())
 
     def _timing(self, work: StageWork, started: float, device_s: float | None) -> StageTiming:
-        """Count what the device says it took, and all else as waiting; where host and device are one, by its clock."""
+        """Tell what the device took, and how long earlier microbatches were in the way; on a CPU by the host's clock.
+
+        What remains, the host's work and ways between threads, counts as passed outside of stages: it is there however
+        few microbatches are under way, so that the scheduler has to hide it behind others.
+        """
         now = self._clock()
-        compute_s = now - started if device_s is None else device_s
-        return StageTiming(
-            worker=self.facts.worker,
-            queue_s=max(0.0, now - work.received_at - compute_s),
-            compute_s=max(0.0, compute_s),
-        )
+        compute_s = max(0.0, now - started if device_s is None else device_s)
+        rest_s = max(0.0, now - work.received_at - compute_s)
+        in_the_way_s = max(0.0, self._free_at - work.received_at)
+        return StageTiming(worker=self.facts.worker, queue_s=min(in_the_way_s, rest_s), compute_s=compute_s)
 
 
 def _log_computed(work: StageWork, output: StageOutput, failures: list[SessionFailure], timing: StageTiming) -> None:

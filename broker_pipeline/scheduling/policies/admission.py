@@ -16,12 +16,15 @@ class AdmissionLimits:
     max_preparing_per_vision_worker: int = 128
     """Sessions that one vision worker is asked for at a time."""
     max_waiting: int = 64
-    """Prepared sessions that wait for KV; their visual rows occupy the stages meanwhile."""
+    """Prepared sessions of each route that have not begun; their visual rows occupy the stages meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the conductor has on its hands. `room_tokens` is free KV that nobody is being prepared for."""
+    """What the conductor has on its hands.
+
+    `num_waiting` sessions are prepared and have not begun; `room_tokens` is free KV that nobody is being prepared for.
+    """
 
     num_jobs: int
     num_preparing: int
@@ -64,7 +67,7 @@ class Admission:
                 load.num_preparing >= limits.max_preparing_per_vision_worker * load.num_vision_workers,
                 "enough sessions in preparation",
             ),
-            (load.num_waiting >= limits.max_waiting, "enough sessions waiting"),
+            (load.num_waiting >= limits.max_waiting * load.num_routes, "enough sessions waiting"),
             (ahead > 0 and load.room_tokens < self.expected_tokens, "no room for keys and values"),
         )
         return next((reason for is_so, reason in reasons if is_so), None)

@@ -1,6 +1,10 @@
-"""How near to the ideal the scheduler keeps one GPU busy that captions pictures: 219 tokens in, 64 out."""
+"""How near to the ideal the scheduler keeps GPUs busy that caption pictures: 219 tokens in, 64 out."""
 
 from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from statistics import mean
 
 import pytest
 
@@ -19,10 +23,9 @@ def test_a_gpu_is_kept_as_busy_as_it_can_be(num_sessions: int, outside_s: float)
 
 def test_sessions_speak_on_while_a_burst_of_prompts_is_computed() -> None:
     run = GpuRun(SimulatedGpu(), 256)
-    run.run(6.0)
     full_s = run.gpu.seconds(run.max_batch_tokens) + run.gpu.outside_s
     run.run(6.0)
-    assert max(num_prompt_tokens(run.sent)) > 2000, "there were bursts"
+    assert max(num_prompt_tokens(run.sent)) > 2000, "there was a burst: everybody began at once"
     assert run.longest_pause_s < 2.1 * full_s
 
 
@@ -51,3 +54,42 @@ def test_prompts_get_their_half_where_steps_alone_would_fill_the_microbatch() ->
     mixed = [each for each in run.sent if 0 < num_prompt_tokens([each])[0] < each.num_tokens]
     assert mixed
     assert all(each.num_tokens <= 32 for each in run.sent)
+
+
+# --- several stages, far from each other ----------------------------------------------------------------------------
+
+FOUR_STAGES = SimulatedGpu(step_s=0.006, token_s=0.02e-3, outside_s=0.040, num_stages=4)
+
+
+@cache
+def four_stages(num_sessions: int) -> tuple[float, GpuRun]:
+    """Return the rate, and the run, of four equal stages with 40 ms of every way around between them."""
+    run = GpuRun(FOUR_STAGES, num_sessions)
+    run.run(12.0)
+    return run.run(12.0), run
+
+
+@pytest.mark.parametrize("num_sessions", [512, 1024, 2048])
+def test_stages_are_kept_busy_though_they_are_far_from_each_other(num_sessions: int) -> None:
+    rate, run = four_stages(num_sessions)
+    assert run.busy_s / 12.0 > 0.92
+    assert rate > 0.93 * FOUR_STAGES.ideal_rate(num_sessions, run.num_prompt, run.num_output), "not by smaller steps"
+
+
+def test_more_sessions_never_give_fewer_captions() -> None:
+    rates = [four_stages(num_sessions)[0] for num_sessions in (64, 256, 512, 1024, 2048)]
+    assert all(more > 0.99 * fewer for fewer, more in pairwise(rates))
+
+
+def test_sessions_are_split_evenly_over_microbatches() -> None:
+    _, run = four_stages(512)
+    sizes = sorted(sum(segment.count == 1 for segment in each.segments) for each in run.sent if each.segments)
+    assert sizes[len(sizes) // 20] > 0.8 * mean(sizes)
+    assert sizes[-len(sizes) // 20] < 1.2 * mean(sizes)
+
+
+def test_prompts_come_at_the_pace_of_those_that_end_rather_than_in_waves() -> None:
+    _, run = four_stages(512)
+    most = max(num_prompt_tokens(run.sent))
+    assert most < 0.15 * run.max_batch_tokens
+    assert run.longest_pause_s < 0.16, "twice a way around"

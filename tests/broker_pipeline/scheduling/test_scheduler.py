@@ -77,6 +77,20 @@ def test_waits_for_room_rather_than_over_committing(two_stages: Simulation) -> N
     two_stages.check_ended()
 
 
+def test_sessions_that_have_not_begun_are_counted_wherever_they_wait(two_stages: Simulation) -> None:
+    for _ in range(5):
+        two_stages.submit(20, 20)
+    two_stages.house()
+    assert two_stages.scheduler.num_unopened == 5
+    two_stages.plan()  # room for two, each in a microbatch of its own
+    assert two_stages.scheduler.num_unopened == 3
+    waiting = next(iter(two_stages.scheduler._waiting))
+    two_stages.cancel(two_stages.jobs[waiting.key.session])
+    assert two_stages.scheduler.num_unopened == 2
+    two_stages.run()
+    assert two_stages.scheduler.num_unopened == 0
+
+
 def test_jobs_start_in_order(two_stages: Simulation) -> None:
     for _ in range(6):
         two_stages.submit(20, 20)

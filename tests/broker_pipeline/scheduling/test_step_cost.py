@@ -70,6 +70,14 @@ def test_one_more_when_there_is_time_outside_of_stages_to_hide() -> None:
     assert choose_num_microbatches(64, 64, stages, outside_s=0.015) == 4
 
 
+def test_as_many_more_as_it_takes_to_hide_a_long_way() -> None:
+    stages = [measured(flat)] * 4
+    assert choose_num_microbatches(256, 256, stages, outside_s=0.04) == 1, "each would cost as much as all together"
+    fixed_and_growing = [measured(lambda n: 0.002 + 0.0002 * n)] * 4
+    # 256 tokens: nine microbatches compute for 9 * (2 + 5.7) = 69 ms; each is on its way for 4 * 7.7 + 40 = 71 ms.
+    assert choose_num_microbatches(256, 256, fixed_and_growing, outside_s=0.04) in {8, 9}
+
+
 def test_prefill_splits_where_decode_does_not() -> None:
     def gpu(num_tokens: int) -> float:
         return max(0.008, 0.00005 * num_tokens)

@@ -1,4 +1,4 @@
-"""One stage on one GPU, in simulated time: a step of n tokens takes `step_s + n * token_s`, and one step at a time."""
+"""Stages with a GPU each, in simulated time: a step of n tokens takes `step_s + n * token_s`, one step at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from tests.kit.simulated.stages import prompt_of
 
 @dataclass(frozen=True, slots=True)
 class SimulatedGpu:
-    """Seconds of a step and of each of its tokens; `outside_s` passes between two steps of one microbatch."""
+    """Seconds of a step and of each of its tokens on every stage; of a way around, `outside_s` pass between stages."""
 
     step_s: float = 0.007
     token_s: float = 0.027e-3
     outside_s: float = 0.006
+    num_stages: int = 1
 
     def seconds(self, num_tokens: float) -> float:
         return self.step_s + num_tokens * self.token_s
@@ -34,8 +35,8 @@ class SimulatedGpu:
         """Sessions ended per second if every one got a token in every round, at the best number of microbatches."""
         num_new = num_sessions / num_output
         num_tokens = num_sessions - num_new + num_new * num_prompt
-        rounds = [max(n * self.seconds(num_tokens / n), self.seconds(num_tokens / n) + self.outside_s) for n in (1, 2)]
-        return num_new / min(rounds)
+        steps = [(count, self.seconds(num_tokens / count)) for count in range(1, 65)]
+        return num_new / min(max(count * step, self.num_stages * step + self.outside_s) for count, step in steps)
 
 
 @dataclass(repr=False, eq=False)
@@ -53,18 +54,27 @@ class GpuRun:
     num_computed: int = 0
     sent: list[PlannedBatch] = field(default_factory=list)
     longest_pause_s: float = 0.0
-    _free_at: float = 0.0
+    busy_s: float = 0.0
+    """Seconds that each stage has computed for what was sent since `run` began."""
     _spoke_at: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(1, SchedulerLimits(max_sessions=self.num_sessions))
-        blocks = BlockRange(start=0, stop=1)
-        self.scheduler.join(StageInfo("w", "w", "s.w", blocks, 10_000_000, self.max_batch_tokens))
+        num_stages = self.gpu.num_stages
+        self.scheduler = Scheduler(num_stages, SchedulerLimits(max_sessions=self.num_sessions))
+        for name, start in zip(self._names, range(num_stages), strict=True):
+            blocks = BlockRange(start=start, stop=start + 1)
+            self.scheduler.join(StageInfo(name, name, f"s.{name}", blocks, 10_000_000, self.max_batch_tokens))
+        self._free_at = dict.fromkeys(self._names, 0.0)
         self._prompt = prompt_of(self.num_prompt)
         self._orders, self._ties = itertools.count(), itertools.count()
         self._answers: list[tuple[float, int, MicrobatchResult]] = []
         for _ in range(self.num_sessions + self.num_ahead):
             self._submit()
+
+    @property
+    def _names(self) -> list[str]:
+        """Return the stages in order."""
+        return [f"w{index}" for index in range(self.gpu.num_stages)]
 
     def run(self, seconds: float) -> float:
         """Go on for so long and return how many sessions' tokens were computed per second.
@@ -73,7 +83,7 @@ class GpuRun:
         """
         before, until = self.num_computed, self.now + seconds
         self.sent.clear()
-        self.longest_pause_s = 0.0
+        self.longest_pause_s = self.busy_s = 0.0
         self._plan()
         while self._answers and self._answers[0][0] < until:
             self.now, _, result = heapq.heappop(self._answers)
@@ -110,12 +120,17 @@ class GpuRun:
             self._submit()
 
     def _plan(self) -> None:
+        hop_s = self.gpu.outside_s / (self.gpu.num_stages + 1)
         for microbatch in self.scheduler.plan(self.now):
-            arrives = self.now + self.gpu.outside_s / 2
-            starts, seconds = max(arrives, self._free_at), self.gpu.seconds(microbatch.num_tokens)
-            self._free_at = starts + seconds
-            result = _answer(microbatch, starts - arrives, seconds)
-            heapq.heappush(self._answers, (self._free_at + self.gpu.outside_s / 2, next(self._ties), result))
+            at, seconds, timings = self.now, self.gpu.seconds(microbatch.num_tokens), []
+            for name in self._names:
+                arrives = at + hop_s
+                starts = max(arrives, self._free_at[name])
+                at = self._free_at[name] = starts + seconds
+                timings.append(StageTiming(worker=name, queue_s=starts - arrives, compute_s=seconds))
+            result = _answer(microbatch, timings)
+            heapq.heappush(self._answers, (at + hop_s, next(self._ties), result))
+            self.busy_s += seconds
             self.sent.append(microbatch)
 
 
@@ -124,13 +139,13 @@ def num_prompt_tokens(microbatches: Sequence[PlannedBatch]) -> list[int]:
     return [sum(segment.count for segment in each.segments if segment.count > 1) for each in microbatches]
 
 
-def _answer(microbatch: PlannedBatch, queue_s: float, compute_s: float) -> MicrobatchResult:
+def _answer(microbatch: PlannedBatch, timings: Sequence[StageTiming]) -> MicrobatchResult:
     tokens = tuple(
         SampledToken(session=segment.session.key.session, attempt=1, position=segment.stop, token_id=1)
         for segment in microbatch.segments
         if segment.wants_token
     )
-    timing = StageTiming(worker="w", queue_s=queue_s, compute_s=compute_s)
     return MicrobatchResult(
-        pipeline="", fingerprint="", epoch=1, microbatch=microbatch.number, worker="w", tokens=tokens, timings=(timing,)
-    )
+        pipeline="", fingerprint="", epoch=1, microbatch=microbatch.number, worker=timings[-1].worker,
+        tokens=tokens, timings=tuple(timings),
+    )  # fmt: skip

@@ -22,7 +22,7 @@ from stages.compute.generate import Request, WholeModel
 from stages.compute.visual_row_buffer import VisualRowBuffer, VisualRows
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import check_envelope, read_tensors
-from stages.stage.work import Forward, Reply, StageWork
+from stages.stage.work import Begun, Forward, Reply, StageWork
 from stages.worker.epoch_fence import EpochFence
 from stages.worker.tensors import to_wire
 from tests.kit.models.tiny_stages import FINGERPRINT, PIPELINE, facts_of, tiny_stage, work_subject
@@ -258,7 +258,24 @@ def test_the_next_stage_gets_what_is_left_of_the_budget() -> None:
     outcome = chain.engines[0].step(work)
     assert isinstance(outcome, Forward)
     assert outcome.envelope.budget_s == pytest.approx(6)
-    assert outcome.envelope.timings[0].queue_s == pytest.approx(4)
+    assert outcome.envelope.timings[0].queue_s == 0, "nothing was in the way: these seconds are nobody's computing"
+
+
+def test_a_microbatch_has_waited_for_as_long_as_an_earlier_one_was_in_the_way() -> None:
+    chain = Chain()
+    engine, works = chain.engines[0], []
+    for name in ("a", "b"):
+        envelope = chain.envelope([segment(name, 0, 5)], opens=(opening(name),))
+        works.append(StageWork(envelope, read_tensors(envelope, inputs(PROMPT, PLACES), engine.facts), chain.clock.now))
+    timings = []
+    for work in works:
+        begun = engine.begin(work)
+        assert isinstance(begun, Begun)
+        chain.clock.now += 3
+        outcome = engine.finish(begun)
+        assert isinstance(outcome, Forward)
+        timings += outcome.envelope.timings
+    assert [(timing.queue_s, timing.compute_s) for timing in timings] == [(0, 3), (3, 3)]
 
 
 def test_history_travels_to_the_sampler_with_its_session() -> None:
