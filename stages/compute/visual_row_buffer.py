@@ -17,7 +17,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from broker_pipeline.errors import StaleAttemptError, TensorMismatchError, VisualRowsMissingError, WorkerBusyError
+from broker_pipeline.errors import (
+    PayloadTooLargeError,
+    StaleAttemptError,
+    TensorMismatchError,
+    VisualRowsMissingError,
+    WorkerBusyError,
+)
 from stages.compute.microbatch import SessionKey
 
 
@@ -84,8 +90,14 @@ class VisualRowBuffer:
 
         Raises:
             StaleAttemptError: visual rows of a newer attempt are here.
-            WorkerBusyError: there is no room.
+            WorkerBusyError: there is no room yet.
+            PayloadTooLargeError: there never will be.
         """
+        if visual_rows.num_bytes > self._max_bytes:
+            raise PayloadTooLargeError(
+                f"{visual_rows.num_bytes} bytes of visual rows are more than the {self._max_bytes} that are kept here; "
+                "give this stage a larger --row-buffer-bytes"
+            )
         with self._lock:
             self._drop(lambda _, entry: entry.expires_at <= self._clock())
             if any(other == session and newer > attempt for other, newer in self._entries):

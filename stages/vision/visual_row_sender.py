@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 from torch import Tensor
 
-from broker_pipeline.errors import PipelineError, TensorMismatchError, error_from_failure
+from broker_pipeline.errors import PipelineError, TensorMismatchError, WorkerBusyError, error_from_failure
 from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.tracing.activities import DELIVER
 from broker_pipeline.tracing.tracer import tracer
@@ -67,6 +67,7 @@ class VisualRowSender:
 
         Raises:
             PipelineError: what a stage, or the way there, failed with, after one more try where that may help.
+            WorkerBusyError: a stage has had no room until the deadline.
         """
         with tracer.measure(DELIVER, session=request.session, attempt=request.attempt):
             away = [target for target in request.targets if not self._is_here(target)]
@@ -80,15 +81,17 @@ class VisualRowSender:
         return self._local is not None and target.subject == self._local.subject
 
     async def _deliver(self, request: PrepareRequest, target: RowTarget, output: TowerOutput, deadline: float) -> None:
-        tensors = visual_rows_for(target, output)
-        try:
-            await self._try(request, target, tensors, deadline)
-        except PipelineError as error:
-            if not error.retryable:
-                raise
-            log.info("visual_rows_resent", session=request.session, subject=target.subject, reason=error.message)
+        """Try once more after a failure that may pass; wait for room, as prompts that are computed make some."""
+        tensors, num_failures = visual_rows_for(target, output), 0
+        while True:
+            try:
+                return await self._try(request, target, tensors, deadline)
+            except PipelineError as error:
+                num_failures += not isinstance(error, WorkerBusyError)
+                if not error.retryable or num_failures > 1 or time.monotonic() + _PAUSE_S >= deadline:
+                    raise
+                log.info("visual_rows_resent", session=request.session, subject=target.subject, reason=error.message)
             await asyncio.sleep(_PAUSE_S)
-            await self._try(request, target, tensors, deadline)
 
     async def _try(
         self, request: PrepareRequest, target: RowTarget, tensors: Mapping[str, Tensor], deadline: float

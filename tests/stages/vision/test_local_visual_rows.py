@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+import structlog
 import torch
 
 from broker_pipeline.errors import (
     FingerprintMismatchError,
+    PayloadTooLargeError,
     StaleAttemptError,
     StaleEpochError,
     TensorMismatchError,
-    WorkerBusyError,
 )
 from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
 from broker_pipeline.wire.transport import Transport
@@ -26,6 +27,7 @@ from stages.stage.envelope_checks import StageFacts
 from stages.stage.visual_row_intake import VisualRowIntake
 from stages.vision.visual_row_sender import LocalStage, VisualRowSender
 from stages.worker.epoch_fence import EpochFence
+from tests.kit.waiting import eventually
 
 HIDDEN = 8
 HERE = "local.rows"
@@ -112,7 +114,7 @@ async def test_what_the_wire_would_refuse_is_refused(local: Local) -> None:
         (rows(width=9), {}, TensorMismatchError),
         (rows(dtype=torch.bfloat16), {}, TensorMismatchError),
         (rows(), {"targets": (RowTarget(subject=HERE, embeds=True),)}, TensorMismatchError),
-        (rows(num_rows=100), {}, WorkerBusyError),
+        (rows(num_rows=100), {}, PayloadTooLargeError),
     ]:
         with pytest.raises(error):
             await local.send(given, **changes)
@@ -124,10 +126,11 @@ async def test_what_the_wire_would_refuse_is_refused(local: Local) -> None:
         await local.send(rows(), epoch=3, attempt=1)
 
 
-async def test_a_full_buffer_is_tried_once_more(local: Local) -> None:
+async def test_rows_wait_for_room(local: Local) -> None:
     await local.send(rows(14), session="other")
-    sending = asyncio.create_task(local.send(rows(14)))
-    await asyncio.sleep(0.05)
-    local.buffer.discard("other", 1)
-    await sending
+    with structlog.testing.capture_logs() as logs:
+        sending = asyncio.create_task(local.send(rows(14)))
+        await eventually(lambda: len(logs) >= 2)
+        local.buffer.discard("other", 1)
+        await sending
     assert local.buffer.find("s", 1).num_rows == 14

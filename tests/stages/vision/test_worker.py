@@ -17,7 +17,7 @@ from PIL import Image
 
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
-from broker_pipeline.errors import InvalidRequestError, StageError, WorkerBusyError
+from broker_pipeline.errors import InvalidRequestError, StageError, TransportError, WorkerBusyError
 from broker_pipeline.messages.jobs import (
     ChatMessage,
     ImagePart,
@@ -365,12 +365,14 @@ async def test_requests_of_others_and_of_the_past_are_refused(bench: Bench) -> N
     assert await bench.failure(text(), epoch=2) == ("stale_epoch", "epoch")
 
 
-async def test_rows_are_sent_once_more_and_then_the_session_fails(bench: Bench) -> None:
+async def test_rows_wait_for_room_and_else_are_sent_once_more_before_the_session_fails(bench: Bench) -> None:
     image = ImagePart(media=await bench.store(picture(7)))
-    bench.refusals = [WorkerBusyError("full")]
+    bench.refusals = [WorkerBusyError("full")] * 3 + [TransportError("lost")]
     assert (await bench.prepare(image)).body.failure is None
-    bench.refusals = [WorkerBusyError("full")] * 4
-    assert (await bench.failure(image))[0] == "worker_busy"
+    bench.refusals = [TransportError("lost")] * 4
+    assert (await bench.failure(image))[0] == "transport"
+    bench.refusals = [WorkerBusyError("full")] * 100
+    assert (await bench.failure(image, budget_s=0.5))[0] in {"worker_busy", "deadline_exceeded"}
     bench.refusals = []
     nobody = RowTarget(subject="nobody.listens.here", embeds=True)
     assert (await bench.failure(image, targets=(nobody,)))[0] == "no_responder"
