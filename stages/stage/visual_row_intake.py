@@ -87,6 +87,11 @@ class VisualRowIntake:
         self._buffer = buffer
         self._fence = fence
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether this stage needs visual rows at all: the first does, and those with layers of DeepStack levels."""
+        return self._needs.embeds or bool(self._needs.levels)
+
     async def serve(self, messages: AsyncIterator[Received[RowDelivery]]) -> None:
         """Keep what comes, and say so or why not in a receipt, until cancelled."""
         async for message in messages:

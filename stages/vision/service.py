@@ -217,7 +217,7 @@ def _assemble(
     presence: Presence,
     local: LocalStage | None,
 ) -> VisionWorker:
-    lane = TowerLane(loaded.tower, keeps_on_device=local is not None)
+    lane = TowerLane(loaded.tower, keeps_on_device=local is not None and local.intake.takes_any)
     limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if settings.deterministic else None)
     batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
     cache = VisionCache(settings.cache_bytes)

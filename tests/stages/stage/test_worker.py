@@ -172,7 +172,7 @@ async def test_rows_that_do_not_fit_are_refused_with_a_reason(transport: Transpo
         narrow = {"embeds": to_wire(torch.zeros(2, 63)), "deepstack.0": to_wire(torch.zeros(2, 64))}
         good = {"embeds": to_wire(torch.zeros(2, 64)), "deepstack.0": to_wire(torch.zeros(2, 64))}
         for tensors, changes, code in [
-            (wide, {}, "worker_busy"),
+            (wide, {}, "payload_too_large"),
             (other, {}, "tensor_mismatch"),
             (narrow, {}, "tensor_mismatch"),
             (good, {"fingerprint": "0" * 64}, "fingerprint_mismatch"),

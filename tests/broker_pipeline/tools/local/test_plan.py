@@ -89,6 +89,13 @@ def test_a_shared_process_leaves_the_gpu_to_one_worker() -> None:
     assert "--kv-share" not in services["stage-0"].arguments
 
 
+@pytest.mark.parametrize(("device", "num_gpus"), [(None, 2), ("cuda:1", 2), ("auto", 1)])
+def test_workers_on_gpus_have_one_thread_unless_told_otherwise(device: str | None, num_gpus: int) -> None:
+    services = plan(num_cuda_devices=num_gpus, device=device)
+    assert {flags(services[name])["--threads"] for name in ("stage-0", "stage-1", "vision-0")} == {"1"}
+    assert flags(plan(num_cuda_devices=num_gpus, device=device, num_threads=3)["stage-0"])["--threads"] == "3"
+
+
 async def test_without_a_driver_there_are_no_cuda_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert await cuda_devices() == ()
