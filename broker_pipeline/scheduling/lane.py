@@ -54,6 +54,8 @@ class Lane:
         self._max_tokens = route.max_batch_tokens
         self._outside_s = 0.0
         self._count = 0
+        """Microbatches that should be in flight, as last chosen, for so many sessions:"""
+        self._num_counted = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
 
@@ -105,10 +107,12 @@ class Lane:
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
-        if not self._ready or len(self.in_flight) > len(stages):  # never more than one more than there are stages
+        num_sessions, num_tokens = len(self.running), self._num_demanded
+        is_full = len(self.in_flight) >= self._count and num_sessions == self._num_counted
+        if not self._ready or is_full:  # the count changes with answers, and with who is here
             return None
         max_tokens = min(max_batch_tokens, self._max_tokens)
-        num_sessions, num_tokens = len(self.running), self._num_demanded
+        self._num_counted = num_sessions
         count = self._count = choose_num_microbatches(
             num_sessions,
             num_tokens,
