@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 def num_started(device: str, num_threads: int | None) -> int:
     """Return how many threads torch starts for two copies on two threads, where it would by itself start some."""
     program = _PROGRAM.format(num_threads=num_threads, device=device)
-    env = {"OMP_NUM_THREADS": "3", "PATH": ""}
+    env = os.environ | {"OMP_NUM_THREADS": "3"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
