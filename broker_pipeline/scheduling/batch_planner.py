@@ -50,9 +50,9 @@ class BatchPlanner:
         """Ask a suspended worker with the next plan for nothing but closes and an answer."""
         self._asked.add(key)
 
-    def plan(self, now: float) -> list[PlannedBatch]:
-        """Return what is to be sent now."""
-        planned = [microbatch for lane in self._routes.lanes for microbatch in self._fill(lane, now)]
+    def plan(self, now: float, *, is_full: bool = True) -> list[PlannedBatch]:
+        """Return what is to be sent now; `is_full` says whether sessions wait for places on routes."""
+        planned = [microbatch for lane in self._routes.lanes for microbatch in self._fill(lane, now, is_full=is_full)]
         planned += self._flush(now)
         asked, self._asked = self._asked, set()
         suspended = [worker for worker in self._routes.suspended if worker.key in asked]
@@ -64,9 +64,10 @@ class BatchPlanner:
         late = self._in_flight.without_probe(now)
         return [self._empty(each.route, now, self._limits.probe_deadline_s, follows=each) for each in late]
 
-    def _fill(self, lane: Lane, now: float) -> Iterator[PlannedBatch]:
+    def _fill(self, lane: Lane, now: float, *, is_full: bool) -> Iterator[PlannedBatch]:
         stages = [self._costs[key] for key in lane.route.key]
-        while segments := lane.take(stages, self._limits.max_batch_tokens):
+        num_free_places = 0 if is_full else max(0, self._limits.max_sessions - len(lane.running))
+        while segments := lane.take(stages, self._limits.max_batch_tokens, num_free_places):
             microbatch = self._make(lane, segments, stages, now)
             lane.in_flight[microbatch.number] = microbatch
             self._in_flight.add(microbatch)

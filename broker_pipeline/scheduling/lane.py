@@ -31,9 +31,13 @@ _OUTSIDE_WEIGHT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
-    """How much one microbatch should hold: `num_sessions` and `num_tokens` are aims, `max_tokens` is a limit."""
+    """How much one microbatch should hold: `num_sessions` and `num_tokens` are aims, `max_tokens` is a limit.
+
+    `num_places` is its share of the sessions that could run.
+    """
 
     num_sessions: int
+    num_places: int
     num_tokens: int
     max_tokens: int
 
@@ -93,12 +97,14 @@ class Lane:
         known = self._outside_s or seconds
         self._outside_s = known + _OUTSIDE_WEIGHT * (max(0.0, seconds) - known)
 
-    def take(self, stages: Sequence[StepCost], max_batch_tokens: int) -> tuple[PlannedSegment, ...]:
+    def take(
+        self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int = 0
+    ) -> tuple[PlannedSegment, ...]:
         """Take the next microbatch's segments; none when enough is in flight, or what is ready has to wait for a turn.
 
-        `stages` are what steps cost on each of the route's workers.
+        `stages` are what steps cost on each of the route's workers; `num_free_places` more sessions could run.
         """
-        budget = self._budget(stages, max_batch_tokens)
+        budget = self._budget(stages, max_batch_tokens, num_free_places)
         segments = self._segments(budget) if budget else ()
         for segment in segments:
             del self._ready[segment.session.key]
@@ -106,7 +112,7 @@ class Lane:
             segment.session.is_open = True
         return segments
 
-    def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int) -> BatchBudget | None:
+    def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:
         num_sessions, num_tokens = len(self.running), self._num_demanded
         is_full = len(self.in_flight) >= self._count and num_sessions == self._num_counted
         if not self._ready or is_full:  # the count changes with answers, and with who is here
@@ -124,7 +130,12 @@ class Lane:
         )
         if len(self.in_flight) >= count:
             return None
-        return BatchBudget(math.ceil(num_sessions / count), math.ceil(num_tokens / count), max_tokens)
+        return BatchBudget(
+            num_sessions=math.ceil(num_sessions / count),
+            num_places=math.ceil((num_sessions + num_free_places) / count),
+            num_tokens=math.ceil(num_tokens / count),
+            max_tokens=max_tokens,
+        )
 
     def _segments(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:
         steps, prompts = self._candidates(budget)
@@ -136,7 +147,7 @@ class Lane:
             del steps[max(1, budget.max_tokens - min(num_demanded, budget.max_tokens // 2)) :]
         taken = [_segment(session, 1) for session in steps[: budget.max_tokens]]
         num_tokens = len(taken)
-        num_for_prompts = min(budget.num_tokens - num_tokens, max(1, self._pace.num_tokens(budget.num_sessions)))
+        num_for_prompts = min(budget.num_tokens - num_tokens, max(1, self._pace.num_tokens(budget.num_places)))
         enough = min(num_tokens + num_for_prompts, budget.max_tokens)
         for session in prompts:
             if num_tokens >= enough:

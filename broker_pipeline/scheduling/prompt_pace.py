@@ -8,6 +8,8 @@ waves of prompts alternate with waves of single tokens: microbatches are unequal
 
 In a steady state, every token that a session gets lets in so many tokens of prompts as sessions have of these for each
 token of their outputs. That number is learned from those that end; before the first one does, nothing is held back.
+Where more sessions could run than do, prompts come at the pace of all of these: a pipeline that is filled takes as long
+for it as a session lasts, and is spread evenly over that time.
 """
 
 from __future__ import annotations
@@ -28,6 +30,6 @@ class PromptPace:
         self._num_seen += 1
         self._ratio += max(_WEIGHT, 1 / self._num_seen) * (num_prompt_tokens / num_output_tokens - self._ratio)
 
-    def num_tokens(self, num_sessions: int) -> float:
-        """Return how many tokens of prompts go with a token for each of `num_sessions`; endless if nothing is known."""
-        return _HASTE * num_sessions * self._ratio if self._num_seen else float("inf")
+    def num_tokens(self, num_places: int) -> float:
+        """Return how many tokens of prompts go with a token for each of `num_places`; endless if nothing is known."""
+        return _HASTE * num_places * self._ratio if self._num_seen else float("inf")

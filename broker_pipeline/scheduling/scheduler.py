@@ -124,7 +124,7 @@ class Scheduler:
     def plan(self, now: float) -> list[PlannedBatch]:
         """Return the microbatches to send now; call again after every change."""
         self._waiting.admit(now)
-        planned = self.batches.plan(now)
+        planned = self.batches.plan(now, is_full=len(self._waiting) > 0)
         if self.routes.has_spare_lanes:
             self.routes.tidy([session.route for session in self._waiting])
         return planned
