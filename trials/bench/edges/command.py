@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from pathlib import Path
 
 import click
 import msgspec
+import structlog
 import uvloop
 
 from broker_pipeline.tools.machine import MachineFacts
@@ -59,6 +61,7 @@ def command(nats_url: str | None, sizes: tuple[int, ...], trips: int, json_path:
       broker-pipeline bench edges
       broker-pipeline bench edges --kib 256 --trips 200 --json edges.json
     """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     machine = MachineFacts.read()
     rows = uvloop.run(_measure(nats_url, sizes, trips))
     report = BenchReport(

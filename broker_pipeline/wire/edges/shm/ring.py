@@ -96,7 +96,7 @@ def _map_sealed(descriptor: int, num_bytes: int) -> mmap.mmap:
     """Map memory that can never lack a page: to touch one that is not there any more would end the process."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-        memory = mmap.mmap(descriptor, num_bytes)
+        memory = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)  # or each page faults once
     except (OSError, ValueError) as error:
         raise EdgeLostError(f"a ring cannot be mapped: {error}") from error
     if seals & _SEALS != _SEALS:
