@@ -26,7 +26,8 @@ class JobProgress:
         """Begin with nothing told.
 
         A resumed client says that it has seen `num_tokens` tokens, the first of `first_attempt`, and that it knows that
-        the job is queued. Where the job has fewer tokens, what it has seen is not this job's.
+        the job is queued. Where the job ends with fewer tokens, what it has seen is not this job's; until then Redis
+        may only be behind: what it lost at a failover is computed again, to the same tokens.
         """
         self._job_id = job_id
         self.num_tokens = num_tokens
@@ -50,8 +51,9 @@ class JobProgress:
         Where the job has begun again, that is all: `must_look` asks for its tokens from number 0 on.
         """
         self.must_look, self._attempt = False, record.attempt
-        was_unproven, self._is_unproven = self._is_unproven, False
-        if record.first_attempt != self._first_attempt or (was_unproven and not tokens):
+        was_unproven, is_over = self._is_unproven, record.status in FINAL_STATUSES
+        self._is_unproven = was_unproven and not tokens and not is_over
+        if record.first_attempt != self._first_attempt or (was_unproven and is_over and not tokens):
             yield from self._restart(record)
         if self.must_look:
             return
@@ -63,7 +65,7 @@ class JobProgress:
             yield from self._start(record)
         for start in range(0, len(tokens), MAX_TOKENS_PER_EVENT):
             yield self._tokens(tuple(tokens[start : start + MAX_TOKENS_PER_EVENT]))
-        if record.status in FINAL_STATUSES and not self.is_finished:
+        if is_over and not self.is_finished:
             self.is_finished = True
             yield self._event("finished", record)
 
@@ -85,7 +87,7 @@ class JobProgress:
     def _restart(self, record: JobRecord) -> Iterator[JobEvent]:
         """Forget the tokens that were told, and say so if there were any."""
         self.must_look = self.num_tokens > 0
-        self._first_attempt, self.num_tokens = record.first_attempt, 0
+        self._first_attempt, self.num_tokens, self._is_unproven = record.first_attempt, 0, False
         if self.must_look:
             yield self._event("restarted", record)
 

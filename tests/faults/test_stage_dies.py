@@ -65,8 +65,12 @@ def report(what: str, died_at: float, detected_at: float, affected: list[Followe
 
 
 def detected_at(client: PipelineClient, since: float, victim: str) -> float:
-    lines = log_lines(client.cluster.processes["conductor-0"].log_path, since, "worker_suspended")
-    return next(line.at for line in lines if victim in line.facts["reason"])
+    """Return when a conductor saw that the victim was silent, or that another process has its name already."""
+    lines = log_lines(client.cluster.processes["conductor-0"].log_path, since)
+    seen = [line for line in lines if line.event in {"worker_suspended", "worker_left"}]
+    return next(
+        line.at for line in seen if victim in (line.facts.get("worker"), line.facts["reason"].partition(" ")[0])
+    )
 
 
 async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> None:

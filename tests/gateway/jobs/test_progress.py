@@ -149,11 +149,21 @@ def test_a_client_that_comes_back_after_a_restart_is_told() -> None:
 def test_a_client_that_has_seen_more_than_there_is_begins_again() -> None:
     """Redis has lost tokens since, or the id is not this job's."""
     progress = JobProgress("j", num_tokens=7, is_resumed=True)
-    [told] = progress.take_state(record("running"), TOKENS[6:6])
+    [told] = progress.take_state(record("succeeded"), TOKENS[6:6])
     assert (told.kind, told.index, progress.start, progress.must_look) == ("restarted", 0, 0, True)
-    events = list(progress.take_state(record("running"), TOKENS[:6]))
-    assert kinds(events) == ["started", "tokens"]
+    events = list(progress.take_state(record("succeeded"), TOKENS[:6]))
+    assert kinds(events) == ["started", "tokens", "finished"]
     assert (events[1].index, events[1].tokens) == (0, TOKENS[:6])
+
+
+def test_a_client_that_has_seen_more_than_there_is_yet_goes_on() -> None:
+    """Redis lost tokens at a failover; a conductor computes the same ones again."""
+    progress = JobProgress("j", num_tokens=7, is_resumed=True)
+    assert kinds(list(progress.take_state(record("running"), TOKENS[6:4]))) == ["started"]
+    assert list(progress.take_event(live(4, 7, attempt=1))) == []
+    assert kinds(list(progress.take_event(live(7, 8, attempt=1)))) == ["tokens"]
+    [tokens, finished] = progress.take_state(record("succeeded"), TOKENS[progress.start : 9])
+    assert (tokens.index, tokens.tokens, finished.kind) == (8, TOKENS[8:9], "finished")
 
 
 def test_a_client_that_has_every_token_goes_on() -> None:
