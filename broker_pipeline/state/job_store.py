@@ -181,15 +181,17 @@ class JobStore:
         result: JobResult | None = None,
         error: Failure | None = None,
         tokens: TokenCommit | None = None,
+        num_tokens: int | None = None,
     ) -> bool:
-        """End a job, once, after committing its last `tokens`.
+        """End a job, once, after committing its last `tokens`; with `num_tokens`, only if it has so many then.
 
         Returns True when the job has ended as this call says; a repeat after a lost answer is True as well. False
-        means that it changed nothing: the job had ended otherwise, a later attempt exists, its tokens do not belong,
-        or the job is unknown.
+        means that it changed nothing: the job had ended otherwise, a later attempt exists, its tokens do not belong
+        or are not all there, or the job is unknown.
         """
         commits = [] if tokens is None else [tokens]
         args = {"job_id": job_id, "attempt": attempt, "status": status, "commits": _heads(commits)}
+        args |= {"num_tokens": num_tokens} if num_tokens is not None else {}
         args |= {name: as_json(value) for name, value in (("result", result), ("error", error)) if value is not None}
         done = await self._run("finish", args, f"cannot finish job {job_id}", _tokens(commits))
         return bool(done)

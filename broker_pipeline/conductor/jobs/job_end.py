@@ -84,8 +84,11 @@ class JobEnds:
         tokens = await self.committer.last(job.job_id, attempt.number)
         result = _result(job, attempt, ending, self.facts) if ending.status != "failed" else None
         error = job.spec.as_sent(ending.error) if ending.error else None
+        num_tokens = ending.num_output_tokens if ending.status == "succeeded" else None
         is_written = await persist(
-            lambda: self.stores.jobs.finish(job.job_id, attempt.number, ending.status, result, error, tokens)
+            lambda: self.stores.jobs.finish(
+                job.job_id, attempt.number, ending.status, result, error, tokens, num_tokens
+            )
         )
         if not is_written:
             log.warning("end_refused", job=job.job_id, attempt=attempt.number)

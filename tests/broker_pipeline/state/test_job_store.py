@@ -92,6 +92,24 @@ async def test_what_is_stored_comes_back_byte_for_byte(store: JobStore) -> None:
     assert await store.tokens(spec.job_id) == [entry]
 
 
+async def test_a_job_whose_tokens_are_not_all_there_does_not_succeed(
+    store: JobStore, redis: RedisClient, namespace: str
+) -> None:
+    """A server that was killed comes back without what it had not written yet; the next attempt computes that again."""
+    spec = make_spec()
+    await store.create(spec)
+    attempt = await store.begin_attempt(spec, MODEL)
+    entries = tuple(TokenEntry(token_id=number, text="a") for number in range(3))
+    assert await store.commit([TokenCommit(spec.job_id, attempt.number, 0, entries)]) == [True]
+    await redis.rpop(redis_keys.job_tokens(namespace, spec.job_id))
+    assert not await store.finish(spec.job_id, attempt.number, "succeeded", RESULT, num_tokens=3)
+    assert (await store.get(spec.job_id)).status == "running"
+    again = await store.begin_attempt(spec, MODEL)
+    last = TokenCommit(spec.job_id, again.number, len(again.tokens), entries[2:])
+    for _ in range(2):
+        assert await store.finish(spec.job_id, again.number, "succeeded", RESULT, tokens=last, num_tokens=3)
+
+
 async def test_unknown_jobs_are_named(store: JobStore) -> None:
     for call in (store.get("gone"), store.spec("gone"), store.tokens("gone"), store.request_cancel("gone")):
         with pytest.raises(JobNotFoundError, match="gone"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from multiprocessing.connection import Connection
 
 import numpy as np
+import structlog
 import uvloop
 
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult
@@ -18,6 +20,7 @@ NEAR, FAR = "bench.edges.near", "bench.edges.far"
 
 def answer_messages(nats_url: str, settings: EdgeSettings, pipe: Connection) -> None:
     """Answer envelopes until this process is ended; says over `pipe` that it listens."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     uvloop.run(_answer(nats_url, settings, pipe))
 
 

@@ -60,16 +60,21 @@ class _Log:
 
 
 async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:
-    """Caption one picture after the other over one connection."""
+    """Caption one picture after the other, over one connection as long as it lasts."""
     await asyncio.sleep(order.pause_s * number / order.num_in_flight)  # not all at once
-    http = await _Http.open(order.url)
-    try:
-        for index in itertools.count():
-            began = time.monotonic()
-            await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
-            await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
-    finally:
-        http.close()
+    indexes = itertools.count()
+    while True:
+        http = await _Http.open(order.url)
+        try:
+            for index in indexes:
+                began = time.monotonic()
+                await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
+                await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:  # a gateway closes what it refuses early
+            log.refusals[type(error).__name__] += 1
+            await asyncio.sleep(_PAUSE_S)
+        finally:
+            http.close()
 
 
 async def _caption(http: _Http, picture: bytes, began: float, log: _Log) -> None:
