@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,9 @@ _STORE_FAILED = 10077  # also says that a stream is full
 _NO_STORAGE = frozenset({10023, 10028, 10047})
 _NOT_ENABLED = frozenset({10039, 10076})
 _MESSAGE_TOO_LARGE = 10054
+_NAME_TAKEN = 10058
+_STORE_NOT_MADE = 10049  # the files of a stream of this name are still being removed
+_CREATE_PAUSES_S = (0.1, 0.3, 1.0)
 _OTHER_CONFIGURATION = frozenset({10052, 10058, 10065})
 
 
@@ -92,10 +96,14 @@ async def is_missing(jetstream: JetStreamContext, stream: str, consumer: str | N
 
 
 async def _create(jetstream: JetStreamContext, config: StreamConfig) -> StreamInfo:
-    try:
-        return await jetstream.add_stream(config)
-    except APIError as error:
-        if error.err_code != 10058:
-            raise
-        # Somebody else made it a moment ago, with limits of its own; theirs are as good as ours.
-        return await jetstream.stream_info(str(config.name))
+    for pause_s in _CREATE_PAUSES_S:
+        try:
+            return await jetstream.add_stream(config)
+        except APIError as error:
+            if error.err_code == _NAME_TAKEN:
+                # Somebody else made it a moment ago, with limits of its own; theirs are as good as ours.
+                return await jetstream.stream_info(str(config.name))
+            if error.err_code != _STORE_NOT_MADE:
+                raise
+        await asyncio.sleep(pause_s)
+    return await jetstream.add_stream(config)
