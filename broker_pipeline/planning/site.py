@@ -23,10 +23,6 @@ class Site:
         """Return the index of a worker's device."""
         return worker % len(self.devices)
 
-    def devices_of(self, first: int, count: int) -> list[Device]:
-        """Return the devices of `count` workers, from worker `first` on."""
-        return [self.devices[self.index_of(worker)] for worker in range(first, first + count)]
-
 
 def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
     """Return what a device has for layers, embedding, head and KV of one stage; below 0 where there is no room."""

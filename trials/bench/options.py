@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from broker_pipeline.config import add_options
+from broker_pipeline.config import add_options, refuse_nan
 from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.pictures import trained_model
 from trials.bench.shape_artifact import write_shape_artifact
@@ -16,6 +16,19 @@ from trials.bench.shape_artifact import write_shape_artifact
 F = TypeVar("F", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
+
+
+def seconds_option(function: F) -> F:
+    """Add how long each row of a benchmark in real time is measured."""
+    add = click.option(
+        "--seconds",
+        default=10.0,
+        show_default=True,
+        type=click.FloatRange(min=0.1),
+        callback=refuse_nan,
+        help="To measure, for each row, once it is warm.",
+    )
+    return add(function)
 
 
 def work_options(function: F) -> F:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -23,11 +22,6 @@ class IncomingEdges:
         """Begin with none, and offer none."""
         self._edges: dict[str, IncomingEdge] = {}
         self._servers: dict[EdgeKind, EdgeServer] = {}
-
-    @property
-    def num_by_kind(self) -> Counter[EdgeKind]:
-        """How many stand, of each kind."""
-        return Counter(edge.kind for edge in self._edges.values() if not edge.lost.done())
 
     @asynccontextmanager
     async def serve(self, servers: Iterable[tuple[EdgeKind, EdgeServer]]) -> AsyncIterator[None]:

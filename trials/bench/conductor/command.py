@@ -16,6 +16,7 @@ from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.conductor.measurement import measure_conductor
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
+from trials.bench.options import seconds_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -53,14 +54,7 @@ _COLUMNS: list[Column] = [
     callback=refuse_nan,
     help="Tokens per second of the stages that answer.",
 )
-@click.option(
-    "--seconds",
-    default=10.0,
-    show_default=True,
-    type=click.FloatRange(min=0.1),
-    callback=refuse_nan,
-    help="To measure, for each row.",
-)
+@seconds_option
 @click.option("--watched", is_flag=True, help="As if somebody streamed every session.")
 @json_option
 def command(

@@ -15,7 +15,7 @@ from broker_pipeline.config import PathType, refuse_nan
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.gateway.measurement import measure_gateway
 from trials.bench.gateway.rows import GatewayBenchSettings, GatewayRow
-from trials.bench.options import POSITIVE
+from trials.bench.options import POSITIVE, seconds_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -55,14 +55,7 @@ _NOTE = (
     help="Captions to begin per second.  [default: as many as come back]",
 )
 @click.option("--picture-side", default=448, show_default=True, type=POSITIVE, help="Pixels; 448 makes about 100 kB.")
-@click.option(
-    "--seconds",
-    default=10.0,
-    show_default=True,
-    type=click.FloatRange(min=0.1),
-    callback=refuse_nan,
-    help="To measure, for each row, after two seconds of warming up.",
-)
+@seconds_option
 @click.option(
     "--data-dir",
     type=PathType(path_type=Path, file_okay=False, exists=True),

@@ -43,11 +43,6 @@ class Outlet(asyncio.Protocol):
         self._has_room = asyncio.Event()
         self._error: EdgeLostError | None = None
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the kernel takes nothing more at this moment."""
-        return not self._has_room.is_set()
-
     async def send(self, pieces: Sequence[memoryview | bytes], num_bytes: int) -> int:
         """Send a payload, all `pieces` in a row, and return its number; the kernel, or a cipher, has it all then.
 
