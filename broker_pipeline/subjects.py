@@ -1,4 +1,4 @@
-"""Every NATS subject, stream and bucket in one place.
+"""Every NATS subject and stream in one place.
 
 A worker's subjects hang below one root that holds its instance id, so that nothing addressed to a dead instance can
 reach the one that took its name.
@@ -85,9 +85,14 @@ def job_consumer(namespace: str, made_at: datetime) -> str:
     return f"{namespace}-conductors-{round(made_at.timestamp() * 1e6)}"
 
 
-def media_bucket(namespace: str) -> str:
-    """Name of the JetStream object store for media."""
-    return f"{namespace}-media"
+def media_stream(namespace: str, shard: int) -> str:
+    """Name of one of the JetStream streams that hold media."""
+    return f"{namespace}-media-{shard}"
+
+
+def media(namespace: str, shard: int, object_id: str) -> str:
+    """Subject of the chunks of one object in such a stream, or of all (`*`)."""
+    return f"{namespace}.media.{shard}.{object_id}"
 
 
 def bulk(subject: str) -> str:

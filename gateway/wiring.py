@@ -63,9 +63,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     async with (
         Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
-        JobEnds.open(transport, common.namespace, stopping) as ends,
+        JobEnds.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):
-        store = JobStore(redis, common.namespace)
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)

@@ -83,7 +83,7 @@ async def _delete_streams(url: str, namespace: str) -> None:
     try:
         jetstream = client.jetstream()
         for stream in await jetstream.streams_info():
-            if (name := stream.config.name or "").removeprefix("OBJ_").startswith(namespace):
+            if (name := stream.config.name or "").startswith(namespace):
                 await jetstream.delete_stream(name)
     finally:
         await client.close()

@@ -207,13 +207,21 @@ class JobStore:
 
     async def cancelled(self, job_ids: Sequence[str]) -> list[str]:
         """Return those of some jobs whose end somebody has asked for, in one round trip."""
+        flagged = zip(job_ids, await self._statuses(job_ids), strict=True)
+        return [job_id for job_id, (status, flag) in flagged if flag is not None or status == b"cancelled"]
+
+    async def ended(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those of some jobs that have ended or are not known, in one round trip."""
+        rows = zip(job_ids, await self._statuses(job_ids), strict=True)
+        return [job_id for job_id, (status, _) in rows if status not in (b"queued", b"running")]
+
+    async def _statuses(self, job_ids: Sequence[str]) -> list[tuple[bytes | None, bytes | None]]:
+        """Return status and request to cancel of each job."""
         with state_errors(f"cannot look through {len(job_ids)} jobs"):
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
                     pipeline.hmget(redis_keys.job(self._namespace, job_id), ("status", "cancel"))
-                rows = await pipeline.execute()
-        flagged = zip(job_ids, rows, strict=True)
-        return [job_id for job_id, (status, flag) in flagged if flag is not None or status == b"cancelled"]
+                return await pipeline.execute()
 
     async def counts(self) -> JobCounts:
         """Return the number of jobs by status."""

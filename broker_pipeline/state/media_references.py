@@ -5,7 +5,7 @@
     acquired for an hour ──► is the job known by then? ── no ──► released: whoever put it got no further
     release ──► last job gone? ──► unreferenced since now
     keep ──► released by a sweep when its time has come, or by `release_kept` when room is short; unless held before
-    sweep ──► unreferenced for longer than the grace ──► doomed now ──► deleted from the bucket ──► forgotten
+    sweep ──► unreferenced for longer than the grace ──► doomed now ──► deleted from JetStream ──► forgotten
 
 An object's name is used for one upload only. So a sweep that is about to delete a name can never hit bytes that
 somebody has put meanwhile: those have another name. And whatever a process that dies leaves behind is in `doomed`.

@@ -1,4 +1,4 @@
-"""Images and videos of jobs: bytes in a JetStream object store, references in Redis.
+"""Images and videos of jobs: bytes in JetStream, references in Redis.
 
 Any gateway puts, any vision worker gets; no further service and no shared disk. Equal bytes are stored once. Bytes
 go with the last job that needs them (see `state/media_references.py`), and at the latest after `max_age_s`.
@@ -13,12 +13,11 @@ from collections.abc import Iterable
 
 import structlog
 
-from broker_pipeline import subjects
 from broker_pipeline.errors import MediaMissingError, PipelineError, StateError, TransportError
 from broker_pipeline.messages.jobs import JobSpec, MediaRef
 from broker_pipeline.state.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.state.redis_client import RedisClient
-from broker_pipeline.storage.media_objects import CHUNK_BYTES, ObjectBucket
+from broker_pipeline.storage.media_objects import CHUNK_BYTES, MediaObjects
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -51,18 +50,12 @@ class MediaStore:
         self._jetstream = transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
-        self._objects = ObjectBucket(
-            self._jetstream,
-            subjects.media_bucket(namespace),
-            max_bytes,
-            max_age_s,
-            num_replicas,
-        )
+        self._objects = MediaObjects(self._jetstream, namespace, max_bytes, max_age_s, num_replicas)
         self._upload_slots = asyncio.Semaphore(NUM_UPLOADS)
         self._maybe_references = MediaReferences(redis, namespace) if redis is not None else None
 
     async def ensure(self, *, update: bool = True) -> None:
-        """Make the bucket; with `update`, give an existing one this store's limits.
+        """Make the streams; with `update`, give existing ones this store's limits.
 
         Raises `QueueFullError` when the server lacks the room, `TransportError` when it has no JetStream.
         """

@@ -97,7 +97,7 @@ class JobWatch:
                 if record.status in FINAL_STATUSES or remaining_s <= 0 or self._stopping.is_set():
                     return record
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(_LOOK_S, remaining_s)):
+                    async with asyncio.timeout(remaining_s):
                         await ended.wait()
                 ended.clear()
 

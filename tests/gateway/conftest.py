@@ -17,6 +17,7 @@ from PIL import Image
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.media_objects import NUM_STREAMS
 from broker_pipeline.wire.transport import Transport
 from gateway.app import serving
 from gateway.settings import MIB, GatewaySettings
@@ -48,7 +49,8 @@ async def start_gateway(settings: GatewaySettings, transport: Transport, namespa
                 stopping.set()
 
     yield start
-    for stream in (subjects.job_stream(namespace), f"OBJ_{subjects.media_bucket(namespace)}"):
+    media = (subjects.media_stream(namespace, shard) for shard in range(NUM_STREAMS))
+    for stream in (subjects.job_stream(namespace), *media):
         with suppress(NotFoundError):  # the room that JetStream holds for it is another test's now
             await transport.jetstream().delete_stream(stream)
 

@@ -1,4 +1,4 @@
-"""Somebody deletes the stream, the consumer or the bucket that we use: on the newest server and on the oldest."""
+"""Somebody deletes the stream, the consumer or the media that we use: on the newest server and on the oldest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest_asyncio
 from broker_pipeline import subjects
 from broker_pipeline.errors import TransportError
 from broker_pipeline.storage.jobs import Delivery, JobQueue, QueueDepth
-from broker_pipeline.storage.media_objects import ObjectBucket
+from broker_pipeline.storage.media_objects import NUM_STREAMS, MediaObjects
 from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.transport import Transport
 from tests.broker_pipeline.storage.test_jobs import spec, until_pulling
@@ -149,15 +149,16 @@ async def test_a_queue_made_again_is_younger(transport: Transport, queue: JobQue
     assert await queue.made_at() > first
 
 
-async def test_a_bucket_that_is_gone_is_empty_until_somebody_stores_something(transport: Transport) -> None:
-    bucket = ObjectBucket(transport.jetstream(for_bulk=True, timeout_s=1.0), "bucket", 2**20, 3600.0)
-    await bucket.ensure()
-    await bucket.put("one", b"1" * 10)
-    await transport.jetstream().delete_stream("OBJ_bucket")
-    assert await bucket.get("one", 10) is None
-    assert await bucket.age_s("one") is None
-    await bucket.delete("one")
-    assert await bucket.size_bytes() == 0
-    await bucket.put("two", b"2" * 10)
-    assert await bucket.get("two", 10) == b"2" * 10
-    assert await bucket.get("one", 10) is None
+async def test_a_media_store_that_is_gone_is_empty_until_somebody_stores_something(transport: Transport) -> None:
+    objects = MediaObjects(transport.jetstream(for_bulk=True, timeout_s=1.0), "gone", 2**20, 3600.0)
+    await objects.ensure()
+    await objects.put("one", b"1" * 10)
+    for shard in range(NUM_STREAMS):
+        await transport.jetstream().delete_stream(subjects.media_stream("gone", shard))
+    assert await objects.get("one", 10) is None
+    assert await objects.age_s("one") is None
+    await objects.delete("one")
+    assert await objects.size_bytes() == 0
+    await objects.put("two", b"2" * 10)
+    assert await objects.get("two", 10) == b"2" * 10
+    assert await objects.get("one", 10) is None

@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import os
 
-import nats
 import pytest
 
-from broker_pipeline import redis_keys
+from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import MediaMissingError, QueueFullError, StateError, TransportError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, JobSpec, MediaRef
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.storage.media_objects import NUM_STREAMS
 from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.transport import Transport
 from tests.kit.waiting import eventually
@@ -29,13 +29,11 @@ async def store(transport: Transport, redis: RedisClient, namespace: str) -> Med
     return store
 
 
-async def names_in_bucket(transport: Transport, namespace: str) -> list[str]:
-    """What the NATS tools see: proof that the layout is the common one."""
-    bucket = await transport.jetstream().object_store(f"{namespace}-media")
-    try:
-        return sorted(info.name for info in await bucket.list(ignore_deletes=True))
-    except nats.js.errors.NotFoundError:
-        return []
+async def num_objects(transport: Transport, namespace: str) -> int:
+    """Count the subjects that have chunks, as the server sees it."""
+    streams = [subjects.media_stream(namespace, shard) for shard in range(NUM_STREAMS)]
+    infos = [await transport.jetstream().stream_info(stream, subjects_filter=">") for stream in streams]
+    return sum(len(info.state.subjects or ()) for info in infos)
 
 
 async def until_aged(store: MediaStore, ref: MediaRef, age_s: float) -> None:
@@ -63,17 +61,10 @@ async def test_what_is_put_can_be_got_without_redis(
     assert await MediaStore(transport, None, namespace).get(ref) == content
 
 
-async def test_nats_own_object_store_reads_it(store: MediaStore, transport: Transport, namespace: str) -> None:
-    content = os.urandom(3 * MIB)
-    ref = await store.put(content, "job")
-    bucket = await transport.jetstream().object_store(f"{namespace}-media")
-    assert (await bucket.get(ref.object_name)).data == content
-
-
 async def test_equal_bytes_are_stored_once(store: MediaStore, transport: Transport, namespace: str) -> None:
     first, second = await store.put(b"same", "job-1"), await store.put(b"same", "job-2")
     assert first == second
-    assert await names_in_bucket(transport, namespace) == [first.object_name]
+    assert await num_objects(transport, namespace) == 1
 
 
 async def test_equal_bytes_put_at_once_are_stored_once(
@@ -82,7 +73,7 @@ async def test_equal_bytes_put_at_once_are_stored_once(
     content = os.urandom(2 * MIB)
     refs = await asyncio.gather(*(store.put(content, f"job-{number}") for number in range(6)))
     assert len(set(refs)) == 1
-    assert await names_in_bucket(transport, namespace) == [refs[0].object_name]
+    assert await num_objects(transport, namespace) == 1
     assert await redis.scard(redis_keys.media_jobs(namespace, refs[0].sha256)) == 6
     assert await redis.zcard(redis_keys.media_doomed(namespace)) == 0
 
@@ -97,7 +88,7 @@ async def test_bytes_go_with_the_last_job(store: MediaStore, transport: Transpor
     assert await store.sweep(0) == 1
     with pytest.raises(MediaMissingError, match="has no"):
         await store.get(ref)
-    assert await names_in_bucket(transport, namespace) == []
+    assert await num_objects(transport, namespace) == 0
     assert await store.size_bytes() == 0
 
 
@@ -170,13 +161,13 @@ async def test_puts_releases_and_sweeps_in_any_order_lose_nothing(store: MediaSt
 async def test_a_full_store_refuses_and_keeps_no_piece(
     transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
-    store = MediaStore(transport, redis, namespace, 3 * MIB)
+    store = MediaStore(transport, redis, namespace, NUM_STREAMS * 3 * MIB)
     await store.ensure()
-    kept = await store.put(os.urandom(MIB), "job-1")
+    await store.put(os.urandom(MIB), "job-1")
     with pytest.raises(QueueFullError, match="maximum bytes exceeded"):
         await store.put(os.urandom(4 * MIB), "job-2")
     assert await store.size_bytes() < 1.1 * MIB
-    assert await names_in_bucket(transport, namespace) == [kept.object_name]
+    assert await num_objects(transport, namespace) == 1
     await store.put(os.urandom(MIB), "job-3")
 
 
@@ -187,7 +178,7 @@ async def test_an_upload_that_died_half_way_is_swept(
     started = asyncio.Event()
 
     async def put_half(objects: object, name: str, content: bytes, *, chunk_bytes: int) -> None:
-        await store._objects.jetstream.publish(store._objects._chunks(name), content[:10])
+        await store._objects.jetstream.publish(store._objects._subject(name), content[:10])
         started.set()
         await asyncio.Event().wait()
 
@@ -263,8 +254,8 @@ async def test_a_reader_without_redis_cannot_put(transport: Transport, namespace
 
 
 async def test_ensure_again_changes_the_limits(transport: Transport, redis: RedisClient, namespace: str) -> None:
-    await MediaStore(transport, redis, namespace, MIB).ensure()
-    larger = MediaStore(transport, redis, namespace, 8 * MIB)
+    await MediaStore(transport, redis, namespace, NUM_STREAMS * MIB).ensure()
+    larger = MediaStore(transport, redis, namespace, NUM_STREAMS * 8 * MIB)
     await larger.ensure(update=False)
     with pytest.raises(QueueFullError):
         await larger.put(os.urandom(2 * MIB), "job")
@@ -274,7 +265,7 @@ async def test_ensure_again_changes_the_limits(transport: Transport, redis: Redi
 
 async def test_media_outlive_a_killed_server(own_nats: EmbeddedNats, redis: RedisClient, namespace: str) -> None:
     async with Transport.open(own_nats.url, name="test") as transport:
-        store = MediaStore(transport, redis, namespace, 8 * MIB)
+        store = MediaStore(transport, redis, namespace, NUM_STREAMS * 8 * MIB)
         await store.ensure()
         content = os.urandom(2 * MIB)
         ref = await store.put(content, "job-1")
@@ -359,7 +350,7 @@ async def test_a_reference_that_came_after_its_sender_had_given_up_ends_by_itsel
     assert await store.sweep(0) == 0
     await age_acquired(redis, namespace, 2)
     assert await store.sweep(0) == 1
-    assert await names_in_bucket(transport, namespace) == []
+    assert await num_objects(transport, namespace) == 0
     assert await redis.exists(redis_keys.media_jobs(namespace, ref.sha256)) == 0
 
 
@@ -410,10 +401,10 @@ async def test_what_failed_jobs_keep_makes_room_when_the_store_fills(
 ) -> None:
     store = MediaStore(transport, redis, namespace, 8 * MIB)
     await store.ensure()
-    for number in range(3):
+    for number in range(24):
         job = f"job-{number}"
-        await store.keep(job_with(await store.put(os.urandom(MIB), job), job_id=job))
+        await store.keep(job_with(await store.put(os.urandom(MIB // 8), job), job_id=job))
     assert await store.sweep(0) == 0
-    waiting = await store.put(os.urandom(2 * MIB), "waiting")
-    assert await store.sweep(0) == 3
-    assert len(await store.get(waiting)) == 2 * MIB
+    waiting = [await store.put(os.urandom(MIB // 8), "waiting") for _ in range(12)]
+    assert await store.sweep(0) == 24
+    assert [len(await store.get(ref)) for ref in waiting] == 12 * [MIB // 8]
