@@ -27,7 +27,7 @@ MAX_AGE_S = 7 * 24 * 3600.0
 KEEP_S = 7 * 24 * 3600.0
 """How long a failed job's media are kept for it to be sent again, as long as there is room."""
 _KEPT_SHARE = 0.5  # of the store, beyond which what failed jobs keep has to make room
-NUM_UPLOADS = 8
+NUM_UPLOADS = 64
 """Uploads that are under way at once; each has a chunk in memory a second time."""
 _HASH_INLINE_BYTES = 256 * 1024
 _REQUEST_S = 10.0

@@ -64,17 +64,19 @@ async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:
     await asyncio.sleep(order.pause_s * number / order.num_in_flight)  # not all at once
     indexes = itertools.count()
     while True:
-        http = await _Http.open(order.url)
+        http = None
         try:
+            http = await _Http.open(order.url)
             for index in indexes:
                 began = time.monotonic()
                 await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
                 await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:  # a gateway closes what it refuses early
-            log.refusals[type(error).__name__] += 1
+        except (EOFError, OSError, ValueError) as error:  # a gateway closes what it refuses early; it may be full, or gone
+            log.refusals[f"{type(error).__name__}: {error}"[:80]] += 1
             await asyncio.sleep(_PAUSE_S)
         finally:
-            http.close()
+            if http is not None:
+                http.close()
 
 
 async def _caption(http: _Http, picture: bytes, began: float, log: _Log) -> None:
