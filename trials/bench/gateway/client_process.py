@@ -35,6 +35,7 @@ class ClientOrder(msgspec.Struct, frozen=True, kw_only=True):
 def run_client(order: bytes, pipe: Connection) -> None:
     """Send until something comes through `pipe`, then put the report into it."""
     report = uvloop.run(_send(msgspec.json.decode(order, type=ClientOrder), pipe))
+    os.set_blocking(pipe.fileno(), True)  # the loop that watched it made it otherwise
     pipe.send_bytes(msgspec.json.encode(report))
 
 
@@ -71,7 +72,7 @@ async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:
                 began = time.monotonic()
                 await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
                 await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
-        except (EOFError, OSError, ValueError) as error:  # a gateway closes what it refuses early; it may be full, or gone
+        except (EOFError, OSError, ValueError) as error:  # it closes what it refuses early, and may be gone
             log.refusals[f"{type(error).__name__}: {error}"[:80]] += 1
             await asyncio.sleep(_PAUSE_S)
         finally:
