@@ -25,12 +25,15 @@ from stages.device.times import Piece
 
 
 class DeviceClock:
-    """When the device began and ended something: events in its stream. A stand-still on the CPU."""
+    """When the device began and ended something: events in its stream. A stand-still on the CPU.
+
+    Whoever waits sleeps: by default CUDA spins, which took a core of each stage whenever its GPU computed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
-        self._began = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
-        self._ended = torch.cuda.Event(enable_timing=True) if self._is_cuda else None
+        self._began = torch.cuda.Event(enable_timing=True, blocking=True) if self._is_cuda else None
+        self._ended = torch.cuda.Event(enable_timing=True, blocking=True) if self._is_cuda else None
         self.seen_ns = 0
         """When the end was noticed, in nanoseconds of the host's monotonic clock; 0 before that."""
         if self._began is not None:

@@ -39,7 +39,7 @@ class Staging:
         self._target = target
         self._buffers = [torch.empty(target.shape, dtype=target.dtype, pin_memory=True) for _ in range(num_buffers)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
-        self._sent = [torch.cuda.Event() for _ in range(num_buffers)]
+        self._sent = [torch.cuda.Event(blocking=True) for _ in range(num_buffers)]
         self._turn = itertools.cycle(range(num_buffers))
         self._current = 0
 
@@ -79,7 +79,7 @@ class HostCopy:
         if placed is None or not placed.is_pinned():  # a copy to other memory would make this thread wait for it
             placed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self.tensor = placed
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event(blocking=True)
         with torch.cuda.stream(stream):
             stream.wait_event(computed)
             with timed(COPY_OUT, tensor.device):
