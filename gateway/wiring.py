@@ -21,7 +21,7 @@ from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.fetch import ImageFetcher
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.request_reader import RequestReader
-from gateway.jobs.ends import JobEnds
+from gateway.jobs.end_watch import EndWatch
 from gateway.jobs.retries import JobRetries
 from gateway.jobs.service import JobService
 from gateway.jobs.storage_room import open_media, open_queue
@@ -63,7 +63,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     async with (
         Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
-        JobEnds.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
+        EndWatch.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)

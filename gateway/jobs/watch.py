@@ -22,7 +22,7 @@ from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.wire.transport import Received, Subscription, Transport
-from gateway.jobs.ends import JobEnds
+from gateway.jobs.end_watch import EndWatch
 from gateway.jobs.progress import JobProgress
 from gateway.jobs.ticks import with_ticks
 
@@ -43,7 +43,7 @@ class JobWatch:
         self,
         transport: Transport,
         store: JobStore,
-        ends: JobEnds,
+        ends: EndWatch,
         namespace: str,
         *,
         max_watches: int,

@@ -27,7 +27,7 @@ _LOOK_S = 2.0
 _JOBS_PER_LOOK = 512
 
 
-class JobEnds:
+class EndWatch:
     """Who waits for which job."""
 
     def __init__(self, store: JobStore) -> None:
@@ -38,7 +38,7 @@ class JobEnds:
     @asynccontextmanager
     async def open(
         cls, transport: Transport, store: JobStore, namespace: str, stopping: asyncio.Event
-    ) -> AsyncIterator[JobEnds]:
+    ) -> AsyncIterator[EndWatch]:
         """Listen while the context is open; `stopping` wakes all who wait. Raises `TransportError`."""
         ends = cls(store)
         subject = subjects.job_events(namespace, "*", "finished")
