@@ -18,9 +18,11 @@
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
 {ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
-{ns}:{pl}:lease             string  instance of the active conductor, with a time to live
-{ns}:{pl}:epoch             string  counter; a new conductor takes the next one
-{ns}:{pl}:status            string  JSON of what the conductor shows, with a time to live
+{ns}:{pl}:lease             string  instance of the conductor that has the share, with a time to live
+{ns}:{pl}:lease:{share}     string  the same for a share that has a name
+{ns}:{pl}:epoch             string  counter; every tenure of any share takes the next one
+{ns}:{pl}:status            string  JSON of what the conductor of the share shows, with a time to live
+{ns}:{pl}:status:{share}    string  the same for a share that has a name
 """
 
 from __future__ import annotations
@@ -116,9 +118,9 @@ def worker(namespace: str, pipeline: str, name: str) -> str:
     return f"{namespace}:{pipeline}:worker:{name}"
 
 
-def lease(namespace: str, pipeline: str) -> str:
-    """Return the key of the instance of the active conductor."""
-    return f"{namespace}:{pipeline}:lease"
+def lease(namespace: str, pipeline: str, share: str = "") -> str:
+    """Return the key of the instance of the conductor that has a share."""
+    return _of_share(f"{namespace}:{pipeline}:lease", share)
 
 
 def epoch(namespace: str, pipeline: str) -> str:
@@ -126,6 +128,10 @@ def epoch(namespace: str, pipeline: str) -> str:
     return f"{namespace}:{pipeline}:epoch"
 
 
-def status(namespace: str, pipeline: str) -> str:
-    """Return the key of what the conductor shows of itself."""
-    return f"{namespace}:{pipeline}:status"
+def status(namespace: str, pipeline: str, share: str = "") -> str:
+    """Return the key of what the conductor of a share shows of it."""
+    return _of_share(f"{namespace}:{pipeline}:status", share)
+
+
+def _of_share(key: str, share: str) -> str:
+    return f"{key}:{share}" if share else key

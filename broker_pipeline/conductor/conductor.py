@@ -1,8 +1,8 @@
-"""Drives one pipeline, while it holds the lease: the parts put together, and their life.
+"""Conducts the shares that it holds a lease of: which these are, and the life of each.
 
-    standby ──► lease: a new epoch ──► tenure: roster, dispatcher, committer, intake … ──► lease lost: standby again
-                                           │
-                                           └── SIGTERM: requeue, drain, release the lease
+    share ──► lease: a new epoch ──► tenure: roster, dispatcher, committer, intake … ──► lease lost: another may have it
+                                         │
+                                         └── given up, SIGTERM: requeue, drain, release the lease
 
 All that a tenure holds in memory may be lost at any time: jobs come back from the queue, tokens from Redis.
 """
@@ -10,18 +10,21 @@ All that a tenure holds in memory may be lost at any time: jobs come back from t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from broker_pipeline.cancellation import cancellation_kept
+from broker_pipeline.conductor.membership import Membership
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
-from broker_pipeline.conductor.surroundings import Surroundings
+from broker_pipeline.conductor.surroundings import Surroundings, Term
 from broker_pipeline.conductor.tenure import Tenure
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
+from broker_pipeline.scheduling.policies.shares import part_of
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
@@ -63,41 +66,106 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
             failing.cancel()
 
 
+@dataclass(slots=True)
+class _Held:
+    """A share that this conductor has, until its tenure has ended."""
+
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    tenure: Tenure | None = None
+
+
 class Conductor:
-    """One conductor process: standby, or in a tenure."""
+    """One conductor process: a tenure for each share that it has; without any it stands by."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._tenure: Tenure | None = None
+        self._membership = Membership(around)
+        self._leases: dict[str, Lease] = {}
+        self._held: dict[str, _Held] = {}
+        self._num_shares = 1
+        self._pause_s = around.settings.lease_ttl_s / 10
         around.transport.add_reconnect_listener(self._on_reconnect)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hold the lease whenever it is free, until told to stop."""
-        common = self._around.common
-        ttl_s = self._around.settings.lease_ttl_s
-        lease = Lease(self._around.redis, common.namespace, common.pipeline, self._around.instance, ttl_s=ttl_s)
-        while (epoch := await _acquire(lease, stopping)) is not None:
-            with cancellation_kept():  # a task group that ends by an error forgets that it was cancelled as well
-                await self._serve_tenure(lease, epoch, stopping)
+        """Have this conductor's part of the shares, until told to stop."""
+        try:
+            async with asyncio.TaskGroup() as tenures:
+                balancing = tenures.create_task(self._balance(tenures), name="shares")
+                await stopping.wait()
+                balancing.cancel()
+                await asyncio.wait({balancing})
+                await _unless_away(self._membership.leave())
+                for held in self._held.values():
+                    held.stopping.set()
+        finally:
+            for lease in self._leases.values():  # one may have been taken without an answer
+                await _unless_away(lease.release())
+            await _unless_away(self._membership.leave())
 
-    async def _serve_tenure(self, lease: Lease, epoch: int, stopping: asyncio.Event) -> None:
-        log.info("tenure_begins", epoch=epoch, instance=self._around.instance)
+    async def _balance(self, tenures: asyncio.TaskGroup) -> None:
+        """Take and give up shares as conductors and shares come and go, until cancelled."""
+        is_away = False
+        while True:
+            try:
+                await self._take_part(tenures)
+                is_away = False
+            except StateError as error:
+                if not is_away:
+                    log.warning("shares_unknown", reason=error.message)
+                is_away = True
+            await asyncio.sleep(self._pause_s)
+
+    async def _take_part(self, tenures: asyncio.TaskGroup) -> None:
+        census, instance = await self._membership.look(), self._around.instance
+        self._num_shares = len(census.shares)
+        # what is held here is this one's until its tenure has ended, whatever Redis says of it
+        holders = {**census.holders, **dict.fromkeys(self._held, instance)}
+        part = part_of(instance, census.members, census.shares, holders)
+        for share, held in self._held.items():
+            if share not in part.keeps and not held.stopping.is_set():
+                log.info("share_given_up", share=share, num_conductors=len(census.members), num_shares=self._num_shares)
+                held.stopping.set()
+        num_more = part.num_more
+        for share in part.free:
+            if num_more and (epoch := await self._lease(share).acquire()) is not None:
+                num_more -= 1
+                self._held[share] = held = _Held()
+                tenures.create_task(self._conduct(share, epoch, held), name=f"tenure {share}")
+
+    def _lease(self, share: str) -> Lease:
+        common, instance = self._around.common, self._around.instance
+        if share not in self._leases:
+            self._leases[share] = Lease(
+                self._around.redis,
+                common.namespace,
+                common.pipeline,
+                instance,
+                share=share,
+                ttl_s=self._around.settings.lease_ttl_s,
+            )
+        return self._leases[share]
+
+    async def _conduct(self, share: str, epoch: int, held: _Held) -> None:
+        """Conduct a share until told to stop, or until its lease is lost; let others have it then."""
+        lease = self._lease(share)
+        log.info("tenure_begins", share=share, epoch=epoch, instance=self._around.instance)
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                self._tenure = Tenure(self._around, epoch, lambda: lease.is_held)
-                await self._tenure.run(stopping)
+                held.tenure = Tenure(self._around, Term(share, epoch, lambda: lease.is_held, lambda: self._num_shares))
+                await held.tenure.run(held.stopping)
                 holding.cancel()
         except* LeaseLostError as group:
             error = first_pipeline_error(group)
-            log.warning("tenure_lost", epoch=epoch, reason=str(error))
+            log.warning("tenure_lost", share=share, epoch=epoch, reason=str(error))
         finally:
-            self._tenure = None
-            await _release(lease)
+            await _unless_away(lease.release())
+            del self._held[share]
 
     def _on_reconnect(self) -> None:
-        if self._tenure is not None:
-            self._tenure.on_reconnect()
+        for held in self._held.values():
+            if held.tenure is not None:
+                held.tenure.on_reconnect()
 
 
 async def _ensure_streams(
@@ -123,27 +191,9 @@ async def _ensure_streams(
     return False
 
 
-async def _acquire(lease: Lease, stopping: asyncio.Event) -> int | None:
-    """Wait for the lease; None when told to stop."""
-    while not stopping.is_set():
-        acquiring = asyncio.ensure_future(lease.acquire())
-        stop = asyncio.ensure_future(stopping.wait())
-        try:
-            await asyncio.wait([acquiring, stop], return_when=asyncio.FIRST_COMPLETED)
-            if acquiring.done():
-                return acquiring.result()
-        except StateError as error:
-            log.warning("lease_not_taken", reason=error.message)
-            await asyncio.sleep(_PAUSE_S)
-        finally:
-            for future in (acquiring, stop):
-                future.cancel()
-            await asyncio.gather(acquiring, stop, return_exceptions=True)
-    return None
-
-
-async def _release(lease: Lease) -> None:
+async def _unless_away(done: Awaitable[None]) -> None:
+    """Tell Redis something that it finds out by itself, only later."""
     try:
-        await lease.release()
+        await done
     except StateError as error:
-        log.info("lease_left", reason=error.message)
+        log.info("redis_not_told", reason=error.message)

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.worker_metrics import transport_families, worker_families
 
@@ -19,10 +20,10 @@ _PREFIX = "broker_pipeline_conductor"
 
 
 class ConductorMetrics(Collector):
-    """Renders the newest status whenever somebody scrapes; before the first tenure there is only `active` 0."""
+    """Renders the newest status of all shares that this process has whenever somebody scrapes; of none, `active` 0."""
 
     def __init__(self) -> None:
-        self.status: ConductorStatus | None = None
+        self._statuses: dict[str, ConductorStatus] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -36,10 +37,25 @@ class ConductorMetrics(Collector):
         log.info("metrics_served", port=bound)
         return bound
 
+    @property
+    def status(self) -> ConductorStatus | None:
+        """What there is to show of all shares together."""
+        return merged(list(self._statuses.values()))
+
+    def show(self, status: ConductorStatus) -> None:
+        """Show a share's newest status."""
+        self._statuses[status.share] = status
+
+    def take_back(self, share: str, epoch: int) -> None:
+        """Show nothing of a tenure any more."""
+        if (shown := self._statuses.get(share)) and shown.epoch == epoch:
+            del self._statuses[share]
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of this moment."""
         status = self.status
-        yield _gauge("active", "Whether this conductor holds the lease.", float(status is not None))
+        yield _gauge("active", "Whether this conductor conducts.", float(status is not None))
+        yield _gauge("shares", "Shares that it has.", len(self._statuses))
         if status is None:
             return
         yield _gauge("tokens_per_second", "Tokens sampled, lately.", status.tokens_per_s)

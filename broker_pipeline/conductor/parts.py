@@ -10,7 +10,6 @@ queue ──► JobPuller ──► JobRunner ──► GenerationBuilder      �
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from broker_pipeline import subjects
 from broker_pipeline.conductor.dispatch.dispatcher import Dispatcher
@@ -25,14 +24,13 @@ from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.conductor.surroundings import Surroundings
+from broker_pipeline.conductor.surroundings import Surroundings, Term
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.roster import Roster
 from broker_pipeline.conductor.workers.roster_watch import RosterWatch
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.messages.control import Hello
 from broker_pipeline.scheduling.policies.admission import Admission, Load
-from broker_pipeline.scheduling.routes import PipelineIdentity
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
@@ -42,12 +40,12 @@ _EXPECTED_TOKENS = 1024
 
 
 class Parts:
-    """What an active conductor consists of, in one epoch."""
+    """What the conductor of a share consists of, in one epoch."""
 
-    def __init__(self, around: Surroundings, epoch: int, lease_held: Callable[[], bool]) -> None:
-        """Wire everything; `lease_held` says whether the lease is held at this moment."""
+    def __init__(self, around: Surroundings, term: Term) -> None:
+        """Wire everything."""
         self._around = around
-        self._epoch = epoch
+        self._term = term
         transport, redis, settings, namespace = around.transport, around.redis, around.settings, around.common.namespace
         self._plan_due = asyncio.Event()
         self.scheduler = Scheduler(around.model.facts.num_layers, settings.scheduler_limits)
@@ -62,19 +60,21 @@ class Parts:
             transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=DeadLetters(self.stores).fail
         )
         self.dispatcher = self._dispatcher()
-        self.roster = self._roster()
+        self.roster = Roster(self.workers, around.identity, settings.roster_times)
         self.roster_watch = self._roster_watch()
-        self.puller = self._puller(lease_held)
+        self.puller = self._puller()
 
     # --- stages and vision workers ----------------------------------------------------------------------------------
 
     def _dispatcher(self) -> Dispatcher:
-        common = self._around.common
+        common, term, instance = self._around.common, self._term, self._around.instance
         builder = EnvelopeBuilder(
             pipeline=common.pipeline,
             fingerprint=self._around.model.facts.fingerprint,
-            epoch=self._epoch,
-            reply=subjects.results(common.namespace, common.pipeline, self._around.instance),
+            epoch=term.epoch,
+            reply=subjects.results(
+                common.namespace, common.pipeline, f"{instance}-{term.share}" if term.share else instance
+            ),
         )
         return Dispatcher(
             transport=self._around.transport,
@@ -86,30 +86,21 @@ class Parts:
             plan_due=self._plan_due,
         )
 
-    def _roster(self) -> Roster:
-        facts, settings = self._around.model.facts, self._around.settings
-        identity = PipelineIdentity(
-            pipeline=self._around.common.pipeline,
-            fingerprint=facts.fingerprint,
-            dtype="" if settings.dtype == "auto" else settings.dtype,
-            num_layers=facts.num_layers,
-        )
-        return Roster(self.workers, identity, settings.roster_times)
-
     def _roster_watch(self) -> RosterWatch:
         common = self._around.common
         return RosterWatch(
             roster=self.roster,
             transport=self._around.transport,
             registry=WorkerRegistry(self._around.redis, common.namespace, common.pipeline),
-            hello=Hello(pipeline=common.pipeline, epoch=self._epoch),
+            share=self._term.share,
+            hello=Hello(pipeline=common.pipeline, epoch=self._term.epoch),
             heartbeat_subject=subjects.heartbeats(common.namespace, common.pipeline),
             times=self._around.settings.roster_times,
         )
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
-    def _puller(self, lease_held: Callable[[], bool]) -> JobPuller:
+    def _puller(self) -> JobPuller:
         settings = self._around.settings
         admission = Admission(settings.admission_limits, _EXPECTED_TOKENS)
         runner = JobRunner(
@@ -121,7 +112,7 @@ class Parts:
             ends=JobEnds(self.live, self.stores, self.committer, self._around.model.facts),
             limits=RunLimits(
                 max_deliveries=settings.max_deliveries,
-                lease_held=lease_held,
+                lease_held=self._term.lease_held,
                 restarts=settings.on_other_model == "restart",
             ),
         )
@@ -143,7 +134,7 @@ class Parts:
             preparer=Preparer(around.transport, self.workers, around.model.facts.vocab_size),
             committer=self.committer,
             admission=admission,
-            terms=PrepareTerms(around.common.pipeline, self._epoch, around.settings.prepare_timeout_s),
+            terms=PrepareTerms(around.common.pipeline, self._term.epoch, around.settings.prepare_timeout_s),
         )
 
     def _load(self) -> Load:
@@ -152,6 +143,7 @@ class Parts:
             num_preparing=self.live.count("preparing") + self.live.count("recovering"),
             num_waiting=self.scheduler.num_unopened,
             num_vision_workers=self.workers.vision.num_usable,
+            num_shares=self._term.num_shares(),
             num_routes=len(self.scheduler.routes.open_routes),
             room_tokens=self.scheduler.room(),
             can_commit=self.committer.is_reachable,

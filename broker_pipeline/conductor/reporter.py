@@ -13,7 +13,7 @@ import structlog
 from broker_pipeline import redis_keys
 from broker_pipeline.conductor.parts import Parts
 from broker_pipeline.conductor.rates import Rate
-from broker_pipeline.conductor.surroundings import Surroundings
+from broker_pipeline.conductor.surroundings import Surroundings, Term
 from broker_pipeline.conductor.workers.roster import Member
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
@@ -30,12 +30,12 @@ _TTL_S = 5
 class Reporter:
     """Gathers a `ConductorStatus` and keeps it in Redis."""
 
-    def __init__(self, around: Surroundings, epoch: int, parts: Parts) -> None:
+    def __init__(self, around: Surroundings, term: Term, parts: Parts) -> None:
         """Show `parts` in Redis, and through the metrics `around` them."""
         self._around = around
-        self._epoch = epoch
+        self._term = term
         self._parts = parts
-        self._key = redis_keys.status(around.common.namespace, around.common.pipeline)
+        self._key = redis_keys.status(around.common.namespace, around.common.pipeline, term.share)
         self._started = time.monotonic()
         self._tokens, self._captions = Rate(), Rate()
         self._shares: defaultdict[tuple[str, str], Rate] = defaultdict(Rate)
@@ -46,7 +46,8 @@ class Reporter:
         try:
             while True:
                 try:
-                    status = self._around.metrics.status = self.gather(await self._num_waiting())
+                    status = self.gather(await self._num_waiting())
+                    self._around.metrics.show(status)
                     encoded = msgspec.json.encode(status)
                     with state_errors("cannot write the status"):
                         await self._around.redis.set(self._key, encoded, ex=_TTL_S)
@@ -58,7 +59,7 @@ class Reporter:
                     is_away = False
                 await asyncio.sleep(_EVERY_S)
         finally:
-            self._around.metrics.status = None
+            self._around.metrics.take_back(self._term.share, self._term.epoch)
             await self._take_back()
 
     async def _take_back(self) -> None:
@@ -72,14 +73,15 @@ class Reporter:
             log.info("status_left", reason=error.message, ttl_s=_TTL_S)
 
     def _is_own(self, status: ConductorStatus) -> bool:
-        return status.instance == self._around.instance
+        return status.epoch == self._term.epoch
 
     def gather(self, num_jobs_waiting: int) -> ConductorStatus:
         """Return the state of this moment."""
         now, parts, facts = time.monotonic(), self._parts, self._around.model.facts
         return ConductorStatus(
             instance=self._around.instance,
-            epoch=self._epoch,
+            epoch=self._term.epoch,
+            share=self._term.share,
             updated_at=time.time(),
             uptime_s=now - self._started,
             fingerprint=facts.fingerprint,

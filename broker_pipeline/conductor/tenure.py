@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from broker_pipeline import subjects
 from broker_pipeline.conductor.parts import Parts
 from broker_pipeline.conductor.reporter import Reporter
-from broker_pipeline.conductor.surroundings import Surroundings
+from broker_pipeline.conductor.surroundings import Surroundings, Term
 
 _MARGIN_S = 1.5  # of the time to drain: for putting back what is left, and for the lease
 
 
 class Tenure:
-    """An active conductor."""
+    """One share, conducted."""
 
-    def __init__(self, around: Surroundings, epoch: int, lease_held: Callable[[], bool]) -> None:
-        """Wire the parts; `lease_held` says whether the lease is held at this moment."""
+    def __init__(self, around: Surroundings, term: Term) -> None:
+        """Wire the parts."""
         self._around = around
-        self._parts = Parts(around, epoch, lease_held)
-        self._reporter = Reporter(around, epoch, self._parts)
+        self._parts = Parts(around, term)
+        self._reporter = Reporter(around, term, self._parts)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Conduct until told to stop and drained.

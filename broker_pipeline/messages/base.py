@@ -19,6 +19,8 @@ from msgspec import Meta
 CONTRACT_VERSION = 3
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ShareName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
+"""A set of stages that one conductor has at a time; empty where nobody divides them."""
 SessionRef = Annotated[str, Meta(min_length=1, max_length=64)]
 """The name of a session that was opened, and checked, as a `Name`; any other belongs to no session. Hundreds come in
 one message, and patterns for them would take two thirds of the time that it is decoded in."""

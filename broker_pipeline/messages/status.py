@@ -94,8 +94,20 @@ class SessionLimits(_Shown, frozen=True, kw_only=True):
     """The same where the model reasons first."""
 
 
+class ShareStatus(_Shown, frozen=True, kw_only=True):
+    """One share, and who conducts it."""
+
+    share: str
+    instance: str
+    epoch: Count
+    num_routes: Count
+    num_running: Count
+    """Sessions that stages compute."""
+    captions_per_s: Annotated[float, Meta(ge=0)]
+
+
 class ConductorStatus(_Shown, frozen=True, kw_only=True):
-    """One pipeline as its conductor sees it. Rates are over the last ten seconds."""
+    """One share as its conductor sees it, or all of a pipeline together. Rates are over the last ten seconds."""
 
     instance: str
     epoch: Count
@@ -128,5 +140,9 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None
+    share: str = ""
+    """The share that it is about; of several together, the first."""
+    shares: tuple[ShareStatus, ...] = ()
+    """Of several together, each one."""
     transport: dict[str, TransportCounts] = {}
-    """By process: workers by name, and `conductor`."""
+    """By process: workers by name, and `conductor`, of several `conductor-INSTANCE`."""

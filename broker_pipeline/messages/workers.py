@@ -4,7 +4,16 @@ from typing import Literal
 
 import msgspec
 
-from broker_pipeline.messages.base import CONTRACT_VERSION, Count, Name, PositiveCount, Seconds, Subject, WireStruct
+from broker_pipeline.messages.base import (
+    CONTRACT_VERSION,
+    Count,
+    Name,
+    PositiveCount,
+    Seconds,
+    ShareName,
+    Subject,
+    WireStruct,
+)
 from broker_pipeline.pictures.rule import PictureRule
 
 PROCESSOR_PREFIX = "cpu-"
@@ -44,6 +53,8 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     """Which pictures a vision worker decodes."""
     # stages only
     blocks: BlockRange | None = None
+    share: ShareName = ""
+    """Whoever conducts this one has this stage; vision workers serve all."""
     num_layers: Count = 0
     kv_capacity_tokens: Count = 0
     max_batch_tokens: Count = 0

@@ -1,4 +1,4 @@
-"""One active conductor per pipeline: a lease in Redis with a time to live, and an epoch that fences its predecessors.
+"""One conductor for each share: a lease in Redis with a time to live, and an epoch that fences its predecessors.
 
     acquire() ──► epoch ──► hold(): renews every ttl/3 ──► release()
                                 │
@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import structlog
-
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import LeaseLostError, StateError
 from broker_pipeline.state.redis_client import RedisClient
@@ -22,19 +20,27 @@ from broker_pipeline.state.script_runner import ScriptRunner
 
 DEFAULT_TTL_S = 10.0
 
-log = structlog.get_logger()
-
 
 class Lease:
-    """The right to conduct one pipeline."""
+    """The right to conduct one share of a pipeline."""
 
     def __init__(
-        self, redis: RedisClient, namespace: str, pipeline: str, instance: str, *, ttl_s: float = DEFAULT_TTL_S
+        self,
+        redis: RedisClient,
+        namespace: str,
+        pipeline: str,
+        instance: str,
+        *,
+        share: str = "",
+        ttl_s: float = DEFAULT_TTL_S,
     ) -> None:
-        """Name the holder `instance`; a crashed holder's successor gets in after at most `ttl_s` seconds."""
-        self._pipeline = pipeline
+        """Name the holder `instance`; a crashed holder's successor gets in after at most `ttl_s` seconds.
+
+        Shares of a pipeline have one counter, so that no two tenures have the same epoch.
+        """
+        self._name = f"pipeline {pipeline}" + (f", share {share}" if share else "")
         self._ttl_s = ttl_s
-        keys = [redis_keys.lease(namespace, pipeline), redis_keys.epoch(namespace, pipeline)]
+        keys = [redis_keys.lease(namespace, pipeline, share), redis_keys.epoch(namespace, pipeline)]
         self._run = ScriptRunner(redis, "lease", keys, {"instance": instance, "ttl_ms": int(ttl_s * 1000)})
         self._valid_until = float("-inf")
         self._last_epoch = 0
@@ -44,20 +50,20 @@ class Lease:
         """Whether nobody else can have the lease now."""
         return time.monotonic() < self._valid_until
 
-    async def acquire(self) -> int:
-        """Wait until the lease is free, take it and return the new epoch, greater than every earlier one.
+    async def acquire(self) -> int | None:
+        """Take the lease if it is free and return the new epoch, greater than every earlier one; else None.
 
         Raises `StateError` when Redis cannot be asked.
         """
-        is_first = True
-        while True:
-            epoch_or_wait_s = await self._try_acquire()
-            if isinstance(epoch_or_wait_s, int):
-                return epoch_or_wait_s
-            if is_first:
-                log.info("lease_awaited", pipeline=self._pipeline, left_s=round(epoch_or_wait_s, 3))
-                is_first = False
-            await asyncio.sleep(min(epoch_or_wait_s + 0.01, self._ttl_s / 10))
+        asked_at = time.monotonic()
+        is_taken, value = await self._run(
+            "acquire", {"last_epoch": self._last_epoch}, f"cannot take the lease of {self._name}"
+        )
+        if not is_taken:
+            return None
+        self._valid_until = asked_at + self._ttl_s
+        self._last_epoch = int(value)
+        return self._last_epoch
 
     async def hold(self) -> None:
         """Renew until cancelled; raises `LeaseLostError` in time to stop before another holder begins.
@@ -72,17 +78,6 @@ class Lease:
         """Let a standby in at once; nothing happens when the lease is another's."""
         self._valid_until = float("-inf")
         await self._run("release", {}, "cannot release the lease")
-
-    async def _try_acquire(self) -> int | float:
-        """Return the epoch, or the seconds until the present lease ends."""
-        asked_at = time.monotonic()
-        action = f"cannot take the lease of pipeline {self._pipeline}"
-        is_taken, value = await self._run("acquire", {"last_epoch": self._last_epoch}, action)
-        if not is_taken:
-            return float(max(value, 0) / 1000)
-        self._valid_until = asked_at + self._ttl_s
-        self._last_epoch = int(value)
-        return self._last_epoch
 
     async def _renew_in_time(self) -> None:
         """Renew once, trying again through errors until the lease ends."""
@@ -109,4 +104,4 @@ class Lease:
         self._valid_until = asked_at + self._ttl_s
 
     def _lost(self, reason: str) -> LeaseLostError:
-        return LeaseLostError(f"lost the lease of pipeline {self._pipeline}: {reason}")
+        return LeaseLostError(f"lost the lease of {self._name}: {reason}")

@@ -16,6 +16,7 @@ import structlog
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
+from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient, state_errors
@@ -77,17 +78,23 @@ class WorkerRegistry:
         await self._run("release", args, f"cannot take {record.worker} off the registry")
 
     async def workers(self) -> list[WorkerRecord]:
-        """Return the records of live workers, sorted by name."""
+        """Return the records of live stages and vision workers, sorted by name."""
+        return [record for record in await self.records() if record.role in ("stage", "vision")]
+
+    async def records(self) -> list[WorkerRecord]:
+        """Return the records of all that live, conductors as well, sorted by name."""
         action = "cannot list workers"
         rows = await self._run("list", {}, action)
         with state_errors(action):
             return sorted((_decode_record(row) for row in rows), key=lambda record: record.worker)
 
     async def conductor_status(self) -> ConductorStatus | None:
-        """Return what the active conductor shows of itself, None when there is none."""
+        """Return what the conductors of all shares show, merged; None when no share has one."""
+        shares = sorted({""} | {record.share for record in await self.workers()})
+        keys = [redis_keys.status(self._namespace, self._pipeline, share) for share in shares]
         with state_errors("cannot read the conductor's status"):
-            text = await self._redis.get(redis_keys.status(self._namespace, self._pipeline))
-            return None if text is None else _decode_status(text)
+            texts = await self._redis.mget(keys)
+            return merged([_decode_status(text) for text in texts if text is not None])
 
     async def announce(
         self,

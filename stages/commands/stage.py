@@ -23,6 +23,12 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
 )
 @option("--name", default=None, help="Name of this worker, unique in its pipeline.  [default: stage-START-STOP]")
 @option(
+    "--share",
+    default="",
+    help="Name of the share that this stage belongs to: with several, each a whole model, conductors divide them among "
+    "themselves.  [default: the one share without a name]",
+)
+@option(
     "--kv-tokens",
     default=None,
     type=click.IntRange(min=1),

@@ -114,7 +114,7 @@ class StageWorker:
             tasks.create_task(self._send(), name="send")
             tasks.create_task(self._answer_drops(), name="drops")
             tasks.create_task(self._intake.serve(visual_rows), name="visual rows")
-            tasks.create_task(answer_hellos(hellos, self._presence, self._fence, self._follow_epoch), name="hellos")
+            tasks.create_task(answer_hellos(hellos, self._presence, self._admit), name="hellos")
             subscribed.set()
 
     async def wait_idle(self) -> None:
@@ -183,8 +183,10 @@ class StageWorker:
         while True:
             await self._refuse(*await self._dropped.get())
 
-    async def _follow_epoch(self) -> None:
-        await self._thread.run(self._engine.sessions.follow_epoch)
+    async def _admit(self, epoch: int) -> None:
+        """Obey a hello's epoch; a higher one fences off the older conductor, whose sessions end."""
+        if self._fence.admit(epoch):
+            await self._thread.run(self._engine.sessions.follow_epoch)
 
     # --- through ------------------------------------------------------------------------------------------------------
 

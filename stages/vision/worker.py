@@ -20,7 +20,6 @@ from stages.stage.envelope_checks import check_origin
 from stages.vision.cache import VisionCache
 from stages.vision.session_preparer import Prepared, SessionPreparer
 from stages.vision.tower_batcher import TowerBatcher
-from stages.worker.epoch_fence import EpochFence
 from stages.worker.presence import Presence, answer_hellos, log_drop
 from stages.worker.tensors import to_wire
 
@@ -48,7 +47,6 @@ class VisionWorker:
         self._cache = cache
         self._presence = presence
         self._max_requests = max_requests
-        self._fence = EpochFence()
         self._num_running = 0
 
     async def serve(self, subscribed: asyncio.Event) -> None:
@@ -68,7 +66,7 @@ class VisionWorker:
         ):
             tasks.create_task(self._receive(requests, tasks), name="receive")
             tasks.create_task(self._batcher.serve(), name="tower")
-            tasks.create_task(answer_hellos(hellos, self._presence, self._fence, _nothing_to_drop), name="hellos")
+            tasks.create_task(answer_hellos(hellos, self._presence, _admit_any), name="hellos")
             subscribed.set()
 
     async def wait_idle(self) -> None:
@@ -106,7 +104,6 @@ class VisionWorker:
     def _admit(self, request: PrepareRequest) -> None:
         record = self._presence.record()
         check_origin(request.version, request.pipeline, request.fingerprint, record)
-        self._fence.admit(request.epoch)
         if self._num_running >= self._max_requests:
             raise WorkerBusyError(f"{record.worker} works on {self._num_running} requests, and takes no more at once")
 
@@ -194,5 +191,5 @@ def _succeeded(request: PrepareRequest, presence: Presence, prepared: Prepared) 
     )
 
 
-async def _nothing_to_drop() -> None:
-    """Do nothing: a vision worker holds no sessions, and what an older conductor asked for harms nobody."""
+async def _admit_any(_: int) -> None:
+    """Obey every epoch: conductors of all shares ask, and stages refuse rows that one of the past has asked for."""

@@ -20,7 +20,6 @@ from broker_pipeline.messages.base import WireStruct
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.workers import Role, WorkerRecord
 from broker_pipeline.wire.transport import Received
-from stages.worker.epoch_fence import EpochFence
 
 log = structlog.get_logger()
 
@@ -67,14 +66,12 @@ class Presence:
 async def answer_hellos(
     messages: AsyncIterator[Received[Hello]],
     presence: Presence,
-    fence: EpochFence,
-    on_new_epoch: Callable[[], Awaitable[None]],
+    admit: Callable[[int], Awaitable[None]],
 ) -> None:
-    """Answer each hello with the worker's record; a hello of a higher epoch fences off the older conductor."""
+    """Answer each hello with the worker's record, once `admit` has taken its epoch."""
 
     async def answer(hello: Hello) -> HelloReply:
-        if fence.admit(hello.epoch):
-            await on_new_epoch()
+        await admit(hello.epoch)
         return HelloReply(record=presence.record())
 
     await _answer_all(messages, presence, answer)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.base import Name
+from broker_pipeline.messages.base import Name, ShareName
 from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.wire.edges.settings import EdgeChoice
@@ -47,6 +47,8 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
 
     blocks: str
     name: Name | None = None
+    share: ShareName = ""
+    """The stages that one conductor has together; empty is a share as well."""
     kv_tokens: PositiveInt | None = None
     kv_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Part of the free memory that KV takes where `kv_tokens` is not given."""

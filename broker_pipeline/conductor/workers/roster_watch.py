@@ -32,6 +32,8 @@ class RosterWatch:
     roster: Roster
     transport: Transport
     registry: WorkerRegistry
+    share: str
+    """Whose stages are watched, beside all vision workers."""
     hello: Hello
     """What every newcomer is asked."""
     heartbeat_subject: str
@@ -70,7 +72,7 @@ class RosterWatch:
         if self._is_registry_away:
             log.info("registry_reachable")
         self._is_registry_away = False
-        return [record for record in records if record.role in ("stage", "vision")]
+        return [record for record in records if record.role == "vision" or record.share == self.share]
 
     async def shake_hands(self, record: WorkerRecord) -> None:
         """Prove that a worker listens, fence it, and tell the roster.

@@ -14,7 +14,7 @@ class AdmissionLimits:
     max_jobs: int = 1024
     """Jobs held in all, in whatever state."""
     max_preparing_per_vision_worker: int = 128
-    """Sessions that one vision worker is asked for at a time."""
+    """Sessions that one vision worker is asked for at a time, by all shares together."""
     max_waiting: int = 64
     """Prepared sessions of each route that have not begun; their visual rows occupy the stages meanwhile."""
 
@@ -33,6 +33,8 @@ class Load:
     num_routes: int
     room_tokens: int
     can_commit: bool
+    num_shares: int = 1
+    """Shares that ask the same vision workers for about as much."""
 
 
 class Admission:
@@ -64,7 +66,8 @@ class Admission:
             (not load.num_vision_workers, "no vision worker"),
             (load.num_jobs >= limits.max_jobs, "enough jobs"),
             (
-                load.num_preparing >= limits.max_preparing_per_vision_worker * load.num_vision_workers,
+                load.num_preparing * load.num_shares
+                >= limits.max_preparing_per_vision_worker * load.num_vision_workers,
                 "enough sessions in preparation",
             ),
             (load.num_waiting >= limits.max_waiting * load.num_routes, "enough sessions waiting"),

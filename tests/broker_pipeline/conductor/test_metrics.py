@@ -44,7 +44,7 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
     metrics = ConductorMetrics()
     port = metrics.start(0)
     assert "broker_pipeline_conductor_active 0.0" in scrape(port)
-    metrics.status = STATUS
+    metrics.show(STATUS)
     text = scrape(port)
     for line in (
         "broker_pipeline_conductor_active 1.0",

@@ -1,0 +1,60 @@
+"""Which shares of a pipeline a conductor should have. Pure; each conductor decides for itself, a lease makes it so.
+
+shares  a b c d e    conductors  x y      x has a b c    y has d e       as many each, or one more
+                                 x y z    x gives up c    z takes it     those that have most keep the one more
+                                 y z      y takes a free one, z two      x is dead: its leases have ended
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.scheduling.routes import PipelineIdentity, StageInfo, choose_routes, refusal_of
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a conductor keeps of the shares that it has, and how many more it may take of those that are free."""
+
+    keeps: frozenset[str]
+    free: tuple[str, ...]
+    num_more: int
+
+
+def part_of(me: str, members: Collection[str], shares: Collection[str], holders: Mapping[str, str]) -> Part:
+    """Return the part of conductor `me` in `shares`, whose leases `holders` have.
+
+    Decided on the same facts, the parts of all members are all shares, and no two differ by more than one. Whoever
+    holds a share and is no member, since it ends or has died, has no part in them, and keeps it until its lease ends.
+    """
+    everybody = {me, *members}
+    held = {each: sorted(share for share in shares if holders.get(share) == each) for each in everybody}
+    least, num_larger = divmod(len(shares), len(everybody))
+    by_size = sorted(everybody, key=lambda each: (-len(held[each]), each))
+    size = least + (by_size.index(me) < num_larger)
+    free = tuple(sorted(share for share in shares if share not in holders))
+    return Part(frozenset(held[me][:size]), free, max(0, size - len(held[me])))
+
+
+def shares_of(records: Collection[WorkerRecord], identity: PipelineIdentity) -> frozenset[str]:
+    """Return the shares that can serve: a share without a route is given up, so that others run its jobs.
+
+    Where none can, they are all that have a stage, or the one without a name, so that somebody says what is missing.
+    """
+    stages: defaultdict[str, list[WorkerRecord]] = defaultdict(list)
+    for record in records:
+        if record.role == "stage":
+            stages[record.share].append(record)
+    return frozenset({share for share, own in stages.items() if _has_route(own, identity)} or stages or {""})
+
+
+def _has_route(stages: Collection[WorkerRecord], identity: PipelineIdentity) -> bool:
+    usable = [
+        StageInfo.from_record(record)
+        for record in stages
+        if record.state == "ready" and refusal_of(record, replace(identity, dtype=record.dtype)) is None
+    ]
+    return bool(choose_routes(usable, identity.num_layers))
