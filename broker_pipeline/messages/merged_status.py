@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -52,15 +51,12 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 def _vision(statuses: Sequence[ConductorStatus]) -> tuple[VisionStatus, ...]:
     """Return vision workers, which all shares ask, with what all have asked of them."""
-    seen = [worker for each in statuses for worker in each.vision]
-    asked = Counter[str]()
-    for worker in seen:
-        asked[worker.instance] += worker.num_preparing
-    by_instance = {worker.instance: worker for worker in reversed(seen)}
-    return tuple(
-        msgspec.structs.replace(worker, num_preparing=asked[instance])
-        for instance, worker in reversed(by_instance.items())
-    )
+    workers: dict[str, VisionStatus] = {}
+    for worker in (worker for each in statuses for worker in each.vision):
+        first = workers.get(worker.instance)
+        num_preparing = worker.num_preparing + (first.num_preparing if first else 0)
+        workers[worker.instance] = msgspec.structs.replace(first or worker, num_preparing=num_preparing)
+    return tuple(workers.values())
 
 
 def _strictest(limits: Sequence[SessionLimits]) -> SessionLimits | None:

@@ -40,6 +40,13 @@ class Layout:
         starts = accumulate((len(chain) for chain in self.chains[:-1]), initial=0)
         return tuple(range(len(self.stages))) if self.vision == "every" else tuple(starts)
 
+    def shares(self, num_conductors: int) -> tuple[str, ...]:
+        """Return the share of each of `stages`, so that each conductor gets about as many copies; one has no name."""
+        num_copies = len(self.chains)
+        num_shares = min(num_conductors, num_copies)
+        names = [str(index * num_shares // num_copies) if num_shares > 1 else "" for index in range(num_copies)]
+        return tuple(name for name, chain in zip(names, self.chains, strict=True) for _ in chain)
+
     def __str__(self) -> str:
         counts = Counter(tuple(f"{blocks.start}:{blocks.stop}" for blocks in chain) for chain in self.chains)
         return " and ".join(f"{_copies(count)}{_stages(chain)}" for chain, count in counts.items())

@@ -49,11 +49,12 @@ def choose_plan(model: ModelSizes, site: Site, workload: Workload, request: Layo
 
 
 def plan_of(layout: Layout, found: Forecast) -> Plan:
-    """Add the processes that a rate needs around a layout."""
+    """Add the processes that a rate needs around a layout; a conductor has whole copies."""
+    num_conductors = math.ceil(found.captions_per_s * CONDUCTOR_CAPTION_S / PROCESS_LOAD) or 1
     return Plan(
         layout=layout,
         forecast=found,
-        num_conductors=math.ceil(found.captions_per_s * CONDUCTOR_CAPTION_S / PROCESS_LOAD) or 1,
+        num_conductors=min(num_conductors, len(layout.chains)),
         num_gateways=math.ceil(found.captions_per_s * GATEWAY_CAPTION_S / PROCESS_LOAD) or 1,
     )
 

@@ -72,6 +72,12 @@ _SAME_NAMES = (
     "auto takes what leaves no GPU with more than its share.",
 )
 @option("--plan", "only_plan", is_flag=True, help="Say what would run and what it would give, and start nothing.")
+@option(
+    "--conductors",
+    type=_POSITIVE,
+    help="Conductors, each with some of the copies; they take over from each other, and further ones stand "
+    "by. [default: what the layout's rate needs]",
+)
 @option("--mps", is_flag=True, help="Workers on one GPU share it through NVIDIA's MPS, instead of time slicing.")
 @option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
@@ -218,7 +224,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         num_threads=options["threads"],
         is_deterministic=options["deterministic"],
         profile=options["profile"] and options["profile"].absolute(),
-        **layout_settings(plan, options["vision_workers"], has_gpus=bool(used)),
+        **layout_settings(plan, options["vision_workers"], options["conductors"], has_gpus=bool(used)),
         **{name: options[name] for name in _SAME_NAMES},
     )
     return settings, describe_plan(sizes, site, work, plan)

@@ -20,7 +20,7 @@ from broker_pipeline.tools.local.gpus.devices import CudaDevice
 from broker_pipeline.wire.edges.settings import EdgeChoice
 
 _DEFAULT_NUM_STAGES = 3
-_MOST_SESSIONS, _MOST_JOBS = 512, 1024  # the conductor's own defaults: a route's sessions, and jobs in all
+_MOST_SESSIONS, _MOST_JOBS = 512, 1024  # the conductor's own defaults: a route's sessions, and jobs of a share
 _WAITING = 256
 """Jobs beside those on the stages: being prepared, and waiting for room."""
 
@@ -90,17 +90,27 @@ def layout_request(options: dict[str, Any], *, has_gpus: bool) -> LayoutRequest:
     )
 
 
-def layout_settings(plan: Plan, num_vision_workers: int | None, *, has_gpus: bool) -> dict[str, Any]:
-    """Return the fields of `LocalSettings` that a plan decides; `num_vision_workers` are wanted in all."""
+def layout_settings(
+    plan: Plan, num_vision_workers: int | None, num_conductors: int | None = None, *, has_gpus: bool
+) -> dict[str, Any]:
+    """Return the fields of `LocalSettings` that a plan decides; `num_vision_workers` are wanted in all.
+
+    `num_conductors` None are as many as the plan says; more than there are copies stand by.
+    """
+    num_conductors = num_conductors or plan.num_conductors
+    shares = plan.layout.shares(num_conductors)
+    jobs = -(-plan.forecast.num_sessions // len(set(shares))) + _WAITING  # of a share
     layout, sessions = plan.layout, -(-plan.forecast.num_sessions // len(plan.layout.chains))
     flags: list[str] = []
     if has_gpus and sessions > _MOST_SESSIONS:
         flags += ["--max-sessions", str(sessions)]
-    if has_gpus and plan.forecast.num_sessions + _WAITING > _MOST_JOBS:
-        flags += ["--max-jobs", str(plan.forecast.num_sessions + _WAITING)]
+    if has_gpus and jobs > _MOST_JOBS:
+        flags += ["--max-jobs", str(jobs)]
     separate = max(0, (num_vision_workers or 1) - len(layout.vision_stages))
     return {
         "stages": layout.stages,
+        "shares": shares,
+        "num_conductors": num_conductors,
         "vision_stages": layout.vision_stages,
         "num_vision_workers": layout.num_vision_workers or separate,
         "extra_arguments": {"conductor": tuple(flags)} if flags else {},

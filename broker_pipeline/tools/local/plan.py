@@ -19,6 +19,8 @@ class LocalSettings:
     model: Path
     stages: tuple[BlockRange, ...]
     data_dir: Path
+    shares: tuple[str, ...] = ()
+    """Of each stage, which is what conductors divide among themselves; without any they are one."""
     num_vision_workers: int = 1
     vision_stages: tuple[int, ...] = ()
     """Stages, by index, whose process is a vision worker as well; `num_vision_workers` come on top of those."""
@@ -149,6 +151,7 @@ def _stage(settings: LocalSettings, name: str, devices: Mapping[str, str]) -> tu
         "--kv-tokens": settings.kv_tokens,
         "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
         "--vision": has_vision,
+        "--share": settings.shares[index] or None if settings.shares else None,
     }
     what = f"layers {blocks.start}:{blocks.stop}{' and pictures' if has_vision else ''}, {devices[name]}"
     return what, _worker_flags(settings, name, devices) | own

@@ -9,12 +9,13 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from broker_pipeline.messages.gateway import PipelineStatus
-from broker_pipeline.messages.status import ConductorStatus, RouteStatus, SessionLimits
+from broker_pipeline.messages.status import ConductorStatus, RouteStatus, SessionLimits, ShareStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
 
+_SHARE_HEADINGS = ("share", "conductor", "epoch", "routes", "sessions", "captions/s")
 _ROUTE_HEADINGS = ("route", "sessions", "in flight")
 _WORKER_HEADINGS = (
     "worker",
@@ -34,6 +35,8 @@ _WORKER_HEADINGS = (
 def render_status(status: PipelineStatus) -> RenderableType:
     """Return everything that `broker-pipeline status` prints."""
     parts: list[RenderableType] = [_headline(status), Text(describe_work(status)), Text("")]
+    if status.conductor is not None and status.conductor.shares:
+        parts += [FittingTable(_SHARE_HEADINGS, list(map(_share, status.conductor.shares))), Text("")]
     if status.conductor is not None and status.conductor.routes:
         parts += [FittingTable(_ROUTE_HEADINGS, _routes(status.conductor.routes)), Text("")]
     if status.workers:
@@ -48,6 +51,8 @@ def hints(status: PipelineStatus) -> Iterator[str]:
     if conductor is None:
         yield "No conductor is active: jobs wait. Start one: broker-pipeline conductor --model ARTIFACTS"
         return
+    for share in sorted(_shares_of(status) - ({each.share for each in conductor.shares} or {conductor.share})):
+        yield f"Nobody conducts share {share!r}: its stages do not hold the whole model, and others do"
     for blocks in conductor.missing_blocks:
         shown = _blocks(blocks)
         command = f"broker-pipeline stage --model ARTIFACTS --blocks {shown}"
@@ -101,9 +106,22 @@ def _headline(status: PipelineStatus) -> Text:
     text.append("ready" if is_ready else "not ready", style="bold green" if is_ready else "bold red")
     if conductor is not None:
         model = f"{conductor.model} {conductor.fingerprint[:12]}".strip()
-        by = f"{conductor.instance}, epoch {conductor.epoch}, up {_duration(conductor.uptime_s)}"
+        by = f"{conductor.instance}, epoch {conductor.epoch}"
+        if conductor.shares:
+            num_conductors = len({share.instance for share in conductor.shares})
+            by = f"{len(conductor.shares)} shares, conductors: {num_conductors}"
+        by += f", up {_duration(conductor.uptime_s)}"
         text.append(f"\nmodel   {model}\nby      {by}", style="dim")
     return text
+
+
+def _shares_of(status: PipelineStatus) -> set[str]:
+    return {record.share for record in status.workers if record.role == "stage"}
+
+
+def _share(share: ShareStatus) -> Row:
+    counts = share.epoch, share.num_routes, share.num_running
+    return share.share or "(no name)", share.instance, *map(str, counts), f"{share.captions_per_s:.2f}"
 
 
 def _routes(routes: Iterable[RouteStatus]) -> list[Row]:
@@ -148,7 +166,7 @@ def _sent_by(record: WorkerRecord, conductor: ConductorStatus | None) -> str:
 
 def _holds(record: WorkerRecord) -> str:
     if record.blocks is not None:
-        return f"layers {_blocks(record.blocks)}"
+        return f"layers {_blocks(record.blocks)}" + (f", share {record.share}" if record.share else "")
     return {"vision": "pictures"}.get(record.role, record.role)
 
 

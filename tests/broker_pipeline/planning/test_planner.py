@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ from broker_pipeline.planning.devices import Device, gpu
 from broker_pipeline.planning.forecast import forecast
 from broker_pipeline.planning.layout import Chain, Layout, LayoutRequest, chain_of, parse_layout
 from broker_pipeline.planning.model_sizes import ModelSizes
-from broker_pipeline.planning.planner import choose_plan
+from broker_pipeline.planning.planner import choose_plan, plan_of
 from broker_pipeline.planning.site import Site
 from broker_pipeline.planning.workload import Workload
 from tests.kit.models.planned_sizes import sizes_of
@@ -135,6 +136,16 @@ def test_processes_around_it_grow_with_the_rate() -> None:
     )
     assert (one.num_conductors, one.num_gateways) == (1, 1)
     assert (four.num_conductors, four.num_gateways) == (2, 3)
+    assert four.layout.shares(four.num_conductors) == ("0", "0", "1", "1")
+    assert four.layout.shares(3) == ("0", "0", "1", "2")
+    assert four.layout.shares(9) == ("0", "1", "2", "3")
+    assert four.layout.shares(1) == ("",) * 4
+
+
+def test_a_copy_is_one_conductors() -> None:
+    layout = Layout(chains=(chain_of([18, 18]),), vision="every")
+    found = forecast(sizes_of("8B"), Site(devices=(H200,) * 2, num_cores=64, edge="shm"), Workload(), layout)
+    assert plan_of(layout, replace(found, captions_per_s=1e4)).num_conductors == 1
 
 
 def test_what_does_not_fit_is_refused_with_what_is_missing_and_what_would_do() -> None:

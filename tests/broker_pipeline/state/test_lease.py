@@ -45,7 +45,8 @@ async def test_a_standby_gets_in_after_the_release(redis: RedisClient, namespace
 
 
 async def test_shares_have_leases_of_their_own_and_no_epoch_twice(redis: RedisClient, namespace: str) -> None:
-    leases = [Lease(redis, namespace, "main", name, share=share, ttl_s=5) for name, share in zip("aab", ("", "x", "y"))]
+    of = {"": "a", "x": "a", "y": "b"}
+    leases = [Lease(redis, namespace, "main", name, share=share, ttl_s=5) for share, name in of.items()]
     epochs = [await lease.acquire() for lease in leases]
     assert len(set(epochs)) == 3
     assert None not in epochs

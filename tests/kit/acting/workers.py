@@ -57,11 +57,12 @@ class ActingStage(ActingWorker):
         stop: int,
         *,
         fingerprint: str,
+        share: str = "",
         kv: int = 4096,
         step_s: float = 0.002,
     ) -> None:
         super().__init__(
-            transport, redis, namespace, name, "stage",
+            transport, redis, namespace, name, "stage", share=share,
             fingerprint=fingerprint, blocks=BlockRange(start=start, stop=stop), num_layers=6,
             kv_capacity_tokens=kv, max_batch_tokens=256,
         )  # fmt: skip
@@ -190,6 +191,9 @@ class ActingVision(ActingWorker):
         self.deadly = ""
         """What kills this worker when it is in a prompt."""
         self.has_died = asyncio.Event()
+
+    def adopt(self, epoch: int) -> None:
+        """Obey the conductors of all shares."""
 
     async def serve(self, tasks: asyncio.TaskGroup) -> None:
         ready = asyncio.Event()

@@ -358,11 +358,11 @@ async def test_large_pictures_that_are_decoded_in_one_go_leave_the_event_loop_it
     assert pause_s < 1.0
 
 
-async def test_requests_of_others_and_of_the_past_are_refused(bench: Bench) -> None:
+async def test_requests_of_others_are_refused_and_those_of_every_epoch_served(bench: Bench) -> None:
     assert await bench.failure(text(), fingerprint="0" * 64) == ("fingerprint_mismatch", "fingerprint")
     assert await bench.failure(text(), pipeline="other") == ("contract", "pipeline")
     assert (await bench.prepare(text(), epoch=3)).body.failure is None
-    assert await bench.failure(text(), epoch=2) == ("stale_epoch", "epoch")
+    assert (await bench.prepare(text(), epoch=2)).body.failure is None, "conductors of several shares ask"
 
 
 async def test_rows_wait_for_room_and_else_are_sent_once_more_before_the_session_fails(bench: Bench) -> None:

@@ -73,6 +73,12 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=POSITIVE,
     help="Threads of each worker.  [default: 1 on GPUs, else the cores, shared out]",
 )
+@click.option(
+    "--conductors",
+    "num_conductors",
+    type=POSITIVE,
+    help="Conductors, each with some of the copies.  [default: as many as the planner expects to be needed]",
+)
 @click.option("--kv-tokens", type=POSITIVE, help="KV tokens of every stage.  [default: what the sessions need]")
 @click.option(
     "--in-process/--no-in-process",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from broker_pipeline.planning.forecast import Forecast, forecast
 from broker_pipeline.planning.layout import Layout, LayoutRequest, VisionPlace, parse_layout
-from broker_pipeline.planning.planner import choose_plan
+from broker_pipeline.planning.planner import Plan, choose_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cuts import balanced_cut
 from broker_pipeline.tools.local.gpus.devices import CudaDevice
@@ -38,6 +38,8 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     dtype: str | None
     num_threads: int | None
     """Threads of each worker of the whole system; None shares the cores out."""
+    num_conductors: int | None
+    """Conductors, each with some of the copies; None is what the planner expects to be needed."""
     kv_tokens: int | None
     """Of every stage; None is what so many sessions need."""
     with_in_process: bool
@@ -59,11 +61,14 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
         """Yield the systems; raises `ConfigurationError` for a layout that cannot be."""
         for asked in self.asked_layouts:
             for place in self.vision:
-                layout = self._layout(model, asked, place, gpus)
+                plan = self._plan(model, asked, place, gpus)
+                layout, num_conductors = plan.layout, self.num_conductors or plan.num_conductors
                 label = asked.removeprefix("stages=").replace("=", "-").replace(",", "-")
                 local = LocalSettings(
                     model=model.absolute(),
                     stages=layout.stages,
+                    shares=layout.shares(num_conductors),
+                    num_conductors=num_conductors,
                     vision_stages=layout.vision_stages,
                     num_vision_workers=layout.num_vision_workers,
                     data_dir=directory / f"system-{label}-{place}",
@@ -76,14 +81,14 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
                     profile=Path(self.profile) / f"{label}-{place}" if self.profile else None,
                     extra_arguments=self.extra_arguments,
                 )
-                yield System(name=self._name(layout, place), layout=layout, local=local)
+                yield System(name=self._name(layout, place, num_conductors), layout=layout, local=local)
 
     def forecast(self, model: Path, layout: Layout, num_prompt_tokens: int, gpus: Sequence[CudaDevice]) -> Forecast:
         """Predict what a layout gives for this work."""
         sizes, site = read_sizes(model, served_dtype(self.dtype)), site_of(used_gpus(gpus, self.device))
         return forecast(sizes, site, self._workload(num_prompt_tokens), layout)
 
-    def _layout(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Layout:
+    def _plan(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Plan:
         """Cut as `up` would: on GPUs so that the slowest stage is fastest, elsewhere into stages of equal size."""
         request, used = parse_layout(asked), used_gpus(gpus, self.device)
         chain = None if used or request.num_stages is None else balanced_cut(model, request.num_stages)
@@ -95,7 +100,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
             num_vision_workers=1 if place == "separate" else None,
         )
         sizes = read_sizes(model, served_dtype(self.dtype))
-        return choose_plan(sizes, site_of(used), self._workload(None), request).layout
+        return choose_plan(sizes, site_of(used), self._workload(None), request)
 
     def _workload(self, num_prompt_tokens: int | None) -> Workload:
         visual = num_visual_tokens(self.picture_side)
@@ -106,9 +111,10 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
             num_sessions=min(self.num_sessions, self.num_in_flight),
         )
 
-    def _name(self, layout: Layout, place: VisionPlace) -> str:
+    def _name(self, layout: Layout, place: VisionPlace, num_conductors: int) -> str:
         num_copies, num_stages = len(layout.chains), len(layout.chains[0])
         name = "whole system, " + (f"{num_copies} copies of " if num_copies > 1 else "")
         name += f"{num_stages} {'stages' if num_stages > 1 else 'stage'}"
         name += f", vision {place}" if len(self.vision) > 1 or place != "separate" else ""
+        name += f", {num_conductors} conductors" if num_conductors > 1 else ""
         return name + (", MPS" if self.mps else "")

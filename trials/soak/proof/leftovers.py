@@ -11,11 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.registry import WorkerRegistry
@@ -84,11 +81,9 @@ class Leftovers:
         return found
 
     async def _conductor_left(self) -> list[str]:
-        with state_errors("cannot read the conductor's status"):
-            text = await self._redis.get(redis_keys.status(self._namespace, self._pipeline))
-        if text is None:
+        status = await self._registry.conductor_status()
+        if status is None:
             return ["no conductor is active"]
-        status = msgspec.json.decode(text, type=ConductorStatus)
         found = [f"{count} sessions are {what}" for what, count in status.num_sessions.items() if count]
         found += [f"{route.num_sessions} sessions on a route" for route in status.routes if route.num_sessions]
         found += [f"{s.kv_used_tokens} tokens reserved at {s.worker}" for s in status.stages if s.kv_used_tokens]

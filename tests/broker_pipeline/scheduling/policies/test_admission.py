@@ -40,6 +40,11 @@ def test_more_vision_workers_prepare_more(admission: Admission) -> None:
     assert admission.refusal(replace(FREE, num_preparing=7, num_vision_workers=2)) is None
 
 
+def test_shares_prepare_as_much_together_as_one_alone(admission: Admission) -> None:
+    assert admission.refusal(replace(FREE, num_preparing=1, num_shares=2)) is None
+    assert admission.refusal(replace(FREE, num_preparing=2, num_shares=2)) is not None
+
+
 def test_more_routes_have_more_waiting(admission: Admission) -> None:
     assert admission.refusal(replace(FREE, num_waiting=5, num_routes=2)) is None
     assert admission.refusal(replace(FREE, num_waiting=6, num_routes=2)) is not None

@@ -23,7 +23,7 @@ def model_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings, tuple[str, str]]:
     left_out = "stages cut data_dir nats_url redis_url device dtype threads kv_tokens default_max_tokens profile"
-    options: dict[str, Any] = dict.fromkeys((*left_out.split(), "vision_workers"))
+    options: dict[str, Any] = dict.fromkeys((*left_out.split(), "vision_workers", "conductors"))
     options |= {
         "model": tiny_artifact(),
         "gateway_processes": None,
@@ -116,6 +116,18 @@ def test_on_gpus_the_planner_chooses_what_was_not_asked_for(
     assert settings.vision_stages == vision_stages
     assert settings.num_vision_workers == num_vision_workers
     assert (settings.device, settings.num_cuda_devices) == (device, len(gpus))
+
+
+def test_conductors_have_some_of_the_copies_each(model_8b: Path) -> None:
+    settings, _ = up((H100,) * 4, model=model_8b, layout="copies=2,stages=2", conductors=3)
+    assert (settings.shares, settings.num_conductors) == (("0", "0", "1", "1"), 3)
+    settings, _ = up((H100,) * 4, model=model_8b, conductors=2)
+    assert (settings.shares, settings.num_conductors) == (("0", "0", "1", "1"), 2)
+    alone, _ = up((H100,) * 4, model=model_8b)
+    assert (set(alone.shares), alone.num_conductors) == ({""}, 1)
+    jobs = [int(each.extra_arguments["conductor"][-1]) for each in (settings, alone)]
+    assert 2 * jobs[0] > jobs[1] > jobs[0], "each has a part of the jobs"
+    assert up((H100,), model=model_8b, conductors=2)[0].shares == ("",), "the second one stands by"
 
 
 def test_conductors_take_as_many_sessions_as_the_layout_needs(model_8b: Path) -> None:

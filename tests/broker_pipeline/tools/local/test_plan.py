@@ -36,6 +36,8 @@ def test_every_part_gets_its_own_and_the_common_flags() -> None:
     stage = flags(services["stage-1"])
     assert (stage["--blocks"], stage["--name"], stage["--kv-tokens"]) == ("2:6", "stage-1", "99")
     assert "--kv-tokens" not in flags(services["vision-0"])
+    assert "--share" not in stage
+    assert flags(plan(shares=("x", "y"))["stage-1"])["--share"] == "y"
     assert services["vision-1"].arguments[0] == "vision"
 
 

@@ -14,7 +14,7 @@ ROUNDS = Rounds(pictures="pictures", warm_up=WORK, timed=())
 
 
 def settings(**changes: Any) -> PipelineSettings:
-    options: dict[str, Any] = dict.fromkeys(("dtype", "num_threads", "kv_tokens", "profile"))
+    options: dict[str, Any] = dict.fromkeys(("dtype", "num_threads", "num_conductors", "kv_tokens", "profile"))
     options |= {"num_pictures": 8, "picture_side": 448, "num_output_tokens": 64, "num_in_flight": 512, "num_rounds": 1}
     options |= {"prompt": "Describe this image", "device": "cuda", "num_stages": (1,), "layouts": (), "mps": False}
     options |= {"vision": ("shared",), "num_sessions": 512, "with_in_process": False, "in_process_threads": ()}
@@ -50,6 +50,13 @@ def test_layouts_are_those_of_up_and_each_has_a_prediction(model: Path, tmp_path
     one, copies = (asked.forecast(model, system.layout, 219, gpus) for system in (systems[0], systems[2]))
     assert one.num_sessions == copies.num_sessions == 512, "in flight, on all copies together"
     assert copies.captions_per_s >= one.captions_per_s
+
+
+def test_conductors_divide_the_copies(model: Path, tmp_path: Path) -> None:
+    asked = settings(layouts=("copies=2,stages=2",), num_conductors=2)
+    [system] = asked.systems(model, tmp_path, ROUNDS, (H100,) * 4)
+    assert (system.local.num_conductors, system.local.shares) == (2, ("0", "0", "1", "1"))
+    assert system.name.endswith(", 2 conductors")
 
 
 def test_a_copy_has_room_for_its_share_of_the_sessions(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_pipeline.messages.workers import BlockRange, WorkerRecord
+from broker_pipeline.scheduling.policies.shares import Part, part_of, shares_of
+from tests.broker_pipeline.scheduling.test_routes import IDENTITY, record
+
+NAMES = st.sets(st.sampled_from("abcdefgh"), min_size=1)
+
+
+class Leases:
+    """What Redis would hold, and conductors that look at it one after the other."""
+
+    def __init__(self, shares: set[str], members: set[str], holders: dict[str, str]) -> None:
+        self.shares, self.members, self.holders = shares, members, holders
+
+    def look(self, me: str) -> bool:
+        """Do what a conductor does at one look; say whether that changed anything."""
+        part, before = part_of(me, self.members, self.shares, self.holders), dict(self.holders)
+        for share in [share for share, holder in self.holders.items() if holder == me and share not in part.keeps]:
+            del self.holders[share]
+        for share in part.free[: part.num_more]:
+            self.holders[share] = me
+        return self.holders != before
+
+    def settle(self, order: list[str]) -> None:
+        for _ in range(2 * len(self.shares) + 2):
+            if not sum(self.look(me) for me in order):
+                return
+        raise AssertionError("they pass shares to and fro")
+
+
+@given(NAMES, NAMES, st.data())
+def test_everybody_gets_as_many_and_nothing_moves_any_more(
+    shares: set[str], members: set[str], data: st.DataObject
+) -> None:
+    holders = data.draw(st.dictionaries(st.sampled_from(sorted(shares)), st.sampled_from(sorted(members))))
+    leases = Leases(shares, members, holders)
+    leases.settle(data.draw(st.permutations(sorted(members))))
+    counts = Counter(leases.holders.values())
+    assert set(leases.holders) == shares
+    assert max(counts[each] for each in members) - min(counts[each] for each in members) <= 1
+
+
+@given(NAMES, NAMES, st.data())
+def test_of_one_more_or_one_fewer_no_more_moves_than_has_to(
+    shares: set[str], members: set[str], data: st.DataObject
+) -> None:
+    leases = Leases(shares, members, {})
+    leases.settle(sorted(members))
+    before = dict(leases.holders)
+    if len(members) > 1 and data.draw(st.booleans()):
+        gone = data.draw(st.sampled_from(sorted(members)))
+        leases.members = members - {gone}
+        leases.holders = {share: holder for share, holder in before.items() if holder != gone}
+    else:
+        leases.members = members | {"new"}
+    leases.settle(sorted(leases.members))
+    moved = [share for share in shares if leases.holders[share] != before[share]]
+    assert len(moved) <= -(-len(shares) // min(len(members), len(leases.members)))
+
+
+def test_what_one_holds_who_has_died_is_waited_for() -> None:
+    assert part_of("b", {"b"}, {"x", "y"}, {"x": "dead"}) == Part(frozenset(), ("y",), 2)
+
+
+def stage(share: str, start: int, stop: int, **changes: object) -> WorkerRecord:
+    name = f"{share}{start}"
+    blocks = BlockRange(start=start, stop=stop)
+    return record(worker=name, instance=name, share=share, blocks=blocks, **changes)
+
+
+def test_a_share_without_a_route_is_nobodys_while_another_has_one() -> None:
+    whole, half = [stage("x", 0, 12), stage("x", 12, 36)], [stage("y", 0, 12)]
+    assert shares_of([*whole, *half], IDENTITY) == {"x"}
+    assert shares_of([*whole, *half, stage("y", 12, 36)], IDENTITY) == {"x", "y"}
+    assert shares_of(half, IDENTITY) == {"y"}
+
+
+@pytest.mark.parametrize("changes", [{"state": "draining"}, {"fingerprint": "0" * 64}, {"kv_capacity_tokens": 0}])
+def test_what_serves_nobody_makes_no_share(changes: dict[str, object]) -> None:
+    assert shares_of([stage("x", 0, 36), stage("y", 0, 36, **changes)], IDENTITY) == {"x"}
+
+
+def test_without_stages_it_is_the_one_without_a_name() -> None:
+    assert shares_of([], IDENTITY) == {""}
+    assert shares_of([record(role="vision", blocks=None)], IDENTITY) == {""}
