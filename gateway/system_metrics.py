@@ -21,7 +21,7 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
     ("tokens_per_second", "Tokens sampled, lately.", lambda conductor: conductor.tokens_per_s),
     (
         "replays",
-        "Attempts beyond the first that the active conductor has begun.",
+        "Attempts beyond the first that the conductors have begun.",
         lambda conductor: conductor.num_replays,
     ),
     ("captions_per_second", "Jobs that succeeded, lately.", lambda conductor: conductor.captions_per_s),

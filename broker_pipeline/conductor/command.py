@@ -66,9 +66,9 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 def command(**options: Any) -> None:
     """Drive a pipeline: take jobs from the queue, schedule them on the stages, finish them.
 
-    One conductor is active per pipeline; start a second one with the same flags, and it waits as a standby that takes
-    over when the first dies. A conductor needs no GPU and keeps nothing that is not in NATS or Redis: killed at any
-    moment, its jobs go on from the tokens that they had.
+    Start a second one with the same flags, and it waits as a standby that takes over when the first dies. Where stages
+    are divided into shares (`stage --share`), conductors have some of them each. A conductor needs no GPU and keeps
+    nothing that is not in NATS or Redis: killed at any moment, its jobs go on from the tokens that they had.
 
     \b
       host-a$ broker-pipeline conductor --model ARTIFACTS --nats-url nats://broker --redis-url redis://broker

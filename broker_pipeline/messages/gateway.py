@@ -34,7 +34,7 @@ class PipelineStatus(_Answer, frozen=True, kw_only=True):
     pipeline: str
     workers: tuple[WorkerRecord, ...]
     conductor: ConductorStatus | None
-    """What the active conductor shows of itself; null while there is none."""
+    """What the active conductors show of themselves, merged; null while there is none."""
     queue: QueueStatus
     jobs: dict[str, int]
     """Number of jobs by status."""

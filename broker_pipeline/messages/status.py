@@ -1,4 +1,4 @@
-"""What the active conductor shows of itself: written to Redis every second, read by gateways."""
+"""What the conductor of a share shows of it: written to Redis every second, merged and read by gateways."""
 
 from typing import Annotated
 
