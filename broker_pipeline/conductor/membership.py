@@ -54,7 +54,7 @@ class Membership:
         """Say that this conductor is there, and return who else is. Raises `StateError`."""
         await self._registry.renew(self._record)
         records = await self._registry.records()
-        shares = shares_of(records, self._around.identity)
+        shares = shares_of(records)
         members = (record for record in records if record.role == "conductor")
         return Census(
             # one of another model cannot use these shares

@@ -83,11 +83,12 @@ async def ended(child: ChildProcess, timeout_s: float = 60) -> int:
 async def test_a_stage_announces_itself_and_leaves_in_order(
     workers: Workers, redis: RedisClient, transport: Transport, namespace: str
 ) -> None:
-    child = await workers.start("stage", "--blocks", "0:2", "--kv-tokens", "512")
+    child = await workers.start("stage", "--blocks", "0:2", "--kv-tokens", "512", "--share", "x")
     registry = WorkerRegistry(redis, namespace, "main")
     [record] = await registry.workers()
     assert record.blocks is not None
     assert (record.worker, record.blocks.start, record.blocks.stop) == ("stage-0-2", 0, 2)
+    assert record.share == "x"
     assert (record.role, record.num_layers, record.kv_capacity_tokens) == ("stage", 6, 512)
     assert (record.device, record.dtype, record.pid, record.state) == ("cpu", "float32", child.pid, "ready")
     control = subjects.control(record.subject)

@@ -56,7 +56,10 @@ class JobPuller:
 
     async def _pull(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            self.waits_for = self.admission.refusal(self.load())
+            load = self.load()
+            self.waits_for = self.admission.refusal(load)
+            if load.num_shares > 1 and not load.num_routes:  # another share may have one
+                await self._requeue([job for job in self._tasks if job.phase in ("preparing", "recovering")])
             if self.waits_for is not None:
                 await asyncio.sleep(_ROOM_POLL_S)
                 continue

@@ -34,7 +34,7 @@ class Load:
     room_tokens: int
     can_commit: bool
     num_shares: int = 1
-    """Shares that ask the same vision workers for about as much."""
+    """Shares of the pipeline; they ask the same vision workers, each for about as much."""
 
 
 class Admission:

@@ -7,12 +7,10 @@ shares  a b c d e    conductors  x y      x has a b c    y has d e       as many
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.scheduling.routes import PipelineIdentity, StageInfo, choose_routes, refusal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +37,6 @@ def part_of(me: str, members: Collection[str], shares: Collection[str], holders:
     return Part(frozenset(held[me][:size]), free, max(0, size - len(held[me])))
 
 
-def shares_of(records: Collection[WorkerRecord], identity: PipelineIdentity) -> frozenset[str]:
-    """Return the shares that can serve: a share without a route is given up, so that others run its jobs.
-
-    Where none can, they are all that have a stage, or the one without a name, so that somebody says what is missing.
-    """
-    stages: defaultdict[str, list[WorkerRecord]] = defaultdict(list)
-    for record in records:
-        if record.role == "stage":
-            stages[record.share].append(record)
-    return frozenset({share for share, own in stages.items() if _has_route(own, identity)} or stages or {""})
-
-
-def _has_route(stages: Collection[WorkerRecord], identity: PipelineIdentity) -> bool:
-    usable = [
-        StageInfo.from_record(record)
-        for record in stages
-        if record.state == "ready" and refusal_of(record, replace(identity, dtype=record.dtype)) is None
-    ]
-    return bool(choose_routes(usable, identity.num_layers))
+def shares_of(records: Collection[WorkerRecord]) -> frozenset[str]:
+    """Return the shares that have a stage, or the one without a name, so that somebody says what is missing."""
+    return frozenset(record.share for record in records if record.role == "stage") or frozenset({""})

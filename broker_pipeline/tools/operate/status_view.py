@@ -51,8 +51,9 @@ def hints(status: PipelineStatus) -> Iterator[str]:
     if conductor is None:
         yield "No conductor is active: jobs wait. Start one: broker-pipeline conductor --model ARTIFACTS"
         return
-    for share in sorted(_shares_of(status) - ({each.share for each in conductor.shares} or {conductor.share})):
-        yield f"Nobody conducts share {share!r}: its stages do not hold the whole model, and others do"
+    for share in conductor.shares:
+        if not share.num_routes:
+            yield f"Share {share.share!r} runs nothing: its usable stages do not hold the whole model"
     for blocks in conductor.missing_blocks:
         shown = _blocks(blocks)
         command = f"broker-pipeline stage --model ARTIFACTS --blocks {shown}"
@@ -113,10 +114,6 @@ def _headline(status: PipelineStatus) -> Text:
         by += f", up {_duration(conductor.uptime_s)}"
         text.append(f"\nmodel   {model}\nby      {by}", style="dim")
     return text
-
-
-def _shares_of(status: PipelineStatus) -> set[str]:
-    return {record.share for record in status.workers if record.role == "stage"}
 
 
 def _share(share: ShareStatus) -> Row:

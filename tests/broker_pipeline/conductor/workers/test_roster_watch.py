@@ -45,6 +45,7 @@ class Watched(StageSide):
             roster=self.roster,
             transport=transport,
             registry=self.registry,
+            share="",
             hello=Hello(pipeline="main", epoch=EPOCH),
             heartbeat_subject=subjects.heartbeats(namespace, "main"),
             times=TIMES,

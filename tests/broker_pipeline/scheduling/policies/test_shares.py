@@ -1,12 +1,10 @@
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.scheduling.policies.shares import Part, part_of, shares_of
-from tests.broker_pipeline.scheduling.test_routes import IDENTITY, record
+from tests.broker_pipeline.scheduling.test_routes import record
 
 NAMES = st.sets(st.sampled_from("abcdefgh"), min_size=1)
 
@@ -67,24 +65,8 @@ def test_what_one_holds_who_has_died_is_waited_for() -> None:
     assert part_of("b", {"b"}, {"x", "y"}, {"x": "dead"}) == Part(frozenset(), ("y",), 2)
 
 
-def stage(share: str, start: int, stop: int, **changes: object) -> WorkerRecord:
-    name = f"{share}{start}"
-    blocks = BlockRange(start=start, stop=stop)
-    return record(worker=name, instance=name, share=share, blocks=blocks, **changes)
-
-
-def test_a_share_without_a_route_is_nobodys_while_another_has_one() -> None:
-    whole, half = [stage("x", 0, 12), stage("x", 12, 36)], [stage("y", 0, 12)]
-    assert shares_of([*whole, *half], IDENTITY) == {"x"}
-    assert shares_of([*whole, *half, stage("y", 12, 36)], IDENTITY) == {"x", "y"}
-    assert shares_of(half, IDENTITY) == {"y"}
-
-
-@pytest.mark.parametrize("changes", [{"state": "draining"}, {"fingerprint": "0" * 64}, {"kv_capacity_tokens": 0}])
-def test_what_serves_nobody_makes_no_share(changes: dict[str, object]) -> None:
-    assert shares_of([stage("x", 0, 36), stage("y", 0, 36, **changes)], IDENTITY) == {"x"}
-
-
-def test_without_stages_it_is_the_one_without_a_name() -> None:
-    assert shares_of([], IDENTITY) == {""}
-    assert shares_of([record(role="vision", blocks=None)], IDENTITY) == {""}
+def test_shares_are_those_of_stages_and_without_any_the_one_without_a_name() -> None:
+    stages = [record(instance=share, share=share) for share in ("x", "", "x")]
+    assert shares_of(stages) == {"x", ""}
+    assert shares_of([]) == {""}
+    assert shares_of([record(role="vision", blocks=None)]) == {""}

@@ -102,19 +102,19 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
 
 
-def test_each_share_is_shown_with_its_conductor_and_one_that_nobody_has_is_said() -> None:
-    shown = merged([conductor(share="a"), conductor(share="b", instance="c2", epoch=8)])
+def test_each_share_is_shown_with_its_conductor_and_one_without_a_route_is_said() -> None:
+    shown = merged([conductor(share="a"), conductor(share="b", instance="c2", epoch=8, routes=())])
     status = pipeline(shown)
     records = tuple(
-        msgspec.structs.replace(each, share=share) for each, share in zip(status.workers, ("a", "z", ""), strict=True)
+        msgspec.structs.replace(each, share=share) for each, share in zip(status.workers, ("a", "b", ""), strict=True)
     )
     status = msgspec.structs.replace(status, workers=records)
     text = rendered(status)
     assert "2 shares, conductors: 2, up 1 h 1 min" in text
-    assert [line.split() for line in text.splitlines() if line.startswith("b ")] == [["b", "c2", "8", "1", "3", "0.50"]]
+    assert [line.split() for line in text.splitlines() if line.startswith("b ")] == [["b", "c2", "8", "0", "3", "0.50"]]
     assert "layers 0:2, share a" in text
-    assert [hint for hint in hints(status) if "share" in hint] == [
-        "Nobody conducts share 'z': its stages do not hold the whole model, and others do"
+    assert [hint for hint in hints(status) if "Share" in hint] == [
+        "Share 'b' runs nothing: its usable stages do not hold the whole model"
     ]
 
 
