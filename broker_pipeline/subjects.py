@@ -46,7 +46,7 @@ def edge_root(subject: str) -> str | None:
 
 
 def results(namespace: str, pipeline: str, instance: str) -> str:
-    """`MicrobatchResult`s for one conductor instance."""
+    """`MicrobatchResult`s for one conductor instance, or for one of its shares."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from broker_pipeline.conductor.membership import Membership
+from broker_pipeline.conductor.membership import Census, Membership
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.surroundings import Surroundings, Term
@@ -82,7 +82,7 @@ class Conductor:
         self._membership = Membership(around)
         self._leases: dict[str, Lease] = {}
         self._held: dict[str, _Held] = {}
-        self._num_shares = 1
+        self._census = Census()
         self._pause_s = around.settings.lease_ttl_s / 10
         around.transport.add_reconnect_listener(self._on_reconnect)
 
@@ -117,13 +117,15 @@ class Conductor:
 
     async def _take_part(self, tenures: asyncio.TaskGroup) -> None:
         census, instance = await self._membership.look(), self._around.instance
-        self._num_shares = len(census.shares)
+        if census.members != self._census.members or census.shares != self._census.shares:
+            log.info("shares_seen", shares=sorted(census.shares), conductors=sorted(census.members))
+        self._census = census
         # what is held here is this one's until its tenure has ended, whatever Redis says of it
         holders = {**census.holders, **dict.fromkeys(self._held, instance)}
         part = part_of(instance, census.members, census.shares, holders)
         for share, held in self._held.items():
             if share not in part.keeps and not held.stopping.is_set():
-                log.info("share_given_up", share=share, num_conductors=len(census.members), num_shares=self._num_shares)
+                log.info("share_given_up", share=share)
                 held.stopping.set()
         num_more = part.num_more
         for share in part.free:
@@ -152,7 +154,9 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                held.tenure = Tenure(self._around, Term(share, epoch, lambda: lease.is_held, lambda: self._num_shares))
+                held.tenure = Tenure(
+                    self._around, Term(share, epoch, lambda: lease.is_held, lambda: len(self._census.shares))
+                )
                 await held.tenure.run(held.stopping)
                 holding.cancel()
         except* LeaseLostError as group:

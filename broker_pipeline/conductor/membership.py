@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from broker_pipeline import __version__, redis_keys, subjects
@@ -21,9 +21,9 @@ from broker_pipeline.state.registry import WorkerRegistry
 class Census:
     """Conductors, shares, and who has which."""
 
-    members: frozenset[str]
-    shares: frozenset[str]
-    holders: Mapping[str, str]
+    members: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
+    holders: Mapping[str, str] = field(default_factory=dict)
 
 
 class Membership:

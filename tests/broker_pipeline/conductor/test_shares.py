@@ -125,7 +125,7 @@ async def test_a_cancel_reaches_whoever_has_the_job(bench: Bench) -> None:
         bench.conductor(name, lease_ttl_s=TTL_S, max_waiting=1)
     await until_held(bench, "ab", 1, 1)
     await until_routed(bench, 2)
-    job_ids = [await bench.submit(max_tokens=200) for _ in range(6)]
+    job_ids = [await bench.submit(max_tokens=120) for _ in range(6)]
     await bench.until(lambda: all(stage.opens for stage in stages))
     cancelled = [stage.opens[0] for stage in stages]
     for job_id in cancelled:
