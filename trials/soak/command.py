@@ -57,6 +57,11 @@ _WIDTH = 120
 )
 @option("--stages", default=3, type=_POSITIVE, help="Number of stages.")
 @option("--spares", default=2, type=click.IntRange(min=0), help="Stages that have a second worker.")
+@option(
+    "--shares",
+    is_flag=True,
+    help="Both conductors work, each with a copy of the model: needs as many spares as stages.",
+)
 @option("--concurrency", default=32, type=_POSITIVE, help="Jobs in flight at a time.")
 @option("--device", default="cpu", help="Device of every worker.")
 @option(
@@ -140,6 +145,7 @@ def _system(options: dict[str, Any], model: Path, directory: Path) -> LocalSetti
         directory / "run",
         num_stages=options["stages"],
         num_spares=options["spares"],
+        has_shares=options["shares"],
         device=options["device"],
         extra_arguments=limits,
     )

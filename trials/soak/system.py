@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.local.cuts import balanced_cut
 from broker_pipeline.tools.local.plan import LocalSettings
@@ -39,18 +40,23 @@ def soak_system(
     *,
     num_stages: int,
     num_spares: int = 2,
+    has_shares: bool = False,
     device: str = "cpu",
     extra_arguments: Mapping[str, tuple[str, ...]] | None = None,
 ) -> LocalSettings:
     """Return the settings of a model cut into `num_stages`, of which the last `num_spares` have a second worker.
 
-    The last ones, since losing the stage that samples hurts most.
+    The last ones, since losing the stage that samples hurts most. With `has_shares` the spares, as many as there are
+    stages, are the second of two shares. Raises `ConfigurationError`.
     """
+    if has_shares and num_spares != num_stages:
+        raise ConfigurationError(f"--shares takes two whole copies: give --spares {num_stages}", field="spares")
     stages = balanced_cut(model, num_stages)
     return LocalSettings(
         model=model.absolute(),
         stages=(*stages, *stages[::-1][:num_spares]),
         data_dir=directory,
+        shares=("0",) * num_stages + ("1",) * num_spares if has_shares else (),
         num_gateways=2,
         num_conductors=2,
         num_vision_workers=2,
