@@ -48,6 +48,7 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
     text = scrape(port)
     for line in (
         "broker_pipeline_conductor_active 1.0",
+        "broker_pipeline_conductor_shares 1.0",
         "broker_pipeline_conductor_tokens_per_second 12.5",
         'broker_pipeline_conductor_sessions{state="running"} 5.0',
         'broker_pipeline_conductor_stage_busy{worker="a"} 0.75',
