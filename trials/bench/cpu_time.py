@@ -28,8 +28,8 @@ class CpuClock:
         self._started = self._read()
 
     def passed(self) -> dict[str, float]:
-        """Return seconds by name."""
-        return {name: round(seconds - self._started[name], 3) for name, seconds in self._read().items()}
+        """Return seconds by name; what has ended meanwhile is not counted."""
+        return {name: max(0.0, round(seconds - self._started[name], 3)) for name, seconds in self._read().items()}
 
     def _read(self) -> dict[str, float]:
         return {name: cpu_seconds(pid) for name, pid in self._pids.items()}

@@ -69,6 +69,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
                     stages=layout.stages,
                     shares=layout.shares(num_conductors),
                     num_conductors=num_conductors,
+                    num_gateway_processes=plan.num_gateways if used_gpus(gpus, self.device) else 1,
                     vision_stages=layout.vision_stages,
                     num_vision_workers=layout.num_vision_workers,
                     data_dir=directory / f"system-{label}-{place}",

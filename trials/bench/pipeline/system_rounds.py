@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import PipelineError, error_from_failure
@@ -61,8 +63,7 @@ class RunningSystem:
     async def run(self, work: Work) -> Round:
         """Do a round. Raises the error of the first job that does not succeed, or `ServerStartError` of a dead part."""
         contents = {name: (self._pictures / name).read_bytes() for name in work.pictures}
-        pids = {name: program.process.pid for name, program in self._cluster.processes.items()}
-        clock = CpuClock({**pids, "client": os.getpid()})
+        clock = CpuClock({**self._pids(), "client": os.getpid()})
         self._observer.begin()
         times, started = _Times(), time.perf_counter()
         await self._submit_all(work, contents, times)
@@ -76,6 +77,12 @@ class RunningSystem:
             middle_captions_per_s=middle_rate(times.ended_s),
             breakdown=self._observer.end(times.submit_s, times.job_s),
         )
+
+    def _pids(self) -> dict[str, int]:
+        """Return the processes of every program by name: further ones are children of the first."""
+        pids = {name: program.process.pid for name, program in self._cluster.processes.items()}
+        children = {name: psutil.Process(pid).children(recursive=True) for name, pid in pids.items()}
+        return pids | {f"{name}.{n}": child.pid for name, each in children.items() for n, child in enumerate(each)}
 
     async def _submit_all(self, work: Work, contents: dict[str, bytes], times: _Times) -> None:
         remaining = iter(contents.items())
