@@ -72,6 +72,16 @@ def _axis_taps(index: Tensor, length: int, side: int) -> tuple[Tensor, Tensor]:
     return taps.long().clamp(max=side - 1), weights
 
 
+def check_patch_rows(rows: Tensor, config: VisionConfig) -> None:
+    """Raise TensorMismatchError unless these are patch rows, of still pictures or not."""
+    frames, values = config.temporal_patch_size, config.patch_values
+    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] not in {values, values // frames}:
+        raise TensorMismatchError(
+            f"patch rows are {rows.dtype} {list(rows.shape)} and must be uint8 with {values} values, "
+            f"or {values // frames} of a still picture"
+        )
+
+
 def pixel_values(rows: Tensor, config: VisionConfig) -> Tensor:
     """Turn uint8 patch rows into what the tower reads: fp32 `[N, patch_values]` in [-1, 1].
 
@@ -81,12 +91,8 @@ def pixel_values(rows: Tensor, config: VisionConfig) -> Tensor:
     Raises:
         TensorMismatchError: rows of another width or dtype.
     """
+    check_patch_rows(rows, config)
     frames, values = config.temporal_patch_size, config.patch_values
-    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] not in {values, values // frames}:
-        raise TensorMismatchError(
-            f"patch rows are {rows.dtype} {list(rows.shape)} and must be uint8 with {values} values, "
-            f"or {values // frames} of a still picture"
-        )
     # a GPU divides by a number of the host's as it multiplies by its inverse, which rounds twice
     half = torch.full((), 127.5, device=rows.device)
     levels = rows.to(torch.float32).sub_(127.5).div_(half)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 from broker_pipeline.errors import TensorMismatchError
 from stages.qwen3_vl.attention import Attention
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.patches import PatchGrid, pixel_values
+from stages.qwen3_vl.patches import PatchGrid, check_patch_rows, pixel_values
 from stages.qwen3_vl.tensors import VISION_PREFIX
-from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS
-from stages.qwen3_vl.vision_ops import VisionOps, choose_vision_ops
+from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS, VisionConfig
+from stages.qwen3_vl.vision_ops import FusedVisionOps, VisionOps, choose_vision_ops
 from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
 
 
@@ -23,11 +24,45 @@ from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
 class TowerOutput:
     """What the decoder needs of pictures: their visual rows, one per visual token, in prompt order.
 
-    `embeds` `[r, H]` replaces the pad tokens' embeddings; `levels[j]` `[r, H]` is added after decoder layer j.
+    `rows` `[1 + levels, r, H]` are `embeds` and all `levels`.
     """
 
-    embeds: Tensor
-    levels: tuple[Tensor, ...]
+    rows: Tensor
+
+    @property
+    def embeds(self) -> Tensor:
+        """What replaces the pad tokens' embeddings, `[r, H]`."""
+        return self.rows[0]
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]:
+        """What is added after decoder layer j, for each j, `[r, H]`."""
+        return tuple(self.rows[1:])
+
+    def split(self, counts: Sequence[int]) -> list[TowerOutput]:
+        """Copy the visual rows of each picture, so many, into memory of their own."""
+        parts = torch.split(self.rows, list(counts), dim=1)
+        return [TowerOutput(part.clone(memory_format=torch.contiguous_format)) for part in parts]
+
+    @classmethod
+    def joined(cls, pictures: Sequence[TowerOutput]) -> TowerOutput:
+        """Copy those of several pictures into one."""
+        return cls(torch.cat([picture.rows for picture in pictures], dim=1))
+
+
+class TowerEncoder(Protocol):
+    """A tower, however its work is launched."""
+
+    @property
+    def config(self) -> VisionConfig:
+        """Its sizes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def encode(self, patches: Tensor, grids: Sequence[PatchGrid]) -> TowerOutput:
+        """See `VisionTower.encode`; the next call may overwrite what this one returns."""
 
 
 class VisionTower:
@@ -40,7 +75,7 @@ class VisionTower:
         self.config = config.vision
         self._weights = {name.removeprefix(VISION_PREFIX): tensor for name, tensor in tensors.items()}
         self._patch_matrix = self._weights["patch_embed.proj.weight"].flatten(1)
-        self._places = PatchPlaces(config.vision, self._weights["pos_embed.weight"])
+        self.places = PatchPlaces(config.vision, self._weights["pos_embed.weight"])
         self._ops = ops or choose_vision_ops(attention, self.config.head_dim, self.device, self.dtype)
 
     @property
@@ -53,6 +88,11 @@ class VisionTower:
         """The dtype of weights and visual rows."""
         return self._patch_matrix.dtype
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether `forward` launches the same kernels for any pictures of together so many patches."""
+        return isinstance(self._ops, FusedVisionOps)
+
     @torch.inference_mode()
     def encode(self, patches: Tensor, grids: Sequence[PatchGrid]) -> TowerOutput:
         """Encode pictures and videos whose patch rows are concatenated, in order: uint8 `[N, values]`.
@@ -62,19 +102,33 @@ class VisionTower:
         Raises:
             TensorMismatchError: the patches do not fit the grids.
         """
-        self._check(patches, grids)
-        places = self._places.of(grids)
-        x = self._embed(patches.to(self.device, non_blocking=True)) + places.embeddings
-        normed = self._norm("blocks.0.norm1", x)
-        levels: list[Tensor] = []
+        self.check(patches, grids)
+        rows = self.empty_rows(len(patches))
+        self.forward(patches.to(self.device, non_blocking=True), self.places.of(grids), rows)
+        return TowerOutput(rows)
+
+    def empty_rows(self, num_patches: int) -> Tensor:
+        """Return room for the visual rows of so many patches, `[1 + levels, num_patches / merge_factor, H]`."""
+        shape = 1 + self.config.num_deepstack_levels, num_patches // self.config.merge_factor
+        return torch.empty(*shape, self.config.out_hidden_size, dtype=self.dtype, device=self.device)
+
+    def forward(self, patches: Tensor, places: BatchPlaces, rows: Tensor) -> None:
+        """Queue the computation of N patches, uint8 `[N, values]` on the device, that lie at `places`.
+
+        `rows` `[1 + levels, N / merge_factor, H]` is written to.
+        """
+        x = self._embed(patches) + places.embeddings
+        normed, level = self._norm("blocks.0.norm1", x), 0
         for block in range(self.config.depth):
             x, normed = self._block(block, x, normed, places)
             if block in self.config.deepstack_indexes:
-                merger = self.config.deepstack_indexes.index(block)
-                levels.append(self._merge_grouped(f"deepstack_merger_list.{merger}.", x))
-        return TowerOutput(self._project("merger.", normed.view(-1, self.config.merged_size)), tuple(levels))
+                merger, level = self.config.deepstack_indexes.index(block), level + 1
+                rows[level].copy_(self._merge_grouped(f"deepstack_merger_list.{merger}.", x))
+        rows[0].copy_(self._project("merger.", normed.view(-1, self.config.merged_size)))
 
-    def _check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
+    def check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
+        """Raise TensorMismatchError unless the patches fit the grids."""
+        check_patch_rows(patches, self.config)
         merge = self.config.spatial_merge_size
         if any(grid.height % merge or grid.width % merge for grid in grids):
             raise TensorMismatchError(f"patch grids must be multiples of {merge} patches a side: {grids}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.kernels.flash_attention import attend_tiles
 from stages.qwen3_vl.attention import Attention, EagerAttention
 from stages.qwen3_vl.rope import rotate
 from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS
@@ -73,11 +74,9 @@ class FusedVisionOps:
         """See `VisionOps`."""
         self._rotate(qkv, places.cos, places.sin)
         q, k, v = qkv.unbind(1)
-        starts, longest = places.starts, max(places.lengths)
-        attended: Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - the public form cannot take strided heads
-            q, k, v, starts, starts, longest, longest, 0.0, False, False, scale=q.shape[-1] ** -0.5
-        )[0]
-        return attended.flatten(1)
+        offsets, key_starts, key_lengths = places.tiles
+        tiles = offsets, key_starts, key_lengths[:-1]
+        return attend_tiles(q, k, v, tiles, max_keys=len(q), is_causal=False).flatten(1)
 
     def gelu_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """See `VisionOps`. On CUDA this operation has the tanh form (on the CPU it has the other)."""

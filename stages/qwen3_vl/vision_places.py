@@ -1,4 +1,4 @@
-"""Where the patches of a batch lie: position embeddings, rotations, and where each frame begins.
+"""Where the patches of a batch lie: position embeddings, rotations, and what attention sees.
 
 Most pictures of a queue have one size, so what holds for one frame of a grid is kept on the device:
 
@@ -13,30 +13,34 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stages.device.host_copy import to_device
+from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.qwen3_vl.patches import PatchGrid, interpolation_taps, patch_coordinates
 from stages.qwen3_vl.rope import vision_rotation
 from stages.qwen3_vl.vision_config import VisionConfig
 
 MAX_KEPT_BYTES = 64 * 2**20
+Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlaces:
     """What all layers of one batch of N patches share.
 
-    `embeddings` `[N, hidden]`; `cos` and `sin` fp32 `[N, head_dim / 2]`; `lengths` of the F frames; `starts` of the
-    frames on the device, int32 `[F + 1]`, ending with N.
+    `embeddings` `[N, hidden]`; `cos` and `sin` fp32 `[N, head_dim / 2]`; `lengths` of the F frames; `tiles` of them on
+    the device, as of `frame_tiles`.
     """
 
     embeddings: Tensor
     cos: Tensor
     sin: Tensor
     lengths: tuple[int, ...]
-    starts: Tensor
+    tiles: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,24 @@ class PatchPlaces:
 
     def of(self, grids: Sequence[PatchGrid]) -> BatchPlaces:
         """Return the places of all patches of `grids`, in order."""
-        frames = [places for grid in grids for places in [self._frame(grid)] * grid.frames]
-        lengths = tuple(grid.frame_patches for grid in grids for _ in range(grid.frames))
-        starts = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        frames, lengths = self._frames(grids), frame_lengths(grids)
         return BatchPlaces(
             embeddings=_joined([frame.embeddings for frame in frames]),
             cos=_joined([frame.cos for frame in frames]),
             sin=_joined([frame.sin for frame in frames]),
             lengths=lengths,
-            starts=to_device(starts, self._table.device),
+            tiles=to_device(torch.from_numpy(frame_tiles(lengths)), self._table.device),
         )
+
+    def write(self, grids: Sequence[PatchGrid], out: BatchPlaces) -> None:
+        """Write embeddings, cosines and sines of all patches of `grids` to the beginning of those of `out`."""
+        frames, num_patches = self._frames(grids), sum(grid.num_patches for grid in grids)
+        torch.cat([frame.embeddings for frame in frames], out=out.embeddings[:num_patches])
+        torch.cat([frame.cos for frame in frames], out=out.cos[:num_patches])
+        torch.cat([frame.sin for frame in frames], out=out.sin[:num_patches])
+
+    def _frames(self, grids: Sequence[PatchGrid]) -> list[_FramePlaces]:
+        return [places for grid in grids for places in [self._frame(grid)] * grid.frames]
 
     def _frame(self, grid: PatchGrid) -> _FramePlaces:
         key = grid.height, grid.width
@@ -98,6 +110,29 @@ class PatchPlaces:
         rows, columns = patch_coordinates(grid, self._config.spatial_merge_size)
         cos, sin = (to_device(part, device) for part in vision_rotation(rows, columns, self._config))
         return _FramePlaces(embeddings, cos, sin)
+
+
+def frame_lengths(grids: Sequence[PatchGrid]) -> tuple[int, ...]:
+    """Return the patches of every frame of `grids`."""
+    return tuple(grid.frame_patches for grid in grids for _ in range(grid.frames))
+
+
+def frame_tiles(lengths: Sequence[int], num_tiles: int | None = None) -> Ints:
+    """Cut frames into tiles for `stages.kernels.flash_attention`: int32 `[3, T + 1]`, T as given, or as many as needed.
+
+    Offsets of the tiles, ending with the number of patches; where the keys of each begin, and how many they are: those
+    of its whole frame. Tiles beyond have no patches.
+    """
+    patches = np.asarray(lengths, np.int32)
+    counts = -(-patches // QUERIES_PER_TILE)
+    num_used, starts = int(counts.sum()), np.cumsum(patches) - patches
+    within = np.arange(num_used) - np.repeat(np.cumsum(counts) - counts, counts)
+    tiles = np.zeros((3, (num_used if num_tiles is None else num_tiles) + 1), np.int32)
+    tiles[1, :num_used] = np.repeat(starts, counts)
+    tiles[0, :num_used] = tiles[1, :num_used] + within * QUERIES_PER_TILE
+    tiles[0, num_used:] = patches.sum()
+    tiles[2, :num_used] = np.repeat(patches, counts)
+    return tiles
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ class EncodedVisual:
     @property
     def num_bytes(self) -> int:
         """Bytes of all its visual rows."""
-        return sum(tensor.nbytes for tensor in (self.output.embeds, *self.output.levels))
+        return self.output.rows.nbytes
 
 
 class VisionCache:

@@ -21,7 +21,7 @@ def patch_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     block = (3 * vision.hidden_size + vision.intermediate_size) * dtype.itemsize
     rows = (1 + vision.num_deepstack_levels) * vision.out_hidden_size * dtype.itemsize // vision.merge_factor
     places = vision.hidden_size * dtype.itemsize + vision.head_dim * 4
-    return max(pixels, block + 2 * rows) + places
+    return max(pixels + rows, block + 2 * rows) + places
 
 
 def vision_device_bytes(config: ModelConfig, dtype: torch.dtype, budget: PixelBudget, max_batch_patches: int) -> int:

@@ -19,6 +19,7 @@ import structlog
 import torch
 
 from broker_pipeline.config import CommonSettings
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
 from broker_pipeline.service import ServiceContext
@@ -28,13 +29,14 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
+from stages.compute.fused.captured_tower import capture_tower
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import use_threads
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
-from stages.qwen3_vl.vision import VisionTower
+from stages.qwen3_vl.vision import TowerEncoder, VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.decoding import PixelRules
 from stages.vision.device_bytes import vision_device_bytes
@@ -63,7 +65,7 @@ class LoadedVision:
     `device_bytes` is what it may still take of its GPU, encoded pictures that are kept there included.
     """
 
-    tower: VisionTower
+    tower: TowerEncoder
     prompts: PromptBuilder
     rules: PixelRules
     record: WorkerRecord
@@ -136,7 +138,8 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     artifact = Artifact.open(Path(settings.model))
     dtype = choose_dtype(settings.dtype, artifact.dtype)
     tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype, verify=settings.verify_weights)
-    tower = load_vision(artifact.config, tensors, ComputeOptions(str(device), dtype_name(dtype), settings.attention))
+    options = ComputeOptions(str(device), dtype_name(dtype), settings.attention)
+    tower = _captured(load_vision(artifact.config, tensors, options), settings)
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
     rules = read_pixel_rules(artifact, settings)
     record = new_record(
@@ -157,6 +160,19 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         load_s=round(time.monotonic() - started, 3),
     )
     return LoadedVision(tower, prompts, rules, record, need + settings.cache_bytes)
+
+
+def _captured(tower: VisionTower, settings: VisionSettings) -> TowerEncoder:
+    """Give the tower its graphs, unless pictures have to have the bits that they have without company and padding."""
+    if settings.deterministic:
+        return tower
+    try:
+        return capture_tower(tower, settings.max_batch_patches)
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"the tower's largest batch does not fit onto {tower.device}: {error}; give it less of --max-batch-patches",
+            field="max_batch_patches",
+        ) from error
 
 
 def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules:

@@ -83,7 +83,7 @@ class TowerBatcher:
 
     async def to_host(self, output: TowerOutput) -> TowerOutput:
         """Return an output in host memory."""
-        return output if output.embeds.device.type == "cpu" else await self._finishing.run(self._lane.to_host, output)
+        return output if output.rows.device.type == "cpu" else await self._finishing.run(self._lane.to_host, output)
 
     async def serve(self) -> None:
         """Encode what arrives until cancelled.
@@ -157,7 +157,7 @@ class TowerBatcher:
 
     def _answer(self, batch: list[_Waiting], encoded: list[TowerOutput]) -> None:
         self.num_batches += 1
-        self.num_visual_rows += sum(output.embeds.shape[0] for output in encoded)
+        self.num_visual_rows += sum(output.rows.shape[1] for output in encoded)
         for item, output in zip(batch, encoded, strict=True):
             if not item.output.done():
                 item.output.set_result(output)

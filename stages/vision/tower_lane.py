@@ -25,7 +25,7 @@ from broker_pipeline.tracing.activities import TOWER
 from broker_pipeline.tracing.tracer import tracer
 from stages.device.hardware import is_alive
 from stages.prompt.preprocess import Patches, join_patches
-from stages.qwen3_vl.vision import TowerOutput, VisionTower
+from stages.qwen3_vl.vision import TowerEncoder, TowerOutput
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ class LaunchedBatch:
 class TowerLane:
     """Runs the tower. `launch` belongs to the compute thread, all else to the finishing thread."""
 
-    def __init__(self, tower: VisionTower, *, keeps_on_device: bool = False) -> None:
+    def __init__(self, tower: TowerEncoder, *, keeps_on_device: bool = False) -> None:
         """Bring outputs to the host, in pinned memory, unless `keeps_on_device`."""
         self.tower = tower
         self._is_cuda = tower.device.type == "cuda"
@@ -97,18 +97,16 @@ class TowerLane:
         if len(pictures) == 1:
             return pictures[0]
         with _on(self._copies):
-            embeds = torch.cat([picture.embeds for picture in pictures])
-            levels = zip(*(picture.levels for picture in pictures), strict=True)
-            joined = TowerOutput(embeds, tuple(torch.cat(level) for level in levels))
+            joined = TowerOutput.joined(pictures)
             _wait(_event(self._copies))
         return joined
 
     def to_host(self, output: TowerOutput) -> TowerOutput:
         """Return a complete output in host memory; one on the device is copied."""
-        if output.embeds.device.type == "cpu":
+        if output.rows.device.type == "cpu":
             return output
         with _on(self._copies):
-            copied = TowerOutput(_to_host(output.embeds), tuple(_to_host(level) for level in output.levels))
+            copied = TowerOutput(_to_host(output.rows))
             _wait(_event(self._copies))
         return copied
 
@@ -119,24 +117,21 @@ class TowerLane:
     def _encode(self, batch: Sequence[Patches]) -> tuple[list[TowerOutput], torch.cuda.Event | None]:
         config = self.tower.config
         whole = self.tower.encode(self._gather(batch), [patches.grid for patches in batch])
-        counts = [patches.grid.num_patches // config.merge_factor for patches in batch]
-        tensors = (whole.embeds, *whole.levels)
+        # In memory of their own: the next batch overwrites the tower's, and one that is kept must not keep the others.
+        pictures = whole.split([patches.grid.num_patches // config.merge_factor for patches in batch])
         if self._keeps_on_device or self._copies is None:
-            parts, last = [_split(tensor, counts) for tensor in tensors], self._stream
-        else:
-            parts, last = self._copy_to_host(tensors, counts), self._copies
-        outputs = [TowerOutput(embeds, tuple(levels)) for embeds, *levels in zip(*parts, strict=True)]
-        return outputs, _event(last)
+            return pictures, _event(self._stream)
+        return self._copy_to_host(pictures, self._copies), _event(self._copies)
 
-    def _copy_to_host(self, tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    def _copy_to_host(self, pictures: Sequence[TowerOutput], copies: torch.cuda.Stream) -> list[TowerOutput]:
         """Queue copies alongside what the tower computes next."""
-        assert self._stream is not None and self._copies is not None, "there is a GPU"  # noqa: PT018
-        self._copies.wait_stream(self._stream)
-        with _on(self._copies):
-            parts = [[_to_host(part) for part in torch.split(tensor, list(counts))] for tensor in tensors]
-        for tensor in tensors:
-            tensor.record_stream(self._copies)  # its memory may be used again only after the copies
-        return parts
+        assert self._stream is not None, "there is a GPU"
+        copies.wait_stream(self._stream)
+        with _on(copies):
+            on_host = [TowerOutput(_to_host(picture.rows)) for picture in pictures]
+        for picture in pictures:
+            picture.rows.record_stream(copies)  # its memory may be used again only after the copy
+        return on_host
 
     def _gather(self, batch: Sequence[Patches]) -> Tensor:
         patch_rows = join_patches(batch, self.tower.config)
@@ -147,12 +142,6 @@ class TowerLane:
         # torch would wake a thread on every core for this, which then spin for a while
         np.concatenate([rows.numpy() for rows in patch_rows], out=pinned.numpy())
         return pinned
-
-
-def _split(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Split by picture, each part in memory of its own: one that is kept must not keep the others alive."""
-    parts = torch.split(tensor, list(counts))
-    return [part.clone() if len(counts) > 1 else part for part in parts]
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:

@@ -1,10 +1,10 @@
 """Mixed microbatches as graphs: prefill chunks, pictures and decode tokens together, in fixed numbers of tokens.
 
     tokens   [ chunk a | chunk b | token c | token d | beyond ]    n, the next size of a few
-                 │ visual rows in          │                       attention of at most C chunks and D decode tokens
+                 │ visual rows in          │                       attention of at most C tiles and D decode tokens
 
-A pass of several hundred tokens computes for less time than its kernels take to be launched one by one. Larger ones
-do not, and are launched (see `decoder`).
+A pass of several hundred tokens computes for less time than its kernels take to be launched one by one. Larger ones do
+not, but their launches keep Python's lock from all other threads; beyond the largest they are launched (see `decoder`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, st
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import Staging, pinned
+from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.kernels.logit_scan import scan
 from stages.kernels.visual_rows import add_rows, replace_rows
 
-_STRIDES = ((1024, 64), (2048, 128))
+_STRIDES = ((1024, 64), (2048, 128), (4096, 256))
 _MOST_TOKENS = _STRIDES[-1][0]
-_FEWEST_CHUNKS, _TOKENS_PER_CHUNK = 4, 128
+_FEWEST_TILES, _TOKENS_PER_TILE = 4, QUERIES_PER_TILE // 2
 _PARTS = 2
 
 
@@ -94,7 +95,7 @@ class CapturedPasses:
     def _sizes(self, size: int) -> StepSizes:
         """Return the sections of a pass of `size` tokens; those beyond the microbatch's count as decode tokens."""
         has_visual = self._model.is_first or bool(self._model.deepstack_layers)
-        num_chunks = _FEWEST_CHUNKS + size // _TOKENS_PER_CHUNK
+        num_chunks = _FEWEST_TILES + size // _TOKENS_PER_TILE
         stride = next(stride for limit, stride in _STRIDES if size <= limit)
         return StepSizes(
             num_tokens=size,
@@ -107,7 +108,7 @@ class CapturedPasses:
     def _pass(self, size: int) -> StepOutput:
         inputs = DeviceInputs.over(self._block, self._sizes(size))
         most_keys = self._model.config.max_position_embeddings  # how many there are is said on the GPU
-        attention = FusedAttention(inputs, _PARTS, max_chunk=size, max_chunk_keys=most_keys)
+        attention = FusedAttention(inputs, _PARTS, max_chunk_keys=most_keys)
         state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
         if not self._model.is_last:
             return StepOutput(hidden=state.summed())

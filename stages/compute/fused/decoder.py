@@ -1,7 +1,7 @@
 """The decoder on a GPU. Queues work and returns: nobody waits for the device here.
 
 only single tokens          a decode step as one graph (`captured_steps`)
-a few hundred tokens        a mixed pass as one graph (`captured_passes`)
+up to 4,096 tokens          a mixed pass as one graph (`captured_passes`)
 more, or anything unusual   the same kernels, launched one by one
 """
 
@@ -68,11 +68,11 @@ class FusedDecoder:
         if self._passes is not None and (size := self._passes.size_for(layout)):
             output = self._passes.replay(batch, layout, size, self._kv.spare_slot, injection, tuple(wanted))
             return self._computed(output, layout, wanted, wanted)
-        return self._launch(batch, layout, injection, wanted)
+        return self.launch(batch, injection, wanted)
 
     def forward(self, batch: Microbatch, injection: VisualInjection | None) -> Tensor:
         """See `Decoder`."""
-        return self._pass(batch, self._layout(batch), injection).summed()
+        return self._pass(batch, injection).summed()
 
     def logits(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
         """See `Decoder`."""
@@ -94,10 +94,9 @@ class FusedDecoder:
 
     # --- one kernel after the other -----------------------------------------------------------------------------------
 
-    def _launch(
-        self, batch: Microbatch, layout: Layout, injection: VisualInjection | None, wanted: Sequence[int]
-    ) -> Computed:
-        state = self._pass(batch, layout, injection)
+    def launch(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
+        """Compute as `step` does where no graph takes the microbatch."""
+        state = self._pass(batch, injection)
         if not self._model.is_last:
             return Computed(hidden=state.summed())
         if not wanted:
@@ -105,11 +104,12 @@ class FusedDecoder:
         logits = self._model.logits(state.tokens(self._index(wanted)))
         return Computed(logits=logits, scan=LogitScan(scan(logits)))
 
-    def _pass(self, batch: Microbatch, layout: Layout, injection: VisualInjection | None) -> Unsummed:
+    def _pass(self, batch: Microbatch, injection: VisualInjection | None) -> Unsummed:
+        layout = self._layout(batch)
         sizes = layout.sizes()
         block = step_block(layout, sizes, batch.positions, batch.token_ids)
         inputs = DeviceInputs.over(to_device(torch.from_numpy(block), self.device), sizes)
-        attention = FusedAttention(inputs, self._parts(layout), layout.max_chunk, layout.max_chunk_keys)
+        attention = FusedAttention(inputs, self._parts(layout), layout.max_chunk_keys)
         if batch.hidden is None:
             x = self._model.embed(inputs.token_ids)
             x = x if injection is None else injection.replace(x)

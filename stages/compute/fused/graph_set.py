@@ -12,11 +12,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 GraphPool: TypeAlias = Any
 """What `torch.cuda.graph_pool_handle` gives: memory that several graphs use one after the other."""
 
@@ -42,14 +43,14 @@ def sizes_up_to(most: int, strides: Sequence[tuple[int, int]], first: Sequence[i
     return tuple(sizes[: bisect.bisect_left(sizes, most) + 1])
 
 
-class GraphSet:
+class GraphSet(Generic[T]):
     """The captured steps of one kind; used on one thread."""
 
-    def __init__(self, sizes: Sequence[int], step: Callable[[int], StepOutput], pool: GraphPool) -> None:
+    def __init__(self, sizes: Sequence[int], step: Callable[[int], T], pool: GraphPool) -> None:
         """Capture `step(size)` for every size. `step` reads its inputs from buffers that stay where they are."""
         self._sizes = tuple(sizes)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._outputs: dict[int, StepOutput] = {}
+        self._outputs: dict[int, T] = {}
         stream = torch.cuda.Stream()
         for size in reversed(self._sizes):  # the largest first: the others fit into its memory
             stream.wait_stream(torch.cuda.current_stream())
@@ -66,7 +67,7 @@ class GraphSet:
         index = bisect.bisect_left(self._sizes, num)
         return self._sizes[index] if index < len(self._sizes) else None
 
-    def replay(self, size: int) -> StepOutput:
-        """Queue the step; its outputs are complete in stream order."""
+    def replay(self, size: int) -> T:
+        """Queue the step and return what `step` did; that is complete in stream order."""
         self._graphs[size].replay()
         return self._outputs[size]

@@ -101,7 +101,10 @@ def _build(
 
 
 def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: int, *, is_first: bool) -> None:
-    """Run a microbatch of a chunk and, where there is room, a decode token: builds every kernel of the mixed pass."""
+    """Launch a chunk and, where there is room, a decode token: builds every kernel that graphs do not have.
+
+    Such a microbatch may come at any time, with more chunks than a graph takes, and needs memory alongside theirs.
+    """
     counts = [num_tokens - 1, 1] if num_tokens > 2 else [num_tokens]
     segments = []
     for number, count in enumerate(counts):
@@ -111,7 +114,7 @@ def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: i
     hidden = torch.zeros(num_tokens, text.hidden_size, dtype=decoder.dtype)
     inputs = {"token_ids": ids} if is_first else {"hidden": hidden}
     batch = Microbatch(tuple(segments), positions, **inputs)
-    decoder.step(batch, None, range(len(segments)))
+    decoder.launch(batch, None, range(len(segments)))
     torch.cuda.synchronize(decoder.device)
     for number in range(len(counts)):
         kv.release((_WARM_UP, number))

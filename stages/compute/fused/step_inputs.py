@@ -3,9 +3,9 @@
     positions T | H | W | slots | token ids | visual | places | starts | lengths | chunk offsets | starts | lengths | …
     └─────────────── one for every token ──────────┘ └───── decode tokens ─────┘ └───────── chunks ───────────┘   wanted
 
-Chunks have several tokens, and come first in a microbatch (the scheduler orders them so). Where they do not, single
-tokens before one count as chunks of one, which is slower and means the same. Every section begins at a multiple of 16
-bytes, and may be longer than what is known, for steps of a fixed size:
+Chunks have several tokens, are cut into tiles, and come first in a microbatch (the scheduler orders them so). Where
+they do not, single tokens before one count as chunks of one, which is slower and means the same. Every section begins
+at a multiple of 16 bytes, and may be longer than what is known, for steps of a fixed size:
 
     tokens beyond     store keys where nobody reads, and see nothing: a decode token of length 0
     decode beyond     is -1: nobody's
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.qwen3_vl.attention import AttentionSpan
 
 _ALIGNMENT = 4
@@ -74,6 +75,7 @@ def _sections(sizes: StepSizes) -> Mapping[str, slice]:
 class Layout:
     """A microbatch's tokens sorted into chunks and decode tokens; `batch_invariant` makes all of them decode tokens.
 
+    `chunks` are the tiles of them, in order: each sees what is before it in its segment, and itself.
     `decode_tokens`, `starts` and `lengths` say of each of these where it is and what it sees: whatever segment it is
     of, what comes before it there and itself.
     """
@@ -95,7 +97,7 @@ class Layout:
         tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
         key_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
         decode_tokens = np.arange(tail, len(slots), dtype=np.int32)
-        return cls(slots, tuple(spans[:num_chunks]), decode_tokens, key_starts, slots[tail:] + 1 - key_starts)
+        return cls(slots, _tiles(spans[:num_chunks]), decode_tokens, key_starts, slots[tail:] + 1 - key_starts)
 
     @property
     def num_tokens(self) -> int:
@@ -108,13 +110,8 @@ class Layout:
         return sum(span.num_queries for span in self.chunks)
 
     @property
-    def max_chunk(self) -> int:
-        """Tokens of the longest chunk."""
-        return max((span.num_queries for span in self.chunks), default=0)
-
-    @property
     def max_chunk_keys(self) -> int:
-        """Keys that the chunk with most of them sees."""
+        """Keys that the tile with most of them sees; 0 where there are no chunks."""
         return max((span.num_keys for span in self.chunks), default=0)
 
     def sizes(self) -> StepSizes:
@@ -162,6 +159,20 @@ def step_block(
         fill("chunk_lengths", [span.num_keys for span in layout.chunks])
     fill("wanted", wanted)
     return block
+
+
+def _tiles(chunks: Sequence[AttentionSpan]) -> tuple[AttentionSpan, ...]:
+    """Cut chunks into tiles, so that the grid of attention depends on how many tokens there are and on nothing else."""
+    return tuple(
+        AttentionSpan(
+            chunk.query_start + first,
+            count := min(QUERIES_PER_TILE, chunk.num_queries - first),
+            chunk.key_start,
+            chunk.num_keys - chunk.num_queries + first + count,
+        )
+        for chunk in chunks
+        for first in range(0, chunk.num_queries, QUERIES_PER_TILE)
+    )
 
 
 def _num_chunks(spans: Sequence[AttentionSpan]) -> int:

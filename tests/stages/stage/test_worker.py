@@ -152,7 +152,7 @@ async def test_envelopes_pass_from_stage_to_stage_to_conductor(transport: Transp
 
 async def test_rows_reach_the_layers_that_own_them_and_change_the_result(transport: Transport, namespace: str) -> None:
     groups = (VisualGroup(1, 1, 2, 0),)
-    rows = TowerOutput(torch.randn(2, 64), tuple(torch.randn(2, 64) for _ in range(3)))
+    rows = TowerOutput(torch.randn(4, 2, 64))
     plan = plan_positions(5, groups)
     async with running(transport, namespace) as route:
         first = {"embeds": to_wire(rows.embeds), "deepstack.0": to_wire(rows.levels[0])}

@@ -8,7 +8,7 @@ from stages.vision.cache import EncodedVisual, VisionCache
 
 
 def encoded(num_rows: int) -> EncodedVisual:
-    rows = TowerOutput(torch.zeros(num_rows, 4), (torch.zeros(num_rows, 4),))
+    rows = TowerOutput(torch.zeros(2, num_rows, 4))
     return EncodedVisual(PatchGrid(1, 2, 2 * num_rows), rows)
 
 

@@ -24,6 +24,7 @@ from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from stages.artifact import Artifact
+from stages.compute.fused.captured_tower import capture_tower
 from stages.compute.generate import deliver_visual_rows, run_stages, window_spans
 from stages.compute.loading import (
     compute_dtype,
@@ -37,13 +38,13 @@ from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.positions import VisualGroup, decode_positions, plan_positions
-from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from trials.bench.in_process.rounds import serve_rounds
 from trials.bench.work import InProcessOrder, Work
 from trials.prompts import Prompts
 
 _MAX_BATCH_TOKENS = 4096
 _MAX_BATCH_PICTURES = 16
+_MAX_BATCH_PATCHES = 16_384
 _GREEDY = SamplingSettings()
 
 
@@ -105,7 +106,8 @@ class ContinuousBatch:
                 config, whole, tensors, kv_capacity_tokens=order.kv_tokens, options=options
             )
         with artifact.reading(vision_tensor_names(config), device, dtype) as tensors:
-            self._tower: VisionTower = load_vision(config, tensors, options)
+            tower = load_vision(config, tensors, options)
+        self._tower = capture_tower(tower, _MAX_BATCH_PATCHES)
 
     def run(self, work: Work) -> int:
         """Do all of it and return the number of tokens that were sampled."""
@@ -139,7 +141,7 @@ class ContinuousBatch:
     def _open(self, names: Sequence[str], work: Work) -> Iterator[_Session]:
         patches = [self._patches(name) for name in names]
         encoded = self._tower.encode(torch.cat([each.rows for each in patches]), [each.grid for each in patches])
-        rows = _split(encoded, [each.grid.num_patches // self._config.vision.merge_factor for each in patches])
+        rows = encoded.split([each.grid.num_patches // self._config.vision.merge_factor for each in patches])
         for name, each, own in zip(names, patches, rows, strict=True):
             prompt = self._prompts.build(work.prompt, [each])
             plan = plan_positions(len(prompt.token_ids), prompt.groups)
@@ -176,13 +178,6 @@ class ContinuousBatch:
             if session.name in sampled:
                 session.generated.append(sampled[session.name])
         return len(sampled)
-
-
-def _split(rows: TowerOutput, counts: Sequence[int]) -> Iterator[TowerOutput]:
-    embeds = torch.split(rows.embeds, list(counts))
-    levels = [torch.split(level, list(counts)) for level in rows.levels]
-    for index, own in enumerate(embeds):
-        yield TowerOutput(own, tuple(level[index] for level in levels))
 
 
 if __name__ == "__main__":

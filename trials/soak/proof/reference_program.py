@@ -111,7 +111,7 @@ class ReferenceModel:
             session=f"question-{question.number}",
             token_ids=prompt.token_ids,
             groups=prompt.groups,
-            visuals=_joined(rows) if rows else None,
+            visuals=TowerOutput.joined(rows) if rows else None,
             sampling=resolve_sampling(question.sampling, self._facts.generation, "unused"),
             max_tokens=question.sampling.max_tokens or 1,
             eos_token_ids=() if question.sampling.ignore_eos else self._facts.eos_token_ids,
@@ -139,11 +139,6 @@ class ReferenceModel:
         logits = self._decoder.seen[(request.session, token.position)]
         sampler = SessionSampler(request.sampling, (*request.token_ids, *before), len(request.token_ids))
         return is_unambiguous(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
-
-
-def _joined(rows: Sequence[TowerOutput]) -> TowerOutput:
-    levels = zip(*(each.levels for each in rows), strict=True)
-    return TowerOutput(torch.cat([each.embeds for each in rows]), tuple(torch.cat(level) for level in levels))
 
 
 def main(arguments: Sequence[str]) -> None:
