@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.workers import BlockRange
 from stages.compute.generate import WholeModel
 from stages.compute.kv.capacity import KVRoom
+from stages.compute.loading import load_stage, stage_tensor_names
+from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import (
@@ -103,3 +107,59 @@ def test_kv_takes_what_is_free_and_no_more():
     [stage] = build_stages(config_of(variant), tensors_of(variant), kv_capacity_tokens=room, options=options)
     assert stage.kv.capacity_tokens > 256
     assert stage.kv.num_sessions == 0
+
+
+def middle_stage(variant):
+    """Layers without DeepStack, which a launched pass without pictures leaves out, and a graph adds nothing with."""
+    config, tensors = config_of(variant), tensors_of(variant)
+    own = {name: tensors[name] for name in stage_tensor_names(config, 3, 5)}
+    options = ComputeOptions(device="cuda", max_batch_tokens=4096, max_step_sessions=8)
+    return load_stage(config, BlockRange(start=3, stop=5), own, kv_capacity_tokens=8192, options=options)
+
+
+def microbatch(stage, *segments):
+    """One of a new session for each (start, count); what a session holds already is whatever its KV has."""
+    for number, (start, count) in enumerate(segments):
+        stage.kv.reserve((f"s{number}", 1), start + count)
+        stage.kv.advance((f"s{number}", 1), 0, start)
+    made = [
+        Segment(session=f"s{number}", attempt=1, start=start, count=count)
+        for number, (start, count) in enumerate(segments)
+    ]
+    positions = torch.cat([torch.arange(start, start + count, dtype=torch.int32) for start, count in segments])
+    hidden = torch.randn(len(positions), stage.config.text.hidden_size).to(torch.bfloat16)
+    return Microbatch(tuple(made), positions.expand(3, -1), hidden=hidden)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", BF16[:3:2], ids=str)
+def test_large_passes_are_graphs_with_the_bits_of_their_kernels(variant):
+    stage = middle_stage(variant)
+    batch = microbatch(stage, (0, 1500), (300, 700), (0, 743), (5, 129))  # 3,072 tokens: a graph's size
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) == 3072
+    launched = stage.decoder.launch(batch, None, ()).hidden
+    assert torch.equal(stage.decoder.step(batch, None, ()).hidden, launched)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", BF16[:3:2], ids=str)
+def test_large_mixed_passes_agree_with_their_kernels(variant):
+    stage = middle_stage(variant)
+    batch = microbatch(stage, (0, 2001), (17, 640), (0, 2), (40, 1), (0, 1), (99, 1))
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) == 2816
+    launched = stage.decoder.launch(batch, None, ()).hidden
+    replayed = stage.decoder.step(batch, None, ()).hidden
+    assert distance(replayed, launched.cpu().float()) < 0.02
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    stage.decoder.step(batch, None, ())
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 2 * launched.nbytes  # what is returned, and no more
+
+
+@torch.inference_mode()
+def test_a_pass_of_more_chunks_than_a_graph_takes_is_launched():
+    stage = middle_stage(BF16[0])
+    batch = microbatch(stage, *[(0, 2)] * 100)
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) is None
+    assert stage.decoder.step(batch, None, ()).hidden.shape == (200, stage.config.text.hidden_size)

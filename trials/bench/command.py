@@ -12,6 +12,7 @@ _COMMANDS = {
     "conductor": "trials.bench.conductor.command:command",
     "gateway": "trials.bench.gateway.command:command",
     "stage": "trials.bench.stage.command:command",
+    "tower": "trials.bench.tower.command:command",
     "pipeline": "trials.bench.pipeline.command:command",
     "transformers": "trials.bench.transformers_command:command",
 }
@@ -27,6 +28,7 @@ def command() -> None:
     conductor      what a token costs the conductor's event loop
     gateway        captions/s through the gateway, with workers that answer at once
     stage          decode and prefill of a model's shape, and the floor that memory and arithmetic set
+    tower          the vision tower, as graphs and launched kernel by kernel
     pipeline       captions/s of the whole system, and of the same computation in one process
     transformers   the same work by transformers' generate
 

@@ -1,0 +1,1 @@
+"""`bench tower`: the vision tower by itself, as graphs and launched kernel by kernel."""
