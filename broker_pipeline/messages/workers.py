@@ -51,6 +51,10 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     started_at: Seconds = 0.0
     pictures: PictureRule | None = None
     """Which pictures a vision worker decodes."""
+    device_id: str = ""
+    """Names the very GPU or processor, whatever hosts are called: workers with the same one share it."""
+    device_slots: PositiveCount = 1
+    """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
     # stages only
     blocks: BlockRange | None = None
     share: ShareName = ""
@@ -59,10 +63,6 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     kv_capacity_tokens: Count = 0
     max_batch_tokens: Count = 0
     """Most tokens of one microbatch that this worker computes."""
-    device_id: str = ""
-    """Names the very GPU or processor, whatever hosts are called: workers with the same one share it."""
-    device_slots: PositiveCount = 1
-    """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
 
 
 class CarriedCounts(WireStruct, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ from stages.compute.fused.captured_tower import capture_tower
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.choice import choose_device, choose_dtype, dtype_name
-from stages.device.hardware import use_threads
+from stages.device.hardware import device_identity, device_slots, use_threads
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.qwen3_vl.vision import TowerEncoder, VisionTower
@@ -150,6 +150,8 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         dtype=dtype_name(dtype),
         pictures=rules.pictures,
+        device_id=device_identity(device),
+        device_slots=device_slots(device),
     )
     need = vision_device_bytes(artifact.config, dtype, rules.image, settings.max_batch_patches)
     log.info(

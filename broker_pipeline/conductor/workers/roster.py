@@ -166,7 +166,7 @@ class Roster:
         """Take in a sign of life."""
         if member := self._members.get(heartbeat.instance):
             member.heard_at, member.heartbeat = self._clock(), heartbeat
-            self._workers.note_alive(member.record)
+            self._workers.note_alive(member.record, heartbeat)
 
     def heartbeat(self, instance: str) -> Heartbeat | None:
         """Return a worker's last sign of life."""

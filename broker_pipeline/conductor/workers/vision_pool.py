@@ -1,12 +1,12 @@
 """Vision workers and how busy each is: a request goes where it is done soonest, and comes back if that worker vanishes.
 
-    worker   in hand   took lately, a request   would be done after
-    a        3         10 ms                    4 * 10 ms             ◄── asked next
-    b        1         30 ms: a stage's steps   2 * 30 ms
-                       fill its device
+    worker   in hand   the tower needs, a request   stages take of its device   would be done after
+    a        3         2 ms                         35 %                        4 * 2 / 0.65 = 12 ms   ◄── asked next
+    b        2         2 ms                         70 %                        3 * 2 / 0.30 = 20 ms
 
-What a request takes is measured, as time in hand shared by all that were there: a worker whose device has no room
-for the tower gets fewer. One that has nothing in hand is taken for faster by and by, until it is tried again.
+Both come from heartbeats. How long requests take from question to answer says nothing of that: a worker does several
+at a time, and the one that is asked most would seem the fastest. One that has nothing in hand is taken for faster by
+and by, until it is tried again.
 
 A session that was in preparation at two deaths is suspected of having caused them. It gets a worker to itself: what is
 there is finished, nothing else is asked of that worker until the session is prepared, and should the worker die of it,
@@ -21,9 +21,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
-from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.conductor.workers.device_loads import DeviceLoads, RecentRatio
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 
-_RISE, _FALL = 0.1, 0.5  # weight of a request that took longer than the mean, and of one that took less
+_LEAST_ROOM = 0.05  # of a device that stages keep busy all the time
+_LEAST_REQUEST_S = 1e-4  # where all pictures are known already, or there are none
 _HALF_S = 5.0  # idle for so long, a worker is taken for twice as fast
 
 
@@ -40,22 +42,17 @@ class VisionInfo:
     """Rises when the broker was away: what it was asked may be lost, and nobody is the cause."""
     has_suspect: bool = field(default=False)
     """Whether it is, or was when it died, one suspected session's alone."""
-    request_s: float | None = field(default=None)
-    """Seconds of its time that a request took lately; None before the first was answered."""
+    num_answered: int = field(default=0)
     answered_at: float = field(default=0.0)
+    tower_s: RecentRatio = field(default_factory=RecentRatio)
+    """Seconds that the tower is busy for a request."""
 
-    def observe(self, seconds: float, num_requests: int, now: float) -> None:
-        """Learn from a request that was answered after so long, and was one of so many in hand when it came."""
-        took_s = seconds / num_requests
-        known_s = took_s if self.request_s is None else self.request_s
-        self.request_s = known_s + (_FALL if took_s < known_s else _RISE) * (took_s - known_s)
-        self.answered_at = now
-
-    def expected_s(self, now: float) -> float | None:
-        """Return the seconds of its time that the next request will take, as far as is known."""
-        if self.request_s is None or self.num_requests:
-            return self.request_s
-        return float(self.request_s * 0.5 ** ((now - self.answered_at) / _HALF_S))
+    def request_s(self, now: float) -> float | None:
+        """Return the seconds of the tower that the next request will take, as far as is known."""
+        known_s = self.tower_s.value
+        if known_s is None or self.num_requests:
+            return known_s
+        return float(known_s * 0.5 ** ((now - self.answered_at) / _HALF_S))
 
     @property
     def is_usable(self) -> bool:
@@ -71,6 +68,7 @@ class VisionPool:
         self._clock = clock
         self._workers: dict[str, VisionInfo] = {}
         self._changed = changed
+        self._loads = DeviceLoads()
 
     @property
     def workers(self) -> tuple[VisionInfo, ...]:
@@ -87,6 +85,14 @@ class VisionPool:
         known = self._workers.setdefault(record.instance, VisionInfo(record))
         known.record = record
         self._changed.fire()
+
+    def hear(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
+        """Learn how busy a stage keeps its device, or how long the tower of a vision worker needs."""
+        now = self._clock()
+        if record.role == "stage":
+            self._loads.hear(record.instance, record.device_id, record.device_slots, heartbeat.busy_s, now)
+        elif worker := self._workers.get(record.instance):
+            worker.tower_s.observe(heartbeat.busy_s, worker.num_answered)
 
     def set_alive(self, key: str, is_alive: bool) -> None:
         """Note whether a worker gives signs of life."""
@@ -128,15 +134,14 @@ class VisionPool:
         """
         while (worker := self._choose(avoid)) is None:
             await wait()
-        worker.request_s = worker.expected_s(self._clock())
         worker.num_requests += 1
         worker.has_suspect = is_alone
         try:
             while is_alone and worker.is_usable and worker.num_requests > 1:
                 await wait()
-            num_requests, asked_at = worker.num_requests, self._clock()
             yield worker
-            worker.observe(self._clock() - asked_at, num_requests, self._clock())
+            worker.num_answered += 1
+            worker.answered_at = self._clock()
         finally:
             worker.num_requests -= 1
             if worker.has_suspect:
@@ -144,13 +149,21 @@ class VisionPool:
                 self._changed.fire()
 
     def _choose(self, avoid: Collection[str]) -> VisionInfo | None:
+        now = self._clock()
         free = [worker for worker in self._workers.values() if worker.is_usable and not worker.has_suspect]
-        expected = {each.record.instance: each.expected_s(self._clock()) for each in free}
-        fastest_s = min((known for known in expected.values() if known is not None), default=1.0)
+        known = {worker.record.instance: worker.request_s(now) for worker in free}
+        fastest_s = min((request_s for request_s in known.values() if request_s is not None), default=1.0)
+        shares = self._loads.shares(now)
 
         def order(worker: VisionInfo) -> tuple[bool, float, str]:
-            known_s = expected[worker.record.instance]
+            known_s = known[worker.record.instance]
             request_s = fastest_s if known_s is None else known_s  # one that has answered nothing yet gets a try
-            return worker.record.instance in avoid, (worker.num_requests + 1) * request_s, worker.record.worker
+            done_s = done_after_s(worker.num_requests, request_s, shares.get(worker.record.device_id, 0.0))
+            return worker.record.instance in avoid, done_s, worker.record.worker
 
         return min(free, key=order, default=None)
+
+
+def done_after_s(num_in_hand: int, request_s: float, stages_share: float) -> float:
+    """Return when one more request will be done, where stages take a share of the device from the tower."""
+    return (num_in_hand + 1) * max(request_s, _LEAST_REQUEST_S) / max(_LEAST_ROOM, 1 - stages_share)

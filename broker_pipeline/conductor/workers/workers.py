@@ -20,7 +20,7 @@ from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.errors import PipelineError, StageError
-from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.planned_batch import Lost, PlannedBatch
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
@@ -79,8 +79,9 @@ class Workers:
         self._tell(self._scheduler.leave(record.instance, failure), record)
         self._stages_changed()
 
-    def note_alive(self, record: WorkerRecord) -> None:
+    def note_alive(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Note a sign of life. It is no answer: a stage that was suspended has to compute something first."""
+        self.vision.hear(record, heartbeat)
         if record.role == "vision":
             self.vision.set_alive(record.instance, is_alive=True)
 

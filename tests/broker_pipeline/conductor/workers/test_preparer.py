@@ -23,7 +23,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.jobs import ChatMessage, TextPart
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
-from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Received, Transport
@@ -313,7 +313,7 @@ async def test_sessions_in_a_stage_that_died_with_its_suspect_are_not_to_blame(
         it.workers.note_silent(stage, StageError("silent"))
         lost = await generation.ended()
         it.workers.join(stage)
-        it.workers.note_alive(eye.record)
+        it.workers.note_alive(eye.record, Heartbeat(worker="eye", instance=eye.record.instance, role="vision"))
         assert lost is not None
         return lost.is_blamed
 

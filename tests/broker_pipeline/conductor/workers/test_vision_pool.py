@@ -5,30 +5,46 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
-from broker_pipeline.conductor.workers.vision_pool import VisionPool
+from broker_pipeline.conductor.workers.vision_pool import VisionPool, done_after_s
 from broker_pipeline.errors import ComputeError
+from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from tests.kit.acting.stage_side import record
 from tests.kit.fake_clock import FakeClock
+
+
+def heartbeat(of: WorkerRecord, busy_s: float) -> Heartbeat:
+    return Heartbeat(worker=of.worker, instance=of.instance, role=of.role, busy_s=busy_s)
 
 
 async def never() -> None:
     raise AssertionError("somebody is free")
 
 
-class Pool:
-    """Workers that compute for one request at a time, each for its own number of seconds."""
+BEAT_S = 0.5
 
-    def __init__(self, **seconds: float) -> None:
+
+class Pool:
+    """Workers whose towers compute for one request at a time, each for its own number of seconds.
+
+    From question to answer it takes `way_s` longer, in which a worker does any number of requests.
+    """
+
+    def __init__(self, way_s: dict[str, float] | None = None, **seconds: float) -> None:
         self.clock = FakeClock()
+        self.way_s = way_s or {}
+        self.beats_at = BEAT_S
+        self.computed_s = dict.fromkeys(seconds, 0.0)
         self.pool = VisionPool(BroadcastEvent(), self.clock)
         self.seconds = seconds
         self.free_at = dict.fromkeys(seconds, 0.0)
         self.num_asked = dict.fromkeys(seconds, 0)
         self._in_hand: list[tuple[float, AsyncExitStack]] = []
         for name in seconds:
-            self.pool.update(record(name, role="vision"))
+            self.pool.update(record(name, role="vision", device_id=f"gpu-{name}"))
 
     async def ask(self) -> str:
         stack = AsyncExitStack()
@@ -36,14 +52,28 @@ class Pool:
         name = worker.record.worker
         self.num_asked[name] += 1
         self.free_at[name] = max(self.clock.now, self.free_at[name]) + self.seconds[name]
-        self._in_hand.append((self.free_at[name], stack))
+        self.computed_s[name] += self.seconds[name]
+        self._in_hand.append((self.free_at[name] + self.way_s.get(name, 0.0), stack))
         return name
 
     async def answer(self) -> None:
         """Let time pass until the next request is done."""
         self._in_hand.sort(key=lambda each: each[0])
+        while self.beats_at <= self._in_hand[0][0]:
+            self.clock.now = self.beats_at
+            self.beat()
+            self.beats_at += BEAT_S
         self.clock.now, stack = self._in_hand.pop(0)
         await stack.aclose()
+
+    def beat(self) -> None:
+        for worker in self.pool.workers:
+            name = worker.record.worker
+            ahead_s = max(0.0, self.free_at[name] - self.clock.now)
+            self.pool.hear(worker.record, heartbeat(worker.record, self.computed_s[name] - ahead_s))
+
+    def rates(self) -> dict[str, float]:
+        return {name: num / sum(self.num_asked.values()) for name, num in self.num_asked.items()}
 
     async def keep_asking(self, num_in_hand: int, num_requests: int) -> None:
         for _ in range(num_in_hand):
@@ -62,8 +92,7 @@ async def test_equal_workers_get_equally_much() -> None:
 async def test_a_worker_whose_device_is_busy_with_other_things_gets_as_much_less_as_it_is_slower() -> None:
     pool = Pool(busy=0.06, free=0.01, spare=0.02)
     await pool.keep_asking(24, 2000)
-    rates = {name: num / sum(pool.num_asked.values()) for name, num in pool.num_asked.items()}
-    assert rates == pytest.approx({"busy": 0.1, "free": 0.6, "spare": 0.3}, abs=0.05)
+    assert pool.rates() == pytest.approx({"busy": 0.1, "free": 0.6, "spare": 0.3}, abs=0.05)
 
 
 async def test_a_worker_that_has_become_faster_is_found_out() -> None:
@@ -77,10 +106,61 @@ async def test_a_worker_that_has_become_faster_is_found_out() -> None:
 async def test_requests_that_fail_at_once_make_nobody_faster() -> None:
     pool = Pool(broken=0.01, whole=0.01)
     await pool.keep_asking(8, 100)
-    infos = {worker.record.worker: worker for worker in pool.pool.workers}
-    before = infos["broken"].request_s, infos["whole"].request_s
+    pool.beat()
+    before = {worker.record.worker: worker.tower_s.value for worker in pool.pool.workers}
     for _ in range(10):
         with pytest.raises(ComputeError):
             async with pool.pool.borrow(never):
                 raise ComputeError("tower out of memory")
-    assert (infos["broken"].request_s, infos["whole"].request_s) == before
+    pool.beat()
+    assert {worker.record.worker: worker.tower_s.value for worker in pool.pool.workers} == before
+
+
+async def test_a_worker_that_answers_a_little_sooner_gets_a_little_more_and_not_nearly_all() -> None:
+    """By the time from question to answer, the one that is asked most would seem the fastest of those that wait."""
+    far = dict.fromkeys(("far", "farther", "away"), 0.1)
+    pool = Pool({"near": 0.09, **far}, near=0.001, far=0.001, farther=0.001, away=0.001)
+    await pool.keep_asking(32, 3000)
+    assert pool.rates() == pytest.approx({"near": 0.27, "far": 0.24, "farther": 0.24, "away": 0.24}, abs=0.03)
+
+
+async def test_requests_go_where_stages_leave_room() -> None:
+    pool = Pool(busy=0.01, free=0.01, spare=0.01)
+    for name, share in {"busy": 0.8, "free": 0.2, "spare": 0.2}.items():
+        stage = record(f"stage-{name}", device_id=f"gpu-{name}")
+        for second in range(5):
+            pool.clock.now = float(second)
+            pool.pool.hear(stage, heartbeat(stage, 7 + share * second))
+    for _ in range(18):
+        await pool.ask()
+    assert pool.num_asked == {"busy": 2, "free": 8, "spare": 8}
+
+
+async def test_a_stage_that_is_not_heard_of_takes_nothing() -> None:
+    pool = Pool(one=0.01, two=0.01)
+    stage = record("stage-one", device_id="gpu-one")
+    for second in range(3):
+        pool.clock.now = float(second)
+        pool.pool.hear(stage, heartbeat(stage, float(second)))
+    pool.clock.now = 60.0
+    for _ in range(10):
+        await pool.ask()
+    assert pool.num_asked == {"one": 5, "two": 5}
+
+
+LOADS = st.lists(st.tuples(st.floats(1e-3, 1.0), st.floats(0.0, 1.0)), min_size=2, max_size=6)
+
+
+@given(loads=LOADS, num_requests=st.integers(1, 60))
+def test_nobody_has_more_in_hand_than_would_be_done_elsewhere_sooner(
+    loads: list[tuple[float, float]], num_requests: int
+) -> None:
+    in_hand = [0] * len(loads)
+
+    def done_s(index: int, num: int) -> float:
+        return done_after_s(num, *loads[index])
+
+    for _ in range(num_requests):
+        in_hand[min(range(len(loads)), key=lambda index: done_s(index, in_hand[index]))] += 1
+    last_s = max(done_s(index, num - 1) for index, num in enumerate(in_hand) if num)
+    assert all(done_s(index, num) >= last_s for index, num in enumerate(in_hand))
