@@ -51,10 +51,11 @@ class Admitter:
             key = key_of(segment)
             stop = segment.start + segment.count
             try:
-                if stop <= self._kv.length(key):  # all of it has been computed before, under the same attempt
+                cached = self._kv.length(key)
+                if stop <= cached:  # all of it has been computed before, under the same attempt
                     repeats.append(segment)
                     continue
-                found = self._require(segment, token_ids, lengths.get(key))
+                found = self._require(segment, token_ids, lengths.get(key, cached))
             except PipelineError as error:
                 failures.append((segment, error))
                 continue
@@ -64,11 +65,13 @@ class Admitter:
                 visual_rows[key] = found
         return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), visual_rows)
 
-    def _require(self, segment: Segment, token_ids: Tensor | None, length: int | None) -> VisualRows | None:
+    def _require(self, segment: Segment, token_ids: Tensor | None, length: int) -> VisualRows | None:
         """Return the segment's visual rows, or raise why it cannot be computed behind `length` tokens."""
         self._kv.require(key_of(segment), segment.start, segment.count, length=length)
         if token_ids is not None:
             self._require_vocabulary(segment, token_ids)
+        if not segment.visual:
+            return None
         return find_visual_rows(segment, self._needs, self._buffer, self._config.hidden_size)
 
     def _with_doubtful_tokens(self, batch: Microbatch) -> Iterator[tuple[Segment, Tensor | None]]:

@@ -10,6 +10,7 @@ refused only if the total does not suffice:
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -39,21 +40,20 @@ class Move:
 
 
 class RegionTable:
-    """Regions of sessions within `capacity` slots, ordered by start."""
+    """Regions of sessions within `capacity` slots. A session comes and goes without a look at all the others."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.num_reserved = 0
+        """Slots that belong to some session."""
         self._regions: dict[Hashable, Region] = {}
+        self._gaps = [Region(0, capacity)] if capacity else []
+        """What is free, by start; no two touch."""
 
     def __getitem__(self, session: Hashable) -> Region:
         if session not in self._regions:
             raise SessionUnknownError(f"no KV is reserved here for session {session!r}")
         return self._regions[session]
-
-    @property
-    def num_reserved(self) -> int:
-        """Slots that belong to some session."""
-        return sum(region.size for region in self._regions.values())
 
     @property
     def num_free(self) -> int:
@@ -65,15 +65,28 @@ class RegionTable:
         if session in self._regions:
             raise KVCapacityError(f"session {session!r} has its KV reserved already")
         self._require(size)
-        start = self._first_gap(size)
-        moves = [] if start is not None else self._pack()
-        self._insert(session, Region(self._end() if start is None else start, size))
+        moves: list[Move] = []
+        index = self._first_gap(size)
+        if index is None:
+            moves, index = self._pack(), 0
+        gap = self._gaps[index]
+        self._regions[session] = Region(gap.start, size)
+        self._gaps[index : index + 1] = [Region(gap.start + size, gap.size - size)] if gap.size > size else []
+        self.num_reserved += size
         return moves
 
     def release(self, session: Hashable) -> None:
-        """Take the session's region back."""
-        self[session]
+        """Take the session's region back, and join it with the gaps that it touches."""
+        region = self[session]
         del self._regions[session]
+        self.num_reserved -= region.size
+        first = last = bisect.bisect(self._gaps, region.start, key=lambda gap: gap.start)
+        start, stop = region.start, region.stop
+        if first and self._gaps[first - 1].stop == start:
+            first, start = first - 1, self._gaps[first - 1].start
+        if last < len(self._gaps) and self._gaps[last].start == stop:
+            last, stop = last + 1, self._gaps[last].stop
+        self._gaps[first:last] = [Region(start, stop - start)]
 
     def _require(self, size: int) -> None:
         if size > self.num_free:
@@ -81,20 +94,8 @@ class RegionTable:
                 f"{size} KV tokens asked for, {self.num_free} of {self.capacity} are free on this stage"
             )
 
-    def _end(self) -> int:
-        return max((region.stop for region in self._regions.values()), default=0)
-
     def _first_gap(self, size: int) -> int | None:
-        free_from = 0
-        for region in self._regions.values():
-            if region.start - free_from >= size:
-                return free_from
-            free_from = region.stop
-        return free_from if self.capacity - free_from >= size else None
-
-    def _insert(self, session: Hashable, region: Region) -> None:
-        self._regions[session] = region
-        self._regions = dict(sorted(self._regions.items(), key=lambda item: (item[1].start, item[1].stop)))
+        return next((index for index, gap in enumerate(self._gaps) if gap.size >= size), None)
 
     def _pack(self) -> list[Move]:
         """Lay all regions side by side from slot 0, in their order.
@@ -102,9 +103,10 @@ class RegionTable:
         All move towards the front, the first one first, so that no copy overwrites what has still to be moved.
         """
         moves, free_from = [], 0
-        for session, region in self._regions.items():
+        for session, region in sorted(self._regions.items(), key=lambda item: item[1].start):
             if region.start > free_from:
                 moves.append(Move(session, region.start, free_from))
                 self._regions[session] = Region(free_from, region.size)
             free_from += region.size
+        self._gaps = [Region(free_from, self.capacity - free_from)]
         return moves
