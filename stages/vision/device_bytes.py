@@ -15,13 +15,16 @@ _LIBRARIES_BYTES = 256 * 2**20
 
 
 def patch_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return the most memory that the tower holds for one patch at a time: either at the start or in a block's MLP."""
+    """Return the most memory that the tower holds for one patch at a time: either at the start or in a block's MLP.
+
+    Alongside are, all the time, the patch itself, its place, and its share of the visual rows.
+    """
     vision = config.vision
     pixels = vision.patch_values * (4 + 4 + dtype.itemsize)  # in fp32, repeated over the frames, in the tower's dtype
-    block = (3 * vision.hidden_size + vision.intermediate_size) * dtype.itemsize
+    block = (5 * vision.hidden_size + vision.intermediate_size) * dtype.itemsize
     rows = (1 + vision.num_deepstack_levels) * vision.out_hidden_size * dtype.itemsize // vision.merge_factor
     places = vision.hidden_size * dtype.itemsize + vision.head_dim * 4
-    return max(pixels + rows, block + 2 * rows) + places
+    return max(pixels, block) + vision.patch_values + places + rows
 
 
 def vision_device_bytes(config: ModelConfig, dtype: torch.dtype, budget: PixelBudget, max_batch_patches: int) -> int:

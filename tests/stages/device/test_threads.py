@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
+
+from stages.compute.launched import DeviceClock
+from stages.device.host_copy import HostCopy
 
 # A process of its own: torch's threads never end. The copy is what a stage does with hidden states that arrive.
 _PROGRAM = """
@@ -44,3 +49,19 @@ def test_alongside_a_gpu_torch_computes_on_the_threads_that_are_there(
     device: str, num_threads: int | None, starts_some: bool
 ) -> None:
     assert (num_started(device, num_threads) > 0) is starts_some
+
+
+@pytest.mark.gpu
+def test_whoever_waits_for_a_gpu_sleeps() -> None:
+    device, stream = torch.device("cuda"), torch.cuda.Stream()
+    DeviceClock(device).end()  # whatever begins with the first
+    clock = DeviceClock(device)
+    torch.cuda._sleep(600_000_000)  # cycles: about 0.3 s
+    copy = HostCopy(torch.ones(8, device=device), stream)
+    clock.end()
+    wall_s, processor_s = time.perf_counter(), time.thread_time()
+    clock.wait()
+    copy.wait()
+    wall_s, processor_s = time.perf_counter() - wall_s, time.thread_time() - processor_s
+    assert wall_s > 0.1
+    assert processor_s < 0.2 * wall_s
