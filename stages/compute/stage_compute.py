@@ -178,7 +178,7 @@ class StageCompute:
         for segment in segments:
             key = key_of(segment)
             self.kv.advance(key, segment.start, segment.count)
-            held = visual_rows.get(key)
+            held = visual_rows.get(key) if segment.visual else None
             if held is not None and max(span.row + span.count for span in segment.visual) >= held.num_rows:
                 self.visual_rows.discard(*key)
 

@@ -24,7 +24,7 @@ from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.kernels.logit_scan import scan
 from stages.kernels.visual_rows import add_rows, replace_rows
 
-_STRIDES = ((1024, 64), (2048, 128), (4096, 256))
+_STRIDES = ((1024, 64), (4096, 128))
 _MOST_TOKENS = _STRIDES[-1][0]
 _FEWEST_TILES, _TOKENS_PER_TILE = 4, QUERIES_PER_TILE // 2
 _PARTS = 2

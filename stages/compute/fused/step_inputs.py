@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -90,8 +91,7 @@ class Layout:
     def of(cls, spans: Sequence[AttentionSpan], *, batch_invariant: bool = False) -> Layout:
         """Sort the tokens of segments at these places."""
         num_chunks = 0 if batch_invariant else _num_chunks(spans)
-        place = np.array([(s.query_start, s.num_queries, s.key_start, s.num_keys) for s in spans], np.int32)
-        first, counts, starts, num_keys = place.T
+        first, counts, starts, num_keys = np.fromiter(chain.from_iterable(spans), np.int32).reshape(-1, 4).T
         within = np.arange(counts.sum(), dtype=np.int32) - np.repeat(first, counts)
         slots = np.repeat(starts + num_keys - counts, counts) + within
         tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
