@@ -42,7 +42,7 @@ class CapturedPasses:
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(self._sizes(most).num_ints, dtype=torch.int32, device=model.device)
         self._staging = Staging(self._block)
-        self._hidden = self._buffer(0 if model.is_first else most, config.hidden_size)
+        self._hidden = self._buffer(0 if model.is_first and model.is_last else most, config.hidden_size)
         self._embeds = self._buffer(most if model.is_first else 0, config.hidden_size)
         self._levels = {layer: self._buffer(most, config.hidden_size) for layer in model.deepstack_layers}
         self._logits = self._buffer(self._sizes(most).num_wanted, config.vocab_size)
@@ -111,7 +111,8 @@ class CapturedPasses:
         attention = FusedAttention(inputs, _PARTS, max_chunk_keys=most_keys)
         state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
         if not self._model.is_last:
-            return StepOutput(hidden=state.summed())
+            out = self._hidden[:size]  # one for all sizes: what a graph returns by itself would stay taken for each
+            return StepOutput(hidden=out.copy_(state.summed()))
         chosen = state.tokens(inputs.wanted)
         logits = self._model.logits(chosen, out=self._logits[: len(inputs.wanted)])
         return StepOutput(None, logits, scan(logits))
