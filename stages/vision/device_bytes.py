@@ -21,7 +21,7 @@ def patch_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """
     vision = config.vision
     pixels = vision.patch_values * (4 + 4 + dtype.itemsize)  # in fp32, repeated over the frames, in the tower's dtype
-    block = (5 * vision.hidden_size + vision.intermediate_size) * dtype.itemsize
+    block = (7 * vision.hidden_size + vision.intermediate_size) * dtype.itemsize  # measured: what attention cuts stays
     rows = (1 + vision.num_deepstack_levels) * vision.out_hidden_size * dtype.itemsize // vision.merge_factor
     places = vision.hidden_size * dtype.itemsize + vision.head_dim * 4
     return max(pixels, block) + vision.patch_values + places + rows
