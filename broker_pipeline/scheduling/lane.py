@@ -27,6 +27,7 @@ from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices
 
 _OUTSIDE_WEIGHT = 0.1
+_NOTABLE_SHARE = 8  # of the sessions: where more than one in so many has come or gone, the count is chosen anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,10 @@ class Lane:
         self._max_tokens = route.max_batch_tokens
         self._outside_s = 0.0
         self._count = 0
-        """Microbatches that should be in flight, as last chosen, for so many sessions:"""
+        """Microbatches that should be in flight, as last chosen: for so many sessions, and good for so many more takes.
+        """
         self._num_counted = 0
+        self._num_takes = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
 
@@ -113,28 +116,38 @@ class Lane:
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:
-        num_sessions, num_tokens = len(self.running), self._num_demanded
-        is_full = len(self.in_flight) >= self._count and num_sessions == self._num_counted
-        if not self._ready or is_full:  # the count changes with answers, and with who is here
+        if not self._ready:
             return None
+        num_sessions, num_tokens = len(self.running), self._num_demanded
         max_tokens = min(max_batch_tokens, self._max_tokens)
-        self._num_counted = num_sessions
-        count = self._count = choose_num_microbatches(
-            num_sessions,
-            num_tokens,
-            stages,
-            self._outside_s,
-            self._shared,
-            max_tokens=max_tokens,
-            current=self._count,
-        )
+        if abs(num_sessions - self._num_counted) > self._num_counted // _NOTABLE_SHARE:
+            self._choose_count(stages, max_tokens)
+        if len(self.in_flight) >= self._count:
+            return None
+        if not self._num_takes:
+            self._choose_count(stages, max_tokens)
+        count = self._count
         if len(self.in_flight) >= count:
             return None
+        self._num_takes -= 1
         return BatchBudget(
             num_sessions=math.ceil(num_sessions / count),
             num_places=math.ceil((num_sessions + num_free_places) / count),
             num_tokens=math.ceil(num_tokens / count),
             max_tokens=max_tokens,
+        )
+
+    def _choose_count(self, stages: Sequence[StepCost], max_tokens: int) -> None:
+        """Choose how many microbatches should be in flight: once a round of them, since it is looked up with each."""
+        self._num_counted = len(self.running)
+        self._num_takes = self._count = choose_num_microbatches(
+            self._num_counted,
+            self._num_demanded,
+            stages,
+            self._outside_s,
+            self._shared,
+            max_tokens=max_tokens,
+            current=self._count,
         )
 
     def _segments(self, budget: BatchBudget) -> tuple[PlannedSegment, ...]:

@@ -7,6 +7,7 @@ them, every session gets its next token once per
                      sum_i t_i(T/D) + h,       one microbatch's way through all stages and back
                      D * sum t_i(T/D) / s )    a device that several stages share, and that computes for s at a time
                                                (plus h, where that device is the processor that h is spent on)
+                + D * c                        host time of a microbatch: one thread conducts all routes and jobs
 
 Where t is flat (a GPU reading its weights) splitting gains nothing and D stays small; where t grows with n (a CPU, or
 prefill) N stages are kept busy by D = N, and as many more hide h as steps of the slowest stage fit into it.
@@ -28,7 +29,8 @@ from broker_pipeline.scheduling.routes import Route
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
 _RISE = 0.1  # weight of one above it: a hiccup is no trend
 _MOST = 64  # microbatches in flight: a stage keeps no more envelopes
-_TOLERANCE = 1.03  # a larger D has to gain more than this, since each microbatch costs the broker something
+_TOLERANCE = 1.03  # a larger D has to gain more than this
+_HOST_S = 0.0002  # of the conductor for each microbatch, whatever it holds: without it, tiny ones starve its other work
 
 
 class StepTime(Protocol):
@@ -144,8 +146,8 @@ def choose_num_microbatches(
     periods: list[float] = []
     best = math.inf
     for count in range(1, max(1, min(num_sessions, _MOST)) + 1):
-        computing_s, way_s = _period(count, num_tokens, max_tokens, stages, outside_s, shared)
-        periods.append(max(computing_s, way_s))
+        computing_s, way_s, host_s = _period(count, num_tokens, max_tokens, stages, outside_s, shared)
+        periods.append(max(computing_s, way_s) + host_s)
         best = min(best, periods[-1])
         if computing_s >= best and count >= current:
             break  # with more microbatches, stages have no less to compute
@@ -162,8 +164,10 @@ def _period(
     stages: Sequence[StepTime],
     outside_s: float,
     shared: Sequence[SharedDevice],
-) -> tuple[float, float]:
-    """Return the seconds until every token was computed once: by what devices compute, and by a microbatch's way."""
+) -> tuple[float, float, float]:
+    """Return the seconds until every token was computed once: by what devices compute, by a microbatch's way, and what
+    all microbatches until then cost the conductor.
+    """
     size = min(num_tokens / count, max_tokens)
     steps = [stage.estimate(size) for stage in stages]
     on_shared = [
@@ -171,7 +175,8 @@ def _period(
         for device in shared
     ]
     num_turns = num_tokens / (count * size) if size else 1.0  # until all tokens have had theirs
-    return num_turns * max(count * max(steps), max(on_shared, default=0.0)), num_turns * (sum(steps) + outside_s)
+    computing_s, way_s = max(count * max(steps), max(on_shared, default=0.0)), sum(steps) + outside_s
+    return num_turns * computing_s, num_turns * way_s, num_turns * count * _HOST_S
 
 
 def _bucket(num_tokens: int) -> int:
