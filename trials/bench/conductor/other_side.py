@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import multiprocessing
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -79,9 +80,10 @@ async def _serve(settings: OtherSideSettings, ready: Any) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         registry = WorkerRegistry(redis, settings.namespace, PIPELINE)
+        route = _Route(settings)
         for record in _records(settings):
             tasks.create_task(_greet(transport, record))
-            tasks.create_task(_work(transport, record, settings))
+            tasks.create_task(_work(transport, record, route))
             await registry.register(record)
             beat = Heartbeat(worker=record.worker, instance=record.instance, role=record.role)
             tasks.create_task(registry.announce(lambda it=record: it, lambda it=beat: it, transport))  # type: ignore[misc]
@@ -121,7 +123,7 @@ async def _greet(transport: Transport, record: WorkerRecord) -> None:
             await message.respond(HelloReply(record=record))
 
 
-async def _work(transport: Transport, record: WorkerRecord, settings: OtherSideSettings) -> None:
+async def _work(transport: Transport, record: WorkerRecord, route: _Route) -> None:
     """Answer as this worker. The first stage answers for all: there is nothing to hand on."""
     subject = subjects.work(record.subject)
     if record.role == "vision":
@@ -129,11 +131,35 @@ async def _work(transport: Transport, record: WorkerRecord, settings: OtherSideS
             async for request in requests:
                 await request.respond(*_prepared(request.body))
         return
-    async with transport.subscribe(subject, Envelope) as envelopes:
+    loop = asyncio.get_running_loop()
+    async with transport.subscribe(subject, Envelope) as envelopes, asyncio.TaskGroup() as tasks:
         async for message in envelopes:
-            seconds = len(message.body.segments) / settings.tokens_per_s
-            await asyncio.sleep(seconds)
-            await transport.publish(message.body.reply, answer_to(message.body, seconds))
+            done_at, timings = route.take(message.body, loop.time())
+            tasks.create_task(_answer(transport, answer_to(message.body, timings), message.body.reply, done_at))
+
+
+async def _answer(transport: Transport, result: MicrobatchResult, reply: str, at: float) -> None:
+    await asyncio.sleep(at - asyncio.get_running_loop().time())
+    await transport.publish(reply, result)
+
+
+class _Route:
+    """When each stage is free, by its subject: microbatches go through all of them, one behind the other."""
+
+    def __init__(self, settings: OtherSideSettings) -> None:
+        self._tokens_per_s = settings.tokens_per_s
+        self._free_at: defaultdict[str, float] = defaultdict(float)
+
+    def take(self, envelope: Envelope, now: float) -> tuple[float, tuple[StageTiming, ...]]:
+        """Return when a microbatch that comes now is through, and how long it waited and was computed at each stage."""
+        timings = []
+        compute_s = len(envelope.segments) / self._tokens_per_s
+        for subject in envelope.route:
+            queue_s = max(0.0, self._free_at[subject] - now)
+            self._free_at[subject] = now = now + queue_s + compute_s
+            name = subject.split(".")[3]  # see `subjects.worker_root`
+            timings.append(StageTiming(worker=name, queue_s=queue_s, compute_s=compute_s))
+        return now, tuple(timings)
 
 
 def _prepared(request: PrepareRequest) -> tuple[PreparedSession, dict[str, WireTensor]]:
@@ -149,7 +175,7 @@ def _prepared(request: PrepareRequest) -> tuple[PreparedSession, dict[str, WireT
     return answer, {"token_ids": WireTensor.from_numpy(ids), "positions": WireTensor.from_numpy(positions)}
 
 
-def answer_to(envelope: Envelope, compute_s: float) -> MicrobatchResult:
+def answer_to(envelope: Envelope, timings: tuple[StageTiming, ...]) -> MicrobatchResult:
     """Return what the route's last stage would answer, with tokens of no meaning."""
     tokens = tuple(
         SampledToken(
@@ -161,21 +187,15 @@ def answer_to(envelope: Envelope, compute_s: float) -> MicrobatchResult:
         for segment in envelope.segments
         if segment.wants_token
     )
-    num_stages = len(envelope.route)
-    names = [f"stage-{index}" for index in range(num_stages)] if num_stages > 1 else [_name(envelope.route[0])]
     return MicrobatchResult(
         pipeline=envelope.pipeline,
         fingerprint=envelope.fingerprint,
         epoch=envelope.epoch,
         microbatch=envelope.microbatch,
-        worker=names[-1],
+        worker=timings[-1].worker,
         tokens=tokens,
-        timings=tuple(StageTiming(worker=name, queue_s=0.0, compute_s=compute_s / num_stages) for name in names),
+        timings=timings,
     )
-
-
-def _name(work_subject: str) -> str:
-    return work_subject.split(".")[3]  # see `subjects.worker_root`
 
 
 # --- clients --------------------------------------------------------------------------------------------------------
