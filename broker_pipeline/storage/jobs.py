@@ -67,14 +67,14 @@ class Delivery:
     """1 for the first."""
     _msg: Msg
 
-    async def ack(self, timeout_s: float = 5.0) -> None:
-        """Take the job out of the queue; returns when the server has confirmed it.
+    async def ack(self, timeout_s: float | None = 5.0) -> None:
+        """Take the job out of the queue; returns when the server has confirmed it, or at once with None.
 
         A server that was killed meanwhile may have forgotten that the job was out; it then confirms nothing
         (`RequestTimeoutError`) and delivers the job again.
         """
         with jetstream_errors(f"acknowledging job {self.spec.job_id}"):
-            await self._msg.ack_sync(timeout=timeout_s)
+            await (self._msg.ack() if timeout_s is None else self._msg.ack_sync(timeout=timeout_s))
 
     async def in_progress(self) -> None:
         """Say that the job is being worked on, which starts `ack_wait_s` anew."""
@@ -171,8 +171,10 @@ class JobQueue:
 
     # --- pulling ---
 
-    async def pull(self, timeout_s: float = 1.0) -> Delivery | None:
+    async def pull(self, timeout_s: float = 1.0, num_wanted: int = 1) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
+
+        Up to `num_wanted` that are there share a request: whoever asks for many calls as often, and soon.
 
         May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
         `TransportError` when the server cannot be reached, or has lost the queue and has no room for another.
@@ -180,7 +182,7 @@ class JobQueue:
         deadline = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> Msg | None:
-            return await self._puller.next(await self._stream.consumer(), deadline)
+            return await self._puller.next(await self._stream.consumer(), deadline, num_wanted)
 
         while (msg := await self._stream.outlasting_loss(ask)) is not None:
             if delivery := await self._delivery(msg):

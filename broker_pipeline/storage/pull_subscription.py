@@ -1,4 +1,4 @@
-"""Pulls messages of a JetStream consumer one at a time, and loses none when whoever pulls is cancelled.
+"""Pulls messages of a JetStream consumer, and loses none when whoever pulls is cancelled.
 
 nats-py's own pull subscription is not used: a cancelled `fetch` may take a message with it (it comes back after
 `ack_wait`), and a `fetch` for several stalls although messages wait (its issue 986).
@@ -36,7 +36,7 @@ class _Arrived:
 
 @dataclass(slots=True)
 class PullSubscription:
-    """One inbox, and short requests for one message each that are answered there."""
+    """One inbox, and short requests for a few messages each that are answered there."""
 
     jetstream: JetStream
     stream: str
@@ -55,8 +55,11 @@ class PullSubscription:
         with jetstream_errors("the job queue"):
             self._subscription = await self.jetstream.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
-    async def next(self, consumer: str, deadline: float) -> Msg | None:
-        """Return the consumer's next message, or None at `deadline` (of the loop's clock)."""
+    async def next(self, consumer: str, deadline: float, num_wanted: int = 1) -> Msg | None:
+        """Return the consumer's next message, or None at `deadline` (of the loop's clock).
+
+        Where it has to ask, it asks for `num_wanted` that are there: the others are returned by the next calls.
+        """
         if self._subscription is None:
             raise TransportError("pulling needs `async with queue:` around it")
         loop = asyncio.get_running_loop()
@@ -67,7 +70,8 @@ class PullSubscription:
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0:
                     return None
-                await self._ask(consumer, min(remaining_s, _PULL_S))
+                if msg := await self._ask(consumer, min(remaining_s, _PULL_S), num_wanted):
+                    return msg
 
     async def close(self) -> None:
         """Unsubscribe, and requeue what has arrived but was taken by nobody."""
@@ -90,14 +94,15 @@ class PullSubscription:
                 return arrived.msg
         return None
 
-    async def _ask(self, consumer: str, wait_s: float) -> None:
-        """Ask for one message; wait until something came: the message, or the word that there is none.
+    async def _ask(self, consumer: str, wait_s: float, num_wanted: int) -> Msg | None:
+        """Ask for messages; return the first as soon as it came, or None at the word that there is none.
 
         Each request is short, since one that is open while the server restarts is never answered. Nor is one to a
         consumer that is gone by a server before 2.10.
         """
         reply = f"{self._inbox}.{next(self._requests)}"
-        request = msgspec.json.encode({"batch": 1, "expires": int(wait_s * 1e9)})
+        # `no_wait` ends a request that found some messages, though fewer than it asks for: none is open for long.
+        request = msgspec.json.encode({"batch": num_wanted, "expires": int(wait_s * 1e9), "no_wait": num_wanted > 1})
         with jetstream_errors("the job queue"):
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
             await self.jetstream.client.publish(subject, request, reply)
@@ -109,12 +114,12 @@ class PullSubscription:
         except TimeoutError:
             if await is_missing(self.jetstream, self.stream, consumer):
                 raise TransportError("the job queue is gone: its stream or its consumer was deleted") from None
-            return
-        if self._is_status(arrived.msg):
-            if _is_hasty(arrived.msg):
-                await asyncio.sleep(_PAUSE_S)
-        else:
-            self._arrived.put_nowait(arrived)
+            return None
+        if not self._is_status(arrived.msg):
+            return arrived.msg
+        if _is_hasty(arrived.msg):
+            await asyncio.sleep(_PAUSE_S)
+        return None
 
     def _is_status(self, msg: Msg) -> bool:
         """Whether the server speaks of a request; messages keep the subject that they were published to."""

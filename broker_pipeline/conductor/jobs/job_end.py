@@ -110,12 +110,13 @@ class JobEnds:
     async def acknowledge(self, job: LiveJob, *, has_failed: bool) -> None:
         """Give up the job's media and take it out of the queue, in this order: what is left undone is done again.
 
-        A job that has failed keeps its media for a while: it may be sent again.
+        A job that has failed keeps its media for a while: it may be sent again. Nobody waits for the server's word:
+        a job that comes again is seen to have ended.
         """
         media, spec = self.stores.media, job.spec
         await persist(lambda: media.keep(spec) if has_failed else media.release(spec, spec.media_holder))
         try:
-            await job.delivery.ack()
+            await job.delivery.ack(timeout_s=None)
         except TransportError as error:
             log.warning("ack_lost", job=job.job_id, reason=error.message)
 

@@ -64,7 +64,7 @@ class JobPuller:
                 await asyncio.sleep(_ROOM_POLL_S)
                 continue
             try:
-                delivery = await self.queue.pull(_PULL_S)
+                delivery = await self.queue.pull(_PULL_S, self.admission.num_wanted(load))
             except TransportError as error:
                 self._note_queue(error)
                 await asyncio.sleep(_PAUSE_S)

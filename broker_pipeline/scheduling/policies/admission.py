@@ -1,10 +1,11 @@
-"""Whether the conductor should take one more job from the queue. Pure."""
+"""Whether the conductor should take more jobs from the queue, and how many at a time. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _EMA_WEIGHT = 0.05
+_MOST_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +75,17 @@ class Admission:
             (ahead > 0 and load.room_tokens < self.expected_tokens, "no room for keys and values"),
         )
         return next((reason for is_so, reason in reasons if is_so), None)
+
+    def num_wanted(self, load: Load) -> int:
+        """Return how many jobs to ask for at a time, where one should be taken: so many can begin soon."""
+        limits = self._limits
+        return max(
+            1,
+            min(
+                _MOST_AT_A_TIME,
+                limits.max_jobs - load.num_jobs,
+                limits.max_preparing_per_vision_worker * load.num_vision_workers // load.num_shares - load.num_preparing,
+                limits.max_waiting * load.num_routes - load.num_waiting,
+                load.room_tokens // self.expected_tokens,
+            ),
+        )

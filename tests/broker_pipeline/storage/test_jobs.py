@@ -94,6 +94,39 @@ async def test_a_waiting_puller_gets_a_job_at_once(queue: JobQueue, transport: T
     assert time.monotonic() - started < 0.5
 
 
+async def test_several_jobs_that_are_there_share_a_request(
+    queue: JobQueue, transport: Transport, namespace: str
+) -> None:
+    subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue._stream.name}.>"
+    asked = await transport.jetstream().client.subscribe(subject)
+    for number in range(20):
+        await queue.publish(spec(f"job-{number}"))
+    pulled = [await queue.pull(5.0, num_wanted=8) for _ in range(20)]
+    assert [delivery.spec.job_id for delivery in pulled if delivery] == [f"job-{number}" for number in range(20)]
+    assert asked.pending_msgs == 3
+    assert await queue.pull(0.2, num_wanted=8) is None
+    await queue.publish(spec("late"))
+    late = await queue.pull(5.0, num_wanted=8)
+    assert late is not None
+    assert late.num_deliveries == 1
+
+
+async def test_of_many_wanted_the_first_comes_at_once_and_none_is_kept_from_others(
+    nats_url: str, queue: JobQueue, transport: Transport, namespace: str
+) -> None:
+    pull = asyncio.create_task(queue.pull(5.0, num_wanted=8))
+    await until_pulling(transport, namespace)
+    started = time.monotonic()
+    await queue.publish(spec("a"))
+    assert await pull is not None
+    assert time.monotonic() - started < 0.5
+    async with Transport.open(nats_url, name="second") as other, JobQueue(other, namespace) as second:
+        await queue.publish(spec("b"))
+        delivery = await second.pull(3.0)
+        assert delivery is not None
+        assert delivery.num_deliveries == 1
+
+
 async def test_publishing_twice_is_once_unless_on_purpose(queue: JobQueue) -> None:
     assert await queue.publish(spec("a"))
     assert not await queue.publish(spec("a"))

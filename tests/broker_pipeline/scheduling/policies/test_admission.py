@@ -59,3 +59,13 @@ def test_it_learns_what_jobs_need(admission: Admission) -> None:
         admission.learn(200)
     assert admission.expected_tokens == pytest.approx(200, abs=5)
     assert admission.refusal(replace(FREE, num_waiting=1, room_tokens=300)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_wanted"),
+    [({}, 3), ({"num_waiting": 1}, 2), ({"num_preparing": 3}, 1), ({"num_jobs": 8}, 2), ({"room_tokens": -500}, 1)],
+)
+def test_it_asks_for_no_more_jobs_than_can_begin_soon(
+    admission: Admission, changes: dict[str, int], num_wanted: int
+) -> None:
+    assert admission.num_wanted(replace(FREE, **changes)) == num_wanted  # type: ignore[arg-type]
