@@ -28,6 +28,7 @@ from broker_pipeline.wire.nats.message_splitter import MessageSplitter
 log = structlog.get_logger()
 
 MAX_UNSENT_BYTES = 4 * 2**20
+_FLUSH_BYTES = 64 * 1024
 _CLOSE_TIMEOUT_S = 2.0
 _DEFAULT_PORT = 4222
 _END = b"\r\n"
@@ -59,7 +60,7 @@ class NatsSocket(Transport):
     @property
     def unsent_bytes(self) -> int:
         """Bytes that wait for the kernel to take them."""
-        return self._link.transport.get_write_buffer_size() if self._link and self._link.is_open else 0
+        return self._link.unsent_bytes if self._link and self._link.is_open else 0
 
     @property
     def local_host(self) -> str:
@@ -84,7 +85,7 @@ class NatsSocket(Transport):
             line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + num_bytes}\r\n"
         else:
             line = f"PUB {subject} {reply} {num_bytes}\r\n"
-        link.transport.write(b"".join((line.encode(), headers, *pieces, _END)))
+        link.write(b"".join((line.encode(), headers, *pieces, _END)))
 
     # --- nats-py's own ---
 
@@ -104,6 +105,7 @@ class NatsSocket(Transport):
     ) -> None:
         """Go on encrypted."""
         link, host = self._open_link(), uri if isinstance(uri, str) else uri.hostname
+        link.flush()
         try:
             async with asyncio.timeout(connect_timeout):
                 encrypted = await asyncio.get_running_loop().start_tls(
@@ -118,14 +120,13 @@ class NatsSocket(Transport):
         link.connection_made(encrypted)
 
     def write(self, payload: Buffer) -> None:
-        """Write at once. What is written to a lost connection is lost; `read` and `drain` say so."""
+        """Write. What is written to a lost connection is lost; `read` and `drain` say so."""
         if self._link and self._link.is_open:
-            self._link.transport.write(payload)
+            self._link.write(payload)
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write at once, like `write`."""
-        if self._link and self._link.is_open:
-            self._link.transport.writelines(payload)
+        """Write, like `write`."""
+        self.write(b"".join(payload))
 
     async def read(self, buffer_size: int) -> bytes:
         """Return bytes that concern no receiver; none at the end of the connection."""
@@ -155,6 +156,7 @@ class NatsSocket(Transport):
     def close(self) -> None:
         """Close the connection, if there is one, when what is unsent has gone."""
         if self._link:
+            self._link.flush()
             self._link.transport.close()
 
     def at_eof(self) -> bool:
@@ -173,7 +175,11 @@ class NatsSocket(Transport):
 
 @dataclass(slots=True, eq=False)
 class _Link(asyncio.BufferedProtocol):
-    """One TCP or TLS connection, from its beginning to its end."""
+    """One TCP or TLS connection, from its beginning to its end.
+
+    What is written in one turn of the event loop goes out at its end, all at once: a call of the system, and a server
+    that wakes, cost more than most messages.
+    """
 
     receivers: Mapping[bytes, Receiver]
     on_failed: Callable[[Exception], None]
@@ -184,10 +190,29 @@ class _Link(asyncio.BufferedProtocol):
     transport: asyncio.Transport = field(init=False)
     reader: asyncio.StreamReader = field(init=False)
     splitter: MessageSplitter = field(init=False)
+    _written: list[Buffer] = field(default_factory=list)
+    _written_bytes: int = 0
 
     @property
     def is_open(self) -> bool:
         return not self.transport.is_closing()
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._written_bytes + self.transport.get_write_buffer_size()
+
+    def write(self, content: Buffer) -> None:
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._written.append(content)
+        self._written_bytes += len(content)
+        if self._written_bytes >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        written, self._written, self._written_bytes = self._written, [], 0
+        if written and self.is_open:
+            self.transport.writelines(written)
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
