@@ -21,8 +21,9 @@ from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
 _NOTE = (
-    "Microseconds per caption: CPU time of the conductor's process, all in. Its parts: by the clock on the wall, so "
-    "that on a busy machine they come to more than that, and the rest falls below nothing."
+    "Microseconds per caption: CPU time of the conductor's process, all in, in half of the time. Its parts: by the "
+    "clock on the wall, in the other half, so that on a busy machine they come to more than that, and the rest falls "
+    "below nothing."
 )
 _COLUMNS: list[Column] = [
     ("sessions", lambda row: row.num_sessions),

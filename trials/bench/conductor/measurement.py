@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from broker_pipeline.conductor.conductor import Conductor
@@ -33,11 +34,12 @@ from broker_pipeline.wire.transport import Transport
 from trials.bench.conductor.other_side import FINGERPRINT, NUM_AHEAD, NUM_TOKENS, OtherSideSettings, other_side
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
 from trials.bench.conductor.stopwatch import Stopwatch
-from trials.bench.conductor.timed_parts import StepCounts, timed_parts
+from trials.bench.conductor.timed_parts import StepCounts, counted_steps, timed_parts
 from trials.bench.options import say
 
 _MEDIA_BYTES = 2**24
-_START_S = 60.0
+_START_S = 20.0
+_POLL_S = 2.0
 
 
 async def measure_conductor(settings: ConductorBenchSettings, nats_url: str, redis_url: str) -> list[ConductorRow]:
@@ -61,10 +63,12 @@ async def _measure(settings: ConductorBenchSettings, num_sessions: int, nats_url
         tokens_per_s=settings.tokens_per_s,
         are_watched=settings.are_watched,
     )
-    with timed_parts(watch) as counts:
+    with counted_steps() as counts:
         async with _conductor(others) as around, other_side(others):
             await _until_busy(around, num_sessions)
-            return await _observe(settings, num_sessions, watch, counts)
+            row = await _observe(settings, num_sessions, counts)
+            with timed_parts(watch):
+                return _with_parts(row, await _observe(settings, num_sessions, counts), watch)
 
 
 @asynccontextmanager
@@ -86,23 +90,25 @@ async def _conductor(others: OtherSideSettings) -> AsyncIterator[Surroundings]:
 
 
 async def _until_busy(around: Surroundings, num_sessions: int) -> None:
-    """Wait until every session computes, and the first have ended."""
-    async with asyncio.timeout(_START_S):
-        while (status := around.metrics.status) is None or not _is_busy(status, num_sessions):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    """Wait until most sessions compute, and the first have ended; if that does not come, go on and say so."""
+    started = time.monotonic()
+    while (status := around.metrics.status) is None or not _is_busy(status, num_sessions):
+        await asyncio.sleep(_POLL_S)
+        if status is not None:
+            say(f"{status.num_sessions['running']} run, {sum(status.num_finished.values())} captions are done")
+        if time.monotonic() - started > _START_S:
+            say("the pace is more than the conductor keeps up with here: measured with the sessions that there are")
+            return
 
 
 def _is_busy(status: ConductorStatus, num_sessions: int) -> bool:
     return status.num_sessions["running"] >= num_sessions * 3 // 4 and sum(status.num_finished.values()) > NUM_AHEAD
 
 
-async def _observe(
-    settings: ConductorBenchSettings, num_sessions: int, watch: Stopwatch, counts: StepCounts
-) -> ConductorRow:
-    watch.seconds.clear()
+async def _observe(settings: ConductorBenchSettings, num_sessions: int, counts: StepCounts) -> ConductorRow:
     num_microbatches, num_tokens = counts.num_microbatches, counts.num_tokens
     started, cpu = time.perf_counter(), time.process_time()
-    await asyncio.sleep(settings.seconds)
+    await asyncio.sleep(settings.seconds / 2)
     cpu_s, seconds = time.process_time() - cpu, time.perf_counter() - started
     return ConductorRow(
         num_sessions=num_sessions,
@@ -111,8 +117,14 @@ async def _observe(
         num_output_tokens=settings.num_output_tokens,
         seconds=seconds,
         total_s=cpu_s,
-        parts_s={name: watch.seconds[name] for name in PARTS},
+        parts_s={},
     )
+
+
+def _with_parts(row: ConductorRow, timed: ConductorRow, watch: Stopwatch) -> ConductorRow:
+    """Return a row with the parts that were timed after it, as for as many tokens: timing them takes time as well."""
+    share = row.num_tokens / max(1, timed.num_tokens)
+    return msgspec.structs.replace(row, parts_s={name: share * watch.seconds[name] for name in PARTS})
 
 
 def _model(num_layers: int) -> TextModel:

@@ -34,7 +34,9 @@ FINGERPRINT = "0" * 64
 PIPELINE = "main"
 NUM_PROMPT_TOKENS = 219
 NUM_TOKENS = 256
-"""Ids that stages answer with."""
+"""Of the vocabulary, one for each byte."""
+_NUM_LETTERS = 94
+"""Ids that stages answer with: printable ones, since most tokens of a caption are whole characters."""
 NUM_AHEAD = 64
 """Jobs beyond the sessions that compute, so that the stages never wait for one."""
 _VISUAL = VisualSpan(offset=4, count=196, row=0)
@@ -182,7 +184,7 @@ def answer_to(envelope: Envelope, timings: tuple[StageTiming, ...]) -> Microbatc
             session=segment.session,
             attempt=segment.attempt,
             position=segment.start + segment.count,
-            token_id=(segment.start + segment.count) % NUM_TOKENS,
+            token_id=(segment.start + segment.count) % _NUM_LETTERS,
         )
         for segment in envelope.segments
         if segment.wants_token

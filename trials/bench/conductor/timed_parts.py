@@ -61,17 +61,30 @@ class StepCounts:
 
 
 @contextmanager
-def timed_parts(watch: Stopwatch) -> Iterator[StepCounts]:
-    """Have `watch` count the parts of a caption's way, and the result count steps, while the context is open."""
-    counts = StepCounts()
-    own = {name: vars(owner)[method] for name, (owner, method) in _METHODS.items()}
-    for name, (owner, method) in _METHODS.items():
-        setattr(owner, method, _timed(watch, name, counts.counting(own[name]) if name == "complete" else own[name]))
-    try:
+def counted_steps() -> Iterator[StepCounts]:
+    """Count steps while the context is open."""
+    counts, own = StepCounts(), Scheduler.complete
+    with _replaced({(Scheduler, "complete"): counts.counting(own)}):
         yield counts
+
+
+@contextmanager
+def timed_parts(watch: Stopwatch) -> Iterator[None]:
+    """Have `watch` count the parts of a caption's way while the context is open: at some cost, to each of them."""
+    with _replaced({place: _timed(watch, name, vars(place[0])[place[1]]) for name, place in _METHODS.items()}):
+        yield
+
+
+@contextmanager
+def _replaced(methods: dict[tuple[type, str], Callable[..., Any]]) -> Iterator[None]:
+    own = {place: vars(place[0])[place[1]] for place in methods}
+    try:
+        for (owner, name), method in methods.items():
+            setattr(owner, name, method)
+        yield
     finally:
-        for name, (owner, method) in _METHODS.items():
-            setattr(owner, method, own[name])
+        for (owner, name), method in own.items():
+            setattr(owner, name, method)
 
 
 def _timed(watch: Stopwatch, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
