@@ -126,7 +126,7 @@ async def test_events_say_which_attempt_their_tokens_are_of(
     assert [event.attempt for event in events] == [2]
 
 
-async def test_a_job_that_is_quick_does_not_wait_for_its_quarter_of_a_second(committing: Committing) -> None:
+async def test_a_job_that_is_quick_does_not_wait_for_the_oldest_token(committing: Committing) -> None:
     job_id, other = await committing.running_job(), await committing.running_job()
     committing.committer.add(other, 1, 0, entry(0))
     for number in range(GATHER_TOKENS):
