@@ -158,17 +158,18 @@ class Lane:
         if prompts:
             num_demanded = sum(self._demands[session.key] for session in prompts)
             del steps[max(1, budget.max_tokens - min(num_demanded, budget.max_tokens // 2)) :]
-        taken = [_segment(session, 1) for session in steps[: budget.max_tokens]]
+        taken = [_step(session) for session in steps[: budget.max_tokens]]
         num_tokens = len(taken)
         num_for_prompts = min(budget.num_tokens - num_tokens, max(1, self._pace.num_tokens(budget.num_places)))
         enough = min(num_tokens + num_for_prompts, budget.max_tokens)
+        chunks: list[PlannedSegment] = []
         for session in prompts:
             if num_tokens >= enough:
                 break
-            segment = _segment(session, budget.max_tokens - num_tokens)
-            taken.append(segment)
-            num_tokens += segment.count
-        return tuple(sorted(taken, key=_is_step))
+            chunks.append(_segment(session, budget.max_tokens - num_tokens))
+            num_tokens += chunks[-1].count
+        chunks.sort(key=_is_single)
+        return (*chunks, *taken)  # a GPU computes the attention of chunks apart from that of single tokens
 
     def _candidates(self, budget: BatchBudget) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
@@ -190,9 +191,15 @@ class Lane:
         return steps, prompts
 
 
-def _is_step(segment: PlannedSegment) -> bool:
-    """Sort chunks to the front: a GPU computes their attention apart from that of single tokens."""
+def _is_single(segment: PlannedSegment) -> bool:
     return segment.count == 1
+
+
+def _step(session: SessionState) -> PlannedSegment:
+    """Return the segment of a session that has just one token to compute."""
+    start = session.num_computed_tokens
+    assert start < session.num_kv_tokens, f"{session.key} has outgrown its reservation"
+    return PlannedSegment(session, start, 1, True, not session.is_open)
 
 
 def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:

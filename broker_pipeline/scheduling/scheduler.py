@@ -148,10 +148,11 @@ class Scheduler:
         return self._lose(microbatch.segments, failure) if microbatch else []
 
     def _take_in(self, microbatch: PlannedBatch, result: MicrobatchResult, outcome: Outcome) -> None:
-        answer_to, lane = BatchAnswer(result).to, self.routes.lane(microbatch.route)
+        answer_to, make_ready = BatchAnswer(result).to, self.routes.lane(microbatch.route).make_ready
+        sessions, sampled = self._sessions, outcome.sampled
         for segment in microbatch.segments:
             session = segment.session
-            if self._sessions.get(session.key.session) is not session:
+            if sessions.get(session.key.session) is not session:
                 continue  # released meanwhile
             answer = answer_to(segment)
             if isinstance(answer, Failure):
@@ -161,8 +162,8 @@ class Scheduler:
             if answer is not None:
                 session.generated.append(answer.token_id)
                 session.is_alone = False
-                outcome.sampled.append(Sampled(session, answer))
-            lane.make_ready(session)
+                sampled.append(Sampled(session, answer))
+            make_ready(session)
 
     # --- losses -----------------------------------------------------------------------------------------------------
 

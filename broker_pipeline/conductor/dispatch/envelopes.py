@@ -33,7 +33,7 @@ class EnvelopeBuilder:
             route=microbatch.route.work_subjects,
             reply=self.reply,
             budget_s=max(0.0, microbatch.deadline - now),
-            segments=tuple(_segment(segment) for segment in microbatch.segments),
+            segments=tuple([_segment(segment) for segment in microbatch.segments]),
             opens=tuple(_open(session) for session in opening),
             closes=tuple(SessionClose(session=key.session, attempt=key.attempt) for key in microbatch.closes),
         )
@@ -41,14 +41,17 @@ class EnvelopeBuilder:
 
 
 def _segment(segment: PlannedSegment) -> Segment:
-    session = segment.session
+    session, start, count = segment.session, segment.start, segment.count
+    name, attempt = session.key
+    if start >= session.num_prompt_tokens:
+        return Segment(session=name, attempt=attempt, start=start, count=count, wants_token=segment.wants_token)
     return Segment(
-        session=session.key.session,
-        attempt=session.key.attempt,
-        start=segment.start,
-        count=segment.count,
+        session=name,
+        attempt=attempt,
+        start=start,
+        count=count,
         wants_token=segment.wants_token,
-        visual=session.visual_spans(segment.start, segment.stop) if segment.start < session.num_prompt_tokens else (),
+        visual=session.visual_spans(start, start + count),
     )
 
 
@@ -83,17 +86,18 @@ def _inputs(segments: Sequence[PlannedSegment]) -> tuple[Int32Array, Int32Array]
     n = sum(segment.count for segment in segments)
     token_ids, positions = np.empty(n, np.int32), np.empty((3, n), np.int32)
     at = 0
-    decoding: list[tuple[int, int, int]] = []
+    places, tokens, steps = [], [], []  # of decode steps: most segments are, so that arrays are filled at once
     for segment in segments:
         session, start, count = segment.session, segment.start, segment.count
         num_prompt = session.num_prompt_tokens
-        if count == 1 and start >= num_prompt:  # a decode step: most segments are, so that arrays are filled at once
-            decoding.append((at, session.generated[start - num_prompt], start + session.prompt.position_delta))
+        if count == 1 and start >= num_prompt:
+            places.append(at)
+            tokens.append(session.generated[start - num_prompt])
+            steps.append(start + session.prompt.position_delta)
         else:
             token_ids[at : at + count] = session.token_ids(start, start + count)
             positions[:, at : at + count] = session.positions(start, start + count)
         at += count
-    if decoding:
-        places, tokens, steps = np.array(decoding, np.int64).T
+    if places:
         token_ids[places], positions[:, places] = tokens, steps
     return token_ids, positions

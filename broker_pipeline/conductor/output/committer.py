@@ -77,10 +77,11 @@ class Committer:
         pending = self._pending.get(job_id)
         if pending is None or pending.attempt != attempt:
             pending = self._open(job_id, attempt, start)
-        assert start == pending.start + len(pending.entries), f"token {start} of {job_id} does not follow"
-        pending.entries.append(entry)
+        entries = pending.entries
+        assert start == pending.start + len(entries), f"token {start} of {job_id} does not follow"
+        entries.append(entry)
         self.num_tokens += 1
-        if len(pending.entries) == GATHER_TOKENS or self.num_tokens == _MANY_TOKENS:
+        if len(entries) == GATHER_TOKENS or self.num_tokens == _MANY_TOKENS:
             self._is_enough = True
             self._hurry.set()
 

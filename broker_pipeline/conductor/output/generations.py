@@ -55,7 +55,7 @@ class Generations:
         generation = self._generations[session]
         generation.take(sampled.token)
         self.num_tokens += 1
-        if generation.is_finished:
+        if generation.output.finish_reason is not None:
             self.stop(session)
             generation.end()
 

@@ -49,8 +49,8 @@ class Output:
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
         reasoning, text = self._add(token.token_id)
-        if token.logprob is None and not self._choice:
-            return TokenEntry(token_id=token.token_id, text=text, reasoning=reasoning)
+        if token.logprob is None and not self._choice and not reasoning:
+            return TokenEntry(token_id=token.token_id, text=text)  # most tokens
         return TokenEntry(
             token_id=token.token_id,
             text=text,
