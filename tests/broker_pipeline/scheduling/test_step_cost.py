@@ -144,6 +144,15 @@ def test_of_more_than_one_microbatch_takes_the_next_one_hides_the_time_outside()
     assert choose_num_microbatches(256, 56_000, stage, outside_s=0.010, max_tokens=4096) == 2
 
 
+def test_a_fast_stage_far_away_is_not_sent_ever_smaller_microbatches() -> None:
+    def fast(num_tokens: int) -> float:
+        return 0.08e-3 * num_tokens
+
+    stage = [measured(fast, (1, 4, 16, 64))]
+    assert choose_num_microbatches(43, 43, stage, outside_s=0.007) <= 4, "15 are 7 % faster, and hold 3 tokens each"
+    assert choose_num_microbatches(512, 512, stage, outside_s=0.007) == 2
+
+
 def worker(name: str, device_id: str, device_slots: int = 1) -> StageInfo:
     return StageInfo(name, name, f"s.{name}", BlockRange(start=0, stop=1), 64, 64, device_id, device_slots)
 

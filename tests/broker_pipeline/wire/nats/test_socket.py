@@ -137,6 +137,31 @@ async def test_a_receiver_with_a_bug_ends_the_connection_for_good(nats_url: str)
         assert "ZeroDivisionError" in str(told[0])
 
 
+async def test_all_of_one_turn_of_the_loop_goes_out_in_one_call_and_in_its_order(nats_url: str) -> None:
+    receiver = Collector()
+    async with open_connection(nats_url, "turn", on_failed=lambda _: None, timeout_s=5.0) as connection:
+        subject = f"{connection.inbox}.x"
+        async with connection.listen(subject, receiver):
+            await connection.barrier()
+            for number in range(20):
+                connection.publish_now(subject, b"%d" % number)
+            written = connection.socket.unsent_bytes
+            assert written > 20 * len(subject), "nothing is sent before the turn ends"
+            got = [await receiver.next() for _ in range(20)]
+    assert [bytes(message.payload) for message in got] == [b"%d" % number for number in range(20)]
+
+
+async def test_what_was_just_written_is_sent_before_the_connection_closes(nats_url: str) -> None:
+    receiver = Collector()
+    async with open_connection(nats_url, "reader", on_failed=lambda _: None, timeout_s=5.0) as reader:
+        subject = f"{reader.inbox}.x"
+        async with reader.listen(subject, receiver):
+            await reader.barrier()
+            async with open_connection(nats_url, "writer", on_failed=lambda _: None, timeout_s=5.0) as writer:
+                writer.publish_now(subject, b"last")
+            assert (await receiver.next()).payload == b"last"
+
+
 @pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b 0", "a\tb", "a\0"])
 async def test_what_is_no_subject_is_not_written(nats_url: str, subject: str) -> None:
     async with open_connection(nats_url, "test", on_failed=print) as connection:
