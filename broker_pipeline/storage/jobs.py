@@ -171,6 +171,11 @@ class JobQueue:
 
     # --- pulling ---
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether a job is here already, which `pull` returns without asking the server."""
+        return self._puller.has_arrived
+
     async def pull(self, timeout_s: float = 1.0, num_wanted: int = 1) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 

@@ -46,6 +46,8 @@ class PullSubscription:
     _arrived: asyncio.Queue[_Arrived] = field(default_factory=asyncio.Queue)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _subscription: Subscription | None = None
+    _asking: str = ""
+    """Where the request is answered that somebody waits for; the end of an earlier one says nothing to anybody."""
 
     def __post_init__(self) -> None:
         self._inbox = self.jetstream.client.new_inbox()
@@ -54,6 +56,11 @@ class PullSubscription:
         """Subscribe to the inbox; requests take the same connection, so that their answers come behind that."""
         with jetstream_errors("the job queue"):
             self._subscription = await self.jetstream.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether messages have arrived that nobody took yet."""
+        return not self._arrived.empty()
 
     async def next(self, consumer: str, deadline: float, num_wanted: int = 1) -> Msg | None:
         """Return the consumer's next message, or None at `deadline` (of the loop's clock).
@@ -100,7 +107,7 @@ class PullSubscription:
         Each request is short, since one that is open while the server restarts is never answered. Nor is one to a
         consumer that is gone by a server before 2.10.
         """
-        reply = f"{self._inbox}.{next(self._requests)}"
+        reply = self._asking = f"{self._inbox}.{next(self._requests)}"
         # `no_wait` ends a request that found some messages, though fewer than it asks for: none is open for long.
         request = msgspec.json.encode({"batch": num_wanted, "expires": int(wait_s * 1e9), "no_wait": num_wanted > 1})
         with jetstream_errors("the job queue"):
@@ -109,12 +116,12 @@ class PullSubscription:
         try:
             async with asyncio.timeout(wait_s + _GRACE_S):
                 arrived = await self._arrived.get()
-                while self._is_status(arrived.msg) and arrived.msg.subject != reply:
-                    arrived = await self._arrived.get()  # the end of an earlier request
         except TimeoutError:
             if await is_missing(self.jetstream, self.stream, consumer):
                 raise TransportError("the job queue is gone: its stream or its consumer was deleted") from None
             return None
+        finally:
+            self._asking = ""
         if not self._is_status(arrived.msg):
             return arrived.msg
         if _is_hasty(arrived.msg):
@@ -126,6 +133,9 @@ class PullSubscription:
         return msg.subject.startswith(f"{self._inbox}.")
 
     async def _on_message(self, msg: Msg) -> None:
+        if self._is_status(msg) and msg.subject != self._asking:
+            return
+        self._asking = ""  # what was waited for is here
         self._arrived.put_nowait(_Arrived(msg, asyncio.get_running_loop().time()))
 
 

@@ -60,7 +60,7 @@ class JobPuller:
             self.waits_for = self.admission.refusal(load)
             if load.num_shares > 1 and not load.num_routes:  # another share may have one
                 await self._requeue([job for job in self._tasks if job.phase in ("preparing", "recovering")])
-            if self.waits_for is not None:
+            if self.waits_for is not None and not self.queue.has_arrived:  # there was room when these were asked for
                 await asyncio.sleep(_ROOM_POLL_S)
                 continue
             try:

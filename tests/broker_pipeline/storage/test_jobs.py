@@ -104,11 +104,23 @@ async def test_several_jobs_that_are_there_share_a_request(
     pulled = [await queue.pull(5.0, num_wanted=8) for _ in range(20)]
     assert [delivery.spec.job_id for delivery in pulled if delivery] == [f"job-{number}" for number in range(20)]
     assert asked.pending_msgs == 3
+    assert not queue.has_arrived
     assert await queue.pull(0.2, num_wanted=8) is None
     await queue.publish(spec("late"))
     late = await queue.pull(5.0, num_wanted=8)
     assert late is not None
     assert late.num_deliveries == 1
+
+
+async def test_it_is_said_whether_a_job_is_here_without_asking(queue: JobQueue) -> None:
+    for number in range(3):
+        await queue.publish(spec(f"job-{number}"))
+    here = []
+    for _ in range(3):
+        assert await queue.pull(5.0, num_wanted=8) is not None
+        await queue.depth()  # what the server had to say has come
+        here.append(queue.has_arrived)
+    assert here == [True, True, False]
 
 
 async def test_of_many_wanted_the_first_comes_at_once_and_none_is_kept_from_others(
