@@ -6,9 +6,9 @@
 
     watched                        committed within 20 ms
     its end waits for that         at once; where nobody watches, with the end
-    everything else                all together, once one job has 32 or the oldest token is half a second old: many
-                                   share the cost (a conductor that dies before has them sampled again, to the same
-                                   tokens)
+    everything else                all together, once one job has 32 or the oldest token is a quarter of a second
+                                   old: many share the cost (a conductor that dies before has them sampled again, to
+                                   the same tokens)
 
 Events never run ahead of what Redis holds, and a job is finished only with or after its `last` tokens.
 """
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 MAX_PENDING_TOKENS = 65_536
 INTERVAL_S = 0.02
-GATHER_S = 0.5
+GATHER_S = 0.25
 GATHER_TOKENS = 32
 _MANY_TOKENS = MAX_PENDING_TOKENS // 2
 _PAUSE_S = 0.25
