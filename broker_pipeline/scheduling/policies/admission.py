@@ -79,12 +79,13 @@ class Admission:
     def num_wanted(self, load: Load) -> int:
         """Return how many jobs to ask for at a time, where one should be taken: so many can begin soon."""
         limits = self._limits
+        num_preparing = limits.max_preparing_per_vision_worker * load.num_vision_workers // load.num_shares
         return max(
             1,
             min(
                 _MOST_AT_A_TIME,
                 limits.max_jobs - load.num_jobs,
-                limits.max_preparing_per_vision_worker * load.num_vision_workers // load.num_shares - load.num_preparing,
+                num_preparing - load.num_preparing,
                 limits.max_waiting * load.num_routes - load.num_waiting,
                 load.room_tokens // self.expected_tokens,
             ),
