@@ -33,7 +33,7 @@ from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state import persistence
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
-from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.jobs import JobQueue, QueueDepth
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
 from tests.kit.acting.stage_side import EPOCH, StageSide, answer, record
@@ -152,10 +152,12 @@ class Running(StageSide):
 
     async def check_gone(self) -> None:
         """Nothing is left of any job: not here, not in the queue, not on a stage."""
-        depth = await self.queue.depth()
-        assert (depth.num_waiting, depth.num_in_progress) == (0, 0)
+        await eventually(self._is_queue_empty)  # nobody waits for the server's word that a job is out
         assert len(self.live) == 0
         await eventually(lambda: self.scheduler.ledger.used_tokens(STAGE.instance) == 0)
+
+    async def _is_queue_empty(self) -> bool:
+        return await self.queue.depth() == QueueDepth(num_waiting=0, num_in_progress=0)
 
 
 @pytest.fixture
