@@ -11,8 +11,11 @@ import msgspec
 import structlog
 import uvloop
 
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.machine import MachineFacts
-from trials.bench.edges.ways import WAYS, measure_way
+from trials.bench.edges.far_end import run_far_end
+from trials.bench.edges.sample import Sample
+from trials.bench.edges.ways import WAYS, WAYS_BETWEEN_HOSTS, far_end, measure_way
 from trials.bench.hop.command import bench_server
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
@@ -23,9 +26,12 @@ class EdgeRow(msgspec.Struct, frozen=True, kw_only=True):
 
     way: str
     num_bytes: int
+    beside_bytes: int = 0
+    """Size of what was under way all the time while these were timed; 0 for nothing."""
     p50_s: float
     p99_s: float
     bytes_per_s: float
+    """With several under way; of what was under way beside them."""
     of_raw_tcp: float
     """Times the rate of bare sockets in this run."""
 
@@ -33,11 +39,14 @@ class EdgeRow(msgspec.Struct, frozen=True, kw_only=True):
 _COLUMNS: list[Column] = [
     ("way", lambda row: row.way),
     ("payload, KiB", lambda row: row.num_bytes // 1024),
+    ("beside, KiB", lambda row: row.beside_bytes // 1024 or ""),
     ("there and an answer, p50, ms", lambda row: shown(row.p50_s * 1e3)),
     ("p99, ms", lambda row: shown(row.p99_s * 1e3)),
     ("MB/s", lambda row: f"{row.bytes_per_s / 1e6:,.0f}"),
     ("of raw TCP", lambda row: f"{row.of_raw_tcp:.2f}"),
 ]
+_BESIDE_KIB = 8
+"""Payloads that are timed beside large ones: a decode step's."""
 
 
 @click.command(name="edges")
@@ -51,45 +60,76 @@ _COLUMNS: list[Column] = [
     show_default=True,
     help="KiB of a payload; may be given several times.",
 )
+@click.option(
+    "--beside",
+    type=click.IntRange(64, 256 * 1024),
+    help="Also time payloads of 8 KiB while some of so many KiB are under way, two at a time.",
+)
 @click.option("--trips", default=1000, show_default=True, type=click.IntRange(min=20), help="Of 8 KiB; larger: fewer.")
+@click.option("--answer", "answers", is_flag=True, help="Be the other end, for a run with --elsewhere, until Ctrl-C.")
+@click.option("--elsewhere", is_flag=True, help="The other end runs on another host, with --answer.")
 @json_option
-def command(nats_url: str | None, sizes: tuple[int, ...], trips: int, json_path: Path | None) -> None:
-    """Time payloads between two processes of this machine: every edge alongside NATS, bare sockets and memcpy.
+def command(
+    nats_url: str | None,
+    sizes: tuple[int, ...],
+    beside: int | None,
+    trips: int,
+    answers: bool,
+    elsewhere: bool,
+    json_path: Path | None,
+) -> None:
+    """Time payloads between two processes: every edge alongside NATS, bare sockets and memcpy.
 
     \b
     Examples:
       broker-pipeline bench edges
       broker-pipeline bench edges --kib 256 --trips 200 --json edges.json
+    Between two hosts:
+      host-b$ broker-pipeline bench edges --nats-url nats://broker:4222 --answer
+      host-a$ broker-pipeline bench edges --nats-url nats://broker:4222 --elsewhere --beside 16384
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if (answers or elsewhere) and nats_url is None:
+        raise ConfigurationError("--answer and --elsewhere need --nats-url: a server that both hosts reach")
+    if answers:
+        run_far_end(str(nats_url))
+        return
     machine = MachineFacts.read()
-    rows = uvloop.run(_measure(nats_url, sizes, trips))
+    rows = uvloop.run(_measure(nats_url, sizes, beside or 0, trips, is_elsewhere=elsewhere))
     report = BenchReport(
         bench="edges",
         machine=machine,
-        settings={"trips": trips, "is_embedded": nats_url is None},
+        settings={"trips": trips, "is_embedded": nats_url is None, "is_elsewhere": elsewhere},
         rows=rows,
         notes=("Edges and NATS: a whole message with its checks. memcpy: a copy within this process.",),
     )
     show(report, _COLUMNS, json_path)
 
 
-async def _measure(nats_url: str | None, sizes: tuple[int, ...], trips: int) -> list[EdgeRow]:
-    rows = []
-    async with bench_server(nats_url) as url:
-        for size in sizes:
+async def _measure(
+    nats_url: str | None, sizes: tuple[int, ...], beside: int, trips: int, *, is_elsewhere: bool
+) -> list[EdgeRow]:
+    rows: list[EdgeRow] = []
+    pairs = [(size, 0) for size in sizes] + ([(_BESIDE_KIB, beside)] if beside else [])
+    async with bench_server(nats_url) as url, far_end(url, is_elsewhere=is_elsewhere) as address:
+        for size, large in pairs:
             num_trips = max(20, trips * 8 // max(size, 8))
-            samples = {way: await measure_way(way, url, size * 1024, num_trips) for way in WAYS}
-            raw = samples["raw TCP"].bytes_per_s
-            for way, sample in samples.items():
-                rows.append(
-                    EdgeRow(
-                        way=way,
-                        num_bytes=size * 1024,
-                        p50_s=statistics.median(sample.trips_s),
-                        p99_s=statistics.quantiles(sample.trips_s, n=100, method="inclusive")[-1],
-                        bytes_per_s=sample.bytes_per_s,
-                        of_raw_tcp=sample.bytes_per_s / raw,
-                    )
-                )
+            samples = {
+                way: await measure_way(way, url, address, size * 1024, num_trips, large * 1024)
+                for way in (WAYS_BETWEEN_HOSTS if is_elsewhere else WAYS)
+                if not (large and way == "memcpy")
+            }
+            rows += [_row(way, size, large, sample, samples["raw TCP"]) for way, sample in samples.items()]
     return rows
+
+
+def _row(way: str, size: int, large: int, sample: Sample, raw: Sample) -> EdgeRow:
+    return EdgeRow(
+        way=way,
+        num_bytes=size * 1024,
+        beside_bytes=large * 1024,
+        p50_s=statistics.median(sample.trips_s),
+        p99_s=statistics.quantiles(sample.trips_s, n=100, method="inclusive")[-1],
+        bytes_per_s=sample.bytes_per_s,
+        of_raw_tcp=sample.bytes_per_s / raw.bytes_per_s,
+    )

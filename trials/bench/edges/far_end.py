@@ -1,59 +1,107 @@
-"""The other process: takes messages as a worker does and answers each with a few bytes; or reads a raw socket."""
+"""The other process, of this machine or another host: takes messages as a worker does, answers each with a few bytes.
+
+Every way has a root of subjects there, so that one process answers for all of them, and for bare sockets as well.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from multiprocessing.connection import Connection
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 import numpy as np
 import structlog
 import uvloop
 
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, TcpOffer
 from broker_pipeline.wire.edges.settings import EdgeSettings
-from broker_pipeline.wire.transport import Transport
+from broker_pipeline.wire.transport import Subscription, Transport
 
-NEAR, FAR = "bench.edges.near", "bench.edges.far"
-"""Roots of both ends' subjects."""
+_RING_BYTES = 256 * 2**20
+SETTINGS = {
+    "shm": EdgeSettings("shm", _RING_BYTES),
+    "tcp": EdgeSettings("tcp"),
+    "tcp, TLS off": EdgeSettings("tcp", is_encrypted=False),
+    "nats": EdgeSettings("nats"),
+}
+"""Ways that carry messages; both ends use them alike."""
+NEAR = "bench.edges.near"
+RAW = "bench.edges.far.raw"
+"""Where the far end says at which address it reads bare sockets, once it listens to everything."""
 
 
-def answer_messages(nats_url: str, settings: EdgeSettings, pipe: Connection) -> None:
-    """Answer envelopes until this process is ended; says over `pipe` that it listens."""
+def far_root(way: str) -> str:
+    """Return the root of the far end's subjects for a way."""
+    return f"bench.edges.far.{list(SETTINGS).index(way)}"
+
+
+def run_far_end(nats_url: str) -> None:
+    """Answer until this process is ended."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    uvloop.run(_answer(nats_url, settings, pipe))
+    uvloop.run(answer(nats_url))
 
 
-async def _answer(nats_url: str, settings: EdgeSettings, pipe: Connection) -> None:
-    async with (
-        Transport.open(nats_url, name="bench far") as transport,
-        transport.use_edges(FAR, settings),
-        transport.subscribe(f"{FAR}.work", Envelope, max_pending_bytes=2**30) as messages,
-    ):
-        pipe.send(None)
-        async for message in messages:
-            envelope = message.body
-            answer = MicrobatchResult(
-                pipeline=envelope.pipeline,
-                fingerprint=envelope.fingerprint,
-                epoch=envelope.epoch,
-                microbatch=envelope.microbatch,
-                worker="far",
-                tokens=(),
-                timings=(),
-            )
-            await transport.publish(f"{NEAR}.results", answer)
+async def answer(nats_url: str) -> None:
+    """Answer until cancelled."""
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        for way, settings in SETTINGS.items():
+            transport = await stack.enter_async_context(Transport.open(nats_url, name=f"bench far {way}"))
+            await stack.enter_async_context(transport.use_edges(far_root(way), settings))
+            work = f"{far_root(way)}.work"
+            messages = await stack.enter_async_context(transport.subscribe(work, Envelope, max_pending_bytes=2**30))
+            tasks.create_task(_answer_messages(transport, messages), name=way)
+        address = stack.enter_context(_reading_sockets(transport.link.local_host))
+        offer = EdgeOffer(tcp=TcpOffer(addresses=(address,), token="raw"))  # noqa: S106 - nobody asks for it
+        async for ask in await stack.enter_async_context(transport.subscribe(RAW, EdgeAsk)):
+            await ask.respond(offer)
 
 
-def read_socket(pipe: Connection) -> None:
-    """Read payloads of announced sizes into one buffer, and answer each with a byte; the floor of any edge over TCP."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pipe.send(listener.getsockname()[1])
-        connection, _ = listener.accept()
+async def _answer_messages(transport: Transport, messages: Subscription[Envelope]) -> None:
+    async for message in messages:
+        envelope = message.body
+        result = MicrobatchResult(
+            pipeline=envelope.pipeline,
+            fingerprint=envelope.fingerprint,
+            epoch=envelope.epoch,
+            microbatch=envelope.microbatch,
+            worker="far",
+            tokens=(),
+            timings=(),
+        )
+        await transport.publish(envelope.reply, result)
+
+
+@contextmanager
+def _reading_sockets(host: str) -> Iterator[str]:
+    """Read whatever comes at the address that is yielded: the floor of any edge over TCP."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        port = listener.getsockname()[1]
+        yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _accept(listener: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # closed
+            return
+        threading.Thread(target=_read, args=(connection,), daemon=True).start()
+
+
+def _read(connection: socket.socket) -> None:
+    """Read payloads of announced sizes into memory of their own, and answer each with a byte."""
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while num_bytes := int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little"):
             view = np.empty(num_bytes, np.uint8).data
-            while view:
-                view = view[connection.recv_into(view, len(view), socket.MSG_WAITALL) :]
-            connection.sendall(b"1")
+            while view and (num_read := connection.recv_into(view, len(view), socket.MSG_WAITALL)):
+                view = view[num_read:]
+            with suppress(ConnectionError):  # a run may end in the middle
+                connection.sendall(b"1")
