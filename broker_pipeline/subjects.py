@@ -39,6 +39,17 @@ def edges(root: str) -> str:
     return f"{root}.edges"
 
 
+def lost_peers(namespace: str, pipeline: str) -> str:
+    """`PeerLost`s of every worker."""
+    return f"{namespace}.{pipeline}.lost_peer"
+
+
+def lost_peers_of(root: str) -> str:
+    """Return where a worker with this root says whom it has lost."""
+    namespace, pipeline, *_ = root.split(".")
+    return lost_peers(namespace, pipeline)
+
+
 def edge_root(subject: str) -> str | None:
     """Return the root of the worker that takes payloads on `subject`, and may have edges; None where nobody does."""
     root, _, what = subject.rpartition(".")

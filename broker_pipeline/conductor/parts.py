@@ -95,6 +95,7 @@ class Parts:
             share=self._term.share,
             hello=Hello(pipeline=common.pipeline, epoch=self._term.epoch),
             heartbeat_subject=subjects.heartbeats(common.namespace, common.pipeline),
+            lost_peers_subject=subjects.lost_peers(common.namespace, common.pipeline),
             times=self._around.settings.roster_times,
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.base import WireMessage, WireStruct
+from broker_pipeline.messages.base import Subject, WireMessage, WireStruct
 
 EdgeKind = Literal["shm", "tcp"]
 Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -51,6 +51,15 @@ class EdgeAsk(WireMessage, frozen=True, kw_only=True):
 
     kinds: Annotated[tuple[str, ...], Meta(max_length=8)]
     """What the asking side can use."""
+    root: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.$-]{0,255}$")] = ""
+    """Of the asking side's subjects, so that whoever misses it knows whom."""
+
+
+class PeerLost(WireMessage, frozen=True, kw_only=True):
+    """A worker's edge to or from another one has ended: that one may have died."""
+
+    root: Subject
+    """Of that one's subjects."""
 
 
 class EdgeOffer(WireMessage, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from broker_pipeline.errors import (
     SlowConsumerError,
     TransportError,
 )
-from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, PeerLost
 from broker_pipeline.messages.workers import TransportCounts
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
@@ -48,6 +48,7 @@ __all__ = ["Received", "Subscription", "Transport"]
 log = structlog.get_logger()
 
 _ASK_S = 5.0
+_MAX_LOST_PEERS = 256
 MAX_MESSAGE_BYTES = 256 * 2**20
 MAX_PENDING_BYTES = 256 * 2**20
 
@@ -190,19 +191,31 @@ class Transport:
         if not settings.kinds:
             yield
             return
+        lost_peers: asyncio.Queue[str] = asyncio.Queue(_MAX_LOST_PEERS)
+
+        def note_lost(root: str) -> None:
+            with suppress(asyncio.QueueFull):  # the conductor has heartbeats as well
+                lost_peers.put_nowait(root)
+
+        servers = edge_servers(settings, self.link.edges.add, self.link.local_host)
         async with (
-            self.link.edges.serve(edge_servers(settings, self.link.edges.add, self.link.local_host)),
+            self.link.edges.serve(servers, note_lost),
             self.subscribe(subjects.edges(root), EdgeAsk, on_dropped=_log_drop) as asks,
             asyncio.TaskGroup() as tasks,
         ):
-            answering = tasks.create_task(self._answer_asks(asks), name="edges")
-            edges = self._edges = OutgoingEdges(self._ask_for_edges, list(edge_dialers(settings)))
+            background = [
+                tasks.create_task(self._answer_asks(asks), name="edges"),
+                tasks.create_task(self._report_lost(lost_peers, subjects.lost_peers_of(root)), name="lost peers"),
+            ]
+            dialers = list(edge_dialers(settings))
+            edges = self._edges = OutgoingEdges(self._ask_for_edges, dialers, root, note_lost)
             self.add_reconnect_listener(edges.renew)
             try:
                 yield
             finally:
                 self._edges = None
-                answering.cancel()
+                for task in background:
+                    task.cancel()
                 await edges.close()
 
     async def _ask_for_edges(self, root: str, ask: EdgeAsk) -> EdgeOffer:
@@ -216,6 +229,14 @@ class Transport:
                     await message.respond(self.link.edges.offer(message.body))
                 except TransportError as error:
                     log.warning("offer_lost", reason=error.message)
+
+    async def _report_lost(self, peers: asyncio.Queue[str], subject: str) -> None:
+        """Say whose edges ended: the conductor asks whether they are still there."""
+        while True:
+            try:
+                await self.publish(subject, PeerLost(root=await peers.get()))
+            except TransportError as error:
+                log.info("lost_peer_not_reported", reason=error.message)
 
     # --- state ---
 

@@ -168,6 +168,17 @@ class Roster:
             member.heard_at, member.heartbeat = self._clock(), heartbeat
             self._workers.note_alive(member.record, heartbeat)
 
+    def find(self, root: str) -> WorkerRecord | None:
+        """Return the record of the worker with this root of subjects."""
+        return next((member.record for member in self.members if member.record.subject == root), None)
+
+    def note_unreachable(self, record: WorkerRecord) -> None:
+        """Note that nobody listens where a worker did: it is silent from now on, until it is heard of again."""
+        member = self._members.get(record.instance)
+        if member is not None and not self._is_deaf and not self._workers.is_paused:
+            member.heard_at = -math.inf
+            self._workers.note_silent(record, StageError(f"{record.worker} listens no more, and its edges have ended"))
+
     def heartbeat(self, instance: str) -> Heartbeat | None:
         """Return a worker's last sign of life."""
         member = self._members.get(instance)

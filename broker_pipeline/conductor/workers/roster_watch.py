@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -12,15 +13,18 @@ from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.errors import (
     ContractError,
     LeaseLostError,
+    NoResponderError,
+    PipelineError,
     StageError,
     StaleEpochError,
     StateError,
     TransportError,
 )
 from broker_pipeline.messages.control import Hello, HelloReply
+from broker_pipeline.messages.edges import PeerLost
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state.registry import WorkerRegistry
-from broker_pipeline.wire.transport import Transport
+from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
 
@@ -37,15 +41,19 @@ class RosterWatch:
     hello: Hello
     """What every newcomer is asked."""
     heartbeat_subject: str
+    lost_peers_subject: str
     times: RosterTimes
     _is_registry_away: bool = field(default=False, init=False)
+    _in_doubt: set[str] = field(default_factory=set, init=False)
 
     async def run(self) -> None:
         """Keep the roster until cancelled. Raises `LeaseLostError` (in a group) when a worker obeys a newer epoch."""
         beats = self.transport.subscribe(self.heartbeat_subject, Heartbeat, on_dropped=lambda *_: None)
-        async with beats as heartbeats, asyncio.TaskGroup() as tasks:
+        losses = self.transport.subscribe(self.lost_peers_subject, PeerLost, on_dropped=lambda *_: None)
+        async with beats as heartbeats, losses as lost_peers, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._poll(tasks), name="registry")
             tasks.create_task(self._watch(), name="liveness")
+            tasks.create_task(self._look_after(lost_peers, tasks), name="lost peers")
             async for message in heartbeats:
                 self.roster.heard(message.body)
 
@@ -60,6 +68,28 @@ class RosterWatch:
         while True:
             await asyncio.sleep(self.times.watch_s)
             self.roster.watch(is_connected=self.transport.is_connected)
+
+    async def _look_after(self, lost_peers: AsyncIterator[Received[PeerLost]], tasks: asyncio.TaskGroup) -> None:
+        """Ask each worker whose edge ended whether it is there; not twice at a time."""
+        async for message in lost_peers:
+            record = self.roster.find(message.body.root)
+            if record is not None and record.instance not in self._in_doubt:
+                self._in_doubt.add(record.instance)
+                tasks.create_task(self._ask_after(record), name=f"is {record.worker} there")
+
+    async def _ask_after(self, record: WorkerRecord) -> None:
+        """Note a worker on whose subject nobody listens: of a dead process, NATS knows that at once.
+
+        Any other answer is for heartbeats and deadlines to judge: an edge may end between two workers that are well.
+        """
+        try:
+            await self._say_hello(record)
+        except NoResponderError:
+            self.roster.note_unreachable(record)
+        except PipelineError as error:
+            log.info("lost_peer_unclear", worker=record.worker, reason=error.message)
+        finally:
+            self._in_doubt.discard(record.instance)
 
     async def _read_registry(self) -> list[WorkerRecord] | None:
         try:
@@ -79,9 +109,8 @@ class RosterWatch:
 
         Raises `LeaseLostError` when the worker obeys a newer epoch.
         """
-        subject, timeout_s = subjects.control(record.subject), self.times.hello_timeout_s
         try:
-            await self.transport.request(subject, self.hello, reply_type=HelloReply, timeout_s=timeout_s)
+            await self._say_hello(record)
         except StaleEpochError as error:
             raise LeaseLostError(f"{record.worker} obeys another conductor: {error.message}") from error
         except (TransportError, StageError) as error:
@@ -90,3 +119,7 @@ class RosterWatch:
             self.roster.note_refusing(record, error)
         else:
             self.roster.join(record)
+
+    async def _say_hello(self, record: WorkerRecord) -> None:
+        subject, timeout_s = subjects.control(record.subject), self.times.hello_timeout_s
+        await self.transport.request(subject, self.hello, reply_type=HelloReply, timeout_s=timeout_s)

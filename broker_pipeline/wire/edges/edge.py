@@ -21,6 +21,9 @@ from broker_pipeline.wire.codec import Frame
 OnEdge = Callable[["IncomingEdge"], None]
 """Hears of each edge that stands; whoever is told keeps it until its `lost` is done."""
 
+OnPeerLost = Callable[[str], None]
+"""Hears by the root of its subjects of a process to or from which an edge ended that this end had not closed."""
+
 LINGER_S = 3.0
 """How long what came by an edge can be taken after its loss: messages that refer to it may still be under way."""
 
@@ -66,6 +69,10 @@ class IncomingEdge(Protocol):
         """What refs call it: not to be guessed."""
 
     @property
+    def peer(self) -> str:
+        """Root of the sender's subjects; empty where it did not say."""
+
+    @property
     def lost(self) -> asyncio.Future[EdgeLostError]:
         """Gets its result when nothing more can come. What came can be taken for some seconds longer."""
 
@@ -80,8 +87,11 @@ class IncomingEdge(Protocol):
 class EdgeServer(AbstractAsyncContextManager["EdgeServer"], Protocol):
     """Listens while its context is open, and tells an `OnEdge` of each edge that stands. Its edges end with it."""
 
-    def offer(self, offer: EdgeOffer) -> EdgeOffer:
-        """Return `offer` with this kind's part filled in, token included; unchanged when no more edges are allowed."""
+    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
+        """Return `offer` with this kind's part filled in, token included; unchanged when no more edges are allowed.
+
+        `peer` is the root of the subjects of who asks.
+        """
 
 
 class EdgeDialer(Protocol):

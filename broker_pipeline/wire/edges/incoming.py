@@ -10,7 +10,7 @@ import structlog
 
 from broker_pipeline.errors import EdgeLostError, PartError
 from broker_pipeline.messages.edges import EdgeAsk, EdgeKind, EdgeOffer, EdgeRef
-from broker_pipeline.wire.edges.edge import LINGER_S, EdgeServer, IncomingEdge
+from broker_pipeline.wire.edges.edge import LINGER_S, EdgeServer, IncomingEdge, OnPeerLost
 
 log = structlog.get_logger()
 
@@ -22,10 +22,14 @@ class IncomingEdges:
         """Begin with none, and offer none."""
         self._edges: dict[str, IncomingEdge] = {}
         self._servers: dict[EdgeKind, EdgeServer] = {}
+        self._on_peer_lost: OnPeerLost | None = None
 
     @asynccontextmanager
-    async def serve(self, servers: Iterable[tuple[EdgeKind, EdgeServer]]) -> AsyncIterator[None]:
+    async def serve(
+        self, servers: Iterable[tuple[EdgeKind, EdgeServer]], on_peer_lost: OnPeerLost
+    ) -> AsyncIterator[None]:
         """Listen on every server while the context is open; afterwards what came can still be taken."""
+        self._on_peer_lost = on_peer_lost
         async with AsyncExitStack() as stack:
             for kind, server in servers:
                 self._servers[kind] = await stack.enter_async_context(server)
@@ -33,13 +37,14 @@ class IncomingEdges:
                 yield
             finally:
                 self._servers.clear()
+                self._on_peer_lost = None
 
     def offer(self, ask: EdgeAsk) -> EdgeOffer:
         """Return the ways in of the kinds that are asked for."""
         offer = EdgeOffer()
         for kind, server in self._servers.items():
             if kind in ask.kinds:
-                offer = server.offer(offer)
+                offer = server.offer(offer, ask.root)
         return offer
 
     def add(self, edge: IncomingEdge) -> None:
@@ -57,4 +62,6 @@ class IncomingEdges:
 
     def _on_lost(self, edge: IncomingEdge, error: EdgeLostError) -> None:
         log.info("edge_lost", edge=edge.kind, direction="in", name=edge.name[:8], reason=error.message)
+        if edge.peer and self._on_peer_lost is not None:
+            self._on_peer_lost(edge.peer)
         asyncio.get_running_loop().call_later(LINGER_S, self._edges.pop, edge.name, None)

@@ -22,7 +22,7 @@ from broker_pipeline.messages.edges import EdgeAsk, EdgeKind, EdgeOffer
 from broker_pipeline.messages.workers import CarriedCounts
 from broker_pipeline.subjects import edge_root
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.edges.edge import EdgeDialer, OutgoingEdge
+from broker_pipeline.wire.edges.edge import EdgeDialer, OnPeerLost, OutgoingEdge
 
 log = structlog.get_logger()
 
@@ -55,16 +55,22 @@ class OutgoingEdges:
         self,
         ask: Ask,
         dialers: Sequence[EdgeDialer],
+        root: str = "",
+        on_peer_lost: OnPeerLost = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Try `dialers` in their order; `clock` is in seconds, `jitter` says something between 0 and 1."""
+        """Ask as the process with `root`, try `dialers` in their order.
+
+        `clock` is in seconds, `jitter` says something between 0 and 1.
+        """
         self.num_lost = 0
         """Edges that were lost."""
         self.carried: dict[str, CarriedCounts] = {}
         """What took edges, by kind, and under `nats` what was meant to."""
         self._ask = ask
         self._dialers = dialers
+        self._root, self._on_peer_lost = root, on_peer_lost
         self._clock = clock
         self._jitter = jitter
         self._peers: dict[str, _Peer] = {}
@@ -146,7 +152,7 @@ class OutgoingEdges:
             peer.edge.lost.add_done_callback(lambda lost: self._on_lost(peer, lost.result()))
 
     async def _dial(self, root: str) -> OutgoingEdge | None:
-        offer = await self._ask(root, EdgeAsk(kinds=tuple(dialer.kind for dialer in self._dialers)))
+        offer = await self._ask(root, EdgeAsk(kinds=tuple(dialer.kind for dialer in self._dialers), root=self._root))
         for dialer in self._dialers:
             try:
                 if edge := await dialer.connect(offer):
@@ -165,6 +171,7 @@ class OutgoingEdges:
             if self._clock() - peer.stands_since > _LONGEST_PAUSE_S:
                 peer.num_failures = 0
             self._pause(peer)
+            self._on_peer_lost(peer.root)
 
     def _pause(self, peer: _Peer) -> None:
         """Let some time pass before the next try: longer each time, and not the same for everybody."""

@@ -11,22 +11,23 @@ _MAX_TOKENS = 256
 
 
 class Tokens:
-    """Each is good once, and for some seconds. What somebody without a token may do, is to be turned away."""
+    """Each is good once, for some seconds, and says who got it. Who comes without one is turned away."""
 
     def __init__(self, ttl_s: float = TOKEN_TTL_S, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin with none."""
         self._ttl_s = ttl_s
         self._clock = clock
-        self._expires_at: dict[str, float] = {}
+        self._issued: dict[str, tuple[float, str]] = {}
 
-    def issue(self) -> str:
+    def issue(self, holder: str = "") -> str:
         """Return a new token; the oldest of very many is void then."""
         token = secrets.token_hex(16)
-        self._expires_at[token] = self._clock() + self._ttl_s
-        if len(self._expires_at) > _MAX_TOKENS:
-            del self._expires_at[next(iter(self._expires_at))]
+        self._issued[token] = self._clock() + self._ttl_s, holder
+        if len(self._issued) > _MAX_TOKENS:
+            del self._issued[next(iter(self._issued))]
         return token
 
-    def redeem(self, token: str) -> bool:
-        """Say whether a token is good; it is not a second time."""
-        return self._expires_at.pop(token, float("-inf")) > self._clock()
+    def redeem(self, token: str) -> str | None:
+        """Return the holder of a token; None where it is not good, as it is not a second time."""
+        expires_at, holder = self._issued.pop(token, (float("-inf"), ""))
+        return holder if expires_at > self._clock() else None

@@ -42,9 +42,9 @@ class ShmReceiver:
 
     kind: EdgeKind = "shm"
 
-    def __init__(self, name: str, ring: Ring) -> None:
-        """Read from `ring`."""
-        self.name = name
+    def __init__(self, name: str, ring: Ring, peer: str) -> None:
+        """Read from `ring` what `peer` writes."""
+        self.name, self.peer = name, peer
         self.lost: asyncio.Future[EdgeLostError] = asyncio.get_running_loop().create_future()
         self._ring = ring
         self._taken: set[int] = set()
@@ -120,11 +120,11 @@ class ShmServer:
         if self._serving:
             await asyncio.wait(self._serving)
 
-    def offer(self, offer: EdgeOffer) -> EdgeOffer:
+    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
         """Add the socket and a token; see `EdgeServer`."""
         if self._listener is None or len(self._serving) >= self._limits.max_rings:
             return offer
-        return msgspec.structs.replace(offer, shm=ShmOffer(path=str(self._path), token=self._tokens.issue()))
+        return msgspec.structs.replace(offer, shm=ShmOffer(path=str(self._path), token=self._tokens.issue(peer)))
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -164,7 +164,8 @@ class ShmServer:
         token = sock.recv(MAX_PACKET_BYTES).decode("ascii")
         if not token:
             return None
-        if not self._tokens.redeem(token):
+        peer = self._tokens.redeem(token)
+        if peer is None:
             raise EdgeLostError("a token that is not good")
         name = secrets.token_hex(16)
         try:
@@ -177,4 +178,4 @@ class ShmServer:
             send_admission(sock, Admission(edge=name), descriptor)
         finally:
             os.close(descriptor)
-        return ShmReceiver(name, ring)
+        return ShmReceiver(name, ring, peer)

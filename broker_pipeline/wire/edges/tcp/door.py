@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -23,6 +24,14 @@ log = structlog.get_logger()
 _MAX_STRANGERS = 64 * len(CHANNELS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The channels that came with one token so far, and whose it is."""
+
+    peer: str
+    inlets: dict[int, Inlet] = field(default_factory=dict)
+
+
 class Door:
     """The strangers at a port, and the edges that some of them became."""
 
@@ -33,7 +42,7 @@ class Door:
         self._hello_timeout_s, self._payload_timeout_s = hello_timeout_s, payload_timeout_s
         self._inlets: dict[Inlet, asyncio.TimerHandle] = {}
         self._all_left = asyncio.Event()
-        self._groups: dict[Token, dict[int, Inlet]] = {}
+        self._groups: dict[Token, _Group] = {}
         self._edges: set[TcpIncomingEdge] = set()
 
     @property
@@ -62,11 +71,11 @@ class Door:
     def hear(self, inlet: Inlet, token: Token, channel: int) -> None:
         """Put the channels of one token together; the last one makes the edge."""
         group = self._group_of(token)
-        if group is None or channel in group:
+        if group is None or channel in group.inlets:
             raise EdgeLostError("its token is not good, or not any more")
-        group[channel] = inlet
-        if len(group) == len(CHANNELS):
-            self._admit([group[each] for each in range(len(CHANNELS))])
+        group.inlets[channel] = inlet
+        if len(group.inlets) == len(CHANNELS):
+            self._admit(group)
 
     def leave(self, inlet: Inlet) -> None:
         """Forget a stranger, and whoever came with it."""
@@ -78,25 +87,25 @@ class Door:
         timer.cancel()
         log.warning("edge_stranger_left", reason=inlet.reason)
         for token, group in list(self._groups.items()):
-            if inlet in group.values():
+            if inlet in group.inlets.values():
                 del self._groups[token]
-                for other in group.values():
+                for other in group.inlets.values():
                     other.abort(EdgeLostError("another channel of the edge was lost"))
 
-    def _group_of(self, token: Token) -> dict[int, Inlet] | None:
+    def _group_of(self, token: Token) -> _Group | None:
         """Return the channels that came with a token so far; None where that is not good."""
         for known, group in self._groups.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 return group
-        if not self.tokens.redeem(token):
-            return None
-        return self._groups.setdefault(token, {})
+        peer = self.tokens.redeem(token)
+        return None if peer is None else self._groups.setdefault(token, _Group(peer))
 
-    def _admit(self, inlets: list[Inlet]) -> None:
-        self._groups = {token: group for token, group in self._groups.items() if inlets[0] not in group.values()}
+    def _admit(self, group: _Group) -> None:
+        self._groups = {token: each for token, each in self._groups.items() if each is not group}
+        inlets = [group.inlets[channel] for channel in range(len(CHANNELS))]
         for inlet in inlets:
             self._inlets[inlet].cancel()  # which says that it is no stranger any more
-        edge = TcpIncomingEdge(payload_timeout_s=self._payload_timeout_s)
+        edge = TcpIncomingEdge(peer=group.peer, payload_timeout_s=self._payload_timeout_s)
         self._edges.add(edge)
         edge.lost.add_done_callback(lambda _: self._edges.discard(edge))
         edge.open(inlets)

@@ -36,8 +36,9 @@ class TcpIncomingEdge:
 
     kind: EdgeKind = "tcp"
 
-    def __init__(self, *, payload_timeout_s: float = PAYLOAD_TIMEOUT_S) -> None:
+    def __init__(self, *, peer: str = "", payload_timeout_s: float = PAYLOAD_TIMEOUT_S) -> None:
         """Wait for the inlets, which `open` gives."""
+        self.peer = peer
         self.name = secrets.token_urlsafe(16)
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[EdgeLostError] = self._loop.create_future()

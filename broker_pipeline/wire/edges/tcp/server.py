@@ -56,11 +56,11 @@ class TcpServer:
         self._server.close()
         await self.door.close()
 
-    def offer(self, offer: EdgeOffer) -> EdgeOffer:
+    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
         """Add a way in to an offer; see `EdgeServer`."""
         if self.door.num_edges >= self._max_edges:
             return offer
-        token = self.door.tokens.issue()
+        token = self.door.tokens.issue(peer)
         certificate = self._identity.fingerprint if self._identity else ""
         return msgspec.structs.replace(
             offer, tcp=TcpOffer(addresses=(self.address,), token=token, certificate=certificate)

@@ -14,6 +14,7 @@ from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.conductor.workers.roster_watch import RosterWatch
 from broker_pipeline.errors import ContractError, LeaseLostError, PipelineError, StageError, StaleEpochError
 from broker_pipeline.messages.control import Hello, HelloReply
+from broker_pipeline.messages.edges import PeerLost
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.routes import PipelineIdentity
 from broker_pipeline.state.redis_client import RedisClient
@@ -48,6 +49,7 @@ class Watched(StageSide):
             share="",
             hello=Hello(pipeline="main", epoch=EPOCH),
             heartbeat_subject=subjects.heartbeats(namespace, "main"),
+            lost_peers_subject=subjects.lost_peers(namespace, "main"),
             times=TIMES,
         )
 
@@ -67,6 +69,10 @@ class Watched(StageSide):
             yield
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def miss(self, worker: WorkerRecord) -> None:
+        """Report, as another worker does, that an edge to this one has ended."""
+        await self.transport.publish(self.watch.lost_peers_subject, PeerLost(root=worker.subject))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -151,3 +157,48 @@ async def test_a_redis_that_refuses_makes_nobody_leave(watched: Watched, redis: 
         await redis.delete(names)
         await eventually(lambda: watched.roster.members == ())
         assert not task.done()
+
+
+async def test_who_listens_no_more_when_its_edge_ends_is_suspended_at_once_and_serves_again_when_heard_of(
+    watched: Watched,
+) -> None:
+    a = watched.record("a")
+
+    async def reply(message: Received[Hello]) -> None:
+        await message.respond(HelloReply(record=a))
+
+    async with watched.answering(a, reply):
+        await watched.watch.shake_hands(a)
+    async with watched.running():
+
+        async def is_suspended() -> bool:
+            await watched.miss(a)  # again and again, since the watch may not have subscribed yet
+            return watched.states() == {a.worker: "suspended"}
+
+        await eventually(is_suspended)  # the clock stands: not by silence
+        assert watched.roster.find(a.subject) == a, "it may come back, with its sessions"
+
+
+async def test_who_is_there_when_its_edge_ends_or_only_does_not_answer_in_time_is_used(watched: Watched) -> None:
+    well, slow = watched.record("well"), watched.record("slow")
+    heard: list[str] = []
+
+    async def respond(message: Received[Hello]) -> None:
+        heard.append("well")
+        await message.respond(HelloReply(record=well))
+
+    async def say_nothing(_: Received[Hello]) -> None:
+        heard.append("slow")
+
+    async with watched.answering(well, respond), watched.answering(slow, say_nothing), watched.running():
+        for worker in (well, slow):
+            watched.roster.look([worker])
+            watched.roster.join(worker)
+
+        async def both_were_asked_twice() -> bool:
+            await watched.miss(well)
+            await watched.miss(slow)
+            return min(heard.count("well"), heard.count("slow")) >= 2
+
+        await eventually(both_were_asked_twice)
+        assert watched.states() == {well.worker: "used", slow.worker: "used"}

@@ -15,7 +15,7 @@ import pytest
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import NoResponderError, PartError, SlowConsumerError
-from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, EdgeRef
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, EdgeRef, PeerLost
 from broker_pipeline.messages.workers import CarriedCounts
 from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.codec import Frame
@@ -245,6 +245,21 @@ async def test_edges_are_made_anew_when_messages_may_be_lost(
         await eventually(is_new)
 
 
+async def test_either_end_reports_the_other_one_when_an_edge_ends(
+    nats_url: str, namespace: str, settings: EdgeSettings, transport: Transport
+) -> None:
+    reported: set[str] = set()
+    lost_peers = transport.subscribe(subjects.lost_peers(namespace, "main"), PeerLost)
+    async with lost_peers as reports, two_ends(nats_url, namespace, settings) as ends:
+        await ends.settle()
+        receiver_root = ends.subject.removesuffix(".work")
+        ends.sender._edges._peers[receiver_root].edge._socket.shutdown(2)  # type: ignore[union-attr]
+        async with asyncio.timeout(10):
+            while len(reported) < 2:
+                reported.add((await anext(reports)).body.root)
+    assert reported == {receiver_root, subjects.worker_root(namespace, "main", "a", "1")}
+
+
 @pytest.mark.parametrize("choice", ["nats", "tcp"])
 async def test_a_receiver_without_such_an_edge_is_sent_everything_by_nats(
     nats_url: str, namespace: str, settings: EdgeSettings, choice: str
@@ -275,7 +290,7 @@ async def test_a_way_that_cannot_be_made_is_tried_less_and_less() -> None:
         assert ask.kinds == ("shm",)
         raise NoResponderError(root)
 
-    edges = OutgoingEdges(ask, [ShmDialer()], clock, jitter=lambda: 1.0)
+    edges = OutgoingEdges(ask, [ShmDialer()], clock=clock, jitter=lambda: 1.0)
     frame = Frame(b"{}", (os.urandom(MIN_EDGE_BYTES),), MIN_EDGE_BYTES)
     for _ in range(1000):
         assert await edges.carry("bp.main.worker.a.1.work", frame) is frame

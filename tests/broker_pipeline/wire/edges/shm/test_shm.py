@@ -214,10 +214,10 @@ def test_tokens_expire_and_the_oldest_of_very_many_is_void() -> None:
     tokens = Tokens(clock=clock)
     first = tokens.issue()
     clock.pass_s(TOKEN_TTL_S)
-    assert not tokens.redeem(first)
-    old, *_, new = [tokens.issue() for _ in range(300)]
-    assert not tokens.redeem(old)
-    assert [tokens.redeem(new) for _ in range(2)] == [True, False]
+    assert tokens.redeem(first) is None
+    old, *_, new = [tokens.issue(f"holder {number}") for number in range(300)]
+    assert tokens.redeem(old) is None
+    assert [tokens.redeem(new) for _ in range(2)] == ["holder 299", None]
 
 
 async def test_no_more_rings_than_are_allowed(directory: Path) -> None:
