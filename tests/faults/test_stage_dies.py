@@ -38,6 +38,8 @@ NUM_FEW = 100
 """Tokens of a crowd that only has to come through a stage."""
 MAX_DETECTION_S = 10.0
 """By heartbeats, which are missed after 2.5 s, and not by the deadlines of messages; the rest is for the machine."""
+MAX_DEATH_DETECTION_S = 1.5
+"""By its edges, which end with it: heartbeats, one a second, cannot be missed for 2.5 s before that."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -83,10 +85,9 @@ async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> N
     assert affected, "the victim had sessions"
     assert others, "the other route had sessions"
     noticed_at = detected_at(client, died_at, "stage-3")
-    assert noticed_at - died_at < MAX_DETECTION_S
-    assert report("stage killed, with a spare", died_at, noticed_at, affected, others) < noticed_at - died_at, (
-        "the others did not wait for that"
-    )
+    gap_s = report("stage killed, with a spare", died_at, noticed_at, affected, others)
+    assert noticed_at - died_at < MAX_DEATH_DETECTION_S
+    assert gap_s < MAX_DEATH_DETECTION_S, "the others did not wait for anything"
     await status_when(cluster, lambda status: len(status.conductor.stages) == 4 and len(status.conductor.routes) == 2)
     await client.wait_empty()
 
