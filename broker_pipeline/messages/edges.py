@@ -10,6 +10,8 @@ from msgspec import Meta
 from broker_pipeline.messages.base import Subject, WireMessage, WireStruct
 
 EdgeKind = Literal["shm", "tcp"]
+Carrier = Literal["shm", "tcp", "nats"]
+"""What a payload takes: an edge, or NATS with its metadata."""
 Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 

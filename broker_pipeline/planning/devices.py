@@ -13,13 +13,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
-EdgeKind = Literal["none", "shm", "tcp", "nats"]
+from broker_pipeline.messages.edges import Carrier
 
-BUSY_SHARE = 0.75
-"""Part of the time that the busiest device computes in a whole run, ramp and tail included. Of what computing alone
-would allow, 8B on one H100 gave 0.85, 30B-A3B 0.67; four stages of 235B were 64 to 82 % busy. One number for all."""
+STEADY_SHARE = 0.9
+"""Part of the time that the busiest device computes while the pipeline is full. Whole rounds of 1,024 and 2,048
+captions of 8B with 256 sessions on one H100, 73.4 and 79.8 a second, are 92 and 90 with the ramp taken out (below); 99
+is what computing alone would allow."""
+ROUND_SHARE = 0.83
+"""Part of that which a round shows from its first caption to its last, where its length is not known: it takes as long
+as its captions and once more its sessions (`Workload.round_share`), here about five times as many captions."""
+BUSY_SHARE = STEADY_SHARE * ROUND_SHARE
+"""Both. Of what computing alone would allow, whole rounds of 8B on one H100 gave 0.85, of 30B-A3B 0.67; four stages of
+235B were 64 to 82 % busy. One number for all of them, to be measured again per device and model."""
 MEMORY_MARGIN = 0.03
 """Of a GPU, left by a stage: `stages/compute/fused/loading.py`."""
 STAGE_HOST_S = 0.002
@@ -67,9 +73,11 @@ class Device:
 
 _H100 = Device(name="H100", memory_bytes=85 * 10**9, bytes_per_s=2.96e12, flops_per_s=600e12, is_estimated=False)
 """A copy in the run of benchmarks.md; 5.29 ms for the prompt of a caption of 8B."""
-_H200 = replace(_H100, name="H200", memory_bytes=150 * 10**9, bytes_per_s=4.24e12, flops_per_s=720e12)
+_H200 = replace(
+    _H100, name="H200", memory_bytes=150 * 10**9, bytes_per_s=4.24e12, flops_per_s=720e12, is_estimated=True
+)
 """By its data sheet 1.43 times the H100's memory rate; products 1.2 times, which is what its captions/s need (103.3 and
-99.4 where an H100 has 85.1 and 78.7): its parts were not measured alone."""
+99.4 where an H100 has 85.1 and 78.7): inferred from whole systems, its parts were not measured alone."""
 
 # Memory rate (TB/s) and dense bf16 rate (TFLOP/s) of data sheets; what our kernels reach of an H100's is taken of each.
 _SHEETS: Mapping[str, tuple[float, float]] = {
@@ -141,13 +149,16 @@ class Edge:
     """Of all hops together."""
 
 
-EDGES: Mapping[EdgeKind, Edge] = {
-    "none": Edge(latency_s=0.0, bytes_per_s=float("inf"), total_bytes_per_s=float("inf")),
-    # Estimated: two copies of a device over PCIe; no bound that hops share is known.
-    "shm": Edge(latency_s=100e-6, bytes_per_s=8e9, total_bytes_per_s=float("inf")),
-    "tcp": Edge(latency_s=150e-6, bytes_per_s=1.1e9, total_bytes_per_s=float("inf")),  # 10 Gbit/s
-    # 10.6 ms on the wire for three hops of 376 tokens of 8B; 138 captions/s with all their payload through one server.
-    "nats": Edge(latency_s=300e-6, bytes_per_s=1e9, total_bytes_per_s=1.9e9),
+EDGES: Mapping[Carrier, Edge] = {
+    # `bench edges` on 64 cores (receipts/edges-64-cores.json): 8 KiB there and an answer, which is more than one way;
+    # 16 MiB with several under way. No bound that hops share is known. `shm` was measured before a ring's pages were
+    # mapped at once; a GPU's own copies to and from it are in STAGE_HOST_S.
+    "shm": Edge(latency_s=220e-6, bytes_per_s=6.0e9, total_bytes_per_s=float("inf")),
+    # Encrypted, its ends carry 1.9 GB/s; this is what a network of 10 Gbit/s leaves of it. On 1 Gbit/s and 1 ms between
+    # namespaces it kept 0.99 of the wire (benchmarks.md).
+    "tcp": Edge(latency_s=200e-6, bytes_per_s=1.2e9, total_bytes_per_s=float("inf")),
+    # 3 MiB one by one, and 16 MiB with several under way: all of them through one server.
+    "nats": Edge(latency_s=140e-6, bytes_per_s=0.94e9, total_bytes_per_s=1.9e9),
 }
 
 

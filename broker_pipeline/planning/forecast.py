@@ -6,7 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
-from broker_pipeline.planning.devices import BUSY_SHARE, EDGES, FURTHER_STAGE_CAPTION_S, SYSTEM_CAPTION_S
+from broker_pipeline.planning.devices import (
+    BUSY_SHARE,
+    EDGES,
+    FURTHER_STAGE_CAPTION_S,
+    ROUND_SHARE,
+    SYSTEM_CAPTION_S,
+)
 from broker_pipeline.planning.layout import Layout
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.route_rate import PlannedRoute, route_rate
@@ -47,9 +53,10 @@ def forecast(model: ModelSizes, site: Site, workload: Workload, layout: Layout) 
         "the way through all stages": sum(rate.around for rate in rates),
         **_common_limits(model, site, workload, layout),
     }
+    ramp = (workload.round_share(sum(sessions)) or ROUND_SHARE) / ROUND_SHARE
     return Forecast(
-        captions_per_s=min(sum(rate.captions_per_s for rate in rates), *limits.values()),
-        limits=limits,
+        captions_per_s=ramp * min(sum(rate.captions_per_s for rate in rates), *limits.values()),
+        limits={name: ramp * limit for name, limit in limits.items()},
         num_sessions=sum(sessions),
         room_sessions=sum(rooms),
         is_estimated=any(device.is_estimated for device in site.devices),

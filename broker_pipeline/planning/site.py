@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker_pipeline.messages.edges import Carrier
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.planning.devices import MEMORY_MARGIN, Device, EdgeKind
+from broker_pipeline.planning.devices import MEMORY_MARGIN, Device
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.workload import MAX_STEP_TOKENS, Workload
 
@@ -16,7 +17,7 @@ class Site:
 
     devices: tuple[Device, ...]
     num_cores: int
-    edge: EdgeKind = "nats"
+    edge: Carrier = "nats"
     """How hidden states and visual rows travel."""
 
     def index_of(self, worker: int) -> int:

@@ -20,6 +20,8 @@ class Workload:
     num_output_tokens: int = 64
     num_sessions: int | None = None
     """Sessions in flight on all routes together; None lets the planner choose."""
+    num_captions: int | None = None
+    """Captions of the whole round, which has a ramp and a tail; None where that is not known."""
     experts_share: float = 0.5
     """Of a layer's experts, those that any token of a large microbatch chooses. Half is what makes four stages of 235B
     as fast as they were with random weights (53.7 and 63.4 captions/s); where all are chosen, a step takes longer."""
@@ -38,6 +40,14 @@ class Workload:
     def tokens_per_step(self) -> float:
         """Tokens that a session has in a microbatch, on average: now and then a prompt, otherwise one."""
         return self.num_computed_tokens / self.num_output_tokens
+
+    def round_share(self, num_sessions: int) -> float | None:
+        """Return the rate of the whole round as a part of the rate while the pipeline is full, None if not known.
+
+        Captions end one after the other from when the first was prepared until the last, whose sessions began
+        together with many others': a round takes as long as all of its captions, and once more as one set of sessions.
+        """
+        return None if self.num_captions is None else self.num_captions / (self.num_captions + num_sessions)
 
     @property
     def mean_context(self) -> float:

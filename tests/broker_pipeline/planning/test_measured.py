@@ -1,10 +1,12 @@
 """The planner's numbers against what was measured: docs/benchmarks.md, and the rows that issue 11 begins with."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from broker_pipeline.planning.devices import gpu, processor
+from broker_pipeline.planning.devices import EDGES, gpu, processor
 from broker_pipeline.planning.forecast import forecast
 from broker_pipeline.planning.layout import Layout, VisionPlace, chain_of
 from broker_pipeline.planning.site import Site
@@ -12,6 +14,7 @@ from broker_pipeline.planning.step_time import head_s, layer_s, tower_s
 from broker_pipeline.planning.workload import Workload
 from tests.kit.models.planned_sizes import sizes_of
 
+DOCS = Path(__file__).parents[3] / "docs"
 H100 = gpu("NVIDIA H100 80GB HBM3", 85 * 10**9)
 H200 = gpu("NVIDIA H200", 150 * 10**9)
 SPREAD = Workload(
@@ -65,7 +68,26 @@ def test_whole_systems(
     layout = Layout(chains=(chain_of(counts),), vision="shared")
     found = forecast(sizes_of(shape), site, Workload(num_sessions=num_sessions), layout)
     assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.15)
-    assert not found.is_estimated
+    assert found.is_estimated == (device is H200), "its rates were inferred from such rows"
+
+
+@pytest.mark.parametrize(("num_captions", "captions_per_s"), [(1024, 73.4), (2048, 79.8)])
+def test_a_round_is_as_much_slower_as_its_ramp_is_long(num_captions: int, captions_per_s: float) -> None:
+    site, layout = Site(devices=(H100,), num_cores=16), Layout(chains=(chain_of([36]),), vision="shared")
+    work = Workload(num_sessions=256, num_captions=num_captions)
+    assert forecast(sizes_of("8B"), site, work, layout).captions_per_s == pytest.approx(captions_per_s, rel=0.1)
+
+
+def test_edges_cost_what_a_run_of_bench_edges_says() -> None:
+    rows = json.loads((DOCS / "receipts" / "edges-64-cores.json").read_text())["rows"]
+    measured = {(row["way"], row["num_bytes"] // 1024): row for row in rows}
+    for kind in ("shm", "tcp", "nats"):
+        assert EDGES[kind].latency_s == pytest.approx(measured[kind, 8]["p50_s"], rel=0.05)
+    assert EDGES["shm"].bytes_per_s == pytest.approx(measured["shm", 16384]["bytes_per_s"], rel=0.05)
+    assert EDGES["tcp"].bytes_per_s < measured["tcp", 16384]["bytes_per_s"], "the network is slower than its ends"
+    assert EDGES["nats"].total_bytes_per_s == pytest.approx(measured["nats", 16384]["bytes_per_s"], rel=0.05)
+    three_mib = measured["nats", 3072]
+    assert EDGES["nats"].bytes_per_s == pytest.approx(three_mib["num_bytes"] / three_mib["p50_s"], rel=0.05)
 
 
 @pytest.mark.parametrize(

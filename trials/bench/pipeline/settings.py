@@ -110,6 +110,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
             num_visual_tokens=visual,
             num_output_tokens=self.num_output_tokens,
             num_sessions=min(self.num_sessions, self.num_in_flight),
+            num_captions=self.num_pictures,
         )
 
     def _name(self, layout: Layout, place: VisionPlace, num_conductors: int) -> str:
