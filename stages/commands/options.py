@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from broker_pipeline.config import PathType, add_options, option
+from broker_pipeline.wire.edges.options import EDGE_OPTIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,31 +49,7 @@ _COMPUTE_OPTIONS = (
         default=True,
         help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
     ),
-    option(
-        "--edges",
-        default="auto",
-        type=click.Choice(["auto", "nats", "shm", "tcp"]),
-        help="How hidden states and visual rows reach other workers: in shared memory on one machine (shm), by a "
-        "connection of their own (tcp), auto for the best that works, or over NATS, which remains behind each of them.",
-    ),
-    option(
-        "--edge-host",
-        default=None,
-        help="Address at which other hosts reach this worker.  [default: the one from which it reaches NATS]",
-    ),
-    option("--edge-port", default="0", help="Port to listen on for other workers, or several: 7400-7415. 0 is any."),
-    option(
-        "--edge-tls",
-        default="on",
-        type=click.Choice(["on", "off"]),
-        help="Whether connections between workers are encrypted; the same for all workers.",
-    ),
-    option(
-        "--edge-ring-bytes",
-        default=None,
-        type=click.IntRange(min=2**16, max=2**36),
-        help="Shared memory for each worker that sends to this one.  [default: 256 MiB for a GPU, 64 MiB for a CPU]",
-    ),
+    *EDGE_OPTIONS,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
-from broker_pipeline.config import PathType, option
+from broker_pipeline.config import PathType, add_options, flag_of, option
 from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
@@ -37,6 +37,7 @@ from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, local_view
 from broker_pipeline.tools.operate.status_view import describe_work
 from broker_pipeline.tools.terminal import make_console
+from broker_pipeline.wire.edges.options import EDGE_NAMES, EDGE_OPTIONS
 
 _POSITIVE = click.IntRange(min=1)
 _MOST_GATEWAY_PROCESSES = 4
@@ -44,8 +45,12 @@ _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
     *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
-    "edges",
 )
+
+
+def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about edges, in the place where this stands."""
+    return add_options(function, EDGE_OPTIONS)
 
 
 @click.command()
@@ -108,13 +113,7 @@ _SAME_NAMES = (
     default=True,
     help="Compare weights with the artifact's hashes while they are read; once, unless a file changes.",
 )
-@option(
-    "--edges",
-    default="auto",
-    type=click.Choice(["auto", "nats", "shm", "tcp"]),
-    help="How hidden states and visual rows pass between workers: the best way that works, NATS alone, shared memory "
-    "(shm), or connections of their own (tcp).",
-)
+@edge_options
 @option(
     "--threads",
     type=_POSITIVE,
@@ -225,6 +224,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         is_deterministic=options["deterministic"],
         profile=options["profile"] and options["profile"].absolute(),
         **layout_settings(plan, options["vision_workers"], options["conductors"], has_gpus=bool(used)),
+        edge_flags={flag_of(name): options[name] for name in EDGE_NAMES},
         **{name: options[name] for name in _SAME_NAMES},
     )
     return settings, describe_plan(sizes, site, work, plan)

@@ -43,8 +43,8 @@ class LocalSettings:
     """Whether what becomes of a session must not depend on what shares its batches."""
     verify_weights: bool = True
     """Whether workers compare weights with the artifact's hashes while they read them."""
-    edges: str | None = None
-    """Ways beside NATS that workers try for payloads: `auto`, `nats`, `shm`, `tcp`; None leaves it to them."""
+    edge_flags: Mapping[str, object] = field(default_factory=dict)
+    """The workers' flags about edges (`EDGE_OPTIONS`); what is left out, or None, is left to them."""
     num_threads: int | None = None
     """Threads of each worker; None is one where GPUs do the work, and shares the cores out elsewhere."""
     kv_tokens: int | None = None
@@ -166,7 +166,7 @@ def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]
         "--deterministic": settings.is_deterministic,
         "--no-verify-weights": not settings.verify_weights,
         "--threads": num_threads(settings),
-        "--edges": settings.edges,
+        **settings.edge_flags,
     }
 
 

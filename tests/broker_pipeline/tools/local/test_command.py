@@ -8,7 +8,8 @@ import pytest
 from broker_pipeline.errors import ArtifactMissingError, ConfigurationError
 from broker_pipeline.tools.local.command import default_gateway_processes, local_settings
 from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device
-from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.local.plan import LocalSettings, plan_services
+from broker_pipeline.wire.edges.options import EDGE_NAMES
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.bench.shape_artifact import write_shape_artifact
 
@@ -32,6 +33,7 @@ def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings
         "deterministic": False,
         "verify_weights": True,
         "on_other_model": "restart",
+        **dict.fromkeys(EDGE_NAMES),
         "edges": "auto",
         "host": "127.0.0.1",
         "port": 0,
@@ -199,3 +201,13 @@ def test_state_is_kept_in_the_users_state_directory(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("num_cores", "expected"), [(1, 1), (4, 1), (8, 2), (16, 4), (192, 4)])
 def test_the_gateway_gets_a_process_for_four_cores(num_cores: int, expected: int) -> None:
     assert default_gateway_processes(num_cores) == expected
+
+
+def test_every_worker_gets_the_options_about_edges(tmp_path: Path) -> None:
+    settings, _ = up(edges="tcp", edge_host="10.0.0.2", edge_port="7400-7415", edge_tls="off", data_dir=tmp_path)
+    planned = plan_services(settings, nats_url="nats", redis_url="redis", addresses={"gateway-0": ("127.0.0.1", 0)})
+    workers = [" ".join(each.arguments) for each in planned if each.name.partition("-")[0] in {"stage", "vision"}]
+    assert len(workers) == 4
+    for words in workers:
+        assert "--edges tcp --edge-host 10.0.0.2 --edge-port 7400-7415 --edge-tls off" in words
+        assert "--edge-ring-bytes" not in words, "it is left to the worker"
