@@ -31,8 +31,6 @@ from pathlib import Path
 import click
 
 MTU = 9000
-QUEUE_BYTES = 8 * 2**20
-"""Of a link, in each direction: that of a switch with deep buffers."""
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
 _CLONE_NEWNET = 0x40000000
 _SPAWN = multiprocessing.get_context("spawn")
@@ -44,6 +42,13 @@ class LinkShape:
 
     rate_mbit: float = 1000.0
     delay_s: float = 0.001
+    queue_s: float = 0.008
+    """How long what waits for a link may take: 1 MB at 1 Gbit/s, about what a switch has."""
+
+    @property
+    def queue_bytes(self) -> float:
+        """Return what may wait, in bytes."""
+        return self.queue_s * self.rate_mbit * 1e6 / 8
 
     def seconds_of(self, num_bytes: int) -> float:
         """Return how long a packet occupies the link."""
@@ -123,7 +128,7 @@ class _Direction:
     def __init__(self, source: int, target: int, shape: LinkShape) -> None:
         self.source, self._target, self._shape = source, target, shape
         self._packets: deque[tuple[float, bytes]] = deque()
-        self._num_bytes = 0
+        self._num_bytes, self._most_bytes = 0, shape.queue_bytes + shape.delay_s * shape.rate_mbit * 1e6 / 8
         self._free_at = 0.0
 
     def read(self, now: float) -> None:
@@ -133,7 +138,7 @@ class _Direction:
                 packet = os.read(self.source, MTU + 64)
             except BlockingIOError:
                 return
-            if self._num_bytes + len(packet) <= QUEUE_BYTES:
+            if self._num_bytes + len(packet) <= self._most_bytes:
                 self._free_at = max(self._free_at, now) + self._shape.seconds_of(len(packet))
                 self._packets.append((self._free_at + self._shape.delay_s, packet))
                 self._num_bytes += len(packet)

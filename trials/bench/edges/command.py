@@ -32,8 +32,8 @@ class EdgeRow(msgspec.Struct, frozen=True, kw_only=True):
     p99_s: float
     bytes_per_s: float
     """With several under way; of what was under way beside them."""
-    of_raw_tcp: float
-    """Times the rate of bare sockets in this run."""
+    of_raw_tcp: float | None
+    """Times the rate of bare sockets in this run; None where those were left out."""
 
 
 _COLUMNS: list[Column] = [
@@ -43,7 +43,7 @@ _COLUMNS: list[Column] = [
     ("there and an answer, p50, ms", lambda row: shown(row.p50_s * 1e3)),
     ("p99, ms", lambda row: shown(row.p99_s * 1e3)),
     ("MB/s", lambda row: f"{row.bytes_per_s / 1e6:,.0f}"),
-    ("of raw TCP", lambda row: f"{row.of_raw_tcp:.2f}"),
+    ("of raw TCP", lambda row: "" if row.of_raw_tcp is None else f"{row.of_raw_tcp:.2f}"),
 ]
 _BESIDE_KIB = 8
 """Payloads that are timed beside large ones: a decode step's."""
@@ -65,6 +65,9 @@ _BESIDE_KIB = 8
     type=click.IntRange(64, 256 * 1024),
     help="Also time payloads of 8 KiB while some of so many KiB are under way, two at a time.",
 )
+@click.option(
+    "--way", "ways", multiple=True, type=click.Choice(WAYS), help="May be given several times. [default: all]"
+)
 @click.option("--trips", default=1000, show_default=True, type=click.IntRange(min=20), help="Of 8 KiB; larger: fewer.")
 @click.option("--answer", "answers", is_flag=True, help="Be the other end, for a run with --elsewhere, until Ctrl-C.")
 @click.option("--elsewhere", is_flag=True, help="The other end runs on another host, with --answer.")
@@ -73,6 +76,7 @@ def command(
     nats_url: str | None,
     sizes: tuple[int, ...],
     beside: int | None,
+    ways: tuple[str, ...],
     trips: int,
     answers: bool,
     elsewhere: bool,
@@ -95,7 +99,7 @@ def command(
         run_far_end(str(nats_url))
         return
     machine = MachineFacts.read()
-    rows = uvloop.run(_measure(nats_url, sizes, beside or 0, trips, is_elsewhere=elsewhere))
+    rows = uvloop.run(_measure(nats_url, sizes, beside or 0, trips, ways, is_elsewhere=elsewhere))
     report = BenchReport(
         bench="edges",
         machine=machine,
@@ -107,7 +111,13 @@ def command(
 
 
 async def _measure(
-    nats_url: str | None, sizes: tuple[int, ...], beside: int, trips: int, *, is_elsewhere: bool
+    nats_url: str | None,
+    sizes: tuple[int, ...],
+    beside: int,
+    trips: int,
+    ways: tuple[str, ...],
+    *,
+    is_elsewhere: bool,
 ) -> list[EdgeRow]:
     rows: list[EdgeRow] = []
     pairs = [(size, 0) for size in sizes] + ([(_BESIDE_KIB, beside)] if beside else [])
@@ -117,13 +127,13 @@ async def _measure(
             samples = {
                 way: await measure_way(way, url, address, size * 1024, num_trips, large * 1024)
                 for way in (WAYS_BETWEEN_HOSTS if is_elsewhere else WAYS)
-                if not (large and way == "memcpy")
+                if way in (ways or WAYS) and not (large and way == "memcpy")
             }
-            rows += [_row(way, size, large, sample, samples["raw TCP"]) for way, sample in samples.items()]
+            rows += [_row(way, size, large, sample, samples.get("raw TCP")) for way, sample in samples.items()]
     return rows
 
 
-def _row(way: str, size: int, large: int, sample: Sample, raw: Sample) -> EdgeRow:
+def _row(way: str, size: int, large: int, sample: Sample, raw: Sample | None) -> EdgeRow:
     return EdgeRow(
         way=way,
         num_bytes=size * 1024,
@@ -131,5 +141,5 @@ def _row(way: str, size: int, large: int, sample: Sample, raw: Sample) -> EdgeRo
         p50_s=statistics.median(sample.trips_s),
         p99_s=statistics.quantiles(sample.trips_s, n=100, method="inclusive")[-1],
         bytes_per_s=sample.bytes_per_s,
-        of_raw_tcp=sample.bytes_per_s / raw.bytes_per_s,
+        of_raw_tcp=sample.bytes_per_s / raw.bytes_per_s if raw is not None else None,
     )
