@@ -71,6 +71,21 @@ class Netlab:
         """Return the command line that runs `command` on a host, numbered from 1; 0 is the hub."""
         return ["ip", "netns", "exec", self.namespace(host), *command]
 
+    def address(self, host: int) -> str:
+        """Return the address of a host; that of the hub is one that all hosts reach."""
+        return f"10.78.{host}.2" if host else "10.78.1.1"
+
+    @contextmanager
+    def entered(self, host: int) -> Iterator[None]:
+        """Have this thread, and what it starts, on a host while the context is open."""
+        with Path("/proc/thread-self/ns/net").open("rb") as home:
+            with Path(f"/var/run/netns/{self.namespace(host)}").open("rb") as there:
+                _set_namespace(there.fileno())
+            try:
+                yield
+            finally:
+                _set_namespace(home.fileno())
+
     def namespace(self, host: int) -> str:
         """Return the name of a host's namespace."""
         return f"{self.name}-h{host}" if host else f"{self.name}-hub"
@@ -170,7 +185,7 @@ def _carry(ends: Sequence[tuple[str, str]], shape: LinkShape, pipe: Connection) 
 
 def _tun(namespace: str, device: str) -> int:
     """Return a TUN device of a namespace, in which this process does not stay."""
-    with Path("/proc/self/ns/net").open("rb") as home, Path(f"/var/run/netns/{namespace}").open("rb") as other:
+    with Path("/proc/thread-self/ns/net").open("rb") as home, Path(f"/var/run/netns/{namespace}").open("rb") as other:
         _set_namespace(other.fileno())
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", device.encode(), _IFF_TUN | _IFF_NO_PI))

@@ -11,7 +11,7 @@ from broker_pipeline.errors import ContractError, PipelineError, TensorMismatchE
 from broker_pipeline.messages.activation import Envelope, Segment, SessionClose, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.wire.wire_tensor import WireTensor
-from stages.stage.envelope_checks import StageFacts, check_envelope, read_tensors
+from stages.stage.envelope_checks import StageFacts, check_envelope, check_origin, read_tensors
 from stages.worker.tensors import to_wire
 
 FIRST = StageFacts(
@@ -77,11 +77,25 @@ def test_a_good_envelope_passes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "pipeline", "fingerprint", "code", "field"),
+    [
+        (4, FIRST.pipeline, FIRST.fingerprint, "contract_version", "version"),
+        (3, "other", FIRST.fingerprint, "contract", "pipeline"),
+        (3, FIRST.pipeline, "0" * 64, "fingerprint_mismatch", "fingerprint"),
+    ],
+)
+def test_what_is_meant_for_somebody_else_is_named(
+    version: int, pipeline: str, fingerprint: str, code: str, field: str
+) -> None:
+    check_origin(3, FIRST.pipeline, FIRST.fingerprint, FIRST)
+    with pytest.raises(ContractError) as refusal:
+        check_origin(version, pipeline, fingerprint, FIRST)
+    assert (refusal.value.code, refusal.value.field) == (code, field)
+
+
+@pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
-        ({"version": 4}, "contract_version", "version"),
-        ({"pipeline": "other"}, "contract", "pipeline"),
-        ({"fingerprint": "0" * 64}, "fingerprint_mismatch", "fingerprint"),
         ({"route": ("elsewhere", "next")}, "malformed_envelope", "route"),
         ({"route": (FIRST.subject,)}, "malformed_envelope", "route"),
         ({"segments": (segment("a", 0, 1), segment("a", 1, 1))}, "malformed_envelope", "segments"),
