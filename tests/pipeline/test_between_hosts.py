@@ -37,7 +37,8 @@ async def test_payloads_go_from_host_to_host_without_the_broker(tmp_path: Path) 
             first = await client.wait([await client.submit(picture(0))])
             again = await client.wait(await asyncio.gather(*(client.submit(picture(0)) for _ in range(NUM_JOBS))))
             assert {record.status for record in (*first, *again)} == {"succeeded"}
-            assert {record.result for record in again} == {first[0].result}
+            texts = {record.result.text for record in (*first, *again) if record.result is not None}
+            assert len(texts) == 1, "prompts over NATS, edges or both: the same tokens"
 
             async def carried() -> dict[str, dict[str, CarriedCounts]]:
                 status = await fetch_status(cluster.gateway_url)

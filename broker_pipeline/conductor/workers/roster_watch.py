@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -15,6 +16,7 @@ from broker_pipeline.errors import (
     LeaseLostError,
     NoResponderError,
     PipelineError,
+    RequestTimeoutError,
     StageError,
     StaleEpochError,
     StateError,
@@ -27,6 +29,9 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
+
+_DOUBT_S = (0.1, 0.3)
+"""How long the first answers of a worker whose edge ended are waited for, before it is asked again."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -78,12 +83,16 @@ class RosterWatch:
                 tasks.create_task(self._ask_after(record), name=f"is {record.worker} there")
 
     async def _ask_after(self, record: WorkerRecord) -> None:
-        """Note a worker on whose subject nobody listens: of a dead process, NATS knows that at once.
+        """Note a worker on whose subject nobody listens: of a dead process, NATS knows that at once, or in a moment.
 
-        Any other answer is for heartbeats and deadlines to judge: an edge may end between two workers that are well.
+        Any answer, and in the end none, is for heartbeats and deadlines to judge: an edge may end between two workers
+        that are well.
         """
         try:
-            await self._say_hello(record)
+            for timeout_s in (*_DOUBT_S, self.times.hello_timeout_s):
+                with suppress(RequestTimeoutError):  # asked when NATS had not noticed the death yet, or it hangs
+                    await self._say_hello(record, timeout_s)
+                    return
         except NoResponderError:
             self.roster.note_unreachable(record)
         except PipelineError as error:
@@ -110,7 +119,7 @@ class RosterWatch:
         Raises `LeaseLostError` when the worker obeys a newer epoch.
         """
         try:
-            await self._say_hello(record)
+            await self._say_hello(record, self.times.hello_timeout_s)
         except StaleEpochError as error:
             raise LeaseLostError(f"{record.worker} obeys another conductor: {error.message}") from error
         except (TransportError, StageError) as error:
@@ -120,6 +129,6 @@ class RosterWatch:
         else:
             self.roster.join(record)
 
-    async def _say_hello(self, record: WorkerRecord) -> None:
-        subject, timeout_s = subjects.control(record.subject), self.times.hello_timeout_s
+    async def _say_hello(self, record: WorkerRecord, timeout_s: float) -> None:
+        subject = subjects.control(record.subject)
         await self.transport.request(subject, self.hello, reply_type=HelloReply, timeout_s=timeout_s)

@@ -18,6 +18,7 @@ import fcntl
 import multiprocessing
 import os
 import select
+import shutil
 import struct
 import subprocess
 import time
@@ -33,6 +34,7 @@ import click
 MTU = 9000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
 _CLONE_NEWNET = 0x40000000
+_IP = shutil.which("ip") or "ip"
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -69,7 +71,7 @@ class Netlab:
 
     def inside(self, host: int, command: Sequence[str]) -> list[str]:
         """Return the command line that runs `command` on a host, numbered from 1; 0 is the hub."""
-        return ["ip", "netns", "exec", self.namespace(host), *command]
+        return [_IP, "netns", "exec", self.namespace(host), *command]
 
     def address(self, host: int) -> str:
         """Return the address of a host; that of the hub is one that all hosts reach."""
@@ -93,7 +95,7 @@ class Netlab:
 
 def is_possible() -> bool:
     """Whether this machine and user can have one."""
-    return os.geteuid() == 0 and Path("/dev/net/tun").exists()
+    return os.geteuid() == 0 and Path("/dev/net/tun").exists() and Path(_IP).is_absolute()
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def _link(lab: Netlab, host: int, shape: LinkShape) -> Iterator[None]:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+    subprocess.run([_IP, *arguments], check=True)
 
 
 # --- the process of a link ---
