@@ -120,12 +120,15 @@ class Reporter:
     def _stage(self, member: Member, now: float) -> StageStatus:
         record, scheduler, key = member.record, self._parts.scheduler, member.record.instance
         assert record.blocks is not None
-        state = "suspended" if scheduler.routes.find_suspended(key) else record.state
+        workers = self._parts.workers
+        is_on_trial = key in workers.health.on_trial
+        state = "suspended" if scheduler.routes.find_suspended(key) else "trial" if is_on_trial else record.state
         return StageStatus(
             worker=record.worker,
             instance=key,
             blocks=record.blocks,
             state=state,
+            reason=workers.reason(key),
             kv_capacity_tokens=record.kv_capacity_tokens,
             kv_used_tokens=scheduler.ledger.used_tokens(key),
             busy=self._share("busy_s", key, now),
@@ -138,7 +141,8 @@ class Reporter:
             VisionStatus(
                 worker=worker.record.worker,
                 instance=worker.record.instance,
-                state=worker.record.state if worker.is_alive else "suspended",
+                state=self._parts.workers.vision.state(worker),
+                reason=self._parts.workers.vision.health.reason(worker.record.instance),
                 num_preparing=worker.num_requests,
                 busy=self._share("busy_s", worker.record.instance, now),
                 totals=_totals(self._parts.roster.heartbeat(worker.record.instance)),

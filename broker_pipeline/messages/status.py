@@ -8,6 +8,8 @@ from msgspec import Meta
 from broker_pipeline.messages.base import Count, PositiveCount, Seconds
 from broker_pipeline.messages.workers import BlockRange, TransportCounts
 
+SERVING_STATES = ("ready", "trial")
+"""States of workers that are given something."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -40,7 +42,9 @@ class StageStatus(_Shown, frozen=True, kw_only=True):
     instance: str
     blocks: BlockRange
     state: str
-    """`ready`, `draining`, or `suspended` while it does not answer."""
+    """`ready`, `draining`, `suspended` while it gets nothing, or `trial` while it gets one session at a time."""
+    reason: str = ""
+    """Why it is suspended or on trial."""
     kv_capacity_tokens: Count
     kv_used_tokens: Count
     """Tokens reserved for sessions."""
@@ -57,6 +61,7 @@ class VisionStatus(_Shown, frozen=True, kw_only=True):
     worker: str
     instance: str
     state: str
+    reason: str = ""
     num_preparing: Count
     """Sessions that it is being asked for."""
     busy: Share

@@ -6,11 +6,14 @@ tentative.put ──► (prepared) ──► add ──► admit: the oldest job
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from broker_pipeline.scheduling.kv_ledger import KVLedger
+from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.route_choice import RouteLoad
 from broker_pipeline.scheduling.route_table import RouteTable
+from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.tentative_reservations import TentativeReservations
 
@@ -36,6 +39,32 @@ class AdmissionQueue:
         session.waiting_since = now
         self.tentative.put(session.key.session, session.route, session.num_kv_tokens)
         bisect.insort(self._sessions, session, key=lambda waiting: waiting.order)
+
+    def take(self, session: str, route: Route, num_tokens: int) -> None:
+        """Reserve room tentatively for a session to be prepared for a route; of one that idled, measure steps anew."""
+        if not self.num_sessions(lane := self._routes.lane(route)):
+            lane.measure_again()
+        self.tentative.put(session, route, num_tokens)
+
+    def num_sessions(self, lane: Lane) -> int:
+        """Return the sessions that run on a lane, wait for it or are prepared for it."""
+        return len(lane.running) + self.tentative.num_sessions(lane.route)
+
+    def loads(self, now: float, step_s: Callable[[Route, float], float | None]) -> list[RouteLoad]:
+        """Return the open routes as a new session finds them; `step_s` tells what a step of so many tokens takes."""
+        lanes = [self._routes.lane(route) for route in self._routes.open_routes]
+        sizes = [lane.usual_tokens for lane in lanes if lane.usual_tokens]
+        usual_tokens = sum(sizes) / len(sizes) if sizes else 1.0
+        return [
+            RouteLoad(
+                lane.route,
+                self.num_sessions(lane),
+                self.tentative.room(lane.route),
+                step_s(lane.route, usual_tokens) if len(lanes) > 1 else None,
+                0.0 if lane.running else max(0.0, now - lane.answered_at),
+            )
+            for lane in lanes
+        ]
 
     def remove(self, session: SessionState) -> None:
         """Let a session wait no more, if it does."""

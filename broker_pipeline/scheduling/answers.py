@@ -8,6 +8,7 @@ from broker_pipeline.errors import Failure, MalformedEnvelopeError
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.step_cost import StepCost
 
@@ -18,6 +19,11 @@ class BatchAnswer:
     def __init__(self, result: MicrobatchResult) -> None:
         self._tokens = {token.session: token for token in result.tokens}
         self._failures = {failed.session: failed for failed in result.failures}
+
+    def worker_of(self, segment: PlannedSegment) -> str | None:
+        """Return the name of the worker that left a segment's session out."""
+        failed = self._failures.get(segment.session.key.session)
+        return failed.worker if failed else None
 
     def to(self, segment: PlannedSegment) -> SampledToken | Failure | None:
         """Return the token that follows a segment, None where none was wanted, or why it came to nothing."""
@@ -41,6 +47,21 @@ def workers_passed(microbatch: PlannedBatch, result: MicrobatchResult) -> tuple[
     if result.failure is not None:
         num_passed -= 1  # the one that failed may not have got as far as its closes
     return microbatch.route.workers[: max(0, num_passed)]
+
+
+def suspects_of(microbatch: PlannedBatch, failure: Failure, worker: str | None) -> tuple[str, ...]:
+    """Return the workers, by key, that may be why a session failed on `worker` (any, where nobody says which).
+
+    What it was sent comes from those before it: numbers that are none are theirs as well.
+    """
+    if not may_be_the_workers(failure):
+        return ()
+    route = microbatch.route
+    names = [each.name for each in route.workers]
+    if worker not in names:
+        return route.key
+    index = names.index(worker)
+    return route.key[index : index + 1] if failure.code == "compute" else route.key[: index + 1]
 
 
 def learn_costs(microbatch: PlannedBatch, result: MicrobatchResult, costs: Mapping[str, StepCost]) -> None:

@@ -117,8 +117,15 @@ class BatchPlanner:
         if microbatch is not None and microbatch.segments and result.failure is None and not result.failures:
             learn_costs(microbatch, result, self._costs)
             if self._routes.is_usable(microbatch.route):
-                self._routes.lane(microbatch.route).observe_outside(outside_s(microbatch, result, now))
+                lane = self._routes.lane(microbatch.route)
+                lane.observe_outside(outside_s(microbatch, result, now))
+                lane.note_answer(microbatch.num_tokens, now)
         return microbatch
+
+    def step_s(self, route: Route, num_tokens: float) -> float | None:
+        """Return the seconds of a route's slowest stage for `num_tokens`; None while one is unmeasured."""
+        stages = [self._costs[key] for key in route.key]
+        return max(stage.estimate(num_tokens) for stage in stages) if all(stage.is_known for stage in stages) else None
 
     def overtaken(self, now: float) -> list[PlannedBatch]:
         """Return what a probe has overtaken, long enough ago that it will not come any more."""

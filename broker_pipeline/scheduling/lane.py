@@ -28,6 +28,7 @@ from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatch
 
 _OUTSIDE_WEIGHT = 0.1
 _NOTABLE_SHARE = 8  # of the sessions: where more than one in so many has come or gone, the count is chosen anew
+_NUM_TO_MEASURE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class Lane:
         self._num_takes = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
+        self.usual_tokens = 0.0
+        """Tokens of the microbatches answered lately."""
+        self.answered_at = 0.0
+        self.num_to_measure = _NUM_TO_MEASURE
+        """Microbatches until what its steps cost is known well enough to be judged by."""
 
     def start(self, session: SessionState) -> None:
         """Take in a session whose KV is reserved."""
@@ -99,6 +105,16 @@ class Lane:
         """Learn how long a microbatch is between stages and in the broker."""
         known = self._outside_s or seconds
         self._outside_s = known + _OUTSIDE_WEIGHT * (max(0.0, seconds) - known)
+
+    def note_answer(self, num_tokens: int, now: float) -> None:
+        """Note a microbatch that came back."""
+        self.usual_tokens += _OUTSIDE_WEIGHT * (num_tokens - self.usual_tokens)
+        self.answered_at = now
+        self.num_to_measure -= self.num_to_measure > 0
+
+    def measure_again(self) -> None:
+        """Judge it by nothing that was long ago."""
+        self.num_to_measure = _NUM_TO_MEASURE
 
     def take(
         self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int = 0

@@ -57,12 +57,14 @@ class PlannedBatch:
 class Lost:
     """A session that the scheduler has let go of; it needs a new attempt, or fails.
 
-    `is_blamed` says that it may itself have been the cause: it was in the microbatch that failed.
+    `is_blamed` says that it may itself have been the cause: it was in the microbatch that failed. `suspects` are the
+    workers, by key, that may have been the cause just as well.
     """
 
     session: SessionState
     failure: Failure
     is_blamed: bool = False
+    suspects: tuple[str, ...] = ()
 
 
 class Sampled(NamedTuple):
@@ -80,3 +82,5 @@ class Outcome:
     """None: nobody waits for this answer any more."""
     sampled: list[Sampled] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
+    repeated: list[SessionState] = field(default_factory=list)
+    """Sessions that were lost before, and have their first token in this attempt."""

@@ -16,18 +16,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker_pipeline.errors import Failure, StageError
+from broker_pipeline.errors import Failure, RouteLostError, StageError
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.admission_queue import AdmissionQueue
-from broker_pipeline.scheduling.answers import BatchAnswer, workers_passed
+from broker_pipeline.scheduling.answers import BatchAnswer, suspects_of, workers_passed
 from broker_pipeline.scheduling.batch_planner import BatchPlanner
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch, PlannedSegment, Sampled
+from broker_pipeline.scheduling.policies.route_choice import (
+    RouteLoad,
+    Unwanted,
+    choose_route,
+    stragglers,
+    worth_moving,
+)
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.session_state import SessionState
+
+_NOTHING_UNWANTED = Unwanted()
 
 
 class Scheduler:
@@ -65,20 +74,28 @@ class Scheduler:
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    def assign(self, session: str, num_tokens: int) -> Route | None:
-        """Choose the route with most room for a session to be prepared, of about `num_tokens` in all.
+    def assign(
+        self, session: str, num_tokens: int, now: float = 0.0, unwanted: Unwanted = _NOTHING_UNWANTED
+    ) -> Route | None:
+        """Choose the route for a session to be prepared, of about `num_tokens` in all (see `choose_route`).
 
         None when no open route can ever hold that many. The choice counts against the route's room until `add` or
         `release`.
         """
         self._waiting.tentative.drop(session)
-        routes = [route for route in self.routes.open_routes if route.kv_capacity_tokens >= num_tokens]
-        if not routes:
+        loads = [load for load in self._loads(now) if load.route.kv_capacity_tokens >= num_tokens]
+        if not loads:
             return None
-        room = self._waiting.tentative.room
-        best = max(routes, key=lambda route: (room(route), -len(self.routes.lane(route).running)))
-        self._waiting.tentative.put(session, best, num_tokens)
+        best = choose_route(loads, num_tokens, unwanted)
+        self._waiting.take(session, best, num_tokens)
         return best
+
+    def num_sessions(self, key: str) -> int:
+        """Return the sessions that run on a worker, wait for it or are prepared for it."""
+        return sum(self._waiting.num_sessions(lane) for lane in self.routes.lanes if key in lane.route.key)
+
+    def _loads(self, now: float) -> list[RouteLoad]:
+        return self._waiting.loads(now, self.batches.step_s)
 
     def room(self) -> int:
         """Return the KV tokens of the emptiest route that nobody has, waits for or is being prepared for."""
@@ -137,7 +154,8 @@ class Scheduler:
         self.ledger.settle(microbatch.closes, workers_passed(microbatch, result))
         outcome = Outcome(microbatch)
         if result.failure is not None:
-            outcome.lost.extend(self._lose(microbatch.segments, result.failure, is_blamed=True))
+            suspects = suspects_of(microbatch, result.failure, result.worker)
+            outcome.lost.extend(self._lose(microbatch.segments, result.failure, suspects, is_blamed=True))
         elif microbatch.segments:
             self._take_in(microbatch, result, outcome)
         return outcome
@@ -148,32 +166,60 @@ class Scheduler:
         return self._lose(microbatch.segments, failure) if microbatch else []
 
     def _take_in(self, microbatch: PlannedBatch, result: MicrobatchResult, outcome: Outcome) -> None:
-        answer_to, make_ready = BatchAnswer(result).to, self.routes.lane(microbatch.route).make_ready
-        sessions, sampled = self._sessions, outcome.sampled
+        answer, make_ready = BatchAnswer(result), self.routes.lane(microbatch.route).make_ready
+        answer_to, sessions, sampled = answer.to, self._sessions, outcome.sampled
         for segment in microbatch.segments:
             session = segment.session
             if sessions.get(session.key.session) is not session:
                 continue  # released meanwhile
-            answer = answer_to(segment)
-            if isinstance(answer, Failure):
-                outcome.lost.extend(self._lose([segment], answer, is_blamed=True))
+            said = answer_to(segment)
+            if isinstance(said, Failure):
+                suspects = suspects_of(microbatch, said, answer.worker_of(segment))
+                outcome.lost.extend(self._lose([segment], said, suspects, is_blamed=True))
                 continue
             session.num_computed_tokens = segment.start + segment.count
-            if answer is not None:
-                session.generated.append(answer.token_id)
-                session.is_alone = False
-                sampled.append(Sampled(session, answer))
+            if said is not None:
+                session.generated.append(said.token_id)
+                if session.is_repeat:
+                    session.is_repeat = session.is_alone = False
+                    outcome.repeated.append(session)
+                sampled.append(Sampled(session, said))
             make_ready(session)
 
     # --- losses -----------------------------------------------------------------------------------------------------
 
-    def _lose(self, segments: Iterable[PlannedSegment], failure: Failure, *, is_blamed: bool = False) -> list[Lost]:
+    def leave_stragglers(self, now: float) -> list[Lost]:
+        """Lose those sessions on stragglers that would end earlier on another route, and for which that has room."""
+        if len(self.routes.open_routes) < 2:
+            return []
+        loads = self._loads(now)
+        slow = [load for load in loads if load.route in stragglers(loads)]
+        fast = [load for load in loads if load not in slow]
+        lost: list[Lost] = []
+        for load in slow:
+            if not self.routes.lane(load.route).num_to_measure:
+                failure = RouteLostError(f"{load.route} is slow: the session goes on elsewhere").to_failure()
+                there = [session for session in self._sessions.values() if session.route == load.route]
+                moved = worth_moving(there, load, fast, self.batches.step_s)
+                lost += [Lost(session, failure) for session in moved]
+        for each in lost:
+            self._remove(each.session)
+        return lost
+
+    def _lose(
+        self,
+        segments: Iterable[PlannedSegment],
+        failure: Failure,
+        suspects: tuple[str, ...] = (),
+        *,
+        is_blamed: bool = False,
+    ) -> list[Lost]:
         lost = []
         for segment in segments:
             session = segment.session
             if self._sessions.get(session.key.session) is session:
                 self._remove(session)
-                lost.append(Lost(session, failure, is_blamed))
+                lost.append(Lost(session, failure, is_blamed, suspects))
         return lost
 
     def _lose_lanes(self, lanes: list[Lane], failure: Failure) -> list[Lost]:

@@ -64,6 +64,8 @@ class SessionState:
     generated: list[int] = field(default_factory=list)
     is_alone: bool = False
     """Whether it must share no microbatch, since it was in one that failed."""
+    is_repeat: bool = False
+    """Whether an earlier attempt was lost, and this one has no token yet."""
 
     num_computed_tokens: int = 0
     is_open: bool = False
@@ -72,6 +74,7 @@ class SessionState:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.prompt.num_tokens
+        self.is_repeat |= self.is_alone
 
     @property
     def num_tokens(self) -> int:

@@ -15,21 +15,31 @@ class TentativeReservations:
         self._ledger = ledger
         self._held: dict[str, tuple[Route, int]] = {}
         self._num_tokens: Counter[str] = Counter()
+        self._num_sessions: Counter[tuple[str, ...]] = Counter()
 
     def put(self, session: str, route: Route, num_tokens: int) -> None:
         """Reserve room on every worker of a route, in place of what the session has reserved before."""
         self.drop(session)
         self._held[session] = (route, num_tokens)
+        self._num_sessions[route.key] += 1
         for key in route.key:
             self._num_tokens[key] += num_tokens
 
     def drop(self, session: str) -> None:
         """Reserve nothing any more: the session has its room, or needs none."""
         route, num_tokens = self._held.pop(session, (None, 0))
+        if route is not None:
+            self._num_sessions[route.key] -= 1
+            if not self._num_sessions[route.key]:
+                del self._num_sessions[route.key]
         for key in route.key if route else ():
             self._num_tokens[key] -= num_tokens
             if not self._num_tokens[key]:
                 del self._num_tokens[key]
+
+    def num_sessions(self, route: Route) -> int:
+        """Return the sessions that have reserved room on a route."""
+        return self._num_sessions[route.key]
 
     def room(self, route: Route) -> int:
         """Return the tokens of the fullest worker of a route left unreserved; negative when overbooked."""

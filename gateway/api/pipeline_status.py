@@ -7,7 +7,7 @@ import msgspec
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
-from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.status import SERVING_STATES, ConductorStatus
 from broker_pipeline.state.redis_client import state_errors
 from gateway.wiring import Gateway
 
@@ -69,5 +69,5 @@ def _check_pipeline(status: ConductorStatus | None) -> dict[str, str]:
         return {"route": "no conductor is active", "vision": "unknown"}
     missing = ", ".join(f"{blocks.start} to {blocks.stop - 1}" for blocks in status.missing_blocks)
     no_route = f"no ready stage holds blocks {missing}" if missing else "the ready stages' blocks do not fit together"
-    has_vision = any(worker.state == "ready" for worker in status.vision)
+    has_vision = any(worker.state in SERVING_STATES for worker in status.vision)
     return {"route": OK if status.routes else no_route, "vision": OK if has_vision else "no vision worker is ready"}

@@ -75,8 +75,7 @@ class Dispatcher:
         if result.failure is not None:
             _check_failure(result, result.failure)
         outcome = self.scheduler.complete(result, self.clock())
-        if outcome.microbatch is not None:
-            self.workers.rejoin(outcome.microbatch)
+        self.workers.take(outcome)
         for sampled in outcome.sampled:
             self.generations.take(sampled)
         self.generations.tell(outcome.lost)
@@ -92,8 +91,8 @@ class Dispatcher:
             self.generations.give_up(microbatch.number, TransportError("a probe sent after it came back before it"))
         for microbatch in batches.expired(now):
             log.warning("deadline_passed", microbatch=microbatch.number, route=str(microbatch.route))
-            for worker in microbatch.route.workers:
-                self.workers.suspend(worker.key, _too_late(microbatch))
+            self.workers.note_late(microbatch, _too_late(microbatch))
+        self.generations.tell(self.scheduler.leave_stragglers(now))
         if len(batches) < num_in_flight:
             self.plan_due.set()  # what waited behind a forgotten one, closes above all, can go now
         return batches.late_probes(now)

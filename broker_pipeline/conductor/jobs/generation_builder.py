@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from broker_pipeline.conductor.jobs.live_job import LiveJob
@@ -60,6 +61,7 @@ class GenerationBuilder:
     admission: Admission
     """Learns how much KV each job turns out to need."""
     terms: PrepareTerms
+    clock: Callable[[], float] = time.monotonic
     _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
 
     async def build(self, job: LiveJob, attempt: Attempt, before: list[Output]) -> Generation:
@@ -85,6 +87,7 @@ class GenerationBuilder:
             num_kv_tokens=job.num_kv_tokens,
             generated=list(output.token_ids),
             is_alone=job.retries.is_alone,
+            is_repeat=job.num_attempts > 1,
         )
         num_before = sum(len(each.token_ids) for each in before)
         return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
@@ -108,7 +111,8 @@ class GenerationBuilder:
         while True:
             if longest := self.scheduler.longest_session():
                 num_tokens = job.num_kv_tokens or min(self.admission.expected_tokens, longest)
-                if route := self.scheduler.assign(job.job_id, num_tokens):
+                unwanted = self.workers.unwanted(job.retries.failed_on)
+                if route := self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted):
                     return route
             await self.workers.changed.wait()
 

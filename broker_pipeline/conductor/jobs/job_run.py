@@ -10,7 +10,7 @@ Whatever was lost, wherever, this is how a job goes on; there is no other way of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -47,6 +47,7 @@ class _Lost:
     failure: Failure
     is_blamed: bool
     num_tokens: int
+    suspects: Collection[str] = ()
     in_preparation: bool = False
 
 
@@ -86,6 +87,7 @@ class JobRunner:
             await self.requeue(job, delay_s=self.limits.requeue_s)
         finally:
             self.generations.stop(job.job_id)
+            self.builder.workers.forget(job.job_id)
             self.live.remove(job)
 
     async def requeue(self, job: LiveJob, delay_s: float = 0.0) -> None:
@@ -154,7 +156,8 @@ class JobRunner:
             if isinstance(error, StateError):
                 raise
             num_tokens = max(len(attempt.tokens), _num_tokens(outputs))
-            return _Lost(error.to_failure(), is_blamed=True, num_tokens=num_tokens, in_preparation=True)
+            suspects = frozenset(job.vision_tried)
+            return _Lost(error.to_failure(), True, num_tokens, suspects, in_preparation=True)
         except Exception as bug:
             # A bug met by one job must not take down the others; it is the job's end, and logged whole.
             log.exception("job_crashed", job=job.job_id)
@@ -179,12 +182,19 @@ class JobRunner:
                 job.phase = "computing"
                 self.generations.start(generation)
                 if lost := await generation.ended():
-                    return _Lost(lost.failure, lost.is_blamed, _num_tokens(outputs))
+                    return _Lost(lost.failure, lost.is_blamed, _num_tokens(outputs), lost.suspects)
         return None
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
+        workers = self.builder.workers
         policy = job.preparing if lost.in_preparation else job.retries
-        verdict = policy.after(lost.failure, is_blamed=lost.is_blamed, num_tokens=lost.num_tokens)
+        verdict = policy.after(
+            lost.failure,
+            is_blamed=lost.is_blamed,
+            num_tokens=lost.num_tokens,
+            suspects=lost.suspects,
+            has_other=workers.vision.has_other if lost.in_preparation else workers.has_route_without,
+        )
         log.info(
             "attempt_lost",
             job=job.job_id,

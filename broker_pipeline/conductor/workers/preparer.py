@@ -82,12 +82,15 @@ class Preparer:
             raise _AskAgainError(f"{worker.record.worker} is gone")
         tried.add(worker.record.instance)
         try:
-            return await self._ask(worker, request, route)
+            prompt = await self._ask(worker, request, route)
         except PipelineError as error:
             self._require(route)
             if isinstance(error, WorkerBusyError | NoResponderError) or not self.transport.is_connected:
                 raise _AskAgainError(error.message) from error
+            self.workers.vision.note_failed(worker, request.session, error)
             raise
+        self.workers.vision.note_prepared(worker, request.session)
+        return prompt
 
     async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
         num_deaths, num_outages, interruption = worker.num_deaths, worker.num_outages, Interruption()

@@ -22,10 +22,15 @@ from dataclasses import dataclass, field
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.workers.device_loads import DeviceLoads, RecentRatio
+from broker_pipeline.conductor.workers.worker_health import WorkerHealth
+from broker_pipeline.errors import PipelineError, RequestTimeoutError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
+from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 
 _LEAST_ROOM = 0.05  # of a device that stages keep busy all the time
 _LEAST_REQUEST_S = 1e-4  # where all pictures are known already, or there are none
+_LIMITS = BreakerLimits(num_trials=3)
 _HALF_S = 5.0  # idle for so long, a worker is taken for twice as fast
 
 
@@ -66,6 +71,7 @@ class VisionPool:
     def __init__(self, changed: BroadcastEvent, clock: Callable[[], float] = time.monotonic) -> None:
         """Fire `changed` whenever a worker comes or goes."""
         self._clock = clock
+        self.health = WorkerHealth(_LIMITS, clock)
         self._workers: dict[str, VisionInfo] = {}
         self._changed = changed
         self._loads = DeviceLoads()
@@ -108,7 +114,31 @@ class VisionPool:
         if worker := self._workers.pop(key, None):
             worker.is_alive = False
             worker.num_deaths += 1
+            self.health.leave(key)
             self._changed.fire()
+
+    def state(self, worker: VisionInfo) -> str:
+        """Return what a worker is used for, in a word."""
+        breaker = self.health.state(worker.record.instance)
+        if not worker.is_alive or (breaker == "open" and self.has_other([worker.record.instance])):
+            return "suspended"
+        return worker.record.state if breaker == "closed" else "trial"
+
+    def has_other(self, keys: Collection[str]) -> bool:
+        """Whether some worker that is not one of these takes requests."""
+        return any(worker.is_usable and key not in keys for key, worker in self._workers.items())
+
+    def note_failed(self, worker: VisionInfo, session: str, error: PipelineError) -> None:
+        """Note that a worker has failed with a session; it is to blame if another does not."""
+        is_timeout = isinstance(error, RequestTimeoutError)
+        key = worker.record.instance
+        if (is_timeout or may_be_the_workers(error.to_failure())) and self.has_other([key]):
+            self.health.fail([key], [session], error.message, is_timeout=is_timeout)
+
+    def note_prepared(self, worker: VisionInfo, session: str) -> None:
+        """Note that a worker has prepared a session."""
+        self.health.prove(session, [worker.record.instance])
+        self.health.succeed([worker.record.instance])
 
     def lose_requests(self) -> None:
         """Ask everything again: the broker was away, so that requests and answers may be gone."""
@@ -135,6 +165,7 @@ class VisionPool:
         while (worker := self._choose(avoid)) is None:
             await wait()
         worker.num_requests += 1
+        self.health.begin_trial(worker.record.instance)
         worker.has_suspect = is_alone
         try:
             while is_alone and worker.is_usable and worker.num_requests > 1:
@@ -148,9 +179,15 @@ class VisionPool:
                 worker.has_suspect = not (is_alone and worker.is_alive)
                 self._changed.fire()
 
+    def _is_well(self, worker: VisionInfo) -> bool:
+        """Whether nothing speaks against a worker; one on trial gets one request at a time."""
+        key, health = worker.record.instance, self.health
+        return health.may_try(key) and not (worker.num_requests and health.state(key) != "closed")
+
     def _choose(self, avoid: Collection[str]) -> VisionInfo | None:
         now = self._clock()
         free = [worker for worker in self._workers.values() if worker.is_usable and not worker.has_suspect]
+        free = [worker for worker in free if self._is_well(worker)] or free
         known = {worker.record.instance: worker.request_s(now) for worker in free}
         fastest_s = min((request_s for request_s in known.values() if request_s is not None), default=1.0)
         shares = self._loads.shares(now)

@@ -1,9 +1,12 @@
 """The workers of one pipeline as its conductor may use them at this moment.
 
-             join                      suspend: silent, or late                    leave
+             join                   suspend: silent, late, or to blame             leave
     record ────────► used on routes ──────────────────────────► suspended ──────────────► gone
                           ▲                                         │
                           └───────────── rejoin: it answers ◄───────┘   `ask` with the next plan
+
+A stage that was to blame (`WorkerHealth`) is asked when its backoff is over, or when there is no route without it, and
+is on trial then. One without which there is no route is never suspended for that.
 
 Whatever a change loses is told to its generation, whoever waits for workers is woken, and the next step is planned.
 """
@@ -11,7 +14,9 @@ Whatever a change loses is told to its generation, whoever waits for workers is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import structlog
@@ -19,9 +24,11 @@ import structlog
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
-from broker_pipeline.errors import PipelineError, StageError
+from broker_pipeline.conductor.workers.worker_health import WorkerHealth
+from broker_pipeline.errors import PipelineError, RouteLostError, StageError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
-from broker_pipeline.scheduling.planned_batch import Lost, PlannedBatch
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
+from broker_pipeline.scheduling.policies.route_choice import Unwanted
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 
@@ -31,11 +38,19 @@ log = structlog.get_logger()
 class Workers:
     """Stages through the scheduler, vision workers through their pool."""
 
-    def __init__(self, scheduler: Scheduler, generations: Generations, plan_due: asyncio.Event) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        generations: Generations,
+        plan_due: asyncio.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Set `plan_due` whenever there may be something else to send."""
         self.changed = BroadcastEvent()
         """Fires when workers come or go."""
-        self.vision = VisionPool(self.changed)
+        self.health = WorkerHealth(clock=clock)
+        """That of the stages."""
+        self.vision = VisionPool(self.changed, clock)
         self.is_paused = False
         """Whether nothing is to be sent, since the broker is being found again."""
         self.longest_session = 0
@@ -43,6 +58,7 @@ class Workers:
         self._scheduler = scheduler
         self._generations = generations
         self._plan_due = plan_due
+        self._reasons: dict[str, str] = {}
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -52,6 +68,24 @@ class Workers:
     def is_usable(self, route: Route) -> bool:
         """Whether every worker of a route is there."""
         return self._scheduler.routes.is_usable(route)
+
+    def has_route_without(self, keys: Collection[str]) -> bool:
+        """Whether there is a route that some stages are not on."""
+        return any(not set(keys).intersection(route.key) for route in self._scheduler.routes.open_routes)
+
+    def unwanted(self, failed: Collection[str]) -> Unwanted:
+        """Return what a session that has `failed` on some stages should rather not meet."""
+        busy = {key for key in self.health.on_trial if self._scheduler.num_sessions(key)}
+        return Unwanted(failed, self.health.spared.union(busy))
+
+    def forget(self, session: str) -> None:
+        """Hold against nobody any more what a job met that has ended."""
+        self.health.dismiss(session)
+        self.vision.health.dismiss(session)
+
+    def reason(self, key: str) -> str:
+        """Say why a stage is suspended or on trial; empty when it is neither."""
+        return self._reasons.get(key, "") or self.health.reason(key)
 
     # --- one worker -------------------------------------------------------------------------------------------------
 
@@ -75,6 +109,8 @@ class Workers:
         if record.role == "vision":
             self.vision.leave(record.instance)
             return
+        self.health.leave(record.instance)
+        self._reasons.pop(record.instance, None)
         failure = StageError(f"{record.worker} is gone: {reason}").to_failure()
         self._tell(self._scheduler.leave(record.instance, failure), record)
         self._stages_changed()
@@ -99,9 +135,18 @@ class Workers:
         if all(worker.key != key for worker in self._scheduler.routes.usable):
             return
         lost = self._scheduler.suspend(key, error.to_failure())
+        self._reasons[key] = error.message
         log.warning("worker_suspended", instance=key, num_sessions_lost=len(lost), reason=error.message)
         self._tell(lost, record)
         self._stages_changed()
+
+    def _leave_out(self, key: str) -> None:
+        """Suspend a stage that was to blame, which its sessions are not."""
+        if self.has_route_without([key]):
+            error = RouteLostError(f"its computations fail: {self.health.reason(key)}")
+            self.suspend(key, error)
+        else:
+            self.health.leave(key)
 
     def _tell(self, lost: Sequence[Lost], record: WorkerRecord | None) -> None:
         """Tell generations of their loss; nobody is to blame where a suspect was prepared in the stage's process."""
@@ -109,14 +154,52 @@ class Workers:
         self._generations.tell(replace(each, is_blamed=False) if is_absolved else each for each in lost)
 
     def ask(self, key: str) -> None:
-        """Ask a suspended stage whether it still computes."""
-        self._scheduler.batches.ask(key)
-        self._plan_due.set()
+        """Ask a suspended stage whether it still computes, unless it has to wait for that."""
+        if self._may_try(key):
+            self._scheduler.batches.ask(key)
+            self._plan_due.set()
 
-    def rejoin(self, answered: PlannedBatch) -> None:
-        """Use a suspended stage again if this is what it was asked alone, and has answered."""
-        worker = answered.route.workers[0]
-        if len(answered.route) == 1 and self._scheduler.routes.find_suspended(worker.key):
+    def _may_try(self, key: str) -> bool:
+        return self.health.may_try(key) or not self._scheduler.routes.open_routes
+
+    def take(self, outcome: Outcome) -> None:
+        """Note what an answer says of its stages: that they answer, that they compute, whose fault a failure was."""
+        microbatch = outcome.microbatch
+        if microbatch is None:
+            return
+        if len(microbatch.route) == 1:
+            self._rejoin(microbatch.route.workers[0])
+        if outcome.lost:
+            self._note_failed(outcome.lost)
+        elif self.health.on_trial and outcome.sampled:
+            self.health.succeed(microbatch.route.key)
+        for session in outcome.repeated:
+            for key in self.health.prove(session.key.session, session.route.key):
+                self._leave_out(key)
+
+    def _note_failed(self, lost: Sequence[Lost]) -> None:
+        by_suspects: defaultdict[tuple[str, ...], list[Lost]] = defaultdict(list)
+        for each in lost:
+            if self.has_route_without(each.suspects):
+                by_suspects[each.suspects].append(each)
+        for suspects, failed in by_suspects.items():
+            sessions = [each.session.key.session for each in failed]
+            for key in self.health.fail(suspects, sessions, failed[0].failure.message):
+                self._leave_out(key)
+
+    def note_late(self, microbatch: PlannedBatch, error: PipelineError) -> None:
+        """Suspend the stages of a route that has not answered in time: one of them is to blame, or its sessions."""
+        sessions = [segment.session.key.session for segment in microbatch.segments]
+        if sessions and self.has_route_without(microbatch.route.key):
+            self.health.fail(microbatch.route.key, sessions, error.message, is_timeout=True)
+        for worker in microbatch.route.workers:
+            self.suspend(worker.key, error)
+
+    def _rejoin(self, worker: StageInfo) -> None:
+        """Use a suspended stage again: this is what it was asked alone, and has answered."""
+        if self._scheduler.routes.find_suspended(worker.key) and self._may_try(worker.key):
+            self._reasons.pop(worker.key, None)
+            self.health.begin_trial(worker.key)
             log.info("worker_answers_again", worker=worker.name, instance=worker.key)
             self._scheduler.join(worker)
             self._stages_changed()

@@ -4,10 +4,12 @@ A job has two of these policies: for its preparation, and for its computation.
 
     what happened                                         what follows
     ────────────────────────────────────────────────────  ──────────────────────────────────────────────────────────
+    a worker failed it, and another has not tried yet     on the other, by itself if it may break that; uncounted
     lost with a worker, or with others, not in flight     at once; does not count
     the computation failed, or a stage refused its input  by itself; if that fails again, the job fails
     in a worker's hands when it died, or too late         counts; from the second time on by itself
     a stage had no room, no rows, or another idea of it   counts
+    failed on three workers                               as where there are no others
     the input is wrong (a broken image, say)              the job fails at once
 
 What counts is bounded and waits longer every time; a token more than last time starts the count again.
@@ -15,6 +17,7 @@ What counts is bounded and waits longer every time; a token more than last time 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from broker_pipeline.errors import Failure, RetriesExhaustedError
@@ -32,6 +35,12 @@ _OUT_OF_STEP = frozenset(
 )
 # The broker failed, or a stage of the route that it was being prepared for; not the session.
 _NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale_epoch", "route_lost"})
+# What a worker that is well says under load, or of a session that somebody else has spoilt; and deaths, which an input
+# may cause again and again.
+_NOT_THE_WORKERS = frozenset(
+    {"worker_lost", "visual_rows_missing", "worker_busy", "stale_attempt", "payload_too_large"}
+)
+_MOST_WORKERS = 3  # that one input may fail on before it counts as the cause
 _BROKER_PAUSE_S = 0.1
 
 
@@ -52,6 +61,13 @@ class Retry:
     is_alone: bool
 
 
+def may_be_the_workers(failure: Failure) -> bool:
+    """Whether a failure may be its worker's own fault, so that another worker would not meet it."""
+    if failure.code in _NOBODYS_FAULT or failure.code in _NOT_THE_WORKERS:
+        return False
+    return failure.retryable or failure.code in _BREAKS_STAGES or failure.code in _OUT_OF_STEP
+
+
 class RetryPolicy:
     """What one job has been through in this conductor."""
 
@@ -59,6 +75,9 @@ class RetryPolicy:
         self._limits = limits
         self.is_alone = False
         """Whether the session is on its own in this attempt."""
+        self.failed_on: frozenset[str] = frozenset()
+        """Workers that may have been why it failed: others are asked first."""
+        self._num_failed_on = 0
         self._num_counted = 0
         self._is_suspect = False
         self._num_tokens = 0
@@ -67,15 +86,42 @@ class RetryPolicy:
         """Return a policy with the same limits, for a session that has been through nothing."""
         return RetryPolicy(self._limits)
 
-    def after(self, failure: Failure, *, is_blamed: bool, num_tokens: int) -> Retry | Failure:
-        """Decide what follows a failure; a Failure is the job's end. `num_tokens`: output tokens it had got to."""
-        verdict = self._after(failure, is_blamed=is_blamed, num_tokens=num_tokens)
+    def after(
+        self,
+        failure: Failure,
+        *,
+        is_blamed: bool,
+        num_tokens: int,
+        suspects: Collection[str] = (),
+        has_other: Callable[[Collection[str]], bool] = lambda _: False,
+    ) -> Retry | Failure:
+        """Decide what follows a failure; a Failure is the job's end. `num_tokens`: output tokens it had got to.
+
+        `suspects` are the workers whose fault it may be; `has_other` says whether it can be tried without some.
+        """
+        if num_tokens > self._num_tokens:
+            self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
+            self.failed_on, self._num_failed_on = frozenset(), 0
+        verdict = (self._elsewhere(failure, suspects, has_other) if is_blamed and suspects else None) or self._after(
+            failure, is_blamed=is_blamed
+        )
         self.is_alone = isinstance(verdict, Retry) and verdict.is_alone
         return verdict
 
-    def _after(self, failure: Failure, *, is_blamed: bool, num_tokens: int) -> Retry | Failure:
-        if num_tokens > self._num_tokens:
-            self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
+    def _elsewhere(
+        self, failure: Failure, suspects: Collection[str], has_other: Callable[[Collection[str]], bool]
+    ) -> Retry | None:
+        """Try workers that have not failed it, if there are any: that shows whose fault it is."""
+        if not may_be_the_workers(failure):
+            return None
+        self.failed_on = self.failed_on.union(suspects)
+        self._num_failed_on += 1
+        if self._num_failed_on >= _MOST_WORKERS or not has_other(self.failed_on):
+            return None
+        self._is_suspect |= failure.code in _BREAKS_STAGES
+        return Retry(0.0, self._is_suspect)
+
+    def _after(self, failure: Failure, *, is_blamed: bool) -> Retry | Failure:
         if failure.code in _NOBODYS_FAULT:
             return Retry(_BROKER_PAUSE_S, self._is_suspect)
         if not is_blamed:

@@ -9,11 +9,16 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from broker_pipeline.messages.gateway import PipelineStatus
-from broker_pipeline.messages.status import ConductorStatus, RouteStatus, SessionLimits, ShareStatus
+from broker_pipeline.messages.status import SERVING_STATES, ConductorStatus, RouteStatus, SessionLimits, ShareStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 
-_STATE_STYLES = {"ready": "green", "draining": "yellow", "suspended": "bold red", "refused": "bold red"}
+_STATE_STYLES = {
+    "ready": "green",
+    **dict.fromkeys(("draining", "trial"), "yellow"),
+    **dict.fromkeys(("suspended", "refused"), "bold red"),
+}
+_WORDS = {"trial": "on trial"}
 
 _SHARE_HEADINGS = ("share", "conductor", "epoch", "routes", "sessions", "captions/s")
 _ROUTE_HEADINGS = ("route", "sessions", "in flight")
@@ -58,10 +63,15 @@ def hints(status: PipelineStatus) -> Iterator[str]:
         shown = _blocks(blocks)
         command = f"broker-pipeline stage --model ARTIFACTS --blocks {shown}"
         yield f"No usable stage holds layers {shown}. Start one: {command}"
-    if not any(worker.state == "ready" for worker in conductor.vision):
+    if not any(worker.state in SERVING_STATES for worker in conductor.vision):
         yield "No vision worker is ready. Start one: broker-pipeline vision --model ARTIFACTS"
     if conductor.waits_for and status.queue.num_waiting:
         yield f"Jobs wait: {conductor.waits_for}"
+    troubled = [(each.worker, each.state, each.reason) for each in conductor.stages]
+    troubled += [(each.worker, each.state, each.reason) for each in conductor.vision]
+    for name, state, reason in troubled:
+        if reason:
+            yield f"{name} is {_WORDS.get(state, state)}: {reason}"
     for refused in conductor.refused:
         yield f"{refused.worker} is not used: {refused.reason}"
 
