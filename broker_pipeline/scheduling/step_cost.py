@@ -64,7 +64,15 @@ class StepCost:
             weight = _FALL if seconds < self.estimate(num_tokens) else _RISE
             size, cost = known
             self._seen[bucket] = (size + weight * (num_tokens - size), cost + weight * (seconds - cost))
+            if seconds > cost:
+                self._lift_larger(bucket, cost + weight * (seconds - cost))
         self._curve = None
+
+    def _lift_larger(self, bucket: int, seconds: float) -> None:
+        """Have what was seen of larger steps, maybe long ago, follow a smaller one that has become as dear."""
+        for larger, (size, cost) in self._seen.items():
+            if larger > bucket and cost < seconds:
+                self._seen[larger] = (size, cost + _RISE * (seconds - cost))
 
     @property
     def is_known(self) -> bool:

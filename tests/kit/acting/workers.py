@@ -73,6 +73,8 @@ class ActingStage(ActingWorker):
         self.closed: dict[str, int] = {}
         self.rowless: set[str] = set()
         """Sessions that are told once that their rows are missing."""
+        self.is_sick = False
+        """Computes nothing: fails every microbatch that asks for anything."""
         self.num_to_lose = 0
         """Envelopes that never arrive, as in a short interruption of the network."""
         self.num_steps = 0
@@ -113,6 +115,9 @@ class ActingStage(ActingWorker):
         self.adopt(envelope.epoch)
         for closing in envelope.closes:
             self._close(closing.session, closing.attempt)
+        if self.is_sick and envelope.segments:
+            await self._answer(envelope, failure=ComputeError("out of memory").to_failure())
+            return
         if any(segment.session in self.poison for segment in envelope.segments):
             await self._answer(envelope, failure=ComputeError("poisoned").to_failure())
             return
@@ -187,6 +192,8 @@ class ActingVision(ActingWorker):
         self.failures: dict[str, Failure] = {}
         """What prompts that contain a word fail with."""
         self.requests: list[PrepareRequest] = []
+        self.is_sick = False
+        """Fails every request."""
         self.prepare_s = 0.0
         self.deadly = ""
         """What kills this worker when it is in a prompt."""
@@ -217,6 +224,8 @@ class ActingVision(ActingWorker):
         await asyncio.sleep(self.prepare_s)
         answer = PreparedSession(session=request.session, attempt=request.attempt, worker=self.record.worker)
         failure = next((failure for word, failure in self.failures.items() if word in text), None)
+        if self.is_sick:
+            failure = ComputeError("out of memory").to_failure()
         if len(text) > request.max_prompt_tokens:
             failure = Failure("prompt_too_long", f"{len(text)} tokens", field="messages")
         with suppress(PipelineError):

@@ -100,3 +100,48 @@ def test_a_missed_deadline_counts() -> None:
     retries = policy()
     verdicts = [blamed(retries, DeadlineExceededError("late").to_failure()) for _ in range(5)]
     assert isinstance(verdicts[4], Failure)
+
+
+def met(retries: RetryPolicy, worker: str, error: PipelineError, others: str) -> Retry | Failure:
+    """Fail on a worker while there are others."""
+    return retries.after(
+        error.to_failure(),
+        is_blamed=True,
+        num_tokens=0,
+        suspects=[worker],
+        has_other=lambda failed: bool(set(others).difference(failed)),
+    )
+
+
+def test_what_a_worker_fails_is_tried_by_itself_on_another_and_counts_only_where_there_is_none() -> None:
+    retries = policy()
+    assert met(retries, "a", ComputeError("x"), "ab") == Retry(0.0, is_alone=True)
+    assert retries.failed_on == {"a"}
+    assert isinstance(met(retries, "b", ComputeError("x"), "ab"), Failure), "by itself, and nobody is left"
+
+
+def test_an_input_fails_on_three_workers_at_most() -> None:
+    retries = policy()
+    verdicts = [met(retries, worker, ComputeError("x"), "abcdef") for worker in "abc"]
+    assert verdicts[:2] == [Retry(0.0, is_alone=True)] * 2
+    assert isinstance(verdicts[2], Failure)
+
+
+def test_a_worker_that_takes_no_session_costs_no_attempt_where_another_may() -> None:
+    retries = policy()
+    assert met(retries, "a", KVCapacityError("no room"), "ab") == Retry(0.0, is_alone=False)
+    assert blamed(retries, KVCapacityError("no room").to_failure()) == Retry(0.0, is_alone=False)
+
+
+@pytest.mark.parametrize("error", [WorkerLostError("died"), VisualRowsMissingError("x"), NotAnImageError("x")])
+def test_a_death_a_load_and_a_wrong_input_are_never_put_down_to_the_worker(error: PipelineError) -> None:
+    retries, as_today = policy(), policy()
+    assert met(retries, "a", error, "ab") == blamed(as_today, error.to_failure())
+    assert not retries.failed_on
+
+
+def test_a_token_more_forgives_the_workers() -> None:
+    retries = policy()
+    met(retries, "a", ComputeError("x"), "ab")
+    assert retries.after(DEAD, is_blamed=False, num_tokens=1) == Retry(0.0, is_alone=False)
+    assert not retries.failed_on
