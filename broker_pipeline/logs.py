@@ -12,6 +12,8 @@ import orjson
 import structlog
 from structlog.typing import Processor
 
+from broker_pipeline.process.log_rate import LogRateLimit
+
 LogFormat = Literal["auto", "json", "console"]
 
 
@@ -31,15 +33,16 @@ def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str =
         if as_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_as_json)]
     )
+    rate_limit = LogRateLimit()
     level_number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, *renderer],
+        processors=[rate_limit, *shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level_number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
-    _route_standard_logging(shared, renderer)
+    _route_standard_logging(shared, renderer, rate_limit)
 
 
 def _as_json(fields: dict[str, Any], default: Callable[[Any], Any]) -> str:
@@ -49,7 +52,7 @@ def _as_json(fields: dict[str, Any], default: Callable[[Any], Any]) -> str:
         return json.dumps(fields, default=default)
 
 
-def _route_standard_logging(shared: list[Processor], renderer: list[Processor]) -> None:
+def _route_standard_logging(shared: list[Processor], renderer: list[Processor], rate_limit: LogRateLimit) -> None:
     """Give lines of libraries the same form; only their warnings are of interest."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -57,6 +60,7 @@ def _route_standard_logging(shared: list[Processor], renderer: list[Processor]) 
     )
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(formatter)
+    stream.addFilter(lambda line: rate_limit.take(line.name, line.levelname.lower()) is not None)
     root = logging.getLogger()
     root.handlers = [stream]
     root.setLevel(logging.WARNING)

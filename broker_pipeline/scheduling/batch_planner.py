@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.answers import learn_costs, outside_s
@@ -26,7 +27,13 @@ from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.step_cost import StepCost
 
 _MAX_CLOSES = 1024  # in one envelope; more wait for the next
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0  # before closes that were refused are sent again
 _PATIENCE = 4.0  # a step may take this many times its estimate before it is late
+
+
+class _Pause(NamedTuple):
+    until: float
+    pause_s: float
 
 
 class BatchPlanner:
@@ -39,6 +46,7 @@ class BatchPlanner:
         self._in_flight = InFlightTable()
         self._costs: defaultdict[str, StepCost] = defaultdict(StepCost)
         self._asked: set[str] = set()
+        self._close_pauses: dict[str, _Pause] = {}
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -97,7 +105,9 @@ class BatchPlanner:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
         busy = {key for microbatch in self._in_flight for key in microbatch.route.key}
         for worker in self._routes.usable:
-            if worker.key not in busy and self._ledger.has_pending_closes(worker.key):
+            pause = self._close_pauses.get(worker.key)
+            is_paused = pause is not None and now < pause.until
+            if worker.key not in busy and not is_paused and self._ledger.has_pending_closes(worker.key):
                 yield self._empty(Route((worker,)), now, self._limits.first_deadline_s)
 
     def _empty(
@@ -114,13 +124,28 @@ class BatchPlanner:
         """Return the microbatch that this answers, and learn from its times; None when nobody waits for it."""
         self._in_flight.note_answer(result.microbatch, now)
         microbatch = self.forget(result.microbatch)
-        if microbatch is not None and microbatch.segments and result.failure is None and not result.failures:
+        if microbatch is not None and not microbatch.segments:
+            self._note_closes(microbatch, now, is_refused=result.failure is not None)
+        elif microbatch is not None and result.failure is None and not result.failures:
             learn_costs(microbatch, result, self._costs)
             if self._routes.is_usable(microbatch.route):
                 lane = self._routes.lane(microbatch.route)
                 lane.observe_outside(outside_s(microbatch, result, now))
                 lane.note_answer(microbatch.num_tokens, now)
         return microbatch
+
+    def _note_closes(self, microbatch: PlannedBatch, now: float, *, is_refused: bool) -> None:
+        """Tell workers that refuse closes of them after a while, and after twice that if they refuse again."""
+        for key in microbatch.route.key:
+            before = self._close_pauses.pop(key, _Pause(0.0, _FIRST_PAUSE_S / 2))
+            if is_refused:
+                pause_s = min(2 * before.pause_s, _LONGEST_PAUSE_S)
+                self._close_pauses[key] = _Pause(now + pause_s, pause_s)
+
+    @property
+    def has_refused_closes(self) -> bool:
+        """Whether closes wait for time to pass."""
+        return bool(self._close_pauses)
 
     def step_s(self, route: Route, num_tokens: float) -> float | None:
         """Return the seconds of a route's slowest stage for `num_tokens`; None while one is unmeasured."""
@@ -160,3 +185,4 @@ class BatchPlanner:
     def forget_worker(self, key: str) -> None:
         """Forget what steps cost on a worker that is gone."""
         self._costs.pop(key, None)
+        self._close_pauses.pop(key, None)

@@ -82,5 +82,7 @@ class Outcome:
     """None: nobody waits for this answer any more."""
     sampled: list[Sampled] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
+    failure: Failure | None = None
+    """Why the whole microbatch failed."""
     repeated: list[SessionState] = field(default_factory=list)
     """Sessions that were lost before, and have their first token in this attempt."""

@@ -152,7 +152,7 @@ class Scheduler:
         if microbatch is None:
             return Outcome()
         self.ledger.settle(microbatch.closes, workers_passed(microbatch, result))
-        outcome = Outcome(microbatch)
+        outcome = Outcome(microbatch, failure=result.failure)
         if result.failure is not None:
             suspects = suspects_of(microbatch, result.failure, result.worker)
             outcome.lost.extend(self._lose(microbatch.segments, result.failure, suspects, is_blamed=True))

@@ -93,7 +93,7 @@ class Dispatcher:
             log.warning("deadline_passed", microbatch=microbatch.number, route=str(microbatch.route))
             self.workers.note_late(microbatch, _too_late(microbatch))
         self.generations.tell(self.scheduler.leave_stragglers(now))
-        if len(batches) < num_in_flight:
+        if len(batches) < num_in_flight or batches.has_refused_closes:
             self.plan_due.set()  # what waited behind a forgotten one, closes above all, can go now
         return batches.late_probes(now)
 

@@ -25,7 +25,7 @@ from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
-from broker_pipeline.errors import PipelineError, RouteLostError, StageError
+from broker_pipeline.errors import Failure, PipelineError, RouteLostError, StageError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.policies.route_choice import Unwanted
@@ -168,7 +168,7 @@ class Workers:
         if microbatch is None:
             return
         if len(microbatch.route) == 1:
-            self._rejoin(microbatch.route.workers[0])
+            self._rejoin(microbatch.route.workers[0], outcome.failure)
         if outcome.lost:
             self._note_failed(outcome.lost)
         elif self.health.on_trial and outcome.sampled:
@@ -195,9 +195,13 @@ class Workers:
         for worker in microbatch.route.workers:
             self.suspend(worker.key, error)
 
-    def _rejoin(self, worker: StageInfo) -> None:
-        """Use a suspended stage again: this is what it was asked alone, and has answered."""
-        if self._scheduler.routes.find_suspended(worker.key) and self._may_try(worker.key):
+    def _rejoin(self, worker: StageInfo, failure: Failure | None) -> None:
+        """Use a suspended stage again: it has done what it was asked alone, unless it has failed at that."""
+        if not self._scheduler.routes.find_suspended(worker.key):
+            return
+        if failure is not None:
+            self._reasons[worker.key] = f"it fails even probes: {failure.message}"
+        elif self._may_try(worker.key):
             self._reasons.pop(worker.key, None)
             self.health.begin_trial(worker.key)
             log.info("worker_answers_again", worker=worker.name, instance=worker.key)

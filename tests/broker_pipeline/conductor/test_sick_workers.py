@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from broker_pipeline.messages.status import ConductorStatus
@@ -136,3 +138,17 @@ async def test_a_slow_stage_keeps_nobody_waiting(bench: Bench) -> None:
     await bench.check_right(more)
     assert slow.num_steps == num_steps, "it is given nothing for a while"
     await bench.check_empty(fast, slow)
+
+
+async def test_refused_closes_are_sent_again_with_pauses_and_in_the_end_taken(bench: Bench) -> None:
+    stage = await bench.stage("a", 0, 6)
+    await bench.vision()
+    bench.conductor()
+    stage.refuses_closes = True
+    started = time.monotonic()
+    job_ids = [await bench.submit() for _ in range(4)]
+    await bench.wait(job_ids)
+    await bench.until(lambda: stage.num_refused >= 4)
+    assert time.monotonic() - started > 0.6, "0.1, 0.2 and 0.4 s between them"
+    stage.refuses_closes = False
+    await bench.check_empty(stage)

@@ -75,6 +75,9 @@ class ActingStage(ActingWorker):
         """Sessions that are told once that their rows are missing."""
         self.is_sick = False
         """Computes nothing: fails every microbatch that asks for anything."""
+        self.refuses_closes = False
+        """Fails what holds nothing but closes."""
+        self.num_refused = 0
         self.num_to_lose = 0
         """Envelopes that never arrive, as in a short interruption of the network."""
         self.num_steps = 0
@@ -113,6 +116,10 @@ class ActingStage(ActingWorker):
             await self._answer(envelope, failure=StaleEpochError("an older epoch").to_failure())
             return
         self.adopt(envelope.epoch)
+        if self.refuses_closes and not envelope.segments:
+            self.num_refused += 1
+            await self._answer(envelope, failure=ComputeError("no closes").to_failure())
+            return
         for closing in envelope.closes:
             self._close(closing.session, closing.attempt)
         if self.is_sick and envelope.segments:
