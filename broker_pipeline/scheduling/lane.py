@@ -28,7 +28,7 @@ from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatch
 
 _OUTSIDE_WEIGHT = 0.1
 _NOTABLE_SHARE = 8  # of the sessions: where more than one in so many has come or gone, the count is chosen anew
-_NUM_TO_MEASURE = 16
+_NUM_TO_MEASURE = 8
 
 
 @dataclass(frozen=True, slots=True)
