@@ -119,9 +119,9 @@ class Roster:
         self._workers.join(record)
 
     def note_unanswered(self, record: WorkerRecord, error: PipelineError) -> None:
-        """Have another handshake at the next look: this one was not answered."""
+        """Have another handshake at the next look, and show until then that this one was not answered."""
         self._in_handshake.discard(record.instance)
-        log.info("worker_silent", worker=record.worker, instance=record.instance, reason=error.message)
+        self._refusals.note_refusing(record, f"does not answer: {error.message}")
 
     def note_refusing(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that the worker refuses this conductor."""

@@ -152,3 +152,39 @@ async def test_refused_closes_are_sent_again_with_pauses_and_in_the_end_taken(be
     assert time.monotonic() - started > 0.6, "0.1, 0.2 and 0.4 s between them"
     stage.refuses_closes = False
     await bench.check_empty(stage)
+
+
+async def test_a_stage_that_never_computes_costs_each_session_one_time_out_and_is_tried_when_it_answers(
+    bench: Bench,
+) -> None:
+    hung, well = await bench.stage("hung", 0, 6), await bench.stage("well", 0, 6)
+    await bench.vision()
+    bench.conductor(deadline_s=0.5, first_deadline_s=0.5)
+    await bench.status(lambda status: len(status.routes) == 2 and bool(status.vision))
+    hung.is_hung = True
+    job_ids = [await bench.submit() for _ in range(12)]
+    records = await bench.wait(job_ids)
+    await bench.check_right(job_ids)
+    assert {record.attempt for record in records} == {1, 2}, "one time-out for some"
+    more = [await bench.submit() for _ in range(12)]
+    assert {record.attempt for record in await bench.wait(more)} == {1}
+    status = await bench.status(lambda status: states(status)["hung"] == "suspended")
+    assert "was not answered within" in reason(status, "hung")
+    hung.is_hung = False
+    await ask_until_well(bench, "hung")
+    await bench.check_empty(hung, well)
+
+
+async def test_a_worker_that_answers_no_handshake_is_shown_and_costs_nothing(bench: Bench) -> None:
+    silent = await bench.stage("silent", 0, 6)
+    await bench.stage("well", 0, 6)
+    await bench.vision()
+    silent.is_deaf = True
+    bench.conductor()
+    job_ids = [await bench.submit() for _ in range(6)]
+    assert {record.attempt for record in await bench.wait(job_ids)} == {1}
+    [refused] = (await bench.status(lambda status: bool(status.refused))).refused
+    assert refused.worker == "silent"
+    assert refused.reason.startswith("does not answer")
+    silent.is_deaf = False
+    await bench.status(lambda status: len(status.routes) == 2 and not status.refused)

@@ -38,6 +38,8 @@ class ActingWorker:
         """As by SIGSTOP: nothing is said or done any more."""
         self.is_hung = False
         """Works no more, but goes on saying that it lives."""
+        self.is_deaf = False
+        """Answers nothing at all, but goes on saying that it lives."""
         self.epoch = 0
         self._beats = subjects.heartbeats(namespace, "main")
         self._task: asyncio.Task[None] | None = None
@@ -94,6 +96,8 @@ class ActingWorker:
     async def _answer_hellos(self) -> None:
         async with self.transport.subscribe(subjects.control(self.record.subject), Hello) as hellos:
             async for message in hellos:
+                if self.is_deaf:
+                    continue
                 await self.unfrozen(for_hello=True)
                 if message.body.epoch < self.epoch:
                     message.refuse(StaleEpochError("an older epoch"))
