@@ -9,7 +9,7 @@ A job has two of these policies: for its preparation, and for its computation.
     the computation failed, or a stage refused its input  by itself; if that fails again, the job fails
     in a worker's hands when it died, or too late         counts; from the second time on by itself
     a stage had no room, no rows, or another idea of it   counts
-    failed on three workers                               as where there are no others
+    failed three times like that                          as where there are no others
     the input is wrong (a broken image, say)              the job fails at once
 
 What counts is bounded and waits longer every time; a token more than last time starts the count again.
@@ -40,7 +40,7 @@ _NOBODYS_FAULT = frozenset({"transport", "slow_consumer", "no_responder", "stale
 _NOT_THE_WORKERS = frozenset(
     {"worker_lost", "visual_rows_missing", "worker_busy", "stale_attempt", "payload_too_large"}
 )
-_MOST_WORKERS = 3  # that one input may fail on before it counts as the cause
+_MOST_ELSEWHERE = 2  # times that an input is tried elsewhere before it counts as the cause
 _BROKER_PAUSE_S = 0.1
 
 
@@ -77,7 +77,9 @@ class RetryPolicy:
         """Whether the session is on its own in this attempt."""
         self.failed_on: frozenset[str] = frozenset()
         """Workers that may have been why it failed: others are asked first."""
-        self._num_failed_on = 0
+        self._failed: frozenset[str] = frozenset()
+        self._failed_alone: frozenset[str] = frozenset()
+        self._num_elsewhere = 0
         self._num_counted = 0
         self._is_suspect = False
         self._num_tokens = 0
@@ -101,7 +103,8 @@ class RetryPolicy:
         """
         if num_tokens > self._num_tokens:
             self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
-            self.failed_on, self._num_failed_on = frozenset(), 0
+            self.failed_on = self._failed = self._failed_alone = frozenset()
+            self._num_elsewhere = 0
         verdict = (self._elsewhere(failure, suspects, has_other) if is_blamed and suspects else None) or self._after(
             failure, is_blamed=is_blamed
         )
@@ -111,12 +114,18 @@ class RetryPolicy:
     def _elsewhere(
         self, failure: Failure, suspects: Collection[str], has_other: Callable[[Collection[str]], bool]
     ) -> Retry | None:
-        """Try workers that have not failed it, if there are any: that shows whose fault it is."""
-        if not may_be_the_workers(failure):
+        """Try other workers, if there are any: that shows whose fault it is.
+
+        Where it has failed on all, those come again on which it failed in company: another may have been why.
+        """
+        if not may_be_the_workers(failure) or not has_other(suspects):
             return None
-        self.failed_on = self.failed_on.union(suspects)
-        self._num_failed_on += 1
-        if self._num_failed_on >= _MOST_WORKERS or not has_other(self.failed_on):
+        self._failed = self._failed.union(suspects)
+        if self.is_alone:
+            self._failed_alone = self._failed_alone.union(suspects)
+        self._num_elsewhere += 1
+        self.failed_on = self._failed if has_other(self._failed) else self._failed_alone
+        if self._num_elsewhere > _MOST_ELSEWHERE or not has_other(self.failed_on):
             return None
         self._is_suspect |= failure.code in _BREAKS_STAGES
         return Retry(0.0, self._is_suspect)

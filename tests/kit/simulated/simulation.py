@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from broker_pipeline.conductor.workers.worker_health import WorkerHealth
 from broker_pipeline.errors import (
     ComputeError,
     Failure,
@@ -16,7 +18,9 @@ from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
+from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
+from broker_pipeline.scheduling.policies.route_choice import Unwanted
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.scheduling.session_state import SessionState
@@ -36,6 +40,7 @@ class SimulatedJob:
     generated: list[int] = field(default_factory=list)
     num_kv_tokens: int = 0
     num_blamed: int = 0
+    num_lost: int = 0
     outcome: str = ""
     failure: Failure | None = None
 
@@ -45,6 +50,8 @@ class Simulation:
 
     def __init__(self, num_layers: int = 4, limits: SchedulerLimits | None = None) -> None:
         self.scheduler = Scheduler(num_layers, limits)
+        self.health = WorkerHealth(BreakerLimits(num_blames=1), lambda: self.now)
+        self.blamed: list[str] = []
         self.now = 0.0
         self.stages: dict[str, SimulatedStage] = {}
         self.suspended: set[str] = set()
@@ -52,6 +59,8 @@ class Simulation:
         self.jobs: dict[str, SimulatedJob] = {}
         self.homeless: list[tuple[SimulatedJob, bool]] = []
         self.admitted: list[str] = []
+        self.sick: set[str] = set()
+        """Workers that fail whatever they are asked to compute."""
         self._spoil: tuple[int | None, int] = (None, 0)
         self._attempts = itertools.count(1)
         self._instances = itertools.count(1)
@@ -102,7 +111,8 @@ class Simulation:
         """Prepare whoever has no route, as the vision worker would."""
         waiting, self.homeless = self.homeless, []
         for job, is_alone in waiting:
-            route = self.scheduler.assign(job.name, job.num_kv_tokens)
+            unwanted = Unwanted(job.retries.failed_on, self.health.spared)
+            route = self.scheduler.assign(job.name, job.num_kv_tokens, self.now, unwanted)
             if route is None:
                 self.homeless.append((job, is_alone))
                 continue
@@ -115,25 +125,36 @@ class Simulation:
                 num_kv_tokens=job.num_kv_tokens,
                 generated=list(job.generated),
                 is_alone=is_alone,
+                is_repeat=job.num_lost > 0,
             )
             assert self.scheduler.add(session, self.now) is None
 
     def lost(self, lost: list[Lost]) -> None:
+        for suspects in {each.suspects for each in lost if each.suspects and self.has_route_without(each.suspects)}:
+            together = [each.session.key.session for each in lost if each.suspects == suspects]
+            self.health.fail(suspects, together, "failed")
         for each in lost:
             job = self.jobs[each.session.key.session]
             assert not job.outcome
             assert each.session.key.session not in self.scheduler._sessions
             assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
             job.num_blamed += each.is_blamed
+            job.num_lost += 1
             verdict = job.retries.after(
                 each.failure,
                 is_blamed=each.is_blamed,
                 num_tokens=len(job.generated),
+                suspects=each.suspects,
+                has_other=self.has_route_without,
             )
             if isinstance(verdict, Failure):
                 job.outcome, job.failure = "failed", verdict
+                self.health.dismiss(job.name)
             else:
                 self.homeless.append((job, verdict.is_alone))
+
+    def has_route_without(self, keys: Collection[str]) -> bool:
+        return any(not set(keys).intersection(route.key) for route in self.scheduler.routes.open_routes)
 
     # --- steps ---
 
@@ -171,6 +192,8 @@ class Simulation:
             if key in self.suspended:
                 self.suspended.discard(key)
                 self.scheduler.join(microbatch.route.workers[0])
+        for session in outcome.repeated:
+            self.blamed += self.health.prove(session.key.session, session.route.key)
         for sampled in outcome.sampled:
             self._token(sampled.session, sampled.token)
         self.lost(outcome.lost)
@@ -196,7 +219,11 @@ class Simulation:
             stage = self.stages.get(worker.key)
             if stage is None or index == lose_at:
                 return None
-            if index == break_at or (poisoned and index == len(microbatch.route) - 1):
+            if (
+                (worker.key in self.sick and alive)
+                or index == break_at
+                or (poisoned and index == len(microbatch.route) - 1)
+            ):
                 return self._result(microbatch, worker, failure=ComputeError("broken").to_failure())
             failed: dict[SessionKey, PipelineError] = {}
             if index == self._spoil[0]:

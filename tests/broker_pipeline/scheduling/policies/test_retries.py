@@ -117,7 +117,15 @@ def test_what_a_worker_fails_is_tried_by_itself_on_another_and_counts_only_where
     retries = policy()
     assert met(retries, "a", ComputeError("x"), "ab") == Retry(0.0, is_alone=True)
     assert retries.failed_on == {"a"}
-    assert isinstance(met(retries, "b", ComputeError("x"), "ab"), Failure), "by itself, and nobody is left"
+    assert met(retries, "b", ComputeError("x"), "ab") == Retry(0.0, is_alone=True), "on a it was not by itself"
+    assert retries.failed_on == {"b"}
+    assert isinstance(met(retries, "a", ComputeError("x"), "ab"), Failure), "by itself on both"
+
+
+def test_where_there_is_no_other_worker_it_counts() -> None:
+    retries, as_ever = policy(), policy()
+    for error in [KVCapacityError("x"), SessionUnknownError("x"), ComputeError("x"), ComputeError("x")]:
+        assert met(retries, "a", error, "a") == blamed(as_ever, error.to_failure())
 
 
 def test_an_input_fails_on_three_workers_at_most() -> None:
