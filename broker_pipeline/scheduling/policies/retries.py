@@ -103,6 +103,7 @@ class RetryPolicy:
         """
         if num_tokens > self._num_tokens:
             self._num_tokens, self._num_counted, self._is_suspect = num_tokens, 0, False
+            self.is_alone = False  # a session is alone up to its first token
             self.failed_on = self._failed = self._failed_alone = frozenset()
             self._num_elsewhere = 0
         verdict = (self._elsewhere(failure, suspects, has_other) if is_blamed and suspects else None) or self._after(

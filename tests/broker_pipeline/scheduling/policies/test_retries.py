@@ -153,3 +153,9 @@ def test_a_token_more_forgives_the_workers() -> None:
     met(retries, "a", ComputeError("x"), "ab")
     assert retries.after(DEAD, is_blamed=False, num_tokens=1) == Retry(0.0, is_alone=False)
     assert not retries.failed_on
+
+
+def test_who_got_further_was_in_company_again_and_is_no_cause_yet() -> None:
+    retries = policy()
+    assert blamed(retries, ComputeError("x").to_failure()) == Retry(0.0, is_alone=True)
+    assert blamed(retries, ComputeError("x").to_failure(), num_tokens=1) == Retry(0.0, is_alone=True)
