@@ -10,6 +10,10 @@ from broker_pipeline.messages.status import ConductorStatus
 from tests.kit.acting.conductor_bench import Bench
 
 
+LEFT_OUT = ("suspended", "trial")
+"""One second after it was suspended, a stage that answers is on trial."""
+
+
 def states(status: ConductorStatus) -> dict[str, str]:
     return {each.worker: each.state for each in status.stages} | {each.worker: each.state for each in status.vision}
 
@@ -43,8 +47,8 @@ async def test_a_sick_stage_fails_nobody_is_suspended_and_comes_back_when_it_is_
     job_ids = [await bench.submit() for _ in range(80)]
     await bench.wait(job_ids)
     await bench.check_right(job_ids)
-    status = await bench.status(lambda status: states(status)["a0"] == "suspended")
-    assert reason(status, "a0") == "its computations fail: out of memory"
+    status = await bench.status(lambda status: states(status)["a0"] in LEFT_OUT)
+    assert "out of memory" in reason(status, "a0")
     stages[0].is_sick = False
     await ask_until_well(bench, "a0")
     await bench.check_empty(*stages)
@@ -89,7 +93,7 @@ async def test_a_sick_vision_worker_fails_nobody_is_left_out_and_comes_back(benc
     job_ids = [await bench.submit() for _ in range(40)]
     await bench.wait(job_ids)
     await bench.check_right(job_ids)
-    status = await bench.status(lambda status: states(status)["sick"] == "suspended")
+    status = await bench.status(lambda status: states(status)["sick"] in LEFT_OUT)
     assert reason(status, "sick") == "out of memory"
     num_asked = len(sick.requests)
     sick.is_sick = False
@@ -109,7 +113,7 @@ async def test_a_vision_worker_that_never_answers_costs_each_request_one_time_ou
     await bench.check_right(job_ids)
     assert max(record.attempt for record in records) <= 2, "one time-out each"
     assert 0 < len(silent.requests) <= 10
-    await bench.status(lambda status: states(status)["silent"] == "suspended")
+    await bench.status(lambda status: states(status)["silent"] in LEFT_OUT)
     num_asked = len(well.requests)
     job_ids = [await bench.submit() for _ in range(10)]
     await bench.wait(job_ids)
