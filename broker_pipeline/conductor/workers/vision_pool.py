@@ -186,7 +186,10 @@ class VisionPool:
 
     def _choose(self, avoid: Collection[str]) -> VisionInfo | None:
         now = self._clock()
-        free = [worker for worker in self._workers.values() if worker.is_usable and not worker.has_suspect]
+        usable = [worker for worker in self._workers.values() if worker.is_usable]
+        # One that may do better is waited for: else whoever failed on a sick worker meets it again and again.
+        better = [each for each in usable if (key := each.record.instance) not in avoid and self.health.may_try(key)]
+        free = [worker for worker in better or usable if not worker.has_suspect]
         free = [worker for worker in free if self._is_well(worker)] or free
         known = {worker.record.instance: worker.request_s(now) for worker in free}
         fastest_s = min((request_s for request_s in known.values() if request_s is not None), default=1.0)

@@ -9,7 +9,6 @@ import pytest
 from broker_pipeline.messages.status import ConductorStatus
 from tests.kit.acting.conductor_bench import Bench
 
-
 LEFT_OUT = ("suspended", "trial")
 """One second after it was suspended, a stage that answers is on trial."""
 

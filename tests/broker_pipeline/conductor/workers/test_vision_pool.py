@@ -164,3 +164,19 @@ def test_nobody_has_more_in_hand_than_would_be_done_elsewhere_sooner(
         in_hand[min(range(len(loads)), key=lambda index: done_s(index, in_hand[index]))] += 1
     last_s = max(done_s(index, num - 1) for index, num in enumerate(in_hand) if num)
     assert all(done_s(index, num) >= last_s for index, num in enumerate(in_hand))
+
+
+async def test_whoever_failed_on_a_worker_waits_for_another_that_one_suspect_has_to_itself() -> None:
+    pool = Pool(sick=0.01, well=0.01).pool
+    waited = 0
+    async with AsyncExitStack() as stack:
+        suspect = await stack.enter_async_context(pool.borrow(never, {"sick-1"}, is_alone=True))
+        assert suspect.record.worker == "well"
+
+        async def end_of_suspect() -> None:
+            nonlocal waited
+            waited += 1
+            await stack.aclose()
+
+        async with pool.borrow(end_of_suspect, {"sick-1"}) as worker:
+            assert (worker.record.worker, waited) == ("well", 1)
