@@ -121,7 +121,7 @@ class Roster:
     def note_unanswered(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that this one was not answered."""
         self._in_handshake.discard(record.instance)
-        self._refusals.note_refusing(record, f"does not answer: {error.message}")
+        self._refusals.note_refusing(record, f"does not answer the handshake: {error.message}")
 
     def note_refusing(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that the worker refuses this conductor."""

@@ -79,7 +79,10 @@ def test_a_worker_that_does_not_answer_gets_another_handshake(side: RosterSide) 
     side.roster.look([A])
     side.roster.note_unanswered(A, RequestTimeoutError("no answer"))
     assert side.roster.look([A]) == [A]
-    assert side.roster.refused == (), "it may answer yet"
+    (refused,) = side.roster.refused
+    assert refused.reason == "does not answer the handshake: no answer"
+    side.roster.join(A)
+    assert side.roster.refused == ()
 
 
 def test_a_worker_that_refuses_us_is_shown_until_it_joins(side: RosterSide) -> None:

@@ -122,7 +122,8 @@ async def test_who_refuses_does_not_join(watched: Watched, error: ContractError 
         await watched.watch.shake_hands(a)
     assert watched.roster.members == ()
     reasons = [refused.reason for refused in watched.roster.refused]
-    assert reasons == (["refuses this conductor: " + error.message] if isinstance(error, ContractError) else [])
+    what = "refuses this conductor" if isinstance(error, ContractError) else "does not answer the handshake"
+    assert reasons == [f"{what}: {error.message}"]
 
 
 async def test_a_worker_that_obeys_a_newer_conductor_ends_the_tenure(watched: Watched) -> None:
