@@ -38,6 +38,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── GatewayUnreachableError   no gateway answers under this URL
     ├── StateError                    Redis is unreachable or refused a write
     │   ├── LeaseLostError, WorkerNameTakenError, StaleAttemptError
+    │   └── GarbledStateError         Redis answers, with something that this version did not write
     ├── DeadlineExceededError         a part did not answer in time
     ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
     ├── ModelChangedError             another model has begun a job that is not to begin again
@@ -424,6 +425,13 @@ class StaleAttemptError(StateError):
     """A newer attempt of the session exists; this one's writes are void."""
 
     code = "stale_attempt"
+    retryable = False
+
+
+class GarbledStateError(StateError):
+    """Redis holds something that this version did not write; asking again is no use, others' rows are all right."""
+
+    code = "garbled_state"
     retryable = False
 
 

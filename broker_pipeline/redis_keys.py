@@ -5,8 +5,8 @@
 {ns}:jobs                   zset    job ids by time of creation
 {ns}:jobs:{status}          zset    job ids with this status, by time of creation
 {ns}:expiry                 zset    ids of finished jobs by the time at which they are forgotten
-{ns}:unpublished            zset    jobs sent again that may not be in the queue yet, by the time of that
-{ns}:counts                 hash    jobs by status: queued and running now, the others since the start
+{ns}:unpublished            zset    `job retries` of jobs that may not be in the queue yet, by the time of that
+{ns}:counts                 hash    jobs that have ended since the start, by status
 {ns}:idempotency:{key}      string  job id of an earlier submission with this key
 {ns}:media:{sha256}         string  object name of the stored bytes
 {ns}:media:{sha256}:jobs    set     jobs that need them
@@ -23,6 +23,8 @@
 {ns}:{pl}:epoch             string  counter; every tenure of any share takes the next one
 {ns}:{pl}:status            string  JSON of what the conductor of the share shows, with a time to live
 {ns}:{pl}:status:{share}    string  the same for a share that has a name
+
+What stands in a key of all rows and is of another type is moved to KEY:garbled (see `state.script_runner`).
 """
 
 from __future__ import annotations
@@ -54,12 +56,12 @@ def expiry(namespace: str) -> str:
 
 
 def unpublished(namespace: str) -> str:
-    """Return the key of the sorted set of jobs that were sent again and may not be in the queue yet, by that time."""
+    """Return the key of the sorted set of jobs that may not be in the queue yet, by the time of their recording."""
     return f"{namespace}:unpublished"
 
 
 def counts(namespace: str) -> str:
-    """Return the key of the hash of the number of jobs by status."""
+    """Return the key of the hash of the number of jobs that have ended, by status."""
     return f"{namespace}:counts"
 
 

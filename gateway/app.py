@@ -85,8 +85,8 @@ async def _until_stopped(gateway: Gateway) -> None:
 
 
 async def _keep_house(gateway: Gateway) -> None:
-    lost = LostJobs(gateway.store, gateway.queue)
-    await keep_house(gateway.store, gateway.media, gateway.retries, lost, gateway.metrics.swept)
+    lost = LostJobs(gateway.store, gateway.publisher)
+    await keep_house(gateway.store, gateway.media, lost, gateway.metrics.swept)
 
 
 async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:

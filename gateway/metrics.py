@@ -54,7 +54,7 @@ class Metrics:
         )
         self.swept = Counter(
             f"{PREFIX}_swept",
-            "What housekeeping removed (media, jobs) and enqueued (queued: retries that a gateway died before).",
+            "What housekeeping removed (media, jobs) and enqueued (lost: jobs of a queue that was lost).",
             ["what"],
             registry=registry,
         )

@@ -15,6 +15,7 @@ from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
@@ -39,6 +40,7 @@ class Gateway:
     redis: RedisClient
     store: JobStore
     queue: JobQueue
+    publisher: JobPublisher
     registry: WorkerRegistry
     media: MediaStore
     jobs: JobService
@@ -68,6 +70,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)
+        publisher = JobPublisher.open(queue, redis, common.namespace)
         metrics = Metrics(settings.name, lambda: transport.counts)
         limits = settings.own_limits
         yield Gateway(
@@ -78,8 +81,9 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             queue=queue,
             registry=registry,
             media=media,
-            jobs=JobService(transport=transport, store=store, media=media, queue=queue, namespace=common.namespace),
-            retries=JobRetries(store=store, failed=FailedJobs(redis, common.namespace), media=media, queue=queue),
+            publisher=publisher,
+            jobs=JobService(transport, store, media, publisher, common.namespace),
+            retries=JobRetries(store, FailedJobs(redis, common.namespace), media, publisher),
             watch=JobWatch(
                 transport=transport,
                 store=store,

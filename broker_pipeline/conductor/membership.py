@@ -55,12 +55,15 @@ class Membership:
         await self._registry.renew(self._record)
         records = await self._registry.records()
         shares = shares_of(records)
-        members = (record for record in records if record.role == "conductor")
+        present = [record for record in records if record.role == "conductor"]
+        # a lease of nobody who is there is asked for until it ends, or, where it has no end, is given one
+        names = {record.instance for record in present}
+        holders = {share: holder for share, holder in (await self._holders(sorted(shares))).items() if holder in names}
         return Census(
             # one of another model cannot use these shares
-            members=frozenset(each.instance for each in members if each.fingerprint == self._record.fingerprint),
+            members=frozenset(each.instance for each in present if each.fingerprint == self._record.fingerprint),
             shares=shares,
-            holders=await self._holders(sorted(shares)),
+            holders=holders,
         )
 
     async def leave(self) -> None:
@@ -72,4 +75,5 @@ class Membership:
         keys = [redis_keys.lease(common.namespace, common.pipeline, share) for share in shares]
         with state_errors("cannot read the leases"):
             found: Any = await self._around.redis.mget(keys)
-            return {share: holder.decode() for share, holder in zip(shares, found, strict=True) if holder is not None}
+        held = zip(shares, found, strict=True)
+        return {share: holder.decode(errors="replace") for share, holder in held if holder is not None}

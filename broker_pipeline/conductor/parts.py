@@ -21,6 +21,7 @@ from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
 from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
+from broker_pipeline.conductor.jobs.unqueued_jobs import UnqueuedJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.watchers import Watchers
@@ -34,6 +35,7 @@ from broker_pipeline.scheduling.policies.admission import Admission, Load
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.publishing import JobPublisher
 
 _EXPECTED_TOKENS = 1024
 """KV that the first jobs are expected to need, before there is one to learn from."""
@@ -62,6 +64,7 @@ class Parts:
         self.dispatcher = self._dispatcher()
         self.roster = Roster(self.workers, around.identity, settings.roster_times)
         self.roster_watch = self._roster_watch()
+        self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
         self.puller = self._puller()
 
     # --- stages and vision workers ----------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class Tenure:
             "cancels": parts.cancels.run(),
             "watchers": parts.watchers.listen(self._around.transport, watch_subject),
             "reporter": self._reporter.run(),
+            "unqueued jobs": parts.unqueued.run(),
         }
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(loop, name=name) for name, loop in loops.items()]

@@ -19,6 +19,8 @@ class JobList(_Answer, frozen=True, kw_only=True):
 
     jobs: tuple[JobRecord, ...]
     next: str | None
+    num_unreadable: int = 0
+    """Jobs that are left out of this page, since what Redis holds of them cannot be read."""
 
 
 class QueueStatus(_Answer, frozen=True, kw_only=True):

@@ -22,7 +22,9 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         missing_blocks=() if any(each.routes for each in statuses) else first.missing_blocks,
         stages=tuple(stage for each in statuses for stage in each.stages),
         vision=_vision(statuses),
-        refused=tuple({worker.instance: worker for each in statuses for worker in each.refused}.values()),
+        refused=tuple(
+            {(worker.worker, worker.instance): worker for each in statuses for worker in each.refused}.values()
+        ),
         waits_for=None if any(each.waits_for is None for each in statuses) else first.waits_for,
         num_sessions=_total(each.num_sessions for each in statuses),
         num_jobs_waiting=max(each.num_jobs_waiting for each in statuses),

@@ -2,12 +2,14 @@
 
     failed | cancelled ──retry──► queued, unpublished ──publish──► queued ──► …
 
-A job that is sent again stands in `unpublished` until it is in the queue, so that a gateway that dies in between leaves
-a note of it. What becomes of their media is for the caller to see to (`MediaStore.keep`, `reclaim`, `hold`, `release`).
+A job that is sent again is noted in `unpublished_jobs` until it is in the queue. What becomes of their media is for the
+caller to see to (`MediaStore.keep`, `reclaim`, `hold`, `release`).
 As in `job_store`, every method is one script and may be repeated.
 """
 
 from __future__ import annotations
+
+import time
 
 import msgspec
 
@@ -16,7 +18,7 @@ from broker_pipeline.messages.jobs import JobRecord, JobSpec
 from broker_pipeline.state.job_records import RECORD_FIELDS, as_json, job_not_found, job_record, job_scripts, spec_args
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 
-_MAX_UNPUBLISHED = 100
+_ASIDE_S = 24 * 3600
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 
 
@@ -30,8 +32,9 @@ class FailedJobs:
     async def retry(self, spec: JobSpec) -> JobRecord:
         """Queue a job that has ended once more, as `spec`, whose `num_retries` is one more than the job has.
 
-        It has no tokens, result or error then; its end is in its `failures`. To be followed by publishing `spec` and
-        `mark_published`. Raises `JobNotFoundError`, or `JobStateError` when it has neither failed nor been cancelled.
+        It has no tokens, result or error then; its end is in its `failures`. To be followed by
+        `JobPublisher.publish`. Raises `JobNotFoundError`, or `JobStateError` when it has neither failed nor been
+        cancelled.
         """
         args = {**spec_args(spec), "record_fields": RECORD_FIELDS}
         outcome, *fields = await self._run("retry", args, f"cannot send job {spec.job_id} again")
@@ -39,17 +42,6 @@ class FailedJobs:
         if outcome != 1:
             raise not_retryable(record)
         return record
-
-    async def mark_published(self, spec: JobSpec) -> None:
-        """Note that the queue has a job that was sent again."""
-        args = {"job_id": spec.job_id, "num_retries": spec.num_retries}
-        await self._run("mark_published", args, f"cannot note that job {spec.job_id} is queued")
-
-    async def unpublished(self, since_s: float) -> list[str]:
-        """Return some jobs that were sent again more than `since_s` seconds ago and may not be in the queue yet."""
-        args = {"since_s": since_s, "limit": _MAX_UNPUBLISHED}
-        ids: list[bytes] = await self._run("list_unpublished", args, "cannot list jobs that were sent again")
-        return [job_id.decode() for job_id in ids]
 
     async def discard(self, job_id: str) -> tuple[JobRecord, JobSpec]:
         """Forget a failed job and return what it was. Raises `JobNotFoundError`, or `JobStateError` for any other."""
@@ -61,6 +53,15 @@ class FailedJobs:
             raise JobStateError(f"job {job_id} is {record.status}; only failed jobs are discarded", field="job_id")
         with state_errors(action):
             return record, _decode_spec(fields[1])
+
+    async def fail_garbled(self, job_id: str, spec: JobSpec | None, failure: Failure) -> bool:
+        """End a job whose record or tokens are garbled, with a new record; False when it has ended already.
+
+        Without `spec` nobody knows what was asked for, so that it cannot be sent again.
+        """
+        asked = {"job_id": job_id, "spec": "", "created_at": repr(time.time()), "metadata": "{}", "num_retries": 0}
+        args = {**(spec_args(spec) if spec else asked), "error": as_json(failure), "for_s": _ASIDE_S}
+        return bool(await self._run("fail_garbled", args, f"cannot fail job {job_id}"))
 
     async def fail_unreadable(self, job_id: str, failure: Failure) -> JobSpec | None:
         """End a job whose message nobody can read; None when it has ended already, or is unknown."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import orjson
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, JobNotFoundError
-from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, PastEnd
+from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, PastEnd
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
 
@@ -39,13 +39,20 @@ _decode_past_ends = msgspec.json.Decoder(PastEnd).decode_lines
 
 def job_scripts(redis: RedisClient, namespace: str, result_ttl_s: int = DEFAULT_RESULT_TTL_S) -> ScriptRunner:
     """Return what runs the scripts about jobs of one namespace."""
-    keys = [name(namespace) for name in (redis_keys.jobs, redis_keys.expiry, redis_keys.counts, redis_keys.unpublished)]
+    types = {
+        redis_keys.jobs(namespace): "zset",
+        redis_keys.expiry(namespace): "zset",
+        redis_keys.counts(namespace): "counters",
+        redis_keys.unpublished(namespace): "zset",
+    }
+    by_status = {redis_keys.jobs_with_status(namespace, status): "zset" for status in get_args(JobStatus)}
     templates = {
         "job": redis_keys.job(namespace, "@"),
         "tokens": redis_keys.job_tokens(namespace, "@"),
         "status": redis_keys.jobs_with_status(namespace, "@"),
     }
-    return ScriptRunner(redis, "jobs", keys, {"keys": templates, "result_ttl_s": result_ttl_s})
+    shared = {"keys": templates, "result_ttl_s": result_ttl_s}
+    return ScriptRunner(redis, "jobs", list(types), shared, types | by_status)
 
 
 def is_known(status: bytes | None) -> bool:

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+from redis.exceptions import RedisError
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
-from broker_pipeline.state.job_pages import JobPage, page_of_ids
+from broker_pipeline.state.job_pages import JobPage, job_fields, page_of_records
 from broker_pipeline.state.job_records import (
     DEFAULT_RESULT_TTL_S,
     RECORD_FIELDS,
@@ -35,8 +37,11 @@ from broker_pipeline.state.job_records import (
     spec_args,
 )
 from broker_pipeline.state.redis_client import RedisClient, state_errors
+from broker_pipeline.state.unreadable_rows import UnreadableRows
 
 TokenEntries: TypeAlias = list[TokenEntry]
+
+_MAX_ATTEMPT = 2**40
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 _decode_token = msgspec.json.Decoder(TokenEntry).decode
@@ -77,7 +82,7 @@ class TokenCommit:
 
 
 class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs that are queued and running now; jobs that have ended since Redis began."""
+    """Jobs that are queued and running now; jobs that have ended since Redis began (or since its counts were lost)."""
 
     queued: int = 0
     running: int = 0
@@ -94,6 +99,7 @@ class JobStore:
         self._redis = redis
         self._namespace = namespace
         self._run = job_scripts(redis, namespace, result_ttl_s)
+        self._unreadable = UnreadableRows("job_unreadable")
 
     async def create(self, spec: JobSpec, idempotency_key: str | None = None) -> tuple[JobRecord, bool]:
         """Record a new job as queued.
@@ -154,7 +160,9 @@ class JobStore:
         number, cancelled, finished, failed, entries, *other = await self._run("begin_attempt", args, action)
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]
-        other_model = other[0].decode() if other and other[0] is not None else None
+            if number > _MAX_ATTEMPT:
+                raise ValueError(f"{number} attempts are more than anybody makes")
+            other_model = other[0].decode() if other and other[0] is not None else None
         return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed), other_model)
 
     async def count_other_models(self, fingerprint: str) -> int:
@@ -216,38 +224,38 @@ class JobStore:
         return [job_id for job_id, (status, _) in rows if status not in (b"queued", b"running")]
 
     async def _statuses(self, job_ids: Sequence[str]) -> list[tuple[bytes | None, bytes | None]]:
-        """Return status and request to cancel of each job."""
+        """Return status and request to cancel of each job; None for what is none."""
         with state_errors(f"cannot look through {len(job_ids)} jobs"):
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in job_ids:
-                    pipeline.hmget(redis_keys.job(self._namespace, job_id), ("status", "cancel"))
-                return await pipeline.execute()
+            rows = await job_fields(self._redis, self._namespace, job_ids, ("status", "cancel"))
+        return [(None, None) if isinstance(row, RedisError) else row for row in rows]
 
     async def counts(self) -> JobCounts:
         """Return the number of jobs by status."""
-        fields = JobCounts.__struct_fields__
+        return await self._run.mending(self._counts)
+
+    async def _counts(self) -> JobCounts:
+        ends = ("succeeded", "failed", "cancelled")
         with state_errors("cannot count jobs"):
-            values = await self._redis.hmget(redis_keys.counts(self._namespace), fields)
-            return JobCounts(**{field: int(value or 0) for field, value in zip(fields, values, strict=True)})
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hmget(redis_keys.counts(self._namespace), ends)
+                for status in ("queued", "running"):
+                    pipeline.zcard(redis_keys.jobs_with_status(self._namespace, status))
+                values, num_queued, num_running = await pipeline.execute()
+            ended = {end: max(int(value or 0), 0) for end, value in zip(ends, values, strict=True)}
+        return JobCounts(queued=num_queued, running=num_running, **ended)
 
     async def sweep(self) -> int:
         """Forget some finished jobs whose time has come and return how many. `create` and `finish` do so as well."""
         return int(await self._run("sweep", {}, "cannot sweep finished jobs"))
 
-    async def _records(self, job_ids: Sequence[str]) -> list[JobRecord]:
-        """Return the records that still exist."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hmget(redis_keys.job(self._namespace, job_id), RECORD_FIELDS)
-            rows = await pipeline.execute()
-        return [job_record(job_id, row) for job_id, row in zip(job_ids, rows, strict=True) if is_known(row[0])]
-
     async def list(self, after: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
-        """Return up to `limit` jobs, newest first, that come after the cursor `after` (a page's `next`)."""
+        """Return up to `limit` jobs, newest first, that come after the cursor `after` (a page's `next`).
+
+        Jobs that cannot be read are left out and counted.
+        """
         key = redis_keys.jobs_with_status(self._namespace, status) if status else redis_keys.jobs(self._namespace)
-        with state_errors("cannot list jobs"):
-            job_ids, next_page = await page_of_ids(self._redis, key, after, limit)
-            return JobPage(await self._records(job_ids), next_page)
+        read = partial(page_of_records, self._redis, self._namespace, key, after, limit, self._unreadable)
+        return await self._run.mending(read)
 
 
 def _heads(commits: Sequence[TokenCommit]) -> list[dict[str, Any]]:

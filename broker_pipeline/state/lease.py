@@ -13,12 +13,16 @@ from __future__ import annotations
 import asyncio
 import time
 
+import structlog
+
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import LeaseLostError, StateError
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.script_runner import ScriptRunner
 
 DEFAULT_TTL_S = 10.0
+
+log = structlog.get_logger()
 
 
 class Lease:
@@ -56,9 +60,11 @@ class Lease:
         Raises `StateError` when Redis cannot be asked.
         """
         asked_at = time.monotonic()
-        is_taken, value = await self._run(
+        is_taken, value, *strange = await self._run(
             "acquire", {"last_epoch": self._last_epoch}, f"cannot take the lease of {self._name}"
         )
+        if strange:
+            log.error("epoch_garbled", of=self._name, found=repr(strange[0][:64]), epoch=value)
         if not is_taken:
             return None
         self._valid_until = asked_at + self._ttl_s

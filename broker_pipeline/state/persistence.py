@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from broker_pipeline.errors import StateError
+from broker_pipeline.errors import GarbledStateError, StateError
 
 T = TypeVar("T")
 
@@ -20,11 +20,16 @@ _MAX_TRIES = 60
 
 
 async def persist(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until Redis answers; raises its `StateError` when it never does (the lease is lost long before)."""
+    """Call until Redis answers; raises its `StateError` when it never does (the lease is lost long before).
+
+    Raises `GarbledStateError` at once: Redis has answered.
+    """
     pause_s = _FIRST_PAUSE_S
     for _ in range(_MAX_TRIES):
         try:
             return await call()
+        except GarbledStateError:
+            raise
         except StateError as error:
             log.info("state_write_repeated", reason=error.message, pause_s=round(pause_s, 2))
             await asyncio.sleep(pause_s)

@@ -20,11 +20,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
-from broker_pipeline.errors import ConfigurationError, StateError
+from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
 from broker_pipeline.state.script_calls import ScriptCalls
 
 DEFAULT_TIMEOUT_S = 5.0
@@ -32,6 +32,11 @@ _MAX_CONNECTIONS = 32
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
 _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 """Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
+_GARBLED_WORDS = (
+    *("WRONGTYPE", "not an integer", "not a valid float", "not a float", "would overflow"),
+    *("attempt to ", "bad argument", "Expected "),  # Lua's, and its JSON's
+)
+"""Somewhere in an error that what Redis holds is to blame for."""
 
 
 class RedisClient(Redis):
@@ -89,15 +94,20 @@ def public_url(url: str) -> str:
 
 @contextmanager
 def state_errors(action: str) -> Iterator[None]:
-    """Turn what redis-py raises into a `StateError` that starts with `action`; keeps cancellations that it loses."""
+    """Turn what redis-py raises into a `StateError` that starts with `action`; keeps cancellations that it loses.
+
+    Where the server answers and what it holds is no use, that is a `GarbledStateError`.
+    """
     try:
         with cancellation_kept():
             yield
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise StateError(f"{action}: {reason}") from error
-    except msgspec.MsgspecError as error:
-        raise StateError(f"{action}: Redis holds something that this version did not write: {error}") from error
+        is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
+        raise (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        reason = f"Redis holds something that this version did not write: {error}"
+        raise GarbledStateError(f"{action}: {reason}") from error
 
 
 def _is_unfit(error: RedisError) -> bool:

@@ -7,27 +7,41 @@ former self has run out; one whose name is in use by a live instance is refused 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 
 from broker_pipeline import redis_keys, subjects
-from broker_pipeline.errors import StateError, TransportError, WorkerNameTakenError
+from broker_pipeline.errors import GarbledStateError, StateError, TransportError, WorkerNameTakenError
+from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.merged_status import merged
-from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.status import ConductorStatus, RefusedWorker
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
+from broker_pipeline.state.unreadable_rows import UnreadableRows
 
 DEFAULT_TTL_S = 5.0
 DEFAULT_HEARTBEAT_S = 1.0
 
+
+class _FewFacts(msgspec.Struct, frozen=True):
+    """What every version's record says in the same words."""
+
+    instance: str = ""
+    version: str = ""
+    contract: int = CONTRACT_VERSION
+
+
 _REGISTER_POLL_S = 0.25
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
+_decode_few_facts = msgspec.json.Decoder(_FewFacts).decode
 _decode_status = msgspec.json.Decoder(ConductorStatus).decode
 
 log = structlog.get_logger()
@@ -38,6 +52,15 @@ class HeartbeatPublisher(Protocol):
 
     async def publish(self, subject: str, body: msgspec.Struct) -> None:
         """Send `body` to `subject`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What the registry holds at one moment."""
+
+    records: list[WorkerRecord]
+    unreadable: list[RefusedWorker]
+    """Of each of the others, why nobody can use it."""
 
 
 class WorkerRegistry:
@@ -51,7 +74,8 @@ class WorkerRegistry:
         self._ttl_s = ttl_s
         keys = [redis_keys.workers(namespace, pipeline), redis_keys.pipelines(namespace)]
         templates = {"worker": redis_keys.worker(namespace, pipeline, "@")}
-        self._run = ScriptRunner(redis, "workers", keys, {"keys": templates})
+        self._run = ScriptRunner(redis, "workers", keys, {"keys": templates}, dict.fromkeys(keys, "set"))
+        self._unreadable = UnreadableRows("conductor_status_unreadable")
 
     async def register(self, record: WorkerRecord) -> None:
         """Take the record's name, waiting up to the time to live for that of a dead instance to run out.
@@ -78,23 +102,37 @@ class WorkerRegistry:
         await self._run("release", args, f"cannot take {record.worker} off the registry")
 
     async def workers(self) -> list[WorkerRecord]:
-        """Return the records of live stages and vision workers, sorted by name."""
+        """Return the records of live stages and vision workers that can be read, sorted by name."""
         return [record for record in await self.records() if record.role in ("stage", "vision")]
 
     async def records(self) -> list[WorkerRecord]:
-        """Return the records of all that live, conductors as well, sorted by name."""
-        action = "cannot list workers"
-        rows = await self._run("list", {}, action)
-        with state_errors(action):
-            return sorted((_decode_record(row) for row in rows), key=lambda record: record.worker)
+        """Return the records of all that live, conductors as well, that can be read, sorted by name."""
+        return (await self.registered()).records
+
+    async def registered(self) -> Registered:
+        """Return the records of all that live, sorted by name, and what stands in the place of others."""
+        rows: list[tuple[bytes, bytes]] = await self._run("list", {}, "cannot list workers")
+        read = [_read_row(name, row) for name, row in sorted(map(tuple, rows))]
+        return Registered(
+            records=[row for row in read if isinstance(row, WorkerRecord)],
+            unreadable=[row for row in read if isinstance(row, RefusedWorker)],
+        )
 
     async def conductor_status(self) -> ConductorStatus | None:
-        """Return what the conductors of all shares show, merged; None when no share has one."""
+        """Return what the conductors of all shares show, merged; None when none shows what can be read here."""
         shares = sorted({""} | {record.share for record in await self.workers()})
         keys = [redis_keys.status(self._namespace, self._pipeline, share) for share in shares]
         with state_errors("cannot read the conductor's status"):
-            texts = await self._redis.mget(keys)
-            return merged([_decode_status(text) for text in texts if text is not None])
+            texts = await self._redis.mget(keys)  # nothing where there is no string
+        return merged([status for key, text in zip(keys, texts, strict=True) if (status := self._status(key, text))])
+
+    def _status(self, key: str, text: bytes | str | None) -> ConductorStatus | None:
+        try:
+            with state_errors("cannot read a conductor's status"):
+                return None if text is None else _decode_status(text)
+        except GarbledStateError as error:
+            self._unreadable.note(key, error.message)
+            return None
 
     async def announce(
         self,
@@ -140,7 +178,7 @@ class WorkerRegistry:
                 outage.end()
             await asyncio.sleep(heartbeat_s)
 
-    async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord, float] | None:
+    async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord | RefusedWorker, float] | None:
         """Write the record; where another instance has the name, return its record and its remaining seconds."""
         action = f"cannot register {record.worker}"
         args = {
@@ -153,15 +191,32 @@ class WorkerRegistry:
         reply = await self._run("register", args, action)
         if reply[0]:
             return None
-        with state_errors(action):
-            return _decode_record(reply[1]), reply[2] / 1000
+        held = _read_row(record.worker.encode(), reply[1])
+        return held, reply[2] / 1000
 
 
 async def pipelines(redis: RedisClient, namespace: str) -> list[str]:
     """Return the names of all pipelines that have, or had, workers."""
     with state_errors("cannot list pipelines"):
         names: set[Any] = await redis.smembers(redis_keys.pipelines(namespace))
-        return sorted(name.decode() for name in names)
+    return sorted(name.decode() for name in names if name.isascii())
+
+
+def _read_row(name: bytes, row: bytes) -> WorkerRecord | RefusedWorker:
+    """Read what stands where a worker's record should; where that is no record of this version, say what it is."""
+    try:
+        record = _decode_record(row)
+        if record.worker.encode() == name:
+            return record
+        reason = f"its record is of {record.worker}"
+    except (msgspec.MsgspecError, ValueError) as error:
+        reason = f"its record cannot be read ({error})"
+    facts = _FewFacts()
+    with contextlib.suppress(msgspec.MsgspecError, ValueError):
+        facts = _decode_few_facts(row)
+    if facts.contract != CONTRACT_VERSION:
+        reason = f"{facts.version or 'its version'} speaks contract {facts.contract}, this pipeline {CONTRACT_VERSION}"
+    return RefusedWorker(worker=name.decode(errors="backslashreplace"), instance=facts.instance, reason=reason)
 
 
 class _Outage:
@@ -182,9 +237,11 @@ class _Outage:
             self._since = None
 
 
-def _name_taken(record: WorkerRecord, held: WorkerRecord) -> WorkerNameTakenError:
+def _name_taken(record: WorkerRecord, held: WorkerRecord | RefusedWorker) -> WorkerNameTakenError:
+    who = "worker of another version"
+    if isinstance(held, WorkerRecord):
+        who = f"{held.role} on {held.host or 'another host'} (pid {held.pid}, instance {held.instance})"
     return WorkerNameTakenError(
-        f"the name {record.worker} belongs to a live {held.role} on {held.host or 'another host'} "
-        f"(pid {held.pid}, instance {held.instance}): give this one another --name, or stop that one",
+        f"the name {record.worker} belongs to a live {who}: give this one another --name, or stop that one",
         field="name",
     )

@@ -17,6 +17,7 @@ from broker_pipeline.errors import (
     BodyTooSlowError,
     DeadlineExceededError,
     Failure,
+    GarbledStateError,
     IdempotencyConflictError,
     InvalidRequestError,
     JobNotFoundError,
@@ -52,6 +53,7 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),
     (TransportError, 503),
+    (GarbledStateError, 500),
     (StateError, 503),
     (DeadlineExceededError, 504),
 )

@@ -1,5 +1,5 @@
 """Removes what nobody needs any more: images of jobs that have ended, and jobs whose results were kept long enough.
-Enqueues jobs whose retry was asked for at a gateway that died before it had enqueued them, and those of a lost queue.
+Enqueues the jobs of a lost queue.
 
 Every gateway does this, as often as it likes: the stores' sweeps may run side by side, and one that dies half-way
 leaves its work to the next.
@@ -16,7 +16,6 @@ from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError,
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.storage.media import MediaStore
 from gateway.jobs.lost_jobs import LostJobs
-from gateway.jobs.retries import JobRetries
 
 INTERVAL_S = 30.0
 
@@ -24,24 +23,23 @@ log = structlog.get_logger()
 
 
 async def keep_house(
-    store: JobStore,
-    media: MediaStore,
-    retries: JobRetries,
-    lost: LostJobs,
-    swept: Counter,
-    interval_s: float = INTERVAL_S,
+    store: JobStore, media: MediaStore, lost: LostJobs, swept: Counter, interval_s: float = INTERVAL_S
 ) -> None:
     """Sweep until cancelled; an outage is waited out. `swept` counts what came of it."""
-    sweeps = {"media": media.sweep, "jobs": store.sweep, "queued": retries.publish_left, "lost": lost.publish}
+    sweeps = {"media": media.sweep, "jobs": store.sweep, "lost": lost.publish}
+    reasons: dict[str, str] = {}
     while True:
         await asyncio.sleep(interval_s)
-        try:
-            counts = {}
-            for what, sweep in sweeps.items():
+        counts = {}
+        for what, sweep in sweeps.items():
+            try:
                 counts[what] = await sweep()
+            except (JobNotFoundError, QueueFullError, StateError, TransportError) as error:
+                if reasons.get(what) != error.message:  # said once, however long it lasts
+                    log.warning("sweep_failed", what=what, code=error.code, message=error.message)
+                reasons[what] = error.message
+            else:
+                reasons.pop(what, None)
                 swept.labels(what).inc(counts[what])
-        except (JobNotFoundError, QueueFullError, StateError, TransportError) as error:
-            log.warning("sweep_failed", code=error.code, message=error.message)
-        else:
-            if any(counts.values()):
-                log.info("swept", **{f"num_{what}": count for what, count in counts.items()})
+        if any(counts.values()):
+            log.info("swept", **{f"num_{what}": count for what, count in counts.items()})

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from broker_pipeline.errors import JobNotFoundError
+from broker_pipeline.errors import GarbledStateError, JobNotFoundError
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.storage.jobs import JobQueue
-from gateway.jobs.service import publish_job
+from broker_pipeline.storage.publishing import JobPublisher
 
 _CLOCKS_S = 30.0
 """By how much the clocks of a gateway and of NATS may differ; well below the time in which the queue drops repeats."""
@@ -29,18 +28,18 @@ class LostJobs:
     """The jobs of one namespace that may have lost their place in the queue."""
 
     store: JobStore
-    queue: JobQueue
+    publisher: JobPublisher
     _seen: datetime | None = None
 
     async def publish(self) -> int:
         """Enqueue unfinished jobs that are older than the stream, once for each stream; return how many."""
-        made_at = await self.queue.made_at()
+        made_at = await self.publisher.queue.made_at()
         if made_at == self._seen:
             return 0
         num_jobs = 0
         async for record in self._unfinished(made_at.timestamp() + _CLOCKS_S):
-            with contextlib.suppress(JobNotFoundError):  # it has ended, and was forgotten, since it was listed
-                await publish_job(self.queue, await self.store.spec(record.job_id))
+            with contextlib.suppress(JobNotFoundError, GarbledStateError):  # forgotten meanwhile; or no job
+                await self.publisher.publish(await self.store.spec(record.job_id))
                 num_jobs += 1
         self._seen = made_at
         return num_jobs

@@ -1,9 +1,9 @@
 """Retries jobs that have failed or were cancelled, and discards failures. Knows nothing of HTTP.
 
-media.reclaim ──► failed.retry ──► media.hold ──► queue.publish ──► failed.mark_published ──► earlier media released
+media.reclaim ──► failed.retry ──► media.hold ──► publisher.publish ──► earlier media released
       │                │
       └── release ◄────┘ refused      from here on the job will run: what a gateway that dies leaves undone, the
-                                      housekeeping of any gateway does, as does the same request sent again
+                                      active conductor does, as does the same request sent again
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissing
 from broker_pipeline.messages.jobs import JobRecord, JobSpec
 from broker_pipeline.state.failed_jobs import FailedJobs, not_retryable
 from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
-from gateway.jobs.service import publish_job
-
-UNPUBLISHED_S = 30.0
-"""After so long nobody is about to enqueue a job that is retried."""
+from broker_pipeline.storage.publishing import JobPublisher
 
 log = structlog.get_logger()
 
@@ -34,7 +30,7 @@ class JobRetries:
     store: JobStore
     failed: FailedJobs
     media: MediaStore
-    queue: JobQueue
+    publisher: JobPublisher
 
     async def retry(self, job_id: str) -> JobRecord:
         """Requeue a job under its id, with all attempts to come; its end so far goes into its `failures`.
@@ -71,13 +67,6 @@ class JobRetries:
         log.info("job_discarded", job=job_id)
         return record
 
-    async def publish_left(self, since_s: float = UNPUBLISHED_S) -> int:
-        """Enqueue what gateways have left out of the queue for `since_s` seconds; return how many jobs."""
-        job_ids = await self.failed.unpublished(since_s)
-        for job_id in job_ids:
-            await self._publish(await self.store.spec(job_id))
-        return len(job_ids)
-
     async def _reclaim(self, spec: JobSpec) -> JobSpec:
         try:
             return await self.media.reclaim(spec)
@@ -88,5 +77,4 @@ class JobRetries:
 
     async def _publish(self, spec: JobSpec) -> None:
         await self.media.hold(spec)
-        await publish_job(self.queue, spec)
-        await self.failed.mark_published(spec)
+        await self.publisher.publish(spec)

@@ -1,12 +1,13 @@
 """Takes jobs, tells of them, stops them. Knows nothing of HTTP, so that every API in front of it shares it.
 
-    media ──put──► store.create ──► queue.publish ──► accepted
+    media ──put──► store.create ──► publisher.publish ──► accepted
       │                │                  │
       └── release ◄────┴──── discard ◄────┘  on any failure: nothing stays behind
 
-A gateway that dies between `create` and `publish` leaves a record that nobody will ever run. Its client got no answer
+A gateway that dies between `create` and `publish` leaves a record that is not in the queue. Its client got no answer
 and asks again with the same idempotency key; a repeat whose job is still queued therefore puts it into the queue
-again. The queue drops the second message of a job, and conductors the second run.
+again, and so does the active conductor after a while. The queue drops the second message of a job, and conductors the
+second run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import msgspec
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import IdempotencyConflictError, RequestTimeoutError, StateError, TransportError
+from broker_pipeline.errors import IdempotencyConflictError, StateError, TransportError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.control import CancelRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobEvent, JobRecord, JobSpec, MediaRef
 from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.tracing.activities import CREATE_JOB, QUEUE_JOB, STORE_MEDIA
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
@@ -48,12 +49,12 @@ class JobService:
     """The jobs of one namespace, for whoever submits them."""
 
     def __init__(
-        self, transport: Transport, store: JobStore, media: MediaStore, queue: JobQueue, namespace: str
+        self, transport: Transport, store: JobStore, media: MediaStore, publisher: JobPublisher, namespace: str
     ) -> None:
         self._transport = transport
         self._store = store
         self._media = media
-        self._queue = queue
+        self._publisher = publisher
         self._namespace = namespace
         self._not_stored: tuple[float, TransportError] | None = None
 
@@ -79,7 +80,7 @@ class JobService:
                 record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
                 with tracer.measure(QUEUE_JOB, session=job_id):
-                    await publish_job(self._queue, spec)
+                    await self._publisher.publish(spec)
                 self._not_stored = None
                 log.info("job_accepted", job=job_id, num_images=len(refs))
                 return Accepted(record, is_repeat=False)
@@ -119,7 +120,7 @@ class JobService:
                 f"this key belongs to job {record.job_id}, which was another request", field="Idempotency-Key"
             )
         if record.status == "queued":
-            await publish_job(self._queue, spec)
+            await self._publisher.publish(spec)
         log.info("job_repeated", job=record.job_id, status=record.status)
         return Accepted(record, is_repeat=True)
 
@@ -130,15 +131,6 @@ class JobService:
             await self._media.release(refs, job_id)
         except (TransportError, StateError) as error:
             log.warning("job_undo_failed", job=job_id, code=error.code, message=error.message)
-
-
-async def publish_job(queue: JobQueue, spec: JobSpec) -> None:
-    """Queue a job; asks once more where it is unknown whether the first message arrived. The queue keeps one."""
-    occasion = f"retry-{spec.num_retries}" if spec.num_retries else ""
-    try:
-        await queue.publish(spec, occasion=occasion)
-    except RequestTimeoutError:
-        await queue.publish(spec, occasion=occasion)
 
 
 def is_same_request(spec: JobSpec, submission: Submission) -> bool:

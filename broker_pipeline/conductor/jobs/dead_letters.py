@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from broker_pipeline.conductor.jobs.job_end import Stores
-from broker_pipeline.errors import MalformedEnvelopeError
+from broker_pipeline.errors import GarbledStateError, MalformedEnvelopeError
 from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.state.persistence import persist
 
@@ -25,7 +25,12 @@ class DeadLetters:
 
     async def fail(self, job_id: str, error: MalformedEnvelopeError) -> None:
         """Fail the job with this id, where there is one that waits. What was submitted is kept, to be sent again."""
-        spec = await persist(lambda: self.stores.failed.fail_unreadable(job_id, error.to_failure()))
+        try:
+            spec = await persist(lambda: self.stores.failed.fail_unreadable(job_id, error.to_failure()))
+        except GarbledStateError as garbled:
+            log.warning("dead_letter_of_garbled_job", job=job_id, reason=garbled.message)
+            await persist(lambda: self.stores.failed.fail_garbled(job_id, None, error.to_failure()))
+            spec = None
         if spec is None:
             log.warning("dead_letter_of_no_job", job=job_id)
             return

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
-from broker_pipeline.conductor.output.output import Output, tokens_by_choice
+from broker_pipeline.conductor.output.output import Output, check_committed, tokens_by_choice
 from broker_pipeline.conductor.output.reasoning import opens_reasoning
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.workers import Workers
+from broker_pipeline.errors import GarbledStateError
 from broker_pipeline.messages.jobs import TokenEntry
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.vision import PrepareRequest
@@ -70,6 +71,8 @@ class GenerationBuilder:
         Adds outputs to an empty `before` that are complete with the tokens in Redis: there are those of another then.
         Raises what preparing raises, `PromptTooLongError`, and `InvalidRequestError` for tokens that are none.
         """
+        num_outputs = job.spec.sampling.num_outputs
+        check_committed(attempt.tokens, vocab_size=self.model.facts.vocab_size, num_outputs=num_outputs)
         complete = [] if before else tokens_by_choice(attempt.tokens)[:-1]
         choice = len(before) + len(complete)
         if job.sampling is None:
@@ -166,4 +169,6 @@ class GenerationBuilder:
         )
         output = Output(self.model.vocabulary, rule, choice, is_reasoning=job.is_reasoning)
         output.replay([entry.token_id for entry in tokens])
+        if len(output.token_ids) < len(tokens):
+            raise GarbledStateError(f"{len(tokens)} tokens were committed, and output {choice} ended before that")
         return output

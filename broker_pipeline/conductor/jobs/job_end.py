@@ -11,7 +11,7 @@ from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.errors import Failure, PipelineError, TransportError
+from broker_pipeline.errors import Failure, GarbledStateError, PipelineError, TransportError
 from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobResult, Usage
 from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.scheduling.policies.sampling import as_asked
@@ -106,6 +106,15 @@ class JobEnds:
         await self._tell(job)
         await self.acknowledge(job, has_failed=ending.status == "failed")
         return True
+
+    async def write_garbled(self, job: LiveJob, error: GarbledStateError) -> None:
+        """End a job of which Redis holds something that nobody can go on from; unless it has ended already."""
+        reason = GarbledStateError(f"{error.message}; sent again (`broker-pipeline failed retry`), it begins anew")
+        if await persist(lambda: self.stores.failed.fail_garbled(job.job_id, job.spec, reason.to_failure())):
+            self.live.num_finished["failed"] += 1
+            log.error("job_garbled", job=job.job_id, reason=error.message)
+            await self._tell(job)
+        await self.acknowledge(job, has_failed=True)
 
     async def acknowledge(self, job: LiveJob, *, has_failed: bool) -> None:
         """Give up the job's media and take it out of the queue, in this order: what is left undone is done again.

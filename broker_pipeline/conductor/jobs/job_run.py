@@ -24,6 +24,7 @@ from broker_pipeline.conductor.output.output import Output, committed_choice, to
 from broker_pipeline.errors import (
     CancelledJobError,
     Failure,
+    GarbledStateError,
     ModelChangedError,
     PipelineError,
     RetriesExhaustedError,
@@ -82,6 +83,9 @@ class JobRunner:
         try:
             while not await self._attempt(job):
                 job.phase = "recovering"
+        except GarbledStateError as error:
+            self.committer.drop(job.job_id)
+            await self.ends.write_garbled(job, error)
         except StateError as error:
             log.warning("job_requeued", job=job.job_id, reason=error.message)
             await self.requeue(job, delay_s=self.limits.requeue_s)

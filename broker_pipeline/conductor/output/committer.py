@@ -25,7 +25,7 @@ import structlog
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.job_events import JobEvents
-from broker_pipeline.errors import StateError
+from broker_pipeline.errors import GarbledStateError, StateError
 from broker_pipeline.messages.jobs import JobEvent, TokenEntry
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.tracing.activities import COMMIT, TELL
@@ -189,6 +189,11 @@ class Committer:
         while True:
             try:
                 taken = await self._store.commit(commits)
+            except GarbledStateError as error:
+                if len(commits) > 1:  # one of these jobs is to blame; their tokens may be committed twice
+                    return [taken for commit in commits for taken in await self._until_taken([commit])]
+                log.warning("commit_unreadable", job=commits[0].job_id, reason=error.message)
+                return [False]
             except StateError as error:
                 if self.is_reachable:
                     log.warning("commits_interrupted", num_jobs=len(commits), reason=error.message)

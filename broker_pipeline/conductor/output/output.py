@@ -14,6 +14,7 @@ from broker_pipeline.conductor.output.reasoning import ReasoningSplit
 from broker_pipeline.conductor.output.repetition_watch import RepetitionWatch
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.stop_strings import StopStrings
+from broker_pipeline.errors import GarbledStateError
 from broker_pipeline.messages.jobs import Choice, FinishReason, TokenEntry
 from broker_pipeline.messages.sampling import SampledToken
 
@@ -117,6 +118,15 @@ class Output:
 def tokens_by_choice(tokens: Sequence[TokenEntry]) -> list[list[TokenEntry]]:
     """Return the tokens of each of a job's outputs; only the last may be unfinished."""
     return [list(entries) for _, entries in groupby(tokens, key=lambda entry: entry.choice)]
+
+
+def check_committed(tokens: Sequence[TokenEntry], *, vocab_size: int, num_outputs: int) -> None:
+    """Raise `GarbledStateError` for tokens that this model cannot have said, or outputs that were not asked for."""
+    choices = [choice for choice, _ in groupby(entry.choice for entry in tokens)]
+    if choices != list(range(len(choices))) or len(choices) > num_outputs:
+        raise GarbledStateError(f"the committed tokens are of outputs {choices[:10]}, and {num_outputs} were asked for")
+    if (largest := max((entry.token_id for entry in tokens), default=0)) >= vocab_size:
+        raise GarbledStateError(f"token {largest} was committed, and the model has {vocab_size}")
 
 
 def committed_choice(tokens: Sequence[TokenEntry]) -> Choice:

@@ -92,14 +92,15 @@ class Roster:
 
     # --- who is there -----------------------------------------------------------------------------------------------
 
-    def look(self, records: Collection[WorkerRecord]) -> list[WorkerRecord]:
+    def look(self, records: Collection[WorkerRecord], unreadable: Collection[RefusedWorker] = ()) -> list[WorkerRecord]:
         """Take in the registry's records; return those to shake hands with, each of which is then answered for.
 
-        That is by `join`, `note_unanswered` or `note_refusing`.
+        That is by `join`, `note_unanswered` or `note_refusing`. Those that are `unreadable` are shown as refused.
         """
         self._look_for_gone(records)
         newcomers = []
-        for record in self._refusals.fitting(records, [member.record for member in self.members]):
+        in_use = [member.record for member in self.members]
+        for record in self._refusals.fitting(records, in_use, unreadable):
             if member := self._members.get(record.instance):
                 self._update(member, record)
             elif record.instance not in self._in_handshake:

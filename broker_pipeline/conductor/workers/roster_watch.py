@@ -25,7 +25,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.messages.control import Hello, HelloReply
 from broker_pipeline.messages.edges import PeerLost
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
-from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.state.registry import Registered, WorkerRegistry
 from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
@@ -64,8 +64,13 @@ class RosterWatch:
 
     async def _poll(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            if (records := await self._read_registry()) is not None:
-                for record in self.roster.look(records):
+            if (found := await self._read_registry()) is not None:
+                records = [
+                    record
+                    for record in found.records
+                    if record.role == "vision" or (record.role == "stage" and record.share == self.share)
+                ]
+                for record in self.roster.look(records, found.unreadable):
                     tasks.create_task(self.shake_hands(record), name=f"handshake {record.worker}")
             await asyncio.sleep(self.times.poll_s)
 
@@ -100,9 +105,9 @@ class RosterWatch:
         finally:
             self._in_doubt.discard(record.instance)
 
-    async def _read_registry(self) -> list[WorkerRecord] | None:
+    async def _read_registry(self) -> Registered | None:
         try:
-            records = await self.registry.workers()
+            found = await self.registry.registered()
         except StateError as error:
             if not self._is_registry_away:
                 log.warning("registry_unreachable", reason=error.message)
@@ -111,7 +116,7 @@ class RosterWatch:
         if self._is_registry_away:
             log.info("registry_reachable")
         self._is_registry_away = False
-        return [record for record in records if record.role == "vision" or record.share == self.share]
+        return found
 
     async def shake_hands(self, record: WorkerRecord) -> None:
         """Prove that a worker listens, fence it, and tell the roster.

@@ -5,7 +5,31 @@
 -- writes an empty list as {}.
 local args = cjson.decode(ARGV[1])
 
-local function key(kind, id) return (string.gsub(args.keys[kind], '@', id)) end
+local function key(kind, id) return (string.gsub(args.keys[kind], '@', function() return id end)) end
+
+-- A string; false where there is none, or something else stands there, which SET replaces.
+local function text(name)
+  local held = redis.pcall('GET', name)
+  return type(held) == 'string' and held
+end
+
+-- Counters are whole numbers that can be counted on.
+local function are_counters(name)
+  for _, value in ipairs(redis.call('HVALS', name)) do
+    if #value > 15 or not string.match(value, '^%-?%d+$') then return false end
+  end
+  return true
+end
+
+-- Moves a key that is not what it should be out of the way, to be looked at for a while. Returns its type then.
+local function set_aside(name, kind, for_s)
+  local found = redis.call('TYPE', name).ok
+  if found == 'none' or found == kind then return nil end
+  if kind == 'counters' and found == 'hash' and are_counters(name) then return nil end
+  redis.call('RENAME', name, name .. ':garbled')
+  redis.call('EXPIRE', name .. ':garbled', for_s)
+  return found
+end
 
 local function now()
   local t = redis.call('TIME')

@@ -96,7 +96,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     """Show a page of jobs, newest first."""
     query = convert_strings(request.query, JobListQuery)
     page = await request.app[GATEWAY].store.list(query.after, query.limit, query.status)
-    return json_answer(JobList(jobs=tuple(page.records), next=page.next))
+    return json_answer(JobList(jobs=tuple(page.records), next=page.next, num_unreadable=page.num_unreadable))
 
 
 def _job_answer(record: JobRecord, *, status: int, is_repeat: bool) -> web.Response:

@@ -23,6 +23,7 @@ from broker_pipeline.messages.jobs import (
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.unpublished_jobs import UnpublishedJobs
 
 MODEL = "a" * 64
 NUM_PAST_ENDS = 10  # of scripts/jobs/prelude.lua
@@ -161,17 +162,20 @@ async def test_only_the_last_failures_are_kept(store: JobStore, failed: FailedJo
     assert record.error.message == f"number {last}\n"
 
 
-async def test_what_is_not_published_is_noted_until_it_is(store: JobStore, failed: FailedJobs) -> None:
+async def test_what_is_not_published_is_noted_until_it_is(
+    redis: RedisClient, namespace: str, store: JobStore, failed: FailedJobs
+) -> None:
+    notes = UnpublishedJobs(redis, namespace)
     specs = [await failed_job(store) for _ in range(3)]
     for spec in specs:
         await failed.retry(again(spec))
-    assert await failed.unpublished(since_s=60) == []
-    assert await failed.unpublished(since_s=0) == [spec.job_id for spec in specs]
-    await failed.mark_published(again(specs[0]))
+    assert await notes.left(since_s=60) == []
+    assert await notes.left(since_s=0) == [spec.job_id for spec in specs]
+    await notes.mark(again(specs[0]))
     await store.begin_attempt(again(specs[1]), MODEL)
-    assert await failed.unpublished(since_s=0) == [specs[2].job_id], "the other two are in the queue"
-    await failed.mark_published(specs[2])
-    assert await failed.unpublished(since_s=0) == [specs[2].job_id], "that was of an earlier sending"
+    assert await notes.left(since_s=0) == [specs[2].job_id], "the other two are in the queue"
+    await notes.mark(specs[2])
+    assert await notes.left(since_s=0) == [specs[2].job_id], "that was of an earlier sending"
 
 
 async def test_a_discarded_job_is_gone_and_its_late_message_does_not_bring_it_back(

@@ -17,7 +17,7 @@ async def test_jobs_of_a_deleted_stream_run_once(
     running: tuple[Gateway, str], http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes, namespace: str
 ) -> None:
     gateway, _ = running
-    lost = [LostJobs(gateway.store, gateway.queue) for _ in range(2)]  # two gateways, at the same time
+    lost = [LostJobs(gateway.store, gateway.publisher) for _ in range(2)]  # two gateways, at the same time
     jobs = [(await accepted(http, data=form(jpeg + bytes([number]))))["job_id"] for number in range(5)]
     done, held = await conductor.take(), await conductor.take()
     await conductor.run(done, lambda *_: "done")
@@ -42,5 +42,5 @@ async def test_what_is_in_the_queue_is_not_put_there_twice(
     gateway, _ = running
     for number in range(3):
         await accepted(http, data=form(jpeg + bytes([number])))
-    assert await LostJobs(gateway.store, gateway.queue).publish() == 3
+    assert await LostJobs(gateway.store, gateway.publisher).publish() == 3
     assert (await gateway.queue.depth()).num_waiting == 3

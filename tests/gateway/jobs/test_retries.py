@@ -10,6 +10,9 @@ import msgspec
 import pytest
 
 from broker_pipeline import redis_keys
+from broker_pipeline.conductor.jobs.job_end import Stores
+from broker_pipeline.conductor.jobs.unqueued_jobs import UnqueuedJobs
+from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.errors import Failure, TransportError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.state.redis_client import RedisClient
@@ -142,11 +145,12 @@ async def test_a_deleted_failure_is_gone_with_its_picture(
     assert (await accepted(http, data=form(jpeg), headers={"Idempotency-Key": "k"}))["job_id"] != job_id
 
 
-async def test_what_a_gateway_that_died_had_not_queued_is_queued_by_another(
+async def test_what_a_gateway_that_died_had_not_queued_is_queued_by_the_conductor(
     running: tuple[Gateway, str],
     http: aiohttp.ClientSession,
     conductor: ActingConductor,
     jpeg: bytes,
+    namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the request in Redis on the job will run, whatever dies before it is in the queue."""
@@ -161,10 +165,13 @@ async def test_what_a_gateway_that_died_had_not_queued_is_queued_by_another(
         status, shown = await answered(http, "POST", f"/v1/jobs/{job_id}/retry")
         assert (status, shown["error"]["retryable"]) == (503, True)
     assert await conductor.queue.pull(0.2) is None
-    assert await gateway.retries.publish_left(since_s=0) == 1
+    unqueued = UnqueuedJobs(
+        Stores.open(gateway.transport, gateway.redis, namespace, Watchers()), gateway.publisher, since_s=0
+    )
+    assert await unqueued.sweep() == 1
     await conductor.run(await conductor.take(), lambda _, media: f"{len(media[0])} bytes")
     assert (await conductor.store.get(job_id)).status == "succeeded"
-    assert await gateway.retries.publish_left(since_s=0) == 0
+    assert await unqueued.sweep() == 0
 
 
 async def test_the_same_wish_again_queues_what_was_left(

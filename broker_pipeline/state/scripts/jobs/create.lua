@@ -3,9 +3,12 @@
 local id, name = args.job_id, args.idempotency_key
 sweep()
 if name then
-  local other = redis.call('GET', name)
+  local other = text(name)
   if other and other ~= id and redis.call('EXISTS', key('job', other)) == 1 then return {other, 0, record(other)} end
   redis.call('SET', name, id, 'EX', args.result_ttl_s)
 end
-if redis.call('EXISTS', key('job', id)) == 0 then create() end
+if redis.call('EXISTS', key('job', id)) == 0 then
+  redis.call('ZADD', UNPUBLISHED, now(), id .. ' ' .. args.num_retries)  -- until its sender knows it in the queue
+  create()
+end
 return {id, 1, record(id)}

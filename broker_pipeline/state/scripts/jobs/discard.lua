@@ -2,7 +2,6 @@
 local id = args.job_id
 local status, attempt, idempotency = unpack(redis.call('HMGET', key('job', id), 'status', 'attempt', 'idempotency'))
 if status ~= 'queued' or attempt ~= '0' then return 0 end
-redis.call('HINCRBY', COUNTS, 'queued', -1)
 free_idempotency_key(idempotency, id)
 forget(id)
 return 1

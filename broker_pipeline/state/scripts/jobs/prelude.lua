@@ -1,5 +1,6 @@
 -- Stands before every script about jobs: the steps that they are made of.
 -- KEYS: jobs, expiry, counts, unpublished. args of all: keys (job, tokens, status), result_ttl_s.
+-- Each writes indexes first and the job's record last: where an index turns out to be none, it can begin again.
 local JOBS, EXPIRY, COUNTS, UNPUBLISHED = unpack(KEYS)
 local NUM_SWEPT_PER_CALL = 16
 local NUM_PAST_ENDS = 10  -- that a job's record keeps
@@ -16,34 +17,33 @@ local function record(id) return redis.call('HMGET', key('job', id), unpack(args
 -- args: job_id, spec, created_at, metadata, num_retries; idempotency_key where there is one.
 local function create()
   local id = args.job_id
+  redis.call('ZADD', JOBS, args.created_at, id)
+  redis.call('ZADD', key('status', 'queued'), args.created_at, id)
   redis.call('HSET', key('job', id), 'status', 'queued', 'spec', args.spec, 'created_at', args.created_at,
              'metadata', args.metadata, 'attempt', 0, 'num_retries', args.num_retries,
              'idempotency', args.idempotency_key or '')
-  redis.call('ZADD', JOBS, args.created_at, id)
-  redis.call('ZADD', key('status', 'queued'), args.created_at, id)
-  redis.call('HINCRBY', COUNTS, 'queued', 1)
 end
 
 local function move(id, status)
   local job = key('job', id)
   local old, created_at = unpack(redis.call('HMGET', job, 'status', 'created_at'))
   if old == status then return end
-  redis.call('HSET', job, 'status', status)
   redis.call('ZREM', key('status', old), id)
   redis.call('ZADD', key('status', status), created_at, id)
-  redis.call('HINCRBY', COUNTS, old, -1)
-  redis.call('HINCRBY', COUNTS, status, 1)
+  if FINAL[old] then redis.call('HINCRBY', COUNTS, old, -1) end
+  if FINAL[status] then redis.call('HINCRBY', COUNTS, status, 1) end
+  redis.call('HSET', job, 'status', status)
 end
 
 local function finish(id, status, result, failure)
   local job = key('job', id)
+  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, id)
   if result then redis.call('HSET', job, 'result', result) end
   if failure then redis.call('HSET', job, 'error', failure) end
   redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
-  move(id, status)
   redis.call('EXPIRE', job, args.result_ttl_s)
   redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
-  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, id)
+  move(id, status)
 end
 
 -- A job's tokens begin anew, with an attempt.
@@ -73,7 +73,7 @@ local function start_over()
 end
 
 local function free_idempotency_key(name, id)
-  if name and name ~= '' and redis.call('GET', name) == id then redis.call('DEL', name) end
+  if name and name ~= '' and text(name) == id then redis.call('DEL', name) end
 end
 
 local function forget(id)

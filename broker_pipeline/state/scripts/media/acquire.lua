@@ -1,6 +1,6 @@
 -- Lets a job refer to bytes that are known. args: sha256, job_id; upload, after_s: the name under which others will
 -- be uploaded, where they will, and the seconds that this may take. Returns the object's name, or false.
-local name = redis.call('GET', key('media', args.sha256))
+local name = object_of(args.sha256)
 if name then
   refer(args.sha256, args.job_id)
 elseif args.upload then

@@ -2,7 +2,7 @@
 -- args: sha256, job_id, name, replaces: the name that it takes the place of, where there is one.
 -- Returns the name to use; '' when the upload came too late.
 local media, name = key('media', args.sha256), args.name
-local current = redis.call('GET', media)
+local current = object_of(args.sha256)
 if current and current ~= args.replaces and current ~= name then
   name = current
 elseif current ~= name then

@@ -3,7 +3,7 @@ local due = redis.call('ZRANGEBYSCORE', ACQUIRED, '-inf', now(), 'LIMIT', 0, arg
 for _, member in ipairs(due) do
   local holder, sha = string.match(member, '^(%S+) (%S+)$')
   redis.call('ZREM', ACQUIRED, member)
-  local job_id = string.match(holder, '^[^.]+')  -- a retried job's reference is held by `job.number`
-  if redis.call('EXISTS', key('job', job_id)) == 0 then release(sha, holder) end
+  local job_id = holder and string.match(holder, '^[^.]+')  -- a retried job's reference is held by `job.number`
+  if job_id and redis.call('EXISTS', key('job', job_id)) == 0 then release(sha, holder) end
 end
 return #due

@@ -3,12 +3,20 @@
 local time = now()
 for _, sha in ipairs(redis.call('ZRANGEBYSCORE', UNREFERENCED, '-inf', time - args.grace_s, 'LIMIT', 0, args.limit)) do
   redis.call('ZREM', UNREFERENCED, sha)
-  local name = redis.call('GET', key('media', sha))
-  if name and redis.call('SCARD', key('media_jobs', sha)) == 0 then
+  local name = object_of(sha)
+  if name and redis.call('SCARD', jobs_of(sha)) == 0 then
     redis.call('DEL', key('media', sha))
     redis.call('ZADD', DOOMED, time, name)
   end
 end
 local names = redis.call('ZRANGEBYSCORE', DOOMED, '-inf', time, 'LIMIT', 0, args.limit)
-for _, name in ipairs(names) do redis.call('ZADD', DOOMED, time + args.claim_s, name) end
-return names
+local taken = {}
+for _, name in ipairs(names) do
+  if string.match(name, '^[%w_.-]+$') then
+    redis.call('ZADD', DOOMED, time + args.claim_s, name)
+    taken[#taken + 1] = name
+  else
+    redis.call('ZREM', DOOMED, name)
+  end
+end
+return taken

@@ -2,7 +2,7 @@
 -- KEYS: workers, pipelines. args: keys (worker), worker, instance. Returns 1 when it was there.
 local WORKERS = KEYS[1]
 local record = key('worker', args.worker)
-local held = redis.call('GET', record)
-if held and cjson.decode(held).instance ~= args.instance then return 0 end
+local held, of = live_record(record)
+if held and of.instance ~= args.instance then return 0 end
 redis.call('SREM', WORKERS, args.worker)
 return redis.call('DEL', record)

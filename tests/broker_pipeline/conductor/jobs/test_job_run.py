@@ -472,14 +472,30 @@ async def test_a_job_that_redis_cannot_be_told_of_goes_back_into_the_queue(
 ) -> None:
     monkeypatch.setattr(persistence, "_MAX_TRIES", 0)
     job = await it.submit()
-    await it.redis.delete(key := redis_keys.job(it.namespace, job.job_id))
-    await it.redis.set(key, "no job")  # which Redis refuses to change as one
-    async with asyncio.timeout(10):
-        await it.runner.run(job)
+    await it.redis.config_set("min-replicas-to-write", 1)
+    try:
+        async with asyncio.timeout(10):
+            await it.runner.run(job)
+    finally:
+        await it.redis.config_set("min-replicas-to-write", 0)
     assert len(it.live) == 0
     delivery = await it.queue.pull(5)
     assert delivery is not None
     assert (delivery.spec.job_id, delivery.num_deliveries) == (job.job_id, 2)
+
+
+async def test_a_job_whose_row_is_garbled_ends_with_that_reason(it: Running) -> None:
+    job = await it.submit()
+    key = redis_keys.job(it.namespace, job.job_id)
+    await it.redis.delete(key)
+    await it.redis.set(key, "no job")
+    record = await it.run(job)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert (record.error.code, record.error.retryable) == ("garbled_state", False)
+    assert "failed retry" in record.error.message
+    assert await it.redis.get(f"{key}:garbled") == b"no job", "for somebody to look at"
+    assert await it.store.spec(job.job_id) == job.spec, "so that it can be sent again"
 
 
 async def test_no_attempt_begins_while_the_lease_is_not_held(it: Running) -> None:

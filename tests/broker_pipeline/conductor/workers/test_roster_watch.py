@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker_pipeline import redis_keys, subjects
+from broker_pipeline import subjects
 from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.conductor.workers.roster_watch import RosterWatch
 from broker_pipeline.errors import ContractError, LeaseLostError, PipelineError, StageError, StaleEpochError
@@ -148,14 +148,16 @@ async def test_records_and_heartbeats_reach_the_roster(watched: Watched) -> None
 
 
 async def test_a_redis_that_refuses_makes_nobody_leave(watched: Watched, redis: RedisClient) -> None:
-    a, names = watched.record("a", state="draining"), redis_keys.workers(watched.namespace, "main")
+    a = watched.record("a", state="draining")
     watched.roster.join(a)
     watched.clock.pass_s(60.0)  # it is silent: without a record it would be gone
-    await redis.set(names, "not a set of names")
+    await redis.acl_setuser("default", enabled=True, commands=["-smembers"])
     async with watched.running() as task:
-        await eventually(lambda: watched.states() == {a.worker: "suspended"} and watched.watch._is_registry_away)
-        assert [member.record for member in watched.roster.members] == [a]
-        await redis.delete(names)
+        try:
+            await eventually(lambda: watched.states() == {a.worker: "suspended"} and watched.watch._is_registry_away)
+            assert [member.record for member in watched.roster.members] == [a]
+        finally:
+            await redis.acl_setuser("default", enabled=True, commands=["+smembers"])
         await eventually(lambda: watched.roster.members == ())
         assert not task.done()
 
