@@ -61,7 +61,7 @@ from typing import ClassVar
 import msgspec
 
 
-class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """An error as it travels: over NATS, in Redis and in HTTP answers."""
 
     code: str

@@ -13,6 +13,7 @@ from broker_pipeline.messages.base import (
     Seconds,
     SessionRef,
     Subject,
+    WireReport,
     WireStruct,
 )
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
@@ -58,7 +59,7 @@ class SessionClose(WireStruct, frozen=True, kw_only=True):
     attempt: PositiveCount
 
 
-class SessionFailure(WireStruct, frozen=True, kw_only=True):
+class SessionFailure(WireReport, frozen=True, kw_only=True):
     """Why one session could not go on in this microbatch; the others are not touched."""
 
     session: SessionRef
@@ -67,7 +68,7 @@ class SessionFailure(WireStruct, frozen=True, kw_only=True):
     worker: str = ""
 
 
-class StageTiming(WireStruct, frozen=True, kw_only=True):
+class StageTiming(WireReport, frozen=True, kw_only=True):
     """Where a microbatch's time went on one stage."""
 
     worker: Name
@@ -98,7 +99,7 @@ class Envelope(FencedMessage, frozen=True, kw_only=True):
     timings: tuple[StageTiming, ...] = ()
 
 
-class MicrobatchResult(FencedMessage, frozen=True, kw_only=True):
+class MicrobatchResult(FencedMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The one answer to every envelope: from the last stage, or from the stage that could not go on."""
 
     microbatch: Count

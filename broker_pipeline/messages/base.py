@@ -4,8 +4,10 @@
                   version        pipeline           fingerprint
                   tensors                           epoch
 
-Each struct refuses unknown fields and checks its ranges while it is decoded, so that what code holds is what the
-contract allows. Tensors travel alongside the metadata (see `wire.codec`); here is only their table.
+Each struct checks its ranges while it is decoded, so that what code holds is what the contract allows. What asks for
+something refuses fields that it does not know; what tells of something (a record, an answer, a sign of life) passes
+them over, since the sender may be of a later release of the same contract version. Tensors travel alongside the
+metadata (see `wire.codec`); here is only their table.
 
 Sizes are in bytes, times in seconds. `session` is the id of one generation; today a job has exactly one, and they
 share their id.
@@ -35,6 +37,10 @@ WireDtype = Literal["bfloat16", "float32", "int32"]
 
 class WireStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, gc=False):
     """Base of everything here: immutable, strict, compact; never in a cycle, so that the collector may pass it over."""
+
+
+class WireReport(WireStruct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Base of what tells of something: a later release may tell more."""
 
 
 class TensorSpec(WireStruct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ class Hello(PipelineMessage, frozen=True, kw_only=True):
     epoch: Count = 0
 
 
-class HelloReply(WireMessage, frozen=True, kw_only=True):
+class HelloReply(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """A worker's answer to `Hello`."""
 
     record: WorkerRecord
@@ -24,7 +24,7 @@ class DrainRequest(PipelineMessage, frozen=True, kw_only=True):
     """Asks a worker to announce that it drains, finish the sessions that it has, and end. Asking again is harmless."""
 
 
-class DrainReply(WireMessage, frozen=True, kw_only=True):
+class DrainReply(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """A worker's answer to `DrainRequest`: its record, which says `draining`."""
 
     record: WorkerRecord

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.base import Subject, WireMessage, WireStruct
+from broker_pipeline.messages.base import Subject, WireMessage, WireReport
 
 EdgeKind = Literal["shm", "tcp"]
 Carrier = Literal["shm", "tcp", "nats"]
@@ -28,7 +28,7 @@ class EdgeRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where in the ring its record begins, for an edge that has a ring."""
 
 
-class ShmOffer(WireStruct, frozen=True, kw_only=True):
+class ShmOffer(WireReport, frozen=True, kw_only=True):
     """A way in for whoever is on the same machine."""
 
     path: Annotated[str, Meta(min_length=1, max_length=107)]
@@ -37,7 +37,7 @@ class ShmOffer(WireStruct, frozen=True, kw_only=True):
     """Is good for one connection."""
 
 
-class TcpOffer(WireStruct, frozen=True, kw_only=True):
+class TcpOffer(WireReport, frozen=True, kw_only=True):
     """A way in over the network."""
 
     addresses: Annotated[tuple[str, ...], Meta(max_length=16)]
@@ -57,14 +57,14 @@ class EdgeAsk(WireMessage, frozen=True, kw_only=True):
     """Of the asking side's subjects, so that whoever misses it knows whom."""
 
 
-class PeerLost(WireMessage, frozen=True, kw_only=True):
+class PeerLost(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """A worker's edge to or from another one has ended: that one may have died."""
 
     root: Subject
     """Of that one's subjects."""
 
 
-class EdgeOffer(WireMessage, frozen=True, kw_only=True):
+class EdgeOffer(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The ways in. None where the worker has no such edge, or has given out as many as it may."""
 
     shm: ShmOffer | None = None

@@ -10,8 +10,8 @@ from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import WorkerRecord
 
 
-class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of everything here: immutable, strict."""
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything here: immutable. A later release may tell more, which is passed over."""
 
 
 class JobList(_Answer, frozen=True, kw_only=True):

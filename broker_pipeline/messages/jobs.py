@@ -7,8 +7,8 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.errors import Failure
-from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireStruct
-from broker_pipeline.messages.sampling import SamplingParams, TokenLogprob
+from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireReport, WireStruct
+from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, TokenLogprob
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 DEFAULT_PROMPT = "Describe this image."
@@ -138,7 +138,7 @@ FINAL_STATUSES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
 
 
-class TokenEntry(WireStruct, frozen=True, kw_only=True):
+class TokenEntry(WireReport, frozen=True, kw_only=True):
     """One committed token: its id, the text that became visible with it, its log-probabilities."""
 
     token_id: TokenId
@@ -152,7 +152,7 @@ class TokenEntry(WireStruct, frozen=True, kw_only=True):
     """To which of several outputs it belongs."""
 
 
-class Usage(WireStruct, frozen=True, kw_only=True):
+class Usage(WireReport, frozen=True, kw_only=True):
     """Token counts of one job."""
 
     num_prompt_tokens: Count
@@ -162,7 +162,7 @@ class Usage(WireStruct, frozen=True, kw_only=True):
     """Those of them that are reasoning, its tags included."""
 
 
-class Choice(WireStruct, frozen=True, kw_only=True):
+class Choice(WireReport, frozen=True, kw_only=True):
     """One of several outputs."""
 
     text: str
@@ -175,7 +175,7 @@ class Choice(WireStruct, frozen=True, kw_only=True):
     """Those of them that are reasoning, its tags included."""
 
 
-class JobResult(WireStruct, frozen=True, kw_only=True):
+class JobResult(WireReport, frozen=True, kw_only=True):
     """What a finished job holds; `text`, `reasoning` and `finish_reason` are those of its first output."""
 
     text: str
@@ -189,13 +189,13 @@ class JobResult(WireStruct, frozen=True, kw_only=True):
     """Name of the model that computed it."""
     fingerprint: Sha256 | None = None
     """That model's artifact."""
-    sampling: SamplingParams | None = None
+    sampling: ObeyedSampling | None = None
     """What was obeyed, as a job could ask for it: every default decided, the seed too."""
     max_tokens: Count | None = None
     """The output limit that counted."""
 
 
-class PastEnd(WireStruct, frozen=True, kw_only=True):
+class PastEnd(WireReport, frozen=True, kw_only=True):
     """How a job had ended before it was sent again."""
 
     status: Literal["failed", "cancelled"]
@@ -205,7 +205,7 @@ class PastEnd(WireStruct, frozen=True, kw_only=True):
     error: Failure | None = None
 
 
-class JobRecord(WireStruct, frozen=True, kw_only=True):
+class JobRecord(WireReport, frozen=True, kw_only=True):
     """A job as Redis knows it and as the gateway shows it."""
 
     job_id: Name
@@ -230,7 +230,7 @@ class JobRecord(WireStruct, frozen=True, kw_only=True):
 EventKind = Literal["queued", "started", "restarted", "tokens", "finished"]
 
 
-class JobEvent(WireStruct, frozen=True, kw_only=True):
+class JobEvent(WireReport, frozen=True, kw_only=True):
     """One step of a job's life, for streaming clients. `index` counts the tokens committed before this event.
 
     `restarted` says that the job begins again from token 0: what was told of its tokens is void.

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.base import Count, PositiveCount, SessionRef, TokenId, WireStruct
+from broker_pipeline.messages.base import Count, PositiveCount, SessionRef, TokenId, WireReport, WireStruct
 
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 256
@@ -99,6 +99,10 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
         return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
 
+class ObeyedSampling(SamplingParams, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The same as it is shown with a result: told, not asked for."""
+
+
 class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     """Sampling as a stage obeys it: every field decided. Greedy is `temperature == 0`; `top_k == 0` means no limit."""
 
@@ -139,7 +143,7 @@ class SamplingSettings(WireStruct, frozen=True, kw_only=True):
         return max(chain(self.logit_bias, self.end_token_ids, words), default=-1)
 
 
-class TokenLogprob(WireStruct, frozen=True, kw_only=True):
+class TokenLogprob(WireReport, frozen=True, kw_only=True):
     """Log-probability of one token: natural, after biases, penalties and masks, before temperature and filters.
 
     None is lower than -9999.
@@ -149,7 +153,7 @@ class TokenLogprob(WireStruct, frozen=True, kw_only=True):
     logprob: float
 
 
-class SampledToken(WireStruct, frozen=True, kw_only=True):
+class SampledToken(WireReport, frozen=True, kw_only=True):
     """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
 
     session: SessionRef

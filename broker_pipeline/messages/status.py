@@ -13,8 +13,8 @@ SERVING_STATES = ("ready", "trial")
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class _Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of everything here: immutable, strict."""
+class _Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything here: immutable. A later release may tell more, which is passed over."""
 
 
 class WorkerTotals(_Shown, frozen=True, kw_only=True):

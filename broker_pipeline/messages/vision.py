@@ -38,7 +38,7 @@ class PrepareRequest(FencedMessage, frozen=True, kw_only=True):
     budget_s: Seconds
 
 
-class PreparedSession(WireMessage, frozen=True, kw_only=True):
+class PreparedSession(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The answer. Tensors: `token_ids` int32 [n], `positions` int32 [3, n]. Rows are already at their stages."""
 
     session: Name
@@ -61,7 +61,7 @@ class RowDelivery(FencedMessage, frozen=True, kw_only=True):
     attempt: PositiveCount
 
 
-class RowReceipt(WireMessage, frozen=True, kw_only=True):
+class RowReceipt(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """A stage's answer to a `RowDelivery`."""
 
     session: Name

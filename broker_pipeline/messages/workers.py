@@ -12,7 +12,7 @@ from broker_pipeline.messages.base import (
     Seconds,
     ShareName,
     Subject,
-    WireStruct,
+    WireReport,
 )
 from broker_pipeline.pictures.rule import PictureRule
 
@@ -21,7 +21,7 @@ PROCESSOR_PREFIX = "cpu-"
 Role = Literal["stage", "vision", "conductor", "gateway"]
 
 
-class BlockRange(WireStruct, frozen=True, kw_only=True):
+class BlockRange(WireReport, frozen=True, kw_only=True):
     """Decoder layers `[start, stop)`."""
 
     start: Count
@@ -31,7 +31,7 @@ class BlockRange(WireStruct, frozen=True, kw_only=True):
         return self.stop - self.start
 
 
-class WorkerRecord(WireStruct, frozen=True, kw_only=True):
+class WorkerRecord(WireReport, frozen=True, kw_only=True):
     """How a worker announces itself. `instance` changes with every start, so that a restart is seen."""
 
     worker: Name
@@ -65,14 +65,14 @@ class WorkerRecord(WireStruct, frozen=True, kw_only=True):
     """Most tokens of one microbatch that this worker computes."""
 
 
-class CarriedCounts(WireStruct, frozen=True, kw_only=True):
+class CarriedCounts(WireReport, frozen=True, kw_only=True):
     """Payloads that took one way."""
 
     num_messages: Count = 0
     num_bytes: Count = 0
 
 
-class TransportCounts(WireStruct, frozen=True, kw_only=True):
+class TransportCounts(WireReport, frozen=True, kw_only=True):
     """What a process's transport has got over since it was opened."""
 
     num_reconnects: Count = 0
@@ -89,7 +89,7 @@ class TransportCounts(WireStruct, frozen=True, kw_only=True):
     """Edges to other workers that ended before this process did."""
 
 
-class Heartbeat(WireStruct, frozen=True, kw_only=True):
+class Heartbeat(WireReport, frozen=True, kw_only=True):
     """A sign of life, published every `heartbeat_s`; also carries what `status` shows."""
 
     worker: Name

@@ -36,7 +36,7 @@ class PictureHeader:
     height: int
 
 
-class PictureRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PictureRule(msgspec.Struct, frozen=True, kw_only=True):
     """What a picture may be at most. Errors of its checks name `field`, the picture's place in a request."""
 
     formats: tuple[str, ...] = DECODED_FORMATS

@@ -45,7 +45,8 @@ class MediaReferences:
             "media_jobs": redis_keys.media_jobs(namespace, "@"),
             "job": redis_keys.job(namespace, "@"),
         }
-        self._scripts = ScriptRunner(redis, "media", keys, {"keys": templates, "upload_s": UPLOAD_S})
+        shared = {"keys": templates, "upload_s": UPLOAD_S}
+        self._scripts = ScriptRunner(redis, "media", keys, shared, dict.fromkeys(keys, "zset"))
 
     async def acquire(self, sha256: str, job_id: str, *, upload: tuple[str, float] | None = None) -> str | None:
         """Let the job refer to bytes that are known; return their object's name, or None when they are not.

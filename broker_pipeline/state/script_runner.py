@@ -63,25 +63,23 @@ class ScriptRunner:
         return await self.mending(lambda: self._run(name, [encoded, *content], action))
 
     async def mending(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call; where an index turns out to be none, move it out of the way and call once more."""
+        """Call; where an index may be none, see to it (another may have, meanwhile), and call once more."""
         try:
             return await call()
         except GarbledStateError:
-            if not await self._set_aside():
+            if not self._indexes:
                 raise
+            await self._set_aside()
             return await call()
 
-    async def _set_aside(self) -> bool:
-        """Move indexes that are none out of the way; whether there were any. What they held is hidden from then on."""
-        if not self._indexes:
-            return False
+    async def _set_aside(self) -> None:
+        """Move indexes that are none out of the way. What they held is hidden from then on."""
         args = orjson.dumps({"types": list(self._indexes.values()), "for_s": _ASIDE_S})
         script = self._redis.register_script(_sources("indexes")["set_aside"])
         with state_errors("cannot move what is garbled out of the way"):
             moved: list[list[bytes]] = await self._redis.scripts.run(script, list(self._indexes), [args])
         for key, found in moved:
             log.error("index_garbled", key=key.decode(), found=found.decode(), moved_to=f"{key.decode()}:garbled")
-        return bool(moved)
 
     async def _run(self, name: str, args: Sequence[bytes], action: str) -> Any:
         with state_errors(action):

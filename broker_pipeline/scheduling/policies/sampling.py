@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.messages.sampling import SamplingParams, SamplingSettings
+from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, SamplingSettings
 from broker_pipeline.model_facts import GenerationDefaults
 
 T = TypeVar("T")
@@ -49,14 +49,15 @@ def resolve_sampling(
     )
 
 
-def as_asked(asked: SamplingParams, settings: SamplingSettings) -> SamplingParams:
+def as_asked(asked: SamplingParams, settings: SamplingSettings) -> ObeyedSampling:
     """Return what a job obeys in the words of its sender, every default decided.
 
     Its output limit is not in there: the model and its stages have a say in that.
     """
     names = [name for name in SamplingParams.__struct_fields__ if name in SamplingSettings.__struct_fields__]
     decided = {name: getattr(settings, name) for name in names}
-    return msgspec.structs.replace(asked, **decided | {"logit_bias": asked.logit_bias, "max_tokens": None})
+    kept = {"logit_bias": asked.logit_bias, "max_tokens": None}
+    return ObeyedSampling(**msgspec.structs.asdict(asked) | decided | kept)
 
 
 def of_output(choice: int, first: SamplingSettings) -> SamplingSettings:
