@@ -232,6 +232,8 @@ class LocalCluster:
         async with asyncio.TaskGroup() as tasks:
             for program in self.processes.values():
                 tasks.create_task(program.watch())
+            for name in self._servers:
+                tasks.create_task(self.processes[name].tend())
 
     async def _stop_watching(self) -> None:
         if self._watching is not None:

@@ -12,6 +12,7 @@ append-only file and never evicts.
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import aiohttp
 import orjson
 
 from broker_pipeline.errors import ServerStartError
@@ -27,12 +29,15 @@ from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 from broker_pipeline.tools.local.server_binaries import find_nats_server, find_redis_server
+from broker_pipeline.tools.local.supervisor import Trouble
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 _POLL_S = 0.01
 _PROBE_S = 1.0
 _NUM_PORT_TRIES = 5
+_ROOM_BYTES = 32 * 1024 * 1024
+"""On a disk that was full; less would be full again at once."""
 
 
 class EmbeddedServer(ABC):
@@ -122,6 +127,10 @@ class EmbeddedServer(ABC):
         await self.stop()
         return await self.start()
 
+    async def trouble(self) -> Trouble | None:
+        """Say why it has to be started again although it runs; None while all is well."""
+        return None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -158,6 +167,7 @@ class EmbeddedNats(EmbeddedServer):
     """nats-server with JetStream. Its ports come from the file that it writes, so a random port has no race."""
 
     name = "nats-server"
+    _monitoring_url = ""
     scheme = "nats"
 
     def _prepare(self, port: int | None) -> Sequence[str]:
@@ -170,12 +180,28 @@ class EmbeddedNats(EmbeddedServer):
         return [str(find_nats_server()), "--config", str(config)]
 
     async def _probe(self, process: ChildProcess) -> int | None:
-        port = _read_ports_file(self.directory / "ports", process.pid)
-        if port is None:
+        urls = _read_ports_file(self.directory / "ports", process.pid)
+        if urls is None:
             return None
+        self._monitoring_url, port = urls["monitoring"][0], int(urls["nats"][0].rpartition(":")[2])
         banner = await _exchange(self._place.host, port, b"")
         facts = orjson.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None
+
+    async def trouble(self) -> Trouble | None:
+        """Say what JetStream cannot write. After a full disk it stores nothing until it is started again with room."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROBE_S)) as http,
+                http.get(f"{self._monitoring_url}/healthz") as answer,
+            ):
+                reason = None if answer.status == 200 else str((await answer.json()).get("error"))
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None  # it ends, or is busy
+        if reason is None:
+            return None
+        has_room = shutil.disk_usage(self.directory).free >= _ROOM_BYTES
+        return Trouble(f"stores nothing: {reason}; with room on {self.directory} it is started again", has_room)
 
 
 class EmbeddedRedis(EmbeddedServer):
@@ -218,6 +244,7 @@ class _PortTakenError(Exception):
 def _nats_config(directory: Path, host: str, port: int) -> str:
     return f"""\
 listen: "{host}:{port}"
+http: "{host}:-1"
 server_name: "broker-pipeline"
 ports_file_dir: {_quoted(directory / "ports")}
 max_payload: {MAX_PAYLOAD_BYTES}
@@ -235,10 +262,11 @@ def _quoted(path: Path) -> str:
     return orjson.dumps(str(path)).decode()
 
 
-def _read_ports_file(directory: Path, pid: int) -> int | None:
+def _read_ports_file(directory: Path, pid: int) -> dict[str, list[str]] | None:
+    """Return where the server listens, by what for."""
     for path in directory.glob(f"*_{pid}.ports"):
         with contextlib.suppress(orjson.JSONDecodeError):  # still being written
-            return int(str(orjson.loads(path.read_bytes())["nats"][0]).rpartition(":")[2])
+            return {str(what): urls for what, urls in orjson.loads(path.read_bytes()).items()}
     return None
 
 

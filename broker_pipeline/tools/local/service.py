@@ -66,6 +66,9 @@ class LocalService:
         if self._process is not None:
             await self._process.stop(grace_s)
 
+    async def trouble(self) -> None:
+        """Say nothing: a service of ours in trouble ends by itself."""
+
     async def _until_ready(self, process: ChildProcess, deadline: float) -> None:
         while not self._ready_path.exists():
             if not process.is_running:

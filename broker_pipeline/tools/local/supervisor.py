@@ -13,6 +13,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +25,7 @@ State = Literal["waiting", "starting", "ready", "restarting", "failed", "stoppin
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+TEND_S = 2.0
 _STEADY_S = 60.0
 """A program that was ready for so long has its pauses start small again."""
 
@@ -34,6 +36,14 @@ async def start_together(programs: Iterable[SupervisedProgram]) -> None:
         async with asyncio.TaskGroup() as tasks:
             for program in programs:
                 tasks.create_task(program.start())
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a program that runs has to be started again, and whether that would be of use by now."""
+
+    reason: str
+    is_over: bool
 
 
 class Program(Protocol):
@@ -52,6 +62,9 @@ class Program(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """End it in order, by force after `grace_s`."""
+
+    async def trouble(self) -> Trouble | None:
+        """Say why it has to be started again although it runs; None while all is well."""
 
 
 class SupervisedProgram:
@@ -126,6 +139,19 @@ class SupervisedProgram:
                 await self._revive()
             else:
                 await self._is_ready.wait()
+
+    async def tend(self) -> None:
+        """Say that it runs and is in trouble, and end it once that is of use: `watch` starts it again. Until cancelled."""
+        said = ""
+        while True:
+            await asyncio.sleep(TEND_S)
+            trouble = await self._program.trouble() if self.state == "ready" and self._restarts else None
+            if trouble is None:
+                said = ""
+            elif trouble.reason != said:
+                self._set("ready", said := trouble.reason)
+            elif trouble.is_over:
+                await self._program.stop(10.0)
 
     async def restart(self) -> None:
         """Stop it if it runs, start it again and wait until it is ready."""
