@@ -41,6 +41,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   └── GarbledStateError         Redis answers, with something that this version did not write
     ├── DeadlineExceededError         a part did not answer in time
     ├── RetriesExhaustedError         a job failed in every attempt that it was allowed
+    ├── NoRouteError                  nothing that can hold a job has come back in time
     ├── ModelChangedError             another model has begun a job that is not to begin again
     ├── CancelledJobError             somebody asked for the job to stop
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
@@ -446,6 +447,12 @@ class RetriesExhaustedError(PipelineError):
     """A job failed in every attempt that it was allowed."""
 
     code = "retries_exhausted"
+
+
+class NoRouteError(PipelineError):
+    """No route that can hold the job was there for as long as it may wait for one."""
+
+    code = "no_route"
 
 
 class ModelChangedError(PipelineError):

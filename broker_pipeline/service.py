@@ -26,6 +26,7 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
+from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
 from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
@@ -80,12 +81,13 @@ class ServiceContext:
         return self._num_signals > 1
 
 
-def run(name: str, main: ServiceMain, settings: CommonSettings) -> int:
-    """Run a service to its end and return the exit code."""
+def run(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = LEAST) -> int:
+    """Run a service to its end and return the exit code; says first what of its `needs` the host lacks."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure_logs(name, log_format=settings.log_format, level=settings.log_level)
     if settings.profile is not None:
         tracer.start(Path(settings.profile), name, max_events=settings.profile_max_events)
+    say_shortages(needs)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_live(name, main, settings))
@@ -93,9 +95,9 @@ def run(name: str, main: ServiceMain, settings: CommonSettings) -> int:
         tracer.stop()
 
 
-def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings) -> None:
+def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = LEAST) -> None:
     """Run a service and end the process with its exit code."""
-    sys.exit(run(name, main, settings))
+    sys.exit(run(name, main, settings, needs))
 
 
 async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:

@@ -88,7 +88,7 @@ def command(**options: Any) -> None:
     async def main(context: ServiceContext) -> None:
         await (supervise(context, settings, flags) if has_children else serve(context, settings))
 
-    run_and_exit(settings.name, main, settings.common)
+    run_and_exit(settings.name, main, settings.common, settings.needs)
 
 
 def gateway_settings(options: dict[str, Any]) -> GatewaySettings:

@@ -9,6 +9,7 @@ from msgspec import Meta
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.process.host_room import BASE_FILES, Needs
 from broker_pipeline.storage.jobs import MAX_JOBS
 from gateway.address_guard import AddressGuard
 
@@ -82,6 +83,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def keeps_house(self) -> bool:
         """Whether this process sweeps; of several, one."""
         return self.process_index in {None, 0}
+
+    @property
+    def needs(self) -> Needs:
+        """What this process needs of its host: each stream and upload is a connection."""
+        limits = self.own_limits
+        return Needs(num_files=BASE_FILES + limits.max_streams + 2 * limits.max_uploads)
 
     @property
     def own_limits(self) -> Limits:

@@ -52,6 +52,12 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
 @option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has not computed anything.")
 @option("--prepare-timeout-s", default=60.0, type=_SECONDS, help="Seconds for a vision worker to prepare a session.")
+@option(
+    "--route-timeout-s",
+    default=1800.0,
+    type=_SECONDS,
+    help="Seconds that a job under way waits for stages that can hold it, before it fails.",
+)
 @option("--lease-ttl-s", default=5.0, type=_SECONDS, help="Seconds after which a standby replaces a dead conductor.")
 @option(
     "--ack-wait-s", default=ACK_WAIT_S, type=_SECONDS, help="Seconds after which a dead conductor's jobs come back."

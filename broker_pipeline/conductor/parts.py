@@ -138,7 +138,12 @@ class Parts:
             preparer=Preparer(around.transport, self.workers, around.model.facts.vocab_size),
             committer=self.committer,
             admission=admission,
-            terms=PrepareTerms(around.common.pipeline, self._term.epoch, around.settings.prepare_timeout_s),
+            terms=PrepareTerms(
+                pipeline=around.common.pipeline,
+                epoch=self._term.epoch,
+                timeout_s=around.settings.prepare_timeout_s,
+                route_timeout_s=around.settings.route_timeout_s,
+            ),
         )
 
     def _load(self) -> Load:

@@ -41,6 +41,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     deadline_s: PositiveSeconds = 30.0
     first_deadline_s: PositiveSeconds = 180.0
     prepare_timeout_s: PositiveSeconds = 60.0
+    route_timeout_s: PositiveSeconds = 1800.0
+    """How long a job that was taken waits for a route that can hold it: stages that start again load for minutes."""
     heartbeat_timeout_s: PositiveSeconds = 2.5
     lease_ttl_s: PositiveSeconds = 5.0
     ack_wait_s: PositiveSeconds = ACK_WAIT_S

@@ -99,7 +99,7 @@ def command(**options: Any) -> None:
 
             await serve_stage_with_vision(context, settings, vision)
 
-    run_and_exit("stage", main, common)
+    run_and_exit("stage", main, common, settings.needs)
 
 
 def _vision_settings(stage: StageSettings, options: Mapping[str, Any]) -> VisionSettings | None:

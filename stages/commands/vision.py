@@ -35,4 +35,4 @@ def command(**options: Any) -> None:
 
         await serve_vision(context, settings)
 
-    run_and_exit("vision", main, common)
+    run_and_exit("vision", main, common, settings.needs)

@@ -21,7 +21,7 @@ from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import GarbledStateError
+from broker_pipeline.errors import GarbledStateError, NoRouteError
 from broker_pipeline.messages.jobs import TokenEntry
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.vision import PrepareRequest
@@ -48,6 +48,8 @@ class PrepareTerms:
     pipeline: str
     epoch: int
     timeout_s: float
+    route_timeout_s: float
+    """How long a job waits for a route that can hold it."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -110,14 +112,26 @@ class GenerationBuilder:
                 return key, route, prompt
 
     async def _route(self, job: LiveJob) -> Route:
-        """Wait for a route, one that can hold the job."""
-        while True:
-            if longest := self.scheduler.longest_session():
-                num_tokens = job.num_kv_tokens or min(self.admission.expected_tokens, longest)
-                unwanted = self.workers.unwanted(job.retries.failed_on)
-                if route := self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted):
-                    return route
-            await self.workers.changed.wait()
+        """Wait for a route, one that can hold the job; raises `NoRouteError` when none comes in time."""
+        if route := self._route_now(job):
+            return route
+        try:
+            async with asyncio.timeout(self.terms.route_timeout_s):
+                while (route := self._route_now(job)) is None:
+                    await self.workers.changed.wait()
+                return route
+        except TimeoutError:
+            needed = f"{job.num_kv_tokens} tokens" if job.num_kv_tokens else "any job"
+            raise NoRouteError(
+                f"for {self.terms.route_timeout_s:g} s (--route-timeout-s) the stages have had no route with room for "
+                f"{needed}; sent again (`broker-pipeline failed retry`), the job waits anew"
+            ) from None
+
+    def _route_now(self, job: LiveJob) -> Route | None:
+        longest = self.scheduler.longest_session()
+        num_tokens = job.num_kv_tokens or min(self.admission.expected_tokens, longest)
+        unwanted = self.workers.unwanted(job.retries.failed_on)
+        return self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted) if longest else None
 
     def _limits(self, job: LiveJob) -> PromptLimits:
         """Return what the model and the largest route allow; raises `PromptTooLongError` when that is too little.

@@ -6,9 +6,13 @@ import socket
 from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.process.host_room import BASE_FILES, Needs, RoomNeed
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.terminal import printable
 
+_MIB = 2**20
+_FILES_PER_SERVICE = 40
+"""Connections of one to NATS and to Redis, which are the servers' files."""
 _FOLDERS = ("logs", "run", "nats", "redis")
 
 
@@ -19,6 +23,19 @@ def check_start(settings: LocalSettings) -> None:
         make_directory(settings.data_dir / folder, "data_dir")
     if settings.profile is not None:
         make_directory(settings.profile, "profile")
+
+
+def needs_of(settings: LocalSettings) -> Needs:
+    """Return what a pipeline needs of this host: of `up` itself, which its servers get their limits from, and of disks.
+
+    JetStream gives three quarters of what is free; the least that a gateway starts with is 16 MiB for jobs and 128 MiB
+    for pictures.
+    """
+    remedy = "free some, or choose another --data-dir"
+    nats = RoomNeed(settings.data_dir / "nats", 192 * _MIB, 1000, "jobs and pictures", remedy)
+    redis = RoomNeed(settings.data_dir / "redis", 64 * _MIB, 100, "tokens and results", remedy)
+    rooms = [room for room, url in ((nats, settings.nats_url), (redis, settings.redis_url)) if url is None]
+    return Needs(BASE_FILES + _FILES_PER_SERVICE * len(settings.services), tuple(rooms))
 
 
 def check_port(host: str, port: int) -> None:

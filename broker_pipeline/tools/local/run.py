@@ -13,10 +13,12 @@ import msgspec
 
 from broker_pipeline import exit_codes
 from broker_pipeline.artifact_manifest import read_manifest
+from broker_pipeline.process.host_room import look, shortages
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.local.preflight import needs_of
 from broker_pipeline.tools.local.view import LiveView, PlainView
 from broker_pipeline.tools.signals import handling_signals
 
@@ -80,6 +82,9 @@ class _Run:
 
 
 async def _start_and_work(cluster: LocalCluster, view: PlainView | LiveView, work: Work) -> None:
+    needs = needs_of(cluster.settings)
+    for shortage in shortages(needs, look(needs)):
+        view.warn(shortage)
     await cluster.start_servers()
     fingerprint = read_manifest(cluster.settings.model).fingerprint
     if before := _note_model(cluster.settings, fingerprint):

@@ -141,7 +141,7 @@ class SupervisedProgram:
                 await self._is_ready.wait()
 
     async def tend(self) -> None:
-        """Say that it runs and is in trouble, and end it once that is of use: `watch` starts it again. Until cancelled."""
+        """Say that it runs and is in trouble, and end it once that is of use, for `watch` to start it again."""
         said = ""
         while True:
             await asyncio.sleep(TEND_S)

@@ -81,7 +81,7 @@ class LiveView:
 
     def warn(self, line: str) -> None:
         """Show a line between table and `say`'s, to the end."""
-        self._warning = f"{line}\n"
+        self._warning += f"{line}\n"
 
     @contextmanager
     def showing(self) -> Iterator[None]:

@@ -85,7 +85,7 @@ class Running(StageSide):
             preparer=Preparer(transport, self.workers, model().facts.vocab_size),
             committer=self.tokens,
             admission=Admission(AdmissionLimits(), expected_tokens=20),
-            terms=PrepareTerms(pipeline="main", epoch=EPOCH, timeout_s=5.0),
+            terms=PrepareTerms(pipeline="main", epoch=EPOCH, timeout_s=5.0, route_timeout_s=0.5),
         )
 
     def _lease_held(self) -> bool:
@@ -522,6 +522,16 @@ async def test_a_job_that_turns_out_longer_than_its_route_takes_another(it: Runn
     end = await running
     assert (end.status, end.attempt) == ("succeeded", 1)
     assert {str(each.route) for each in it.sent if each.segments} == {"large"}
+
+
+async def test_a_job_whose_route_never_returns_fails_with_that_reason(it: Running) -> None:
+    it.workers.leave(STAGE, "it was killed")
+    job = await it.submit()
+    record = await it.run(job)
+    assert (record.status, record.attempt) == ("failed", 1)
+    assert record.error is not None
+    assert record.error.code == "no_route"
+    assert "--route-timeout-s" in record.error.message
 
 
 @pytest.mark.parametrize(
