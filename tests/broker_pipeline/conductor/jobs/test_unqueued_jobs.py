@@ -1,4 +1,4 @@
-"""Jobs that are recorded and were never queued: a gateway was killed between the two. The conductor's sweep finds them."""
+"""Jobs that are recorded and were never queued, since a gateway was killed in between: the conductor finds them."""
 
 from __future__ import annotations
 
