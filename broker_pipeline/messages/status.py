@@ -97,6 +97,8 @@ class SessionLimits(_Shown, frozen=True, kw_only=True):
     """Output limit of jobs that ask for none; less where the prompt leaves less room."""
     default_max_tokens_reasoning: Count
     """The same where the model reasons first."""
+    longest_token_bytes: Count = 0
+    """Most bytes of text that a token stands for; 0 where nothing bounds them."""
 
 
 class ShareStatus(_Shown, frozen=True, kw_only=True):

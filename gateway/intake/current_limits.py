@@ -36,11 +36,12 @@ class CurrentLimits:
             workers, conductor = await self._registry.workers(), await self._registry.conductor_status()
             announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
             pictures = strictest([self.own.pictures, *announced])
-            in_all = conductor.limits.max_tokens_in_all if conductor and conductor.limits else None
+            shown = conductor.limits if conductor else None
             self._current = msgspec.structs.replace(
                 self.own,
                 pictures=pictures,
-                max_tokens_in_all=in_all,
+                max_tokens_in_all=shown.max_tokens_in_all if shown else None,
+                longest_token_bytes=shown.longest_token_bytes if shown else 0,
                 vocab_size=conductor.vocab_size if conductor else None,
             )
         return self._current

@@ -18,9 +18,9 @@ from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Source, Submission, draft_job
+from gateway.intake.job_limits import check_prompt, check_sampling
 from gateway.intake.multipart import job_request, read_form, sampling_path
 from gateway.intake.pictures import PictureLoader
-from gateway.intake.sampling_limits import check_sampling
 from gateway.intake.upload_room import UploadRoom
 from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
@@ -70,6 +70,7 @@ async def _draft(request: web.Request, limits: Limits) -> JobDraft:
         raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
     draft = draft_job(job, media, limits)
     check_sampling(draft.sampling, limits, where)
+    check_prompt(draft, limits)
     return draft
 
 

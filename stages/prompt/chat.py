@@ -24,9 +24,9 @@ from tokenizers import Tokenizer
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
+from broker_pipeline.text_bound import fewest_tokens, longest_token_bytes, too_long
 from stages.prompt.chat_template import ChatTemplate
 from stages.prompt.shielding import hide, show
-from stages.prompt.text_bound import fewest_tokens, longest_token_bytes, too_long
 from stages.prompt.text_encoder import PIECE_CHARS, TextEncoder
 from stages.prompt.tokenizer import TOKENIZER_FILE, check_vocabulary, literal_tokenizer, load_tokenizer, token_named
 from stages.qwen3_vl.config import ModelConfig

@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.jobs import FINAL_STATUSES
+from broker_pipeline.storage.media_objects import NUM_STREAMS
 from gateway.app import serving
 from gateway.settings import MIB, GatewaySettings
 from gateway.wiring import open_gateway
@@ -131,7 +132,8 @@ async def system(nats_url: str, redis_url: str) -> AsyncIterator[System]:
         await bench.status(lambda status: bool(status.routes and status.vision))
         yield System(bench, http)
         await bench.stop_all()
-        for stream in (subjects.job_stream(namespace), f"OBJ_{subjects.media_bucket(namespace)}"):
+        media = (subjects.media_stream(namespace, shard) for shard in range(NUM_STREAMS))
+        for stream in (subjects.job_stream(namespace), *media):
             await bench.transport.jetstream().delete_stream(stream)
 
 

@@ -16,6 +16,7 @@ from tokenizers.decoders import ByteLevel
 
 from broker_pipeline.artifact_manifest import read_artifact_file
 from broker_pipeline.errors import ArtifactCorruptError
+from broker_pipeline.text_bound import longest_token_bytes
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -29,6 +30,8 @@ class Vocabulary:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {token_id: b"" for token_id, token in added.items() if token.special}
+        self.longest_token_bytes = longest_token_bytes(tokenizer)
+        """Most bytes of text that a token stands for; 0 where nothing bounds them."""
         self.known_texts: dict[int, str] = {}
         """Texts of tokens that were asked for and whose bytes are whole characters."""
 

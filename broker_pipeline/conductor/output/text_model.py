@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import msgspec
+
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from broker_pipeline.messages.status import SessionLimits
@@ -36,4 +38,5 @@ class TextModel:
     def shown_limits(self, kv_capacity_tokens: int) -> SessionLimits:
         """Return what is shown of the limits; without a route, 0 tokens, what the model takes counts."""
         room = kv_capacity_tokens or self.facts.max_position_embeddings
-        return self.limits(None, max(room, MIN_TOKENS_IN_ALL)).shown()
+        shown = self.limits(None, max(room, MIN_TOKENS_IN_ALL)).shown()
+        return msgspec.structs.replace(shown, longest_token_bytes=self.vocabulary.longest_token_bytes)

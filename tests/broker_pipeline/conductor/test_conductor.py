@@ -212,6 +212,7 @@ async def test_who_asks_for_no_limit_gets_the_one_that_is_shown(bench: Bench) ->
     shown = await bench.status(lambda status: bool(status.routes))
     assert shown.limits is not None
     assert (shown.limits.max_tokens_in_all, shown.limits.default_max_tokens) == (100, 32)
+    assert shown.limits.longest_token_bytes > 1
     [usual, cut] = await bench.wait(
         [await bench.submit(max_tokens=None), await bench.submit("long " * 18, max_tokens=None)]
     )

@@ -158,3 +158,17 @@ async def test_an_output_that_may_fit_is_accepted(
     await show(redis, namespace, conductor_status(limits=limits))
     async with http.post("/v1/jobs", json=LONG) as answer:
         assert answer.status == 202
+
+
+async def test_a_text_that_the_stages_have_no_room_for_is_refused_where_its_bytes_show_that(
+    http: aiohttp.ClientSession, redis: RedisClient, namespace: str
+) -> None:
+    known = msgspec.structs.replace(session_limits(400), longest_token_bytes=10)
+    await show(redis, namespace, conductor_status(limits=known))
+    job = {"prompt": "y" * 3900, "sampling": {"max_tokens": 10}}
+    async with http.post("/v1/jobs", json=job) as answer:
+        assert answer.status == 202, "390 tokens may be enough"
+    async with http.post("/v1/jobs", json={**job, "prompt": "y" * 3910}) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"], error["field"]) == (400, "prompt_too_long", "messages")
+    assert "at least 391 tokens" in error["message"]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
+from broker_pipeline import text_bound
+from broker_pipeline.text_bound import fewest_tokens, longest_token_bytes
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
-from stages.prompt import text_bound
-from stages.prompt.text_bound import fewest_tokens, longest_token_bytes
 
 TOKENIZER = tiny_tokenizer()
 LONGEST = longest_token_bytes(TOKENIZER)
