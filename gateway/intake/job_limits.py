@@ -6,7 +6,7 @@ from broker_pipeline.errors import PromptTooLongError
 from broker_pipeline.messages.jobs import TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.scheduling.policies.sampling import check_token_ids
-from broker_pipeline.text_bound import fewest_tokens
+from broker_pipeline.scheduling.policies.text_bound import fewest_tokens
 from gateway.intake.job_draft import JobDraft
 from gateway.settings import Limits
 

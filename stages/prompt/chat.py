@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
-from broker_pipeline.text_bound import fewest_tokens, longest_token_bytes, too_long
+from broker_pipeline.scheduling.policies.text_bound import fewest_tokens, longest_token_bytes, too_long
 from stages.prompt.chat_template import ChatTemplate
 from stages.prompt.shielding import hide, show
 from stages.prompt.text_encoder import PIECE_CHARS, TextEncoder

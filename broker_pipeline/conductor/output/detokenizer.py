@@ -16,7 +16,7 @@ from tokenizers.decoders import ByteLevel
 
 from broker_pipeline.artifact_manifest import read_artifact_file
 from broker_pipeline.errors import ArtifactCorruptError
-from broker_pipeline.text_bound import longest_token_bytes
+from broker_pipeline.scheduling.policies.text_bound import longest_token_bytes
 
 TOKENIZER_NAME = "tokenizer.json"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
-from broker_pipeline import text_bound
-from broker_pipeline.text_bound import fewest_tokens, longest_token_bytes
+from broker_pipeline.scheduling.policies import text_bound
+from broker_pipeline.scheduling.policies.text_bound import fewest_tokens, longest_token_bytes
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
