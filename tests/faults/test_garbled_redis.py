@@ -375,4 +375,4 @@ async def _is_ready(system: System) -> bool:
 async def test_every_key_of_the_schema_is_garbled_here() -> None:
     source = inspect.getsource(inspect.getmodule(test_garbled_media))  # type: ignore[arg-type]
     keys = [name for name, _ in inspect.getmembers(redis_keys, inspect.isfunction)]
-    assert [name for name in keys if f"redis_keys.{name}" not in source] == []
+    assert [name for name in keys if name[0] != "_" and f"redis_keys.{name}" not in source] == []
