@@ -144,6 +144,7 @@ class Conductor:
                 instance,
                 share=share,
                 ttl_s=self._around.settings.lease_ttl_s,
+                clock=self._around.clock,
             )
         return self._leases[share]
 

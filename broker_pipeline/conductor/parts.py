@@ -51,18 +51,18 @@ class Parts:
         transport, redis, settings, namespace = around.transport, around.redis, around.settings, around.common.namespace
         self._plan_due = asyncio.Event()
         self.scheduler = Scheduler(around.model.facts.num_layers, settings.scheduler_limits)
-        self.generations = Generations(self.scheduler, self._plan_due)
-        self.workers = Workers(self.scheduler, self.generations, self._plan_due)
+        self.generations = Generations(self.scheduler, self._plan_due, around.clock)
+        self.workers = Workers(self.scheduler, self.generations, self._plan_due, around.clock)
         self.live = LiveJobs()
-        self.watchers = Watchers()
+        self.watchers = Watchers(around.clock)
         self.stores = Stores.open(transport, redis, namespace, self.watchers)
-        self.committer = Committer(self.stores.jobs, self.stores.events, on_refused=self.generations.refuse)
+        self.committer = Committer(self.stores.jobs, self.stores.events, self.generations.refuse, around.clock)
         self.cancels = Cancels(transport, subjects.cancel(namespace), self.stores.jobs, self.live)
         self.queue = JobQueue(
             transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=DeadLetters(self.stores).fail
         )
         self.dispatcher = self._dispatcher()
-        self.roster = Roster(self.workers, around.identity, settings.roster_times)
+        self.roster = Roster(self.workers, around.identity, settings.roster_times, around.clock)
         self.roster_watch = self._roster_watch()
         self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
         self.puller = self._puller()
@@ -87,6 +87,7 @@ class Parts:
             generations=self.generations,
             committer=self.committer,
             plan_due=self._plan_due,
+            clock=self._around.clock,
         )
 
     def _roster_watch(self) -> RosterWatch:

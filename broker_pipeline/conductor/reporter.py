@@ -36,7 +36,7 @@ class Reporter:
         self._term = term
         self._parts = parts
         self._key = redis_keys.status(around.common.namespace, around.common.pipeline, term.share)
-        self._started = time.monotonic()
+        self._started = around.clock()
         self._tokens, self._captions = Rate(), Rate()
         self._shares: defaultdict[tuple[str, str], Rate] = defaultdict(Rate)
 
@@ -77,7 +77,7 @@ class Reporter:
 
     def gather(self, num_jobs_waiting: int) -> ConductorStatus:
         """Return the state of this moment."""
-        now, parts, facts = time.monotonic(), self._parts, self._around.model.facts
+        now, parts, facts = self._around.clock(), self._parts, self._around.model.facts
         return ConductorStatus(
             instance=self._around.instance,
             epoch=self._term.epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ class Surroundings:
     settings: ConductorSettings
     instance: str
     metrics: ConductorMetrics = field(default_factory=ConductorMetrics)
+    clock: Callable[[], float] = time.monotonic
+    """Says the time in seconds, as the event loop counts it."""
 
     @property
     def identity(self) -> PipelineIdentity:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -37,6 +38,7 @@ class Lease:
         *,
         share: str = "",
         ttl_s: float = DEFAULT_TTL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name the holder `instance`; a crashed holder's successor gets in after at most `ttl_s` seconds.
 
@@ -44,6 +46,7 @@ class Lease:
         """
         self._name = f"pipeline {pipeline}" + (f", share {share}" if share else "")
         self._ttl_s = ttl_s
+        self._clock = clock
         keys = [redis_keys.lease(namespace, pipeline, share), redis_keys.epoch(namespace, pipeline)]
         self._run = ScriptRunner(redis, "lease", keys, {"instance": instance, "ttl_ms": int(ttl_s * 1000)})
         self._valid_until = float("-inf")
@@ -52,14 +55,14 @@ class Lease:
     @property
     def is_held(self) -> bool:
         """Whether nobody else can have the lease now."""
-        return time.monotonic() < self._valid_until
+        return self._clock() < self._valid_until
 
     async def acquire(self) -> int | None:
         """Take the lease if it is free and return the new epoch, greater than every earlier one; else None.
 
         Raises `StateError` when Redis cannot be asked.
         """
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         is_taken, value, *strange = await self._run(
             "acquire", {"last_epoch": self._last_epoch}, f"cannot take the lease of {self._name}"
         )
@@ -89,7 +92,7 @@ class Lease:
         """Renew once, trying again through errors until the lease ends."""
         reason = "Redis did not answer"
         try:
-            async with asyncio.timeout(max(self._valid_until - time.monotonic(), 0)):
+            async with asyncio.timeout(max(self._valid_until - self._clock(), 0)):
                 while True:
                     try:
                         return await self._renew()
@@ -103,7 +106,7 @@ class Lease:
             raise self._lost(f"not renewed within {self._ttl_s:g} s: {reason}") from None
 
     async def _renew(self) -> None:
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         if not await self._run("renew", {}, "cannot renew the lease"):
             self._valid_until = float("-inf")
             raise self._lost("another conductor has it, or Redis lost it")

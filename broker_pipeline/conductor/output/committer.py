@@ -55,11 +55,18 @@ class _Pending:
 class Committer:
     """Tokens on their way to Redis."""
 
-    def __init__(self, store: JobStore, events: JobEvents, on_refused: OnRefused) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        events: JobEvents,
+        on_refused: OnRefused,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`on_refused(job_id, attempt)` is told of an attempt whose tokens Redis does not take any more."""
         self._store = store
         self._events = events
         self._on_refused = on_refused
+        self._clock = clock
         self._pending: dict[str, _Pending] = {}
         self._urgent: dict[str, None] = {}
         self._committing: frozenset[str] = frozenset()
@@ -87,7 +94,7 @@ class Committer:
 
     def _open(self, job_id: str, attempt: int, start: int) -> _Pending:
         self.drop(job_id)
-        pending = self._pending[job_id] = _Pending(attempt, start, time.monotonic(), [])
+        pending = self._pending[job_id] = _Pending(attempt, start, self._clock(), [])
         if self._events.is_watched(job_id):
             if not self._urgent:
                 asyncio.get_running_loop().call_later(INTERVAL_S, self._hurry.set)
@@ -138,7 +145,7 @@ class Committer:
         while True:
             await self._work.wait()
             await self._next_turn()
-            while commits := self._take(time.monotonic()):
+            while commits := self._take(self._clock()):
                 await self._commit(commits)
             if not self._pending:
                 self._work.clear()
@@ -146,7 +153,7 @@ class Committer:
     async def _next_turn(self) -> None:
         """Let tokens gather until the oldest are due, or somebody waits for some."""
         oldest = next(iter(self._pending.values()), None)
-        wait_s = oldest.since + GATHER_S - time.monotonic() if oldest else 0.0
+        wait_s = oldest.since + GATHER_S - self._clock() if oldest else 0.0
         try:
             async with asyncio.timeout(max(0.0, wait_s)):
                 await self._hurry.wait()
@@ -166,7 +173,7 @@ class Committer:
 
     def _is_due(self, now: float) -> bool:
         oldest = next(iter(self._pending.values()), None)
-        is_due = oldest is not None and (self._is_enough or now - oldest.since >= GATHER_S)
+        is_due = oldest is not None and (self._is_enough or now >= oldest.since + GATHER_S)
         self._is_enough = False
         return is_due
 

@@ -41,6 +41,7 @@ class ActingWorker:
         self.is_deaf = False
         """Answers nothing at all, but goes on saying that it lives."""
         self.epoch = 0
+        self.heartbeat_s = HEARTBEAT_S
         self._beats = subjects.heartbeats(namespace, "main")
         self._task: asyncio.Task[None] | None = None
 
@@ -53,7 +54,7 @@ class ActingWorker:
 
     async def start(self) -> None:
         ready = asyncio.Event()
-        self._task = asyncio.create_task(self._live(ready))
+        self._task = asyncio.create_task(self.live(ready))
         await ready.wait()
 
     async def die(self) -> None:
@@ -68,7 +69,8 @@ class ActingWorker:
         if self._task is not None:
             self._task.cancel()
 
-    async def _live(self, ready: asyncio.Event) -> None:
+    async def live(self, ready: asyncio.Event) -> None:
+        """Be there, and say when; until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._answer_hellos())
             await self.serve(tasks)
@@ -91,7 +93,7 @@ class ActingWorker:
                 with suppress(PipelineError):
                     await self.registry.renew(self.record)
                     await self.transport.publish(self._beats, self.heartbeat())
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(self.heartbeat_s)
 
     async def _answer_hellos(self) -> None:
         async with self.transport.subscribe(subjects.control(self.record.subject), Hello) as hellos:

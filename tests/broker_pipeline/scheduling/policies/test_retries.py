@@ -96,6 +96,13 @@ def test_who_is_on_its_own_stays_so_until_it_gets_further() -> None:
     assert not retries.anew().is_alone
 
 
+def test_who_got_further_on_its_own_is_in_company_again_and_not_to_blame_for_that() -> None:
+    retries, poisoned = policy(), ComputeError("poisoned").to_failure()
+    assert blamed(retries, poisoned, num_tokens=6) == Retry(0.0, is_alone=True)
+    assert blamed(retries, poisoned, num_tokens=8) == Retry(0.0, is_alone=True)
+    assert isinstance(blamed(retries, poisoned, num_tokens=8), Failure)
+
+
 def test_a_missed_deadline_counts() -> None:
     retries = policy()
     verdicts = [blamed(retries, DeadlineExceededError("late").to_failure()) for _ in range(5)]

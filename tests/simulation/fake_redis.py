@@ -1,0 +1,130 @@
+"""A Redis server and its clients: commands take time, answers get lost, the server goes away and comes back older."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from broker_pipeline.state.script_calls import ScriptCalls
+from tests.simulation.processes import Process
+from tests.simulation.redis_data import Arg, RedisData, as_bytes
+from tests.simulation.redis_scripts import run_script
+
+_TIMEOUT_S = 5.0
+
+
+class FakeRedisServer:
+    def __init__(self, loop: asyncio.AbstractEventLoop, chance: random.Random) -> None:
+        self.data = RedisData(loop.time)
+        self.is_up = True
+        self.lost_answers = 0.0
+        """Share of commands that are done and not answered."""
+        self._loop = loop
+        self._chance = chance
+
+    def delay_s(self) -> float:
+        return self._chance.uniform(0.0001, 0.0005)
+
+    def loses_answer(self) -> bool:
+        return self.lost_answers > 0 and self._chance.random() < self.lost_answers
+
+
+class FakeRedisClient:
+    """What the state layer uses of `RedisClient`, with its own `ScriptCalls`."""
+
+    def __init__(self, server: FakeRedisServer, process: Process) -> None:
+        self._server = server
+        self._process = process
+        self.is_cut = False
+        """Whether nothing gets through, and nobody says so."""
+        self.scripts = ScriptCalls(self, self._note_error)  # type: ignore[arg-type]
+
+    async def _note_error(self, error: object) -> None: ...
+
+    async def _round_trip(self, commands: list[tuple[Arg, ...]]) -> list[Any]:
+        server = self._server
+        await asyncio.sleep(server.delay_s())
+        if self._process.is_dead or not server.is_up:
+            raise RedisConnectionError("connection refused")
+        if self.is_cut:
+            await self._time_out()
+        answers = [self._run(*command) for command in commands]
+        if server.loses_answer():
+            raise RedisConnectionError("connection reset")
+        await asyncio.sleep(server.delay_s())
+        if self.is_cut:
+            await self._time_out()
+        return answers
+
+    async def _time_out(self) -> None:
+        await asyncio.sleep(_TIMEOUT_S)
+        raise RedisTimeoutError("timed out")
+
+    def _run(self, command: Arg, *args: Arg) -> Any:
+        if command == "EVALSHA":
+            sha, num_keys, *rest = args
+            encoded = [as_bytes(arg) for arg in rest]
+            return run_script(self._server.data, _SOURCES[str(sha)], encoded[: int(num_keys)], encoded[int(num_keys) :])
+        return self._server.data.call(command, *args)
+
+    async def _one(self, *command: Arg) -> Any:
+        (answer,) = await self._round_trip([command])
+        return answer
+
+    def register_script(self, source: str) -> SimpleNamespace:
+        return _script(source)
+
+    def pipeline(self, *, transaction: bool) -> _Pipeline:  # noqa: ARG002 - all are
+        return _Pipeline(self)
+
+    async def get(self, key: str) -> Any:
+        return await self._one("GET", key)
+
+    async def set(self, key: str, value: bytes, ex: int) -> Any:
+        return await self._one("SET", key, value, "EX", ex)
+
+    async def delete(self, key: str) -> Any:
+        return await self._one("DEL", key)
+
+    async def hmget(self, key: str, fields: tuple[str, ...]) -> Any:
+        return await self._one("HMGET", key, *fields)
+
+
+class _Pipeline:
+    def __init__(self, client: FakeRedisClient) -> None:
+        self._client = client
+        self._commands: list[tuple[Arg, ...]] = []
+
+    async def __aenter__(self) -> _Pipeline:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def execute_command(self, *command: Arg) -> None:
+        self._commands.append(command)
+
+    def hmget(self, key: str, fields: tuple[str, ...]) -> None:
+        self._commands.append(("HMGET", key, *fields))
+
+    def lrange(self, key: str, start: int, stop: int) -> None:
+        self._commands.append(("LRANGE", key, start, stop))
+
+    async def execute(self, *, raise_on_error: bool = True) -> list[Any]:  # noqa: ARG002 - errors end all
+        return await self._client._round_trip(self._commands)
+
+
+_SOURCES: dict[str, str] = {}
+
+
+@lru_cache
+def _script(source: str) -> SimpleNamespace:
+    sha = hashlib.sha1(source.encode()).hexdigest()
+    _SOURCES[sha] = source
+    return SimpleNamespace(sha=sha, script=source)

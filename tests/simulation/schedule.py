@@ -1,0 +1,91 @@
+"""What a seed stands for: a pipeline, jobs, and faults."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tests.simulation.faults import Fault, draw_fault
+
+_LAYOUTS: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((0, 6),),
+    ((0, 3), (3, 6)),
+    ((0, 2), (2, 4), (4, 6)),
+    ((0, 6), (0, 6)),
+    ((0, 3), (3, 6), (3, 6)),
+    ((0, 2), (2, 6), (0, 6)),
+)
+_JOBS_S = 2.0
+_FAULTS_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    at_s: float
+    num_prompt: int
+    max_tokens: int
+    is_poison: bool = False
+    """Whether every computation that it takes part in fails."""
+    cancelled_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    seed: int
+    stages: tuple[tuple[int, int], ...]
+    """Blocks of each."""
+    kv: int
+    step_s: float
+    num_vision: int
+    num_conductors: int
+    jobs: tuple[Job, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def quiet_from_s(self) -> float:
+        """When the last fault is over and the last job is there."""
+        return max(
+            (0.0, *(job.cancelled_at_s or job.at_s for job in self.jobs), *(fault.ends_s for fault in self.faults))
+        )
+
+    @property
+    def roles(self) -> dict[str, str]:
+        return _roles(len(self.stages), self.num_vision, self.num_conductors)
+
+
+def draw(seed: int) -> Schedule:
+    """Return the schedule of a seed."""
+    chance = random.Random(seed)
+    stages = chance.choice(_LAYOUTS)
+    num_vision, num_conductors = chance.randint(1, 2), chance.randint(1, 2)
+    roles = _roles(len(stages), num_vision, num_conductors)
+    jobs = tuple(_draw_job(chance) for _ in range(chance.randint(1, 6)))
+    num_faults = chance.choice((0, 1, 2, 2, 3, 4))
+    faults = tuple(draw_fault(chance, roles, _FAULTS_S) for _ in range(num_faults))
+    return Schedule(
+        seed=seed,
+        stages=stages,
+        kv=chance.choice((80, 160, 1000)),
+        step_s=chance.choice((0.002, 0.02, 0.1)),
+        num_vision=num_vision,
+        num_conductors=num_conductors,
+        jobs=jobs,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
+    )
+
+
+def _draw_job(chance: random.Random) -> Job:
+    at_s = chance.uniform(0, _JOBS_S)
+    is_poison, is_cancelled = chance.random() < 0.05, chance.random() < 0.05
+    cancelled_at_s = at_s + chance.uniform(0.05, 2.0) if is_cancelled else None
+    return Job(at_s, chance.randint(1, 60), chance.randint(1, 12), is_poison, cancelled_at_s)
+
+
+def _roles(num_stages: int, num_vision: int, num_conductors: int) -> dict[str, str]:
+    return {
+        **{f"conductor-{number}": "conductor" for number in range(num_conductors)},
+        **{f"stage-{number}": "stage" for number in range(num_stages)},
+        **{f"vision-{number}": "vision" for number in range(num_vision)},
+        "nats": "nats",
+        "redis": "redis",
+    }

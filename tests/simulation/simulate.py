@@ -1,0 +1,162 @@
+"""Runs a schedule and holds its end against what has to be true of every one.
+
+every job has ended, once: succeeded with the right tokens, or failed where it is poison
+no job has paid for faults of others
+nothing is left: in the queue, on the stages, in the conductor's books
+no conductor has ended by itself
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+import msgspec
+
+from broker_pipeline import redis_keys
+from broker_pipeline.messages.jobs import JobRecord, TokenEntry
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.state.job_store import JobStore
+from tests.kit.acting.workers import right_token
+from tests.simulation.fake_redis import FakeRedisClient
+from tests.simulation.havoc import Havoc
+from tests.simulation.processes import Process
+from tests.simulation.schedule import Job, Schedule, draw
+from tests.simulation.virtual_loop import StandstillError, VirtualLoop
+from tests.simulation.world import NAMESPACE, World
+
+PATIENCE_S = 90.0
+"""How long after the last fault everything has to be over."""
+_LOOK_S = 0.25
+_BOOKS_S = 20.0
+"""How long it may take then until a conductor shows empty books: a command to Redis may have to time out."""
+_STATUS = redis_keys.status(NAMESPACE, "main")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    schedule: Schedule
+    problems: tuple[str, ...]
+    took_s: float
+    """Simulated."""
+    num_callbacks: int
+    digest: int
+    """What chance would have said next: it was asked as often, for the same."""
+
+    @property
+    def history(self) -> tuple[object, ...]:
+        """What is equal for equal histories, and hardly for others."""
+        return self.took_s, self.num_callbacks, self.digest, list(self.problems)
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.schedule.seed}: {self.schedule}", *map(str, self.schedule.faults), *self.problems]
+        return "\n".join([*lines, f"replay: python -m tests.simulation --seed {self.schedule.seed} --log"])
+
+
+def simulate(seed: int) -> Verdict:
+    """Run the schedule of a seed to its end."""
+    schedule, chance = draw(seed), random.Random(seed)
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    world = World(loop, chance)
+    try:
+        problems = loop.run_until_complete(_run(world, schedule))
+    except StandstillError as error:
+        problems = [str(error)]
+    took_s, num_callbacks, digest = loop.time(), loop.num_callbacks, chance.getrandbits(32)
+    _end(world)
+    return Verdict(schedule, tuple(problems), took_s, num_callbacks, digest)
+
+
+def _end(world: World) -> None:
+    for process in world.processes.values():
+        process.kill()
+    world.loop.num_callbacks_before = world.loop.num_callbacks
+    while tasks := asyncio.all_tasks(world.loop):
+        for task in tasks:
+            task.cancel()
+        world.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    asyncio.set_event_loop(None)
+    world.loop.close()
+
+
+async def _run(world: World, schedule: Schedule) -> list[str]:
+    _start(world, schedule)
+    while world.loop.time() < schedule.quiet_from_s or not world.is_quiet():
+        await asyncio.sleep(_LOOK_S)
+        if world.loop.time() > schedule.quiet_from_s + PATIENCE_S:
+            return [*_unfinished(world), *_crashes(world)]
+    return [*await _wrong_ends(world, schedule), *await _leftovers(world), *_crashes(world)]
+
+
+def _start(world: World, schedule: Schedule) -> None:
+    havoc = Havoc(world)
+    for name, role in schedule.roles.items():
+        if role not in ("nats", "redis"):
+            world.start(name, role, schedule)
+    world.start_gateway()
+    for number, job in enumerate(schedule.jobs):
+        world.loop.call_at(job.at_s, world.submit, f"job-{number}", job)
+        if job.cancelled_at_s is not None:
+            world.loop.call_at(job.cancelled_at_s, world.cancel, f"job-{number}")
+    for fault in schedule.faults:
+        havoc.expect(fault)
+
+
+# --- what has to be true --------------------------------------------------------------------------------------------
+
+
+def _unfinished(world: World) -> list[str]:
+    jobs = {job_id: world.status(job_id) for job_id in world.specs}
+    kv = {name: worker.reserved for name, worker in world.stages.items() if worker.reserved}
+    return [f"not over after {PATIENCE_S:g} s: jobs {jobs}, {len(world.broker.stream)} in the queue, KV {kv}"]
+
+
+def _crashes(world: World) -> list[str]:
+    return [f"{name} has ended by itself: {error!r}" for name, error in world.crashes]
+
+
+async def _wrong_ends(world: World, schedule: Schedule) -> list[str]:
+    store = JobStore(FakeRedisClient(world.redis, Process("judge")), NAMESPACE)  # type: ignore[arg-type]
+    problems = []
+    for number, job in enumerate(schedule.jobs):
+        record, tokens = await store.get_with_tokens(f"job-{number}", 0)
+        if problem := _wrong_end(job, record, tokens):
+            problems.append(f"{record.job_id} {problem}")
+    return problems
+
+
+def _wrong_end(job: Job, record: JobRecord, tokens: list[TokenEntry]) -> str | None:
+    if record.status == "cancelled" and job.cancelled_at_s is not None:
+        return None
+    if job.is_poison:
+        return None if record.status == "failed" else f"is poison and has {record.status}"
+    if record.status != "succeeded" or record.result is None:
+        return f"has {record.status} after {record.attempt} attempts: {record.error}"
+    right = [right_token(record.job_id, job.num_prompt + index) for index in range(job.max_tokens)]
+    if [entry.token_id for entry in tokens] != right:
+        return f"has tokens {[entry.token_id for entry in tokens]}, not {right}"
+    if record.result.text != "".join(entry.text for entry in tokens):
+        return f"says {record.result.text!r}"
+    return None
+
+
+async def _leftovers(world: World) -> list[str]:
+    """Return what the conductor has left in its books, of what it shows from now on."""
+    world.redis.data.call("DEL", _STATUS)
+    until = world.loop.time() + _BOOKS_S
+    while (problems := _in_books(world)) and world.loop.time() < until:  # noqa: ASYNC110 - of simulated time
+        await asyncio.sleep(_LOOK_S)
+    return problems
+
+
+def _in_books(world: World) -> list[str]:
+    text = world.redis.data.call("GET", _STATUS)
+    if text is None:
+        return ["no conductor shows itself"]
+    status = msgspec.json.decode(text, type=ConductorStatus)
+    kv = {stage.worker: stage.kv_used_tokens for stage in status.stages if stage.kv_used_tokens}
+    if not kv and not any(status.num_sessions.values()) and not status.num_uncommitted_tokens:
+        return []
+    return [f"in the books: KV {kv}, {status.num_sessions}, {status.num_uncommitted_tokens} tokens uncommitted"]

@@ -1,0 +1,74 @@
+"""Some schedules, the same ones each time, and that the simulation finds what it is there to find.
+
+`python -m tests.simulation -n` runs more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import structlog
+
+from broker_pipeline.scheduling.policies.retries import Retry, RetryPolicy
+from broker_pipeline.state.job_store import JobStore
+from tests.kit.acting.workers import ActingStage
+from tests.simulation.simulate import simulate
+
+_BLOCK = 40
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+
+
+@pytest.mark.parametrize("first", range(0, 6 * _BLOCK, _BLOCK))
+def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
+    for seed in range(first, first + _BLOCK):
+        verdict = simulate(seed)
+        assert not verdict.problems, str(verdict)
+
+
+def test_a_seed_is_one_history_also_in_another_process() -> None:
+    code = (
+        "import json, structlog; from tests.simulation.simulate import simulate;"
+        "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50));"
+        "print(json.dumps([simulate(seed).history for seed in range(8)]))"
+    )
+    env = os.environ | {"PYTHONHASHSEED": "7"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) == [list(simulate(seed).history) for seed in range(8)]
+
+
+def _first_problem(seeds: range) -> str:
+    return next((str(verdict) for seed in seeds if (verdict := simulate(seed)).problems), "")
+
+
+def test_it_finds_stages_that_keep_kv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ActingStage, "_close", lambda *_: None)
+    assert "KV" in _first_problem(range(1))
+
+
+def test_it_finds_tokens_that_were_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def commit(_: JobStore, commits: list[object]) -> list[bool]:
+        return [True for _ in commits]
+
+    monkeypatch.setattr(JobStore, "commit", commit)
+    assert "not over" in _first_problem(range(20))
+
+
+def test_it_finds_jobs_that_pay_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = RetryPolicy.after
+
+    def unfair(self: RetryPolicy, failure: object, *, is_blamed: bool, num_tokens: int) -> object:
+        verdict = after(self, failure, is_blamed=is_blamed, num_tokens=num_tokens)  # type: ignore[arg-type]
+        return verdict if isinstance(verdict, Retry) and not is_blamed else failure
+
+    monkeypatch.setattr(RetryPolicy, "after", unfair)
+    problem = _first_problem(range(40))
+    assert "has failed" in problem
+    assert "replay: python -m tests.simulation --seed" in problem
