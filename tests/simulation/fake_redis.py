@@ -26,8 +26,16 @@ class FakeRedisServer:
         self.is_up = True
         self.lost_answers = 0.0
         """Share of commands that are done and not answered."""
-        self._loop = loop
+        self._disk = self.data.snapshot()
         self._chance = chance
+
+    def sync(self) -> None:
+        """Write to the disk what there is; a real one does so every second, here only when it will matter."""
+        self._disk = self.data.snapshot()
+
+    def lose_unsynced(self) -> None:
+        """Have what was on the disk, and nothing else."""
+        self.data.restore(self._disk)
 
     def delay_s(self) -> float:
         return self._chance.uniform(0.0001, 0.0005)

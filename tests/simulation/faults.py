@@ -8,6 +8,7 @@ slow     a worker's steps, or every message, take many times as long
 hang     a stage computes nothing, and goes on saying that it lives
 lose     some microbatches never arrive at a stage
 restart  NATS or Redis is killed and comes back after the time; NATS may have forgotten which jobs are out
+power    the same, and the last second that Redis wrote is gone
 mute     Redis does what it is told, and often does not get to say so
 """
 
@@ -17,14 +18,14 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill", "drain", "stop", "cut", "slow", "hang", "lose", "restart", "mute"]
+Kind = Literal["kill", "drain", "stop", "cut", "slow", "hang", "lose", "restart", "power", "mute"]
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
     "conductor": ("kill", "drain", "stop", "cut"),
     "stage": ("kill", "stop", "cut", "slow", "hang", "lose"),
     "vision": ("kill", "stop", "cut", "slow"),
     "nats": ("restart", "slow"),
-    "redis": ("restart", "mute"),
+    "redis": ("restart", "power", "mute"),
 }
 
 
@@ -36,6 +37,11 @@ class Fault:
     for_s: float
     detail: float
     """From 0 to 1: how bad it is, in whatever way its kind can be."""
+
+    @property
+    def synced_s(self) -> float:
+        """When a Redis that loses power last wrote to its disk."""
+        return max(0.0, self.at_s - self.detail)
 
     @property
     def ends_s(self) -> float:

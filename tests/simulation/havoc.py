@@ -20,6 +20,8 @@ class Havoc:
         self._ill: set[tuple[str, Kind]] = set()
 
     def expect(self, fault: Fault) -> None:
+        if fault.kind == "power":
+            self._world.loop.call_at(fault.synced_s, self._world.redis.sync)
         self._world.loop.call_at(fault.at_s, self._begin, fault)
 
     def _begin(self, fault: Fault) -> None:
@@ -107,6 +109,16 @@ def _restarted(world: World, fault: Fault) -> Iterator[None]:
 
 
 @contextmanager
+def _powerless(world: World, _: Fault) -> Iterator[None]:
+    world.redis.is_up = False
+    before = world.ended
+    world.redis.lose_unsynced()
+    world.forgotten |= before - world.ended
+    yield
+    world.redis.is_up = True
+
+
+@contextmanager
 def _muted(world: World, fault: Fault) -> Iterator[None]:
     world.redis.lost_answers = 0.2 + 0.6 * fault.detail
     yield
@@ -122,5 +134,6 @@ _DO: dict[Kind, Callable[[World, Fault], AbstractContextManager[None]]] = {
     "hang": _hung,
     "lose": _losing,
     "restart": _restarted,
+    "power": _powerless,
     "mute": _muted,
 }

@@ -108,7 +108,7 @@ async def test_it_answers_as_a_real_one(redis_url: str, namespace: str, seed: in
     async with open_redis(redis_url) as real:
         both = Stores(real, namespace), Stores(FakeRedisClient(server, Process("test")), namespace)  # type: ignore[arg-type]
         right, simulated = random.Random(seed), random.Random(seed)
-        for step in range(400):
+        for step in range(250):
             expected, found = await _answer(both[0].draw(right)), await _answer(both[1].draw(simulated))
             assert _without_wait(found) == _without_wait(expected), f"step {step}"
         assert _dump_of(server.data) == await _dump(real, namespace)

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from broker_pipeline.scheduling.policies.retries import Retry, RetryPolicy
-from broker_pipeline.state.job_store import JobStore
+from tests.kit.acting import workers
 from tests.kit.acting.workers import ActingStage
 from tests.simulation.simulate import simulate
 
@@ -53,12 +53,9 @@ def test_it_finds_stages_that_keep_kv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "KV" in _first_problem(range(1))
 
 
-def test_it_finds_tokens_that_were_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def commit(_: JobStore, commits: list[object]) -> list[bool]:
-        return [True for _ in commits]
-
-    monkeypatch.setattr(JobStore, "commit", commit)
-    assert "not over" in _first_problem(range(20))
+def test_it_finds_wrong_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "right_token", lambda *_: 32)
+    assert "has tokens [32" in _first_problem(range(1))
 
 
 def test_it_finds_jobs_that_pay_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

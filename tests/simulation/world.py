@@ -66,6 +66,8 @@ class World:
         self.poison: set[str] = set()
         self.crashes: list[tuple[str, BaseException]] = []
         """Processes that have ended by themselves."""
+        self.forgotten: set[str] = set()
+        """Jobs whose end a Redis without power has forgotten, when the queue had let go of them already."""
         self._num_starts = 0
         self._stopping: dict[str, asyncio.Event] = {}
         self._conducting: dict[str, asyncio.Task[None]] = {}
@@ -197,13 +199,18 @@ class World:
         return (found or b"").decode()
 
     @property
+    def ended(self) -> set[str]:
+        """Jobs that have, as Redis knows."""
+        return {job_id for job_id in self.specs if self.status(job_id) in FINAL_STATUSES}
+
+    @property
     def stages(self) -> dict[str, ActingStage]:
         return {name: worker for name, worker in self.workers.items() if isinstance(worker, ActingStage)}
 
     def is_quiet(self) -> bool:
         """Whether every job has ended and nothing is left of any."""
         return (
-            all(self.status(job_id) in FINAL_STATUSES for job_id in self.specs)
+            self.ended | self.forgotten == set(self.specs)
             and not len(self.broker.stream)
             and not any(stage.reserved for stage in self.stages.values())
         )
