@@ -26,8 +26,8 @@ from tests.simulation.schedule import Job, Schedule, draw
 from tests.simulation.virtual_loop import StandstillError, VirtualLoop
 from tests.simulation.world import NAMESPACE, World
 
-PATIENCE_S = 90.0
-"""How long after the last fault everything has to be over."""
+PATIENCE_S = 30.0
+"""How long after the last fault everything has to be over: in 400 schedules it took 1 s, 7 s in four, 9 s at most."""
 _LOOK_S = 0.25
 _BOOKS_S = 20.0
 """How long it may take then until a conductor shows empty books: a command to Redis may have to time out."""
