@@ -19,7 +19,7 @@ from broker_pipeline.messages.jobs import JobRecord, TokenEntry
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.job_store import JobStore
 from tests.kit.acting.workers import right_token
-from tests.simulation.fake_redis import FakeRedisClient
+from tests.simulation.fake_redis.server import FakeRedisClient
 from tests.simulation.havoc import Havoc
 from tests.simulation.processes import Process
 from tests.simulation.schedule import Job, Schedule, draw
@@ -122,7 +122,7 @@ async def _wrong_ends(world: World, schedule: Schedule) -> list[str]:
     problems = []
     for number, job in enumerate(schedule.jobs):
         if f"job-{number}" in world.forgotten - world.ended:
-            continue  # nothing can bring it to an end: see docs/soak.md
+            continue  # nothing brings it to an end any more: docs/operations.md, settings of the servers
         record, tokens = await store.get_with_tokens(f"job-{number}", 0)
         if problem := _wrong_end(job, record, tokens):
             problems.append(f"{record.job_id} {problem}")

@@ -29,8 +29,9 @@ from broker_pipeline.wire.transport import Transport
 from tests.kit.acting.stage_side import vocabulary
 from tests.kit.acting.worker import ActingWorker
 from tests.kit.acting.workers import ActingStage, ActingVision
-from tests.simulation.fake_broker import FakeBroker, FakeLink
-from tests.simulation.fake_redis import FakeRedisClient, FakeRedisServer
+from tests.simulation.fake_nats.broker import FakeBroker
+from tests.simulation.fake_nats.link import FakeLink
+from tests.simulation.fake_redis.server import FakeRedisClient, FakeRedisServer
 from tests.simulation.processes import Process
 from tests.simulation.schedule import Job, Schedule
 from tests.simulation.virtual_loop import VirtualLoop

@@ -8,7 +8,7 @@ from typing import Any
 import lupa.lua51
 import orjson
 
-from tests.simulation.redis_data import RedisData
+from tests.simulation.fake_redis.data import RedisData
 
 
 class _Machine:

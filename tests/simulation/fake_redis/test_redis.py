@@ -19,9 +19,9 @@ from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.media_references import MediaReferences
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
-from tests.simulation.fake_redis import FakeRedisClient, FakeRedisServer
+from tests.simulation.fake_redis.data import RedisData
+from tests.simulation.fake_redis.server import FakeRedisClient, FakeRedisServer
 from tests.simulation.processes import Process
-from tests.simulation.redis_data import RedisData
 
 _TIME = re.compile(r"\b1[78]\d{8}(\.\d+)?\b|\b1[78]\d{10}\b")
 """Seconds since 1970, and epochs, which are hundredths of them."""

@@ -1,4 +1,4 @@
-"""A NATS server and the links of processes to it: in NATS's order, and lost with connections.
+"""A process's link to NATS: in NATS's order, and lost with its connection.
 
 link ── lane: small ──► server ──► lane: small ── link      in order within a lane of one link, none between lanes
      └─ lane: bulk ───►        ──► lane: bulk ──┘
@@ -10,86 +10,21 @@ cut for longer, server killed    it is gone; publishing fails until the link is 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import itertools
-import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from broker_pipeline.errors import (
-    ContractError,
-    NoResponderError,
-    PipelineError,
-    SlowConsumerError,
-    TransportError,
-    error_from_failure,
-)
+from broker_pipeline.errors import PipelineError, TransportError, error_from_failure
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.link import Message, Receiver
-from tests.simulation.fake_jetstream import FakeJetStream, FakeStream
+from tests.simulation.fake_nats.broker import FakeBroker
+from tests.simulation.fake_nats.jetstream import FakeJetStream
 from tests.simulation.processes import Process
 
 _BULK_BYTES = 1200
 """Far fewer than in NATS's link, so that short prompts take the other lane."""
 _RECONNECT_S = (0.05, 0.3)
-
-
-class FakeBroker:
-    def __init__(self, loop: asyncio.AbstractEventLoop, chance: random.Random) -> None:
-        self.loop, self.chance = loop, chance
-        self.is_up = True
-        self.slowness = 1.0
-        self.stream = FakeStream(self)
-        self.links: dict[str, FakeLink] = {}
-        self.listeners: dict[str, list[tuple[FakeLink, Receiver]]] = {}
-        self.context = contextvars.Context()
-
-    def call_later(self, delay_s: float, call: Callable[..., object], *args: object) -> asyncio.TimerHandle:
-        """Have something happen at the server, whatever becomes of whoever asked for it."""
-        return self.loop.call_at(self.loop.time() + delay_s, call, *args, context=self.context)
-
-    def delay_s(self) -> float:
-        is_slow = self.chance.random() < 0.02
-        return self.slowness * self.chance.uniform(0.0001, 0.02 if is_slow else 0.0006)
-
-    def route(self, subject: str, message: Message | PipelineError, lane: str, sender: FakeLink | None) -> None:
-        """Give a message to whoever listens; a request that nobody hears is answered with that."""
-        if subject.startswith("_INBOX."):
-            name = subject.split(".", 2)[1]
-            if link := self.links.get(name):
-                link.deliver(lane, link.take_answer, subject, message)
-            return
-        listeners = [entry for entry in self.listeners.get(subject, ()) if entry[0].is_known]
-        for link, receiver in listeners:
-            link.deliver(lane, _hand_over, receiver, message)
-        if not listeners and isinstance(message, Message) and message.reply and sender is not None:
-            sender.deliver("small", sender.take_answer, message.reply, NoResponderError("nobody listens there"))
-
-    def kill(self) -> None:
-        self.is_up = False
-        self.stream.lose_connections()
-        for link in self.links.values():
-            link.disconnect()
-
-    def start(self, *, forgets: bool) -> None:
-        """Be there again, without the memory of what was delivered if it `forgets`."""
-        self.is_up = True
-        if forgets:
-            self.stream.forget_deliveries()
-        for link in self.links.values():
-            link.reconnect()
-
-
-def _hand_over(receiver: Receiver, message: Message) -> None:
-    try:
-        receiver.room.take(message.num_bytes)
-        receiver.on_message(Message(message.metadata, message.payload, message.reply, message.num_bytes))
-    except SlowConsumerError as error:
-        receiver.on_dropped(error, message.metadata, message.num_bytes, message.reply)
-    except ContractError as error:
-        receiver.room.free(message.num_bytes)
-        receiver.on_malformed(error, message.reply)
 
 
 class FakeLink:

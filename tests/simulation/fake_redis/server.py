@@ -13,9 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.state.script_calls import ScriptCalls
+from tests.simulation.fake_redis.data import Arg, RedisData, as_bytes
+from tests.simulation.fake_redis.scripts import run_script
 from tests.simulation.processes import Process
-from tests.simulation.redis_data import Arg, RedisData, as_bytes
-from tests.simulation.redis_scripts import run_script
 
 _TIMEOUT_S = 5.0
 

@@ -1,6 +1,6 @@
 """What a Redis holds, and the commands that the project's scripts and clients use, on a virtual clock.
 
-`tests/simulation/test_redis.py` holds it against a real one.
+`test_redis.py` holds it against a real one.
 """
 
 from __future__ import annotations
