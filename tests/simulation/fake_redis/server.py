@@ -95,6 +95,9 @@ class FakeRedisClient:
     async def get(self, key: str) -> Any:
         return await self._one("GET", key)
 
+    async def mget(self, keys: list[str]) -> Any:
+        return await self._round_trip([("GET", key) for key in keys])
+
     async def set(self, key: str, value: bytes, ex: int) -> Any:
         return await self._one("SET", key, value, "EX", ex)
 
