@@ -83,7 +83,12 @@ class JobPuller:
         job = LiveJob(delivery, next(self._orders), RetryPolicy(self.retry_limits))
         self.live.add(job)
         self._tasks[job] = task = tasks.create_task(self.runner.run(job), name=f"job {job_id}")
-        task.add_done_callback(lambda _: self._tasks.pop(job, None))
+        task.add_done_callback(lambda _: self._let_go(job))
+
+    def _let_go(self, job: LiveJob) -> None:
+        """Hold a job no more whose task has ended, also one that was cancelled before it began."""
+        self._tasks.pop(job, None)
+        self.live.remove(job)
 
     def _note_queue(self, error: TransportError | None) -> None:
         if error is not None and not self._is_queue_away:

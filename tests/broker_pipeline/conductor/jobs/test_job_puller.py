@@ -1,0 +1,37 @@
+"""What a conductor holds of jobs that it takes and gives back at once."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from broker_pipeline.conductor.jobs.job_puller import JobPuller
+from broker_pipeline.conductor.jobs.job_run import JobRunner
+from broker_pipeline.conductor.jobs.live_job import LiveJobs
+from broker_pipeline.messages.jobs import ChatMessage, JobSpec, TextPart
+from broker_pipeline.scheduling.policies.retries import RetryLimits
+from broker_pipeline.storage.jobs import Delivery
+
+
+async def test_a_job_that_is_requeued_before_it_has_begun_is_held_no_more() -> None:
+    requeued: list[float] = []
+
+    async def nak(delay: float) -> None:
+        requeued.append(delay)
+
+    live = LiveJobs()
+    nothing: Any = None  # none of it is touched by a job that never begins
+    runner = JobRunner(
+        live=live, stores=nothing, builder=nothing, generations=nothing, committer=nothing, ends=nothing, limits=nothing
+    )
+    puller = JobPuller(
+        queue=nothing, live=live, runner=runner, admission=nothing, load=nothing, retry_limits=RetryLimits()
+    )
+    spec = JobSpec(job_id="job-1", created_at=0.0, messages=(ChatMessage(role="user", content=(TextPart(text="x"),)),))
+    message: Any = SimpleNamespace(nak=nak)
+    async with asyncio.TaskGroup() as tasks:
+        puller._take(Delivery(spec, 1, message), tasks)
+        await puller._requeue(list(puller._tasks))
+    assert requeued == [0.0]
+    assert len(live) == live.count("preparing") == 0
