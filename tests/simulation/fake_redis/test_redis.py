@@ -81,8 +81,8 @@ class Stores:
             lambda: self.media.take_deletable(0.0),
             lambda: self.registry.renew(record),
             lambda: self.registry.release(record),
-            self.registry.workers,
-            lease._try_acquire,
+            self.registry.records,
+            lease.acquire,
             lease._renew,
             lease.release,
         ]
