@@ -61,8 +61,8 @@ def test_it_finds_wrong_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_finds_jobs_that_pay_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     after = RetryPolicy.after
 
-    def unfair(self: RetryPolicy, failure: object, *, is_blamed: bool, num_tokens: int) -> object:
-        verdict = after(self, failure, is_blamed=is_blamed, num_tokens=num_tokens)  # type: ignore[arg-type]
+    def unfair(self: RetryPolicy, failure: object, *, is_blamed: bool, **rest: object) -> object:
+        verdict = after(self, failure, is_blamed=is_blamed, **rest)  # type: ignore[arg-type]
         return verdict if isinstance(verdict, Retry) and not is_blamed else failure
 
     monkeypatch.setattr(RetryPolicy, "after", unfair)

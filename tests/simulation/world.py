@@ -25,6 +25,7 @@ from broker_pipeline.model_facts import GenerationDefaults, ModelFacts
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.persistence import persist
 from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
 from tests.kit.acting.stage_side import vocabulary
 from tests.kit.acting.worker import ActingWorker
@@ -177,10 +178,10 @@ class World:
 
     async def _enqueue(self, spec: JobSpec) -> None:
         await persist(lambda: JobStore(self._redis, NAMESPACE).create(spec))
-        queue = await self._make_queue(self._transport)
+        publisher = JobPublisher.open(await self._make_queue(self._transport), self._redis, NAMESPACE)
         while True:
             try:
-                await queue.publish(spec)
+                await publisher.publish(spec)
             except PipelineError:
                 await asyncio.sleep(0.2)
             else:

@@ -94,5 +94,6 @@ class _Client:
     async def publish(self, subject: str, request: bytes, reply: str) -> None:
         assert subject.startswith("$JS.API.CONSUMER.MSG.NEXT.")
         assert self._take is not None
-        expires_s = msgspec.json.decode(request)["expires"] / 1e9
-        send(self._link, self._link.broker.stream.ask, Request(self._link, reply, self._take), expires_s)
+        asked = msgspec.json.decode(request)
+        ask = Request(self._link, reply, self._take, asked["batch"], asked["no_wait"])
+        send(self._link, self._link.broker.stream.ask, ask, asked["expires"] / 1e9)

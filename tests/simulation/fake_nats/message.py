@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
 import nats.errors
+from nats.errors import MsgAlreadyAckdError
 from nats.js.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -26,19 +27,34 @@ class FakeMsg:
         self.subject, self.data, self.headers = subject, data, headers
         self.metadata = SimpleNamespace(num_delivered=num)
         self._link, self._number = link, number
+        self._is_ended = False
+
+    async def ack(self) -> None:
+        self._end(self._stream.ack)
 
     async def ack_sync(self, timeout: float) -> None:  # noqa: ASYNC109 - nats-py's signature
+        self._check_ended()
         assert self._link is not None
         await call_server(self._link, timeout, lambda: self._stream.ack(self._as_int))
+        self._is_ended = True
 
     async def in_progress(self) -> None:
         self._send(self._stream.prolong)
 
     async def nak(self, delay: float = 0.0) -> None:
-        self._send(self._stream.nak, delay)
+        self._end(self._stream.nak, delay)
 
     async def term(self) -> None:
-        self._send(self._stream.ack)
+        self._end(self._stream.ack)
+
+    def _end(self, call: Callable[..., None], *args: float) -> None:
+        self._check_ended()
+        self._send(call, *args)
+        self._is_ended = True
+
+    def _check_ended(self) -> None:
+        if self._is_ended:
+            raise MsgAlreadyAckdError(self)
 
     @property
     def _stream(self) -> FakeStream:

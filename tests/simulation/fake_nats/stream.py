@@ -35,6 +35,10 @@ class Request:
     link: FakeLink
     reply: str
     give: Callable[[FakeMsg], None]
+    num_wanted: int
+    no_wait: bool
+    """Whether it ends when it has brought some and there is none at the moment."""
+    num_given: int = 0
     timer: asyncio.TimerHandle | None = field(default=None)
 
 
@@ -79,25 +83,35 @@ class FakeStream:
             self._serve()
 
     def ask(self, request: Request, expires_s: float) -> None:
-        """Answer a request for one message now, when one comes, or with the word that none came."""
+        """Answer a request with messages that are there or come, one each in turn, or with the word that it is over."""
         self._requests.append(request)
         request.timer = self._broker.call_later(expires_s, self._expire, request)
         self._serve()
 
     def _expire(self, request: Request) -> None:
         if request in self._requests:
-            self._requests.remove(request)
+            self._drop(request)
             self._give(request, FakeMsg(request.reply, b"", {"Status": "408"}, None, None, 0))
+
+    def _drop(self, request: Request) -> None:
+        assert request.timer is not None
+        request.timer.cancel()
+        self._requests.remove(request)
 
     def _serve(self) -> None:
         while self._waiting and self._requests and self._broker.is_up:
-            stored, request = self._waiting.popleft(), self._requests.popleft()
-            assert request.timer is not None
-            request.timer.cancel()
+            stored, request = self._waiting.popleft(), self._requests[0]
+            self._requests.rotate(-1)
             stored.num_delivered += 1
             self._await_ack(stored)
             msg = FakeMsg("jobs", stored.data, stored.headers, request.link, stored.number, stored.num_delivered)
             self._give(request, msg)
+            request.num_given += 1
+            if request.num_given == request.num_wanted:
+                self._drop(request)
+        if not self._waiting:
+            for request in [each for each in self._requests if each.no_wait and each.num_given]:
+                self._expire(request)
 
     def _give(self, request: Request, msg: FakeMsg) -> None:
         request.link.deliver("small", request.give, msg)
@@ -131,9 +145,7 @@ class FakeStream:
     def forget_requests(self, link: FakeLink) -> None:
         """A connection is gone, and with it what it asked for."""
         for request in [each for each in self._requests if each.link is link]:
-            assert request.timer is not None
-            request.timer.cancel()
-            self._requests.remove(request)
+            self._drop(request)
 
     def forget_deliveries(self) -> None:
         """Deliver again what is out: the server was killed before that was on its disk."""

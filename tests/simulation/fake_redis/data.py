@@ -69,6 +69,22 @@ class RedisData:
             self._values.pop(key, None)
         return num_before - len(self._values)
 
+    def _type(self, key: bytes) -> dict[bytes, bytes]:
+        """As Lua has it: in a table."""
+        held = self._find(key)
+        if isinstance(held, dict):
+            kind = {bytes: b"hash", float: b"zset"}.get(type(next(iter(held.values()))), b"set")
+        else:
+            kind = {list: b"list", bytes: b"string"}.get(type(held), b"none")
+        return {b"ok": kind}
+
+    def _rename(self, key: bytes, name: bytes) -> bytes:
+        self._del(name)
+        self._values[name] = self._values.pop(key)
+        if key in self._ends:
+            self._ends[name] = self._ends.pop(key)
+        return b"OK"
+
     def _get(self, key: bytes) -> Any:
         return self._find(key)
 
@@ -117,6 +133,9 @@ class RedisData:
     def _hmget(self, key: bytes, *fields: bytes) -> list[Any]:
         held = self._find(key) or {}
         return [held.get(field) for field in fields]
+
+    def _hvals(self, key: bytes) -> list[bytes]:
+        return list((self._find(key) or {}).values())
 
     def _hdel(self, key: bytes, *fields: bytes) -> int:
         held = self._find(key) or {}

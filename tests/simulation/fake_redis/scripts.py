@@ -19,7 +19,7 @@ class _Machine:
         self._lua = lupa.lua51.LuaRuntime(encoding=None)
         self._table = self._lua.table_from
         names = self._lua.globals()
-        names[b"redis"] = self._table({b"call": self._call})
+        names[b"redis"] = self._table({b"call": self._call, b"pcall": self._call})  # nothing is of a wrong type here
         names[b"cjson"] = self._table({b"decode": lambda text: self._to_lua(_encoded(orjson.loads(text)))})
         self._functions: dict[str, Any] = {}
 

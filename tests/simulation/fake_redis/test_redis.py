@@ -19,6 +19,7 @@ from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.media_references import MediaReferences
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.state.unpublished_jobs import UnpublishedJobs
 from tests.simulation.fake_redis.data import RedisData
 from tests.simulation.fake_redis.server import FakeRedisClient, FakeRedisServer
 from tests.simulation.processes import Process
@@ -36,6 +37,7 @@ class Stores:
     def __init__(self, redis: RedisClient, namespace: str) -> None:
         self.jobs = JobStore(redis, namespace)
         self.failed = FailedJobs(redis, namespace)
+        self.notes = UnpublishedJobs(redis, namespace)
         self.media = MediaReferences(redis, namespace)
         self.registry = WorkerRegistry(redis, namespace, "main")
         self.leases = [Lease(redis, namespace, "main", f"conductor-{n}", ttl_s=60.0) for n in range(2)]
@@ -69,10 +71,11 @@ class Stores:
             lambda: self.jobs.discard(job_id),
             self.jobs.sweep,
             lambda: self.failed.retry(spec),
-            lambda: self.failed.mark_published(spec),
-            lambda: self.failed.unpublished(0.0),
+            lambda: self.notes.mark(spec),
+            lambda: self.notes.left(0.0),
             lambda: self.failed.discard(job_id),
             lambda: self.failed.fail_unreadable(job_id, failure),
+            lambda: self.failed.fail_garbled(job_id, spec, failure),
             lambda: self.media.acquire(sha, job_id, upload=(name, 60.0)),
             lambda: self.media.adopt(sha, job_id, name, replaces=None),
             lambda: self.media.release((sha,), job_id),

@@ -96,13 +96,6 @@ def test_who_is_on_its_own_stays_so_until_it_gets_further() -> None:
     assert not retries.anew().is_alone
 
 
-def test_who_got_further_on_its_own_is_in_company_again_and_not_to_blame_for_that() -> None:
-    retries, poisoned = policy(), ComputeError("poisoned").to_failure()
-    assert blamed(retries, poisoned, num_tokens=6) == Retry(0.0, is_alone=True)
-    assert blamed(retries, poisoned, num_tokens=8) == Retry(0.0, is_alone=True)
-    assert isinstance(blamed(retries, poisoned, num_tokens=8), Failure)
-
-
 def test_a_missed_deadline_counts() -> None:
     retries = policy()
     verdicts = [blamed(retries, DeadlineExceededError("late").to_failure()) for _ in range(5)]
@@ -162,7 +155,8 @@ def test_a_token_more_forgives_the_workers() -> None:
     assert not retries.failed_on
 
 
-def test_who_got_further_was_in_company_again_and_is_no_cause_yet() -> None:
-    retries = policy()
-    assert blamed(retries, ComputeError("x").to_failure()) == Retry(0.0, is_alone=True)
-    assert blamed(retries, ComputeError("x").to_failure(), num_tokens=1) == Retry(0.0, is_alone=True)
+def test_who_got_further_on_its_own_is_in_company_again_and_not_to_blame_for_that() -> None:
+    retries, poisoned = policy(), ComputeError("poisoned").to_failure()
+    assert blamed(retries, poisoned, num_tokens=6) == Retry(0.0, is_alone=True)
+    assert blamed(retries, poisoned, num_tokens=8) == Retry(0.0, is_alone=True)
+    assert isinstance(blamed(retries, poisoned, num_tokens=8), Failure)
