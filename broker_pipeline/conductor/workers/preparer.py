@@ -67,7 +67,9 @@ class Preparer:
         pause_s = self.pauses.first_s
         while True:
             with suppress(_AskAgainError):
-                async with self.workers.vision.borrow(lambda: self._change(route), tried, is_alone=is_alone) as worker:
+                near = route.workers[0].device_id
+                borrowing = self.workers.vision.borrow(lambda: self._change(route), tried, near=near, is_alone=is_alone)
+                async with borrowing as worker:
                     return await self._try(worker, request, route, tried)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self.pauses.longest_s)

@@ -6,7 +6,8 @@
 
 Both come from heartbeats. How long requests take from question to answer says nothing of that: a worker does several
 at a time, and the one that is asked most would seem the fastest. One that has nothing in hand is taken for faster by
-and by, until it is tried again.
+and by, until it is tried again. A worker on another device than the route's first stage has to send its rows, 6 MB for
+a picture of 448x448 of 8B, which takes time of both processes: it is asked where it would be done in half the time.
 
 A session that was in preparation at two deaths is suspected of having caused them. It gets a worker to itself: what is
 there is finished, nothing else is asked of that worker until the session is prepared, and should the worker die of it,
@@ -31,6 +32,7 @@ from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 _LEAST_ROOM = 0.05  # of a device that stages keep busy all the time
 _LEAST_REQUEST_S = 1e-4  # where all pictures are known already, or there are none
 _LIMITS = BreakerLimits(num_trials=3)
+_AWAY = 2.0  # how much longer work may take on the device of the route's first stage, so that rows need not travel
 _HALF_S = 5.0  # idle for so long, a worker is taken for twice as fast
 
 
@@ -156,13 +158,18 @@ class VisionPool:
 
     @asynccontextmanager
     async def borrow(
-        self, wait: Callable[[], Awaitable[None]], avoid: Collection[str] = (), *, is_alone: bool = False
+        self,
+        wait: Callable[[], Awaitable[None]],
+        avoid: Collection[str] = (),
+        *,
+        near: str = "",
+        is_alone: bool = False,
     ) -> AsyncIterator[VisionInfo]:
-        """Take the usable worker that would be done soonest, one not in `avoid` if there is one.
+        """Take the usable worker that would be done soonest, one not in `avoid` if there is one, for a device `near`.
 
         Where there is none, or `is_alone` and it has other requests, `wait` for a change. It may be gone by then.
         """
-        while (worker := self._choose(avoid)) is None:
+        while (worker := self._choose(avoid, near)) is None:
             await wait()
         worker.num_requests += 1
         self.health.begin_trial(worker.record.instance)
@@ -184,7 +191,7 @@ class VisionPool:
         key, health = worker.record.instance, self.health
         return health.may_try(key) and not (worker.num_requests and health.state(key) != "closed")
 
-    def _choose(self, avoid: Collection[str]) -> VisionInfo | None:
+    def _choose(self, avoid: Collection[str], near: str) -> VisionInfo | None:
         now = self._clock()
         usable = [worker for worker in self._workers.values() if worker.is_usable]
         # One that may do better is waited for: else whoever failed on a sick worker meets it again and again.
@@ -199,6 +206,7 @@ class VisionPool:
             known_s = known[worker.record.instance]
             request_s = fastest_s if known_s is None else known_s  # one that has answered nothing yet gets a try
             done_s = done_after_s(worker.num_requests, request_s, shares.get(worker.record.device_id, 0.0))
+            done_s *= 1.0 if worker.record.device_id == near else _AWAY
             return worker.record.instance in avoid, done_s, worker.record.worker
 
         return min(free, key=order, default=None)

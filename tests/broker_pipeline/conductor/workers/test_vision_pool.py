@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AsyncExitStack
 
 import pytest
@@ -46,9 +47,9 @@ class Pool:
         for name in seconds:
             self.pool.update(record(name, role="vision", device_id=f"gpu-{name}"))
 
-    async def ask(self) -> str:
+    async def ask(self, near: str = "") -> str:
         stack = AsyncExitStack()
-        worker = await stack.enter_async_context(self.pool.borrow(never))
+        worker = await stack.enter_async_context(self.pool.borrow(never, near=f"gpu-{near}"))
         name = worker.record.worker
         self.num_asked[name] += 1
         self.free_at[name] = max(self.clock.now, self.free_at[name]) + self.seconds[name]
@@ -122,6 +123,26 @@ async def test_a_worker_that_answers_a_little_sooner_gets_a_little_more_and_not_
     pool = Pool({"near": 0.09, **far}, near=0.001, far=0.001, farther=0.001, away=0.001)
     await pool.keep_asking(32, 3000)
     assert pool.rates() == pytest.approx({"near": 0.27, "far": 0.24, "farther": 0.24, "away": 0.24}, abs=0.03)
+
+
+async def test_rows_stay_on_their_device_while_others_are_no_less_busy() -> None:
+    pool = Pool(one=0.01, two=0.01)
+    near = itertools.cycle(("one", "two"))
+    for _ in range(16):
+        await pool.ask(next(near))
+    for _ in range(500):
+        await pool.answer()
+        assert await pool.ask(name := next(near)) == name
+
+
+async def test_what_one_device_cannot_do_alone_goes_to_others_as_well() -> None:
+    pool = Pool(one=0.01, two=0.01)
+    for _ in range(16):
+        await pool.ask("one")
+    for _ in range(500):
+        await pool.answer()
+        await pool.ask("one")
+    assert pool.rates() == pytest.approx({"one": 0.5, "two": 0.5}, abs=0.1), "neither is idle"
 
 
 async def test_requests_go_where_stages_leave_room() -> None:
