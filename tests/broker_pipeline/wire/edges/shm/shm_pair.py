@@ -53,10 +53,14 @@ async def serving(
 
 @asynccontextmanager
 async def shm_pair(
-    directory: Path, *, on_ring: OnRing | None = None, dial: Callable[[], ShmDialer] = ShmDialer
+    directory: Path,
+    *,
+    num_bytes: int = RING_BYTES,
+    on_ring: OnRing | None = None,
+    dial: Callable[[], ShmDialer] = ShmDialer,
 ) -> AsyncIterator[Pair]:
     incoming: list[IncomingEdge] = []
-    async with serving(directory, incoming, on_ring=on_ring) as server:
+    async with serving(directory, incoming, RingLimits(num_bytes), on_ring) as server:
         sender = await dial().connect(server.offer(EdgeOffer()))
         assert sender is not None
         try:

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -67,6 +68,23 @@ async def test_a_payload_is_written_where_it_is_sent_from(directory: Path) -> No
         ref = await pair.sender.send(frame)
         assert (ref.offset, ref.num_bytes) == (0, 1007), "in the record that was placed, and no other"
         assert bytes(pair.receiver.take(ref)) == b"x" * 1000 + b"padmore"
+
+
+async def test_a_send_that_is_cancelled_while_another_thread_copies_gives_its_room_back(directory: Path) -> None:
+    async with shm_pair(directory, num_bytes=2**20) as pair:
+        frame, content = random_frame(2**20 - 64)
+        sending = asyncio.create_task(pair.sender.send(frame))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+        async def is_sent() -> bool:
+            with suppress(EdgeFullError):
+                return bytes(pair.receiver.take(await pair.sender.send(frame))) == content
+            return False
+
+        await eventually(is_sent)
 
 
 async def test_room_that_is_not_sent_is_given_back(directory: Path) -> None:
