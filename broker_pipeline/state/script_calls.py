@@ -69,8 +69,9 @@ class ScriptCalls:
                         await self._note_error(error)
                     _fail([*calls, *self._waiting], error)
                     self._waiting = []
-                except BaseException:
-                    _cancel(calls)
+                except BaseException:  # nobody is there to send the others
+                    _cancel([*calls, *self._waiting])
+                    self._waiting = []
                     raise
         finally:
             self._sending = None

@@ -7,6 +7,7 @@ from redis.exceptions import ResponseError
 
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
+from tests.kit.waiting import eventually
 
 INCREMENT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 REFUSE = "return redis.error_reply('REFUSED')"
@@ -60,3 +61,20 @@ async def test_closing_leaves_nobody_waiting(own_redis: EmbeddedRedis) -> None:
     own_redis.kill(signal.SIGCONT)
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_giving_up_leaves_nobody_waiting_whose_call_was_still_to_be_sent(own_redis: EmbeddedRedis) -> None:
+    async with open_redis(own_redis.url) as redis:
+        script = redis.register_script(INCREMENT)
+        await redis.scripts.run(script, ["n"], [b"1"])
+        own_redis.kill(signal.SIGSTOP)
+        first = asyncio.ensure_future(redis.scripts.run(script, ["n"], [b"1"]))
+        await eventually(lambda: redis.scripts._sending is not None and not redis.scripts._waiting)
+        second = asyncio.ensure_future(redis.scripts.run(script, ["n"], [b"1"]))
+        await eventually(lambda: bool(redis.scripts._waiting))
+        assert redis.scripts._sending is not None
+        redis.scripts._sending.cancel()
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(first, second, return_exceptions=True)
+        own_redis.kill(signal.SIGCONT)
+        assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 2
