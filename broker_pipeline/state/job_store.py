@@ -165,6 +165,12 @@ class JobStore:
             other_model = other[0].decode() if other and other[0] is not None else None
         return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed), other_model)
 
+    async def has_later_attempt(self, job_id: str, attempt: int) -> bool:
+        """Return whether a later attempt of a job is under way: somebody else has begun it, and voided this one."""
+        with state_errors(f"cannot look at the attempts of job {job_id}"):
+            status, number = await self._redis.hmget(redis_keys.job(self._namespace, job_id), ("status", "attempt"))
+            return status == b"running" and int(number or 0) > attempt
+
     async def count_other_models(self, fingerprint: str) -> int:
         """Return how many running jobs have tokens of another model than this one."""
         return int(await self._run("count_other_models", {"fingerprint": fingerprint}, "cannot look through jobs"))

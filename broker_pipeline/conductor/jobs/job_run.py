@@ -4,6 +4,9 @@
          ▲                                       │
          └──────── retry policy ◄── lost ────────┘   the tokens so far come back from Redis with the next attempt
 
+Two conductors may hold deliveries of one job: the queue forgot that it was out, or one of them stood still. The later
+attempt voids the other, whose conductor then lets go of the job.
+
 Whatever was lost, wherever, this is how a job goes on; there is no other way of recovery.
 """
 
@@ -104,8 +107,10 @@ class JobRunner:
     # --- an attempt -------------------------------------------------------------------------------------------------
 
     async def _attempt(self, job: LiveJob) -> bool:
-        """Begin an attempt; True when the job has ended with it."""
+        """Begin an attempt; True when the job has ended with it, or is another's."""
         await self._until_lease_held()
+        if await self._is_run_elsewhere(job):
+            return True
         model, restarts = self.builder.model.facts.fingerprint, self.limits.restarts
         attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts))
         if attempt.is_finished:
@@ -130,8 +135,21 @@ class JobRunner:
         while not self.limits.lease_held():  # noqa: ASYNC110 - for a moment at most, see above
             await asyncio.sleep(_LEASE_POLL_S)
 
+    async def _is_run_elsewhere(self, job: LiveJob) -> bool:
+        """Return whether the last attempt was voided by one that runs: then there are two deliveries of the job.
+
+        Whoever holds the later one keeps on prolonging it. This one is left as it is: requeued, it would be a third,
+        and acknowledged, the job would be lost with the other conductor. When that dies, the queue delivers it again.
+        """
+        if (last := job.last_attempt) is None:
+            return False
+        is_elsewhere = await persist(lambda: self.stores.jobs.has_later_attempt(job.job_id, last))
+        if is_elsewhere:
+            log.warning("job_is_run_elsewhere", job=job.job_id, attempt=last)
+        return is_elsewhere
+
     async def _announce(self, job: LiveJob, attempt: Attempt) -> None:
-        job.num_attempts += 1
+        job.num_attempts, job.last_attempt = job.num_attempts + 1, attempt.number
         self.live.num_replays += job.num_attempts > 1
         log.info(
             "attempt_begun",

@@ -38,6 +38,8 @@ class LiveJob:
     """Prompt plus output limit, once known."""
     num_attempts: int = 0
     """Begun in this conductor."""
+    last_attempt: int | None = None
+    """The number of the last of these in Redis, over all conductors."""
     preparing: RetryPolicy = field(init=False)
     """What its preparation has been through, since it last succeeded."""
     vision_tried: set[str] = field(default_factory=set, init=False)

@@ -117,6 +117,7 @@ async def test_unknown_jobs_are_named(store: JobStore) -> None:
     assert await store.cancelled(["gone"]) == []
     assert not await store.finish("gone", 1, "failed", error=FAILURE)
     assert await store.commit([TokenCommit("gone", 1, 0, entries(1))]) == [False]
+    assert not await store.has_later_attempt("gone", 1)
     assert await store.counts() == JobCounts()
 
 
@@ -172,12 +173,16 @@ async def test_discard_leaves_a_running_job_alone(store: JobStore) -> None:
 async def test_a_later_attempt_resumes_and_fences_the_earlier_one(store: JobStore) -> None:
     spec, first = await running_job(store)
     await store.commit([TokenCommit(spec.job_id, first, 0, entries(1, 2))])
+    assert not await store.has_later_attempt(spec.job_id, first)
     second = await store.begin_attempt(spec, MODEL)
     assert (second.number, second.tokens) == (2, list(entries(1, 2)))
+    assert await store.has_later_attempt(spec.job_id, first)
+    assert not await store.has_later_attempt(spec.job_id, second.number)
     assert await store.commit([TokenCommit(spec.job_id, first, 2, entries(3))]) == [False]
     assert not await store.finish(spec.job_id, first, "failed", error=FAILURE)
     assert await store.commit([TokenCommit(spec.job_id, 2, 2, entries(3))]) == [True]
     assert await store.finish(spec.job_id, 2, "succeeded", RESULT)
+    assert not await store.has_later_attempt(spec.job_id, first), "none runs any more"
     assert (await store.get(spec.job_id)).result == RESULT
 
 

@@ -65,6 +65,7 @@ class Stores:
             lambda: self.jobs.finish(job_id, number, "succeeded", result, None, last),
             lambda: self.jobs.finish(job_id, number, "failed", None, failure, last, start),
             lambda: self.jobs.request_cancel(job_id),
+            lambda: self.jobs.has_later_attempt(job_id, number),
             lambda: self.jobs.cancelled(["job-0", "job-1", "job-2"]),
             lambda: self.jobs.get_with_tokens(job_id, start),
             lambda: self.jobs.count_other_models(model),

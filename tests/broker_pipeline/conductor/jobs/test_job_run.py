@@ -230,31 +230,6 @@ async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> N
     assert it.sent == []
 
 
-async def test_an_attempt_that_redis_knows_a_newer_one_of_gives_way_to_another(it: Running) -> None:
-    held: list[PlannedBatch] = []
-
-    def hold_the_second(microbatch: PlannedBatch) -> MicrobatchResult | None:
-        if it.num_sampled(job) < 1:
-            return answer(microbatch)
-        it.reply = answer
-        held.append(microbatch)
-        return None
-
-    async def begin_elsewhere() -> None:
-        await eventually(lambda: bool(held))
-        await it.store.begin_attempt(job.spec, model().facts.fingerprint)
-        it.complete(answer(held.pop()))
-
-    it.reply = hold_the_second
-    job = await it.submit(max_tokens=200)
-    elsewhere = asyncio.create_task(begin_elsewhere())
-    end = await it.run(job)
-    await elsewhere
-    assert end.status == "succeeded"
-    assert end.attempt == 3
-    assert await it.num_tokens(job) == 200
-
-
 async def test_a_failure_is_repeated_a_bounded_number_of_times(it: Running) -> None:
     it.reply = lambda microbatch: answer(microbatch, spoilt=StageError("no room").to_failure())
     end = await it.run(await it.submit())
@@ -414,6 +389,44 @@ async def test_a_job_delivered_too_often_fails(it: Running) -> None:
     assert end.error is not None
     assert (end.error.code, end.error.message) == ("retries_exhausted", "delivered 4 times without an end")
     assert it.sent == []
+    await it.check_gone()
+
+
+async def held_in_computing(it: Running, max_tokens: int) -> tuple[LiveJob, asyncio.Task[None]]:
+    """Return a job that runs and whose first answer is still to come."""
+    it.reply = lambda _: None
+    job = await it.submit(max_tokens=max_tokens)
+    running = asyncio.create_task(it.runner.run(job))
+    await eventually(lambda: bool(it.sent))
+    it.reply = answer
+    return job, running
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200])
+async def test_a_job_that_another_conductor_runs_as_well_is_left_to_the_later_attempt(
+    it: Running, max_tokens: int
+) -> None:
+    job, running = await held_in_computing(it, max_tokens)
+    later = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
+    it.complete(answer(it.sent[0]))
+    async with asyncio.timeout(10):
+        await running
+    record = await it.store.get(job.job_id)
+    assert (record.status, record.attempt) == ("running", later.number), "no attempt voids the later one"
+    assert await it.queue.depth() == QueueDepth(num_waiting=0, num_in_progress=1), "it is not acknowledged"
+    assert await it.queue.pull(0.3) is None, "it is not requeued while the other runs it"
+    assert len(it.live) == 0
+    assert it.scheduler.ledger.used_tokens(STAGE.instance) == 0
+
+
+async def test_a_job_whose_attempt_redis_has_lost_is_begun_anew(it: Running) -> None:
+    job, running = await held_in_computing(it, max_tokens=5)
+    await it.redis.hset(redis_keys.job(it.namespace, job.job_id), "attempt", 0)
+    it.complete(answer(it.sent[0]))
+    async with asyncio.timeout(10):
+        await running
+    assert (await it.store.get(job.job_id)).status == "succeeded"
+    assert await it.num_tokens(job) == 5
     await it.check_gone()
 
 
