@@ -14,9 +14,12 @@ _LAYOUTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((0, 6), (0, 6)),
     ((0, 3), (3, 6), (3, 6)),
     ((0, 2), (2, 6), (0, 6)),
+    ((0, 6), (0, 6), (0, 6)),
 )
 _JOBS_S = 2.0
 _FAULTS_S = 3.0
+_SHARED = 0.7
+"""Of those pipelines whose stages have the whole model each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Schedule:
     seed: int
     stages: tuple[tuple[int, int], ...]
     """Blocks of each."""
+    has_shares: bool
+    """Whether each stage is a share of its own, for one conductor at a time."""
     kv: int
     step_s: float
     num_vision: int
@@ -57,6 +62,7 @@ def draw(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     chance = random.Random(seed)
     stages = chance.choice(_LAYOUTS)
+    has_shares = set(stages) == {(0, 6)} and chance.random() < _SHARED
     num_vision, num_conductors = chance.randint(1, 2), chance.randint(1, 2)
     roles = _roles(len(stages), num_vision, num_conductors)
     jobs = tuple(_draw_job(chance) for _ in range(chance.randint(1, 6)))
@@ -65,6 +71,7 @@ def draw(seed: int) -> Schedule:
     return Schedule(
         seed=seed,
         stages=stages,
+        has_shares=has_shares,
         kv=chance.choice((80, 160, 1000)),
         step_s=chance.choice((0.002, 0.02, 0.1)),
         num_vision=num_vision,

@@ -31,7 +31,6 @@ PATIENCE_S = 30.0
 _LOOK_S = 0.25
 _BOOKS_S = 20.0
 """How long it may take then until a conductor shows empty books: a command to Redis may have to time out."""
-_STATUS = redis_keys.status(NAMESPACE, "main")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +144,24 @@ def _wrong_end(job: Job, record: JobRecord, tokens: list[TokenEntry]) -> str | N
 
 
 async def _leftovers(world: World) -> list[str]:
-    """Return what the conductor has left in its books, of what it shows from now on."""
-    world.redis.data.call("DEL", _STATUS)
+    """Return what conductors have left in the books of any share, of what they show from now on."""
+    keys = [redis_keys.status(NAMESPACE, "main", share) for share in sorted(world.shares)]
+    world.redis.data.call("DEL", *keys)
     until = world.loop.time() + _BOOKS_S
-    while (problems := _in_books(world)) and world.loop.time() < until:  # noqa: ASYNC110 - of simulated time
+    while (problems := _in_books(world, keys)) and world.loop.time() < until:  # noqa: ASYNC110 - of simulated time
         await asyncio.sleep(_LOOK_S)
     return problems
 
 
-def _in_books(world: World) -> list[str]:
-    text = world.redis.data.call("GET", _STATUS)
+def _in_books(world: World, keys: list[str]) -> list[str]:
+    return [problem for key in keys if (problem := _in_book(key, world.redis.data.call("GET", key)))]
+
+
+def _in_book(key: str, text: bytes | None) -> str | None:
     if text is None:
-        return ["no conductor shows itself"]
+        return f"no conductor shows itself in {key}"
     status = msgspec.json.decode(text, type=ConductorStatus)
     kv = {stage.worker: stage.kv_used_tokens for stage in status.stages if stage.kv_used_tokens}
     if not kv and not any(status.num_sessions.values()) and not status.num_uncommitted_tokens:
-        return []
-    return [f"in the books: KV {kv}, {status.num_sessions}, {status.num_uncommitted_tokens} tokens uncommitted"]
+        return None
+    return f"in the books of {key}: KV {kv}, {status.num_sessions}, {status.num_uncommitted_tokens} tokens uncommitted"

@@ -95,7 +95,8 @@ class World:
             self._start_vision(name)
         else:
             start, stop = schedule.stages[int(name.rpartition("-")[2])]
-            self._start_stage(name, start, stop, kv=schedule.kv, step_s=schedule.step_s)
+            share = name if schedule.has_shares else ""
+            self._start_stage(name, start, stop, kv=schedule.kv, step_s=schedule.step_s, share=share)
 
     def start_again(self, name: str) -> None:
         self._start_again[name]()
@@ -138,11 +139,12 @@ class World:
             else:
                 return queue
 
-    def _start_stage(self, name: str, start: int, stop: int, *, kv: int, step_s: float) -> None:
+    def _start_stage(self, name: str, start: int, stop: int, *, kv: int, step_s: float, share: str) -> None:
         process, transport, redis = self._process(name)
         stage = ActingStage(
-            transport, redis, NAMESPACE, name, start, stop, fingerprint=model().facts.fingerprint, kv=kv, step_s=step_s
-        )
+            transport, redis, NAMESPACE, name, start, stop,
+            fingerprint=model().facts.fingerprint, kv=kv, step_s=step_s, share=share,
+        )  # fmt: skip
         self._start_worker(name, stage, process)
 
     def _start_vision(self, name: str) -> None:
@@ -208,6 +210,10 @@ class World:
     @property
     def stages(self) -> dict[str, ActingStage]:
         return {name: worker for name, worker in self.workers.items() if isinstance(worker, ActingStage)}
+
+    @property
+    def shares(self) -> set[str]:
+        return {stage.record.share for stage in self.stages.values()}
 
     def is_quiet(self) -> bool:
         """Whether every job has ended and nothing is left of any."""
