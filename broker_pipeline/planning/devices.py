@@ -31,6 +31,11 @@ MEMORY_MARGIN = 0.03
 STAGE_HOST_S = 0.002
 """From a microbatch on a stage's host to its kernels, and from its result to the message: 1.3 to 1.6 ms to launch a
 graph, 0.2 of copies (benchmarks.md, "What a profile shows")."""
+LAUNCH_S = 0.004
+PICTURE_HOST_S = 0.006
+"""What a stage's one Python process takes for a microbatch, and for each picture that is encoded in it, one after the
+other: two stages of 8B on two H200 gave 135 captions/s where the first process encodes all pictures, four on four H100
+99.6 and 88, and 137 where all four do (benchmarks.md, "On four H100")."""
 CONDUCTOR_ROUND_S = 0.0025
 """From a result to the next envelope of its route (the same profile)."""
 CONDUCTOR_CAPTION_S = 0.003

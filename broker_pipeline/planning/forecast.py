@@ -51,6 +51,7 @@ def forecast(model: ModelSizes, site: Site, workload: Workload, layout: Layout) 
     limits = {
         "the slowest stage": sum(rate.of_stages for rate in rates),
         "the way through all stages": sum(rate.around for rate in rates),
+        "a stage's process": sum(rate.of_hosts for rate in rates),
         **_common_limits(model, site, workload, layout),
     }
     ramp = (workload.round_share(sum(sessions)) or ROUND_SHARE) / ROUND_SHARE

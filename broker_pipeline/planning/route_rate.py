@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from broker_pipeline.planning.cut import shares_by_load
-from broker_pipeline.planning.devices import BUSY_SHARE, CONDUCTOR_ROUND_S, EDGES, STAGE_HOST_S
+from broker_pipeline.planning.devices import (
+    BUSY_SHARE,
+    CONDUCTOR_ROUND_S,
+    EDGES,
+    LAUNCH_S,
+    PICTURE_HOST_S,
+    STAGE_HOST_S,
+)
 from broker_pipeline.planning.layout import Chain
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.site import Site
@@ -28,17 +36,19 @@ class PlannedRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRate:
-    """Captions per second that each of two things would allow by itself."""
+    """Captions per second that each of three things would allow by itself."""
 
     of_stages: float = 0.0
     """The slowest stage, or the fullest device."""
     around: float = 0.0
     """The way of a microbatch through all stages and back, with as many under way as the scheduler would have."""
+    of_hosts: float = math.inf
+    """The process of a stage that has most to launch and to encode."""
 
     @property
     def captions_per_s(self) -> float:
-        """Both together."""
-        return min(self.of_stages, self.around)
+        """All of them together."""
+        return min(self.of_stages, self.around, self.of_hosts)
 
 
 def route_rate(model: ModelSizes, site: Site, workload: Workload, route: PlannedRoute, num_sessions: int) -> RouteRate:
@@ -50,10 +60,16 @@ def route_rate(model: ModelSizes, site: Site, workload: Workload, route: Planned
     outside_s, most = _outside_s(model, site, size, len(stages)), _most_tokens(workload)
     count = choose_num_microbatches(num_sessions, num_tokens, stages, outside_s, shared, max_tokens=most)
     in_step = min(most, num_tokens / count)
-    captions = BUSY_SHARE * in_step / workload.num_computed_tokens
+    in_one = in_step / workload.num_computed_tokens
+    captions = BUSY_SHARE * in_one
     steps = [stage.estimate(in_step) for stage in stages]
     crowds = [sum(steps[index] for index in device.stages) / device.num_slots for device in shared]
-    return RouteRate(of_stages=captions / max(*steps, *crowds, 0.0), around=captions * count / (sum(steps) + outside_s))
+    hosts = [LAUNCH_S + in_one * stage.vision_share * PICTURE_HOST_S for stage in stages if stage.device.is_gpu]
+    return RouteRate(
+        of_stages=captions / max(*steps, *crowds, 0.0),
+        around=captions * count / (sum(steps) + outside_s),
+        of_hosts=in_one / max(hosts) if hosts else math.inf,
+    )
 
 
 def step_tokens(workload: Workload, num_sessions: int, num_stages: int) -> float:
