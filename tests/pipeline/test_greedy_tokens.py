@@ -54,7 +54,11 @@ def sent_by(status: PipelineStatus) -> dict[str, TransportCounts]:
 @pytest.mark.parametrize("edges", ["nats", "shm", "tcp"])
 async def test_tokens_do_not_depend_on_what_carries_payloads(tmp_path: Path, edges: str) -> None:
     expected = [reference_tokens(DENSE, pictures, prompt, FEW_TOKENS) for pictures, prompt in JOBS]
-    async with tiny_cluster(tmp_path / "run", DENSE, "1,2,3", edges=edges) as cluster, client_of(cluster) as client:
+    flags = {"--edges": edges}
+    async with (
+        tiny_cluster(tmp_path / "run", DENSE, "1,2,3", edge_flags=flags) as cluster,
+        client_of(cluster) as client,
+    ):
 
         async def run_all() -> None:
             submissions = (client.submit(*pictures, prompt=prompt, max_tokens=FEW_TOKENS) for pictures, prompt in JOBS)

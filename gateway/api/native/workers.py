@@ -13,6 +13,7 @@ from gateway.api.json_answer import json_answer
 from gateway.wiring import GATEWAY, Gateway
 
 _DRAIN_TIMEOUT_S = 5.0
+_DRAINED = ("stage", "vision")
 
 log = structlog.get_logger()
 
@@ -40,12 +41,12 @@ async def drain_worker(request: web.Request) -> web.Response:
 
 
 async def _record(gateway: Gateway, name: str) -> WorkerRecord:
-    records = await gateway.registry.workers()
+    records = await gateway.registry.records()
     record = next((record for record in records if record.worker == name), None)
     if record is None:
-        names = ", ".join(record.worker for record in records) or "none"
+        names = ", ".join(record.worker for record in records if record.role in _DRAINED) or "none"
         raise WorkerNotFoundError(f"no live worker is called {name}; there are: {names}", field="worker")
-    if record.role not in ("stage", "vision"):
+    if record.role not in _DRAINED:
         raise InvalidRequestError(
             f"{name} is a {record.role}; only stage and vision workers are drained", field="worker"
         )

@@ -333,6 +333,7 @@ async def waits_behind(bench: Bench, hostile: list[asyncio.Task[Received[Prepare
     return pause_s, took_s
 
 
+@pytest.mark.alone
 async def test_long_prompts_delay_neither_the_event_loop_nor_others(bench: Bench) -> None:
     """No bound on bytes applies: they are tokenised until there are too many."""
     await bench.prepare(text())
