@@ -401,10 +401,10 @@ async def test_what_failed_jobs_keep_makes_room_when_the_store_fills(
 ) -> None:
     store = MediaStore(transport, redis, namespace, 8 * MIB)
     await store.ensure()
-    for number in range(24):
+    for number in range(120):  # many small ones: which stream has each is chance
         job = f"job-{number}"
-        await store.keep(job_with(await store.put(os.urandom(MIB // 8), job), job_id=job))
+        await store.keep(job_with(await store.put(os.urandom(24_576), job), job_id=job))
     assert await store.sweep(0) == 0
-    waiting = [await store.put(os.urandom(MIB // 8), "waiting") for _ in range(12)]
-    assert await store.sweep(0) == 24
-    assert [len(await store.get(ref)) for ref in waiting] == 12 * [MIB // 8]
+    waiting = [await store.put(os.urandom(24_576), "waiting") for _ in range(60)]
+    assert await store.sweep(0) == 120
+    assert [len(await store.get(ref)) for ref in waiting] == 60 * [24_576]
