@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -44,11 +45,10 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for each in counts:
-        for name, count in each.items():
-            total[name] = total.get(name, 0) + count
-    return total
+        total.update(each)
+    return dict(total)
 
 
 def _vision(statuses: Sequence[ConductorStatus]) -> tuple[VisionStatus, ...]:

@@ -19,6 +19,8 @@ from broker_pipeline.pictures.rule import PictureRule
 PROCESSOR_PREFIX = "cpu-"
 """What `WorkerRecord.device_id` begins with where a processor computes, not a GPU."""
 Role = Literal["stage", "vision", "conductor", "gateway"]
+COMPUTING_ROLES = frozenset({"stage", "vision"})
+"""Of those that conductors use, and operators drain."""
 
 
 class BlockRange(WireReport, frozen=True, kw_only=True):

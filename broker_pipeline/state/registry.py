@@ -21,7 +21,7 @@ from broker_pipeline.errors import GarbledStateError, StateError, TransportError
 from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import ConductorStatus, RefusedWorker
-from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.messages.workers import COMPUTING_ROLES, Heartbeat, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
 from broker_pipeline.state.unreadable_rows import UnreadableRows
@@ -103,7 +103,7 @@ class WorkerRegistry:
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the records of live stages and vision workers that can be read, sorted by name."""
-        return [record for record in await self.records() if record.role in ("stage", "vision")]
+        return [record for record in await self.records() if record.role in COMPUTING_ROLES]
 
     async def records(self) -> list[WorkerRecord]:
         """Return the records of all that live, conductors as well, that can be read, sorted by name."""

@@ -54,6 +54,7 @@ class RosterWatch:
     async def run(self) -> None:
         """Keep the roster until cancelled. Raises `LeaseLostError` (in a group) when a worker obeys a newer epoch."""
         beats = self.transport.subscribe(self.heartbeat_subject, Heartbeat, on_dropped=lambda *_: None)
+        # of one that is dropped, heartbeats tell
         losses = self.transport.subscribe(self.lost_peers_subject, PeerLost, on_dropped=lambda *_: None)
         async with beats as heartbeats, losses as lost_peers, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._poll(tasks), name="registry")

@@ -8,12 +8,11 @@ from aiohttp import web
 from broker_pipeline import subjects
 from broker_pipeline.errors import InvalidRequestError, NoResponderError, RequestTimeoutError, WorkerNotFoundError
 from broker_pipeline.messages.control import DrainReply, DrainRequest
-from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.messages.workers import COMPUTING_ROLES, WorkerRecord
 from gateway.api.json_answer import json_answer
 from gateway.wiring import GATEWAY, Gateway
 
 _DRAIN_TIMEOUT_S = 5.0
-_DRAINED = ("stage", "vision")
 
 log = structlog.get_logger()
 
@@ -44,9 +43,9 @@ async def _record(gateway: Gateway, name: str) -> WorkerRecord:
     records = await gateway.registry.records()
     record = next((record for record in records if record.worker == name), None)
     if record is None:
-        names = ", ".join(record.worker for record in records if record.role in _DRAINED) or "none"
+        names = ", ".join(record.worker for record in records if record.role in COMPUTING_ROLES) or "none"
         raise WorkerNotFoundError(f"no live worker is called {name}; there are: {names}", field="worker")
-    if record.role not in _DRAINED:
+    if record.role not in COMPUTING_ROLES:
         raise InvalidRequestError(
             f"{name} is a {record.role}; only stage and vision workers are drained", field="worker"
         )

@@ -107,7 +107,11 @@ class ShmSender:
         """Copy pieces behind one another; where that is cancelled, the record is freed when nobody writes any more."""
         room = self._ring.payload(record.offset, record.stop - record.offset - HEADER_BYTES)[start:]
         if sum(map(len, pieces)) < _LARGE_BYTES:
-            _copy(room, pieces)
+            try:
+                _copy(room, pieces)
+            except BaseException:
+                self._free(record)
+                raise
             return
         copying = asyncio.get_running_loop().run_in_executor(None, _copy, room, pieces)
         try:
