@@ -5,28 +5,36 @@ drain    SIGTERM to a conductor; another instance starts after the time, or once
 stop     SIGSTOP, and SIGCONT after the time
 cut      nothing gets through, in either direction; connections are given up when that lasts
 slow     a worker's steps, or every message, take many times as long
-hang     a stage computes nothing, and goes on saying that it lives
+hang     a worker computes nothing, and goes on saying that it lives
+sick     every computation of a worker fails; it is done only to one of several that can do the same
 lose     some microbatches never arrive at a stage
+leak     some of what a process sends or is sent never arrives, and nobody is told
 restart  NATS or Redis is killed and comes back after the time; NATS may have forgotten which jobs are out
-power    the same, and the last second that Redis wrote is gone
+power    the same, and the last second that Redis wrote is gone where it writes every second
 mute     Redis does what it is told, and often does not get to say so
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill", "drain", "stop", "cut", "slow", "hang", "lose", "restart", "power", "mute"]
+Kind = Literal["kill", "drain", "stop", "cut", "slow", "hang", "sick", "lose", "leak", "restart", "power", "mute"]
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
-    "conductor": ("kill", "drain", "stop", "cut"),
-    "stage": ("kill", "stop", "cut", "slow", "hang", "lose"),
-    "vision": ("kill", "stop", "cut", "slow"),
+    "conductor": ("kill", "drain", "stop", "cut", "leak"),
+    "stage": ("kill", "stop", "cut", "slow", "hang", "sick", "lose", "leak"),
+    "vision": ("kill", "stop", "cut", "slow", "hang", "sick", "leak"),
+    "gateway": ("kill", "stop", "cut", "leak"),
     "nats": ("restart", "slow"),
-    "redis": ("restart", "power", "mute"),
+    "redis": ("restart", "power", "mute", "stop", "slow"),
 }
+
+
+_TOGETHER = 0.4
+"""Of faults after the first: how many come at the time of the one before, or right after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,20 @@ class Fault:
         return f"{self.at_s:.3f} s  {self.kind} {self.target} for {self.for_s:.3f} s ({self.detail:.2f})"
 
 
-def draw_fault(chance: random.Random, roles: dict[str, str], until_s: float) -> Fault:
-    """Draw one for any of the components, whose roles are given by name."""
+def draw_faults(chance: random.Random, roles: dict[str, str], num: int, until_s: float) -> list[Fault]:
+    """Draw faults of any of the components, whose roles are given by name; many of them come together with another."""
+    faults: list[Fault] = []
+    for _ in range(num):
+        fault = _draw_fault(chance, roles, until_s)
+        if faults and chance.random() < _TOGETHER:
+            near_s = faults[-1].at_s + chance.choice((0.0, 0.002, 0.05)) * chance.random()
+            fault = dataclasses.replace(fault, at_s=near_s)
+        faults.append(fault)
+    return sorted(faults, key=lambda fault: fault.at_s)
+
+
+def _draw_fault(chance: random.Random, roles: dict[str, str], until_s: float) -> Fault:
     target = chance.choice(list(roles))
-    for_s = chance.choice((0.05, 0.5, 2.0, 6.0)) * chance.uniform(0.2, 1.8)
+    for_s = chance.choice((0.03, 0.2, 0.8, 2.0)) * chance.uniform(0.2, 1.8)
     kind = chance.choice(_KINDS[roles[target]])
     return Fault(chance.uniform(0.0, until_s), kind, target, for_s, chance.random())

@@ -54,7 +54,7 @@ def _drained(world: World, fault: Fault) -> Iterator[None]:
 
 @contextmanager
 def _stopped(world: World, fault: Fault) -> Iterator[None]:
-    process = world.processes[fault.target]
+    process = world.redis if fault.target == "redis" else world.processes[fault.target]
     process.stop()
     yield
     process.go_on()
@@ -63,21 +63,22 @@ def _stopped(world: World, fault: Fault) -> Iterator[None]:
 @contextmanager
 def _cut_off(world: World, fault: Fault) -> Iterator[None]:
     link, client = world.links[fault.target], world.clients[fault.target]
-    link.cut(detect_s=2.0 + 10.0 * fault.detail)
-    client.is_cut = True
+    link.cut(detect_s=0.7 + 3.0 * fault.detail)
+    client.cut()
     yield
-    client.is_cut = False
+    client.heal()
     link.heal()
 
 
 @contextmanager
 def _slow(world: World, fault: Fault) -> Iterator[None]:
-    worker = world.workers.get(fault.target, world.broker)
-    field = {ActingStage: "step_s", type(world.broker): "slowness"}.get(type(worker), "prepare_s")
-    before = getattr(worker, field)
-    setattr(worker, field, before + fault.detail * (200.0 if field == "slowness" else 2.0))
+    servers = {"nats": world.broker, "redis": world.redis}
+    slow = servers.get(fault.target) or world.workers[fault.target]
+    field = "slowness" if fault.target in servers else "step_s" if isinstance(slow, ActingStage) else "prepare_s"
+    before = getattr(slow, field)
+    setattr(slow, field, before + fault.detail * (200.0 if fault.target in servers else 0.8))
     yield
-    setattr(worker, field, before)
+    setattr(slow, field, before)
 
 
 @contextmanager
@@ -86,6 +87,22 @@ def _hung(world: World, fault: Fault) -> Iterator[None]:
     worker.is_hung = True
     yield
     worker.is_hung = False
+
+
+@contextmanager
+def _sick(world: World, fault: Fault) -> Iterator[None]:
+    worker = world.workers[fault.target]
+    worker.is_sick = True
+    yield
+    worker.is_sick = False
+
+
+@contextmanager
+def _leaking(world: World, fault: Fault) -> Iterator[None]:
+    link = world.links[fault.target]
+    link.leak = 0.5 * fault.detail
+    yield
+    link.leak = 0.0
 
 
 @contextmanager
@@ -132,7 +149,9 @@ _DO: dict[Kind, Callable[[World, Fault], AbstractContextManager[None]]] = {
     "cut": _cut_off,
     "slow": _slow,
     "hang": _hung,
+    "sick": _sick,
     "lose": _losing,
+    "leak": _leaking,
     "restart": _restarted,
     "power": _powerless,
     "mute": _muted,

@@ -18,7 +18,7 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_dead = False
-        self.parked: list[asyncio.Handle] | None = None
+        self.parked: list[Any] | None = None
         """Callbacks that wait for it to go on, while it is stopped."""
         self.on_death: list[Callable[[], None]] = []
         self.on_failure: Callable[[BaseException], None] | None = None
@@ -45,7 +45,7 @@ class Process:
     def go_on(self) -> None:
         if self.parked is not None:
             parked, self.parked = self.parked, None
-            asyncio.get_running_loop()._ready.extend(parked)  # type: ignore[attr-defined]
+            asyncio.get_running_loop().ready.extend(parked)  # type: ignore[attr-defined]
 
     def kill(self) -> None:
         self.is_dead = True

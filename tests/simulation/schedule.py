@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
-from tests.simulation.faults import Fault, draw_fault
+from tests.simulation.faults import Fault, draw_faults
 
 _LAYOUTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((0, 6),),
@@ -16,8 +17,9 @@ _LAYOUTS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((0, 2), (2, 6), (0, 6)),
     ((0, 6), (0, 6), (0, 6)),
 )
-_JOBS_S = 2.0
-_FAULTS_S = 3.0
+_JOBS_S = 0.6
+_FAULTS_S = 1.0
+_EVERY_SECOND = 0.5
 _SHARED = 0.7
 """Of those pipelines whose stages have the whole model each."""
 
@@ -44,6 +46,8 @@ class Schedule:
     num_vision: int
     num_conductors: int
     jobs: tuple[Job, ...]
+    loses_second: bool
+    """Whether Redis writes every second, and so loses that when its host loses power; else it writes always."""
     faults: tuple[Fault, ...]
 
     @property
@@ -52,6 +56,12 @@ class Schedule:
         return max(
             (0.0, *(job.cancelled_at_s or job.at_s for job in self.jobs), *(fault.ends_s for fault in self.faults))
         )
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a worker is sick while something ails all others that can do the same."""
+        ailing = {fault.target for fault in self.faults}
+        return any(_others(fault.target, self) <= ailing for fault in self.faults if fault.kind == "sick")
 
     @property
     def roles(self) -> dict[str, str]:
@@ -63,29 +73,32 @@ def draw(seed: int) -> Schedule:
     chance = random.Random(seed)
     stages = chance.choice(_LAYOUTS)
     has_shares = set(stages) == {(0, 6)} and chance.random() < _SHARED
-    num_vision, num_conductors = chance.randint(1, 2), chance.randint(1, 2)
+    num_vision, num_conductors = chance.choice((1, 1, 2)), chance.randint(1, 2)
     roles = _roles(len(stages), num_vision, num_conductors)
-    jobs = tuple(_draw_job(chance) for _ in range(chance.randint(1, 6)))
+    jobs = tuple(_draw_job(chance) for _ in range(chance.randint(1, 4)))
     num_faults = chance.choice((0, 1, 2, 2, 3, 4))
-    faults = tuple(draw_fault(chance, roles, _FAULTS_S) for _ in range(num_faults))
-    return Schedule(
+    faults = draw_faults(chance, roles, num_faults, _FAULTS_S)
+    schedule = Schedule(
         seed=seed,
         stages=stages,
         has_shares=has_shares,
         kv=chance.choice((80, 160, 1000)),
-        step_s=chance.choice((0.002, 0.02, 0.1)),
+        step_s=chance.choice((0.002, 0.02, 0.06)),
         num_vision=num_vision,
         num_conductors=num_conductors,
         jobs=jobs,
-        faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
+        loses_second=chance.random() < _EVERY_SECOND,
+        faults=(),
     )
+    can_be = [fault for fault in faults if fault.kind != "sick" or _others(fault.target, schedule)]
+    return dataclasses.replace(schedule, faults=tuple(can_be))
 
 
 def _draw_job(chance: random.Random) -> Job:
     at_s = chance.uniform(0, _JOBS_S)
     is_poison, is_cancelled = chance.random() < 0.05, chance.random() < 0.05
-    cancelled_at_s = at_s + chance.uniform(0.05, 2.0) if is_cancelled else None
-    return Job(at_s, chance.randint(1, 60), chance.randint(1, 12), is_poison, cancelled_at_s)
+    cancelled_at_s = at_s + chance.uniform(0.02, 0.8) if is_cancelled else None
+    return Job(at_s, chance.randint(1, 60), chance.randint(1, 6), is_poison, cancelled_at_s)
 
 
 def _roles(num_stages: int, num_vision: int, num_conductors: int) -> dict[str, str]:
@@ -93,6 +106,17 @@ def _roles(num_stages: int, num_vision: int, num_conductors: int) -> dict[str, s
         **{f"conductor-{number}": "conductor" for number in range(num_conductors)},
         **{f"stage-{number}": "stage" for number in range(num_stages)},
         **{f"vision-{number}": "vision" for number in range(num_vision)},
+        "gateway": "gateway",
         "nats": "nats",
         "redis": "redis",
     }
+
+
+def _others(worker: str, schedule: Schedule) -> set[str]:
+    """Return who can do what a worker does, without it."""
+    role, _, number = worker.partition("-")
+    if role == "vision":
+        able = range(schedule.num_vision)
+    else:
+        able = [index for index, blocks in enumerate(schedule.stages) if blocks == schedule.stages[int(number)]]
+    return {f"{role}-{index}" for index in able} - {worker}

@@ -63,6 +63,8 @@ def simulate(seed: int) -> Verdict:
         problems = loop.run_until_complete(_run(world, schedule))
     except StandstillError as error:
         problems = [str(error)]
+    except Exception as error:  # noqa: BLE001 - a callback failed, which asyncio would only log
+        problems = [f"a callback failed: {error!r}"]
     took_s, num_callbacks, digest = loop.time(), loop.num_callbacks, chance.getrandbits(32)
     _end(world)
     return Verdict(schedule, tuple(problems), took_s, num_callbacks, digest)
@@ -91,10 +93,10 @@ async def _run(world: World, schedule: Schedule) -> list[str]:
 
 def _start(world: World, schedule: Schedule) -> None:
     havoc = Havoc(world)
+    world.redis.loses_second = schedule.loses_second
     for name, role in schedule.roles.items():
         if role not in ("nats", "redis"):
             world.start(name, role, schedule)
-    world.start_gateway()
     for number, job in enumerate(schedule.jobs):
         world.loop.call_at(job.at_s, world.submit, f"job-{number}", job)
         if job.cancelled_at_s is not None:
@@ -123,15 +125,15 @@ async def _wrong_ends(world: World, schedule: Schedule) -> list[str]:
         if f"job-{number}" in world.forgotten - world.ended:
             continue  # nothing brings it to an end any more: docs/operations.md, settings of the servers
         record, tokens = await store.get_with_tokens(f"job-{number}", 0)
-        if problem := _wrong_end(job, record, tokens):
+        if problem := _wrong_end(job, record, tokens, may_fail=schedule.may_fail):
             problems.append(f"{record.job_id} {problem}")
     return problems
 
 
-def _wrong_end(job: Job, record: JobRecord, tokens: list[TokenEntry]) -> str | None:
+def _wrong_end(job: Job, record: JobRecord, tokens: list[TokenEntry], *, may_fail: bool) -> str | None:
     if record.status == "cancelled" and job.cancelled_at_s is not None:
         return None
-    if job.is_poison:
+    if job.is_poison or (may_fail and record.status == "failed"):
         return None if record.status == "failed" else f"is poison and has {record.status}"
     if record.status != "succeeded" or record.result is None:
         return f"has {record.status} after {record.attempt} attempts: {record.error}"

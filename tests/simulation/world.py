@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -39,8 +39,8 @@ from tests.simulation.virtual_loop import VirtualLoop
 
 NAMESPACE = "sim"
 NUM_LAYERS = 6
-_ACK_WAIT_S = 3.0
-_HEARTBEAT_S = 1.0
+_ACK_WAIT_S = 1.0
+_HEARTBEAT_S = 0.5
 
 
 @cache
@@ -68,6 +68,8 @@ class World:
         self.poison: set[str] = set()
         self.crashes: list[tuple[str, BaseException]] = []
         """Processes that have ended by themselves."""
+        self._accepted: set[str] = set()
+        """Jobs of which a gateway has told its client that they are."""
         self.forgotten: set[str] = set()
         """Jobs whose end a Redis without power has forgotten, when the queue had let go of them already."""
         self._num_starts = 0
@@ -91,6 +93,8 @@ class World:
         self._start_again[name] = lambda: self.start(name, role, schedule)
         if role == "conductor":
             self._start_conductor(name)
+        elif role == "gateway":
+            self._start_gateway(name)
         elif role == "vision":
             self._start_vision(name)
         else:
@@ -104,8 +108,8 @@ class World:
     def _start_conductor(self, name: str) -> None:
         process, transport, redis = self._process(name)
         settings = ConductorSettings(
-            model="", max_batch_tokens=64, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=3.0, deadline_s=3.0,
-            first_deadline_s=3.0, prepare_timeout_s=3.0,
+            model="", max_batch_tokens=64, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=2.0, deadline_s=1.0,
+            first_deadline_s=1.0, prepare_timeout_s=1.0, heartbeat_timeout_s=1.2,
         )  # fmt: skip
         around = Surroundings(
             transport, redis, model(), CommonSettings(namespace=NAMESPACE), settings, process.name, clock=self.loop.time
@@ -173,30 +177,40 @@ class World:
         self.specs[spec.job_id] = spec
         if job.is_poison:
             self.poison.add(job_id)
-        self.processes["gateway"].start(self._enqueue(spec))
+        self._ask_gateway(lambda transport, redis: self._enqueue(spec, transport, redis))
 
-    def start_gateway(self) -> None:
-        _, self._transport, self._redis = self._process("gateway")
+    def _start_gateway(self, name: str) -> None:
+        """Start it, and have clients repeat what was not accepted."""
+        process, transport, redis = self._process(name)
+        self._gateway = process, transport, redis
+        for job_id in sorted(self.specs.keys() - self._accepted):
+            process.start(self._enqueue(self.specs[job_id], transport, redis))
 
-    async def _enqueue(self, spec: JobSpec) -> None:
-        await persist(lambda: JobStore(self._redis, NAMESPACE).create(spec))
-        publisher = JobPublisher.open(await self._make_queue(self._transport), self._redis, NAMESPACE)
+    def _ask_gateway(self, ask: Callable[[Transport, Any], Coroutine[Any, Any, None]]) -> None:
+        process, transport, redis = self._gateway
+        if not process.is_dead:
+            process.start(ask(transport, redis))
+
+    async def _enqueue(self, spec: JobSpec, transport: Transport, redis: Any) -> None:
+        await persist(lambda: JobStore(redis, NAMESPACE).create(spec))
+        publisher = JobPublisher.open(await self._make_queue(transport), redis, NAMESPACE)
         while True:
             try:
                 await publisher.publish(spec)
             except PipelineError:
                 await asyncio.sleep(0.2)
             else:
+                self._accepted.add(spec.job_id)
                 return
 
     def cancel(self, job_id: str) -> None:
         """Have the gateway ask for a job's end."""
-        self.processes["gateway"].start(self._cancel(job_id))
+        self._ask_gateway(lambda transport, redis: self._cancel(job_id, transport, redis))
 
-    async def _cancel(self, job_id: str) -> None:
+    async def _cancel(self, job_id: str, transport: Transport, redis: Any) -> None:
         with suppress(PipelineError):
-            await persist(lambda: JobStore(self._redis, NAMESPACE).request_cancel(job_id))
-            await self._transport.publish(subjects.cancel(NAMESPACE), CancelRequest(job_id=job_id))
+            await persist(lambda: JobStore(redis, NAMESPACE).request_cancel(job_id))
+            await transport.publish(subjects.cancel(NAMESPACE), CancelRequest(job_id=job_id))
 
     def status(self, job_id: str) -> str:
         found = self.redis.data.call("HGET", redis_keys.job(NAMESPACE, job_id), "status")

@@ -40,6 +40,8 @@ class ActingWorker:
         """Works no more, but goes on saying that it lives."""
         self.is_deaf = False
         """Answers nothing at all, but goes on saying that it lives."""
+        self.is_sick = False
+        """Computes nothing: fails all that is asked for."""
         self.epoch = 0
         self.heartbeat_s = HEARTBEAT_S
         self._beats = subjects.heartbeats(namespace, "main")

@@ -73,8 +73,6 @@ class ActingStage(ActingWorker):
         self.closed: dict[str, int] = {}
         self.rowless: set[str] = set()
         """Sessions that are told once that their rows are missing."""
-        self.is_sick = False
-        """Computes nothing: fails every microbatch that asks for anything."""
         self.refuses_closes = False
         """Fails what holds nothing but closes."""
         self.num_refused = 0
@@ -199,8 +197,6 @@ class ActingVision(ActingWorker):
         self.failures: dict[str, Failure] = {}
         """What prompts that contain a word fail with."""
         self.requests: list[PrepareRequest] = []
-        self.is_sick = False
-        """Fails every request."""
         self.prepare_s = 0.0
         self.deadly = ""
         """What kills this worker when it is in a prompt."""

@@ -40,6 +40,8 @@ class FakeLink:
         """Changes when the connection is lost: what belongs to an older one does not arrive."""
         self.num_reconnects = 0
         self.is_cut = False
+        self.leak = 0.0
+        """Share of all messages, in either direction, that vanish."""
         self._late: list[Callable[[], None]] = []
         self._arrivals: dict[str, float] = {}
         self._answers: dict[str, asyncio.Future[Message]] = {}
@@ -72,14 +74,19 @@ class FakeLink:
 
     def to_server(self, lane: str, call: Callable[..., object], *args: object) -> None:
         """Have something happen at the server, in the order of a lane, if the connection lasts so long."""
+        if self._leaks():
+            return
         when = self._arrival(f"{lane} out")
         self.broker.loop.call_at(when, self._arrive, self.generation, call, args, context=self.broker.context)
 
     def deliver(self, lane: str, call: Callable[..., object], *args: object) -> None:
         """Have something happen in this link's process, in the order of a lane, if the connection lasts so long."""
-        if self.process.is_dead:
+        if self.process.is_dead or self._leaks():
             return
         self.process.call_at(self._arrival(f"{lane} in"), self._arrive, self.generation, call, args)
+
+    def _leaks(self) -> bool:
+        return self.leak > 0 and self.broker.chance.random() < self.leak
 
     def _arrival(self, lane: str) -> float:
         when = max(self._arrivals.get(lane, 0.0), self.broker.loop.time() + self.broker.delay_s())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 Arg = bytes | str | int | float
@@ -16,9 +17,14 @@ WALL_S = 1_700_000_000
 
 
 def as_bytes(value: Arg) -> bytes:
-    if isinstance(value, bytes):
+    if type(value) is bytes:
         return value
     return value.encode() if isinstance(value, str) else b"%d" % value if value == int(value) else repr(value).encode()
+
+
+@cache
+def _method(command: Arg) -> str:
+    return "_" + as_bytes(command).decode().lower()
 
 
 class RedisData:
@@ -36,8 +42,7 @@ class RedisData:
 
     def call(self, command: Arg, *args: Arg) -> Any:
         """Run one command; bytes, int, None and lists of them come back, as redis-py has them without decoding."""
-        name, *rest = map(as_bytes, (command, *args))
-        return getattr(self, "_" + name.decode().lower())(*rest)
+        return getattr(self, _method(command))(*map(as_bytes, args))
 
     def _find(self, key: bytes, empty: Callable[[], Any] | None = None) -> Any:
         if (ends := self._ends.get(key)) is not None and ends <= self._clock():

@@ -8,7 +8,9 @@ from typing import Any
 import lupa.lua51
 import orjson
 
-from tests.simulation.fake_redis.data import RedisData
+from tests.simulation.fake_redis.data import RedisData, as_bytes
+
+_MAX_DECODED = 256
 
 
 class _Machine:
@@ -20,8 +22,9 @@ class _Machine:
         self._table = self._lua.table_from
         names = self._lua.globals()
         names[b"redis"] = self._table({b"call": self._call, b"pcall": self._call})  # nothing is of a wrong type here
-        names[b"cjson"] = self._table({b"decode": lambda text: self._to_lua(_encoded(orjson.loads(text)))})
+        names[b"cjson"] = self._table({b"decode": self._decode})
         self._functions: dict[str, Any] = {}
+        self._decoded: dict[bytes, Any] = {}
 
     def run(self, data: RedisData, source: str, keys: list[bytes], args: list[bytes]) -> Any:
         function = self._functions.get(source)
@@ -35,36 +38,39 @@ class _Machine:
         assert self.data is not None
         return self._to_lua(self.data.call(command, *args))
 
+    def _decode(self, text: bytes) -> Any:
+        """Decode once what comes again and again, such as records of workers; no script changes what it decoded."""
+        if (known := self._decoded.get(text)) is None:
+            if len(self._decoded) > _MAX_DECODED:
+                self._decoded.clear()
+            known = self._decoded[text] = self._to_lua(orjson.loads(text))
+        return known
+
     def _to_lua(self, value: Any) -> Any:
-        if value is None:
-            return False
-        if isinstance(value, list):
+        kind = type(value)
+        if kind is bytes:
+            return value
+        if kind is str:
+            return value.encode()
+        if kind is list:
             return self._table([self._to_lua(item) for item in value])
-        if isinstance(value, dict):
-            return self._table({key: self._to_lua(item) for key, item in value.items()})
-        return value
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, list):
-        return [_encoded(item) for item in value]
-    if isinstance(value, dict):
-        return {key.encode(): _encoded(item) for key, item in value.items()}
-    return value
+        if kind is dict:
+            return self._table({as_bytes(key): self._to_lua(item) for key, item in value.items()})
+        return False if value is None else value
 
 
 def _from_lua(value: Any) -> Any:
     """As Redis does: numbers are cut to integers, false is nothing, a table ends at its first nil."""
-    if lupa.lua51.lua_type(value) == "table":
-        items = []
-        while (item := value[len(items) + 1]) is not None:
-            items.append(_from_lua(item))
-        return items
+    if type(value) is bytes:
+        return value
     if value is False or value is None:
         return None
-    return value if isinstance(value, bytes) else int(value)
+    if lupa.lua51.lua_type(value) != "table":
+        return int(value)
+    items = []
+    while (item := value[len(items) + 1]) is not None:
+        items.append(_from_lua(item))
+    return items
 
 
 @cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import random
+from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from tests.simulation.fake_redis.data import Arg, RedisData, as_bytes
 from tests.simulation.fake_redis.scripts import run_script
 from tests.simulation.processes import Process
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 1.5
 
 
 class FakeRedisServer:
@@ -26,8 +28,18 @@ class FakeRedisServer:
         self.is_up = True
         self.lost_answers = 0.0
         """Share of commands that are done and not answered."""
+        self.slowness = 1.0
+        self.loses_second = True
+        """Whether it writes to its disk every second, not always."""
+        self.loop = loop
+        self._held: list[Callable[[], None]] | None = None
         self._disk = self.data.snapshot()
         self._chance = chance
+        self._context = contextvars.Context()
+
+    def call_later(self, delay_s: float, call: Callable[..., object], *args: object) -> None:
+        """Have something happen at the server."""
+        self.loop.call_at(self.loop.time() + delay_s, call, *args, context=self._context)
 
     def sync(self) -> None:
         """Write to the disk what there is; a real one does so every second, here only when it will matter."""
@@ -35,10 +47,26 @@ class FakeRedisServer:
 
     def lose_unsynced(self) -> None:
         """Have what was on the disk, and nothing else."""
-        self.data.restore(self._disk)
+        if self.loses_second:
+            self.data.restore(self._disk)
+
+    def stop(self) -> None:
+        """Do nothing any more, and have it wait."""
+        self._held = []
+
+    def go_on(self) -> None:
+        held, self._held = self._held or [], None
+        for arrive in held:
+            arrive()
+
+    def holds(self, arrive: Callable[[], None]) -> bool:
+        """Whether it is stopped, and does this when it goes on."""
+        if self._held is not None:
+            self._held.append(arrive)
+        return self._held is not None
 
     def delay_s(self) -> float:
-        return self._chance.uniform(0.0001, 0.0005)
+        return self.slowness * self._chance.uniform(0.0001, 0.0005)
 
     def loses_answer(self) -> bool:
         return self.lost_answers > 0 and self._chance.random() < self.lost_answers
@@ -52,28 +80,63 @@ class FakeRedisClient:
         self._process = process
         self.is_cut = False
         """Whether nothing gets through, and nobody says so."""
+        self._late: list[Callable[[], None]] = []
         self.scripts = ScriptCalls(self, self._note_error)  # type: ignore[arg-type]
 
     async def _note_error(self, error: object) -> None: ...
 
     async def _round_trip(self, commands: list[tuple[Arg, ...]]) -> list[Any]:
-        server = self._server
-        await asyncio.sleep(server.delay_s())
-        if self._process.is_dead or not server.is_up:
-            raise RedisConnectionError("connection refused")
-        if self.is_cut:
-            await self._time_out()
-        answers = [self._run(*command) for command in commands]
-        if server.loses_answer():
-            raise RedisConnectionError("connection reset")
-        await asyncio.sleep(server.delay_s())
-        if self.is_cut:
-            await self._time_out()
-        return answers
+        if self._process.is_dead:  # what its tasks still try while they are cancelled
+            raise RedisConnectionError("the process is dead")
+        answer: asyncio.Future[list[Any]] = self._server.loop.create_future()
+        delay_s = self._server.delay_s()
+        if delay_s > _TIMEOUT_S:
+            self._expire(answer)
+        self._server.call_later(delay_s, self._arrive, commands, answer)
+        return await answer
 
-    async def _time_out(self) -> None:
-        await asyncio.sleep(_TIMEOUT_S)
-        raise RedisTimeoutError("timed out")
+    def _arrive(self, commands: list[tuple[Arg, ...]], answer: asyncio.Future[list[Any]]) -> None:
+        """Be at the server: what has been sent is done, whatever has become of who sent it."""
+        server = self._server
+        if self.is_cut:
+            self._late.append(lambda: self._arrive(commands, answer))
+            self._expire(answer)
+        elif server.holds(lambda: self._arrive(commands, answer)):
+            self._expire(answer)
+        elif not server.is_up:
+            self._tell(answer, RedisConnectionError("connection refused"))
+        else:
+            answers = [self._run(*command) for command in commands]
+            lost = RedisConnectionError("connection reset") if server.loses_answer() else None
+            self._tell(answer, lost or answers)
+
+    def _tell(self, answer: asyncio.Future[list[Any]], said: list[Any] | Exception) -> None:
+        loop = self._server.loop
+        self._process.call_at(loop.time() + self._server.delay_s(), self._take, answer, said)
+
+    def _take(self, answer: asyncio.Future[list[Any]], said: list[Any] | Exception) -> None:
+        if self.is_cut:
+            self._late.append(lambda: self._take(answer, said))
+            self._expire(answer)
+        elif not answer.done():
+            _ = answer.set_exception(said) if isinstance(said, Exception) else answer.set_result(said)
+
+    def _expire(self, answer: asyncio.Future[list[Any]]) -> None:
+        def time_out() -> None:
+            if not answer.done():
+                answer.set_exception(RedisTimeoutError("timed out"))
+
+        self._process.call_at(self._server.loop.time() + _TIMEOUT_S, time_out)
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+    def heal(self) -> None:
+        """Let through what TCP repeats, also what nobody waits for any more."""
+        self.is_cut = False
+        late, self._late = self._late, []
+        for arrive in late:
+            arrive()
 
     def _run(self, command: Arg, *args: Arg) -> Any:
         if command == "EVALSHA":

@@ -39,7 +39,7 @@ class Stores:
         self.failed = FailedJobs(redis, namespace)
         self.notes = UnpublishedJobs(redis, namespace)
         self.media = MediaReferences(redis, namespace)
-        self.registry = WorkerRegistry(redis, namespace, "main")
+        self.registry = WorkerRegistry(redis, namespace, "main", ttl_s=600.0)
         self.leases = [Lease(redis, namespace, "main", f"conductor-{n}", ttl_s=60.0) for n in range(2)]
 
     def draw(self, chance: random.Random) -> Call:
