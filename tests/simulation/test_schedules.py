@@ -18,7 +18,7 @@ from tests.kit.acting import workers
 from tests.kit.acting.workers import ActingStage
 from tests.simulation.simulate import simulate
 
-_BLOCK = 40
+_BLOCK = 100
 
 
 @pytest.fixture(autouse=True)

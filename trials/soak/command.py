@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.signals import until_interrupted
 from trials.directories import fresh_directory
+from trials.soak.faults.clocks import require_clocks
 from trials.soak.faults.network import require_network
-from trials.soak.faults.plan import FaultKind, parse_kinds
+from trials.soak.faults.plan import FAULT_KINDS, FaultKind, parse_kinds
+from trials.soak.faults.shared_memory import require_shared_memory
 from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
 from trials.soak.report import SoakReport, soak_tables
 from trials.soak.report_overload import overload_tables
@@ -32,6 +35,11 @@ from trials.soak.system import components, random_model, soak_system
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _WIDTH = 120
+_REQUIRE: Mapping[str, Callable[[], None]] = {
+    "partition": require_network,
+    "clock": require_clocks,
+    "shm": require_shared_memory,
+}
 
 
 @click.command()
@@ -39,7 +47,8 @@ _WIDTH = 120
 @option(
     "--faults",
     default="kill,stop,restart",
-    help="Kinds, of kill, stop, partition (needs root) and restart; '' for none.",
+    help=f"Kinds, of {', '.join(FAULT_KINDS)}; all of them with all, none with ''. partition and shm need root, "
+    "clock needs libfaketime.",
 )
 @option("--seed", default=0, type=int, help="Decides jobs, faults and their order.")
 @option("--fault-every-s", default=5.0, type=_SECONDS, help="Seconds from one fault to the next, on average.")
@@ -48,6 +57,12 @@ _WIDTH = 120
     default=0,
     type=click.IntRange(min=0),
     help="Least number of faults; the jobs are spread over their time.",
+)
+@option(
+    "--together",
+    default=0.0,
+    type=click.FloatRange(min=0, max=0.9),
+    help="Share of the faults that come together with the one before.",
 )
 @option("--targets", help="Components that faults may hit, such as stage-0,nats.  [default: all]")
 @option(
@@ -85,14 +100,15 @@ def command(**options: Any) -> None:
     """Try to make a pipeline lose something.
 
     Brings up a whole pipeline on this machine with two gateways, a standby conductor and spare workers; submits jobs
-    whose right answers were computed without it; kills, hangs, restarts and cuts off every component at random times;
-    and then proves that every accepted job has exactly one result, that each is right token for token, and that no
-    process, session, KV, queued job or picture is left. Exit code 0 when all of that is proven, 1 when not.
+    whose right answers were computed without it; kills, hangs, restarts, slows, sickens and cuts off components at
+    random times, and spoils what servers hold; and then proves that every accepted job has exactly one result, that
+    each is right token for token, and that no process, session, KV, queued job or picture is left. Exit code 0 when all
+    of that is proven, 1 when not.
 
     \b
     Examples:
       broker-pipeline soak --jobs 200 --faults kill,stop,restart --seed 7
-      broker-pipeline soak --jobs 2000 --num-faults 60 --faults kill,stop,partition,restart --out report.json
+      broker-pipeline soak --jobs 3000 --num-faults 150 --faults all --together 0.3 --out report.json
       broker-pipeline soak --overload 5 --overload-s 600 --out overload.json
     """
     say = _Teller()
@@ -119,8 +135,9 @@ class _Teller:
 
 async def _soak(options: dict[str, Any], say: _Teller) -> int:
     kinds = parse_kinds(options["faults"])
-    if "partition" in kinds and options["overload"] is None:
-        require_network()
+    if options["overload"] is None:
+        for kind in kinds:
+            _REQUIRE.get(kind, lambda: None)()
     with fresh_directory(options["data_dir"], "data_dir") as directory:
         model = options["model"]
         if model is None:
@@ -158,6 +175,7 @@ async def _run_soak(options: dict[str, Any], system: LocalSettings, kinds: tuple
         seed=options["seed"],
         fault_every_s=options["fault_every_s"],
         num_faults=options["num_faults"] if kinds else 0,
+        together=options["together"],
         num_in_flight=options["concurrency"],
         targets=_targets(options["targets"], components(system)),
     )

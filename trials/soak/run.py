@@ -16,9 +16,11 @@ from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.supervisor import SupervisedProgram
+from trials.soak.faults import shared_memory
 from trials.soak.faults.injector import FaultInjector, InjectedFault
 from trials.soak.faults.network import Network
 from trials.soak.faults.plan import FaultKind, plan_faults
+from trials.soak.faults.scene import Scene, others, places_for
 from trials.soak.proof.client import ClientCounts, SoakClient
 from trials.soak.proof.job_batch import JobBatch
 from trials.soak.proof.leftovers import adopt_orphans, living_descendants
@@ -46,6 +48,8 @@ class SoakSettings:
     fault_every_s: float = 5.0
     num_faults: int = 0
     """At least so many faults are made, and the jobs are spread over the time that these take."""
+    together: float = 0.0
+    """Share of the faults that come together with the one before."""
     num_in_flight: int = 32
     targets: tuple[str, ...] | None = None
     """Components that faults may hit; None: all."""
@@ -80,22 +84,22 @@ class Soak:
             system.model, system.data_dir / "exam", seed=settings.seed, num_jobs=settings.num_jobs, say=self._say
         )
         async with AsyncExitStack() as stack:
-            network, places = None, {}
+            if "shm" in settings.kinds:
+                shared_memory.make_own()
+            network, directory = None, system.data_dir / "faults"
             if "partition" in settings.kinds:
                 network = await stack.enter_async_context(Network(self._components))
-                places = {name: network.place(name) for name in self._components}
+            places = places_for(self._components, settings.kinds, network, directory)
             cluster = LocalCluster(system, places=places, on_change=self._on_change)
             self._say(f"starting {len(self._components)} programs")
             async with cluster:
-                proofs, injector, counts = await self._disturb(cluster, network, examination)
+                proofs, injector, counts = await self._disturb(Scene(cluster, network, directory), examination)
                 self._say("stopping")
             proofs.append(await self._leak_proof())
         return self._report(cluster, injector, proofs, counts)
 
-    async def _disturb(
-        self, cluster: LocalCluster, network: Network | None, examination: Examination
-    ) -> tuple[list[Proof], FaultInjector, ClientCounts]:
-        injector = FaultInjector(cluster, network, on_change=self._on_fault)
+    async def _disturb(self, scene: Scene, examination: Examination) -> tuple[list[Proof], FaultInjector, ClientCounts]:
+        injector, cluster = FaultInjector(scene, on_change=self._on_fault), scene.cluster
         async with (
             Witness.open(cluster) as witness,
             SoakClient.open(cluster.gateway_urls, examination.pictures, run=secrets.token_hex(4)) as client,
@@ -124,7 +128,12 @@ class Soak:
     ) -> None:
         settings = self._settings
         faults = plan_faults(
-            settings.seed, settings.targets or self._components, settings.kinds, every_s=settings.fault_every_s
+            settings.seed,
+            settings.targets or self._components,
+            settings.kinds,
+            every_s=settings.fault_every_s,
+            together=settings.together,
+            spared=[name for name in self._components if not others(self._system, name)],
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(injector.run(faults, lambda: self._is_enough(injector)))

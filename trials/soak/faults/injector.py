@@ -1,24 +1,20 @@
 """Does the faults of a plan to a running cluster, and undoes those that do not end by themselves.
 
-kill        SIGKILL; the supervisor starts it again
-restart     SIGTERM, and started again when it has ended
-stop        SIGSTOP … SIGCONT           the process hangs and later goes on as if nothing had been
-partition   veth down … veth up         the process lives, and nobody hears it
+planned ──► its target is well, and nobody who stands in for it is sick ──► done ── away ──► undone ──► ready again
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from broker_pipeline.errors import ServerStartError
-from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.supervisor import SupervisedProgram
-from trials.soak.faults.network import Network
+from broker_pipeline.errors import PipelineError, ServerStartError
+from trials.soak.faults.deeds import DEEDS
 from trials.soak.faults.plan import Fault
+from trials.soak.faults.scene import Scene
 
 _READY_TIMEOUT_S = 90.0
 
@@ -33,21 +29,19 @@ class InjectedFault:
     back_s: float | None = None
     problem: str | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its target is back, or will never be."""
+        return self.back_s is not None or self.problem is not None
+
 
 class FaultInjector:
     """Goes through a plan, one fault after the other; faults on different targets may overlap."""
 
-    def __init__(
-        self,
-        cluster: LocalCluster,
-        network: Network | None,
-        *,
-        on_change: Callable[[InjectedFault], None] = lambda _: None,
-    ) -> None:
-        """Disturb `cluster`; `on_change` is called when a fault has been done, and when its target is back."""
+    def __init__(self, scene: Scene, *, on_change: Callable[[InjectedFault], None] = lambda _: None) -> None:
+        """Disturb what is in `scene`; `on_change` is called when a fault has been done, and when its target is back."""
         self.injected: list[InjectedFault] = []
-        self._cluster = cluster
-        self._network = network
+        self._scene = scene
         self._on_change = on_change
 
     async def run(self, faults: Iterator[Fault], is_enough: Callable[[], bool]) -> None:
@@ -57,82 +51,51 @@ class FaultInjector:
                 await self._pause(fault.pause_s, is_enough)
                 if is_enough():
                     return
-                if (done := await self._begin(fault)) is not None:
-                    ends.create_task(self._end(done))
+                await self._inject(fault, ends)
 
     async def _pause(self, pause_s: float, is_enough: Callable[[], bool]) -> None:
         deadline = time.monotonic() + pause_s
         while not is_enough() and (left := deadline - time.monotonic()) > 0:  # noqa: ASYNC110 - may come any time
             await asyncio.sleep(min(left, 0.25))
 
-    async def _begin(self, fault: Fault) -> InjectedFault | None:
-        """Do the fault, once its target has come back from an earlier one; None when it does not come back."""
-        program = self._cluster.processes[fault.target]
+    async def _inject(self, fault: Fault, ends: asyncio.TaskGroup) -> None:
+        """Do the fault, once its target has come back from an earlier one, and have it undone later."""
+        program = self._scene.cluster.processes[fault.target]
+        doing = AsyncExitStack()
         try:
-            await self._until_undisturbed(fault.target)
-        except ServerStartError as error:
-            self._note(InjectedFault(fault, time.monotonic(), None, problem=f"could not be hit: {error.message}"))
-            return None
-        done = InjectedFault(fault, time.monotonic(), program.process.pid)
-        match fault.kind:
-            case "kill":
-                program.kill()
-            case "stop":
-                program.kill(signal.SIGSTOP)
-            case "partition":
-                await self._net.cut(fault.target)
-            case "restart":
-                pass  # lasts: see `_end`
+            while any(self._forbids(done, fault) for done in self.injected):  # noqa: ASYNC110 - told by another task
+                await asyncio.sleep(0.1)
+            await program.wait_ready(_READY_TIMEOUT_S)
+            done = InjectedFault(fault, time.monotonic(), program.process.pid)
+            await doing.enter_async_context(DEEDS[fault.kind](self._scene, fault))
+        except PipelineError as error:
+            problem = f"could not be hit: {error.message}"
+            self._note(InjectedFault(fault, time.monotonic(), None, problem=problem))
+            return
         self._note(done)
-        return done
+        ends.create_task(self._end(done, doing))
+
+    def _forbids(self, done: InjectedFault, fault: Fault) -> bool:
+        """Whether a fault has to be over before another begins: on the same target, or one of those able is sick."""
+        if done.is_over:
+            return False
+        involved = {fault.target}
+        if "sick" in (done.fault.kind, fault.kind):
+            involved |= self._scene.others(fault.target)
+        return done.fault.target in involved
 
     def _note(self, done: InjectedFault) -> None:
         self.injected.append(done)
         self._on_change(done)
 
-    async def _until_undisturbed(self, target: str) -> None:
-        program = self._cluster.processes[target]
-        while any(  # noqa: ASYNC110 - told by another task
-            done.fault.target == target and done.back_s is None and done.problem is None for done in self.injected
-        ):
-            await asyncio.sleep(0.1)
-        await program.wait_ready(_READY_TIMEOUT_S)
-
-    async def _end(self, done: InjectedFault) -> None:
-        program = self._cluster.processes[done.fault.target]
+    async def _end(self, done: InjectedFault, doing: AsyncExitStack) -> None:
+        program = self._scene.cluster.processes[done.fault.target]
         try:
-            await self._undo(done, program)
+            async with doing:
+                await asyncio.sleep(done.fault.away_s)
             await program.wait_ready(_READY_TIMEOUT_S)
         except ServerStartError as error:
             done.problem = error.message
         else:
             done.back_s = time.monotonic() - done.at
         self._on_change(done)
-
-    async def _undo(self, done: InjectedFault, program: SupervisedProgram) -> None:
-        fault = done.fault
-        if fault.kind == "restart":
-            await program.restart()
-        elif fault.kind == "kill":
-            await _until_gone(program, done.pid)
-        elif fault.kind == "stop":
-            try:
-                await asyncio.sleep(fault.away_s)
-            finally:
-                program.kill(signal.SIGCONT)
-        else:
-            try:
-                await asyncio.sleep(fault.away_s)
-            finally:
-                await asyncio.shield(self._net.mend(fault.target))
-
-    @property
-    def _net(self) -> Network:
-        assert self._network is not None, "partition faults need a network"
-        return self._network
-
-
-async def _until_gone(program: SupervisedProgram, pid: int | None) -> None:
-    """Wait until the supervisor has seen the death: `wait_ready` would be satisfied before."""
-    while program.process.pid == pid and program.state == "ready":  # noqa: ASYNC110 - seen by another task
-        await asyncio.sleep(0.02)
