@@ -21,6 +21,7 @@ from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
 from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
+from broker_pipeline.conductor.jobs.other_shares import OtherShares
 from broker_pipeline.conductor.jobs.unqueued_jobs import UnqueuedJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
@@ -120,6 +121,7 @@ class Parts:
                 lease_held=self._term.lease_held,
                 restarts=settings.on_other_model == "restart",
             ),
+            others=OtherShares(self._term.num_shares),
         )
         return JobPuller(
             queue=self.queue,

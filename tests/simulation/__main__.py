@@ -21,7 +21,7 @@ from tests.simulation.simulate import simulate
 
 _BLOCK = 100
 _COLLECT_EVERY = 10
-_TELL_EVERY = 50
+_TELL_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,12 +113,10 @@ def _roles(num_stages: int, num_vision: int, num_conductors: int) -> dict[str, s
 
 
 def _others(worker: str, schedule: Schedule) -> set[str]:
-    """Return who can do what a worker does for the conductor that it has, without it."""
+    """Return who can do what a worker does, without it."""
     role, _, number = worker.partition("-")
     if role == "vision":
         able = list(range(schedule.num_vision))
-    elif schedule.has_shares:
-        able = []
     else:
         able = [index for index, blocks in enumerate(schedule.stages) if blocks == schedule.stages[int(number)]]
     return {f"{role}-{index}" for index in able} - {worker}

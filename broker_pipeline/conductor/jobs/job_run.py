@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from broker_pipeline.conductor.jobs.generation_builder import GenerationBuilder
 from broker_pipeline.conductor.jobs.job_end import Ending, JobEnds, Stores
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
+from broker_pipeline.conductor.jobs.other_shares import OtherShares
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.output import Output, committed_choice, tokens_by_choice
@@ -42,6 +43,8 @@ from broker_pipeline.state.persistence import persist
 log = structlog.get_logger()
 
 _LEASE_POLL_S = 0.05
+_OTHERS_FIRST_S = 0.2
+"""How long a job that is left to other shares stays away from everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class JobRunner:
     committer: Committer
     ends: JobEnds
     limits: RunLimits
+    others: OtherShares = field(default_factory=OtherShares)
 
     async def run(self, job: LiveJob) -> None:
         """Run one job until it has ended and is acknowledged, or is another conductor's."""
@@ -111,6 +115,9 @@ class JobRunner:
         await self._until_lease_held()
         if await self._is_run_elsewhere(job):
             return True
+        if not job.num_attempts and self.others.come_first(job.job_id):
+            await self.requeue(job, _OTHERS_FIRST_S)
+            return True
         model, restarts = self.builder.model.facts.fingerprint, self.limits.restarts
         attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts))
         if attempt.is_finished:
@@ -121,6 +128,9 @@ class JobRunner:
         outcome = await self._outcome(job, attempt)
         verdict = self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
         if isinstance(verdict, Ending):
+            if isinstance(outcome, _Lost) and self._is_for_others(job, outcome):
+                await self._leave_to_others(job)
+                return True
             return await self._finish(job, attempt, verdict)
         job.phase = "recovering"
         await self.committer.flushed(job.job_id)  # the next attempt goes on from what Redis holds
@@ -227,6 +237,17 @@ class JobRunner:
             ends=isinstance(verdict, Failure),
         )
         return Ending("failed", error=verdict) if isinstance(verdict, Failure) else verdict
+
+    def _is_for_others(self, job: LiveJob, lost: _Lost) -> bool:
+        """Whether workers of other shares are to show whose fault it was that a job failed for good on this one's."""
+        is_by_stages = lost.is_blamed and not lost.in_preparation
+        return is_by_stages and self.others.should_try(job.job_id, lost.failure)
+
+    async def _leave_to_others(self, job: LiveJob) -> None:
+        log.warning("job_left_to_other_shares", job=job.job_id)
+        self.generations.stop(job.job_id)
+        await self.committer.flushed(job.job_id)
+        await self.requeue(job, _OTHERS_FIRST_S)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -176,3 +176,22 @@ async def test_shares_of_conductors_that_hang_and_die_are_taken_over_and_nothing
         await bench.wait(job_ids, timeout_s=25)
         await bench.check_right(job_ids)
         await bench.check_empty(*stages)
+
+
+async def test_a_share_whose_only_stage_is_sick_fails_nobody(bench: Bench) -> None:
+    """The other share shows that it was not the jobs; a job that fails on both fails."""
+    sick, well = await copies(bench, "ab")
+    bench.conductor("c0", lease_ttl_s=TTL_S)
+    await until_routed(bench, 2)
+    sick.is_sick = True
+    for stage in (sick, well):
+        stage.poison.add("poison")
+    job_ids = [await bench.submit() for _ in range(20)]
+    poison = await bench.submit(job_id="poison")
+    await bench.wait(job_ids)
+    await bench.check_right(job_ids)
+    [record] = await bench.wait([poison])
+    assert record.error is not None
+    assert record.error.code == "retries_exhausted"
+    assert record.attempt > 2, "both have tried"
+    await bench.check_empty(sick, well)

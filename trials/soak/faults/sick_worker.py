@@ -45,7 +45,8 @@ def _suffer(path: Path) -> None:
     sickness = path.read_text() if path.exists() else ""
     if sickness == "fail":
         raise ComputeError("out of memory")
-    time.sleep(float(sickness or 0.0))
+    if sickness:
+        time.sleep(float(sickness))
 
 
 def _put_in(path: Path) -> None:
