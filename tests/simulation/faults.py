@@ -73,6 +73,6 @@ def draw_faults(chance: random.Random, roles: dict[str, str], num: int, until_s:
 
 def _draw_fault(chance: random.Random, roles: dict[str, str], until_s: float) -> Fault:
     target = chance.choice(list(roles))
-    for_s = chance.choice((0.03, 0.2, 0.8, 2.0)) * chance.uniform(0.2, 1.8)
+    for_s = chance.choice((0.03, 0.1, 0.3, 0.8, 2.0)) * chance.uniform(0.2, 1.8)
     kind = chance.choice(_KINDS[roles[target]])
     return Fault(chance.uniform(0.0, until_s), kind, target, for_s, chance.random())

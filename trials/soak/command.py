@@ -35,11 +35,12 @@ from trials.soak.system import components, random_model, soak_system
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _WIDTH = 120
-_REQUIRE: Mapping[str, Callable[[], None]] = {
+REQUIRED: Mapping[str, Callable[[], None]] = {
     "partition": require_network,
     "clock": require_clocks,
     "shm": require_shared_memory,
 }
+"""Raises `ConfigurationError` where a kind of fault cannot be made."""
 
 
 @click.command()
@@ -137,7 +138,7 @@ async def _soak(options: dict[str, Any], say: _Teller) -> int:
     kinds = parse_kinds(options["faults"])
     if options["overload"] is None:
         for kind in kinds:
-            _REQUIRE.get(kind, lambda: None)()
+            REQUIRED.get(kind, lambda: None)()
     with fresh_directory(options["data_dir"], "data_dir") as directory:
         model = options["model"]
         if model is None:

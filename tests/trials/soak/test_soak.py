@@ -12,8 +12,10 @@ import msgspec
 import psutil
 import pytest
 
+from broker_pipeline.errors import ConfigurationError
 from tests.kit.models.tiny_artifacts import tiny_artifact
-from trials.soak.faults.network import why_no_network
+from trials.soak.command import REQUIRED
+from trials.soak.faults.plan import FAULT_KINDS
 from trials.soak.report import SoakReport
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
@@ -30,18 +32,27 @@ def soak(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def can_be_made(kind: str) -> bool:
+    try:
+        REQUIRED.get(kind, lambda: None)()
+    except ConfigurationError:
+        return False
+    return True
+
+
 @pytest.mark.timeout(400)
 def test_a_short_soak_with_a_fixed_seed_proves_that_nothing_is_lost(tmp_path: Path) -> None:
-    kinds = "kill,stop,restart" if why_no_network() else "kill,stop,partition,restart"
+    kinds = ",".join(kind for kind in FAULT_KINDS if can_be_made(kind))
     out = tmp_path / "report.json"
-    amount = ("--jobs", "60", "--faults", kinds, "--seed", "11", "--num-faults", "8", "--fault-every-s", "2")
+    faults = ("--faults", kinds, "--num-faults", "10", "--fault-every-s", "1.6", "--together", "0.3")
+    amount = ("--jobs", "60", "--seed", "11", *faults)
     process = soak(tmp_path, *amount, "--out", str(out))
     said, _ = process.communicate()
     assert process.returncode == 0, said
     report = msgspec.json.decode(out.read_bytes(), type=SoakReport)
     assert report.is_proven
     assert all(proof.holds for proof in report.proofs)
-    assert len(report.faults) >= 8
+    assert len(report.faults) >= 10
     assert report.num_jobs == 60
     assert "PROVEN" in said
     assert processes_of(tmp_path) == []
