@@ -128,8 +128,7 @@ class JobRunner:
         outcome = await self._outcome(job, attempt)
         verdict = self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
         if isinstance(verdict, Ending):
-            if isinstance(outcome, _Lost) and self._is_for_others(job, outcome):
-                await self._leave_to_others(job)
+            if isinstance(outcome, _Lost) and await self._leave_to_others(job, outcome):
                 return True
             return await self._finish(job, attempt, verdict)
         job.phase = "recovering"
@@ -238,16 +237,16 @@ class JobRunner:
         )
         return Ending("failed", error=verdict) if isinstance(verdict, Failure) else verdict
 
-    def _is_for_others(self, job: LiveJob, lost: _Lost) -> bool:
-        """Whether workers of other shares are to show whose fault it was that a job failed for good on this one's."""
+    async def _leave_to_others(self, job: LiveJob, lost: _Lost) -> bool:
+        """Put a job that failed for good on this share's stages back for another share, if one is to try it."""
         is_by_stages = lost.is_blamed and not lost.in_preparation
-        return is_by_stages and self.others.should_try(job.job_id, lost.failure)
-
-    async def _leave_to_others(self, job: LiveJob) -> None:
+        if not is_by_stages or not self.others.should_try(job.job_id, lost.failure):
+            return False
         log.warning("job_left_to_other_shares", job=job.job_id)
         self.generations.stop(job.job_id)
         await self.committer.flushed(job.job_id)
         await self.requeue(job, _OTHERS_FIRST_S)
+        return True
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

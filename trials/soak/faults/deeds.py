@@ -3,7 +3,7 @@
 kill        SIGKILL; the supervisor starts it again
 restart     SIGTERM, and started again when it has ended
 stop        SIGSTOP … SIGCONT           the process hangs and later goes on as if nothing had been
-slow        SIGSTOP and SIGCONT by turns: it has a tenth of its speed
+slow        SIGSTOP and SIGCONT in alternation: it has a tenth of its speed
 partition   veth down … veth up         the process lives, and nobody hears it
 sick        every computation of a worker fails, and it lives
 clock       the wall clock is hours off, forward or backward
