@@ -71,5 +71,26 @@ async def test_it_ends_with_requests_in_hand(
     await client.wait_empty()
 
 
+async def test_the_last_one_hangs_until_it_counts_as_dead_and_serves_what_waits_when_it_wakes(drill: Drill) -> None:
+    client, cluster = drill.client, drill.client.cluster
+    await status_when(cluster, lambda status: num_ready(status.conductor) == 2)
+    workers = [cluster.processes[f"vision-{number}"] for number in range(2)]
+    for worker in workers:
+        worker.kill(signal.SIGSTOP)
+    try:
+        async with submitted(client, questions(300)) as crowd:
+            await status_when(cluster, lambda status: num_ready(status.conductor) == 0)
+            woken_at = time.time()
+            workers[0].kill(signal.SIGCONT)
+            await crowd.finish()
+            waits = sorted(each.token_times[0] - woken_at for each in crowd.followers)
+    finally:
+        for worker in workers:
+            worker.kill(signal.SIGCONT)
+    print(f"\nwoken: first tokens after p50 {waits[NUM_JOBS // 2]:.2f} s, worst {waits[-1]:.2f} s")
+    assert waits[-1] < MOST_S
+    await client.wait_empty()
+
+
 def num_ready(conductor: ConductorStatus | None) -> int:
     return 0 if conductor is None else sum(worker.state == "ready" for worker in conductor.vision)
