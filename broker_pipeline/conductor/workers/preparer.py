@@ -91,7 +91,7 @@ class Preparer:
                         return task.result()
                     errors.append(error)
                 if not done and (worker := self._second(first, tried)) is not None:
-                    second = replace(first, worker=None)
+                    second = replace(first, worker=worker, asked_at=vision.clock())
                     hedge = asyncio.create_task(self._ask_second(second, worker, tried))
                     asked[hedge] = second
                     pending.add(hedge)
@@ -134,7 +134,7 @@ class Preparer:
         vision, request = self.workers.vision, first.request
         vision.hedging.num_won += winner is not first
         for loser in losers:
-            assert loser.worker is not None, "only what was asked is hedged, and hedges are asked at once"
+            assert loser.worker is not None, "only what was asked is hedged"
             due_at = loser.asked_at + loser.timeout_s
             if loser is first and not loser.worker.note_overtaken(due_at):
                 continue
