@@ -34,6 +34,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What every service needs to know."""
 
     nats_url: str = DEFAULT_NATS_URL
+    nats_replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Servers of a NATS cluster that keep each stream."""
     redis_url: str = DEFAULT_REDIS_URL
     namespace: Name = "bp"
     pipeline: Name = "main"
@@ -107,7 +109,17 @@ def refuse_nan(_context: click.Context, _parameter: click.Parameter, value: Any)
 
 _COMMON_OPTIONS = (
     option("--nats-url", default=DEFAULT_NATS_URL, help="NATS server with JetStream; several, separated by commas."),
-    option("--redis-url", default=DEFAULT_REDIS_URL, help="Redis 6.2 or newer, or Valkey."),
+    option(
+        "--nats-replicas",
+        default=1,
+        type=click.IntRange(1, 5),
+        help="Servers of a NATS cluster that keep each stream; 3 of them outlive the loss of one.",
+    ),
+    option(
+        "--redis-url",
+        default=DEFAULT_REDIS_URL,
+        help="Redis 6.2 or newer, or Valkey; behind Sentinel redis+sentinel://HOST:26379,HOST:26379,…/SERVICE.",
+    ),
     option("--namespace", default="bp", help="Prefix of every subject, stream and key, to share servers with others."),
     option("--pipeline", default="main", help="Name of the pipeline that this process belongs to."),
     option("--drain-s", default=30.0, type=click.FloatRange(min=0), help="Seconds from SIGTERM to a forced stop."),

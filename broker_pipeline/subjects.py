@@ -19,6 +19,11 @@ def work(root: str) -> str:
     return f"{root}.work"
 
 
+def cancel_work(root: str) -> str:
+    """`PrepareCancel`s for a vision worker."""
+    return f"{root}.cancel"
+
+
 def rows(root: str) -> str:
     """Visual rows for a stage (request and reply)."""
     return f"{root}.rows"

@@ -7,11 +7,11 @@ from typing import TypeAlias, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import ConductorStatus, HedgeCounts, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.messages.workers import CarriedCounts, TransportCounts
 
 W = TypeVar("W", StageStatus, VisionStatus)
-C = TypeVar("C", WorkerTotals, TransportCounts, CarriedCounts)
+C = TypeVar("C", HedgeCounts, VisionStatus, WorkerTotals, TransportCounts, CarriedCounts)
 Counters: TypeAlias = tuple[tuple[str, str, Callable[[C], float]], ...]
 """Of each counter its name, its help, and where it is read."""
 
@@ -30,6 +30,15 @@ _VISION_COUNTERS: Counters[WorkerTotals] = (
     ("cache_misses", "Pictures not found encoded.", lambda totals: totals.num_cache_misses),
 )
 
+_OVERTAKEN: Counters[VisionStatus] = (
+    ("overtaken", "Requests that another worker has answered in its place.", lambda worker: worker.num_overtaken),
+)
+_HEDGE_COUNTERS: Counters[HedgeCounts] = (
+    ("requests", "Sessions that vision workers have prepared.", lambda counts: counts.num_requests),
+    ("hedges", "Requests made of a second vision worker as well.", lambda counts: counts.num_hedges),
+    ("hedges_won", "Hedges that were answered first.", lambda counts: counts.num_won),
+)
+
 _TRANSPORT_COUNTERS: Counters[TransportCounts] = (
     ("reconnects", "Connections to NATS lost and made again.", lambda counts: counts.num_reconnects),
     ("dropped_messages", "Messages for which there was no room.", lambda counts: counts.num_dropped),
@@ -45,7 +54,7 @@ _EDGE_COUNTERS: Counters[CarriedCounts] = (
 
 
 def worker_families(prefix: str, status: ConductorStatus) -> Iterator[Metric]:
-    """Yield `<prefix>_stage_busy`, `_stage_bubble`, `_vision_busy` and the counters behind them, by worker.
+    """Yield `<prefix>_stage_busy`, `_stage_bubble`, `_vision_busy`, the counters behind them, and hedges.
 
     Shares are of the last ten seconds. Counters begin with a worker's process, and again where it is started again.
     """
@@ -58,6 +67,9 @@ def worker_families(prefix: str, status: ConductorStatus) -> Iterator[Metric]:
     yield from _counters(f"{prefix}_stage", _STAGE_COUNTERS, "worker", stages)
     vision = {worker.worker: worker.totals for worker in status.vision}
     yield from _counters(f"{prefix}_vision", _VISION_COUNTERS, "worker", vision)
+    overtaken = {worker.worker: worker for worker in status.vision}
+    yield from _counters(f"{prefix}_vision", _OVERTAKEN, "worker", overtaken)
+    yield from _labelled(f"{prefix}_vision", _HEDGE_COUNTERS, (), {(): status.hedges})
 
 
 def transport_families(prefix: str, processes: Mapping[str, TransportCounts]) -> Iterator[Metric]:

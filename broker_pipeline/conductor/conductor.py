@@ -181,11 +181,12 @@ async def _ensure_streams(
     On a small disk only the gateway knows how much to ask for, so there it is waited for. False when told to stop.
     """
     namespace = context.settings.namespace
-    is_first = True
+    num_replicas, is_first = context.settings.nats_replicas, True
     while not context.stopping.is_set():
         try:
-            await JobQueue(transport, namespace, ack_wait_s=settings.ack_wait_s).ensure(update=False)
-            await MediaStore(transport, redis, namespace).ensure(update=False)
+            queue = JobQueue(transport, namespace, ack_wait_s=settings.ack_wait_s, num_replicas=num_replicas)
+            await queue.ensure(update=False)
+            await MediaStore(transport, redis, namespace, num_replicas=num_replicas).ensure(update=False)
         except QueueFullError as error:
             if is_first:
                 log.warning("gateway_awaited", reason=error.message)

@@ -60,7 +60,11 @@ class Parts:
         self.committer = Committer(self.stores.jobs, self.stores.events, self.generations.refuse, around.clock)
         self.cancels = Cancels(transport, subjects.cancel(namespace), self.stores.jobs, self.live)
         self.queue = JobQueue(
-            transport, namespace, ack_wait_s=settings.ack_wait_s, on_unreadable=DeadLetters(self.stores).fail
+            transport,
+            namespace,
+            ack_wait_s=settings.ack_wait_s,
+            num_replicas=around.common.nats_replicas,
+            on_unreadable=DeadLetters(self.stores).fail,
         )
         self.dispatcher = self._dispatcher()
         self.roster = Roster(self.workers, around.identity, settings.roster_times, around.clock)

@@ -16,7 +16,14 @@ from broker_pipeline.conductor.rates import Rate
 from broker_pipeline.conductor.surroundings import Surroundings, Term
 from broker_pipeline.conductor.workers.roster import Member
 from broker_pipeline.errors import StateError, TransportError
-from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import (
+    ConductorStatus,
+    HedgeCounts,
+    RouteStatus,
+    StageStatus,
+    VisionStatus,
+    WorkerTotals,
+)
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.scheduling.routes import missing_blocks
 from broker_pipeline.state.redis_client import state_errors
@@ -100,6 +107,7 @@ class Reporter:
             num_finished=dict(parts.live.num_finished),
             num_replays=parts.live.num_replays,
             num_uncommitted_tokens=parts.committer.num_tokens,
+            hedges=self._hedges(),
             limits=self._around.model.shown_limits(parts.workers.longest_session),
             transport={"conductor": self._around.transport.counts}
             | {beat.worker: beat.transport for member in parts.roster.members if (beat := member.heartbeat)},
@@ -144,11 +152,16 @@ class Reporter:
                 state=self._parts.workers.vision.state(worker),
                 reason=self._parts.workers.vision.health.reason(worker.record.instance),
                 num_preparing=worker.num_requests,
+                num_overtaken=worker.num_overtaken_in_all,
                 busy=self._share("busy_s", worker.record.instance, now),
                 totals=_totals(self._parts.roster.heartbeat(worker.record.instance)),
             )
             for worker in self._parts.workers.vision.workers
         )
+
+    def _hedges(self) -> HedgeCounts:
+        hedging = self._parts.workers.vision.hedging
+        return HedgeCounts(num_requests=hedging.num_requests, num_hedges=hedging.num_hedges, num_won=hedging.num_won)
 
     def _share(self, field: Literal["busy_s", "bubble_s"], key: str, now: float) -> float:
         """Return the share of the last seconds that a field of a worker's heartbeats has grown by."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from broker_pipeline.messages.status import ConductorStatus, SessionLimits, ShareStatus, VisionStatus
+from broker_pipeline.messages.status import ConductorStatus, HedgeCounts, SessionLimits, ShareStatus, VisionStatus
 
 
 def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
@@ -35,6 +35,7 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         num_replays=sum(each.num_replays for each in statuses),
         num_uncommitted_tokens=sum(each.num_uncommitted_tokens for each in statuses),
         limits=_strictest([each.limits for each in statuses if each.limits]),
+        hedges=HedgeCounts(**_total(msgspec.structs.asdict(each.hedges) for each in statuses)),
         shares=tuple(map(_share, statuses)),
         transport={
             f"conductor-{each.instance}" if name == "conductor" else name: counts
@@ -52,12 +53,15 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _vision(statuses: Sequence[ConductorStatus]) -> tuple[VisionStatus, ...]:
-    """Return vision workers, which all shares ask, with what all have asked of them."""
+    """Return vision workers, which all shares ask, with what all have asked of them and met."""
     workers: dict[str, VisionStatus] = {}
     for worker in (worker for each in statuses for worker in each.vision):
         first = workers.get(worker.instance)
         num_preparing = worker.num_preparing + (first.num_preparing if first else 0)
-        workers[worker.instance] = msgspec.structs.replace(first or worker, num_preparing=num_preparing)
+        num_overtaken = worker.num_overtaken + (first.num_overtaken if first else 0)
+        workers[worker.instance] = msgspec.structs.replace(
+            first or worker, num_preparing=num_preparing, num_overtaken=num_overtaken
+        )
     return tuple(workers.values())
 
 

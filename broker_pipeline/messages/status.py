@@ -64,6 +64,8 @@ class VisionStatus(_Shown, frozen=True, kw_only=True):
     reason: str = ""
     num_preparing: Count
     """Sessions that it is being asked for."""
+    num_overtaken: Count = 0
+    """Requests that another has answered in its place, in this tenure."""
     busy: Share
     totals: WorkerTotals = WorkerTotals()
 
@@ -99,6 +101,15 @@ class SessionLimits(_Shown, frozen=True, kw_only=True):
     """The same where the model reasons first."""
     longest_token_bytes: Count = 0
     """Most bytes of text that a token stands for; 0 where nothing bounds them."""
+
+
+class HedgeCounts(_Shown, frozen=True, kw_only=True):
+    """Requests to vision workers, and those that were made of a second one as well since the first was late."""
+
+    num_requests: Count = 0
+    num_hedges: Count = 0
+    num_won: Count = 0
+    """Hedges that were answered first."""
 
 
 class ShareStatus(_Shown, frozen=True, kw_only=True):
@@ -147,6 +158,7 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None
+    hedges: HedgeCounts = HedgeCounts()
     share: str = ""
     """The share that it is about; of several together, the first."""
     shares: tuple[ShareStatus, ...] = ()

@@ -10,6 +10,7 @@ from broker_pipeline.messages.base import (
     Count,
     FencedMessage,
     Name,
+    PipelineMessage,
     PositiveCount,
     Seconds,
     Subject,
@@ -36,6 +37,13 @@ class PrepareRequest(FencedMessage, frozen=True, kw_only=True):
     targets: tuple[RowTarget, ...] = ()
     max_prompt_tokens: PositiveCount
     budget_s: Seconds
+
+
+class PrepareCancel(PipelineMessage, frozen=True, kw_only=True):
+    """Takes a request back that another worker has answered. There is no answer; too late, it changes nothing."""
+
+    session: Name
+    attempt: PositiveCount
 
 
 class PreparedSession(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):

@@ -5,7 +5,8 @@ happens twice, without an exception. Here nothing is repeated; whoever may repea
 decides so itself.
 
 A failover leaves connections open to a server that is no use any more: demoted, loading, cut off from its replicas, or
-gone. The first answer that says so ends all idle connections, so that what comes next goes where the URL leads by then.
+gone. The first answer that says so ends all idle connections, so that what comes next goes where the URL, or Sentinel,
+leads by then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
 from broker_pipeline.state.script_calls import ScriptCalls
+from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
@@ -115,21 +117,24 @@ def _is_unfit(error: RedisError) -> bool:
 
 
 def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "decode_responses": False,
+        "protocol": 2,
+    }
     try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            decode_responses=False,
-            protocol=2,
-        )
+        is_behind_sentinel = is_sentinel_url(url)
+        pool = sentinel_pool(url, options) if is_behind_sentinel else BlockingConnectionPool.from_url(url, **options)
     except ValueError as error:
         raise ConfigurationError(
-            f"--redis-url {public_url(url)} is not a Redis URL: {error}", field="redis_url"
+            f"--redis-url {public_url(url)} is not a Redis URL: {error} (redis+sentinel://HOST:PORT,…/SERVICE is one "
+            "as well)",
+            field="redis_url",
         ) from error
     return RedisClient(pool)

@@ -25,11 +25,17 @@ from broker_pipeline.errors import (
 _STORE_FAILED = 10077  # also says that a stream is full
 _NO_STORAGE = frozenset({10023, 10028, 10047})
 _NOT_ENABLED = frozenset({10039, 10076})
-_MESSAGE_TOO_LARGE = 10054
 _NAME_TAKEN = 10058
 _STORE_NOT_MADE = 10049  # the files of a stream of this name are still being removed
 _CREATE_PAUSES_S = (0.1, 0.3, 1.0)
-_OTHER_CONFIGURATION = frozenset({10052, 10058, 10065})
+_NAME_IN_USE = "something else uses this name on the server: choose another namespace"
+_ERRORS: dict[int, tuple[type[PipelineError], str]] = {
+    10054: (PayloadTooLargeError, "it is larger than a message of this stream may be"),
+    **dict.fromkeys((10052, _NAME_TAKEN, 10065), (ConfigurationError, _NAME_IN_USE)),
+    10074: (ConfigurationError, "that is --nats-replicas; this NATS server is in no cluster, and keeps one of each"),
+    10005: (TransportError, "are as many servers of the NATS cluster there as --nats-replicas says?"),
+}
+"""Class and hint by number; to be told from those that depend on more."""
 
 
 @contextmanager
@@ -58,10 +64,9 @@ def _translated(action: str, error: APIError, retry_after_s: float) -> PipelineE
             f"{said}; JetStream has less room than is asked for: give it more, or lower the limit",
             retry_after_s=retry_after_s,
         )
-    if code == _MESSAGE_TOO_LARGE:
-        return PayloadTooLargeError(said)
-    if code in _OTHER_CONFIGURATION:
-        return ConfigurationError(f"{said}; something else uses this name on the server: choose another namespace")
+    if code in _ERRORS:
+        kind, hint = _ERRORS[code]
+        return kind(f"{said}; {hint}")
     if code in _NOT_ENABLED or isinstance(error, ServiceUnavailableError):
         return TransportError(f"{said}; is JetStream enabled on the NATS server?")
     return TransportError(said)
@@ -73,6 +78,13 @@ async def ensure_stream(jetstream: JetStreamContext, config: StreamConfig, *, up
     Raises `TransportError` when JetStream does not answer, `QueueFullError` when it lacks the room that `config` asks
     for, `ConfigurationError` when the name is taken by a stream of another kind.
     """
+    try:
+        return await _ensure_stream(jetstream, config, update=update)
+    except RequestTimeoutError:  # servers of a cluster may take that long to agree, and have made it meanwhile
+        return await _ensure_stream(jetstream, config, update=update)
+
+
+async def _ensure_stream(jetstream: JetStreamContext, config: StreamConfig, *, update: bool) -> StreamInfo:
     with jetstream_errors(f"stream {config.name}"):
         try:
             info = await jetstream.stream_info(str(config.name))

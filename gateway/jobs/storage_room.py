@@ -26,7 +26,13 @@ log = structlog.get_logger()
 async def open_queue(transport: Transport, settings: GatewaySettings) -> JobQueue:
     """Make the job queue; raises `ConfigurationError` when JetStream has no room for it."""
     for max_bytes in _sizes(settings.queue_max_bytes, MAX_QUEUE_BYTES, _LEAST_QUEUE_BYTES):
-        queue = JobQueue(transport, settings.common.namespace, max_jobs=settings.queue_max_jobs, max_bytes=max_bytes)
+        queue = JobQueue(
+            transport,
+            settings.common.namespace,
+            max_jobs=settings.queue_max_jobs,
+            max_bytes=max_bytes,
+            num_replicas=settings.common.nats_replicas,
+        )
         try:
             await queue.ensure()
         except QueueFullError as error:
@@ -39,7 +45,8 @@ async def open_queue(transport: Transport, settings: GatewaySettings) -> JobQueu
 async def open_media(transport: Transport, redis: RedisClient, settings: GatewaySettings) -> MediaStore:
     """Make the media store; raises `ConfigurationError` when JetStream has no room for it."""
     for max_bytes in _sizes(settings.media_max_bytes, MAX_STORE_BYTES, _LEAST_MEDIA_BYTES):
-        media = MediaStore(transport, redis, settings.common.namespace, max_bytes)
+        common = settings.common
+        media = MediaStore(transport, redis, common.namespace, max_bytes, num_replicas=common.nats_replicas)
         try:
             await media.ensure()
         except QueueFullError as error:

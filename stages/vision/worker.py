@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import structlog
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import DeadlineExceededError, Failure, PipelineError, TransportError, WorkerBusyError
 from broker_pipeline.messages.control import Hello
-from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.messages.vision import PrepareCancel, PreparedSession, PrepareRequest
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tracing.activities import PREPARE
 from broker_pipeline.tracing.tracer import tracer
@@ -47,7 +48,8 @@ class VisionWorker:
         self._cache = cache
         self._presence = presence
         self._max_requests = max_requests
-        self._num_running = 0
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        """By session and attempt."""
 
     async def serve(self, subscribed: asyncio.Event) -> None:
         """Answer messages until cancelled; sets `subscribed` once none can be missed any more.
@@ -61,17 +63,19 @@ class VisionWorker:
             subscribe(
                 subjects.work(root), PrepareRequest, max_pending_bytes=_MAX_PENDING_BYTES, on_dropped=log_drop
             ) as requests,
+            subscribe(subjects.cancel_work(root), PrepareCancel, on_dropped=log_drop) as cancels,
             subscribe(subjects.control(root), Hello, on_dropped=log_drop) as hellos,
             asyncio.TaskGroup() as tasks,
         ):
             tasks.create_task(self._receive(requests, tasks), name="receive")
+            tasks.create_task(self._cancel(cancels), name="cancels")
             tasks.create_task(self._batcher.serve(), name="tower")
             tasks.create_task(answer_hellos(hellos, self._presence, _admit_any), name="hellos")
             subscribed.set()
 
     async def wait_idle(self) -> None:
         """Return when no request is being worked on."""
-        while self._num_running:  # noqa: ASYNC110 - polling while draining is simplest, and rare
+        while self._running:  # noqa: ASYNC110 - polling while draining is simplest, and rare
             await asyncio.sleep(_IDLE_POLL_S)
 
     def heartbeat(self) -> Heartbeat:
@@ -82,7 +86,7 @@ class VisionWorker:
             instance=record.instance,
             role="vision",
             state=record.state,
-            num_sessions=self._num_running,
+            num_sessions=len(self._running),
             num_microbatches=self._batcher.num_batches,
             num_tokens=self._batcher.num_visual_rows,
             busy_s=self._batcher.busy_s,
@@ -98,25 +102,34 @@ class VisionWorker:
             except PipelineError as error:
                 await self._respond(message, _failed(message.body, self._presence, error.to_failure()))
                 continue
-            self._num_running += 1
-            tasks.create_task(self._answer(message), name=f"prepare {message.body.session}")
+            key = message.body.session, message.body.attempt
+            self._running[key] = task = tasks.create_task(self._answer(message), name=f"prepare {message.body.session}")
+            task.add_done_callback(partial(self._forget, key))
+
+    def _forget(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+
+    async def _cancel(self, messages: AsyncIterator[Received[PrepareCancel]]) -> None:
+        """Stop what another worker was quicker with; pictures that other requests wait for are encoded all the same."""
+        async for message in messages:
+            if task := self._running.get((message.body.session, message.body.attempt)):
+                log.info("prepare_cancelled", session=message.body.session, attempt=message.body.attempt)
+                task.cancel()
 
     def _admit(self, request: PrepareRequest) -> None:
         record = self._presence.record()
         check_origin(request.version, request.pipeline, request.fingerprint, record)
-        if self._num_running >= self._max_requests:
-            raise WorkerBusyError(f"{record.worker} works on {self._num_running} requests, and takes no more at once")
+        if len(self._running) >= self._max_requests:
+            raise WorkerBusyError(f"{record.worker} works on {len(self._running)} requests, and takes no more at once")
 
     async def _answer(self, message: Received[PrepareRequest]) -> None:
-        try:
-            with tracer.measure(PREPARE, session=message.body.session, attempt=message.body.attempt):
-                prepared = await self._prepare(message.body)
-            if isinstance(prepared, Failure):
-                await self._respond(message, _failed(message.body, self._presence, prepared))
-            else:
-                await self._respond(message, _succeeded(message.body, self._presence, prepared), prepared)
-        finally:
-            self._num_running -= 1
+        with tracer.measure(PREPARE, session=message.body.session, attempt=message.body.attempt):
+            prepared = await self._prepare(message.body)
+        if isinstance(prepared, Failure):
+            await self._respond(message, _failed(message.body, self._presence, prepared))
+        else:
+            await self._respond(message, _succeeded(message.body, self._presence, prepared), prepared)
 
     async def _prepare(self, request: PrepareRequest) -> Prepared | Failure:
         started = time.monotonic()

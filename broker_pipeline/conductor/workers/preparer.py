@@ -1,36 +1,33 @@
-"""Asks vision workers to prepare sessions: the least loaded one. What follows when it dies, `RetryPolicy` says."""
+"""Has sessions prepared: by the least loaded vision worker, and by a second one as well when that is late.
+
+    first    ────────────┬─────────────────── taken back: no answer of it is waited for, and it is not to blame
+                         │ late_after_s
+    second               └──────► prompt      the first prompt counts; an error only when nobody can answer any more
+
+What follows when all who were asked have died or failed, `RetryPolicy` says.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.conductor.interruption import Interruption
-from broker_pipeline.conductor.workers.vision_pool import VisionInfo
+from broker_pipeline.conductor.workers.vision_info import VisionInfo
+from broker_pipeline.conductor.workers.vision_request import AskAgainError, VisionRequest
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import (
-    MalformedEnvelopeError,
-    NoResponderError,
-    PipelineError,
-    RouteLostError,
-    TransportError,
-    WorkerBusyError,
-    WorkerLostError,
-    error_from_failure,
-)
-from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.errors import PipelineError, TransportError
+from broker_pipeline.messages.vision import PrepareCancel, PrepareRequest
+from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import PreparedPrompt
-from broker_pipeline.wire.transport import Received, Transport
+from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
-
-_GRACE_S = 2.0  # for the answer's way back, beyond what the worker is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,106 +63,95 @@ class Preparer:
         """
         pause_s = self.pauses.first_s
         while True:
-            with suppress(_AskAgainError):
-                near = route.workers[0].device_id
-                borrowing = self.workers.vision.borrow(lambda: self._change(route), tried, near=near, is_alone=is_alone)
-                async with borrowing as worker:
-                    return await self._try(worker, request, route, tried)
+            asking = VisionRequest(
+                transport=self.transport,
+                workers=self.workers,
+                vocab_size=self.vocab_size,
+                request=request,
+                route=route,
+            )
+            with suppress(AskAgainError):
+                return await (self._ask(asking, tried, is_alone=True) if is_alone else self._race(asking, tried))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self.pauses.longest_s)
 
-    async def _change(self, route: Route) -> None:
-        """Wait until workers have come or gone, or one is free."""
-        await self.workers.changed.wait()
-        self._require(route)
-
-    async def _try(self, worker: VisionInfo, request: PrepareRequest, route: Route, tried: set[str]) -> PreparedPrompt:
-        if not worker.is_usable:
-            raise _AskAgainError(f"{worker.record.worker} is gone")
-        tried.add(worker.record.instance)
+    async def _race(self, first: VisionRequest, tried: set[str]) -> PreparedPrompt:
+        """Ask one worker, and a second when it is late; return the first prompt."""
+        vision, errors = self.workers.vision, list[PipelineError]()
+        asked = {asyncio.create_task(self._ask(first, tried)): first}
+        pending = set(asked)
         try:
-            prompt = await self._ask(worker, request, route)
-        except PipelineError as error:
-            self._require(route)
-            if isinstance(error, WorkerBusyError | NoResponderError) or not self.transport.is_connected:
-                raise _AskAgainError(error.message) from error
-            self.workers.vision.note_failed(worker, request.session, error)
-            raise
-        self.workers.vision.note_prepared(worker, request.session)
-        return prompt
+            while pending:
+                late_s = vision.hedging.late_after_s if len(asked) == 1 else None
+                done, pending = await asyncio.wait(pending, timeout=late_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (error := _passing_error(task)) is None:
+                        vision.hedging.note_request(vision.clock() - first.asked_at)
+                        await self._take_back(first, asked[task], [asked[other] for other in pending])
+                        return task.result()
+                    errors.append(error)
+                if not done and (worker := self._second(first, tried)) is not None:
+                    second = replace(first, worker=worker, asked_at=vision.clock())
+                    hedge = asyncio.create_task(self._ask_second(second, worker, tried))
+                    asked[hedge] = second
+                    pending.add(hedge)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raise next((error for error in errors if not isinstance(error, AskAgainError)), errors[0])
 
-    async def _ask(self, worker: VisionInfo, request: PrepareRequest, route: Route) -> PreparedPrompt:
-        num_deaths, num_outages, interruption = worker.num_deaths, worker.num_outages, Interruption()
+    async def _ask(self, asking: VisionRequest, tried: set[str], *, is_alone: bool = False) -> PreparedPrompt:
+        """Ask the worker that will be done soonest."""
 
-        def look() -> None:
-            if not self.workers.is_usable(route):
-                interruption.interrupt(_lost(route))
-            elif worker.num_deaths != num_deaths:
-                gone = f"{worker.record.worker} died, or fell silent, while it prepared the session"
-                interruption.interrupt(WorkerLostError(gone))
-            elif worker.num_outages != num_outages:
-                interruption.interrupt(_AskAgainError("the broker was away"))
+        async def change() -> None:
+            """Wait until workers have come or gone, or one is free."""
+            await self.workers.changed.wait()
+            asking.require_route()
 
-        with self.workers.changed.heard_by(look), interruption:
-            received = await self.transport.request(
-                subjects.work(worker.record.subject),
-                request,
-                reply_type=PreparedSession,
-                timeout_s=request.budget_s + _GRACE_S,
-            )
-        return self._read(received, request)
+        asking.require_route()
+        borrowing = self.workers.vision.borrow(change, tried, near=_near(asking.route), is_alone=is_alone)
+        async with borrowing as worker:
+            if worker.is_usable:
+                tried.add(worker.record.instance)
+            return await asking.ask(worker)
 
-    def _require(self, route: Route) -> None:
-        if not self.workers.is_usable(route):
-            raise _lost(route)
+    def _second(self, first: VisionRequest, tried: set[str]) -> VisionInfo | None:
+        """Return who is to be asked as well; None where the first is not late, or there is nobody."""
+        vision, late = self.workers.vision, first.worker
+        if late is None or vision.clock() - first.asked_at < vision.hedging.late_after_s:
+            return None
+        return vision.second(late, tried, _near(first.route))
 
-    def _read(self, received: Received[PreparedSession], request: PrepareRequest) -> PreparedPrompt:
-        answer = received.body
-        if answer.failure is not None:
-            raise error_from_failure(answer.failure)
-        prompt = read_prompt(received, self.vocab_size)
-        log.debug(
-            "session_prepared",
-            session=request.session,
-            worker=answer.worker,
-            num_tokens=prompt.num_tokens,
-            num_visual_tokens=prompt.num_visual_tokens,
-        )
-        return prompt
+    async def _ask_second(self, asking: VisionRequest, worker: VisionInfo, tried: set[str]) -> PreparedPrompt:
+        log.info("vision_request_hedged", session=asking.request.session, worker=worker.record.worker)
+        with self.workers.vision.lend(worker):
+            tried.add(worker.record.instance)
+            return await asking.ask(worker)
 
-
-def read_prompt(received: Received[PreparedSession], vocab_size: int) -> PreparedPrompt:
-    """Return the prompt that a vision worker sent. Raises `MalformedEnvelopeError` when it contradicts itself."""
-    answer, tensors = received.body, received.tensors
-    if set(tensors) != {"token_ids", "positions"} or not answer.num_tokens:
-        raise MalformedEnvelopeError(f"{answer.worker} sent no prompt", field="tensors")
-    token_ids, positions = (np.array(tensors[name].to_numpy()) for name in ("token_ids", "positions"))
-    n = answer.num_tokens
-    if token_ids.shape != (n,) or positions.shape != (3, n) or {token_ids.dtype, positions.dtype} != {np.dtype("i4")}:
-        raise MalformedEnvelopeError(
-            f"{answer.worker} sent token ids {list(token_ids.shape)} and positions {list(positions.shape)} for "
-            f"{n} tokens",
-            field="tensors",
-        )
-    if token_ids.min() < 0 or token_ids.max() >= vocab_size or positions.min() < 0:
-        raise MalformedEnvelopeError(f"{answer.worker} sent token ids or positions out of range", field="tensors")
-    _check_spans(answer)
-    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual)
+    async def _take_back(self, first: VisionRequest, winner: VisionRequest, losers: Iterable[VisionRequest]) -> None:
+        """Tell those who have not answered to let the request be, but for what shows whether they ever answer."""
+        vision, request = self.workers.vision, first.request
+        vision.hedging.num_won += winner is not first
+        for loser in losers:
+            assert loser.worker is not None, "only what was asked is hedged"
+            due_at = loser.asked_at + loser.timeout_s
+            if loser is first and not loser.worker.note_overtaken(due_at):
+                continue
+            cancel = PrepareCancel(pipeline=request.pipeline, session=request.session, attempt=request.attempt)
+            with suppress(TransportError):  # then it does what nobody needs
+                await self.transport.publish(subjects.cancel_work(loser.worker.record.subject), cancel)
 
 
-def _check_spans(answer: PreparedSession) -> None:
-    free_from = 0
-    for span in answer.visual:
-        if span.offset < free_from or span.offset + span.count > answer.num_tokens:
-            raise MalformedEnvelopeError(
-                f"{answer.worker} sent visual spans that overlap or leave the prompt", field="visual"
-            )
-        free_from = span.offset + span.count
+def _near(route: Route) -> str:
+    return route.workers[0].device_id
 
 
-def _lost(route: Route) -> RouteLostError:
-    return RouteLostError(f"route {route} was lost while the session was prepared")
-
-
-class _AskAgainError(TransportError):
-    """Nobody has the request, and that is not its fault."""
+def _passing_error(task: asyncio.Task[PreparedPrompt]) -> PipelineError | None:
+    """Return what a request ended with where another's answer may differ; raises what would be everybody's answer."""
+    error = task.exception()
+    if error is None:
+        return None
+    if isinstance(error, PipelineError) and (error.retryable or may_be_the_workers(error.to_failure())):
+        return error
+    raise error

@@ -180,6 +180,14 @@ class Roster:
             member.heard_at = -math.inf
             self._workers.note_silent(record, StageError(f"{record.worker} listens no more, and its edges have ended"))
 
+    def overdue(self) -> list[WorkerRecord]:
+        """Return the workers that are to be asked whether they are there, since their requests wait."""
+        return [] if self._is_deaf or self._workers.is_paused else self._workers.vision.overdue()
+
+    def note_there(self, record: WorkerRecord, *, is_there: bool) -> None:
+        """Note whether a worker answers when it is asked whether it is there."""
+        self._workers.vision.note_there(record.instance, is_there=is_there or self._is_deaf)
+
     def heartbeat(self, instance: str) -> Heartbeat | None:
         """Return a worker's last sign of life."""
         member = self._members.get(instance)

@@ -30,8 +30,8 @@ from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
 
-_DOUBT_S = (0.1, 0.3)
-"""How long the first answers of a worker whose edge ended are waited for, before it is asked again."""
+_DOUBT_S = (0.1, 0.3, 0.6)
+"""How long the first answers of a worker in doubt are waited for, before it is asked again; then it is mute."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class RosterWatch:
         losses = self.transport.subscribe(self.lost_peers_subject, PeerLost, on_dropped=lambda *_: None)
         async with beats as heartbeats, losses as lost_peers, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._poll(tasks), name="registry")
-            tasks.create_task(self._watch(), name="liveness")
+            tasks.create_task(self._watch(tasks), name="liveness")
             tasks.create_task(self._look_after(lost_peers, tasks), name="lost peers")
             async for message in heartbeats:
                 self.roster.heard(message.body)
@@ -75,30 +75,41 @@ class RosterWatch:
                     tasks.create_task(self.shake_hands(record), name=f"handshake {record.worker}")
             await asyncio.sleep(self.times.poll_s)
 
-    async def _watch(self) -> None:
+    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await asyncio.sleep(self.times.watch_s)
             self.roster.watch(is_connected=self.transport.is_connected)
+            for record in self.roster.overdue():
+                self._doubt(record, tasks)
 
     async def _look_after(self, lost_peers: AsyncIterator[Received[PeerLost]], tasks: asyncio.TaskGroup) -> None:
-        """Ask each worker whose edge ended whether it is there; not twice at a time."""
+        """Ask each worker whose edge ended whether it is there."""
         async for message in lost_peers:
-            record = self.roster.find(message.body.root)
-            if record is not None and record.instance not in self._in_doubt:
-                self._in_doubt.add(record.instance)
-                tasks.create_task(self._ask_after(record), name=f"is {record.worker} there")
+            if record := self.roster.find(message.body.root):
+                self._doubt(record, tasks)
+
+    def _doubt(self, record: WorkerRecord, tasks: asyncio.TaskGroup) -> None:
+        """Ask a worker whether it is there; not twice at a time."""
+        if record.instance not in self._in_doubt:
+            self._in_doubt.add(record.instance)
+            tasks.create_task(self._ask_after(record), name=f"is {record.worker} there")
 
     async def _ask_after(self, record: WorkerRecord) -> None:
         """Note a worker on whose subject nobody listens: of a dead process, NATS knows that at once, or in a moment.
 
-        Any answer, and in the end none, is for heartbeats and deadlines to judge: an edge may end between two workers
-        that are well.
+        Any other answer, and in the end none, is for heartbeats and deadlines to judge: an edge may end between two
+        workers that are well. But what one does that answers nothing at all is no load, so that others may do it.
         """
         try:
-            for timeout_s in (*_DOUBT_S, self.times.hello_timeout_s):
+            for timeout_s in _DOUBT_S:
                 with suppress(RequestTimeoutError):  # asked when NATS had not noticed the death yet, or it hangs
                     await self._say_hello(record, timeout_s)
+                    self.roster.note_there(record, is_there=True)
                     return
+            self.roster.note_there(record, is_there=False)
+            with suppress(RequestTimeoutError):
+                await self._say_hello(record, self.times.hello_timeout_s)
+                self.roster.note_there(record, is_there=True)
         except NoResponderError:
             self.roster.note_unreachable(record)
         except PipelineError as error:

@@ -17,54 +17,25 @@ nobody else was there.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from broker_pipeline.conductor.broadcast_event import BroadcastEvent
-from broker_pipeline.conductor.workers.device_loads import DeviceLoads, RecentRatio
+from broker_pipeline.conductor.workers.device_loads import DeviceLoads
+from broker_pipeline.conductor.workers.vision_info import VisionInfo
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
 from broker_pipeline.errors import PipelineError, RequestTimeoutError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
+from broker_pipeline.scheduling.policies.hedging import Hedging
 from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 
 _LEAST_ROOM = 0.05  # of a device that stages keep busy all the time
 _LEAST_REQUEST_S = 1e-4  # where all pictures are known already, or there are none
 _LIMITS = BreakerLimits(num_trials=3)
+_NEVER_ANSWERED = "(overtaken)"  # in place of the session, which is well
 _AWAY = 2.0  # how much longer work may take on the device of the route's first stage, so that rows need not travel
-_HALF_S = 5.0  # idle for so long, a worker is taken for twice as fast
-
-
-@dataclass(slots=True, eq=False)
-class VisionInfo:
-    """One instance."""
-
-    record: WorkerRecord
-    is_alive: bool = True
-    num_requests: int = field(default=0)
-    num_deaths: int = field(default=0)
-    """Rises when it dies or falls silent: what it had in hand is lost, and may be the cause."""
-    num_outages: int = field(default=0)
-    """Rises when the broker was away: what it was asked may be lost, and nobody is the cause."""
-    has_suspect: bool = field(default=False)
-    """Whether it is, or was when it died, one suspected session's alone."""
-    num_answered: int = field(default=0)
-    answered_at: float = field(default=0.0)
-    tower_s: RecentRatio = field(default_factory=RecentRatio)
-    """Seconds that the tower is busy for a request."""
-
-    def request_s(self, now: float) -> float | None:
-        """Return the seconds of the tower that the next request will take, as far as is known."""
-        known_s = self.tower_s.value
-        if known_s is None or self.num_requests:
-            return known_s
-        return float(known_s * 0.5 ** ((now - self.answered_at) / _HALF_S))
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it takes requests."""
-        return self.is_alive and self.record.state == "ready"
+_QUIET_S = 0.5  # without a sign of life, a worker that has requests is asked whether it is there
 
 
 class VisionPool:
@@ -72,8 +43,9 @@ class VisionPool:
 
     def __init__(self, changed: BroadcastEvent, clock: Callable[[], float] = time.monotonic) -> None:
         """Fire `changed` whenever a worker comes or goes."""
-        self._clock = clock
+        self.clock = clock
         self.health = WorkerHealth(_LIMITS, clock)
+        self.hedging = Hedging()
         self._workers: dict[str, VisionInfo] = {}
         self._changed = changed
         self._loads = DeviceLoads()
@@ -90,17 +62,22 @@ class VisionPool:
 
     def update(self, record: WorkerRecord) -> None:
         """Use a worker, or note its new state."""
-        known = self._workers.setdefault(record.instance, VisionInfo(record))
+        known = self._workers.setdefault(record.instance, VisionInfo(record, heard_at=self.clock()))
         known.record = record
         self._changed.fire()
 
     def hear(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Learn how busy a stage keeps its device, or how long the tower of a vision worker needs."""
-        now = self._clock()
+        now = self.clock()
         if record.role == "stage":
             self._loads.hear(record.instance, record.device_id, record.device_slots, heartbeat.busy_s, now)
         elif worker := self._workers.get(record.instance):
+            worker.note_heard(now)
             worker.tower_s.observe(heartbeat.busy_s, worker.num_answered)
+            if not heartbeat.num_sessions:
+                worker.answer_due_at = None  # it has answered everything
+            elif worker.answer_due_at is not None and now > worker.answer_due_at:
+                self._note_never_answered(worker)
 
     def set_alive(self, key: str, is_alive: bool) -> None:
         """Note whether a worker gives signs of life."""
@@ -129,6 +106,40 @@ class VisionPool:
     def has_other(self, keys: Collection[str]) -> bool:
         """Whether some worker that is not one of these takes requests."""
         return any(worker.is_usable and key not in keys for key, worker in self._workers.items())
+
+    # --- late ones --------------------------------------------------------------------------------------------------
+
+    def overdue(self) -> list[WorkerRecord]:
+        """Return the workers that have requests in hand and have given no sign of life for a while."""
+        quiet_since = self.clock() - _QUIET_S
+        return [each.record for each in self._workers.values() if each.num_requests and each.heard_at < quiet_since]
+
+    def note_there(self, key: str, *, is_there: bool) -> None:
+        """Note whether a worker answered when it was asked whether it is there."""
+        if worker := self._workers.get(key):
+            worker.is_mute = not is_there
+            if is_there:
+                worker.note_heard(self.clock())
+
+    def second(self, late: VisionInfo, avoid: Collection[str], near: str) -> VisionInfo | None:
+        """Return who is to be asked as well what a late worker has not answered, where there is somebody and may be."""
+        others = [each for each in self._workers.values() if each is not late and self._is_beyond_doubt(each, avoid)]
+        other = self._soonest(others, (), near)
+        return other if other and self.hedging.spend(is_free=late.is_mute or not late.is_alive) else None
+
+    def _is_beyond_doubt(self, worker: VisionInfo, avoid: Collection[str]) -> bool:
+        key = worker.record.instance
+        is_free = worker.is_usable and not worker.has_suspect and not worker.is_mute
+        return is_free and key not in avoid and self.health.state(key) == "closed"
+
+    def _note_never_answered(self, worker: VisionInfo) -> None:
+        """Blame a worker for a request that another has answered and it has not, in all the time that it had."""
+        worker.answer_due_at, key = None, worker.record.instance
+        reason = f"{worker.record.worker} has not answered in time what others have"
+        self.health.fail([key], [_NEVER_ANSWERED], reason, is_timeout=True)
+        self.health.prove(_NEVER_ANSWERED, ())
+
+    # --- outcomes ---------------------------------------------------------------------------------------------------
 
     def note_failed(self, worker: VisionInfo, session: str, error: PipelineError) -> None:
         """Note that a worker has failed with a session; it is to blame if another does not."""
@@ -171,15 +182,21 @@ class VisionPool:
         """
         while (worker := self._choose(avoid, near)) is None:
             await wait()
+        with self.lend(worker, is_alone=is_alone):
+            while is_alone and worker.is_usable and worker.num_requests > 1:
+                await wait()
+            yield worker
+
+    @contextmanager
+    def lend(self, worker: VisionInfo, *, is_alone: bool = False) -> Iterator[None]:
+        """Count a request to a worker while the context is open."""
         worker.num_requests += 1
         self.health.begin_trial(worker.record.instance)
         worker.has_suspect = is_alone
         try:
-            while is_alone and worker.is_usable and worker.num_requests > 1:
-                await wait()
-            yield worker
+            yield
             worker.num_answered += 1
-            worker.answered_at = self._clock()
+            worker.answered_at = self.clock()
         finally:
             worker.num_requests -= 1
             if worker.has_suspect:
@@ -189,15 +206,19 @@ class VisionPool:
     def _is_well(self, worker: VisionInfo) -> bool:
         """Whether nothing speaks against a worker; one on trial gets one request at a time."""
         key, health = worker.record.instance, self.health
-        return health.may_try(key) and not (worker.num_requests and health.state(key) != "closed")
+        is_on_trial = worker.num_requests and health.state(key) != "closed"
+        return health.may_try(key) and not is_on_trial and not worker.is_mute
 
     def _choose(self, avoid: Collection[str], near: str) -> VisionInfo | None:
-        now = self._clock()
         usable = [worker for worker in self._workers.values() if worker.is_usable]
         # One that may do better is waited for: else whoever failed on a sick worker meets it again and again.
         better = [each for each in usable if (key := each.record.instance) not in avoid and self.health.may_try(key)]
         free = [worker for worker in better or usable if not worker.has_suspect]
         free = [worker for worker in free if self._is_well(worker)] or free
+        return self._soonest(free, avoid, near)
+
+    def _soonest(self, free: Collection[VisionInfo], avoid: Collection[str], near: str) -> VisionInfo | None:
+        now = self.clock()
         known = {worker.record.instance: worker.request_s(now) for worker in free}
         fastest_s = min((request_s for request_s in known.values() if request_s is not None), default=1.0)
         shares = self._loads.shares(now)
@@ -206,7 +227,7 @@ class VisionPool:
             known_s = known[worker.record.instance]
             request_s = fastest_s if known_s is None else known_s  # one that has answered nothing yet gets a try
             done_s = done_after_s(worker.num_requests, request_s, shares.get(worker.record.device_id, 0.0))
-            done_s *= 1.0 if worker.record.device_id == near else _AWAY
+            done_s *= worker.slowness * (1.0 if worker.record.device_id == near else _AWAY)
             return worker.record.instance in avoid, done_s, worker.record.worker
 
         return min(free, key=order, default=None)

@@ -43,7 +43,7 @@ _POSITIVE = click.IntRange(min=1)
 _MOST_GATEWAY_PROCESSES = 4
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
-    *("host", "port", "nats_url", "redis_url", "namespace", "pipeline"),
+    *("host", "port", "nats_url", "nats_replicas", "redis_url", "namespace", "pipeline"),
     *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
 )
 
@@ -98,6 +98,7 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Where jobs, results and logs are kept between runs. [default: broker-pipeline in $XDG_STATE_HOME]",
 )
 @option("--nats-url", help="Use this NATS server. [default: one of its own]")
+@option("--nats-replicas", default=1, type=click.IntRange(1, 5), help="Servers of that one's cluster for each stream.")
 @option("--redis-url", help="Use this Redis. [default: one of its own]")
 @option("--namespace", default="bp", help="Prefix of every subject, stream and key.")
 @option("--pipeline", default="main", help="Name of the pipeline.")

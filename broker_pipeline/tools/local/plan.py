@@ -32,6 +32,8 @@ class LocalSettings:
     port: int = 0
     """Port of the first gateway, the others' follow; 0 takes free ones and keeps them across restarts."""
     nats_url: str | None = None
+    nats_replicas: int = 1
+    """Servers of the NATS cluster at `nats_url` that keep each stream."""
     redis_url: str | None = None
     namespace: str = "bp"
     pipeline: str = "main"
@@ -97,6 +99,7 @@ def plan_services(
     """Return every service in the order in which they are shown; `addresses` has host and port of each gateway."""
     common = {
         "--nats-url": nats_url,
+        "--nats-replicas": settings.nats_replicas,
         "--redis-url": redis_url,
         "--namespace": settings.namespace,
         "--pipeline": settings.pipeline,

@@ -4,7 +4,7 @@ import pytest
 
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages.status import ConductorStatus, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import ConductorStatus, HedgeCounts, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.messages.workers import BlockRange, CarriedCounts, TransportCounts
 
 STATUS = ConductorStatus(
@@ -18,7 +18,7 @@ STATUS = ConductorStatus(
     ),
     vision=(
         VisionStatus(
-            worker="v", instance="j", state="ready", num_preparing=0, busy=0.5,
+            worker="v", instance="j", state="ready", num_preparing=0, num_overtaken=2, busy=0.5,
             totals=WorkerTotals(
                 busy_s=8.0, num_microbatches=30, num_tokens=700, num_cache_hits=11, num_cache_misses=40
             ),
@@ -26,6 +26,7 @@ STATUS = ConductorStatus(
     ),
     refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
+    hedges=HedgeCounts(num_requests=100, num_hedges=5, num_won=2),
     transport={
         "a": TransportCounts(
             num_reconnects=3, num_dropped=4, num_malformed=5, num_incomplete=6, num_edges_lost=7,
@@ -72,6 +73,10 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         'broker_pipeline_conductor_vision_visual_tokens_total{worker="v"} 700.0',
         'broker_pipeline_conductor_vision_cache_hits_total{worker="v"} 11.0',
         'broker_pipeline_conductor_vision_cache_misses_total{worker="v"} 40.0',
+        'broker_pipeline_conductor_vision_overtaken_total{worker="v"} 2.0',
+        "broker_pipeline_conductor_vision_requests_total 100.0",
+        "broker_pipeline_conductor_vision_hedges_total 5.0",
+        "broker_pipeline_conductor_vision_hedges_won_total 2.0",
     ):
         assert line in text.splitlines()
     with pytest.raises(ConfigurationError, match=str(port)):

@@ -1,13 +1,15 @@
 from msgspec.structs import replace
 
 from broker_pipeline.messages.merged_status import merged
-from broker_pipeline.messages.status import SessionLimits, VisionStatus
+from broker_pipeline.messages.status import HedgeCounts, SessionLimits, VisionStatus
 from broker_pipeline.messages.workers import BlockRange, TransportCounts
 from tests.broker_pipeline.tools.operate.test_status_view import conductor
 
 
 def vision(name: str, num_preparing: int) -> VisionStatus:
-    return VisionStatus(worker=name, instance=name, state="ready", num_preparing=num_preparing, busy=0.5)
+    return VisionStatus(
+        worker=name, instance=name, state="ready", num_preparing=num_preparing, num_overtaken=1, busy=0.5
+    )
 
 
 def limits(max_tokens_in_all: int) -> SessionLimits:
@@ -29,14 +31,17 @@ def test_totals_are_of_all_shares_and_each_is_named() -> None:
     b = conductor(
         share="b", instance="c2", epoch=9, vision=(vision("v", 4),), limits=limits(400), num_finished={"failed": 1}
     )
+    a, b = (replace(each, hedges=HedgeCounts(num_requests=100, num_hedges=3, num_won=1)) for each in (a, b))
     both = merged([a, b])
     assert both is not None
+    assert both.hedges == HedgeCounts(num_requests=200, num_hedges=6, num_won=2)
     assert (both.tokens_per_s, both.captions_per_s, both.num_replays) == (2 * 12.34, 1.0, 2)
     assert both.num_sessions == {"running": 6, "waiting": 0}
     assert both.num_finished == {"succeeded": 9, "failed": 1}
     assert both.num_jobs_waiting == 5, "they have one queue"
     assert both.routes == (*a.routes, *b.routes)
     assert [(each.instance, each.num_preparing) for each in both.vision] == [("v", 7), ("w", 1)]
+    assert [each.num_overtaken for each in both.vision] == [2, 1]
     assert both.limits == limits(400), "any share may get the next job"
     assert [(each.share, each.instance, each.epoch, each.num_running) for each in both.shares] == [
         ("a", "c1", 7, 3),

@@ -197,6 +197,7 @@ class ActingVision(ActingWorker):
         self.failures: dict[str, Failure] = {}
         """What prompts that contain a word fail with."""
         self.requests: list[PrepareRequest] = []
+        self.num_in_hand = 0
         self.prepare_s = 0.0
         self.deadly = ""
         """What kills this worker when it is in a prompt."""
@@ -216,10 +217,18 @@ class ActingVision(ActingWorker):
             async for message in requests:
                 tasks.create_task(self._prepare(message))
 
+    def heartbeat(self) -> Heartbeat:
+        return msgspec.structs.replace(super().heartbeat(), num_sessions=self.num_in_hand)
+
     async def _prepare(self, message: Received[PrepareRequest]) -> None:
-        request = message.body
-        self.requests.append(request)
+        self.requests.append(message.body)
+        self.num_in_hand += 1
         await self.unfrozen()
+        await self._answer(message)
+        self.num_in_hand -= 1
+
+    async def _answer(self, message: Received[PrepareRequest]) -> None:
+        request = message.body
         text = "".join(part.text for turn in request.messages for part in turn.content if isinstance(part, TextPart))
         if self.deadly and self.deadly in text:
             self.has_died.set()

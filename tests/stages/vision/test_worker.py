@@ -27,7 +27,14 @@ from broker_pipeline.messages.jobs import (
     VideoFilePart,
     VideoPart,
 )
-from broker_pipeline.messages.vision import PreparedSession, PrepareRequest, RowDelivery, RowReceipt, RowTarget
+from broker_pipeline.messages.vision import (
+    PrepareCancel,
+    PreparedSession,
+    PrepareRequest,
+    RowDelivery,
+    RowReceipt,
+    RowTarget,
+)
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
@@ -393,3 +400,21 @@ async def test_more_requests_than_it_takes_are_refused_at_once(bench: Bench) -> 
     codes = [answer.body.failure.code for answer in answers if answer.body.failure]
     assert 0 < len(codes) <= 7
     assert set(codes) == {"worker_busy"}
+
+
+async def test_a_request_that_is_taken_back_is_worked_on_no_more(bench: Bench) -> None:
+    content = picture(977)
+    bench.refusals += [WorkerBusyError("no room for rows yet")] * 1000
+    part = ImagePart(media=await bench.store(content))
+    asking = asyncio.create_task(bench.prepare(part, TextPart(text="What is it?"), session="taken-back"))
+    await eventually(lambda: bench.heartbeat().num_sessions == 1 and len(bench.refusals) < 1000)
+    subject = subjects.cancel_work(bench.loaded.record.subject)
+    pipeline = bench.loaded.record.pipeline
+    for attempt in (2, 1):  # one that it has not, and then this
+        await bench.transport.publish(subject, PrepareCancel(pipeline=pipeline, session="taken-back", attempt=attempt))
+    await eventually(lambda: bench.heartbeat().num_sessions == 0)
+    assert not asking.done(), "nobody waits for an answer"
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    bench.refusals.clear()
+    assert (await bench.prepare(part, TextPart(text="What is it?"))).body.failure is None

@@ -22,7 +22,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.jobs import ChatMessage, TextPart
-from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
+from broker_pipeline.messages.vision import PrepareCancel, PreparedSession, PrepareRequest
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state.redis_client import RedisClient
@@ -177,6 +177,125 @@ async def test_a_request_waits_for_the_first_worker(it: Preparing) -> None:
     asking = it.ask()
     await asyncio.sleep(0)
     await it.eye("eye", prepare)
+    assert (await soon(asking)).num_tokens == 4
+
+
+# --- late ones -------------------------------------------------------------------------------------------------------
+
+
+async def pair_of_eyes(it: Preparing, *replies: Reply) -> list[Eye]:
+    """Return two vision workers, the first of which is asked first, in a pipeline where anything is late soon."""
+    it.workers.vision.hedging.late_after_s = 0.05
+    return [await it.eye(name, reply) for name, reply in zip(("a", "b"), replies, strict=True)]
+
+
+async def cancels_of(it: Preparing, eye: Eye, stack: AsyncExitStack) -> list[str]:
+    """Return the sessions that a worker is told to let be, as they come."""
+    cancelled: list[str] = []
+    messages = await stack.enter_async_context(
+        it.transport.subscribe(subjects.cancel_work(eye.record.subject), PrepareCancel)
+    )
+
+    async def listen() -> None:
+        async for message in messages:
+            cancelled.append(message.body.session)  # noqa: PERF401 - as they come
+
+    stack.callback(asyncio.create_task(listen()).cancel)
+    return cancelled
+
+
+async def test_a_second_worker_is_asked_what_the_first_is_late_with_and_nobody_is_to_blame(it: Preparing) -> None:
+    late, quick = await pair_of_eyes(it, hold, prepare)
+    assert (await it.prompt()).num_tokens == 4
+    assert [len(eye.asked) for eye in (late, quick)] == [1, 1]
+    vision = it.workers.vision
+    assert (vision.hedging.num_hedges, vision.hedging.num_won) == (1, 1)
+    assert {vision.state(worker) for worker in vision.workers} == {"ready"}
+    assert not vision.health.spared
+
+
+async def test_of_two_that_are_asked_the_one_that_is_slower_is_told_to_let_it_be(it: Preparing) -> None:
+    late, quick = await pair_of_eyes(it, hold, hold)
+    async with AsyncExitStack() as stack:
+        cancelled = await cancels_of(it, quick, stack)
+        asking = it.ask()
+        await eventually(lambda: len(quick.asked) == 1)
+        await prepare(late.asked[0])
+        await soon(asking)
+        await eventually(lambda: cancelled == ["job"])
+    assert it.workers.vision.hedging.num_won == 0
+
+
+async def test_the_first_request_that_a_worker_is_late_with_stays_with_it_and_others_are_taken_back(
+    it: Preparing,
+) -> None:
+    late, _ = await pair_of_eyes(it, hold, prepare)
+    async with AsyncExitStack() as stack:
+        cancelled = await cancels_of(it, late, stack)
+        it.workers.vision.hedging.late_after_s = 0.2
+        await asyncio.gather(*(soon(it.ask(f"job-{number}")) for number in range(6)))
+        num_late = len(late.asked)
+        assert num_late > 1
+        await eventually(lambda: len(cancelled) == num_late - 1)
+    assert set(cancelled) < {message.body.session for message in late.asked}
+
+
+async def test_a_failure_of_the_first_or_nonsense_counts_only_where_the_second_has_no_prompt(it: Preparing) -> None:
+    first, second = await pair_of_eyes(it, hold, hold)
+    asking = it.ask()
+    await eventually(lambda: len(second.asked) == 1)
+    await first.asked[0].respond(PreparedSession(session="job", attempt=1, worker="a", num_tokens=4))
+    await asyncio.sleep(0)
+    await prepare(second.asked[0])
+    assert (await soon(asking)).num_tokens == 4
+    assert it.workers.vision.hedging.num_won == 1
+    asking = it.ask("other")
+    await eventually(lambda: len(second.asked) + len(first.asked) == 4)
+    failure = ComputeError("out of memory").to_failure()
+    for eye in (first, second):
+        await prepare(eye.asked[1], failure=failure)
+    with pytest.raises(ComputeError):
+        await soon(asking)
+
+
+async def test_a_wrong_input_needs_no_second_opinion(it: Preparing) -> None:
+    first, second = await pair_of_eyes(it, hold, hold)
+    asking = it.ask()
+    await eventually(lambda: len(second.asked) == 1)
+    await prepare(first.asked[0], failure=NotAnImageError("no image").to_failure())
+    with pytest.raises(NotAnImageError):
+        await soon(asking)
+
+
+async def test_when_the_first_dies_the_second_answers_and_no_attempt_ends(it: Preparing) -> None:
+    first, second = await pair_of_eyes(it, hold, hold)
+    asking = it.ask()
+    await eventually(lambda: len(second.asked) == 1)
+    it.workers.leave(first.record, "it was killed")
+    await prepare(second.asked[0])
+    assert (await soon(asking)).num_tokens == 4
+
+
+async def test_a_suspect_is_never_asked_of_two(it: Preparing) -> None:
+    first, second = await pair_of_eyes(it, hold, prepare)
+    asking = it.ask(is_alone=True)
+    await eventually(lambda: len(first.asked) == 1)
+    await asyncio.sleep(0.2)  # four times what makes others late
+    assert not second.asked
+    await prepare(first.asked[0])
+    await soon(asking)
+
+
+async def test_hedges_end_where_the_allowance_does_but_for_a_worker_that_answers_nothing_at_all(it: Preparing) -> None:
+    late, _ = await pair_of_eyes(it, hold, prepare)
+    vision = it.workers.vision
+    while vision.hedging.spend():
+        pass
+    asking = it.ask()
+    await eventually(lambda: len(late.asked) == 1)
+    await asyncio.sleep(0.2)  # four times what makes it late
+    assert not asking.done()
+    vision.note_there(late.record.instance, is_there=False)
     assert (await soon(asking)).num_tokens == 4
 
 

@@ -205,3 +205,40 @@ async def test_who_is_there_when_its_edge_ends_or_only_does_not_answer_in_time_i
 
         await eventually(both_were_asked_twice)
         assert watched.states() == {well.worker: "used", slow.worker: "used"}
+
+
+async def test_a_vision_worker_that_keeps_requests_waiting_is_asked_whether_it_is_there(watched: Watched) -> None:
+    hung, well = watched.record("hung", role="vision"), watched.record("well", role="vision")
+    vision, heard = watched.workers.vision, []
+
+    async def respond(message: Received[Hello]) -> None:
+        heard.append(message.body.epoch)
+        await message.respond(HelloReply(record=well))
+
+    async def say_nothing(_: Received[Hello]) -> None:
+        pass
+
+    async with watched.answering(well, respond), watched.answering(hung, say_nothing), watched.running():
+        for worker in (well, hung):
+            watched.roster.look([worker])
+            watched.roster.join(worker)
+        of_hung, of_well = sorted(vision.workers, key=lambda each: each.record.worker)
+        with vision.lend(of_hung), vision.lend(of_well):
+            assert not heard
+            watched.clock.pass_s(1.0)
+            await eventually(lambda: of_hung.is_mute and bool(heard))
+            assert not of_well.is_mute
+            assert of_hung.is_usable, "heartbeats and deadlines say whether it is dead"
+            watched.workers.note_alive(hung, Heartbeat(worker="hung", instance=hung.instance, role="vision"))
+            assert not of_hung.is_mute
+
+
+async def test_a_vision_worker_on_whose_subject_nobody_listens_is_dead_at_once(watched: Watched) -> None:
+    dead = watched.record("dead", role="vision")
+    async with watched.running():
+        watched.roster.look([dead])
+        watched.roster.join(dead)
+        [worker] = watched.workers.vision.workers
+        with watched.workers.vision.lend(worker):
+            watched.clock.pass_s(1.0)
+            await eventually(lambda: not worker.is_alive)

@@ -201,3 +201,41 @@ async def test_whoever_failed_on_a_worker_waits_for_another_that_one_suspect_has
 
         async with pool.borrow(end_of_suspect, {"sick-1"}) as worker:
             assert (worker.record.worker, waited) == ("well", 1)
+
+
+async def test_a_worker_in_whose_place_others_answer_gets_less_until_it_answers_and_is_tried_again() -> None:
+    pool = Pool(late=0.01, well=0.01)
+    for _ in range(20):
+        await pool.ask()
+    for _ in range(20):
+        await pool.answer()
+    pool.beat()
+    late = next(worker for worker in pool.pool.workers if worker.record.worker == "late")
+    for _ in range(3):
+        late.note_overtaken(due_at=60.0)
+    before = dict(pool.num_asked)
+    for _ in range(9):
+        await pool.ask()
+    assert pool.num_asked["late"] - before["late"] == 1, "eight times as slow"
+    late.note_answer(pool.clock.now)
+    for _ in range(9):
+        await pool.ask()
+    assert pool.num_asked["late"] - before["late"] == 9
+
+
+def test_who_has_not_answered_in_time_what_others_have_is_left_out_once_its_heartbeat_still_holds_that() -> None:
+    pool = Pool(late=0.01, well=0.01)
+    late = next(worker for worker in pool.pool.workers if worker.record.worker == "late")
+
+    def hear(num_sessions: int) -> str:
+        beat = Heartbeat(worker="late", instance="late-1", role="vision", num_sessions=num_sessions)
+        pool.pool.hear(late.record, beat)
+        return pool.pool.state(late)
+
+    late.note_overtaken(due_at=10.0)
+    assert hear(1) == "ready"
+    pool.clock.now = 11.0
+    assert hear(0) == "ready", "it has answered meanwhile: nobody waited for that"
+    late.note_overtaken(due_at=20.0)
+    pool.clock.now = 21.0
+    assert hear(1) == "suspended"

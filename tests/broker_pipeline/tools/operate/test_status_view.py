@@ -8,6 +8,7 @@ from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus
 from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import (
     ConductorStatus,
+    HedgeCounts,
     RefusedWorker,
     RouteStatus,
     SessionLimits,
@@ -100,6 +101,13 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert "12.3 tokens/s, 0.50 captions/s" in text
     assert "5 waiting, 3 taken" in text
     assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
+
+
+def test_hedges_are_shown_once_there_are_some() -> None:
+    assert "hedges" not in rendered(pipeline(conductor()))
+    hedges = HedgeCounts(num_requests=1240, num_hedges=5, num_won=2)
+    text = rendered(pipeline(conductor(hedges=hedges)))
+    assert "hedges  5 of 1240 requests to vision workers, 2 won" in text
 
 
 def test_each_share_is_shown_with_its_conductor_and_one_without_a_route_is_said() -> None:
