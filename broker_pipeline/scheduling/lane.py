@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
-from broker_pipeline.scheduling.prompt_pace import PromptPace
+from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices

@@ -134,9 +134,9 @@ class Scheduler:
 
     def take_resumed(self) -> list[Lost]:
         """Return sessions that were preempted and have room again: they are the caller's, to be prepared and added."""
-        resumed = [self._sessions.pop(session.key.session) for session in self._waiting.take_resumed()]
         failure = KVCapacityError("older sessions needed its KV").to_failure()
-        return [Lost(session, failure, is_preempted=True) for session in resumed]
+        resumed = self._waiting.take_resumed()
+        return [Lost(self._sessions.pop(each.key.session), failure, is_preempted=True) for each in resumed]
 
     @property
     def num_waiting(self) -> int:
