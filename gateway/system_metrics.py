@@ -24,6 +24,11 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
         "Attempts beyond the first that the conductors have begun.",
         lambda conductor: conductor.num_replays,
     ),
+    (
+        "preemptions",
+        "Times that a session gave its KV to older ones.",
+        lambda conductor: conductor.num_preemptions,
+    ),
     ("captions_per_second", "Jobs that succeeded, lately.", lambda conductor: conductor.captions_per_s),
 )
 

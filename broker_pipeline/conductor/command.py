@@ -32,6 +32,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--max-waiting", default=64, type=click.IntRange(min=1), help="Prepared sessions of each route that have not begun."
 )
 @option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option("--kv-step-tokens", default=128, type=click.IntRange(min=1), help="Tokens of KV that sessions reserve ahead.")
 @option(
     "--default-max-tokens",
     type=click.IntRange(min=1),

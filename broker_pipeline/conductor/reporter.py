@@ -106,6 +106,7 @@ class Reporter:
             captions_per_s=self._captions.observe(parts.live.num_finished["succeeded"], now),
             num_finished=dict(parts.live.num_finished),
             num_replays=parts.live.num_replays,
+            num_preemptions=parts.scheduler.growth.num_preemptions,
             num_uncommitted_tokens=parts.committer.num_tokens,
             hedges=self._hedges(),
             limits=self._around.model.shown_limits(parts.workers.longest_session),

@@ -31,6 +31,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_waiting: PositiveInt = 64
     """Prepared sessions of each route that have not begun; their visual rows lie at the stages meanwhile."""
     max_batch_tokens: PositiveInt = 8192
+    kv_step_tokens: PositiveInt = 128
+    """KV that a session reserves ahead."""
     default_max_tokens: PositiveInt | None = None
     """Output limit of jobs that ask for none; None: the model's, or a share of the room."""
     max_attempts: PositiveInt = 5
@@ -54,6 +56,7 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         return SchedulerLimits(
             max_sessions=self.max_sessions,
             max_batch_tokens=self.max_batch_tokens,
+            kv_step_tokens=self.kv_step_tokens,
             deadline_s=self.deadline_s,
             first_deadline_s=self.first_deadline_s,
         )

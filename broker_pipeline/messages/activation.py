@@ -36,6 +36,8 @@ class Segment(WireStruct, frozen=True, kw_only=True):
     count: PositiveCount
     wants_token: bool = False
     """Whether the last stage samples the token that follows this segment."""
+    num_kv_tokens: Count = 0
+    """Tokens of KV that the session is to have from now on, where that is more than before; 0 leaves it."""
     visual: tuple[VisualSpan, ...] = ()
 
 
@@ -45,7 +47,7 @@ class SessionOpen(WireStruct, frozen=True, kw_only=True):
     session: Name
     attempt: PositiveCount
     num_kv_tokens: PositiveCount
-    """Tokens of KV to reserve: prompt plus output limit."""
+    """Tokens of KV to reserve at first; segments say by how much it grows."""
     num_prompt_tokens: PositiveCount
     sampling: SamplingSettings
     num_history_tokens: Count = 0

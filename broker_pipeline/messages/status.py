@@ -155,6 +155,8 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Jobs that this conductor has ended, by status."""
     num_replays: Count
     """Attempts beyond the first that this conductor has begun."""
+    num_preemptions: Count = 0
+    """Times that a session gave its KV to older ones in this tenure, to go on later."""
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None

@@ -28,7 +28,7 @@ class Workload:
 
     @property
     def num_session_tokens(self) -> int:
-        """Tokens of KV that a session reserves."""
+        """Tokens of KV that a session comes to. It reserves less before its end, which a plan does not count on."""
         return self.num_prompt_tokens + self.num_output_tokens
 
     @property

@@ -1,6 +1,8 @@
 """Sessions that hold no KV yet: those being prepared for a route, and those that are prepared and wait for room. Pure.
 
-tentative.put ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──► its lane
+tentative.put ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──┬─► its lane
+     ▲                                                                                           │
+     └──── take_resumed ◄──── one that was preempted and has no rows at the stages any more ◄────┘
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.kv_steps import KVSteps
 from broker_pipeline.scheduling.policies.route_choice import RouteLoad
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
@@ -26,7 +29,11 @@ class AdmissionQueue:
         self._ledger = ledger
         self._routes = routes
         self._sessions: list[SessionState] = []
+        self._resumed: list[SessionState] = []
+        self._on_their_way: dict[str, SessionState] = {}
+        """Preempted sessions that are prepared anew: younger ones leave them their room."""
         self.tentative = TentativeReservations(ledger)
+        self.steps = KVSteps(limits.kv_step_tokens)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -34,10 +41,14 @@ class AdmissionQueue:
     def __iter__(self) -> Iterator[SessionState]:
         return iter(self._sessions)
 
+    def num_tokens(self, session: SessionState) -> int:
+        """Return the KV that a session should have now."""
+        return self.steps.num_tokens(session.num_prompt_tokens, session.num_tokens, session.num_kv_tokens)
+
     def add(self, session: SessionState, now: float) -> None:
-        """Let a prepared session wait."""
+        """Let a session wait that is prepared, or that was preempted."""
         session.waiting_since = now
-        self.tentative.put(session.key.session, session.route, session.num_kv_tokens)
+        self.tentative.put(session.key.session, session.route, self.num_tokens(session))
         bisect.insort(self._sessions, session, key=lambda waiting: waiting.order)
 
     def take(self, session: str, route: Route, num_tokens: int) -> None:
@@ -66,30 +77,66 @@ class AdmissionQueue:
             for lane in lanes
         ]
 
+    def forget(self, session: str) -> None:
+        """Keep no room for a session that is to be prepared: it is, or nobody wants it any more."""
+        self.tentative.drop(session)
+        self._on_their_way.pop(session, None)
+
+    def take_resumed(self) -> list[SessionState]:
+        """Return preempted sessions that have room again; they wait here no more, and are to be prepared and added."""
+        resumed, self._resumed = self._resumed, []
+        self._on_their_way |= {session.key.session: session for session in resumed}
+        return resumed
+
     def remove(self, session: SessionState) -> None:
         """Let a session wait no more, if it does."""
         self.tentative.drop(session.key.session)
         if session in self._sessions:
             self._sessions.remove(session)
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, wanted: set[str]) -> None:
         """Give KV to waiting sessions, the oldest job first, and put them into their lanes.
 
-        One that has waited for `overtake_s` without there being room keeps its workers' room from all younger ones.
+        One that has waited for `overtake_s` without there being room, or was preempted, keeps its workers' room from
+        all younger ones. On workers that are `wanted` by running sessions, there is room for nobody.
         """
         if all(len(lane.running) >= self._limits.max_sessions for lane in self._routes.lanes):
             return
-        blocked: set[str] = set()
+        blocked = set(wanted)
         self._sessions = [session for session in self._sessions if not self._is_admitted(session, blocked, now)]
 
     def _is_admitted(self, session: SessionState, blocked: set[str], now: float) -> bool:
         keys, lane = session.route.key, self._routes.lane(session.route)
         if len(lane.running) >= self._limits.max_sessions or not blocked.isdisjoint(keys):
             return False
-        if self._ledger.reserve(session.key, session.num_kv_tokens, session.route):
+        num_tokens = self.num_tokens(session)
+        if self._room(session) >= num_tokens or (session.is_preempted and self._has_room_elsewhere(session)):
+            if session.is_preempted:
+                self._resumed.append(session)
+                return True
+            is_reserved = self._ledger.reserve(session.key, num_tokens, session.route)
+            assert is_reserved, "there is room"
             self.tentative.drop(session.key.session)
+            session.num_reserved_tokens = num_tokens
             lane.start(session)
             return True
-        if now - session.waiting_since >= self._limits.overtake_s:
+        if session.is_preempted or now - session.waiting_since >= self._limits.overtake_s:
             blocked.update(keys)
         return False
+
+    def _has_room_elsewhere(self, session: SessionState) -> bool:
+        return any(
+            self.tentative.room(route) >= self.num_tokens(session)
+            for route in self._routes.open_routes
+            if route.kv_capacity_tokens >= session.num_kv_tokens
+        )
+
+    def _room(self, session: SessionState) -> int:
+        """Return the tokens free on a session's route, less those of older sessions that are on their way back."""
+        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < session.order]
+        return min(
+            worker.kv_capacity_tokens
+            - self._ledger.used_tokens(worker.key)
+            - sum(self.num_tokens(each) for each in coming if worker.key in each.route.key)
+            for worker in session.route.workers
+        )

@@ -51,6 +51,21 @@ class KVLedger:
         """Return the tokens that a worker holds or may still hold."""
         return self._used[key]
 
+    def coming_tokens(self, key: str) -> int:
+        """Return the tokens that a worker has left or will have, once it has answered for all that is to be closed."""
+        closing = sum(self._reserved[key][session] for session in self._closing[key])
+        return self._capacity[key] - self._used[key] + closing
+
+    def grow(self, session: SessionKey, num_tokens: int, route: Route) -> bool:
+        """Take more for a session, up to `num_tokens` in all, on every worker of its route, or nothing at all."""
+        more = num_tokens - self._reserved[route.key[0]][session]
+        if self.free_tokens(route) < more:
+            return False
+        for key in route.key:
+            self._reserved[key][session] = num_tokens
+            self._used[key] += more
+        return True
+
     def reserve(self, session: SessionKey, num_tokens: int, route: Route) -> bool:
         """Take `num_tokens` on every worker of a route, or nothing at all and return False."""
         if self.free_tokens(route) < num_tokens:

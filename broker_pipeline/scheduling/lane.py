@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
-from broker_pipeline.scheduling.prompt_pace import PromptPace
+from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost, choose_num_microbatches, shared_devices
@@ -53,6 +53,8 @@ class Lane:
         self.in_flight: dict[int, PlannedBatch] = {}
         self.num_unopened = 0
         """Sessions of which nothing was sent yet: their visual rows lie at the stages."""
+        self.stalled: dict[SessionKey, SessionState] = {}
+        """Sessions that have filled the KV that they have."""
         self._ready: dict[SessionKey, SessionState] = {}
         self._demands: dict[SessionKey, int] = {}
         self._num_demanded = 0
@@ -79,8 +81,12 @@ class Lane:
         self.make_ready(session)
 
     def make_ready(self, session: SessionState) -> None:
-        """Put a session whose segment was answered at the end of the queue."""
+        """Put a session whose segment was answered, or that has grown, at the end of the queue, if it has room."""
         key = session.key
+        if session.num_tokens > session.num_reserved_tokens:
+            self.stalled[key] = session
+            return
+        self.stalled.pop(key, None)
         self._ready[key] = session
         num_tokens = session.num_uncomputed_tokens
         known = self._demands.get(key, 0)
@@ -92,6 +98,7 @@ class Lane:
     def remove(self, key: SessionKey) -> bool:
         """Let go of a session, wherever it is; return whether it was here."""
         self._ready.pop(key, None)
+        self.stalled.pop(key, None)
         self._num_demanded -= self._demands.pop(key, 0)
         session = self.running.pop(key, None)
         if session is None:
@@ -128,7 +135,7 @@ class Lane:
         for segment in segments:
             del self._ready[segment.session.key]
             self.num_unopened -= segment.opens
-            segment.session.is_open = True
+            segment.session.is_open, segment.session.has_grown = True, False
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:
@@ -214,13 +221,17 @@ def _is_single(segment: PlannedSegment) -> bool:
 def _step(session: SessionState) -> PlannedSegment:
     """Return the segment of a session that has just one token to compute."""
     start = session.num_computed_tokens
-    assert start < session.num_kv_tokens, f"{session.key} has outgrown its reservation"
-    return PlannedSegment(session, start, 1, True, not session.is_open)
+    assert start < session.num_reserved_tokens, f"{session.key} has outgrown its reservation"
+    return PlannedSegment(session, start, 1, True, not session.is_open, _grows_to(session))
 
 
 def _segment(session: SessionState, max_tokens: int) -> PlannedSegment:
     start, num_uncomputed = session.num_computed_tokens, session.num_uncomputed_tokens
     count = min(num_uncomputed, max_tokens)
     assert count > 0, f"{session.key} has nothing to compute"
-    assert start + count <= session.num_kv_tokens, f"{session.key} has outgrown its reservation"
-    return PlannedSegment(session, start, count, count == num_uncomputed, not session.is_open)
+    assert start + count <= session.num_reserved_tokens, f"{session.key} has outgrown its reservation"
+    return PlannedSegment(session, start, count, count == num_uncomputed, not session.is_open, _grows_to(session))
+
+
+def _grows_to(session: SessionState) -> int:
+    return session.num_reserved_tokens if session.has_grown else 0

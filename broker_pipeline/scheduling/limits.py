@@ -13,6 +13,10 @@ class SchedulerLimits:
     """Sessions that hold KV on one route at a time."""
     max_batch_tokens: int = 8192
     """Tokens of one microbatch; a route whose workers take fewer gets fewer."""
+    kv_step_tokens: int = 128
+    """KV that a session reserves ahead: a region that has to move for each step costs 2 to 3 % of what attention reads
+    of it in that time.
+    """
     overtake_s: float = 2.0
     """How long shorter sessions may pass by one for which there is no room."""
     deadline_s: float = 30.0

@@ -25,6 +25,8 @@ class PlannedSegment(msgspec.Struct, frozen=True, eq=False, gc=False):
     count: int
     wants_token: bool
     opens: bool = False
+    num_kv_tokens: int = 0
+    """KV to have from now on, where that is more than before; 0 leaves it."""
 
     @property
     def stop(self) -> int:
@@ -58,13 +60,14 @@ class Lost:
     """A session that the scheduler has let go of; it needs a new attempt, or fails.
 
     `is_blamed` says that it may itself have been the cause: it was in the microbatch that failed. `suspects` are the
-    workers, by key, that may have been the cause just as well.
+    workers, by key, that may have been the cause just as well. `is_preempted`: it goes on within its attempt.
     """
 
     session: SessionState
     failure: Failure
     is_blamed: bool = False
     suspects: tuple[str, ...] = ()
+    is_preempted: bool = False
 
 
 class Sampled(NamedTuple):

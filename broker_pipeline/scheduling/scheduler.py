@@ -7,7 +7,7 @@
 The caller passes the time, sends what `plan` returns, hands every answer to `complete`, tells what happens to workers
 (`join`, `drain`, `suspend`, `leave`), and gives up what `batches` finds late. A session that the scheduler returns as
 `Lost` is the caller's again: it comes back by `add` as a new attempt, with all tokens that it had. That replay is the
-only way of recovery, whatever was lost and however.
+only way of recovery, whatever was lost and however, and of those that `take_resumed` returns.
 
 The idea of scheduling by tokens not computed yet, in place of prefill and decode phases, is vLLM v1's.
 """
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker_pipeline.errors import Failure, RouteLostError, StageError
+from broker_pipeline.errors import Failure, KVCapacityError, RouteLostError, StageError
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.admission_queue import AdmissionQueue
 from broker_pipeline.scheduling.answers import BatchAnswer, suspects_of, workers_passed
 from broker_pipeline.scheduling.batch_planner import BatchPlanner
+from broker_pipeline.scheduling.growth import Growth
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
@@ -48,6 +49,8 @@ class Scheduler:
         self.routes = RouteTable(num_layers)
         self._sessions: dict[str, SessionState] = {}
         self._waiting = AdmissionQueue(limits, self.ledger, self.routes)
+        self.growth = Growth(self._sessions, self.ledger, self.routes, self._waiting)
+        self.kv_steps = self._waiting.steps
         self.batches = BatchPlanner(limits, self.ledger, self.routes)
 
     # --- workers ----------------------------------------------------------------------------------------------------
@@ -75,15 +78,22 @@ class Scheduler:
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     def assign(
-        self, session: str, num_tokens: int, now: float = 0.0, unwanted: Unwanted = _NOTHING_UNWANTED
+        self,
+        session: str,
+        num_tokens: int,
+        now: float = 0.0,
+        unwanted: Unwanted = _NOTHING_UNWANTED,
+        *,
+        limit: int = 0,
     ) -> Route | None:
-        """Choose the route for a session to be prepared, of about `num_tokens` in all (see `choose_route`).
+        """Choose the route for a session to be prepared, which will begin with about `num_tokens` (see `choose_route`).
 
-        None when no open route can ever hold that many. The choice counts against the route's room until `add` or
-        `release`.
+        None when no open route can ever hold that many, or its `limit`. The choice counts against the route's room
+        until `add` or `release`.
         """
         self._waiting.tentative.drop(session)
-        loads = [load for load in self._loads(now) if load.route.kv_capacity_tokens >= num_tokens]
+        longest = max(num_tokens, limit)
+        loads = [load for load in self._loads(now) if load.route.kv_capacity_tokens >= longest]
         if not loads:
             return None
         best = choose_route(loads, num_tokens, unwanted)
@@ -108,7 +118,7 @@ class Scheduler:
     def add(self, session: SessionState, now: float) -> Lost | None:
         """Queue a prepared session for its route; Lost at once when that route is no more."""
         assert session.key.session not in self._sessions, f"{session.key} is scheduled already"
-        self._waiting.tentative.drop(session.key.session)
+        self._waiting.forget(session.key.session)
         if not self.routes.is_usable(session.route) or session.num_kv_tokens > session.route.kv_capacity_tokens:
             return Lost(session, StageError(f"route {session.route} is no more").to_failure())
         self._sessions[session.key.session] = session
@@ -117,13 +127,20 @@ class Scheduler:
 
     def release(self, session: str) -> None:
         """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
-        self._waiting.tentative.drop(session)
+        self._waiting.forget(session)
         if state := self._sessions.get(session):
+            self.kv_steps.learn(len(state.generated))
             self._remove(state)
+
+    def take_resumed(self) -> list[Lost]:
+        """Return sessions that were preempted and have room again: they are the caller's, to be prepared and added."""
+        failure = KVCapacityError("older sessions needed its KV").to_failure()
+        resumed = self._waiting.take_resumed()
+        return [Lost(self._sessions.pop(each.key.session), failure, is_preempted=True) for each in resumed]
 
     @property
     def num_waiting(self) -> int:
-        """Sessions that are prepared and wait for room."""
+        """Sessions that are prepared, or were preempted, and wait for room."""
         return len(self._waiting)
 
     @property
@@ -140,7 +157,7 @@ class Scheduler:
 
     def plan(self, now: float) -> list[PlannedBatch]:
         """Return the microbatches to send now; call again after every change."""
-        self._waiting.admit(now)
+        self._waiting.admit(now, self.growth.grow(now))
         planned = self.batches.plan(now, is_full=len(self._waiting) > 0)
         if self.routes.has_spare_lanes:
             self.routes.tidy([session.route for session in self._waiting])

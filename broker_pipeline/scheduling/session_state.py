@@ -3,8 +3,8 @@
                  num_computed_tokens               num_tokens
                           │                             │
     ┌─────────────────────┼──────────────┬──────────────┤ ┄ ┄ ┄ ┄ ┄ ┄ ┄ ┄ ┐
-    │ prompt: in every stage's KV        │ generated    │ room up to        │
-    │                     │ next segment: all of this   │ num_kv_tokens     │
+    │ prompt: in every stage's KV        │ generated    │ room up to        │ grows up to
+    │                     │ next segment: all of this   │ num_reserved_…    │ num_kv_tokens
     └─────────────────────┴──────────────┴──────────────┘ ┄ ┄ ┄ ┄ ┄ ┄ ┄ ┄ ┘
 
 There are no phases. A fresh session has a prompt to compute, a decoding one the token sampled last, a replayed one
@@ -60,14 +60,21 @@ class SessionState:
     prompt: PreparedPrompt
     sampling: SamplingSettings
     num_kv_tokens: int
-    """KV to reserve: prompt plus output limit."""
+    """KV that it may come to need: prompt plus output limit."""
     generated: list[int] = field(default_factory=list)
     is_alone: bool = False
     """Whether it must share no microbatch, since it was in one that failed."""
     is_repeat: bool = False
     """Whether an earlier attempt was lost, and this one has no token yet."""
 
+    is_preempted: bool = False
+    """Whether it has lost its KV to older ones, and its rows: with room, it has to be prepared anew."""
+
     num_computed_tokens: int = 0
+    num_reserved_tokens: int = 0
+    """KV that it has."""
+    has_grown: bool = False
+    """Whether the stages have yet to be told of `num_reserved_tokens`."""
     is_open: bool = False
     waiting_since: float = 0.0
     num_prompt_tokens: int = field(init=False)

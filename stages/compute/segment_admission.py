@@ -32,7 +32,9 @@ class SegmentAdmission:
 
 
 class Admitter:
-    """Judges segments against a stage's KV, its visual rows and its vocabulary. Changes none of them."""
+    """Judges segments against a stage's KV, its visual rows and its vocabulary. Of these, only the regions of sessions
+    change, which grow where segments say so.
+    """
 
     def __init__(self, config: TextConfig, needs: VisualRowNeeds, kv: KVCache, buffer: VisualRowBuffer) -> None:
         self._config = config
@@ -55,6 +57,8 @@ class Admitter:
                 if stop <= cached:  # all of it has been computed before, under the same attempt
                     repeats.append(segment)
                     continue
+                if segment.num_kv_tokens:
+                    self._kv.grow(key, segment.num_kv_tokens)
                 found = self._require(segment, token_ids, lengths.get(key, cached))
             except PipelineError as error:
                 failures.append((segment, error))

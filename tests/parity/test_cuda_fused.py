@@ -13,6 +13,7 @@ from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
+from tests.kit.models.growing import decoded
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import (
     BF16,
@@ -97,6 +98,15 @@ def test_deterministic_sessions_have_the_same_bits_in_any_company(variant):
     for request, ours in zip(requests, together, strict=True):
         assert WholeModel(stages).generate([request])[0] == ours
         assert WholeModel(stages).generate([request], chunk_tokens=7)[0] == ours
+
+
+@pytest.mark.parametrize("num_sessions", [0, 4])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_kv_that_grows_and_moves_gives_the_same_bits(variant, num_sessions):
+    [stage] = fused(variant, is_deterministic=True, max_step_sessions=num_sessions)
+    whole = decoded(stage, 40)
+    for step in (1, 7):
+        assert decoded(stage, 40, step) == whole
 
 
 def test_kv_takes_what_is_free_and_no_more():

@@ -108,8 +108,8 @@ class World:
     def _start_conductor(self, name: str) -> None:
         process, transport, redis = self._process(name)
         settings = ConductorSettings(
-            model="", max_batch_tokens=64, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=2.0, deadline_s=1.0,
-            first_deadline_s=1.0, prepare_timeout_s=1.0, heartbeat_timeout_s=1.2,
+            model="", max_batch_tokens=64, kv_step_tokens=3, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=2.0,
+            deadline_s=1.0, first_deadline_s=1.0, prepare_timeout_s=1.0, heartbeat_timeout_s=1.2,
         )  # fmt: skip
         around = Surroundings(
             transport, redis, model(), CommonSettings(namespace=NAMESPACE), settings, process.name, clock=self.loop.time

@@ -52,6 +52,7 @@ class Dispatcher:
         """Return what to send now."""
         started = tracer.now()
         planned = self.scheduler.plan(self.clock())
+        self.generations.tell(self.scheduler.take_resumed())
         tracer.span(PLAN, started, num_microbatches=len(planned))
         return planned
 

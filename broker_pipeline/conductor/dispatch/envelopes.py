@@ -44,13 +44,21 @@ def _segment(segment: PlannedSegment) -> Segment:
     session, start, count = segment.session, segment.start, segment.count
     name, attempt = session.key
     if start >= session.num_prompt_tokens:
-        return Segment(session=name, attempt=attempt, start=start, count=count, wants_token=segment.wants_token)
+        return Segment(
+            session=name,
+            attempt=attempt,
+            start=start,
+            count=count,
+            wants_token=segment.wants_token,
+            num_kv_tokens=segment.num_kv_tokens,
+        )
     return Segment(
         session=name,
         attempt=attempt,
         start=start,
         count=count,
         wants_token=segment.wants_token,
+        num_kv_tokens=segment.num_kv_tokens,
         visual=session.visual_spans(start, start + count),
     )
 
@@ -59,7 +67,7 @@ def _open(session: SessionState) -> SessionOpen:
     return SessionOpen(
         session=session.key.session,
         attempt=session.key.attempt,
-        num_kv_tokens=session.num_kv_tokens,
+        num_kv_tokens=session.num_reserved_tokens,
         num_prompt_tokens=session.prompt.num_tokens,
         sampling=session.sampling,
         num_history_tokens=_num_history_tokens(session),

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
@@ -79,7 +79,7 @@ class GenerationBuilder:
         choice = len(before) + len(complete)
         if job.sampling is None:
             job.sampling = await self._sampling(job)
-        key, route, prompt = await self._place(job)
+        key, route, prompt = await self._place(job, sum(entry.choice == choice for entry in attempt.tokens))
         before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
         tokens = [entry for entry in attempt.tokens if entry.choice == choice]
         output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
@@ -97,27 +97,40 @@ class GenerationBuilder:
         num_before = sum(len(each.token_ids) for each in before)
         return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)
 
-    async def _place(self, job: LiveJob) -> tuple[SessionKey, Route, PreparedPrompt]:
-        """Wait for a route that has room for the job, output and all, and for the prompt that was prepared for it."""
+    async def resume(self, job: LiveJob, generation: Generation, preempted: SessionState) -> Generation:
+        """Wait for a route and a prompt for an output that was preempted; it goes on from the tokens that it has."""
+        key, route, prompt = await self._place(job, len(preempted.generated))
+        return generation.resumed(replace(preempted, key=key, route=route, prompt=prompt, is_preempted=False))
+
+    async def _place(self, job: LiveJob, num_output: int) -> tuple[SessionKey, Route, PreparedPrompt]:
+        """Wait for a route that can hold the job, output and all, and for the prompt that was prepared for it.
+
+        `num_output` tokens of the output are there already.
+        """
         while True:
-            route = await self._route(job)
+            route = await self._route(job, num_output)
             key = SessionKey(job.job_id, next(self._wire_attempts))
             prompt = await self._prompt(job, key.attempt, route)
             job.is_reasoning = opens_reasoning(prompt.token_ids, self.model.vocabulary)
             if not job.num_kv_tokens:
-                num_output = self._limits(job).max_tokens(prompt.num_tokens, is_reasoning=job.is_reasoning)
-                job.num_kv_tokens = prompt.num_tokens + num_output
-                self.admission.learn(job.num_kv_tokens)
+                most = self._limits(job).max_tokens(prompt.num_tokens, is_reasoning=job.is_reasoning)
+                job.num_kv_tokens = prompt.num_tokens + most
+                self.admission.learn(self._num_first(job, prompt, num_output))
             if job.num_kv_tokens <= route.kv_capacity_tokens:
                 return key, route, prompt
 
-    async def _route(self, job: LiveJob) -> Route:
+    def _num_first(self, job: LiveJob, prompt: PreparedPrompt, num_output: int) -> int:
+        """Return the KV that a job will ask for first."""
+        n = prompt.num_tokens
+        return self.scheduler.kv_steps.num_tokens(n, n + num_output, job.num_kv_tokens)
+
+    async def _route(self, job: LiveJob, num_output: int) -> Route:
         """Wait for a route, one that can hold the job; raises `NoRouteError` when none comes in time."""
-        if route := self._route_now(job):
+        if route := self._route_now(job, num_output):
             return route
         try:
             async with asyncio.timeout(self.terms.route_timeout_s):
-                while (route := self._route_now(job)) is None:
+                while (route := self._route_now(job, num_output)) is None:
                     await self.workers.changed.wait()
                 return route
         except TimeoutError:
@@ -127,11 +140,14 @@ class GenerationBuilder:
                 f"{needed}; sent again (`broker-pipeline failed retry`), the job waits anew"
             ) from None
 
-    def _route_now(self, job: LiveJob) -> Route | None:
-        longest = self.scheduler.longest_session()
-        num_tokens = job.num_kv_tokens or min(self.admission.expected_tokens, longest)
+    def _route_now(self, job: LiveJob, num_output: int) -> Route | None:
+        if not (longest := self.scheduler.longest_session()):
+            return None
+        num_tokens = min(self.admission.expected_tokens, longest)
+        if job.prompt is not None and job.num_kv_tokens:
+            num_tokens = self._num_first(job, job.prompt, num_output)
         unwanted = self.workers.unwanted(job.retries.failed_on)
-        return self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted) if longest else None
+        return self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted, limit=job.num_kv_tokens)
 
     def _limits(self, job: LiveJob) -> PromptLimits:
         """Return what the model and the largest route allow; raises `PromptTooLongError` when that is too little.

@@ -23,6 +23,7 @@ from broker_pipeline.conductor.jobs.job_end import Ending, JobEnds, Stores
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.jobs.other_shares import OtherShares
 from broker_pipeline.conductor.output.committer import Committer
+from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.output.output import Output, committed_choice, tokens_by_choice
 from broker_pipeline.errors import (
@@ -36,6 +37,7 @@ from broker_pipeline.errors import (
     TransportError,
 )
 from broker_pipeline.messages.jobs import JobEvent
+from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.policies.retries import Retry
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
@@ -209,12 +211,21 @@ class JobRunner:
         while len(outputs) < job.spec.sampling.num_outputs:
             generation = await self.builder.build(job, attempt, outputs)
             outputs.append(generation.output)
-            if not generation.is_finished:
-                job.phase = "computing"
-                self.generations.start(generation)
-                if lost := await generation.ended():
-                    return _Lost(lost.failure, lost.is_blamed, _num_tokens(outputs), lost.suspects)
+            if not generation.is_finished and (lost := await self._compute(job, generation)):
+                return _Lost(lost.failure, lost.is_blamed, _num_tokens(outputs), lost.suspects)
         return None
+
+    async def _compute(self, job: LiveJob, generation: Generation) -> Lost | None:
+        """Have the stages compute an output, however often it is preempted; returns why it was lost."""
+        while True:
+            job.phase = "computing"
+            self.generations.start(generation)
+            lost = await generation.ended()
+            if lost is None or not lost.is_preempted:
+                return lost
+            log.info("resumed", job=job.job_id, num_tokens=len(generation.output.token_ids))
+            job.phase = "recovering"
+            generation = await self.builder.resume(job, generation, lost.session)
 
     def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers = self.builder.workers

@@ -28,6 +28,12 @@ class Generation:
         self._num_tokens_before = num_tokens_before
         self._ended: asyncio.Future[Lost | None] = asyncio.get_running_loop().create_future()
 
+    def resumed(self, session: SessionState) -> Generation:
+        """Return what goes on from here after a preemption, under the same attempt."""
+        return Generation(
+            session, self.attempt, self.output, self._committer, num_tokens_before=self._num_tokens_before
+        )
+
     @property
     def is_finished(self) -> bool:
         """Whether the output is complete."""

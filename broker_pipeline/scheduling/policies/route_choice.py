@@ -100,7 +100,9 @@ def worth_moving(
         load = max(others, key=lambda each: rooms[each.route])
         gain_s = 0.5 * (session.num_kv_tokens - session.num_tokens) * ((slow.step_s or 0.0) - (load.step_s or 0.0))
         replay_s = _REPLAY_S + (step_s(load.route, session.num_tokens) or 0.0)
-        if session.num_kv_tokens <= rooms[load.route] and gain_s > replay_s:
-            rooms[load.route] -= session.num_kv_tokens
+        num_tokens = max(session.num_reserved_tokens, session.num_tokens)
+        can_end_there = session.num_kv_tokens <= load.route.kv_capacity_tokens
+        if can_end_there and num_tokens <= rooms[load.route] and gain_s > replay_s:
+            rooms[load.route] -= num_tokens
             moved.append(session)
     return moved

@@ -95,7 +95,8 @@ def describe_work(status: PipelineStatus) -> str:
     if conductor is not None:
         sessions = ", ".join(f"{count} {name}" for name, count in conductor.num_sessions.items() if count) or "none"
         lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
-        lines.append(f"work    sessions: {sessions}; replays: {conductor.num_replays}")
+        again = f"replays: {conductor.num_replays}; preemptions: {conductor.num_preemptions}"
+        lines.append(f"work    sessions: {sessions}; {again}")
         if (hedges := conductor.hedges).num_hedges:
             lines.append(
                 f"hedges  {hedges.num_hedges} of {hedges.num_requests} requests to vision workers, {hedges.num_won} won"

@@ -6,19 +6,23 @@ of slots (see `regions`), filled from its start:
     region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
                               └ length 4 ┘ └ reserved ┘
 
-Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. One slot behind the
+Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. A region that grows
+may move; copies are queued on the device before the step that needs them. One slot behind the
 last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
 from stages.compute.kv.regions import Move, Region, RegionTable
+
+_MOST_TEMPORARY_BYTES = 64 * 2**20
 
 
 class KVCache:
@@ -34,8 +38,8 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (num_layers, capacity_tokens + 1, kv_heads, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
-        self._values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self._both = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self._keys, self._values = (tensor.unbind(0) for tensor in self._both)
         self._table = RegionTable(capacity_tokens)
         self._lengths: dict[Hashable, int] = {}
 
@@ -76,6 +80,15 @@ class KVCache:
         self._move(self._table.reserve(session, num_tokens))
         self._lengths[session] = 0
 
+    def grow(self, session: Hashable, num_tokens: int) -> None:
+        """Give a session room for `num_tokens` in all, where that is more than it has.
+
+        Raises:
+            KVCapacityError: the free total does not suffice.
+            SessionUnknownError: it has no region.
+        """
+        self._move(self._table.grow(session, num_tokens))
+
     def release(self, session: Hashable) -> None:
         """Free a session's region."""
         self._table.release(session)
@@ -111,8 +124,13 @@ class KVCache:
         self._lengths[session] = stop
 
     def _move(self, moves: list[Move]) -> None:
-        """Copy regions, through a temporary, since source and target may overlap."""
+        """Copy regions, of many layers at a time; through a temporary where source and target overlap."""
+        num_layers = len(self._keys)
         for move in moves:
             length = self._lengths[move.session]
-            for tensor in (*self._keys, *self._values):
-                tensor[move.target : move.target + length] = tensor[move.source : move.source + length].clone()
+            overlaps = abs(move.target - move.source) < length
+            num_at_once = _MOST_TEMPORARY_BYTES // (self._both[0][0, :length].nbytes + 1) if overlaps else num_layers
+            for tensor, first in product(self._both, range(0, num_layers, max(1, num_at_once))):
+                layers = tensor[first : first + max(1, num_at_once)]
+                source = layers[:, move.source : move.source + length]
+                layers[:, move.target : move.target + length] = source.clone() if overlaps else source

@@ -1,17 +1,21 @@
 """Which slots of the flat KV cache belong to which session: bookkeeping only, no tensors.
 
 Every session has one contiguous region. When free room is scattered, regions are packed to the front, so a request is
-refused only if the total does not suffice:
+refused only if the total does not suffice. One that grows takes the gap behind it, or a gap that holds all of it, or
+has its neighbours move together:
 
     before   [ a a a . . b b . . . c . ]     d asks for 5 slots: 6 are free, never 5 in one piece
     packed   [ a a a b b c . . . . . . ]     two moves: b by 2, c by 5
     after    [ a a a b b c d d d d d . ]
+
+    before   [ a a . b b b c c c . . e ]     b grows by 3, and no gap holds all of it
+    after    [ a a b b b b b b c c c e ]     two moves: b, then c, which has to make way first
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from broker_pipeline.errors import KVCapacityError, SessionUnknownError
@@ -75,6 +79,22 @@ class RegionTable:
         self.num_reserved += size
         return moves
 
+    def grow(self, session: Hashable, size: int) -> list[Move]:
+        """Give a session `size` slots in all, where that is more; returns the moves for it, its own among them."""
+        region = self[session]
+        more = size - region.size
+        if more <= 0:
+            return []
+        self._require(more)
+        behind = bisect.bisect(self._gaps, region.start, key=lambda gap: gap.start)
+        is_next = behind < len(self._gaps) and self._gaps[behind].start == region.stop
+        if not (is_next and self._gaps[behind].size >= more) and self._first_gap(size) is not None:
+            self.release(session)
+            self.reserve(session, size)
+            return [Move(session, region.start, self[session].start)]
+        self.num_reserved += more
+        return self._lay(*self._around(region, behind, more), {session: size})
+
     def release(self, session: Hashable) -> None:
         """Take the session's region back, and join it with the gaps that it touches."""
         region = self[session]
@@ -98,15 +118,46 @@ class RegionTable:
         return next((index for index, gap in enumerate(self._gaps) if gap.size >= size), None)
 
     def _pack(self) -> list[Move]:
-        """Lay all regions side by side from slot 0, in their order.
+        """Lay all regions side by side from slot 0."""
+        return self._lay(0, self.capacity, {})
 
-        All move towards the front, the first one first, so that no copy overwrites what has still to be moved.
+    def _around(self, region: Region, behind: int, size: int) -> tuple[int, int]:
+        """Return slots `[start, stop)` around a region with `size` free ones, in the gaps that are nearest to it.
+
+        `behind` is the first gap behind the region.
         """
-        moves, free_from = [], 0
-        for session, region in sorted(self._regions.items(), key=lambda item: item[1].start):
-            if region.start > free_from:
+        first = last = behind
+        start, stop = region.start, region.stop
+        while size > 0:
+            before = start - self._gaps[first - 1].stop if first else self.capacity
+            after = self._gaps[last].start - stop if last < len(self._gaps) else self.capacity
+            if before < after:
+                first -= 1
+                gap = self._gaps[first]
+                start = gap.start
+            else:
+                gap = self._gaps[last]
+                last += 1
+                stop = gap.stop
+            size -= gap.size
+        return start, stop
+
+    def _lay(self, start: int, stop: int, sizes: Mapping[Hashable, int]) -> list[Move]:
+        """Lay the regions in slots `[start, stop)` side by side in their order, some with new `sizes`.
+
+        Moves to the front come first, the first one first, then those to the back, the last one first: so no copy
+        overwrites what has still to be moved.
+        """
+        inside = [item for item in self._regions.items() if start <= item[1].start < stop]
+        to_front: list[Move] = []
+        to_back: list[Move] = []
+        free_from = start
+        for session, region in sorted(inside, key=lambda item: item[1].start):
+            if region.start != free_from:
+                moves = to_front if region.start > free_from else to_back
                 moves.append(Move(session, region.start, free_from))
-                self._regions[session] = Region(free_from, region.size)
-            free_from += region.size
-        self._gaps = [Region(free_from, self.capacity - free_from)]
-        return moves
+            self._regions[session] = Region(free_from, sizes.get(session, region.size))
+            free_from = self._regions[session].stop
+        first, last = (bisect.bisect_left(self._gaps, slot, key=lambda gap: gap.start) for slot in (start, stop))
+        self._gaps[first:last] = [Region(free_from, stop - free_from)] if free_from < stop else []
+        return [*to_front, *reversed(to_back)]

@@ -51,6 +51,20 @@ def test_room_is_free_only_once_each_stage_has_answered_for_the_close(ledger: KV
     assert used(ledger) == (0, 0, 0)
 
 
+def test_a_session_grows_on_every_worker_or_on_none(ledger: KVLedger) -> None:
+    ledger.reserve(S, 40, AB)
+    most = 40 + ledger.free_tokens(AB)
+    assert not ledger.grow(S, most + 1, AB)
+    assert used(ledger) == (40, 40, 0)
+    assert ledger.grow(S, most, AB)
+    assert used(ledger) == (most, most, 0)
+    ledger.close(S, AB)
+    assert ledger.free_tokens(AB) == 0
+    assert min(ledger.coming_tokens("a"), ledger.coming_tokens("b")) == most, "once it is closed"
+    ledger.settle([S], [A, B])
+    assert used(ledger) == (0, 0, 0)
+
+
 def test_answers_for_what_was_not_closed_change_nothing(ledger: KVLedger) -> None:
     ledger.reserve(S, 40, AB)
     ledger.settle([S, T], [A, B, C])

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from tests.kit.simulated.simulation import Simulation
 
 CUTS = {
@@ -19,9 +20,9 @@ CUTS = {
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(cut=st.sampled_from(sorted(CUTS)))
-    def start(self, cut: str) -> None:
-        self.simulation = Simulation()
+    @initialize(cut=st.sampled_from(sorted(CUTS)), step=st.integers(1, 6))
+    def start(self, cut: str, step: int) -> None:
+        self.simulation = Simulation(limits=SchedulerLimits(kv_step_tokens=step))
         self.ranges = {name: (start, stop) for name, start, stop in CUTS[cut]}
         for name, blocks in self.ranges.items():
             self.simulation.start_worker(name, *blocks, kv=64, batch=8)
@@ -29,7 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def pick(self, data: st.DataObject, items: list) -> object:  # type: ignore[type-arg]
         return data.draw(st.sampled_from(items))
 
-    @rule(jobs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 8), st.booleans()), min_size=1, max_size=5))
+    @rule(jobs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30), st.booleans()), min_size=1, max_size=5))
     def submit(self, jobs: list[tuple[int, int, bool]]) -> None:
         for num_prompt, max_tokens, may_be_poison in jobs:
             is_poison = may_be_poison and len(self.simulation.jobs) % 4 == 3

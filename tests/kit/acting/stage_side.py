@@ -89,7 +89,9 @@ class StageSide:
         return generation
 
     def plan(self) -> list[PlannedBatch]:
-        return self.scheduler.plan(self.clock())
+        planned = self.scheduler.plan(self.clock())
+        self.generations.tell(self.scheduler.take_resumed())
+        return planned
 
     def states(self) -> dict[str, str]:
         """Return what the scheduler thinks of every stage, by name."""

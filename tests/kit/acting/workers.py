@@ -162,10 +162,14 @@ class ActingStage(ActingWorker):
                 self._close(session, opening.attempt - 1)
                 self.reserved[session] = (opening.attempt, opening.num_kv_tokens)
                 self.cached[session] = 0
+        if segment.num_kv_tokens and self.reserved.get(session, (0, 0))[0] == segment.attempt:
+            self.reserved[session] = (segment.attempt, max(segment.num_kv_tokens, self.reserved[session][1]))
         if session not in self.cached or self.reserved[session][0] != segment.attempt:
             raise SessionUnknownError("unknown")
         if self.record.kv_capacity_tokens < sum(tokens for _, tokens in self.reserved.values()):
             raise KVCapacityError("over-committed")
+        if segment.start + segment.count > self.reserved[session][1]:
+            raise KVCapacityError("beyond its reservation")
         if segment.start != self.cached[session]:
             raise KVPositionError(f"{segment.start} after {self.cached[session]}")
         if session in self.rowless:

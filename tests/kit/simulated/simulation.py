@@ -59,6 +59,8 @@ class Simulation:
         self.jobs: dict[str, SimulatedJob] = {}
         self.homeless: list[tuple[SimulatedJob, bool]] = []
         self.admitted: list[str] = []
+        self.resumed: list[str] = []
+        """Sessions that were preempted and had room again."""
         self.sick: set[str] = set()
         """Workers that fail whatever they are asked to compute."""
         self._spoil: tuple[int | None, int] = (None, 0)
@@ -112,7 +114,9 @@ class Simulation:
         waiting, self.homeless = self.homeless, []
         for job, is_alone in waiting:
             unwanted = Unwanted(job.retries.failed_on, self.health.spared)
-            route = self.scheduler.assign(job.name, job.num_kv_tokens, self.now, unwanted)
+            num_known = job.num_prompt + len(job.generated)
+            num_first = self.scheduler.kv_steps.num_tokens(job.num_prompt, num_known, job.num_kv_tokens)
+            route = self.scheduler.assign(job.name, num_first, self.now, unwanted, limit=job.num_kv_tokens)
             if route is None:
                 self.homeless.append((job, is_alone))
                 continue
@@ -153,6 +157,15 @@ class Simulation:
             else:
                 self.homeless.append((job, verdict.is_alone))
 
+    def _resume(self, preempted: list[Lost]) -> None:
+        for each in preempted:
+            job = self.jobs[each.session.key.session]
+            assert each.is_preempted
+            assert not job.outcome
+            assert job.generated == each.session.generated
+            self.resumed.append(job.name)
+            self.homeless.append((job, each.session.is_alone))
+
     def has_route_without(self, keys: Collection[str]) -> bool:
         return any(not set(keys).intersection(route.key) for route in self.scheduler.routes.open_routes)
 
@@ -161,6 +174,7 @@ class Simulation:
     def plan(self) -> list[PlannedBatch]:
         self.house()
         planned = self.scheduler.plan(self.now)
+        self._resume(self.scheduler.take_resumed())
         for microbatch in planned:
             self.admitted += [segment.session.key.session for segment in microbatch.segments if segment.opens]
         self.network += planned

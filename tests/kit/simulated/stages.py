@@ -15,7 +15,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import StageInfo
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 
@@ -56,22 +56,27 @@ class SimulatedStage:
             key = segment.session.key
             if key in alive:
                 try:
-                    self._segment(key, segment.opens, segment.session.num_kv_tokens, segment.start, segment.stop)
+                    self._segment(key, segment)
                 except PipelineError as error:
                     failures[key] = error
         return failures
 
-    def _segment(self, key: SessionKey, opens: bool, num_kv_tokens: int, start: int, stop: int) -> None:
+    def _segment(self, key: SessionKey, segment: PlannedSegment) -> None:
+        start, stop = segment.start, segment.stop
         if key.attempt <= self.closed.get(key.session, 0):
             raise StaleAttemptError("closed before")
-        if opens:
-            used = sum(self.reserved.values())
-            if used + num_kv_tokens > self.worker.kv_capacity_tokens:
-                raise KVCapacityError("OVER-COMMITTED")
-            self.reserved[key], self.cached[key] = num_kv_tokens, 0
+        if segment.opens:
+            self._reserve(key, segment.session.num_reserved_tokens)
+            self.cached[key] = 0
         if key not in self.cached:
             raise SessionUnknownError("not open")
         if start != self.cached[key]:
             raise KVPositionError(f"start {start}, cached {self.cached[key]}")
+        self._reserve(key, max(self.reserved[key], segment.num_kv_tokens))
         assert stop <= self.reserved[key]
         self.cached[key] = stop
+
+    def _reserve(self, key: SessionKey, num_tokens: int) -> None:
+        self.reserved[key] = num_tokens
+        if sum(self.reserved.values()) > self.worker.kv_capacity_tokens:
+            raise KVCapacityError("OVER-COMMITTED")

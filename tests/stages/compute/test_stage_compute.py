@@ -27,6 +27,7 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
+from tests.kit.models.growing import decoded
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
 
@@ -91,6 +92,12 @@ def test_prefill_and_decode_share_a_microbatch():
         apart.open(opening(session))
     run(apart, segment("a", 0, 5))
     assert chosen(mixed) == chosen(run(apart, segment("a", 5, 1))) | chosen(run(apart, segment("b", 0, 7)))
+
+
+@pytest.mark.parametrize(("step", "room"), [(1, 51), (3, 51), (2, 256)])
+def test_kv_that_grows_and_moves_gives_the_same_bits(step, room):
+    whole = decoded(stage(51), 12)
+    assert decoded(stage(room), 12, step) == whole
 
 
 def test_two_segments_of_one_session_may_share_a_microbatch():

@@ -188,6 +188,22 @@ def test_a_session_whose_opening_fails_is_left_out_of_the_computation() -> None:
     assert [token.token_id for token in result.tokens] == reference(PROMPT, 1)
 
 
+def test_sessions_grow_where_segments_say_so_and_a_refusal_concerns_one_alone() -> None:
+    chain = Chain()
+    opens = (opening("a", num_kv_tokens=5), opening("b", num_kv_tokens=5))
+    both = [segment("a", 0, 5), segment("b", 0, 5)]
+    chain.run(chain.envelope(both, opens=opens), inputs([*PROMPT, *PROMPT], [*PLACES, *PLACES]))
+    first = reference(PROMPT, 2)
+    grown = [segment("a", 5, 1, num_kv_tokens=9), segment("b", 5, 1, num_kv_tokens=100_000)]
+    result = chain.run(chain.envelope(grown), inputs([first[0], 7], [5, 5]))
+    assert codes(result) == {"b": "kv_capacity"}
+    assert result is not None
+    assert [token.token_id for token in result.tokens] == first[1:]
+    assert [engine.sessions.kv_used_tokens for engine in chain.engines] == [9 + 5, 9 + 5]
+    result = chain.run(chain.envelope([segment("b", 5, 1)]), inputs([7], [5]))
+    assert codes(result) == {"b": "kv_capacity"}, "it has not grown"
+
+
 def test_failures_of_an_earlier_stage_travel_on_and_nothing_left_is_answered_at_once() -> None:
     chain = Chain()
     lost = chain.step(0, chain.envelope([segment("lost", 3, 1)]), inputs([1], [3]))

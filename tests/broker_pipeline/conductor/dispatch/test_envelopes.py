@@ -18,7 +18,9 @@ def session(name: str, num_prompt: int, generated: list[int], **changes: object)
     ids = np.arange(100, 100 + num_prompt, dtype=np.int32)
     prompt = PreparedPrompt(ids, np.stack([ids, ids + 1, ids + 2]), position_delta=-2, visual=changes.pop("visual", ()))  # type: ignore[arg-type]
     sampling = changes.pop("sampling", SamplingSettings())
-    return SessionState(SessionKey(name, 3), 0, ROUTE, prompt, sampling, 50, generated=generated, **changes)  # type: ignore[arg-type]
+    state = SessionState(SessionKey(name, 3), 0, ROUTE, prompt, sampling, 90, generated=generated, **changes)  # type: ignore[arg-type]
+    state.num_reserved_tokens = 50
+    return state
 
 
 def microbatch(*segments: PlannedSegment, closes: tuple[SessionKey, ...] = ()) -> PlannedBatch:
@@ -33,7 +35,7 @@ def test_prefill_replay_and_decode_in_one_envelope() -> None:
         microbatch(
             PlannedSegment(fresh, 0, 4, wants_token=True, opens=True),
             PlannedSegment(replayed, 0, 5, wants_token=True, opens=True),
-            PlannedSegment(decoding, 4, 1, wants_token=True),
+            PlannedSegment(decoding, 4, 1, wants_token=True, num_kv_tokens=50),
             closes=(SessionKey("gone", 2),),
         ),
         now=15.0,
@@ -45,6 +47,7 @@ def test_prefill_replay_and_decode_in_one_envelope() -> None:
         ("fresh", 3, 0, 4), ("replayed", 3, 0, 5), ("decoding", 3, 4, 1),
     ]  # fmt: skip
     assert envelope.segments[0].visual == (VisualSpan(offset=1, count=2, row=0),)
+    assert [s.num_kv_tokens for s in envelope.segments] == [0, 0, 50], "one has grown"
     assert [(o.session, o.num_kv_tokens, o.num_prompt_tokens) for o in envelope.opens] == [
         ("fresh", 50, 4), ("replayed", 50, 3),
     ]  # fmt: skip

@@ -218,6 +218,22 @@ async def test_an_attempt_that_is_lost_is_followed_by_one_that_goes_on_from_its_
     await it.check_gone()
 
 
+async def test_a_preemption_is_no_attempt_and_loses_no_token(it: Running) -> None:
+    it.workers.leave(STAGE, "one with less KV comes")
+    it.workers.join(record("small", kv_capacity_tokens=300))
+    old, young = await it.submit(max_tokens=196), await it.submit(max_tokens=196)
+    ends = [await it.run(old, young), await it.store.get(young.job_id)]
+    assert it.scheduler.growth.num_preemptions == 1
+    assert [(end.status, end.attempt) for end in ends] == [("succeeded", 1), ("succeeded", 1)]
+    assert [await it.num_tokens(job) for job in (old, young)] == [196, 196]
+    opening = [segment for each in it.sent for segment in each.segments if segment.opens]
+    assert [segment.session.key.session for segment in opening] == [old.job_id, young.job_id, young.job_id]
+    assert opening[2].count > NUM_PROMPT, "it goes on from the tokens that it had"
+    assert it.live.num_replays == 0
+    assert (it.live.num_finished["succeeded"], young.retries.is_alone) == (2, False)
+    await eventually(lambda: it.scheduler.ledger.used_tokens("small-1") == 0)
+
+
 async def test_a_job_whose_tokens_are_all_there_needs_no_stage(it: Running) -> None:
     job = await it.submit(max_tokens=3)
     attempt = await it.store.begin_attempt(job.spec, model().facts.fingerprint)

@@ -24,7 +24,7 @@ from tests.kit.simulated.stages import prompt_of, stage_worker
 
 
 def load(name: str, step_s: float | None, num_sessions: int = 0, room: int = 100_000, idle_s: float = 0.0) -> RouteLoad:
-    return RouteLoad(Route((stage_worker(name, 0, 4),)), num_sessions, room, step_s, idle_s)
+    return RouteLoad(Route((stage_worker(name, 0, 4, kv=1000),)), num_sessions, room, step_s, idle_s)
 
 
 def name_of(route: Route) -> str:
@@ -85,10 +85,12 @@ def test_stragglers_are_never_the_fastest_nor_much_of_the_speed(steps: list[floa
 
 
 def session(number: int, route: Route, num_left: int) -> SessionState:
-    return SessionState(
+    state = SessionState(
         key=SessionKey(f"s{number}", 1), order=number, route=route, prompt=prompt_of(4), sampling=SamplingSettings(),
         num_kv_tokens=4 + num_left,
     )  # fmt: skip
+    state.num_reserved_tokens = state.num_kv_tokens
+    return state
 
 
 @pytest.mark.parametrize(("room", "expected"), [(10_000, ["s1", "s2"]), (250, ["s1"]), (0, [])])

@@ -75,7 +75,7 @@ def test_packing_keeps_contents():
 def test_room_is_refused_only_when_the_total_is_short(data):
     kv, held = cache(24), {}
     for step in range(25):
-        action = data.draw(st.sampled_from(["reserve", "write", "release"]))
+        action = data.draw(st.sampled_from(["reserve", "grow", "write", "release"]))
         if action == "reserve":
             size = data.draw(st.integers(1, 12))
             if size <= kv.capacity_tokens - kv.reserved_tokens:
@@ -86,7 +86,15 @@ def test_room_is_refused_only_when_the_total_is_short(data):
                     kv.reserve(str(step), size)
         elif held:
             session = data.draw(st.sampled_from(sorted(held)))
-            if action == "release":
+            if action == "grow":
+                size = kv.region(session).size + data.draw(st.integers(0, 12))
+                if size - kv.region(session).size <= kv.capacity_tokens - kv.reserved_tokens:
+                    kv.grow(session, size)
+                    assert kv.region(session).size == size
+                else:
+                    with pytest.raises(KVCapacityError):
+                        kv.grow(session, size)
+            elif action == "release":
                 kv.release(session)
                 del held[session]
             elif kv.length(session) < kv.region(session).size:

@@ -35,6 +35,33 @@ def test_scattered_room_is_gathered():
     assert table["d"] == Region(6, 5)
 
 
+def test_a_region_grows_into_the_gap_behind_it_without_moves():
+    table = RegionTable(10)
+    table.reserve("a", 3)
+    assert table.grow("a", 5) == []
+    assert table.grow("a", 4) == [], "it has more already"
+    assert (table["a"], table.num_free) == (Region(0, 5), 5)
+
+
+def test_a_region_without_a_gap_behind_it_moves_to_one_that_holds_it():
+    table = RegionTable(12)
+    table.reserve("a", 3)
+    table.reserve("b", 3)
+    assert table.grow("a", 4) == [Move("a", 0, 6)]
+    assert table.reserve("c", 3) == []
+    assert (table["a"], table["c"]) == (Region(6, 4), Region(0, 3))
+
+
+def test_neighbours_make_way_where_no_gap_holds_a_region_that_grows():
+    table = RegionTable(12)
+    for session, size in (("a", 2), ("x", 1), ("b", 3), ("c", 3), ("y", 2), ("e", 1)):
+        table.reserve(session, size)
+    table.release("x")
+    table.release("y")
+    assert table.grow("b", 6) == [Move("b", 3, 2), Move("c", 6, 8)]
+    assert [table[session] for session in "abce"] == [Region(0, 2), Region(2, 6), Region(8, 3), Region(11, 1)]
+
+
 def test_errors_say_what_is_short():
     table = RegionTable(10)
     table.reserve("a", 6)
@@ -42,6 +69,10 @@ def test_errors_say_what_is_short():
         table.reserve("b", 5)
     with pytest.raises(KVCapacityError, match="reserved already"):
         table.reserve("a", 1)
+    with pytest.raises(KVCapacityError, match="5 KV tokens asked for, 4 of 10 are free"):
+        table.grow("a", 11)
+    with pytest.raises(SessionUnknownError):
+        table.grow("b", 1)
     with pytest.raises(SessionUnknownError):
         table.release("b")
 
@@ -73,6 +104,20 @@ class Regions(RuleBasedStateMachine):
         self.sizes[session] = size
         self.fill(session)
 
+    @rule(choice=st.integers(0, 100), more=st.integers(0, 15))
+    def grow(self, choice: int, more: int) -> None:
+        if not self.sizes:
+            return
+        session = sorted(self.sizes)[choice % len(self.sizes)]
+        size = self.sizes[session] + more
+        if more > CAPACITY - sum(self.sizes.values()):
+            with pytest.raises(KVCapacityError):
+                self.table.grow(session, size)
+            return
+        self.apply(self.table.grow(session, size), self.sizes)
+        self.sizes[session] = size
+        self.fill(session)
+
     @rule(choice=st.integers(0, 100))
     def release(self, choice: int) -> None:
         if self.sizes:
@@ -98,6 +143,9 @@ class Regions(RuleBasedStateMachine):
         assert all(a.stop <= b.start for a, b in pairwise(regions))
         assert all(region.start >= 0 and region.stop <= CAPACITY for region in regions)
         assert self.table.num_free == CAPACITY - sum(self.sizes.values())
+        gaps = self.table._gaps
+        assert sum(gap.size for gap in gaps) == self.table.num_free
+        assert all(a.stop < b.start for a, b in pairwise(gaps))
 
 
 TestRegions = Regions.TestCase

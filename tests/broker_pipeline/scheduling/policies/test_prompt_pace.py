@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from broker_pipeline.scheduling.prompt_pace import PromptPace
+from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 
 
 def test_nothing_is_held_back_before_a_session_has_ended() -> None:
