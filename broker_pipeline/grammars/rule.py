@@ -8,6 +8,8 @@ grammar  start: "cat" | "dog" ──┘
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from llguidance import LLMatcher, LLParserLimits
 
@@ -37,12 +39,11 @@ def grammar_source(asked: StructuredOutputs) -> str:
     if asked.regex is not None:
         return str(LLMatcher.grammar_from_regex(asked.regex))
     if asked.json is not None:
-        schema = asked.json if isinstance(asked.json, dict) else {"type": "object"}
-        return str(LLMatcher.grammar_from_json_schema(msgspec.json.encode(schema).decode()))
+        return _grammar("json_schema", asked.json if isinstance(asked.json, dict) else {"type": "object"})
     if asked.choice is not None:
-        return _lark("start: CHOICE\nCHOICE: " + " | ".join(_quoted(text) for text in asked.choice))
+        return _grammar("lark_grammar", "start: CHOICE\nCHOICE: " + " | ".join(_quoted(text) for text in asked.choice))
     assert asked.grammar is not None, "exactly one is given"
-    return _lark(asked.grammar)
+    return _grammar("lark_grammar", asked.grammar)
 
 
 def check_structured_outputs(asked: StructuredOutputs, where: str = "sampling.structured_outputs") -> None:
@@ -57,17 +58,14 @@ def check_structured_outputs(asked: StructuredOutputs, where: str = "sampling.st
     num_bytes = len(msgspec.json.encode(asked))
     if num_bytes > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(f"{num_bytes} bytes; up to {MAX_GRAMMAR_CHARS} are possible", field=field)
-    try:
-        is_wrong, said = LLMatcher.validate_grammar_with_warnings(grammar_source(asked), limits=parser_limits())
-    except ValueError as error:
-        is_wrong, said = True, [str(error)]
+    is_wrong, said = LLMatcher.validate_grammar_with_warnings(grammar_source(asked), limits=parser_limits())
     if is_wrong:
         raise InvalidRequestError(_shortened(said[0]), field=field)
 
 
-def _lark(grammar: str) -> str:
-    """Wrap a grammar, so that whatever stands in it is taken for Lark's notation."""
-    return msgspec.json.encode({"grammars": [{"lark_grammar": grammar}]}).decode()
+def _grammar(kind: str, content: str | dict[str, Any]) -> str:
+    """Say what kind of grammar it is: a bare text that begins with a brace would not be taken for Lark's notation."""
+    return msgspec.json.encode({"grammars": [{kind: content}]}).decode()
 
 
 def _quoted(text: str) -> str:

@@ -145,7 +145,15 @@ def _conversation(part: dict[str, object]) -> dict[str, object]:
 def test_whatever_may_be_left_out_of_a_body_may_be_null() -> None:
     refusing = [
         f"{struct.__name__}.{field.name}"
-        for struct in (JobRequest, VideoInput, ImageInput, SizeInput, SamplingParams, RepetitionDetection, StructuredOutputs)
+        for struct in (
+            JobRequest,
+            VideoInput,
+            ImageInput,
+            SizeInput,
+            SamplingParams,
+            RepetitionDetection,
+            StructuredOutputs,
+        )
         for field in inspect.type_info(struct).fields  # type: ignore[attr-defined]
         if not (field.required or _takes_null(field.type))
     ]
