@@ -116,6 +116,8 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
             visual_rows=visual_rows,
             grammars=grammars,
         )
+    if compute.is_last:
+        grammars.load()
     record = _record(settings, common, artifact, compute)
     log.info(
         "stage_loaded",

@@ -34,7 +34,7 @@ class Grammars:
     """Compiles grammars, each once, and keeps those that were used last. May be called by any thread."""
 
     def __init__(self, directory: Path, vocab_size: int) -> None:
-        """Take the tokenizer from the artifact in `directory`, but not before the first grammar needs it.
+        """Take the tokenizer from the artifact in `directory`: when `load` says so, or the first grammar needs it.
 
         `vocab_size` is the number of logits, of which a tokenizer may lack the last ones.
         """
@@ -46,6 +46,10 @@ class Grammars:
         self._loading = threading.Lock()
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
+
+    def load(self) -> None:
+        """Begin to read the tokenizer, a second's work for 150,000 tokens; what is wrong, the first grammar says."""
+        self.submit(lambda: self.tokenizer)
 
     @property
     def tokenizer(self) -> LLTokenizer:

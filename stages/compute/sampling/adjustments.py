@@ -90,8 +90,11 @@ def adjust_logit_rows(
     if masked.numel():
         flat.index_fill_(0, _where(masked, scores.shape[1]), MASKED)
     if constrained.numel():
-        places, is_ruled_out = constrained.long(), ruled_out(allowed.view(torch.uint8), scores.shape[1])
-        scores.index_copy_(0, places, scores.index_select(0, places).masked_fill_(is_ruled_out, MASKED))
+        is_ruled_out = ruled_out(allowed.view(torch.uint8), scores.shape[1])
+        if len(constrained) < len(scores):
+            nothing = torch.zeros_like(scores, dtype=torch.bool)
+            is_ruled_out = nothing.index_copy_(0, constrained.long(), is_ruled_out)
+        scores.masked_fill_(is_ruled_out, MASKED)
     return scores
 
 
