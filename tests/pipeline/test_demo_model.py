@@ -76,6 +76,7 @@ async def test_captions_fulfil_a_schema(client: PipelineClient) -> None:
         },
         "required": ["caption", "place"],
         "additionalProperties": False,
+        "x-guidance": {"whitespace_flexible": False},
     }
     asked = {"prompt": DEFAULT_PROMPT, "max_tokens": 200, "structured_outputs": {"json": schema}}
     job_ids = [await client.submit(scene.path.read_bytes(), **asked, temperature=1.0) for scene in scenes()[:4]]
