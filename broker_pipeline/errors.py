@@ -28,6 +28,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │   ├── NonFiniteLogitsError
     │   │   └── ConstantLogitsError
     │   ├── NothingLeftError          the session's own settings rule out every token
+    │   ├── GrammarError              the session's grammar cannot be compiled, or became too much work
     │   ├── WorkerBusyError           a worker's queue or buffer is full
     │   ├── WorkerLostError           a worker died, or fell silent, with the session in hand
     │   ├── RouteLostError            a stage was lost while the session was prepared for it
@@ -325,6 +326,13 @@ class NothingLeftError(StageError):
     """Bad words, n-grams and other settings of the session rule out every token."""
 
     code = "nothing_left"
+    retryable = False
+
+
+class GrammarError(StageError):
+    """The grammar of structured outputs cannot be compiled for this model, or has met a limit on the way."""
+
+    code = "grammar"
     retryable = False
 
 

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.base import Count, PositiveCount, SessionRef, TokenId, WireReport, WireStruct
+from broker_pipeline.messages.structured_outputs import GrammarSettings, StructuredOutputs
 
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 256
@@ -73,9 +74,13 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
     repetition_detection: RepetitionDetection | None = None
     """Ends the output with the finish reason `repetition`."""
     ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer has to be. Wins over everything that would leave no token of that."""
 
     def __post_init__(self) -> None:
         self._unify()
+        if self.structured_outputs and self.ignore_eos:
+            raise ValueError("Invalid field `ignore_eos`: with `structured_outputs` an end of sequence ends the output")
         if self.min_tokens and self.max_tokens and self.min_tokens > self.max_tokens:
             raise ValueError("Invalid field `min_tokens`: larger than `max_tokens`")
 
@@ -125,6 +130,7 @@ class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     """Tokens that are not sampled before the output has `min_tokens` tokens."""
     seed: Seed = 0
     logprobs: NumTop | None = None
+    grammar: GrammarSettings | None = None
 
     @property
     def has_penalties(self) -> bool:
@@ -134,7 +140,8 @@ class SamplingSettings(WireStruct, frozen=True, kw_only=True):
     @property
     def needs_history(self) -> bool:
         """Whether the sampler must know which tokens the session holds already."""
-        return self.has_penalties or self.no_repeat_ngram_size > 0 or any(len(word) > 1 for word in self.bad_word_ids)
+        has_words = any(len(word) > 1 for word in self.bad_word_ids)
+        return self.has_penalties or self.no_repeat_ngram_size > 0 or has_words or self.grammar is not None
 
     @property
     def largest_token_id(self) -> int:

@@ -33,7 +33,7 @@ _HEADER_BYTES = 8 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
 BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
-_OBJECTS = frozenset({"logit_bias", "repetition_detection"})
+_OBJECTS = frozenset({"logit_bias", "repetition_detection", "structured_outputs"})
 _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
 
 

@@ -69,7 +69,7 @@ async def _draft(request: web.Request, limits: Limits) -> JobDraft:
     except TimeoutError as error:
         raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
     draft = draft_job(job, media, limits)
-    check_sampling(draft.sampling, limits, where)
+    await check_sampling(draft.sampling, limits, where)
     check_prompt(draft, limits)
     return draft
 

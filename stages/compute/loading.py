@@ -21,6 +21,7 @@ from stages.compute.eager.batch_invariant import (
     batch_invariant_linear,
 )
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
+from stages.compute.grammar.grammars import Grammars
 from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import KVRoom, kv_token_bytes
 from stages.compute.options import ComputeOptions
@@ -74,10 +75,12 @@ def load_stage(
     kv_capacity_tokens: int | KVRoom,
     options: ComputeOptions | None = None,
     visual_rows: VisualRowBuffer | None = None,
+    grammars: Grammars | None = None,
 ) -> StageCompute:
     """Build the stage that owns decoder layers `blocks` from exactly its tensors.
 
-    `tensors` may be lazy: each is asked for once. Without `visual_rows` the stage gets a buffer of its own.
+    `tensors` may be lazy: each is asked for once. Without `visual_rows` the stage gets a buffer of its own;
+    without `grammars` it refuses structured outputs.
 
     Raises:
         ConfigurationError: the range or the dtype is not possible, or there is no room for KV.
@@ -97,7 +100,7 @@ def load_stage(
     else:
         decoder, kv = _load_eager(config, blocks, source, kv_room, options)
     buffer = visual_rows or VisualRowBuffer(max_bytes=2**31, ttl_s=600.0)
-    return StageCompute(config, blocks, decoder, kv=kv, visual_rows=buffer)
+    return StageCompute(config, blocks, decoder, kv=kv, visual_rows=buffer, grammars=grammars)
 
 
 def is_fused(options: ComputeOptions, dtype: torch.dtype, device: torch.device) -> bool:

@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from broker_pipeline.errors import ComputeError, MalformedEnvelopeError, StaleAttemptError
+from broker_pipeline.errors import ComputeError, GrammarError, MalformedEnvelopeError, StaleAttemptError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.decoder import Computed, Decoder
+from stages.compute.grammar.grammars import Grammars
+from stages.compute.grammar.session_grammar import SessionGrammar
 from stages.compute.kv.cache import KVCache
 from stages.compute.launched import DeviceClock, Launched
 from stages.compute.microbatch import Microbatch, SessionKey, StageOutput, key_of
@@ -36,8 +38,16 @@ class StageCompute:
     """Decoder layers `blocks` of one model, with the sessions that are open on them."""
 
     def __init__(
-        self, config: ModelConfig, blocks: BlockRange, decoder: Decoder, *, kv: KVCache, visual_rows: VisualRowBuffer
+        self,
+        config: ModelConfig,
+        blocks: BlockRange,
+        decoder: Decoder,
+        *,
+        kv: KVCache,
+        visual_rows: VisualRowBuffer,
+        grammars: Grammars | None = None,
     ) -> None:
+        """Without `grammars`, sessions that have one are refused."""
         self.config = config
         self.blocks = blocks
         self.decoder = decoder
@@ -46,6 +56,7 @@ class StageCompute:
         self._admitter = Admitter(config.text, self.visual_row_needs, kv, visual_rows)
         self._attempts: dict[str, int] = {}
         self._samplers: dict[SessionKey, SessionSampler] = {}
+        self._grammars = grammars
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -86,6 +97,7 @@ class StageCompute:
         Raises:
             StaleAttemptError: a newer attempt of the session is open here.
             MalformedEnvelopeError: its settings name a token that the model does not have.
+            GrammarError: it has a grammar, and this stage no tokenizer.
             KVCapacityError: there is no room.
         """
         current = self._attempts.get(opening.session, 0)
@@ -99,13 +111,22 @@ class StageCompute:
                 f"the model has {self.config.text.vocab_size}",
                 field="opens.sampling",
             )
+        if self.is_last and opening.sampling.grammar is not None and self._grammars is None:
+            raise GrammarError("this stage has no tokenizer, which grammars need")
         if current:
             self.close(opening.session, current)
         key = (opening.session, opening.attempt)
         self.kv.reserve(key, opening.num_kv_tokens)
         self._attempts[opening.session] = opening.attempt
         if self.is_last:
-            self._samplers[key] = SessionSampler(opening.sampling, history, opening.num_prompt_tokens)
+            self._samplers[key] = self._sampler(opening, history)
+
+    def _sampler(self, opening: SessionOpen, history: Sequence[int]) -> SessionSampler:
+        sampling, num_prompt = opening.sampling, opening.num_prompt_tokens
+        if sampling.grammar is None or self._grammars is None:
+            return SessionSampler(sampling, history, num_prompt)
+        grammar = SessionGrammar(self._grammars, sampling.grammar, history[num_prompt:])
+        return SessionSampler(sampling, history, num_prompt, grammar)
 
     def close(self, session: str, attempt: int) -> None:
         """Free what the session holds here; closing an unknown session or an older attempt changes nothing."""

@@ -19,6 +19,7 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
+from stages.compute.grammar.grammars import Grammars
 from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
@@ -104,10 +105,19 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
     options = _compute_options(settings, device, dtype)
+    grammars = Grammars(Path(settings.model), artifact.config.text.vocab_size)
     with artifact.reading(names, device, dtype, verify=settings.verify_weights) as tensors:
         compute = load_stage(
-            artifact.config, blocks, tensors, kv_capacity_tokens=room, options=options, visual_rows=visual_rows
+            artifact.config,
+            blocks,
+            tensors,
+            kv_capacity_tokens=room,
+            options=options,
+            visual_rows=visual_rows,
+            grammars=grammars,
         )
+    if compute.is_last:
+        grammars.load()
     record = _record(settings, common, artifact, compute)
     log.info(
         "stage_loaded",

@@ -6,16 +6,19 @@ Half of the jobs are greedy, half are sampled by seed; each says what it says wh
 
 from __future__ import annotations
 
+import json
 import signal
 import statistics
 import time
 from collections.abc import AsyncIterator
 
+import jsonschema
 import pytest
 import pytest_asyncio
 
 from broker_pipeline.messages.gateway import PipelineStatus
 from tests.kit.running.drill import (
+    Asked,
     Drill,
     Follower,
     crowd_questions,
@@ -88,6 +91,36 @@ async def test_a_stage_is_killed_and_a_spare_takes_over(with_spares: Drill) -> N
     gap_s = report("stage killed, with a spare", died_at, noticed_at, affected, others)
     assert noticed_at - died_at < MAX_DEATH_DETECTION_S
     assert gap_s < MAX_DEATH_DETECTION_S, "the others did not wait for anything"
+    await status_when(cluster, lambda status: len(status.conductor.stages) == 4 and len(status.conductor.routes) == 2)
+    await client.wait_empty()
+
+
+WORDS = {
+    "type": "array",
+    "minItems": 25,
+    "maxItems": 25,
+    "items": {"type": "string", "pattern": "^[a-z]{6}$"},
+    "x-guidance": {"whitespace_flexible": False},  # random weights would say little else
+}
+
+
+async def test_the_last_stage_is_killed_in_the_middle_of_a_schema(with_spares: Drill) -> None:
+    """What takes over has the grammar from the tokens so far: the answers are whole, and the same to the byte."""
+    client, cluster = with_spares.client, with_spares.client.cluster
+    sampling = {"max_tokens": 400, "temperature": 1.5, "structured_outputs": {"json": WORDS}}
+    questions = [Asked(f"List {number} words.", (), sampling | {"seed": number}) for number in range(4)]
+    expected = await undisturbed(client, questions)
+    async with decoding(client, questions, 20, at_once=3) as crowd:
+        died_at = time.time()
+        cluster.processes["stage-3"].kill()
+        assert await crowd.finish() == expected
+    affected, _ = crowd.split(jobs_lost(cluster, died_at))
+    assert affected, "the victim had sessions"
+    for follower in crowd.followers:
+        assert follower.record is not None
+        assert follower.record.result is not None
+        assert follower.record.result.finish_reason == "stop"
+        jsonschema.validate(json.loads(follower.record.result.text), WORDS)
     await status_when(cluster, lambda status: len(status.conductor.stages) == 4 and len(status.conductor.routes) == 2)
     await client.wait_empty()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 
+import aiohttp
+import jsonschema
 import pytest
 import pytest_asyncio
 import torch
@@ -62,3 +65,33 @@ async def test_sampled_captions_depend_on_the_seed_alone(client: PipelineClient)
     crowd = [client.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in scenes()]
     job_ids = await asyncio.gather(*crowd, *(sampled(seed) for seed in range(4)))
     assert (await client.run(job_ids))[len(crowd) :] == alone
+
+
+async def test_captions_fulfil_a_schema(client: PipelineClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "caption": {"type": "string", "pattern": "^[A-Za-z ,.]{1,120}$"},
+            "place": {"enum": ["indoors", "outdoors"]},
+        },
+        "required": ["caption", "place"],
+        "additionalProperties": False,
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    asked = {"prompt": DEFAULT_PROMPT, "max_tokens": 200, "structured_outputs": {"json": schema}}
+    job_ids = [await client.submit(scene.path.read_bytes(), **asked, temperature=1.0) for scene in scenes()[:4]]
+    for record in await client.wait(job_ids):
+        assert record.result is not None, record.error
+        assert record.result.finish_reason == "stop"
+        jsonschema.validate(json.loads(record.result.text), schema)
+
+
+async def test_what_is_no_schema_is_refused_by_its_field(client: PipelineClient) -> None:
+    body = {"prompt": "What?", "sampling": {"structured_outputs": {"json": {"type": "nonsense"}}}}
+    async with (
+        aiohttp.ClientSession(client.cluster.gateway_url) as http,
+        http.post("/v1/jobs", json=body) as answer,
+    ):
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "invalid_request")
+        assert error["field"] == "sampling.structured_outputs.json"

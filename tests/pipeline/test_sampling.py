@@ -99,6 +99,35 @@ async def test_a_request_that_rules_out_every_token_fails_by_its_reason(client: 
     assert record.error.code == "nothing_left"
 
 
+async def test_structured_outputs_end_when_they_are_complete_or_cut(client: PipelineClient) -> None:
+    asked = {"ignore_eos": False, "structured_outputs": {"choice": ["cat", "dog"]}}
+    rivals = {"logit_bias": {"65": 100}, "min_tokens": 9, "bad_words": ["cat", "dog"], "no_repeat_ngram_size": 1}
+    both = [await client.submit(prompt="Say it.", n=2, logprobs=1, **asked), await client.submit(**asked, **rivals)]
+    for record in await client.wait(both):
+        assert record.result is not None, record.error
+        for choice in record.result.choices or [record.result]:
+            assert (choice.text in {"cat", "dog"}, choice.finish_reason) == (True, "stop")
+    pattern = {"regex": "[a-e]{40}"}
+    tokens, reason = await said(client, ignore_eos=False, structured_outputs=pattern)
+    assert (len(tokens), reason) == (NUM_TOKENS, "length")
+    _, reason = await said(client, ignore_eos=False, structured_outputs=pattern, stop=["a", "b", "c", "d", "e"])
+    assert reason == "stop"
+
+
+async def test_a_grammar_that_is_too_much_work_fails_its_job_and_no_other(client: PipelineClient) -> None:
+    """Submission cannot know: it is a matter of what the model says."""
+    grammar = {"grammar": "start: " + "x? " * 800 + '\nx: "a" | "b"'}
+    broken, whole = [
+        await client.submit(prompt="Say it.", structured_outputs=each, logit_bias={"65": 50})
+        for each in (grammar, {"choice": ["cat"]})
+    ]
+    failed, succeeded = await client.wait([broken, whole])
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.retryable) == ("grammar", False)
+    assert succeeded.result is not None
+    assert succeeded.result.text == "cat"
+
+
 async def test_failures_of_a_job_name_what_its_sender_wrote(client: PipelineClient) -> None:
     broken = "data:;base64," + base64.b64encode(truncated_jpeg()).decode()
     bodies: dict[str, Any] = {

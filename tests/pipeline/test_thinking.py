@@ -90,6 +90,17 @@ async def test_reasoning_and_answer_come_apart_and_get_the_room_there_is(client:
     assert usage.num_output_tokens == KV_TOKENS - usage.num_prompt_tokens, "more than without reasoning"
 
 
+async def test_an_answer_is_held_to_its_grammar_and_the_reasoning_is_not(client: PipelineClient) -> None:
+    asked = {"structured_outputs": {"choice": ["cat", "dog"]}, "temperature": 1.0, "logit_bias": {str(END_ID): 3}}
+    records = await client.wait(
+        [await client.submit(picture(1), max_tokens=400, seed=seed, **asked) for seed in (1, 2)]
+    )
+    for record in records:
+        assert record.result is not None, record.error
+        assert (record.result.text in {"cat", "dog"}, record.result.finish_reason) == (True, "stop")
+    assert any(record.result.reasoning for record in records if record.result)
+
+
 async def test_lines_of_captions_have_the_reasoning_apart(client: PipelineClient, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(picture(number))

@@ -16,14 +16,16 @@ from broker_pipeline.conductor.jobs.live_job import LiveJob
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generation import Generation
 from broker_pipeline.conductor.output.output import Output, check_committed, tokens_by_choice
-from broker_pipeline.conductor.output.reasoning import opens_reasoning
+from broker_pipeline.conductor.output.reasoning import END, opens_reasoning
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import GarbledStateError, NoRouteError
+from broker_pipeline.grammars.rule import grammar_source
 from broker_pipeline.messages.jobs import TokenEntry
 from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.structured_outputs import GrammarSettings
 from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.policies.admission import Admission
@@ -88,7 +90,7 @@ class GenerationBuilder:
             order=job.order,
             route=route,
             prompt=prompt,
-            sampling=of_output(choice, job.sampling),
+            sampling=of_output(choice, job.sampling, answer_begins_after=self._answer_begins_after(job)),
             num_kv_tokens=job.num_kv_tokens,
             generated=list(output.token_ids),
             is_alone=job.retries.is_alone,
@@ -175,10 +177,13 @@ class GenerationBuilder:
         job.take_prompt(prompt)
         return prompt
 
+    def _answer_begins_after(self, job: LiveJob) -> int | None:
+        return self.model.vocabulary.id_of(END) if job.is_reasoning else None
+
     async def _sampling(self, job: LiveJob) -> SamplingSettings:
         asked, facts = job.spec.sampling, self.model.facts
         check_token_ids(asked, facts.vocab_size)
-        words = asked.bad_words or ()
+        words, structure = asked.bad_words or (), asked.structured_outputs
         encode = self.model.vocabulary.encode
         return resolve_sampling(
             asked,
@@ -186,6 +191,7 @@ class GenerationBuilder:
             job.job_id,
             end_token_ids=end_token_ids(asked, facts.eos_token_ids),
             bad_word_ids=await asyncio.to_thread(bad_word_ids, words, encode) if words else (),
+            grammar=GrammarSettings(source=grammar_source(structure)) if structure else None,
         )
 
     def _output(self, job: LiveJob, choice: int, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:

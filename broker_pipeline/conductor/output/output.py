@@ -90,7 +90,7 @@ class Output:
             self._shown.append(shown)
             return shown
         may_stop = num_tokens > rule.min_tokens
-        is_end = may_stop and token_id in rule.end_token_ids
+        is_end = token_id in rule.end_token_ids
         reasoning, text = self._split.feed(token_id, "" if is_end else self._detokenizer.feed(token_id))
         is_stopped = False
         if rule.stop:

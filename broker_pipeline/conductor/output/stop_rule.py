@@ -35,7 +35,7 @@ class StopRule:
         `is_stopped`: a stop string is complete with it. `is_repeating`: the output is nothing but a pattern by now.
         """
         may_stop = len(token_ids) > self.min_tokens
-        if is_stopped or (may_stop and token_ids[-1] in self.end_token_ids):
+        if is_stopped or token_ids[-1] in self.end_token_ids:
             return "stop"
         if may_stop and is_repeating:
             return "repetition"

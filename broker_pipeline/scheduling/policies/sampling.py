@@ -10,6 +10,7 @@ import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, SamplingSettings
+from broker_pipeline.messages.structured_outputs import GrammarSettings
 from broker_pipeline.model_facts import GenerationDefaults
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ def resolve_sampling(
     *,
     end_token_ids: TokenIds = (),
     bad_word_ids: tuple[TokenIds, ...] = (),
+    grammar: GrammarSettings | None = None,
 ) -> SamplingSettings:
     """Decide every sampling field of a job's first output; `of_output` has those of the others.
 
@@ -46,6 +48,7 @@ def resolve_sampling(
         end_token_ids=end_token_ids if params.min_tokens else (),
         seed=_first(params.seed, seed_of(job_id)),
         logprobs=params.logprobs,
+        grammar=grammar,
     )
 
 
@@ -60,9 +63,13 @@ def as_asked(asked: SamplingParams, settings: SamplingSettings) -> ObeyedSamplin
     return ObeyedSampling(**msgspec.structs.asdict(asked) | decided | kept)
 
 
-def of_output(choice: int, first: SamplingSettings) -> SamplingSettings:
-    """Return what output number `choice` of a job obeys: as the first one, with a seed that is so much larger."""
-    return msgspec.structs.replace(first, seed=_as_signed(first.seed + choice))
+def of_output(choice: int, first: SamplingSettings, *, answer_begins_after: int | None = None) -> SamplingSettings:
+    """Return what output number `choice` of a job obeys: as the first one, with a seed that is so much larger.
+
+    Its grammar, if there is one, holds from the beginning, or after the token `answer_begins_after`.
+    """
+    grammar = first.grammar and msgspec.structs.replace(first.grammar, begins_after=answer_begins_after)
+    return msgspec.structs.replace(first, seed=_as_signed(first.seed + choice), grammar=grammar)
 
 
 def end_token_ids(params: SamplingParams, eos_token_ids: Sequence[int]) -> TokenIds:

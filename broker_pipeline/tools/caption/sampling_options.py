@@ -47,6 +47,7 @@ _OPTIONS = (
         "--repetition-detection",
         """Ends a caption that repeats itself: '{"max_pattern_size": 64, "min_count": 4}'.""",
     ),
+    _json_option("--structured-outputs", """What captions have to be: '{"choice": ["indoors", "outdoors"]}'."""),
     option("--n", default=None, type=int, help="Captions of each picture."),
     option("--seed", default=None, type=int, help="Makes sampling repeatable."),
 )

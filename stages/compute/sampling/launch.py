@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from stages.compute.sampling.adjustments import MASKED, AdjustmentTables, adjust_logit_rows
+from stages.compute.sampling.adjustments import MASKED, NUM_TABLES, AdjustmentTables, adjust_logit_rows
 from stages.compute.sampling.candidates import DrawSettings
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling.logprobs import logprob_report
@@ -98,7 +99,7 @@ def _run_adjusted(
     """Return all `tokens` `[r]` with those of adjusted logit rows put in, and the reports of these."""
     places = next(sent).long()
     scores = logits.index_select(0, places).float()
-    adjust_logit_rows(scores, next(sent), next(sent), next(sent), next(sent))
+    adjust_logit_rows(scores, *islice(sent, NUM_TABLES))
     scan = scan_logits(scores)
     chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
     best = scores.gather(1, scan.greedy.clamp(min=0)[:, None])[:, 0]

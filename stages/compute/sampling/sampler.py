@@ -35,6 +35,8 @@ from broker_pipeline.errors import (
     StageError,
 )
 from broker_pipeline.messages.sampling import SamplingSettings, TokenLogprob
+from stages.compute.grammar.session_grammar import SessionGrammar
+from stages.compute.grammar.token_bits import without
 from stages.compute.sampling.adjustments import Adjustment, AdjustmentTables, adjust_logit_rows
 from stages.compute.sampling.launch import NOTHING_LEFT, SamplingResults, launch_logit_rows
 from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, LogitScan
@@ -53,8 +55,17 @@ LEAST_LOGPROB = -9999.0
 class SessionSampler:
     """One session's settings, and of its tokens what these depend on."""
 
-    def __init__(self, settings: SamplingSettings, tokens: Sequence[int] = (), num_prompt_tokens: int = 0) -> None:
-        """Begin with all `tokens` of the session, prompt first; settings that need no history do without."""
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        tokens: Sequence[int] = (),
+        num_prompt_tokens: int = 0,
+        grammar: SessionGrammar | None = None,
+    ) -> None:
+        """Begin with all `tokens` of the session, prompt first; settings that need no history do without.
+
+        `grammar` is where its answer is by now, if its settings have one.
+        """
         self._needs_history = settings.needs_history
         tokens = tokens if self._needs_history else ()
         prompt, generated = tokens[:num_prompt_tokens], tokens[num_prompt_tokens:]
@@ -63,7 +74,8 @@ class SessionSampler:
         self._history = TokenHistory(prompt, generated) if settings.has_penalties else TokenHistory()
         self._mask = TokenMask(settings, tokens, num_prompt_tokens)
         self._is_always_adjusted = settings.has_penalties or bool(settings.logit_bias)
-        self._is_ever_adjusted = self._is_always_adjusted or self._mask.is_needed
+        self._grammar = grammar
+        self._is_ever_adjusted = self._is_always_adjusted or self._mask.is_needed or grammar is not None
         self._is_plain = settings.temperature == 0 and settings.logprobs is None and not self._is_ever_adjusted
         self._biases = np.array(list(settings.logit_bias.items()), dtype=np.float64).reshape(-1, 2).T
 
@@ -75,10 +87,20 @@ class SessionSampler:
             )
 
     def adjustment(self, position: int) -> Adjustment | None:
-        """Return what is done to the logits of the token at index `position`; None where they stay as they are."""
+        """Return what is done to the logits of the token at index `position`; None where they stay as they are.
+
+        Where masks would leave nothing of what a grammar allows, the grammar wins. Waits for the grammar.
+
+        Raises:
+            GrammarError: the grammar has failed.
+        """
         if not self._is_ever_adjusted:
             return None
         masked = self._mask.ids(position)
+        if self._grammar is not None:
+            if (allowed := self._grammar.allowed()) is not None:
+                return Adjustment(self.settings, self._biases, self._history, set(), without(allowed, masked))
+            masked |= self._grammar.end_token_ids
         is_adjusted = masked or self._is_always_adjusted
         return Adjustment(self.settings, self._biases, self._history, masked) if is_adjusted else None
 
@@ -97,6 +119,8 @@ class SessionSampler:
             return
         self._num_tokens += 1
         self._mask.record(token_id)
+        if self._grammar is not None:
+            self._grammar.record(token_id)
         if self.settings.has_penalties:
             self._history.record(token_id)
 
@@ -168,9 +192,10 @@ def _reported(token_id: int, report: list[float], num_top: int) -> Choice:
 def launch_sampling(
     logits: Tensor, samplers: Sequence[SessionSampler], positions: Sequence[int], scan: LogitScan
 ) -> PendingChoices:
-    """Queue the work for one token of each logit row of `[r, V]` in bf16 or fp32, and wait for nothing.
+    """Queue the work for one token of each logit row of `[r, V]` in bf16 or fp32, and do not wait for the device.
 
     Logit row i belongs to `samplers[i]` and index `positions[i]`; `scan` is `scan_logits(logits)`, by whatever kernel.
+    Masks of grammars that are not there yet are waited for; the device works on what was queued before.
     Greedy ones without adjustments and log-probabilities take what the scan says; the others are worked on in groups.
     What becomes of one depends on no other. `logits` may be overwritten by work queued after this call.
     """
@@ -178,11 +203,11 @@ def launch_sampling(
     for place, (sampler, position) in enumerate(zip(samplers, positions, strict=True)):
         try:
             sampler.require_history(position)
+            request = sampler.request(place, position)
         except StageError as error:
             refusals[place] = error
         else:
-            if request := sampler.request(place, position):
-                requests.append(request)
+            requests += [request] if request else []
     return PendingChoices(launch_logit_rows(logits, scan, requests), tuple(samplers), tuple(positions), refusals)
 
 

@@ -15,6 +15,7 @@ from broker_pipeline.messages.jobs import (
     VideoPart,
 )
 from broker_pipeline.messages.sampling import RepetitionDetection, SamplingParams
+from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from broker_pipeline.pictures.rule import PictureRule
 from gateway.intake.job_draft import Link, Upload, draft_job, fill
 from gateway.intake.validation import decode_json
@@ -144,7 +145,15 @@ def _conversation(part: dict[str, object]) -> dict[str, object]:
 def test_whatever_may_be_left_out_of_a_body_may_be_null() -> None:
     refusing = [
         f"{struct.__name__}.{field.name}"
-        for struct in (JobRequest, VideoInput, ImageInput, SizeInput, SamplingParams, RepetitionDetection)
+        for struct in (
+            JobRequest,
+            VideoInput,
+            ImageInput,
+            SizeInput,
+            SamplingParams,
+            RepetitionDetection,
+            StructuredOutputs,
+        )
         for field in inspect.type_info(struct).fields  # type: ignore[attr-defined]
         if not (field.required or _takes_null(field.type))
     ]

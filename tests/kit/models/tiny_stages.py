@@ -14,6 +14,7 @@ from torch import Tensor
 
 from broker_pipeline import subjects
 from broker_pipeline.messages.workers import BlockRange
+from stages.compute.grammar.grammars import Grammars
 from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
@@ -57,6 +58,7 @@ def build_stages(
     *,
     kv_capacity_tokens: int | KVRoom = 4096,
     options: ComputeOptions | None = None,
+    grammars: Grammars | None = None,
 ) -> list[StageCompute]:
     """Return the whole decoder as stages, cut before each layer of `cuts`; takes what it needs from all tensors."""
     bounds = [0, *cuts, config.text.num_layers]
@@ -64,7 +66,9 @@ def build_stages(
     for start, stop in pairwise(bounds):
         own = {name: tensors[name] for name in stage_tensor_names(config, start, stop)}
         blocks = BlockRange(start=start, stop=stop)
-        stage = load_stage(config, blocks, own, kv_capacity_tokens=kv_capacity_tokens, options=options)
+        stage = load_stage(
+            config, blocks, own, kv_capacity_tokens=kv_capacity_tokens, options=options, grammars=grammars
+        )
         stages.append(stage)
     return stages
 

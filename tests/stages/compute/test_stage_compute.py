@@ -9,6 +9,7 @@ import torch
 
 from broker_pipeline.errors import (
     ComputeError,
+    GrammarError,
     KVCapacityError,
     KVPositionError,
     MalformedEnvelopeError,
@@ -20,6 +21,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.structured_outputs import GrammarSettings
 from stages.compute.generate import WholeModel
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
@@ -395,6 +397,13 @@ def test_a_failed_computation_advances_nobody_and_may_be_repeated(monkeypatch):
             run(compute, segment("a", 0, 5))
     assert compute.kv.length(("a", 1)) == 0
     assert run(compute, segment("a", 0, 5)).tokens == run(expected, segment("a", 0, 5)).tokens
+
+
+def test_a_stage_without_a_tokenizer_refuses_a_grammar_and_keeps_nothing_of_it():
+    compute = stage()
+    with pytest.raises(GrammarError):
+        compute.open(opening("a", grammar=GrammarSettings(source="x")))
+    assert compute.kv.num_sessions == 0
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------

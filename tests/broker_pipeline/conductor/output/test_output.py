@@ -88,8 +88,8 @@ def test_a_stop_token_ends_the_output_and_is_not_in_its_text() -> None:
     assert (out.finish_reason, out.text) == ("stop", "A dog")
 
 
-def test_nothing_but_the_limit_ends_an_output_that_is_too_short() -> None:
-    ids = [*TOKENIZER.encode("A dog").ids, EOS, *TOKENIZER.encode("!").ids, EOS, 5]
+def test_an_output_that_is_too_short_goes_on_after_a_stop_string() -> None:
+    ids = [*TOKENIZER.encode("A dog").ids, *TOKENIZER.encode("!").ids, EOS, 5]
     num_until = len(ids) - 2
     out = output(min_tokens=num_until, stop=("dog",))
     assert "".join(run(out, ids)) == "A dog!"

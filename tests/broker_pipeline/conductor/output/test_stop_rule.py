@@ -10,7 +10,7 @@ from broker_pipeline.conductor.output.stop_rule import StopRule
     [
         ([1, 2, 3], {}, None),
         ([1, 2, 9], {}, "stop"),
-        ([9], {}, None),
+        ([9], {}, "stop"),
         ([1, 2, 9], {"is_repeating": True}, "stop"),
         ([1, 2, 3, 4, 5, 6], {}, "length"),
         ([1, 2, 3, 4, 5, 9], {}, "stop"),

@@ -3,6 +3,7 @@ import pytest
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.structured_outputs import GrammarSettings, StructuredOutputs
 from broker_pipeline.model_facts import GenerationDefaults
 from broker_pipeline.scheduling.policies.sampling import (
     as_asked,
@@ -120,3 +121,13 @@ def test_what_a_job_obeyed_is_told_in_the_words_that_it_could_be_asked_for_by() 
     assert told.max_tokens is None
     assert resolve_sampling(told, INSTRUCT, "k", end_token_ids=(7,), bad_word_ids=((1, 2), (3,))) == settings
     assert as_asked(SamplingParams(), resolve_sampling(SamplingParams(), INSTRUCT, "j")).logit_bias is None
+
+
+def test_a_grammar_holds_from_where_the_answer_begins() -> None:
+    settings = resolve_sampling(SamplingParams(), INSTRUCT, "j", grammar=GrammarSettings(source="x"))
+    assert settings.needs_history, "a session that moves takes its tokens again"
+    assert of_output(1, settings).grammar == GrammarSettings(source="x")
+    assert of_output(1, settings, answer_begins_after=5).grammar == GrammarSettings(source="x", begins_after=5)
+    assert of_output(1, resolve_sampling(SamplingParams(), INSTRUCT, "j"), answer_begins_after=5).grammar is None
+    asked = SamplingParams(structured_outputs=StructuredOutputs(choice=("a",)))
+    assert as_asked(asked, settings).structured_outputs == asked.structured_outputs
