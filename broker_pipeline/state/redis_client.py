@@ -26,6 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
+from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS
 from broker_pipeline.state.script_calls import ScriptCalls
 from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
@@ -121,8 +122,9 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         "max_connections": max_connections,
         "timeout": timeout_s,
         "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, CONNECT_TIMEOUT_S),
         "socket_keepalive": True,
+        "socket_keepalive_options": TCP_OPTIONS,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "decode_responses": False,
