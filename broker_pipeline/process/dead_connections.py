@@ -11,8 +11,8 @@ from __future__ import annotations
 import socket
 
 UNACKNOWLEDGED_S = 1.0
-CONNECT_TIMEOUT_S = 1.0
-"""An attempt to connect that met a broken network is repeated after this, not after TCP's 1, 3, 7 s."""
+CONNECT_TIMEOUT_S = 0.75
+"""An attempt to connect that met a broken network is given up after this, not when TCP repeats it after 1, 3, 7 s."""
 
 TCP_OPTIONS = {socket.TCP_USER_TIMEOUT: int(UNACKNOWLEDGED_S * 1000)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
 """Of the level IPPROTO_TCP; Linux has them, elsewhere TCP's own time-outs apply."""

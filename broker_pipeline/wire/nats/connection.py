@@ -25,7 +25,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
-from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
 from broker_pipeline.wire.nats.connection_state import NATS_ERRORS, ConnectionState
 from broker_pipeline.wire.nats.echo import Echo
@@ -179,7 +178,6 @@ class NatsConnection:
                     reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # only slept
                     max_reconnect_attempts=-1,
                     pending_size=-1,
-                    connect_timeout=CONNECT_TIMEOUT_S,  # type: ignore[arg-type] # only waited
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type] # only slept
                     max_outstanding_pings=_MAX_UNANSWERED_PINGS,
                     **self._state.callbacks(),

@@ -23,7 +23,7 @@ import nats.errors
 import structlog
 from nats.aio.transport import Transport
 
-from broker_pipeline.process.dead_connections import TCP_OPTIONS
+from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS
 from broker_pipeline.wire.nats.message import Receiver
 from broker_pipeline.wire.nats.message_splitter import MessageSplitter
 
@@ -95,7 +95,7 @@ class NatsSocket(Transport):
         """Make a connection in place of the one before."""
         self.close()
         loop, host, port = asyncio.get_running_loop(), uri.hostname or "", uri.port or _DEFAULT_PORT
-        async with asyncio.timeout(connect_timeout):
+        async with asyncio.timeout(min(connect_timeout, CONNECT_TIMEOUT_S)):
             transport, self._link = await loop.create_connection(
                 lambda: _Link(self._receivers, self._on_failed), host, port
             )
