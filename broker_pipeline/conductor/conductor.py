@@ -3,6 +3,7 @@
     share ──► lease: a new epoch ──► tenure: roster, dispatcher, committer, intake … ──► lease lost: another may have it
                                          │
                                          └── given up, SIGTERM: requeue, drain, release the lease
+                                             (SIGTERM with others there: requeue everything, since they go on at once)
 
 All that a tenure holds in memory may be lost at any time: jobs come back from the queue, tokens from Redis.
 """
@@ -37,7 +38,8 @@ from broker_pipeline.wire.transport import Transport
 log = structlog.get_logger()
 
 _PAUSE_S = 0.5
-_LOOK_S = 0.5
+_ENDED_POLL_S = 0.02
+_LOOK_S = 0.25
 """From one look at conductors and leases to the next."""
 
 
@@ -89,6 +91,7 @@ class Conductor:
         self._leases: dict[str, Lease] = {}
         self._held: dict[str, _Held] = {}
         self._census = Census()
+        self._is_handing_over = False
         self._pause_s = min(_LOOK_S, around.settings.lease_ttl_s / 10)
         around.transport.add_reconnect_listener(self._on_reconnect)
 
@@ -100,11 +103,14 @@ class Conductor:
                 balancing = tenures.create_task(self._balance(tenures), name="shares")
                 await stopping.wait()
                 balancing.cancel()
-                watching.cancel()
-                await asyncio.wait({balancing, watching})
+                await asyncio.wait({balancing})
+                self._is_handing_over = len(self._census.members) > 1
                 await _unless_away(self._membership.leave())
                 for held in self._held.values():
                     held.stopping.set()
+                while self._held:  # noqa: ASYNC110 - until then it answers the others, and streams are watched
+                    await asyncio.sleep(_ENDED_POLL_S)
+                watching.cancel()
         finally:
             for lease in self._leases.values():  # one may have been taken without an answer
                 await _unless_away(lease.release())
@@ -171,7 +177,13 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                term = Term(share, epoch, lambda: lease.is_held, lambda: len(self._census.shares))
+                term = Term(
+                    share,
+                    epoch,
+                    lease_held=lambda: lease.is_held,
+                    num_shares=lambda: len(self._census.shares),
+                    is_handed_over=lambda: self._is_handing_over,
+                )
                 held.tenure = Tenure(self._around, term, self._watchers)
                 await held.tenure.run(held.stopping)
                 holding.cancel()

@@ -18,6 +18,7 @@ class Tenure:
     def __init__(self, around: Surroundings, term: Term, watchers: Watchers) -> None:
         """Wire the parts."""
         self._around = around
+        self._term = term
         self._parts = Parts(around, term, watchers)
         self._reporter = Reporter(around, term, self._parts)
 
@@ -40,7 +41,8 @@ class Tenure:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(parts.left.run(), name="left deliveries")
             running = [tasks.create_task(loop, name=name) for name, loop in loops.items()]
-            await parts.puller.run(stopping, max(0.0, common.drain_s - _MARGIN_S))
+            drain_s = max(0.0, common.drain_s - _MARGIN_S)
+            await parts.puller.run(stopping, lambda: 0.0 if self._term.is_handed_over() else drain_s)
             for task in running:
                 task.cancel()
 

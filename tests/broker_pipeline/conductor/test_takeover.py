@@ -6,7 +6,8 @@ import asyncio
 import time
 from contextlib import suppress
 
-from broker_pipeline import redis_keys
+from broker_pipeline import redis_keys, subjects
+from broker_pipeline.messages.control import Hello
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from tests.kit.acting.conductor_bench import Bench, open_bench
 from tests.kit.waiting import eventually
@@ -94,6 +95,26 @@ async def test_stopping_puts_back_what_is_not_done_at_the_deadline(bench: Bench)
     bench.conductor("c1")
     await bench.wait([job_id])
     await bench.check_right([job_id])
+
+
+async def test_stopping_hands_everything_over_where_another_is_there(bench: Bench) -> None:
+    a = await bench.stage("a", 0, 6, step_s=0.02)
+    await bench.vision()
+    stopping = bench.conductor("c0", drain_s=60.0)
+    await bench.status(lambda status: status.instance == "c0")
+    root = subjects.worker_root(bench.namespace, "main", "conductor-c1", "c1")
+    async with bench.transport.subscribe(subjects.control(root), Hello) as hellos:
+        bench.conductor("c1")
+        async with asyncio.timeout(20):
+            await anext(hellos)  # c0 knows of it
+    job_ids = [await bench.submit(max_tokens=150) for _ in range(4)]
+    await bench.progress(job_ids, 3)
+    stopping.set()
+    await asyncio.wait_for(bench.conductors[0], 10)
+    records = await bench.wait(job_ids)
+    assert all(record.attempt == 2 for record in records)
+    await bench.check_right(job_ids)
+    await bench.check_empty(a)
 
 
 async def test_nats_restarts_and_everything_goes_on(own_nats: EmbeddedNats, redis_url: str, namespace: str) -> None:
