@@ -63,6 +63,7 @@ class StreamLoad:
         self._gateways = gateways
         self._body = body
         self._turns = itertools.count()
+        self._keys = itertools.count()
 
     @classmethod
     @asynccontextmanager
@@ -95,7 +96,7 @@ class StreamLoad:
                 await self._follow(stream, job_id)
 
     async def _submit(self, stream: Stream) -> str:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": f"recovery-{next(self._turns)}-{id(stream)}"}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": f"recovery-{next(self._keys)}"}
         while True:
             try:
                 async with self._http.post(f"{stream.gateway}/v1/jobs", data=self._body, headers=headers) as answer:

@@ -20,7 +20,7 @@ if held < args.num_retries and (status == 'failed' or status == 'cancelled') the
   status = 'queued'
 end
 if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
-redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held)
+redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held or '')
 redis.call('ZREM', UNPUBLISHED, id .. ' ' .. args.num_retries)
 attempt = redis.call('HINCRBY', job, 'attempt', 1)
 redis.call('HSETNX', job, 'started_at', not_before(job, 'created_at'))

@@ -9,7 +9,7 @@ local LEASE, EPOCH = unpack(KEYS)
 local LONGEST_MS = 3600 * 1000
 local LARGEST = 2 ^ 40 - 2 ^ 20  -- of an epoch; what is said on the wire ends at 2^40
 local holder = text(LEASE)
-if args.gone[holder or ''] then holder = false end
+if args.gone and args.gone[holder or ''] then holder = false end
 if holder and holder ~= args.instance then
   local left_ms = redis.call('PTTL', LEASE)
   if left_ms < 0 or left_ms > LONGEST_MS then redis.call('PEXPIRE', LEASE, args.ttl_ms) end
