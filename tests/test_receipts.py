@@ -7,7 +7,8 @@ A table that is checked stands below a line of JSON pointers, one for each colum
     |---|---|---|
     | [2B](receipts/parity-2b-shape.json)  | 245 s | 0              |
 
-The first cell of a row links its receipt. A number is right when it is the receipt's, rounded to the digits it has.
+The first cell of a row links its receipt, or a part of it: `receipts/one.json#/components/stage`.
+A number is right when it is the receipt's, rounded to the digits it has.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENTS = [path for path in sorted(DOCS.glob("*.md")) if "<!-- receipts:" in path.read_text()]
 
 _TABLE = re.compile(r"^<!-- receipts: (.+) -->\n\|.*\n\|[-:|]+\n((?:\|.*\n)+)", re.MULTILINE)
-_LINK = re.compile(r"\[.+\]\((receipts/[^)]+)\)")
+_LINK = re.compile(r"\[.+\]\((receipts/[^)#]+)#?([^)]*)\)")
 _NUMBER = re.compile(r"(-?[\d,]*\.?\d+(?:e-?\d+)?) ?(|%|[KMG]?B|s|min|h)")
 _UNITS = {"": 1, "B": 1, "s": 1, "%": "0.01", "KB": 1e3, "MB": 1e6, "GB": 1e9, "min": 60, "h": 3600}
 
@@ -39,7 +40,8 @@ def wrong_cells(text: str, directory: Path) -> Iterator[str]:
     for pointers, rows in _TABLE.findall(text):
         for row in rows.splitlines():
             first, *cells = (cell.strip() for cell in row.strip("|").split("|"))
-            receipt = json.loads((directory / _LINK.fullmatch(first)[1]).read_text())
+            name, part = _LINK.fullmatch(first).groups()
+            receipt = value_at(json.loads((directory / name).read_text()), part)
             for pointer, cell in zip(re.split(" (?=/)", pointers), cells, strict=True):
                 if not is_right(cell, value := value_at(receipt, pointer)):
                     yield f"{first}: {cell} is {value} at {pointer}"
@@ -68,7 +70,7 @@ def test_a_document_says_what_its_receipts_say(document: Path) -> None:
 
 
 def test_every_receipt_is_cited() -> None:
-    cited = {match for document in DOCUMENTS for match in _LINK.findall(document.read_text())}
+    cited = {name for document in DOCUMENTS for name, _ in _LINK.findall(document.read_text())}
     assert cited == {f"receipts/{path.name}" for path in receipts()}
 
 
@@ -102,3 +104,11 @@ def test_a_wrong_figure_is_named(tmp_path: Path) -> None:
     right, wrong = (f"| [one](receipts/one.json) | {seconds} s | layers.0 |\n" for seconds in (3, 4))
     assert list(wrong_cells(rows + right, tmp_path)) == []
     assert list(wrong_cells(rows + wrong, tmp_path)) == ["[one](receipts/one.json): 4 s is 3.2 at /seconds"]
+
+
+def test_a_row_may_be_of_a_part_of_its_receipt(tmp_path: Path) -> None:
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "one.json").write_text('{"parts": {"a": {"seconds": 3.2}, "b": {"seconds": 5}}}')
+    rows = "<!-- receipts: /seconds -->\n| of | time |\n|---|---|\n"
+    rows += "".join(f"| [{part}](receipts/one.json#/parts/{part}) | 3 s |\n" for part in "ab")
+    assert list(wrong_cells(rows, tmp_path)) == ["[b](receipts/one.json#/parts/b): 3 s is 5 at /seconds"]

@@ -59,7 +59,12 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     type=_SECONDS,
     help="Seconds that a job under way waits for stages that can hold it, before it fails.",
 )
-@option("--lease-ttl-s", default=5.0, type=_SECONDS, help="Seconds after which a standby replaces a dead conductor.")
+@option(
+    "--lease-ttl-s",
+    default=10.0,
+    type=_SECONDS,
+    help="Seconds that Redis may be away before another conductor takes over; one that is gone is replaced sooner.",
+)
 @option(
     "--ack-wait-s", default=ACK_WAIT_S, type=_SECONDS, help="Seconds after which a dead conductor's jobs come back."
 )

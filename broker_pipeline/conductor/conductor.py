@@ -3,6 +3,7 @@
     share ──► lease: a new epoch ──► tenure: roster, dispatcher, committer, intake … ──► lease lost: another may have it
                                          │
                                          └── given up, SIGTERM: requeue, drain, release the lease
+                                             (SIGTERM with others there: requeue everything, since they go on at once)
 
 All that a tenure holds in memory may be lost at any time: jobs come back from the queue, tokens from Redis.
 """
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import structlog
 
+from broker_pipeline import subjects
 from broker_pipeline.conductor.membership import Census, Membership
 from broker_pipeline.conductor.output.text_model import TextModel
+from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.surroundings import Surroundings, Term
 from broker_pipeline.conductor.tenure import Tenure
@@ -35,6 +38,9 @@ from broker_pipeline.wire.transport import Transport
 log = structlog.get_logger()
 
 _PAUSE_S = 0.5
+_ENDED_POLL_S = 0.02
+_LOOK_S = 0.25
+"""From one look at conductors and leases to the next."""
 
 
 async def serve_conductor(context: ServiceContext, settings: ConductorSettings) -> None:
@@ -80,27 +86,43 @@ class Conductor:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._membership = Membership(around)
+        self._peers = self._membership.peers
+        self._watchers = Watchers(around.clock)
         self._leases: dict[str, Lease] = {}
         self._held: dict[str, _Held] = {}
         self._census = Census()
-        self._pause_s = around.settings.lease_ttl_s / 10
+        self._is_handing_over = False
+        self._pause_s = min(_LOOK_S, around.settings.lease_ttl_s / 10)
         around.transport.add_reconnect_listener(self._on_reconnect)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Have this conductor's part of the shares, until told to stop."""
         try:
             async with asyncio.TaskGroup() as tenures:
+                watching = tenures.create_task(self._watch(), name="watching")
                 balancing = tenures.create_task(self._balance(tenures), name="shares")
                 await stopping.wait()
                 balancing.cancel()
                 await asyncio.wait({balancing})
+                self._is_handing_over = len(self._census.members) > 1
                 await _unless_away(self._membership.leave())
                 for held in self._held.values():
                     held.stopping.set()
+                while self._held:  # noqa: ASYNC110 - until then it answers the others, and streams are watched
+                    await asyncio.sleep(_ENDED_POLL_S)
+                watching.cancel()
         finally:
             for lease in self._leases.values():  # one may have been taken without an answer
                 await _unless_away(lease.release())
             await _unless_away(self._membership.leave())
+
+    async def _watch(self) -> None:
+        """Know what a tenure needs to know from its first moment on, until cancelled."""
+        around = self._around
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._peers.run(), name="peers")
+            watch = subjects.watch(around.common.namespace)
+            tasks.create_task(self._watchers.listen(around.transport, watch), name="watchers")
 
     async def _balance(self, tenures: asyncio.TaskGroup) -> None:
         """Take and give up shares as conductors and shares come and go, until cancelled."""
@@ -113,7 +135,7 @@ class Conductor:
                 if not is_away:
                     log.warning("shares_unknown", reason=error.message)
                 is_away = True
-            await asyncio.sleep(self._pause_s)
+            await self._peers.found_gone(self._pause_s)
 
     async def _take_part(self, tenures: asyncio.TaskGroup) -> None:
         census, instance = await self._membership.look(), self._around.instance
@@ -129,7 +151,7 @@ class Conductor:
                 held.stopping.set()
         num_more = part.num_more
         for share in part.free:
-            if num_more and (epoch := await self._lease(share).acquire()) is not None:
+            if num_more and (epoch := await self._lease(share).acquire(self._peers.gone)) is not None:
                 num_more -= 1
                 self._held[share] = held = _Held()
                 tenures.create_task(self._conduct(share, epoch, held), name=f"tenure {share}")
@@ -155,19 +177,26 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(lease.hold(), name="lease")
-                held.tenure = Tenure(
-                    self._around, Term(share, epoch, lambda: lease.is_held, lambda: len(self._census.shares))
+                term = Term(
+                    share,
+                    epoch,
+                    lease_held=lambda: lease.is_held,
+                    num_shares=lambda: len(self._census.shares),
+                    is_handed_over=lambda: self._is_handing_over,
                 )
+                held.tenure = Tenure(self._around, term, self._watchers)
                 await held.tenure.run(held.stopping)
                 holding.cancel()
         except* LeaseLostError as group:
             error = first_pipeline_error(group)
             log.warning("tenure_lost", share=share, epoch=epoch, reason=str(error))
+            self._peers.doubt_all()
         finally:
             await _unless_away(lease.release())
             del self._held[share]
 
     def _on_reconnect(self) -> None:
+        self._peers.on_reconnect()
         for held in self._held.values():
             if held.tenure is not None:
                 held.tenure.on_reconnect()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker_pipeline import __version__, redis_keys, subjects
+from broker_pipeline.conductor.peer_watch import PeerWatch
 from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.policies.shares import shares_of
@@ -30,14 +31,17 @@ class Membership:
     """This conductor among those of its pipeline."""
 
     def __init__(self, around: Surroundings) -> None:
-        """Let a record that nobody renews lapse before its holder's leases do, so that others count without it."""
+        """Be present in `record`.
+
+        One that nobody renews lapses before its holder's leases do, so that others count without it by then.
+        """
         common = around.common
         self._around = around
         self._registry = WorkerRegistry(
             around.redis, common.namespace, common.pipeline, ttl_s=around.settings.lease_ttl_s / 2
         )
         name = f"conductor-{around.instance}"
-        self._record = WorkerRecord(
+        self.record = WorkerRecord(
             worker=name,
             instance=around.instance,
             role="conductor",
@@ -48,27 +52,32 @@ class Membership:
             version=__version__,
             fingerprint=around.model.facts.fingerprint,
             started_at=time.time(),
+            answers_hellos=True,
         )
+        self.peers = PeerWatch(transport=around.transport, record=self.record, clock=around.clock)
+        """Which of the others are gone whatever their records say."""
 
     async def look(self) -> Census:
         """Say that this conductor is there, and return who else is. Raises `StateError`."""
-        await self._registry.renew(self._record)
+        await self._registry.renew(self.record)
         records = await self._registry.records()
         shares = shares_of(records)
-        present = [record for record in records if record.role == "conductor"]
+        conductors = [record for record in records if record.role == "conductor"]
+        self.peers.meet(conductors)
+        present = [record for record in conductors if record.instance not in self.peers.gone]
         # a lease of nobody who is there is asked for until it ends, or, where it has no end, is given one
         names = {record.instance for record in present}
         holders = {share: holder for share, holder in (await self._holders(sorted(shares))).items() if holder in names}
         return Census(
             # one of another model cannot use these shares
-            members=frozenset(each.instance for each in present if each.fingerprint == self._record.fingerprint),
+            members=frozenset(each.instance for each in present if each.fingerprint == self.record.fingerprint),
             shares=shares,
             holders=holders,
         )
 
     async def leave(self) -> None:
         """Let others count without this one. Raises `StateError`."""
-        await self._registry.release(self._record)
+        await self._registry.release(self.record)
 
     async def _holders(self, shares: list[str]) -> dict[str, str]:
         common = self._around.common

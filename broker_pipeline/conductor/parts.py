@@ -20,6 +20,7 @@ from broker_pipeline.conductor.jobs.generation_builder import GenerationBuilder,
 from broker_pipeline.conductor.jobs.job_end import JobEnds, Stores
 from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
+from broker_pipeline.conductor.jobs.left_deliveries import LeftDeliveries
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.jobs.other_shares import OtherShares
 from broker_pipeline.conductor.jobs.unqueued_jobs import UnqueuedJobs
@@ -34,6 +35,7 @@ from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.messages.control import Hello
 from broker_pipeline.scheduling.policies.admission import Admission, Load
 from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.state.held_jobs import HeldJobs
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.publishing import JobPublisher
@@ -45,8 +47,8 @@ _EXPECTED_TOKENS = 1024
 class Parts:
     """What the conductor of a share consists of, in one epoch."""
 
-    def __init__(self, around: Surroundings, term: Term) -> None:
-        """Wire everything."""
+    def __init__(self, around: Surroundings, term: Term, watchers: Watchers) -> None:
+        """Wire everything; `watchers` outlasts the tenure."""
         self._around = around
         self._term = term
         transport, redis, settings, namespace = around.transport, around.redis, around.settings, around.common.namespace
@@ -55,8 +57,7 @@ class Parts:
         self.generations = Generations(self.scheduler, self._plan_due, around.clock)
         self.workers = Workers(self.scheduler, self.generations, self._plan_due, around.clock)
         self.live = LiveJobs()
-        self.watchers = Watchers(around.clock)
-        self.stores = Stores.open(transport, redis, namespace, self.watchers)
+        self.stores = Stores.open(transport, redis, namespace, watchers)
         self.committer = Committer(self.stores.jobs, self.stores.events, self.generations.refuse, around.clock)
         self.cancels = Cancels(transport, subjects.cancel(namespace), self.stores.jobs, self.live)
         self.queue = JobQueue(
@@ -69,6 +70,7 @@ class Parts:
         self.dispatcher = self._dispatcher()
         self.roster = Roster(self.workers, around.identity, settings.roster_times, around.clock)
         self.roster_watch = self._roster_watch()
+        self.left = LeftDeliveries(transport, HeldJobs(redis, namespace), self.queue, term.share, term.epoch)
         self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
         self.puller = self._puller()
 
@@ -124,6 +126,8 @@ class Parts:
                 max_deliveries=settings.max_deliveries,
                 lease_held=self._term.lease_held,
                 restarts=settings.on_other_model == "restart",
+                share=self._term.share,
+                epoch=self._term.epoch,
             ),
             others=OtherShares(self._term.num_shares),
         )

@@ -46,7 +46,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     route_timeout_s: PositiveSeconds = 1800.0
     """How long a job that was taken waits for a route that can hold it: stages that start again load for minutes."""
     heartbeat_timeout_s: PositiveSeconds = 2.5
-    lease_ttl_s: PositiveSeconds = 5.0
+    lease_ttl_s: PositiveSeconds = 10.0
+    """How long Redis may be away before a conductor gives up; one that is gone is found out by the others sooner."""
     ack_wait_s: PositiveSeconds = ACK_WAIT_S
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
 

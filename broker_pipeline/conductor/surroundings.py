@@ -51,3 +51,5 @@ class Term:
     """Whether nobody else can conduct the share at this moment."""
     num_shares: Callable[[], int]
     """How many shares there are at this moment: all of them ask the same vision workers."""
+    is_handed_over: Callable[[], bool] = lambda: False
+    """Whether this conductor ends and another one is there: jobs wait for nothing here then."""

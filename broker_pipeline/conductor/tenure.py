@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from broker_pipeline import subjects
+from broker_pipeline.conductor.output.watchers import Watchers
 from broker_pipeline.conductor.parts import Parts
 from broker_pipeline.conductor.reporter import Reporter
 from broker_pipeline.conductor.surroundings import Surroundings, Term
@@ -15,10 +15,11 @@ _MARGIN_S = 1.5  # of the time to drain: for putting back what is left, and for 
 class Tenure:
     """One share, conducted."""
 
-    def __init__(self, around: Surroundings, term: Term) -> None:
+    def __init__(self, around: Surroundings, term: Term, watchers: Watchers) -> None:
         """Wire the parts."""
         self._around = around
-        self._parts = Parts(around, term)
+        self._term = term
+        self._parts = Parts(around, term, watchers)
         self._reporter = Reporter(around, term, self._parts)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -29,19 +30,19 @@ class Tenure:
             TransportError: the broker connection is gone for good.
         """
         parts, common = self._parts, self._around.common
-        watch_subject = subjects.watch(common.namespace)
         loops = {
             "dispatcher": parts.dispatcher.run(),
             "roster": parts.roster_watch.run(),
             "committer": parts.committer.run(),
             "cancels": parts.cancels.run(),
-            "watchers": parts.watchers.listen(self._around.transport, watch_subject),
             "reporter": self._reporter.run(),
             "unqueued jobs": parts.unqueued.run(),
         }
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(parts.left.run(), name="left deliveries")
             running = [tasks.create_task(loop, name=name) for name, loop in loops.items()]
-            await parts.puller.run(stopping, max(0.0, common.drain_s - _MARGIN_S))
+            drain_s = max(0.0, common.drain_s - _MARGIN_S)
+            await parts.puller.run(stopping, lambda: 0.0 if self._term.is_handed_over() else drain_s)
             for task in running:
                 task.cancel()
 

@@ -57,6 +57,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     """Names the very GPU or processor, whatever hosts are called: workers with the same one share it."""
     device_slots: PositiveCount = 1
     """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
+    answers_hellos: bool = False
+    """Whether a conductor is gone when nobody listens where it would answer; earlier releases have none who does."""
     # stages only
     blocks: BlockRange | None = None
     share: ShareName = ""

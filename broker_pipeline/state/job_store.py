@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
+from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_pages import JobPage, job_fields, page_of_records
 from broker_pipeline.state.job_records import (
     DEFAULT_RESULT_TTL_S,
@@ -149,14 +150,18 @@ class JobStore:
                 return job_record(job_id, fields), [_decode_token(entry) for entry in entries]
         raise job_not_found(job_id)
 
-    async def begin_attempt(self, spec: JobSpec, fingerprint: str, *, restarts: bool = True) -> Attempt:
+    async def begin_attempt(
+        self, spec: JobSpec, fingerprint: str, *, restarts: bool = True, hold: Hold | None = None
+    ) -> Attempt:
         """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
 
         So is a request to run it again that Redis lost, and a message of an earlier sending of the job is finished.
         The tokens to come are of the model `fingerprint`. Those of another one are dropped if the job `restarts`.
+        `hold` says who has the job from now on.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
         args = {**spec_args(spec), "fingerprint": fingerprint, "restarts": restarts}
+        args["held"] = as_json(hold) if hold else ""
         number, cancelled, finished, failed, entries, *other = await self._run("begin_attempt", args, action)
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]

@@ -15,8 +15,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 1.0
-_MAX_TRIES = 60
+_LONGEST_PAUSE_S = 0.25
+_MAX_TRIES = 240
 
 
 async def persist(call: Callable[[], Awaitable[T]]) -> T:

@@ -26,11 +26,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
+from broker_pipeline.process.dead_connections import TCP_OPTIONS
 from broker_pipeline.state.script_calls import ScriptCalls
 from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
+_CONNECT_TIMEOUT_S = 1.0
+"""As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
 _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 """Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
@@ -121,8 +124,9 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         "max_connections": max_connections,
         "timeout": timeout_s,
         "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, _CONNECT_TIMEOUT_S),
         "socket_keepalive": True,
+        "socket_keepalive_options": TCP_OPTIONS,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "decode_responses": False,

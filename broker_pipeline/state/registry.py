@@ -27,7 +27,7 @@ from broker_pipeline.state.script_runner import ScriptRunner
 from broker_pipeline.state.unreadable_rows import UnreadableRows
 
 DEFAULT_TTL_S = 5.0
-DEFAULT_HEARTBEAT_S = 1.0
+DEFAULT_HEARTBEAT_S = 0.25
 
 
 class _FewFacts(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ job may be delivered is for the conductor to decide, from `Delivery.num_deliveri
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +30,7 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerInfo, PubAck
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError
+from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError, TransportError
 from broker_pipeline.messages.jobs import JobSpec
 from broker_pipeline.storage.jetstream import jetstream_errors
 from broker_pipeline.storage.job_stream import JobStream
@@ -43,6 +44,7 @@ MAX_QUEUE_BYTES = 2**30
 MAX_JOB_BYTES = 4 * 2**20
 ACK_WAIT_S = 10.0
 _MSG_ID_HEADER = "Nats-Msg-Id"
+_DELIVERY = re.compile(r"\$JS\.ACK(\.[^.*>\s]+)+")
 
 OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
 
@@ -66,6 +68,11 @@ class Delivery:
     num_deliveries: int
     """1 for the first."""
     _msg: Msg
+
+    @property
+    def name(self) -> str:
+        """What `JobQueue.hand_back` knows it by."""
+        return self._msg.reply
 
     async def ack(self, timeout_s: float | None = 5.0) -> None:
         """Take the job out of the queue; returns when the server has confirmed it, or at once with None.
@@ -168,6 +175,16 @@ class JobQueue:
 
         info = await self._stream.outlasting_loss(ask)
         return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
+
+    async def hand_back(self, delivery: str) -> None:
+        """Have a job delivered again at once whose `delivery` (its name) a process had that is gone.
+
+        What was acknowledged or delivered again since stays as it is. Raises `TransportError`.
+        """
+        if _DELIVERY.fullmatch(delivery) is None:
+            raise TransportError(f"{delivery[:64]!r} is no delivery")
+        with jetstream_errors("handing a job back"):
+            await self._jetstream.client.publish(delivery, b"-NAK")
 
     # --- pulling ---
 

@@ -23,7 +23,9 @@ from broker_pipeline.wire.nats.jetstream import JetStream
 
 log = structlog.get_logger()
 
-_PULL_S = 1.0
+_PULL_S = 0.5
+"""How long a request stays open: shorter than it takes to find out that a conductor hangs or is cut off. What is handed
+back from it then would be given to it once more."""
 _GRACE_S = 0.25
 _PAUSE_S = 0.1
 

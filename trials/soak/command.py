@@ -27,6 +27,8 @@ from trials.soak.faults.network import require_network
 from trials.soak.faults.plan import FAULT_KINDS, FaultKind, parse_kinds
 from trials.soak.faults.shared_memory import require_shared_memory
 from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
+from trials.soak.recovery.drill import KINDS, RecoveryDrill, RecoverySettings
+from trials.soak.recovery.report import RecoveryReport, recovery_tables
 from trials.soak.report import SoakReport, soak_tables
 from trials.soak.report_overload import overload_tables
 from trials.soak.run import Soak, SoakSettings
@@ -81,6 +83,12 @@ REQUIRED: Mapping[str, Callable[[], None]] = {
 @option("--concurrency", default=32, type=_POSITIVE, help="Jobs in flight at a time.")
 @option("--device", default="cpu", help="Device of every worker.")
 @option(
+    "--recovery",
+    type=_POSITIVE,
+    metavar="FAULTS",
+    help="Instead: hit each component so often, one fault after the other, and measure how long streams stand still.",
+)
+@option(
     "--overload",
     type=click.FloatRange(min=1, min_open=True),
     metavar="FACTOR",
@@ -111,6 +119,7 @@ def command(**options: Any) -> None:
       broker-pipeline soak --jobs 200 --faults kill,stop,restart --seed 7
       broker-pipeline soak --jobs 3000 --num-faults 150 --faults all --together 0.3 --out report.json
       broker-pipeline soak --overload 5 --overload-s 600 --out overload.json
+      broker-pipeline soak --recovery 30 --out recovery.json
     """
     say = _Teller()
     # What the soak's own connections meet during a fault is no news.
@@ -136,7 +145,7 @@ class _Teller:
 
 async def _soak(options: dict[str, Any], say: _Teller) -> int:
     kinds = parse_kinds(options["faults"])
-    if options["overload"] is None:
+    if options["overload"] is None and options["recovery"] is None:
         for kind in kinds:
             REQUIRED.get(kind, lambda: None)()
     with fresh_directory(options["data_dir"], "data_dir") as directory:
@@ -145,7 +154,9 @@ async def _soak(options: dict[str, Any], say: _Teller) -> int:
             say("making a small model of random weights")
             model = await random_model(directory / "model")
         system = _system(options, model, directory)
-        if options["overload"] is not None:
+        if options["recovery"] is not None:
+            is_proven = await _run_recovery(options, system, say)
+        elif options["overload"] is not None:
             is_proven = await _run_overload(options, system, say)
         else:
             is_proven = await _run_soak(options, system, kinds, say)
@@ -198,6 +209,21 @@ async def _run_overload(options: dict[str, Any], system: LocalSettings, say: _Te
     return report.is_proven
 
 
+async def _run_recovery(options: dict[str, Any], system: LocalSettings, say: _Teller) -> bool:
+    settings = RecoverySettings(num_faults=options["recovery"], components=_recovered(options["targets"]))
+    report = await RecoveryDrill(system, settings, say).run()
+    _write(options["out"], report)
+    say.console.print(recovery_tables(report))
+    return not report.problems
+
+
+def _recovered(text: str | None) -> tuple[str, ...]:
+    names = tuple(KINDS) if text is None else tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in KINDS]:
+        raise ConfigurationError(f"--targets {unknown[0]}: with --recovery one of {', '.join(KINDS)}", field="targets")
+    return names
+
+
 def _targets(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
     if text is None:
         return None
@@ -208,7 +234,7 @@ def _targets(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None
     return names
 
 
-def _write(out: Path | None, report: SoakReport | OverloadReport) -> None:
+def _write(out: Path | None, report: SoakReport | OverloadReport | RecoveryReport) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

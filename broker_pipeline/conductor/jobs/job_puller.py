@@ -41,15 +41,15 @@ class JobPuller:
     _tasks: dict[LiveJob, asyncio.Task[None]] = field(default_factory=dict, init=False)
     _is_queue_away: bool = field(default=False, init=False)
 
-    async def run(self, stopping: asyncio.Event, deadline_s: float) -> None:
-        """Run jobs until told to stop, and then until all have ended or `deadline_s` has passed."""
+    async def run(self, stopping: asyncio.Event, drain_s: Callable[[], float]) -> None:
+        """Run jobs until told to stop, and then until all have ended or, as asked then, `drain_s` has passed."""
         async with self.queue, asyncio.TaskGroup() as tasks:
             keeper = tasks.create_task(self._keep_deliveries(), name="deliveries")
             pulling = tasks.create_task(self._pull(tasks), name="pull")
             await stopping.wait()
             pulling.cancel()
             self.waits_for = "stopping"
-            await self._drain(deadline_s)
+            await self._drain(drain_s())
             keeper.cancel()
 
     # --- in ---------------------------------------------------------------------------------------------------------

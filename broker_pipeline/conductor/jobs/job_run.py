@@ -39,6 +39,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.policies.retries import Retry
+from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
 
@@ -72,6 +73,9 @@ class RunLimits:
     """Whether a job with tokens of another model begins again from token 0; otherwise it fails."""
     requeue_s: float = 5.0
     """How long a job that Redis could not be told of stays away from everybody."""
+    share: str = ""
+    epoch: int = 0
+    """Of the tenure: how the next one knows what to hand back."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -121,7 +125,8 @@ class JobRunner:
             await self.requeue(job, _OTHERS_FIRST_S)
             return True
         model, restarts = self.builder.model.facts.fingerprint, self.limits.restarts
-        attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts))
+        hold = Hold(self.limits.epoch, self.limits.share, job.delivery.name)
+        attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts, hold=hold))
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
             await self.ends.acknowledge(job, has_failed=attempt.has_failed)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from broker_pipeline.conductor.patience import Patience
 from broker_pipeline.conductor.workers.refusals import Refusals
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import PipelineError, StageError, TransportError
@@ -40,6 +41,11 @@ class RosterTimes:
     probe_s: float = 0.5
     hello_timeout_s: float = 2.0
     heartbeat_timeout_s: float = 2.5
+    """The longest silence of a worker that there is no spare for, or whose heartbeats came late before."""
+    least_silence_s: float = 0.75
+    """The shortest silence by which a stage with a spare is missed."""
+    deaf_s: float = 0.5
+    """When no worker was heard for so long, NATS may be why: none is missed before its time."""
     forget_s: float = 600.0
     """How long a silent worker whose record is gone may come back with its sessions."""
     settle_s: float = 0.1
@@ -51,7 +57,9 @@ class Member:
     """A worker that answered a handshake and is not gone."""
 
     record: WorkerRecord
-    heard_at: float
+    patience: Patience
+    is_unreachable: bool = False
+    """Whether nobody listens where it did, since it was heard of last."""
     heartbeat: Heartbeat | None = None
     absent_since: float | None = None
     """Since when the registry has had no record of it."""
@@ -77,7 +85,7 @@ class Roster:
         self._members: dict[str, Member] = {}
         self._in_handshake: set[str] = set()
         self._is_deaf = False
-        self._watched_at = clock()
+        self._watched_at = self._heard_at = clock()
         self._reconnected_at: float | None = None
 
     @property
@@ -115,7 +123,8 @@ class Roster:
         for member in self.members:
             if member.record.worker == record.worker:
                 self._leave(member.record, "it was started again")
-        self._members[record.instance] = Member(record, self._clock())
+        patience = Patience(self._clock(), self._times.least_silence_s, self._times.heartbeat_timeout_s)
+        self._members[record.instance] = Member(record, patience)
         log.info("worker_joined", worker=record.worker, instance=record.instance, role=record.role)
         self._workers.join(record)
 
@@ -166,7 +175,10 @@ class Roster:
     def heard(self, heartbeat: Heartbeat) -> None:
         """Take in a sign of life."""
         if member := self._members.get(heartbeat.instance):
-            member.heard_at, member.heartbeat = self._clock(), heartbeat
+            if self._is_deaf:  # the clock has not been looked at since the broker came back
+                member.patience.excuse(self._clock())
+            member.patience.hear(self._clock())
+            member.heartbeat, member.is_unreachable = heartbeat, False
             self._workers.note_alive(member.record, heartbeat)
 
     def find(self, root: str) -> WorkerRecord | None:
@@ -177,7 +189,7 @@ class Roster:
         """Note that nobody listens where a worker did: it is silent from now on, until it is heard of again."""
         member = self._members.get(record.instance)
         if member is not None and not self._is_deaf and not self._workers.is_paused:
-            member.heard_at = -math.inf
+            member.is_unreachable = True
             self._workers.note_silent(record, StageError(f"{record.worker} listens no more, and its edges have ended"))
 
     def overdue(self) -> list[WorkerRecord]:
@@ -206,9 +218,10 @@ class Roster:
         self._watched_at = now
         self._listen(now, can_hear=is_connected and not has_stood_still)
         self._settle(now, is_connected=is_connected)
+        self._heard_at = max((member.patience.heard_at for member in self.members), default=now)
         for member in self.members:
             if self._is_silent(member, now):
-                self._workers.note_silent(member.record, self._silence(member.record))
+                self._workers.note_silent(member.record, self._silence(member, now))
         if is_connected and not self._workers.is_paused:
             self._ask_suspended(now)
 
@@ -216,14 +229,23 @@ class Roster:
         """Note whether anybody could be heard; after an interruption everyone has the full time again."""
         if self._is_deaf and can_hear:
             for member in self.members:
-                member.heard_at = now
+                member.patience.excuse(now)
+                member.is_unreachable = False
         self._is_deaf = not can_hear
 
     def _is_silent(self, member: Member, now: float) -> bool:
-        return not self._is_deaf and now - member.heard_at >= self._times.heartbeat_timeout_s
+        silent_s = now - member.patience.heard_at
+        return not self._is_deaf and (member.is_unreachable or silent_s >= self._patience_s(member))
 
-    def _silence(self, record: WorkerRecord) -> StageError:
-        return StageError(f"{record.worker} has given no sign of life for {self._times.heartbeat_timeout_s:g} s")
+    def _patience_s(self, member: Member) -> float:
+        """Return how long a worker may be silent: to miss it early is of use where another can take its sessions."""
+        has_spare = member.record.role == "stage" and self._workers.has_route_without([member.record.instance])
+        hears_others = self._clock() - self._heard_at < self._times.deaf_s
+        return member.patience.limit_s if has_spare and hears_others else self._times.heartbeat_timeout_s
+
+    def _silence(self, member: Member, now: float) -> StageError:
+        silent_s = now - member.patience.heard_at
+        return StageError(f"{member.record.worker} has given no sign of life for {silent_s:.2f} s")
 
     def _ask_suspended(self, now: float) -> None:
         for worker in self._workers.suspended:

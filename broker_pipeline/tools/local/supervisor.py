@@ -125,6 +125,10 @@ class SupervisedProgram:
                 raise ServerStartError(f"{self.name} is {self.state}, not ready: {self.detail}")
             await asyncio.sleep(0.02)
 
+    def forgive(self) -> None:
+        """Count its deaths anew: those up to now were on purpose, and are no crash loop."""
+        self._num_deaths_in_a_row = 0
+
     async def watch(self) -> None:
         """See that it keeps running, until cancelled. Raises `ServerStartError` when it can never run again."""
         while True:

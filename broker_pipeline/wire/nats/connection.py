@@ -32,7 +32,9 @@ from broker_pipeline.wire.nats.message import NatsMessage, Receiver, header_bloc
 from broker_pipeline.wire.nats.socket import MAX_UNSENT_BYTES, Buffer, NatsSocket
 
 RECONNECT_WAIT_S = 0.05
-PING_INTERVAL_S = 5
+PING_INTERVAL_S = 0.5
+"""So often there is something to acknowledge: a connection that leads nowhere is found out by the kernel."""
+_MAX_UNANSWERED_PINGS = 20
 BARRIER_TIMEOUT_S = 30.0
 _SUBJECT = re.compile(r"[^\s\0]+")
 
@@ -176,7 +178,8 @@ class NatsConnection:
                     reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # only slept
                     max_reconnect_attempts=-1,
                     pending_size=-1,
-                    ping_interval=PING_INTERVAL_S,
+                    ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type] # only slept
+                    max_outstanding_pings=_MAX_UNANSWERED_PINGS,
                     **self._state.callbacks(),
                 )
         except TimeoutError as error:

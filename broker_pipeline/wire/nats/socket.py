@@ -12,6 +12,7 @@ in, and through a list and another task on the way out, and copies it four to si
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import nats.errors
 import structlog
 from nats.aio.transport import Transport
 
+from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS
 from broker_pipeline.wire.nats.message import Receiver
 from broker_pipeline.wire.nats.message_splitter import MessageSplitter
 
@@ -93,8 +95,12 @@ class NatsSocket(Transport):
         """Make a connection in place of the one before."""
         self.close()
         loop, host, port = asyncio.get_running_loop(), uri.hostname or "", uri.port or _DEFAULT_PORT
-        async with asyncio.timeout(connect_timeout):
-            _, self._link = await loop.create_connection(lambda: _Link(self._receivers, self._on_failed), host, port)
+        async with asyncio.timeout(min(connect_timeout, CONNECT_TIMEOUT_S)):
+            transport, self._link = await loop.create_connection(
+                lambda: _Link(self._receivers, self._on_failed), host, port
+            )
+        for name, value in TCP_OPTIONS.items():
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, name, value)
 
     async def connect_tls(
         self,

@@ -6,9 +6,11 @@ import asyncio
 import time
 from contextlib import suppress
 
-from broker_pipeline import redis_keys
+from broker_pipeline import redis_keys, subjects
+from broker_pipeline.messages.control import Hello
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from tests.kit.acting.conductor_bench import Bench, open_bench
+from tests.kit.waiting import eventually
 
 
 async def test_a_standby_takes_over_and_resumes_from_the_tokens_in_redis(bench: Bench) -> None:
@@ -29,15 +31,37 @@ async def test_a_standby_takes_over_and_resumes_from_the_tokens_in_redis(bench: 
     await bench.check_empty(a, b)
 
 
-async def _kill(bench: Bench, index: int) -> None:
-    """End a conductor as SIGKILL would: it releases nothing and requeues nothing."""
+async def test_a_standby_waits_neither_for_the_lease_to_end_nor_for_the_queue(bench: Bench) -> None:
+    a = await bench.stage("a", 0, 6, step_s=0.01)
+    await bench.vision()
+    times = {"lease_ttl_s": 60.0, "ack_wait_s": 60.0}
+    bench.conductor("c0", **times)
+    await bench.status(lambda status: status.instance == "c0")
+    bench.conductor("c1", **times)
+    await eventually(lambda: bench.redis.exists(redis_keys.worker(bench.namespace, "main", "conductor-c1")))
+    job_ids = [await bench.submit(max_tokens=60) for _ in range(8)]
+    await bench.progress(job_ids, 10)
+    first_epoch = a.epoch
+    await _kill(bench, 0, left_s=60)
+    records = await bench.wait(job_ids, timeout_s=20)
+    await bench.check_right(job_ids)
+    assert a.epoch > first_epoch
+    assert all(record.attempt == 2 for record in records), "one attempt each, whoever had it"
+    await bench.check_empty(a)
+
+
+async def _kill(bench: Bench, index: int, left_s: float = 0.5) -> None:
+    """End a conductor as SIGKILL would: it releases nothing and requeues nothing; what it left ends after `left_s`."""
     task = bench.conductors[index]
-    key = redis_keys.lease(bench.namespace, "main")
-    holder = await bench.redis.get(key)
+    name = f"conductor-c{index}"
+    left = redis_keys.lease(bench.namespace, "main"), redis_keys.worker(bench.namespace, "main", name)
+    values = await bench.redis.mget(left)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    await bench.redis.set(key, holder, px=500, nx=True)  # what a killed one would have left
+    await bench.redis.sadd(redis_keys.workers(bench.namespace, "main"), name)
+    for key, value in zip(left, values, strict=True):
+        await bench.redis.set(key, value, px=int(left_s * 1000), nx=True)
 
 
 async def test_stopping_finishes_what_is_computed_and_puts_the_rest_back(bench: Bench) -> None:
@@ -71,6 +95,26 @@ async def test_stopping_puts_back_what_is_not_done_at_the_deadline(bench: Bench)
     bench.conductor("c1")
     await bench.wait([job_id])
     await bench.check_right([job_id])
+
+
+async def test_stopping_hands_everything_over_where_another_is_there(bench: Bench) -> None:
+    a = await bench.stage("a", 0, 6, step_s=0.02)
+    await bench.vision()
+    stopping = bench.conductor("c0", drain_s=60.0)
+    await bench.status(lambda status: status.instance == "c0")
+    root = subjects.worker_root(bench.namespace, "main", "conductor-c1", "c1")
+    async with bench.transport.subscribe(subjects.control(root), Hello) as hellos:
+        bench.conductor("c1")
+        async with asyncio.timeout(20):
+            await anext(hellos)  # c0 knows of it
+    job_ids = [await bench.submit(max_tokens=150) for _ in range(4)]
+    await bench.progress(job_ids, 3)
+    stopping.set()
+    await asyncio.wait_for(bench.conductors[0], 10)
+    records = await bench.wait(job_ids)
+    assert all(record.attempt == 2 for record in records)
+    await bench.check_right(job_ids)
+    await bench.check_empty(a)
 
 
 async def test_nats_restarts_and_everything_goes_on(own_nats: EmbeddedNats, redis_url: str, namespace: str) -> None:

@@ -9,6 +9,7 @@ from broker_pipeline.errors import LeaseLostError, StateError
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
+from tests.kit.fake_clock import FakeClock
 from tests.kit.waiting import eventually
 
 
@@ -60,6 +61,32 @@ async def test_a_standby_gets_in_after_a_dead_holder(redis: RedisClient, namespa
     await acquired(second)
     assert 0.4 < time.monotonic() - started < 1.0
     assert not first.is_held
+
+
+async def test_the_lease_of_one_that_is_gone_is_free_and_it_hears_of_that(redis: RedisClient, namespace: str) -> None:
+    first, second = (Lease(redis, namespace, "main", name, ttl_s=60) for name in "ab")
+    epoch = await acquired(first)
+    assert await second.acquire({"c"}) is None
+    newer = await second.acquire({"a", "c"})
+    assert newer is not None
+    assert newer > epoch
+    with pytest.raises(LeaseLostError, match="another conductor"):
+        async with asyncio.timeout(5):
+            await first.hold()
+    assert not first.is_held
+    assert second.is_held
+
+
+async def test_who_has_stood_still_does_not_believe_that_it_has_the_lease(redis: RedisClient, namespace: str) -> None:
+    clock = FakeClock()
+    lease = Lease(redis, namespace, "main", "a", ttl_s=10, clock=clock)
+    await lease.acquire()
+    clock.pass_s(0.7)
+    assert lease.is_held
+    clock.pass_s(0.1)
+    assert not lease.is_held, "another may have taken it, although it has not ended"
+    assert await lease.acquire() is not None
+    assert lease.is_held
 
 
 async def test_pipelines_have_leases_of_their_own(redis: RedisClient, namespace: str) -> None:

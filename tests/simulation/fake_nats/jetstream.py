@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from nats.js.errors import NotFoundError
 
-from tests.simulation.fake_nats.message import FakeMsg, call_server, send
+from tests.simulation.fake_nats.message import ACK, FakeMsg, call_server, send
 from tests.simulation.fake_nats.stream import FakeStream, Request
 
 if TYPE_CHECKING:
@@ -91,7 +91,11 @@ class _Client:
         self._take = take
         return SimpleNamespace(unsubscribe=unsubscribe)
 
-    async def publish(self, subject: str, request: bytes, reply: str) -> None:
+    async def publish(self, subject: str, request: bytes, reply: str = "") -> None:
+        if subject.startswith(ACK):
+            assert request == b"-NAK"
+            send(self._link, self._link.broker.stream.nak, int(subject.rpartition(".")[2]), 0.0)
+            return
         assert subject.startswith("$JS.API.CONSUMER.MSG.NEXT.")
         assert self._take is not None
         asked = msgspec.json.decode(request)

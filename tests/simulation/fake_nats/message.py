@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.simulation.fake_nats.stream import FakeStream
 
 T = TypeVar("T")
+ACK = "$JS.ACK"
 
 
 class FakeMsg:
@@ -27,6 +28,7 @@ class FakeMsg:
         self.subject, self.data, self.headers = subject, data, headers
         self.metadata = SimpleNamespace(num_delivered=num)
         self._link, self._number = link, number
+        self.reply = f"{ACK}.{number}"
         self._is_ended = False
 
     async def ack(self) -> None:

@@ -170,6 +170,9 @@ class FakeRedisClient:
     async def hmget(self, key: str, fields: tuple[str, ...]) -> Any:
         return await self._one("HMGET", key, *fields)
 
+    async def zrange(self, key: str, start: int, stop: int) -> Any:
+        return await self._one("ZRANGE", key, start, stop)
+
 
 class _Pipeline:
     def __init__(self, client: FakeRedisClient) -> None:

@@ -1,5 +1,5 @@
 -- Takes the next attempt of a job. Every call takes a number of its own; those handed out before are void from then on.
--- args: those of `create`, fingerprint, restarts. Returns {attempt, cancelled, finished, failed, token entries,
+-- args: those of `create`, fingerprint, restarts, held: who has it from now on. Returns {attempt, cancelled, finished, failed, token entries,
 -- fingerprint of another model that they are or were of}; what is finished may have been so in an earlier sending of the
 -- job, which is over whatever became of it.
 --
@@ -20,7 +20,7 @@ if held < args.num_retries and (status == 'failed' or status == 'cancelled') the
   status = 'queued'
 end
 if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
-redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec)
+redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held or '')
 redis.call('ZREM', UNPUBLISHED, id .. ' ' .. args.num_retries)
 attempt = redis.call('HINCRBY', job, 'attempt', 1)
 redis.call('HSETNX', job, 'started_at', not_before(job, 'created_at'))

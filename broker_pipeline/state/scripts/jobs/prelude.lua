@@ -41,6 +41,7 @@ local function finish(id, status, result, failure)
   if result then redis.call('HSET', job, 'result', result) end
   if failure then redis.call('HSET', job, 'error', failure) end
   redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
+  redis.call('HDEL', job, 'held')
   redis.call('EXPIRE', job, args.result_ttl_s)
   redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
   move(id, status)

@@ -1,5 +1,5 @@
--- Takes the lease where it is free or the instance's own.
--- KEYS: lease, epoch. args: instance, ttl_ms, last_epoch, which a new one exceeds.
+-- Takes the lease where it is free, the instance's own, or that of one that is gone.
+-- KEYS: lease, epoch. args: instance, ttl_ms, last_epoch, which a new one exceeds, gone: instances, with `true` for each.
 -- Returns {1, epoch, what stood there in place of an epoch or nil}, or {0, 0} when another has it.
 --
 -- An epoch is at least the time in hundredths of a second, so that a Redis that lost everything does not hand out an
@@ -9,6 +9,7 @@ local LEASE, EPOCH = unpack(KEYS)
 local LONGEST_MS = 3600 * 1000
 local LARGEST = 2 ^ 40 - 2 ^ 20  -- of an epoch; what is said on the wire ends at 2^40
 local holder = text(LEASE)
+if args.gone and args.gone[holder or ''] then holder = false end
 if holder and holder ~= args.instance then
   local left_ms = redis.call('PTTL', LEASE)
   if left_ms < 0 or left_ms > LONGEST_MS then redis.call('PEXPIRE', LEASE, args.ttl_ms) end

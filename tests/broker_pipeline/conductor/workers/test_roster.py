@@ -237,6 +237,49 @@ def test_a_stage_that_falls_silent_is_suspended(side: RosterSide) -> None:
     assert side.states() == {"a": "suspended", "b": "used"}
 
 
+def test_a_stage_with_a_spare_is_missed_as_soon_as_its_regular_signs_allow(side: RosterSide) -> None:
+    spare = record("spare", 0, 3)
+    side.join(A, B, spare)
+    side.pass_s(3.0, A, B, spare)
+    side.pass_s(0.7, B, spare)
+    assert side.states()["a"] == "used"
+    side.pass_s(0.2, B, spare)
+    assert side.states()["a"] == "suspended"
+
+
+def test_a_stage_without_a_spare_is_given_all_the_time(side: RosterSide) -> None:
+    side.join(A, B)
+    side.pass_s(3.0, A, B)
+    side.pass_s(TIMES.heartbeat_timeout_s - 0.2, B)
+    assert side.states()["a"] == "used"
+    side.pass_s(0.3, B)
+    assert side.states()["a"] == "suspended"
+
+
+def test_where_nobody_is_heard_nobody_is_missed_early(side: RosterSide) -> None:
+    """NATS may be cut off, and nobody has noticed yet."""
+    spare = record("spare", 0, 3)
+    side.join(A, B, spare)
+    side.pass_s(3.0, A, B, spare)
+    side.pass_s(TIMES.heartbeat_timeout_s - 0.2)
+    assert set(side.states().values()) == {"used"}
+    side.pass_s(0.3)
+    assert set(side.states().values()) == {"suspended"}
+
+
+def test_an_outage_of_the_broker_makes_nobody_more_patient(side: RosterSide) -> None:
+    spare = record("spare", 0, 3)
+    side.join(A, B, spare)
+    side.pass_s(3.0, A, B, spare)
+    side.is_connected = False
+    side.pass_s(5.0)
+    side.hear(A, B, spare)  # before the clock is looked at
+    side.is_connected = True
+    side.pass_s(0.2, A, B, spare)
+    side.pass_s(1.0, B, spare)
+    assert side.states()["a"] == "suspended"
+
+
 def test_a_vision_worker_that_falls_silent_gets_no_requests_until_it_is_heard(side: RosterSide) -> None:
     eye = record("eye", role="vision")
     side.join(eye)

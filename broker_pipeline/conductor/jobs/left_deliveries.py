@@ -1,0 +1,58 @@
+"""Hands back to the queue what earlier tenures of a share had taken from it: it is delivered again at once.
+
+Without that a dead conductor's jobs come back once their time to be acknowledged has passed (`ack_wait_s`), as they do
+where Redis cannot say whose they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from broker_pipeline.errors import PipelineError
+from broker_pipeline.state.held_jobs import HeldJobs
+from broker_pipeline.storage.jobs import JobQueue
+from broker_pipeline.wire.transport import Transport
+
+log = structlog.get_logger()
+
+_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LeftDeliveries:
+    """What a new tenure does first."""
+
+    transport: Transport
+    held: HeldJobs
+    queue: JobQueue
+    share: str
+    epoch: int
+
+    async def run(self) -> None:
+        """Hand everything back, trying again through outages until it comes back by itself."""
+        reason = "NATS did not answer"
+        try:
+            async with asyncio.timeout(self.queue.ack_wait_s):
+                while True:
+                    try:
+                        if await self.hand_back():
+                            return
+                    except PipelineError as error:
+                        reason = error.message
+                    await asyncio.sleep(_PAUSE_S)
+        except TimeoutError:
+            log.warning("deliveries_not_handed_back", reason=reason)
+
+    async def hand_back(self) -> bool:
+        """Hand everything back once; False when NATS was lost meanwhile, and some of it may be as well."""
+        num_reconnects = self.transport.link.num_reconnects
+        left = await self.held.left_by(self.share, self.epoch)
+        for hold in left:
+            await self.queue.hand_back(hold.delivery)
+        if left:
+            await self.transport.link.barrier()
+            log.info("deliveries_handed_back", num_jobs=len(left))
+        return self.transport.link.num_reconnects == num_reconnects

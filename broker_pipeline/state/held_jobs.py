@@ -1,0 +1,60 @@
+"""Who has which job: how a new tenure gets the jobs of the one before it back from the queue at once.
+
+begin_attempt ──► job: held = {epoch, share, delivery} ──► that conductor dies ──► the next tenure of the share
+                                                                                   hands the delivery back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from broker_pipeline import redis_keys
+from broker_pipeline.state.job_pages import job_fields
+from broker_pipeline.state.redis_client import RedisClient, state_errors
+
+_PAGE = 1000
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A job in the hands of one tenure. `delivery` is where the queue is told of it."""
+
+    epoch: int
+    share: str
+    delivery: str
+
+
+_decode = msgspec.json.Decoder(Hold).decode
+
+
+class HeldJobs:
+    """The running jobs of one namespace, by who has them."""
+
+    def __init__(self, redis: RedisClient, namespace: str) -> None:
+        self._redis = redis
+        self._namespace = namespace
+
+    async def left_by(self, share: str, before_epoch: int) -> list[Hold]:
+        """Return the jobs that earlier tenures of a share have left, but for those nobody can read.
+
+        Raises `StateError`.
+        """
+        key = redis_keys.jobs_with_status(self._namespace, "running")
+        left: list[Hold] = []
+        with state_errors("cannot list the jobs of earlier tenures"):
+            names: Any = await self._redis.zrange(key, 0, -1)
+            job_ids = [name.decode(errors="replace") for name in names]
+            for first in range(0, len(job_ids), _PAGE):
+                rows = await job_fields(self._redis, self._namespace, job_ids[first : first + _PAGE], ("held",))
+                left += [hold for hold in _read(rows) if hold.share == share and hold.epoch < before_epoch]
+        return left
+
+
+def _read(rows: Sequence[Any]) -> Iterator[Hold]:
+    for row in rows:
+        if isinstance(row, list) and row[0] is not None:
+            with suppress(msgspec.MsgspecError, ValueError):
+                yield _decode(row[0])

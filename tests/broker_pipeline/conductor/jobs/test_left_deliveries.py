@@ -1,0 +1,101 @@
+"""What a dead conductor had in its hands is delivered again at once, not when its time has passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from broker_pipeline import redis_keys
+from broker_pipeline.conductor.jobs.left_deliveries import LeftDeliveries
+from broker_pipeline.errors import TransportError
+from broker_pipeline.messages.jobs import ChatMessage, JobSpec, TextPart
+from broker_pipeline.state.held_jobs import HeldJobs, Hold
+from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import Delivery, JobQueue
+from broker_pipeline.wire.transport import Transport
+
+MODEL = "a" * 64
+
+
+@dataclass
+class Side:
+    """A queue whose jobs come back by themselves after a minute, and what Redis knows of them."""
+
+    transport: Transport
+    redis: RedisClient
+    namespace: str
+    queue: JobQueue
+    store: JobStore
+
+    async def taken(self, job_id: str, *, epoch: int, share: str = "") -> Delivery:
+        """Have a tenure take a job and begin it."""
+        text = ChatMessage(role="user", content=(TextPart(text="hello"),))
+        await self.queue.publish(JobSpec(job_id=job_id, created_at=1.0, messages=(text,)))
+        delivery = await self.queue.pull(5.0)
+        assert delivery is not None
+        await self.store.begin_attempt(delivery.spec, MODEL, hold=Hold(epoch, share, delivery.name))
+        return delivery
+
+    def left(self, epoch: int, share: str = "") -> LeftDeliveries:
+        """Return what a tenure does first."""
+        return LeftDeliveries(self.transport, HeldJobs(self.redis, self.namespace), self.queue, share, epoch)
+
+    async def again(self) -> list[str]:
+        """Return the jobs that are there for whoever pulls, with their number of deliveries."""
+        found = []
+        while (delivery := await self.queue.pull(0.5)) is not None:
+            found.append(f"{delivery.spec.job_id} {delivery.num_deliveries}")
+        return sorted(found)
+
+
+@pytest.fixture
+async def side(transport: Transport, redis: RedisClient, namespace: str) -> Side:
+    queue = JobQueue(transport, namespace, ack_wait_s=60.0)
+    await queue.ensure()
+    return Side(transport, redis, namespace, queue, JobStore(redis, namespace))
+
+
+async def test_jobs_of_earlier_tenures_are_delivered_again(side: Side) -> None:
+    async with side.queue:
+        await side.taken("a", epoch=5)
+        await side.taken("b", epoch=6)
+        await side.left(epoch=7).run()
+        assert await side.again() == ["a 2", "b 2"]
+
+
+async def test_jobs_of_others_and_what_has_ended_stay_where_they_are(side: Side) -> None:
+    async with side.queue:
+        await side.taken("mine", epoch=7)
+        await side.taken("of-another-share", epoch=5, share="x")
+        ended = await side.taken("ended", epoch=5)
+        await side.store.finish("ended", 1, "cancelled")
+        await side.left(epoch=7).run()
+        assert await side.again() == []
+        assert await side.redis.hget(redis_keys.job(side.namespace, "ended"), "held") is None
+        await ended.ack()
+
+
+async def test_what_nobody_can_read_is_passed_over(side: Side) -> None:
+    async with side.queue:
+        for job_id in "abc":
+            await side.taken(job_id, epoch=5)
+        await side.redis.hset(redis_keys.job(side.namespace, "a"), "held", b"\xff{")
+        await side.redis.set(redis_keys.job(side.namespace, "b"), "no hash")
+        await side.left(epoch=7).run()
+        assert await side.again() == ["c 2"]
+
+
+async def test_handing_back_twice_delivers_once(side: Side) -> None:
+    async with side.queue:
+        await side.taken("a", epoch=5)
+        await side.left(epoch=7).run()
+        await side.left(epoch=7).run()
+        assert await side.again() == ["a 2"]
+
+
+@pytest.mark.parametrize("name", ["", "somewhere.else", "$JS.ACK", "$JS.ACK.a b", "$JS.ACK.>", "$JS.ACK.a\r\nPUB x 0"])
+async def test_a_name_that_is_no_delivery_is_refused(side: Side, name: str) -> None:
+    with pytest.raises(TransportError, match="no delivery"):
+        await side.queue.hand_back(name)
