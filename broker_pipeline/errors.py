@@ -16,7 +16,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
-    ├── WorkerNotFoundError
+    ├── WorkerNotFoundError, ModelNotFoundError
     ├── QueueFullError                accepted nothing; try again after `retry_after_s`
     ├── ContractError                 a message breaks the activation contract
     │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
@@ -222,6 +222,12 @@ class WorkerNotFoundError(PipelineError):
     """There is no live worker of this name."""
 
     code = "worker_not_found"
+
+
+class ModelNotFoundError(PipelineError):
+    """No model of this name is served."""
+
+    code = "model_not_found"
 
 
 class QueueFullError(PipelineError):

@@ -9,6 +9,7 @@ from msgspec import Meta
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireReport, WireStruct
 from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, TokenLogprob
+from broker_pipeline.messages.template_options import MAX_TOOL_CALLS, TemplateOptions, ToolCall
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 DEFAULT_PROMPT = "Describe this image."
@@ -79,8 +80,16 @@ VisualPart = ImagePart | VideoPart | VideoFilePart
 class ChatMessage(WireStruct, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[tuple[TextPart | VisualPart, ...], Meta(min_length=1, max_length=1024)]
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[tuple[TextPart | VisualPart, ...], Meta(max_length=1024)]
+    """Nothing only beside `tool_calls`."""
+    reasoning: Annotated[str, Meta(max_length=2_000_000)] = ""
+    """What the assistant said before this answer, where its sender still knows."""
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
+
+    def __post_init__(self) -> None:
+        if not self.content and not self.tool_calls:
+            raise ValueError("Invalid field `content`: expected a part, or `tool_calls`")
 
 
 class JobSpec(WireStruct, frozen=True, kw_only=True):
@@ -89,6 +98,7 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     job_id: Name
     created_at: Seconds
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
+    template: TemplateOptions = TemplateOptions()
     sampling: SamplingParams = SamplingParams()
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     num_retries: Count = 0
@@ -147,6 +157,8 @@ class TokenEntry(WireReport, frozen=True, kw_only=True):
     reasoning: str = ""
     """Of what a Thinking model says before that."""
     logprob: float | None = None
+    spelling: bytes = b""
+    """The bytes that it stands for, where log-probabilities were asked for."""
     top: tuple[TokenLogprob, ...] = ()
     choice: Count = 0
     """To which of several outputs it belongs."""

@@ -151,6 +151,7 @@ class GenerationBuilder:
             session=job.job_id,
             attempt=wire_attempt,
             messages=job.spec.messages,
+            template=job.spec.template,
             targets=route.row_targets(facts.num_deepstack_levels),
             max_prompt_tokens=self._limits(job).max_prompt_tokens,
             budget_s=terms.timeout_s,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import msgspec
+
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.conductor.output.reasoning import ReasoningSplit
 from broker_pipeline.conductor.output.repetition_watch import RepetitionWatch
@@ -31,6 +33,7 @@ class Output:
         `choice` is its number among the outputs of its job.
         """
         self._choice = choice
+        self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
         self._split = ReasoningSplit(vocabulary, is_open=is_reasoning)
         self._stop_strings = StopStrings(rule.stop)
@@ -52,14 +55,13 @@ class Output:
         reasoning, text = self._add(token.token_id)
         if token.logprob is None and not self._choice and not reasoning:
             return TokenEntry(token_id=token.token_id, text=text)  # most tokens
-        return TokenEntry(
-            token_id=token.token_id,
-            text=text,
-            reasoning=reasoning,
-            logprob=token.logprob,
-            top=token.top,
-            choice=self._choice,
-        )
+        entry = TokenEntry(token_id=token.token_id, text=text, reasoning=reasoning, choice=self._choice)
+        return entry if token.logprob is None else self._with_logprobs(entry, token)
+
+    def _with_logprobs(self, entry: TokenEntry, token: SampledToken) -> TokenEntry:
+        spelling = self._vocabulary.spelling
+        top = tuple(msgspec.structs.replace(each, spelling=spelling(each.token_id)) for each in token.top)
+        return msgspec.structs.replace(entry, logprob=token.logprob, spelling=spelling(token.token_id), top=top)
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take tokens that an earlier attempt has committed, at most up to where the session ends."""
