@@ -44,6 +44,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── NoRouteError                  nothing that can hold a job has come back in time
     ├── ModelChangedError             another model has begun a job that is not to begin again
     ├── CancelledJobError             somebody asked for the job to stop
+    ├── ShuttingDownError             this process ends before it has an answer; another one may give it
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
     │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError, RandomWeightsError
     │   ├── ModelConfigError          a configuration file of the model is wrong; `field` names where
@@ -471,6 +472,13 @@ class CancelledJobError(PipelineError):
     """Somebody asked for the job to stop."""
 
     code = "cancelled"
+
+
+class ShuttingDownError(PipelineError):
+    """This process ends before it has an answer."""
+
+    code = "shutting_down"
+    retryable = True
 
 
 class ArtifactError(PipelineError):

@@ -162,6 +162,8 @@ class TokenEntry(WireReport, frozen=True, kw_only=True):
     top: tuple[TokenLogprob, ...] = ()
     choice: Count = 0
     """To which of several outputs it belongs."""
+    num_prompt_tokens: Count | None = None
+    """Of the job's first token: how long the prompt was."""
 
 
 class Usage(WireReport, frozen=True, kw_only=True):

@@ -44,6 +44,10 @@ class RequestReader:
         self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
         self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
 
+    async def limits(self) -> Limits:
+        """Return what requests are held to now. Raises `StateError`."""
+        return await self._limits.get()
+
     @asynccontextmanager
     async def submission(self, request: web.Request, read: Read[Draft_co]) -> AsyncIterator[Submission[Draft_co]]:
         """Read, check and fetch everything that `request` brings and names; its memory is held while this is open.

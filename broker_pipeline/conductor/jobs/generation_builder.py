@@ -82,7 +82,7 @@ class GenerationBuilder:
         key, route, prompt = await self._place(job)
         before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
         tokens = [entry for entry in attempt.tokens if entry.choice == choice]
-        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
+        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens, prompt.num_tokens)
         session = SessionState(
             key=key,
             order=job.order,
@@ -173,7 +173,14 @@ class GenerationBuilder:
             bad_word_ids=await asyncio.to_thread(bad_word_ids, words, encode) if words else (),
         )
 
-    def _output(self, job: LiveJob, choice: int, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
+    def _output(
+        self,
+        job: LiveJob,
+        choice: int,
+        max_tokens: int,
+        tokens: Sequence[TokenEntry],
+        num_prompt_tokens: int | None = None,
+    ) -> Output:
         asked = job.spec.sampling
         rule = StopRule(
             max_tokens=max_tokens,
@@ -182,7 +189,13 @@ class GenerationBuilder:
             stop=asked.stop_strings,
             repetition=asked.repetition_detection,
         )
-        output = Output(self.model.vocabulary, rule, choice, is_reasoning=job.is_reasoning)
+        output = Output(
+            self.model.vocabulary,
+            rule,
+            choice,
+            is_reasoning=job.is_reasoning,
+            num_prompt_tokens=num_prompt_tokens,
+        )
         output.replay([entry.token_id for entry in tokens])
         if len(output.token_ids) < len(tokens):
             raise GarbledStateError(f"{len(tokens)} tokens were committed, and output {choice} ended before that")

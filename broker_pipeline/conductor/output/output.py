@@ -27,11 +27,20 @@ class Output:
     Fed with the same tokens it always gives the same entries, so that a resumed session goes on where it was.
     """
 
-    def __init__(self, vocabulary: Vocabulary, rule: StopRule, choice: int = 0, *, is_reasoning: bool = False) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        rule: StopRule,
+        choice: int = 0,
+        *,
+        is_reasoning: bool = False,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
         """Begin with nothing said, within reasoning where the prompt has opened that.
 
-        `choice` is its number among the outputs of its job.
+        `choice` is its number among the outputs of its job; the first token of the first one tells `num_prompt_tokens`.
         """
+        self._num_prompt_tokens = None if choice else num_prompt_tokens
         self._choice = choice
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
@@ -52,6 +61,12 @@ class Output:
 
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
+        entry = self._entry(token)
+        if self._num_prompt_tokens is not None and len(self.token_ids) == 1:
+            return msgspec.structs.replace(entry, num_prompt_tokens=self._num_prompt_tokens)
+        return entry
+
+    def _entry(self, token: SampledToken) -> TokenEntry:
         reasoning, text = self._add(token.token_id)
         if token.logprob is None and not self._choice and not reasoning:
             return TokenEntry(token_id=token.token_id, text=text)  # most tokens

@@ -35,7 +35,7 @@ class ChatDraft(JobDraft):
     stream_options: StreamOptions
 
 
-_Refused = msgspec.defstruct("_Refused", [(name, msgspec.Raw | None, None) for name in REFUSED], frozen=True)
+_Refused = msgspec.defstruct("_Refused", [(name, Any, None) for name in REFUSED], frozen=True)
 
 
 def parse(body: bytes, limits: Limits) -> ChatDraft:
@@ -71,7 +71,7 @@ def _refuse_unsupported(body: bytes, request: ChatRequest) -> None:
     if any(name.encode() in body for name in REFUSED):  # hardly ever: no second look at megabytes of pictures
         sent = decode_json(body, _Refused)
         for name, why in REFUSED.items():
-            if getattr(sent, name) not in (None, b"null", b"false"):
+            if getattr(sent, name) not in (None, False):
                 raise InvalidRequestError(f"this {why}", field=name)
     if request.response_format is not None and request.response_format.type != "text":
         raise InvalidRequestError("the answer cannot be constrained yet", field="response_format")
