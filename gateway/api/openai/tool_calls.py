@@ -36,20 +36,25 @@ class ToolCallReader:
     def __init__(self) -> None:
         self._held = ""
         self._is_call = False
+        self._is_after_call = False
+        """Whether spaces that come are those behind a call, which belong to nobody."""
         self.num_calls = 0
 
     def feed(self, text: str) -> list[str | FoundCall]:
         """Return what can be told now: texts to be shown, and calls."""
         self._held += text
+        self._pass_spaces()
         told: list[str | FoundCall] = []
         while (found := self._held.find(END if self._is_call else BEGIN)) >= 0:
             if self._is_call:
                 told.append(self._call(self._held[:found], END))
-                self._held = self._held[found + len(END) :].lstrip(_SPACES)
+                self._held = self._held[found + len(END) :]
+                self._is_after_call = isinstance(told[-1], FoundCall)
             else:
                 told.append(self._held[:found].rstrip(_SPACES))
                 self._held = self._held[found + len(BEGIN) :]
             self._is_call = not self._is_call
+            self._pass_spaces()
         if not self._is_call:
             told.append(self._undoubted())
         return [each for each in told if each]
@@ -60,6 +65,11 @@ class ToolCallReader:
         if self._is_call:
             return [self._call(held, "")]
         return [held] if held else []
+
+    def _pass_spaces(self) -> None:
+        if self._is_after_call and not self._is_call:
+            self._held = self._held.lstrip(_SPACES)
+            self._is_after_call = not self._held
 
     def _call(self, text: str, end: str) -> str | FoundCall:
         try:
