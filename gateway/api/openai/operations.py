@@ -9,9 +9,7 @@ from gateway.api.operation import Operation
 
 JOB_ERRORS = (400, 404, 408, 409, 413, 422, 429, 500, 503)
 """What can come of a request that is a job and is waited for."""
-KEY = {
-    "Idempotency-Key": "Asking again with the same key returns the first answer; a lost client stops no job then."
-}
+KEY = {"Idempotency-Key": "Asking again with the same key returns the first answer; a lost client stops no job then."}
 
 OPENAI_OPERATIONS: tuple[Operation, ...] = (
     Operation(
