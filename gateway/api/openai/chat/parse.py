@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.messages.template_options import ENABLE_THINKING, RESERVED_VARIABLES, TemplateOptions
+from broker_pipeline.messages.template_options import TemplateOptions
 from gateway.api.openai.chat.messages import Conversation
-from gateway.api.openai.chat.request import REFUSED, ChatRequest, StreamOptions
+from gateway.api.openai.chat.request import ChatRequest, StreamOptions
+from gateway.api.openai.sampling import cannot_be_constrained, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
 from gateway.api.openai.tools import check_names, shown_to_template
 from gateway.intake.job_draft import JobDraft, check_media
 from gateway.intake.job_limits import check_prompt, check_sampling
 from gateway.intake.validation import decode_json
 from gateway.settings import Limits
-
-_SAME_FIELDS = tuple(
-    name
-    for name in SamplingParams.__struct_fields__
-    if name in ChatRequest.__struct_fields__ and name not in {"max_tokens", "top_k", "logprobs"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +27,14 @@ class ChatDraft(JobDraft):
     stream_options: StreamOptions
 
 
-_Refused = msgspec.defstruct("_Refused", [(name, Any, None) for name in REFUSED], frozen=True)
-
-
 def parse(body: bytes, limits: Limits) -> ChatDraft:
     """Read and check the body of a chat completion.
 
     Raises `InvalidRequestError`, `ModelNotFoundError` or `PromptTooLongError`, naming the field.
     """
     request = decode_json(body, ChatRequest)
-    _refuse_unsupported(body, request)
+    refuse_unsupported(body, request)
+    _refuse_constraints(request)
     check_model(request.model, limits)
     conversation = Conversation()
     for index, message in enumerate(request.messages):
@@ -66,17 +56,9 @@ def parse(body: bytes, limits: Limits) -> ChatDraft:
     return draft
 
 
-def _refuse_unsupported(body: bytes, request: ChatRequest) -> None:
-    """Refuse what would change the answer and is not there."""
-    if any(name.encode() in body for name in REFUSED):  # hardly ever: no second look at megabytes of pictures
-        sent = decode_json(body, _Refused)
-        for name, why in REFUSED.items():
-            if getattr(sent, name) not in (None, False):
-                raise InvalidRequestError(f"this {why}", field=name)
+def _refuse_constraints(request: ChatRequest) -> None:
     if request.response_format is not None and request.response_format.type != "text":
-        raise InvalidRequestError("the answer cannot be constrained yet", field="response_format")
-    if request.structured_outputs is not None:
-        raise InvalidRequestError("the answer cannot be constrained yet", field="structured_outputs")
+        raise cannot_be_constrained("response_format")
     if request.tool_choice not in (None, "none", "auto"):
         raise InvalidRequestError("a call cannot be enforced yet; leave it to the model", field="tool_choice")
 
@@ -84,14 +66,11 @@ def _refuse_unsupported(body: bytes, request: ChatRequest) -> None:
 def _sampling(request: ChatRequest) -> SamplingParams:
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequestError("this needs `logprobs`", field="top_logprobs")
-    max_tokens = request.max_completion_tokens or request.max_tokens
-    if request.min_tokens and max_tokens and request.min_tokens > max_tokens:
-        raise InvalidRequestError("larger than the output may be", field="min_tokens")
-    return SamplingParams(
-        max_tokens=max_tokens,
-        top_k=None if request.top_k is None else max(request.top_k, 0),
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        **{name: getattr(request, name) for name in _SAME_FIELDS},
+    return sampling_of(
+        request,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        n=request.n,
     )
 
 
@@ -101,23 +80,14 @@ def _name_of_limit(request: ChatRequest) -> dict[str, str]:
 
 def _template(request: ChatRequest) -> TemplateOptions:
     _check_last_turn(request)
-    variables = _variables(request)
     tools = request.tools or ()
     check_names(tuple(tool.function for tool in tools), "tools")
     return TemplateOptions(
         tools=() if request.tool_choice == "none" else tuple(shown_to_template(tool.function) for tool in tools),
-        variables=variables,
+        variables=template_variables(request, request.reasoning_effort),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
     )
-
-
-def _variables(request: ChatRequest) -> dict[str, Any]:
-    variables = request.chat_template_kwargs or {}
-    for name in variables:
-        if name in RESERVED_VARIABLES:
-            raise InvalidRequestError("the template has this from elsewhere", field=f"chat_template_kwargs.{name}")
-    return {ENABLE_THINKING: False, **variables} if request.reasoning_effort == "none" else variables
 
 
 def _check_last_turn(request: ChatRequest) -> None:

@@ -11,7 +11,8 @@ from broker_pipeline.errors import InvalidRequestError, ModelNotFoundError, Prom
 from broker_pipeline.messages.jobs import PixelBounds, TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from gateway.api.openai.chat.parse import ChatDraft, parse
-from gateway.api.openai.chat.request import REFUSED, ChatRequest
+from gateway.api.openai.chat.request import ChatRequest
+from gateway.api.openai.sampling import REFUSED
 from gateway.intake.job_draft import ImagePlace, Link, VideoFilePlace, VideoPlace
 from gateway.settings import Limits
 from tests.kit.wrong_values import field_types, wrong_values
