@@ -92,6 +92,15 @@ class ChatMessage(WireStruct, frozen=True, kw_only=True):
             raise ValueError("Invalid field `content`: expected a part, or `tool_calls`")
 
 
+class ResponseOrigin(WireStruct, frozen=True, kw_only=True):
+    """What a job is as a response of OpenAI's API, for whoever shows it later, or goes on with it."""
+
+    previous: Name | None = None
+    """The job whose conversation it goes on with."""
+    has_instructions: bool = False
+    """Whether its first message is for this response alone."""
+
+
 class JobSpec(WireStruct, frozen=True, kw_only=True):
     """A job as it waits in the queue: whole, so that it can run even if Redis has forgotten it."""
 
@@ -105,6 +114,8 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
     sent_as: dict[str, str] = msgspec.field(default_factory=dict)
     """What the sender calls a part, by its path here, where these differ: `images[0]` of `messages[0].content[0]`."""
+
+    response: ResponseOrigin | None = None
 
     def as_sent(self, failure: Failure) -> Failure:
         """Return a failure of the job that names a field as its sender wrote it."""

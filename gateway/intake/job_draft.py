@@ -17,6 +17,7 @@ from broker_pipeline.messages.jobs import (
     ImagePart,
     MediaRef,
     PixelBounds,
+    ResponseOrigin,
     TextPart,
     VideoFilePart,
     VideoPart,
@@ -49,7 +50,16 @@ class Link:
     is_video: bool = False
 
 
-Source = Upload | Link
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes of an earlier job; `field` is what of the request leads to it."""
+
+    field: str
+    ref: MediaRef
+    is_video: bool = False
+
+
+Source = Upload | Link | Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +115,15 @@ class JobDraft:
     sent_as: dict[str, str]
     """What the request calls parts of the conversation, by their paths in it, where these differ."""
     template: TemplateOptions = field(default_factory=TemplateOptions)
+    response: ResponseOrigin | None = None
 
     @property
     def is_fetched(self) -> bool:
         """Whether some of its media are elsewhere."""
-        return any(isinstance(source, Link) and not is_data_url(source.url) for source in self.sources)
+        return any(
+            isinstance(source, Stored) or (isinstance(source, Link) and not is_data_url(source.url))
+            for source in self.sources
+        )
 
 
 Draft_co = TypeVar("Draft_co", bound=JobDraft, covariant=True)

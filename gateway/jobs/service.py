@@ -170,6 +170,7 @@ def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
         created_at=time.time(),
         messages=fill(draft, refs),
         template=draft.template,
+        response=draft.response,
         sampling=draft.sampling,
         metadata=draft.metadata,
         sent_as=draft.sent_as,

@@ -35,6 +35,10 @@ class OutputText(TextContent, frozen=True, kw_only=True, tag_field="type", tag="
     """The same in an earlier answer."""
 
 
+class ReasoningPart(TextContent, frozen=True, kw_only=True, tag_field="type", tag="reasoning_text"):
+    """What the model said before an earlier answer, as the Responses API has it."""
+
+
 class Refusal(Lenient, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
     """An earlier answer that was a refusal."""
 
@@ -104,5 +108,5 @@ class VideoContent(_Bounded, frozen=True, kw_only=True, tag_field="type", tag="v
         return PixelBounds(min_pixels=self.min_pixels, max_pixels=self.max_pixels)
 
 
-ContentPart = TextContent | InputText | OutputText | Refusal | ImageContent | InputImage | VideoContent
+ContentPart = TextContent | InputText | OutputText | ReasoningPart | Refusal | ImageContent | InputImage | VideoContent
 Content = Text | Annotated[tuple[ContentPart, ...], Meta(max_length=1024)]

@@ -20,11 +20,12 @@ _SPACES = " \t\r\n"
 class _Call(msgspec.Struct, frozen=True):
     name: str
     arguments: dict[str, Any] | str = msgspec.field(default_factory=dict)
+    """An object; some models write it as a string."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundCall:
-    """A call that the model made; `arguments` are JSON."""
+    """A call that the model made; `arguments` are a JSON object."""
 
     name: str
     arguments: str
@@ -74,13 +75,13 @@ class ToolCallReader:
     def _call(self, text: str, end: str) -> str | FoundCall:
         try:
             call = msgspec.json.decode(text.strip(), type=_Call)
+            arguments = call.arguments
+            if isinstance(arguments, str):
+                arguments = msgspec.json.decode(arguments, type=dict[str, Any])
         except (msgspec.MsgspecError, RecursionError):
             return f"{BEGIN}{text}{end}"
         self.num_calls += 1
-        arguments = call.arguments
-        return FoundCall(
-            call.name, arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        )
+        return FoundCall(call.name, msgspec.json.encode(arguments).decode())
 
     def _undoubted(self) -> str:
         """Take what no tag can begin in; spaces before a call belong to nobody, so they wait as well."""

@@ -41,8 +41,9 @@ class Conversation:
         self.sent_as: dict[str, str] = {}
         """What the request calls a part, by its path in the job, where that differs."""
 
-    def add(self, message: Message, path: str) -> None:
-        """Add a turn; raises `InvalidRequestError` naming the field below `path`."""
+    def add(self, message: Message, path: str, *, content: str | None = None) -> None:
+        """Add a turn whose content stands in `content`; raises `InvalidRequestError` naming the field."""
+        content = content or f"{path}.content"
         role = "system" if message.role == "developer" else message.role
         calls = tuple(
             earlier_call(call.function, f"{path}.tool_calls[{index}].function")
@@ -50,11 +51,11 @@ class Conversation:
         )
         if role != "assistant" and calls:
             raise InvalidRequestError("only the assistant calls tools", field=f"{path}.tool_calls")
-        parts = self._parts(message, f"{path}.content")
+        parts = self._parts(message, content)
         reasoning = message.reasoning or message.reasoning_content or ""
         if not parts and not calls:
             if message.content is None and not reasoning:
-                raise InvalidRequestError("the message is empty", field=f"{path}.content")
+                raise InvalidRequestError("the message is empty", field=content)
             parts = (TextPart(text=""),)
         self.messages.append(DraftMessage(role, parts, reasoning=reasoning, tool_calls=calls))
 
@@ -67,8 +68,9 @@ class Conversation:
         parts: list[DraftPart] = []
         for index, part in enumerate(content):
             if (place := self._part(part, f"{path}[{index}]")) is not None:
-                if len(parts) != index:  # an empty text went before it
-                    self.sent_as[f"{path}[{len(parts)}]"] = f"{path}[{index}]"
+                own_path = f"messages[{len(self.messages)}].content[{len(parts)}]"
+                if own_path != f"{path}[{index}]":  # an empty text went before it, or this is another API
+                    self.sent_as[own_path] = f"{path}[{index}]"
                 parts.append(place)
         return tuple(parts)
 
