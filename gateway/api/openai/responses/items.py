@@ -9,7 +9,7 @@ from gateway.api.openai.chat.messages import Conversation
 from gateway.api.openai.chat.request import Message
 from gateway.api.openai.content_parts import OutputText, TextContent
 from gateway.api.openai.responses.request import InputItem
-from gateway.api.openai.tools import CalledFunction, CalledTool
+from gateway.api.openai.tools import CalledFunction, CalledTool, earlier_call
 
 
 class ItemReader:
@@ -66,7 +66,9 @@ class ItemReader:
 def _call(item: InputItem, path: str) -> CalledTool:
     if item.name is None:
         raise InvalidRequestError("a call has the name of its function", field=f"{path}.name")
-    return CalledTool(function=CalledFunction(name=item.name, arguments=item.arguments))
+    function = CalledFunction(name=item.name, arguments=item.arguments)
+    earlier_call(function, path)  # what is wrong with it is called by its name here
+    return CalledTool(function=function)
 
 
 def _texts(item: InputItem, path: str) -> Sequence[TextContent]:
