@@ -78,7 +78,7 @@ async def check_servers(places: Places) -> None:
         await queue.ensure()
         assert await queue.depth() == QueueDepth(num_waiting=0, num_in_progress=0)
         settings = await redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
-        assert settings == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+        assert settings == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
 
 async def test_started_by_hand_they_serve(tmp_path: Path) -> None:

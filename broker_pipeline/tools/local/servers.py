@@ -128,8 +128,12 @@ class EmbeddedServer(ABC):
         return await self.start()
 
     async def trouble(self) -> Trouble | None:
-        """Say why it has to be started again although it runs; None while all is well."""
+        """Say why it has to be started again although it runs, or why it ended; None while all is well."""
         return None
+
+    def _no_room(self, reason: str) -> Trouble:
+        has_room = shutil.disk_usage(self.directory).free >= _ROOM_BYTES
+        return Trouble(f"stores nothing: {reason}; with room on {self.directory} it is started again", has_room)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -200,12 +204,11 @@ class EmbeddedNats(EmbeddedServer):
             return None  # it ends, or is busy
         if reason is None:
             return None
-        has_room = shutil.disk_usage(self.directory).free >= _ROOM_BYTES
-        return Trouble(f"stores nothing: {reason}; with room on {self.directory} it is started again", has_room)
+        return self._no_room(reason)
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """redis-server or valkey-server with an append-only file, synced every second, that never evicts."""
+    """redis-server or valkey-server with an append-only file, synced before it answers, that never evicts."""
 
     name = "redis-server"
     scheme = "redis"
@@ -219,7 +222,8 @@ class EmbeddedRedis(EmbeddedServer):
             "protected-mode": "yes" if self._place == LOOPBACK else "no",
             "dir": str(self.directory),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            # With `everysec` a slow disk puts writes off for up to two seconds, and a kill loses what was answered.
+            "appendfsync": "always",
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
@@ -235,6 +239,13 @@ class EmbeddedRedis(EmbeddedServer):
         if answer.strip() != str(process.pid).encode():
             return None
         return port if await _exchange(host, port, b"PING\r\n") == b"+PONG\r\n" else None
+
+    async def trouble(self) -> Trouble | None:
+        """Say that it ended since it could not write: with `always` it neither answers nor lives then."""
+        if self.process.is_running:
+            return None
+        has_said = "aof write error" in "".join(self.process.last_lines()).lower()
+        return self._no_room("the append-only file could not be written") if has_said else None
 
 
 class _PortTakenError(Exception):

@@ -64,7 +64,7 @@ class Program(Protocol):
         """End it in order, by force after `grace_s`."""
 
     async def trouble(self) -> Trouble | None:
-        """Say why it has to be started again although it runs; None while all is well."""
+        """Say why it has to be started again although it runs, or why it ended; None while all is well."""
 
 
 class SupervisedProgram:
@@ -192,6 +192,7 @@ class SupervisedProgram:
         """Start again until it is ready; raises `ServerStartError` when a setting is wrong."""
         while True:
             await asyncio.sleep(self._pause_s())
+            await self._wait_out_trouble()
             async with self._lock:
                 if self.process.is_running:
                     return
@@ -206,6 +207,12 @@ class SupervisedProgram:
                 else:
                     self.num_restarts += 1
                     return
+
+    async def _wait_out_trouble(self) -> None:
+        """Wait until a start is of use: what ended for want of room would end again, after ever longer pauses."""
+        while (trouble := await self._program.trouble()) is not None and not trouble.is_over:
+            self._set("restarting", trouble.reason)
+            await asyncio.sleep(TEND_S)
 
     def _note_death(self, returncode: int, *, lived_s: float) -> None:
         self._num_deaths_in_a_row = 1 if lived_s > _STEADY_S else self._num_deaths_in_a_row + 1

@@ -282,9 +282,12 @@ def jobs_lost(cluster: LocalCluster, since: float, conductor: str = "conductor-0
 async def status_when(
     cluster: LocalCluster, condition: Any, *, timeout_s: float = 60.0, what: str = "the status"
 ) -> PipelineStatus:
-    """Return the first status for which `condition(status)` holds."""
+    """Return the first status with a conductor for which `condition(status)` holds.
+
+    On a busy machine a lease may run out while processes start; until it is taken again there is no conductor.
+    """
     deadline = time.monotonic() + timeout_s
-    while not condition(status := await fetch_status(cluster.gateway_url)):
+    while (status := await fetch_status(cluster.gateway_url)).conductor is None or not condition(status):
         assert time.monotonic() < deadline, f"{what} is not there after {timeout_s} s: {status}"
         await asyncio.sleep(0.1)
     return status

@@ -58,7 +58,7 @@ async def test_redis_keeps_writes_across_kill_and_restart_on_the_same_port(tmp_p
             assert (await client.config_get("maxmemory-policy", "appendonly", "appendfsync")) == {
                 "maxmemory-policy": "noeviction",
                 "appendonly": "yes",
-                "appendfsync": "everysec",
+                "appendfsync": "always",
             }
         server.kill()
         await server.process.wait()

@@ -14,7 +14,7 @@ from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import USAGE
 from broker_pipeline.tools.local import supervisor as supervisor_module
 from broker_pipeline.tools.local.processes import ChildProcess
-from broker_pipeline.tools.local.supervisor import State, SupervisedProgram
+from broker_pipeline.tools.local.supervisor import State, SupervisedProgram, Trouble
 from tests.kit.waiting import eventually
 
 SCRIPT = """
@@ -35,6 +35,7 @@ class Script:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log_path = directory / "log"
+        self.in_trouble: Trouble | None = None
         self._process: ChildProcess | None = None
 
     @property
@@ -55,6 +56,9 @@ class Script:
     async def stop(self, grace_s: float) -> None:
         if self._process is not None:
             await self._process.stop(grace_s)
+
+    async def trouble(self) -> Trouble | None:
+        return self.in_trouble
 
     def break_with(self, status: int) -> None:
         (self.directory / "broken").write_text(str(status))
@@ -138,6 +142,20 @@ async def test_a_program_that_cannot_start_now_is_tried_with_growing_pauses(watc
     watched.script.mend()
     await watched.program.wait_ready(5)
     assert watched.program.num_restarts == 1
+
+
+async def test_what_ended_in_trouble_is_started_again_once_that_is_over(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "TEND_S", 0.01)
+    await watched.start()
+    watched.script.in_trouble = Trouble("no room", is_over=False)
+    watched.program.kill()
+    await eventually(lambda: watched.program.detail == "no room")
+    assert watched.program.state == "restarting"
+    assert not watched.program.process.is_running
+    watched.script.in_trouble = Trouble("no room", is_over=True)
+    await watched.program.wait_ready()
 
 
 async def test_a_wrong_setting_ends_the_watch(watched: Watched) -> None:
