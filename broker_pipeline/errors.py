@@ -16,7 +16,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
-    ├── WorkerNotFoundError
+    ├── WorkerNotFoundError, ModelNotFoundError
     ├── QueueFullError                accepted nothing; try again after `retry_after_s`
     ├── ContractError                 a message breaks the activation contract
     │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
@@ -45,6 +45,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     ├── NoRouteError                  nothing that can hold a job has come back in time
     ├── ModelChangedError             another model has begun a job that is not to begin again
     ├── CancelledJobError             somebody asked for the job to stop
+    ├── ShuttingDownError             this process ends before it has an answer; another one may give it
     ├── ArtifactError                 an artifact directory is incomplete, altered or of another model
     │   ├── ArtifactMissingError, ArtifactCorruptError, TensorMissingError, RandomWeightsError
     │   ├── ModelConfigError          a configuration file of the model is wrong; `field` names where
@@ -223,6 +224,12 @@ class WorkerNotFoundError(PipelineError):
     """There is no live worker of this name."""
 
     code = "worker_not_found"
+
+
+class ModelNotFoundError(PipelineError):
+    """No model of this name is served."""
+
+    code = "model_not_found"
 
 
 class QueueFullError(PipelineError):
@@ -473,6 +480,13 @@ class CancelledJobError(PipelineError):
     """Somebody asked for the job to stop."""
 
     code = "cancelled"
+
+
+class ShuttingDownError(PipelineError):
+    """This process ends before it has an answer."""
+
+    code = "shutting_down"
+    retryable = True
 
 
 class ArtifactError(PipelineError):

@@ -15,10 +15,13 @@ from aiohttp import web
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
 from gateway.api import health, index
+from gateway.api.connections import AppRunner
 from gateway.api.errors import answer_errors
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
-from gateway.api.refused_requests import AppRunner
+from gateway.api.openai import models
+from gateway.api.openai.chat import route as chat
+from gateway.api.openai.responses import route as responses
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -32,7 +35,11 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    return [route for api in (jobs, events, status, workers, health, index) for route in api.routes()]
+    return [
+        route
+        for api in (jobs, events, status, workers, models, chat, responses, health, index)
+        for route in api.routes()
+    ]
 
 
 def build_app(gateway: Gateway) -> web.Application:

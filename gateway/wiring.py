@@ -93,7 +93,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 stopping=stopping,
             ),
             reader=RequestReader(
-                pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch)),
+                pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch), media),
                 limits=CurrentLimits(limits, registry),
                 uploads=metrics.uploads,
             ),

@@ -9,6 +9,7 @@ from msgspec import Meta
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireReport, WireStruct
 from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, TokenLogprob
+from broker_pipeline.messages.template_options import MAX_TOOL_CALLS, TemplateOptions, ToolCall
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 DEFAULT_PROMPT = "Describe this image."
@@ -79,8 +80,25 @@ VisualPart = ImagePart | VideoPart | VideoFilePart
 class ChatMessage(WireStruct, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[tuple[TextPart | VisualPart, ...], Meta(min_length=1, max_length=1024)]
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[tuple[TextPart | VisualPart, ...], Meta(max_length=1024)]
+    """Nothing only beside `tool_calls`."""
+    reasoning: Annotated[str, Meta(max_length=2_000_000)] = ""
+    """What the assistant said before this answer, where its sender still knows."""
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOL_CALLS)] = ()
+
+    def __post_init__(self) -> None:
+        if not self.content and not self.tool_calls:
+            raise ValueError("Invalid field `content`: expected a part, or `tool_calls`")
+
+
+class ResponseOrigin(WireStruct, frozen=True, kw_only=True):
+    """What a job is as a response of OpenAI's API, for whoever shows it later, or goes on with it."""
+
+    previous: Name | None = None
+    """The job whose conversation it goes on with."""
+    has_instructions: bool = False
+    """Whether its first message is for this response alone."""
 
 
 class JobSpec(WireStruct, frozen=True, kw_only=True):
@@ -89,12 +107,15 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     job_id: Name
     created_at: Seconds
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
+    template: TemplateOptions = TemplateOptions()
     sampling: SamplingParams = SamplingParams()
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     num_retries: Count = 0
     """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
     sent_as: dict[str, str] = msgspec.field(default_factory=dict)
     """What the sender calls a part, by its path here, where these differ: `images[0]` of `messages[0].content[0]`."""
+
+    response: ResponseOrigin | None = None
 
     def as_sent(self, failure: Failure) -> Failure:
         """Return a failure of the job that names a field as its sender wrote it."""
@@ -147,9 +168,13 @@ class TokenEntry(WireReport, frozen=True, kw_only=True):
     reasoning: str = ""
     """Of what a Thinking model says before that."""
     logprob: float | None = None
+    spelling: bytes = b""
+    """The bytes that it stands for, where log-probabilities were asked for."""
     top: tuple[TokenLogprob, ...] = ()
     choice: Count = 0
     """To which of several outputs it belongs."""
+    num_prompt_tokens: Count | None = None
+    """Of the job's first token: how long the prompt was."""
 
 
 class Usage(WireReport, frozen=True, kw_only=True):

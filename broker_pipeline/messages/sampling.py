@@ -158,6 +158,8 @@ class TokenLogprob(WireReport, frozen=True, kw_only=True):
 
     token_id: TokenId
     logprob: float
+    spelling: bytes = b""
+    """The bytes that it stands for, once the conductor has looked them up."""
 
 
 class SampledToken(WireReport, frozen=True, kw_only=True):

@@ -107,6 +107,13 @@ class MediaStore:
         """
         await self._references.keep(_sha256s(spec), spec.media_holder, KEEP_S)
 
+    async def keep_beyond(self, spec: JobSpec) -> None:
+        """Leave the media of a job for a while after its end as well, as those of failed jobs are left."""
+        shas, holder = _sha256s(spec), f"{spec.job_id}.beyond"
+        await self._references.keep(shas, holder, KEEP_S)
+        for sha256 in shas:
+            await self._references.acquire(sha256, holder)
+
     async def reclaim(self, spec: JobSpec) -> JobSpec:
         """Get the media of a job that is to be sent again as `spec`; return it with the places where they are.
 

@@ -1,8 +1,4 @@
-"""The one shape of every error answer, and which error is which status.
-
-{"error": {"code": "invalid_request", "message": "…", "field": "sampling.temperature",
-           "retryable": false, "request_id": "…"}}
-"""
+"""Every exception becomes an answer: which error is which status. How it looks: `error_shapes`."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from aiohttp import ClientPayloadError, web
 from broker_pipeline.errors import (
     BodyTooLargeError,
     BodyTooSlowError,
+    CancelledJobError,
     DeadlineExceededError,
     Failure,
     GarbledStateError,
@@ -24,16 +21,20 @@ from broker_pipeline.errors import (
     JobStateError,
     MediaError,
     MediaTooLargeError,
+    ModelNotFoundError,
+    NoRouteError,
+    NothingLeftError,
     PayloadTooLargeError,
     PipelineError,
     QueueFullError,
+    ShuttingDownError,
     StateError,
     TransportError,
     WorkerNotFoundError,
 )
-from broker_pipeline.messages.gateway import ErrorBody, ErrorDetail
+from gateway.api.error_shapes import native_error, openai_error
 from gateway.api.json_answer import json_answer
-from gateway.api.request_facts import request_id
+from gateway.api.request_facts import current, request_id
 
 log = structlog.get_logger()
 
@@ -49,6 +50,11 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (InvalidRequestError, 400),
     (JobNotFoundError, 404),
     (WorkerNotFoundError, 404),
+    (ModelNotFoundError, 404),
+    (NothingLeftError, 400),
+    (NoRouteError, 503),
+    (ShuttingDownError, 503),
+    (CancelledJobError, 409),
     (JobStateError, 409),
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),
@@ -57,6 +63,7 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (StateError, 503),
     (DeadlineExceededError, 504),
 )
+_FAILED, _OVERLOADED = 500, 503
 _CLIENT_CLOSED_REQUEST = 499
 _UNAVAILABLE_RETRY_AFTER_S = 1.0
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 417: "expectation_failed"}
@@ -95,10 +102,30 @@ def status_of(error: PipelineError) -> int:
     return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
 
 
+def job_failure_answer(failure: Failure) -> web.Response:
+    """Build the answer for a job that has failed."""
+    status = status_of_failure(failure)
+    return failure_answer(status, failure, _unavailable_headers(status))
+
+
+def status_of_failure(failure: Failure) -> int:
+    """Return the HTTP status of a job's failure, as of the error that it was."""
+    named = next((status for kind, status in STATUSES if failure.code in _codes_of(kind)), None)
+    return named or (_OVERLOADED if failure.retryable else _FAILED)
+
+
+def _codes_of(kind: type[PipelineError]) -> frozenset[str]:
+    return frozenset({kind.code}).union(*map(_codes_of, kind.__subclasses__()))
+
+
 def _retry_headers(error: PipelineError, status: int) -> dict[str, str]:
     if isinstance(error, QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    return {"Retry-After": str(math.ceil(_UNAVAILABLE_RETRY_AFTER_S))} if status == 503 else {}
+    return _unavailable_headers(status)
+
+
+def _unavailable_headers(status: int) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(_UNAVAILABLE_RETRY_AFTER_S))} if status == _OVERLOADED else {}
 
 
 def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
@@ -112,12 +139,7 @@ def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.Str
 
 
 def failure_answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
-    """Build the one shape."""
-    detail = ErrorDetail(
-        code=failure.code,
-        message=failure.message,
-        field=failure.field,
-        retryable=failure.retryable,
-        request_id=request_id(),
-    )
-    return json_answer(ErrorBody(error=detail), status=status, headers=headers)
+    """Build the answer, in the shape that its path has."""
+    facts = current()
+    body = openai_error(failure, status) if facts.is_openai else native_error(failure, facts.name)
+    return json_answer(body, status=status, headers=headers)

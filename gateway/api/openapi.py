@@ -6,7 +6,6 @@ A test holds the table against the routes, so that the document cannot forget on
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,35 +17,24 @@ from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.formats import DECODED_FORMATS
+from gateway.api.error_shapes import OpenAIErrorBody, is_openai
+from gateway.api.openai.operations import OPENAI_OPERATIONS
+from gateway.api.operation import Operation
 from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
-    404: "No such job, or no such live worker.",
+    404: "No such job, live worker or model.",
     408: "The body did not arrive in time.",
     409: "The job's status does not allow this, or the idempotency key belongs to another request.",
     413: "The body or a file is too large.",
     422: "An image cannot be used, or is gone.",
     429: "The queue is full, or too much is under way; `Retry-After` says when to try again.",
-    503: "NATS or Redis does not answer; try again.",
+    500: "The job failed, or the gateway did.",
+    503: "NATS or Redis does not answer, or a part was lost; try again.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one path. `answers` maps a status to a struct, or to a media type where it is not JSON."""
-
-    method: str
-    path: str
-    operation_id: str
-    summary: str
-    answers: dict[int, type[msgspec.Struct] | str]
-    errors: tuple[int, ...] = ()
-    query: type[msgspec.Struct] | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    has_job_body: bool = False
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -125,6 +113,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/metrics", "showMetrics", "Show metrics for Prometheus.", {200: "text/plain"}),
     Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}),
     Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}),
+    *OPENAI_OPERATIONS,
 )
 
 
@@ -132,7 +121,9 @@ OPERATIONS: tuple[Operation, ...] = (
 def openapi_document() -> dict[str, Any]:
     """Return the document."""
     answers = {body for operation in OPERATIONS for body in operation.answers.values() if not isinstance(body, str)}
-    _, schemas = msgspec.json.schema_components([JobRequest, JobEvent, ErrorBody, *answers], ref_template=_REF)
+    bodies = {operation.body for operation in OPERATIONS if operation.body is not None}
+    described = [JobRequest, JobEvent, ErrorBody, OpenAIErrorBody, *answers, *bodies]
+    _, schemas = msgspec.json.schema_components(described, ref_template=_REF)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
@@ -155,11 +146,16 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": {
             **{str(status): _answer(body) for status, body in operation.answers.items()},
-            **{str(status): _error(status) for status in operation.errors},
+            **{str(status): _error(status, operation.path) for status in operation.errors},
         },
     }
+    if operation.streams:
+        described["responses"]["200"]["content"]["text/event-stream"] = {}
     if operation.has_job_body:
         described["requestBody"] = {"required": True, "content": _job_body()}
+    elif operation.body is not None:
+        content = {"application/json": {"schema": _ref(operation.body)}}
+        described["requestBody"] = {"required": True, "content": content}
     return described
 
 
@@ -169,8 +165,8 @@ def _answer(body: type[msgspec.Struct] | str) -> dict[str, Any]:
     return {"description": _first_line(body), "content": {"application/json": {"schema": _ref(body)}}}
 
 
-def _error(status: int) -> dict[str, Any]:
-    answer = _answer(ErrorBody) | {"description": _ERRORS[status]}
+def _error(status: int, path: str) -> dict[str, Any]:
+    answer = _answer(OpenAIErrorBody if is_openai(path) else ErrorBody) | {"description": _ERRORS[status]}
     if status in (429, 503):
         seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
         answer["headers"] = {"Retry-After": seconds}

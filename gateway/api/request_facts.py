@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.api.error_shapes import is_openai
+
 HEADER = "X-Request-Id"
 _ACCEPTED = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -20,6 +22,8 @@ class RequestFacts:
     """One request's name, and whether how long it takes says anything."""
 
     name: str
+    is_openai: bool = False
+    """Whether it is answered in OpenAI's shapes."""
     is_timed: bool = True
 
 
@@ -29,9 +33,15 @@ _current: ContextVar[RequestFacts] = ContextVar("request_facts")
 def begin(request: web.BaseRequest) -> RequestFacts:
     """Start a request: it is named as the client says, where that is harmless, or anew."""
     sent = request.headers.get(HEADER, "")
-    facts = RequestFacts(sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(8))
+    name = sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(8)
+    facts = RequestFacts(name, is_openai=is_openai(request.path))
     _current.set(facts)
     return facts
+
+
+def current() -> RequestFacts:
+    """Return what is known about the request at hand."""
+    return _current.get()
 
 
 def request_id() -> str:

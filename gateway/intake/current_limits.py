@@ -42,6 +42,7 @@ class CurrentLimits:
                 pictures=pictures,
                 max_tokens_in_all=shown.max_tokens_in_all if shown else None,
                 longest_token_bytes=shown.longest_token_bytes if shown else 0,
+                model=(conductor.model or None) if conductor else None,
                 vocab_size=conductor.vocab_size if conductor else None,
             )
         return self._current

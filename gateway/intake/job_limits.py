@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from broker_pipeline.errors import PromptTooLongError
-from broker_pipeline.grammars.rule import check_structured_outputs
 from broker_pipeline.messages.jobs import TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.scheduling.policies.sampling import check_token_ids
@@ -14,11 +11,11 @@ from gateway.intake.job_draft import JobDraft
 from gateway.settings import Limits
 
 
-async def check_sampling(sampling: SamplingParams, limits: Limits, where: str) -> None:
+def check_sampling(sampling: SamplingParams, limits: Limits, where: str) -> None:
     """Refuse what no prompt could make right; `where` stands before the names of sampling fields.
 
     Raises:
-        InvalidRequestError: a token is named that the model does not have, or a grammar is none.
+        InvalidRequestError: a token is named that the model does not have.
         PromptTooLongError: the output is as long as prompt and output may be together.
     """
     if limits.vocab_size is not None:
@@ -29,8 +26,6 @@ async def check_sampling(sampling: SamplingParams, limits: Limits, where: str) -
             f"{sampling.max_tokens} output tokens leave no room for a prompt: both together have at most {most} here",
             field=f"{where}max_tokens",
         )
-    if sampling.structured_outputs is not None:
-        await asyncio.to_thread(check_structured_outputs, sampling.structured_outputs, f"{where}structured_outputs")
 
 
 def check_prompt(draft: JobDraft, limits: Limits) -> None:

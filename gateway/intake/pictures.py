@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker_pipeline.errors import ImageShapeError
+from broker_pipeline.errors import ImageShapeError, MediaMissingError
 from broker_pipeline.pictures.header import check_picture
 from broker_pipeline.pictures.rule import PictureHeader, PictureRule
 from broker_pipeline.pictures.video import VideoHeader, check_video
+from broker_pipeline.storage.media import MediaStore
 from gateway.intake.data_url import decode_data_url, is_data_url
 from gateway.intake.fetch import ByteBudget, ImageFetcher
-from gateway.intake.job_draft import JobDraft, Link, Source, Upload, VideoPlace
+from gateway.intake.job_draft import JobDraft, Link, Source, Stored, Upload, VideoPlace
 from gateway.settings import Limits
 
 _NUM_PARALLEL_FETCHES = 4
@@ -32,8 +33,9 @@ class _Job:
 class PictureLoader:
     """Turns sources into checked bytes."""
 
-    def __init__(self, fetcher: ImageFetcher) -> None:
+    def __init__(self, fetcher: ImageFetcher, media: MediaStore) -> None:
         self._fetcher = fetcher
+        self._media = media
 
     async def load(self, draft: JobDraft, limits: Limits) -> list[bytes]:
         """Return the bytes of every source, in order; the first `MediaError` stops the others and is raised."""
@@ -54,7 +56,10 @@ class PictureLoader:
             return content, await asyncio.to_thread(check, content, job.rule, field=source.field)
         return content, check(content, job.rule, field=source.field)
 
-    async def _open(self, link: Link, job: _Job) -> bytes:
+    async def _open(self, link: Link | Stored, job: _Job) -> bytes:
+        if isinstance(link, Stored):
+            job.budget.spend(link.ref.num_bytes, link.field)
+            return await self._stored(link)
         max_bytes = job.rule.max_video_bytes if link.is_video else job.rule.max_bytes
         if not is_data_url(link.url):
             async with job.turns:
@@ -62,6 +67,12 @@ class PictureLoader:
         if len(link.url) < _LARGE_BYTES:
             return decode_data_url(link.url, max_bytes=max_bytes, field=link.field)
         return await asyncio.to_thread(decode_data_url, link.url, max_bytes=max_bytes, field=link.field)
+
+    async def _stored(self, source: Stored) -> bytes:
+        try:
+            return await self._media.get(source.ref)
+        except MediaMissingError as error:
+            raise MediaMissingError("the pictures of that conversation are gone", field=source.field) from error
 
 
 def _check_frames(draft: JobDraft, headers: Sequence[PictureHeader | VideoHeader]) -> None:

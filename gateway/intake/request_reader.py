@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 from aiohttp import web
 from prometheus_client import Gauge
@@ -17,20 +18,20 @@ from prometheus_client import Gauge
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
-from gateway.intake.job_draft import JobDraft, Source, Submission, draft_job
-from gateway.intake.job_limits import check_prompt, check_sampling
-from gateway.intake.multipart import job_request, read_form, sampling_path
+from gateway.intake.job_draft import Draft_co, Submission
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.upload_room import UploadRoom
-from gateway.intake.validation import decode_json
-from gateway.schemas import JobRequest
 from gateway.settings import Limits
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT_FOR_ROOM_S = 10.0
 _LARGE_BYTES = 1024 * 1024
-_SAMPLING_PATH = "sampling."
+_SLOW_WORDS = (b'"structured_outputs"', b'"json_schema"', b'"tool_choice"')
+"""What has a grammar checked."""
+
+T = TypeVar("T")
+Read = Callable[[web.Request, Limits], Awaitable[Draft_co]]
 
 
 class RequestReader:
@@ -45,50 +46,49 @@ class RequestReader:
         self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
         self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
 
+    async def limits(self) -> Limits:
+        """Return what requests are held to now. Raises `StateError`."""
+        return await self._limits.get()
+
     @asynccontextmanager
-    async def submission(self, request: web.Request) -> AsyncIterator[Submission]:
+    async def submission(self, request: web.Request, read: Read[Draft_co]) -> AsyncIterator[Submission[Draft_co]]:
         """Read, check and fetch everything that `request` brings and names; its memory is held while this is open.
 
+        `read` makes a checked draft of the request, as its API has it.
         Raises `QueueFullError` when there is no memory for it soon, and what is wrong with the request.
         """
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own)))
             held.enter_context(self._uploads.track_inprogress())
             key, limits = idempotency_key(request), await self._limits.get()
-            draft = await _draft(request, limits)
+            draft = await _draft(request, limits, read)
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
                 await held.enter_async_context(self._fetched.hold(limits.max_body_bytes))
             yield Submission(draft, tuple(await self._pictures.load(draft, limits)), key)
 
 
-async def _draft(request: web.Request, limits: Limits) -> JobDraft:
+async def read_json(request: web.Request, limits: Limits, parse: Callable[[bytes], T]) -> T:
+    """Read a JSON body and have it parsed, in a thread where that may take long."""
+    if (sent := media_type(request)) != "application/json":
+        raise InvalidRequestError(f"send application/json, not {sent}", field="Content-Type")
+    body = await read_body(request, limits.max_body_bytes)
+    is_slow = len(body) >= _LARGE_BYTES or any(word in body for word in _SLOW_WORDS)
+    return await asyncio.to_thread(parse, body) if is_slow else parse(body)
+
+
+def media_type(request: web.Request) -> str:
+    """Return what a body says that it is, without parameters."""
+    # Not aiohttp's `content_type`: it has the email package parse the header, once for every boundary.
+    return request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
+
+
+async def _draft(request: web.Request, limits: Limits, read: Read[Draft_co]) -> Draft_co:
     check_announced(request, limits.max_body_bytes)
     try:
         async with asyncio.timeout(limits.upload_timeout_s):
-            job, media, where = await _parse(request, limits)
+            return await read(request, limits)
     except TimeoutError as error:
         raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
-    draft = draft_job(job, media, limits)
-    await check_sampling(draft.sampling, limits, where)
-    check_prompt(draft, limits)
-    return draft
-
-
-async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tuple[Source, ...], str]:
-    """Return the request, what came alongside it, and what stands before the names of its sampling fields."""
-    # Not aiohttp's `content_type`: it has the email package parse the header, once for every boundary.
-    content_type = request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
-        form = await read_form(request, limits)
-        return job_request(form), form.media, sampling_path(form)
-    if content_type != "application/json":
-        raise InvalidRequestError(
-            f"send multipart/form-data or application/json, not {content_type}", field="Content-Type"
-        )
-    body = await read_body(request, limits.max_body_bytes)
-    if len(body) < _LARGE_BYTES:
-        return decode_json(body, JobRequest), (), _SAMPLING_PATH
-    return await asyncio.to_thread(decode_json, body, JobRequest), (), _SAMPLING_PATH
 
 
 def _num_body_bytes(request: web.Request, limits: Limits) -> int:

@@ -64,7 +64,7 @@ class JobService:
             return None
         return self._not_stored[1]
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission[JobDraft]) -> Accepted:
         """Make a job of a submission. Either the job is queued when this returns, or nothing of it remains.
 
         Raises `QueueFullError`, `IdempotencyConflictError`, `StateError` or `TransportError`.
@@ -113,7 +113,7 @@ class JobService:
         event = JobEvent(job_id=record.job_id, kind="finished", record=record)
         await self._transport.publish(subjects.job_events(self._namespace, record.job_id, event.kind), event)
 
-    async def _repeat(self, record: JobRecord, submission: Submission) -> Accepted:
+    async def _repeat(self, record: JobRecord, submission: Submission[JobDraft]) -> Accepted:
         spec = await self._store.spec(record.job_id)
         if not is_same_request(spec, submission):
             raise IdempotencyConflictError(
@@ -133,7 +133,7 @@ class JobService:
             log.warning("job_undo_failed", job=job_id, code=error.code, message=error.message)
 
 
-def is_same_request(spec: JobSpec, submission: Submission) -> bool:
+def is_same_request(spec: JobSpec, submission: Submission[JobDraft]) -> bool:
     """Say whether a submission asks for what `spec` asked for.
 
     What a link leads to may change between two tries, so there only the places are compared, not the bytes.
@@ -145,7 +145,7 @@ def is_same_request(spec: JobSpec, submission: Submission) -> bool:
 
 def _comparable(spec: JobSpec, ignored: set[int]) -> tuple[object, ...]:
     hashes = [None if index in ignored else ref.sha256 for index, ref in enumerate(spec.media())]
-    return _without_media(spec.messages), spec.sampling, spec.metadata, hashes
+    return _without_media(spec.messages), spec.template, spec.sampling, spec.metadata, hashes
 
 
 def _without_media(messages: tuple[ChatMessage, ...]) -> object:
@@ -157,7 +157,7 @@ def _without_media(messages: tuple[ChatMessage, ...]) -> object:
         return part | {"frames": len(part["frames"])} if "frames" in part else part
 
     turns = msgspec.to_builtins(messages)
-    return [(turn["role"], [blank(part) for part in turn["content"]]) for turn in turns]
+    return [turn | {"content": [blank(part) for part in turn["content"]]} for turn in turns]
 
 
 def _named(content: bytes) -> MediaRef:
@@ -169,6 +169,8 @@ def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
         job_id=job_id,
         created_at=time.time(),
         messages=fill(draft, refs),
+        template=draft.template,
+        response=draft.response,
         sampling=draft.sampling,
         metadata=draft.metadata,
         sent_as=draft.sent_as,

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from broker_pipeline.errors import InvalidRequestError, ModelConfigError
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
+from broker_pipeline.messages.template_options import ENABLE_THINKING, TemplateOptions, ToolCall
 from broker_pipeline.scheduling.policies.text_bound import fewest_tokens, longest_token_bytes, too_long
 from stages.prompt.chat_template import ChatTemplate
 from stages.prompt.shielding import hide, show
@@ -36,6 +37,9 @@ from stages.qwen3_vl.positions import VisualGroup
 _TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 _OTHER_TOKENS = ("<|endoftext|>", "<|vision_pad|>")
 _TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_THINKING, _NOT_THINKING = "<think>\n", "\n</think>\n\n"
+_CUT = "\ud800"
+"""Marks where a prompt shall end; no valid text, and no stand-in of one, has it."""
 _BETWEEN_TAGS = "<"  # hidden as well in what stands between tags of tools: all of them begin with it
 
 
@@ -118,34 +122,53 @@ class PromptBuilder:
         messages: Sequence[ChatMessage],
         visuals: Sequence[VisualInput],
         *,
+        template: TemplateOptions | None = None,
         add_vision_id: bool = False,
         max_tokens: int | None = None,
     ) -> Prompt:
         """Return the prompt of a conversation; `visuals` fill its pictures and videos in order.
 
-        `add_vision_id` has the template number them ("Picture 1: ").
+        `add_vision_id` has the chat template number them ("Picture 1: ").
 
         Raises:
             PromptTooLongError: it has more than `max_tokens` tokens. A long text is read no further than that.
             InvalidRequestError: the visuals do not fit the messages, or the template refuses them.
         """
         turns = [_turn(message) for message in messages]
-        return self.build_turns(turns, visuals, add_vision_id=add_vision_id, max_tokens=max_tokens)
+        return self.build_turns(turns, visuals, template=template, add_vision_id=add_vision_id, max_tokens=max_tokens)
 
     def build_turns(
         self,
         turns: Sequence[Mapping[str, Any]],
         visuals: Sequence[VisualInput] = (),
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        template: TemplateOptions | None = None,
         add_vision_id: bool = False,
         max_tokens: int | None = None,
     ) -> Prompt:
-        """Do what `build` does for turns as templates read them: with calls and results of `tools`, for instance."""
-        hidden = [self._hide(turn) for turn in turns]
-        shown_tools = hide(tools, self._hidden + _BETWEEN_TAGS)
-        rendered = self._template.render(hidden, tools=shown_tools, add_vision_id=add_vision_id)
+        """Do what `build` does for turns as templates read them: with calls and results of tools, for instance."""
+        rendered = self._render(turns, template or TemplateOptions(), add_vision_id=add_vision_id)
         return self._expand(rendered, visuals) if max_tokens is None else self._bounded(rendered, visuals, max_tokens)
+
+    def _render(self, turns: Sequence[Mapping[str, Any]], options: TemplateOptions, *, add_vision_id: bool) -> str:
+        try:
+            hidden = [self._hide(turn) for turn in turns]
+            tools = hide(options.tools, self._hidden + _BETWEEN_TAGS)
+            variables = hide(options.variables, self._hidden)
+        except RecursionError as error:
+            raise InvalidRequestError("this is nested too deeply", field="messages") from error
+        rendered = self._template.render(
+            _marked_at_its_end(hidden) if options.continue_final_message else hidden,
+            tools=tools,
+            add_generation_prompt=options.add_generation_prompt,
+            add_vision_id=add_vision_id,
+            variables=variables,
+        )
+        if options.continue_final_message:
+            return _up_to_the_mark(rendered)
+        if options.variables.get(ENABLE_THINKING) is False and rendered.endswith(_THINKING):
+            return rendered + _NOT_THINKING  # a template without a say in it: as those that have one close it
+        return rendered
 
     def _bounded(self, rendered: str, visuals: Sequence[VisualInput], max_tokens: int) -> Prompt:
         if fewest_tokens([rendered], self._longest_token_bytes) > max_tokens:
@@ -231,7 +254,32 @@ def _turn(message: ChatMessage) -> dict[str, Any]:
             content.append({"type": "text", "text": part.text})
         else:
             content.append({"type": "image" if isinstance(part, ImagePart) else "video"})
-    return {"role": message.role, "content": content}
+    turn: dict[str, Any] = {"role": message.role, "content": content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _marked_at_its_end(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the turns with a mark behind the last text."""
+    *before, last = turns
+    *parts, text = last["content"] or [{}]
+    if text.get("type") != "text":
+        raise InvalidRequestError("the last message ends without a text to go on with", field="messages")
+    return [*before, last | {"content": [*parts, text | {"text": text["text"] + _CUT}]}]
+
+
+def _up_to_the_mark(rendered: str) -> str:
+    text, mark, _ = rendered.rpartition(_CUT)
+    if not mark:
+        raise InvalidRequestError("the chat template leaves the last message out", field="messages")
+    return text
 
 
 def _ids_of(tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, int]:

@@ -67,22 +67,24 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
         add_vision_id: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the conversation as the model was trained to read it; `add_vision_id` numbers its pictures.
 
-        `tools` are the functions that the model may call, as JSON Schema describes them.
+        `tools` are the functions that the model may call, as JSON Schema describes them; `variables` are what this
+        template has of its own.
 
         Raises:
             InvalidRequestError: the template refuses these messages.
         """
         try:
             return self._template.render(
+                {"add_vision_id": add_vision_id, **(variables or {})},
                 **self._special_tokens,
                 messages=messages,
                 tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                add_vision_id=add_vision_id,
             )
         except _TEMPLATE_ERRORS as error:
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", field="messages") from error

@@ -103,7 +103,9 @@ class SessionPreparer:
 
     def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> _Layout:
         visuals = [look.visual for look in looks]
-        prompt = self._prompts.build(request.messages, visuals, max_tokens=request.max_prompt_tokens)
+        prompt = self._prompts.build(
+            request.messages, visuals, template=request.template, max_tokens=request.max_prompt_tokens
+        )
         token_ids = torch.tensor(prompt.token_ids, dtype=torch.int32)
         return _Layout(prompt, token_ids, plan_positions(len(prompt.token_ids), prompt.groups))
 

@@ -11,6 +11,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.messages.template_options import TemplateOptions
 from stages.prompt.chat import VisualInput
 from stages.prompt.chat_template import ChatTemplate
 from stages.qwen3_vl.patches import PatchGrid
@@ -104,7 +105,9 @@ def test_prompts_of_the_real_templates_have_transformers_ids(tokenizer, name, to
     rendered = rendered.replace(
         "<|video_pad|>", "<0.2 seconds><|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>"
     )
-    found = hub_prompt_builder(name).build_turns(messages, visuals, tools=tools, add_vision_id=True)
+    found = hub_prompt_builder(name).build_turns(
+        messages, visuals, template=TemplateOptions(tools=tuple(tools)), add_vision_id=True
+    )
     assert list(found.token_ids) == tokenizer(rendered)["input_ids"]
 
 

@@ -84,7 +84,7 @@ class GenerationBuilder:
         key, route, prompt = await self._place(job, sum(entry.choice == choice for entry in attempt.tokens))
         before += [self._output(job, number, len(tokens), tokens) for number, tokens in enumerate(complete)]
         tokens = [entry for entry in attempt.tokens if entry.choice == choice]
-        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens)
+        output = self._output(job, choice, job.num_kv_tokens - prompt.num_tokens, tokens, prompt.num_tokens)
         session = SessionState(
             key=key,
             order=job.order,
@@ -169,6 +169,7 @@ class GenerationBuilder:
             session=job.job_id,
             attempt=wire_attempt,
             messages=job.spec.messages,
+            template=job.spec.template,
             targets=route.row_targets(facts.num_deepstack_levels),
             max_prompt_tokens=self._limits(job).max_prompt_tokens,
             budget_s=terms.timeout_s,
@@ -194,7 +195,14 @@ class GenerationBuilder:
             grammar=GrammarSettings(source=grammar_source(structure)) if structure else None,
         )
 
-    def _output(self, job: LiveJob, choice: int, max_tokens: int, tokens: Sequence[TokenEntry]) -> Output:
+    def _output(
+        self,
+        job: LiveJob,
+        choice: int,
+        max_tokens: int,
+        tokens: Sequence[TokenEntry],
+        num_prompt_tokens: int | None = None,
+    ) -> Output:
         asked = job.spec.sampling
         rule = StopRule(
             max_tokens=max_tokens,
@@ -203,7 +211,13 @@ class GenerationBuilder:
             stop=asked.stop_strings,
             repetition=asked.repetition_detection,
         )
-        output = Output(self.model.vocabulary, rule, choice, is_reasoning=job.is_reasoning)
+        output = Output(
+            self.model.vocabulary,
+            rule,
+            choice,
+            is_reasoning=job.is_reasoning,
+            num_prompt_tokens=num_prompt_tokens,
+        )
         output.replay([entry.token_id for entry in tokens])
         if len(output.token_ids) < len(tokens):
             raise GarbledStateError(f"{len(tokens)} tokens were committed, and output {choice} ended before that")

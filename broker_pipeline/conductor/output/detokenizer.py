@@ -70,6 +70,10 @@ class Vocabulary:
         """Return the id of a token that is written like this, None where there is none."""
         return self._tokenizer.token_to_id(token)
 
+    def spelling(self, token_id: int) -> bytes:
+        """Return what a token is written as; a special one, which has no text, as its name."""
+        return self[token_id] or (self._tokenizer.id_to_token(token_id) or "").encode()
+
     def text(self, token_id: int) -> str | None:
         """Return a token's text where its bytes are whole characters, None where they are not."""
         text = self.known_texts.get(token_id)

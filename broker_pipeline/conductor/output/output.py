@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import msgspec
+
 from broker_pipeline.conductor.output.detokenizer import Detokenizer, Vocabulary
 from broker_pipeline.conductor.output.reasoning import ReasoningSplit
 from broker_pipeline.conductor.output.repetition_watch import RepetitionWatch
@@ -25,12 +27,22 @@ class Output:
     Fed with the same tokens it always gives the same entries, so that a resumed session goes on where it was.
     """
 
-    def __init__(self, vocabulary: Vocabulary, rule: StopRule, choice: int = 0, *, is_reasoning: bool = False) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        rule: StopRule,
+        choice: int = 0,
+        *,
+        is_reasoning: bool = False,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
         """Begin with nothing said, within reasoning where the prompt has opened that.
 
-        `choice` is its number among the outputs of its job.
+        `choice` is its number among the outputs of its job; the first token of the first one tells `num_prompt_tokens`.
         """
+        self._num_prompt_tokens = None if choice else num_prompt_tokens
         self._choice = choice
+        self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
         self._split = ReasoningSplit(vocabulary, is_open=is_reasoning)
         self._stop_strings = StopStrings(rule.stop)
@@ -49,17 +61,22 @@ class Output:
 
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
+        entry = self._entry(token)
+        if self._num_prompt_tokens is not None and len(self.token_ids) == 1:
+            return msgspec.structs.replace(entry, num_prompt_tokens=self._num_prompt_tokens)
+        return entry
+
+    def _entry(self, token: SampledToken) -> TokenEntry:
         reasoning, text = self._add(token.token_id)
         if token.logprob is None and not self._choice and not reasoning:
             return TokenEntry(token_id=token.token_id, text=text)  # most tokens
-        return TokenEntry(
-            token_id=token.token_id,
-            text=text,
-            reasoning=reasoning,
-            logprob=token.logprob,
-            top=token.top,
-            choice=self._choice,
-        )
+        entry = TokenEntry(token_id=token.token_id, text=text, reasoning=reasoning, choice=self._choice)
+        return entry if token.logprob is None else self._with_logprobs(entry, token)
+
+    def _with_logprobs(self, entry: TokenEntry, token: SampledToken) -> TokenEntry:
+        spelling = self._vocabulary.spelling
+        top = tuple(msgspec.structs.replace(each, spelling=spelling(each.token_id)) for each in token.top)
+        return msgspec.structs.replace(entry, logprob=token.logprob, spelling=spelling(token.token_id), top=top)
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take tokens that an earlier attempt has committed, at most up to where the session ends."""

@@ -4,8 +4,9 @@ prompt ends with   output                                           reasoning   
 "<think>\\n"        "A dog, I think.\\n" </think> "\\n\\nA dog."        "A dog, I think." "A dog."
 anything else      <think> "\\nA dog?\\n" </think> "\\n\\nA dog."       "A dog?"          "A dog."
 anything else      "A dog."                                         ""                "A dog."
+"<think>\\n"        "I ask." <tool_call> "…"                         "I ask."          "<tool_call>…"
 
-The two tags are tokens: whoever spells them in characters opens and closes nothing. Line ends next to them belong to
+The tags are tokens: whoever spells them in characters opens and closes nothing. Line ends next to them belong to
 neither part, as in the templates of Thinking models, which put an earlier answer back together that way.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from broker_pipeline.scheduling.session_state import Int32Array
 
-BEGIN, END = "<think>", "</think>"
+BEGIN, END, CALL = "<think>", "</think>", "<tool_call>"
 _LINE_END = "\n"
 _LAST_TOKENS = 8
 
@@ -35,7 +36,7 @@ class ReasoningSplit:
 
     def __init__(self, vocabulary: Vocabulary, *, is_open: bool = False) -> None:
         """Begin within reasoning where `is_open` says that the prompt ends there."""
-        self._begin, self._end = vocabulary.id_of(BEGIN), vocabulary.id_of(END)
+        self._begin, self._end, self._call = (vocabulary.id_of(tag) for tag in (BEGIN, END, CALL))
         self._is_first = True
         self._is_reasoning = self._is_after_tag = is_open
         self._is_answer = False
@@ -49,6 +50,9 @@ class ReasoningSplit:
         """Return what becomes visible of reasoning and answer with one more token and the text that came with it."""
         if self._is_answer:
             return "", text  # most tokens: reasoning is over, or there was none
+        if self._is_reasoning and token_id == self._call:
+            self._is_reasoning, self._is_answer, self._held = False, True, ""
+            return "", text  # nobody thinks aloud in calls: the end tag was left out
         is_begin, self._is_first = self._is_first and token_id == self._begin, False
         self._is_reasoning |= is_begin
         self.num_tokens += self._is_reasoning

@@ -15,9 +15,7 @@ browsers do by themselves, and continues with the next token. Where a job began 
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
 from contextlib import aclosing
 
 import msgspec
@@ -26,14 +24,13 @@ from aiohttp import web
 
 from broker_pipeline.errors import InvalidRequestError, JobNotFoundError, StateError, TransportError
 from broker_pipeline.messages.jobs import JobEvent
+from gateway.api.event_stream import EventStream
 from gateway.api.native.jobs import job_id_of
-from gateway.api.request_facts import HEADER, leave_untimed, request_id
+from gateway.api.request_facts import leave_untimed, request_id
 from gateway.jobs.progress import JobProgress
 from gateway.wiring import GATEWAY, Gateway
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
-HEARTBEAT_S = 15.0
-_WRITE_TIMEOUT_S = 30.0
 _EVENT_ID = re.compile(r"([0-9]{1,9})(?:\.([1-9][0-9]{0,8}))?")
 
 log = structlog.get_logger()
@@ -53,8 +50,8 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     leave_untimed()
     async with gateway.watch.place():
         with gateway.metrics.streams.track_inprogress():
-            stream = _EventStream(request)
-            await stream.open()
+            stream = EventStream(request)
+            await stream.write(b"retry: 1000\n\n")
             try:
                 await _pump(gateway, progress, job_id, stream)
             except (ConnectionError, TimeoutError) as error:
@@ -62,7 +59,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
             return stream.response
 
 
-async def _pump(gateway: Gateway, progress: JobProgress, job_id: str, stream: _EventStream) -> None:
+async def _pump(gateway: Gateway, progress: JobProgress, job_id: str, stream: EventStream) -> None:
     """Move events from the watch to the client; an outage behind us ends the stream, and the client comes back."""
     farewell = b": the gateway is stopping; reconnect\n\n"
     try:
@@ -94,37 +91,3 @@ def _progress(request: web.Request, job_id: str) -> JobProgress:
         raise InvalidRequestError("the id of an event is a number of tokens", field=LAST_EVENT_ID_HEADER)
     num_tokens, first_attempt = (int(number or 1) for number in found.groups())
     return JobProgress(job_id, num_tokens=num_tokens, first_attempt=first_attempt, is_resumed=True)
-
-
-class _EventStream:
-    """The answer that the events go into."""
-
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
-        self._last_write = time.monotonic()
-        self.response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-                HEADER: request_id(),
-            }
-        )
-
-    async def open(self) -> None:
-        await self.response.prepare(self._request)
-        await self.write(b"retry: 1000\n\n")
-
-    async def write(self, text: bytes) -> None:
-        """Send, waiting for a slow client but not for ever."""
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
-            await self.response.write(text)
-        self._last_write = time.monotonic()
-
-    async def keep_alive(self) -> None:
-        if time.monotonic() - self._last_write >= HEARTBEAT_S:
-            await self.write(b": idle\n\n")
-
-    async def close(self) -> None:
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
-            await self.response.write_eof()

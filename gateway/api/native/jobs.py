@@ -10,7 +10,9 @@ from broker_pipeline.errors import JobNotFoundError, PipelineError
 from broker_pipeline.messages.gateway import JobList
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
 from gateway.api.json_answer import json_answer
+from gateway.api.native.job_body import read_job
 from gateway.api.request_facts import leave_untimed
+from gateway.api.submitting import submit
 from gateway.intake.validation import convert_strings
 from gateway.schemas import JobListQuery, JobQuery
 from gateway.wiring import GATEWAY
@@ -40,18 +42,7 @@ def job_id_of(request: web.Request) -> str:
 
 async def submit_job(request: web.Request) -> web.Response:
     """Accept a job, or the repeat of one."""
-    gateway = request.app[GATEWAY]
-    outcome = "failed"
-    try:
-        async with gateway.reader.submission(request) as submission:
-            accepted = await gateway.jobs.submit(submission)
-        gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
-        outcome = "repeated" if accepted.is_repeat else "accepted"
-    except PipelineError as error:
-        outcome = error.code
-        raise
-    finally:
-        gateway.metrics.submissions.labels(outcome).inc()
+    accepted, _ = await submit(request, read_job)
     return _job_answer(accepted.record, status=202, is_repeat=accepted.is_repeat)
 
 

@@ -17,7 +17,8 @@ from broker_pipeline.messages.jobs import (
 from broker_pipeline.messages.sampling import RepetitionDetection, SamplingParams
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from broker_pipeline.pictures.rule import PictureRule
-from gateway.intake.job_draft import Link, Upload, draft_job, fill
+from gateway.intake.job_draft import Link, Upload, fill
+from gateway.intake.job_request import draft_job
 from gateway.intake.validation import decode_json
 from gateway.schemas import ImageInput, JobRequest, SizeInput, VideoInput
 from gateway.settings import Limits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -74,16 +74,28 @@ class ActingConductor:
 
     async def commit(self, job_id: str, attempt: int, start: int, words: list[str], *, tells: bool = True) -> None:
         """Commit tokens, and tell of them unless the message shall be lost."""
-        entries = tuple(TokenEntry(token_id=start + index, text=word) for index, word in enumerate(words))
+        entries = [TokenEntry(token_id=start + index, text=word) for index, word in enumerate(words)]
+        await self.commit_entries(job_id, attempt, start, entries, tells=tells)
+
+    async def commit_entries(
+        self, job_id: str, attempt: int, start: int, tokens: Sequence[TokenEntry], *, tells: bool = True
+    ) -> None:
+        """Do the same with tokens that have more to them than text."""
+        entries = tuple(tokens)
         assert await self.store.commit([TokenCommit(job_id, attempt, start, entries)]) == [True]
         if tells:
             await self.say(JobEvent(job_id=job_id, kind="tokens", index=start, attempt=attempt, tokens=entries))
 
-    async def finish(self, spec: JobSpec, attempt: int, outcome: str | Failure, *, tells: bool = True) -> None:
+    async def finish(
+        self, spec: JobSpec, attempt: int, outcome: str | Failure | JobResult, *, tells: bool = True
+    ) -> None:
         """End a job."""
         job_id = spec.job_id
         if isinstance(outcome, Failure):
             await self.store.finish(job_id, attempt, "failed", error=outcome)
+        elif isinstance(outcome, JobResult):
+            status = "cancelled" if outcome.finish_reason == "cancelled" else "succeeded"
+            await self.store.finish(job_id, attempt, status, outcome)
         else:
             usage = Usage(num_prompt_tokens=20, num_visual_tokens=10, num_output_tokens=len(outcome.split()))
             model, fingerprint = self.model or (None, None)

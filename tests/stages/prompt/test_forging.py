@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_pipeline.messages.jobs import ChatMessage, ImagePart, TextPart
+from broker_pipeline.messages.template_options import TemplateOptions
 from export.synthetic.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS
 from stages.prompt.chat import PromptBuilder, VisualInput
 from stages.prompt.chat_template import ChatTemplate
@@ -90,8 +91,9 @@ def controls_in(builder: PromptBuilder, token_ids) -> list[int]:
 @given(messages=TURNS, tools=st.lists(TOOLS, max_size=2))
 def test_control_tokens_are_the_templates_own_and_texts_are_what_they_were(name, messages, tools):
     builder, pictures = hub_prompt_builder(name), pictures_of(messages)
-    found = builder.build_turns(messages, pictures, tools=tools)
-    clean = builder.build_turns([harmless(m) for m in messages], pictures, tools=without(tools, "|<"))
+    found = builder.build_turns(messages, pictures, template=TemplateOptions(tools=tuple(tools)))
+    harmless_tools = TemplateOptions(tools=tuple(without(tools, "|<")))
+    clean = builder.build_turns([harmless(m) for m in messages], pictures, template=harmless_tools)
     assert controls_in(builder, found.token_ids) == controls_in(builder, clean.token_ids)
     assert len(found.groups) == len(pictures)
     rendered = ChatTemplate(hub_template(name)).render(messages, tools=tools)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from broker_pipeline.conductor.output.output import Output, committed_choice
-from broker_pipeline.conductor.output.reasoning import BEGIN, END, opens_reasoning
+from broker_pipeline.conductor.output.reasoning import BEGIN, CALL, END, opens_reasoning
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.messages.jobs import ChatMessage, TextPart, TokenEntry
 from broker_pipeline.messages.sampling import SampledToken
@@ -23,7 +23,7 @@ from tests.kit.models.transformers_oracle import FP32, config_of
 TOKENIZER = tiny_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
 EOS = TOKENIZER.token_to_id("<|im_end|>")
-BEGIN_ID, END_ID = TOKENIZER.token_to_id(BEGIN), TOKENIZER.token_to_id(END)
+BEGIN_ID, END_ID, CALL_ID = (TOKENIZER.token_to_id(tag) for tag in (BEGIN, END, CALL))
 HALF = TOKENIZER.encode("\u00e9", add_special_tokens=False).ids[:1]
 """The first byte of a character."""
 
@@ -66,6 +66,9 @@ def run(out: Output, token_ids: list[int]) -> list[TokenEntry]:
         (True, ids("A dog, I think.\n", END_ID, "\n\nA dog."), "A dog, I think.", "A dog."),
         (False, ids(BEGIN_ID, "\nA dog?\n", END_ID, "\n\nA dog."), "A dog?", "A dog."),
         (False, ids("\n\nA dog."), "", "\n\nA dog."),
+        (True, ids("I ask.\n", CALL_ID, "\n{}"), "I ask.", CALL + "\n{}"),
+        (True, ids("I ask.", END_ID, "\n\n", CALL_ID, "{}"), "I ask.", CALL + "{}"),
+        (True, ids(spelled(CALL), END_ID, "x"), CALL, "x"),
         (True, ids("\n\n", END_ID, "\n\nA dog."), "", "A dog."),
         (True, ids(END_ID, END_ID, BEGIN_ID), "", END + BEGIN),
         (True, ids("One.\n\nTwo.\n"), "One.\n\nTwo.", ""),
@@ -77,7 +80,8 @@ def run(out: Output, token_ids: list[int]) -> list[TokenEntry]:
         (True, ids(BEGIN_ID, "\nHm.", END_ID, "A"), "Hm.", "A"),
     ],
     ids=[
-        "opened by the prompt", "opened by the model", "no reasoning", "nothing thought", "tags of an answer",
+        "opened by the prompt", "opened by the model", "no reasoning", "a call ends it", "a call after it",
+        "a call spelled", "nothing thought", "tags of an answer",
         "cut off", "end spelled", "begin within an answer", "begin spelled", "broken characters",
         "broken and cut off", "opened by both",
     ],

@@ -1,10 +1,12 @@
-"""Requests that aiohttp's parser refuses before there is a route: they are answered in the one shape as well.
+"""What aiohttp has no hook for: its runner makes the server, and the server makes the protocol.
 
-aiohttp has no hook for that: its runner makes the server, and the server makes the protocol that answers in plain text.
+Requests that its parser refuses before there is a route are answered in the one shape as well, where it answers in
+plain text. And who works on a request can wait for the end of its connection.
 """
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 
 from aiohttp import web
@@ -31,8 +33,23 @@ class _Server(web.Server):
         return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
+def connection_lost(request: web.Request) -> asyncio.Event:
+    """Return what is set once the client of a request has gone."""
+    protocol = request.protocol
+    assert isinstance(protocol, _Protocol), "served by another runner"
+    return protocol.lost
+
+
 class _Protocol(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("lost",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost.set()
+        super().connection_lost(exc)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -5,35 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
 
 import aiohttp
 import jsonschema
 import pytest
-import pytest_asyncio
 import torch
 from PIL import Image
 
-from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.pictures import DemoPicture, scenes, trained_model
-from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.cuts import parse_cut
-from broker_pipeline.tools.local.plan import LocalSettings
-from tests.kit.running.pipeline_client import PipelineClient, client_of
+from tests.kit.running.pipeline_client import PipelineClient
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
-    directory = tmp_path_factory.mktemp("demo-model")
-    artifact = await make_artifact(directory, trained_model())
-    stages = parse_cut("1,2", 5)
-    settings = LocalSettings(model=artifact, stages=stages, data_dir=directory / "run", drain_s=2.0)
-    async with LocalCluster(settings) as cluster, client_of(cluster) as opened:
-        yield opened
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
 
 
 def transformers_tokens(pictures: list[DemoPicture]) -> list[list[int]]:
@@ -44,30 +28,30 @@ def transformers_tokens(pictures: list[DemoPicture]) -> list[list[int]]:
         return [captioner.tokens([image])[0].tolist() for image in images]
 
 
-async def test_scenes_are_captioned_as_by_transformers_token_for_token(client: PipelineClient) -> None:
+async def test_scenes_are_captioned_as_by_transformers_token_for_token(demo: PipelineClient) -> None:
     shown = scenes()
     assert len(shown) == 12
-    jobs = [client.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in shown]
+    jobs = [demo.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in shown]
     job_ids = await asyncio.gather(*jobs)
-    tokens = await client.run(job_ids)
+    tokens = await demo.run(job_ids)
     assert tokens == await asyncio.to_thread(transformers_tokens, shown)
-    texts = [record.result.text if record.result else None for record in await client.records(job_ids)]
+    texts = [record.result.text if record.result else None for record in await demo.records(job_ids)]
     assert texts == [scene.expected for scene in shown]
 
 
-async def test_sampled_captions_depend_on_the_seed_alone(client: PipelineClient) -> None:
+async def test_sampled_captions_depend_on_the_seed_alone(demo: PipelineClient) -> None:
     async def sampled(seed: int) -> str:
         """Without a picture the model cannot be certain of anything."""
-        return await client.submit(prompt=DEFAULT_PROMPT, seed=seed, temperature=2.0, max_tokens=24, ignore_eos=True)
+        return await demo.submit(prompt=DEFAULT_PROMPT, seed=seed, temperature=2.0, max_tokens=24, ignore_eos=True)
 
-    alone = [(await client.run([await sampled(seed)]))[0] for seed in range(4)]
+    alone = [(await demo.run([await sampled(seed)]))[0] for seed in range(4)]
     assert len({tuple(tokens) for tokens in alone}) > 1, "the seed decides nothing"
-    crowd = [client.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in scenes()]
+    crowd = [demo.submit(scene.path.read_bytes(), prompt=DEFAULT_PROMPT, max_tokens=48) for scene in scenes()]
     job_ids = await asyncio.gather(*crowd, *(sampled(seed) for seed in range(4)))
-    assert (await client.run(job_ids))[len(crowd) :] == alone
+    assert (await demo.run(job_ids))[len(crowd) :] == alone
 
 
-async def test_captions_fulfil_a_schema(client: PipelineClient) -> None:
+async def test_captions_fulfil_a_schema(demo: PipelineClient) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -76,20 +60,19 @@ async def test_captions_fulfil_a_schema(client: PipelineClient) -> None:
         },
         "required": ["caption", "place"],
         "additionalProperties": False,
-        "x-guidance": {"whitespace_flexible": False},
     }
     asked = {"prompt": DEFAULT_PROMPT, "max_tokens": 200, "structured_outputs": {"json": schema}}
-    job_ids = [await client.submit(scene.path.read_bytes(), **asked, temperature=1.0) for scene in scenes()[:4]]
-    for record in await client.wait(job_ids):
+    job_ids = [await demo.submit(scene.path.read_bytes(), **asked, temperature=1.0) for scene in scenes()[:4]]
+    for record in await demo.wait(job_ids):
         assert record.result is not None, record.error
         assert record.result.finish_reason == "stop"
         jsonschema.validate(json.loads(record.result.text), schema)
 
 
-async def test_what_is_no_schema_is_refused_by_its_field(client: PipelineClient) -> None:
+async def test_what_is_no_schema_is_refused_by_its_field(demo: PipelineClient) -> None:
     body = {"prompt": "What?", "sampling": {"structured_outputs": {"json": {"type": "nonsense"}}}}
     async with (
-        aiohttp.ClientSession(client.cluster.gateway_url) as http,
+        aiohttp.ClientSession(demo.cluster.gateway_url) as http,
         http.post("/v1/jobs", json=body) as answer,
     ):
         error = (await answer.json())["error"]

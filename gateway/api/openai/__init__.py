@@ -1,0 +1,1 @@
+"""OpenAI's API in front of the same jobs: shapes of requests and answers, and nothing else."""

@@ -1,0 +1,80 @@
+"""The body of a request for a response."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from broker_pipeline.messages.template_options import MAX_TOOLS
+from gateway.api.openai.content_parts import Content, Lenient
+from gateway.api.openai.sampling import MaxTokens, SamplingRequest
+from gateway.api.openai.tools import Function, FunctionName
+from gateway.schemas import Text
+
+
+class ReasoningText(Lenient, frozen=True, kw_only=True):
+    """A piece of what the model said before an answer."""
+
+    text: Text
+
+
+class InputItem(Lenient, frozen=True, kw_only=True):
+    """One item of the conversation; which fields it has depends on its type."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Content | None = None
+    name: FunctionName | None = None
+    arguments: Text = "{}"
+    output: Content | None = None
+    summary: tuple[ReasoningText, ...] | None = None
+
+
+class ResponseTool(Function, frozen=True, kw_only=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+
+
+class ChosenFunction(Lenient, frozen=True, kw_only=True):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class TextFormat(Lenient, frozen=True, kw_only=True):
+    """What the answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema: dict[str, Any] | None = None
+
+
+class TextConfig(Lenient, frozen=True, kw_only=True):
+    """How the answer is said."""
+
+    format: TextFormat | None = None
+
+
+class ReasoningConfig(Lenient, frozen=True, kw_only=True):
+    """How the model reasons; `none` for `effort` is `enable_thinking: false`."""
+
+    effort: str | None = None
+
+
+class ResponseRequest(SamplingRequest, frozen=True, kw_only=True):
+    """A response. What other servers take besides is passed over, unless that would change the answer."""
+
+    input: Text | Annotated[tuple[InputItem, ...], Meta(min_length=1, max_length=1024)]
+    instructions: Text | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: MaxTokens | None = None
+    include: tuple[str, ...] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    background: bool | None = None
+    tools: Annotated[tuple[ResponseTool, ...], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None

@@ -1,0 +1,26 @@
+"""One row of the OpenAPI document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. `answers` maps a status to a struct, or to a media type where it is not JSON."""
+
+    method: str
+    path: str
+    operation_id: str
+    summary: str
+    answers: dict[int, type[msgspec.Struct] | str]
+    errors: tuple[int, ...] = ()
+    query: type[msgspec.Struct] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    has_job_body: bool = False
+    body: type[msgspec.Struct] | None = None
+    """Of a request that is JSON and nothing else."""
+    streams: bool = False
+    """Whether its success may also come as server-sent events."""

@@ -1,0 +1,28 @@
+"""What every API does with a request for a job."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from broker_pipeline.errors import PipelineError
+from gateway.intake.job_draft import Draft_co
+from gateway.intake.request_reader import Read
+from gateway.jobs.service import Accepted
+from gateway.wiring import GATEWAY
+
+
+async def submit(request: web.Request, read: Read[Draft_co]) -> tuple[Accepted, Draft_co]:
+    """Accept the job that `read` makes of a request, or the repeat of one, and count what came of it."""
+    gateway = request.app[GATEWAY]
+    outcome = "failed"
+    try:
+        async with gateway.reader.submission(request, read) as submission:
+            accepted = await gateway.jobs.submit(submission)
+        gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
+        outcome = "repeated" if accepted.is_repeat else "accepted"
+    except PipelineError as error:
+        outcome = error.code
+        raise
+    finally:
+        gateway.metrics.submissions.labels(outcome).inc()
+    return accepted, submission.draft

@@ -1,0 +1,232 @@
+"""Responses: what a request means, what it is answered with, and how a conversation goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_pipeline.errors import Failure, InvalidRequestError
+from broker_pipeline.messages.jobs import (
+    ChatMessage,
+    ImagePart,
+    JobRecord,
+    JobResult,
+    JobSpec,
+    TextPart,
+    TokenEntry,
+    Usage,
+)
+from broker_pipeline.messages.template_options import TemplateOptions
+from gateway.api.openai.responses.events import ResponseEvents
+from gateway.api.openai.responses.parse import ResponseDraft, parse, read_request
+from gateway.api.openai.responses.response import response
+from gateway.settings import Limits
+from tests.kit.acting.conductor import ActingConductor
+
+URL = "/v1/responses"
+LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096)
+CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'
+CLOCK = {"type": "function", "name": "clock", "parameters": {"type": "object"}, "strict": True}
+
+
+def read(**fields: Any) -> ResponseDraft:
+    body = json.dumps({"model": "m", "input": "Hi"} | fields).encode()
+    return parse(read_request(body), LIMITS, None)
+
+
+def test_a_text_and_instructions() -> None:
+    draft = read(
+        instructions="Be brief.", max_output_tokens=7, temperature=0, tools=[CLOCK], reasoning={"effort": "none"}
+    )
+    assert [(message.role, message.content) for message in draft.messages] == [
+        ("system", (TextPart(text="Be brief."),)),
+        ("user", (TextPart(text="Hi"),)),
+    ]
+    assert (draft.sampling.max_tokens, draft.sampling.temperature, draft.sampling.logprobs) == (7, 0, None)
+    assert draft.template.tools[0]["function"] == {"name": "clock", "parameters": {"type": "object"}}
+    assert draft.template.variables == {"enable_thinking": False}
+    assert (draft.store, draft.stream, draft.background) == (True, False, False)
+    assert read(include=["message.output_text.logprobs"], top_logprobs=2).sampling.logprobs == 2
+
+
+def test_items_of_one_turn_become_one_message() -> None:
+    draft = read(
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "Time?"}]},
+            {"type": "reasoning", "id": "rs", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
+            {"type": "function_call", "call_id": "c", "name": "clock", "arguments": '{"zone": "UTC"}'},
+            {"type": "function_call_output", "call_id": "c", "output": "12:00"},
+            {"role": "assistant", "content": "It is noon."},
+            {"role": "user", "content": [{"type": "input_image", "image_url": "data:x", "detail": "auto"}]},
+        ]
+    )
+    assert [message.role for message in draft.messages] == ["user", "assistant", "tool", "assistant", "user"]
+    said = draft.messages[1]
+    assert (said.reasoning, said.content) == ("hm", (TextPart(text="Let me see."),))
+    assert [(call.name, call.arguments) for call in said.tool_calls] == [("clock", {"zone": "UTC"})]
+    assert draft.sources[0].field == "input[6].content[0].image_url"
+    assert draft.sent_as["messages[4].content[0]"] == "input[6].content[0]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"content": "x"}]}, "input[0].role"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call", "arguments": "{}"}]}, "input[0].name"),
+        (
+            {"input": [{"type": "function_call", "name": "f", "arguments": "{"}]},
+            "input[0].arguments",
+        ),
+        (
+            {"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            "input[0].content",
+        ),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [CLOCK, CLOCK]}, "tools[1]"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "other"}, "tools": [CLOCK]}, "tool_choice"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}}, "text.format"),
+        ({"background": True, "stream": True}, "background"),
+        ({"background": True, "store": False}, "background"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"logit_bias": {"1000": 1}}, "logit_bias"),
+    ],
+)
+def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read(**fields)
+    assert caught.value.field == field
+
+
+PIECES = st.sampled_from(["A ", "dog", "\n", "<tool_call>", CALL, "{"])
+
+
+@given(
+    st.lists(st.sampled_from(["hm", "\n"]), max_size=3), st.lists(PIECES, max_size=6), st.booleans(), st.integers(1, 5)
+)
+def test_events_add_up_to_the_response(
+    reasoning: list[str], texts: list[str], has_tools: bool, num_at_once: int
+) -> None:
+    tokens = [TokenEntry(token_id=1, reasoning=text) for text in reasoning]
+    tokens += [TokenEntry(token_id=1, text=text) for text in texts]
+    usage = Usage(num_prompt_tokens=1, num_visual_tokens=0, num_output_tokens=1)
+    result = JobResult(text="".join(texts), reasoning="".join(reasoning), finish_reason="stop", usage=usage, model="m")
+    template = TemplateOptions(tools=({"type": "function", "function": {"name": "clock"}},) * has_tools)
+    messages = (ChatMessage(role="user", content=(TextPart(text="Hi"),)),)
+    spec = JobSpec(job_id="j", created_at=1.0, messages=messages, template=template)
+    whole = response(spec, JobRecord(job_id="j", status="succeeded", created_at=1.0, result=result), "m")
+    events = ResponseEvents("j", has_tools=has_tools, has_logprobs=False)
+    said = list(events.begin(whole))
+    for start in range(0, len(tokens), num_at_once):
+        said += events.take(tokens[start : start + num_at_once])
+    said += events.end(whole)
+    sent = json.loads(msgspec.json.encode(said))
+    assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
+    assert [event["item"] for event in sent if event["type"] == "response.output_item.done"] == as_sent(whole)["output"]
+    for event in (event for event in sent if event["type"].endswith("text.done")):
+        deltas = (each for each in sent if each["type"].endswith("text.delta") and each["item_id"] == event["item_id"])
+        assert "".join(each["delta"] for each in deltas) == event["text"]
+    assert sent[-1]["type"] == "response.completed"
+
+
+def as_sent(answer: Any) -> Any:
+    return json.loads(msgspec.json.encode(answer))
+
+
+async def begun(
+    http: aiohttp.ClientSession, conductor: ActingConductor, **fields: Any
+) -> tuple[asyncio.Future[aiohttp.ClientResponse], JobSpec, int]:
+    asking = asyncio.ensure_future(http.post(URL, json={"model": "m", "input": "Hi"} | fields))
+    spec = (await conductor.take()).spec
+    return asking, spec, await conductor.begin(spec)
+
+
+async def sent_events(answer: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    async for line in answer.content:
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+async def test_a_conversation_goes_on_with_its_pictures(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    content = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What is it?"}]
+    asking, spec, attempt = await begun(
+        http, conductor, input=[{"role": "user", "content": content}], instructions="Be brief."
+    )
+    await conductor.finish(spec, attempt, "A gradient.")
+    async with await asking as answer:
+        first = await answer.json()
+    assert (first["status"], first["output"][0]["content"][0]["text"]) == ("completed", "A gradient.")
+    assert first["instructions"] == "Be brief."
+    await conductor.media.sweep(0)
+
+    asking, again, attempt = await begun(http, conductor, previous_response_id=first["id"], input="Sure?")
+    assert [message.role for message in again.messages] == ["user", "assistant", "user"], "without the instructions"
+    image = again.messages[0].content[0]
+    assert isinstance(image, ImagePart)
+    assert await conductor.media.get(image.media) == jpeg, "although its first job has let go of it"
+    assert again.messages[1].content == (TextPart(text="A gradient."),)
+    await conductor.finish(again, attempt, "Yes.")
+    async with await asking as answer:
+        second = await answer.json()
+    assert second["previous_response_id"] == first["id"]
+    async with http.get(f"{URL}/{first['id']}") as answer:
+        assert await answer.json() == first
+
+
+async def test_a_response_in_the_background(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
+    asking, spec, attempt = await begun(http, conductor, background=True)
+    async with await asking as answer:
+        queued = await answer.json()
+    assert (queued["status"], queued["output"], queued["usage"]) == ("queued", [], None)
+    path = f"{URL}/{queued['id']}"
+    async with http.get(path) as answer:
+        assert (await answer.json())["status"] == "in_progress"
+    async with http.post(URL, json={"model": "m", "input": "Hi", "previous_response_id": queued["id"]}) as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, "previous_response_id")
+    async with http.post(f"{path}/cancel") as answer:
+        assert answer.status == 200
+    assert await conductor.store.cancelled([spec.job_id]) == [spec.job_id]
+    await conductor.finish(spec, attempt, Failure("worker_lost", "gone"))
+    async with http.get(path) as answer:
+        failed = await answer.json()
+    assert (failed["status"], failed["error"]) == ("failed", {"code": "server_error", "message": "gone"})
+
+
+async def test_a_stream_that_fails_in_its_middle(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
+    asking, spec, attempt = await begun(http, conductor, stream=True)
+    await conductor.commit(spec.job_id, attempt, 0, ["a"])
+    async with await asking as answer:
+        events = sent_events(answer)
+        while (await anext(events))["type"] != "response.output_text.delta":
+            pass
+        await conductor.finish(spec, attempt, Failure("worker_lost", "gone"))
+        rest = [event async for event in events]
+    assert rest[-1]["type"] == "response.failed"
+    assert rest[-1]["response"]["error"] == {"code": "server_error", "message": "gone"}
+
+
+async def test_what_is_no_response(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
+    async with http.post("/v1/jobs", json={"prompt": "Hi"}) as answer:
+        job = await answer.json()
+    for name in ("none", "resp_none", f"resp_{job['job_id']}"):
+        async with http.get(f"{URL}/{name}") as answer:
+            assert (answer.status, (await answer.json())["error"]["param"]) == (404, "response_id")
+        async with http.post(URL, json={"model": "m", "input": "Hi", "previous_response_id": name}) as answer:
+            assert (answer.status, (await answer.json())["error"]["param"]) == (404, "previous_response_id")
