@@ -17,6 +17,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
     ├── WorkerNotFoundError, ModelNotFoundError
+    ├── FileUnknownError, FileInUseError
+    ├── BatchNotFoundError, BatchStateError
     ├── QueueFullError                accepted nothing; try again after `retry_after_s`
     ├── ContractError                 a message breaks the activation contract
     │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
@@ -218,6 +220,30 @@ class JobStateError(PipelineError):
     """The job is in a state that does not allow this."""
 
     code = "job_state"
+
+
+class FileUnknownError(PipelineError):
+    """No file has this id, or it was deleted."""
+
+    code = "file_not_found"
+
+
+class FileInUseError(PipelineError):
+    """A batch still reads the file."""
+
+    code = "file_in_use"
+
+
+class BatchNotFoundError(PipelineError):
+    """No batch has this id, or it ended long ago."""
+
+    code = "batch_not_found"
+
+
+class BatchStateError(PipelineError):
+    """The batch's status does not allow this."""
+
+    code = "batch_state"
 
 
 class WorkerNotFoundError(PipelineError):

@@ -14,6 +14,18 @@
 {ns}:media:kept             zset    references that end by themselves (those of failed jobs), by the time of that
 {ns}:media:acquired          zset    new references, by the time from which their job has to be known
 {ns}:media:doomed           zset    object names by the time from which they may be deleted
+{ns}:files:{tenant}         zset    ids of a tenant's files, by time of creation
+{ns}:files-expiry           zset    ids of files by the time at which they are deleted
+{ns}:files-doomed           zset    names of parts of files by the time from which they may be deleted
+{ns}:file:{id}              hash    a file's name, size, purpose, times (see `gateway.batches.file_store`)
+{ns}:file:{id}:parts        list    where its bytes are: `name bytes chunk-bytes`
+{ns}:batches:{tenant}       zset    ids of a tenant's batches, by time of creation
+{ns}:batches-active         zset    ids of batches that have not ended, by priority and time of creation
+{ns}:batches-expiry         zset    ids of batches that have ended by the time at which they are forgotten
+{ns}:batch:{id}             hash    what was asked for, status, times, counts (see `gateway.batches.batch_store`)
+{ns}:batch:{id}:done        string  a bit for each of its requests
+{ns}:batch:{id}:offsets     list    where in the input file every 1,000th request begins
+{ns}:batch-key:{key}        string  id of an earlier batch that was asked for in the same way
 {ns}:probe                  string  written to find out whether Redis takes writes
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
@@ -98,6 +110,66 @@ def media_acquired(namespace: str) -> str:
 def media_doomed(namespace: str) -> str:
     """Return the key of the sorted set of object names by the time from which they may be deleted."""
     return f"{namespace}:media:doomed"
+
+
+def files(namespace: str, tenant: str) -> str:
+    """Return the key of the sorted set of ids of a tenant's files, by time of creation."""
+    return f"{namespace}:files:{tenant}"
+
+
+def files_expiry(namespace: str) -> str:
+    """Return the key of the sorted set of ids of files by the time at which they are deleted."""
+    return f"{namespace}:files-expiry"
+
+
+def files_doomed(namespace: str) -> str:
+    """Return the key of the sorted set of names of parts of files by the time from which they may be deleted."""
+    return f"{namespace}:files-doomed"
+
+
+def file(namespace: str, file_id: str) -> str:
+    """Return the key of one file's hash."""
+    return f"{namespace}:file:{file_id}"
+
+
+def file_parts(namespace: str, file_id: str) -> str:
+    """Return the key of the list of parts that a file is made of."""
+    return f"{namespace}:file:{file_id}:parts"
+
+
+def batches(namespace: str, tenant: str) -> str:
+    """Return the key of the sorted set of ids of a tenant's batches, by time of creation."""
+    return f"{namespace}:batches:{tenant}"
+
+
+def batches_active(namespace: str) -> str:
+    """Return the key of the sorted set of ids of batches that have not ended, by priority and time of creation."""
+    return f"{namespace}:batches-active"
+
+
+def batches_expiry(namespace: str) -> str:
+    """Return the key of the sorted set of ids of batches that have ended by the time at which they are forgotten."""
+    return f"{namespace}:batches-expiry"
+
+
+def batch(namespace: str, batch_id: str) -> str:
+    """Return the key of one batch's hash."""
+    return f"{namespace}:batch:{batch_id}"
+
+
+def batch_done(namespace: str, batch_id: str) -> str:
+    """Return the key of the bits that say which requests of a batch are done."""
+    return f"{namespace}:batch:{batch_id}:done"
+
+
+def batch_offsets(namespace: str, batch_id: str) -> str:
+    """Return the key of the list of places in the input file at which every so many requests begin."""
+    return f"{namespace}:batch:{batch_id}:offsets"
+
+
+def batch_key(namespace: str, key: str) -> str:
+    """Return the key of the id of an earlier batch that was asked for in the same way."""
+    return f"{namespace}:batch-key:{key}"
 
 
 def probe(namespace: str) -> str:

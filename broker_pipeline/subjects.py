@@ -111,6 +111,16 @@ def media(namespace: str, shard: int, object_id: str) -> str:
     return f"{namespace}.media.{shard}.{object_id}"
 
 
+def file_stream(namespace: str) -> str:
+    """Name of the JetStream stream that holds files."""
+    return f"{namespace}-files"
+
+
+def file_chunk(namespace: str, part: str, index: int | str) -> str:
+    """Subject of one chunk of a part of a file, or of all (`*`)."""
+    return f"{namespace}.files.{part}.{index}"
+
+
 def bulk(subject: str) -> str:
     """Subject on which large messages for `subject` travel, so that small ones do not wait behind them.
 

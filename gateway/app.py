@@ -19,9 +19,13 @@ from gateway.api.connections import AppRunner
 from gateway.api.errors import answer_errors
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
-from gateway.api.openai import models
+from gateway.api.openai import batches, files, models
+from gateway.api.openai.batch_endpoints import ENDPOINTS
 from gateway.api.openai.chat import route as chat
 from gateway.api.openai.responses import route as responses
+from gateway.batches.answers import Answers
+from gateway.batches.batch_run import RunParts
+from gateway.batches.batch_runner import BatchRunner
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -35,11 +39,8 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    return [
-        route
-        for api in (jobs, events, status, workers, models, chat, responses, health, index)
-        for route in api.routes()
-    ]
+    rooms = (jobs, events, status, workers, models, chat, responses, files, batches, health, index)
+    return [route for api in rooms for route in api.routes()]
 
 
 def build_app(gateway: Gateway) -> web.Application:
@@ -84,6 +85,7 @@ async def _until_stopped(gateway: Gateway) -> None:
     async with asyncio.TaskGroup() as group:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
+            group.create_task(batch_runner(gateway).run()),
             *([group.create_task(_keep_house(gateway))] if gateway.settings.keeps_house else ()),
         )
         await gateway.stopping.wait()
@@ -91,9 +93,30 @@ async def _until_stopped(gateway: Gateway) -> None:
             task.cancel()
 
 
+def batch_runner(gateway: Gateway) -> BatchRunner:
+    """Return what carries batches on, with a gateway's parts."""
+    answers = Answers(
+        jobs=gateway.jobs,
+        store=gateway.store,
+        retries=gateway.retries,
+        watch=gateway.watch,
+        pictures=gateway.pictures,
+        limits=gateway.limits,
+        endpoints=ENDPOINTS,
+    )
+    parts = RunParts(gateway.batches, gateway.files, answers, gateway.settings.batches)
+    return BatchRunner(parts, gateway.batch_called)
+
+
 async def _keep_house(gateway: Gateway) -> None:
     lost = LostJobs(gateway.store, gateway.publisher)
-    await keep_house(gateway.store, gateway.media, lost, gateway.metrics.swept)
+    sweeps = {
+        "media": gateway.media.sweep,
+        "jobs": gateway.store.sweep,
+        "files": gateway.files.sweep,
+        "lost": lost.publish,
+    }
+    await keep_house(sweeps, gateway.metrics.swept)
 
 
 async def _start(site: web.TCPSite, settings: GatewaySettings) -> None:

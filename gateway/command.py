@@ -11,7 +11,7 @@ from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
 from gateway.processes import supervise
-from gateway.settings import MIB, FetchSettings, GatewaySettings, Limits, address_guard
+from gateway.settings import MIB, BatchLimits, FetchSettings, GatewaySettings, Limits, address_guard
 
 _POSITIVE = click.IntRange(min=1)
 _PICTURES = PictureRule()
@@ -60,6 +60,25 @@ _PICTURES = PictureRule()
 )
 @option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
 @option(
+    "--max-files-mb",
+    default=None,
+    type=_POSITIVE,
+    help="JetStream room for files of batches, in MiB.  [default: up to 10240]",
+)
+@option("--max-file-mb", default=200, type=_POSITIVE, help="Largest file, in MiB.")
+@option("--max-batch-requests", default=50_000, type=_POSITIVE, help="Most requests of one batch.")
+@option("--max-batch-line-mb", default=16, type=_POSITIVE, help="Longest request of a batch, in MiB.")
+@option(
+    "--batch-jobs-in-flight", default=256, type=_POSITIVE, help="Jobs of one batch that wait or run at the same time."
+)
+@option(
+    "--batch-lease-s",
+    default=10.0,
+    type=click.FloatRange(min=0.5),
+    help="Seconds after which others take the batches of a gateway that died.",
+)
+@option("--max-running-batches", default=4, type=_POSITIVE, help="Batches that a process carries on at the same time.")
+@option(
     "--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="Seconds for one image URL."
 )
 @option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")
@@ -104,6 +123,14 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         "max_redirects": rest["max_redirects"],
         "allow_private_urls": tuple(rest["allow_private_urls"]),
     }
+    batches = {
+        "max_file_bytes": rest["max_file_mb"] * MIB,
+        "max_requests": rest["max_batch_requests"],
+        "max_line_bytes": rest["max_batch_line_mb"] * MIB,
+        "jobs_in_flight": rest["batch_jobs_in_flight"],
+        "max_running": rest["max_running_batches"],
+        "lease_s": rest["batch_lease_s"],
+    }
     settings = GatewaySettings(
         common=common,
         host=rest["host"],
@@ -113,7 +140,9 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         queue_max_jobs=rest["max_queued_jobs"],
         queue_max_bytes=_mebibytes(rest["max_queue_mb"]),
         media_max_bytes=_mebibytes(rest["max_media_mb"]),
+        files_max_bytes=_mebibytes(rest["max_files_mb"]),
         limits=parse_settings(Limits, limits),
+        batches=parse_settings(BatchLimits, batches),
         fetch=parse_settings(FetchSettings, fetch),
     )
     address_guard(settings.fetch)

@@ -54,7 +54,7 @@ class Metrics:
         )
         self.swept = Counter(
             f"{PREFIX}_swept",
-            "What housekeeping removed (media, jobs) and enqueued (lost: jobs of a queue that was lost).",
+            "What housekeeping removed (media, jobs, files) and enqueued (lost: jobs of a queue that was lost).",
             ["what"],
             registry=registry,
         )

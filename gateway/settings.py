@@ -53,6 +53,21 @@ class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Networks (CIDR) that are reachable although they are not public."""
 
 
+class BatchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How large files and batches may be, and how much of them is under way."""
+
+    max_file_bytes: Positive = 200 * MIB
+    max_requests: Positive = 50_000
+    """Of one batch."""
+    max_line_bytes: Positive = 16 * MIB
+    jobs_in_flight: Positive = 256
+    """Jobs of one batch that wait or run at a time."""
+    max_running: Positive = 4
+    """Batches that one process carries on at a time."""
+    lease_s: PositiveSeconds = 10.0
+    """After so long others take the batches of a gateway that died."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything the gateway is told at its start."""
 
@@ -65,8 +80,11 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Room for waiting jobs, without their images; None: what JetStream gives, up to 1 GiB."""
     media_max_bytes: Positive | None = None
     """Room for the images of unfinished jobs; None: what JetStream gives, up to 10 GiB."""
+    files_max_bytes: Positive | None = None
+    """Room for files of batches; None: what JetStream gives, up to 10 GiB."""
     limits: Limits = Limits()
     """Of all processes together."""
+    batches: BatchLimits = BatchLimits()
     num_processes: Positive = 1
     """Processes that share the port."""
     process_index: Annotated[int, Meta(ge=0)] | None = None

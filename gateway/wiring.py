@@ -17,18 +17,23 @@ from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
+from gateway.batches.batch_store import BatchStore
+from gateway.batches.file_store import WRITER_BYTES, FileStore
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.fetch import ImageFetcher
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.request_reader import RequestReader
+from gateway.intake.upload_room import UploadRoom
 from gateway.jobs.end_watch import EndWatch
 from gateway.jobs.retries import JobRetries
 from gateway.jobs.service import JobService
-from gateway.jobs.storage_room import open_media, open_queue
+from gateway.jobs.storage_room import open_files, open_media, open_queue
 from gateway.jobs.watch import JobWatch
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings, address_guard
+
+_WAIT_FOR_ROOM_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,13 @@ class Gateway:
     reader: RequestReader
     metrics: Metrics
     in_flight: InFlight
+    pictures: PictureLoader
+    limits: CurrentLimits
+    files: FileStore
+    file_uploads: UploadRoom
+    batches: BatchStore
+    batch_called: asyncio.Event
+    """Set when there may be a batch to carry on."""
     stopping: asyncio.Event
 
 
@@ -72,7 +84,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
         media = await open_media(transport, redis, settings)
         publisher = JobPublisher.open(queue, redis, common.namespace)
         metrics = Metrics(settings.name, lambda: transport.counts)
-        limits = settings.own_limits
+        limits = CurrentLimits(settings.own_limits, registry)
+        pictures = PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch), media)
         yield Gateway(
             settings=settings,
             transport=transport,
@@ -89,15 +102,17 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 store=store,
                 ends=ends,
                 namespace=common.namespace,
-                max_watches=limits.max_streams,
+                max_watches=limits.own.max_streams,
                 stopping=stopping,
             ),
-            reader=RequestReader(
-                pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch), media),
-                limits=CurrentLimits(limits, registry),
-                uploads=metrics.uploads,
-            ),
+            reader=RequestReader(pictures=pictures, limits=limits, uploads=metrics.uploads),
             metrics=metrics,
             in_flight=InFlight(),
+            pictures=pictures,
+            limits=limits,
+            files=FileStore(redis, open_files(transport, settings), common.namespace),
+            file_uploads=UploadRoom(limits.own.max_uploads * WRITER_BYTES, _WAIT_FOR_ROOM_S),
+            batches=BatchStore(redis, common.namespace, settings.batches.lease_s),
+            batch_called=asyncio.Event(),
             stopping=stopping,
         )

@@ -118,6 +118,17 @@ class JobStore:
         """Forget a job that could not be queued; one that has begun, or is unknown, is left alone."""
         await self._run("discard", {"job_id": job_id}, f"cannot discard job {job_id}")
 
+    async def job_of(self, idempotency_key: str) -> str | None:
+        """Return the id of the job that was submitted with this key, where it is still known."""
+        with state_errors("cannot look for a job by its key"):
+            key = redis_keys.idempotency(self._namespace, idempotency_key)
+            job_id: bytes | None = await self._redis.get(key)  # type: ignore[assignment]
+            return None if job_id is None else job_id.decode()
+
+    async def forget_ended(self, job_ids: Sequence[str]) -> None:
+        """Forget jobs whose results are kept elsewhere; those that have not ended are left alone."""
+        await self._run("forget_ended", {"job_ids": job_ids}, "cannot forget jobs")
+
     async def get(self, job_id: str) -> JobRecord:
         """Return a job; raises `JobNotFoundError`."""
         with state_errors(f"cannot read job {job_id}"):

@@ -9,11 +9,15 @@ import structlog
 from aiohttp import ClientPayloadError, web
 
 from broker_pipeline.errors import (
+    BatchNotFoundError,
+    BatchStateError,
     BodyTooLargeError,
     BodyTooSlowError,
     CancelledJobError,
     DeadlineExceededError,
     Failure,
+    FileInUseError,
+    FileUnknownError,
     GarbledStateError,
     IdempotencyConflictError,
     InvalidRequestError,
@@ -49,6 +53,8 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (MediaError, 422),
     (InvalidRequestError, 400),
     (JobNotFoundError, 404),
+    (FileUnknownError, 404),
+    (BatchNotFoundError, 404),
     (WorkerNotFoundError, 404),
     (ModelNotFoundError, 404),
     (NothingLeftError, 400),
@@ -56,6 +62,8 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (ShuttingDownError, 503),
     (CancelledJobError, 409),
     (JobStateError, 409),
+    (FileInUseError, 409),
+    (BatchStateError, 409),
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),
     (TransportError, 503),

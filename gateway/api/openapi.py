@@ -26,9 +26,9 @@ from gateway.schemas import JobListQuery, JobQuery, JobRequest
 _REF = "#/components/schemas/{name}"
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
-    404: "No such job, live worker or model.",
+    404: "No such job, live worker, model, file or batch.",
     408: "The body did not arrive in time.",
-    409: "The job's status does not allow this, or the idempotency key belongs to another request.",
+    409: "The status of the job, file or batch does not allow this, or the idempotency key belongs to another request.",
     413: "The body or a file is too large.",
     422: "An image cannot be used, or is gone.",
     429: "The queue is full, or too much is under way; `Retry-After` says when to try again.",
@@ -151,6 +151,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     }
     if operation.streams:
         described["responses"]["200"]["content"]["text/event-stream"] = {}
+    if operation.form is not None:
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": operation.form}}}
     if operation.has_job_body:
         described["requestBody"] = {"required": True, "content": _job_body()}
     elif operation.body is not None:

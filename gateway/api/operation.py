@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -22,5 +24,7 @@ class Operation:
     has_job_body: bool = False
     body: type[msgspec.Struct] | None = None
     """Of a request that is JSON and nothing else."""
+    form: Mapping[str, Any] | None = None
+    """Schema of a request that is a form and nothing else."""
     streams: bool = False
     """Whether its success may also come as server-sent events."""

@@ -16,8 +16,8 @@ _LEAST_BYTES = 64 * 1024
 class UploadRoom:
     """The bodies that are held now, and those that wait, unread, for their turn."""
 
-    def __init__(self, max_bytes: int, wait_s: float) -> None:
-        """Hold up to `max_bytes`; who gets no room within `wait_s` seconds is sent away."""
+    def __init__(self, max_bytes: int, wait_s: float | None) -> None:
+        """Hold up to `max_bytes`; who gets no room within `wait_s` seconds is sent away. None: nobody is."""
         self._free_bytes = self._max_bytes = max_bytes
         self._wait_s = wait_s
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()

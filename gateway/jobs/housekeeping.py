@@ -1,4 +1,4 @@
-"""Removes what nobody needs any more: images of jobs that have ended, and jobs whose results were kept long enough.
+"""Removes what nobody needs any more: images of jobs that have ended, and jobs, files and batches whose time has come.
 Enqueues the jobs of a lost queue.
 
 Every gateway does this, as often as it likes: the stores' sweeps may run side by side, and one that dies half-way
@@ -8,14 +8,12 @@ leaves its work to the next.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from prometheus_client import Counter
 
 from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
-from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.storage.media import MediaStore
-from gateway.jobs.lost_jobs import LostJobs
 
 INTERVAL_S = 30.0
 
@@ -23,10 +21,9 @@ log = structlog.get_logger()
 
 
 async def keep_house(
-    store: JobStore, media: MediaStore, lost: LostJobs, swept: Counter, interval_s: float = INTERVAL_S
+    sweeps: Mapping[str, Callable[[], Awaitable[int]]], swept: Counter, interval_s: float = INTERVAL_S
 ) -> None:
     """Sweep until cancelled; an outage is waited out. `swept` counts what came of it."""
-    sweeps = {"media": media.sweep, "jobs": store.sweep, "lost": lost.publish}
     reasons: dict[str, str] = {}
     while True:
         await asyncio.sleep(interval_s)

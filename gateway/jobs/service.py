@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import IdempotencyConflictError, StateError, TransportError
+from broker_pipeline.errors import IdempotencyConflictError, JobNotFoundError, StateError, TransportError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.control import CancelRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobEvent, JobRecord, JobSpec, MediaRef
@@ -91,6 +91,21 @@ class JobService:
             raise
         await self._media.release(refs, job_id)
         return await self._repeat(record, submission)
+
+    async def find(self, idempotency_key: str) -> str | None:
+        """Return the id of the job that was submitted with this key, and see that it is in the queue if it waits.
+
+        Raises `QueueFullError`, `StateError` or `TransportError`.
+        """
+        if (job_id := await self._store.job_of(idempotency_key)) is None:
+            return None
+        try:
+            record, spec = await self._store.get(job_id), await self._store.spec(job_id)
+        except JobNotFoundError:
+            return None
+        if record.status == "queued":
+            await self._publisher.publish(spec)
+        return job_id
 
     async def get(self, job_id: str) -> JobRecord:
         """Return a job; raises `JobNotFoundError`."""

@@ -1,4 +1,4 @@
-"""Makes the job queue and the media store with as much room as JetStream gives.
+"""Makes the job queue, the media store and the store of files with as much room as JetStream gives.
 
 JetStream reserves a stream's whole limit at once, out of three quarters of the free disk by default. A limit that was
 chosen by somebody is asked for as it is; the default one is halved until it fits.
@@ -12,6 +12,7 @@ import structlog
 
 from broker_pipeline.errors import ConfigurationError, QueueFullError
 from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.file_chunks import FileChunks
 from broker_pipeline.storage.jobs import MAX_QUEUE_BYTES, JobQueue
 from broker_pipeline.storage.media import MAX_STORE_BYTES, MediaStore
 from broker_pipeline.wire.transport import Transport
@@ -19,6 +20,8 @@ from gateway.settings import MIB, GatewaySettings
 
 _LEAST_QUEUE_BYTES = 16 * MIB
 _LEAST_MEDIA_BYTES = 128 * MIB
+_LEAST_FILES_BYTES = 16 * MIB
+_FILES_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -54,6 +57,12 @@ async def open_media(transport: Transport, redis: RedisClient, settings: Gateway
         else:
             return media
     raise _no_room("the media store", "--max-media-mb")
+
+
+def open_files(transport: Transport, settings: GatewaySettings) -> FileChunks:
+    """Return the store of files' bytes, which makes itself when the first file comes."""
+    sizes = tuple(_sizes(settings.files_max_bytes, MAX_STORE_BYTES, _LEAST_FILES_BYTES))
+    return FileChunks(transport.jetstream(for_bulk=True, timeout_s=_FILES_TIMEOUT_S), settings.common.namespace, sizes)
 
 
 def _sizes(chosen: int | None, default: int, least: int) -> Iterator[int]:

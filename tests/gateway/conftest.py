@@ -31,7 +31,9 @@ OpenGateway = Callable[..., AbstractAsyncContextManager[tuple[Gateway, str]]]
 def settings(nats_url: str, redis_url: str, namespace: str) -> GatewaySettings:
     """Settings of a gateway on a random port."""
     common = CommonSettings(nats_url=nats_url, redis_url=redis_url, namespace=namespace, drain_s=5.0)
-    return GatewaySettings(common=common, port=0, queue_max_bytes=8 * MIB, media_max_bytes=64 * MIB)
+    return GatewaySettings(
+        common=common, port=0, queue_max_bytes=8 * MIB, media_max_bytes=64 * MIB, files_max_bytes=64 * MIB
+    )
 
 
 @pytest_asyncio.fixture
@@ -50,7 +52,7 @@ async def start_gateway(settings: GatewaySettings, transport: Transport, namespa
 
     yield start
     media = (subjects.media_stream(namespace, shard) for shard in range(NUM_STREAMS))
-    for stream in (subjects.job_stream(namespace), *media):
+    for stream in (subjects.job_stream(namespace), subjects.file_stream(namespace), *media):
         with suppress(NotFoundError):  # the room that JetStream holds for it is another test's now
             await transport.jetstream().delete_stream(stream)
 

@@ -15,7 +15,7 @@ from broker_pipeline.tools.local.place import free_port
 from tests.kit.documents import ROOT, code_blocks
 from tests.kit.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_a_newcomer_has_a_server_and_captions(tmp_path: Path) -> None:
@@ -47,6 +47,11 @@ def test_a_newcomer_has_a_server_and_captions(tmp_path: Path) -> None:
         typed(client[0])
         assert (tmp_path / "captions.jsonl").read_text().count('"status": "succeeded"') == 12
         assert "model   demo" in typed(client[1])
+        (batch,) = code_blocks("README.md", "## A batch")
+        (tmp_path / "batch.py").write_text(batch.replace("8080", str(port)))
+        captions = typed(f"{sys.executable} batch.py").splitlines()
+        assert len(captions) == 12
+        assert all(len(caption.split()) > 3 for caption in captions)
         up.send_signal(signal.SIGINT)
         assert up.wait(40.0) == 0
     finally:

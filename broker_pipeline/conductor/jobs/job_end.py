@@ -11,8 +11,8 @@ from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.errors import Failure, GarbledStateError, PipelineError, TransportError
-from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobResult, Usage
+from broker_pipeline.errors import Failure, GarbledStateError, JobNotFoundError, PipelineError, TransportError
+from broker_pipeline.messages.jobs import Choice, FinishReason, JobEvent, JobRecord, JobResult, Usage
 from broker_pipeline.model_facts import ModelFacts
 from broker_pipeline.scheduling.policies.sampling import as_asked
 from broker_pipeline.state.failed_jobs import FailedJobs
@@ -132,8 +132,14 @@ class JobEnds:
     async def _tell(self, job: LiveJob) -> None:
         """Tell who waits for the end that it has come: always, since that takes no reading where nobody watches."""
         is_watched = self.stores.events.is_watched(job.job_id)
-        record = await persist(lambda: self.stores.jobs.get(job.job_id)) if is_watched else None
+        record = await self._record(job.job_id) if is_watched else None
         await self.stores.events.say(JobEvent(job_id=job.job_id, kind="finished", record=record))
+
+    async def _record(self, job_id: str) -> JobRecord | None:
+        try:
+            return await persist(lambda: self.stores.jobs.get(job_id))
+        except JobNotFoundError:  # whoever waited for it was quicker, and has had it forgotten
+            return None
 
 
 def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -> JobResult:

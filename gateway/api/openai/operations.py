@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.api.openai.batch_operations import BATCH_OPERATIONS
 from gateway.api.openai.chat.answers import ChatCompletion
 from gateway.api.openai.chat.request import ChatRequest
 from gateway.api.openai.models import Model, ModelList
@@ -54,4 +55,5 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("get", "/v1/models", "listModels", "List the models that are served.", {200: ModelList}, errors=(503,)),
     Operation("get", "/v1/models/{model}", "showModel", "Show a model.", {200: Model}, errors=(404, 503)),
+    *BATCH_OPERATIONS,
 )

@@ -164,6 +164,23 @@ async def test_discard_takes_back_a_queued_job_and_its_key(store: JobStore, redi
     assert left == set()
 
 
+async def test_what_has_ended_is_forgotten_for_good(store: JobStore, redis: RedisClient, namespace: str) -> None:
+    ended = make_spec()
+    await store.create(ended, "key")
+    assert await store.job_of("key") == ended.job_id
+    attempt = await store.begin_attempt(ended, MODEL)
+    running, _ = await running_job(store)
+    assert await store.finish(ended.job_id, attempt.number, "succeeded", RESULT)
+    for _ in range(2):
+        await store.forget_ended([ended.job_id, running.job_id, "unknown"])
+    with pytest.raises(JobNotFoundError):
+        await store.get(ended.job_id)
+    assert (await store.begin_attempt(ended, MODEL)).is_finished, "a late message does not bring it back"
+    assert await store.job_of("key") is None
+    assert [record.job_id for record in (await store.list()).records] == [running.job_id]
+    assert await redis.ttl(redis_keys.job(namespace, ended.job_id)) > 0
+
+
 async def test_discard_leaves_a_running_job_alone(store: JobStore) -> None:
     spec, _ = await running_job(store)
     await store.discard(spec.job_id)

@@ -7,7 +7,6 @@ import asyncio
 import aiohttp
 
 from gateway.jobs.housekeeping import keep_house
-from gateway.jobs.lost_jobs import LostJobs
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.acting.conductor import ActingConductor
@@ -24,8 +23,8 @@ async def test_images_of_finished_jobs_are_deleted(
     await conductor.run(await conductor.take(), lambda *_: "done")
     sweep = gateway.media.sweep
     gateway.media.sweep = lambda: sweep(0.0)  # type: ignore[method-assign] # without the usual grace
-    lost = LostJobs(gateway.store, gateway.publisher)
-    house = asyncio.ensure_future(keep_house(gateway.store, gateway.media, lost, gateway.metrics.swept, 0.05))
+    sweeps = {"media": gateway.media.sweep}
+    house = asyncio.ensure_future(keep_house(sweeps, gateway.metrics.swept, 0.05))
     await eventually(lambda: b'broker_pipeline_swept_total{what="media"} 1.0' in gateway.metrics.text())
     house.cancel()
     assert 0 < await gateway.media.size_bytes() < stored  # the waiting job's image stays

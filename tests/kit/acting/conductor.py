@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from broker_pipeline import redis_keys, subjects
-from broker_pipeline.errors import Failure
-from broker_pipeline.messages.jobs import JobEvent, JobResult, JobSpec, TextPart, TokenEntry, Usage
+from broker_pipeline.errors import Failure, JobNotFoundError
+from broker_pipeline.messages.jobs import JobEvent, JobRecord, JobResult, JobSpec, TextPart, TokenEntry, Usage
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient
@@ -106,7 +106,13 @@ class ActingConductor:
         else:
             await self.media.release(spec, spec.media_holder)
         if tells:
-            await self.say(JobEvent(job_id=job_id, kind="finished", record=await self.store.get(job_id)))
+            await self.say(JobEvent(job_id=job_id, kind="finished", record=await self._record(job_id)))
+
+    async def _record(self, job_id: str) -> JobRecord | None:
+        try:
+            return await self.store.get(job_id)
+        except JobNotFoundError:  # whoever waited for it was quicker, and has had it forgotten
+            return None
 
     async def say(self, event: JobEvent) -> None:
         """Publish an event."""

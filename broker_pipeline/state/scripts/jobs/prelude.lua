@@ -86,6 +86,17 @@ local function forget(id)
   end
 end
 
+-- Forgets a job that has ended, but that it was: a message of it that comes late must not bring it back.
+local TOMBSTONE_S = 24 * 3600
+local function bury(id)
+  local job = key('job', id)
+  local idempotency, attempt, num_retries = unpack(redis.call('HMGET', job, 'idempotency', 'attempt', 'num_retries'))
+  free_idempotency_key(idempotency, id)
+  forget(id)
+  redis.call('HSET', job, 'status', 'discarded', 'attempt', attempt, 'num_retries', num_retries or 0)
+  redis.call('EXPIRE', job, TOMBSTONE_S)
+end
+
 local function sweep()
   local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now(), 'LIMIT', 0, NUM_SWEPT_PER_CALL)
   for _, id in ipairs(due) do forget(id) end

@@ -1,0 +1,47 @@
+-- Stands before every script about files and batches: the steps that they are made of.
+-- KEYS: files_expiry, files_doomed, batches_active, batches_expiry.
+-- args of all: keys (file, parts, files, batch, done, offsets, batches, lease).
+-- A part is written as `name bytes chunk-bytes`; until a file has it, its name stands in `files_doomed`.
+local FILES_EXPIRY, DOOMED, ACTIVE, EXPIRY = unpack(KEYS)
+local FINAL = {completed = true, failed = true, expired = true, cancelled = true}
+
+local function seconds() return math.floor(now()) end
+
+-- Whether whoever asks has the batch's lease: nobody else changes what a run changes.
+local function holds() return text(key('lease', args.batch_id)) == args.instance end
+
+local function move(batch, status)
+  redis.call('HSETNX', batch, status .. '_at', seconds())
+  redis.call('HSET', batch, 'status', status)
+end
+
+-- Gives parts to a file; false, and nothing is done, when one came so late that a sweep may have deleted it.
+local function adopt(file_id, parts)
+  for _, part in ipairs(parts) do
+    if not redis.call('ZSCORE', DOOMED, string.match(part, '^%S+')) then return false end
+  end
+  for _, part in ipairs(parts) do
+    redis.call('RPUSH', key('parts', file_id), part)
+    redis.call('ZREM', DOOMED, string.match(part, '^%S+'))
+  end
+  return true
+end
+
+local function record_file(file_id, tenant, lives_s, fields)
+  local time = seconds()
+  redis.call('ZADD', key('files', tenant), now(), file_id)
+  redis.call('ZADD', FILES_EXPIRY, time + lives_s, file_id)
+  redis.call('HSET', key('file', file_id), 'tenant', tenant, 'created_at', time, 'expires_at', time + lives_s,
+             unpack(fields))
+end
+
+-- Forgets a file; its bytes are deleted by the next sweep.
+local function forget_file(file_id)
+  local tenant = redis.call('HGET', key('file', file_id), 'tenant')
+  for _, part in ipairs(redis.call('LRANGE', key('parts', file_id), 0, -1)) do
+    redis.call('ZADD', DOOMED, now(), string.match(part, '^%S+'))
+  end
+  if tenant then redis.call('ZREM', key('files', tenant), file_id) end
+  redis.call('ZREM', FILES_EXPIRY, file_id)
+  redis.call('DEL', key('file', file_id), key('parts', file_id))
+end

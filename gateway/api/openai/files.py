@@ -1,0 +1,119 @@
+"""Routes under `/v1/files`."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+import msgspec
+import structlog
+from aiohttp import web
+from msgspec import Meta
+
+from gateway.api.json_answer import json_answer
+from gateway.api.openai.file_form import read_upload
+from gateway.api.openai.tenant import tenant_of
+from gateway.api.request_facts import HEADER, leave_untimed, request_id
+from gateway.batches.file_store import WRITER_BYTES
+from gateway.batches.records import DeletedFile, FileList
+from gateway.intake.validation import convert_strings
+from gateway.wiring import GATEWAY
+
+_WRITE_TIMEOUT_S = 30.0
+
+log = structlog.get_logger()
+
+
+class FileListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which files to list; `after` is the `last_id` of an earlier page."""
+
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 10_000
+    order: Literal["asc", "desc"] = "desc"
+    after: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    purpose: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+
+def routes() -> list[web.RouteDef]:
+    """Return the routes of this file."""
+    return [
+        web.post("/v1/files", upload_file),
+        web.get("/v1/files", list_files),
+        web.get("/v1/files/{file_id}", show_file),
+        web.get("/v1/files/{file_id}/content", send_file, allow_head=False),
+        web.delete("/v1/files/{file_id}", delete_file),
+    ]
+
+
+async def upload_file(request: web.Request) -> web.Response:
+    """Keep a file: all of it, or nothing."""
+    gateway = request.app[GATEWAY]
+    leave_untimed()
+    async with gateway.file_uploads.hold(WRITER_BYTES):
+        with gateway.metrics.uploads.track_inprogress():
+            async with gateway.files.writer() as writer:
+                form = await read_upload(request, writer, gateway.settings.batches.max_file_bytes, gateway.limits.own)
+                part = await writer.close()
+    file = await gateway.files.create(
+        part,
+        tenant=tenant_of(request),
+        filename=form.filename or "upload",
+        purpose=form.fields["purpose"],
+        lives_s=form.lives_s,
+    )
+    log.info("file_kept", file=file.id, num_bytes=file.bytes)
+    return json_answer(file)
+
+
+async def list_files(request: web.Request) -> web.Response:
+    """Show a page of files."""
+    query = convert_strings(request.query, FileListQuery)
+    files, has_more = await request.app[GATEWAY].files.page(
+        tenant_of(request),
+        query.limit,
+        after=query.after,
+        purpose=query.purpose,
+        is_descending=query.order == "desc",
+    )
+    first, last = (files[0].id, files[-1].id) if files else (None, None)
+    return json_answer(FileList(data=tuple(files), first_id=first, last_id=last, has_more=has_more))
+
+
+async def show_file(request: web.Request) -> web.Response:
+    """Show a file."""
+    return json_answer(await request.app[GATEWAY].files.get(request.match_info["file_id"], tenant_of(request)))
+
+
+async def send_file(request: web.Request) -> web.StreamResponse:
+    """Send a file's bytes; a client that reads slowly is waited for, but not for ever."""
+    files = request.app[GATEWAY].files
+    file = await files.get(request.match_info["file_id"], tenant_of(request))
+    leave_untimed()
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(file.bytes),
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+            HEADER: request_id(),
+        }
+    )
+    async with aclosing(files.read(file.id)) as chunks:
+        async for chunk in chunks:
+            if not response.prepared:
+                await response.prepare(request)  # not before there are bytes: until then it can be an error
+            try:
+                async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                    await response.write(chunk)
+            except TimeoutError as error:
+                raise ConnectionResetError("the client does not read") from error
+    await response.write_eof()
+    return response
+
+
+async def delete_file(request: web.Request) -> web.Response:
+    """Delete a file."""
+    file_id = request.match_info["file_id"]
+    await request.app[GATEWAY].files.delete(file_id, tenant_of(request))
+    log.info("file_deleted", file=file_id)
+    return json_answer(DeletedFile(id=file_id))
