@@ -11,6 +11,7 @@ _COMMANDS = {
     "edges": "trials.bench.edges.command:command",
     "conductor": "trials.bench.conductor.command:command",
     "gateway": "trials.bench.gateway.command:command",
+    "serve": "trials.bench.serve.command:command",
     "stage": "trials.bench.stage.command:command",
     "tower": "trials.bench.tower.command:command",
     "pipeline": "trials.bench.pipeline.command:command",
@@ -27,6 +28,7 @@ def command() -> None:
     edges          payloads between two processes, by every edge, alongside sockets and memcpy
     conductor      what a token costs the conductor's event loop
     gateway        captions/s through the gateway, with workers that answer at once
+    serve          any server of OpenAI's API at a given rate: time to first token, time per token
     stage          decode and prefill of a model's shape, and the floor that memory and arithmetic set
     tower          the vision tower, as graphs and launched kernel by kernel
     pipeline       captions/s of the whole system, and of the same computation in one process

@@ -1,4 +1,4 @@
-"""Seconds of a core that processes have used, as Linux counts them."""
+"""Seconds of a core and memory that processes use, as Linux counts them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
     fields = stat.rpartition(")")[2].split()
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has in use, what it shares with others included; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 class CpuClock:

@@ -1,21 +1,25 @@
-"""A process that answers jobs at once, with one text for all: what a conductor writes at a job's begin and end."""
+"""A process that answers jobs at once, with the same tokens for all: what a conductor writes and publishes."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import uvloop
 
 from broker_pipeline import subjects
-from broker_pipeline.messages.jobs import JobEvent, JobResult, Usage
-from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.messages.jobs import JobEvent, JobResult, TokenEntry, Usage
+from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.storage.jobs import Delivery, JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.wire.transport import Transport
 
 _NUM_AT_ONCE = 64
+_TOKENS = tuple(TokenEntry(token_id=number, text=" word") for number in range(64))
+_TOKENS_PER_EVENT = 8
+"""As conductors commit them a few steps at a time."""
 _RESULT = JobResult(
     text="A picture for measuring what carries pictures.",
     finish_reason="length",
@@ -23,15 +27,16 @@ _RESULT = JobResult(
 )
 
 
-def run_answering(nats_url: str, redis_url: str, namespace: str, pipe: Connection) -> None:
-    """Say through `pipe` that jobs are answered, and answer them until killed."""
-    uvloop.run(_answer(nats_url, redis_url, namespace, pipe))
+def run_answering(nats_url: str, redis_url: str, namespace: str, has_tokens: bool, pipe: Connection) -> None:
+    """Say through `pipe` that jobs are answered, and answer them until killed; `has_tokens` for clients that stream."""
+    uvloop.run(_answer(nats_url, redis_url, namespace, has_tokens, pipe))
 
 
-async def _answer(nats_url: str, redis_url: str, namespace: str, pipe: Connection) -> None:
+async def _answer(nats_url: str, redis_url: str, namespace: str, has_tokens: bool, pipe: Connection) -> None:
     async with Transport.open(nats_url, name="bench answers") as transport, open_redis(redis_url) as redis:
         queue = JobQueue(transport, namespace)
-        answerer = _Answerer(transport, JobStore(redis, namespace), MediaStore(transport, redis, namespace), namespace)
+        media = MediaStore(transport, redis, namespace)
+        answerer = _Answerer(transport, JobStore(redis, namespace), media, namespace, has_tokens)
         await queue.ensure(update=False)
         turns = asyncio.Semaphore(_NUM_AT_ONCE)
         async with queue, asyncio.TaskGroup() as group:
@@ -44,17 +49,31 @@ async def _answer(nats_url: str, redis_url: str, namespace: str, pipe: Connectio
                     turns.release()
 
 
+@dataclass(frozen=True, slots=True)
 class _Answerer:
-    def __init__(self, transport: Transport, store: JobStore, media: MediaStore, namespace: str) -> None:
-        self._transport, self._store, self._media, self._namespace = transport, store, media, namespace
+    transport: Transport
+    store: JobStore
+    media: MediaStore
+    namespace: str
+    has_tokens: bool
 
     async def run(self, delivery: Delivery) -> None:
-        """Run one job as `conductor/jobs` does, without tokens."""
+        """Run one job as `conductor/jobs` does."""
         spec = delivery.spec
-        attempt = await self._store.begin_attempt(spec, "0" * 64)
+        attempt = await self.store.begin_attempt(spec, "0" * 64)
         if not attempt.is_finished:
-            await self._store.finish(spec.job_id, attempt.number, "succeeded", _RESULT)
-            event = JobEvent(job_id=spec.job_id, kind="finished")
-            await self._transport.publish(subjects.job_events(self._namespace, spec.job_id, event.kind), event)
-        await self._media.release(spec, spec.media_holder)
+            if self.has_tokens:
+                await self._stream(spec.job_id, attempt.number)
+            await self.store.finish(spec.job_id, attempt.number, "succeeded", _RESULT)
+            await self._say(JobEvent(job_id=spec.job_id, kind="finished"))
+        await self.media.release(spec, spec.media_holder)
         await delivery.ack()
+
+    async def _stream(self, job_id: str, attempt: int) -> None:
+        await self.store.commit([TokenCommit(job_id, attempt, 0, _TOKENS)])
+        for start in range(0, len(_TOKENS), _TOKENS_PER_EVENT):
+            tokens = _TOKENS[start : start + _TOKENS_PER_EVENT]
+            await self._say(JobEvent(job_id=job_id, kind="tokens", index=start, attempt=attempt, tokens=tokens))
+
+    async def _say(self, event: JobEvent) -> None:
+        await self.transport.publish(subjects.job_events(self.namespace, event.job_id, event.kind), event)

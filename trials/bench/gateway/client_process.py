@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import os
 import secrets
@@ -19,6 +20,7 @@ from broker_pipeline.messages.jobs import JobRecord
 from trials.bench.gateway.rows import Caption, ClientReport
 
 _PAUSE_S = 0.05  # after a refusal
+_END_OF_STREAM = b"\r\n0\r\n\r\n"
 _decode = msgspec.json.Decoder(JobRecord).decode
 
 
@@ -30,6 +32,8 @@ class ClientOrder(msgspec.Struct, frozen=True, kw_only=True):
     num_in_flight: int
     pause_s: float
     """Least seconds between the beginnings of two captions of one connection; 0 is without a break."""
+    is_streamed: bool
+    num_unread: int
 
 
 def run_client(order: bytes, pipe: Connection) -> None:
@@ -44,6 +48,7 @@ async def _send(order: ClientOrder, pipe: Connection) -> ClientReport:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stopped.set)
     tasks = [asyncio.create_task(_keep_one(order, number, log)) for number in range(order.num_in_flight)]
+    tasks += [asyncio.create_task(_never_read(order, number, stopped)) for number in range(order.num_unread)]
     await asyncio.wait({asyncio.ensure_future(stopped.wait()), *tasks}, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
@@ -70,7 +75,8 @@ async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:
             http = await _Http.open(order.url)
             for index in indexes:
                 began = time.monotonic()
-                await _caption(http, order.picture + f"{os.getpid()}.{number}.{index}".encode(), began, log)
+                picture = order.picture + f"{os.getpid()}.{number}.{index}".encode()
+                await (_streamed_caption if order.is_streamed else _caption)(http, picture, began, log)
                 await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
         except (EOFError, OSError, ValueError) as error:  # it closes what it refuses early, and may be gone
             log.refusals[f"{type(error).__name__}: {error}"[:80]] += 1
@@ -102,6 +108,36 @@ async def _caption(http: _Http, picture: bytes, began: float, log: _Log) -> None
         log.refusals[record.status] += 1
 
 
+async def _streamed_caption(http: _Http, picture: bytes, began: float, log: _Log) -> None:
+    """Stream a chat completion about a picture to its end."""
+    http.send("POST", "/v1/chat/completions", "application/json", _chat(picture))
+    status, length = await http.head()
+    if status != 200:
+        await http.reader.readexactly(length)
+        log.refusals[str(status)] += 1
+        await asyncio.sleep(_PAUSE_S)
+        return
+    await http.reader.readuntil(b"data: ")
+    first = time.monotonic()
+    await http.reader.readuntil(_END_OF_STREAM)
+    log.captions.append(Caption(began, first, time.monotonic()))
+
+
+async def _never_read(order: ClientOrder, number: int, stopped: asyncio.Event) -> None:
+    """Ask for a stream and take nothing of it."""
+    http = await _Http.open(order.url)
+    http.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a `ReadTransport` as well
+    http.send("POST", "/v1/chat/completions", "application/json", _chat(order.picture + f"{number}.unread".encode()))
+    await stopped.wait()
+
+
+def _chat(picture: bytes) -> bytes:
+    url = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe this image."}]
+    messages = [{"role": "user", "content": content}]
+    return msgspec.json.encode({"model": "any", "messages": messages, "max_tokens": 64, "stream": True})
+
+
 def _form(picture: bytes, boundary: str) -> bytes:
     return (
         f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\nContent-Type: application/json\r\n\r\n'
@@ -127,13 +163,22 @@ class _Http:
 
     async def ask(self, method: str, path: str, boundary: str = "", form: bytes = b"") -> tuple[int, bytes]:
         """Return status and body."""
+        self.send(method, path, f"multipart/form-data; boundary={boundary}", form)
+        status, length = await self.head()
+        return status, await self.reader.readexactly(length)
+
+    def send(self, method: str, path: str, content_type: str, body: bytes) -> None:
+        """Send a request."""
         head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\n"
-        if form:
-            head += f"Content-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {len(form)}\r\n"
-        self.writer.write(head.encode() + b"\r\n" + form)
+        if body:
+            head += f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        self.writer.write(head.encode() + b"\r\n" + body)
+
+    async def head(self) -> tuple[int, int]:
+        """Return an answer's status, and how long it says that it is; 0 where it is in chunks."""
         answer = (await self.reader.readuntil(b"\r\n\r\n")).lower()
         length = answer.partition(b"content-length:")[2].partition(b"\r\n")[0]
-        return int(answer.split(b" ", 2)[1]), await self.reader.readexactly(int(length))
+        return int(answer.split(b" ", 2)[1]), int(length or 0)
 
     def close(self) -> None:
         self.writer.close()

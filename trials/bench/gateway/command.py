@@ -27,11 +27,12 @@ _COLUMNS: list[Column] = [
     ("caption p50, p99, ms", lambda row: f"{_ms(row.caption_s.median)}, {_ms(row.caption_p99_s)}"),
     *((f"{part}, ms", lambda row, part=part: shown(row.cpu_ms(part))) for part in _PARTS),
     ("busy", lambda row: " ".join(f"{100 * used / row.seconds:.0f} %" for used in row.gateway_processes_s)),
+    ("MB", lambda row: f"{row.gateway_bytes / 1e6:.0f}"),
     ("refused", lambda row: " ".join(f"{count} x {what}" for what, count in row.refusals.items()) or "none"),
 ]
 _NOTE = (
     "Milliseconds below gateway … clients are CPU time per caption. busy: the supervising process, where there is one, "
-    "then each process of the gateway."
+    "then each process of the gateway. MB: memory of these together."
 )
 
 
@@ -53,6 +54,15 @@ _NOTE = (
     type=click.FloatRange(min=0, min_open=True),
     callback=refuse_nan,
     help="Captions to begin per second.  [default: as many as come back]",
+)
+@click.option("--stream", "is_streamed", is_flag=True, help="Stream chat completions; a submission is its first event.")
+@click.option(
+    "--unread",
+    "num_unread",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Further clients that ask for a stream and do not read it.",
 )
 @click.option("--picture-side", default=448, show_default=True, type=POSITIVE, help="Pixels; 448 makes about 100 kB.")
 @seconds_option
@@ -81,6 +91,7 @@ def command(
     Examples:
       broker-pipeline bench gateway
       broker-pipeline bench gateway --processes 1 --processes 8 --concurrency 512 --json gateway.json
+      broker-pipeline bench gateway --stream --concurrency 900 --unread 100
     """
     machine, num_cores = MachineFacts.read(), len(os.sched_getaffinity(0))
     rows: list[GatewayRow] = []

@@ -23,7 +23,7 @@ import msgspec
 
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.tools.local.service import LocalService
-from trials.bench.cpu_time import CpuClock
+from trials.bench.cpu_time import CpuClock, resident_bytes
 from trials.bench.gateway.answering_process import run_answering
 from trials.bench.gateway.client_process import ClientOrder, run_client
 from trials.bench.gateway.rows import Caption, ClientReport, GatewayBenchSettings, GatewayRow
@@ -60,14 +60,16 @@ async def _measure(settings: GatewayBenchSettings, url: str, picture: bytes, par
         began = time.monotonic()
         await asyncio.sleep(settings.seconds)
         ended, used = time.monotonic(), clock.passed()
+        num_bytes = sum(resident_bytes(pid) for pid in parts["gateway"])
         reports = [await asyncio.to_thread(_report_of, pipe) for _, pipe in clients]
-    return row_of(settings, reports, used, began, ended)
+    return row_of(settings, reports, used, num_bytes, began, ended)
 
 
 def row_of(
     settings: GatewayBenchSettings,
     reports: Sequence[ClientReport],
     used: Mapping[str, float],
+    gateway_bytes: int,
     began: float,
     ended: float,
 ) -> GatewayRow:
@@ -96,6 +98,7 @@ def row_of(
         cpu_s=dict(cpu_s),
         refusals=dict(refusals),
         gateway_processes_s=tuple(seconds for name, seconds in used.items() if name.startswith("gateway ")),
+        gateway_bytes=gateway_bytes,
     )
 
 
@@ -105,7 +108,8 @@ def _seconds(captions: Sequence[Caption], of: Callable[[Caption], float]) -> lis
 
 def _gateway(settings: GatewayBenchSettings, directory: Path, nats_url: str, redis_url: str) -> LocalService:
     urls = ("--nats-url", nats_url, "--redis-url", redis_url, "--namespace", NAMESPACE)
-    own = ("--port", "0", "--processes", str(settings.num_processes), "--max-streams", str(2 * settings.num_in_flight))
+    num_streams = 2 * settings.num_in_flight + settings.num_unread
+    own = ("--port", "0", "--processes", str(settings.num_processes), "--max-streams", str(num_streams))
     return LocalService(
         "gateway",
         ("gateway", *urls, *own),
@@ -124,7 +128,7 @@ def tree(pid: int) -> list[int]:
 
 @contextmanager
 def _answering(settings: GatewayBenchSettings, nats_url: str, redis_url: str) -> Iterator[list[int]]:
-    arguments = (nats_url, redis_url, NAMESPACE)
+    arguments = (nats_url, redis_url, NAMESPACE, settings.is_streamed)
     with _spawned(run_answering, [arguments] * settings.num_answerers) as started:
         for _, pipe in started:
             if not pipe.poll(_START_S):
@@ -138,7 +142,14 @@ def _clients(settings: GatewayBenchSettings, url: str, picture: bytes) -> Iterat
     share, more = divmod(settings.num_in_flight, settings.num_clients)
     pause_s = settings.num_in_flight / settings.rate if settings.rate else 0.0
     orders = [
-        ClientOrder(url=url, picture=picture, num_in_flight=share + (index < more), pause_s=pause_s)
+        ClientOrder(
+            url=url,
+            picture=picture,
+            num_in_flight=share + (index < more),
+            pause_s=pause_s,
+            is_streamed=settings.is_streamed,
+            num_unread=settings.num_unread if index == 0 else 0,
+        )
         for index in range(settings.num_clients)
     ]
     with _spawned(run_client, [(msgspec.json.encode(order),) for order in orders]) as started:

@@ -19,6 +19,10 @@ class GatewayBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Captions at the same time, of all clients together; each has a connection of its own."""
     rate: float | None
     """Captions that begin in a second, of all clients together; None: the next one as soon as one has ended."""
+    is_streamed: bool
+    """Whether captions are streamed chat completions; else they are submitted and polled for."""
+    num_unread: int
+    """Further clients that ask for a stream and never read it."""
     picture_side: int
     seconds: float
     """Measured, after a warm-up."""
@@ -29,6 +33,7 @@ class Caption(msgspec.Struct, frozen=True, array_like=True):
 
     began: float
     accepted: float
+    """The answer to the submission, or a stream's first event."""
     ended: float
 
 
@@ -50,12 +55,15 @@ class GatewayRow(msgspec.Struct, frozen=True, kw_only=True):
     caption_s: Spread
     """From the first byte sent to the result."""
     submission_p99_s: float
+    """To the answer to a submission, or a stream's first event."""
     caption_p99_s: float
     cpu_s: dict[str, float]
     """Seconds of a core by part: gateway, nats, redis, answering, clients."""
     refusals: dict[str, int]
     gateway_processes_s: tuple[float, ...]
     """Seconds of a core that each gateway process used: how evenly connections are spread."""
+    gateway_bytes: int
+    """Memory of the gateway's processes at the end, what they share counted in each."""
 
     @property
     def captions_per_s(self) -> float:

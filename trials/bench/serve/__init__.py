@@ -1,0 +1,1 @@
+"""`bench serve`: an OpenAI-compatible server under a given rate of requests."""
