@@ -16,6 +16,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
 from gateway.api import health, index
 from gateway.api.errors import answer_errors
+from gateway.api.guard import add_headers, guard
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
 from gateway.api.refused_requests import AppRunner
@@ -37,7 +38,9 @@ def all_routes() -> list[web.RouteDef]:
 
 def build_app(gateway: Gateway) -> web.Application:
     """Make the application around a gateway's parts."""
-    app = web.Application(middlewares=[observe, answer_errors], client_max_size=gateway.settings.limits.max_body_bytes)
+    middlewares = [observe, answer_errors, guard]
+    app = web.Application(middlewares=middlewares, client_max_size=gateway.settings.limits.max_body_bytes)
+    app.on_response_prepare.append(add_headers)
     app[GATEWAY] = gateway
     app.add_routes(all_routes())
     return app

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from broker_pipeline.state.failed_jobs import FailedJobs
+from broker_pipeline.state.gateway_keys import GatewayKeys
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -17,6 +18,8 @@ from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
+from gateway.access.doorkeeper import Doorkeeper, make_doorkeeper
+from gateway.access.web_pages import WebPages
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.fetch import ImageFetcher
@@ -47,6 +50,8 @@ class Gateway:
     retries: JobRetries
     watch: JobWatch
     reader: RequestReader
+    doorkeeper: Doorkeeper
+    pages: WebPages
     metrics: Metrics
     in_flight: InFlight
     stopping: asyncio.Event
@@ -67,6 +72,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
         open_redis(common.redis_url) as redis,
         EndWatch.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):
+        doorkeeper = make_doorkeeper(GatewayKeys(redis, common.namespace), settings.access, settings.host)
+        await doorkeeper.check_exposure(settings.host)
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)
@@ -97,6 +104,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 limits=CurrentLimits(limits, registry),
                 uploads=metrics.uploads,
             ),
+            doorkeeper=doorkeeper,
+            pages=WebPages(frozenset(settings.access.allowed_origins), frozenset(settings.access.allowed_hosts)),
             metrics=metrics,
             in_flight=InFlight(),
             stopping=stopping,

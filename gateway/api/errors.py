@@ -25,10 +25,12 @@ from broker_pipeline.errors import (
     MediaError,
     MediaTooLargeError,
     PayloadTooLargeError,
+    PermissionDeniedError,
     PipelineError,
     QueueFullError,
     StateError,
     TransportError,
+    UnauthenticatedError,
     WorkerNotFoundError,
 )
 from broker_pipeline.messages.gateway import ErrorBody, ErrorDetail
@@ -50,6 +52,8 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (JobNotFoundError, 404),
     (WorkerNotFoundError, 404),
     (JobStateError, 409),
+    (UnauthenticatedError, 401),
+    (PermissionDeniedError, 403),
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),
     (TransportError, 503),
@@ -87,7 +91,7 @@ def error_answer(error: PipelineError) -> web.Response:
     status = status_of(error)
     if status >= 500:
         log.warning("request_failed", request_id=request_id(), code=error.code, message=error.message)
-    return failure_answer(status, error.to_failure(), _retry_headers(error, status))
+    return failure_answer(status, error.to_failure(), headers_of(error))
 
 
 def status_of(error: PipelineError) -> int:
@@ -95,7 +99,11 @@ def status_of(error: PipelineError) -> int:
     return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
 
 
-def _retry_headers(error: PipelineError, status: int) -> dict[str, str]:
+def headers_of(error: PipelineError) -> dict[str, str]:
+    """Return the headers that say what to do about an error, whatever shape its answer has."""
+    status = status_of(error)
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return {"Retry-After": str(math.ceil(_UNAVAILABLE_RETRY_AFTER_S))} if status == 503 else {}

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from broker_pipeline import __version__
 from broker_pipeline.messages.gateway import ErrorBody, Health, JobList, PipelineStatus, Readiness
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
+from broker_pipeline.messages.keys import Scope
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.formats import DECODED_FORMATS
@@ -22,8 +23,18 @@ from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
+_KEY = "key"
+_KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key that `broker-pipeline keys create` made. Scopes: `submit`, `read`, `operate`, which is both "
+    "of these for everybody's jobs, and more. A gateway on the loopback interface without keys asks for none, but "
+    "for `operate`.",
+}
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
+    401: "No key, or one that is not known (any more).",
+    403: "The key does not allow this, or a page of another site asked.",
     404: "No such job, or no such live worker.",
     408: "The body did not arrive in time.",
     409: "The job's status does not allow this, or the idempotency key belongs to another request.",
@@ -47,6 +58,15 @@ class Operation:
     query: type[msgspec.Struct] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     has_job_body: bool = False
+    needs: Scope | Literal["nothing", "as method"] = "as method"
+    """Scope of the key: `read` for what is read, `submit` for all else, unless it is said otherwise."""
+
+    @property
+    def scope(self) -> Scope | None:
+        """The scope of the key that this takes; None where everybody may come."""
+        if self.needs == "as method":
+            return "read" if self.method == "get" else "submit"
+        return None if self.needs == "nothing" else self.needs
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -110,21 +130,23 @@ OPERATIONS: tuple[Operation, ...] = (
         "Ask a worker to take no new sessions, finish those that it has, and end.",
         {202: WorkerRecord},
         errors=(400, 404, 503),
+        needs="operate",
     ),
     Operation(
         "get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: PipelineStatus}, errors=(503,)
     ),
-    Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}),
+    Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}, needs="nothing"),
     Operation(
         "get",
         "/readyz",
         "showReadiness",
         "Say whether accepted jobs will be run now.",
         {200: Readiness, 503: Readiness},
+        needs="nothing",
     ),
     Operation("get", "/metrics", "showMetrics", "Show metrics for Prometheus.", {200: "text/plain"}),
-    Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}),
-    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}),
+    Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}, needs="nothing"),
+    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}, needs="nothing"),
 )
 
 
@@ -144,19 +166,21 @@ def openapi_document() -> dict[str, Any]:
             "description": "Captions images, and answers about them, with one model cut over several hosts.",
         },
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": {_KEY: _KEY_SCHEME}},
     }
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
+    errors = sorted({*operation.errors, *((401, 403, 503) if operation.scope else ())})
     described: dict[str, Any] = {
         "operationId": operation.operation_id,
         "summary": operation.summary,
         "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": {
             **{str(status): _answer(body) for status, body in operation.answers.items()},
-            **{str(status): _error(status) for status in operation.errors},
+            **{str(status): _error(status) for status in errors},
         },
+        "security": [{_KEY: [operation.scope]}] if operation.scope else [],
     }
     if operation.has_job_body:
         described["requestBody"] = {"required": True, "content": _job_body()}

@@ -113,11 +113,12 @@ class JobDraft:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key."""
+    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key, whose it is."""
 
     draft: JobDraft
     contents: tuple[bytes, ...]
     idempotency_key: str | None
+    tenant: str = ""
 
 
 def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> JobDraft:

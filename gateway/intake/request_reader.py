@@ -1,7 +1,7 @@
 """Turns an HTTP request into a checked draft with its media in hand: whatever is wrong is found before a job exists.
 
 The memory for bodies is bounded: it is that of `max_uploads` largest ones, and smaller ones take what they have. Who
-finds no room waits a little, unread, and is then sent away.
+finds no room waits a little, unread, and is then sent away. One client, by its key or its address, has half of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 from prometheus_client import Gauge
 
-from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
+from broker_pipeline.errors import InvalidRequestError
+from gateway.access.caller import current_caller
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Source, Submission, draft_job
@@ -41,9 +42,11 @@ class RequestReader:
         self._pictures = pictures
         self._limits = limits
         self._uploads = uploads
-        max_bytes = limits.own.max_uploads * limits.own.max_body_bytes
-        self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
-        self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
+        own = limits.own
+        max_bytes = own.max_uploads * own.max_body_bytes
+        per_client = max(1, own.max_uploads // 2) * own.max_body_bytes
+        self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S, per_client)
+        self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S, per_client)
 
     @asynccontextmanager
     async def submission(self, request: web.Request) -> AsyncIterator[Submission]:
@@ -52,22 +55,20 @@ class RequestReader:
         Raises `QueueFullError` when there is no memory for it soon, and what is wrong with the request.
         """
         async with AsyncExitStack() as held:
-            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own)))
+            client = current_caller().key_hash or request.remote or ""
+            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own), client))
             held.enter_context(self._uploads.track_inprogress())
             key, limits = idempotency_key(request), await self._limits.get()
             draft = await _draft(request, limits)
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
-                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes))
-            yield Submission(draft, tuple(await self._pictures.load(draft, limits)), key)
+                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client))
+            contents = tuple(await self._pictures.load(draft, limits))
+            yield Submission(draft, contents, key, current_caller().tenant)
 
 
 async def _draft(request: web.Request, limits: Limits) -> JobDraft:
     check_announced(request, limits.max_body_bytes)
-    try:
-        async with asyncio.timeout(limits.upload_timeout_s):
-            job, media, where = await _parse(request, limits)
-    except TimeoutError as error:
-        raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
+    job, media, where = await _parse(request, limits)
     draft = draft_job(job, media, limits)
     check_sampling(draft.sampling, limits, where)
     check_prompt(draft, limits)
@@ -85,7 +86,7 @@ async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tupl
         raise InvalidRequestError(
             f"send multipart/form-data or application/json, not {content_type}", field="Content-Type"
         )
-    body = await read_body(request, limits.max_body_bytes)
+    body = await read_body(request, limits.max_body_bytes, limits.pace)
     if len(body) < _LARGE_BYTES:
         return decode_json(body, JobRequest), (), _SAMPLING_PATH
     return await asyncio.to_thread(decode_json, body, JobRequest), (), _SAMPLING_PATH

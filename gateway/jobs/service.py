@@ -75,7 +75,7 @@ class JobService:
             for content in submission.contents:
                 with tracer.measure(STORE_MEDIA, session=job_id, num_bytes=len(content)):
                     refs.append(await self._media.put(content, job_id))
-            spec = _spec(job_id, submission.draft, refs)
+            spec = _spec(job_id, submission.draft, refs, submission.tenant)
             with tracer.measure(CREATE_JOB, session=job_id):
                 record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
@@ -164,12 +164,13 @@ def _named(content: bytes) -> MediaRef:
     return MediaRef(sha256=hashlib.sha256(content).hexdigest(), object_name="unstored", num_bytes=len(content))
 
 
-def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
+def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef], tenant: str = "") -> JobSpec:
     return JobSpec(
         job_id=job_id,
         created_at=time.time(),
         messages=fill(draft, refs),
         sampling=draft.sampling,
         metadata=draft.metadata,
+        tenant=tenant,
         sent_as=draft.sent_as,
     )
