@@ -9,6 +9,8 @@
 {ns}:counts                 hash    jobs that have ended since the start, by status
 {ns}:idempotency:{key}      string  job id of an earlier submission with this key
 {ns}:keys                   hash    by the hash of each key to the gateway, JSON `GatewayKey`
+{ns}:limits:{key}           hash    what the key with this hash has left of its limits, with a time to live
+{ns}:limits:{key}:parallel  zset    its requests under way, by the time until which they count
 {ns}:tenant:{t}:jobs        zset    ids of one tenant's jobs by time of creation
 {ns}:tenant:{t}:jobs:{status}  zset  those with this status
 {ns}:tenant:{t}:idempotency:{key}  string  job id of a submission of this tenant
@@ -77,6 +79,16 @@ def idempotency(namespace: str, key: str, tenant: str = "") -> str:
 def gateway_keys(namespace: str) -> str:
     """Return the key of the hash of keys to the gateway."""
     return f"{namespace}:keys"
+
+
+def limits(namespace: str, key_hash: str) -> str:
+    """Return the key of the hash of what a key to the gateway has left."""
+    return f"{namespace}:limits:{key_hash}"
+
+
+def limits_parallel(namespace: str, key_hash: str) -> str:
+    """Return the key of the sorted set of requests under way of a key to the gateway."""
+    return f"{namespace}:limits:{key_hash}:parallel"
 
 
 def tenant_jobs(namespace: str, tenant: str, status: str = "") -> str:

@@ -56,6 +56,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Prompt and output of a job together, as the conductor announces; None: nobody knows."""
     vocab_size: Positive | None = None
     """Tokens of the model, as the conductor announces; None: nobody knows."""
+    default_max_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Output limit of jobs that ask for none, as the conductor announces; 0: nobody knows."""
     longest_token_bytes: Annotated[int, Meta(ge=0)] = 0
     """Most bytes of text that a token of the model stands for, as the conductor announces; 0: nobody knows."""
 

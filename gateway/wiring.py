@@ -12,6 +12,7 @@ from aiohttp import web
 from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.gateway_keys import GatewayKeys
 from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.rate_limits import RateLimits
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
@@ -19,6 +20,7 @@ from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
 from gateway.access.doorkeeper import Doorkeeper, make_doorkeeper
+from gateway.access.rates import Rates
 from gateway.access.web_pages import WebPages
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
@@ -51,6 +53,7 @@ class Gateway:
     watch: JobWatch
     reader: RequestReader
     doorkeeper: Doorkeeper
+    rates: Rates
     pages: WebPages
     metrics: Metrics
     in_flight: InFlight
@@ -70,6 +73,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     async with (
         Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
+        (rates := Rates(RateLimits(redis, common.namespace))).kept(),
         EndWatch.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):
         doorkeeper = make_doorkeeper(GatewayKeys(redis, common.namespace), settings.access, settings.host)
@@ -103,8 +107,10 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 pictures=PictureLoader(ImageFetcher(address_guard(settings.fetch), settings.fetch)),
                 limits=CurrentLimits(limits, registry),
                 uploads=metrics.uploads,
+                rates=rates,
             ),
             doorkeeper=doorkeeper,
+            rates=rates,
             pages=WebPages(frozenset(settings.access.allowed_origins), frozenset(settings.access.allowed_hosts)),
             metrics=metrics,
             in_flight=InFlight(),

@@ -14,9 +14,9 @@ class KeyLimits(WireReport, frozen=True, kw_only=True):
 
     requests_per_minute: PositiveCount | None = None
     tokens_per_minute: PositiveCount | None = None
-    """Of prompts and outputs, as far as they are known when a job is submitted."""
+    """Of texts and outputs, as far as they are known when a job is submitted: an output by its limit."""
     max_parallel: PositiveCount | None = None
-    """Requests that submit work, and streams, under way at the same time."""
+    """Requests that submit work under way at the same time, each until its answer has ended."""
     max_queued: PositiveCount | None = None
     """Jobs of its tenant that wait."""
 

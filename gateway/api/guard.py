@@ -1,7 +1,7 @@
 """Stands in front of every route: who may come in, from which pages, and to which jobs.
 
 page of another site ──► 403     no key, or an unknown one ──► 401     not for this scope ──► 403
-another tenant's job ──► 404, as one that never was
+another tenant's job ──► 404, as one that never was     the key has had its share ──► 429
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from broker_pipeline.errors import PermissionDeniedError
 from broker_pipeline.messages.keys import Scope
 from broker_pipeline.state.job_records import job_not_found
 from gateway.access.caller import ANYBODY, Caller, current_caller, set_caller
+from gateway.access.rates import begin_request, rate_headers
 from gateway.access.web_pages import is_preflight
 from gateway.api.errors import Handler
 from gateway.api.openapi import OPERATIONS
@@ -24,17 +25,22 @@ from gateway.wiring import GATEWAY, Gateway
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let a request through to its route, or refuse it."""
     gateway = request.app[GATEWAY]
+    begin_request()
     gateway.pages.check_page(request.method, request.headers)
     if is_preflight(request.method, request.headers):
         return web.Response(status=204, headers=gateway.pages.preflight_headers(request.headers))
     caller = await _caller(gateway, request)
     set_caller(caller)
     await _check_job(gateway, request)
-    return await handler(request)
+    if scope_of(request) != "submit":
+        return await handler(request)
+    async with gateway.rates.admitted(caller):
+        return await handler(request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add what lets web pages that may read the answer read it; streams begin with it as well."""
+    """Add what is left of the key's limits, and what lets web pages that may read the answer read it."""
+    response.headers.update(rate_headers())
     response.headers.update(request.app[GATEWAY].pages.answer_headers(request.headers.get("Origin")))
 
 

@@ -16,10 +16,11 @@ from prometheus_client import Gauge
 
 from broker_pipeline.errors import InvalidRequestError
 from gateway.access.caller import current_caller
+from gateway.access.rates import Rates
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Source, Submission, draft_job
-from gateway.intake.job_limits import check_prompt, check_sampling
+from gateway.intake.job_limits import check_prompt, check_sampling, counted_tokens
 from gateway.intake.multipart import job_request, read_form, sampling_path
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.upload_room import UploadRoom
@@ -37,11 +38,12 @@ _SAMPLING_PATH = "sampling."
 class RequestReader:
     """Reads submissions, as many at a time as there is memory for."""
 
-    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, uploads: Gauge) -> None:
+    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, uploads: Gauge, rates: Rates) -> None:
         """Show in `uploads` how many are being read or stored."""
         self._pictures = pictures
         self._limits = limits
         self._uploads = uploads
+        self._rates = rates
         own = limits.own
         max_bytes = own.max_uploads * own.max_body_bytes
         per_client = max(1, own.max_uploads // 2) * own.max_body_bytes
@@ -60,6 +62,7 @@ class RequestReader:
             held.enter_context(self._uploads.track_inprogress())
             key, limits = idempotency_key(request), await self._limits.get()
             draft = await _draft(request, limits)
+            await self._rates.charge(current_caller(), counted_tokens(draft, limits), field="sampling.max_tokens")
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
                 await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client))
             contents = tuple(await self._pictures.load(draft, limits))

@@ -82,8 +82,8 @@ def command() -> None:
     help="What it allows; may be repeated.",
 )
 @_limit("--requests-per-minute", "Requests that submit work, each minute.")
-@_limit("--tokens-per-minute", "Tokens of prompts and outputs asked for, each minute.")
-@_limit("--max-parallel", "Requests that submit work, and streams, under way at the same time.")
+@_limit("--tokens-per-minute", "Tokens of texts and of outputs at their longest, each minute.")
+@_limit("--max-parallel", "Requests that submit work under way at the same time.")
 @_limit("--max-queued", "Jobs of its tenant that wait.")
 @_shared
 def create(tenant: str, scopes: tuple[str, ...], as_json: bool, **options: Any) -> None:
