@@ -44,20 +44,23 @@ class CappedStream:
     def __init__(self, stream: StreamReader, max_bytes: int, pace: Pace | None = None) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
-        self._pace = pace or Pace()
+        self._pace = pace
         self._num_read = 0
         self._started = asyncio.get_running_loop().time()
 
     async def read(self, num_bytes: int) -> bytes:
         """Read at most `num_bytes`, nothing at the end; raises `BodyTooLargeError` or `BodyTooSlowError`."""
-        try:
-            async with asyncio.timeout_at(self._started + self._pace.allowed_s(self._num_read)):
-                content = await self._stream.read(num_bytes)
-        except TimeoutError as error:
-            passed_s = asyncio.get_running_loop().time() - self._started
-            said = f"the body did not arrive: {self._num_read} bytes in {passed_s:.1f} s; {self._pace.describe()}"
-            raise BodyTooSlowError(said) from error
+        content = await (self._stream.read(num_bytes) if self._pace is None else self._read_at(self._pace, num_bytes))
         self._num_read += len(content)
         if self._num_read > self._max_bytes:
             raise too_large(self._max_bytes)
         return content
+
+    async def _read_at(self, pace: Pace, num_bytes: int) -> bytes:
+        try:
+            async with asyncio.timeout_at(self._started + pace.allowed_s(self._num_read)):
+                return await self._stream.read(num_bytes)
+        except TimeoutError as error:
+            passed_s = asyncio.get_running_loop().time() - self._started
+            said = f"the body did not arrive: {self._num_read} bytes in {passed_s:.1f} s; {pace.describe()}"
+            raise BodyTooSlowError(said) from error
