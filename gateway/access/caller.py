@@ -27,6 +27,10 @@ class Caller:
         """Whether other tenants' jobs are this one's to see and to stop."""
         return not self.tenant or "operate" in self.scopes
 
+    def may_see(self, tenant: str) -> bool:
+        """Say whether a tenant's jobs are there for this one."""
+        return self.sees_all or tenant == self.tenant
+
     @property
     def listed_tenant(self) -> str:
         """Whose jobs a list shows; empty: everybody's."""
