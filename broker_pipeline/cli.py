@@ -34,6 +34,7 @@ COMMANDS = {
     "status": "broker_pipeline.tools.operate.status_command:command",
     "failed": "broker_pipeline.tools.operate.failed_command:command",
     "drain": "broker_pipeline.tools.operate.drain_command:command",
+    "keys": "broker_pipeline.tools.operate.keys_command:command",
     "export": "export.command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",

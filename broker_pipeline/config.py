@@ -162,7 +162,8 @@ def given_flags(context: click.Context) -> list[str]:
         name = parameter.name or ""
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values = context.params[name] if parameter.multiple else (context.params[name],)
-            flags += [f"{max(parameter.opts, key=len)}={value}" for value in values]
+            flag = max(parameter.opts, key=len)
+            flags += [flag] if values == (True,) else [f"{flag}={value}" for value in values]
     return flags
 
 

@@ -16,10 +16,14 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       └── MediaFetchError
     │           └── PrivateAddressError
     ├── JobNotFoundError, JobStateError
-    ├── WorkerNotFoundError, ModelNotFoundError
+    ├── WorkerNotFoundError, ModelNotFoundError, KeyNotFoundError
     ├── FileUnknownError, FileInUseError
     ├── BatchNotFoundError, BatchStateError
+    ├── AccessError
+    │   ├── UnauthenticatedError      no key, or one that is not known (any more)
+    │   └── PermissionDeniedError     not by this caller, or not from this web page
     ├── QueueFullError                accepted nothing; try again after `retry_after_s`
+    │   └── RateLimitError            the key has had its share
     ├── ContractError                 a message breaks the activation contract
     │   ├── MalformedEnvelopeError, ContractVersionError, FingerprintMismatchError
     │   ├── StaleEpochError, TensorMismatchError
@@ -252,6 +256,30 @@ class WorkerNotFoundError(PipelineError):
     code = "worker_not_found"
 
 
+class KeyNotFoundError(PipelineError):
+    """There is no such key to the gateway."""
+
+    code = "key_not_found"
+
+
+class AccessError(PipelineError):
+    """A request was refused for who sent it."""
+
+    code = "access"
+
+
+class UnauthenticatedError(AccessError):
+    """The request has no key, or one that is not known (any more)."""
+
+    code = "unauthenticated"
+
+
+class PermissionDeniedError(AccessError):
+    """Whoever sent the request may not do this, or not from where it was sent."""
+
+    code = "permission_denied"
+
+
 class ModelNotFoundError(PipelineError):
     """No model of this name is served."""
 
@@ -267,6 +295,12 @@ class QueueFullError(PipelineError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimitError(QueueFullError):
+    """A key has had its share for now; nothing was accepted."""
+
+    code = "rate_limited"
 
 
 class ContractError(PipelineError):

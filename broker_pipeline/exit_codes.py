@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from broker_pipeline.errors import (
+    AccessError,
     ArtifactError,
     ConfigurationError,
     InvalidRequestError,
     JobNotFoundError,
     JobStateError,
+    KeyNotFoundError,
     LeaseLostError,
     OutputError,
     PipelineError,
@@ -29,6 +31,7 @@ INTERNAL = 70
 OUTPUT = 74
 TEMPORARY = 75
 CONFIGURATION = 78
+NO_PERMISSION = 77
 INTERRUPTED = 130
 
 # The first class that fits decides, so the narrower ones stand first.
@@ -38,6 +41,8 @@ _CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (JobNotFoundError, USAGE),
     (JobStateError, USAGE),
     (WorkerNotFoundError, USAGE),
+    (KeyNotFoundError, USAGE),
+    (AccessError, NO_PERMISSION),
     (ArtifactError, CONFIGURATION),
     (LeaseLostError, TEMPORARY),
     (WorkerNameTakenError, TEMPORARY),

@@ -8,6 +8,12 @@
 {ns}:unpublished            zset    `job retries` of jobs that may not be in the queue yet, by the time of that
 {ns}:counts                 hash    jobs that have ended since the start, by status
 {ns}:idempotency:{key}      string  job id of an earlier submission with this key
+{ns}:keys                   hash    by the hash of each key to the gateway, JSON `GatewayKey`
+{ns}:limits:{key}           hash    what the key with this hash has left of its limits, with a time to live
+{ns}:limits:{key}:parallel  zset    its requests under way, by the time until which they count
+{ns}:tenant:{t}:jobs        zset    ids of one tenant's jobs by time of creation
+{ns}:tenant:{t}:jobs:{status}  zset  those with this status
+{ns}:tenant:{t}:idempotency:{key}  string  job id of a submission of this tenant
 {ns}:media:{sha256}         string  object name of the stored bytes
 {ns}:media:{sha256}:jobs    set     jobs that need them
 {ns}:media:unreferenced     zset    sha256 by the time from which no job needed it
@@ -77,9 +83,29 @@ def counts(namespace: str) -> str:
     return f"{namespace}:counts"
 
 
-def idempotency(namespace: str, key: str) -> str:
-    """Return the key of the job id of an earlier submission with the same idempotency key."""
-    return f"{namespace}:idempotency:{key}"
+def idempotency(namespace: str, key: str, tenant: str = "") -> str:
+    """Return the key of the job id of a tenant's earlier submission with the same idempotency key."""
+    return f"{namespace}:tenant:{tenant}:idempotency:{key}" if tenant else f"{namespace}:idempotency:{key}"
+
+
+def gateway_keys(namespace: str) -> str:
+    """Return the key of the hash of keys to the gateway."""
+    return f"{namespace}:keys"
+
+
+def limits(namespace: str, key_hash: str) -> str:
+    """Return the key of the hash of what a key to the gateway has left."""
+    return f"{namespace}:limits:{key_hash}"
+
+
+def limits_parallel(namespace: str, key_hash: str) -> str:
+    """Return the key of the sorted set of requests under way of a key to the gateway."""
+    return f"{namespace}:limits:{key_hash}:parallel"
+
+
+def tenant_jobs(namespace: str, tenant: str, status: str = "") -> str:
+    """Return the key of the sorted set of ids of a tenant's jobs (with one status), by time of creation."""
+    return _of_share(f"{namespace}:tenant:{tenant}:jobs", status)
 
 
 def media(namespace: str, sha256: str) -> str:

@@ -34,8 +34,20 @@ _SPECIAL = tuple(
         "fec0::/10",  # site local
     )
 )
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_COMPATIBLE = ipaddress.IPv6Network("::/96")
+# IPv6 addresses that stand for an IPv4 one, and how many bits are behind that (RFC 4291, 2765, 6052, 3056).
+_TRANSLATED = tuple(
+    (ipaddress.IPv6Network(network), shift)
+    for network, shift in (
+        ("::/96", 0),  # compatible
+        ("::ffff:0:0/96", 0),  # mapped
+        ("::ffff:0:0:0/96", 0),  # translated
+        ("64:ff9b::/96", 0),  # NAT64
+        ("2002::/16", 80),  # 6to4
+    )
+)
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})
+"""Third quarter of an address of any prefix whose last quarter is an IPv4 address (RFC 5214)."""
+_ALL_ONES = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ class AddressGuard:
 
 
 def _is_public(address: Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address) and _embedded(address) is not None:
+    if isinstance(address, ipaddress.IPv6Address) and _translated(address) is not None:
         return True  # decided by the IPv4 address inside it
     if address.is_multicast or address.is_link_local or not address.is_global:
         return False
@@ -70,11 +82,20 @@ def _with_embedded(address: Address) -> Iterator[Address]:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that packets to `address` would end at, if there is one."""
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
+    """Return the IPv4 address that packets to `address` would end at, or go through, if there is one."""
+    if (int(address) >> 32) & _ALL_ONES in _ISATAP:
+        return ipaddress.IPv4Address(int(address) & _ALL_ONES)
+    return _translated(address)
+
+
+def _translated(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if int(address) <= 1:
+        return None  # unspecified and loopback, which are no IPv4 addresses
+    return next(
+        (
+            ipaddress.IPv4Address((int(address) >> shift) & _ALL_ONES)
+            for network, shift in _TRANSLATED
+            if address in network
+        ),
+        None,
+    )

@@ -17,6 +17,7 @@ from broker_pipeline.service import ServiceContext
 from gateway.api import health, index
 from gateway.api.connections import AppRunner
 from gateway.api.errors import answer_errors
+from gateway.api.guard import add_headers, guard
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
 from gateway.api.openai import batches, files, models
@@ -45,7 +46,9 @@ def all_routes() -> list[web.RouteDef]:
 
 def build_app(gateway: Gateway) -> web.Application:
     """Make the application around a gateway's parts."""
-    app = web.Application(middlewares=[observe, answer_errors], client_max_size=gateway.settings.limits.max_body_bytes)
+    middlewares = [observe, answer_errors, guard]
+    app = web.Application(middlewares=middlewares, client_max_size=gateway.settings.limits.max_body_bytes)
+    app.on_response_prepare.append(add_headers)
     app[GATEWAY] = gateway
     app.add_routes(all_routes())
     return app

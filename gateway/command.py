@@ -6,15 +6,16 @@ from typing import Any
 
 import click
 
-from broker_pipeline.config import common_options, given_flags, option, parse_settings, split_common
+from broker_pipeline.config import PathType, common_options, given_flags, option, parse_settings, split_common
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
 from gateway.processes import supervise
-from gateway.settings import MIB, BatchLimits, FetchSettings, GatewaySettings, Limits, address_guard
+from gateway.settings import MIB, AccessSettings, BatchLimits, FetchSettings, GatewaySettings, Limits, address_guard
 
 _POSITIVE = click.IntRange(min=1)
 _PICTURES = PictureRule()
+_SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "min_upload_bytes_per_s")
 
 
 @click.command()
@@ -58,6 +59,12 @@ _PICTURES = PictureRule()
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds for a body to arrive.",
 )
+@option(
+    "--min-upload-bytes-per-s",
+    default=16 * 1024,
+    type=_POSITIVE,
+    help="Least rate of a body, from its first ten seconds on.",
+)
 @option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
 @option(
     "--max-files-mb",
@@ -88,17 +95,42 @@ _PICTURES = PictureRule()
     metavar="CIDR",
     help="Network that image URLs may lead to although it is not public, such as 10.1.0.0/16. May be repeated.",
 )
+@option(
+    "--operator-token-file",
+    default=None,
+    type=PathType(dir_okay=False),
+    help="File with a token of 32 characters or more that allows everything, beside the keys that Redis holds.",
+)
+@option(
+    "--insecure",
+    is_flag=True,
+    help="Serve everybody who reaches --host, as long as there are no keys: submit jobs, and see those of others.",
+)
+@option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which browsers and clients without a key may call this gateway; * for any. Addresses, localhost and "
+    "this machine's own name need not be said. May be repeated.",
+)
+@option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Site whose web pages may use this gateway, such as https://app.example.com (CORS). May be repeated.",
+)
 @common_options
 def command(**options: Any) -> None:
     """Serve the HTTP API: accept jobs, answer for them, stream their tokens.
 
     Needs NATS with JetStream and Redis. Any number of gateways may run side by side: each answers for every job.
+    Beyond 127.0.0.1 it wants keys (`broker-pipeline keys create NAME`), or --insecure.
     With --processes, one address is served by several processes: this one starts them, and starts again what dies.
 
     \b
     Example:
       broker-pipeline gateway --nats-url nats://broker:4222 --redis-url redis://broker:6379 --host 0.0.0.0
-      curl -F image=@photo.jpg http://127.0.0.1:8080/v1/jobs
+      curl -H "Authorization: Bearer $KEY" -F image=@photo.jpg http://127.0.0.1:8080/v1/jobs
     """
     settings = gateway_settings(options)
     flags = given_flags(click.get_current_context())
@@ -116,12 +148,18 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
     limits = {
         "max_body_bytes": rest["max_body_mb"] * MIB,
         "pictures": {"max_bytes": rest["max_image_mb"] * MIB, "max_pixels": rest["max_image_megapixels"] * 1_000_000},
-        **{name: rest[name] for name in ("max_images", "max_uploads", "max_streams", "upload_timeout_s")},
+        **{name: rest[name] for name in _SAME_NAMES},
     }
     fetch = {
         "timeout_s": rest["fetch_timeout_s"],
         "max_redirects": rest["max_redirects"],
         "allow_private_urls": tuple(rest["allow_private_urls"]),
+    }
+    access = {
+        "operator_token_file": rest["operator_token_file"],
+        "is_insecure": rest["insecure"],
+        "allowed_hosts": tuple(name.lower() for name in rest["allow_host"]),
+        "allowed_origins": tuple(origin.lower().rstrip("/") for origin in rest["allow_origin"]),
     }
     batches = {
         "max_file_bytes": rest["max_file_mb"] * MIB,
@@ -144,6 +182,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         limits=parse_settings(Limits, limits),
         batches=parse_settings(BatchLimits, batches),
         fetch=parse_settings(FetchSettings, fetch),
+        access=parse_settings(AccessSettings, access),
     )
     address_guard(settings.fetch)
     return settings

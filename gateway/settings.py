@@ -19,6 +19,23 @@ Positive = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 
 
+class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How slowly a body may arrive: who sends slowly holds room that others wait for."""
+
+    timeout_s: PositiveSeconds = 300.0
+    min_bytes_per_s: Positive = 16 * 1024
+    grace_s: PositiveSeconds = 10.0
+
+    def allowed_s(self, num_read: int) -> float:
+        """Return how long after its begin the next bytes of a body have to be there, when it has so many."""
+        return min(self.timeout_s, self.grace_s + num_read / self.min_bytes_per_s)
+
+    def describe(self) -> str:
+        """Say what is asked of a body."""
+        rate = f"{self.min_bytes_per_s} bytes/s once {self.grace_s:g} s are over"
+        return f"it may take {self.timeout_s:g} s, at no less than {rate}"
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much one request may bring, and how many requests may bring it at once."""
 
@@ -31,6 +48,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bodies read at the same time; memory is at most this times `max_body_bytes`."""
     upload_timeout_s: PositiveSeconds = 300.0
     """For one body to arrive."""
+    min_upload_bytes_per_s: Positive = 16 * 1024
+    """Once `Pace.grace_s` have passed."""
     max_streams: Positive = 1000
     """Event streams and long polls open at the same time."""
     max_tokens_in_all: Positive | None = None
@@ -39,8 +58,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Tokens of the model, as the conductor announces; None: nobody knows."""
     model: str | None = None
     """The model's name, as the conductor announces; None: nobody knows."""
+    default_max_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Output limit of jobs that ask for none, as the conductor announces; 0: nobody knows."""
     longest_token_bytes: Annotated[int, Meta(ge=0)] = 0
     """Most bytes of text that a token of the model stands for, as the conductor announces; 0: nobody knows."""
+
+    @property
+    def pace(self) -> Pace:
+        """How slowly a body may arrive."""
+        return Pace(timeout_s=self.upload_timeout_s, min_bytes_per_s=self.min_upload_bytes_per_s)
 
 
 class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +94,18 @@ class BatchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """After so long others take the batches of a gateway that died."""
 
 
+class AccessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who may use the gateway."""
+
+    operator_token_file: str | None = None
+    """File with a token that may do everything, also while Redis is away."""
+    is_insecure: bool = False
+    """Whether others may reach the gateway, and use it, while there are no keys."""
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    """As in `WebPages`."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything the gateway is told at its start."""
 
@@ -90,6 +128,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     process_index: Annotated[int, Meta(ge=0)] | None = None
     """Which of them this one is; None: the only one, or their supervisor."""
     fetch: FetchSettings = FetchSettings()
+    access: AccessSettings = AccessSettings()
 
     @property
     def shares_port(self) -> bool:

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from broker_pipeline.state.failed_jobs import FailedJobs
+from broker_pipeline.state.gateway_keys import GatewayKeys
 from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.state.rate_limits import RateLimits
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from broker_pipeline.storage.publishing import JobPublisher
 from broker_pipeline.wire.transport import Transport
+from gateway.access.doorkeeper import Doorkeeper, make_doorkeeper
+from gateway.access.rates import Rates
+from gateway.access.web_pages import WebPages
 from gateway.batches.batch_store import BatchStore
 from gateway.batches.file_store import WRITER_BYTES, FileStore
 from gateway.in_flight import InFlight
@@ -52,6 +57,9 @@ class Gateway:
     retries: JobRetries
     watch: JobWatch
     reader: RequestReader
+    doorkeeper: Doorkeeper
+    rates: Rates
+    pages: WebPages
     metrics: Metrics
     in_flight: InFlight
     pictures: PictureLoader
@@ -77,8 +85,11 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     async with (
         Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
+        (rates := Rates(RateLimits(redis, common.namespace))).kept(),
         EndWatch.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):
+        doorkeeper = make_doorkeeper(GatewayKeys(redis, common.namespace), settings.access, settings.host)
+        await doorkeeper.check_exposure(settings.host)
         registry = WorkerRegistry(redis, common.namespace, common.pipeline)
         queue = await open_queue(transport, settings)
         media = await open_media(transport, redis, settings)
@@ -105,7 +116,10 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 max_watches=limits.own.max_streams,
                 stopping=stopping,
             ),
-            reader=RequestReader(pictures=pictures, limits=limits, uploads=metrics.uploads),
+            reader=RequestReader(pictures=pictures, limits=limits, uploads=metrics.uploads, rates=rates),
+            doorkeeper=doorkeeper,
+            rates=rates,
+            pages=WebPages(frozenset(settings.access.allowed_origins), frozenset(settings.access.allowed_hosts)),
             metrics=metrics,
             in_flight=InFlight(),
             pictures=pictures,

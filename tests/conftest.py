@@ -50,6 +50,7 @@ def _own_logs() -> Iterator[None]:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whoever runs the tests keeps no notes of their artifacts."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

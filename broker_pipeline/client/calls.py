@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from broker_pipeline import __version__
+from broker_pipeline.client.operator_token import token_for
 from broker_pipeline.errors import ConfigurationError, Failure, GatewayUnreachableError, error_from_failure
 from broker_pipeline.messages.gateway import ErrorBody
 
@@ -60,13 +61,19 @@ class GatewayCalls:
         *,
         patience_s: float = DEFAULT_PATIENCE_S,
         timeout_s: float = _ANSWER_TIMEOUT_S,
+        key: str | None = None,
     ) -> AsyncIterator[Self]:
-        """Make a client; each try of a call has `timeout_s` seconds. Nothing is connected yet; `check` does that."""
+        """Make a client; each try of a call has `timeout_s` seconds. Nothing is connected yet; `check` does that.
+
+        Without a `key`, it is let in by the token of a `broker-pipeline up` of this machine, where that runs there.
+        """
         url = gateway_url.rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise ConfigurationError(f"{gateway_url} is not the http:// URL of a gateway", field="gateway")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
         headers = {"User-Agent": f"broker-pipeline/{__version__}"}
+        if key := key or token_for(url):
+            headers["Authorization"] = f"Bearer {key}"
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, headers=headers, connector=connector) as session:
             yield cls(session, url, patience_s, timeout_s)

@@ -96,9 +96,9 @@ class GatewayClient(GatewayCalls):
         return self.decode(await self.call(method, path), body_type)
 
 
-async def fetch_status(gateway_url: str) -> PipelineStatus:
+async def fetch_status(gateway_url: str, key: str | None = None) -> PipelineStatus:
     """Return the state of the pipeline behind a gateway, asking once; raises as `GatewayClient` does."""
-    async with GatewayClient.open(gateway_url, patience_s=0.0, timeout_s=_STATUS_TIMEOUT_S) as client:
+    async with GatewayClient.open(gateway_url, patience_s=0.0, timeout_s=_STATUS_TIMEOUT_S, key=key) as client:
         return await client.status()
 
 

@@ -21,6 +21,7 @@ from msgspec import Meta
 CONTRACT_VERSION = 3
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TenantName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
 ShareName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
 """A set of stages that one conductor has at a time; empty where nobody divides them."""
 SessionRef = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -7,7 +7,17 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.errors import Failure
-from broker_pipeline.messages.base import Count, Name, PositiveCount, Seconds, Sha256, TokenId, WireReport, WireStruct
+from broker_pipeline.messages.base import (
+    Count,
+    Name,
+    PositiveCount,
+    Seconds,
+    Sha256,
+    TenantName,
+    TokenId,
+    WireReport,
+    WireStruct,
+)
 from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, TokenLogprob
 from broker_pipeline.messages.template_options import MAX_TOOL_CALLS, TemplateOptions, ToolCall
 from broker_pipeline.pictures.rule import MAX_FRAMES
@@ -112,6 +122,8 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     num_retries: Count = 0
     """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""
+    tenant: TenantName = ""
+    """Whose it is; empty where the gateway knows no tenants."""
     sent_as: dict[str, str] = msgspec.field(default_factory=dict)
     """What the sender calls a part, by its path here, where these differ: `images[0]` of `messages[0].content[0]`."""
 
@@ -250,6 +262,8 @@ class JobRecord(WireReport, frozen=True, kw_only=True):
     """Artifact of the model that its tokens are of."""
     first_attempt: PositiveCount = 1
     """Attempt that the first of its tokens is of; more than 1 where it began again from token 0."""
+    tenant: TenantName = ""
+    """Whose it is; empty where the gateway knows no tenants."""
 
 
 EventKind = Literal["queued", "started", "restarted", "tokens", "finished"]

@@ -12,6 +12,7 @@ from typing import Self
 
 import msgspec
 
+_MOST_SAID = 300
 _PATH = re.compile(r" - at `(?:key` in `)?\$\.?(?P<path>[^`]*)`$")
 _NAMED = re.compile(r"(?:unknown|required|Invalid) field `(?P<name>[^`]+)`")
 _INVALID_FIELD = re.compile(r"^Invalid field `[^`]+`: ")
@@ -28,12 +29,17 @@ class WrongValue:
     @classmethod
     def of(cls, error: msgspec.ValidationError) -> Self:
         """Read msgspec's message; a struct's own `ValueError` names a field as "Invalid field `name`: why"."""
-        text, path = str(error), ""
+        text, path = _cut(str(error)), ""
         if match := _PATH.search(text):
             path, text = match["path"].removesuffix("[...]"), text[: match.start()]
         if named := _NAMED.search(text):
             path = f"{path}.{named['name']}" if path else named["name"]
         return cls(path, _readable(text))
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of what somebody gave that is too long to be said to anybody."""
+    return text if len(text) <= 2 * _MOST_SAID else f"{text[:_MOST_SAID]}…{text[-_MOST_SAID:]}"
 
 
 def _readable(text: str) -> str:

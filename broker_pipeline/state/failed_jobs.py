@@ -59,7 +59,8 @@ class FailedJobs:
 
         Without `spec` nobody knows what was asked for, so that it cannot be sent again.
         """
-        asked = {"job_id": job_id, "spec": "", "created_at": repr(time.time()), "metadata": "{}", "num_retries": 0}
+        unknown = {"spec": "", "created_at": repr(time.time()), "metadata": "{}", "num_retries": 0, "tenant": ""}
+        asked = {"job_id": job_id, **unknown}
         args = {**(spec_args(spec) if spec else asked), "error": as_json(failure), "for_s": _ASIDE_S}
         return bool(await self._run("fail_garbled", args, f"cannot fail job {job_id}"))
 

@@ -28,6 +28,7 @@ RECORD_FIELDS = (
     "failures",
     "fingerprint",
     "first_attempt",
+    "tenant",
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -50,6 +51,7 @@ def job_scripts(redis: RedisClient, namespace: str, result_ttl_s: int = DEFAULT_
         "job": redis_keys.job(namespace, "@"),
         "tokens": redis_keys.job_tokens(namespace, "@"),
         "status": redis_keys.jobs_with_status(namespace, "@"),
+        "tenant": redis_keys.tenant_jobs(namespace, "@"),
     }
     shared = {"keys": templates, "result_ttl_s": result_ttl_s}
     return ScriptRunner(redis, "jobs", list(types), shared, types | by_status)
@@ -68,6 +70,7 @@ def spec_args(spec: JobSpec) -> dict[str, Any]:
         "created_at": repr(float(spec.created_at)),
         "metadata": orjson.dumps(spec.metadata).decode(),
         "num_retries": spec.num_retries,
+        "tenant": spec.tenant,
     }
 
 
@@ -79,7 +82,7 @@ def as_json(value: msgspec.Struct) -> str:
 def job_record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:
     """Build a record from the hash's fields in the order of `RECORD_FIELDS`."""
     status, created_at, started_at, finished_at, attempt, metadata, result, error, num_retries, failures, *more = fields
-    fingerprint, first_attempt = more
+    fingerprint, first_attempt, tenant = more
     with state_errors(f"cannot read job {job_id}"):
         plain = {
             "job_id": job_id,
@@ -95,6 +98,7 @@ def job_record(job_id: str, fields: Sequence[bytes | None]) -> JobRecord:
             "failures": tuple(_decode_past_ends(failures or b"")),
             "fingerprint": fingerprint and fingerprint.decode(),
             "first_attempt": (first_attempt or b"1").decode(),
+            "tenant": (tenant or b"").decode(),
         }
         return msgspec.convert(plain, JobRecord, strict=False)
 

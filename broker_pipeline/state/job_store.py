@@ -110,7 +110,7 @@ class JobStore:
         """
         args = {**spec_args(spec), "record_fields": RECORD_FIELDS}
         if idempotency_key is not None:
-            args["idempotency_key"] = redis_keys.idempotency(self._namespace, idempotency_key)
+            args["idempotency_key"] = redis_keys.idempotency(self._namespace, idempotency_key, spec.tenant)
         job_id, is_this, fields = await self._run("create", args, f"cannot record job {spec.job_id}")
         return job_record(job_id.decode(), fields), bool(is_this)
 
@@ -118,10 +118,10 @@ class JobStore:
         """Forget a job that could not be queued; one that has begun, or is unknown, is left alone."""
         await self._run("discard", {"job_id": job_id}, f"cannot discard job {job_id}")
 
-    async def job_of(self, idempotency_key: str) -> str | None:
+    async def job_of(self, idempotency_key: str, tenant: str = "") -> str | None:
         """Return the id of the job that was submitted with this key, where it is still known."""
         with state_errors("cannot look for a job by its key"):
-            key = redis_keys.idempotency(self._namespace, idempotency_key)
+            key = redis_keys.idempotency(self._namespace, idempotency_key, tenant)
             job_id: bytes | None = await self._redis.get(key)  # type: ignore[assignment]
             return None if job_id is None else job_id.decode()
 
@@ -136,6 +136,12 @@ class JobStore:
         if not is_known(fields[0]):
             raise job_not_found(job_id)
         return job_record(job_id, fields)
+
+    async def tenant(self, job_id: str) -> str | None:
+        """Return whose job it is: empty where nobody is known, None where there is no such job."""
+        with state_errors(f"cannot read job {job_id}"):
+            fields: list[Any] = await self._redis.hmget(redis_keys.job(self._namespace, job_id), ("status", "tenant"))
+            return (fields[1] or b"").decode() if is_known(fields[0]) else None
 
     async def spec(self, job_id: str) -> JobSpec:
         """Return what was submitted; raises `JobNotFoundError`."""
@@ -270,12 +276,16 @@ class JobStore:
         """Forget some finished jobs whose time has come and return how many. `create` and `finish` do so as well."""
         return int(await self._run("sweep", {}, "cannot sweep finished jobs"))
 
-    async def list(self, after: str | None = None, limit: int = 50, status: JobStatus | None = None) -> JobPage:
+    async def list(
+        self, after: str | None = None, limit: int = 50, status: JobStatus | None = None, tenant: str = ""
+    ) -> JobPage:
         """Return up to `limit` jobs, newest first, that come after the cursor `after` (a page's `next`).
 
-        Jobs that cannot be read are left out and counted.
+        With `tenant`, only that one's. Jobs that cannot be read are left out and counted.
         """
         key = redis_keys.jobs_with_status(self._namespace, status) if status else redis_keys.jobs(self._namespace)
+        if tenant:
+            key = redis_keys.tenant_jobs(self._namespace, tenant, status or "")
         read = partial(page_of_records, self._redis, self._namespace, key, after, limit, self._unreadable)
         return await self._run.mending(read)
 

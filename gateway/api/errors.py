@@ -29,11 +29,13 @@ from broker_pipeline.errors import (
     NoRouteError,
     NothingLeftError,
     PayloadTooLargeError,
+    PermissionDeniedError,
     PipelineError,
     QueueFullError,
     ShuttingDownError,
     StateError,
     TransportError,
+    UnauthenticatedError,
     WorkerNotFoundError,
 )
 from gateway.api.error_shapes import native_error, openai_error
@@ -64,6 +66,8 @@ STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (JobStateError, 409),
     (FileInUseError, 409),
     (BatchStateError, 409),
+    (UnauthenticatedError, 401),
+    (PermissionDeniedError, 403),
     (QueueFullError, 429),
     (PayloadTooLargeError, 413),
     (TransportError, 503),
@@ -102,7 +106,7 @@ def error_answer(error: PipelineError) -> web.Response:
     status = status_of(error)
     if status >= 500:
         log.warning("request_failed", request_id=request_id(), code=error.code, message=error.message)
-    return failure_answer(status, error.to_failure(), _retry_headers(error, status))
+    return failure_answer(status, error.to_failure(), headers_of(error))
 
 
 def status_of(error: PipelineError) -> int:
@@ -126,7 +130,11 @@ def _codes_of(kind: type[PipelineError]) -> frozenset[str]:
     return frozenset({kind.code}).union(*map(_codes_of, kind.__subclasses__()))
 
 
-def _retry_headers(error: PipelineError, status: int) -> dict[str, str]:
+def headers_of(error: PipelineError) -> dict[str, str]:
+    """Return the headers that say what to do about an error, whatever shape its answer has."""
+    status = status_of(error)
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, QueueFullError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return _unavailable_headers(status)

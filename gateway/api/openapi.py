@@ -24,8 +24,18 @@ from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
+_KEY = "key"
+_KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key that `broker-pipeline keys create` made. Scopes: `submit`, `read`, `operate`, which is both "
+    "of these for everybody's jobs, and more. A gateway on the loopback interface without keys asks for none, but "
+    "for `operate`.",
+}
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
+    401: "No key, or one that is not known (any more).",
+    403: "The key does not allow this, or a page of another site asked.",
     404: "No such job, live worker, model, file or batch.",
     408: "The body did not arrive in time.",
     409: "The status of the job, file or batch does not allow this, or the idempotency key belongs to another request.",
@@ -98,21 +108,23 @@ OPERATIONS: tuple[Operation, ...] = (
         "Ask a worker to take no new sessions, finish those that it has, and end.",
         {202: WorkerRecord},
         errors=(400, 404, 503),
+        needs="operate",
     ),
     Operation(
         "get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: PipelineStatus}, errors=(503,)
     ),
-    Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}),
+    Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}, needs="nothing"),
     Operation(
         "get",
         "/readyz",
         "showReadiness",
         "Say whether accepted jobs will be run now.",
         {200: Readiness, 503: Readiness},
+        needs="nothing",
     ),
     Operation("get", "/metrics", "showMetrics", "Show metrics for Prometheus.", {200: "text/plain"}),
-    Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}),
-    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}),
+    Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}, needs="nothing"),
+    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}, needs="nothing"),
     *OPENAI_OPERATIONS,
 )
 
@@ -135,19 +147,21 @@ def openapi_document() -> dict[str, Any]:
             "description": "Captions images, and answers about them, with one model cut over several hosts.",
         },
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": {_KEY: _KEY_SCHEME}},
     }
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
+    errors = sorted({*operation.errors, *((401, 403, 503) if operation.scope else ())})
     described: dict[str, Any] = {
         "operationId": operation.operation_id,
         "summary": operation.summary,
         "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": {
             **{str(status): _answer(body) for status, body in operation.answers.items()},
-            **{str(status): _error(status, operation.path) for status in operation.errors},
+            **{str(status): _error(status, operation.path) for status in errors},
         },
+        "security": [{_KEY: [operation.scope]}] if operation.scope else [],
     }
     if operation.streams:
         described["responses"]["200"]["content"]["text/event-stream"] = {}

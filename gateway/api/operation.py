@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+
+from broker_pipeline.messages.keys import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +28,14 @@ class Operation:
     """Of a request that is JSON and nothing else."""
     form: Mapping[str, Any] | None = None
     """Schema of a request that is a form and nothing else."""
+    needs: Scope | Literal["nothing", "as method"] = "as method"
+    """Scope of the key: `read` for what is read, `submit` for all else, unless it is said otherwise."""
     streams: bool = False
     """Whether its success may also come as server-sent events."""
+
+    @property
+    def scope(self) -> Scope | None:
+        """The scope of the key that this takes; None where everybody may come."""
+        if self.needs == "as method":
+            return "read" if self.method == "get" else "submit"
+        return None if self.needs == "nothing" else self.needs

@@ -54,6 +54,7 @@ class Asked:
 
     number: int
     key: str
+    tenant: str
     custom_id: str
     endpoint: Endpoint
     job_id: str | None = None
@@ -94,7 +95,7 @@ class Answers:
         """
         asked = self._named(batch, number, line)
         try:
-            job_id = await _when_there_is_room(partial(self._jobs.find, asked.key))
+            job_id = await _when_there_is_room(partial(self._jobs.find, asked.key, asked.tenant))
             if job_id is None:
                 job_id = await self._submitted(asked, line)
         except (StateError, TransportError):
@@ -116,7 +117,7 @@ class Answers:
     async def give_up(self, batch: Batch, number: int, line: Line, status: str) -> Answer:
         """Stop a request; return its answer where there is one, or what says why there is none."""
         asked = self._named(batch, number, line)
-        if (job_id := await self._store.job_of(asked.key)) is not None:
+        if (job_id := await self._store.job_of(asked.key, asked.tenant)) is not None:
             try:
                 record = await self._jobs.cancel(job_id)
                 if record.status in ("succeeded", "failed"):
@@ -140,7 +141,7 @@ class Answers:
 
     def _named(self, batch: Batch, number: int, line: Line) -> Asked:
         custom_id = request_line(line.content or b"").custom_id
-        return Asked(number, f"{batch.id}:{number}", custom_id, self._endpoints[batch.endpoint])
+        return Asked(number, f"{batch.id}:{number}", batch.tenant, custom_id, self._endpoints[batch.endpoint])
 
     async def _end(self, job_id: str) -> JobRecord:
         while True:
@@ -157,7 +158,8 @@ class Answers:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
         draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
-        submission = Submission(draft, tuple(await self._pictures.load(draft, limits)), asked.key)
+        contents = tuple(await self._pictures.load(draft, limits))
+        submission = Submission(draft, contents, asked.key, asked.tenant)
         return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id
 
     async def _written(self, asked: Asked, record: JobRecord) -> Answer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import StreamReader, web
 
-from broker_pipeline.errors import BodyTooLargeError, InvalidRequestError
+from broker_pipeline.errors import BodyTooLargeError, BodyTooSlowError, InvalidRequestError
+from gateway.settings import Pace
 
 _CHUNK_BYTES = 256 * 1024
 _ENCODINGS = {"gzip", "deflate", "identity"}
@@ -21,9 +24,9 @@ def check_announced(request: web.Request, max_bytes: int) -> None:
         raise too_large(max_bytes)
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
-    """Return the whole body; raises `BodyTooLargeError` as soon as it has more than `max_bytes`."""
-    stream = CappedStream(request.content, max_bytes)
+async def read_body(request: web.Request, max_bytes: int, pace: Pace | None = None) -> bytes:
+    """Return the whole body; raises `BodyTooLargeError` or `BodyTooSlowError` as soon as it breaks a limit."""
+    stream = CappedStream(request.content, max_bytes, pace)
     chunks: list[bytes] = []
     while chunk := await stream.read(_CHUNK_BYTES):
         chunks.append(chunk)
@@ -36,17 +39,28 @@ def too_large(max_bytes: int) -> BodyTooLargeError:
 
 
 class CappedStream:
-    """A request's body with a limit on the bytes read in all."""
+    """A request's body with limits on the bytes read in all, and on how long they take."""
 
-    def __init__(self, stream: StreamReader, max_bytes: int) -> None:
+    def __init__(self, stream: StreamReader, max_bytes: int, pace: Pace | None = None) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
+        self._pace = pace
         self._num_read = 0
+        self._started = asyncio.get_running_loop().time()
 
     async def read(self, num_bytes: int) -> bytes:
-        """Read at most `num_bytes`, nothing at the end; raises `BodyTooLargeError` beyond the limit."""
-        content = await self._stream.read(num_bytes)
+        """Read at most `num_bytes`, nothing at the end; raises `BodyTooLargeError` or `BodyTooSlowError`."""
+        content = await (self._stream.read(num_bytes) if self._pace is None else self._read_at(self._pace, num_bytes))
         self._num_read += len(content)
         if self._num_read > self._max_bytes:
             raise too_large(self._max_bytes)
         return content
+
+    async def _read_at(self, pace: Pace, num_bytes: int) -> bytes:
+        try:
+            async with asyncio.timeout_at(self._started + pace.allowed_s(self._num_read)):
+                return await self._stream.read(num_bytes)
+        except TimeoutError as error:
+            passed_s = asyncio.get_running_loop().time() - self._started
+            said = f"the body did not arrive: {self._num_read} bytes in {passed_s:.1f} s; {pace.describe()}"
+            raise BodyTooSlowError(said) from error

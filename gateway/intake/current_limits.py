@@ -41,6 +41,7 @@ class CurrentLimits:
                 self.own,
                 pictures=pictures,
                 max_tokens_in_all=shown.max_tokens_in_all if shown else None,
+                default_max_tokens=shown.default_max_tokens if shown else 0,
                 longest_token_bytes=shown.longest_token_bytes if shown else 0,
                 model=(conductor.model or None) if conductor else None,
                 vocab_size=conductor.vocab_size if conductor else None,

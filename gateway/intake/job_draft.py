@@ -131,11 +131,12 @@ Draft_co = TypeVar("Draft_co", bound=JobDraft, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Submission(Generic[Draft_co]):
-    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key."""
+    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key, whose it is."""
 
     draft: Draft_co
     contents: tuple[bytes, ...]
     idempotency_key: str | None
+    tenant: str = ""
 
 
 def check_media(messages: Sequence[DraftMessage], sources: Sequence[Source], limits: Limits) -> None:

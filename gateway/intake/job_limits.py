@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from broker_pipeline.errors import PromptTooLongError
 from broker_pipeline.messages.jobs import TextPart
 from broker_pipeline.messages.sampling import SamplingParams
@@ -9,6 +11,9 @@ from broker_pipeline.scheduling.policies.sampling import check_token_ids
 from broker_pipeline.scheduling.policies.text_bound import fewest_tokens
 from gateway.intake.job_draft import JobDraft
 from gateway.settings import Limits
+
+_CHARACTERS_PER_TOKEN = 4
+"""Of most texts, about; only tokenising says more, which is not the gateway's."""
 
 
 def check_sampling(sampling: SamplingParams, limits: Limits, where: str) -> None:
@@ -37,11 +42,22 @@ def check_prompt(draft: JobDraft, limits: Limits) -> None:
     most = limits.max_tokens_in_all
     if most is None:
         return
-    texts = (part.text for message in draft.messages for part in message.content if isinstance(part, TextPart))
-    num_tokens, num_output = fewest_tokens(texts, limits.longest_token_bytes), draft.sampling.max_tokens or 1
+    num_tokens = fewest_tokens(_texts(draft), limits.longest_token_bytes)
+    num_output = draft.sampling.max_tokens or 1
     if num_tokens + num_output > most:
         raise PromptTooLongError(
             f"the prompt has at least {num_tokens} tokens, and with {num_output} of output it does not fit: both "
             f"together have at most {most} here",
             field="messages",
         )
+
+
+def counted_tokens(draft: JobDraft, limits: Limits) -> int:
+    """Return for how many tokens a job counts before it has run: its texts, and its outputs at their longest."""
+    sampling = draft.sampling
+    num_output = limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
+    return sum(map(len, _texts(draft))) // _CHARACTERS_PER_TOKEN + num_output * (sampling.n or 1)
+
+
+def _texts(draft: JobDraft) -> Iterator[str]:
+    return (part.text for message in draft.messages for part in message.content if isinstance(part, TextPart))

@@ -56,7 +56,8 @@ async def read_form(request: web.Request, limits: Limits) -> Form:
         parser = PushMultipartParser(
             options.get("boundary", ""), max_segment_count=MAX_PARTS, max_header_size=_HEADER_BYTES
         )
-        async for event in parser.parse_async(CappedStream(request.content, limits.max_body_bytes).read, _CHUNK_BYTES):
+        body = CappedStream(request.content, limits.max_body_bytes, limits.pace)
+        async for event in parser.parse_async(body.read, _CHUNK_BYTES):
             if isinstance(event, MultipartSegment):
                 parts.begin(event)
             elif event:

@@ -1,7 +1,7 @@
 """Turns an HTTP request into a checked draft with its media in hand: whatever is wrong is found before a job exists.
 
 The memory for bodies is bounded: it is that of `max_uploads` largest ones, and smaller ones take what they have. Who
-finds no room waits a little, unread, and is then sent away.
+finds no room waits a little, unread, and is then sent away. One client, by its key or its address, has half of it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import TypeVar
 from aiohttp import web
 from prometheus_client import Gauge
 
-from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError
+from broker_pipeline.errors import InvalidRequestError
+from gateway.access.caller import current_caller
+from gateway.access.rates import Rates
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import Draft_co, Submission
+from gateway.intake.job_limits import counted_tokens
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.upload_room import UploadRoom
 from gateway.settings import Limits
@@ -37,14 +40,17 @@ Read = Callable[[web.Request, Limits], Awaitable[Draft_co]]
 class RequestReader:
     """Reads submissions, as many at a time as there is memory for."""
 
-    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, uploads: Gauge) -> None:
+    def __init__(self, pictures: PictureLoader, limits: CurrentLimits, uploads: Gauge, rates: Rates) -> None:
         """Show in `uploads` how many are being read or stored."""
         self._pictures = pictures
         self._limits = limits
         self._uploads = uploads
-        max_bytes = limits.own.max_uploads * limits.own.max_body_bytes
-        self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
-        self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S)
+        self._rates = rates
+        own = limits.own
+        max_bytes = own.max_uploads * own.max_body_bytes
+        per_client = max(1, own.max_uploads // 2) * own.max_body_bytes
+        self._bodies = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S, per_client)
+        self._fetched = UploadRoom(max_bytes, _WAIT_FOR_ROOM_S, per_client)
 
     async def limits(self) -> Limits:
         """Return what requests are held to now. Raises `StateError`."""
@@ -58,13 +64,16 @@ class RequestReader:
         Raises `QueueFullError` when there is no memory for it soon, and what is wrong with the request.
         """
         async with AsyncExitStack() as held:
-            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own)))
+            client = current_caller().key_hash or request.remote or ""
+            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own), client))
             held.enter_context(self._uploads.track_inprogress())
             key, limits = idempotency_key(request), await self._limits.get()
             draft = await _draft(request, limits, read)
+            await self._rates.charge(current_caller(), counted_tokens(draft, limits), field="max_tokens")
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
-                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes))
-            yield Submission(draft, tuple(await self._pictures.load(draft, limits)), key)
+                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client))
+            contents = tuple(await self._pictures.load(draft, limits))
+            yield Submission(draft, contents, key, current_caller().tenant)
 
 
 async def read_json(request: web.Request, limits: Limits, parse: Callable[[bytes], T]) -> T:
@@ -84,11 +93,7 @@ def media_type(request: web.Request) -> str:
 
 async def _draft(request: web.Request, limits: Limits, read: Read[Draft_co]) -> Draft_co:
     check_announced(request, limits.max_body_bytes)
-    try:
-        async with asyncio.timeout(limits.upload_timeout_s):
-            return await read(request, limits)
-    except TimeoutError as error:
-        raise BodyTooSlowError(f"the body did not arrive within {limits.upload_timeout_s:g} s") from error
+    return await read(request, limits)
 
 
 def _num_body_bytes(request: web.Request, limits: Limits) -> int:

@@ -75,7 +75,7 @@ class JobService:
             for content in submission.contents:
                 with tracer.measure(STORE_MEDIA, session=job_id, num_bytes=len(content)):
                     refs.append(await self._media.put(content, job_id))
-            spec = _spec(job_id, submission.draft, refs)
+            spec = _spec(job_id, submission.draft, refs, submission.tenant)
             with tracer.measure(CREATE_JOB, session=job_id):
                 record, is_new = await self._store.create(spec, submission.idempotency_key)
             if is_new:
@@ -92,12 +92,12 @@ class JobService:
         await self._media.release(refs, job_id)
         return await self._repeat(record, submission)
 
-    async def find(self, idempotency_key: str) -> str | None:
-        """Return the id of the job that was submitted with this key, and see that it is in the queue if it waits.
+    async def find(self, idempotency_key: str, tenant: str = "") -> str | None:
+        """Return the id of the job that a tenant submitted with this key, and see that it is in the queue if it waits.
 
         Raises `QueueFullError`, `StateError` or `TransportError`.
         """
-        if (job_id := await self._store.job_of(idempotency_key)) is None:
+        if (job_id := await self._store.job_of(idempotency_key, tenant)) is None:
             return None
         try:
             record, spec = await self._store.get(job_id), await self._store.spec(job_id)
@@ -179,7 +179,7 @@ def _named(content: bytes) -> MediaRef:
     return MediaRef(sha256=hashlib.sha256(content).hexdigest(), object_name="unstored", num_bytes=len(content))
 
 
-def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
+def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef], tenant: str = "") -> JobSpec:
     return JobSpec(
         job_id=job_id,
         created_at=time.time(),
@@ -188,5 +188,6 @@ def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef]) -> JobSpec:
         response=draft.response,
         sampling=draft.sampling,
         metadata=draft.metadata,
+        tenant=tenant,
         sent_as=draft.sent_as,
     )

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from broker_pipeline import redis_keys
+from broker_pipeline.client.operator_token import token_for
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.service import LocalService
 from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, log_lines, status_when, undisturbed
@@ -78,5 +79,6 @@ async def test_workers_and_conductor_are_replaced_one_by_one_while_jobs_run(
 
 async def drain(client: PipelineClient, worker: str) -> None:
     url = f"{client.cluster.gateway_url}/v1/workers/{worker}/drain"
-    async with aiohttp.ClientSession() as http, http.post(url) as answer:
+    headers = {"Authorization": f"Bearer {token_for(url)}"}
+    async with aiohttp.ClientSession(headers=headers) as http, http.post(url) as answer:
         assert answer.status == 202, await answer.text()

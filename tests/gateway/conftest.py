@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from io import BytesIO
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -20,19 +21,34 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import NUM_STREAMS
 from broker_pipeline.wire.transport import Transport
 from gateway.app import serving
-from gateway.settings import MIB, GatewaySettings
+from gateway.settings import MIB, AccessSettings, GatewaySettings
 from gateway.wiring import Gateway, open_gateway
 from tests.kit.acting.conductor import ActingConductor, acting_conductor
 
 OpenGateway = Callable[..., AbstractAsyncContextManager[tuple[Gateway, str]]]
 
 
+OPERATOR_TOKEN = "an operator's token of some length"
+
+
 @pytest.fixture
-def settings(nats_url: str, redis_url: str, namespace: str) -> GatewaySettings:
+def access(tmp_path: Path) -> AccessSettings:
+    """A gateway whose operator has `OPERATOR_TOKEN`."""
+    (tmp_path / "operator.token").write_text(OPERATOR_TOKEN)
+    return AccessSettings(operator_token_file=str(tmp_path / "operator.token"))
+
+
+@pytest.fixture
+def settings(nats_url: str, redis_url: str, namespace: str, access: AccessSettings) -> GatewaySettings:
     """Settings of a gateway on a random port."""
     common = CommonSettings(nats_url=nats_url, redis_url=redis_url, namespace=namespace, drain_s=5.0)
     return GatewaySettings(
-        common=common, port=0, queue_max_bytes=8 * MIB, media_max_bytes=64 * MIB, files_max_bytes=64 * MIB
+        common=common,
+        port=0,
+        queue_max_bytes=8 * MIB,
+        media_max_bytes=64 * MIB,
+        files_max_bytes=64 * MIB,
+        access=access,
     )
 
 

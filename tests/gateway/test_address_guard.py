@@ -33,6 +33,12 @@ PRIVATE = [
     "::ffff:127.0.0.1",
     "::ffff:10.0.0.1",
     "::127.0.0.1",
+    "::ffff:0:127.0.0.1",
+    "::ffff:0:10.0.0.1",
+    "::ffff:0:169.254.169.254",
+    "2606:4700::5efe:10.0.0.1",
+    "2606:4700::200:5efe:127.0.0.1",
+    "fe80::5efe:8.8.8.8",
     "64:ff9b::7f00:1",
     "64:ff9b::a00:1",
     "64:ff9b:1::1",
@@ -57,7 +63,10 @@ def test_private_addresses_are_refused(address: str) -> None:
     assert not AddressGuard().allows(address)
 
 
-@pytest.mark.parametrize("address", [*PUBLIC, "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"])
+@pytest.mark.parametrize(
+    "address",
+    [*PUBLIC, "::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1", "2606:4700::5efe:8.8.8.8"],
+)
 def test_public_addresses_are_allowed(address: str) -> None:
     assert AddressGuard().allows(address)
 

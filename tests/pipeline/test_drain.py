@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from broker_pipeline.client.gateway_client import GatewayClient
+from broker_pipeline.errors import PermissionDeniedError
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.models.reference import reference_tokens
@@ -76,6 +78,18 @@ async def submit_until(client: PipelineClient, condition: Callable[[list[int]], 
                 if condition(list((await sessions_by_route(client)).values())):
                     return job_ids
                 await asyncio.sleep(0.02)
+
+
+async def test_strangers_drain_nobody_and_files_are_nobody_elses(client: PipelineClient) -> None:
+    url, data_dir = client.cluster.gateway_url, client.cluster.settings.data_dir
+    async with aiohttp.ClientSession() as http, http.post(f"{url}/v1/workers/stage-1/drain") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (403, "permission_denied")
+    assert data_dir.stat().st_mode & 0o777 == 0o700
+    assert (data_dir / "operator.token").stat().st_mode & 0o777 == 0o600
+    async with GatewayClient.open(url, key="no key at all") as stranger:
+        with pytest.raises(PermissionDeniedError):
+            await stranger.drain("stage-1")
+    assert (data_dir / "redis.url").read_text() == client.cluster.redis_url, "where `keys` finds it"
 
 
 async def test_a_stage_is_drained_while_jobs_run(client: PipelineClient, expected: list[list[int]]) -> None:

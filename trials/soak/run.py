@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.tools.local.cluster import LocalCluster
@@ -90,6 +90,7 @@ class Soak:
             if "partition" in settings.kinds:
                 network = await stack.enter_async_context(Network(self._components))
             places = places_for(self._components, settings.kinds, network, directory)
+            system = replace(system, is_insecure=network is not None)  # its own hosts reach it, nobody else
             cluster = LocalCluster(system, places=places, on_change=self._on_change)
             self._say(f"starting {len(self._components)} programs")
             async with cluster:

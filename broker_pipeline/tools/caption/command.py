@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
+from broker_pipeline.client.calls import DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import PathType, flag_of, option
@@ -29,6 +29,7 @@ from broker_pipeline.tools.caption.progress import CaptionProgress, print_summar
 from broker_pipeline.tools.caption.run import CaptionRun, Summary
 from broker_pipeline.tools.caption.sampling_options import sampling_options, sampling_params
 from broker_pipeline.tools.daemon_thread import in_daemon_thread
+from broker_pipeline.tools.gateway_options import gateway_options
 from broker_pipeline.tools.signals import until_interrupted
 from broker_pipeline.tools.terminal import make_console
 
@@ -40,6 +41,7 @@ class CaptionSettings:
     paths: tuple[Path, ...]
     recursive: bool
     gateway: str
+    key: str | None
     out: Path
     request: CaptionRequest
     num_in_flight: int
@@ -49,7 +51,7 @@ class CaptionSettings:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=PathType(path_type=Path))
-@option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to send the pictures to.")
+@gateway_options
 @option("--prompt", default=None, help="What to ask about each picture; the gateway asks for a description.")
 @option(
     "--out", default="captions.jsonl", type=PathType(path_type=Path), help="File to append to; - for standard output."
@@ -97,6 +99,7 @@ def _settings(paths: tuple[Path, ...], options: dict[str, Any]) -> CaptionSettin
         paths=paths,
         recursive=options["recursive"],
         gateway=options["gateway"],
+        key=options["key"],
         out=options["out"],
         request=CaptionRequest(prompt, sampling_params(options), occasion=uuid.uuid4().hex if options["again"] else ""),
         num_in_flight=options["concurrency"],
@@ -121,7 +124,7 @@ async def _caption(settings: CaptionSettings, console: Console) -> Summary:
         raise InvalidRequestError(
             f"no pictures there; looked for {', '.join(sorted(ENDINGS))}{left_out}", field="PATHS"
         )
-    async with GatewayClient.open(settings.gateway, patience_s=settings.patience_s) as client:
+    async with GatewayClient.open(settings.gateway, patience_s=settings.patience_s, key=settings.key) as client:
         await client.check()
         conductor = await asked_model(client, settings.patience_s, lambda text: say(console, text))
         with CaptionLog(settings.out) as log:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,7 @@ from typing import Self
 import aiohttp
 
 from broker_pipeline.client.gateway_client import fetch_refusal
+from broker_pipeline.client.operator_token import REDIS_URL_FILE, make_token, noted_gateways, write_private
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
@@ -66,6 +67,7 @@ class LocalCluster:
         self._servers: dict[str, EmbeddedServer] = {}
         self._gateways: list[LocalService] = []
         self._watching: asyncio.Task[None] | None = None
+        self._notes = ExitStack()
 
     @property
     def nats_url(self) -> str:
@@ -117,11 +119,14 @@ class LocalCluster:
         if self.settings.redis_url is None:
             self._add_server("redis", EmbeddedRedis, "session state")
         await start_together(self.processes.values())
+        self._notes.enter_context(_noted(self.settings.data_dir / REDIS_URL_FILE, self.redis_url))
 
     async def start_services(self) -> None:
         """Start the rest and wait until jobs would run."""
+        token = make_token(self.settings.data_dir)
         services = [self._add_service(planned) for planned in self._plan()]
         await start_together(services)
+        self._notes.enter_context(noted_gateways(self.gateway_urls, token))
         self._watching = asyncio.create_task(self._watch())
         await self.until_ready()
 
@@ -175,12 +180,14 @@ class LocalCluster:
         except asyncio.CancelledError:
             await self.destroy()
             raise
+        self._notes.close()
         self._lock.release()
 
     async def destroy(self) -> None:
         """Kill every process at once."""
         await self._stop_watching()
         await asyncio.gather(*(program.stop(0) for program in self.processes.values()))
+        self._notes.close()
         self._lock.release()
 
     def _add_server(self, name: str, kind: type[EmbeddedServer], what: str) -> None:
@@ -239,6 +246,16 @@ class LocalCluster:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
+
+
+@contextmanager
+def _noted(path: Path, text: str) -> Iterator[None]:
+    """Leave a note for commands while the context is open."""
+    write_private(path, text)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _set_aside(log_dir: Path) -> None:

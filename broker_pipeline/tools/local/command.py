@@ -15,8 +15,9 @@ from rich.console import Console
 
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
+from broker_pipeline.client.operator_token import state_home
 from broker_pipeline.config import PathType, add_options, flag_of, option
-from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
+from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
@@ -84,8 +85,13 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "by. [default: what the layout's rate needs]",
 )
 @option("--mps", is_flag=True, help="Workers on one GPU share it through NVIDIA's MPS, instead of time slicing.")
-@option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all.")
+@option("--host", default="127.0.0.1", help="Address of the gateway; 0.0.0.0 for all. Others then need a key.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="Port of the gateway; 0 picks a free one.")
+@option(
+    "--insecure",
+    is_flag=True,
+    help="With another --host: serve everybody who reaches it, as long as there are no keys.",
+)
 @option(
     "--gateway-processes",
     type=_POSITIVE,
@@ -216,7 +222,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
     everywhere = gpus and options["device"] in {"auto", "cuda"}
     settings = LocalSettings(
         model=model,
-        data_dir=options["data_dir"] or _default_data_dir(options["pipeline"]),
+        data_dir=options["data_dir"] or state_home() / options["pipeline"],
         num_gateway_processes=options["gateway_processes"]
         or (plan.num_gateways if used else default_gateway_processes(len(os.sched_getaffinity(0)))),
         num_cuda_devices=len(gpus),
@@ -225,6 +231,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         is_deterministic=options["deterministic"],
         profile=options["profile"] and options["profile"].absolute(),
         **layout_settings(plan, options["vision_workers"], options["conductors"], has_gpus=bool(used)),
+        is_insecure=options["insecure"],
         edge_flags={flag_of(name): options[name] for name in EDGE_NAMES},
         **{name: options[name] for name in _SAME_NAMES},
     )
@@ -242,15 +249,6 @@ async def _jobs(gateway_url: str) -> str:
     except GatewayUnreachableError:
         return "jobs    unknown: the gateway does not answer"
     return describe_work(status)
-
-
-def _default_data_dir(pipeline: str) -> Path:
-    state = os.environ.get("XDG_STATE_HOME")
-    try:
-        base = Path(state) if state else Path.home() / ".local" / "state"
-    except RuntimeError as error:
-        raise ConfigurationError("no home directory: say where with --data-dir", field="data_dir") from error
-    return base / "broker-pipeline" / pipeline
 
 
 def _welcome(cluster: LocalCluster) -> str:

@@ -18,11 +18,15 @@ class DirectoryLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Make the directory and lock it; `ServerStartError` when it cannot be made, or another process has it."""
+        """Make the directory, for its owner alone, and lock it.
+
+        Raises `ServerStartError` when it cannot be made, or another process has it.
+        """
         if self._fd is not None:
             return
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._directory.chmod(0o700)  # prompts and pictures are nobody else's
             fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ServerStartError(f"cannot write {self._directory}: {error.strerror}") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker_pipeline.client.operator_token import FILE_NAME
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.tools.local.gpus.devices import assign_devices, computes_on_gpu, threads_per_worker
 
@@ -28,6 +29,8 @@ class LocalSettings:
     num_gateway_processes: int = 1
     """Processes of each gateway, on its port."""
     num_conductors: int = 1
+    is_insecure: bool = False
+    """Whether others who reach the gateway may use it while there are no keys."""
     host: str = "127.0.0.1"
     port: int = 0
     """Port of the first gateway, the others' follow; 0 takes free ones and keeps them across restarts."""
@@ -136,7 +139,9 @@ def _own_flags(
             host, port = addresses[name]
             count = settings.num_gateway_processes
             what = f"HTTP, {count} processes" if count > 1 else "HTTP"
-            return what, {"--host": host, "--port": port, "--processes": count}
+            token = settings.data_dir.absolute() / FILE_NAME
+            own = {"--operator-token-file": token, "--insecure": settings.is_insecure}
+            return what, {"--host": host, "--port": port, "--processes": count, **own}
         case "conductor":
             flags = {"--on-other-model": settings.on_other_model, "--default-max-tokens": settings.default_max_tokens}
             return "schedules", {"--model": settings.model, **flags}

@@ -6,17 +6,18 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import msgspec
 
-from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import WorkerNotFoundError
 from broker_pipeline.exit_codes import OK, TEMPORARY
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.tools.gateway_options import gateway_options
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.5
@@ -36,26 +37,28 @@ _POLL_S = 0.5
     help="With --wait: give up waiting after so many seconds; they go on draining.  [default: never]",
 )
 @option("--json", "as_json", is_flag=True, envvar=None, show_envvar=False, help="Print the workers' records as JSON.")
-@option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to ask.")
-def command(workers: tuple[str, ...], wait: bool, timeout_s: float | None, as_json: bool, gateway: str) -> None:
+@gateway_options
+def command(workers: tuple[str, ...], wait: bool, timeout_s: float | None, as_json: bool, **where: Any) -> None:
     """Empty stage or vision workers without failing a session; each ends when its last one has.
 
     A draining worker gets no new sessions. Those that it has end where they are, however long that takes; new jobs go
     to other workers for its layers, or wait where there are none. Then its process exits with 0. `broker-pipeline up`
     leaves it at that; so does systemd with Restart=on-failure.
 
-    Exit codes: 0 done, 2 no such worker, 69 no gateway, 75 still draining after --timeout-s.
+    Exit codes: 0 done, 2 no such worker, 77 no operator's key, 69 no gateway, 75 still draining after --timeout-s.
 
     \b
     Examples:
       broker-pipeline drain stage-1
       broker-pipeline drain stage-1 vision-0 --wait --gateway http://gateway:8080
     """
-    sys.exit(asyncio.run(_drain(workers, wait, timeout_s, as_json, gateway)))
+    sys.exit(asyncio.run(_drain(workers, wait, timeout_s, as_json, **where)))
 
 
-async def _drain(workers: Sequence[str], wait: bool, timeout_s: float | None, as_json: bool, gateway: str) -> int:
-    async with GatewayClient.open(gateway, patience_s=_PATIENCE_S) as client:
+async def _drain(
+    workers: Sequence[str], wait: bool, timeout_s: float | None, as_json: bool, *, gateway: str, key: str | None
+) -> int:
+    async with GatewayClient.open(gateway, patience_s=_PATIENCE_S, key=key) as client:
         await client.check()
         _require_known(await client.status(), workers)
         records = [await client.drain(worker) for worker in workers]

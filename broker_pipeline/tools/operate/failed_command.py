@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import option
 from broker_pipeline.errors import JobNotFoundError, JobStateError, MediaMissingError
 from broker_pipeline.exit_codes import OK, SOME_FAILED, raising_first_error
 from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.tools.gateway_options import gateway_options
 from broker_pipeline.tools.operate.failed_view import render_failures, render_job, wide_console
 
 _PATIENCE_S = 10.0
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _shared(function: F) -> F:
     for decorate in (
         option("--json", "as_json", is_flag=True, envvar=None, show_envvar=False, help="One JSON record a line."),
-        option("--gateway", default=DEFAULT_GATEWAY_URL, metavar="URL", help="Gateway to ask."),
+        gateway_options,
     ):
         function = decorate(function)
     return function
@@ -68,9 +68,9 @@ def command() -> None:
 @command.command("list")
 @option("--limit", default=100, type=click.IntRange(min=1), envvar=None, show_envvar=False, help="Most jobs to list.")
 @_shared
-def list_failed(limit: int, gateway: str, as_json: bool) -> None:
+def list_failed(limit: int, as_json: bool, **where: Any) -> None:
     """List failed jobs, newest first, with the last cause of each."""
-    records = asyncio.run(_with_client(gateway, lambda client: _collect(client, None, limit)))
+    records = asyncio.run(_with_client(where, lambda client: _collect(client, None, limit)))
     if as_json:
         _print_json(records)
     elif records:
@@ -82,9 +82,9 @@ def list_failed(limit: int, gateway: str, as_json: bool) -> None:
 @command.command("show")
 @click.argument("job_id", metavar="JOB")
 @_shared
-def show(job_id: str, gateway: str, as_json: bool) -> None:
+def show(job_id: str, as_json: bool, **where: Any) -> None:
     """Show one job: how it ended, why, and how it had ended before it was sent again."""
-    record = asyncio.run(_with_client(gateway, lambda client: client.job(job_id)))
+    record = asyncio.run(_with_client(where, lambda client: client.job(job_id)))
     if as_json:
         _print_json([record])
     else:
@@ -95,7 +95,7 @@ def show(job_id: str, gateway: str, as_json: bool) -> None:
 @_choice("Send")
 @option("--wait", is_flag=True, envvar=None, show_envvar=False, help="Wait for their ends, and say how they ended.")
 @_shared
-def retry(job_ids: tuple[str, ...], takes_all: bool, code: str | None, wait: bool, gateway: str, as_json: bool) -> None:
+def retry(job_ids: tuple[str, ...], takes_all: bool, code: str | None, wait: bool, as_json: bool, **where: Any) -> None:
     """Send failed or cancelled jobs again.
 
     A job keeps its id and gets all its attempts anew; how it had ended stays in its record. A cancelled job can be sent
@@ -111,7 +111,7 @@ def retry(job_ids: tuple[str, ...], takes_all: bool, code: str | None, wait: boo
     def is_well(record: JobRecord) -> bool:
         return not wait or record.status == "succeeded"
 
-    _run_on_jobs(job_ids, takes_all, code, gateway, as_json, act, is_well)
+    _run_on_jobs(job_ids, takes_all, code, where, as_json, act, is_well)
 
 
 @command.command("discard")
@@ -119,7 +119,7 @@ def retry(job_ids: tuple[str, ...], takes_all: bool, code: str | None, wait: boo
 @option("--yes", is_flag=True, envvar=None, show_envvar=False, help="With --all: do not ask.")
 @_shared
 def discard(
-    job_ids: tuple[str, ...], takes_all: bool, code: str | None, yes: bool, gateway: str, as_json: bool
+    job_ids: tuple[str, ...], takes_all: bool, code: str | None, yes: bool, as_json: bool, **where: Any
 ) -> None:
     """Forget failed jobs and their pictures.
 
@@ -134,14 +134,14 @@ def discard(
             raise JobStateError(f"job {job_id} is {record.status}; only failed jobs are discarded")
         return await client.delete(job_id)
 
-    _run_on_jobs(job_ids, takes_all, code, gateway, as_json, act, lambda _: True)
+    _run_on_jobs(job_ids, takes_all, code, where, as_json, act, lambda _: True)
 
 
 def _run_on_jobs(
     job_ids: tuple[str, ...],
     takes_all: bool,
     code: str | None,
-    gateway: str,
+    where: dict[str, Any],
     as_json: bool,
     act: Callable[[GatewayClient, str], Awaitable[JobRecord]],
     is_well: Callable[[JobRecord], bool],
@@ -172,14 +172,14 @@ def _run_on_jobs(
                 done = [tasks.create_task(one(client, job_id)) for job_id in chosen]
         return all(task.result() for task in done)
 
-    sys.exit(OK if asyncio.run(_with_client(gateway, every)) else SOME_FAILED)
+    sys.exit(OK if asyncio.run(_with_client(where, every)) else SOME_FAILED)
 
 
 Result = TypeVar("Result")
 
 
-async def _with_client(gateway: str, call: Callable[[GatewayClient], Awaitable[Result]]) -> Result:
-    async with GatewayClient.open(gateway, patience_s=_PATIENCE_S) as client:
+async def _with_client(where: dict[str, Any], call: Callable[[GatewayClient], Awaitable[Result]]) -> Result:
+    async with GatewayClient.open(where["gateway"], patience_s=_PATIENCE_S, key=where["key"]) as client:
         await client.check()
         return await call(client)
 

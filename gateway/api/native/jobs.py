@@ -9,6 +9,7 @@ from aiohttp import web
 from broker_pipeline.errors import JobNotFoundError, PipelineError
 from broker_pipeline.messages.gateway import JobList
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
+from gateway.access.caller import current_caller
 from gateway.api.json_answer import json_answer
 from gateway.api.native.job_body import read_job
 from gateway.api.request_facts import leave_untimed
@@ -86,7 +87,8 @@ async def retry_job(request: web.Request) -> web.Response:
 async def list_jobs(request: web.Request) -> web.Response:
     """Show a page of jobs, newest first."""
     query = convert_strings(request.query, JobListQuery)
-    page = await request.app[GATEWAY].store.list(query.after, query.limit, query.status)
+    tenant = current_caller().listed_tenant
+    page = await request.app[GATEWAY].store.list(query.after, query.limit, query.status, tenant)
     return json_answer(JobList(jobs=tuple(page.records), next=page.next, num_unreadable=page.num_unreadable))
 
 

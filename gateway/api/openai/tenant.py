@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from gateway.access.caller import current_caller
+
 
 def tenant_of(_request: web.Request) -> str:
-    """Return the tenant's name; everybody is the same one as long as there are no keys."""
-    return ""
+    """Return the tenant of the request's key; everybody is the same one as long as there are no keys."""
+    return current_caller().tenant

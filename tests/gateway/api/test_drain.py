@@ -13,6 +13,9 @@ from broker_pipeline.messages.workers import Role, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Transport
+from tests.gateway.conftest import OPERATOR_TOKEN
+
+OPERATOR = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 
 
 def worker(namespace: str, name: str, role: Role = "stage") -> WorkerRecord:
@@ -21,7 +24,7 @@ def worker(namespace: str, name: str, role: Role = "stage") -> WorkerRecord:
 
 
 async def drained(http: aiohttp.ClientSession, name: str) -> tuple[int, dict[str, Any]]:
-    async with http.post(f"/v1/workers/{name}/drain") as answer:
+    async with http.post(f"/v1/workers/{name}/drain", headers=OPERATOR) as answer:
         return answer.status, await answer.json()
 
 

@@ -85,3 +85,31 @@ async def test_a_turn_that_comes_together_with_a_cancellation_is_given_on() -> N
             await waiting
     async with asyncio.timeout(1.0), room.hold(MIB):
         pass
+
+
+async def test_one_client_has_its_part_and_others_pass_it_while_it_waits() -> None:
+    room, order = UploadRoom(MIB, wait_s=5.0, max_client_bytes=MIB // 2), []
+
+    async def hold(client: str, num_bytes: int) -> None:
+        async with room.hold(num_bytes, client):
+            order.append(client)
+
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(room.hold(MIB, "greedy"))  # takes its part
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hold("greedy", 1))
+            await asyncio.sleep(0)
+            await hold("other", MIB // 2)
+            assert order == ["other"]
+            await held.aclose()
+    assert order == ["other", "greedy"]
+
+
+async def test_a_client_that_holds_its_part_is_sent_away_in_the_end() -> None:
+    room = UploadRoom(MIB, wait_s=0.01, max_client_bytes=MIB // 2)
+    async with room.hold(MIB, "greedy"):
+        with pytest.raises(QueueFullError):
+            async with room.hold(1, "greedy"):
+                pass
+        async with room.hold(MIB, "other"):
+            pass

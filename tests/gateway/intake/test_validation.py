@@ -72,3 +72,14 @@ def test_queries_are_as_strict_as_bodies() -> None:
         with pytest.raises(InvalidRequestError) as caught:
             convert_strings(query, JobListQuery)
         assert caught.value.field == field
+
+
+def test_a_key_of_many_megabytes_is_not_said_back() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        decode_json(b'{"prompt": "x", "' + b"k" * (60 * 2**20) + b'": 1}', JobRequest)
+    assert "unknown field" in refused.value.message
+    assert (refused.value.field or "").startswith("kkk")
+    assert len(refused.value.message) + len(refused.value.field or "") < 2000
+    with pytest.raises(InvalidRequestError) as refused:
+        decode_json(b'{"sampling": {"' + b"k" * 5000 + b'": 1}}', JobRequest)
+    assert (refused.value.field or "").startswith("sampling.kkk")

@@ -1,5 +1,5 @@
 -- Stands before every script about jobs: the steps that they are made of.
--- KEYS: jobs, expiry, counts, unpublished. args of all: keys (job, tokens, status), result_ttl_s.
+-- KEYS: jobs, expiry, counts, unpublished. args of all: keys (job, tokens, status, tenant), result_ttl_s.
 -- Each writes indexes first and the job's record last: where an index turns out to be none, it can begin again.
 local JOBS, EXPIRY, COUNTS, UNPUBLISHED = unpack(KEYS)
 local NUM_SWEPT_PER_CALL = 16
@@ -11,23 +11,45 @@ local function not_before(job, field)
   return string.format('%.6f', math.max(now(), tonumber(redis.call('HGET', job, field) or '0')))
 end
 
+-- Indexes of one tenant's jobs, for lists and limits: of all, and by status. No job fails over one that is garbled.
+local function index(tenant, status, created_at, id)
+  if (tenant or '') == '' then return end
+  redis.pcall('ZADD', key('tenant', tenant), created_at, id)
+  redis.pcall('ZADD', key('tenant', tenant) .. ':' .. status, created_at, id)
+end
+
+local function unindex(tenant, status, id)
+  if (tenant or '') ~= '' then redis.pcall('ZREM', key('tenant', tenant) .. ':' .. status, id) end
+end
+
+local function tenant_of(id)
+  local held = redis.pcall('HGET', key('job', id), 'tenant')
+  return type(held) == 'string' and held or ''
+end
+
+-- What stands in EXPIRY for a job: its id, and whose it is, since its record may be gone by then.
+local function expiring(id, tenant) return tenant == '' and id or id .. ' ' .. tenant end
+
 -- args: record_fields.
 local function record(id) return redis.call('HMGET', key('job', id), unpack(args.record_fields)) end
 
--- args: job_id, spec, created_at, metadata, num_retries; idempotency_key where there is one.
+-- args: job_id, spec, created_at, metadata, num_retries, tenant; idempotency_key where there is one.
 local function create()
   local id = args.job_id
   redis.call('ZADD', JOBS, args.created_at, id)
   redis.call('ZADD', key('status', 'queued'), args.created_at, id)
-  redis.call('HSET', key('job', id), 'status', 'queued', 'spec', args.spec, 'created_at', args.created_at,
+  index(args.tenant, 'queued', args.created_at, id)
+  redis.call('HSET', key('job', id), 'status', 'queued', 'tenant', args.tenant, 'spec', args.spec, 'created_at', args.created_at,
              'metadata', args.metadata, 'attempt', 0, 'num_retries', args.num_retries,
              'idempotency', args.idempotency_key or '')
 end
 
 local function move(id, status)
   local job = key('job', id)
-  local old, created_at = unpack(redis.call('HMGET', job, 'status', 'created_at'))
+  local old, created_at, tenant = unpack(redis.call('HMGET', job, 'status', 'created_at', 'tenant'))
   if old == status then return end
+  unindex(tenant, old, id)
+  index(tenant, status, created_at, id)
   redis.call('ZREM', key('status', old), id)
   redis.call('ZADD', key('status', status), created_at, id)
   if FINAL[old] then redis.call('HINCRBY', COUNTS, old, -1) end
@@ -37,7 +59,7 @@ end
 
 local function finish(id, status, result, failure)
   local job = key('job', id)
-  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, id)
+  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant_of(id)))
   if result then redis.call('HSET', job, 'result', result) end
   if failure then redis.call('HSET', job, 'error', failure) end
   redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
@@ -69,7 +91,7 @@ local function start_over()
   redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
   drop_tokens(id, attempt + 1)
   redis.call('PERSIST', job)
-  redis.call('ZREM', EXPIRY, id)
+  redis.call('ZREM', EXPIRY, expiring(id, tenant_of(id)))
   move(id, 'queued')
 end
 
@@ -77,12 +99,15 @@ local function free_idempotency_key(name, id)
   if name and name ~= '' and text(name) == id then redis.call('DEL', name) end
 end
 
-local function forget(id)
+local function forget(id, known_tenant)
+  local tenant = known_tenant or tenant_of(id)
   redis.call('DEL', key('job', id), key('tokens', id))
   redis.call('ZREM', JOBS, id)
-  redis.call('ZREM', EXPIRY, id)
+  redis.call('ZREM', EXPIRY, expiring(id, tenant))
+  if tenant ~= '' then redis.pcall('ZREM', key('tenant', tenant), id) end
   for _, status in ipairs({'queued', 'running', 'succeeded', 'failed', 'cancelled'}) do
     redis.call('ZREM', key('status', status), id)
+    unindex(tenant, status, id)
   end
 end
 
@@ -99,7 +124,11 @@ end
 
 local function sweep()
   local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now(), 'LIMIT', 0, NUM_SWEPT_PER_CALL)
-  for _, id in ipairs(due) do forget(id) end
+  for _, member in ipairs(due) do
+    local id, tenant = string.match(member, '^(%S*) ?(.*)$')
+    forget(id, tenant)
+    redis.call('ZREM', EXPIRY, member)
+  end
   return #due
 end
 

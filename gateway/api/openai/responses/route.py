@@ -10,6 +10,7 @@ from aiohttp import web
 
 from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundError
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord, JobSpec, TokenEntry
+from gateway.access.caller import current_caller
 from gateway.api.errors import job_failure_answer
 from gateway.api.event_stream import EventStream
 from gateway.api.json_answer import json_answer
@@ -86,7 +87,8 @@ async def _job(gateway: Gateway, name: str, field: str) -> tuple[JobSpec, JobRec
     """Return the job that is called so as a response; raises `JobNotFoundError`, also for a job of another API."""
     found = _RESPONSE_ID.fullmatch(name)
     try:
-        if found and (spec := await gateway.store.spec(found[1])).response is not None:
+        spec = await gateway.store.spec(found[1]) if found else None
+        if spec and spec.response is not None and current_caller().may_see(spec.tenant):
             return spec, await gateway.store.get(spec.job_id)
     except JobNotFoundError:
         pass

@@ -27,7 +27,7 @@ NUM_JOBS = 12
 
 
 async def test_payloads_go_from_host_to_host_without_the_broker(tmp_path: Path) -> None:
-    settings = tiny_cluster(tmp_path, DENSE, "2,4", edge_flags={"--edges": "tcp"}).settings
+    settings = tiny_cluster(tmp_path, DENSE, "2,4", edge_flags={"--edges": "tcp"}, is_insecure=True).settings
     with netlab(3, LinkShape(rate_mbit=1000, delay_s=0.001)) as lab, lab.entered(0):
         hub = Place(lab.address(0))
         places = dict.fromkeys(("nats", "redis", "gateway-0", "conductor-0", "vision-0"), hub)

@@ -256,7 +256,7 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(
     host, port = url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = (
-        "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         "Content-Type: multipart/form-data; boundary=B\r\n\r\n"
         '--B\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
     )

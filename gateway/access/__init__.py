@@ -1,0 +1,1 @@
+"""Who calls, and whether they may: keys, scopes, tenants, limits of keys, and web pages of other sites."""

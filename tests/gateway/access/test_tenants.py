@@ -1,0 +1,96 @@
+"""Tenants do not see each other: jobs, lists, streams, idempotency keys."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest_asyncio
+
+from broker_pipeline.messages.keys import GatewayKey, Scope
+from broker_pipeline.state.gateway_keys import GatewayKeys
+from broker_pipeline.state.redis_client import RedisClient
+from tests.gateway.conftest import OpenGateway
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody with a key."""
+
+    http: aiohttp.ClientSession
+    secret: str
+
+    async def ask(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.secret}", **more.pop("headers", {})}
+        async with self.http.request(method, path, headers=headers, **more) as answer:
+            return answer.status, await answer.json() if answer.content_type == "application/json" else None
+
+    async def submit(self, text: str, key: str = "") -> dict[str, Any]:
+        headers = {"Idempotency-Key": key} if key else {}
+        status, record = await self.ask("POST", "/v1/jobs", json={"prompt": text}, headers=headers)
+        assert status == 202, record
+        return dict(record)
+
+    async def listed(self, query: str = "") -> list[str]:
+        status, page = await self.ask("GET", f"/v1/jobs{query}")
+        assert status == 200
+        return [job["job_id"] for job in page["jobs"]]
+
+
+@dataclass(frozen=True)
+class Three:
+    alice: Client
+    bob: Client
+    operator: Client
+
+
+@pytest_asyncio.fixture
+async def three(start_gateway: OpenGateway, redis: RedisClient, namespace: str) -> AsyncIterator[Three]:
+    keys = GatewayKeys(redis, namespace)
+
+    async def secret(tenant: str, *scopes: Scope) -> str:
+        return await keys.create(GatewayKey(tenant=tenant, scopes=scopes, created_at=1.0))
+
+    secrets = [
+        await secret("alice", "submit", "read"),
+        await secret("bob", "submit", "read"),
+        await secret("o", "operate"),
+    ]
+    async with start_gateway() as (_, url), aiohttp.ClientSession(base_url=url) as http:
+        yield Three(*(Client(http, each) for each in secrets))
+
+
+async def test_anothers_job_is_not_there(three: Three) -> None:
+    job = (await three.alice.submit("whose?"))["job_id"]
+    for method, path in (("GET", ""), ("GET", "?wait_s=1"), ("GET", "/events"), ("POST", "/retry"), ("DELETE", "")):
+        mine = await three.bob.ask(method, f"/v1/jobs/{job}{path}")
+        nobodys = await three.bob.ask(method, f"/v1/jobs/no-such-job{path}")
+        assert (mine[0], nobodys[0]) == (404, 404), (method, path)
+        assert mine[1]["error"]["message"] == nobodys[1]["error"]["message"].replace("no-such-job", job)
+    assert (await three.alice.ask("GET", f"/v1/jobs/{job}"))[1]["tenant"] == "alice"
+    assert (await three.operator.ask("GET", f"/v1/jobs/{job}"))[0] == 200
+    assert (await three.alice.ask("DELETE", f"/v1/jobs/{job}"))[0] == 200
+    assert (await three.bob.ask("POST", f"/v1/jobs/{job}/retry"))[0] == 404
+    assert (await three.operator.ask("POST", f"/v1/jobs/{job}/retry"))[1]["tenant"] == "alice"
+
+
+async def test_a_list_shows_ones_own_by_status_and_page(three: Three) -> None:
+    hers = [(await three.alice.submit(f"a{index}"))["job_id"] for index in range(3)][::-1]
+    his = (await three.bob.submit("b"))["job_id"]
+    assert await three.alice.listed() == hers
+    assert await three.bob.listed() == [his]
+    assert set(await three.operator.listed()) == {*hers, his}
+    _, page = await three.alice.ask("GET", "/v1/jobs?limit=2")
+    assert await three.alice.listed(f"?limit=2&after={page['next']}") == hers[2:]
+    await three.alice.ask("DELETE", f"/v1/jobs/{hers[1]}")
+    assert await three.alice.listed("?status=cancelled") == [hers[1]]
+    assert await three.alice.listed("?status=queued") == [hers[0], hers[2]]
+    assert await three.bob.listed("?status=cancelled") == []
+
+
+async def test_an_idempotency_key_is_ones_own(three: Three) -> None:
+    first = await three.alice.submit("a", key="k")
+    assert (await three.alice.submit("a", key="k"))["job_id"] == first["job_id"]
+    assert (await three.bob.submit("another question", key="k"))["job_id"] != first["job_id"]
