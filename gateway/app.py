@@ -20,8 +20,9 @@ from gateway.api.errors import answer_errors
 from gateway.api.guard import add_headers, guard
 from gateway.api.native import events, jobs, status, workers
 from gateway.api.observe import observe
-from gateway.api.openai import batches, files, models
-from gateway.api.openai.batch_endpoints import ENDPOINTS
+from gateway.api.openai import models
+from gateway.api.openai.batch import batches, files
+from gateway.api.openai.batch.endpoints import ENDPOINTS
 from gateway.api.openai.chat import route as chat
 from gateway.api.openai.responses import route as responses
 from gateway.batches.answers import Answers

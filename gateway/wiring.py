@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
+from broker_pipeline.state.access.rate_limits import RateLimits
 from broker_pipeline.state.failed_jobs import FailedJobs
-from broker_pipeline.state.gateway_keys import GatewayKeys
 from broker_pipeline.state.job_store import JobStore
-from broker_pipeline.state.rate_limits import RateLimits
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError, UnauthenticatedError
 from broker_pipeline.messages.keys import GatewayKey
-from broker_pipeline.state.gateway_keys import GatewayKeys, hash_of
+from broker_pipeline.state.access.gateway_keys import GatewayKeys, hash_of
 from gateway.access.caller import ANYBODY, OPERATOR, Caller
 from gateway.settings import AccessSettings
 

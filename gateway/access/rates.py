@@ -16,7 +16,7 @@ from contextvars import ContextVar
 import structlog
 
 from broker_pipeline.errors import InvalidRequestError, StateError
-from broker_pipeline.state.rate_limits import HELD_S, Allowance, RateLimits, Taken, Wanted
+from broker_pipeline.state.access.rate_limits import HELD_S, Allowance, RateLimits, Taken, Wanted
 from gateway.access.caller import Caller
 
 _TAKEN: ContextVar[dict[str, Allowance]] = ContextVar("allowances")

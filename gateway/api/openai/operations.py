@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.api.openai.batch_operations import BATCH_OPERATIONS
+from gateway.api.openai.batch.operations import BATCH_OPERATIONS
 from gateway.api.openai.chat.answers import ChatCompletion
 from gateway.api.openai.chat.request import ChatRequest
 from gateway.api.openai.models import Model, ModelList

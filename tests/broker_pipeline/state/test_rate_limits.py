@@ -8,7 +8,7 @@ import pytest
 
 from broker_pipeline import redis_keys
 from broker_pipeline.messages.keys import KeyLimits
-from broker_pipeline.state.rate_limits import HELD_S, RateLimits, Taken, Wanted
+from broker_pipeline.state.access.rate_limits import HELD_S, RateLimits, Taken, Wanted
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 
 A_DAY = 24 * 60  # minutes: what fills in a test is far less than one

@@ -10,7 +10,7 @@ import pytest
 from broker_pipeline.errors import ConfigurationError, StateError, UnauthenticatedError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.keys import GatewayKey
-from broker_pipeline.state.gateway_keys import GatewayKeys
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
 from gateway.access.caller import ANYBODY

@@ -8,7 +8,7 @@ import aiohttp
 import pytest_asyncio
 
 from broker_pipeline.messages.keys import GatewayKey, Scope
-from broker_pipeline.state.gateway_keys import GatewayKeys
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from gateway.access.caller import ANYBODY, OPERATOR
 from gateway.api.openapi import OPERATIONS, Operation, openapi_document

@@ -10,7 +10,7 @@ import aiohttp
 import pytest_asyncio
 
 from broker_pipeline.messages.keys import GatewayKey, Scope
-from broker_pipeline.state.gateway_keys import GatewayKeys
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from tests.gateway.conftest import OpenGateway
 

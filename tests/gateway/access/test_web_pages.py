@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from broker_pipeline.errors import PermissionDeniedError
 from broker_pipeline.messages.keys import GatewayKey
-from broker_pipeline.state.gateway_keys import GatewayKeys
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from gateway.access.web_pages import WebPages
 from gateway.settings import AccessSettings

@@ -67,6 +67,8 @@ class ActingStage(ActingWorker):
             kv_capacity_tokens=kv, max_batch_tokens=256,
         )  # fmt: skip
         self.step_s = step_s
+        self.kv_tokens = kv
+        """What it really has room for, whatever it announces."""
         self.poison: set[str] = set()
         self.reserved: dict[str, tuple[int, int]] = {}
         self.cached: dict[str, int] = {}
@@ -166,7 +168,7 @@ class ActingStage(ActingWorker):
             self.reserved[session] = (segment.attempt, max(segment.num_kv_tokens, self.reserved[session][1]))
         if session not in self.cached or self.reserved[session][0] != segment.attempt:
             raise SessionUnknownError("unknown")
-        if self.record.kv_capacity_tokens < sum(tokens for _, tokens in self.reserved.values()):
+        if self.kv_tokens < sum(tokens for _, tokens in self.reserved.values()):
             raise KVCapacityError("over-committed")
         if segment.start + segment.count > self.reserved[session][1]:
             raise KVCapacityError("beyond its reservation")

@@ -87,7 +87,7 @@ async def test_backoff_lies_between_the_attempts(bench: Bench) -> None:
     stage = await bench.stage("a", 0, 6, kv=4096)
     await bench.vision()
     bench.conductor()
-    stage.record = msgspec.structs.replace(stage.record, kv_capacity_tokens=8)  # has less than it announced
+    stage.kv_tokens = 8  # less than it announces
     job_id = await bench.submit()
     [record] = await bench.wait([job_id], timeout_s=20)
     assert record.error is not None

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from broker_pipeline.client.operator_token import REDIS_URL_FILE
 from broker_pipeline.errors import ConfigurationError, KeyNotFoundError
-from broker_pipeline.state.gateway_keys import hash_of
+from broker_pipeline.state.access.gateway_keys import hash_of
 from broker_pipeline.tools.operate.keys_command import command
 
 

@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from broker_pipeline.errors import FileUnknownError, InvalidRequestError
 from gateway.api.json_answer import json_answer
-from gateway.api.openai.batch_endpoints import ENDPOINTS
-from gateway.api.openai.file_form import LIVES_S
-from gateway.api.openai.tenant import tenant_of
+from gateway.api.openai.batch.endpoints import ENDPOINTS
+from gateway.api.openai.batch.file_form import LIVES_S
+from gateway.api.openai.batch.tenant import tenant_of
 from gateway.batches.batch_store import BatchOrder, Steering
 from gateway.batches.file_store import MONTH_S
 from gateway.batches.records import Batch, BatchList

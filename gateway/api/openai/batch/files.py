@@ -13,8 +13,8 @@ from aiohttp import web
 from msgspec import Meta
 
 from gateway.api.json_answer import json_answer
-from gateway.api.openai.file_form import read_upload
-from gateway.api.openai.tenant import tenant_of
+from gateway.api.openai.batch.file_form import read_upload
+from gateway.api.openai.batch.tenant import tenant_of
 from gateway.api.request_facts import HEADER, leave_untimed, request_id
 from gateway.batches.file_store import WRITER_BYTES
 from gateway.batches.records import DeletedFile, FileList

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.api.openai.batches import BatchListQuery, BatchRequest
-from gateway.api.openai.file_form import LIVES_S, PURPOSES
-from gateway.api.openai.files import FileListQuery
+from gateway.api.openai.batch.batches import BatchListQuery, BatchRequest
+from gateway.api.openai.batch.file_form import LIVES_S, PURPOSES
+from gateway.api.openai.batch.files import FileListQuery
 from gateway.api.operation import Operation
 from gateway.batches.records import BatchList, BatchObject, DeletedFile, FileList, FileObject
 

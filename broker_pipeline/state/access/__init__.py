@@ -1,0 +1,1 @@
+"""Keys to the gateway, and what each has used of its limits."""
