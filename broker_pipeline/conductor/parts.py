@@ -72,6 +72,7 @@ class Parts:
         self.roster_watch = self._roster_watch()
         self.left = LeftDeliveries(transport, HeldJobs(redis, namespace), self.queue, term.share, term.epoch)
         self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
+        self.others = OtherShares(term.num_shares, around.clock)
         self.puller = self._puller()
 
     # --- stages and vision workers ----------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class Parts:
                 share=self._term.share,
                 epoch=self._term.epoch,
             ),
-            others=OtherShares(self._term.num_shares),
+            others=self.others,
         )
         return JobPuller(
             queue=self.queue,
@@ -167,4 +168,5 @@ class Parts:
             num_routes=len(self.scheduler.routes.open_routes),
             room_tokens=self.scheduler.room(),
             can_commit=self.committer.is_reachable,
+            others_go_first=self.others.go_first,
         )

@@ -137,6 +137,8 @@ class JobRunner:
         if isinstance(verdict, Ending):
             if isinstance(outcome, _Lost) and await self._leave_to_others(job, outcome):
                 return True
+            if verdict.status == "succeeded":
+                self.others.note_success()
             return await self._finish(job, attempt, verdict)
         job.phase = "recovering"
         await self.committer.flushed(job.job_id)  # the next attempt goes on from what Redis holds

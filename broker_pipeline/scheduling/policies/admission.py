@@ -36,6 +36,8 @@ class Load:
     can_commit: bool
     num_shares: int = 1
     """Shares of the pipeline; they ask the same vision workers, each for about as much."""
+    others_go_first: bool = False
+    """Whether another share is to have the next jobs, since this one failed the last."""
 
 
 class Admission:
@@ -63,6 +65,7 @@ class Admission:
         ahead = load.num_preparing + load.num_waiting
         reasons = (
             (not load.can_commit, "Redis does not take results"),
+            (load.others_go_first, "other shares go first: the last jobs failed here"),
             (not load.num_routes, "no route covers the whole model"),
             (not load.num_vision_workers, "no vision worker"),
             (load.num_jobs >= limits.max_jobs, "enough jobs"),

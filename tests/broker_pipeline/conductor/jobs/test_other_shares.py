@@ -6,6 +6,7 @@ import pytest
 
 from broker_pipeline.conductor.jobs.other_shares import OtherShares
 from broker_pipeline.errors import Failure
+from tests.kit.fake_clock import FakeClock
 
 SICK = Failure("compute", "out of memory")
 
@@ -36,3 +37,22 @@ def test_not_all_jobs_are_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -
     others = OtherShares(lambda: 2)
     assert all(others.should_try(job_id, SICK) for job_id in "abc")
     assert [others.come_first(job_id) for job_id in "abc"] == [False, True, True]
+
+
+def test_the_others_go_first_for_longer_and_longer_until_a_job_succeeds_here() -> None:
+    clock = FakeClock()
+    others = OtherShares(lambda: 2, clock)
+    assert not others.go_first
+    pauses = []
+    for job_id in "abcdefgh":
+        assert others.should_try(job_id, SICK)
+        assert others.should_try(f"{job_id} in hand", SICK)
+        began = clock.now
+        while others.go_first:
+            clock.pass_s(0.25)
+        pauses.append(clock.now - began)
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    others.come_first("a")
+    assert others.go_first
+    others.note_success()
+    assert not others.go_first
