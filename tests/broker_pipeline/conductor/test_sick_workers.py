@@ -146,7 +146,7 @@ async def test_a_slow_stage_keeps_nobody_waiting(bench: Bench) -> None:
     fast = await bench.stage("fast", 0, 6, step_s=0.004)
     slow = await bench.stage("slow", 0, 6, step_s=0.004)
     await bench.vision()
-    bench.conductor()
+    bench.conductor(heartbeat_timeout_s=3.0)  # slow, not silent
     await bench.status(lambda status: len(status.routes) == 2 and bool(status.vision))
     warm = [await bench.submit(max_tokens=60) for _ in range(12)]
     await bench.wait(warm)
