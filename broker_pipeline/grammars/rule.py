@@ -17,6 +17,8 @@ from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.structured_outputs import MAX_GRAMMAR_CHARS, StructuredOutputs
 
 _MAX_SAID_CHARS = 300
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_SPACES = {"whitespace_pattern": "[ \\n\\r\\t]{0,20}"}
 
 
 def parser_limits() -> LLParserLimits:
@@ -39,11 +41,19 @@ def grammar_source(asked: StructuredOutputs) -> str:
     if asked.regex is not None:
         return str(LLMatcher.grammar_from_regex(asked.regex))
     if asked.json is not None:
-        return _grammar("json_schema", asked.json if isinstance(asked.json, dict) else {"type": "object"})
+        return _grammar("json_schema", with_bounded_spaces(asked.json if isinstance(asked.json, dict) else _ANY_OBJECT))
     if asked.choice is not None:
         return _grammar("lark_grammar", "start: CHOICE\nCHOICE: " + " | ".join(_quoted(text) for text in asked.choice))
     assert asked.grammar is not None, "exactly one is given"
     return _grammar("lark_grammar", asked.grammar)
+
+
+def with_bounded_spaces(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema with at most 20 characters of white space in each place, unless it says how many itself.
+
+    JSON allows any number, and some models go on with them until their output is full.
+    """
+    return {"x-guidance": _SPACES} | schema
 
 
 def check_structured_outputs(asked: StructuredOutputs, where: str = "sampling.structured_outputs") -> None:

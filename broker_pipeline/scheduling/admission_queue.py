@@ -110,10 +110,11 @@ class AdmissionQueue:
         if len(lane.running) >= self._limits.max_sessions or not blocked.isdisjoint(keys):
             return False
         num_tokens = self.num_tokens(session)
-        if self._room(session) >= num_tokens or (session.is_preempted and self._has_room_elsewhere(session)):
-            if session.is_preempted:
-                self._resumed.append(session)
-                return True
+        if session.is_preempted and (route := self._route_with_room(session, num_tokens)) is not None:
+            session.route = route  # whose room younger sessions leave alone
+            self._resumed.append(session)
+            return True
+        if not session.is_preempted and self._free_tokens(session.route, session.order) >= num_tokens:
             is_reserved = self._ledger.reserve(session.key, num_tokens, session.route)
             assert is_reserved, "there is room"
             self.tentative.drop(session.key.session)
@@ -124,19 +125,26 @@ class AdmissionQueue:
             blocked.update(keys)
         return False
 
-    def _has_room_elsewhere(self, session: SessionState) -> bool:
-        return any(
-            self.tentative.room(route) >= self.num_tokens(session)
-            for route in self._routes.open_routes
-            if route.kv_capacity_tokens >= session.num_kv_tokens
+    def _route_with_room(self, session: SessionState, num_tokens: int) -> Route | None:
+        """Return where a preempted session can go on: its own route, or else another one that holds all of it."""
+        if self._free_tokens(session.route, session.order) >= num_tokens:
+            return session.route
+        return next(
+            (
+                route
+                for route in self._routes.open_routes
+                if route.kv_capacity_tokens >= session.num_kv_tokens
+                and min(self.tentative.room(route), self._free_tokens(route, session.order)) >= num_tokens
+            ),
+            None,
         )
 
-    def _room(self, session: SessionState) -> int:
-        """Return the tokens free on a session's route, less those of older sessions that are on their way back."""
-        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < session.order]
+    def _free_tokens(self, route: Route, order: int) -> int:
+        """Return the tokens free on a route, less those of older sessions that are on their way back to it."""
+        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < order]
         return min(
             worker.kv_capacity_tokens
             - self._ledger.used_tokens(worker.key)
             - sum(self.num_tokens(each) for each in coming if worker.key in each.route.key)
-            for worker in session.route.workers
+            for worker in route.workers
         )

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.grammars.rule import check_structured_outputs
+from broker_pipeline.grammars.rule import check_structured_outputs, with_bounded_spaces
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from gateway.api.openai.tool_calls import BEGIN, END
 from gateway.api.openai.tools import Function
@@ -46,7 +46,7 @@ def call_form(choice: str | None, functions: Sequence[Function]) -> StructuredOu
         }
         for each in wanted
     ]
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    schema = with_bounded_spaces(calls[0] if len(calls) == 1 else {"anyOf": calls})
     start = _SOME_CALLS if choice == "required" else _ONE_CALL
     return StructuredOutputs(
         # The tags stand for their tokens, which is what models of this family say.

@@ -46,17 +46,19 @@ class SessionGrammar:
         if not self._is_answer:
             self._is_answer = token_id == self._begins_after
             if self._is_answer:
-                self._next = self._grammars.submit(self._go_on, ())
+                self._next = self._grammars.submit(self._go_on, (), self._next)
         elif token_id not in self.end_token_ids:  # after one there is nothing to come
-            self._next = self._grammars.submit(self._go_on, (token_id,))
+            self._next = self._grammars.submit(self._go_on, (token_id,), self._next)
 
     def _begin(self, compiled: Future[LLMatcher], answer: Sequence[int] | None) -> TokenBits | None:
         self._matcher = compiled.result().deep_copy()
         return None if answer is None else self._go_on(answer)
 
-    def _go_on(self, token_ids: Sequence[int]) -> TokenBits:
+    def _go_on(self, token_ids: Sequence[int], before: Future[TokenBits | None] | None = None) -> TokenBits:
+        if before is not None:
+            before.result()  # was queued before this: one thread at a time has the matcher
         matcher, vocab_size = self._matcher, self._grammars.vocab_size
-        assert matcher is not None, "recorded is only what was sampled, and that had to wait for the beginning"
+        assert matcher is not None, "it is there once the beginning is done"
         matcher.consume_tokens(list(token_ids))
         bits = np.zeros(num_bytes_of(vocab_size), dtype=np.uint8)
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, -(-vocab_size // 32) * 4)

@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.grammars.rule import check_structured_outputs
+from broker_pipeline.grammars.rule import check_structured_outputs, grammar_source
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.structured_outputs import MAX_GRAMMAR_CHARS, StructuredOutputs
 
@@ -74,3 +75,16 @@ def test_what_the_library_refuses_names_its_field(asked: dict[str, Any]) -> None
 def test_exactly_one_is_asked_for(sampling: dict[str, Any], field: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=f"Invalid field `{field}`"):
         msgspec.convert(sampling, SamplingParams)
+
+
+@pytest.mark.parametrize(("own", "is_all"), [({}, False), ({"x-guidance": {"whitespace_flexible": True}}, True)])
+def test_white_space_has_a_bound_unless_the_schema_sets_its_own(own: dict[str, Any], *, is_all: bool) -> None:
+    asked = StructuredOutputs(json={"type": "object", "properties": {"a": {"type": "integer"}}} | own)
+    tokenizer = LLTokenizer("byte")
+
+    def is_taken(text: str) -> bool:
+        tokens = tokenizer.tokenize_str(text)
+        return LLMatcher(tokenizer, grammar_source(asked)).try_consume_tokens(tokens) == len(tokens)
+
+    assert is_taken('{\n    "a" : 1\n}')
+    assert is_taken("{" + 40 * " " + '"a": 1}') == is_all

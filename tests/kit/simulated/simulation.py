@@ -295,7 +295,10 @@ class Simulation:
         for _ in range(max_steps):
             self.plan()
             is_quiet = not self.network and not self.suspended and len(self.scheduler.batches) == 0
-            if is_quiet and all(job.outcome for job in self.jobs.values()):
+            is_closed = all(
+                not self.scheduler.ledger.used_tokens(key) for key in self.stages
+            )  # refused ones come again
+            if is_quiet and is_closed and all(job.outcome for job in self.jobs.values()):
                 return
             if self.network:
                 self.deliver(self.network[0])

@@ -61,7 +61,7 @@ async def test_captions_fulfil_a_schema(demo: PipelineClient) -> None:
         "required": ["caption", "place"],
         "additionalProperties": False,
     }
-    asked = {"prompt": DEFAULT_PROMPT, "max_tokens": 200, "structured_outputs": {"json": schema}}
+    asked = {"prompt": DEFAULT_PROMPT, "max_tokens": 400, "structured_outputs": {"json": schema}}
     job_ids = [await demo.submit(scene.path.read_bytes(), **asked, temperature=1.0) for scene in scenes()[:4]]
     for record in await demo.wait(job_ids):
         assert record.result is not None, record.error
