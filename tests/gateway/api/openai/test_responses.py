@@ -209,6 +209,29 @@ async def test_a_response_in_the_background(http: aiohttp.ClientSession, conduct
     assert (failed["status"], failed["error"]) == ("failed", {"code": "server_error", "message": "gone"})
 
 
+@pytest.mark.parametrize("outcome", ["A gradient.", Failure("compute", "it burst")], ids=["succeeded", "failed"])
+async def test_a_response_is_deleted_with_its_pictures(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes, outcome: str | Failure
+) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+    asking, spec, attempt = await begun(http, conductor, input=picture, background=True)
+    async with await asking as answer:
+        path = f"{URL}/{(await answer.json())['id']}"
+    async with http.delete(path) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (409, "job_state")
+    await conductor.finish(spec, attempt, outcome)
+    await conductor.media.sweep(0)
+    assert await conductor.media.size_bytes()
+    async with http.delete(path) as answer:
+        assert await answer.json() == {"id": path.rpartition("/")[2], "object": "response", "deleted": True}
+    await conductor.media.sweep(0)
+    assert not await conductor.media.size_bytes()
+    for ask in (http.get, http.delete):
+        async with ask(path) as answer:
+            assert answer.status == 404
+
+
 async def test_a_stream_that_fails_in_its_middle(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
     asking, spec, attempt = await begun(http, conductor, stream=True)
     await conductor.commit(spec.job_id, attempt, 0, ["a"])
