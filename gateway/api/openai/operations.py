@@ -7,6 +7,7 @@ from gateway.api.openai.chat.answers import ChatCompletion
 from gateway.api.openai.chat.request import ChatRequest
 from gateway.api.openai.models import Model, ModelList
 from gateway.api.openai.responses.answers import DeletedResponse, Response
+from gateway.api.openai.responses.input_items import InputItemList, InputItemQuery
 from gateway.api.openai.responses.request import ResponseRequest
 from gateway.api.operation import Operation
 
@@ -44,6 +45,15 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
         "Show a response as it stands.",
         {200: Response},
         errors=(404, 503),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "listInputItems",
+        "List the items that a response was made of.",
+        {200: InputItemList},
+        errors=(400, 404, 503),
+        query=InputItemQuery,
     ),
     Operation(
         "delete",

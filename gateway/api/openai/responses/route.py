@@ -17,12 +17,14 @@ from gateway.api.json_answer import json_answer
 from gateway.api.openai.follow import ended, failure_of, for_client
 from gateway.api.openai.responses.answers import DeletedResponse
 from gateway.api.openai.responses.events import Event, ResponseEvents
+from gateway.api.openai.responses.input_items import InputItemQuery, input_items, page_of_items
 from gateway.api.openai.responses.parse import PREVIOUS, ResponseDraft, parse, read_request
 from gateway.api.openai.responses.response import response
 from gateway.api.openai.stream import stream_job
 from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
 from gateway.intake.request_reader import read_json
+from gateway.intake.validation import convert_strings
 from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
 
@@ -36,6 +38,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/v1/responses/{response_id}", show_response, allow_head=False),
         web.post("/v1/responses/{response_id}/cancel", cancel_response),
         web.delete("/v1/responses/{response_id}", delete_response),
+        web.get("/v1/responses/{response_id}/input_items", list_input_items, allow_head=False),
     ]
 
 
@@ -88,6 +91,13 @@ async def delete_response(request: web.Request) -> web.Response:
         await gateway.store.forget_ended([spec.job_id])
     await gateway.media.release_beyond(spec)
     return json_answer(DeletedResponse(id=name))
+
+
+async def list_input_items(request: web.Request) -> web.Response:
+    """Show a page of the conversation that a response was made of."""
+    query = convert_strings(request.query, InputItemQuery)
+    spec, _ = await _job(request.app[GATEWAY], request.match_info["response_id"], "response_id")
+    return json_answer(page_of_items(input_items(spec), query))
 
 
 async def _read(request: web.Request, limits: Limits) -> ResponseDraft:
