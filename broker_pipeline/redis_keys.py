@@ -28,6 +28,7 @@
 {ns}:batches:{tenant}       zset    ids of a tenant's batches, by time of creation
 {ns}:batches-active         zset    ids of batches that have not ended, by priority and time of creation
 {ns}:batches-expiry         zset    ids of batches that have ended by the time at which they are forgotten
+{ns}:batches-untold         zset    ids of batches whose end the webhook was not told of, by the time of the next try
 {ns}:batch:{id}             hash    what was asked for, status, times, counts (see `gateway.batches.batch_store`)
 {ns}:batch:{id}:done        string  a bit for each of its requests
 {ns}:batch:{id}:offsets     list    where in the input file every 1,000th request begins
@@ -176,6 +177,11 @@ def batches_active(namespace: str) -> str:
 def batches_expiry(namespace: str) -> str:
     """Return the key of the sorted set of ids of batches that have ended by the time at which they are forgotten."""
     return f"{namespace}:batches-expiry"
+
+
+def batches_untold(namespace: str) -> str:
+    """Return the key of the sorted set of ids of batches whose end the webhook was not told of."""
+    return f"{namespace}:batches-untold"
 
 
 def batch(namespace: str, batch_id: str) -> str:

@@ -28,6 +28,7 @@ from gateway.api.openai.responses import route as responses
 from gateway.batches.answers import Answers
 from gateway.batches.batch_run import RunParts
 from gateway.batches.batch_runner import BatchRunner
+from gateway.batches.end_teller import EndTeller
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -90,6 +91,11 @@ async def _until_stopped(gateway: Gateway) -> None:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
             group.create_task(batch_runner(gateway).run()),
+            *(
+                [group.create_task(EndTeller(gateway.batches, gateway.webhook).run())]
+                if gateway.webhook is not None
+                else ()
+            ),
             *([group.create_task(_keep_house(gateway))] if gateway.settings.keeps_house else ()),
         )
         await gateway.stopping.wait()

@@ -11,7 +11,16 @@ from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
 from gateway.processes import supervise
-from gateway.settings import MIB, AccessSettings, BatchLimits, FetchSettings, GatewaySettings, Limits, address_guard
+from gateway.settings import (
+    MIB,
+    AccessSettings,
+    BatchLimits,
+    FetchSettings,
+    GatewaySettings,
+    Limits,
+    WebhookSettings,
+    address_guard,
+)
 
 _POSITIVE = click.IntRange(min=1)
 _PICTURES = PictureRule()
@@ -93,7 +102,15 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
     "--allow-private-urls",
     multiple=True,
     metavar="CIDR",
-    help="Network that image URLs may lead to although it is not public, such as 10.1.0.0/16. May be repeated.",
+    help="Network that image URLs and the webhook may lead to although it is not public, such as 10.1.0.0/16. "
+    "May be repeated.",
+)
+@option("--webhook-url", default=None, metavar="URL", help="URL that is told of each batch that ends, as OpenAI does.")
+@option(
+    "--webhook-secret-file",
+    default=None,
+    type=PathType(dir_okay=False),
+    help="File with whsec_ and 24 random bytes or more in base64: what the webhook's signatures are made with.",
 )
 @option(
     "--operator-token-file",
@@ -183,6 +200,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         batches=parse_settings(BatchLimits, batches),
         fetch=parse_settings(FetchSettings, fetch),
         access=parse_settings(AccessSettings, access),
+        webhook=WebhookSettings(url=rest["webhook_url"], secret_file=rest["webhook_secret_file"]),
     )
     address_guard(settings.fetch)
     return settings

@@ -106,6 +106,14 @@ class AccessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """As in `WebPages`."""
 
 
+class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who is told of batches that end: both, or nobody."""
+
+    url: str | None = None
+    secret_file: str | None = None
+    """File with `whsec_…`, which signs what is told."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything the gateway is told at its start."""
 
@@ -129,6 +137,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Which of them this one is; None: the only one, or their supervisor."""
     fetch: FetchSettings = FetchSettings()
     access: AccessSettings = AccessSettings()
+    webhook: WebhookSettings = WebhookSettings()
 
     @property
     def shares_port(self) -> bool:

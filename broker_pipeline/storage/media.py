@@ -109,10 +109,14 @@ class MediaStore:
 
     async def keep_beyond(self, spec: JobSpec) -> None:
         """Leave the media of a job for a while after its end as well, as those of failed jobs are left."""
-        shas, holder = _sha256s(spec), f"{spec.job_id}.beyond"
+        shas, holder = _sha256s(spec), _beyond(spec)
         await self._references.keep(shas, holder, KEEP_S)
         for sha256 in shas:
             await self._references.acquire(sha256, holder)
+
+    async def release_beyond(self, spec: JobSpec) -> None:
+        """Take back `keep_beyond`."""
+        await self.release(spec, _beyond(spec))
 
     async def reclaim(self, spec: JobSpec) -> JobSpec:
         """Get the media of a job that is to be sent again as `spec`; return it with the places where they are.
@@ -199,6 +203,10 @@ class MediaStore:
             await self._references.forget([name])
         except PipelineError as error:
             log.warning("media_left_for_sweep", object=name, reason=str(error))
+
+
+def _beyond(spec: JobSpec) -> str:
+    return f"{spec.job_id}.beyond"
 
 
 def _sha256s(spec: JobSpec) -> tuple[str, ...]:

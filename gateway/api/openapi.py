@@ -18,9 +18,11 @@ from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.formats import DECODED_FORMATS
 from gateway.api.error_shapes import OpenAIErrorBody, is_openai
+from gateway.api.native.events import EVENT_ID, LAST_EVENT_ID_HEADER
 from gateway.api.openai.operations import OPENAI_OPERATIONS
 from gateway.api.operation import Operation
 from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
+from gateway.intake.request_reader import IDEMPOTENCY_HEADER, IDEMPOTENCY_KEY
 from gateway.schemas import JobListQuery, JobQuery, JobRequest
 
 _REF = "#/components/schemas/{name}"
@@ -32,6 +34,11 @@ _KEY_SCHEME = {
     "of these for everybody's jobs, and more. A gateway on the loopback interface without keys asks for none, but "
     "for `operate`.",
 }
+_PATTERNS = {
+    IDEMPOTENCY_HEADER: f"^{IDEMPOTENCY_KEY.pattern}$",
+    LAST_EVENT_ID_HEADER: f"^{EVENT_ID.pattern}$",
+}
+"""What the headers of operations have to look like."""
 _ERRORS = {
     400: "A field is wrong; `error.field` names it.",
     401: "No key, or one that is not known (any more).",
@@ -204,7 +211,7 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 def _header_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string", "pattern": _PATTERNS[name]}}
         for name, text in operation.headers.items()
     ]
 

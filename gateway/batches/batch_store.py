@@ -80,11 +80,24 @@ class Collected:
 class BatchStore:
     """The batches of one namespace. Everything raises `StateError` when Redis does not answer."""
 
-    def __init__(self, redis: RedisClient, namespace: str, lease_s: float = 10.0) -> None:
-        """Let others take a batch whose holder was silent for `lease_s` seconds."""
+    def __init__(
+        self,
+        redis: RedisClient,
+        namespace: str,
+        lease_s: float = 10.0,
+        *,
+        tells_ends: bool = False,
+        retry_s: tuple[float, float] = (15.0, 3600.0),
+    ) -> None:
+        """Let others take a batch whose holder was silent for `lease_s` seconds.
+
+        `tells_ends` says whether somebody is to be told of batches that end, `retry_s` how soon again if it fails.
+        """
         self._redis = redis
         self._namespace = namespace
         self._lease_s = lease_s
+        self._tells_ends = tells_ends
+        self._retry_s = retry_s
         self._run = batch_scripts(redis, namespace)
 
     async def create(self, order: BatchOrder) -> Batch:
@@ -157,18 +170,30 @@ class BatchStore:
 
     def held(self, batch_id: str, instance: str) -> HeldBatch:
         """Return the batch for the one who holds its lease."""
-        return HeldBatch(self._redis, self._namespace, self._run, batch_id, instance)
+        shared = {"batch_id": batch_id, "instance": instance, "tells": self._tells_ends}
+        return HeldBatch(self._redis, self._namespace, self._run, shared)
+
+    async def take_untold(self) -> str | None:
+        """Return a batch whose end is to be told now; unless it is set as told, it is due again after a while."""
+        least_s, most_s = self._retry_s
+        found = await self._run("take_untold", {"least_s": least_s, "most_s": most_s}, "cannot look for ended batches")
+        return None if found is None else found.decode()
+
+    async def set_told(self, batch_id: str) -> None:
+        """Note that nobody has to be told of a batch's end any more."""
+        with state_errors(f"cannot note that {batch_id} was told of"):
+            await self._redis.zrem(redis_keys.batches_untold(self._namespace), batch_id)
 
 
 class HeldBatch:
     """A batch in the hands of who holds its lease. Changes raise `LeaseLostError` once another has it."""
 
-    def __init__(self, redis: RedisClient, namespace: str, run: Any, batch_id: str, instance: str) -> None:
-        self.id = batch_id
+    def __init__(self, redis: RedisClient, namespace: str, run: Any, shared: dict[str, Any]) -> None:
+        self.id = shared["batch_id"]
         self._redis = redis
         self._namespace = namespace
         self._scripts = run
-        self._shared = {"batch_id": batch_id, "instance": instance}
+        self._shared = shared
 
     async def begin(self, total: int, model: str | None, offsets: Sequence[int]) -> bool:
         """Let it run: its input is right and has so many requests. False when it was cancelled meanwhile."""

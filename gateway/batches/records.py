@@ -160,6 +160,11 @@ class Batch(Times, frozen=True, kw_only=True):
         return self.in_progress_at is not None
 
     @property
+    def ended_at(self) -> int | None:
+        """When it ended; None while it has not."""
+        return getattr(self, f"{self.status}_at") if self.status in FINAL else None
+
+    @property
     def num_done(self) -> int:
         """How many requests are in the output or the error file."""
         return self.completed + self.failed

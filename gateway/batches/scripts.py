@@ -25,6 +25,7 @@ def batch_scripts(redis: RedisClient, namespace: str) -> ScriptRunner:
         redis_keys.files_doomed(namespace),
         redis_keys.batches_active(namespace),
         redis_keys.batches_expiry(namespace),
+        redis_keys.batches_untold(namespace),
     ]
     templates = {
         "file": redis_keys.file(namespace, "@"),

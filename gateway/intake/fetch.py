@@ -1,8 +1,7 @@
 """Fetches an image from a URL that a stranger gave.
 
-The address is checked in the connector, for every socket about to be connected (see `address_guard`); redirects are
-followed by hand, so that each hop is checked as a URL and as an address; bytes are counted while they arrive; nothing
-is sent that could identify the host (no cookies, no proxy or password files from the environment).
+The address is checked for every socket about to be connected (see `outgoing`); redirects are followed by hand, so that
+each hop is checked as a URL and as an address; bytes are counted while they arrive.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import aiohttp
 from yarl import URL
 
-from broker_pipeline import __version__
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from gateway.address_guard import AddressGuard
 from gateway.intake.image_url import parse_url
+from gateway.outgoing import GuardedSockets
 from gateway.settings import FetchSettings
 
 _CHUNK_BYTES = 64 * 1024
@@ -31,11 +30,7 @@ _LASTING_ERRORS = (
     ValueError,
 )
 _LASTING_NAME_ERRORS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL})
-_HEADERS = {
-    "Accept": "image/*, video/*",
-    "Accept-Encoding": "identity",
-    "User-Agent": f"broker-pipeline/{__version__}",
-}
+_HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
 
 
 @dataclass(slots=True)
@@ -80,39 +75,23 @@ class _Fetch:
     """One image's way through its redirects."""
 
     def __init__(self, guard: AddressGuard, max_bytes: int, budget: ByteBudget, name: str) -> None:
-        self._guard = guard
+        self._sockets = GuardedSockets(guard)
         self._max_bytes = max_bytes
         self._budget = budget
         self._name = name
-        self._was_refused = False
 
     async def follow(self, url: URL, max_redirects: int) -> bytes:
         """Return the bytes at the end of at most `max_redirects` redirects."""
-        async with self._session() as session:
+        async with self._sockets.session(_HEADERS) as session:
             for _ in range(max_redirects + 1):
                 content, url = await self._get(session, url)
                 if content is not None:
                     return content
         raise MediaFetchError(f"the URL redirects more than {max_redirects} times", field=self._name)
 
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            socket_factory=self._open_socket, use_dns_cache=False, force_close=True, limit=1
-        )
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=_HEADERS, auto_decompress=False
-        )
-
-    def _open_socket(self, address_info: Any) -> socket.socket:
-        family, kind, protocol, _, address = address_info
-        if not self._guard.allows(str(address[0])):
-            self._was_refused = True
-            raise OSError("refused by the address guard")
-        return socket.socket(family, kind, protocol)
-
     async def _get(self, session: aiohttp.ClientSession, url: URL) -> tuple[bytes | None, URL]:
         """Return the content behind `url`, or None and where to look next."""
-        self._was_refused = False
+        self._sockets.was_refused = False
         try:
             async with session.get(url, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
@@ -157,7 +136,7 @@ class _Fetch:
     def _explain(self, url: URL, error: Exception) -> NoReturn:
         if isinstance(error, TimeoutError):
             raise error
-        if self._was_refused:
+        if self._sockets.was_refused:
             raise PrivateAddressError(
                 f"{url.host} leads to an address that is not public; `--allow-private-urls` lets networks through",
                 field=self._name,

@@ -27,7 +27,7 @@ from gateway.intake.upload_room import UploadRoom
 from gateway.settings import Limits
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT_FOR_ROOM_S = 10.0
 _LARGE_BYTES = 1024 * 1024
 _SLOW_WORDS = (b'"structured_outputs"', b'"json_schema"', b'"tool_choice"')
@@ -106,6 +106,6 @@ def _num_body_bytes(request: web.Request, limits: Limits) -> int:
 def idempotency_key(request: web.Request) -> str | None:
     """Return the request's idempotency key, checked."""
     key = request.headers.get(IDEMPOTENCY_HEADER)
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequestError("a key has 1 to 255 visible ASCII characters", field=IDEMPOTENCY_HEADER)
     return key

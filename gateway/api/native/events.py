@@ -31,7 +31,7 @@ from gateway.jobs.progress import JobProgress
 from gateway.wiring import GATEWAY, Gateway
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
-_EVENT_ID = re.compile(r"([0-9]{1,9})(?:\.([1-9][0-9]{0,8}))?")
+EVENT_ID = re.compile(r"([0-9]{1,9})(?:\.([1-9][0-9]{0,8}))?")
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ def _progress(request: web.Request, job_id: str) -> JobProgress:
     sent = request.headers.get(LAST_EVENT_ID_HEADER)
     if sent is None:
         return JobProgress(job_id)
-    if not (found := _EVENT_ID.fullmatch(sent)):
+    if not (found := EVENT_ID.fullmatch(sent)):
         raise InvalidRequestError("the id of an event is a number of tokens", field=LAST_EVENT_ID_HEADER)
     num_tokens, first_attempt = (int(number or 1) for number in found.groups())
     return JobProgress(job_id, num_tokens=num_tokens, first_attempt=first_attempt, is_resumed=True)

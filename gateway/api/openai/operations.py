@@ -6,7 +6,8 @@ from gateway.api.openai.batch.operations import BATCH_OPERATIONS
 from gateway.api.openai.chat.answers import ChatCompletion
 from gateway.api.openai.chat.request import ChatRequest
 from gateway.api.openai.models import Model, ModelList
-from gateway.api.openai.responses.answers import Response
+from gateway.api.openai.responses.answers import DeletedResponse, Response
+from gateway.api.openai.responses.input_items import InputItemList, InputItemQuery
 from gateway.api.openai.responses.request import ResponseRequest
 from gateway.api.operation import Operation
 
@@ -44,6 +45,23 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
         "Show a response as it stands.",
         {200: Response},
         errors=(404, 503),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "listInputItems",
+        "List the items that a response was made of.",
+        {200: InputItemList},
+        errors=(400, 404, 503),
+        query=InputItemQuery,
+    ),
+    Operation(
+        "delete",
+        "/v1/responses/{response_id}",
+        "deleteResponse",
+        "Forget a response that has ended, and its pictures.",
+        {200: DeletedResponse},
+        errors=(404, 409, 503),
     ),
     Operation(
         "post",

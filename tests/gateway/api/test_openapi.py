@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from gateway.api.openai.batch.endpoints import ENDPOINTS
 from gateway.api.openapi import OPERATIONS, openapi_document
 from gateway.app import all_routes
 
@@ -55,6 +56,27 @@ def test_limits_are_part_of_the_document() -> None:
     assert (temperature["minimum"], temperature["maximum"]) == (0, 2)
     (limit,) = [each for each in DOCUMENT["paths"]["/v1/jobs"]["get"]["parameters"] if each["name"] == "limit"]
     assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 1000)
+
+
+def test_what_texts_have_to_look_like_is_part_of_the_document() -> None:
+    request = DOCUMENT["components"]["schemas"]["BatchRequest"]["properties"]
+    assert request["endpoint"]["enum"] == list(ENDPOINTS)
+    window = re.compile(request["completion_window"]["pattern"])
+    assert [bool(window.search(text)) for text in ("24h", "24", "0h", "1 h")] == [True, False, False, False]
+    headers = {
+        parameter["name"]: re.compile(parameter["schema"]["pattern"])
+        for path in DOCUMENT["paths"].values()
+        for operation in path.values()
+        for parameter in operation["parameters"]
+        if parameter["in"] == "header"
+    }
+    assert [bool(headers["Idempotency-Key"].search(text)) for text in ("a-1", "", "a b")] == [True, False, False]
+    assert [bool(headers["Last-Event-ID"].search(text)) for text in ("7", "7.1", "", "x7")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 async def test_it_is_served(http: aiohttp.ClientSession) -> None:

@@ -144,7 +144,7 @@ async def test_of_an_upload_that_is_cut_off_nothing_is_kept(
         b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
     )
     writer.write(
-        b"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 50000000\r\n\r\n" + head + bytes(4 * MIB)
     )
 

@@ -13,6 +13,7 @@ for _, batch_id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', time, 'LIM
   local batch = key('batch', batch_id)
   redis.call('ZREM', key('batches', redis.call('HGET', batch, 'tenant') or ''), batch_id)
   redis.call('ZREM', EXPIRY, batch_id)
+  redis.call('ZREM', UNTOLD, batch_id)
   redis.call('DEL', batch)
 end
 local names = redis.call('ZRANGEBYSCORE', DOOMED, '-inf', time, 'LIMIT', 0, args.limit)

@@ -43,8 +43,15 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A batch."""
 
     input_file_id: Annotated[str, Meta(min_length=1, max_length=128)]
-    endpoint: str
-    completion_window: Annotated[str, Meta(max_length=16, description="A number and s, m, h or d, up to 30d")]
+    endpoint: Annotated[str, Meta(extra_json_schema={"enum": list(ENDPOINTS)})]
+    completion_window: Annotated[
+        str,
+        Meta(
+            max_length=16,
+            description="A number and s, m, h or d, up to 30d",
+            extra_json_schema={"pattern": f"^{_WINDOW.pattern}$"},
+        ),
+    ]
     metadata: Metadata | None = None
     output_expires_after: OutputExpiresAfter | None = None
     priority: Annotated[int, Meta(ge=-100, le=100, description="Batches with a lower one begin earlier")] = 0

@@ -12,6 +12,10 @@ _FORM = {
     "type": "object",
     "required": ["purpose", "file"],
     "additionalProperties": False,
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
     "properties": {
         "purpose": {"enum": list(PURPOSES)},
         "file": {"type": "string", "format": "binary", "description": "JSONL, one request a line."},

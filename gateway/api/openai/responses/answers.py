@@ -93,6 +93,14 @@ class IncompleteDetails(Answer, frozen=True, kw_only=True):
     reason: str
 
 
+class DeletedResponse(Answer, frozen=True, kw_only=True):
+    """A response that is no more."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
 class Response(Answer, frozen=True, kw_only=True):
     """A response, whole or as it stands."""
 

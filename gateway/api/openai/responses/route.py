@@ -1,4 +1,4 @@
-"""`/v1/responses`: create, whole or as a stream or in the background; show and cancel."""
+"""`/v1/responses`: create, whole or as a stream or in the background; show, cancel and delete."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from aiohttp import web
 
-from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundError
+from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundError, JobStateError
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord, JobSpec, TokenEntry
 from gateway.access.caller import current_caller
 from gateway.api.errors import job_failure_answer
 from gateway.api.event_stream import EventStream
 from gateway.api.json_answer import json_answer
 from gateway.api.openai.follow import ended, failure_of, for_client
+from gateway.api.openai.responses.answers import DeletedResponse
 from gateway.api.openai.responses.events import Event, ResponseEvents
+from gateway.api.openai.responses.input_items import InputItemQuery, input_items, page_of_items
 from gateway.api.openai.responses.parse import PREVIOUS, ResponseDraft, parse, read_request
 from gateway.api.openai.responses.response import response
 from gateway.api.openai.stream import stream_job
 from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
 from gateway.intake.request_reader import read_json
+from gateway.intake.validation import convert_strings
 from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
 
@@ -34,6 +37,8 @@ def routes() -> list[web.RouteDef]:
         web.post("/v1/responses", create_response),
         web.get("/v1/responses/{response_id}", show_response, allow_head=False),
         web.post("/v1/responses/{response_id}/cancel", cancel_response),
+        web.delete("/v1/responses/{response_id}", delete_response),
+        web.get("/v1/responses/{response_id}/input_items", list_input_items, allow_head=False),
     ]
 
 
@@ -71,6 +76,28 @@ async def cancel_response(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     spec, _ = await _job(gateway, request.match_info["response_id"], "response_id")
     return await _answer(gateway, spec, await gateway.jobs.cancel(spec.job_id))
+
+
+async def delete_response(request: web.Request) -> web.Response:
+    """Forget a response that has ended, and its pictures; what goes on with it already is left alone."""
+    gateway = request.app[GATEWAY]
+    name = request.match_info["response_id"]
+    spec, record = await _job(gateway, name, "response_id")
+    if record.status not in FINAL_STATUSES:
+        raise JobStateError("this response has not ended yet: cancel it first", field="response_id")
+    if record.status == "failed":
+        await gateway.retries.discard(spec.job_id)
+    else:
+        await gateway.store.forget_ended([spec.job_id])
+    await gateway.media.release_beyond(spec)
+    return json_answer(DeletedResponse(id=name))
+
+
+async def list_input_items(request: web.Request) -> web.Response:
+    """Show a page of the conversation that a response was made of."""
+    query = convert_strings(request.query, InputItemQuery)
+    spec, _ = await _job(request.app[GATEWAY], request.match_info["response_id"], "response_id")
+    return json_answer(page_of_items(input_items(spec), query))
 
 
 async def _read(request: web.Request, limits: Limits) -> ResponseDraft:

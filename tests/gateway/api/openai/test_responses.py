@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import AsyncOpenAI, BadRequestError
 
 from broker_pipeline.errors import Failure, InvalidRequestError
 from broker_pipeline.messages.jobs import (
@@ -30,6 +31,7 @@ from gateway.api.openai.responses.events import ResponseEvents
 from gateway.api.openai.responses.parse import ResponseDraft, parse, read_request
 from gateway.api.openai.responses.response import response
 from gateway.settings import Limits
+from gateway.wiring import Gateway
 from tests.kit.acting.conductor import ActingConductor
 
 URL = "/v1/responses"
@@ -207,6 +209,61 @@ async def test_a_response_in_the_background(http: aiohttp.ClientSession, conduct
     async with http.get(path) as answer:
         failed = await answer.json()
     assert (failed["status"], failed["error"]) == ("failed", {"code": "server_error", "message": "gone"})
+
+
+async def test_input_items_are_what_was_said_and_asked(
+    running: tuple[Gateway, str], http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    conversation = [
+        {"role": "user", "content": [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "?"}]},
+        {"type": "reasoning", "id": "rs", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"role": "assistant", "content": "Let me see."},
+        {"type": "function_call", "call_id": "c", "name": "clock", "arguments": '{"zone":"UTC"}'},
+        {"type": "function_call_output", "call_id": "c", "output": "12:00"},
+        {"role": "user", "content": "So?"},
+    ]
+    asking, spec, attempt = await begun(http, conductor, input=conversation, instructions="Be brief.", tools=[CLOCK])
+    await conductor.finish(spec, attempt, "Noon.")
+    async with await asking as answer:
+        name = (await answer.json())["id"]
+    async with AsyncOpenAI(base_url=f"{running[1]}/v1", api_key="unused", max_retries=0) as client:
+        listed = [item async for item in client.responses.input_items.list(name, limit=2, order="asc")]
+        newest = await client.responses.input_items.list(name, limit=1)
+        with pytest.raises(BadRequestError):
+            await client.responses.input_items.list(name, after="in_none")
+    items: list[Any] = [item.to_dict() for item in listed]
+    kinds = ["message", "reasoning", "message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in items] == kinds
+    assert [part["type"] for part in items[0]["content"]] == ["input_image", "input_text"]
+    assert (items[2]["role"], items[2]["content"][0]["text"]) == ("assistant", "Let me see.")
+    assert items[3]["arguments"] == '{"zone":"UTC"}'
+    assert items[3]["call_id"] == items[4]["call_id"]
+    assert len({item["id"] for item in items}) == len(items)
+    assert (newest.data[0].id, newest.has_more) == (items[-1]["id"], True)
+
+
+@pytest.mark.parametrize("outcome", ["A gradient.", Failure("compute", "it burst")], ids=["succeeded", "failed"])
+async def test_a_response_is_deleted_with_its_pictures(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes, outcome: str | Failure
+) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+    asking, spec, attempt = await begun(http, conductor, input=picture, background=True)
+    async with await asking as answer:
+        path = f"{URL}/{(await answer.json())['id']}"
+    async with http.delete(path) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (409, "job_state")
+    await conductor.finish(spec, attempt, outcome)
+    await conductor.media.sweep(0)
+    assert await conductor.media.size_bytes()
+    async with http.delete(path) as answer:
+        assert await answer.json() == {"id": path.rpartition("/")[2], "object": "response", "deleted": True}
+    await conductor.media.sweep(0)
+    assert not await conductor.media.size_bytes()
+    for ask in (http.get, http.delete):
+        async with ask(path) as answer:
+            assert answer.status == 404
 
 
 async def test_a_stream_that_fails_in_its_middle(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
