@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import (
@@ -108,6 +108,8 @@ class DraftMessage:
 class JobDraft:
     """A checked request that lacks nothing but its media."""
 
+    tokens_field: ClassVar[str] = "sampling.max_tokens"
+    """What its API calls the limit of its output."""
     messages: tuple[DraftMessage, ...]
     sources: tuple[Source, ...]
     sampling: SamplingParams

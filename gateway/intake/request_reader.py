@@ -69,7 +69,7 @@ class RequestReader:
             held.enter_context(self._uploads.track_inprogress())
             key, limits = idempotency_key(request), await self._limits.get()
             draft = await _draft(request, limits, read)
-            await self._rates.charge(current_caller(), counted_tokens(draft, limits), field="max_tokens")
+            await self._rates.charge(current_caller(), counted_tokens(draft, limits), field=draft.tokens_field)
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
                 await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client))
             contents = tuple(await self._pictures.load(draft, limits))
@@ -80,7 +80,7 @@ async def read_json(request: web.Request, limits: Limits, parse: Callable[[bytes
     """Read a JSON body and have it parsed, in a thread where that may take long."""
     if (sent := media_type(request)) != "application/json":
         raise InvalidRequestError(f"send application/json, not {sent}", field="Content-Type")
-    body = await read_body(request, limits.max_body_bytes)
+    body = await read_body(request, limits.max_body_bytes, limits.pace)
     is_slow = len(body) >= _LARGE_BYTES or any(word in body for word in _SLOW_WORDS)
     return await asyncio.to_thread(parse, body) if is_slow else parse(body)
 

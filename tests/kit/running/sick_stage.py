@@ -7,7 +7,7 @@ from pathlib import Path
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.place import LOOPBACK, Place
 from broker_pipeline.tools.local.service import LocalService
-from trials.soak.faults import sick_worker
+from trials.soak.faults import sickness
 
 
 class SickStage(LocalService):
@@ -25,13 +25,13 @@ class SickStage(LocalService):
             ready_path=directory / f"{name}.ready",
             env={},
             start_timeout_s=60,
-            place=Place(LOOPBACK.host, sick_worker.command(self._sickness)),
+            place=Place(LOOPBACK.host, sickness.command(self._sickness)),
         )
 
-    def sicken(self, sickness: str) -> None:
+    def sicken(self, how: str) -> None:
         """Fall ill: `fail`, or seconds."""
-        sick_worker.sicken(self._sickness, sickness)
+        sickness.sicken(self._sickness, how)
 
     def heal(self) -> None:
         """Be well again."""
-        sick_worker.heal(self._sickness)
+        sickness.heal(self._sickness)

@@ -19,7 +19,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from trials.soak.faults import clocks, held_by_servers, shared_memory, sick_worker
+from trials.soak.faults import clocks, held_by_servers, shared_memory, sickness
 from trials.soak.faults.plan import Fault, FaultKind
 from trials.soak.faults.scene import Scene, clock_path, sickness_path
 
@@ -87,11 +87,11 @@ async def _cut_off(scene: Scene, fault: Fault) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _sick(scene: Scene, fault: Fault) -> AsyncIterator[None]:
     path = sickness_path(scene.directory, fault.target)
-    sick_worker.sicken(path, "fail")
+    sickness.sicken(path, "fail")
     try:
         yield
     finally:
-        sick_worker.heal(path)
+        sickness.heal(path)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.place import LOOPBACK, Place
 from broker_pipeline.tools.local.plan import LocalSettings, role_of
-from trials.soak.faults import clocks, sick_worker
+from trials.soak.faults import clocks, sickness
 from trials.soak.faults.network import Network
 from trials.soak.faults.plan import FaultKind
 
@@ -69,5 +69,5 @@ def _place(name: str, kinds: Collection[FaultKind], network: Network | None, dir
         clocks.set_clock(path, 0)
         prefix += ["env", *(f"{key}={value}" for key, value in clocks.environment(path).items())]
     if "sick" in kinds and role_of(name) in ("stage", "vision"):
-        prefix += sick_worker.command(sickness_path(directory, name))
+        prefix += sickness.command(sickness_path(directory, name))
     return Place(place.host, tuple(prefix))

@@ -24,23 +24,6 @@ _NUM_WORDS_BEFORE = 3
 """python -m broker_pipeline"""
 
 
-def command(path: Path) -> tuple[str, ...]:
-    """Return what a worker's command begins with so that it looks into a file."""
-    return sys.executable, "-m", "trials.soak.faults.sick_worker", str(path)
-
-
-def sicken(path: Path, sickness: str) -> None:
-    """Have a worker fall ill: `fail`, or seconds."""
-    whole = path.with_suffix(".new")
-    whole.write_text(sickness)
-    whole.rename(path)
-
-
-def heal(path: Path) -> None:
-    """Have it be well again."""
-    path.unlink(missing_ok=True)
-
-
 def _suffer(path: Path) -> None:
     sickness = path.read_text() if path.exists() else ""
     if sickness == "fail":

@@ -1,6 +1,7 @@
 -- Stands before every script about files and batches: the steps that they are made of.
 -- KEYS: files_expiry, files_doomed, batches_active, batches_expiry, batches_untold.
--- args of all: keys (file, parts, files, batch, done, offsets, batches, lease).
+-- args of all: keys (file, parts, files, batch, done, offsets, batches, lease); of those that ask for the lease:
+-- batch_id, instance.
 -- A part is written as `name bytes chunk-bytes`; until a file has it, its name stands in `files_doomed`.
 local FILES_EXPIRY, DOOMED, ACTIVE, EXPIRY, UNTOLD = unpack(KEYS)
 local FINAL = {completed = true, failed = true, expired = true, cancelled = true}

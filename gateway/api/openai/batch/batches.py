@@ -77,7 +77,7 @@ def routes() -> list[web.RouteDef]:
 async def create_batch(request: web.Request) -> web.Response:
     """Take a batch, or find the one that was asked for before."""
     gateway = request.app[GATEWAY]
-    asked = decode_json(await read_body(request, _BODY_BYTES), BatchRequest)
+    asked = decode_json(await read_body(request, _BODY_BYTES, request.app[GATEWAY].settings.limits.pace), BatchRequest)
     tenant = tenant_of(request)
     if asked.endpoint not in ENDPOINTS:
         raise InvalidRequestError(f"batches are for {', '.join(ENDPOINTS)}", field="endpoint")

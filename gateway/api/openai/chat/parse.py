@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
@@ -24,6 +25,7 @@ from gateway.settings import Limits
 class ChatDraft(JobDraft):
     """A checked chat completion: the job that it is, and how it is answered."""
 
+    tokens_field: ClassVar[str] = "max_tokens"
     model: str
     stream: bool
     stream_options: StreamOptions

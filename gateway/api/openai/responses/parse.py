@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import msgspec
 
@@ -53,6 +54,7 @@ PREVIOUS = "previous_response_id"
 class ResponseDraft(JobDraft):
     """A checked request for a response: the job that it is, and how it is answered."""
 
+    tokens_field: ClassVar[str] = "max_output_tokens"
     stream: bool
     background: bool
     store: bool
