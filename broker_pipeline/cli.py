@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 
 import click
@@ -13,6 +14,7 @@ from broker_pipeline.config import ENV_PREFIX, check_environment, flag_of
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.exit_codes import CONFIGURATION, OUTPUT, exit_code_of
 from broker_pipeline.lazy_group import LazyGroup, load_command
+from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.standard_streams import escape_unprintable, open_closed_streams, say_error, silence
 
 # What an extra of the distribution brings, by module name.
@@ -102,6 +104,9 @@ def main() -> None:
             raise
         say_error(f"this needs {error.name}: pip install 'broker-pipeline[{extra}]'", sys.stderr)
         sys.exit(CONFIGURATION)
+    finally:
+        for number in end_signals():  # on a busy host the interpreter takes long to end: what is done is not killed
+            signal.signal(number, signal.SIG_IGN)
 
 
 def describe(error: PipelineError) -> str:

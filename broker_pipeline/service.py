@@ -97,10 +97,7 @@ def run(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = L
 
 def run_and_exit(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = LEAST) -> None:
     """Run a service and end the process with its exit code."""
-    code = run(name, main, settings, needs)
-    for number in end_signals():  # on a busy host the interpreter takes long to end: what is done is not killed
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
+    sys.exit(run(name, main, settings, needs))
 
 
 async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:

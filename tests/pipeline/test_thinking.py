@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(lo
 KV_TOKENS = 768
 TOKENIZER = tiny_tokenizer()
 END_ID = TOKENIZER.token_to_id("</think>")
+CALL_ID = TOKENIZER.token_to_id("<tool_call>")
 
 
 def thinking_artifact(directory: Path) -> Path:
@@ -56,9 +57,13 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipe
 
 
 def divided(token_ids: list[int]) -> tuple[str, str]:
-    """Return reasoning and answer of an output, by the tokenizer's own decoding of its two parts."""
-    end = token_ids.index(END_ID) if END_ID in token_ids else len(token_ids)
-    reasoning, answer = TOKENIZER.decode(token_ids[:end]), TOKENIZER.decode(token_ids[end + 1 :])
+    """Return reasoning and answer of an output, by the tokenizer's own decoding of its two parts.
+
+    A call ends the reasoning as well, and belongs to the answer.
+    """
+    end = next((index for index, token_id in enumerate(token_ids) if token_id in (END_ID, CALL_ID)), len(token_ids))
+    answer_ids = token_ids[end:] if CALL_ID in token_ids[end : end + 1] else token_ids[end + 1 :]
+    reasoning, answer = TOKENIZER.decode(token_ids[:end]), TOKENIZER.decode(answer_ids)
     return reasoning.strip("\n"), answer.lstrip("\n")
 
 
