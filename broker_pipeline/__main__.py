@@ -1,5 +1,5 @@
 """Lets `python -m broker_pipeline` do what the command `broker-pipeline` does."""
 
-from broker_pipeline.cli import main
+from broker_pipeline.cli import run
 
-main()
+run()

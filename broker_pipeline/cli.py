@@ -81,6 +81,15 @@ def cli() -> None:
     """
 
 
+def run() -> None:
+    """Be the process of a command: on a busy host an interpreter takes long to end, and what is done is not killed."""
+    try:
+        main()
+    finally:
+        for number in end_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> None:
     """Run the command line; errors made on purpose, and full disks, end in one line and their exit code."""
     open_closed_streams()
@@ -104,9 +113,6 @@ def main() -> None:
             raise
         say_error(f"this needs {error.name}: pip install 'broker-pipeline[{extra}]'", sys.stderr)
         sys.exit(CONFIGURATION)
-    finally:
-        for number in end_signals():  # on a busy host the interpreter takes long to end: what is done is not killed
-            signal.signal(number, signal.SIG_IGN)
 
 
 def describe(error: PipelineError) -> str:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from broker_pipeline.cli import main
+from broker_pipeline.cli import run
 from broker_pipeline.errors import ComputeError
 from broker_pipeline.messages.vision import PrepareRequest
 from stages.stage import service as stage_service
@@ -51,4 +51,4 @@ def _put_in(path: Path) -> None:
 if __name__ == "__main__":
     _put_in(Path(sys.argv[1]))
     sys.argv = ["broker-pipeline", *sys.argv[2 + _NUM_WORDS_BEFORE :]]
-    main()
+    run()
