@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from broker_pipeline.messages.jobs import JobEvent, JobRecord
+from trials.soak.proof.client import UnexpectedAnswerError
 
 _RETRY_S = 0.05
 _SILENCE_S = 3.0
@@ -102,6 +103,9 @@ class StreamLoad:
                 async with self._http.post(f"{stream.gateway}/v1/jobs", data=self._body, headers=headers) as answer:
                     if answer.status == 202:
                         return msgspec.json.decode(await answer.read(), type=JobRecord).job_id
+                    if answer.status < 500 and answer.status != 429:
+                        said = (await answer.text())[:300]
+                        raise UnexpectedAnswerError(f"POST {stream.gateway}/v1/jobs: {answer.status} {said}")
             except (aiohttp.ClientError, OSError, TimeoutError):
                 stream.gateway = self._other(stream.gateway)
             await asyncio.sleep(_RETRY_S)
