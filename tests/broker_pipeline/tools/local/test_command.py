@@ -31,6 +31,8 @@ def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings
         "layout": "auto",
         "vision_process": "auto",
         "deterministic": False,
+        "insecure": False,
+        "nats_replicas": 1,
         "verify_weights": True,
         "on_other_model": "restart",
         **dict.fromkeys(EDGE_NAMES),

@@ -250,7 +250,7 @@ async def test_a_job_cancelled_in_the_queue_ends_its_stream(
 async def test_quiet_streams_are_kept_alive(
     http: aiohttp.ClientSession, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api.native.events.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("gateway.api.event_stream.HEARTBEAT_S", 0.1)
     monkeypatch.setattr("gateway.jobs.watch._LOOK_S", 0.05)
     job = await accepted(http, data=form(jpeg))
     async with stream(http, job) as answer:
