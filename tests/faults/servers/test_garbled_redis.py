@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -371,6 +372,47 @@ async def test_garbled_status_and_probe(system: System) -> None:
 async def _is_ready(system: System) -> bool:
     async with system.http.get("/readyz") as answer:
         return answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(redis_keys.batches_active, redis_keys.batches_expiry, redis_keys.batches_untold),
+        *(redis_keys.files_doomed, redis_keys.files_expiry),
+        *(partial(of, tenant="") for of in (redis_keys.batches, redis_keys.files)),
+        partial(redis_keys.tenant_jobs, tenant="somebody"),
+        *(
+            partial(of, batch_id="batch_1")
+            for of in (redis_keys.batch, redis_keys.batch_done, redis_keys.batch_offsets)
+        ),
+        *(partial(of, file_id="file-1") for of in (redis_keys.file, redis_keys.file_parts)),
+        partial(redis_keys.batch_key, key="k"),
+        *(partial(of, key_hash="0" * 64) for of in (redis_keys.limits, redis_keys.limits_parallel)),
+    ],
+    ids=lambda key: getattr(key, "func", key).__name__,
+)
+async def test_keys_of_files_batches_and_access(system: System, key: Callable[[str], str]) -> None:
+    """Whatever stands there, jobs that have nothing to do with it run."""
+    await corrupted(system, system.replace(key(system.ns), RANDOM), "random")
+    await corrupted(system, system.put_list(key(system.ns)), "a list")
+    await system.bench.redis.delete(key(system.ns))
+
+
+async def test_garbled_keys_to_the_gateway_let_nobody_in(system: System) -> None:
+    async def status() -> int:
+        async with system.http.get("/v1/jobs") as answer:
+            return answer.status
+
+    async def is_closed() -> bool:
+        return await status() == 500
+
+    async def is_open() -> bool:
+        return await status() == 200
+
+    await system.put_list(redis_keys.gateway_keys(system.ns))
+    await eventually(is_closed)
+    await system.bench.redis.delete(redis_keys.gateway_keys(system.ns))
+    await eventually(is_open)
 
 
 async def test_every_key_of_the_schema_is_garbled_here() -> None:
