@@ -18,7 +18,7 @@ from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 
 _MOST_RETURNS = 3
 _MOST_REMEMBERED = 10_000
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 2.0
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ def test_the_others_go_first_for_longer_and_longer_until_a_job_succeeds_here() -
         while others.go_first:
             clock.pass_s(0.25)
         pauses.append(clock.now - began)
-    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert pauses == [0.5, 1.0, *[2.0] * 6]
     others.come_first("a")
     assert others.go_first
     others.note_success()
