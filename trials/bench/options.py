@@ -18,6 +18,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 POSITIVE = click.IntRange(min=1)
 
 
+unread_option = click.option(
+    "--unread",
+    "num_unread",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Further clients that ask for a stream and do not read it.",
+)
+
+
 def seconds_option(function: F) -> F:
     """Add how long each row of a benchmark in real time is measured."""
     add = click.option(

@@ -43,15 +43,6 @@ class EnvelopeBuilder:
 def _segment(segment: PlannedSegment) -> Segment:
     session, start, count = segment.session, segment.start, segment.count
     name, attempt = session.key
-    if start >= session.num_prompt_tokens:
-        return Segment(
-            session=name,
-            attempt=attempt,
-            start=start,
-            count=count,
-            wants_token=segment.wants_token,
-            num_kv_tokens=segment.num_kv_tokens,
-        )
     return Segment(
         session=name,
         attempt=attempt,
@@ -59,7 +50,7 @@ def _segment(segment: PlannedSegment) -> Segment:
         count=count,
         wants_token=segment.wants_token,
         num_kv_tokens=segment.num_kv_tokens,
-        visual=session.visual_spans(start, start + count),
+        visual=session.visual_spans(start, start + count) if start < session.num_prompt_tokens else (),
     )
 
 

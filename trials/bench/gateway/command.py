@@ -15,7 +15,7 @@ from broker_pipeline.config import PathType, refuse_nan
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.gateway.measurement import measure_gateway
 from trials.bench.gateway.rows import GatewayBenchSettings, GatewayRow
-from trials.bench.options import POSITIVE, seconds_option
+from trials.bench.options import POSITIVE, seconds_option, unread_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -56,14 +56,7 @@ _NOTE = (
     help="Captions to begin per second.  [default: as many as come back]",
 )
 @click.option("--stream", "is_streamed", is_flag=True, help="Stream chat completions; a submission is its first event.")
-@click.option(
-    "--unread",
-    "num_unread",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Further clients that ask for a stream and do not read it.",
-)
+@unread_option
 @click.option("--picture-side", default=448, show_default=True, type=POSITIVE, help="Pixels; 448 makes about 100 kB.")
 @seconds_option
 @click.option(

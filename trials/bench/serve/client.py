@@ -63,7 +63,9 @@ async def send_all(
     async with AsyncExitStack() as unread, asyncio.TaskGroup() as group:
         for number in range(settings.num_unread):
             body = body_of(settings, -1 - number, pictures[0] if pictures else None)
-            await unread.enter_async_context(session.post(f"{settings.url}/chat/completions", json=body))
+            answer = await unread.enter_async_context(session.post(f"{settings.url}/chat/completions", json=body))
+            if answer.connection is not None and (transport := answer.connection.transport) is not None:
+                transport.pause_reading()
         began = time.monotonic()
         for number, due_s in zip(range(settings.num_prompts), arrivals(settings.rate, settings.seed), strict=False):
             await asyncio.sleep(max(0.0, began + due_s - time.monotonic()))

@@ -11,7 +11,7 @@ import uvloop
 
 from broker_pipeline.config import refuse_nan
 from broker_pipeline.tools.machine import MachineFacts
-from trials.bench.options import POSITIVE, say
+from trials.bench.options import POSITIVE, say, unread_option
 from trials.bench.report import BenchReport, json_option, save, show_table
 from trials.bench.serve.client import open_session, send_all, served_model
 from trials.bench.serve.rows import Percentiles, ServeRow, ServeSettings, row_of
@@ -39,14 +39,7 @@ _LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E
     "--picture-side", default=448, show_default=True, type=click.IntRange(min=0), help="Pixels; 0 for no picture."
 )
 @click.option("--output-tokens", "num_output_tokens", default=64, show_default=True, type=POSITIVE)
-@click.option(
-    "--unread",
-    "num_unread",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Further clients that ask for a stream and do not read it.",
-)
+@unread_option
 @click.option("--seed", default=0, show_default=True, type=int, help="Of arrivals and pictures.")
 @json_option
 def command(*, url: str, model: str | None, key: str | None, json_path: Path | None, **options: Any) -> None:
