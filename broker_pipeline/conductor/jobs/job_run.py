@@ -133,7 +133,7 @@ class JobRunner:
             return True
         await self._announce(job, attempt)
         outcome = await self._outcome(job, attempt)
-        verdict = self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
+        verdict = await self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
         if isinstance(verdict, Ending):
             if isinstance(outcome, _Lost) and await self._leave_to_others(job, outcome):
                 return True
@@ -234,8 +234,10 @@ class JobRunner:
             job.phase = "recovering"
             generation = await self.builder.resume(job, generation, lost.session)
 
-    def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
+    async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers = self.builder.workers
+        if lost.is_blamed:
+            await workers.expected_are_there()  # a tenure that has just begun does not know yet who else could try it
         policy = job.preparing if lost.in_preparation else job.retries
         verdict = policy.after(
             lost.failure,
