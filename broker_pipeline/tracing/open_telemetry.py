@@ -1,4 +1,4 @@
-"""Sends what is done for jobs to an OpenTelemetry collector. Needs the extra `otel`; imported where it is wanted only."""
+"""Sends what is done for jobs to an OpenTelemetry collector. Needs the extra `otel`; only then is it imported."""
 
 from __future__ import annotations
 
