@@ -122,6 +122,16 @@ class Flow(NamedTuple):
     tenant: str = ""
 
 
+class Turn(NamedTuple):
+    """Place of a job among those that wait: interactive ones first, then by tag."""
+
+    is_batch: bool = False
+    tag: float = 0.0
+
+
+FIRST = Turn()
+
+
 class JobSpec(WireStruct, frozen=True, kw_only=True):
     """A job as it waits in the queue: whole, so that it can run even if Redis has forgotten it."""
 

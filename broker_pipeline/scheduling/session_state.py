@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.jobs import FIRST, Turn
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.policies.fair_shares import FIRST, Turn
 from broker_pipeline.scheduling.routes import Route
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]

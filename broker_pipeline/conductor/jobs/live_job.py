@@ -9,9 +9,8 @@ from typing import Literal, TypeVar
 
 from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.errors import CancelledJobError
-from broker_pipeline.messages.jobs import Flow, JobSpec
+from broker_pipeline.messages.jobs import FIRST, Flow, JobSpec, Turn
 from broker_pipeline.messages.sampling import SamplingSettings
-from broker_pipeline.scheduling.policies.fair_shares import FIRST, Turn
 from broker_pipeline.scheduling.policies.retries import RetryPolicy
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.storage.jobs import Delivery

@@ -13,23 +13,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from broker_pipeline.messages.jobs import Flow
+from broker_pipeline.messages.jobs import Flow, Turn
 
 INTERACTIVE_PER_BATCH = 15
 """Interactive jobs that go before each batch job that waits."""
 _MOST_REMEMBERED = 10_000
-
-
-class Turn(NamedTuple):
-    """Place of a job among those that wait: interactive ones first, then by tag."""
-
-    is_batch: bool = False
-    tag: float = 0.0
-
-
-FIRST = Turn()
 
 
 @dataclass(slots=True, eq=False)
