@@ -217,8 +217,8 @@ class JobQueue:
     async def pull(self, timeout_s: float = 1.0, num_wanted: int = 1, plan: Plan | None = None) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
-        Up to `num_wanted` that are there are asked for together, of the flows that `plan` says, or of each some: whoever
-        asks for many calls as often, and soon.
+        Up to `num_wanted` that are there are asked for together, of the flows that `plan` says, or some of each:
+        whoever asks for many calls as often, and soon.
 
         May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
         `TransportError` when the server cannot be reached, or has lost the queue and has no room for another.
