@@ -236,11 +236,10 @@ class JobQueue:
         while (msg := self._puller.take_arrived(loop.time())) is None:
             self._calls.clear()
             await self._stream.outlasting_loss(lambda: self._fetch(num_wanted, plan))
-            remaining_s = deadline - loop.time()
-            if not self._puller.has_arrived and remaining_s <= 0:
-                return None
             if not self._puller.has_arrived:
-                await self._calls.wait(min(remaining_s, _LOOK_EVERY_S))
+                is_called = await self._calls.wait(min(deadline - loop.time(), _LOOK_EVERY_S))
+                if not is_called and loop.time() >= deadline:
+                    return None
         return msg
 
     async def _fetch(self, num_wanted: int, plan: Plan) -> None:
@@ -310,10 +309,12 @@ class _Calls:
     def clear(self) -> None:
         self._called.clear()
 
-    async def wait(self, timeout_s: float) -> None:
+    async def wait(self, timeout_s: float) -> bool:
+        """Return whether somebody has called since the last `clear`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._called.wait()
+        return self._called.is_set()
 
     async def _on_call(self, _: Msg) -> None:
         self._called.set()
