@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+_NOBODY = "="
+"""In place of an empty tenant; no name of one has it."""
+
 
 def worker_root(namespace: str, pipeline: str, worker: str, instance: str) -> str:
     """Root of one instance's subjects; this is `WorkerRecord.subject`."""
@@ -86,9 +89,29 @@ def job_events(namespace: str, job_id: str, kind: str = "*") -> str:
     return f"{namespace}.events.{job_id}.{kind}"
 
 
-def job_queue_subject(namespace: str) -> str:
-    """Subject of the work queue's messages."""
-    return f"{namespace}.queue.jobs"
+def job_queue_subjects(namespace: str) -> list[str]:
+    """Subjects of all the work queue's messages."""
+    return [f"{namespace}.queue.jobs", f"{namespace}.queue.jobs.*.*"]
+
+
+def job_queue_subject(namespace: str, priority: str = "interactive", tenant: str = "") -> str:
+    """Subject of the work queue's messages of one flow.
+
+    Nobody's interactive jobs have the one of all jobs in earlier releases, so that those are run as well.
+    """
+    root = f"{namespace}.queue.jobs"
+    return root if (priority, tenant) == ("interactive", "") else f"{root}.{priority}.{tenant or _NOBODY}"
+
+
+def job_flow(namespace: str, subject: str) -> tuple[str, str]:
+    """Return priority and tenant of the flow with this subject."""
+    priority, _, tenant = subject.removeprefix(f"{namespace}.queue.jobs").removeprefix(".").partition(".")
+    return priority or "interactive", tenant.replace(_NOBODY, "")
+
+
+def job_calls(namespace: str) -> str:
+    """Empty messages that say that there is a job in the queue."""
+    return f"{namespace}.queue.calls"
 
 
 def job_stream(namespace: str) -> str:
@@ -96,9 +119,9 @@ def job_stream(namespace: str) -> str:
     return f"{namespace}-jobs"
 
 
-def job_consumer(namespace: str, made_at: datetime) -> str:
-    """Return the name of the durable consumer that all conductors of a namespace pull from a stream made then."""
-    return f"{namespace}-conductors-{round(made_at.timestamp() * 1e6)}"
+def job_consumer(namespace: str, made_at: datetime, priority: str, tenant: str) -> str:
+    """Return the name of the durable consumer that all conductors pull a flow from, of a stream that was made then."""
+    return f"{namespace}-{priority}-{tenant or _NOBODY}-{round(made_at.timestamp() * 1e6)}"
 
 
 def media_stream(namespace: str, shard: int) -> str:

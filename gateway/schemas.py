@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import JobStatus, PixelBounds
+from broker_pipeline.messages.jobs import JobStatus, PixelBounds, Priority
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
@@ -88,6 +88,9 @@ class JobRequest(_Sized, frozen=True, kw_only=True):
     messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | None = None
     sampling: SamplingParams | None = None
     metadata: Metadata | None = None
+    priority: Annotated[
+        Priority, Meta(description="batch: what waits behind all interactive jobs, but for a small share")
+    ] = "interactive"
 
 
 class JobListQuery(_Body, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from broker_pipeline.conductor.jobs.job_run import JobRunner, RunLimits
 from broker_pipeline.conductor.jobs.left_deliveries import LeftDeliveries
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
 from broker_pipeline.conductor.jobs.other_shares import OtherShares
+from broker_pipeline.conductor.jobs.tenant_weights import TenantWeights
 from broker_pipeline.conductor.jobs.unqueued_jobs import UnqueuedJobs
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
@@ -34,7 +35,9 @@ from broker_pipeline.conductor.workers.roster_watch import RosterWatch
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.messages.control import Hello
 from broker_pipeline.scheduling.policies.admission import Admission, Load
+from broker_pipeline.scheduling.policies.fair_shares import FairShares
 from broker_pipeline.scheduling.scheduler import Scheduler
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.held_jobs import HeldJobs
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.jobs import JobQueue
@@ -72,6 +75,7 @@ class Parts:
         self.roster_watch = self._roster_watch()
         self.left = LeftDeliveries(transport, HeldJobs(redis, namespace), self.queue, term.share, term.epoch)
         self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
+        self.weights = TenantWeights(GatewayKeys(redis, namespace))
         self.others = OtherShares(term.num_shares, around.clock)
         self.puller = self._puller()
 
@@ -139,6 +143,7 @@ class Parts:
             admission=admission,
             load=self._load,
             retry_limits=settings.retry_limits,
+            shares=FairShares(self.weights.of, self.scheduler.first_waiting),
         )
 
     def _generation_builder(self, admission: Admission) -> GenerationBuilder:
@@ -167,6 +172,7 @@ class Parts:
             num_shares=self._term.num_shares(),
             num_routes=len(self.scheduler.routes.open_routes),
             room_tokens=self.scheduler.room(),
+            kv_tokens=self.scheduler.longest_session(),
             can_commit=self.committer.is_reachable,
             others_go_first=self.others.go_first,
         )

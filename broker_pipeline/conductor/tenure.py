@@ -37,6 +37,7 @@ class Tenure:
             "cancels": parts.cancels.run(),
             "reporter": self._reporter.run(),
             "unqueued jobs": parts.unqueued.run(),
+            "weights": parts.weights.run(),
         }
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(parts.left.run(), name="left deliveries")

@@ -1,7 +1,7 @@
 """Jobs: what a user asks for, and what becomes of it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -111,6 +111,27 @@ class ResponseOrigin(WireStruct, frozen=True, kw_only=True):
     """Whether its first message is for this response alone."""
 
 
+Priority = Literal["interactive", "batch"]
+"""Somebody waits for it; or it may wait for those."""
+
+
+class Flow(NamedTuple):
+    """Jobs that wait in one line of the queue: those of a tenant with one priority."""
+
+    priority: Priority = "interactive"
+    tenant: str = ""
+
+
+class Turn(NamedTuple):
+    """Place of a job among those that wait: interactive ones first, then by tag."""
+
+    is_batch: bool = False
+    tag: float = 0.0
+
+
+FIRST = Turn()
+
+
 class JobSpec(WireStruct, frozen=True, kw_only=True):
     """A job as it waits in the queue: whole, so that it can run even if Redis has forgotten it."""
 
@@ -128,6 +149,12 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     """What the sender calls a part, by its path here, where these differ: `images[0]` of `messages[0].content[0]`."""
 
     response: ResponseOrigin | None = None
+    priority: Priority = "interactive"
+
+    @property
+    def flow(self) -> Flow:
+        """The line of the queue that it waits in."""
+        return Flow(self.priority, self.tenant)
 
     def as_sent(self, failure: Failure) -> Failure:
         """Return a failure of the job that names a field as its sender wrote it."""

@@ -1,12 +1,17 @@
 """Keys to the gateway: whose they are, what they allow, and how much of it."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from broker_pipeline.messages.base import Name, PositiveCount, Seconds, WireReport
 
 Scope = Literal["submit", "read", "operate"]
 """Submit, retry and stop one's own jobs; see one's own jobs and the pipeline's state; do all of that with everybody's
 jobs, and drain workers."""
+
+
+Weight = Annotated[float, Meta(ge=0.01, le=100)]
 
 
 class KeyLimits(WireReport, frozen=True, kw_only=True):
@@ -28,3 +33,5 @@ class GatewayKey(WireReport, frozen=True, kw_only=True):
     scopes: tuple[Scope, ...]
     created_at: Seconds
     limits: KeyLimits = KeyLimits()
+    weight: Weight = 1.0
+    """What its tenant's jobs get where several tenants' wait, beside the others' weights: the most of its keys."""

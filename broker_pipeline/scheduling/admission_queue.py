@@ -1,6 +1,6 @@
 """Sessions that hold no KV yet: those being prepared for a route, and those that are prepared and wait for room. Pure.
 
-tentative.put ──► (prepared) ──► add ──► admit: the oldest job first, as long as there is room ──┬─► its lane
+tentative.put ──► (prepared) ──► add ──► admit: the job whose turn it is, as long as there is room ──┬─► its lane
      ▲                                                                                           │
      └──── take_resumed ◄──── one that was preempted and has no rows at the stages any more ◄────┘
 """
@@ -22,7 +22,7 @@ from broker_pipeline.scheduling.tentative_reservations import TentativeReservati
 
 
 class AdmissionQueue:
-    """Sessions in the order of their jobs, and the room that they will ask for."""
+    """Sessions in the order of their jobs' turns, and the room that they will ask for."""
 
     def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable) -> None:
         self._limits = limits
@@ -49,7 +49,7 @@ class AdmissionQueue:
         """Let a session wait that is prepared, or that was preempted."""
         session.waiting_since = now
         self.tentative.put(session.key.session, session.route, self.num_tokens(session))
-        bisect.insort(self._sessions, session, key=lambda waiting: waiting.order)
+        bisect.insort(self._sessions, session, key=lambda waiting: (waiting.turn, waiting.order))
 
     def take(self, session: str, route: Route, num_tokens: int) -> None:
         """Reserve room tentatively for a session to be prepared for a route; of one that idled, measure steps anew."""
@@ -95,10 +95,10 @@ class AdmissionQueue:
             self._sessions.remove(session)
 
     def admit(self, now: float, wanted: set[str]) -> None:
-        """Give KV to waiting sessions, the oldest job first, and put them into their lanes.
+        """Give KV to waiting sessions, by their turns, and put them into their lanes.
 
         One that has waited for `overtake_s` without there being room, or was preempted, keeps its workers' room from
-        all younger ones. On workers that are `wanted` by running sessions, there is room for nobody.
+        all behind it. On workers that are `wanted` by running sessions, there is room for nobody.
         """
         if all(len(lane.running) >= self._limits.max_sessions for lane in self._routes.lanes):
             return

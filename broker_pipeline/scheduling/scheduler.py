@@ -14,6 +14,7 @@ The idea of scheduling by tokens not computed yet, in place of prefill and decod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from broker_pipeline.errors import Failure, KVCapacityError, RouteLostError, StageError
@@ -142,6 +143,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sessions that are prepared, or were preempted, and wait for room."""
         return len(self._waiting)
+
+    def first_waiting(self, is_batch: bool) -> float:
+        """Return the tag of the first batch job, or of the first other one, that is prepared and waits for room."""
+        return next((each.turn.tag for each in self._waiting if each.turn.is_batch == is_batch), math.inf)
 
     @property
     def num_running(self) -> int:

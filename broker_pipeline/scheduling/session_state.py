@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_pipeline.messages.activation import VisualSpan
+from broker_pipeline.messages.jobs import FIRST, Turn
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
@@ -61,6 +62,8 @@ class SessionState:
     sampling: SamplingSettings
     num_kv_tokens: int
     """KV that it may come to need: prompt plus output limit."""
+    turn: Turn = FIRST
+    """Its place among those that wait for room, before `order`."""
     generated: list[int] = field(default_factory=list)
     is_alone: bool = False
     """Whether it must share no microbatch, since it was in one that failed."""

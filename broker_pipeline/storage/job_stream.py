@@ -1,15 +1,19 @@
-"""Stream and consumer under the job queue, made again where somebody has deleted them.
+"""Stream and consumers under the job queue, made again where somebody has deleted them.
 
-The consumer's name holds the time at which its stream was made. An acknowledgement names stream, consumer and number of
+    stream   NS.queue.jobs                      ──► consumer NS-interactive-=-…      nobody's interactive jobs
+             NS.queue.jobs.interactive.alice    ──► consumer NS-interactive-alice-…  one for each flow that has jobs,
+             NS.queue.jobs.batch.alice          ──► consumer NS-batch-alice-…        made when one is pulled first
+
+A consumer's name holds the time at which its stream was made. An acknowledgement names stream, consumer and number of
 a message: a late one would otherwise take another job of the same number out of a stream that was made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 from nats.js.api import (
@@ -22,16 +26,22 @@ from nats.js.api import (
     StreamConfig,
     StreamInfo,
 )
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import QueueFullError, RequestTimeoutError, TransportError
+from broker_pipeline.messages.jobs import Flow, Priority
 from broker_pipeline.storage.jetstream import ensure_stream, is_missing, jetstream_errors
 from broker_pipeline.wire.nats.jetstream import JetStream
 
 MAX_IN_PROGRESS = 65_536
 DUPLICATE_WINDOW_S = 120.0
 _HEADER_BYTES = 1024  # which the server counts as well
+_UNUSED_S = 3600.0
+"""After so long without anybody pulling from it, the server drops a consumer: of a tenant that has no jobs any more."""
+_CONSUMERS_PAGE = 256
+_OTHER_CONSUMERS = frozenset({10099, 10100})
+"""The server's errors where another consumer of the work queue has (some of) the same messages."""
 
 T = TypeVar("T")
 
@@ -50,7 +60,9 @@ class JobStream:
     ack_wait_s: float
     num_replicas: int
     _sets_limits: bool = False
-    _consumer: str | None = None
+    _consumers: set[str] = field(default_factory=set)
+    """Names of those that are there."""
+    _made_at: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -58,37 +70,51 @@ class JobStream:
         return subjects.job_stream(self.namespace)
 
     async def ensure(self, *, update: bool) -> None:
-        """Make stream and consumer; with `update`, give an existing stream these limits. Raises as `ensure_stream`."""
+        """Make the stream; with `update`, give an existing one these limits. Raises what `ensure_stream` raises."""
         self._sets_limits = update
-        info = await ensure_stream(self.jetstream, self._stream_config(), update=update)
-        self._consumer = subjects.job_consumer(self.namespace, _made_at(info))
-        with jetstream_errors(f"consumer {self._consumer}"):
-            if update and await self._has_consumer(self._consumer):
-                return  # how long a delivery may take is for those who pull to say
-            await self._drop_others(self._consumer)
-            # Creating a durable consumer that exists changes it where it may be changed.
-            await self.jetstream.add_consumer(self.name, self._consumer_config(self._consumer))
-
-    async def consumer(self) -> str:
-        """Return the name of the stream's consumer."""
-        if self._consumer is None:
-            self._consumer = subjects.job_consumer(self.namespace, await self.made_at())
-        return self._consumer
+        self._made_at = _made_at(await ensure_stream(self.jetstream, self._stream_config(), update=update))
 
     async def made_at(self) -> datetime:
         """Return when the stream was made."""
         with jetstream_errors("the job queue"):
             return _made_at(await self.jetstream.stream_info(self.name))
 
+    async def backlog(self) -> dict[Flow, int]:
+        """Return how many jobs each flow has that has any, those in progress included."""
+        with jetstream_errors("the job queue"):
+            info = await self.jetstream.stream_info(self.name, subjects_filter=">")
+        self._made_at = _made_at(info)
+        flows = ((subjects.job_flow(self.namespace, each), num) for each, num in (info.state.subjects or {}).items())
+        return {Flow(cast("Priority", priority), tenant): num for (priority, tenant), num in flows}
+
+    async def consumer(self, flow: Flow) -> str:
+        """Return the name of a flow's consumer, which is there then."""
+        name = subjects.job_consumer(self.namespace, self._made_at or await self.made_at(), *flow)
+        if name not in self._consumers:
+            await self._add_consumer(name, subjects.job_queue_subject(self.namespace, *flow))
+            self._consumers.add(name)
+        return name
+
+    async def num_in_progress(self) -> int:
+        """Count the jobs that were delivered and are not acknowledged."""
+        num_jobs = num_consumers = 0
+        with jetstream_errors("the job queue"):
+            while not num_consumers % _CONSUMERS_PAGE:
+                page = await self.jetstream.consumers_info(self.name, num_consumers)
+                num_jobs += sum(each.num_ack_pending or 0 for each in page)
+                num_consumers += len(page) or 1
+        return num_jobs
+
     async def outlasting_loss(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call; where that fails, see that stream and consumer are there, and call once more."""
+        """Call; where that fails, see that the stream is there and that consumers are, and call once more."""
         try:
             return await call()
         except RequestTimeoutError:
             raise
         except TransportError as error:
-            if await is_missing(self.jetstream, self.name, self._consumer):
-                log.warning("job_queue_lost", stream=self.name, consumer=self._consumer, reason=error.message)
+            self._consumers.clear()
+            if await is_missing(self.jetstream, self.name):
+                log.warning("job_queue_lost", stream=self.name, reason=error.message)
                 await self._make_again()
         return await call()
 
@@ -98,17 +124,21 @@ class JobStream:
         except QueueFullError as error:
             raise TransportError(f"the job queue was lost and has no room: {error.message}") from error
 
-    async def _has_consumer(self, name: str) -> bool:
-        try:
-            await self.jetstream.consumer_info(self.name, name)
-        except NotFoundError:
-            return False
-        return True
+    async def _add_consumer(self, name: str, subject: str) -> None:
+        config = self._consumer_config(name, subject)
+        with jetstream_errors(f"consumer {name}"):
+            try:  # creating a durable consumer that exists changes it where it may be changed
+                await self.jetstream.add_consumer(self.name, config)
+            except APIError as error:
+                if error.err_code not in _OTHER_CONSUMERS:
+                    raise
+                await self._drop_others(name, subject)
+                await self.jetstream.add_consumer(self.name, config)
 
-    async def _drop_others(self, name: str) -> None:
-        """Make way for the consumer: a work queue has one, and an earlier version gave it another name."""
+    async def _drop_others(self, name: str, subject: str) -> None:
+        """Make way for a consumer: an earlier release had one for everything."""
         for other in await self.jetstream.consumers_info(self.name):
-            if other.name != name:
+            if other.name != name and other.config.filter_subject in (None, "", subject):
                 log.warning("job_consumer_replaced", stream=self.name, consumer=other.name)
                 await self.jetstream.delete_consumer(self.name, other.name)
 
@@ -116,7 +146,7 @@ class JobStream:
         return StreamConfig(
             name=self.name,
             description="jobs of broker-pipeline that wait to be run",
-            subjects=[subjects.job_queue_subject(self.namespace)],
+            subjects=subjects.job_queue_subjects(self.namespace),
             retention=RetentionPolicy.WORK_QUEUE,
             storage=StorageType.FILE,
             discard=DiscardPolicy.NEW,
@@ -127,14 +157,16 @@ class JobStream:
             num_replicas=self.num_replicas,
         )
 
-    def _consumer_config(self, name: str) -> ConsumerConfig:
+    def _consumer_config(self, name: str, subject: str) -> ConsumerConfig:
         return ConsumerConfig(
             durable_name=name,
+            filter_subject=subject,
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self.ack_wait_s,
             max_deliver=-1,
             max_ack_pending=MAX_IN_PROGRESS,
+            inactive_threshold=_UNUSED_S,
         )
 
 

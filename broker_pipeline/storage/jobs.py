@@ -1,16 +1,22 @@
 """The queue of jobs: a JetStream work queue that every conductor pulls from.
 
-    publish ──► stream (file, work queue, refuses when full) ──► one durable consumer ──► pull ──► ack: gone
-                                                                      ▲                     │
+    publish ──► stream (file, work queue, refuses when full) ──► a durable consumer ──► pull ──► ack: gone
+        │                                                        for each flow               │
+        └── call ──► whoever waits for a job                          ▲                      │
                                                                       └── ack_wait passed, or retry(delay)
+
+Whoever pulls looks how many jobs each flow has, and decides by a plan how many to ask which flow for. Nobody keeps a
+request open: without jobs, a pull waits for a call and, since that may be lost, looks again every half second.
 
 At least once: a job is gone only when its acknowledgement has reached the server. A delivery that lasts says
 `in_progress` more often than every `ack_wait_s`, so that the job of a conductor that dies comes back that soon. An
 acknowledgement is no fence (the server takes a late one as well): what a late conductor may still write is decided
 by the attempt in Redis.
 
-What somebody deletes is made again by whoever misses it first (see `job_stream`): a new consumer delivers all jobs that
-the stream still has.
+What somebody deletes is made again by whoever misses it first (see `job_stream`): a new consumer delivers all jobs of
+its flow that the stream still has.
+
+The message of a job does not say its priority, its subject does: conductors of earlier releases can run it as well.
 
 The server is given no `max_deliver`: messages beyond it would stay in a work queue, delivered to nobody. How often a
 job may be delivered is for the conductor to decide, from `Delivery.num_deliveries`.
@@ -20,21 +26,27 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import cast
 
 import msgspec
+import nats.errors
 import structlog
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerInfo, PubAck
+from nats.aio.subscription import Subscription
+from nats.js.api import PubAck
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError, TransportError
-from broker_pipeline.messages.jobs import JobSpec
+from broker_pipeline.messages.jobs import Flow, JobSpec, Priority
+from broker_pipeline.scheduling.policies.fair_shares import FairShares
 from broker_pipeline.storage.jetstream import jetstream_errors
 from broker_pipeline.storage.job_stream import JobStream
 from broker_pipeline.storage.pull_subscription import PullSubscription
+from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -46,7 +58,12 @@ ACK_WAIT_S = 10.0
 _MSG_ID_HEADER = "Nats-Msg-Id"
 _DELIVERY = re.compile(r"\$JS\.ACK(\.[^.*>\s]+)+")
 
+_LOOK_EVERY_S = 0.5
+"""How often somebody who waits for a job looks without being called: a retried job calls nobody."""
+
 OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
+Plan = Callable[[Mapping[Flow, int], int], Mapping[Flow, int]]
+"""Says of the jobs of each flow, those in progress included, how many to ask for, so many in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,7 @@ class JobQueue:
         """Tell `on_unreadable(job_id, error)` of messages that hold no job, before they are dropped."""
         self.ack_wait_s = ack_wait_s
         self._jetstream = transport.jetstream()
-        self._subject = subjects.job_queue_subject(namespace)
+        self._namespace = namespace
         self._on_unreadable = on_unreadable
         self._stream = JobStream(
             jetstream=self._jetstream,
@@ -128,6 +145,8 @@ class JobQueue:
             num_replicas=num_replicas,
         )
         self._puller = PullSubscription(self._jetstream, self._stream.name, ack_wait_s)
+        self._calls = _Calls(self._jetstream, subjects.job_calls(namespace))
+        self._turn = asyncio.Lock()
 
     @property
     def max_job_bytes(self) -> int:
@@ -135,7 +154,7 @@ class JobQueue:
         return min(MAX_JOB_BYTES, self._jetstream.max_message_bytes)
 
     async def ensure(self, *, update: bool = True) -> None:
-        """Make stream and consumer; with `update`, give existing ones this queue's limits.
+        """Make the stream; with `update`, give an existing one this queue's limits.
 
         Those who only pull leave the limits to those who publish: `update=False`. Raises what `ensure_stream` raises.
         """
@@ -153,28 +172,29 @@ class JobQueue:
         `TransportError` when the server does not answer (whether it has the job is then unknown; publishing again
         is safe).
         """
-        content = msgspec.json.encode(spec)
+        content = msgspec.json.encode(msgspec.structs.replace(spec, priority="interactive"))
+        subject = subjects.job_queue_subject(self._namespace, *spec.flow)
         if len(content) > self.max_job_bytes:
             raise PayloadTooLargeError(f"the job has {len(content)} bytes; the queue takes {self.max_job_bytes}")
         headers = {_MSG_ID_HEADER: f"{spec.job_id}.{occasion}" if occasion else spec.job_id}
 
         async def send() -> PubAck:
             with jetstream_errors("the job queue"):
-                return await self._jetstream.publish(self._subject, content, stream=self._stream.name, headers=headers)
+                return await self._jetstream.publish(subject, content, stream=self._stream.name, headers=headers)
 
-        return not (await self._stream.outlasting_loss(send)).duplicate
+        answer = await self._stream.outlasting_loss(send)
+        await self._calls.call()
+        return not answer.duplicate
 
     async def depth(self) -> QueueDepth:
         """Count the jobs in the queue."""
 
-        async def ask() -> ConsumerInfo:
-            consumer = await self._stream.consumer()
-            with jetstream_errors("the job queue"):
-                info: ConsumerInfo = await self._jetstream.consumer_info(self._stream.name, consumer)
-            return info
+        async def ask() -> tuple[int, int]:
+            backlog = await self._stream.backlog()
+            return sum(backlog.values()), await self._stream.num_in_progress()
 
-        info = await self._stream.outlasting_loss(ask)
-        return QueueDepth(num_waiting=info.num_pending or 0, num_in_progress=info.num_ack_pending or 0)
+        num_jobs, num_in_progress = await self._stream.outlasting_loss(ask)
+        return QueueDepth(num_waiting=max(0, num_jobs - num_in_progress), num_in_progress=num_in_progress)
 
     async def hand_back(self, delivery: str) -> None:
         """Have a job delivered again at once whose `delivery` (its name) a process had that is gone.
@@ -185,6 +205,7 @@ class JobQueue:
             raise TransportError(f"{delivery[:64]!r} is no delivery")
         with jetstream_errors("handing a job back"):
             await self._jetstream.client.publish(delivery, b"-NAK")
+        await self._calls.call()
 
     # --- pulling ---
 
@@ -193,23 +214,42 @@ class JobQueue:
         """Whether a job is here already, which `pull` returns without asking the server."""
         return self._puller.has_arrived
 
-    async def pull(self, timeout_s: float = 1.0, num_wanted: int = 1) -> Delivery | None:
+    async def pull(self, timeout_s: float = 1.0, num_wanted: int = 1, plan: Plan | None = None) -> Delivery | None:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
-        Up to `num_wanted` that are there share a request: whoever asks for many calls as often, and soon.
+        Up to `num_wanted` that are there are asked for together, of the flows that `plan` says, or some of each:
+        whoever asks for many calls as often, and soon.
 
         May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
         `TransportError` when the server cannot be reached, or has lost the queue and has no room for another.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-
-        async def ask() -> Msg | None:
-            return await self._puller.next(await self._stream.consumer(), deadline, num_wanted)
-
-        while (msg := await self._stream.outlasting_loss(ask)) is not None:
-            if delivery := await self._delivery(msg):
-                return delivery
+        plan = plan or FairShares().plan
+        async with self._turn:
+            while (msg := await self._next(deadline, num_wanted, plan)) is not None:
+                if delivery := await self._delivery(msg):
+                    return delivery
         return None
+
+    async def _next(self, deadline: float, num_wanted: int, plan: Plan) -> Msg | None:
+        loop = asyncio.get_running_loop()
+        while (msg := self._puller.take_arrived(loop.time())) is None:
+            self._calls.clear()
+            await self._stream.outlasting_loss(lambda: self._fetch(num_wanted, plan))
+            if not self._puller.has_arrived:
+                is_called = await self._calls.wait(min(deadline - loop.time(), _LOOK_EVERY_S))
+                if not is_called and loop.time() >= deadline:
+                    return None
+        return msg
+
+    async def _fetch(self, num_wanted: int, plan: Plan) -> None:
+        """Ask for jobs that are there. Where fewer come of a flow, the others are in progress: of other flows then."""
+        backlog = await self._stream.backlog()
+        while num_wanted > 0 and (planned := plan(backlog, num_wanted)):
+            consumers = {await self._stream.consumer(flow): flow for flow in planned}
+            for name, num in (await self._puller.fetch({name: planned[consumers[name]] for name in consumers})).items():
+                flow, num_wanted = consumers[name], num_wanted - num
+                backlog[flow] -= num if num == planned[flow] else backlog[flow]
 
     async def _delivery(self, msg: Msg) -> Delivery | None:
         try:
@@ -217,6 +257,8 @@ class JobQueue:
         except (msgspec.MsgspecError, ValueError) as error:
             await self._drop_unreadable(msg, MalformedEnvelopeError(f"the queue holds what is no job: {error}"))
             return None
+        priority, _ = subjects.job_flow(self._namespace, msg.subject)
+        spec = msgspec.structs.replace(spec, priority=cast("Priority", priority))
         return Delivery(spec, msg.metadata.num_delivered, msg)
 
     async def _drop_unreadable(self, msg: Msg, error: MalformedEnvelopeError) -> None:
@@ -229,6 +271,7 @@ class JobQueue:
 
     async def __aenter__(self) -> JobQueue:
         await self._puller.open()
+        await self._calls.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -236,4 +279,42 @@ class JobQueue:
 
     async def close(self) -> None:
         """Stop pulling, and requeue what has arrived but was taken by nobody."""
+        await self._calls.close()
         await self._puller.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Calls:
+    """Word between those who add jobs and those who wait for one; it may be lost."""
+
+    jetstream: JetStream
+    subject: str
+    _called: asyncio.Event = field(default_factory=asyncio.Event)
+    _subscription: Subscription | None = None
+
+    async def call(self) -> None:
+        with suppress(nats.errors.Error, OSError):  # whoever waits looks by itself soon
+            await self.jetstream.client.publish(self.subject)
+
+    async def open(self) -> None:
+        with jetstream_errors("the job queue"):
+            self._subscription = await self.jetstream.client.subscribe(self.subject, cb=self._on_call)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            with suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
+            self._subscription = None
+
+    def clear(self) -> None:
+        self._called.clear()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Return whether somebody has called since the last `clear`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._called.wait()
+        return self._called.is_set()
+
+    async def _on_call(self, _: Msg) -> None:
+        self._called.set()

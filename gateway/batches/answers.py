@@ -159,7 +159,7 @@ class Answers:
 
         draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
         contents = tuple(await self._pictures.load(draft, limits))
-        submission = Submission(draft, contents, asked.key, asked.tenant)
+        submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
         return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id
 
     async def _written(self, asked: Asked, record: JobRecord) -> Answer:

@@ -17,6 +17,7 @@ from broker_pipeline.messages.jobs import (
     ImagePart,
     MediaRef,
     PixelBounds,
+    Priority,
     ResponseOrigin,
     TextPart,
     VideoFilePart,
@@ -118,6 +119,7 @@ class JobDraft:
     """What the request calls parts of the conversation, by their paths in it, where these differ."""
     template: TemplateOptions = field(default_factory=TemplateOptions)
     response: ResponseOrigin | None = None
+    priority: Priority = "interactive"
 
     @property
     def is_fetched(self) -> bool:

@@ -41,7 +41,14 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
     check_media(messages, sources, limits)
     if not any(isinstance(part, ImagePlace) for message in messages for part in message.content):
         _refuse_bounds(request)
-    return JobDraft(messages, tuple(sources), request.sampling or SamplingParams(), request.metadata or {}, sent_as)
+    return JobDraft(
+        messages,
+        tuple(sources),
+        request.sampling or SamplingParams(),
+        request.metadata or {},
+        sent_as,
+        priority=request.priority,
+    )
 
 
 def _refuse_bounds(request: JobRequest) -> None:

@@ -6,6 +6,7 @@ prompt    text
 metadata  a JSON object
 request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
 min_pixels, max_pixels  numbers
+priority  interactive or batch
 NAME      a sampling field by its own name: temperature, max_tokens, …; lists are repeated, objects are JSON
 """
 
@@ -149,9 +150,9 @@ def job_request(form: Form) -> JobRequest:
     fields = dict(form.fields)
     prompt = fields.pop("prompt", None)
     metadata = fields.pop("metadata", None)
-    bounds = {name: _single(name, fields.pop(name)) for name in BOUNDS if name in fields}
+    plain = {name: _single(name, fields.pop(name)) for name in (*BOUNDS, "priority") if name in fields}
     return msgspec.structs.replace(
-        convert_strings(bounds, JobRequest),
+        convert_strings(plain, JobRequest),
         prompt=None if prompt is None else _single("prompt", prompt),
         sampling=_sampling(fields),
         metadata=None if metadata is None else _metadata(_single("metadata", metadata)),

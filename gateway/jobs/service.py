@@ -190,4 +190,5 @@ def _spec(job_id: str, draft: JobDraft, refs: Sequence[MediaRef], tenant: str = 
         metadata=draft.metadata,
         tenant=tenant,
         sent_as=draft.sent_as,
+        priority=draft.priority,
     )

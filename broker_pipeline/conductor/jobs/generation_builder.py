@@ -88,6 +88,7 @@ class GenerationBuilder:
         session = SessionState(
             key=key,
             order=job.order,
+            turn=job.turn,
             route=route,
             prompt=prompt,
             sampling=of_output(choice, job.sampling, answer_begins_after=self._answer_begins_after(job)),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from broker_pipeline.conductor.jobs.job_run import JobRunner
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.errors import TransportError
+from broker_pipeline.messages.jobs import Flow
 from broker_pipeline.scheduling.policies.admission import Admission, Load
+from broker_pipeline.scheduling.policies.fair_shares import FairShares
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.storage.jobs import Delivery, JobQueue
 
@@ -35,6 +38,7 @@ class JobPuller:
     load: Callable[[], Load]
     """Says what the conductor has on its hands at this moment."""
     retry_limits: RetryLimits
+    shares: FairShares = field(default_factory=FairShares)
     waits_for: str | None = None
     """Why no job is taken at this moment."""
     _orders: Iterator[int] = field(default_factory=itertools.count, init=False)
@@ -63,8 +67,10 @@ class JobPuller:
             if self.waits_for is not None and not self.queue.has_arrived:  # there was room when these were asked for
                 await asyncio.sleep(_ROOM_POLL_S)
                 continue
+            num_wanted, num_batch = self.admission.num_wanted(load), self.admission.num_batch_wanted(load)
+            wait_s = _PULL_S if num_batch else _ROOM_POLL_S
             try:
-                delivery = await self.queue.pull(_PULL_S, self.admission.num_wanted(load))
+                delivery = await self.queue.pull(wait_s, num_wanted, partial(self._plan, num_batch=num_batch))
             except TransportError as error:
                 self._note_queue(error)
                 await asyncio.sleep(_PAUSE_S)
@@ -73,6 +79,11 @@ class JobPuller:
             if delivery is not None:
                 self._take(delivery, tasks)
 
+    def _plan(self, backlog: Mapping[Flow, int], num_wanted: int, *, num_batch: int) -> dict[Flow, int]:
+        """Say how many jobs to take of which flow, whose `backlog` counts those in progress as well."""
+        held = self.live.flows
+        return self.shares.plan({flow: num - held[flow] for flow, num in backlog.items()}, num_wanted, num_batch)
+
     def _take(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> None:
         job_id = delivery.spec.job_id
         if held := self.live.get(job_id):
@@ -80,7 +91,8 @@ class JobPuller:
             log.info("job_delivered_again", job=job_id, num_deliveries=delivery.num_deliveries)
             held.delivery = delivery
             return
-        job = LiveJob(delivery, next(self._orders), RetryPolicy(self.retry_limits))
+        turn = self.shares.take(delivery.spec.flow)
+        job = LiveJob(delivery, next(self._orders), RetryPolicy(self.retry_limits), turn)
         self.live.add(job)
         self._tasks[job] = task = tasks.create_task(self.runner.run(job), name=f"job {job_id}")
         task.add_done_callback(lambda _: self._let_go(job))

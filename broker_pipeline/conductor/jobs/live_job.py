@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.errors import CancelledJobError
-from broker_pipeline.messages.jobs import JobSpec
+from broker_pipeline.messages.jobs import FIRST, Flow, JobSpec, Turn
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.policies.retries import RetryPolicy
 from broker_pipeline.scheduling.session_state import PreparedPrompt
@@ -28,6 +28,8 @@ class LiveJob:
     order: int
     retries: RetryPolicy
     """What its computation has been through."""
+    turn: Turn = FIRST
+    """Its place among the jobs that wait for room."""
     prompt: PreparedPrompt | None = None
     """Once prepared; a replay of a job without pictures needs no other."""
     sampling: SamplingSettings | None = None
@@ -100,6 +102,8 @@ class LiveJobs:
     def __init__(self) -> None:
         self._jobs: dict[str, LiveJob] = {}
         self._phases: Counter[Phase] = Counter()
+        self.flows: Counter[Flow] = Counter()
+        """How many there are of each flow."""
         self.num_finished: Counter[str] = Counter()
         self.num_replays = 0
 
@@ -116,12 +120,14 @@ class LiveJobs:
     def add(self, job: LiveJob) -> None:
         """Hold a job."""
         self._jobs[job.job_id] = job
+        self.flows[job.spec.flow] += 1
         job.count_in(self._phases)
 
     def remove(self, job: LiveJob) -> None:
         """Hold a job no more."""
         if self._jobs.pop(job.job_id, None) is not None:
             self._phases[job.phase] -= 1
+            self.flows -= Counter((job.spec.flow,))  # which drops those of which there are none
 
     def count(self, phase: Phase) -> int:
         """Return the number of jobs in a phase."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 _EMA_WEIGHT = 0.05
 _MOST_AT_A_TIME = 16
+_BATCH_SHARE = 0.75
+"""Of what may be held ahead of the stages, the most that batch jobs are taken for."""
+_KEPT_JOBS, _KEPT_KV_SHARE = 8, 1 / 16
+"""KV that batch jobs leave to interactive ones: what so many need, but no more than this share of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Load:
     num_routes: int
     room_tokens: int
     can_commit: bool
+    kv_tokens: int = 0
+    """KV of the largest route, free or not."""
     num_shares: int = 1
     """Shares of the pipeline; they ask the same vision workers, each for about as much."""
     others_go_first: bool = False
@@ -81,15 +88,23 @@ class Admission:
 
     def num_wanted(self, load: Load) -> int:
         """Return how many jobs to ask for at a time, where one should be taken: so many can begin soon."""
+        return max(1, self._most(load, 1.0))
+
+    def num_batch_wanted(self, load: Load) -> int:
+        """Return how many of these may be batch jobs: an interactive one that comes next finds room as well."""
+        if not load.num_preparing + load.num_waiting:
+            return self.num_wanted(load)
+        kept_tokens = min(_KEPT_JOBS * self.expected_tokens, int(_KEPT_KV_SHARE * load.kv_tokens))
+        return max(0, self._most(replace(load, room_tokens=load.room_tokens - kept_tokens), _BATCH_SHARE))
+
+    def _most(self, load: Load, share: float) -> int:
+        """Return how many jobs more there is room for in this share of the limits."""
         limits = self._limits
         num_preparing = limits.max_preparing_per_vision_worker * load.num_vision_workers // load.num_shares
-        return max(
-            1,
-            min(
-                _MOST_AT_A_TIME,
-                limits.max_jobs - load.num_jobs,
-                num_preparing - load.num_preparing,
-                limits.max_waiting * load.num_routes - load.num_waiting,
-                load.room_tokens // self.expected_tokens,
-            ),
+        return min(
+            _MOST_AT_A_TIME,
+            math.ceil(share * limits.max_jobs) - load.num_jobs,
+            math.ceil(share * num_preparing) - load.num_preparing,
+            math.ceil(share * limits.max_waiting * load.num_routes) - load.num_waiting,
+            load.room_tokens // self.expected_tokens,
         )

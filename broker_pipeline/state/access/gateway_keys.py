@@ -66,6 +66,13 @@ class GatewayKeys:
             keys = {name.decode(): _decode(row) for name, row in rows.items()}
         return dict(sorted(keys.items(), key=lambda item: item[1].created_at))
 
+    async def weights(self) -> dict[str, float]:
+        """Return the weight of each tenant that has a key."""
+        weights: dict[str, float] = {}
+        for key in (await self.list()).values():
+            weights[key.tenant] = max(key.weight, weights.get(key.tenant, 0.0))
+        return weights
+
     async def revoke(self, chosen: str) -> dict[str, GatewayKey]:
         """Withdraw all keys of a tenant, or the one whose hash begins like this; return them.
 

@@ -64,6 +64,7 @@ def command() -> None:
     Examples:
       broker-pipeline keys create alice
       broker-pipeline keys create nightly --requests-per-minute 600 --max-queued 100000
+      broker-pipeline keys create research --weight 3
       broker-pipeline keys create me --scope operate --redis-url redis://broker:6379
       broker-pipeline keys revoke alice
     """
@@ -85,11 +86,19 @@ def command() -> None:
 @_limit("--tokens-per-minute", "Tokens of texts and of outputs at their longest, each minute.")
 @_limit("--max-parallel", "Requests that submit work under way at the same time.")
 @_limit("--max-queued", "Jobs of its tenant that wait.")
+@option(
+    "--weight",
+    default=1.0,
+    type=click.FloatRange(0.01, 100),
+    envvar=None,
+    show_envvar=False,
+    help="Share of its tenant's jobs beside other tenants' that wait: 3 gets three times what 1 gets.",
+)
 @_shared
-def create(tenant: str, scopes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def create(tenant: str, scopes: tuple[str, ...], weight: float, as_json: bool, **options: Any) -> None:
     """Make a key and print it: nobody sees it a second time."""
     limits = {name: options[name] for name in KeyLimits.__struct_fields__}
-    named = {"tenant": tenant, "scopes": scopes, "created_at": time.time(), "limits": limits}
+    named = {"tenant": tenant, "scopes": scopes, "created_at": time.time(), "limits": limits, "weight": weight}
     key = parse_settings(GatewayKey, named)
     secret = _run(options, lambda keys: keys.create(key))
     click.echo(msgspec.json.encode({"key": secret, **msgspec.to_builtins(key)}) if as_json else secret)
@@ -138,10 +147,10 @@ def _redis_of_up(data_dir: Path | None) -> str:
 
 
 def _table(keys: dict[str, GatewayKey]) -> Table:
-    table = Table("id", "tenant", "scopes", "made", "limits", box=None, pad_edge=False)
+    table = Table("id", "tenant", "scopes", "made", "weight", "limits", box=None, pad_edge=False)
     for name, key in keys.items():
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
         limits = {name: value for name, value in msgspec.structs.asdict(key.limits).items() if value is not None}
         shown = ", ".join(f"{name} {value}" for name, value in limits.items())
-        table.add_row(name[:ID_LENGTH], key.tenant, " ".join(key.scopes), made, shown or "none")
+        table.add_row(name[:ID_LENGTH], key.tenant, " ".join(key.scopes), made, f"{key.weight:g}", shown or "none")
     return table

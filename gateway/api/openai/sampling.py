@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.base import TokenId
+from broker_pipeline.messages.jobs import Priority
 from broker_pipeline.messages.sampling import (
     MAX_BAD_WORDS,
     MAX_BIASES,
@@ -63,6 +64,8 @@ class SamplingRequest(Lenient, frozen=True, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     metadata: Metadata | None = None
+    service_tier: str | None = None
+    """`flex` asks for a batch job's priority; the others change nothing."""
 
 
 REFUSED: dict[str, str] = {
@@ -103,6 +106,11 @@ def refuse_unsupported(body: bytes) -> None:
         for name, why in REFUSED.items():
             if getattr(sent, name) not in (None, False):
                 raise InvalidRequestError(f"this {why}", field=name)
+
+
+def priority_of(request: SamplingRequest) -> Priority:
+    """Return the priority that a service tier stands for: `flex` is OpenAI's for what may wait."""
+    return "batch" if request.service_tier == "flex" else "interactive"
 
 
 def sampling_of(

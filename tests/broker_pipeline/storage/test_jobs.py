@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from nats.js.api import ConsumerInfo
 
 from broker_pipeline import subjects
@@ -21,7 +23,7 @@ from broker_pipeline.errors import (
     RequestTimeoutError,
     TransportError,
 )
-from broker_pipeline.messages.jobs import ChatMessage, JobSpec, TextPart
+from broker_pipeline.messages.jobs import ChatMessage, Flow, JobSpec, TextPart
 from broker_pipeline.storage.jobs import JobQueue, QueueDepth
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
@@ -34,12 +36,10 @@ def spec(job_id: str, text: str = "hello") -> JobSpec:
 
 
 async def until_pulling(transport: Transport, namespace: str) -> None:
-    """Wait until the server has a request for a job."""
-
-    async def is_asked() -> bool:
-        return bool((await consumer_info(transport, namespace)).num_waiting)
-
-    await eventually(is_asked)
+    """Wait until somebody looks for a job."""
+    looks = await transport.jetstream().client.subscribe(f"$JS.API.STREAM.INFO.{subjects.job_stream(namespace)}")
+    await looks.next_msg(timeout=10.0)
+    await looks.unsubscribe()
 
 
 async def consumer_info(transport: Transport, namespace: str) -> ConsumerInfo:
@@ -84,19 +84,43 @@ async def test_an_empty_queue_takes_the_time_it_was_given(queue: JobQueue) -> No
     assert 1.2 < time.monotonic() - started < 2.0
 
 
-async def test_a_waiting_puller_gets_a_job_at_once(queue: JobQueue, transport: Transport, namespace: str) -> None:
-    pull = asyncio.create_task(queue.pull(5.0))
+async def test_a_waiting_puller_is_called(
+    queue: JobQueue, transport: Transport, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_pipeline.storage.jobs._LOOK_EVERY_S", 60.0)
+    pull = asyncio.create_task(queue.pull(30.0))
     await until_pulling(transport, namespace)
     started = time.monotonic()
     await queue.publish(spec("a"))
-    delivery = await pull
-    assert delivery is not None
-    assert time.monotonic() - started < 0.5
+    assert await pull is not None
+    assert time.monotonic() - started < 10.0
+
+
+async def test_whoever_was_not_called_looks_by_itself(queue: JobQueue, transport: Transport, namespace: str) -> None:
+    """A call may be lost, and other publishers do not call."""
+    pull = asyncio.create_task(queue.pull(30.0))
+    await until_pulling(transport, namespace)
+    content = msgspec.json.encode(spec("a"))
+    await transport.jetstream().publish(subjects.job_queue_subject(namespace), content)
+    assert await pull is not None
+
+
+async def test_one_who_waits_asks_for_little(queue: JobQueue, transport: Transport) -> None:
+    for number in range(5):
+        await queue.publish(replace(spec(f"job-{number}"), tenant=f"tenant-{number}"))
+        assert await queue.pull(5.0) is not None
+    asked = await transport.jetstream().client.subscribe("$JS.API.>")
+    started = time.monotonic()
+    assert await queue.pull(2.0) is None
+    looks = (time.monotonic() - started) / 0.5 + 2
+    assert asked.pending_msgs <= looks * (1 + 5), "the jobs in progress may come back: each is asked for in turn"
 
 
 async def test_several_jobs_that_are_there_share_a_request(
     queue: JobQueue, transport: Transport, namespace: str
 ) -> None:
+    await queue.publish(spec("first"))
+    assert await queue.pull(5.0) is not None
     subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue._stream.name}.>"
     asked = await transport.jetstream().client.subscribe(subject)
     for number in range(20):
@@ -259,17 +283,15 @@ async def test_a_cancelled_pull_loses_no_job(queue: JobQueue) -> None:
 async def test_closing_puts_back_what_nobody_took(transport: Transport, namespace: str) -> None:
     queue = JobQueue(transport, namespace, ack_wait_s=30.0)
     await queue.ensure()
+    for job_id in "ab":
+        await queue.publish(spec(job_id))
     async with queue:
-        pull = asyncio.create_task(queue.pull(5.0))
-        await until_pulling(transport, namespace)
-        pull.cancel()
-        await asyncio.gather(pull, return_exceptions=True)
-        await queue.publish(spec("a"))  # answers the request that the cancelled pull left open
-        await eventually(lambda: not queue._puller._arrived.empty())
+        assert await queue.pull(5.0, num_wanted=2) is not None
+        await eventually(lambda: queue.has_arrived)
     async with JobQueue(transport, namespace) as next_queue:
         delivery = await next_queue.pull(3.0)
         assert delivery is not None
-        assert delivery.num_deliveries == 2
+        assert (delivery.spec.job_id, delivery.num_deliveries) == ("b", 2)
 
 
 async def test_what_is_no_job_is_told_and_dropped(transport: Transport, namespace: str) -> None:
@@ -304,13 +326,18 @@ async def test_ensure_again_keeps_jobs_and_changes_limits(transport: Transport, 
         await queue.publish(spec("b"))
     await queue.ensure()
     await queue.publish(spec("b"))
+    async with queue:
+        assert await queue.pull() is not None
     info = await consumer_info(transport, namespace)
-    assert (info.config.ack_wait, info.num_pending) == (7.0, 2)
+    assert (info.config.ack_wait, await queue.depth()) == (7.0, QueueDepth(num_waiting=1, num_in_progress=1))
 
 
 async def test_how_long_a_delivery_may_take_is_for_those_who_pull(transport: Transport, namespace: str) -> None:
     puller, publisher = JobQueue(transport, namespace, ack_wait_s=3.0), JobQueue(transport, namespace)
     await puller.ensure(update=False)
+    await publisher.publish(spec("a"))
+    async with puller:
+        assert await puller.pull() is not None
     await publisher.ensure()
     assert (await consumer_info(transport, namespace)).config.ack_wait == 3.0
 
@@ -338,17 +365,59 @@ async def test_a_queue_for_which_there_is_no_room_is_away(transport: Transport, 
             await queue.pull(0.1)
 
 
-async def test_a_consumer_under_an_earlier_name_makes_way(transport: Transport, namespace: str) -> None:
-    """A work queue has one consumer; jobs that were given to it are given again."""
+async def test_jobs_of_an_earlier_release_are_run(transport: Transport, namespace: str) -> None:
+    """It had one subject and one consumer; what that had delivered is delivered again."""
+    jetstream, stream, subject = transport.jetstream(), subjects.job_stream(namespace), f"{namespace}.queue.jobs"
+    await jetstream.add_stream(name=stream, subjects=[subject], retention="workqueue", duplicate_window=120.0)
+    old = await jetstream.add_consumer(stream, durable_name=f"{namespace}-conductors-17", ack_policy="explicit")
+    await jetstream.publish(
+        subject,
+        b'{"job_id":"old","created_at":1.0,"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]}',
+    )
+    async with JobQueue(transport, namespace) as queue:
+        await queue.ensure()
+        await queue.publish(replace(spec("new"), tenant="alice", priority="batch"))
+        pulled = [await queue.pull(5.0) for _ in range(2)]
+        assert [delivery.spec.job_id for delivery in pulled if delivery] == ["old", "new"]
+    names = {each.name for each in await jetstream.consumers_info(stream)}
+    assert len(names) == 2
+    assert old.name not in names
+
+
+async def test_conductors_of_an_earlier_release_can_run_what_is_queued(transport: Transport, namespace: str) -> None:
+    """They refuse a field that they do not know; the subject says the priority."""
     queue, jetstream = JobQueue(transport, namespace), transport.jetstream()
     await queue.ensure()
-    await queue.publish(spec("a"))
-    stream, current = subjects.job_stream(namespace), (await consumer_info(transport, namespace)).name
-    await jetstream.delete_consumer(stream, current)
-    await jetstream.add_consumer(stream, durable_name=f"{namespace}-conductors", ack_policy="explicit")
-    await JobQueue(transport, namespace).ensure(update=False)
-    assert (await consumer_info(transport, namespace)).name == current
-    assert (await queue.depth()).num_waiting == 1
+    await queue.publish(replace(spec("a"), tenant="alice", priority="batch"))
+    message = await jetstream.get_msg(subjects.job_stream(namespace), 1)
+    assert b"priority" not in (message.data or b"")
+    async with queue:
+        delivery = await queue.pull(5.0)
+    assert delivery is not None
+    assert delivery.spec.flow == Flow("batch", "alice")
+
+
+async def test_each_flow_is_a_line_of_its_own(queue: JobQueue) -> None:
+    """Behind a tenant's many jobs wait its own only."""
+    for number in range(40):
+        await queue.publish(replace(spec(f"large-{number}"), tenant="large"))
+    for number in range(3):
+        await queue.publish(replace(spec(f"small-{number}"), tenant="small"))
+    first = [await queue.pull(5.0, num_wanted=8) for _ in range(8)]
+    got = [delivery.spec.job_id for delivery in first if delivery]
+    assert sorted(got) == [*(f"large-{number}" for number in range(5)), *(f"small-{number}" for number in range(3))]
+
+
+async def test_what_a_plan_finds_in_progress_is_made_up_for_by_the_others(queue: JobQueue) -> None:
+    """The server counts jobs that are delivered among those that there are."""
+    for number in range(8):
+        await queue.publish(replace(spec(f"held-{number}"), tenant="a"))
+    held = [await queue.pull(5.0, num_wanted=8) for _ in range(8)]
+    for number in range(8):
+        await queue.publish(replace(spec(f"next-{number}"), tenant="b"))
+    assert await queue.pull(5.0, num_wanted=8) is not None
+    await eventually(lambda: queue._puller._arrived.qsize() == 7)
+    assert all(held)
 
 
 async def test_jobs_outlive_a_killed_server(own_nats: EmbeddedNats, namespace: str) -> None:

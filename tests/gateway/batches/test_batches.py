@@ -108,6 +108,7 @@ async def test_a_cancelled_batch_keeps_what_is_done(
         return counts is not None and counts.completed == 5
 
     await eventually(five_are_done)
+    assert {delivery.spec.priority for delivery in deliveries} == {"batch"}
     attempt = await conductor.begin(deliveries[5].spec)  # it runs when the batch is cancelled
     cancelling = await client.batches.cancel(batch.id)
     assert cancelling.status in {"cancelling", "cancelled"}

@@ -17,7 +17,7 @@ from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.identity import new_job_id
-from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobRecord, JobSpec, TextPart
+from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, Flow, JobRecord, JobSpec, TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.state.job_store import JobStore
@@ -28,6 +28,7 @@ from broker_pipeline.wire.transport import Transport
 from tests.kit.acting.workers import ActingStage, ActingVision, right_token
 from tests.kit.models.tiny_artifacts import tiny_artifact
 
+NOBODYS = Flow()
 PROMPT = "What is in the picture?"
 
 
@@ -66,13 +67,21 @@ class Bench:
         self.conductors.append(asyncio.create_task(Conductor(around).run(stopping)))
         return stopping
 
-    async def submit(self, prompt: str = PROMPT, job_id: str = "", **sampling: object) -> str:
+    async def submit(
+        self,
+        prompt: str = PROMPT,
+        job_id: str = "",
+        flow: Flow = NOBODYS,
+        **sampling: object,
+    ) -> str:
         fields = {"max_tokens": 20, "ignore_eos": True} | sampling
         spec = JobSpec(
             job_id=job_id or new_job_id(),
             created_at=time.time(),
             messages=(ChatMessage(role="user", content=(TextPart(text=prompt),)),),
             sampling=SamplingParams(**fields),  # type: ignore[arg-type]
+            priority=flow.priority,
+            tenant=flow.tenant,
         )
         self.specs[spec.job_id] = spec
         await self.store.create(spec)

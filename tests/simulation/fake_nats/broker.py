@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from broker_pipeline.errors import ContractError, NoResponderError, PipelineError, SlowConsumerError
 from broker_pipeline.wire.link import Message, Receiver
+from tests.simulation.fake_nats.message import FakeMsg
 from tests.simulation.fake_nats.stream import FakeStream
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class FakeBroker:
         self.stream = FakeStream(self)
         self.links: dict[str, FakeLink] = {}
         self.listeners: dict[str, list[tuple[FakeLink, Receiver]]] = {}
+        self.callers: set[tuple[FakeLink, Callable[[FakeMsg], None]]] = set()
+        """Whoever wants to hear that there is a job."""
         self.context = contextvars.Context()
 
     def call_later(self, delay_s: float, call: Callable[..., object], *args: object) -> asyncio.TimerHandle:
@@ -46,6 +49,12 @@ class FakeBroker:
             link.deliver(lane, _hand_over, receiver, message)
         if not listeners and isinstance(message, Message) and message.reply and sender is not None:
             sender.deliver("small", sender.take_answer, message.reply, NoResponderError("nobody listens there"))
+
+    def call_pullers(self, subject: str) -> None:
+        """Tell whoever waits for a job that there is one."""
+        for link, take in sorted(self.callers, key=lambda each: each[0].process.name):
+            if link.is_known:
+                link.deliver("small", take, FakeMsg(subject, b"", {}, None, None, 0))
 
     def kill(self) -> None:
         self.is_up = False

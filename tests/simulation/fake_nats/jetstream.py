@@ -12,12 +12,13 @@ import msgspec
 from nats.js.errors import NotFoundError
 
 from tests.simulation.fake_nats.message import ACK, FakeMsg, call_server, send
-from tests.simulation.fake_nats.stream import FakeStream, Request
+from tests.simulation.fake_nats.stream import FakeStream
 
 if TYPE_CHECKING:
     from tests.simulation.fake_nats.link import FakeLink
 
 T = TypeVar("T")
+CALLS = ".queue.calls"
 _MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -37,20 +38,21 @@ class FakeJetStream:
     def _call(self, call: Callable[[], T]) -> Awaitable[T]:
         return call_server(self._link, self._timeout_s, call)
 
-    async def stream_info(self, name: str) -> SimpleNamespace:
+    async def stream_info(self, name: str, subjects_filter: str = "") -> SimpleNamespace:
+        assert subjects_filter in ("", ">")
         return await self._call(lambda: self._info(name))
 
     def _info(self, name: str) -> SimpleNamespace:
         if name not in self._stream.names:
             raise NotFoundError
-        return SimpleNamespace(created=_MADE_AT, state=SimpleNamespace(bytes=0))
+        return SimpleNamespace(created=_MADE_AT, state=SimpleNamespace(bytes=0, subjects=self._stream.subjects))
 
     async def add_stream(self, config: Any) -> SimpleNamespace:
         await self._call(lambda: self._stream.names.add(config.name))
         return self._info(config.name)
 
-    async def consumers_info(self, _: str) -> list[SimpleNamespace]:
-        return await self._call(lambda: [SimpleNamespace(name=name) for name in self._stream.consumers])
+    async def consumers_info(self, _: str, offset: int = 0) -> list[SimpleNamespace]:
+        return await self._call(lambda: [self._consumer_info(name) for name in list(self._stream.consumers)[offset:]])
 
     async def consumer_info(self, _: str, consumer: str) -> SimpleNamespace:
         return await self._call(lambda: self._consumer_info(consumer))
@@ -58,15 +60,15 @@ class FakeJetStream:
     def _consumer_info(self, consumer: str) -> SimpleNamespace:
         if consumer not in self._stream.consumers:
             raise NotFoundError
-        num_waiting = self._stream.num_waiting
-        return SimpleNamespace(num_pending=num_waiting, num_ack_pending=len(self._stream) - num_waiting)
+        return SimpleNamespace(name=consumer, num_ack_pending=self._stream.num_in_progress(consumer))
 
     async def add_consumer(self, _: str, config: Any) -> None:
-        await self._call(lambda: self._stream.consumers.update({config.durable_name: config.ack_wait}))
+        filtered = {config.durable_name: (config.filter_subject, config.ack_wait)}
+        await self._call(lambda: self._stream.consumers.update(filtered))
 
-    async def publish(self, _: str, data: bytes, *, stream: str, headers: dict[str, str]) -> SimpleNamespace:
+    async def publish(self, subject: str, data: bytes, *, stream: str, headers: dict[str, str]) -> SimpleNamespace:
         assert stream in self._stream.names
-        return SimpleNamespace(duplicate=await self._call(lambda: self._stream.add(data, headers)))
+        return SimpleNamespace(duplicate=await self._call(lambda: self._stream.add(subject, data, headers)))
 
 
 class _Client:
@@ -74,30 +76,46 @@ class _Client:
 
     def __init__(self, link: FakeLink) -> None:
         self._link = link
-        self._take: Callable[[FakeMsg], None] | None = None
+        self._takes: dict[str, Callable[[FakeMsg], None]] = {}
 
     def new_inbox(self) -> str:
         return f"pull.{self._link.process.name}"
 
-    async def subscribe(self, _: str, cb: Callable[[FakeMsg], Awaitable[None]]) -> SimpleNamespace:
+    async def subscribe(self, subject: str, cb: Callable[[FakeMsg], Awaitable[None]]) -> SimpleNamespace:
+        callers = self._link.broker.callers
+
         def take(msg: FakeMsg) -> None:
-            if self._take is take:
+            if self._takes.get(subject) is take:
                 with suppress(StopIteration):
                     cb(msg).send(None)  # type: ignore[attr-defined]  # waits for nothing
 
         async def unsubscribe() -> None:
-            self._take = None
+            del self._takes[subject]
+            callers.discard((self._link, take))
 
-        self._take = take
+        self._takes[subject] = take
+        if subject.endswith(CALLS):
+            callers.add((self._link, take))
         return SimpleNamespace(unsubscribe=unsubscribe)
 
-    async def publish(self, subject: str, request: bytes, reply: str = "") -> None:
+    async def publish(self, subject: str, request: bytes = b"", reply: str = "") -> None:
+        if subject.endswith(CALLS):
+            send(self._link, self._link.broker.call_pullers, subject)
+            return
         if subject.startswith(ACK):
             assert request == b"-NAK"
             send(self._link, self._link.broker.stream.nak, int(subject.rpartition(".")[2]), 0.0)
             return
         assert subject.startswith("$JS.API.CONSUMER.MSG.NEXT.")
-        assert self._take is not None
         asked = msgspec.json.decode(request)
-        ask = Request(self._link, reply, self._take, asked["batch"], asked["no_wait"])
-        send(self._link, self._link.broker.stream.ask, ask, asked["expires"] / 1e9)
+        assert asked["no_wait"]
+        take = self._takes[f"{reply.rpartition('.')[0]}.*"]
+        send(
+            self._link,
+            self._link.broker.stream.ask,
+            subject.rpartition(".")[2],
+            self._link,
+            reply,
+            take,
+            asked["batch"],
+        )

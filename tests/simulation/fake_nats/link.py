@@ -172,7 +172,6 @@ class FakeLink:
             self.is_connected = False
             self.generation += 1
             self._late.clear()
-            self.broker.stream.forget_requests(self)
 
     def reconnect(self) -> None:
         delay_s = self.broker.chance.uniform(*_RECONNECT_S)
@@ -188,7 +187,6 @@ class FakeLink:
 
     def _die(self) -> None:
         self.broker.links.pop(self.process.name, None)
-        self.broker.stream.forget_requests(self)
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"the simulated link has no {name}")

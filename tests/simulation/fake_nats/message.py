@@ -23,10 +23,17 @@ class FakeMsg:
     """What `JobQueue` uses of nats-py's `Msg`."""
 
     def __init__(
-        self, subject: str, data: bytes, headers: dict[str, str], link: FakeLink | None, number: int | None, num: int
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        link: FakeLink | None,
+        number: int | None,
+        num: int,
+        consumer: str = "",
     ) -> None:
         self.subject, self.data, self.headers = subject, data, headers
-        self.metadata = SimpleNamespace(num_delivered=num)
+        self.metadata = SimpleNamespace(num_delivered=num, consumer=consumer)
         self._link, self._number = link, number
         self.reply = f"{ACK}.{number}"
         self._is_ended = False

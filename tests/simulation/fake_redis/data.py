@@ -135,6 +135,9 @@ class RedisData:
     def _hget(self, key: bytes, field: bytes) -> Any:
         return (self._find(key) or {}).get(field)
 
+    def _hgetall(self, key: bytes) -> dict[bytes, bytes]:
+        return dict(self._find(key) or {})
+
     def _hmget(self, key: bytes, *fields: bytes) -> list[Any]:
         held = self._find(key) or {}
         return [held.get(field) for field in fields]

@@ -167,6 +167,9 @@ class FakeRedisClient:
     async def delete(self, key: str) -> Any:
         return await self._one("DEL", key)
 
+    async def hgetall(self, key: str) -> Any:
+        return await self._one("HGETALL", key)
+
     async def hmget(self, key: str, fields: tuple[str, ...]) -> Any:
         return await self._one("HMGET", key, *fields)
 

@@ -12,7 +12,7 @@ from broker_pipeline.messages.template_options import TemplateOptions
 from gateway.api.openai.answer_form import call_form, only_form, schema_form
 from gateway.api.openai.chat.messages import Conversation
 from gateway.api.openai.chat.request import ChatRequest, ChosenTool, StreamOptions
-from gateway.api.openai.sampling import refuse_unsupported, sampling_of, template_variables
+from gateway.api.openai.sampling import priority_of, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
 from gateway.api.openai.tools import check_names, shown_to_template
 from gateway.intake.job_draft import JobDraft, check_media
@@ -50,6 +50,7 @@ def parse(body: bytes, limits: Limits) -> ChatDraft:
         metadata=request.metadata or {},
         sent_as=conversation.sent_as | _name_of_limit(request),
         template=_template(request),
+        priority=priority_of(request),
         model=request.model,
         stream=bool(request.stream),
         stream_options=_stream_options(request),

@@ -69,3 +69,22 @@ def test_it_asks_for_no_more_jobs_than_can_begin_soon(
     admission: Admission, changes: dict[str, int], num_wanted: int
 ) -> None:
     assert admission.num_wanted(replace(FREE, **changes)) == num_wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_batch"),
+    [
+        ({"room_tokens": -500}, 1),  # nothing is ahead: one is fetched however full the stages are
+        ({"num_preparing": 1}, 2),
+        ({"num_preparing": 3}, 0),
+        ({"num_preparing": 1, "room_tokens": 1500, "kv_tokens": 16_000}, 0),
+        ({"num_preparing": 1, "room_tokens": 2000, "kv_tokens": 16_000}, 1),
+        ({"num_preparing": 1, "num_jobs": 8}, 0),
+    ],
+)
+def test_batch_jobs_leave_interactive_ones_some_room(
+    admission: Admission, changes: dict[str, int], num_batch: int
+) -> None:
+    load = replace(FREE, **changes)  # type: ignore[arg-type]
+    assert admission.num_batch_wanted(load) == num_batch
+    assert admission.num_wanted(load) >= max(1, num_batch)

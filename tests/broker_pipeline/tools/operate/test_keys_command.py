@@ -49,6 +49,15 @@ def test_a_key_is_made_shown_without_its_secret_and_withdrawn(keys: Keys) -> Non
     assert keys.list() == []
 
 
+def test_a_key_has_the_weight_that_it_was_given(keys: Keys) -> None:
+    keys("create", "alice")
+    keys("create", "bob", "--weight", "2.5")
+    assert [key.get("weight", 1.0) for key in keys.list()] == [1.0, 2.5]
+    assert "2.5" in keys("list")
+    with pytest.raises(AssertionError, match="--weight"):
+        keys("create", "carol", "--weight", "0")
+
+
 def test_a_tenants_keys_go_together_and_others_stay(keys: Keys) -> None:
     for tenant in ("alice", "bob", "alice"):
         keys("create", tenant)

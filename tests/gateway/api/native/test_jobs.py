@@ -91,6 +91,24 @@ async def test_json_and_conversations(http: aiohttp.ClientSession, conductor: Ac
     assert isinstance(spec.messages[1].content[1], ImagePart)
 
 
+async def test_a_job_waits_with_the_priority_that_was_asked_for(
+    http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
+) -> None:
+    await accepted(http, json={"prompt": "soon"})
+    assert (await conductor.take()).spec.priority == "interactive"
+    await accepted(http, json={"prompt": "some time", "priority": "batch"})
+    assert (await conductor.take()).spec.priority == "batch"
+    data = form(jpeg)
+    data.add_field("priority", "batch")
+    job = await accepted(http, data=data)
+    assert (await conductor.take()).spec.priority == "batch"
+    assert (await conductor.store.spec(job["job_id"])).priority == "batch", "so that it is queued again as it was"
+    async with http.post("/v1/jobs", json={"prompt": "now", "priority": "urgent"}) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+        assert error["field"] == "priority"
+
+
 async def test_an_idempotency_key_gives_the_same_job(
     http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes
 ) -> None:

@@ -56,6 +56,14 @@ def thought(reasoning: str, text: str) -> JobResult:
     return JobResult(text=text, reasoning=reasoning, finish_reason="stop", usage=usage, model="m")
 
 
+@pytest.mark.parametrize(("tier", "priority"), [("flex", "batch"), ("auto", "interactive"), (None, "interactive")])
+async def test_the_tier_for_what_may_wait_is_batch_priority(
+    http: aiohttp.ClientSession, conductor: ActingConductor, tier: str | None, priority: str
+) -> None:
+    async with begun(http, conductor, service_tier=tier) as (_, spec, _):
+        assert spec.priority == priority
+
+
 async def test_reasoning_by_both_its_names(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
     tokens = [TokenEntry(token_id=1, reasoning="hm"), TokenEntry(token_id=2, text="Yes")]
     async with begun(http, conductor) as (asking, spec, attempt):
