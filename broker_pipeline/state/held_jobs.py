@@ -37,20 +37,20 @@ class HeldJobs:
         self._redis = redis
         self._namespace = namespace
 
-    async def left_by(self, share: str, before_epoch: int) -> list[Hold]:
-        """Return the jobs that earlier tenures of a share have left, but for those nobody can read.
+    async def all(self) -> list[Hold]:
+        """Return all jobs that somebody has, or had when it died, but for those nobody can read.
 
         Raises `StateError`.
         """
         key = redis_keys.jobs_with_status(self._namespace, "running")
-        left: list[Hold] = []
-        with state_errors("cannot list the jobs of earlier tenures"):
+        holds: list[Hold] = []
+        with state_errors("cannot list the jobs that are held"):
             names: Any = await self._redis.zrange(key, 0, -1)
             job_ids = [name.decode(errors="replace") for name in names]
             for first in range(0, len(job_ids), _PAGE):
                 rows = await job_fields(self._redis, self._namespace, job_ids[first : first + _PAGE], ("held",))
-                left += [hold for hold in _read(rows) if hold.share == share and hold.epoch < before_epoch]
-        return left
+                holds += _read(rows)
+        return holds
 
 
 def _read(rows: Sequence[Any]) -> Iterator[Hold]:

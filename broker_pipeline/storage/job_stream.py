@@ -19,6 +19,7 @@ import structlog
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
+    ConsumerInfo,
     DeliverPolicy,
     DiscardPolicy,
     RetentionPolicy,
@@ -40,12 +41,23 @@ _HEADER_BYTES = 1024  # which the server counts as well
 _UNUSED_S = 3600.0
 """After so long without anybody pulling from it, the server drops a consumer: of a tenant that has no jobs any more."""
 _CONSUMERS_PAGE = 256
+_MOST_OUTSTANDING = 1024
 _OTHER_CONSUMERS = frozenset({10099, 10100})
 """The server's errors where another consumer of the work queue has (some of) the same messages."""
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """What of a consumer may be delivered and not acknowledged: numbers of messages, the newest ones."""
+
+    consumer: str
+    numbers: range
+    num_deliveries: int
+    """Of the consumer, up to now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,13 +109,18 @@ class JobStream:
 
     async def num_in_progress(self) -> int:
         """Count the jobs that were delivered and are not acknowledged."""
-        num_jobs = num_consumers = 0
+        return sum(each.num_ack_pending or 0 for each in await self._consumer_infos())
+
+    async def outstanding(self) -> list[Outstanding]:
+        """Return what is out at this moment, by consumer."""
+        return [_outstanding(each) for each in await self._consumer_infos() if each.num_ack_pending]
+
+    async def _consumer_infos(self) -> list[ConsumerInfo]:
+        infos: list[ConsumerInfo] = []
         with jetstream_errors("the job queue"):
-            while not num_consumers % _CONSUMERS_PAGE:
-                page = await self.jetstream.consumers_info(self.name, num_consumers)
-                num_jobs += sum(each.num_ack_pending or 0 for each in page)
-                num_consumers += len(page) or 1
-        return num_jobs
+            while len(page := await self.jetstream.consumers_info(self.name, len(infos))) == _CONSUMERS_PAGE:
+                infos += page
+        return infos + page
 
     async def outlasting_loss(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call; where that fails, see that the stream is there and that consumers are, and call once more."""
@@ -168,6 +185,14 @@ class JobStream:
             max_ack_pending=MAX_IN_PROGRESS,
             inactive_threshold=_UNUSED_S,
         )
+
+
+def _outstanding(info: ConsumerInfo) -> Outstanding:
+    assert info.delivered is not None, "every server says so"
+    assert info.ack_floor is not None, "every server says so"
+    last = info.delivered.stream_seq
+    numbers = range(max(info.ack_floor.stream_seq, last - _MOST_OUTSTANDING) + 1, last + 1)
+    return Outstanding(info.name, numbers, info.delivered.consumer_seq)
 
 
 def _made_at(info: StreamInfo) -> datetime:

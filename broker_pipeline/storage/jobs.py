@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -44,7 +44,7 @@ from broker_pipeline.errors import MalformedEnvelopeError, PayloadTooLargeError,
 from broker_pipeline.messages.jobs import Flow, JobSpec, Priority
 from broker_pipeline.scheduling.policies.fair_shares import FairShares
 from broker_pipeline.storage.jetstream import jetstream_errors
-from broker_pipeline.storage.job_stream import JobStream
+from broker_pipeline.storage.job_stream import JobStream, Outstanding
 from broker_pipeline.storage.pull_subscription import PullSubscription
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.transport import Transport
@@ -56,6 +56,7 @@ MAX_QUEUE_BYTES = 2**30
 MAX_JOB_BYTES = 4 * 2**20
 ACK_WAIT_S = 10.0
 _MSG_ID_HEADER = "Nats-Msg-Id"
+_NUM_NEWER_WORDS = 11
 _DELIVERY = re.compile(r"\$JS\.ACK(\.[^.*>\s]+)+")
 
 _LOOK_EVERY_S = 0.5
@@ -207,6 +208,25 @@ class JobQueue:
             await self._jetstream.client.publish(delivery, b"-NAK")
         await self._calls.call()
 
+    async def outstanding(self) -> list[Outstanding]:
+        """Return what is delivered at this moment and not acknowledged, and some of what was."""
+        return await self._stream.outlasting_loss(self._stream.outstanding)
+
+    async def hand_back_unclaimed(self, outstanding: Sequence[Outstanding], claimed: Collection[str]) -> None:
+        """Have jobs delivered again at once that were `outstanding` and are in nobody's hands.
+
+        They went to a process that died before it could say that it has them. `claimed` are the deliveries of which
+        somebody has said so. The server passes over what was acknowledged. Raises `TransportError`.
+        """
+        known = {_place(name) for name in claimed}
+        with jetstream_errors("handing jobs back"):
+            for each in outstanding:
+                for number in each.numbers:
+                    if (each.consumer, number) not in known:
+                        name = f"$JS.ACK.{self._stream.name}.{each.consumer}.1.{number}.{each.num_deliveries}.0.0"
+                        await self._jetstream.client.publish(name, b"-NAK")
+        await self._calls.call()
+
     # --- pulling ---
 
     @property
@@ -281,6 +301,13 @@ class JobQueue:
         """Stop pulling, and requeue what has arrived but was taken by nobody."""
         await self._calls.close()
         await self._puller.close()
+
+
+def _place(delivery: str) -> tuple[str, int]:
+    """Return consumer and number of the message that a delivery's name stands for; newer servers name a domain, too."""
+    words = delivery.split(".")
+    first = 3 if len(words) < _NUM_NEWER_WORDS else 5
+    return words[first], int(words[first + 2])
 
 
 @dataclass(slots=True, eq=False)

@@ -1,5 +1,9 @@
 """Hands back to the queue what earlier tenures of a share had taken from it: it is delivered again at once.
 
+    delivered ──► held by a tenure that is over     handed back
+             ├──► held by another                   left alone
+             └──► held by nobody, `_BEGIN_S` later  handed back: whoever it went to died before it could begin the job
+
 Without that a dead conductor's jobs come back once their time to be acknowledged has passed (`ack_wait_s`), as they do
 where Redis cannot say whose they were.
 """
@@ -19,6 +23,8 @@ from broker_pipeline.wire.transport import Transport
 log = structlog.get_logger()
 
 _PAUSE_S = 0.1
+_BEGIN_S = 0.3
+"""So long it may take to begin a job that was delivered; one that is begun later is delivered twice, and runs once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,16 @@ class LeftDeliveries:
     async def hand_back(self) -> bool:
         """Hand everything back once; False when NATS was lost meanwhile, and some of it may be as well."""
         num_reconnects = self.transport.link.num_reconnects
-        left = await self.held.left_by(self.share, self.epoch)
+        outstanding = await self.queue.outstanding()
+        holds = await self.held.all()
+        left = [hold for hold in holds if hold.share == self.share and hold.epoch < self.epoch]
         for hold in left:
             await self.queue.hand_back(hold.delivery)
         if left:
             await self.transport.link.barrier()
             log.info("deliveries_handed_back", num_jobs=len(left))
+        await asyncio.sleep(_BEGIN_S)
+        claimed = [hold.delivery for hold in (*holds, *await self.held.all())]
+        await self.queue.hand_back_unclaimed(outstanding, claimed)
+        await self.transport.link.barrier()
         return self.transport.link.num_reconnects == num_reconnects

@@ -60,7 +60,12 @@ class FakeJetStream:
     def _consumer_info(self, consumer: str) -> SimpleNamespace:
         if consumer not in self._stream.consumers:
             raise NotFoundError
-        return SimpleNamespace(name=consumer, num_ack_pending=self._stream.num_in_progress(consumer))
+        return SimpleNamespace(
+            name=consumer,
+            num_ack_pending=self._stream.num_in_progress(consumer),
+            ack_floor=SimpleNamespace(stream_seq=0),
+            delivered=SimpleNamespace(stream_seq=self._stream.last_number, consumer_seq=1),
+        )
 
     async def add_consumer(self, _: str, config: Any) -> None:
         filtered = {config.durable_name: (config.filter_subject, config.ack_wait)}
@@ -104,7 +109,7 @@ class _Client:
             return
         if subject.startswith(ACK):
             assert request == b"-NAK"
-            send(self._link, self._link.broker.stream.nak, int(subject.rpartition(".")[2]), 0.0)
+            send(self._link, self._link.broker.stream.nak, int(subject.split(".")[5]), 0.0)
             return
         assert subject.startswith("$JS.API.CONSUMER.MSG.NEXT.")
         asked = msgspec.json.decode(request)

@@ -35,7 +35,7 @@ class FakeMsg:
         self.subject, self.data, self.headers = subject, data, headers
         self.metadata = SimpleNamespace(num_delivered=num, consumer=consumer)
         self._link, self._number = link, number
-        self.reply = f"{ACK}.{number}"
+        self.reply = f"{ACK}.jobs.{consumer}.{num}.{number}.1.0.0"
         self._is_ended = False
 
     async def ack(self) -> None:

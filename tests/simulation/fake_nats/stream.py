@@ -53,6 +53,11 @@ class FakeStream:
         """How many messages there are of each, delivered or not."""
         return dict(Counter(stored.subject for stored in self._stored.values()))
 
+    @property
+    def last_number(self) -> int:
+        """Of the messages there are, the newest one's."""
+        return max(self._stored, default=0)
+
     def num_in_progress(self, consumer: str) -> int:
         subject, _ = self.consumers[consumer]
         waiting = [stored for stored in self._waiting if stored.subject == subject]

@@ -29,10 +29,14 @@ class Side:
     queue: JobQueue
     store: JobStore
 
-    async def taken(self, job_id: str, *, epoch: int, share: str = "") -> Delivery:
-        """Have a tenure take a job and begin it."""
+    async def put(self, job_id: str) -> None:
+        """Put a job into the queue."""
         text = ChatMessage(role="user", content=(TextPart(text="hello"),))
         await self.queue.publish(JobSpec(job_id=job_id, created_at=1.0, messages=(text,)))
+
+    async def taken(self, job_id: str, *, epoch: int, share: str = "") -> Delivery:
+        """Have a tenure take a job and begin it."""
+        await self.put(job_id)
         delivery = await self.queue.pull(5.0)
         assert delivery is not None
         await self.store.begin_attempt(delivery.spec, MODEL, hold=Hold(epoch, share, delivery.name))
@@ -65,26 +69,39 @@ async def test_jobs_of_earlier_tenures_are_delivered_again(side: Side) -> None:
         assert await side.again() == ["a 2", "b 2"]
 
 
-async def test_jobs_of_others_and_what_has_ended_stay_where_they_are(side: Side) -> None:
+async def test_jobs_of_others_stay_where_they_are_and_an_end_without_acknowledgement_is_seen_again(side: Side) -> None:
     async with side.queue:
         await side.taken("mine", epoch=7)
         await side.taken("of-another-share", epoch=5, share="x")
-        ended = await side.taken("ended", epoch=5)
+        await side.taken("ended", epoch=5)
         await side.store.finish("ended", 1, "cancelled")
         await side.left(epoch=7).run()
-        assert await side.again() == []
+        assert await side.again() == ["ended 2"]
         assert await side.redis.hget(redis_keys.job(side.namespace, "ended"), "held") is None
+
+
+async def test_a_job_that_nobody_had_begun_yet_is_delivered_again(side: Side) -> None:
+    """Its conductor died between its delivery and the first word of that in Redis."""
+    async with side.queue:
+        await side.taken("of-another-share", epoch=5, share="x")
+        ended = await side.taken("ended", epoch=7)
         await ended.ack()
+        await side.put("not-begun")
+        assert await side.queue.pull(5.0) is not None
+        await side.taken("mine", epoch=7)
+        await side.put("waiting")
+        await side.left(epoch=7).run()
+        assert await side.again() == ["not-begun 2", "waiting 1"]
 
 
-async def test_what_nobody_can_read_is_passed_over(side: Side) -> None:
+async def test_what_nobody_can_read_counts_as_held_by_nobody(side: Side) -> None:
     async with side.queue:
         for job_id in "abc":
             await side.taken(job_id, epoch=5)
         await side.redis.hset(redis_keys.job(side.namespace, "a"), "held", b"\xff{")
         await side.redis.set(redis_keys.job(side.namespace, "b"), "no hash")
         await side.left(epoch=7).run()
-        assert await side.again() == ["c 2"]
+        assert await side.again() == ["a 2", "b 2", "c 2"]
 
 
 async def test_handing_back_twice_delivers_once(side: Side) -> None:
