@@ -101,6 +101,15 @@ class ConfigurationError(PipelineError):
     code = "configuration"
 
 
+class SecretsError(ConfigurationError):
+    """Secrets are missing, unreadable, or for somebody else."""
+
+    code = "secrets"
+
+    def __init__(self, message: str, *, field: str | None = "secrets") -> None:
+        super().__init__(message, field=field)
+
+
 class InvalidRequestError(PipelineError):
     """A request is wrong; `field` names where."""
 
@@ -434,6 +443,13 @@ class TransportError(PipelineError):
     retryable = True
 
 
+class SubjectDeniedError(TransportError):
+    """NATS refuses this user, or does not allow it this subject."""
+
+    code = "subject_denied"
+    retryable = False
+
+
 class NoResponderError(TransportError):
     """Nobody listens on the subject."""
 
@@ -501,6 +517,13 @@ class StaleAttemptError(StateError):
     """A newer attempt of the session exists; this one's writes are void."""
 
     code = "stale_attempt"
+    retryable = False
+
+
+class StateDeniedError(StateError):
+    """Redis refuses this user, or does not allow it this."""
+
+    code = "state_denied"
     retryable = False
 
 

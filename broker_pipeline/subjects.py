@@ -9,9 +9,19 @@ from __future__ import annotations
 from datetime import datetime
 
 
-def worker_root(namespace: str, pipeline: str, worker: str, instance: str) -> str:
-    """Root of one instance's subjects; this is `WorkerRecord.subject`."""
-    return f"{namespace}.{pipeline}.worker.{worker}.{instance}"
+NUM_MEDIA_STREAMS = 4
+REPLIES = "reply"
+"""Below an inbox: answers of ours. JetStream's, which none of us may write, have other names."""
+
+
+def worker_root(namespace: str, pipeline: str, role: str, worker: str, instance: str) -> str:
+    """Root of one instance's subjects; this is `WorkerRecord.subject`.
+
+    A worker `HOST_NAME` has its host as a token of its own, since servers allow subjects by whole tokens.
+    """
+    host, _, name = worker.partition("_")
+    place = f"{host}.{name}" if name else f"-.{worker}"
+    return f"{namespace}.{pipeline}.{role}.{place}.{instance}"
 
 
 def work(root: str) -> str:
@@ -104,6 +114,11 @@ def job_consumer(namespace: str, made_at: datetime) -> str:
 def media_stream(namespace: str, shard: int) -> str:
     """Name of one of the JetStream streams that hold media."""
     return f"{namespace}-media-{shard}"
+
+
+def media_chunks(namespace: str) -> str:
+    """Subjects of the chunks of all objects."""
+    return f"{namespace}.media.*.*"
 
 
 def media(namespace: str, shard: int, object_id: str) -> str:

@@ -46,7 +46,7 @@ class Membership:
             instance=around.instance,
             role="conductor",
             pipeline=common.pipeline,
-            subject=subjects.worker_root(common.namespace, common.pipeline, name, around.instance),
+            subject=subjects.worker_root(common.namespace, common.pipeline, "conductor", name, around.instance),
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,

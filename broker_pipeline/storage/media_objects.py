@@ -32,7 +32,7 @@ from broker_pipeline.storage.jetstream import ensure_stream, is_missing, jetstre
 log = structlog.get_logger()
 
 CHUNK_BYTES = 2**20
-NUM_STREAMS = 4
+NUM_STREAMS = subjects.NUM_MEDIA_STREAMS
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def new_record(
         instance=instance,
         role=role,
         pipeline=settings.pipeline,
-        subject=subjects.worker_root(settings.namespace, settings.pipeline, name, instance),
+        subject=subjects.worker_root(settings.namespace, settings.pipeline, role, name, instance),
         host=socket.gethostname(),
         pid=os.getpid(),
         version=__version__,
