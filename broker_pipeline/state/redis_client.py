@@ -20,13 +20,21 @@ import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    MasterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
-from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
+from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateDeniedError, StateError
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.state.script_calls import ScriptCalls
 from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
@@ -35,6 +43,7 @@ _MAX_CONNECTIONS = 32
 _CONNECT_TIMEOUT_S = 1.0
 """As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+_DENIED = (AuthenticationError, NoPermissionError)
 _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 """Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
 _GARBLED_WORDS = (
@@ -70,14 +79,19 @@ class RedisClient(Redis):
 
 @asynccontextmanager
 async def open_redis(
-    url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, max_connections: int = _MAX_CONNECTIONS
+    url: str,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    max_connections: int = _MAX_CONNECTIONS,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[RedisClient]:
     """Connect, check that Redis answers, close at the end.
 
     Replies are bytes. Every command ends within about `timeout_s`, by `StateError` where it goes through this module.
-    Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached.
+    Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached, `StateDeniedError`
+    when it refuses the credentials.
     """
-    client = _client(url, timeout_s, max_connections)
+    client = _client(url, timeout_s, max_connections, credentials)
     try:
         with state_errors(f"cannot reach Redis at {public_url(url)} (--redis-url)"):
             await client.ping()
@@ -108,6 +122,8 @@ def state_errors(action: str) -> Iterator[None]:
             yield
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
+        if isinstance(error, _DENIED) or "NOPERM" in reason:
+            raise StateDeniedError(f"{action}: Redis does not allow it: {reason}") from error
         is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
         raise (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}") from error
     except (msgspec.MsgspecError, ValueError) as error:
@@ -119,7 +135,7 @@ def _is_unfit(error: RedisError) -> bool:
     return isinstance(error, _UNFIT_SERVER) or any(word in str(error) for word in _UNFIT_WORDS)
 
 
-def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
+def _client(url: str, timeout_s: float, max_connections: int, credentials: Credentials | None) -> RedisClient:
     options: dict[str, Any] = {
         "max_connections": max_connections,
         "timeout": timeout_s,
@@ -131,6 +147,7 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         "retry_on_error": [],
         "decode_responses": False,
         "protocol": 2,
+        **(credentials.redis_options if credentials else {}),
     }
     try:
         is_behind_sentinel = is_sentinel_url(url)

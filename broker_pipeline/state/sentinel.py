@@ -51,7 +51,7 @@ def sentinel_pool(url: str, options: dict[str, Any]) -> SentinelPool:
     timeouts = {"socket_timeout": _SENTINEL_S, "socket_connect_timeout": _SENTINEL_S}
     sentinel = Sentinel(_addresses(parts), sentinel_kwargs=of_sentinels | timeouts)  # type: ignore[no-untyped-call]
     db = int(path[1]) if len(path) == 2 else 0
-    return SentinelPool(unquote(path[0]), sentinel, db=db, **of_servers, **options)  # type: ignore[no-untyped-call]
+    return SentinelPool(unquote(path[0]), sentinel, db=db, **{**options, **of_servers})  # type: ignore[no-untyped-call]
 
 
 def _addresses(parts: SplitResult) -> list[tuple[str, int]]:

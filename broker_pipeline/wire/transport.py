@@ -30,6 +30,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, PeerLost
 from broker_pipeline.messages.workers import TransportCounts
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import Frame, decode, encode
@@ -74,13 +75,18 @@ class Transport:
         name: str,
         connect_timeout_s: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        credentials: Credentials | None = None,
     ) -> AsyncIterator[Transport]:
         """Connect; on leaving, send what is unsent and close.
 
         `name` is shown in the server's monitoring. Raises `TransportError` when no server answers in time.
         """
         async with NatsLink.open(
-            nats_url, name=name, timeout_s=connect_timeout_s, max_message_bytes=max_message_bytes
+            nats_url,
+            name=name,
+            timeout_s=connect_timeout_s,
+            max_message_bytes=max_message_bytes,
+            credentials=credentials,
         ) as link:
             yield cls(link)
 

@@ -14,6 +14,7 @@ from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
@@ -63,13 +64,17 @@ async def serve_stage(
     `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where visual rows are taken.
     """
     common = context.settings
+    credentials = load_credentials(common.secrets, "stage", common.namespace)
     thread, collector = ComputeThread(), ComputeThread("collect")
     try:
         async with (
             Transport.open(
-                common.nats_url, name=f"stage {settings.name or settings.blocks}", max_message_bytes=MAX_PAYLOAD_BYTES
+                common.nats_url,
+                name=f"stage {settings.name or settings.blocks}",
+                max_message_bytes=MAX_PAYLOAD_BYTES,
+                credentials=credentials,
             ) as transport,
-            open_redis(common.redis_url) as redis,
+            open_redis(common.redis_url, credentials=credentials) as redis,
         ):
             loaded = await unless_stopped(context, thread.run(load, settings, common, reserved_bytes))
             if loaded is not None:

@@ -23,6 +23,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
 from broker_pipeline.service import ServiceContext
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.media import MediaStore
@@ -98,12 +99,16 @@ async def serve_vision(
 ) -> None:
     """Run one vision worker until the service is stopped; `colocated` where a stage shares its process."""
     common = context.settings
+    credentials = load_credentials(common.secrets, "vision", common.namespace)
     with _threads(settings) as threads:
         async with (
             Transport.open(
-                common.nats_url, name=f"vision {settings.name}", max_message_bytes=MAX_PAYLOAD_BYTES
+                common.nats_url,
+                name=f"vision {settings.name}",
+                max_message_bytes=MAX_PAYLOAD_BYTES,
+                credentials=credentials,
             ) as transport,
-            open_redis(common.redis_url) as redis,
+            open_redis(common.redis_url, credentials=credentials) as redis,
         ):
             loaded = await unless_stopped(context, threads.launching.run(load, settings, common))
             if loaded is None:

@@ -24,9 +24,10 @@ from typing import Self
 import aiohttp
 
 from broker_pipeline.client.gateway_client import fetch_refusal
-from broker_pipeline.client.operator_token import REDIS_URL_FILE, make_token, noted_gateways, write_private
+from broker_pipeline.client.operator_token import REDIS_URL_FILE, make_token, noted_gateways
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.process.private_files import write_private
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, num_threads, plan_services, role_of

@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
 from broker_pipeline.wire.nats.connection_state import NATS_ERRORS, ConnectionState
 from broker_pipeline.wire.nats.echo import Echo
@@ -64,6 +65,11 @@ class NatsConnection:
     def max_payload(self) -> int:
         """Most bytes of payload and headers together that the server takes; may change with a reconnect."""
         return int(self.client.max_payload)
+
+    @property
+    def inbox_prefix(self) -> str:
+        """What this client's inboxes begin with: the server lets nobody else listen there."""
+        return self.client._inbox_prefix.decode()  # noqa: SLF001
 
     @property
     def num_reconnects(self) -> int:
@@ -168,7 +174,7 @@ class NatsConnection:
 
     # --- life ---
 
-    async def _connect(self, servers: list[str], timeout_s: float) -> None:
+    async def _connect(self, servers: list[str], timeout_s: float, credentials: Credentials | None) -> None:
         shown = without_credentials(",".join(servers))
         try:
             async with asyncio.timeout(timeout_s):
@@ -181,6 +187,7 @@ class NatsConnection:
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type] # only slept
                     max_outstanding_pings=_MAX_UNANSWERED_PINGS,
                     **self._state.callbacks(),
+                    **(credentials.nats_options if credentials else {}),
                 )
         except TimeoutError as error:
             raise TransportError(
@@ -207,17 +214,23 @@ class NatsConnection:
 
 @asynccontextmanager
 async def open_connection(
-    url: str, name: str, *, on_failed: Callable[[TransportError], None], timeout_s: float = 10.0
+    url: str,
+    name: str,
+    *,
+    on_failed: Callable[[TransportError], None],
+    timeout_s: float = 10.0,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[NatsConnection]:
     """Connect to NATS; on leaving, send what is unsent and close.
 
     `url` may name several servers of a cluster, separated by commas. Raises `TransportError` when none answers
-    within `timeout_s` seconds or the server refuses the credentials, `ConfigurationError` for what is no address.
+    within `timeout_s` seconds, `SubjectDeniedError` when the server refuses the credentials, `ConfigurationError` for
+    what is no address.
     """
     servers = server_addresses(url)
     connection = NatsConnection(name, on_failed)
     try:
-        await connection._connect(servers, timeout_s)  # noqa: SLF001 - the one way to make one
+        await connection._connect(servers, timeout_s, credentials)  # noqa: SLF001 - the one way to make one
         yield connection
     finally:
         await connection._close()  # noqa: SLF001

@@ -11,10 +11,11 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from broker_pipeline.errors import TransportError
+from broker_pipeline.errors import SubjectDeniedError, TransportError
 
 log = structlog.get_logger()
 
+_HINT = "are its secrets (--secrets) those of its role, and does the server have them (`broker-pipeline secrets show`)?"
 NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
 
@@ -59,11 +60,11 @@ class ConnectionState:
         self.last_error = error
         text = str(error).lower()
         if self.is_opening and "authorization" in text:
-            raise TransportError(f"the NATS server refused {self.name}: {error}") from error
+            raise SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}") from error
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
-            if "subscription" in text:
-                self.fail(TransportError(f"{self.name}: {error}; allow it in the server's configuration"))
+            if "_inbox." not in text:  # an answer to somebody whom this role does not answer is the asker's fault
+                self.fail(SubjectDeniedError(f"{self.name} may not do this: {error}; {_HINT}"))
         elif not isinstance(error, NATS_ERRORS):
             self.fail_unhandled(error)
 
