@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-
 NUM_MEDIA_STREAMS = 4
 REPLIES = "reply"
 """Below an inbox: answers of ours. JetStream's, which none of us may write, have other names."""

@@ -28,8 +28,8 @@ from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
 from broker_pipeline.scheduling.policies.shares import part_of
-from broker_pipeline.service import ServiceContext
 from broker_pipeline.security.credentials import load_credentials
+from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.storage.jobs import JobQueue

@@ -14,6 +14,7 @@ from broker_pipeline.conductor.peer_watch import PeerWatch
 from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.policies.shares import shares_of
+from broker_pipeline.security.credentials import own_worker_name
 from broker_pipeline.state.redis_client import state_errors
 from broker_pipeline.state.registry import WorkerRegistry
 
@@ -40,7 +41,7 @@ class Membership:
         self._registry = WorkerRegistry(
             around.redis, common.namespace, common.pipeline, ttl_s=around.settings.lease_ttl_s / 2
         )
-        name = f"conductor-{around.instance}"
+        name = own_worker_name(common.secrets, f"conductor-{around.instance}")
         self.record = WorkerRecord(
             worker=name,
             instance=around.instance,

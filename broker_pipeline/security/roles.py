@@ -23,7 +23,7 @@ from broker_pipeline.security.commands import ALL_COMMANDS, WORKER_COMMANDS
 
 Role = Literal["gateway", "conductor", "vision", "stage", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
-WORKERS = ("vision", "stage")
+WORKERS: tuple[Role, ...] = ("vision", "stage")
 Host = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
 LOCAL_HOST = "local"
 """The one host of `up`: it has all workers, whatever their names."""

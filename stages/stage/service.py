@@ -13,8 +13,8 @@ import torch
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.service import ServiceContext
 from broker_pipeline.security.credentials import load_credentials
+from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES

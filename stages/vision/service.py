@@ -22,8 +22,8 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
-from broker_pipeline.service import ServiceContext
 from broker_pipeline.security.credentials import load_credentials
+from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.media import MediaStore

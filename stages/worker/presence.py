@@ -19,6 +19,7 @@ from broker_pipeline.identity import new_instance_id
 from broker_pipeline.messages.base import WireStruct
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.workers import Role, WorkerRecord
+from broker_pipeline.security.credentials import own_worker_name
 from broker_pipeline.wire.transport import Received
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ def new_record(
     role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str, **of_role: Any
 ) -> WorkerRecord:
     """Return the record of a worker that starts now, under a new instance id; `of_role` is what only its role has."""
-    instance = new_instance_id()
+    instance, name = new_instance_id(), own_worker_name(settings.secrets, name)
     return WorkerRecord(
         worker=name,
         instance=instance,

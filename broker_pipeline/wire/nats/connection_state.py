@@ -63,7 +63,8 @@ class ConnectionState:
             raise SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}") from error
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
-            if "_inbox." not in text:  # an answer to somebody whom this role does not answer is the asker's fault
+            # An answer to somebody whom this role does not answer is the asker's fault.
+            if "publish" not in text or "_inbox." not in text:
                 self.fail(SubjectDeniedError(f"{self.name} may not do this: {error}; {_HINT}"))
         elif not isinstance(error, NATS_ERRORS):
             self.fail_unhandled(error)
