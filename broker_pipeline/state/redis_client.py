@@ -44,6 +44,8 @@ _CONNECT_TIMEOUT_S = 1.0
 """As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
 _DENIED = (AuthenticationError, NoPermissionError)
+_DENIED_WORDS = ("NOPERM", "ACL failure", "The user executing the script can't")
+"""Somewhere in an error of a script: of Redis 7, of Valkey, of Redis 6.2."""
 _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 """Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
 _GARBLED_WORDS = (
@@ -122,7 +124,7 @@ def state_errors(action: str) -> Iterator[None]:
             yield
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
-        if isinstance(error, _DENIED) or "NOPERM" in reason:
+        if isinstance(error, _DENIED) or any(word in reason for word in _DENIED_WORDS):
             raise StateDeniedError(f"{action}: Redis does not allow it: {reason}") from error
         is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
         raise (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}") from error
