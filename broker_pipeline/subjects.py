@@ -71,8 +71,13 @@ def edge_root(subject: str) -> str | None:
 
 
 def results(namespace: str, pipeline: str, instance: str) -> str:
-    """`MicrobatchResult`s for one conductor instance, or for one of its shares."""
+    """Root of the subjects of `MicrobatchResult`s for one conductor instance, or for one of its shares."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"
+
+
+def all_results(root: str) -> str:
+    """Results of all microbatches, each of which has a subject of its own."""
+    return f"{root}.*"
 
 
 def heartbeats(namespace: str, pipeline: str) -> str:

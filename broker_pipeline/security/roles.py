@@ -188,7 +188,7 @@ SUBJECTS = (
     ),
     SubjectRow(
         "results of microbatches",
-        lambda at: (subjects.results(at.namespace, _ANY, _ANY),),
+        lambda at: (subjects.all_results(subjects.results(at.namespace, _ANY, _ANY)),),
         publish=("stage",),
         subscribe=("conductor",),
     ),

@@ -165,8 +165,8 @@ async def test_a_worker_takes_no_name_of_another_host(guarded: Guarded) -> None:
 @pytest.mark.parametrize(
     ("role", "subject"),
     [
-        ("vision", "bp.main.conductor.c1.results"),  # forges a result
-        ("gateway", "bp.main.conductor.c1.results"),
+        ("vision", "bp.main.conductor.c1.results.0"),  # forges a result
+        ("gateway", "bp.main.conductor.c1.results.0"),
         ("gateway", "bp.main.stage.gpu-1.stage-0.i.work"),  # speaks to stages
         ("gateway", "bp.main.stage.gpu-1.stage-0.i.control"),
         ("stage", "bp.main.vision.gpu-1.vision-0.i.work"),

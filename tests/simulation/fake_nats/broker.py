@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from broker_pipeline.errors import ContractError, NoResponderError, PipelineError, SlowConsumerError
 from broker_pipeline.wire.link import Message, Receiver
 from tests.simulation.fake_nats.stream import FakeStream
@@ -64,7 +66,7 @@ class FakeBroker:
 def _hand_over(receiver: Receiver, message: Message) -> None:
     try:
         receiver.room.take(message.num_bytes)
-        receiver.on_message(Message(message.metadata, message.payload, message.reply, message.num_bytes))
+        receiver.on_message(msgspec.structs.replace(message))
     except SlowConsumerError as error:
         receiver.on_dropped(error, message.metadata, message.num_bytes, message.reply)
     except ContractError as error:
