@@ -21,6 +21,7 @@ from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
+from tests.kit.running.denials import denials
 
 GREEDY = {"temperature": 0.0}
 PROMPT = "Describe this picture in one sentence."
@@ -125,6 +126,7 @@ async def client_of(cluster: LocalCluster) -> AsyncIterator[PipelineClient]:
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         yield PipelineClient(cluster, http)
+    assert not denials(cluster), "what its own parts do, the servers of a pipeline allow"
 
 
 def _data_url(content: bytes) -> str:

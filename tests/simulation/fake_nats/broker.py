@@ -43,7 +43,8 @@ class FakeBroker:
             if link := self.links.get(name):
                 link.deliver(lane, link.take_answer, subject, message)
             return
-        listeners = [entry for entry in self.listeners.get(subject, ()) if entry[0].is_known]
+        names = subject, f"{subject.rpartition('.')[0]}.*"
+        listeners = [entry for name in names for entry in self.listeners.get(name, ()) if entry[0].is_known]
         for link, receiver in listeners:
             link.deliver(lane, _hand_over, receiver, message)
         if not listeners and isinstance(message, Message) and message.reply and sender is not None:
