@@ -4,6 +4,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
 
     PipelineError
     ├── ConfigurationError            a flag, environment variable or file is wrong
+    │   └── SecretsError              secrets are missing, unreadable, or for somebody else
+    │       └── CertificateError      a certificate has ended, or is of another host, authority or key
     ├── InvalidRequestError           a request is wrong; `field` names where
     │   ├── PromptTooLongError
     │   ├── BodyTooLargeError, BodyTooSlowError
@@ -108,6 +110,12 @@ class SecretsError(ConfigurationError):
 
     def __init__(self, message: str, *, field: str | None = "secrets") -> None:
         super().__init__(message, field=field)
+
+
+class CertificateError(SecretsError):
+    """A certificate of this host, or of who is connected to, is not good: ended, of another host, authority or key."""
+
+    code = "certificate"
 
 
 class InvalidRequestError(PipelineError):

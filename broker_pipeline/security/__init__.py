@@ -1,1 +1,1 @@
-"""Who may do what: credentials of roles and hosts, the table of their rights, and the servers' configurations."""
+"""Who may do what: certificates and credentials of roles and hosts, the table of their rights, what servers are told."""

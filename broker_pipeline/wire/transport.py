@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ from broker_pipeline.wire.codec import Frame, decode, encode
 from broker_pipeline.wire.edges.kinds import edge_dialers, edge_servers
 from broker_pipeline.wire.edges.outgoing import OutgoingEdges
 from broker_pipeline.wire.edges.settings import EdgeSettings
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.link import NatsLink
 from broker_pipeline.wire.received import Body, Received
@@ -213,8 +215,8 @@ class Transport:
                 tasks.create_task(self._answer_asks(asks), name="edges"),
                 tasks.create_task(self._report_lost(lost_peers, subjects.lost_peers_of(root)), name="lost peers"),
             ]
-            dialers = list(edge_dialers(settings))
-            edges = self._edges = OutgoingEdges(self._ask_for_edges, dialers, root, note_lost)
+            ask = partial(self._ask_for_edges, settings.identity if settings.is_encrypted else None)
+            edges = self._edges = OutgoingEdges(ask, list(edge_dialers(settings)), root, note_lost)
             self.add_reconnect_listener(edges.renew)
             try:
                 yield
@@ -224,7 +226,9 @@ class Transport:
                     task.cancel()
                 await edges.close()
 
-    async def _ask_for_edges(self, root: str, ask: EdgeAsk) -> EdgeOffer:
+    async def _ask_for_edges(self, identity: EdgeIdentity | None, root: str, ask: EdgeAsk) -> EdgeOffer:
+        if identity is not None:
+            ask = msgspec.structs.replace(ask, certificate=identity.fingerprint)
         answer = await self.request(subjects.edges(root), ask, reply_type=EdgeOffer, timeout_s=_ASK_S)
         return answer.body
 

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, TcpOffer
+from broker_pipeline.security.tls_failures import tls_failure
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.edges.tcp.identity import dialing_context
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity, dialing_context
 from broker_pipeline.wire.edges.tcp.layout import CHANNELS, channel_for
 from broker_pipeline.wire.edges.tcp.outlet import Outlet
 
@@ -64,9 +65,18 @@ class TcpDialer:
 
     kind: EdgeKind = "tcp"
 
-    def __init__(self, *, is_encrypted: bool = True, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """With `is_encrypted`, offers of edges that are not encrypted are not taken, and the other way round."""
-        self._context = dialing_context() if is_encrypted else None
+    def __init__(
+        self,
+        *,
+        is_encrypted: bool = True,
+        identity: EdgeIdentity | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """With `is_encrypted`, offers of edges that are not encrypted are not taken, and the other way round.
+
+        Without an `identity` the dialer shows no certificate, and takes one that no authority signed.
+        """
+        self._context = (identity.edge_dialer if identity else dialing_context()) if is_encrypted else None
         self._timeout_s = connect_timeout_s
 
     async def connect(self, offer: EdgeOffer) -> TcpOutgoingEdge | None:
@@ -90,7 +100,10 @@ class TcpDialer:
                 [edge.name] = {await outlet.welcome for outlet in edge.outlets}
         except EdgeLostError as error:
             raise self._failed(edge, address, str(error)) from error
-        except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
+        except ssl.SSLError as error:
+            unfit = tls_failure(error, address)
+            raise self._failed(edge, address, unfit.message if unfit else str(error)) from error
+        except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
             raise self._failed(edge, address, f"it could not be encrypted: {error}") from error
         except ValueError as error:
             raise self._failed(edge, address, "the address or the answer cannot be used") from error

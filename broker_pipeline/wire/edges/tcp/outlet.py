@@ -8,6 +8,7 @@ from typing import cast
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import TcpOffer
+from broker_pipeline.security.tls_failures import tls_failure
 from broker_pipeline.wire.edges.tcp.identity import check_certificate
 from broker_pipeline.wire.edges.tcp.layout import (
     CHANNELS,
@@ -130,12 +131,19 @@ class Outlet(asyncio.Protocol):
         self._has_room.set()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
-        self._error = self._error or EdgeLostError(f"the receiver has gone: {error or 'it closed the connection'}")
+        self._error = self._error or EdgeLostError(self._reason_of(error))
         self._has_room.set()
         if not self.welcome.done():
             self.welcome.set_exception(self._error)
             self.welcome.exception()  # whoever waits hears it; nobody has to
         self._on_ended(self._error)
+
+    def _reason_of(self, error: Exception | None) -> str:
+        if error is not None and (refusal := tls_failure(error, "the receiver")):
+            return refusal.message
+        if error is None and not self.welcome.done():
+            return "the receiver closed the connection at once: it refuses the token, or this host's certificate"
+        return f"the receiver has gone: {error or 'it closed the connection'}"
 
 
 def _slices(pieces: Sequence[memoryview | bytes]) -> list[list[memoryview]]:
