@@ -27,6 +27,7 @@ from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
+from broker_pipeline.security.certificate_watch import watched_certificate
 from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
@@ -118,6 +119,11 @@ async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
 
 async def _run_main(main: ServiceMain, context: ServiceContext) -> None:
     """Run `main`, and run it again while servers are not there yet."""
+    async with watched_certificate(context.settings.secrets):
+        await _try_main(main, context)
+
+
+async def _try_main(main: ServiceMain, context: ServiceContext) -> None:
     give_up_at = time.monotonic() + _START_PATIENCE_S
     while not context.stopping.is_set():
         try:

@@ -1,1 +1,1 @@
-"""Who may do what: certificates and credentials of roles and hosts, the table of their rights, what servers are told."""
+"""Who may do what: certificates and credentials of hosts and roles, the table of their rights, servers' settings."""

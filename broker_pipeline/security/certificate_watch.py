@@ -7,23 +7,20 @@ at the start, then daily ── fewer than 30 days left? ──► a warning wit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
 from broker_pipeline.errors import CertificateError
-from broker_pipeline.security.tls_contexts import TlsContexts
+from broker_pipeline.security.tls_contexts import TlsContexts, host_tls, utc_now
 
 log = structlog.get_logger()
 
 LOOK_EVERY_S = 10.0
 _WARN_EVERY = timedelta(days=1)
-
-
-def utc_now() -> datetime:
-    """Return the time by which certificates are judged."""
-    return datetime.now(UTC)
 
 
 class CertificateWatch:
@@ -63,3 +60,21 @@ class CertificateWatch:
             self._warn_at = self._clock()
             ends_at = self._contexts.certificate.ends_at
             log.info("certificate_taken", host=self._contexts.certificate.host, ends_at=f"{ends_at:%Y-%m-%d}")
+
+
+@asynccontextmanager
+async def watched_certificate(secrets: str | None) -> AsyncIterator[None]:
+    """Look after the certificate in a directory of secrets, where there is one, while the context is open.
+
+    Raises `CertificateError` at once where it is not good.
+    """
+    contexts = host_tls(Path(secrets)) if secrets is not None else None
+    if contexts is None:
+        yield
+        return
+    task = asyncio.create_task(CertificateWatch(contexts).run(), name="certificate")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

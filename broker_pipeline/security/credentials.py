@@ -9,6 +9,7 @@ from typing import Any, Self
 from broker_pipeline.errors import SecretsError
 from broker_pipeline.security.host_folder import GATEWAY_KEY, public_key, read_facts, read_secret
 from broker_pipeline.security.roles import Role, inbox_prefix, redis_user, worker_prefix
+from broker_pipeline.security.tls_contexts import TlsContexts, host_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,15 @@ class Credentials:
         return cls(role, facts.host, directory, seed, password)
 
     @property
+    def tls(self) -> TlsContexts | None:
+        """How this host encrypts; None for `up`, whose servers are on the loopback interface."""
+        return host_tls(self.directory)
+
+    @property
     def nats_options(self) -> dict[str, Any]:
         """Return what nats-py's `connect` takes."""
-        return {"nkeys_seed_str": self.nkey_seed, "inbox_prefix": inbox_prefix(self.role, self.host)}
+        encrypted = {"tls": self.tls.client} if self.tls else {}
+        return {"nkeys_seed_str": self.nkey_seed, "inbox_prefix": inbox_prefix(self.role, self.host), **encrypted}
 
     @property
     def redis_options(self) -> dict[str, Any]:

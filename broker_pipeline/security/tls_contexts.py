@@ -10,7 +10,8 @@ Each shows the host's own certificate. Everything speaks TLS 1.3.
 from __future__ import annotations
 
 import ssl
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, HostCertificate
@@ -55,3 +56,22 @@ class TlsContexts:
         except OSError:
             return ()
         return tuple((each.st_mtime_ns, each.st_ino) for each in found)
+
+
+def utc_now() -> datetime:
+    """Return the time by which certificates are judged."""
+    return datetime.now(UTC)
+
+
+def host_tls(directory: Path) -> TlsContexts | None:
+    """Return this process's contexts for a host's directory; None where that has no certificate, as that of `up`.
+
+    Raises `CertificateError` where it has one that is not good now.
+    """
+    names = (AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE)
+    return _contexts(directory) if any((directory / name).exists() for name in names) else None
+
+
+@cache  # so that all that a process connects follows new files
+def _contexts(directory: Path) -> TlsContexts:
+    return TlsContexts(directory, utc_now())

@@ -13,9 +13,15 @@ _REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 """In what the other side says of ours."""
 
 
+class NotEncryptedError(ssl.SSLError):
+    """A server beyond this host does not encrypt, and it must."""
+
+
 def tls_failure(error: BaseException, peer: str) -> CertificateError | None:
     """Return what `error`, or what caused it, says of the certificates of `peer` and of this host; None: nothing."""
     for cause in _causes(error):
+        if isinstance(cause, NotEncryptedError):
+            return CertificateError(f"{peer}: it does not encrypt, and with --secrets it has to: turn TLS on there")
         if isinstance(cause, ssl.SSLCertVerificationError):
             return CertificateError(f"{peer}: {_unfit(cause)}")
         if isinstance(cause, ssl.SSLError) and (reason := cause.reason):
@@ -37,8 +43,8 @@ def _unfit(error: ssl.SSLCertVerificationError) -> str:
             "this address with `broker-pipeline secrets add-host`"
         )
     return (
-        "its certificate (tls.crt) is of an authority that ca.crt here does not name: it is another pipeline's, or one "
-        "of the two hosts has files of before `secrets init`; copy that host's directory of secrets again"
+        "its certificate (tls.crt) is of an authority that is not believed here (ca.crt): it is another pipeline's, or "
+        "one of the two hosts has files of before `secrets init`; copy that host's directory of secrets again"
     )
 
 

@@ -35,6 +35,8 @@ from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateDeniedError, StateError
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
 from broker_pipeline.security.credentials import Credentials
+from broker_pipeline.security.tls_failures import tls_failure
+from broker_pipeline.state.encrypted import context_for, server_pool
 from broker_pipeline.state.script_calls import ScriptCalls
 from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
@@ -91,16 +93,24 @@ async def open_redis(
 
     Replies are bytes. Every command ends within about `timeout_s`, by `StateError` where it goes through this module.
     Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached, `StateDeniedError`
-    when it refuses the credentials.
+    when it refuses the credentials, `CertificateError` where a certificate is not good. With `credentials` it is
+    reached encrypted, unless it is on the loopback interface.
     """
     client = _client(url, timeout_s, max_connections, credentials)
     try:
-        with state_errors(f"cannot reach Redis at {public_url(url)} (--redis-url)"):
-            await client.ping()
+        await _reach(client, public_url(url))
         yield client
     finally:
         await client.scripts.close()
         await client.aclose()
+
+
+async def _reach(client: RedisClient, shown: str) -> None:
+    try:
+        with state_errors(f"cannot reach Redis at {shown} (--redis-url)"):
+            await client.ping()
+    except StateError as error:
+        raise tls_failure(error, f"Redis at {shown}") or error from error
 
 
 def public_url(url: str) -> str:
@@ -152,8 +162,11 @@ def _client(url: str, timeout_s: float, max_connections: int, credentials: Crede
         **(credentials.redis_options if credentials else {}),
     }
     try:
-        is_behind_sentinel = is_sentinel_url(url)
-        pool = sentinel_pool(url, options) if is_behind_sentinel else BlockingConnectionPool.from_url(url, **options)
+        context = context_for(url, credentials) if credentials else None
+        if is_sentinel_url(url):
+            pool: BlockingConnectionPool = sentinel_pool(url, options, context)
+        else:
+            pool = server_pool(url, options, context)
     except ValueError as error:
         raise ConfigurationError(
             f"--redis-url {public_url(url)} is not a Redis URL: {error} (redis+sentinel://HOST:PORT,…/SERVICE is one "

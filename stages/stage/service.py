@@ -82,7 +82,7 @@ async def serve_stage(
                 on_loaded(loaded[0].record, intake)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
                 async with transport.use_edges(
-                    loaded[0].record.subject, edge_settings(settings, loaded[0].compute.device)
+                    loaded[0].record.subject, edge_settings(settings, loaded[0].compute.device, credentials)
                 ):
                     await serve_worker(context, transport, registry, presence, worker)
     finally:

@@ -120,7 +120,7 @@ async def serve_vision(
             media = MediaStore(transport, None, common.namespace)
             worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
             registry = WorkerRegistry(redis, common.namespace, common.pipeline)
-            edges = edge_settings(settings, loaded[0].tower.device)
+            edges = edge_settings(settings, loaded[0].tower.device, credentials)
             async with transport.use_edges(loaded[0].record.subject, edges):
                 await serve_worker(context, transport, registry, presence, worker)
 

@@ -43,8 +43,11 @@ _SUBJECT = re.compile(r"[^\s\0]+")
 class NatsConnection:
     """A nats-py client and what this process has to know about it. Made by `open_connection`."""
 
-    def __init__(self, name: str, on_failed: Callable[[TransportError], None]) -> None:
+    def __init__(
+        self, name: str, on_failed: Callable[[TransportError], None], credentials: Credentials | None = None
+    ) -> None:
         """`on_failed` is told once when the connection is closed for good, or a receiver has a bug."""
+        self._options = credentials.nats_options if credentials else {}
         self.name = name
         self.client = Client()
         self.receivers: dict[bytes, Receiver] = {}
@@ -53,7 +56,7 @@ class NatsConnection:
         """Root of subjects that only this connection uses."""
         self._state = ConnectionState(name, self.client, self._on_lost, on_failed)
         self._echo = Echo(self.client)
-        self.socket = NatsSocket(self.receivers, self._state.fail_unhandled)
+        self.socket = NatsSocket(self.receivers, self._state.fail_unhandled, must_encrypt=credentials is not None)
         self.client._transport = self.socket  # noqa: SLF001 - nats-py makes one of its own where there is none
 
     @property
@@ -174,7 +177,7 @@ class NatsConnection:
 
     # --- life ---
 
-    async def _connect(self, servers: list[str], timeout_s: float, credentials: Credentials | None) -> None:
+    async def _connect(self, servers: list[str], timeout_s: float) -> None:
         shown = without_credentials(",".join(servers))
         try:
             async with asyncio.timeout(timeout_s):
@@ -187,7 +190,7 @@ class NatsConnection:
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type] # only slept
                     max_outstanding_pings=_MAX_UNANSWERED_PINGS,
                     **self._state.callbacks(),
-                    **(credentials.nats_options if credentials else {}),
+                    **self._options,
                 )
         except TimeoutError as error:
             raise TransportError(
@@ -224,13 +227,13 @@ async def open_connection(
     """Connect to NATS; on leaving, send what is unsent and close.
 
     `url` may name several servers of a cluster, separated by commas. Raises `TransportError` when none answers
-    within `timeout_s` seconds, `SubjectDeniedError` when the server refuses the credentials, `ConfigurationError` for
-    what is no address.
+    within `timeout_s` seconds, `SubjectDeniedError` when the server refuses the credentials, `CertificateError` where
+    a certificate is not good, `ConfigurationError` for what is no address.
     """
     servers = server_addresses(url)
-    connection = NatsConnection(name, on_failed)
+    connection = NatsConnection(name, on_failed, credentials)
     try:
-        await connection._connect(servers, timeout_s, credentials)  # noqa: SLF001 - the one way to make one
+        await connection._connect(servers, timeout_s)  # noqa: SLF001 - the one way to make one
         yield connection
     finally:
         await connection._close()  # noqa: SLF001

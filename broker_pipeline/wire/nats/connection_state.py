@@ -12,6 +12,7 @@ import structlog
 from nats.aio.client import Client
 
 from broker_pipeline.errors import SubjectDeniedError, TransportError
+from broker_pipeline.security.tls_failures import tls_failure
 
 log = structlog.get_logger()
 
@@ -61,6 +62,10 @@ class ConnectionState:
         text = str(error).lower()
         if self.is_opening and "authorization" in text:
             raise SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}") from error
+        if failure := tls_failure(error, f"the NATS server of {self.name}"):
+            if self.is_opening:
+                raise failure from error
+            log.error("nats_not_encrypted", connection=self.name, reason=failure.message)
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
             # An answer to somebody whom this role does not answer is the asker's fault.

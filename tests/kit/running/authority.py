@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from broker_pipeline.security.authority import Authority
+from broker_pipeline.security.credentials import Credentials
+from broker_pipeline.security.roles import redis_user
 from broker_pipeline.security.tls_contexts import TlsContexts
 from broker_pipeline.tools.local.place import free_port
 from broker_pipeline.tools.local.processes import ChildProcess
@@ -15,29 +17,48 @@ from broker_pipeline.tools.local.server_binaries import find_nats_server
 from tests.kit.running.debian_servers import PROGRAMS, is_listening
 from tests.kit.waiting import eventually
 
+HOST = "host-a"
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=1000)
 
 
-def host_secrets(directory: Path, authority: Authority, host: str = "host-a", **how: object) -> Path:
+NKEY, SEED = (
+    "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
+    "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+)
+"""A pair that the documentation of NATS shows."""
+
+
+def credentials_in(directory: Path) -> Credentials:
+    """Return a stage's credentials with the certificate in a directory."""
+    return Credentials("stage", HOST, directory, SEED, "")
+
+
+def host_secrets(directory: Path, authority: Authority, host: str = HOST, **how: object) -> Path:
     """Write what a host gets; its path."""
     authority.issue(directory / host, host, how.pop("names", ()), **how)
     return directory / host
 
 
-def contexts(directory: Path, authority: Authority, host: str = "host-a") -> TlsContexts:
+def contexts(directory: Path, authority: Authority, host: str = HOST) -> TlsContexts:
     return TlsContexts(host_secrets(directory, authority, host), datetime.now(UTC))
 
 
 @asynccontextmanager
-async def encrypted_nats(directory: Path, secrets: Path) -> AsyncIterator[tuple[ChildProcess, int]]:
-    """A nats-server with JetStream that shows the certificate in `secrets`, and wants one of clients."""
+async def encrypted_nats(
+    directory: Path, secrets: Path, *, is_open: bool = False
+) -> AsyncIterator[tuple[ChildProcess, int]]:
+    """A nats-server with JetStream that shows the certificate in `secrets`, and wants one of clients, and an NKey.
+
+    Where it is open, everybody is let in.
+    """
     port, config = free_port(), directory / "nats.conf"
     config.write_text(f"""\
-listen: "127.0.0.1:{port}"
+listen: "0.0.0.0:{port}"
 jetstream {{ store_dir: "{directory / "js"}" }}
+{"" if is_open else f'authorization {{ users: [{{ nkey: "{NKEY}" }}] }}'}
 tls {{ cert_file: "{secrets / "tls.crt"}", key_file: "{secrets / "tls.key"}", ca_file: "{secrets / "ca.crt"}",
-      verify: true }}
+      verify: {str(not is_open).lower()} }}
 """)
     async with _running(directory, "nats-tls", str(find_nats_server()), "-c", str(config), port=port) as child:
         yield child, port
@@ -46,17 +67,19 @@ tls {{ cert_file: "{secrets / "tls.crt"}", key_file: "{secrets / "tls.key"}", ca
 @asynccontextmanager
 async def encrypted_redis(directory: Path, secrets: Path) -> AsyncIterator[int]:
     """Debian's redis-server, which has TLS, with the certificate in `secrets`; its port."""
-    port, program = free_port(), PROGRAMS["redis-server"]
+    port, program, config = free_port(), PROGRAMS["redis-server"], directory / "redis.conf"
     assert program is not None
-    async with _running(directory, "redis-tls", program, *redis_flags(secrets, port), port=port):
+    config.write_text(f'save ""\nbind 0.0.0.0\n{redis_tls_lines(port, secrets)}\n')
+    async with _running(directory, "redis-tls", program, str(config), port=port):
         yield port
 
 
-def redis_flags(secrets: Path, port: int) -> list[str]:
-    """Return the flags of a Redis that speaks TLS only."""
+def redis_tls_lines(port: int, secrets: Path) -> str:
+    """Return settings of a Redis, or a sentinel, that speaks TLS only and lets in who is in `credentials_in`."""
     files = {"cert": "tls.crt", "key": "tls.key", "ca-cert": "ca.crt"}
-    named = [word for name, file in files.items() for word in (f"--tls-{name}-file", str(secrets / file))]
-    return ["--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", "", *named]
+    named = [f"tls-{name}-file {secrets / file}" for name, file in files.items()]
+    user = f"user {redis_user('stage', HOST)} on nopass ~* &* +@all"
+    return "\n".join(["port 0", f"tls-port {port}", "tls-replication yes", user, *named])
 
 
 @asynccontextmanager
