@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker_pipeline.errors import CertificateError, ConfigurationError
+from broker_pipeline.process.private_files import write_private
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, read_pem
 
 AUTHORITY_KEY_FILE = "ca.key"
@@ -65,8 +66,7 @@ class Authority:
 
     def write(self, directory: Path) -> None:
         """Write `directory`/ca.crt and ca.key, which only this user can read."""
-        write_private(directory / AUTHORITY_KEY_FILE, _key_pem(self.key))
-        write_private(directory / AUTHORITY_FILE, _pem(self.certificate))
+        _write(directory, {AUTHORITY_KEY_FILE: _key_pem(self.key), AUTHORITY_FILE: _pem(self.certificate)})
 
     def issue(
         self,
@@ -94,21 +94,14 @@ class Authority:
         ):
             builder = builder.add_extension(extension, critical=is_critical)
         certificate = builder.sign(self.key, hashes.SHA256())
-        write_private(directory / AUTHORITY_FILE, _pem(self.certificate))
-        write_private(directory / KEY_FILE, _key_pem(key))
-        write_private(directory / CERTIFICATE_FILE, _pem(certificate))
+        files = {AUTHORITY_FILE: self.certificate, CERTIFICATE_FILE: certificate}
+        _write(directory, {KEY_FILE: _key_pem(key)} | {name: _pem(each) for name, each in files.items()})
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only this user can read, in one step; its directory as well where there is none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _write(directory: Path, files: dict[str, str]) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_private(directory / name, text)
 
 
 def _builder(
@@ -158,11 +151,11 @@ def _usage(*, of_authority: bool) -> x509.KeyUsage:
     )
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    ).decode()

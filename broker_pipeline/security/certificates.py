@@ -23,6 +23,8 @@ AUTHORITY_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
 KEY_FILE = "tls.key"
 WARNED_BEFORE = timedelta(days=30)
+SERVERS = "servers"
+"""What the host of NATS and Redis is called in its certificate, and its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,11 @@ class HostCertificate:
 
 def renewal(host: str) -> str:
     """Say how a host gets a new certificate."""
+    if host == SERVERS:
+        return "where the authority is, run `broker-pipeline secrets rotate DIR --certificate`; copy DIR/servers again"
     return (
-        f"where the authority is, run `broker-pipeline secrets rotate DIR {host}`, and copy DIR/hosts/{host} to {host} "
-        "again"
+        f"where the authority is, run `broker-pipeline secrets rotate DIR {host} --certificate`, and copy "
+        f"DIR/hosts/{host} to {host} again"
     )
 
 

@@ -21,6 +21,7 @@ from msgspec import Meta
 from broker_pipeline.errors import SecretsError
 from broker_pipeline.messages.base import Name
 from broker_pipeline.process.private_files import new_private_directory, write_private
+from broker_pipeline.security.directory_certificates import DirectoryCertificates
 from broker_pipeline.security.host_folder import (
     GATEWAY_KEY,
     HOST_FILE,
@@ -62,10 +63,13 @@ class SecretsDirectory:
             raise SecretsError(f"{path / _FACTS} cannot be used: {error}", field="DIR") from error
 
     @classmethod
-    def create(cls, path: Path, facts: DirectoryFacts) -> SecretsDirectory:
-        """Make the directory; one that is there and for the same is left as it is."""
+    def create(cls, path: Path, facts: DirectoryFacts, addresses: Sequence[str] = ()) -> SecretsDirectory:
+        """Make the directory; one that is there and for the same is left as it is.
+
+        `addresses` are those of the servers; where they are given again, these get another certificate.
+        """
         if (path / _FACTS).exists():
-            return cls._existing(path, facts)
+            return cls._existing(path, facts, addresses)
         with _errors_of(path):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise SecretsError(f"{path} holds something else: choose another directory", field="DIR")
@@ -73,12 +77,13 @@ class SecretsDirectory:
                 for folder in ("authority", "servers", "hosts"):
                     (partial / folder).mkdir(mode=0o700)
                 _write_gateway_key(partial)
+                DirectoryCertificates(partial).create(addresses)
                 write_private(partial / _FACTS, msgspec.json.encode(facts).decode())
                 _write_servers(partial, facts)
         return cls(path)
 
     @classmethod
-    def _existing(cls, path: Path, facts: DirectoryFacts) -> SecretsDirectory:
+    def _existing(cls, path: Path, facts: DirectoryFacts, addresses: Sequence[str]) -> SecretsDirectory:
         found = cls(path)
         if found.facts != facts:
             raise SecretsError(
@@ -86,7 +91,14 @@ class SecretsDirectory:
                 f"{found.facts.servers_at}; nothing was changed: choose another directory",
                 field="DIR",
             )
+        if addresses:
+            found.certificates.certify_servers(addresses)
         return found
+
+    @property
+    def certificates(self) -> DirectoryCertificates:
+        """The certificates in it."""
+        return DirectoryCertificates(self.path)
 
     @property
     def hosts(self) -> dict[str, tuple[Role, ...]]:
@@ -97,17 +109,23 @@ class SecretsDirectory:
         """Return what is to be copied to a host."""
         return self.path / "hosts" / host
 
-    def add_host(self, host: str, roles: Collection[Role]) -> list[Role]:
-        """Make secrets of a host for these roles; return those that it did not have yet. Others stay as they are."""
+    def add_host(self, host: str, roles: Collection[Role], addresses: Sequence[str] = ()) -> list[Role]:
+        """Make secrets of a host for these roles; return those that it did not have yet. Others stay as they are.
+
+        Its certificate is for its name and `addresses`; where they are given again, it gets another one.
+        """
         folder = self.host_folder(_checked_name(host))
         had = roles_in(folder)
         new = [role for role in ROLES if role in roles and role not in had]
         with _errors_of(folder):
             if folder.exists():
+                if addresses:
+                    self.certificates.certify(folder, host, (host, *addresses))
                 self._write_roles(folder, new)
             else:
                 with new_private_directory(folder) as partial:
                     write_facts(partial, HostFacts(host, self.facts.namespace))
+                    self.certificates.certify(partial, host, (host, *addresses))
                     self._write_roles(partial, new)
             _write_servers(self.path, self.facts)
         return new
@@ -123,6 +141,8 @@ class SecretsDirectory:
         chosen = [role for role in had if not roles or role in roles]
         with _errors_of(folder):
             self._write_roles(folder, chosen)
+            if not roles:
+                self.certificates.renew(host)
             _write_servers(self.path, self.facts)
         return chosen
 
@@ -159,7 +179,7 @@ def _write_gateway_key(path: Path) -> None:
 
 def _write_servers(path: Path, facts: DirectoryFacts) -> None:
     access = ServerAccess([user for folder in _host_folders(path) for user in users_in(folder)], facts.namespace)
-    write_private(path / "servers" / "nats.conf", nats_config(access))
+    write_private(path / "servers" / "nats.conf", nats_config(access, facts.servers_at))
     write_private(path / "servers" / "users.acl", access.redis_users())
     write_private(path / "servers" / "redis.conf", redis_config(facts.servers_at))
 

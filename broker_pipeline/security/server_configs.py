@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
 from broker_pipeline.security.roles import Rights, Role, redis_user, rights_of
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -60,8 +61,8 @@ class ServerAccess:
         return "\n".join(lines) + "\n"
 
 
-def nats_config(access: ServerAccess) -> str:
-    """Return the whole configuration of a NATS server for a pipeline."""
+def nats_config(access: ServerAccess, servers_at: str) -> str:
+    """Return the whole configuration of a NATS server; `servers_at` is where its host has these files."""
     return f"""\
 # Made by `broker-pipeline secrets`: changes are lost when it runs again.
 listen: "0.0.0.0:4222"
@@ -70,6 +71,12 @@ server_name: "broker-pipeline"
 max_payload: {MAX_PAYLOAD_BYTES}
 max_pending: {512 * 1024 * 1024}
 write_deadline: "60s"
+tls {{
+  cert_file: "{servers_at}/{CERTIFICATE_FILE}"
+  key_file: "{servers_at}/{KEY_FILE}"
+  ca_file: "{servers_at}/{AUTHORITY_FILE}"
+  verify: true
+}}
 jetstream {{
   store_dir: "/data/jetstream"
   # Each write is synced to the disk before it is acknowledged: an acknowledged job survives a power cut.
@@ -82,7 +89,12 @@ def redis_config(servers_at: str) -> str:
     """Return the whole configuration of a Redis for a pipeline; `servers_at` is where its host has these files."""
     return f"""\
 # Made by `broker-pipeline secrets`: changes are lost when it runs again.
-port 6379
+port 0
+tls-port 6379
+tls-cert-file {servers_at}/{CERTIFICATE_FILE}
+tls-key-file {servers_at}/{KEY_FILE}
+tls-ca-cert-file {servers_at}/{AUTHORITY_FILE}
+tls-replication yes
 dir /data
 aclfile {servers_at}/users.acl
 appendonly yes

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
 from rich.table import Table
 
 from broker_pipeline.config import PathType, parse_settings
+from broker_pipeline.errors import SecretsError
+from broker_pipeline.security.certificates import SERVERS
+from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.roles import ROLES, Role
 from broker_pipeline.security.secrets_directory import SERVERS_AT, DirectoryFacts, SecretsDirectory
+from broker_pipeline.security.tls_contexts import utc_now
 from broker_pipeline.tools.terminal import make_console
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DIRECTORY = click.argument("directory", metavar="DIR", type=PathType(path_type=Path, file_okay=False))
 _ROLE = click.Choice(ROLES)
+_RELOAD_CERTIFICATES = "`nats-server --signal reload` and `CONFIG SET tls-cert-file … tls-key-file …`"
 _TELL_SERVERS = (
     "servers: copy {path}/servers to the host of NATS and Redis, then `nats-server --signal reload` and `ACL LOAD`"
 )
+
+
+def _address(whose: str) -> Callable[[F], F]:
+    return click.option("--address", "addresses", multiple=True, help=f"Name or IP address {whose}; may be repeated.")
 
 
 @click.group()
@@ -26,7 +39,7 @@ def command() -> None:
 
     \b
     On the operator's machine:
-      broker-pipeline secrets init secrets
+      broker-pipeline secrets init secrets --address 10.0.0.1
       broker-pipeline secrets add-host secrets hub --role gateway --role conductor --role operator
       broker-pipeline secrets add-host secrets gpu-1 --role stage --role vision
     Then DIR/servers belongs to the host of NATS and Redis, and DIR/hosts/HOST to each other one, where every service
@@ -44,10 +57,14 @@ def command() -> None:
 @click.option(
     "--servers-at", default=SERVERS_AT, show_default=True, help="Where the servers' host will have DIR/servers."
 )
-def init(directory: Path, namespace: str, servers_at: str) -> None:
-    """Make the directory, without any host yet; one that is there is left as it is."""
+@_address("of the host of NATS and Redis, as --nats-url and --redis-url name it")
+def init(directory: Path, namespace: str, servers_at: str, addresses: tuple[str, ...]) -> None:
+    """Make the directory, without any host yet; one that is there is left as it is.
+
+    --address given again makes another certificate for the servers.
+    """
     facts = parse_settings(DirectoryFacts, {"namespace": namespace, "servers_at": servers_at})
-    SecretsDirectory.create(directory, facts)
+    SecretsDirectory.create(directory, facts, addresses)
     click.echo(
         f"{directory} holds secrets for namespace {namespace}; add hosts with `broker-pipeline secrets add-host`"
     )
@@ -57,11 +74,12 @@ def init(directory: Path, namespace: str, servers_at: str) -> None:
 @_DIRECTORY
 @click.argument("host", metavar="HOST")
 @click.option("--role", "roles", multiple=True, required=True, type=_ROLE, help="What runs there; may be repeated.")
-def add_host(directory: Path, host: str, roles: tuple[Role, ...]) -> None:
+@_address("at which others reach the host")
+def add_host(directory: Path, host: str, roles: tuple[Role, ...], addresses: tuple[str, ...]) -> None:
     """Make secrets for a host, or for more roles of one that is there; those that it has stay as they are."""
     made = SecretsDirectory(directory)
-    new = made.add_host(host, roles)
-    if not new:
+    new = made.add_host(host, roles, addresses)
+    if not new and not addresses:
         click.echo(f"{host} has all that already: nothing was changed")
         return
     click.echo(f"{host}: copy {made.host_folder(host)} there, for {', '.join(new)}")
@@ -72,12 +90,17 @@ def add_host(directory: Path, host: str, roles: tuple[Role, ...]) -> None:
 @_DIRECTORY
 @click.argument("host", metavar="[HOST]", required=False)
 @click.option("--role", "roles", multiple=True, type=_ROLE, help="Only this role's; may be repeated.")
-def rotate(directory: Path, host: str | None, roles: tuple[Role, ...]) -> None:
-    """Make new secrets for a host; without HOST, for all of them, and a new key to the gateway.
+@click.option("--certificate", "only_certificates", is_flag=True, help="Only certificates: nobody is shut out.")
+def rotate(directory: Path, host: str | None, roles: tuple[Role, ...], *, only_certificates: bool) -> None:
+    """Make new secrets for a host; without HOST, for all of them, the servers' certificate and the gateway's key.
 
     Until its new folder is there and its services are started again, a host is shut out as soon as the servers know.
+    With --certificate nobody is: services take new files within seconds, and old certificates are good until their end.
     """
     made = SecretsDirectory(directory)
+    if only_certificates:
+        _renew(made, host)
+        return
     hosts = [host] if host else [name for name, had in made.hosts.items() if not roles or set(roles) & set(had)]
     for name in hosts:
         had = made.hosts.get(name, ())
@@ -87,6 +110,17 @@ def rotate(directory: Path, host: str | None, roles: tuple[Role, ...]) -> None:
         holders = made.rotate_gateway_key()
         click.echo(f"key to the gateway: new on {', '.join(holders) or 'no host'}")
     click.echo(_TELL_SERVERS.format(path=directory))
+
+
+def _renew(made: SecretsDirectory, host: str | None) -> None:
+    renewed = made.certificates.renew(host)
+    if not renewed:
+        raise SecretsError(f"{host} has no secrets: `broker-pipeline secrets add-host` makes them", field="HOST")
+    for name in renewed:
+        if name == SERVERS:
+            click.echo(f"servers: copy {made.path / SERVERS} there, then {_RELOAD_CERTIFICATES}")
+        else:
+            click.echo(f"{name}: copy {made.host_folder(name)} there; its services take it within seconds")
 
 
 @command.command("show")
@@ -100,8 +134,11 @@ def show(directory: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode(shown))
         return
     click.echo(f"namespace {made.facts.namespace}; the servers have their files at {made.facts.servers_at}")
-    table = Table("host", "roles", box=None, pad_edge=False)
-    for host, roles in made.hosts.items():
-        table.add_row(host, ", ".join(roles))
-    if made.hosts:
-        make_console().print(table)
+    table = Table("host", "roles", "certificate until", "for", box=None, pad_edge=False)
+    certificates, hosts = made.certificates.read_all(), made.hosts
+    for each in certificates:
+        names = ", ".join(name for name in each.names if not is_loopback(name))
+        table.add_row(each.host, ", ".join(hosts.get(each.host, ())), f"{each.ends_at:%Y-%m-%d}", names)
+    make_console().print(table)
+    for warning in filter(None, (each.warning(utc_now()) for each in certificates)):
+        click.echo(warning)

@@ -60,7 +60,7 @@ jetstream {{ store_dir: "{directory / "js"}" }}
 tls {{ cert_file: "{secrets / "tls.crt"}", key_file: "{secrets / "tls.key"}", ca_file: "{secrets / "ca.crt"}",
       verify: {str(not is_open).lower()} }}
 """)
-    async with _running(directory, "nats-tls", str(find_nats_server()), "-c", str(config), port=port) as child:
+    async with running(directory, "nats-tls", str(find_nats_server()), "-c", str(config), port=port) as child:
         yield child, port
 
 
@@ -70,7 +70,7 @@ async def encrypted_redis(directory: Path, secrets: Path) -> AsyncIterator[int]:
     port, program, config = free_port(), PROGRAMS["redis-server"], directory / "redis.conf"
     assert program is not None
     config.write_text(f'save ""\nbind 0.0.0.0\n{redis_tls_lines(port, secrets)}\n')
-    async with _running(directory, "redis-tls", program, str(config), port=port):
+    async with running(directory, "redis-tls", program, str(config), port=port):
         yield port
 
 
@@ -83,7 +83,8 @@ def redis_tls_lines(port: int, secrets: Path) -> str:
 
 
 @asynccontextmanager
-async def _running(directory: Path, name: str, *argv: str, port: int) -> AsyncIterator[ChildProcess]:
+async def running(directory: Path, name: str, *argv: str, port: int) -> AsyncIterator[ChildProcess]:
+    """Start a server and wait until it listens."""
     child = await ChildProcess.spawn(name, list(argv), log_path=directory / f"{name}.log")
     try:
         await eventually(lambda: is_listening(port))
