@@ -70,6 +70,12 @@ def edge_root(subject: str) -> str | None:
     return root if what in {"work", "rows"} else None
 
 
+def host_of(root: str) -> str:
+    """Return the host in the name of the worker with this root; `-` where that names none, nothing where it is none."""
+    tokens = root.split(".")
+    return tokens[3] if len(tokens) == 6 else ""
+
+
 def results(namespace: str, pipeline: str, instance: str) -> str:
     """Root of the subjects of `MicrobatchResult`s for one conductor instance, or for one of its shares."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"

@@ -101,8 +101,10 @@ class EdgeDialer(Protocol):
     def kind(self) -> EdgeKind:
         """Which part of an offer it reads."""
 
-    async def connect(self, offer: EdgeOffer) -> OutgoingEdge | None:
-        """Return an edge that stands; None where the offer has no such part or nobody can be reached there.
+    async def connect(self, offer: EdgeOffer, root: str = "") -> OutgoingEdge | None:
+        """Return an edge to the worker with this root of subjects, which made the offer.
+
+        None where the offer has no such part or nobody can be reached there.
 
         Raises `EdgeLostError` where somebody was reached and it failed then; the message says why.
         """

@@ -13,6 +13,7 @@ import structlog
 
 from broker_pipeline.errors import EdgeLostError
 from broker_pipeline.messages.edges import EdgeAsk, Token
+from broker_pipeline.subjects import host_of
 from broker_pipeline.wire.edges.edge import OnEdge
 from broker_pipeline.wire.edges.tcp.incoming import TcpIncomingEdge
 from broker_pipeline.wire.edges.tcp.inlet import Inlet
@@ -35,8 +36,14 @@ class _Group:
 class Door:
     """The strangers at a port, and the edges that some of them became."""
 
-    def __init__(self, on_edge: OnEdge, *, hello_timeout_s: float, payload_timeout_s: float) -> None:
-        """Tell `on_edge` of each edge that stands."""
+    def __init__(
+        self, on_edge: OnEdge, *, hello_timeout_s: float, payload_timeout_s: float, is_vouched: bool = False
+    ) -> None:
+        """Tell `on_edge` of each edge that stands.
+
+        Where an authority vouches for everybody, workers come with certificates of the hosts in their names.
+        """
+        self._is_vouched = is_vouched
         self.tokens = Tokens()
         self._on_edge = on_edge
         self._hello_timeout_s, self._payload_timeout_s = hello_timeout_s, payload_timeout_s
@@ -75,6 +82,8 @@ class Door:
             raise EdgeLostError("its token is not good, or not any more")
         if inlet.certificate != group.ask.certificate:
             raise EdgeLostError("its certificate is not the one that it announced")
+        if self._is_vouched and inlet.host != (host := host_of(group.ask.root)):
+            raise EdgeLostError(f"its certificate is of {inlet.host!r}, and it says that it is a worker of {host!r}")
         group.inlets[channel] = inlet
         if len(group.inlets) == len(CHANNELS):
             self._admit(group)

@@ -16,7 +16,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -92,16 +92,26 @@ def dialing_context() -> ssl.SSLContext:
     return context
 
 
-def check_certificate(encrypted: ssl.SSLObject, fingerprint: str) -> None:
-    """Raise `EdgeLostError` where the other side's certificate is not the one of that fingerprint."""
+def check_certificate(encrypted: ssl.SSLObject, fingerprint: str, host: str | None = None) -> None:
+    """Raise `EdgeLostError` where the other side's certificate is not the one of that fingerprint, and of that host."""
     if not hmac.compare_digest(shown_certificate(encrypted), fingerprint):
         raise EdgeLostError("somebody else answers there: the certificate is not the one that was announced")
+    if host is not None and vouched_host(encrypted) != host:
+        raise EdgeLostError(f"the certificate is of {vouched_host(encrypted)!r}, and the worker is one of {host!r}")
 
 
-def shown_certificate(encrypted: ssl.SSLObject | None) -> str:
-    """Return the SHA-256 of the other side's certificate; nothing where it shows none, or nothing is encrypted."""
-    certificate = encrypted.getpeercert(binary_form=True) if encrypted is not None else None
+def shown_certificate(encrypted: ssl.SSLObject) -> str:
+    """Return the SHA-256 of the other side's certificate; nothing where it shows none."""
+    certificate = encrypted.getpeercert(binary_form=True)
     return hashlib.sha256(certificate).hexdigest() if certificate else ""
+
+
+def vouched_host(encrypted: ssl.SSLObject) -> str:
+    """Return whose certificate the other side shows, by the word of the authority that was asked for it."""
+    certificate = cast("dict[str, Any]", encrypted.getpeercert() or {})
+    return next(
+        (value for names in certificate.get("subject", ()) for name, value in names if name == "commonName"), ""
+    )
 
 
 def _load(context: ssl.SSLContext, pem: bytes) -> None:

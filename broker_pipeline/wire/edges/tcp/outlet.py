@@ -29,14 +29,16 @@ _SLICE_BYTES = 512 * 1024
 class Outlet(asyncio.Protocol):
     """One connection to a listener."""
 
-    def __init__(self, offer: TcpOffer, channel: int, on_ended: Callable[[EdgeLostError], None]) -> None:
-        """`on_ended` hears of the end, by whatever reason."""
+    def __init__(
+        self, offer: TcpOffer, channel: int, on_ended: Callable[[EdgeLostError], None], host: str | None = None
+    ) -> None:
+        """`on_ended` hears of the end, by whatever reason; `host` is whose certificate it has to be."""
         loop = asyncio.get_running_loop()
         self.connected: asyncio.Future[None] = loop.create_future()
         """Done once the connection stands; a loop may say so a moment after it has made it."""
         self.welcome: asyncio.Future[str] = loop.create_future()
         """The edge's name, or `EdgeLostError`."""
-        self._offer, self._channel, self._on_ended = offer, channel, on_ended
+        self._offer, self._channel, self._on_ended, self._host = offer, channel, on_ended, host
         self._answer = b""
         self._next_number = first_number(channel)
         self._turn = asyncio.Lock()
@@ -108,7 +110,7 @@ class Outlet(asyncio.Protocol):
         self.connected.set_result(None)
         try:
             if self._offer.certificate:
-                check_certificate(transport.get_extra_info("ssl_object"), self._offer.certificate)
+                check_certificate(transport.get_extra_info("ssl_object"), self._offer.certificate, self._host)
         except EdgeLostError as error:  # whoever that is, hears no token
             self.abort(error)
         else:

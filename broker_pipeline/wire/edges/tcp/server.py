@@ -44,7 +44,12 @@ class TcpServer:
         self._host, self._ports = host, tuple(ports)
         self._identity = (identity or Identity()) if is_encrypted else None
         self._max_edges, self._hello_timeout_s = max_edges, hello_timeout_s
-        self.door = Door(on_edge, hello_timeout_s=hello_timeout_s, payload_timeout_s=payload_timeout_s)
+        self.door = Door(
+            on_edge,
+            hello_timeout_s=hello_timeout_s,
+            payload_timeout_s=payload_timeout_s,
+            is_vouched=is_encrypted and identity is not None,
+        )
 
     async def __aenter__(self) -> Self:
         """Listen. Raises `ConfigurationError` where no port is free."""
