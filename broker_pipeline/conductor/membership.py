@@ -15,6 +15,7 @@ from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.policies.shares import shares_of
 from broker_pipeline.security.credentials import own_worker_name
+from broker_pipeline.security.tls_contexts import secrets_tls, with_certificate
 from broker_pipeline.state.redis_client import state_errors
 from broker_pipeline.state.registry import WorkerRegistry
 
@@ -60,7 +61,7 @@ class Membership:
 
     async def look(self) -> Census:
         """Say that this conductor is there, and return who else is. Raises `StateError`."""
-        await self._registry.renew(self.record)
+        await self._registry.renew(with_certificate(self.record, secrets_tls(self._around.common.secrets)))
         records = await self._registry.records()
         shares = shares_of(records)
         conductors = [record for record in records if record.role == "conductor"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from broker_pipeline.errors import CertificateError
+from broker_pipeline.messages.workers import CertificateRecord
+from broker_pipeline.security.certificate_ends import end_warning, renewal
 
 AUTHORITY_FILE = "ca.crt"
 CERTIFICATE_FILE = "tls.crt"
 KEY_FILE = "tls.key"
-WARNED_BEFORE = timedelta(days=30)
-SERVERS = "servers"
-"""What the host of NATS and Redis is called in its certificate, and its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +74,14 @@ class HostCertificate:
                 "set the clock"
             )
 
-    def seconds_left(self, now: datetime) -> float:
-        """Return the seconds from `now` to its end."""
-        return (self.ends_at - now).total_seconds()
-
     def warning(self, now: datetime) -> str | None:
         """Return what to say of its end where that is near."""
-        if self.ends_at - now > WARNED_BEFORE:
-            return None
-        num_days = max((self.ends_at - now).days, 0)
-        return f"{self.path} ends on {self.ends_at:%Y-%m-%d}, in {num_days} days: {renewal(self.host)}"
+        return end_warning(str(self.path), self.host, self.ends_at, now)
 
-
-def renewal(host: str) -> str:
-    """Say how a host gets a new certificate."""
-    if host == SERVERS:
-        return "where the authority is, run `broker-pipeline secrets rotate DIR --certificate`; copy DIR/servers again"
-    return (
-        f"where the authority is, run `broker-pipeline secrets rotate DIR {host} --certificate`, and copy "
-        f"DIR/hosts/{host} to {host} again"
-    )
+    @property
+    def record(self) -> CertificateRecord:
+        """What others are told of it."""
+        return CertificateRecord(host=self.host, fingerprint=self.fingerprint, ends_at=self.ends_at.timestamp())
 
 
 def read_pem(path: Path) -> Sequence[x509.Certificate]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker_pipeline.security.authority import Authority
-from broker_pipeline.security.certificates import CERTIFICATE_FILE, SERVERS, HostCertificate
+from broker_pipeline.security.certificate_ends import SERVERS
+from broker_pipeline.security.certificates import CERTIFICATE_FILE, HostCertificate
 
 _SERVER_NAMES = ("broker", "nats", "redis")
 """As containers of one host call each other, besides the addresses that are given."""

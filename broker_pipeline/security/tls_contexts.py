@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+import msgspec
+
+from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, HostCertificate
 
 
@@ -28,6 +31,8 @@ class TlsContexts:
         self.edge_listener.verify_mode = ssl.CERT_REQUIRED
         self.edge_listener.num_tickets = 0  # nobody comes back with one
         self._directory = directory
+        self.servers_end_at: datetime | None = None
+        """When the servers' certificate ends, as far as it is known."""
         self.reload(now)
 
     @property
@@ -70,6 +75,16 @@ def host_tls(directory: Path) -> TlsContexts | None:
     """
     names = (AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE)
     return _contexts(directory) if any((directory / name).exists() for name in names) else None
+
+
+def secrets_tls(secrets: str | None) -> TlsContexts | None:
+    """Return this process's contexts for what `--secrets` names; see `host_tls`."""
+    return None if secrets is None else host_tls(Path(secrets))
+
+
+def with_certificate(record: WorkerRecord, contexts: TlsContexts | None) -> WorkerRecord:
+    """Return a record with the certificate that its process shows now."""
+    return record if contexts is None else msgspec.structs.replace(record, certificate=contexts.certificate.record)
 
 
 @cache  # so that all that a process connects follows new files

@@ -78,7 +78,8 @@ async def serve_stage(
         ):
             loaded = await unless_stopped(context, thread.run(load, settings, common, reserved_bytes))
             if loaded is not None:
-                worker, presence, intake = _assemble(loaded[0], settings, transport, thread, collector)
+                presence = Presence(loaded[0].record, credentials.tls if credentials else None)
+                worker, intake = _assemble(loaded[0], settings, transport, presence, (thread, collector))
                 on_loaded(loaded[0].record, intake)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
                 async with transport.use_edges(
@@ -166,15 +167,19 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
 
 
 def _assemble(
-    loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread, collector: ComputeThread
-) -> tuple[StageWorker, Presence, VisualRowIntake]:
-    compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
+    loaded: LoadedStage,
+    settings: StageSettings,
+    transport: Transport,
+    presence: Presence,
+    threads: tuple[ComputeThread, ComputeThread],
+) -> tuple[StageWorker, VisualRowIntake]:
+    compute, fence, (thread, collector) = loaded.compute, EpochFence(), threads
     facts = _facts(compute, loaded.record)
     engine = StageEngine(compute, facts, fence, loaded.visual_rows, place=transport.place)
     intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if compute.device.type == "cuda" else None
-    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence, intake
+    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), intake
 
 
 def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:

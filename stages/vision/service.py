@@ -116,7 +116,7 @@ async def serve_vision(
             local = await _meet_stage(context, loaded[0], colocated) if colocated is not None else None
             if colocated is not None and local is None:
                 return
-            presence = Presence(loaded[0].record)
+            presence = Presence(loaded[0].record, credentials.tls if credentials else None)
             media = MediaStore(transport, None, common.namespace)
             worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
             registry = WorkerRegistry(redis, common.namespace, common.pipeline)

@@ -20,6 +20,7 @@ from broker_pipeline.messages.base import WireStruct
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.workers import Role, WorkerRecord
 from broker_pipeline.security.credentials import own_worker_name
+from broker_pipeline.security.tls_contexts import TlsContexts, with_certificate
 from broker_pipeline.wire.transport import Received
 
 log = structlog.get_logger()
@@ -52,12 +53,13 @@ def new_record(
 class Presence:
     """A worker's record, whose state turns from ready to draining once."""
 
-    def __init__(self, record: WorkerRecord) -> None:
+    def __init__(self, record: WorkerRecord, tls: TlsContexts | None = None) -> None:
         self._record = record
+        self._tls = tls
 
     def record(self) -> WorkerRecord:
         """Return the record as it is to be announced now."""
-        return self._record
+        return with_certificate(self._record, self._tls)
 
     def start_draining(self) -> None:
         """Say from now on that no new session should come here."""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from broker_pipeline.config import PathType, parse_settings
 from broker_pipeline.errors import SecretsError
-from broker_pipeline.security.certificates import SERVERS
+from broker_pipeline.security.certificate_ends import SERVERS
 from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.roles import ROLES, Role
 from broker_pipeline.security.secrets_directory import SERVERS_AT, DirectoryFacts, SecretsDirectory
@@ -109,6 +109,7 @@ def rotate(directory: Path, host: str | None, roles: tuple[Role, ...], *, only_c
     if not host and not roles:
         holders = made.rotate_gateway_key()
         click.echo(f"key to the gateway: new on {', '.join(holders) or 'no host'}")
+        made.certificates.renew(SERVERS)
     click.echo(_TELL_SERVERS.format(path=directory))
 
 

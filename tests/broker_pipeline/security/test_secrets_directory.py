@@ -15,6 +15,8 @@ from broker_pipeline.security.credentials import Credentials, gateway_key_file, 
 from broker_pipeline.security.secrets_directory import DirectoryFacts, SecretsDirectory, local_secrets
 from broker_pipeline.tools.operate.secrets_command import command
 
+TLS_FILES = ("ca.crt", "tls.crt", "tls.key")
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> SecretsDirectory:
@@ -39,15 +41,17 @@ def test_everything_is_for_its_owner_alone_and_nothing_partial_stays(made: Secre
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
         assert not path.name.endswith(".partial")
     assert set(_texts(made.host_folder("gpu-1"))) == {
-        *("host.json", "stage.nk", "stage.redis", "vision.nk", "vision.redis"),
+        *("host.json", "stage.nk", "stage.redis", "vision.nk", "vision.redis", *TLS_FILES),
     }
 
 
 def test_the_servers_files_hold_no_secret(made: SecretsDirectory) -> None:
     secrets = [
-        text.strip() for name, text in _texts(made.path).items() if Path(name).suffix in {".nk", ".redis", ".key"}
+        text.strip()
+        for name, text in _texts(made.path).items()
+        if Path(name).suffix in {".nk", ".redis", ".key"} and name != "servers/tls.key"
     ]
-    assert len(secrets) == 2 * 4 + 2
+    assert len(secrets) == 2 * 4 + 2 + 3
     servers = "".join(_texts(made.path / "servers").values())
     assert not [secret for secret in secrets if secret in servers]
 
@@ -94,6 +98,7 @@ def test_rotating_everything_renews_the_key_to_the_gateway_too(made: SecretsDire
     after = _texts(made.path)
     assert {name for name in after if after[name] == before[name]} == {
         *("hosts/gpu-1/host.json", "hosts/hub/host.json", "secrets.json", "servers/redis.conf"),
+        *("authority/ca.key", *(f"{folder}/ca.crt" for folder in ("authority", "servers", "hosts/gpu-1", "hosts/hub"))),
     }
     assert after["hosts/hub/gateway.key"] == after["authority/gateway.key"]
     assert "key to the gateway: new on hub" in said
