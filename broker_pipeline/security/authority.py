@@ -39,22 +39,25 @@ class Authority:
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    others: tuple[x509.Certificate, ...] = ()
+    """Authorities that hosts believe as well, since one follows another."""
 
     @classmethod
     def create(cls, *, num_days: int = AUTHORITY_DAYS, now: datetime | None = None) -> Authority:
         """Make a new one that ends after `num_days`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        # The serial number tells this authority from another pipeline's: OpenSSL finds issuers by name.
+        # The digits tell it from another pipeline's: OpenSSL finds issuers by name.
         name = _name(f"broker-pipeline authority {os.urandom(4).hex()}")
-        builder = _builder(name, name, key, num_days, now)
+        now = now or datetime.now(UTC)
+        builder = _builder(name, name, key, now, now + timedelta(days=num_days))
         for extension in (x509.BasicConstraints(ca=True, path_length=0), _usage(of_authority=True)):
             builder = builder.add_extension(extension, critical=True)
         return cls(builder.sign(key, hashes.SHA256()), key)
 
     @classmethod
     def load(cls, directory: Path) -> Authority:
-        """Read `directory`/ca.crt and ca.key. Raises `CertificateError` that names the file."""
-        [certificate, *_] = read_pem(directory / AUTHORITY_FILE)
+        """Read `directory`/ca.crt, of which the first is this one, and ca.key. Raises `CertificateError`."""
+        certificate, *others = read_pem(directory / AUTHORITY_FILE)
         path = directory / AUTHORITY_KEY_FILE
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), None)
@@ -62,11 +65,11 @@ class Authority:
             raise CertificateError(f"{path} cannot be read as the authority's key: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise CertificateError(f"{path} is not the key of {directory / AUTHORITY_FILE}: one of them is another's")
-        return cls(certificate, key)
+        return cls(certificate, key, tuple(others))
 
     def write(self, directory: Path) -> None:
         """Write `directory`/ca.crt and ca.key, which only this user can read."""
-        _write(directory, {AUTHORITY_KEY_FILE: _key_pem(self.key), AUTHORITY_FILE: _pem(self.certificate)})
+        _write(directory, {AUTHORITY_KEY_FILE: _key_pem(self.key), AUTHORITY_FILE: self._believed()})
 
     def issue(
         self,
@@ -84,7 +87,9 @@ class Authority:
         """
         key = ec.generate_private_key(ec.SECP256R1())
         said = dict.fromkeys((*(names or (host,)), *_LOOPBACK_NAMES))
-        builder = _builder(_name(host), self.certificate.subject, key, num_days, now)
+        now = now or datetime.now(UTC)
+        ends_at = min(now + timedelta(days=num_days), self.certificate.not_valid_after_utc)
+        builder = _builder(_name(host), self.certificate.subject, key, now, ends_at)
         for extension, is_critical in (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(of_authority=False), True),
@@ -93,9 +98,11 @@ class Authority:
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), False),
         ):
             builder = builder.add_extension(extension, critical=is_critical)
-        certificate = builder.sign(self.key, hashes.SHA256())
-        files = {AUTHORITY_FILE: self.certificate, CERTIFICATE_FILE: certificate}
-        _write(directory, {KEY_FILE: _key_pem(key)} | {name: _pem(each) for name, each in files.items()})
+        certificate = _pem(builder.sign(self.key, hashes.SHA256()))
+        _write(directory, {AUTHORITY_FILE: self._believed(), KEY_FILE: _key_pem(key), CERTIFICATE_FILE: certificate})
+
+    def _believed(self) -> str:
+        return "".join(map(_pem, (self.certificate, *self.others)))
 
 
 def _write(directory: Path, files: dict[str, str]) -> None:
@@ -105,9 +112,8 @@ def _write(directory: Path, files: dict[str, str]) -> None:
 
 
 def _builder(
-    name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, num_days: int, now: datetime | None
+    name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, ends_at: datetime
 ) -> x509.CertificateBuilder:
-    now = now or datetime.now(UTC)
     public_key = key.public_key()
     return (
         x509.CertificateBuilder()
@@ -116,7 +122,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=num_days))
+        .not_valid_after(ends_at)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 

@@ -29,7 +29,7 @@ async def _end_at(address: str, context: ssl.SSLContext) -> datetime | None:
                 await writer.start_tls(context, server_hostname=parts.hostname)
                 shown = writer.get_extra_info("peercert")
             finally:
-                writer.transport.abort()
+                writer.close()
     except (OSError, ValueError):  # who is connected to it says so
         return None
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)

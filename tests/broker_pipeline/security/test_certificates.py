@@ -77,13 +77,14 @@ def test_one_that_has_ended_or_has_not_begun_is_said_with_its_file(tmp_path: Pat
 
 def test_two_authorities_may_follow_each_other(tmp_path: Path) -> None:
     old, new = Authority.create(), Authority.create()
-    directory = host_secrets(tmp_path, old)
-    both = (directory / "ca.crt").read_bytes() + (host_secrets(tmp_path, new, "host-b") / "ca.crt").read_bytes()
-    (directory / "ca.crt").write_bytes(both)
-    assert HostCertificate.read(directory).host == "host-a"
-    for name in ("tls.crt", "tls.key"):
-        (directory / name).write_bytes((tmp_path / "host-b" / name).read_bytes())
-    assert HostCertificate.read(directory).host == "host-b"
+    old_host = host_secrets(tmp_path, old)
+    new.write(tmp_path / "authority")
+    believed = tmp_path / "authority" / "ca.crt"
+    believed.write_text(believed.read_text() + (old_host / "ca.crt").read_text())
+    new_host = host_secrets(tmp_path, Authority.load(tmp_path / "authority"), "host-b")
+    assert (new_host / "ca.crt").read_text() == believed.read_text(), "which believes hosts of the old one, too"
+    (old_host / "ca.crt").write_text(believed.read_text())
+    assert [HostCertificate.read(each).host for each in (old_host, new_host)] == ["host-a", "host-b"]
 
 
 @pytest.mark.parametrize(
