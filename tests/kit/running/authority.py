@@ -55,6 +55,7 @@ async def encrypted_nats(
     port, config = free_port(), directory / "nats.conf"
     config.write_text(f"""\
 listen: "0.0.0.0:{port}"
+max_payload: 8MB
 jetstream {{ store_dir: "{directory / "js"}" }}
 {"" if is_open else f'authorization {{ users: [{{ nkey: "{NKEY}" }}] }}'}
 tls {{ cert_file: "{secrets / "tls.crt"}", key_file: "{secrets / "tls.key"}", ca_file: "{secrets / "ca.crt"}",

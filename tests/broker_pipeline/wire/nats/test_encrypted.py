@@ -19,7 +19,8 @@ from broker_pipeline.security.certificates import HostCertificate
 from broker_pipeline.security.tls_contexts import host_tls, utc_now
 from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
-from tests.broker_pipeline.wire.nats.test_socket import LOOPS, round_trips
+from broker_pipeline.wire.nats.socket import MAX_UNSENT_BYTES
+from tests.broker_pipeline.wire.nats.test_socket import LOOPS, Collector, round_trips
 from tests.kit.running.authority import LONG_AGO, credentials_in, encrypted_nats, host_secrets
 from tests.kit.waiting import eventually
 
@@ -46,6 +47,42 @@ def test_messages_of_every_size_come_through(tmp_path: Path, new_loop: Callable[
                 async with open_connection(url, "test", on_failed=ignore, credentials=credentials) as connection:
                     await round_trips(connection)
                     assert tcp_options(connection) == TCP_OPTIONS, "it still notices a network that is gone"
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_sender_waits_while_the_server_takes_nothing(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """What is unsent is bounded under TLS too, and goes on from where it stood."""
+
+    async def run() -> None:
+        authority, receiver = Authority.create(), Collector()
+        server, client = (host_secrets(tmp_path, authority, host) for host in ("broker", "host-a"))
+        async with (
+            encrypted_nats(tmp_path, server) as (process, port),
+            open_connection(
+                f"tls://localhost:{port}", "test", on_failed=ignore, credentials=credentials_in(client)
+            ) as connection,
+            connection.listen(subject := f"{connection.inbox}.x", receiver),
+        ):
+            await connection.barrier()
+            process.kill(signal.SIGSTOP)
+            sent = 0
+            while connection.socket.has_room:
+                await connection.publish(subject, bytes(2**20))
+                sent += 1
+                await asyncio.sleep(0)
+            assert 4 <= sent < 32, "the kernel takes some"
+            assert connection.socket.unsent_bytes < 2 * MAX_UNSENT_BYTES
+            waiting = asyncio.create_task(connection.publish(subject, b"last"))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            process.kill(signal.SIGCONT)
+            await waiting
+            assert [len((await receiver.next()).payload) for _ in range(sent + 1)] == [*[2**20] * sent, 4]
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
