@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,11 +17,13 @@ from broker_pipeline.errors import CertificateError, StateError, SubjectDeniedEr
 from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.place import free_port
+from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.server_binaries import find_nats_server
 from broker_pipeline.tools.operate.secrets_command import command
 from broker_pipeline.wire.transport import Transport
 from tests.kit.running.authority import running
 from tests.kit.running.debian_servers import PROGRAMS
+from tests.kit.waiting import eventually
 
 pytestmark = pytest.mark.skipif(PROGRAMS["redis-server"] is None, reason="apt-get install redis-server")
 
@@ -86,6 +91,30 @@ async def test_a_hosts_folder_lets_its_services_in_and_nothing_else_does(tmp_pat
         with pytest.raises(SubjectDeniedError):
             async with Transport.open(nats_url, name="thief", credentials=thief):
                 pass
+
+
+async def test_a_gateway_on_them_shows_until_when_certificates_are_good(tmp_path: Path) -> None:
+    directory = made(tmp_path / "secrets")
+    assert secrets("add-host", directory, "hub", "--role", "gateway").exit_code == 0
+    folder, ready, log = directory / "hosts" / "hub", tmp_path / "ready", tmp_path / "gateway.log"
+    async with servers_of(directory) as (nats_url, redis_url):
+        urls = ("--nats-url", nats_url, "--redis-url", redis_url, "--secrets", str(folder))
+        argv = [sys.executable, "-m", "broker_pipeline", "gateway", "--port", "0", "--ready-file", str(ready), *urls]
+        child = await ChildProcess.spawn("gateway", argv, log_path=log)
+        try:
+            await eventually(ready.exists, timeout_s=60)
+            facts = dict(line.split("=", 1) for line in ready.read_text().splitlines())
+            key = {"Authorization": f"Bearer {(folder / 'gateway.key').read_text().strip()}"}
+            async with aiohttp.ClientSession(facts["url"], headers=key) as client:
+                status = await (await client.get("/v1/status")).json()
+                metrics = await (await client.get("/metrics")).text()
+        finally:
+            await child.stop()
+    assert set(status["certificates"]) == {"hub", "servers"}
+    year_s = 365 * 86400
+    left = dict(re.findall(r'broker_pipeline_certificate_seconds_left\{host="(\w+)"\} (\S+)', metrics))
+    assert set(left) == {"hub", "servers"}
+    assert all(year_s < float(each) < 1.1 * year_s for each in left.values())
 
 
 def test_certificates_alone_are_renewed_for_the_same_names(tmp_path: Path) -> None:
