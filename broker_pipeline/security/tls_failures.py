@@ -11,6 +11,8 @@ _ENDED, _NOT_YET, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
 """OpenSSL's numbers for why a certificate is not good."""
 _REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 """In what the other side says of ours."""
+_OTHER_PROTOCOLS = ("VERSION", "PROTOCOL", "RECORD_LAYER")
+"""In what OpenSSL says of an answer that is not TLS, or none that is spoken here."""
 
 
 class NotEncryptedError(ssl.SSLError):
@@ -18,14 +20,17 @@ class NotEncryptedError(ssl.SSLError):
 
 
 def tls_failure(error: BaseException, peer: str) -> CertificateError | None:
-    """Return what `error`, or what caused it, says of the certificates of `peer` and of this host; None: nothing."""
+    """Return what `error`, or what caused it, says of the certificates of `peer` and of this host.
+
+    None where it says nothing of them: a connection that was lost, for one, may stand the next time.
+    """
     for cause in _causes(error):
         if isinstance(cause, NotEncryptedError):
             return CertificateError(f"{peer}: it does not encrypt, and with --secrets it has to: turn TLS on there")
         if isinstance(cause, ssl.SSLCertVerificationError):
             return CertificateError(f"{peer}: {_unfit(cause)}")
-        if isinstance(cause, ssl.SSLError) and (reason := cause.reason):
-            return CertificateError(f"{peer}: {_refused(reason)}")
+        if isinstance(cause, ssl.SSLError) and (sentence := _refused(cause.reason or "")):
+            return CertificateError(f"{peer}: {sentence}")
     return None
 
 
@@ -48,14 +53,16 @@ def _unfit(error: ssl.SSLCertVerificationError) -> str:
     )
 
 
-def _refused(reason: str) -> str:
+def _refused(reason: str) -> str | None:
     said = reason.lower().replace("_", " ")
     if "ALERT" in reason and any(word in reason for word in _REFUSALS):
         return (
             f"it refused this host's certificate (tls.crt): {said}. Where it has ended, or is of another authority "
             "than the one in ca.crt there, run `broker-pipeline secrets rotate`, and copy this host's directory again"
         )
-    return f"the connection could not be encrypted ({said}): is TLS on there, and TLS 1.3 among what it speaks?"
+    if any(word in reason for word in _OTHER_PROTOCOLS):
+        return f"the connection could not be encrypted ({said}): is TLS on there, and TLS 1.3 among what it speaks?"
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

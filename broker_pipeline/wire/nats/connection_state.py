@@ -36,6 +36,7 @@ class ConnectionState:
     last_error: Exception | None = None
     is_opening: bool = True
     is_closing: bool = False
+    _told: str = ""
 
     def callbacks(self) -> dict[str, Any]:
         """Return what nats-py is to call."""
@@ -65,7 +66,9 @@ class ConnectionState:
         if failure := tls_failure(error, f"the NATS server of {self.name}"):
             if self.is_opening:
                 raise failure from error
-            log.error("nats_not_encrypted", connection=self.name, reason=failure.message)
+            if failure.message != self._told:  # at each attempt to connect again, twenty a second
+                log.error("nats_not_encrypted", connection=self.name, reason=failure.message)
+                self._told = failure.message
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
             # An answer to somebody whom this role does not answer is the asker's fault.
@@ -82,6 +85,7 @@ class ConnectionState:
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1
+        self._told = ""
         self.connected.set()
         log.info("nats_reconnected", connection=self.name, max_payload=self.client.max_payload)
         for listener in self.reconnect_listeners:
