@@ -36,9 +36,9 @@ from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateD
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
 from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.security.tls_failures import tls_failure
-from broker_pipeline.state.encrypted import context_for, server_pool
+from broker_pipeline.state.pools.encrypted import context_for, server_pool
+from broker_pipeline.state.pools.sentinel import is_sentinel_url, sentinel_pool
 from broker_pipeline.state.script_calls import ScriptCalls
-from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32

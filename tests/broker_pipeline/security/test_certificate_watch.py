@@ -13,7 +13,7 @@ from broker_pipeline.security.authority import Authority
 from broker_pipeline.security.certificate_watch import CertificateWatch, certificate_ends
 from broker_pipeline.security.tls_contexts import TlsContexts, host_tls, with_certificate
 from broker_pipeline.wire.nats.server_certificate import server_certificate_end
-from tests.kit.running.authority import NOW, encrypted_nats, host_secrets
+from tests.kit.authority import NOW, encrypted_nats, host_secrets
 
 
 class Day:

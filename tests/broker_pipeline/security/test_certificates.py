@@ -12,7 +12,7 @@ from broker_pipeline import exit_codes
 from broker_pipeline.errors import CertificateError, ConfigurationError
 from broker_pipeline.security.authority import HOST_DAYS, Authority
 from broker_pipeline.security.certificates import HostCertificate
-from tests.kit.running.authority import LONG_AGO, NOW, host_secrets
+from tests.kit.authority import LONG_AGO, NOW, host_secrets
 
 
 def test_a_host_gets_a_certificate_for_its_names_and_addresses(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.server_binaries import find_nats_server
 from broker_pipeline.tools.operate.secrets_command import command
 from broker_pipeline.wire.transport import Transport
-from tests.kit.running.authority import running
+from tests.kit.authority import running
 from tests.kit.running.debian_servers import PROGRAMS
 from tests.kit.waiting import eventually
 

@@ -15,7 +15,7 @@ from broker_pipeline.security.authority import Authority
 from broker_pipeline.security.host_folder import GATEWAY_KEY, HostFacts, write_facts, write_roles
 from broker_pipeline.security.roles import ROLES
 from broker_pipeline.tools.local.processes import ChildProcess
-from tests.kit.running.authority import LONG_AGO, SEED, encrypted_nats, host_secrets
+from tests.kit.authority import LONG_AGO, SEED, encrypted_nats, host_secrets
 from tests.kit.waiting import eventually
 
 

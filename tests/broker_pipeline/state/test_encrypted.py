@@ -13,7 +13,7 @@ from broker_pipeline.process.dead_connections import TCP_OPTIONS
 from broker_pipeline.security.authority import Authority
 from broker_pipeline.security.tls_contexts import host_tls, utc_now
 from broker_pipeline.state.redis_client import RedisClient, open_redis
-from tests.kit.running.authority import LONG_AGO, credentials_in, encrypted_redis, host_secrets
+from tests.kit.authority import LONG_AGO, credentials_in, encrypted_redis, host_secrets
 from tests.kit.running.debian_servers import PROGRAMS
 from tests.kit.running.redis_sentinel import sentinel_group
 from tests.kit.waiting import eventually

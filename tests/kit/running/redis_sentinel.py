@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from broker_pipeline.tools.local.place import free_port
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.server_binaries import find_redis_server
-from tests.kit.running.authority import redis_tls_lines
+from tests.kit.authority import redis_tls_lines
 from tests.kit.waiting import eventually
 
 SERVICE = "captions"

@@ -21,7 +21,7 @@ from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
 from broker_pipeline.wire.nats.socket import MAX_UNSENT_BYTES
 from tests.broker_pipeline.wire.nats.test_socket import LOOPS, Collector, round_trips
-from tests.kit.running.authority import LONG_AGO, credentials_in, encrypted_nats, host_secrets
+from tests.kit.authority import LONG_AGO, credentials_in, encrypted_nats, host_secrets
 from tests.kit.waiting import eventually
 
 

@@ -23,7 +23,7 @@ from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity, Identity, dial
 from broker_pipeline.wire.edges.tcp.outgoing import TcpDialer, TcpOutgoingEdge
 from broker_pipeline.wire.edges.tcp.server import TcpServer
 from tests.broker_pipeline.wire.edges.tcp.tcp_pair import random_frame, serving, taken
-from tests.kit.running.authority import LONG_AGO, contexts, host_secrets
+from tests.kit.authority import LONG_AGO, contexts, host_secrets
 
 LISTENER, SENDER = (subjects.worker_root("bp", "main", "stage", name, "i") for name in ("host-a_s0", "host-b_s1"))
 

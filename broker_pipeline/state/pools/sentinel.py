@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
-from broker_pipeline.state.encrypted import EncryptedManagedConnection, encrypt_sentinels
+from broker_pipeline.state.pools.encrypted import EncryptedManagedConnection, encrypt_sentinels
 
 _SCHEMES = {"redis+sentinel": False, "rediss+sentinel": True}
 _DEFAULT_PORT = 26379
