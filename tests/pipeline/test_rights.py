@@ -19,7 +19,7 @@ from broker_pipeline.security.server_configs import ServerAccess
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from tests.kit.running.batch_drill import demo_cluster, expected, run_batch
-from tests.kit.running.denials import denials
+from tests.kit.running.pipeline_client import denials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 

@@ -21,9 +21,9 @@ from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from tests.kit.running.denials import denials
 
 GREEDY = {"temperature": 0.0}
+_DENIALS = ("Violation", "nats_permission_denied", "Redis does not allow it", "result_forged", "NOPERM")
 PROMPT = "Describe this picture in one sentence."
 
 
@@ -119,6 +119,13 @@ class PipelineClient:
     async def _store(self) -> AsyncIterator[JobStore]:
         async with open_redis(self.cluster.redis_url, timeout_s=2.0) as redis:
             yield JobStore(redis, self.cluster.settings.namespace)
+
+
+def denials(cluster: LocalCluster) -> list[str]:
+    """Return lines of a pipeline's logs that tell of something not allowed: in a pipeline by itself there are none."""
+    logs = sorted((cluster.settings.data_dir / "logs").glob("*.log"))
+    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
+    return [line for line in lines if any(word in line for word in _DENIALS)]
 
 
 @asynccontextmanager
