@@ -48,6 +48,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     profile: str | None = None
     """Directory for a trace of this process; None records nothing."""
     profile_max_events: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_EVENTS
+    otlp_endpoint: str = ""
+    """URL of an OpenTelemetry collector that is sent a trace of every job; empty sends none."""
 
 
 def env_name(flag: str) -> str:
@@ -150,6 +152,11 @@ _COMMON_OPTIONS = (
         default=DEFAULT_MAX_EVENTS,
         type=click.IntRange(min=1),
         help="Events after which a trace ends.",
+    ),
+    option(
+        "--otlp-endpoint",
+        default="",
+        help="OpenTelemetry collector (http://HOST:4318) that is sent a trace of every job; needs the extra otel.",
     ),
 )
 

@@ -10,23 +10,27 @@ from typing import Any, Literal
 
 import orjson
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from broker_pipeline.process.log_rate import LogRateLimit
+from broker_pipeline.tracing.job_traces import trace_id
 
 LogFormat = Literal["auto", "json", "console"]
 
 
-def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str = "info") -> None:
+def configure_logs(
+    service: str, *, log_format: LogFormat = "auto", level: str = "info", has_traces: bool = False
+) -> None:
     """Route structlog and the standard library's logging to standard error.
 
-    `auto` writes readable lines to a terminal and JSON elsewhere.
+    `auto` writes readable lines to a terminal and JSON elsewhere. With `has_traces`, lines about jobs name their trace.
     """
     as_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([_name_trace] if has_traces else []),
     ]
     renderer: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
@@ -43,6 +47,12 @@ def configure_logs(service: str, *, log_format: LogFormat = "auto", level: str =
     )
     structlog.contextvars.bind_contextvars(service=service)
     _route_standard_logging(shared, renderer, rate_limit)
+
+
+def _name_trace(_logger: object, _method: str, fields: EventDict) -> EventDict:
+    if isinstance(job_id := fields.get("job") or fields.get("session"), str):
+        fields["trace_id"] = trace_id(job_id)
+    return fields
 
 
 def _as_json(fields: dict[str, Any], default: Callable[[Any], Any]) -> str:

@@ -29,6 +29,7 @@ from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
 from broker_pipeline.security.certificate_watch import watched_certificates
+from broker_pipeline.tracing.job_traces import open_traces
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.nats.server_certificate import server_certificate_end
 
@@ -87,7 +88,11 @@ class ServiceContext:
 def run(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = LEAST) -> int:
     """Run a service to its end and return the exit code; says first what of its `needs` the host lacks."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    configure_logs(name, log_format=settings.log_format, level=settings.log_level)
+    configure_logs(
+        name, log_format=settings.log_format, level=settings.log_level, has_traces=bool(settings.otlp_endpoint)
+    )
+    if settings.otlp_endpoint:
+        tracer.trace_jobs(open_traces(settings.otlp_endpoint, name, settings.namespace))
     if settings.profile is not None:
         tracer.start(Path(settings.profile), name, max_events=settings.profile_max_events)
     say_shortages(needs)
@@ -95,6 +100,7 @@ def run(name: str, main: ServiceMain, settings: CommonSettings, needs: Needs = L
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_live(name, main, settings))
     finally:
+        tracer.trace_jobs(None)
         tracer.stop()
 
 

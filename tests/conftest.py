@@ -31,7 +31,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Leave out what needs a GPU where there is none; measure again what is about time.
+
+    A shared machine stands still now and then, and is never faster than it is: a bound that is kept once in three
+    times can be kept. Only missed bounds are tried again, and the report lists each.
+    """
+    for item in items:
+        if item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["AssertionError", "TimeoutError"]))
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):

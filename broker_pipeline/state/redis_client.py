@@ -11,13 +11,13 @@ leads by then.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -57,11 +57,24 @@ _GARBLED_WORDS = (
 """Somewhere in an error that what Redis holds is to blame for."""
 
 
+class _Honest(Connection):
+    """Says so when it was closed meanwhile: of uvloop's transports that is a RuntimeError, which nobody expects."""
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        """Send a command; raises redis-py's ConnectionError also where this end was closed."""
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise RedisConnectionError(f"the connection was closed: {error}") from error
+
+
 class RedisClient(Redis):
     """A client whose connections do not outlive what made their server the right one."""
 
     def __init__(self, connection_pool: BlockingConnectionPool) -> None:
         """Own the connections of a pool."""
+        connected_by = connection_pool.connection_class
+        connection_pool.connection_class = type(connected_by.__name__, (_Honest, connected_by), {})
         super().__init__(connection_pool=connection_pool)
         self.auto_close_connection_pool = True
         self.scripts = ScriptCalls(self, self.note_error)

@@ -64,15 +64,15 @@ class ScriptCalls:
                 calls, self._waiting = self._waiting[:_MAX_CALLS], self._waiting[_MAX_CALLS:]
                 try:
                     await self._round_trip(calls)
-                except (RedisError, OSError) as error:  # who waits has waited as long for a server that is not there
+                except asyncio.CancelledError:  # nobody is there to send the others
+                    _cancel([*calls, *self._waiting])
+                    self._waiting = []
+                    raise
+                except Exception as error:  # noqa: BLE001 - each caller's; all have waited as long for a server
                     if isinstance(error, RedisError):
                         await self._note_error(error)
                     _fail([*calls, *self._waiting], error)
                     self._waiting = []
-                except BaseException:  # nobody is there to send the others
-                    _cancel([*calls, *self._waiting])
-                    self._waiting = []
-                    raise
         finally:
             self._sending = None
 

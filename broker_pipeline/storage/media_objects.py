@@ -10,8 +10,8 @@ description, as NATS' own object stores have, but its chunks only: who reads it 
 The subject of an object follows from its name, so that an unfinished upload can be deleted by its name. Chunks are read
 one request at a time, so that what is missing is an answer.
 
-So does the key that its chunks are encrypted with: whoever may read the streams, as vision workers do, sees what he was
-told the name of, and nothing else. Chunks without the header are from releases that did not encrypt.
+So does the key that its chunks are encrypted with, where servers know who may do what: whoever may read the streams, as
+vision workers do, sees what he was told the name of, and nothing else. A header says so of each chunk.
 
 A stream that was deleted behind our back holds nothing; whoever stores something makes it again.
 """
@@ -44,7 +44,6 @@ _TAG_BYTES = 16
 _ENCRYPTED = {"Bp-Encrypted": "1"}
 _INLINE_BYTES = 256 * 1024
 
-Buffer = bytes | memoryview
 NUM_STREAMS = subjects.NUM_MEDIA_STREAMS
 
 
@@ -57,6 +56,7 @@ class MediaObjects:
     max_bytes: int
     max_age_s: float
     num_replicas: int = 1
+    encrypts: bool = False
 
     async def ensure(self, *, update: bool = True) -> None:
         """Make the streams, or, with `update`, give existing ones these limits."""
@@ -84,10 +84,11 @@ class MediaObjects:
     async def _put(self, name: str, content: bytes, chunk_bytes: int) -> None:
         cipher, plain_bytes = _cipher(name), chunk_bytes - _TAG_BYTES
         for index, start in enumerate(range(0, len(content), plain_bytes)):
-            plain = memoryview(content)[start : start + plain_bytes]
-            chunk = await _off_loop(cipher.encrypt, _nonce(index), plain)
+            chunk = content[start : start + plain_bytes]
+            if self.encrypts:
+                chunk = await _off_loop(cipher.encrypt, _nonce(index), chunk)
             with jetstream_errors("the media store"):
-                await self.jetstream.publish(self._subject(name), chunk, headers=_ENCRYPTED)
+                await self.jetstream.publish(self._subject(name), chunk, headers=_ENCRYPTED if self.encrypts else None)
 
     async def get(self, name: str, num_bytes: int) -> bytes | None:
         """Return the object's bytes; None when it is not there, not whole, or not of `num_bytes` bytes."""
@@ -166,7 +167,7 @@ def _nonce(index: int) -> bytes:
     return index.to_bytes(12, "big")
 
 
-async def _off_loop(work: Callable[[bytes, Buffer, None], bytes], nonce: bytes, data: Buffer) -> bytes:
+async def _off_loop(work: Callable[[bytes, bytes, None], bytes], nonce: bytes, data: bytes) -> bytes:
     if len(data) <= _INLINE_BYTES:
         return work(nonce, data, None)
     return await asyncio.to_thread(work, nonce, data, None)

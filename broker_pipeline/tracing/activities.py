@@ -44,7 +44,13 @@ COMMIT = Activity("commit", "wait", "commits", overlaps=True)
 TELL = Activity("tell", "publish", "commits", overlaps=True)
 """Committed tokens are published for streaming clients."""
 
+JOB = Activity("job", "wait", "jobs", overlaps=True)
+"""From its acceptance to its end."""
+ATTEMPT = Activity("attempt", "wait", "jobs", overlaps=True)
+
 # Stage.
+SESSION = Activity("session", "wait", "sessions", overlaps=True)
+"""A session's time on a stage, from its opening to its closing."""
 CHECK = Activity("check", "host")
 """An envelope is checked against the contract, and its tensors become views."""
 QUEUE = Activity("queue", "queue", "queue", overlaps=True)

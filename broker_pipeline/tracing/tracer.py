@@ -1,4 +1,4 @@
-"""Records what this process does, where it is told to: `--profile DIR`.
+"""Records what this process does, where it is told to: `--profile DIR`; what it does for jobs goes to `JobTraces` too.
 
     tracer.span(STEP, started, microbatch=7) ──► deque ──► thread, twice a second ──► DIR/stage-HOST-PID.json
        off: returns at once                      (at most max_events in all)
@@ -26,6 +26,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tracing.activities import Activity
 from broker_pipeline.tracing.event_writer import EventWriter, Recorded, open_writer
 from broker_pipeline.tracing.events import Fact
+from broker_pipeline.tracing.job_traces import JobTraces
 
 log = structlog.get_logger()
 
@@ -43,6 +44,8 @@ class Tracer:
     def __init__(self) -> None:
         """Record nothing yet."""
         self.is_on = False
+        """Whether a profile is recorded."""
+        self._job_traces: JobTraces | None = None
         self._recorded: deque[Recorded] = deque()
         self._threads: dict[int, str] = {}
         self._num_left = 0
@@ -60,9 +63,13 @@ class Tracer:
 
         `facts` are shown with it; `microbatch` with `epoch`, or `session` with `attempt`, say what it was done for.
         """
-        if not self.is_on:
+        if not self.is_on and self._job_traces is None:
             return
         stop = time.monotonic_ns() if stop_ns is None else stop_ns
+        if self._job_traces is not None and "session" in facts:
+            self._job_traces.take(activity, start_ns, stop, facts)
+        if not self.is_on:
+            return
         thread = threading.get_ident()
         if thread not in self._threads:
             self._threads[thread] = _thread_name()
@@ -74,7 +81,7 @@ class Tracer:
 
     def measure(self, activity: Activity, /, **facts: Fact) -> AbstractContextManager[None]:
         """Record what goes on inside of the context, also when it ends with an error."""
-        return self._measured(activity, facts) if self.is_on else _NOTHING
+        return self._measured(activity, facts) if self.is_on or self._job_traces is not None else _NOTHING
 
     @contextmanager
     def _measured(self, activity: Activity, facts: dict[str, Fact]) -> Iterator[None]:
@@ -121,8 +128,16 @@ class Tracer:
         log.info("profile_begins", path=str(self._writer.path), max_events=max_events)
         return self._writer.path
 
+    def trace_jobs(self, traces: JobTraces | None) -> None:
+        """Send what is done for jobs from now on, or no more."""
+        before, self._job_traces = self._job_traces, traces
+        if before is not None:
+            before.stop()
+
     def name_process(self, name: str) -> None:
         """Say what the process is to be called, once that is known: the worker's name."""
+        if self._job_traces is not None:
+            self._job_traces.worker = name
         if self._writer is not None:
             self._writer.name = name
 

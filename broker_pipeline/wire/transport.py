@@ -62,6 +62,8 @@ class Transport:
     def __init__(self, link: NatsLink) -> None:
         """Speak over `link`."""
         self.link = link
+        self.is_guarded = False
+        """Whether the server knows who may do what."""
         self._subscriptions: set[Subscription[Any]] = set()
         self._edges: OutgoingEdges | None = None
         self._lost: Counter[type[PipelineError]] = Counter()
@@ -90,7 +92,9 @@ class Transport:
             max_message_bytes=max_message_bytes,
             credentials=credentials,
         ) as link:
-            yield cls(link)
+            transport = cls(link)
+            transport.is_guarded = credentials is not None
+            yield transport
 
     # --- sending ---
 

@@ -39,7 +39,10 @@ def _count(request: web.Request, facts: RequestFacts, status: int, seconds: floa
     metrics = request.app[GATEWAY].metrics
     metrics.requests.labels(request.method, route, status).inc()
     if route not in _QUIET_ROUTES:
-        tracer.span(REQUEST, tracer.now() - round(seconds * 1e9), method=request.method, route=route, status=status)
+        shown: dict[str, str | int] = {"method": request.method, "route": route, "status": status}
+        if facts.job:
+            shown |= {"session": facts.job, "traceparent": request.headers.get("traceparent", "")}
+        tracer.span(REQUEST, tracer.now() - round(seconds * 1e9), **shown)
     if facts.is_timed:
         metrics.request_seconds.labels(route).observe(seconds)
     if route not in _QUIET_ROUTES:

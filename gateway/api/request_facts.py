@@ -25,6 +25,8 @@ class RequestFacts:
     is_openai: bool = False
     """Whether it is answered in OpenAI's shapes."""
     is_timed: bool = True
+    job: str = ""
+    """The job that it made, if it did."""
 
 
 _current: ContextVar[RequestFacts] = ContextVar("request_facts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from broker_pipeline.errors import PipelineError
+from gateway.api.request_facts import current
 from gateway.intake.job_draft import Draft_co
 from gateway.intake.request_reader import Read
 from gateway.jobs.service import Accepted
@@ -19,6 +20,7 @@ async def submit(request: web.Request, read: Read[Draft_co]) -> tuple[Accepted, 
         async with gateway.reader.submission(request, read) as submission:
             accepted = await gateway.jobs.submit(submission)
         gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
+        current().job = accepted.record.job_id
         outcome = "repeated" if accepted.is_repeat else "accepted"
     except PipelineError as error:
         outcome = error.code

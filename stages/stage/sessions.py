@@ -9,6 +9,8 @@ from torch import Tensor
 
 from broker_pipeline.errors import PipelineError, StaleEpochError
 from broker_pipeline.messages.activation import SessionClose, SessionOpen
+from broker_pipeline.tracing.activities import SESSION
+from broker_pipeline.tracing.tracer import tracer
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.stage.closed_attempts import ClosedAttempts
@@ -28,6 +30,7 @@ class StageSessions:
         self._fence = fence
         self._visual_rows = visual_rows
         self._closed = ClosedAttempts()
+        self._opened_ns: dict[tuple[str, int], int] = {}
         self._epoch = 0
 
     @property
@@ -47,6 +50,7 @@ class StageSessions:
         log.info("epoch_adopted", epoch=self._fence.current, previous=self._epoch, num_dropped=self.num_open)
         self._epoch = self._fence.current
         self._compute.close_all()
+        self._opened_ns.clear()
         self._closed.clear()
         self._visual_rows.drop_before(self._epoch)
 
@@ -61,6 +65,8 @@ class StageSessions:
         for closing in closes:
             self._compute.close(closing.session, closing.attempt)
             self._closed.add(closing.session, closing.attempt)
+            if opened := self._opened_ns.pop((closing.session, closing.attempt), None):
+                tracer.span(SESSION, opened, session=closing.session, attempt=closing.attempt)
 
     def open(
         self, opens: Sequence[SessionOpen], history: Sequence[Tensor]
@@ -76,4 +82,5 @@ class StageSessions:
                 failures.append((opening, error))
             else:
                 opened.append((opening, tokens))
+                self._opened_ns[opening.session, opening.attempt] = tracer.now()
         return opened, failures

@@ -33,6 +33,12 @@ def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
         assert not verdict.problems, str(verdict)
 
 
+@pytest.mark.parametrize("seed", [778752])
+def test_what_went_wrong_once_goes_right(seed: int) -> None:
+    verdict = simulate(seed)
+    assert not verdict.problems, str(verdict)
+
+
 def test_a_seed_is_one_history_also_in_another_process() -> None:
     code = (
         "import json, structlog; from tests.simulation.simulate import simulate;"

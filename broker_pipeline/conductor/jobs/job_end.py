@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -20,6 +21,8 @@ from broker_pipeline.state.job_store import Attempt, JobStore
 from broker_pipeline.state.persistence import persist
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.tracing.activities import JOB
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -94,6 +97,7 @@ class JobEnds:
             log.warning("end_refused", job=job.job_id, attempt=attempt.number)
             return False
         self.live.num_finished[ending.status] += 1
+        tracer.span(JOB, tracer.now() - _age_ns(job), session=job.job_id, status=ending.status)
         log.info(
             "job_finished",
             job=job.job_id,
@@ -140,6 +144,10 @@ class JobEnds:
             return await persist(lambda: self.stores.jobs.get(job_id))
         except JobNotFoundError:  # whoever waited for it was quicker, and has had it forgotten
             return None
+
+
+def _age_ns(job: LiveJob) -> int:
+    return round(max(0.0, time.time() - job.spec.created_at) * 1e9)
 
 
 def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -> JobResult:

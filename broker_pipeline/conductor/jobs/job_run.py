@@ -42,6 +42,8 @@ from broker_pipeline.scheduling.policies.retries import Retry
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
+from broker_pipeline.tracing.activities import ATTEMPT
+from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()
 
@@ -132,8 +134,10 @@ class JobRunner:
             await self.ends.acknowledge(job, has_failed=attempt.has_failed)
             return True
         await self._announce(job, attempt)
+        started = tracer.now()
         outcome = await self._outcome(job, attempt)
-        verdict = self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
+        tracer.span(ATTEMPT, started, session=job.job_id, attempt=attempt.number, outcome=_said(outcome))
+        verdict = await self._after(job, outcome) if isinstance(outcome, _Lost) else outcome
         if isinstance(verdict, Ending):
             if isinstance(outcome, _Lost) and await self._leave_to_others(job, outcome):
                 return True
@@ -234,8 +238,10 @@ class JobRunner:
             job.phase = "recovering"
             generation = await self.builder.resume(job, generation, lost.session)
 
-    def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
+    async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers = self.builder.workers
+        if lost.is_blamed:
+            await workers.expected_are_there()  # a tenure that has just begun does not know yet who else could try it
         policy = job.preparing if lost.in_preparation else job.retries
         verdict = policy.after(
             lost.failure,
@@ -272,6 +278,10 @@ class JobRunner:
         job.phase = "finishing"
         self.generations.stop(job.job_id)
         return await self.ends.write(job, attempt, ending)
+
+
+def _said(outcome: Ending | _Lost) -> str:
+    return outcome.failure.code if isinstance(outcome, _Lost) else outcome.status
 
 
 def _num_tokens(outputs: Sequence[Output]) -> int:

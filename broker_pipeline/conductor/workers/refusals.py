@@ -51,6 +51,10 @@ class Refusals:
         self._note(record, reason, is_known=record.instance in self._by_workers)
         self._by_workers[record.instance] = reason
 
+    def has_refused(self, record: WorkerRecord) -> bool:
+        """Return whether a worker refused this conductor, or did not answer it, when it was asked last."""
+        return record.instance in self._by_workers
+
     def clear(self, record: WorkerRecord) -> None:
         """Forget that a worker refused this conductor: it does no more."""
         self._by_workers.pop(record.instance, None)

@@ -113,12 +113,13 @@ class Roster:
                 self._update(member, record)
             elif record.instance not in self._in_handshake:
                 self._in_handshake.add(record.instance)
+                if not self._refusals.has_refused(record):
+                    self._workers.expect(record.instance)
                 newcomers.append(record)
         return newcomers
 
     def join(self, record: WorkerRecord) -> None:
         """Use a worker that answered a handshake, in place of whatever had its name."""
-        self._in_handshake.discard(record.instance)
         self._refusals.clear(record)
         for member in self.members:
             if member.record.worker == record.worker:
@@ -127,16 +128,21 @@ class Roster:
         self._members[record.instance] = Member(record, patience)
         log.info("worker_joined", worker=record.worker, instance=record.instance, role=record.role)
         self._workers.join(record)
+        self._end_handshake(record)
 
     def note_unanswered(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that this one was not answered."""
-        self._in_handshake.discard(record.instance)
         self._refusals.note_refusing(record, f"does not answer the handshake: {error.message}")
+        self._end_handshake(record)
 
     def note_refusing(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that the worker refuses this conductor."""
-        self._in_handshake.discard(record.instance)
         self._refusals.note_refusing(record, f"refuses this conductor: {error.message}")
+        self._end_handshake(record)
+
+    def _end_handshake(self, record: WorkerRecord) -> None:
+        self._in_handshake.discard(record.instance)
+        self._workers.expect_no_more(record.instance)
 
     def _update(self, member: Member, record: WorkerRecord) -> None:
         is_changed, member.record = member.record.state != record.state, record

@@ -59,6 +59,7 @@ class Workers:
         self._generations = generations
         self._plan_due = plan_due
         self._reasons: dict[str, str] = {}
+        self._expected: set[str] = set()
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -88,6 +89,21 @@ class Workers:
         return self._reasons.get(key, "") or self.health.reason(key)
 
     # --- one worker -------------------------------------------------------------------------------------------------
+
+    def expect(self, instance: str) -> None:
+        """Note that a worker is being asked for the first time whether it is there."""
+        self._expected.add(instance)
+
+    def expect_no_more(self, instance: str) -> None:
+        """Note what came of that, after the worker was put to use if it is."""
+        self._expected.discard(instance)
+        self.changed.fire()
+
+    async def expected_are_there(self) -> None:
+        """Wait until every worker that is expected now is there or is not: for one handshake at most."""
+        expected = frozenset(self._expected)
+        while expected & self._expected:
+            await self.changed.wait()
 
     def join(self, record: WorkerRecord) -> None:
         """Use a worker."""

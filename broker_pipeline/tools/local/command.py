@@ -46,6 +46,7 @@ _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "nats_replicas", "redis_url", "namespace", "pipeline"),
     *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
+    "otlp_endpoint",
 )
 
 
@@ -156,6 +157,11 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--profile",
     type=PathType(path_type=Path, file_okay=False),
     help="Directory to write a trace of every service into; see `broker-pipeline trace --help`.",
+)
+@option(
+    "--otlp-endpoint",
+    default="",
+    help="OpenTelemetry collector (http://HOST:4318) that is sent a trace of every job; needs the extra otel.",
 )
 def command(**options: Any) -> None:
     """Run a whole pipeline on this machine, each service in a process of its own.

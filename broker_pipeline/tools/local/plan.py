@@ -63,6 +63,8 @@ class LocalSettings:
     log_level: str = "info"
     profile: Path | None = None
     """Directory for a trace of every service; None for none."""
+    otlp_endpoint: str = ""
+    """OpenTelemetry collector that every service sends traces to; empty for none."""
     restarts: bool = True
     """Whether a program that dies is started again by itself."""
     start_timeout_s: float = 600.0
@@ -118,6 +120,7 @@ def plan_services(
         "--log-level": settings.log_level,
         "--log-format": "json",
         "--profile": settings.profile,
+        "--otlp-endpoint": settings.otlp_endpoint or None,
     }
     planned = []
     for name in settings.services:

@@ -4,6 +4,8 @@ import socket
 import time
 
 import pytest
+import uvloop
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker_pipeline import exit_codes
 from broker_pipeline.errors import ConfigurationError, StateError
@@ -38,6 +40,21 @@ async def test_unreachable_redis_is_a_state_error_that_says_where() -> None:
                 pass
     assert "secret" not in caught.value.message
     assert exit_codes.exit_code_of(caught.value) == exit_codes.UNAVAILABLE
+
+
+def test_a_connection_that_is_closed_meanwhile_is_an_error_of_the_connection_under_uvloop(redis_url: str) -> None:
+    async def write_to_a_closed_one() -> None:
+        async with open_redis(redis_url) as client:
+            connection = await client.connection_pool.get_connection()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(RedisConnectionError):
+                await connection.send_command("PING")
+            await client.connection_pool.release(connection)
+            assert await client.ping(), "it connects anew"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_to_a_closed_one())
 
 
 async def test_silent_redis_is_a_state_error_within_the_timeout(own_redis: EmbeddedRedis) -> None:

@@ -78,3 +78,21 @@ async def test_giving_up_leaves_nobody_waiting_whose_call_was_still_to_be_sent(o
             answers = await asyncio.gather(first, second, return_exceptions=True)
         own_redis.kill(signal.SIGCONT)
         assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 2
+
+
+async def test_whatever_goes_wrong_callers_are_told_and_later_calls_are_sent(
+    redis: RedisClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that is cancelled instead ends in silence, and all that its task was for."""
+    script = redis.register_script(INCREMENT)
+
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("the handler is closed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(redis, "pipeline", crash)
+        calls = [redis.scripts.run(script, [namespace], [b"1"]) for _ in range(3)]
+        assert [str(error) for error in await asyncio.gather(*calls, return_exceptions=True)] == [
+            "the handler is closed"
+        ] * 3
+    assert await redis.scripts.run(script, [namespace], [b"1"]) == 1

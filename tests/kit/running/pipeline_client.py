@@ -33,6 +33,8 @@ class PipelineClient:
     def __init__(self, cluster: LocalCluster, http: aiohttp.ClientSession) -> None:
         self.cluster = cluster
         self._http = http
+        self.headers: dict[str, str] = {}
+        """What every submission carries besides."""
 
     async def submit(self, *pictures: bytes, prompt: str = PROMPT, max_tokens: int | None = 12, **sampling: Any) -> str:
         """Submit a job whose pictures stand before the prompt; greedy unless told otherwise."""
@@ -43,7 +45,7 @@ class PipelineClient:
             "sampling": {**GREEDY, "max_tokens": max_tokens, **sampling},
         }
         content = io.BytesIO(json.dumps(body).encode())  # aiohttp warns of large ones given otherwise
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **self.headers}
         async with self._http.post(f"{self.cluster.gateway_url}/v1/jobs", data=content, headers=headers) as answer:
             said = await answer.json()
             assert answer.status < 300, said

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from broker_pipeline import redis_keys
+from broker_pipeline.errors import PipelineError
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.cluster import LocalCluster
@@ -50,6 +51,12 @@ _ALARMS = frozenset({"worker_suspended", "tenure_begins", "conductor_gone"})
 _BODY = msgspec.json.encode(
     {"prompt": "Tell me about a dog on the grass.", "sampling": {"max_tokens": 256, "ignore_eos": True}}
 )
+
+
+class RecoveryError(PipelineError):
+    """Streams do not move again after a fault: there is something to be mended."""
+
+    code = "not_recovered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +153,12 @@ class RecoveryDrill:
         else:
             await self._keep_away(program, target, kind)
         back_at = time.monotonic() if target in _SERVERS else None
-        async with asyncio.timeout(_PATIENCE_S):
-            await load.until_moving(streams, back_at or at)
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await load.until_moving(streams, back_at or at)
+        except TimeoutError as error:
+            stuck = [stream.job_id for stream in load.stuck(streams, back_at or at)]
+            raise RecoveryError(f"{kind} {target}: {stuck} stand still after {_PATIENCE_S:g} s") from error
         await asyncio.sleep(_SETTLE_S)
         until = time.monotonic()
         return [stood_still_s(_signs(stream), at, until, back_at) for stream in streams]

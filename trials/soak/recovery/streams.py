@@ -30,6 +30,7 @@ class Stream:
     gateway: str
     """Where it was followed last."""
     asked_at: float
+    job_id: str = ""
     token_times: list[float] = field(default_factory=list)
     ended_at: float | None = None
     problem: str | None = None
@@ -84,17 +85,21 @@ class StreamLoad:
 
     async def until_moving(self, streams: Sequence[Stream], since: float) -> None:
         """Return once each of these has had a token, or its end, since then."""
-        while not all(_moved(stream, since) for stream in streams):  # noqa: ASYNC110 - told by other tasks
+        while self.stuck(streams, since):  # noqa: ASYNC110 - told by other tasks
             await asyncio.sleep(0.01)
+
+    def stuck(self, streams: Sequence[Stream], since: float) -> list[Stream]:
+        """Return those of some streams that have had neither a token nor their end since then."""
+        return [stream for stream in streams if not _moved(stream, since)]
 
     async def _ask_again_and_again(self) -> None:
         while True:
             gateway = self._gateways[next(self._turns) % len(self._gateways)]
             stream = Stream(gateway, time.monotonic())
             self.streams.append(stream)
-            job_id = await self._submit(stream)
+            stream.job_id = await self._submit(stream)
             while stream.ended_at is None:
-                await self._follow(stream, job_id)
+                await self._follow(stream)
 
     async def _submit(self, stream: Stream) -> str:
         headers = {"Content-Type": "application/json", "Idempotency-Key": f"recovery-{next(self._keys)}"}
@@ -110,10 +115,10 @@ class StreamLoad:
                 stream.gateway = self._other(stream.gateway)
             await asyncio.sleep(_RETRY_S)
 
-    async def _follow(self, stream: Stream, job_id: str) -> None:
+    async def _follow(self, stream: Stream) -> None:
         headers = {"Last-Event-ID": stream.last_id} if stream.last_id else {}
         try:
-            async with self._http.get(f"{stream.gateway}/v1/jobs/{job_id}/events", headers=headers) as answer:
+            async with self._http.get(f"{stream.gateway}/v1/jobs/{stream.job_id}/events", headers=headers) as answer:
                 answer.raise_for_status()
                 async for line in answer.content:
                     if line.startswith(b"id: "):

@@ -274,6 +274,27 @@ async def test_what_breaks_a_stage_is_tried_by_itself_and_its_neighbours_go_on(i
     await it.check_gone()
 
 
+async def test_a_failure_is_judged_when_all_have_answered_who_could_try_it_too(it: Running) -> None:
+    """A tenure that has just begun may know a sick stage before it knows the healthy ones."""
+    healthy = record("b")
+    it.workers.expect(healthy.instance)
+
+    def answer_the_handshake() -> None:
+        it.workers.join(healthy)
+        it.workers.expect_no_more(healthy.instance)
+
+    def be_sick(microbatch: PlannedBatch) -> MicrobatchResult:
+        if STAGE.instance not in microbatch.route.key or not microbatch.segments:
+            return answer(microbatch)
+        asyncio.get_running_loop().call_later(0.05, answer_the_handshake)
+        return refuse(microbatch)
+
+    it.reply = be_sick
+    end = await it.run(await it.submit())
+    assert (end.status, end.attempt) == ("succeeded", 2)
+    await it.check_gone()
+
+
 async def test_a_bug_ends_its_own_job_only(it: Running) -> None:
     crashing, other = await it.submit(), await it.submit()
     crashing.prompt = cast("PreparedPrompt", "a bug")

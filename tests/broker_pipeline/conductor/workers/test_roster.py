@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -83,6 +85,19 @@ def test_a_worker_that_does_not_answer_gets_another_handshake(side: RosterSide) 
     assert refused.reason == "does not answer the handshake: no answer"
     side.roster.join(A)
     assert side.roster.refused == ()
+
+
+async def test_a_worker_is_expected_during_its_first_handshake_only(side: RosterSide) -> None:
+    side.roster.look([A, B])
+    waits = asyncio.ensure_future(side.workers.expected_are_there())
+    await asyncio.sleep(0)
+    side.roster.join(B)
+    await asyncio.sleep(0)
+    assert not waits.done()
+    side.roster.note_unanswered(A, RequestTimeoutError("no answer"))
+    await waits
+    assert side.roster.look([A, B]) == [A], "a mute worker is asked again, and nobody waits for that"
+    await side.workers.expected_are_there()
 
 
 def test_a_worker_that_refuses_us_is_shown_until_it_joins(side: RosterSide) -> None:
