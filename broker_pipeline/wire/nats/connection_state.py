@@ -59,8 +59,12 @@ class ConnectionState:
     async def _on_error(self, error: Exception) -> None:
         self.last_error = error
         text = str(error).lower()
-        if self.is_opening and "authorization" in text:
-            raise SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}") from error
+        if "authorization" in text:
+            refusal = SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}")
+            if self.is_opening:
+                raise refusal from error
+            self.fail(refusal)  # else nats-py would ask for ever: its secrets are good no more
+            return
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
             # An answer to somebody whom this role does not answer is the asker's fault.
