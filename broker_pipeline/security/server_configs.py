@@ -1,4 +1,4 @@
-"""The servers' configurations, made of `roles`: NATS' users and what each may send and hear, Redis' ACL file.
+"""The servers' configurations, made of `subject_table` and `key_table`: NATS' users with their rights, Redis' ACL file.
 
 A server without them lets everybody do everything; with them, whoever has no secret can do nothing at all.
 """
@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
+from broker_pipeline import subjects
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
-from broker_pipeline.security.roles import Rights, Role, redis_user, rights_of
+from broker_pipeline.security.key_table import ALL_COMMANDS, KEYS, WORKER_COMMANDS
+from broker_pipeline.security.roles import ANY, LOCAL_HOST, WORKERS, Role, Scope, inbox_prefix, redis_user
+from broker_pipeline.security.subject_table import SUBJECTS, SubjectRow
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 ADMIN = "admin"
 """User of `up`, which may do everything to the servers that it started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """All that one role on one host may do, as the servers know it: patterns, with wildcards."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    commands: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,24 @@ maxmemory-policy noeviction
 """
 
 
+def rights_of(role: Role, host: str, namespace: str) -> Rights:
+    """Return what the servers are to allow a role on a host in a namespace."""
+    everywhere = Scope(namespace, ANY)
+    own = everywhere if host == LOCAL_HOST else Scope(namespace, host)
+    inbox = f"{inbox_prefix(role, host)}.>"
+    publish = [inbox, subjects.bulk(inbox)]
+    subscribe = [inbox, subjects.bulk(inbox)]
+    for row in SUBJECTS:
+        if role in row.publish:
+            publish += _both_ways(row, everywhere)
+        if role in row.subscribe:
+            subscribe += _both_ways(row, own)
+    read = [name for row in KEYS if role in row.read for name in row.names(own if row.of_host else everywhere)]
+    write = [name for row in KEYS if role in row.write for name in row.names(own if row.of_host else everywhere)]
+    commands = WORKER_COMMANDS if role in WORKERS else ALL_COMMANDS
+    return Rights(tuple(publish), tuple(subscribe), tuple(read), tuple(write), commands)
+
+
 def sha256(password: str) -> str:
     """Return a password as an ACL file has it."""
     return hashlib.sha256(password.encode()).hexdigest()
@@ -127,3 +159,10 @@ def _redis_user(user: User, namespace: str) -> str:
 
 def _quoted(text: str) -> str:
     return orjson.dumps(text).decode()
+
+
+def _both_ways(row: SubjectRow, at: Scope) -> Iterator[str]:
+    for name in row.names(at):
+        yield name
+        if row.is_message:
+            yield subjects.bulk(name)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker_pipeline.security.roles import KEYS, ROLES, SUBJECTS, KeyRow, Role, Scope, SubjectRow
+from broker_pipeline.security.key_table import KEYS, KeyRow
+from broker_pipeline.security.roles import ROLES, Role, Scope
+from broker_pipeline.security.subject_table import SUBJECTS, SubjectRow
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 _SCOPE = Scope("{ns}", "HOST")

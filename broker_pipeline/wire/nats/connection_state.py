@@ -61,8 +61,12 @@ class ConnectionState:
     async def _on_error(self, error: Exception) -> None:
         self.last_error = error
         text = str(error).lower()
-        if self.is_opening and "authorization" in text:
-            raise SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}") from error
+        if "authorization" in text:
+            refusal = SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}")
+            if self.is_opening:
+                raise refusal from error
+            self.fail(refusal)  # else nats-py would ask for ever: its secrets are good no more
+            return
         if failure := tls_failure(error, f"the NATS server of {self.name}"):
             if self.is_opening:
                 raise failure from error

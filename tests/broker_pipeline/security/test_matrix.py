@@ -13,7 +13,10 @@ from redis.exceptions import NoPermissionError
 from broker_pipeline import subjects
 from broker_pipeline.errors import StateDeniedError
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.security.roles import KEYS, ROLES, SUBJECTS, Role, Scope, SubjectRow, rights_of
+from broker_pipeline.security.key_table import KEYS
+from broker_pipeline.security.roles import ROLES, Role, Scope
+from broker_pipeline.security.server_configs import rights_of
+from broker_pipeline.security.subject_table import SUBJECTS, SubjectRow
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from tests.broker_pipeline.security.conftest import HOST, NAMESPACE, OTHER, Guarded

@@ -7,9 +7,9 @@ from importlib.resources import files
 
 import pytest
 
-from broker_pipeline.security.commands import ALL_COMMANDS, WORKER_COMMANDS
-from broker_pipeline.security.roles import KEYS, SUBJECTS, rights_of
-from broker_pipeline.security.server_configs import ServerAccess
+from broker_pipeline.security.key_table import ALL_COMMANDS, KEYS, WORKER_COMMANDS
+from broker_pipeline.security.server_configs import ServerAccess, rights_of
+from broker_pipeline.security.subject_table import SUBJECTS
 from tests.kit.rights_table import OPERATIONS, in_document, tables
 
 _CALL = re.compile(r"redis\.p?call\((.*?)[,)]")
