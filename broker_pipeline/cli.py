@@ -37,6 +37,7 @@ COMMANDS = {
     "failed": "broker_pipeline.tools.operate.failed_command:command",
     "drain": "broker_pipeline.tools.operate.drain_command:command",
     "keys": "broker_pipeline.tools.operate.keys_command:command",
+    "secrets": "broker_pipeline.tools.operate.secrets_command:command",
     "export": "export.command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",

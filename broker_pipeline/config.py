@@ -37,6 +37,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     nats_replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Servers of a NATS cluster that keep each stream."""
     redis_url: str = DEFAULT_REDIS_URL
+    secrets: str | None = None
+    """Folder of this host's secrets; None where the servers let everybody in."""
     namespace: Name = "bp"
     pipeline: Name = "main"
     drain_s: Annotated[float, Meta(ge=0)] = 30.0
@@ -109,6 +111,14 @@ def refuse_nan(_context: click.Context, _parameter: click.Parameter, value: Any)
     return value
 
 
+SECRETS_OPTION = option(
+    "--secrets",
+    default=None,
+    type=PathType(file_okay=False),
+    metavar="DIR",
+    help="Folder of this host's secrets, as `broker-pipeline secrets` made it.  [default: none, for servers without]",
+)
+
 _COMMON_OPTIONS = (
     option("--nats-url", default=DEFAULT_NATS_URL, help="NATS server with JetStream; several, separated by commas."),
     option(
@@ -122,6 +132,7 @@ _COMMON_OPTIONS = (
         default=DEFAULT_REDIS_URL,
         help="Redis 6.2 or newer, or Valkey; behind Sentinel redis+sentinel://HOST:26379,HOST:26379,…/SERVICE.",
     ),
+    SECRETS_OPTION,
     option("--namespace", default="bp", help="Prefix of every subject, stream and key, to share servers with others."),
     option("--pipeline", default="main", help="Name of the pipeline that this process belongs to."),
     option("--drain-s", default=30.0, type=click.FloatRange(min=0), help="Seconds from SIGTERM to a forced stop."),

@@ -4,6 +4,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
 
     PipelineError
     ├── ConfigurationError            a flag, environment variable or file is wrong
+    │   └── SecretsError              secrets are missing, unreadable, or for somebody else
+    │       └── CertificateError      a certificate has ended, or is of another host, authority or key
     ├── InvalidRequestError           a request is wrong; `field` names where
     │   ├── PromptTooLongError
     │   ├── BodyTooLargeError, BodyTooSlowError
@@ -99,6 +101,21 @@ class ConfigurationError(PipelineError):
     """A flag, environment variable or file is wrong."""
 
     code = "configuration"
+
+
+class SecretsError(ConfigurationError):
+    """Secrets are missing, unreadable, or for somebody else."""
+
+    code = "secrets"
+
+    def __init__(self, message: str, *, field: str | None = "secrets") -> None:
+        super().__init__(message, field=field)
+
+
+class CertificateError(SecretsError):
+    """A certificate of this host, or of who is connected to, is not good: ended, of another host, authority or key."""
+
+    code = "certificate"
 
 
 class InvalidRequestError(PipelineError):
@@ -434,6 +451,13 @@ class TransportError(PipelineError):
     retryable = True
 
 
+class SubjectDeniedError(TransportError):
+    """NATS refuses this user, or does not allow it this subject."""
+
+    code = "subject_denied"
+    retryable = False
+
+
 class NoResponderError(TransportError):
     """Nobody listens on the subject."""
 
@@ -501,6 +525,13 @@ class StaleAttemptError(StateError):
     """A newer attempt of the session exists; this one's writes are void."""
 
     code = "stale_attempt"
+    retryable = False
+
+
+class StateDeniedError(StateError):
+    """Redis refuses this user, or does not allow it this."""
+
+    code = "state_denied"
     retryable = False
 
 

@@ -17,7 +17,9 @@ from broker_pipeline.errors import (
     OutputError,
     PipelineError,
     ServerStartError,
+    StateDeniedError,
     StateError,
+    SubjectDeniedError,
     TransportError,
     WorkerNameTakenError,
     WorkerNotFoundError,
@@ -47,11 +49,13 @@ _CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (LeaseLostError, TEMPORARY),
     (WorkerNameTakenError, TEMPORARY),
     (ServerStartError, UNAVAILABLE),
+    (SubjectDeniedError, NO_PERMISSION),
+    (StateDeniedError, NO_PERMISSION),
     (TransportError, UNAVAILABLE),
     (StateError, UNAVAILABLE),
     (OutputError, OUTPUT),
 )
-_TOLD = frozenset({USAGE, TEMPORARY, CONFIGURATION})
+_TOLD = frozenset({USAGE, TEMPORARY, NO_PERMISSION, CONFIGURATION})
 """What a part that did not start says of its cause, and whoever started it passes on."""
 
 

@@ -109,6 +109,11 @@ def tenant_jobs(namespace: str, tenant: str, status: str = "") -> str:
     return _of_share(f"{namespace}:tenant:{tenant}:jobs", status)
 
 
+def tenant(namespace: str, name: str) -> str:
+    """Return what keys of a tenant begin with."""
+    return f"{namespace}:tenant:{name}"
+
+
 def media(namespace: str, sha256: str) -> str:
     """Return the key of the object name of stored bytes."""
     return f"{namespace}:media:{sha256}"

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -27,8 +28,10 @@ from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
+from broker_pipeline.security.certificate_watch import watched_certificates
 from broker_pipeline.tracing.trace_export import open_traces
 from broker_pipeline.tracing.tracer import tracer
+from broker_pipeline.wire.nats.server_certificate import server_certificate_end
 
 log = structlog.get_logger()
 
@@ -124,6 +127,12 @@ async def _live(name: str, main: ServiceMain, settings: CommonSettings) -> int:
 
 async def _run_main(main: ServiceMain, context: ServiceContext) -> None:
     """Run `main`, and run it again while servers are not there yet."""
+    settings = context.settings
+    async with watched_certificates(settings.secrets, partial(server_certificate_end, settings.nats_url)):
+        await _try_main(main, context)
+
+
+async def _try_main(main: ServiceMain, context: ServiceContext) -> None:
     give_up_at = time.monotonic() + _START_PATIENCE_S
     while not context.stopping.is_set():
         try:

@@ -11,10 +11,19 @@ from datetime import datetime
 _NOBODY = "="
 """In place of an empty tenant; no name of one has it."""
 
+NUM_MEDIA_STREAMS = 4
+REPLIES = "reply"
+"""Below an inbox: answers of ours. JetStream's, which none of us may write, have other names."""
 
-def worker_root(namespace: str, pipeline: str, worker: str, instance: str) -> str:
-    """Root of one instance's subjects; this is `WorkerRecord.subject`."""
-    return f"{namespace}.{pipeline}.worker.{worker}.{instance}"
+
+def worker_root(namespace: str, pipeline: str, role: str, worker: str, instance: str) -> str:
+    """Root of one instance's subjects; this is `WorkerRecord.subject`.
+
+    A worker `HOST_NAME` has its host as a token of its own, since servers allow subjects by whole tokens.
+    """
+    host, _, name = worker.partition("_")
+    place = f"{host}.{name}" if name else f"-.{worker}"
+    return f"{namespace}.{pipeline}.{role}.{place}.{instance}"
 
 
 def work(root: str) -> str:
@@ -64,9 +73,20 @@ def edge_root(subject: str) -> str | None:
     return root if what in {"work", "rows"} else None
 
 
+def host_of(root: str) -> str:
+    """Return the host in the name of the worker with this root; `-` where that names none, nothing where it is none."""
+    tokens = root.split(".")
+    return tokens[3] if len(tokens) == 6 else ""
+
+
 def results(namespace: str, pipeline: str, instance: str) -> str:
-    """`MicrobatchResult`s for one conductor instance, or for one of its shares."""
+    """Root of the subjects of `MicrobatchResult`s for one conductor instance, or for one of its shares."""
     return f"{namespace}.{pipeline}.conductor.{instance}.results"
+
+
+def all_results(root: str) -> str:
+    """Results of all microbatches, each of which has a subject of its own."""
+    return f"{root}.*"
 
 
 def heartbeats(namespace: str, pipeline: str) -> str:
@@ -127,6 +147,11 @@ def job_consumer(namespace: str, made_at: datetime, priority: str, tenant: str) 
 def media_stream(namespace: str, shard: int) -> str:
     """Name of one of the JetStream streams that hold media."""
     return f"{namespace}-media-{shard}"
+
+
+def media_chunks(namespace: str) -> str:
+    """Subjects of the chunks of all objects."""
+    return f"{namespace}.media.*.*"
 
 
 def media(namespace: str, shard: int, object_id: str) -> str:

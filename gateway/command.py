@@ -8,6 +8,7 @@ import click
 
 from broker_pipeline.config import PathType, common_options, given_flags, option, parse_settings, split_common
 from broker_pipeline.pictures.rule import PictureRule
+from broker_pipeline.security.credentials import gateway_key_file
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
 from gateway.processes import supervise
@@ -116,7 +117,8 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
     "--operator-token-file",
     default=None,
     type=PathType(dir_okay=False),
-    help="File with a token of 32 characters or more that allows everything, beside the keys that Redis holds.",
+    help="File with a token of 32 characters or more that allows everything, beside the keys that Redis holds.  "
+    "[default: gateway.key of --secrets]",
 )
 @option(
     "--insecure",
@@ -173,7 +175,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         "allow_private_urls": tuple(rest["allow_private_urls"]),
     }
     access = {
-        "operator_token_file": rest["operator_token_file"],
+        "operator_token_file": rest["operator_token_file"] or gateway_key_file(common.secrets),
         "is_insecure": rest["insecure"],
         "allowed_hosts": tuple(name.lower() for name in rest["allow_host"]),
         "allowed_origins": tuple(origin.lower().rstrip("/") for origin in rest["allow_origin"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -64,6 +65,8 @@ def _states(status: PipelineStatus) -> Iterator[Metric]:
     yield _family("queue_jobs", "Jobs in the work queue.", queue, "state")
     jobs = {(name,): count for name, count in status.jobs.items()}
     yield _family("jobs", "Jobs by status; finished ones since Redis began.", jobs, "status")
+    left = {(host,): ends_at - time.time() for host, ends_at in status.certificates.items()}
+    yield _family("certificate_seconds_left", "Until a host's certificate, or the servers', ends.", left, "host")
     workers = Counter((str(worker.role), str(worker.state)) for worker in status.workers)
     yield _family("workers", "Live workers.", workers, "role", "state")
 

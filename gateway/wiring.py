@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.access.rate_limits import RateLimits
 from broker_pipeline.state.failed_jobs import FailedJobs
@@ -86,9 +87,10 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     common = settings.common
     guard = address_guard(settings.fetch)
     webhook = make_webhook(settings.webhook, guard)
+    credentials = load_credentials(common.secrets, "gateway", common.namespace)
     async with (
-        Transport.open(common.nats_url, name=settings.name) as transport,
-        open_redis(common.redis_url) as redis,
+        Transport.open(common.nats_url, name=settings.name, credentials=credentials) as transport,
+        open_redis(common.redis_url, credentials=credentials) as redis,
         (rates := Rates(RateLimits(redis, common.namespace))).kept(),
         EndWatch.open(transport, store := JobStore(redis, common.namespace), common.namespace, stopping) as ends,
     ):

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.process.private_files import write_private
 
 FILE_NAME = "operator.token"
 REDIS_URL_FILE = "redis.url"
@@ -63,16 +64,6 @@ def token_for(url: str) -> str | None:
     with contextlib.suppress(OSError, ConfigurationError, ValueError):
         return _link(url).read_text().strip() or None
     return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 def _link(url: str) -> Path:

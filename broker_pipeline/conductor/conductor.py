@@ -28,6 +28,7 @@ from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
 from broker_pipeline.scheduling.policies.shares import part_of
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, open_redis
@@ -53,9 +54,10 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
     common = context.settings
     model = TextModel.open(Path(settings.model), settings.default_max_tokens)
     instance = new_instance_id()
+    credentials = load_credentials(common.secrets, "conductor", common.namespace)
     async with (
-        Transport.open(common.nats_url, name=f"conductor {common.pipeline}") as transport,
-        open_redis(common.redis_url) as redis,
+        Transport.open(common.nats_url, name=f"conductor {common.pipeline}", credentials=credentials) as transport,
+        open_redis(common.redis_url, credentials=credentials) as redis,
     ):
         if not await _ensure_streams(transport, redis, context, settings):
             return

@@ -14,6 +14,8 @@ from broker_pipeline.conductor.peer_watch import PeerWatch
 from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.scheduling.policies.shares import shares_of
+from broker_pipeline.security.credentials import own_worker_name
+from broker_pipeline.security.tls_contexts import secrets_tls, with_certificate
 from broker_pipeline.state.redis_client import state_errors
 from broker_pipeline.state.registry import WorkerRegistry
 
@@ -40,13 +42,13 @@ class Membership:
         self._registry = WorkerRegistry(
             around.redis, common.namespace, common.pipeline, ttl_s=around.settings.lease_ttl_s / 2
         )
-        name = f"conductor-{around.instance}"
+        name = own_worker_name(common.secrets, f"conductor-{around.instance}")
         self.record = WorkerRecord(
             worker=name,
             instance=around.instance,
             role="conductor",
             pipeline=common.pipeline,
-            subject=subjects.worker_root(common.namespace, common.pipeline, name, around.instance),
+            subject=subjects.worker_root(common.namespace, common.pipeline, "conductor", name, around.instance),
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
@@ -59,7 +61,7 @@ class Membership:
 
     async def look(self) -> Census:
         """Say that this conductor is there, and return who else is. Raises `StateError`."""
-        await self._registry.renew(self.record)
+        await self._registry.renew(with_certificate(self.record, secrets_tls(self._around.common.secrets)))
         records = await self._registry.records()
         shares = shares_of(records)
         conductors = [record for record in records if record.role == "conductor"]

@@ -87,7 +87,7 @@ class Parts:
             pipeline=common.pipeline,
             fingerprint=self._around.model.facts.fingerprint,
             epoch=term.epoch,
-            reply=subjects.results(
+            results=subjects.results(
                 common.namespace, common.pipeline, f"{instance}-{term.share}" if term.share else instance
             ),
         )

@@ -13,6 +13,8 @@ EdgeKind = Literal["shm", "tcp"]
 Carrier = Literal["shm", "tcp", "nats"]
 """What a payload takes: an edge, or NATS with its metadata."""
 Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+CertificateHash = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+"""SHA-256."""
 _Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
 
@@ -44,8 +46,8 @@ class TcpOffer(WireReport, frozen=True, kw_only=True):
     """Each `host:port`, the likeliest first."""
     token: Token
     """Is good for one connection."""
-    certificate: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
-    """SHA-256 of the certificate that the listener shows; empty where the edge is not encrypted."""
+    certificate: CertificateHash = ""
+    """Of the certificate that the listener shows; empty where the edge is not encrypted."""
 
 
 class EdgeAsk(WireMessage, frozen=True, kw_only=True):
@@ -55,6 +57,8 @@ class EdgeAsk(WireMessage, frozen=True, kw_only=True):
     """What the asking side can use."""
     root: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.$-]{0,255}$")] = ""
     """Of the asking side's subjects, so that whoever misses it knows whom."""
+    certificate: CertificateHash = ""
+    """Of the certificate that the asking side will show; empty where it has none."""
 
 
 class PeerLost(WireMessage, frozen=True, kw_only=True, forbid_unknown_fields=False):

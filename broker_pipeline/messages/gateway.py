@@ -40,6 +40,8 @@ class PipelineStatus(_Answer, frozen=True, kw_only=True):
     queue: QueueStatus
     jobs: dict[str, int]
     """Number of jobs by status."""
+    certificates: dict[str, float] = {}
+    """When the certificates of hosts end, in seconds since 1970; `servers` are those of NATS and Redis."""
 
 
 class Readiness(_Answer, frozen=True, kw_only=True):

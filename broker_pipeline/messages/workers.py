@@ -10,6 +10,7 @@ from broker_pipeline.messages.base import (
     Name,
     PositiveCount,
     Seconds,
+    Sha256,
     ShareName,
     Subject,
     WireReport,
@@ -31,6 +32,15 @@ class BlockRange(WireReport, frozen=True, kw_only=True):
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+class CertificateRecord(WireReport, frozen=True, kw_only=True):
+    """The certificate that a process shows."""
+
+    host: str
+    fingerprint: Sha256
+    ends_at: Seconds
+    """When it is good no more, in seconds since 1970."""
 
 
 class WorkerRecord(WireReport, frozen=True, kw_only=True):
@@ -59,6 +69,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     """Workers that the device computes for at the same time without one slowing the other: 1 on a GPU."""
     answers_hellos: bool = False
     """Whether a conductor is gone when nobody listens where it would answer; earlier releases have none who does."""
+    certificate: CertificateRecord | None = None
+    """None without secrets."""
     # stages only
     blocks: BlockRange | None = None
     share: ShareName = ""

@@ -20,21 +20,34 @@ import msgspec
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    MasterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker_pipeline.cancellation import cancellation_kept
-from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
+from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateDeniedError, StateError
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
+from broker_pipeline.security.credentials import Credentials
+from broker_pipeline.security.tls_failures import tls_failure
+from broker_pipeline.state.pools.encrypted import context_for, server_pool
+from broker_pipeline.state.pools.sentinel import is_sentinel_url, sentinel_pool
 from broker_pipeline.state.script_calls import ScriptCalls
-from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
 _CONNECT_TIMEOUT_S = 1.0
 """As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+_DENIED = (AuthenticationError, NoPermissionError)
+_DENIED_WORDS = ("NOPERM", "ACL failure", "The user executing the script can't")
+"""Somewhere in an error of a script: of Redis 7, of Valkey, of Redis 6.2."""
 _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 """Begin of an error, or, from a script in Redis 6.2, somewhere in it."""
 _GARBLED_WORDS = (
@@ -83,21 +96,34 @@ class RedisClient(Redis):
 
 @asynccontextmanager
 async def open_redis(
-    url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, max_connections: int = _MAX_CONNECTIONS
+    url: str,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    max_connections: int = _MAX_CONNECTIONS,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[RedisClient]:
     """Connect, check that Redis answers, close at the end.
 
     Replies are bytes. Every command ends within about `timeout_s`, by `StateError` where it goes through this module.
-    Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached.
+    Raises `ConfigurationError` for a URL that is none, `StateError` when Redis cannot be reached, `StateDeniedError`
+    when it refuses the credentials, `CertificateError` where a certificate is not good. With `credentials` it is
+    reached encrypted, unless it is on the loopback interface.
     """
-    client = _client(url, timeout_s, max_connections)
+    client = _client(url, timeout_s, max_connections, credentials)
     try:
-        with state_errors(f"cannot reach Redis at {public_url(url)} (--redis-url)"):
-            await client.ping()
+        await _reach(client, public_url(url))
         yield client
     finally:
         await client.scripts.close()
         await client.aclose()
+
+
+async def _reach(client: RedisClient, shown: str) -> None:
+    try:
+        with state_errors(f"cannot reach Redis at {shown} (--redis-url)"):
+            await client.ping()
+    except StateError as error:
+        raise tls_failure(error, f"Redis at {shown}") or error from error
 
 
 def public_url(url: str) -> str:
@@ -121,6 +147,8 @@ def state_errors(action: str) -> Iterator[None]:
             yield
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
+        if isinstance(error, _DENIED) or any(word in reason for word in _DENIED_WORDS):
+            raise StateDeniedError(f"{action}: Redis does not allow it: {reason}") from error
         is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
         raise (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}") from error
     except (msgspec.MsgspecError, ValueError) as error:
@@ -132,7 +160,7 @@ def _is_unfit(error: RedisError) -> bool:
     return isinstance(error, _UNFIT_SERVER) or any(word in str(error) for word in _UNFIT_WORDS)
 
 
-def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
+def _client(url: str, timeout_s: float, max_connections: int, credentials: Credentials | None) -> RedisClient:
     options: dict[str, Any] = {
         "max_connections": max_connections,
         "timeout": timeout_s,
@@ -144,10 +172,14 @@ def _client(url: str, timeout_s: float, max_connections: int) -> RedisClient:
         "retry_on_error": [],
         "decode_responses": False,
         "protocol": 2,
+        **(credentials.redis_options if credentials else {}),
     }
     try:
-        is_behind_sentinel = is_sentinel_url(url)
-        pool = sentinel_pool(url, options) if is_behind_sentinel else BlockingConnectionPool.from_url(url, **options)
+        context = context_for(url, credentials) if credentials else None
+        if is_sentinel_url(url):
+            pool: BlockingConnectionPool = sentinel_pool(url, options, context)
+        else:
+            pool = server_pool(url, options, context)
     except ValueError as error:
         raise ConfigurationError(
             f"--redis-url {public_url(url)} is not a Redis URL: {error} (redis+sentinel://HOST:PORT,…/SERVICE is one "

@@ -50,7 +50,9 @@ class MediaStore:
         self._jetstream = transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
-        self._objects = MediaObjects(self._jetstream, namespace, max_bytes, max_age_s, num_replicas)
+        self._objects = MediaObjects(
+            self._jetstream, namespace, max_bytes, max_age_s, num_replicas, encrypts=transport.is_guarded
+        )
         self._upload_slots = asyncio.Semaphore(NUM_UPLOADS)
         self._maybe_references = MediaReferences(redis, namespace) if redis is not None else None
 

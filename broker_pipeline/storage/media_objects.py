@@ -10,17 +10,25 @@ description, as NATS' own object stores have, but its chunks only: who reads it 
 The subject of an object follows from its name, so that an unfinished upload can be deleted by its name. Chunks are read
 one request at a time, so that what is missing is an answer.
 
+So does the key that its chunks are encrypted with, where servers know who may do what: whoever may read the streams, as
+vision workers do, sees what he was told the name of, and nothing else. A header says so of each chunk.
+
 A stream that was deleted behind our back holds nothing; whoever stores something makes it again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nats.js.api import DiscardPolicy, RawStreamMsg, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -32,7 +40,11 @@ from broker_pipeline.storage.jetstream import ensure_stream, is_missing, jetstre
 log = structlog.get_logger()
 
 CHUNK_BYTES = 2**20
-NUM_STREAMS = 4
+_TAG_BYTES = 16
+_ENCRYPTED = {"Bp-Encrypted": "1"}
+_INLINE_BYTES = 256 * 1024
+
+NUM_STREAMS = subjects.NUM_MEDIA_STREAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,7 @@ class MediaObjects:
     max_bytes: int
     max_age_s: float
     num_replicas: int = 1
+    encrypts: bool = False
 
     async def ensure(self, *, update: bool = True) -> None:
         """Make the streams, or, with `update`, give existing ones these limits."""
@@ -69,21 +82,28 @@ class MediaObjects:
             await self._put(name, content, chunk_bytes)
 
     async def _put(self, name: str, content: bytes, chunk_bytes: int) -> None:
-        with jetstream_errors("the media store"):
-            for start in range(0, len(content), chunk_bytes):
-                await self.jetstream.publish(
-                    self._subject(name), bytes(memoryview(content)[start : start + chunk_bytes])
-                )
+        cipher, plain_bytes = _cipher(name), chunk_bytes - _TAG_BYTES
+        for index, start in enumerate(range(0, len(content), plain_bytes)):
+            chunk = content[start : start + plain_bytes]
+            if self.encrypts:
+                chunk = await _off_loop(cipher.encrypt, _nonce(index), chunk)
+            with jetstream_errors("the media store"):
+                await self.jetstream.publish(self._subject(name), chunk, headers=_ENCRYPTED if self.encrypts else None)
 
     async def get(self, name: str, num_bytes: int) -> bytes | None:
         """Return the object's bytes; None when it is not there, not whole, or not of `num_bytes` bytes."""
-        content = bytearray()
-        sequence = 1
-        while len(content) < num_bytes:
+        content, cipher, sequence = bytearray(), _cipher(name), 1
+        for index in itertools.count():
             chunk = await self._next(name, sequence)
             if chunk is None or not chunk.data:
                 return None
-            content += chunk.data
+            try:
+                is_plain = not chunk.headers
+                content += chunk.data if is_plain else await _off_loop(cipher.decrypt, _nonce(index), chunk.data)
+            except InvalidTag:
+                return None
+            if len(content) >= num_bytes:
+                break
             sequence = int(chunk.seq or 0) + 1
         return bytes(content) if len(content) == num_bytes else None
 
@@ -136,6 +156,21 @@ class MediaObjects:
             allow_direct=True,
             num_replicas=self.num_replicas,
         )
+
+
+def _cipher(name: str) -> AESGCM:
+    """Return the cipher of one object, whose name nobody guesses: it has 64 random bits, and is used once."""
+    return AESGCM(hashlib.sha256(f"key of {name}".encode()).digest())
+
+
+def _nonce(index: int) -> bytes:
+    return index.to_bytes(12, "big")
+
+
+async def _off_loop(work: Callable[[bytes, bytes, None], bytes], nonce: bytes, data: bytes) -> bytes:
+    if len(data) <= _INLINE_BYTES:
+        return work(nonce, data, None)
+    return await asyncio.to_thread(work, nonce, data, None)
 
 
 def _shard(name: str) -> int:

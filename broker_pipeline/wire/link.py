@@ -29,6 +29,8 @@ class Message(msgspec.Struct):
     """What was taken of the receiver's room, to be freed once the message has been read."""
     is_lent: bool = False
     """Whether the payload lies in memory that an edge needs back soon, with the last view of it."""
+    subject: str = ""
+    """What it was published to, which may be one of many that the receiver listens on."""
 
 
 class Receiver(Protocol):

@@ -103,7 +103,13 @@ class Subscription(Generic[Body]):
         record_received(body, self.subject, arrived, message.num_bytes)
         self._open_drops = None
         received = Received(
-            self.subject, body, tensors, message.reply, message.num_bytes, self._answers, message.is_lent
+            message.subject or self.subject,
+            body,
+            tensors,
+            message.reply,
+            message.num_bytes,
+            self._answers,
+            message.is_lent,
         )
         self._mailbox.put(received)
 

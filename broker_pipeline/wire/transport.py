@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,12 +31,14 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, PeerLost
 from broker_pipeline.messages.workers import TransportCounts
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.tracing.message_spans import record_received, record_sent
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.codec import Frame, decode, encode
 from broker_pipeline.wire.edges.kinds import edge_dialers, edge_servers
 from broker_pipeline.wire.edges.outgoing import OutgoingEdges
 from broker_pipeline.wire.edges.settings import EdgeSettings
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.link import NatsLink
 from broker_pipeline.wire.received import Body, Received
@@ -59,6 +62,8 @@ class Transport:
     def __init__(self, link: NatsLink) -> None:
         """Speak over `link`."""
         self.link = link
+        self.is_guarded = False
+        """Whether the server knows who may do what."""
         self._subscriptions: set[Subscription[Any]] = set()
         self._edges: OutgoingEdges | None = None
         self._lost: Counter[type[PipelineError]] = Counter()
@@ -74,15 +79,22 @@ class Transport:
         name: str,
         connect_timeout_s: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        credentials: Credentials | None = None,
     ) -> AsyncIterator[Transport]:
         """Connect; on leaving, send what is unsent and close.
 
         `name` is shown in the server's monitoring. Raises `TransportError` when no server answers in time.
         """
         async with NatsLink.open(
-            nats_url, name=name, timeout_s=connect_timeout_s, max_message_bytes=max_message_bytes
+            nats_url,
+            name=name,
+            timeout_s=connect_timeout_s,
+            max_message_bytes=max_message_bytes,
+            credentials=credentials,
         ) as link:
-            yield cls(link)
+            transport = cls(link)
+            transport.is_guarded = credentials is not None
+            yield transport
 
     # --- sending ---
 
@@ -207,8 +219,8 @@ class Transport:
                 tasks.create_task(self._answer_asks(asks), name="edges"),
                 tasks.create_task(self._report_lost(lost_peers, subjects.lost_peers_of(root)), name="lost peers"),
             ]
-            dialers = list(edge_dialers(settings))
-            edges = self._edges = OutgoingEdges(self._ask_for_edges, dialers, root, note_lost)
+            ask = partial(self._ask_for_edges, settings.identity if settings.is_encrypted else None)
+            edges = self._edges = OutgoingEdges(ask, list(edge_dialers(settings)), root, note_lost)
             self.add_reconnect_listener(edges.renew)
             try:
                 yield
@@ -218,7 +230,9 @@ class Transport:
                     task.cancel()
                 await edges.close()
 
-    async def _ask_for_edges(self, root: str, ask: EdgeAsk) -> EdgeOffer:
+    async def _ask_for_edges(self, identity: EdgeIdentity | None, root: str, ask: EdgeAsk) -> EdgeOffer:
+        if identity is not None:
+            ask = msgspec.structs.replace(ask, certificate=identity.fingerprint)
         answer = await self.request(subjects.edges(root), ask, reply_type=EdgeOffer, timeout_s=_ASK_S)
         return answer.body
 

@@ -11,7 +11,6 @@ goes on asking for them, also when Redis has lost them.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError, UnauthenticatedError
 from broker_pipeline.messages.keys import GatewayKey
+from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.state.access.gateway_keys import GatewayKeys, hash_of
 from gateway.access.caller import ANYBODY, OPERATOR, Caller
 from gateway.settings import AccessSettings
@@ -96,14 +96,6 @@ def make_doorkeeper(keys: GatewayKeys, settings: AccessSettings, host: str) -> D
     """Build the doorkeeper of a gateway that listens on `host`; raises `ConfigurationError` for a token's file."""
     needs_key = not settings.is_insecure and not is_loopback(host)
     return Doorkeeper(keys, operator_hash=_operator_hash(settings.operator_token_file), needs_key=needs_key)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address to listen on; a name but `localhost` may be anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _operator_hash(path: str | None) -> str | None:

@@ -8,6 +8,8 @@ from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
 from broker_pipeline.messages.status import SERVING_STATES, ConductorStatus
+from broker_pipeline.messages.workers import COMPUTING_ROLES
+from broker_pipeline.security.certificate_watch import certificate_ends
 from broker_pipeline.state.redis_client import state_errors
 from gateway.wiring import Gateway
 
@@ -21,12 +23,14 @@ async def read_status(gateway: Gateway) -> PipelineStatus:
     """Gather everything that `GET /v1/status` shows. Raises `StateError` or `TransportError`."""
     depth = await gateway.queue.depth()
     counts = await gateway.store.counts()
+    common, records = gateway.settings.common, await gateway.registry.records()
     return PipelineStatus(
-        pipeline=gateway.settings.common.pipeline,
-        workers=tuple(await gateway.registry.workers()),
+        pipeline=common.pipeline,
+        workers=tuple(each for each in records if each.role in COMPUTING_ROLES),
         conductor=await gateway.registry.conductor_status(),
         queue=QueueStatus(num_waiting=depth.num_waiting, num_in_progress=depth.num_in_progress),
         jobs=msgspec.structs.asdict(counts),
+        certificates=certificate_ends(common.secrets, records),
     )
 
 

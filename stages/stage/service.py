@@ -13,6 +13,7 @@ import torch
 from broker_pipeline import subjects
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -63,21 +64,26 @@ async def serve_stage(
     `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where visual rows are taken.
     """
     common = context.settings
+    credentials = load_credentials(common.secrets, "stage", common.namespace)
     thread, collector = ComputeThread(), ComputeThread("collect")
     try:
         async with (
             Transport.open(
-                common.nats_url, name=f"stage {settings.name or settings.blocks}", max_message_bytes=MAX_PAYLOAD_BYTES
+                common.nats_url,
+                name=f"stage {settings.name or settings.blocks}",
+                max_message_bytes=MAX_PAYLOAD_BYTES,
+                credentials=credentials,
             ) as transport,
-            open_redis(common.redis_url) as redis,
+            open_redis(common.redis_url, credentials=credentials) as redis,
         ):
             loaded = await unless_stopped(context, thread.run(load, settings, common, reserved_bytes))
             if loaded is not None:
-                worker, presence, intake = _assemble(loaded[0], settings, transport, thread, collector)
+                presence = Presence(loaded[0].record, credentials.tls if credentials else None)
+                worker, intake = _assemble(loaded[0], settings, transport, presence, (thread, collector))
                 on_loaded(loaded[0].record, intake)
                 registry = WorkerRegistry(redis, common.namespace, common.pipeline)
                 async with transport.use_edges(
-                    loaded[0].record.subject, edge_settings(settings, loaded[0].compute.device)
+                    loaded[0].record.subject, edge_settings(settings, loaded[0].compute.device, credentials)
                 ):
                     await serve_worker(context, transport, registry, presence, worker)
     finally:
@@ -161,15 +167,19 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
 
 
 def _assemble(
-    loaded: LoadedStage, settings: StageSettings, transport: Transport, thread: ComputeThread, collector: ComputeThread
-) -> tuple[StageWorker, Presence, VisualRowIntake]:
-    compute, fence, presence = loaded.compute, EpochFence(), Presence(loaded.record)
+    loaded: LoadedStage,
+    settings: StageSettings,
+    transport: Transport,
+    presence: Presence,
+    threads: tuple[ComputeThread, ComputeThread],
+) -> tuple[StageWorker, VisualRowIntake]:
+    compute, fence, (thread, collector) = loaded.compute, EpochFence(), threads
     facts = _facts(compute, loaded.record)
     engine = StageEngine(compute, facts, fence, loaded.visual_rows, place=transport.place)
     intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if compute.device.type == "cuda" else None
-    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), presence, intake
+    return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), intake
 
 
 def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:

@@ -22,6 +22,7 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
@@ -98,12 +99,16 @@ async def serve_vision(
 ) -> None:
     """Run one vision worker until the service is stopped; `colocated` where a stage shares its process."""
     common = context.settings
+    credentials = load_credentials(common.secrets, "vision", common.namespace)
     with _threads(settings) as threads:
         async with (
             Transport.open(
-                common.nats_url, name=f"vision {settings.name}", max_message_bytes=MAX_PAYLOAD_BYTES
+                common.nats_url,
+                name=f"vision {settings.name}",
+                max_message_bytes=MAX_PAYLOAD_BYTES,
+                credentials=credentials,
             ) as transport,
-            open_redis(common.redis_url) as redis,
+            open_redis(common.redis_url, credentials=credentials) as redis,
         ):
             loaded = await unless_stopped(context, threads.launching.run(load, settings, common))
             if loaded is None:
@@ -111,11 +116,11 @@ async def serve_vision(
             local = await _meet_stage(context, loaded[0], colocated) if colocated is not None else None
             if colocated is not None and local is None:
                 return
-            presence = Presence(loaded[0].record)
+            presence = Presence(loaded[0].record, credentials.tls if credentials else None)
             media = MediaStore(transport, None, common.namespace)
             worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
             registry = WorkerRegistry(redis, common.namespace, common.pipeline)
-            edges = edge_settings(settings, loaded[0].tower.device)
+            edges = edge_settings(settings, loaded[0].tower.device, credentials)
             async with transport.use_edges(loaded[0].record.subject, edges):
                 await serve_worker(context, transport, registry, presence, worker)
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.wire.edges.settings import EdgeSettings
 from stages.device.page_lock import lock_pages
 from stages.worker.settings import ComputeSettings
@@ -16,7 +17,9 @@ _GPU_RING_BYTES = 256 * 2**20
 """Room for the hidden states of several large prefills: a GPU gets through them that much faster."""
 
 
-def edge_settings(settings: ComputeSettings, device: torch.device) -> EdgeSettings:
+def edge_settings(
+    settings: ComputeSettings, device: torch.device, credentials: Credentials | None = None
+) -> EdgeSettings:
     """Return which edges a worker uses; rings are locked into memory where a GPU copies to and from them."""
     is_gpu = device.type == "cuda"
     return EdgeSettings(
@@ -25,6 +28,7 @@ def edge_settings(settings: ComputeSettings, device: torch.device) -> EdgeSettin
         host=settings.edge_host,
         ports=_ports(settings.edge_port),
         is_encrypted=settings.edge_tls == "on",
+        identity=credentials.tls if credentials else None,
         on_ring=partial(lock_pages, device) if is_gpu else None,
     )
 

@@ -19,6 +19,8 @@ from broker_pipeline.identity import new_instance_id
 from broker_pipeline.messages.base import WireStruct
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.workers import Role, WorkerRecord
+from broker_pipeline.security.credentials import own_worker_name
+from broker_pipeline.security.tls_contexts import TlsContexts, with_certificate
 from broker_pipeline.wire.transport import Received
 
 log = structlog.get_logger()
@@ -30,13 +32,13 @@ def new_record(
     role: Role, name: str, settings: CommonSettings, *, fingerprint: str, device: str, dtype: str, **of_role: Any
 ) -> WorkerRecord:
     """Return the record of a worker that starts now, under a new instance id; `of_role` is what only its role has."""
-    instance = new_instance_id()
+    instance, name = new_instance_id(), own_worker_name(settings.secrets, name)
     return WorkerRecord(
         worker=name,
         instance=instance,
         role=role,
         pipeline=settings.pipeline,
-        subject=subjects.worker_root(settings.namespace, settings.pipeline, name, instance),
+        subject=subjects.worker_root(settings.namespace, settings.pipeline, role, name, instance),
         host=socket.gethostname(),
         pid=os.getpid(),
         version=__version__,
@@ -51,12 +53,13 @@ def new_record(
 class Presence:
     """A worker's record, whose state turns from ready to draining once."""
 
-    def __init__(self, record: WorkerRecord) -> None:
+    def __init__(self, record: WorkerRecord, tls: TlsContexts | None = None) -> None:
         self._record = record
+        self._tls = tls
 
     def record(self) -> WorkerRecord:
         """Return the record as it is to be announced now."""
-        return self._record
+        return with_certificate(self._record, self._tls)
 
     def start_draining(self) -> None:
         """Say from now on that no new session should come here."""

@@ -118,7 +118,7 @@ def test_an_empty_path_is_refused_by_its_name(
 ) -> None:
     flags = parameter.opts[:1] if isinstance(parameter, click.Option) else ["source"] * (parameter.name == "target")
     said = refusal(monkeypatch, capsys, *words, *flags, "")
-    named = flags[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+    named = flags[0] if isinstance(parameter, click.Option) else (parameter.metavar or str(parameter.name)).upper()
     assert named in said
     assert "the path is empty" in said
 

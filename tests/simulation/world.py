@@ -156,7 +156,7 @@ class World:
         self._start_worker(name, ActingVision(transport, redis, NAMESPACE, name, fingerprint="f" * 64), process)
 
     def _start_worker(self, name: str, worker: ActingWorker, process: Process) -> None:
-        root = subjects.worker_root(NAMESPACE, "main", name, process.name)
+        root = subjects.worker_root(NAMESPACE, "main", worker.record.role, name, process.name)
         worker.record = msgspec.structs.replace(worker.record, instance=process.name, subject=root)
         worker.heartbeat_s = _HEARTBEAT_S
         self.workers[name] = worker

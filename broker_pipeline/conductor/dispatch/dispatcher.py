@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from broker_pipeline import subjects
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.conductor.output.committer import Committer
 from broker_pipeline.conductor.output.generations import Generations
@@ -24,7 +25,7 @@ from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.scheduler import Scheduler
 from broker_pipeline.tracing.activities import BUILD, COMPLETE, PLAN
 from broker_pipeline.tracing.tracer import tracer
-from broker_pipeline.wire.transport import Transport
+from broker_pipeline.wire.transport import Received, Transport
 
 log = structlog.get_logger()
 
@@ -114,14 +115,28 @@ class Dispatcher:
             TransportError: the broker connection is gone for good.
         """
         results = self.transport.subscribe(
-            self.builder.reply, MicrobatchResult, max_pending_bytes=_MAX_RESULT_BYTES, on_dropped=self.drop
+            subjects.all_results(self.builder.results),
+            MicrobatchResult,
+            max_pending_bytes=_MAX_RESULT_BYTES,
+            on_dropped=self.drop,
         )
         async with results as messages, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_sending(), name="send")
             tasks.create_task(self._watch_deadlines(), name="deadlines")
             async for message in messages:
+                if self._is_forged(message):
+                    continue
                 with tracer.measure(COMPLETE, epoch=message.body.epoch, microbatch=message.body.microbatch):
                     self.complete(message.body)
+
+    def _is_forged(self, message: Received[MicrobatchResult]) -> bool:
+        """Whether whoever sent a result was not told where this microbatch is answered."""
+        result = message.body
+        is_ours = result.epoch == self.builder.epoch
+        if not is_ours or message.subject.endswith(self.builder.reply_to(result.microbatch)):
+            return False
+        log.error("result_forged", subject=message.subject, microbatch=result.microbatch, worker=result.worker)
+        return True
 
     async def _keep_sending(self) -> None:
         while True:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,7 +22,14 @@ class EnvelopeBuilder:
     pipeline: str
     fingerprint: str
     epoch: int
-    reply: str
+    results: str
+    """Root of the subjects that results come to."""
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+
+    def reply_to(self, number: int) -> str:
+        """Return where a microbatch is answered: only stages of its route are told, and nobody else guesses it."""
+        token = hashlib.blake2b(number.to_bytes(8, "big"), key=self.secret, digest_size=8).hexdigest()
+        return f"{self.results}.{token}"
 
     def build(self, microbatch: PlannedBatch, now: float) -> tuple[Envelope, dict[str, WireTensor]]:
         """Return the envelope for a route's first stage; sessions must be as they were when it was planned."""
@@ -31,7 +40,7 @@ class EnvelopeBuilder:
             epoch=self.epoch,
             microbatch=microbatch.number,
             route=microbatch.route.work_subjects,
-            reply=self.reply,
+            reply=self.reply_to(microbatch.number),
             budget_s=max(0.0, microbatch.deadline - now),
             segments=tuple([_segment(segment) for segment in microbatch.segments]),
             opens=tuple(_open(session) for session in opening),

@@ -24,9 +24,13 @@ from typing import Self
 import aiohttp
 
 from broker_pipeline.client.gateway_client import fetch_refusal
-from broker_pipeline.client.operator_token import REDIS_URL_FILE, make_token, noted_gateways, write_private
+from broker_pipeline.client.operator_token import REDIS_URL_FILE, make_token, noted_gateways
 from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.process.private_files import write_private
+from broker_pipeline.security.host_folder import new_password, users_in
+from broker_pipeline.security.secrets_directory import local_secrets
+from broker_pipeline.security.server_configs import ServerAccess
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.plan import LocalSettings, PlannedService, num_threads, plan_services, role_of
@@ -65,19 +69,21 @@ class LocalCluster:
         self._on_change = on_change
         self._lock = DirectoryLock(settings.data_dir)
         self._servers: dict[str, EmbeddedServer] = {}
+        self._secrets = settings.secrets
+        self._admin_password = new_password()
         self._gateways: list[LocalService] = []
         self._watching: asyncio.Task[None] | None = None
         self._notes = ExitStack()
 
     @property
     def nats_url(self) -> str:
-        """Where NATS listens."""
-        return self.settings.nats_url or self._servers["nats"].url
+        """Where NATS listens; of an own server with what lets one do everything there."""
+        return self.settings.nats_url or self._servers["nats"].admin_url
 
     @property
     def redis_url(self) -> str:
-        """Where Redis listens."""
-        return self.settings.redis_url or self._servers["redis"].url
+        """Where Redis listens; of an own server with what lets one do everything there."""
+        return self.settings.redis_url or self._servers["redis"].admin_url
 
     @property
     def gateway_url(self) -> str:
@@ -114,6 +120,7 @@ class LocalCluster:
         """Start what keeps jobs and results, so that it can be looked at before anything works on them."""
         self._lock.acquire()
         _set_aside(self._log_dir)
+        self._secrets = self._find_secrets()
         if self.settings.nats_url is None:
             self._add_server("nats", EmbeddedNats, "job queue and messages")
         if self.settings.redis_url is None:
@@ -190,9 +197,22 @@ class LocalCluster:
         self._notes.close()
         self._lock.release()
 
+    def _find_secrets(self) -> Path | None:
+        """Return what services show the servers: given, or made where all servers are our own."""
+        settings = self.settings
+        if settings.secrets is None and settings.nats_url is None and settings.redis_url is None:
+            return local_secrets(settings.data_dir.absolute() / "secrets" / settings.namespace, settings.namespace)
+        return settings.secrets
+
+    @property
+    def _access(self) -> ServerAccess | None:
+        if self._secrets is None:
+            return None
+        return ServerAccess(users_in(self._secrets), self.settings.namespace, self._admin_password)
+
     def _add_server(self, name: str, kind: type[EmbeddedServer], what: str) -> None:
         place, log_path = self._places.get(name, LOOPBACK), self._log_dir / f"{name}.log"
-        self._servers[name] = kind(self.settings.data_dir / name, place=place, log_path=log_path)
+        self._servers[name] = kind(self.settings.data_dir / name, place=place, log_path=log_path, access=self._access)
         self._add(name, self._servers[name], what)
 
     def _plan(self) -> list[PlannedService]:
@@ -201,7 +221,14 @@ class LocalCluster:
             place = self._places.get(name)
             free = 0 if settings.port else free_port(settings.host if place is None else LOOPBACK.host)
             addresses[name] = (settings.host if place is None else place.host, free or settings.port + index)
-        return plan_services(settings, nats_url=self.nats_url, redis_url=self.redis_url, addresses=addresses)
+        own = {name: server.url for name, server in self._servers.items()}
+        return plan_services(
+            settings,
+            nats_url=own.get("nats") or self.nats_url,
+            redis_url=own.get("redis") or self.redis_url,
+            addresses=addresses,
+            secrets=self._secrets,
+        )
 
     def _add_service(self, planned: PlannedService) -> SupervisedProgram:
         env = self.settings.worker_env if role_of(planned.name) in _WORKERS else {}

@@ -16,7 +16,7 @@ from rich.console import Console
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.client.operator_token import state_home
-from broker_pipeline.config import PathType, add_options, flag_of, option
+from broker_pipeline.config import SECRETS_OPTION, PathType, add_options, flag_of, option
 from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
@@ -107,6 +107,7 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--nats-url", help="Use this NATS server. [default: one of its own]")
 @option("--nats-replicas", default=1, type=click.IntRange(1, 5), help="Servers of that one's cluster for each stream.")
 @option("--redis-url", help="Use this Redis. [default: one of its own]")
+@SECRETS_OPTION
 @option("--namespace", default="bp", help="Prefix of every subject, stream and key.")
 @option("--pipeline", default="main", help="Name of the pipeline.")
 @option("--device", help="Device of every worker, such as cpu. [default: the GPUs round-robin, else the CPU]")
@@ -238,6 +239,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         profile=options["profile"] and options["profile"].absolute(),
         **layout_settings(plan, options["vision_workers"], options["conductors"], has_gpus=bool(used)),
         is_insecure=options["insecure"],
+        secrets=Path(options["secrets"]).absolute() if options["secrets"] else None,
         edge_flags={flag_of(name): options[name] for name in EDGE_NAMES},
         **{name: options[name] for name in _SAME_NAMES},
     )

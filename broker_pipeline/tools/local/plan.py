@@ -38,6 +38,8 @@ class LocalSettings:
     nats_replicas: int = 1
     """Servers of the NATS cluster at `nats_url` that keep each stream."""
     redis_url: str | None = None
+    secrets: Path | None = None
+    """Folder of this host's secrets, for servers that are there already; those of our own have some of their own."""
     namespace: str = "bp"
     pipeline: str = "main"
     num_cuda_devices: int = 0
@@ -99,13 +101,19 @@ def role_of(name: str) -> str:
 
 
 def plan_services(
-    settings: LocalSettings, *, nats_url: str, redis_url: str, addresses: Mapping[str, tuple[str, int]]
+    settings: LocalSettings,
+    *,
+    nats_url: str,
+    redis_url: str,
+    addresses: Mapping[str, tuple[str, int]],
+    secrets: Path | None = None,
 ) -> list[PlannedService]:
     """Return every service in the order in which they are shown; `addresses` has host and port of each gateway."""
     common = {
         "--nats-url": nats_url,
         "--nats-replicas": settings.nats_replicas,
         "--redis-url": redis_url,
+        "--secrets": secrets,
         "--namespace": settings.namespace,
         "--pipeline": settings.pipeline,
         "--drain-s": settings.drain_s,

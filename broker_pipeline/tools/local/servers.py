@@ -25,13 +25,13 @@ import aiohttp
 import orjson
 
 from broker_pipeline.errors import ServerStartError
+from broker_pipeline.process.private_files import write_private
+from broker_pipeline.security.server_configs import ADMIN, MAX_PAYLOAD_BYTES, ServerAccess
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
 from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
 from broker_pipeline.tools.local.server_binaries import find_nats_server, find_redis_server
 from broker_pipeline.tools.local.supervisor import Trouble
-
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 _POLL_S = 0.01
 _PROBE_S = 1.0
@@ -54,11 +54,12 @@ class EmbeddedServer(ABC):
         place: Place = LOOPBACK,
         log_path: Path | None = None,
         start_timeout_s: float = 30.0,
+        access: ServerAccess | None = None,
     ) -> None:
         """Prepare a server that keeps what it holds in `directory`, which is made when missing.
 
         Without `port` it takes a free one and keeps it across `restart`. Its log goes to `log_path`, else into the
-        directory.
+        directory. `access` says who may do what; without it everybody who reaches the server may do everything.
         """
         self.directory = directory.absolute()
         self.log_path = log_path or self.directory / f"{self.name}.log"
@@ -66,14 +67,23 @@ class EmbeddedServer(ABC):
         self._start_timeout_s = start_timeout_s
         self._port: int | None = port
         self._place = place
+        self._access = access
         self._process: ChildProcess | None = None
 
     @property
     def url(self) -> str:
         """Where clients connect, once started."""
+        return self._url("")
+
+    @property
+    def admin_url(self) -> str:
+        """The same for whoever started it, and may do everything: a secret."""
+        return self._url("" if self._access is None else f"{ADMIN}:{self._access.admin_password}@")
+
+    def _url(self, user: str) -> str:
         if self._port is None:
             raise RuntimeError(f"{self.name} has not been started")
-        return f"{self.scheme}://{self._place.host}:{self._port}"
+        return f"{self.scheme}://{user}{self._place.host}:{self._port}"
 
     @property
     def process(self) -> ChildProcess:
@@ -180,7 +190,8 @@ class EmbeddedNats(EmbeddedServer):
         for stale in ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = self.directory / "nats-server.conf"
-        config.write_text(_nats_config(self.directory, self._place.host, -1 if port is None else port))
+        text = _nats_config(self.directory, self._place.host, -1 if port is None else port)
+        write_private(config, text + ("" if self._access is None else self._access.nats_authorization()))
         return [str(find_nats_server()), "--config", str(config)]
 
     async def _probe(self, process: ChildProcess) -> int | None:
@@ -228,6 +239,10 @@ class EmbeddedRedis(EmbeddedServer):
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
+        if self._access is not None:
+            users = self.directory / "users.acl"
+            write_private(users, self._access.redis_users())
+            settings["aclfile"] = str(users)
         flags = [text for key, value in settings.items() for text in (f"--{key}", value)]
         return [str(find_redis_server()), *flags]
 
@@ -235,10 +250,12 @@ class EmbeddedRedis(EmbeddedServer):
         # It names its pid, so that a stranger on a port that was free a moment ago is not taken for it. PING is refused
         # while the append-only file is read.
         host, port = self._place.host, self._listen_port
-        answer = await _exchange(host, port, b"INFO server\r\n", until=b"\r\nprocess_id:")
+        login = b"" if self._access is None else f"AUTH {ADMIN} {self._access.admin_password}\r\n".encode()
+        answer = await _exchange(host, port, login + b"INFO server\r\n", until=b"\r\nprocess_id:")
         if answer.strip() != str(process.pid).encode():
             return None
-        return port if await _exchange(host, port, b"PING\r\n") == b"+PONG\r\n" else None
+        until = b"+OK\r\n" if login else b""
+        return port if await _exchange(host, port, login + b"PING\r\n", until=until) == b"+PONG\r\n" else None
 
     async def trouble(self) -> Trouble | None:
         """Say that it ended since it could not write: with `always` it neither answers nor lives then."""

@@ -14,9 +14,10 @@ import msgspec
 from rich.table import Table
 
 from broker_pipeline.client.operator_token import REDIS_URL_FILE, state_home
-from broker_pipeline.config import DEFAULT_REDIS_URL, PathType, add_options, option, parse_settings
+from broker_pipeline.config import DEFAULT_REDIS_URL, SECRETS_OPTION, PathType, add_options, option, parse_settings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.keys import GatewayKey, KeyLimits
+from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.access.gateway_keys import ID_LENGTH, GatewayKeys
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.terminal import make_console
@@ -33,6 +34,7 @@ def _shared(function: F) -> F:
             show_default=False,
             help=f"Redis of the gateway. [default: that of `up`, where it runs, else {DEFAULT_REDIS_URL}]",
         ),
+        SECRETS_OPTION,
         option("--namespace", default="bp", help="Prefix of every key in Redis."),
         option(
             "--data-dir",
@@ -131,7 +133,9 @@ def revoke(chosen: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 def _run(options: dict[str, Any], call: Callable[[GatewayKeys], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        async with open_redis(options["redis_url"] or _redis_of_up(options["data_dir"])) as redis:
+        credentials = load_credentials(options["secrets"], "operator", options["namespace"])
+        url = options["redis_url"] or _redis_of_up(options["data_dir"])
+        async with open_redis(url, credentials=credentials) as redis:
             return await call(GatewayKeys(redis, options["namespace"]))
 
     return asyncio.run(run())

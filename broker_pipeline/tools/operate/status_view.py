@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -11,6 +12,7 @@ from rich.text import Text
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.status import SERVING_STATES, ConductorStatus, RouteStatus, SessionLimits, ShareStatus
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
+from broker_pipeline.security.certificate_ends import end_warning
 from broker_pipeline.tools.fitting_table import ARROW, FittingTable, Row
 
 _STATE_STYLES = {
@@ -50,8 +52,12 @@ def render_status(status: PipelineStatus) -> RenderableType:
     return Group(*parts)
 
 
-def hints(status: PipelineStatus) -> Iterator[str]:
-    """Say what is missing, and what would help."""
+def hints(status: PipelineStatus, now: datetime | None = None) -> Iterator[str]:
+    """Say what is missing or ends soon, and what would help."""
+    for host, seconds in status.certificates.items():
+        ends_at = datetime.fromtimestamp(seconds, UTC)
+        if warning := end_warning(f"The certificate of {host}", host, ends_at, now or datetime.now(UTC)):
+            yield warning
     conductor = status.conductor
     if conductor is None:
         yield "No conductor is active: jobs wait. Start one: broker-pipeline conductor --model ARTIFACTS"

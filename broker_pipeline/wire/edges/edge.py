@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from broker_pipeline.errors import EdgeLostError
-from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef
+from broker_pipeline.messages.edges import EdgeAsk, EdgeKind, EdgeOffer, EdgeRef
 from broker_pipeline.wire.codec import Frame
 
 OnEdge = Callable[["IncomingEdge"], None]
@@ -23,6 +23,9 @@ OnEdge = Callable[["IncomingEdge"], None]
 
 OnPeerLost = Callable[[str], None]
 """Hears by the root of its subjects of a process to or from which an edge ended that this end had not closed."""
+
+NOBODY = EdgeAsk(kinds=())
+"""Who asks without saying anything."""
 
 LINGER_S = 3.0
 """How long what came by an edge can be taken after its loss: messages that refer to it may still be under way."""
@@ -87,11 +90,8 @@ class IncomingEdge(Protocol):
 class EdgeServer(AbstractAsyncContextManager["EdgeServer"], Protocol):
     """Listens while its context is open, and tells an `OnEdge` of each edge that stands. Its edges end with it."""
 
-    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
-        """Return `offer` with this kind's part filled in, token included; unchanged when no more edges are allowed.
-
-        `peer` is the root of the subjects of who asks.
-        """
+    def offer(self, offer: EdgeOffer, ask: EdgeAsk = NOBODY) -> EdgeOffer:
+        """Return `offer` with this kind's part filled in, token included; unchanged when no more edges are allowed."""
 
 
 class EdgeDialer(Protocol):
@@ -101,8 +101,10 @@ class EdgeDialer(Protocol):
     def kind(self) -> EdgeKind:
         """Which part of an offer it reads."""
 
-    async def connect(self, offer: EdgeOffer) -> OutgoingEdge | None:
-        """Return an edge that stands; None where the offer has no such part or nobody can be reached there.
+    async def connect(self, offer: EdgeOffer, root: str = "") -> OutgoingEdge | None:
+        """Return an edge to the worker with this root of subjects, which made the offer.
+
+        None where the offer has no such part or nobody can be reached there.
 
         Raises `EdgeLostError` where somebody was reached and it failed then; the message says why.
         """

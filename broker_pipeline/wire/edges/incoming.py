@@ -44,7 +44,7 @@ class IncomingEdges:
         offer = EdgeOffer()
         for kind, server in self._servers.items():
             if kind in ask.kinds:
-                offer = server.offer(offer, ask.root)
+                offer = server.offer(offer, ask)
         return offer
 
     def add(self, edge: IncomingEdge) -> None:

@@ -27,6 +27,7 @@ def edge_servers(settings: EdgeSettings, on_edge: OnEdge, local_host: str) -> It
                     host=settings.host or local_host,
                     ports=settings.ports,
                     is_encrypted=settings.is_encrypted,
+                    identity=settings.identity,
                     max_edges=settings.max_edges,
                 ),
             )
@@ -38,4 +39,4 @@ def edge_dialers(settings: EdgeSettings) -> Iterator[EdgeDialer]:
         if kind == "shm":
             yield ShmDialer(settings.on_ring)
         else:
-            yield TcpDialer(is_encrypted=settings.is_encrypted)
+            yield TcpDialer(is_encrypted=settings.is_encrypted, identity=settings.identity)

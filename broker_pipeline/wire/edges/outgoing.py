@@ -155,7 +155,7 @@ class OutgoingEdges:
         offer = await self._ask(root, EdgeAsk(kinds=tuple(dialer.kind for dialer in self._dialers), root=self._root))
         for dialer in self._dialers:
             try:
-                if edge := await dialer.connect(offer):
+                if edge := await dialer.connect(offer, root):
                     return edge
             except EdgeLostError as error:
                 log.warning("edge_failed", edge=dialer.kind, root=root, reason=error.message)

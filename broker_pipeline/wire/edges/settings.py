@@ -9,6 +9,7 @@ from typing import Literal
 
 from broker_pipeline.messages.edges import EdgeKind
 from broker_pipeline.wire.edges.shm.ring import OnRing
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity
 
 EdgeChoice = Literal["auto", "nats", "shm", "tcp"]
 """Which edges are tried: every kind there is, none, or one."""
@@ -40,6 +41,8 @@ class EdgeSettings:
     """Ports of which the first that is free is listened on; 0 is any."""
     is_encrypted: bool = True
     """Whether `tcp` edges are encrypted; both ends have to agree."""
+    identity: EdgeIdentity | None = None
+    """This host by the authority's word; None: what nobody but the broker vouches for."""
 
     @property
     def kinds(self) -> tuple[EdgeKind, ...]:

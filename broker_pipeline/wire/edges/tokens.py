@@ -6,6 +6,9 @@ import secrets
 import time
 from collections.abc import Callable
 
+from broker_pipeline.messages.edges import EdgeAsk
+from broker_pipeline.wire.edges.edge import NOBODY
+
 TOKEN_TTL_S = 10.0
 _MAX_TOKENS = 256
 
@@ -17,9 +20,9 @@ class Tokens:
         """Begin with none."""
         self._ttl_s = ttl_s
         self._clock = clock
-        self._issued: dict[str, tuple[float, str]] = {}
+        self._issued: dict[str, tuple[float, EdgeAsk]] = {}
 
-    def issue(self, holder: str = "") -> str:
+    def issue(self, holder: EdgeAsk = NOBODY) -> str:
         """Return a new token; the oldest of very many is void then."""
         token = secrets.token_hex(16)
         self._issued[token] = self._clock() + self._ttl_s, holder
@@ -27,7 +30,7 @@ class Tokens:
             del self._issued[next(iter(self._issued))]
         return token
 
-    def redeem(self, token: str) -> str | None:
+    def redeem(self, token: str) -> EdgeAsk | None:
         """Return the holder of a token; None where it is not good, as it is not a second time."""
-        expires_at, holder = self._issued.pop(token, (float("-inf"), ""))
+        expires_at, holder = self._issued.pop(token, (float("-inf"), NOBODY))
         return holder if expires_at > self._clock() else None

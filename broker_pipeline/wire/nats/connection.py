@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
 from broker_pipeline.wire.nats.connection_state import NATS_ERRORS, ConnectionState
 from broker_pipeline.wire.nats.echo import Echo
@@ -42,8 +43,11 @@ _SUBJECT = re.compile(r"[^\s\0]+")
 class NatsConnection:
     """A nats-py client and what this process has to know about it. Made by `open_connection`."""
 
-    def __init__(self, name: str, on_failed: Callable[[TransportError], None]) -> None:
+    def __init__(
+        self, name: str, on_failed: Callable[[TransportError], None], credentials: Credentials | None = None
+    ) -> None:
         """`on_failed` is told once when the connection is closed for good, or a receiver has a bug."""
+        self._options = credentials.nats_options if credentials else {}
         self.name = name
         self.client = Client()
         self.receivers: dict[bytes, Receiver] = {}
@@ -52,7 +56,7 @@ class NatsConnection:
         """Root of subjects that only this connection uses."""
         self._state = ConnectionState(name, self.client, self._on_lost, on_failed)
         self._echo = Echo(self.client)
-        self.socket = NatsSocket(self.receivers, self._state.fail_unhandled)
+        self.socket = NatsSocket(self.receivers, self._state.fail_unhandled, must_encrypt=credentials is not None)
         self.client._transport = self.socket  # noqa: SLF001 - nats-py makes one of its own where there is none
 
     @property
@@ -64,6 +68,11 @@ class NatsConnection:
     def max_payload(self) -> int:
         """Most bytes of payload and headers together that the server takes; may change with a reconnect."""
         return int(self.client.max_payload)
+
+    @property
+    def inbox_prefix(self) -> str:
+        """What this client's inboxes begin with: the server lets nobody else listen there."""
+        return self.client._inbox_prefix.decode()  # noqa: SLF001
 
     @property
     def num_reconnects(self) -> int:
@@ -181,6 +190,7 @@ class NatsConnection:
                     ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type] # only slept
                     max_outstanding_pings=_MAX_UNANSWERED_PINGS,
                     **self._state.callbacks(),
+                    **self._options,
                 )
         except TimeoutError as error:
             raise TransportError(
@@ -207,15 +217,21 @@ class NatsConnection:
 
 @asynccontextmanager
 async def open_connection(
-    url: str, name: str, *, on_failed: Callable[[TransportError], None], timeout_s: float = 10.0
+    url: str,
+    name: str,
+    *,
+    on_failed: Callable[[TransportError], None],
+    timeout_s: float = 10.0,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[NatsConnection]:
     """Connect to NATS; on leaving, send what is unsent and close.
 
     `url` may name several servers of a cluster, separated by commas. Raises `TransportError` when none answers
-    within `timeout_s` seconds or the server refuses the credentials, `ConfigurationError` for what is no address.
+    within `timeout_s` seconds, `SubjectDeniedError` when the server refuses the credentials, `CertificateError` where
+    a certificate is not good, `ConfigurationError` for what is no address.
     """
     servers = server_addresses(url)
-    connection = NatsConnection(name, on_failed)
+    connection = NatsConnection(name, on_failed, credentials)
     try:
         await connection._connect(servers, timeout_s)  # noqa: SLF001 - the one way to make one
         yield connection

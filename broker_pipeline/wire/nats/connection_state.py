@@ -11,10 +11,12 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from broker_pipeline.errors import TransportError
+from broker_pipeline.errors import SubjectDeniedError, TransportError
+from broker_pipeline.security.tls_failures import tls_failure
 
 log = structlog.get_logger()
 
+_HINT = "are its secrets (--secrets) those of its role, and does the server have them (`broker-pipeline secrets show`)?"
 NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 
 
@@ -34,6 +36,7 @@ class ConnectionState:
     last_error: Exception | None = None
     is_opening: bool = True
     is_closing: bool = False
+    _told: str = ""
 
     def callbacks(self) -> dict[str, Any]:
         """Return what nats-py is to call."""
@@ -58,12 +61,23 @@ class ConnectionState:
     async def _on_error(self, error: Exception) -> None:
         self.last_error = error
         text = str(error).lower()
-        if self.is_opening and "authorization" in text:
-            raise TransportError(f"the NATS server refused {self.name}: {error}") from error
+        if "authorization" in text:
+            refusal = SubjectDeniedError(f"the NATS server refused {self.name}: {error}; {_HINT}")
+            if self.is_opening:
+                raise refusal from error
+            self.fail(refusal)  # else nats-py would ask for ever: its secrets are good no more
+            return
+        if failure := tls_failure(error, f"the NATS server of {self.name}"):
+            if self.is_opening:
+                raise failure from error
+            if failure.message != self._told:  # at each attempt to connect again, twenty a second
+                log.error("nats_not_encrypted", connection=self.name, reason=failure.message)
+                self._told = failure.message
         if "permissions violation" in text:
             log.error("nats_permission_denied", connection=self.name, reason=str(error))
-            if "subscription" in text:
-                self.fail(TransportError(f"{self.name}: {error}; allow it in the server's configuration"))
+            # An answer to somebody whom this role does not answer is the asker's fault.
+            if "publish" not in text or "_inbox." not in text:
+                self.fail(SubjectDeniedError(f"{self.name} may not do this: {error}; {_HINT}"))
         elif not isinstance(error, NATS_ERRORS):
             self.fail_unhandled(error)
 
@@ -75,6 +89,7 @@ class ConnectionState:
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1
+        self._told = ""
         self.connected.set()
         log.info("nats_reconnected", connection=self.name, max_payload=self.client.max_payload)
         for listener in self.reconnect_listeners:

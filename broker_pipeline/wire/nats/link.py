@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 from broker_pipeline.errors import PayloadTooLargeError, PipelineError, TransportError
-from broker_pipeline.subjects import bulk
+from broker_pipeline.security.credentials import Credentials
+from broker_pipeline.subjects import REPLIES, bulk
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.edges.incoming import IncomingEdges
 from broker_pipeline.wire.link import Link, Receiver
@@ -54,15 +55,19 @@ class NatsLink(Link):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, name: str, timeout_s: float, max_message_bytes: int) -> AsyncIterator[NatsLink]:
+    async def open(
+        cls, url: str, *, name: str, timeout_s: float, max_message_bytes: int, credentials: Credentials | None = None
+    ) -> AsyncIterator[NatsLink]:
         """Connect; on leaving, send what is unsent and close. Raises what `open_connection` raises."""
         link = cls(max_message_bytes)
         async with AsyncExitStack() as stack:
             link.small, link.bulk = [
-                await stack.enter_async_context(open_connection(url, each, on_failed=link._fail, timeout_s=timeout_s))
+                await stack.enter_async_context(
+                    open_connection(url, each, on_failed=link._fail, timeout_s=timeout_s, credentials=credentials)
+                )
                 for each in (name, f"{name}-bulk")
             ]
-            root = link._reply_root = f"{link.small.inbox}.reply"
+            root = link._reply_root = f"{link.small.inbox_prefix}.{REPLIES}.{secrets.token_hex(8)}"
             for connection, subject in ((link.small, root), (link.bulk, bulk(root))):
                 await stack.enter_async_context(
                     connection.listen(f"{subject}.*", ReplyListener(link._inbox, link.edges))

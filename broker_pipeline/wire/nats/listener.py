@@ -83,7 +83,7 @@ class NatsListener:
         """Hand a message over with its payload, which is part of it or by an edge, there already or in a moment."""
         num_bytes, room = len(content), self._receiver.room
         if edge_header is None:
-            self._open(content, None, message.reply, num_bytes)
+            self._open(content, None, message, num_bytes)
             return
         room.free(num_bytes)
         ref = read_edge_header(edge_header)
@@ -95,32 +95,34 @@ class NatsListener:
                 payload.cancel()
             raise
         if isinstance(payload, memoryview):
-            self._open(content, payload, message.reply, num_bytes + ref.num_bytes)
+            self._open(content, payload, message, num_bytes + ref.num_bytes)
             return
         deadline = asyncio.get_running_loop().time() + self.assembler.timeout_s
         self._pending.wait(
-            payload, deadline, lambda found: self._on_payload(content, found, message.reply, num_bytes + ref.num_bytes)
+            payload, deadline, lambda found: self._on_payload(content, found, message, num_bytes + ref.num_bytes)
         )
 
     def _on_payload(
-        self, content: bytes | memoryview, found: memoryview | PartError, reply: str, num_bytes: int
+        self, content: bytes | memoryview, found: memoryview | PartError, message: NatsMessage, num_bytes: int
     ) -> None:
         try:
             if isinstance(found, PartError):
                 self._receiver.room.free(num_bytes)
                 raise found
-            self._open(content, found, reply, num_bytes)
+            self._open(content, found, message, num_bytes)
         except ContractError as error:
-            self._receiver.on_malformed(error, reply)
+            self._receiver.on_malformed(error, message.reply)
 
-    def _open(self, content: bytes | memoryview, payload: memoryview | None, reply: str, num_bytes: int) -> None:
+    def _open(
+        self, content: bytes | memoryview, payload: memoryview | None, message: NatsMessage, num_bytes: int
+    ) -> None:
         """Hand a whole message over; `payload` is None where it is part of the content."""
         try:
             metadata, rest = open_whole(content)
             if payload is not None and rest:
                 raise PartError(f"a message has {len(rest)} bytes of payload, and another one by an edge", field="edge")
             is_lent, payload = payload is not None, rest if payload is None else payload
-            self._receiver.on_message(Message(metadata, payload, reply, num_bytes, is_lent))
+            self._receiver.on_message(Message(metadata, payload, message.reply, num_bytes, is_lent, message.subject))
         except ContractError:
             self._receiver.room.free(num_bytes)
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,12 +39,14 @@ class ReplyInbox:
         """Take answers of up to `max_message_bytes`."""
         self.room = Room(_MAX_BYTES, max_message_bytes)
         self._futures: dict[str, asyncio.Future[Message]] = {}
-        self._numbers = itertools.count()
 
     @contextmanager
     def expect(self, root: str) -> Iterator[Expected]:
-        """Give a subject below `root` for one answer, and the future that it arrives in."""
-        token = str(next(self._numbers))
+        """Give a subject below `root` for one answer, and the future that it arrives in.
+
+        Only whoever was asked can answer: nobody guesses the subject.
+        """
+        token = secrets.token_hex(8)
         future = self._futures[token] = asyncio.get_running_loop().create_future()
         try:
             yield f"{root}.{token}", future

@@ -24,6 +24,8 @@ import structlog
 from nats.aio.transport import Transport
 
 from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS
+from broker_pipeline.security.loopback import is_loopback
+from broker_pipeline.security.tls_failures import NotEncryptedError
 from broker_pipeline.wire.nats.message import Receiver
 from broker_pipeline.wire.nats.message_splitter import MessageSplitter
 
@@ -41,8 +43,14 @@ Buffer = bytes | bytearray | memoryview
 class NatsSocket(Transport):
     """What nats-py takes for its transport."""
 
-    def __init__(self, receivers: Mapping[bytes, Receiver], on_failed: Callable[[Exception], None]) -> None:
-        """`on_failed` is told what a receiver (by sid) raised; that is a bug, and its connection ends."""
+    def __init__(
+        self, receivers: Mapping[bytes, Receiver], on_failed: Callable[[Exception], None], *, must_encrypt: bool = False
+    ) -> None:
+        """`on_failed` is told what a receiver (by sid) raised; that is a bug, and its connection ends.
+
+        With `must_encrypt`, nothing is said to a server of another host that does not encrypt.
+        """
+        self._must_encrypt = must_encrypt
         self._receivers = receivers
         self._on_failed = on_failed
         self._link: _Link | None = None
@@ -99,6 +107,7 @@ class NatsSocket(Transport):
             transport, self._link = await loop.create_connection(
                 lambda: _Link(self._receivers, self._on_failed), host, port
             )
+        self._link.may_be_written = not self._must_encrypt or is_loopback(host)
         for name, value in TCP_OPTIONS.items():
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, name, value)
 
@@ -124,10 +133,16 @@ class NatsSocket(Transport):
         if encrypted is None:
             raise ConnectionResetError("the connection was lost while encryption was agreed upon")
         link.connection_made(encrypted)
+        link.may_be_written = True
 
     def write(self, payload: Buffer) -> None:
-        """Write. What is written to a lost connection is lost; `read` and `drain` say so."""
+        """Write. What is written to a lost connection is lost; `read` and `drain` say so.
+
+        Raises `NotEncryptedError` where that must be and is not: nats-py goes on in clear text where a server says so.
+        """
         if self._link and self._link.is_open:
+            if not self._link.may_be_written:
+                raise NotEncryptedError("the server does not ask for TLS")
             self._link.write(payload)
 
     def writelines(self, payload: list[bytes]) -> None:
@@ -189,6 +204,7 @@ class _Link(asyncio.BufferedProtocol):
 
     receivers: Mapping[bytes, Receiver]
     on_failed: Callable[[Exception], None]
+    may_be_written: bool = True
     has_room: bool = False
     room: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there is room, and when the connection is lost: whoever waits has to look again."""

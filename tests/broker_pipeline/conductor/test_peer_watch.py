@@ -19,7 +19,7 @@ from tests.kit.waiting import eventually
 
 
 def conductor(namespace: str, name: str, *, answers_hellos: bool = True) -> WorkerRecord:
-    root = subjects.worker_root(namespace, "main", name, name)
+    root = subjects.worker_root(namespace, "main", "conductor", name, name)
     return WorkerRecord(
         worker=name, instance=name, role="conductor", pipeline="main", subject=root, answers_hellos=answers_hellos
     )

@@ -102,7 +102,7 @@ async def test_stopping_hands_everything_over_where_another_is_there(bench: Benc
     await bench.vision()
     stopping = bench.conductor("c0", drain_s=60.0)
     await bench.status(lambda status: status.instance == "c0")
-    root = subjects.worker_root(bench.namespace, "main", "conductor-c1", "c1")
+    root = subjects.worker_root(bench.namespace, "main", "conductor", "conductor-c1", "c1")
     async with bench.transport.subscribe(subjects.control(root), Hello) as hellos:
         bench.conductor("c1")
         async with asyncio.timeout(20):

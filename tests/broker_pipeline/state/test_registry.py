@@ -16,7 +16,7 @@ from tests.kit.waiting import eventually
 
 def make_record(worker: str = "stage-0", instance: str = "a", **fields: Any) -> WorkerRecord:
     defaults = {"role": "stage", "pipeline": "main", "host": "box", "pid": 7, "blocks": BlockRange(start=0, stop=2)}
-    subject = subjects.worker_root("bp", "main", worker, instance)
+    subject = subjects.worker_root("bp", "main", "stage", worker, instance)
     return WorkerRecord(worker=worker, instance=instance, subject=subject, **{**defaults, **fields})
 
 

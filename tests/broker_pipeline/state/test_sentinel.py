@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import ConfigurationError, StateError
+from broker_pipeline.state.pools.sentinel import is_sentinel_url, sentinel_pool
 from broker_pipeline.state.redis_client import open_redis
-from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 from tests.kit.running.redis_sentinel import sentinel_group
 from tests.kit.waiting import eventually
 

@@ -10,11 +10,12 @@ import pytest
 from broker_pipeline.errors import ConfigurationError, StateError, UnauthenticatedError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.keys import GatewayKey
+from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
 from gateway.access.caller import ANYBODY
-from gateway.access.doorkeeper import FRESH_S, Doorkeeper, is_loopback, make_doorkeeper
+from gateway.access.doorkeeper import FRESH_S, Doorkeeper, make_doorkeeper
 from gateway.settings import AccessSettings
 from tests.gateway.conftest import OpenGateway
 from tests.kit.fake_clock import FakeClock

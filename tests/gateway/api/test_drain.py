@@ -19,7 +19,7 @@ OPERATOR = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
 
 
 def worker(namespace: str, name: str, role: Role = "stage") -> WorkerRecord:
-    root = subjects.worker_root(namespace, "main", name, "i1")
+    root = subjects.worker_root(namespace, "main", role, name, "i1")
     return WorkerRecord(worker=name, instance="i1", role=role, pipeline="main", subject=root)
 
 

@@ -33,7 +33,7 @@ class Clock:
 
 
 def vision(namespace: str, name: str, pictures: PictureRule | None) -> WorkerRecord:
-    root = subjects.worker_root(namespace, "main", name, "i1")
+    root = subjects.worker_root(namespace, "main", "vision", name, "i1")
     return WorkerRecord(worker=name, instance="i1", role="vision", pipeline="main", subject=root, pictures=pictures)
 
 

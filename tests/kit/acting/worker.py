@@ -28,7 +28,7 @@ class ActingWorker:
         self, transport: Transport, redis: RedisClient, namespace: str, name: str, role: str, **facts: object
     ) -> None:
         instance = new_instance_id()
-        root = subjects.worker_root(namespace, "main", name, instance)
+        root = subjects.worker_root(namespace, "main", role, name, instance)
         self.record = WorkerRecord(
             worker=name, instance=instance, role=role, pipeline="main", subject=root, dtype="float32", **facts
         )  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def build_stages(
 
 
 def work_subject(name: str) -> str:
-    return subjects.work(subjects.worker_root("test", PIPELINE, name, "instance"))
+    return subjects.work(subjects.worker_root("test", PIPELINE, "stage", name, "instance"))
 
 
 def facts_of(compute: StageCompute, name: str, max_batch_tokens: int = 512) -> StageFacts:

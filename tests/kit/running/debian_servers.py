@@ -43,12 +43,13 @@ async def _running(directory: Path, name: str, *arguments: str, port: int) -> As
     assert program is not None
     child = await ChildProcess.spawn(name, [program, *arguments], log_path=directory / f"{name}.log")
     try:
-        await eventually(lambda: _is_listening(port))
+        await eventually(lambda: is_listening(port))
         yield
     finally:
         await child.stop()
 
 
-def _is_listening(port: int) -> bool:
+def is_listening(port: int) -> bool:
+    """Return whether somebody listens on a port of this host."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

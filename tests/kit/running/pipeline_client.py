@@ -23,6 +23,7 @@ from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
 
 GREEDY = {"temperature": 0.0}
+_DENIALS = ("Violation", "nats_permission_denied", "Redis does not allow it", "result_forged", "NOPERM")
 PROMPT = "Describe this picture in one sentence."
 
 
@@ -122,11 +123,19 @@ class PipelineClient:
             yield JobStore(redis, self.cluster.settings.namespace)
 
 
+def denials(cluster: LocalCluster) -> list[str]:
+    """Return lines of a pipeline's logs that tell of something not allowed: in a pipeline by itself there are none."""
+    logs = sorted((cluster.settings.data_dir / "logs").glob("*.log"))
+    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
+    return [line for line in lines if any(word in line for word in _DENIALS)]
+
+
 @asynccontextmanager
 async def client_of(cluster: LocalCluster) -> AsyncIterator[PipelineClient]:
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         yield PipelineClient(cluster, http)
+    assert not denials(cluster), "what its own parts do, the servers of a pipeline allow"
 
 
 def _data_url(content: bytes) -> str:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from broker_pipeline.tools.local.place import free_port
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.server_binaries import find_redis_server
+from tests.kit.authority import redis_tls_lines
 from tests.kit.waiting import eventually
 
 SERVICE = "captions"
@@ -31,6 +32,8 @@ class RedisMember:
     config: Path
     port: int
     is_sentinel: bool
+    secrets: Path | None = None
+    """Directory of a host, where it speaks TLS only."""
     process: ChildProcess | None = None
 
     async def start(self) -> None:
@@ -50,10 +53,16 @@ class RedisMember:
     async def info(self, section: str) -> dict[str, object]:
         """Return what it says of itself; nothing when it does not answer."""
         try:
-            async with asyncio.timeout(2), Redis(port=self.port) as client:
+            async with asyncio.timeout(2), Redis(port=self.port, **self._client_options()) as client:
                 return dict(await client.info(section))
         except (RedisError, OSError, TimeoutError):
             return {}
+
+    def _client_options(self) -> dict[str, object]:
+        if self.secrets is None:
+            return {}
+        files = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
+        return {"ssl": True} | {f"ssl_{name}": str(self.secrets / file) for name, file in files.items()}
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class SentinelGroup:
     @property
     def url(self) -> str:
         addresses = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{addresses}/{SERVICE}"
+        scheme = "rediss" if self.servers[0].secrets else "redis"
+        return f"{scheme}+sentinel://{addresses}/{SERVICE}"
 
     async def master_now(self) -> RedisMember:
         """Return the server that says that it is the master."""
@@ -95,14 +105,16 @@ async def _knows(sentinel: RedisMember, port: int) -> bool:
 
 
 @asynccontextmanager
-async def sentinel_group(directory: Path, program: Path | None = None) -> AsyncIterator[SentinelGroup]:
-    """Start them; what is killed may be started again."""
+async def sentinel_group(
+    directory: Path, program: Path | None = None, secrets: Path | None = None
+) -> AsyncIterator[SentinelGroup]:
+    """Start them, with TLS where there are `secrets`; what is killed may be started again."""
     directory.mkdir()  # noqa: ASYNC240
     program = program or find_redis_server()
     first = free_port()
     group = SentinelGroup(
-        tuple(_server(directory, program, number, first) for number in range(NUM_EACH)),
-        tuple(_sentinel(directory, program, number, first) for number in range(NUM_EACH)),
+        tuple(_server(directory, program, number, first, secrets) for number in range(NUM_EACH)),
+        tuple(_sentinel(directory, program, number, first, secrets) for number in range(NUM_EACH)),
     )
     members = (*group.servers, *group.sentinels)
     try:
@@ -113,28 +125,32 @@ async def sentinel_group(directory: Path, program: Path | None = None) -> AsyncI
         await asyncio.gather(*(member.stop() for member in members))
 
 
-def _server(directory: Path, program: Path, number: int, first: int) -> RedisMember:
+def _server(directory: Path, program: Path, number: int, first: int, secrets: Path | None) -> RedisMember:
     port = free_port() if number else first
     (home := directory / f"server-{number}").mkdir()
     lines = [
-        f'bind 127.0.0.1\nport {port}\ndir "{home}"\nsave ""\nappendonly yes\nappendfsync everysec',
+        f'bind 127.0.0.1\n{_port_lines(port, secrets)}\ndir "{home}"\nsave ""\nappendonly yes\nappendfsync everysec',
         "maxmemory-policy noeviction\nrepl-diskless-sync-delay 0",
         f"replicaof 127.0.0.1 {first}\n" if number else "",
     ]
     config = directory / f"server-{number}.conf"
     config.write_text("\n".join(lines))
-    return RedisMember(program, config, port, is_sentinel=False)
+    return RedisMember(program, config, port, is_sentinel=False, secrets=secrets)
 
 
-def _sentinel(directory: Path, program: Path, number: int, first: int) -> RedisMember:
+def _sentinel(directory: Path, program: Path, number: int, first: int, secrets: Path | None) -> RedisMember:
     port = free_port()
     config = directory / f"sentinel-{number}.conf"
     config.write_text(f"""\
 bind 127.0.0.1
-port {port}
+{_port_lines(port, secrets)}
 dir "{directory}"
 sentinel monitor {SERVICE} 127.0.0.1 {first} 2
 sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}
 sentinel failover-timeout {SERVICE} 3000
 """)
-    return RedisMember(program, config, port, is_sentinel=True)
+    return RedisMember(program, config, port, is_sentinel=True, secrets=secrets)
+
+
+def _port_lines(port: int, secrets: Path | None) -> str:
+    return f"port {port}" if secrets is None else redis_tls_lines(port, secrets)

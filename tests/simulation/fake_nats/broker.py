@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from broker_pipeline.errors import ContractError, NoResponderError, PipelineError, SlowConsumerError
 from broker_pipeline.wire.link import Message, Receiver
 from tests.simulation.fake_nats.message import FakeMsg
@@ -44,7 +46,8 @@ class FakeBroker:
             if link := self.links.get(name):
                 link.deliver(lane, link.take_answer, subject, message)
             return
-        listeners = [entry for entry in self.listeners.get(subject, ()) if entry[0].is_known]
+        names = subject, f"{subject.rpartition('.')[0]}.*"
+        listeners = [entry for name in names for entry in self.listeners.get(name, ()) if entry[0].is_known]
         for link, receiver in listeners:
             link.deliver(lane, _hand_over, receiver, message)
         if not listeners and isinstance(message, Message) and message.reply and sender is not None:
@@ -73,7 +76,7 @@ class FakeBroker:
 def _hand_over(receiver: Receiver, message: Message) -> None:
     try:
         receiver.room.take(message.num_bytes)
-        receiver.on_message(Message(message.metadata, message.payload, message.reply, message.num_bytes))
+        receiver.on_message(msgspec.structs.replace(message))
     except SlowConsumerError as error:
         receiver.on_dropped(error, message.metadata, message.num_bytes, message.reply)
     except ContractError as error:

@@ -60,7 +60,7 @@ class FakeLink:
     async def publish(self, subject: str, frame: Frame, reply: str = "") -> None:
         payload = b"".join(frame.pieces)
         num_bytes = len(frame.metadata) + len(payload)
-        message = Message(memoryview(frame.metadata), memoryview(payload), reply, num_bytes)
+        message = Message(memoryview(frame.metadata), memoryview(payload), reply, num_bytes, subject=subject)
         self._send("bulk" if num_bytes > _BULK_BYTES else "small", subject, message)
 
     def refuse(self, reply: str, error: PipelineError) -> None:

@@ -24,7 +24,7 @@ RING_BYTES = 2**20
 
 
 async def test_rows_that_are_kept_leave_the_ring_free(nats_url: str, namespace: str, tmp_path: Path) -> None:
-    root = subjects.worker_root(namespace, "main", "stage", "1")
+    root = subjects.worker_root(namespace, "main", "stage", "stage", "1")
     facts = StageFacts("stage", "main", "f", subjects.work(root), True, False, HIDDEN, 10, torch.float32, 64)
     buffer = VisualRowBuffer(2**26, 60.0)
     intake = VisualRowIntake(facts, VisualRowNeeds(embeds=True, levels=()), buffer, EpochFence())
@@ -35,7 +35,7 @@ async def test_rows_that_are_kept_leave_the_ring_free(nats_url: str, namespace: 
         Transport.open(nats_url, name="stage") as stage,
         stage.subscribe(subjects.rows(root), RowDelivery) as deliveries,
         stage.use_edges(root, settings),
-        vision.use_edges(subjects.worker_root(namespace, "main", "vision", "1"), settings),
+        vision.use_edges(subjects.worker_root(namespace, "main", "vision", "vision", "1"), settings),
         asyncio.TaskGroup() as tasks,
     ):
         serving = tasks.create_task(intake.serve(deliveries))

@@ -96,7 +96,7 @@ def _records(settings: OtherSideSettings) -> list[WorkerRecord]:
     room = 2 * (settings.num_sessions + NUM_AHEAD) * (NUM_PROMPT_TOKENS + settings.num_output_tokens)
 
     def record(name: str, role: Role, **facts: Any) -> WorkerRecord:
-        root = subjects.worker_root(settings.namespace, PIPELINE, name, "bench")
+        root = subjects.worker_root(settings.namespace, PIPELINE, role, name, "bench")
         return WorkerRecord(
             worker=name, instance=name, role=role, pipeline=PIPELINE, subject=root, dtype="float32",
             fingerprint=FINGERPRINT, **facts,
@@ -159,7 +159,7 @@ class _Route:
         for subject in envelope.route:
             queue_s = max(0.0, self._free_at[subject] - now)
             self._free_at[subject] = now = now + queue_s + compute_s
-            name = subject.split(".")[3]  # see `subjects.worker_root`
+            name = subject.split(".")[4]  # see `subjects.worker_root`
             timings.append(StageTiming(worker=name, queue_s=queue_s, compute_s=compute_s))
         return now, tuple(timings)
 

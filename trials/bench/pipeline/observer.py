@@ -63,7 +63,7 @@ class PipelineObserver:
         """Listen while the context is open."""
         settings = cluster.settings
         log = settings.data_dir.absolute() / "logs" / "nvidia-smi.log"
-        results = subjects.results(settings.namespace, settings.pipeline, "*")
+        results = subjects.all_results(subjects.results(settings.namespace, settings.pipeline, "*"))
         beats = subjects.heartbeats(settings.namespace, settings.pipeline)
         async with GpuWatch.open(log) as gpus, Transport.open(cluster.nats_url, name="bench") as transport:
             observer = cls(gpus)

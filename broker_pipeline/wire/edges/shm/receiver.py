@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from broker_pipeline.errors import EdgeLostError, PartError
-from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, ShmOffer
-from broker_pipeline.wire.edges.edge import LINGER_S, OnEdge
+from broker_pipeline.messages.edges import EdgeAsk, EdgeKind, EdgeOffer, EdgeRef, ShmOffer
+from broker_pipeline.wire.edges.edge import LINGER_S, NOBODY, OnEdge
 from broker_pipeline.wire.edges.shm.rendezvous import (
     MAX_PACKET_BYTES,
     Admission,
@@ -120,11 +120,11 @@ class ShmServer:
         if self._serving:
             await asyncio.wait(self._serving)
 
-    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
+    def offer(self, offer: EdgeOffer, ask: EdgeAsk = NOBODY) -> EdgeOffer:
         """Add the socket and a token; see `EdgeServer`."""
         if self._listener is None or len(self._serving) >= self._limits.max_rings:
             return offer
-        return msgspec.structs.replace(offer, shm=ShmOffer(path=str(self._path), token=self._tokens.issue(peer)))
+        return msgspec.structs.replace(offer, shm=ShmOffer(path=str(self._path), token=self._tokens.issue(ask)))
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -164,8 +164,8 @@ class ShmServer:
         token = sock.recv(MAX_PACKET_BYTES).decode("ascii")
         if not token:
             return None
-        peer = self._tokens.redeem(token)
-        if peer is None:
+        ask = self._tokens.redeem(token)
+        if ask is None:
             raise EdgeLostError("a token that is not good")
         name = secrets.token_hex(16)
         try:
@@ -178,4 +178,4 @@ class ShmServer:
             send_admission(sock, Admission(edge=name), descriptor)
         finally:
             os.close(descriptor)
-        return ShmReceiver(name, ring, peer)
+        return ShmReceiver(name, ring, ask.root)

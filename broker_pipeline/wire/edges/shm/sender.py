@@ -153,7 +153,7 @@ class ShmDialer:
         """Tell `on_ring` of each ring."""
         self._on_ring = on_ring
 
-    async def connect(self, offer: EdgeOffer) -> ShmSender | None:
+    async def connect(self, offer: EdgeOffer, root: str = "") -> ShmSender | None:  # noqa: ARG002
         """Return an edge to whoever made the offer; see `EdgeDialer`."""
         sock = connect(offer.shm.path) if offer.shm is not None else None
         if offer.shm is None or sock is None:

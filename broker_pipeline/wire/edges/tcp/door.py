@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from broker_pipeline.errors import EdgeLostError
-from broker_pipeline.messages.edges import Token
+from broker_pipeline.messages.edges import EdgeAsk, Token
+from broker_pipeline.subjects import host_of
 from broker_pipeline.wire.edges.edge import OnEdge
 from broker_pipeline.wire.edges.tcp.incoming import TcpIncomingEdge
 from broker_pipeline.wire.edges.tcp.inlet import Inlet
@@ -26,17 +27,23 @@ _MAX_STRANGERS = 64 * len(CHANNELS)
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The channels that came with one token so far, and whose it is."""
+    """The channels that came with one token so far, and who asked for it."""
 
-    peer: str
+    ask: EdgeAsk
     inlets: dict[int, Inlet] = field(default_factory=dict)
 
 
 class Door:
     """The strangers at a port, and the edges that some of them became."""
 
-    def __init__(self, on_edge: OnEdge, *, hello_timeout_s: float, payload_timeout_s: float) -> None:
-        """Tell `on_edge` of each edge that stands."""
+    def __init__(
+        self, on_edge: OnEdge, *, hello_timeout_s: float, payload_timeout_s: float, is_vouched: bool = False
+    ) -> None:
+        """Tell `on_edge` of each edge that stands.
+
+        Where an authority vouches for everybody, workers come with certificates of the hosts in their names.
+        """
+        self._is_vouched = is_vouched
         self.tokens = Tokens()
         self._on_edge = on_edge
         self._hello_timeout_s, self._payload_timeout_s = hello_timeout_s, payload_timeout_s
@@ -73,6 +80,10 @@ class Door:
         group = self._group_of(token)
         if group is None or channel in group.inlets:
             raise EdgeLostError("its token is not good, or not any more")
+        if inlet.certificate != group.ask.certificate:
+            raise EdgeLostError("its certificate is not the one that it announced")
+        if self._is_vouched and inlet.host != (host := host_of(group.ask.root)):
+            raise EdgeLostError(f"its certificate is of {inlet.host!r}, and it says that it is a worker of {host!r}")
         group.inlets[channel] = inlet
         if len(group.inlets) == len(CHANNELS):
             self._admit(group)
@@ -97,15 +108,15 @@ class Door:
         for known, group in self._groups.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 return group
-        peer = self.tokens.redeem(token)
-        return None if peer is None else self._groups.setdefault(token, _Group(peer))
+        ask = self.tokens.redeem(token)
+        return None if ask is None else self._groups.setdefault(token, _Group(ask))
 
     def _admit(self, group: _Group) -> None:
         self._groups = {token: each for token, each in self._groups.items() if each is not group}
         inlets = [group.inlets[channel] for channel in range(len(CHANNELS))]
         for inlet in inlets:
             self._inlets[inlet].cancel()  # which says that it is no stranger any more
-        edge = TcpIncomingEdge(peer=group.peer, payload_timeout_s=self._payload_timeout_s)
+        edge = TcpIncomingEdge(peer=group.ask.root, payload_timeout_s=self._payload_timeout_s)
         self._edges.add(edge)
         edge.lost.add_done_callback(lambda _: self._edges.discard(edge))
         edge.open(inlets)

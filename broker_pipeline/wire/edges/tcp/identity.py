@@ -1,7 +1,9 @@
-"""Who a process is on its `tcp` edges: a key and a certificate of its own, made at its start and never written down.
+"""Who a process is on its `tcp` edges: its host by the authority's word, or a key and certificate of its own making.
 
-No authority signs it. Its SHA-256 goes with every offer over NATS, and who dials accepts that one and no other: so an
-edge is as trustworthy as the broker that introduced its ends, and nobody has anything to set up.
+The certificate's SHA-256 goes with every offer over NATS, and who dials accepts that one and no other. With `--secrets`
+both ends hold certificates of the authority, and the asking side announces its own as well. Without, the listener makes
+one at its start and never writes it down, the dialer has none: an edge is then as trustworthy as the broker that
+introduced its ends, and nobody has anything to set up.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,6 +26,22 @@ from cryptography.x509.oid import NameOID
 from broker_pipeline.errors import EdgeLostError
 
 _VALID_FOR = timedelta(days=3650)
+
+
+class EdgeIdentity(Protocol):
+    """What the ends of edges encrypt with, as it is now: `security.tls_contexts` has one that changes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate that is shown, in hexadecimal digits."""
+
+    @property
+    def edge_listener(self) -> ssl.SSLContext:
+        """What a listener encrypts with."""
+
+    @property
+    def edge_dialer(self) -> ssl.SSLContext:
+        """What a dialer encrypts with; it does not look at names: ask `check_certificate` afterwards."""
 
 
 class Identity:
@@ -50,13 +69,18 @@ class Identity:
         )
 
     @cached_property
-    def context(self) -> ssl.SSLContext:
+    def edge_listener(self) -> ssl.SSLContext:
         """What a listener encrypts with."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0  # nobody comes back with one
         _load(context, self._pem)
         return context
+
+    @property
+    def edge_dialer(self) -> ssl.SSLContext:
+        """What a dialer encrypts with."""
+        return dialing_context()
 
 
 def dialing_context() -> ssl.SSLContext:
@@ -68,11 +92,26 @@ def dialing_context() -> ssl.SSLContext:
     return context
 
 
-def check_certificate(encrypted: ssl.SSLObject, fingerprint: str) -> None:
-    """Raise `EdgeLostError` where the other side's certificate is not the one of that fingerprint."""
-    shown = hashlib.sha256(encrypted.getpeercert(binary_form=True) or b"").hexdigest()
-    if not hmac.compare_digest(shown, fingerprint):
+def check_certificate(encrypted: ssl.SSLObject, fingerprint: str, host: str | None = None) -> None:
+    """Raise `EdgeLostError` where the other side's certificate is not the one of that fingerprint, and of that host."""
+    if not hmac.compare_digest(shown_certificate(encrypted), fingerprint):
         raise EdgeLostError("somebody else answers there: the certificate is not the one that was announced")
+    if host is not None and vouched_host(encrypted) != host:
+        raise EdgeLostError(f"the certificate is of {vouched_host(encrypted)!r}, and the worker is one of {host!r}")
+
+
+def shown_certificate(encrypted: ssl.SSLObject) -> str:
+    """Return the SHA-256 of the other side's certificate; nothing where it shows none."""
+    certificate = encrypted.getpeercert(binary_form=True)
+    return hashlib.sha256(certificate).hexdigest() if certificate else ""
+
+
+def vouched_host(encrypted: ssl.SSLObject) -> str:
+    """Return whose certificate the other side shows, by the word of the authority that was asked for it."""
+    certificate = cast("dict[str, Any]", encrypted.getpeercert() or {})
+    return next(
+        (value for names in certificate.get("subject", ()) for name, value in names if name == "commonName"), ""
+    )
 
 
 def _load(context: ssl.SSLContext, pem: bytes) -> None:

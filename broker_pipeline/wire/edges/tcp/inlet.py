@@ -14,6 +14,7 @@ import numpy as np
 
 from broker_pipeline.errors import EdgeLostError
 from broker_pipeline.messages.edges import Token
+from broker_pipeline.wire.edges.tcp.identity import shown_certificate, vouched_host
 from broker_pipeline.wire.edges.tcp.layout import (
     HEADER_BYTES,
     HELLO_BYTES,
@@ -57,6 +58,10 @@ class Inlet(asyncio.BufferedProtocol):
     def __init__(self, doorkeeper: Doorkeeper) -> None:
         """Ask `doorkeeper` who may send."""
         self.channel = -1
+        self.certificate = ""
+        """SHA-256 of the certificate that the sender shows; empty without one."""
+        self.host = ""
+        """Whose that is, where an authority vouches for it."""
         self.last_number = 0
         """Of the payload that came last, or is coming."""
         self.is_reading = False
@@ -131,6 +136,8 @@ class Inlet(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
         self._transport = cast("asyncio.Transport", transport)  # uvloop's encrypted ones are none
         set_options(transport)
+        if (encrypted := transport.get_extra_info("ssl_object")) is not None:
+            self.certificate, self.host = shown_certificate(encrypted), vouched_host(encrypted)
         self._doorkeeper.enter(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002, D102

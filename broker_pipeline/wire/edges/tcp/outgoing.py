@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import EdgeKind, EdgeOffer, EdgeRef, TcpOffer
+from broker_pipeline.security.tls_failures import tls_failure
+from broker_pipeline.subjects import host_of
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.edges.tcp.identity import dialing_context
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity, dialing_context
 from broker_pipeline.wire.edges.tcp.layout import CHANNELS, channel_for
 from broker_pipeline.wire.edges.tcp.outlet import Outlet
 
@@ -64,33 +66,47 @@ class TcpDialer:
 
     kind: EdgeKind = "tcp"
 
-    def __init__(self, *, is_encrypted: bool = True, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """With `is_encrypted`, offers of edges that are not encrypted are not taken, and the other way round."""
-        self._context = dialing_context() if is_encrypted else None
+    def __init__(
+        self,
+        *,
+        is_encrypted: bool = True,
+        identity: EdgeIdentity | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """With `is_encrypted`, offers of edges that are not encrypted are not taken, and the other way round.
+
+        Without an `identity` the dialer shows no certificate, and takes one that no authority signed.
+        """
+        self._context = (identity.edge_dialer if identity else dialing_context()) if is_encrypted else None
+        self._is_vouched = is_encrypted and identity is not None
         self._timeout_s = connect_timeout_s
 
-    async def connect(self, offer: EdgeOffer) -> TcpOutgoingEdge | None:
+    async def connect(self, offer: EdgeOffer, root: str = "") -> TcpOutgoingEdge | None:
         """Return an edge to the first address where somebody answers; see `EdgeDialer`."""
         if offer.tcp is None:
             return None
         if bool(offer.tcp.certificate) != (self._context is not None):
             raise EdgeLostError("one end has --edge-tls on, the other one off")
+        host = host_of(root) if self._is_vouched else None
         for address in offer.tcp.addresses:
-            if (edge := await self._try(address, offer.tcp)) is not None:
+            if (edge := await self._try(address, offer.tcp, host)) is not None:
                 return edge
         return None
 
-    async def _try(self, address: str, offer: TcpOffer) -> TcpOutgoingEdge | None:
-        """Return an edge to `address`; None where nobody can be reached."""
+    async def _try(self, address: str, offer: TcpOffer, host: str | None) -> TcpOutgoingEdge | None:
+        """Return an edge to `address`, of a worker of `host`; None where nobody can be reached."""
         edge = TcpOutgoingEdge()
         try:
             async with asyncio.timeout(self._timeout_s):
-                for channel in range(len(CHANNELS)):
-                    edge.outlets.append(await self._dial(address, offer, channel, edge))
+                for _ in CHANNELS:
+                    edge.outlets.append(await self._dial(address, offer, host, edge))
                 [edge.name] = {await outlet.welcome for outlet in edge.outlets}
         except EdgeLostError as error:
             raise self._failed(edge, address, str(error)) from error
-        except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
+        except ssl.SSLError as error:
+            unfit = tls_failure(error, address)
+            raise self._failed(edge, address, unfit.message if unfit else str(error)) from error
+        except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
             raise self._failed(edge, address, f"it could not be encrypted: {error}") from error
         except ValueError as error:
             raise self._failed(edge, address, "the address or the answer cannot be used") from error
@@ -104,10 +120,10 @@ class TcpDialer:
             raise
         return edge
 
-    async def _dial(self, address: str, offer: TcpOffer, channel: int, edge: TcpOutgoingEdge) -> Outlet:
-        parts = urlsplit(f"//{address}")
+    async def _dial(self, address: str, offer: TcpOffer, host: str | None, edge: TcpOutgoingEdge) -> Outlet:
+        parts, channel = urlsplit(f"//{address}"), len(edge.outlets)
         _, outlet = await asyncio.get_running_loop().create_connection(
-            lambda: Outlet(offer, channel, lambda error: edge.on_ended(channel, error)),
+            lambda: Outlet(offer, channel, lambda error: edge.on_ended(channel, error), host),
             parts.hostname or "",
             parts.port or 0,
             ssl=self._context,

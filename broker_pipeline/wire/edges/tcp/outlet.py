@@ -8,6 +8,7 @@ from typing import cast
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError
 from broker_pipeline.messages.edges import TcpOffer
+from broker_pipeline.security.tls_failures import tls_failure
 from broker_pipeline.wire.edges.tcp.identity import check_certificate
 from broker_pipeline.wire.edges.tcp.layout import (
     CHANNELS,
@@ -28,14 +29,16 @@ _SLICE_BYTES = 512 * 1024
 class Outlet(asyncio.Protocol):
     """One connection to a listener."""
 
-    def __init__(self, offer: TcpOffer, channel: int, on_ended: Callable[[EdgeLostError], None]) -> None:
-        """`on_ended` hears of the end, by whatever reason."""
+    def __init__(
+        self, offer: TcpOffer, channel: int, on_ended: Callable[[EdgeLostError], None], host: str | None = None
+    ) -> None:
+        """`on_ended` hears of the end, by whatever reason; `host` is whose certificate it has to be."""
         loop = asyncio.get_running_loop()
         self.connected: asyncio.Future[None] = loop.create_future()
         """Done once the connection stands; a loop may say so a moment after it has made it."""
         self.welcome: asyncio.Future[str] = loop.create_future()
         """The edge's name, or `EdgeLostError`."""
-        self._offer, self._channel, self._on_ended = offer, channel, on_ended
+        self._offer, self._channel, self._on_ended, self._host = offer, channel, on_ended, host
         self._answer = b""
         self._next_number = first_number(channel)
         self._turn = asyncio.Lock()
@@ -107,7 +110,7 @@ class Outlet(asyncio.Protocol):
         self.connected.set_result(None)
         try:
             if self._offer.certificate:
-                check_certificate(transport.get_extra_info("ssl_object"), self._offer.certificate)
+                check_certificate(transport.get_extra_info("ssl_object"), self._offer.certificate, self._host)
         except EdgeLostError as error:  # whoever that is, hears no token
             self.abort(error)
         else:
@@ -130,12 +133,19 @@ class Outlet(asyncio.Protocol):
         self._has_room.set()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
-        self._error = self._error or EdgeLostError(f"the receiver has gone: {error or 'it closed the connection'}")
+        self._error = self._error or EdgeLostError(self._reason_of(error))
         self._has_room.set()
         if not self.welcome.done():
             self.welcome.set_exception(self._error)
             self.welcome.exception()  # whoever waits hears it; nobody has to
         self._on_ended(self._error)
+
+    def _reason_of(self, error: Exception | None) -> str:
+        if error is not None and (refusal := tls_failure(error, "the receiver")):
+            return refusal.message
+        if error is None and not self.welcome.done():
+            return "the receiver closed the connection at once: it refuses the token, or this host's certificate"
+        return f"the receiver has gone: {error or 'it closed the connection'}"
 
 
 def _slices(pieces: Sequence[memoryview | bytes]) -> list[list[memoryview]]:

@@ -11,10 +11,10 @@ from typing import Self
 import msgspec
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages.edges import EdgeOffer, TcpOffer
-from broker_pipeline.wire.edges.edge import OnEdge
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, TcpOffer
+from broker_pipeline.wire.edges.edge import NOBODY, OnEdge
 from broker_pipeline.wire.edges.tcp.door import Door
-from broker_pipeline.wire.edges.tcp.identity import Identity
+from broker_pipeline.wire.edges.tcp.identity import EdgeIdentity, Identity
 from broker_pipeline.wire.edges.tcp.incoming import PAYLOAD_TIMEOUT_S
 from broker_pipeline.wire.edges.tcp.inlet import Inlet
 
@@ -32,15 +32,24 @@ class TcpServer:
         host: str,
         ports: Iterable[int] = (0,),
         is_encrypted: bool = True,
+        identity: EdgeIdentity | None = None,
         max_edges: int = MAX_EDGES,
         payload_timeout_s: float = PAYLOAD_TIMEOUT_S,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
-        """Announce `host`, and listen on the first of `ports` that is free; 0 is any."""
+        """Announce `host`, and listen on the first of `ports` that is free; 0 is any.
+
+        Encrypted as `identity`, which None makes up for this process.
+        """
         self._host, self._ports = host, tuple(ports)
-        self._identity = Identity() if is_encrypted else None
+        self._identity = (identity or Identity()) if is_encrypted else None
         self._max_edges, self._hello_timeout_s = max_edges, hello_timeout_s
-        self.door = Door(on_edge, hello_timeout_s=hello_timeout_s, payload_timeout_s=payload_timeout_s)
+        self.door = Door(
+            on_edge,
+            hello_timeout_s=hello_timeout_s,
+            payload_timeout_s=payload_timeout_s,
+            is_vouched=is_encrypted and identity is not None,
+        )
 
     async def __aenter__(self) -> Self:
         """Listen. Raises `ConfigurationError` where no port is free."""
@@ -56,11 +65,11 @@ class TcpServer:
         self._server.close()
         await self.door.close()
 
-    def offer(self, offer: EdgeOffer, peer: str = "") -> EdgeOffer:
+    def offer(self, offer: EdgeOffer, ask: EdgeAsk = NOBODY) -> EdgeOffer:
         """Add a way in to an offer; see `EdgeServer`."""
         if self.door.num_edges >= self._max_edges:
             return offer
-        token = self.door.tokens.issue(peer)
+        token = self.door.tokens.issue(ask)
         certificate = self._identity.fingerprint if self._identity else ""
         return msgspec.structs.replace(
             offer, tcp=TcpOffer(addresses=(self.address,), token=token, certificate=certificate)
@@ -78,7 +87,7 @@ class TcpServer:
         raise ConfigurationError(f"none of the ports {self._ports} of {self._host} is free", field="edge_port")
 
     async def _bind(self, host: str | None, port: int) -> asyncio.Server:
-        context = self._identity.context if self._identity else None
+        context = self._identity.edge_listener if self._identity else None
         timeout_s = self._hello_timeout_s if context else None
         return await self._loop.create_server(
             lambda: Inlet(self.door), host, port, ssl=context, ssl_handshake_timeout=timeout_s

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from broker_pipeline import subjects
@@ -102,6 +103,21 @@ async def test_what_is_planned_reaches_the_first_stage_and_its_answer_comes_back
             assert (envelope.epoch, envelope.fingerprint) == (EPOCH, FINGERPRINT)
             microbatch = next(each for each in it.scheduler.batches._in_flight if each.number == envelope.microbatch)
             await it.transport.publish(envelope.reply, answer(microbatch))
+        async with asyncio.timeout(5):
+            assert await generation.ended() is None
+
+
+async def test_a_result_from_elsewhere_than_the_microbatchs_route_is_ignored(it: Dispatching) -> None:
+    a = it.join()
+    generation = it.begin(max_tokens=1)
+    async with it.transport.subscribe(subjects.work(a.subject), Envelope) as envelopes, it.running():
+        envelope = (await anext(envelopes)).body
+        (microbatch,) = it.scheduler.batches._in_flight
+        root, _, token = envelope.reply.rpartition(".")
+        forged = msgspec.structs.replace(answer(microbatch), failure=StaleEpochError("forged").to_failure())
+        for guess in ("0" * len(token), it.dispatcher.builder.reply_to(microbatch.number + 1).rpartition(".")[2]):
+            await it.transport.publish(f"{root}.{guess}", forged)
+        await it.transport.publish(envelope.reply, answer(microbatch))
         async with asyncio.timeout(5):
             assert await generation.ended() is None
 

@@ -1,4 +1,5 @@
 import io
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -101,6 +102,19 @@ def test_a_ready_pipeline_shows_route_workers_queue_and_rates() -> None:
     assert "12.3 tokens/s, 0.50 captions/s" in text
     assert "5 waiting, 3 taken" in text
     assert row(text, "stage-0")[:8] == ["stage-0", "layers", "0:2", "ready", "42%", "17%", "250/1000", "cpu"]
+
+
+def test_a_certificates_end_is_said_thirty_days_ahead() -> None:
+    now = datetime.now(UTC)
+    ends = {"gpu-1": now + timedelta(days=200), "gpu-2": now + timedelta(days=29, hours=1), "servers": now}
+    status = msgspec.structs.replace(
+        pipeline(conductor()), certificates={host: end.timestamp() for host, end in ends.items()}
+    )
+    text = " ".join(rendered(status).split())
+    assert "The certificate of gpu-2 ends on" in text
+    assert "in 29 days: where the authority is, run `broker-pipeline secrets rotate DIR gpu-2 --certificate`" in text
+    assert "The certificate of servers ended on" in text
+    assert "gpu-1" not in text
 
 
 def test_hedges_are_shown_once_there_are_some() -> None:

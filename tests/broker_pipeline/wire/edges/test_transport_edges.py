@@ -71,7 +71,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EdgeSettings:
 async def two_ends(
     url: str, namespace: str, settings: EdgeSettings, theirs: EdgeSettings | None = None, max_pending_bytes: int = 2**26
 ) -> AsyncIterator[Ends]:
-    root, malformed = subjects.worker_root(namespace, "main", "b", "1"), list[str]()
+    root, malformed = subjects.worker_root(namespace, "main", "stage", "b", "1"), list[str]()
     async with AsyncExitStack() as stack:
         sender, receiver = [
             await stack.enter_async_context(Transport.open(url, name=name)) for name in ("sender", "receiver")
@@ -85,7 +85,9 @@ async def two_ends(
             )
         )
         await stack.enter_async_context(receiver.use_edges(root, theirs or settings))
-        await stack.enter_async_context(sender.use_edges(subjects.worker_root(namespace, "main", "a", "1"), settings))
+        await stack.enter_async_context(
+            sender.use_edges(subjects.worker_root(namespace, "main", "stage", "a", "1"), settings)
+        )
         yield Ends(sender, receiver, notes, subjects.work(root), malformed)
 
 
@@ -257,7 +259,7 @@ async def test_either_end_reports_the_other_one_when_an_edge_ends(
         async with asyncio.timeout(10):
             while len(reported) < 2:
                 reported.add((await anext(reports)).body.root)
-    assert reported == {receiver_root, subjects.worker_root(namespace, "main", "a", "1")}
+    assert reported == {receiver_root, subjects.worker_root(namespace, "main", "stage", "a", "1")}
 
 
 @pytest.mark.parametrize("choice", ["nats", "tcp"])

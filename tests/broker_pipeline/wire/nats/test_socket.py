@@ -1,11 +1,9 @@
-"""The socket that nats-py shares with messages: encrypted, disturbed, and at its end."""
+"""The socket that nats-py shares with messages: disturbed, and at its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,8 +13,7 @@ import pytest
 import uvloop
 
 from broker_pipeline.errors import TransportError
-from broker_pipeline.tools.local.processes import ChildProcess
-from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
+from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
 from broker_pipeline.wire.nats.message import NatsMessage, header_block, read_headers
 from tests.kit.waiting import eventually
@@ -59,53 +56,6 @@ async def round_trips(connection: NatsConnection) -> None:
             message = await receiver.next()
             assert (message.subject, message.reply, read_headers(message.headers)) == (subject, "r", {"a": "b"})
             assert message.payload == payload
-
-
-@asynccontextmanager
-async def encrypted_server(directory: Path) -> AsyncIterator[str]:
-    """A nats-server with a certificate of its own making; yields its address."""
-    key, certificate = directory / "key.pem", directory / "certificate.pem"
-    openssl = shutil.which("openssl")
-    assert openssl
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    await asyncio.to_thread(
-        subprocess.run,
-        [*command, "-keyout", str(key), "-out", str(certificate), "-days", "2", *names],
-        check=True,
-        capture_output=True,
-    )
-    config, ports = directory / "nats.conf", directory / "ports"
-    ports.mkdir()
-    config.write_text(
-        f'listen: "127.0.0.1:-1"\nports_file_dir: "{ports}"\ntls {{ cert_file: "{certificate}", key_file: "{key}" }}\n'
-    )
-    server = await ChildProcess.spawn("tls", [str(find_nats_server()), "-c", str(config)], log_path=directory / "log")
-    try:
-        await eventually(lambda: any(each.stat().st_size for each in ports.glob("*.ports")), timeout_s=10)
-        [found] = ports.glob("*.ports")
-        port = found.read_text().split('"nats"')[1].split("127.0.0.1:")[1].split('"')[0]
-        yield f"tls://localhost:{port}"
-    finally:
-        await server.stop(5.0)
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl for a certificate")
-@pytest.mark.parametrize("new_loop", LOOPS)
-def test_encrypted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_loop: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
-    async def run() -> None:
-        async with encrypted_server(tmp_path) as url:
-            with pytest.raises(TransportError, match="certificate verify failed"):
-                async with open_connection(url, "test", on_failed=print, timeout_s=1):
-                    pass
-            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-            async with open_connection(url, "test", on_failed=print) as connection:
-                await round_trips(connection)
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(run())
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from broker_pipeline.errors import EdgeFullError, EdgeLostError, PartError
-from broker_pipeline.messages.edges import EdgeOffer, EdgeRef
+from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, EdgeRef
 from broker_pipeline.wire.edges.edge import IncomingEdge
 from broker_pipeline.wire.edges.shm.receiver import RingLimits
 from broker_pipeline.wire.edges.shm.rendezvous import own_directory, remove_stale
@@ -233,9 +233,9 @@ def test_tokens_expire_and_the_oldest_of_very_many_is_void() -> None:
     first = tokens.issue()
     clock.pass_s(TOKEN_TTL_S)
     assert tokens.redeem(first) is None
-    old, *_, new = [tokens.issue(f"holder {number}") for number in range(300)]
+    old, *_, new = [tokens.issue(EdgeAsk(kinds=(), root=f"holder-{number}")) for number in range(300)]
     assert tokens.redeem(old) is None
-    assert [tokens.redeem(new) for _ in range(2)] == ["holder 299", None]
+    assert [tokens.redeem(new) for _ in range(2)] == [EdgeAsk(kinds=(), root="holder-299"), None]
 
 
 async def test_no_more_rings_than_are_allowed(directory: Path) -> None:

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+from broker_pipeline.state.pools.encrypted import EncryptedManagedConnection, encrypt_sentinels
 
 _SCHEMES = {"redis+sentinel": False, "rediss+sentinel": True}
 _DEFAULT_PORT = 26379
@@ -35,8 +38,11 @@ def is_sentinel_url(url: str) -> bool:
     return url.partition("://")[0] in _SCHEMES
 
 
-def sentinel_pool(url: str, options: dict[str, Any]) -> SentinelPool:
-    """Return a pool with `BlockingConnectionPool`'s `options`; `ValueError` for a URL that does not say all."""
+def sentinel_pool(url: str, options: dict[str, Any], context: ssl.SSLContext | None = None) -> SentinelPool:
+    """Return a pool with `BlockingConnectionPool`'s `options`; `ValueError` for a URL that does not say all.
+
+    What is encrypted, is by `context` where there is one.
+    """
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/")
     if not path[0] or len(path) > 2 or not (len(path) == 1 or path[1].isdecimal()):
@@ -50,8 +56,11 @@ def sentinel_pool(url: str, options: dict[str, Any]) -> SentinelPool:
         of_sentinels["ssl"] = of_servers["ssl"] = True
     timeouts = {"socket_timeout": _SENTINEL_S, "socket_connect_timeout": _SENTINEL_S}
     sentinel = Sentinel(_addresses(parts), sentinel_kwargs=of_sentinels | timeouts)  # type: ignore[no-untyped-call]
+    if context is not None:
+        encrypt_sentinels(sentinel, context)
+        options = {**options, "connection_class": EncryptedManagedConnection, "context": context}
     db = int(path[1]) if len(path) == 2 else 0
-    return SentinelPool(unquote(path[0]), sentinel, db=db, **of_servers, **options)  # type: ignore[no-untyped-call]
+    return SentinelPool(unquote(path[0]), sentinel, db=db, **{**options, **of_servers})  # type: ignore[no-untyped-call]
 
 
 def _addresses(parts: SplitResult) -> list[tuple[str, int]]:

@@ -1,0 +1,98 @@
+"""Hosts on which a page is followed: what people type on their own machine, and `docker compose up` on each host.
+
+The own machine is the hub. `ssh`, `rsync` and paths below /srv reach a folder for each host, since namespaces share
+one file system; addresses are those of the namespaces. Everything else is the page's own text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kit.documents import ROOT
+from tests.kit.hosts.compose_file import load_project, read_env_file
+from tests.kit.hosts.container import Container
+from tests.kit.running.netlab import LinkShape, Netlab, netlab
+
+_REMOTE = r"""
+ssh() { local at="$HOSTS/${1#root@}"; shift; "${@//\/srv\//$at/srv/}"; }
+rsync() {
+  local owner="" from to at
+  while [[ $1 == -* ]]; do [[ $1 != --chown=* ]] || owner=${1#--chown=}; shift; done
+  from=$1 to=${2#root@}; at="$HOSTS/${to/:/}"
+  mkdir -p "$at"; cp -a "$from." "$at"
+  [[ -z $owner ]] || chown -R "$owner" "$at"
+}
+"""
+
+
+@dataclass
+class FollowedPage:
+    """What runs where, by the page's names of hosts; the first has the first address."""
+
+    lab: Netlab
+    names: Sequence[str]
+    directory: Path
+    changes: Mapping[str, str]
+    """What else of the page's text is other here."""
+    containers: dict[str, list[Container]] = field(default_factory=dict)
+
+    @property
+    def everything(self) -> list[Container]:
+        """Return all containers, in the order of the page."""
+        return [container for of_host in self.containers.values() for container in of_host]
+
+    async def type_here(self, script: str) -> str:
+        """Run what the page has people type on their own machine; return what it says."""
+        shell = await asyncio.create_subprocess_exec(
+            *self.lab.inside(0, ["bash", "-c", f"set -euo pipefail\n{_REMOTE}\n{self._moved(script)}"]),
+            cwd=self.directory,
+            env={**os.environ, "HOSTS": str(self.directory), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await shell.communicate()
+        assert shell.returncode == 0, said.decode()
+        return said.decode()
+
+    async def type_on(self, host: str, command: str) -> None:
+        """Start what `docker compose -f FILE --env-file ENV up -d --wait` starts on a host."""
+        _, _, _, file, _, env_file, *up = shlex.split(command)
+        assert up == ["up", "-d", "--wait"]
+        env = read_env_file(self.directory / self._at(host, env_file))
+        project = load_project(ROOT / file, {name: self._at(host, value) for name, value in env.items()})
+        for name, service in project.services.items():
+            number = self.names.index(host) + 1
+            container = Container(self.lab, number, f"{project.name}-{name}", service, self.directory)
+            self.containers.setdefault(host, []).append(container)
+            await container.start()
+
+    def _moved(self, script: str) -> str:
+        for text, ours in self.changes.items():
+            script = script.replace(text, ours)
+        for number, _ in enumerate(self.names, 1):
+            script = script.replace(f"10.0.0.{number}", self.lab.address(number))
+        return script
+
+    def _at(self, host: str, path: str) -> str:
+        return f"{self.directory}/{host}{path}" if path.startswith("/srv/") else path
+
+
+@asynccontextmanager
+async def followed_page(
+    directory: Path, names: Sequence[str], changes: Mapping[str, str]
+) -> AsyncIterator[FollowedPage]:
+    """Have hosts by these names, 1 Gbit/s and 1 ms from the hub each, while the context is open."""
+    with netlab(len(names), LinkShape(rate_mbit=1000.0, delay_s=0.001)) as lab:
+        page = FollowedPage(lab, names, directory, changes)
+        try:
+            yield page
+        finally:
+            started = [container.process for container in page.everything if container.process is not None]
+            await asyncio.gather(*(process.destroy() for process in started))
