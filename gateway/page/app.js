@@ -14,7 +14,7 @@ import * as rates from "./rates.js";
 const HEALTH_MS = 5000;
 const STATUS_MS = 2000;
 let isReading = false;
-let troubleSince = 0;
+let shownAt = 0;
 
 dialog.start();
 ask.start();
@@ -41,6 +41,7 @@ async function showStatus() {
     rates.show(status);
     pipeline.show(status);
     jobs.showCounts(status.jobs);
+    shownAt = Date.now() / 1000;
     trouble(null);
   } catch (error) {
     if (error.status !== 401) trouble(error);
@@ -49,10 +50,10 @@ async function showStatus() {
 
 /** What is shown stays, paler, while nothing newer is to be had. */
 function trouble(error) {
-  troubleSince = error ? troubleSince || Date.now() / 1000 : 0;
   document.body.classList.toggle("stale", Boolean(error));
+  document.body.classList.toggle("away", error?.status === 0);
   byId("trouble").hidden = !error;
-  if (error) setText(byId("trouble"), `${error.message.replace(/\.$/, "")}. What is shown is as of ${clock(troubleSince)}; this page goes on asking.`);
+  if (error) setText(byId("trouble"), `${error.message.replace(/\.$/, "")}. ${shownAt ? `The pipeline is shown as of ${clock(shownAt)}; this` : "This"} page goes on asking.`);
 }
 
 async function showHealth() {

@@ -21,12 +21,13 @@ function picture(status) {
   const depth = Math.max(1, ...stagesOf(status).map((record) => record.num_layers), ...conductor.stages.map((stage) => stage.blocks.stop));
   const stageCard = (worker) => card(worker, records.get(worker), stages.get(worker), depth);
   const lines = conductor.routes.map((route) => line(route.workers.map(stageCard), route.workers.map((worker) => rates.get(worker)), route));
-  const spare = conductor.stages.filter((stage) => !routed.has(stage.worker)).sort((a, b) => a.blocks.start - b.blocks.start);
-  const loose = [...spare.map((stage) => stageCard(stage.worker)), ...conductor.missing_blocks.map(gap)];
+  const spare = conductor.stages.filter((stage) => !routed.has(stage.worker)).map((stage) => [stage.blocks.start, stageCard(stage.worker)]);
+  const gaps = conductor.missing_blocks.map((blocks) => [blocks.start, gap(blocks)]);
+  const loose = [...spare, ...gaps].sort(([a], [b]) => a - b).map(([, node]) => node);
   const vision = conductor.vision.map((worker) => card(worker.worker, records.get(worker.worker), worker));
   const columns = el("div", { class: "columns" });
-  if (vision.length) columns.append(el("div", { class: "column" }, el("h3", { text: "See" }), ...hosts(vision)), edge(sum(conductor.vision.map((worker) => rates.get(worker.worker)))));
-  columns.append(el("div", { class: `column wide${lines.length > 1 && conductor.routes.every((route) => route.workers.length === 1) ? " copies" : ""}` }, el("h3", { text: lines.length ? "Decode" : "Decode: no complete route" }), ...lines, ...(loose.length ? [el("ol", { class: "line loose" }, ...hosts(loose, "li"))] : [])));
+  if (vision.length) columns.append(el("div", { class: "column" }, el("h3", { text: "Vision" }), ...hosts(vision)), edge(sum(conductor.vision.map((worker) => rates.get(worker.worker)))));
+  columns.append(el("div", { class: `column wide${lines.length > 1 && conductor.routes.every((route) => route.workers.length === 1) ? " copies" : ""}` }, el("h3", { text: lines.length ? "Stages" : "Stages: no complete route" }), ...lines, ...(loose.length ? [el("ol", { class: "line loose" }, ...hosts(loose, "li"))] : [])));
   return [...warnings(conductor), columns];
 }
 
@@ -60,9 +61,8 @@ function line(cards, rates, route) {
 const hosts = (cards, name = "div") => group(cards).map((run) => frameOf(run, name));
 
 function frameOf(run, name) {
-  const frame = el(name, { class: "host" }, el("p", { class: "muted host-name", text: run[0].host || "host unknown" }), ...run);
-  frame.style.flexGrow = run.length;
-  frame.style.flexBasis = `${run.length * 180}px`;
+  const frame = el(name, { class: "host" }, el("p", { class: "muted host-name", text: run[0].host }), ...run);
+  frame.style.setProperty("--workers", run.length);
   return frame;
 }
 
@@ -80,19 +80,20 @@ function card(worker, record, shown, depth) {
   const state = shown?.state ?? record?.state ?? "gone";
   const node = el("article", { class: `worker ${state}` },
     el("h4", {}, el("span", { text: worker }), state === "ready" ? null : el("span", { class: "chip warn", text: state, title: shown?.reason || null })),
-    el("p", { class: "muted", text: [blocks ? `blocks ${blocks.start}–${blocks.stop - 1}` : "vision", record?.device].filter(Boolean).join(" · ") }),
+    el("p", { class: "muted", text: blocks && `blocks ${blocks.start}–${blocks.stop - 1}` }),
+    record?.device ? el("p", { class: "muted", text: record.device }) : null,
     blocks && depth ? span(blocks, depth) : null,
     shown ? meter("busy", shown.busy, percent(shown.busy), shown.bubble) : null,
     shown?.kv_capacity_tokens ? meter("KV", shown.kv_used_tokens / shown.kv_capacity_tokens, `${number(shown.kv_used_tokens)} / ${number(shown.kv_capacity_tokens)}`) : null,
     shown?.num_preparing != null ? el("p", { class: "muted", text: `${number(shown.num_preparing)} being prepared` }) : null,
     shown?.reason ? el("p", { class: "reason", text: shown.reason }) : null);
-  node.host = record?.host ?? "";
+  node.host = record?.host || "host unknown";
   return node;
 }
 
 function gap(blocks) {
   const node = el("article", { class: "worker gap" }, el("h4", { text: `blocks ${blocks.start}–${blocks.stop - 1}` }), el("p", { text: "no worker holds them" }));
-  node.host = "nowhere";
+  node.host = "";
   return node;
 }
 

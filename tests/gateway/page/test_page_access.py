@@ -90,5 +90,5 @@ async def test_a_key_that_is_withdrawn_is_asked_for_anew(
     async with visit(browser, url) as visited:
         await use(visited.page, secret)
         await expect(visited.page.locator("#jobs-note")).to_contain_text("No jobs yet")
-        await GatewayKeys(redis, namespace).revoke(secret)
+        await GatewayKeys(redis, namespace).revoke("alice")
         await expect(visited.page.locator("#key-why")).to_contain_text("does not know this key (any more)")

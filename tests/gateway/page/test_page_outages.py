@@ -26,7 +26,7 @@ async def test_what_is_away_is_said_and_what_comes_back_is_used(
             await expect(health).to_have_text("not ready: route: no conductor is active")
             await expect(page.get_by_role("img", name="Waiting over the last hour: between 0 and 0")).to_be_visible()
             own_redis.kill()
-            await expect(trouble).to_contain_text("What is shown is as of")
+            await expect(trouble).to_contain_text("The pipeline is shown as of")
             await expect(page.locator("body")).to_have_class("stale")
             await own_redis.restart()
             await expect(trouble).to_be_hidden()
