@@ -84,7 +84,7 @@ function card(worker, record, shown, depth) {
     record?.device ? el("p", { class: "muted", text: record.device }) : null,
     blocks && depth ? span(blocks, depth) : null,
     shown ? meter("busy", shown.busy, percent(shown.busy), shown.bubble) : null,
-    shown?.kv_capacity_tokens ? meter("KV", shown.kv_used_tokens / shown.kv_capacity_tokens, `${number(shown.kv_used_tokens)} / ${number(shown.kv_capacity_tokens)}`) : null,
+    shown?.kv_capacity_tokens ? meter("KV", shown.kv_used_tokens / shown.kv_capacity_tokens, `${number(shown.kv_used_tokens)}/${number(shown.kv_capacity_tokens)}`) : null,
     shown?.num_preparing != null ? el("p", { class: "muted", text: `${number(shown.num_preparing)} being prepared` }) : null,
     shown?.reason ? el("p", { class: "reason", text: shown.reason }) : null);
   node.host = record?.host || "host unknown";

@@ -161,7 +161,7 @@ async def test_the_pipeline_is_drawn(
         await expect(page.locator("#identity")).to_have_text("Qwen/Qwen3-VL-8B-Instruct")
         await expect(picture.locator(".host-name")).to_have_text(["attic", "attic", "cellar", "garage"])
         await expect(picture.locator(".worker").nth(2)).to_contain_text("blocks 9\N{EN DASH}17")
-        await expect(picture.locator(".worker").nth(1).locator(".figure")).to_have_text(["83 %", "18K / 60K"])
+        await expect(picture.locator(".worker").nth(1).locator(".figure")).to_have_text(["83 %", "18K/60K"])
         await expect(picture.locator(".edge .kinds").nth(1)).to_have_text("tcp …")
         await show(redis, namespace, conductor_status(updated_at=1002.0, transport=transport(2.0)))
         await expect(picture.locator(".edge .kinds")).to_have_text(
