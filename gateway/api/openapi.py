@@ -107,7 +107,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
             **{str(status): _answer(body) for status, body in operation.answers.items()},
             **{str(status): _error(status, operation.path) for status in errors},
         },
-        "security": [{_KEY: [operation.scope]}] if operation.scope else [],
+        "security": [{_KEY: [] if operation.scope == "any" else [operation.scope]}] if operation.scope else [],
     }
     if operation.streams:
         described["responses"]["200"]["content"]["text/event-stream"] = {}

@@ -89,7 +89,6 @@ NATIVE_OPERATIONS: tuple[Operation, ...] = (
         "showCaller",
         "Show what the key of this request may do.",
         {200: CallerInfo},
-        errors=(401, 503),
-        needs="nothing",
+        needs="any",
     ),
 )
