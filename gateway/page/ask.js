@@ -4,7 +4,7 @@ import { whyNot } from "./access.js";
 import { call } from "./api.js";
 import { announce, byId, setText } from "./dom.js";
 import { seconds } from "./format.js";
-import { captionOf } from "./job_card.js";
+import { captionOf } from "./job_entry.js";
 import { own, refresh } from "./jobs.js";
 import { words } from "./live_words.js";
 

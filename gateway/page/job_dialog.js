@@ -2,7 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { clock, number, seconds } from "./format.js";
-import { captionOf } from "./job_card.js";
+import { captionOf } from "./job_entry.js";
 import { showPreview } from "./previews.js";
 
 export function start() {

@@ -4,7 +4,7 @@ import { may, seesAll } from "./access.js";
 import { call } from "./api.js";
 import { announce, byId, el, setText } from "./dom.js";
 import { number, plural } from "./format.js";
-import { JobCard } from "./job_card.js";
+import { JobEntry } from "./job_entry.js";
 import { openJob } from "./job_dialog.js";
 import { follow } from "./live_words.js";
 import { poll } from "./poll.js";
@@ -14,7 +14,7 @@ const ANNOUNCE_MS = 5000;
 const FILTERS = [["", "All"], ["queued", "Waiting"], ["running", "Running"], ["succeeded", "Done"], ["failed", "Failed"], ["cancelled", "Stopped"]];
 const COUNTED = ["queued", "running"]; // what has ended is counted for ever, and listed for a week
 
-const cards = new Map();
+const entries = new Map();
 let chosen = { status: "", search: "" };
 let older = [];
 let next = null;
@@ -56,7 +56,7 @@ function tab(status, name) {
 function choose(change) {
   chosen = { ...chosen, ...change };
   [older, next, arrived] = [[], null, []];
-  cards.clear();
+  entries.clear();
   byId("list").replaceChildren();
   say("", 1);
   return chosen.search ? search() : refresh();
@@ -103,18 +103,18 @@ function ask(query) {
 function show(records) {
   const list = byId("list");
   const known = new Set(records.map((record) => record.job_id));
-  for (const [jobId, card] of cards) if (!known.has(jobId)) { card.node.remove(); cards.delete(jobId); }
+  for (const [jobId, entry] of entries) if (!known.has(jobId)) { entry.node.remove(); entries.delete(jobId); }
   records.forEach((record, index) => {
-    const card = cards.get(record.job_id);
-    if (card) noteEnd(card.record, record);
-    if (card) card.show(record);
-    else cards.set(record.job_id, new JobCard(record, openJob, changed));
-    const { node } = cards.get(record.job_id);
+    const entry = entries.get(record.job_id);
+    if (entry) noteEnd(entry.record, record);
+    if (entry) entry.show(record);
+    else entries.set(record.job_id, new JobEntry(record, openJob, changed));
+    const { node } = entries.get(record.job_id);
     if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
   });
   byId("more").hidden = !next;
   setText(byId("more"), chosen.search ? "Search older jobs" : "Older jobs");
-  follow(records.map((record) => cards.get(record.job_id)));
+  follow(records.map((record) => entries.get(record.job_id)));
   tell();
 }
 

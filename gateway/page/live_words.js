@@ -6,15 +6,15 @@ const MOST = 3;
 const followed = new Map();
 
 /** Follows running jobs of the list, the newest first, and lets go of what is no longer there. */
-export function follow(cards) {
-  const wanted = cards.filter((card) => card.record.status === "running").slice(0, MOST);
-  for (const [jobId, stop] of followed) if (!wanted.some((card) => card.record.job_id === jobId)) stop.abort();
-  for (const card of wanted) {
-    const jobId = card.record.job_id;
+export function follow(entries) {
+  const wanted = entries.filter((entry) => entry.record.status === "running").slice(0, MOST);
+  for (const [jobId, stop] of followed) if (!wanted.some((entry) => entry.record.job_id === jobId)) stop.abort();
+  for (const entry of wanted) {
+    const jobId = entry.record.job_id;
     if (followed.has(jobId)) continue;
     const stop = new AbortController();
     followed.set(jobId, stop);
-    words(jobId, stop.signal, (text) => card.say(text)).catch(() => null).finally(() => followed.delete(jobId));
+    words(jobId, stop.signal, (text) => entry.say(text)).catch(() => null).finally(() => followed.delete(jobId));
   }
 }
 

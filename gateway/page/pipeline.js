@@ -14,17 +14,17 @@ export function show(status) {
 function picture(status) {
   const { conductor } = status;
   const records = new Map(status.workers.map((record) => [record.worker, record]));
-  if (!conductor) return [notice("No conductor is active. Jobs wait until one is."), ...hosts(status.workers.map((record) => card(record.worker, record)))];
+  if (!conductor) return [notice("No conductor is active. Jobs wait until one is."), ...hosts(status.workers.map((record) => workerBox(record.worker, record)))];
   const stages = new Map(conductor.stages.map((stage) => [stage.worker, stage]));
   const rates = edgeRates(conductor);
   const routed = new Set(conductor.routes.flatMap((route) => route.workers));
   const depth = Math.max(1, ...stagesOf(status).map((record) => record.num_layers), ...conductor.stages.map((stage) => stage.blocks.stop));
-  const stageCard = (worker) => card(worker, records.get(worker), stages.get(worker), depth);
-  const lines = conductor.routes.map((route) => line(route.workers.map(stageCard), route.workers.map((worker) => rates.get(worker)), route));
-  const spare = conductor.stages.filter((stage) => !routed.has(stage.worker)).map((stage) => [stage.blocks.start, stageCard(stage.worker)]);
+  const stageBox = (worker) => workerBox(worker, records.get(worker), stages.get(worker), depth);
+  const lines = conductor.routes.map((route) => line(route.workers.map(stageBox), route.workers.map((worker) => rates.get(worker)), route));
+  const spare = conductor.stages.filter((stage) => !routed.has(stage.worker)).map((stage) => [stage.blocks.start, stageBox(stage.worker)]);
   const gaps = conductor.missing_blocks.map((blocks) => [blocks.start, gap(blocks)]);
   const loose = [...spare, ...gaps].sort(([a], [b]) => a - b).map(([, node]) => node);
-  const vision = conductor.vision.map((worker) => card(worker.worker, records.get(worker.worker), worker));
+  const vision = conductor.vision.map((worker) => workerBox(worker.worker, records.get(worker.worker), worker));
   const columns = el("div", { class: "columns" });
   if (vision.length) columns.append(el("div", { class: "column" }, el("h3", { text: "Vision" }), ...hosts(vision)), edge(sum(conductor.vision.map((worker) => rates.get(worker.worker)))));
   columns.append(el("div", { class: `column wide${lines.length > 1 && conductor.routes.every((route) => route.workers.length === 1) ? " copies" : ""}` }, el("h3", { text: lines.length ? "Stages" : "Stages: no complete route" }), ...lines, ...(loose.length ? [el("ol", { class: "line loose" }, ...hosts(loose, "li"))] : [])));
@@ -38,9 +38,9 @@ function warnings(conductor) {
 }
 
 /** One route; neighbours on one host share its frame. */
-function line(cards, rates, route) {
+function line(boxes, rates, route) {
   const items = [];
-  hosts(cards, "li").forEach((host, index, all) => {
+  hosts(boxes, "li").forEach((host, index, all) => {
     items.push(host);
     if (index < all.length - 1) items.push(edge(rates[host.lastWorker], "li"));
   });
@@ -58,7 +58,7 @@ function line(cards, rates, route) {
   }
 }
 
-const hosts = (cards, name = "div") => group(cards).map((run) => frameOf(run, name));
+const hosts = (boxes, name = "div") => group(boxes).map((run) => frameOf(run, name));
 
 function frameOf(run, name) {
   const frame = el(name, { class: "host" }, el("p", { class: "muted host-name", text: run[0].host }), ...run);
@@ -66,16 +66,16 @@ function frameOf(run, name) {
   return frame;
 }
 
-function group(cards) {
+function group(boxes) {
   const runs = [];
-  for (const node of cards) {
+  for (const node of boxes) {
     if (runs.length && runs.at(-1)[0].host === node.host) runs.at(-1).push(node);
     else runs.push([node]);
   }
   return runs;
 }
 
-function card(worker, record, shown, depth) {
+function workerBox(worker, record, shown, depth) {
   const blocks = shown?.blocks ?? record?.blocks;
   const state = shown?.state ?? record?.state ?? "gone";
   const node = el("article", { class: `worker ${state}` },

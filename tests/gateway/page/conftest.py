@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from playwright.async_api import Browser
 
-from tests.kit.running.browser import open_browser
+from tests.kit.viewing.browser import open_browser
 
 
 @pytest_asyncio.fixture

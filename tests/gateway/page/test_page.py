@@ -12,7 +12,7 @@ from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.kit.acting.conductor import ActingConductor, prompt_of
 from tests.kit.acting.shown_pipeline import conductor_status, show, show_hour, transport
-from tests.kit.running.browser import needs_browser, visit
+from tests.kit.viewing.browser import needs_browser, visit
 from tests.kit.waiting import eventually
 
 pytestmark = needs_browser
@@ -20,8 +20,8 @@ pytestmark = needs_browser
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>bold</b> & \u202e"
 
 
-def card(page: Page, text: str) -> Locator:
-    return page.locator("#list .card").filter(has_text=text)
+def entry(page: Page, text: str) -> Locator:
+    return page.locator("#list .entry").filter(has_text=text)
 
 
 async def test_a_picture_is_asked_about_and_the_answer_comes_word_by_word(
@@ -35,18 +35,18 @@ async def test_a_picture_is_asked_about_and_the_answer_comes_word_by_word(
         await page.keyboard.press("Tab")
         await page.get_by_role("button", name="Ask").click()
         delivery = await conductor.take()
-        await expect(card(page, "What is this?").locator(".thumb img")).to_be_visible()
+        await expect(entry(page, "What is this?").locator(".thumb img")).to_be_visible()
         attempt = await conductor.begin(delivery.spec)
         await conductor.commit(delivery.spec.job_id, attempt, 0, ["A ", "red "])
         await expect(page.locator("#answer")).to_have_text("A red ")
-        await expect(card(page, "A red").locator(".chip")).to_have_text("running")
+        await expect(entry(page, "A red").locator(".chip")).to_have_text("running")
         await conductor.commit(delivery.spec.job_id, attempt, 2, ["bicycle."])
         await conductor.finish(delivery.spec, attempt, "A red bicycle.")
         await expect(page.locator("#answer")).to_have_text("A red bicycle.")
         await expect(page.locator("#ask-note")).to_contain_text("Answered in")
         await expect(page.locator("#announcer")).to_have_text("Answer: A red bicycle.")
-        await expect(card(page, "A red bicycle.").locator(".chip")).to_have_text("done")
-        assert await card(page, "bicycle").locator("img").evaluate("image => image.naturalWidth") == 64
+        await expect(entry(page, "A red bicycle.").locator(".chip")).to_have_text("done")
+        assert await entry(page, "bicycle").locator("img").evaluate("image => image.naturalWidth") == 64
         assert all(address.startswith((running[1], "data:image/jpeg;base64,", "blob:")) for address in visited.asked)
         assert not visited.complaints
 
@@ -61,7 +61,7 @@ async def test_text_stays_text_whoever_wrote_it(
     async with visit(browser, running[1]) as visited:
         page = visited.page
         for text in ("asked", "said", "broke"):
-            await expect(card(page, f"{HOSTILE} {text}")).to_be_visible()
+            await expect(entry(page, f"{HOSTILE} {text}")).to_be_visible()
         await page.get_by_role("button", name=f"Details of job {jobs[0]['job_id']}").click()
         await expect(page.locator("#job-body")).to_contain_text(f"{HOSTILE} said")
         await expect(page.locator("#job-body")).to_contain_text("metadata: <u>")
@@ -98,15 +98,15 @@ async def test_what_failed_is_sent_again_by_keyboard(
         await page.get_by_role("radio", name="All").focus()
         for _ in range(4):
             await page.keyboard.press("ArrowRight")
-        await expect(page.locator("#list .card")).to_have_count(1)
-        await expect(card(page, "the picture is odd (compute)")).to_be_visible()
+        await expect(page.locator("#list .entry")).to_have_count(1)
+        await expect(entry(page, "the picture is odd (compute)")).to_be_visible()
         again = page.get_by_role("button", name="Send again")
         await again.focus()
         await page.keyboard.press("Enter")
         await expect(page.locator("#jobs-note")).to_have_text("No such jobs.")
         await conductor.run(await conductor.take(), lambda *_: "A dog after all.")
         await page.locator("#filters").get_by_text("Done").click()
-        await expect(card(page, "A dog after all.")).to_be_visible()
+        await expect(entry(page, "A dog after all.")).to_be_visible()
         assert not visited.complaints
 
 
@@ -127,16 +127,16 @@ async def test_captions_are_searched_and_older_ones_are_had(
         await delivery.ack()
     async with visit(browser, running[1]) as visited:
         page = visited.page
-        await expect(page.locator("#list .card")).to_have_count(24)
+        await expect(page.locator("#list .entry")).to_have_count(24)
         await page.get_by_role("button", name="Older jobs").click()
-        await expect(page.locator("#list .card")).to_have_count(30)
+        await expect(page.locator("#list .entry")).to_have_count(30)
         await page.get_by_role("searchbox").fill("FOX red")
-        await expect(page.locator("#list .card")).to_have_count(3)
+        await expect(page.locator("#list .entry")).to_have_count(3)
         await expect(page.locator("#jobs-note")).to_have_text("3 jobs found. Looked through all of them.")
         await page.get_by_role("searchbox").fill("unicorn")
         await expect(page.locator("#jobs-note")).to_have_text("Nothing found. Looked through all of them.")
         await page.get_by_role("searchbox").fill("")
-        await expect(page.locator("#list .card")).to_have_count(24)
+        await expect(page.locator("#list .entry")).to_have_count(24)
         assert not visited.complaints
 
 
@@ -145,7 +145,7 @@ async def test_captions_that_come_are_told_to_who_listens(
 ) -> None:
     await accepted(http, json={"prompt": "p"})
     async with visit(browser, running[1]) as visited:
-        await expect(visited.page.locator("#list .card")).to_have_count(1)
+        await expect(visited.page.locator("#list .entry")).to_have_count(1)
         await conductor.run(await conductor.take(), lambda *_: "A lighthouse.")
         await expect(visited.page.locator("#announcer[aria-live=polite]")).to_have_text("New caption: A lighthouse.")
 
@@ -185,7 +185,7 @@ async def test_nothing_is_wider_than_the_window_and_everything_has_a_name(
     for width, is_dark in ((375, False), (375, True), (1600, False), (1600, True)):
         async with visit(browser, running[1], width=width, is_dark=is_dark) as visited:
             page = visited.page
-            await expect(page.locator("#list .card")).to_have_count(2)
+            await expect(page.locator("#list .entry")).to_have_count(2)
             await expect(page.locator("#picture .worker")).to_have_count(5)
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
             grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))

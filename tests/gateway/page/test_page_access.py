@@ -11,7 +11,7 @@ from broker_pipeline.messages.keys import GatewayKey, Scope
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from tests.gateway.conftest import OpenGateway
-from tests.kit.running.browser import needs_browser, visit
+from tests.kit.viewing.browser import needs_browser, visit
 
 pytestmark = needs_browser
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import Browser, expect
 
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from tests.kit.running.browser import needs_browser, visit
+from tests.kit.viewing.browser import needs_browser, visit
 from tests.kit.running.gateway_process import gateway_process
 
 pytestmark = needs_browser

@@ -7,7 +7,7 @@ import { showPreview } from "./previews.js";
 
 const WORDS = { queued: "waiting", running: "running", succeeded: "done", failed: "failed", cancelled: "stopped" };
 
-export class JobCard {
+export class JobEntry {
   constructor(record, onOpen, onChange) {
     this.prompt = el("p", { class: "prompt muted" });
     this.thumb = el("div", { class: "thumb" });
@@ -18,7 +18,7 @@ export class JobCard {
     this.onChange = onChange;
     const open = el("button", { type: "button", class: "link", text: "Details", "aria-label": `Details of job ${record.job_id}`, on: { click: () => onOpen(this.record) } });
     const foot = el("p", { class: "foot" }, this.status, this.facts, el("span", { class: "buttons" }, this.buttons, open));
-    this.node = el("li", { class: "card", "data-job": record.job_id }, this.thumb, el("div", { class: "words" }, this.prompt, this.caption, foot));
+    this.node = el("li", { class: "entry", "data-job": record.job_id }, this.thumb, el("div", { class: "words" }, this.prompt, this.caption, foot));
     showPreview(record.job_id, this);
     this.show(record);
   }
