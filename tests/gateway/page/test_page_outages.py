@@ -7,8 +7,8 @@ from pathlib import Path
 from playwright.async_api import Browser, expect
 
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
-from tests.kit.viewing.browser import needs_browser, visit
 from tests.kit.running.gateway_process import gateway_process
+from tests.kit.viewing.browser import needs_browser, visit
 
 pytestmark = needs_browser
 
