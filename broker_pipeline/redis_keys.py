@@ -20,6 +20,8 @@
 {ns}:media:kept             zset    references that end by themselves (those of failed jobs), by the time of that
 {ns}:media:acquired          zset    new references, by the time from which their job has to be known
 {ns}:media:doomed           zset    object names by the time from which they may be deleted
+{ns}:thumbnail:{sha256}     string  small JPEG of a picture that somebody looked at, with a time to live
+{ns}:thumbnails             zset    sha256 of those by the time of their making
 {ns}:files:{tenant}         zset    ids of a tenant's files, by time of creation
 {ns}:files-expiry           zset    ids of files by the time at which they are deleted
 {ns}:files-doomed           zset    names of parts of files by the time from which they may be deleted
@@ -42,6 +44,7 @@
 {ns}:{pl}:epoch             string  counter; every tenure of any share takes the next one
 {ns}:{pl}:status            string  JSON of what the conductor of the share shows, with a time to live
 {ns}:{pl}:status:{share}    string  the same for a share that has a name
+{ns}:{pl}:rates             list    JSON `RateSample` every ten seconds, the newest last, for an hour
 
 What stands in a key of all rows and is of another type is moved to KEY:garbled (see `state.script_runner`).
 """
@@ -144,6 +147,16 @@ def media_doomed(namespace: str) -> str:
     return f"{namespace}:media:doomed"
 
 
+def thumbnail(namespace: str, sha256: str) -> str:
+    """Return the key of a picture made small."""
+    return f"{namespace}:thumbnail:{sha256}"
+
+
+def thumbnails(namespace: str) -> str:
+    """Return the key of the sorted set of pictures made small, by the time of their making."""
+    return f"{namespace}:thumbnails"
+
+
 def files(namespace: str, tenant: str) -> str:
     """Return the key of the sorted set of ids of a tenant's files, by time of creation."""
     return f"{namespace}:files:{tenant}"
@@ -242,6 +255,11 @@ def epoch(namespace: str, pipeline: str) -> str:
 def status(namespace: str, pipeline: str, share: str = "") -> str:
     """Return the key of what the conductor of a share shows of it."""
     return _of_share(f"{namespace}:{pipeline}:status", share)
+
+
+def rates(namespace: str, pipeline: str) -> str:
+    """Return the key of the list of samples of a pipeline's rates."""
+    return f"{namespace}:{pipeline}:rates"
 
 
 def _of_share(key: str, share: str) -> str:

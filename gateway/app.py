@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.service import ServiceContext
-from gateway.api import health, index
+from gateway.api import health, page
 from gateway.api.connections import AppRunner
 from gateway.api.errors import answer_errors
 from gateway.api.guard import add_headers, guard
@@ -25,6 +26,7 @@ from gateway.api.openai.batch import batches, files
 from gateway.api.openai.batch.endpoints import ENDPOINTS
 from gateway.api.openai.chat import route as chat
 from gateway.api.openai.responses import route as responses
+from gateway.api.pipeline_status import read_status
 from gateway.batches.answers import Answers
 from gateway.batches.batch_run import RunParts
 from gateway.batches.batch_runner import BatchRunner
@@ -42,7 +44,7 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    rooms = (jobs, events, status, workers, models, chat, responses, files, batches, health, index)
+    rooms = (jobs, events, status, workers, models, chat, responses, files, batches, health, page)
     return [route for api in rooms for route in api.routes()]
 
 
@@ -91,6 +93,7 @@ async def _until_stopped(gateway: Gateway) -> None:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
             group.create_task(batch_runner(gateway).run()),
+            group.create_task(gateway.rate_history.keep(partial(read_status, gateway))),
             *(
                 [group.create_task(EndTeller(gateway.batches, gateway.webhook).run())]
                 if gateway.webhook is not None

@@ -99,6 +99,8 @@ class JobListQuery(_Body, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     after: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]{1,128}$")] | None = None
     status: JobStatus | None = None
+    search: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """Words that a job's outputs, or the reason of its failure, have to have, in any order and case."""
 
 
 class JobQuery(_Body, frozen=True, kw_only=True):

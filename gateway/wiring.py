@@ -39,6 +39,8 @@ from gateway.jobs.storage_room import open_files, open_media, open_queue
 from gateway.jobs.watch import JobWatch
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings, address_guard
+from gateway.viewing.previews import Previews
+from gateway.viewing.rate_history import RateHistoryStore
 
 _WAIT_FOR_ROOM_S = 10.0
 
@@ -66,6 +68,8 @@ class Gateway:
     in_flight: InFlight
     pictures: PictureLoader
     limits: CurrentLimits
+    previews: Previews
+    rate_history: RateHistoryStore
     files: FileStore
     file_uploads: UploadRoom
     batches: BatchStore
@@ -130,6 +134,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             in_flight=InFlight(),
             pictures=pictures,
             limits=limits,
+            previews=Previews(redis, common.namespace, store, media),
+            rate_history=RateHistoryStore(redis, common.namespace, common.pipeline),
             files=FileStore(redis, open_files(transport, settings), common.namespace),
             file_uploads=UploadRoom(limits.own.max_uploads * WRITER_BYTES, _WAIT_FOR_ROOM_S),
             batches=BatchStore(redis, common.namespace, settings.batches.lease_s, tells_ends=webhook is not None),

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.messages.keys import Scope
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import WorkerRecord
 
@@ -21,6 +22,52 @@ class JobList(_Answer, frozen=True, kw_only=True):
     next: str | None
     num_unreadable: int = 0
     """Jobs that are left out of this page, since what Redis holds of them cannot be read."""
+    num_searched: int = 0
+    """Of a search, jobs that were looked through; there may be more to search where there is a `next`."""
+
+
+class JobPreview(_Answer, frozen=True, kw_only=True):
+    """What a job was asked."""
+
+    prompt: str
+    """The beginning of its last message's text."""
+    num_images: int
+    num_videos: int
+    thumbnail: str | None = None
+    """Its first picture made small: a `data:` URL of a JPEG of at most 192 x 192 pixels."""
+    why_none: str | None = None
+    """Why there is no such picture; null also where the job had none."""
+
+
+class CallerInfo(_Answer, frozen=True, kw_only=True):
+    """Who sent a request, and what that one may do."""
+
+    tenant: str
+    """Whose jobs the sender makes and sees; empty: everybody's."""
+    scopes: tuple[Scope, ...]
+    has_key: bool
+    """Whether the request brought a key that the gateway knows."""
+
+
+class RateSample(_Answer, frozen=True, kw_only=True):
+    """The rates of a pipeline at one moment."""
+
+    at: float = 0.0
+    """By Redis's clock, in seconds since 1970."""
+    num_waiting: int
+    """Jobs in the queue."""
+    num_running: int
+    num_failed: int
+    """Jobs that have failed since Redis began."""
+    captions_per_s: float
+    tokens_per_s: float
+
+
+class RateHistory(_Answer, frozen=True, kw_only=True):
+    """The rates of the last hour, oldest first, one every `interval_s` seconds while a gateway was there to note it."""
+
+    interval_s: float
+    samples: tuple[RateSample, ...]
 
 
 class QueueStatus(_Answer, frozen=True, kw_only=True):

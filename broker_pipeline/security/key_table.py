@@ -62,6 +62,15 @@ KEYS = (
     KeyRow(
         "what keys to the gateway have left", lambda at: (redis_keys.limits(at.namespace, ANY),), write=("gateway",)
     ),
+    KeyRow(
+        "what the page shows: rates of the last hour, thumbnails",
+        lambda at: (
+            redis_keys.rates(at.namespace, ANY),
+            redis_keys.thumbnail(at.namespace, ANY),
+            redis_keys.thumbnails(at.namespace),
+        ),
+        write=("gateway",),
+    ),
     KeyRow("whether Redis takes writes", lambda at: (redis_keys.probe(at.namespace),), write=("gateway",)),
     KeyRow(
         "keys to the gateway",

@@ -93,6 +93,11 @@ async def _members_below(redis: RedisClient, key: str, cursor: _Cursor | None, l
     return found[:limit], num_strange
 
 
+def cursor_of(record: JobRecord) -> str:
+    """Return the `after` of a page that begins behind a job."""
+    return _format_cursor((record.created_at, record.job_id))
+
+
 def _format_cursor(cursor: _Cursor) -> str:
     return f"{cursor[0]!r}_{cursor[1]}"
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from broker_pipeline.messages.keys import KeyLimits, Scope
+
+Needed: TypeAlias = Scope | Literal["any"]
+"""What a route asks of a caller: a scope, or whichever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +22,9 @@ class Caller:
     key_hash: str = ""
     limits: KeyLimits = field(default_factory=KeyLimits)
 
-    def may(self, scope: Scope) -> bool:
-        """Say whether a route that needs `scope` is for this one."""
-        return scope in self.scopes or "operate" in self.scopes
+    def may(self, needed: Needed) -> bool:
+        """Say whether a route that needs this is for this one."""
+        return needed == "any" or needed in self.scopes or "operate" in self.scopes
 
     @property
     def sees_all(self) -> bool:

@@ -11,9 +11,8 @@ from functools import cache
 from aiohttp import web
 
 from broker_pipeline.errors import PermissionDeniedError
-from broker_pipeline.messages.keys import Scope
 from broker_pipeline.state.job_records import job_not_found
-from gateway.access.caller import ANYBODY, Caller, current_caller, set_caller
+from gateway.access.caller import ANYBODY, Caller, Needed, current_caller, set_caller
 from gateway.access.rates import begin_request, rate_headers
 from gateway.access.web_pages import is_preflight
 from gateway.api.errors import Handler
@@ -56,7 +55,7 @@ async def _caller(gateway: Gateway, request: web.Request) -> Caller:
     return caller
 
 
-def _why_not(caller: Caller, scope: Scope) -> str:
+def _why_not(caller: Caller, scope: Needed) -> str:
     if caller.key_hash:
         return f"this needs a key with the scope {scope}; this one has {', '.join(sorted(caller.scopes)) or 'none'}"
     return (
@@ -74,7 +73,7 @@ async def _check_job(gateway: Gateway, request: web.Request) -> None:
         raise job_not_found(job_id)
 
 
-def scope_of(request: web.Request) -> Scope | None:
+def scope_of(request: web.Request) -> Needed | None:
     """Return the scope that a request needs; None where everybody may come."""
     resource = request.match_info.route.resource
     if resource is None:
@@ -84,5 +83,5 @@ def scope_of(request: web.Request) -> Scope | None:
 
 
 @cache
-def _scopes() -> dict[tuple[str, str], Scope | None]:
+def _scopes() -> dict[tuple[str, str], Needed | None]:
     return {(operation.method, operation.path): operation.scope for operation in OPERATIONS}

@@ -12,18 +12,18 @@ from typing import Any
 import msgspec
 
 from broker_pipeline import __version__
-from broker_pipeline.messages.gateway import ErrorBody, Health, JobList, PipelineStatus, Readiness
-from broker_pipeline.messages.jobs import JobEvent, JobRecord
+from broker_pipeline.messages.gateway import ErrorBody, Health, Readiness
+from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.formats import DECODED_FORMATS
 from gateway.api.error_shapes import OpenAIErrorBody, is_openai
 from gateway.api.native.events import EVENT_ID, LAST_EVENT_ID_HEADER
+from gateway.api.native.operations import NATIVE_OPERATIONS
 from gateway.api.openai.operations import OPENAI_OPERATIONS
 from gateway.api.operation import Operation
 from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, VIDEO_FIELD
 from gateway.intake.request_reader import IDEMPOTENCY_HEADER, IDEMPOTENCY_KEY
-from gateway.schemas import JobListQuery, JobQuery, JobRequest
+from gateway.schemas import JobRequest
 
 _REF = "#/components/schemas/{name}"
 _KEY = "key"
@@ -55,71 +55,7 @@ _ERRORS = {
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    Operation(
-        "post",
-        "/v1/jobs",
-        "submitJob",
-        "Submit a job.",
-        {202: JobRecord},
-        errors=(400, 408, 409, 413, 422, 429, 503),
-        headers={"Idempotency-Key": "Submitting again with the same key returns the first job."},
-        has_job_body=True,
-    ),
-    Operation(
-        "get",
-        "/v1/jobs",
-        "listJobs",
-        "List jobs, newest first.",
-        {200: JobList},
-        errors=(400, 503),
-        query=JobListQuery,
-    ),
-    Operation(
-        "get",
-        "/v1/jobs/{job_id}",
-        "getJob",
-        "Show a job; `wait_s` waits for its end.",
-        {200: JobRecord},
-        errors=(400, 404, 429, 503),
-        query=JobQuery,
-    ),
-    Operation(
-        "delete",
-        "/v1/jobs/{job_id}",
-        "deleteJob",
-        "Stop a job: at once while it is queued, at the next token while it runs. A failed job is forgotten.",
-        {200: JobRecord, 202: JobRecord},
-        errors=(404, 409, 503),
-    ),
-    Operation(
-        "post",
-        "/v1/jobs/{job_id}/retry",
-        "retryJob",
-        "Retry a failed or cancelled job.",
-        {202: JobRecord},
-        errors=(404, 409, 422, 429, 503),
-    ),
-    Operation(
-        "get",
-        "/v1/jobs/{job_id}/events",
-        "streamEvents",
-        "Stream a job's events as server-sent events whose data are `JobEvent`s.",
-        {200: "text/event-stream"},
-        errors=(400, 404, 429, 503),
-        headers={"Last-Event-ID": "Tokens seen so far; the stream continues after them."},
-    ),
-    Operation(
-        "post",
-        "/v1/workers/{worker}/drain",
-        "drainWorker",
-        "Ask a worker to take no new sessions, finish those that it has, and end.",
-        {202: WorkerRecord},
-        errors=(400, 404, 503),
-        needs="operate",
-    ),
-    Operation(
-        "get", "/v1/status", "showStatus", "Show workers, routes and queue.", {200: PipelineStatus}, errors=(503,)
-    ),
+    *NATIVE_OPERATIONS,
     Operation("get", "/healthz", "showHealth", "Say that the process lives.", {200: Health}, needs="nothing"),
     Operation(
         "get",
@@ -131,7 +67,10 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("get", "/metrics", "showMetrics", "Show metrics for Prometheus.", {200: "text/plain"}),
     Operation("get", "/openapi.json", "showOpenapi", "Show this document.", {200: "application/json"}, needs="nothing"),
-    Operation("get", "/", "showIndex", "Show a page with links.", {200: "text/html"}, needs="nothing"),
+    Operation("get", "/", "showPage", "Show the page for people.", {200: "text/html"}, needs="nothing"),
+    Operation(
+        "get", "/page/{name}", "showPageFile", "Show a file of the page.", {200: "*/*"}, errors=(404,), needs="nothing"
+    ),
     *OPENAI_OPERATIONS,
 )
 
@@ -168,7 +107,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
             **{str(status): _answer(body) for status, body in operation.answers.items()},
             **{str(status): _error(status, operation.path) for status in errors},
         },
-        "security": [{_KEY: [operation.scope]}] if operation.scope else [],
+        "security": [{_KEY: [] if operation.scope == "any" else [operation.scope]}] if operation.scope else [],
     }
     if operation.streams:
         described["responses"]["200"]["content"]["text/event-stream"] = {}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from broker_pipeline.messages.keys import Scope
+from gateway.access.caller import Needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class Operation:
     """Of a request that is JSON and nothing else."""
     form: Mapping[str, Any] | None = None
     """Schema of a request that is a form and nothing else."""
-    needs: Scope | Literal["nothing", "as method"] = "as method"
+    needs: Needed | Literal["nothing", "as method"] = "as method"
     """Scope of the key: `read` for what is read, `submit` for all else, unless it is said otherwise."""
     streams: bool = False
     """Whether its success may also come as server-sent events."""
 
     @property
-    def scope(self) -> Scope | None:
-        """The scope of the key that this takes; None where everybody may come."""
+    def scope(self) -> Needed | None:
+        """The scope of the key that this takes, or `any`; None where everybody may come."""
         if self.needs == "as method":
             return "read" if self.method == "get" else "submit"
         return None if self.needs == "nothing" else self.needs

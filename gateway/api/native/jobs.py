@@ -16,6 +16,7 @@ from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
 from gateway.intake.validation import convert_strings
 from gateway.schemas import JobListQuery, JobQuery
+from gateway.viewing.search import Search
 from gateway.wiring import GATEWAY
 
 REPEATED_HEADER = "Idempotent-Replayed"
@@ -30,6 +31,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/v1/jobs/{job_id}", get_job, allow_head=False),
         web.delete("/v1/jobs/{job_id}", delete_job),
         web.post("/v1/jobs/{job_id}/retry", retry_job),
+        web.get("/v1/jobs/{job_id}/preview", preview_job, allow_head=False),
     ]
 
 
@@ -87,9 +89,18 @@ async def retry_job(request: web.Request) -> web.Response:
 async def list_jobs(request: web.Request) -> web.Response:
     """Show a page of jobs, newest first."""
     query = convert_strings(request.query, JobListQuery)
-    tenant = current_caller().listed_tenant
-    page = await request.app[GATEWAY].store.list(query.after, query.limit, query.status, tenant)
+    store, tenant = request.app[GATEWAY].store, current_caller().listed_tenant
+    if query.search is not None:
+        found = await Search(query.search, query.status, tenant).run(store, query.after, query.limit)
+        counts = {"num_unreadable": found.num_unreadable, "num_searched": found.num_searched}
+        return json_answer(JobList(jobs=tuple(found.records), next=found.next, **counts))
+    page = await store.list(query.after, query.limit, query.status, tenant)
     return json_answer(JobList(jobs=tuple(page.records), next=page.next, num_unreadable=page.num_unreadable))
+
+
+async def preview_job(request: web.Request) -> web.Response:
+    """Show what a job was asked."""
+    return json_answer(await request.app[GATEWAY].previews.of(job_id_of(request)))
 
 
 def _job_answer(record: JobRecord, *, status: int, is_repeat: bool) -> web.Response:

@@ -9,8 +9,10 @@ from typing import Any
 import aiohttp
 import pytest_asyncio
 
+from broker_pipeline.errors import Failure
 from broker_pipeline.messages.keys import GatewayKey, Scope
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
+from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import RedisClient
 from tests.gateway.conftest import OpenGateway
 
@@ -94,3 +96,19 @@ async def test_an_idempotency_key_is_ones_own(three: Three) -> None:
     first = await three.alice.submit("a", key="k")
     assert (await three.alice.submit("a", key="k"))["job_id"] == first["job_id"]
     assert (await three.bob.submit("another question", key="k"))["job_id"] != first["job_id"]
+
+
+async def test_a_search_and_rates_are_for_those_whom_they_concern(
+    three: Three, redis: RedisClient, namespace: str
+) -> None:
+    store = JobStore(redis, namespace)
+    spec = await store.spec((await three.alice.submit("whose?"))["job_id"])
+    attempt = await store.begin_attempt(spec, "f" * 64)
+    failure = Failure("compute", "a purple unicorn", retryable=False)
+    assert await store.finish(spec.job_id, attempt.number, "failed", error=failure)
+    found = [await who.listed("?search=unicorn+PURPLE") for who in (three.alice, three.bob, three.operator)]
+    assert found == [[spec.job_id], [], [spec.job_id]]
+    told = [(await who.ask("GET", "/v1/caller"))[1] for who in (three.alice, three.operator)]
+    assert told[0] == {"tenant": "alice", "scopes": ["read", "submit"], "has_key": True}
+    assert told[1] == {"tenant": "", "scopes": ["operate"], "has_key": True}
+    assert (await three.alice.ask("GET", "/v1/rates"))[1] == {"interval_s": 10.0, "samples": []}
