@@ -144,6 +144,11 @@ SUBJECTS = (
         "answers to gateways, vision workers and stages", _replies_to("gateway", "vision", "stage"), publish=WORKERS
     ),
     SubjectRow(
+        "answers to the tools of `up`, which may do everything",
+        lambda _: (f"_INBOX.{subjects.REPLIES}.>",),
+        publish=("conductor", "vision", "stage"),
+    ),
+    SubjectRow(
         "putting jobs into the queue",
         lambda at: tuple(subjects.job_queue_subjects(at.namespace)),
         publish=("gateway", "conductor"),
