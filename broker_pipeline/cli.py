@@ -41,6 +41,8 @@ COMMANDS = {
     "secrets": "broker_pipeline.tools.operate.secrets_command:command",
     "export": "export.command:command",
     "fetch": "broker_pipeline.tools.fetch.command:command",
+    "probe": "trials.hosts.probe_command:command",
+    "plan": "trials.hosts.plan_command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",
     "vision": "stages.commands.vision:command",
@@ -80,7 +82,7 @@ def cli() -> None:
     On one machine:    broker-pipeline export CHECKPOINT ARTIFACTS
                        broker-pipeline up --model ARTIFACTS --stages 3
                        broker-pipeline caption PICTURES/ --out captions.jsonl
-    On several hosts:  run gateway, conductor, vision and stage where they belong
+    On several hosts:  probe each of them, plan, and run gateway, conductor, vision and stage where they belong
     """
 
 
