@@ -38,6 +38,7 @@ COMMANDS = {
     "drain": "broker_pipeline.tools.operate.drain_command:command",
     "keys": "broker_pipeline.tools.operate.keys_command:command",
     "export": "export.command:command",
+    "fetch": "broker_pipeline.tools.fetch.command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",
     "vision": "stages.commands.vision:command",

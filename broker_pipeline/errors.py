@@ -59,6 +59,8 @@ Users see `code` and the message; `retryable` says whether the same work may suc
     │       ├── CheckpointError, AmbiguousLayoutError
     │       ├── HubError, DiskSpaceError
     │       └── TargetExistsError, ExportStateError
+    ├── FetchError                    files of an artifact cannot be brought from where they are
+    │   └── FetchInterruptedError     … at this moment: the same request may succeed
     ├── ServerStartError              an embedded server did not start
     └── OutputError                   what a command makes cannot be written: a full disk, a reader that has gone
 """
@@ -625,6 +627,19 @@ class ExportStateError(ExportError):
     """An unfinished export in the way is of another source, or still running."""
 
     code = "export_state"
+
+
+class FetchError(PipelineError):
+    """Files of an artifact cannot be brought from where they are."""
+
+    code = "fetch"
+
+
+class FetchInterruptedError(FetchError):
+    """A file came in part, or not now: the same request may succeed."""
+
+    code = "fetch_interrupted"
+    retryable = True
 
 
 class ServerStartError(PipelineError):

@@ -20,11 +20,11 @@ from broker_pipeline.artifact_manifest import (
     read_manifest,
 )
 from broker_pipeline.errors import DiskSpaceError, TargetExistsError
+from broker_pipeline.tools.file_progress import ProgressReport
 from export.layout import ExpertLayout
 from export.packed import write_packed
 from export.plan import ExportPlan, plan_export
 from export.planned_artifact import PlannedArtifact, encode_manifest
-from export.progress import ProgressReport
 from export.source.checkpoint import Checkpoint, checkpoint_version
 from export.source.name_groups import group_names
 from export.transfer import Hashes, Transfer, digest_plan

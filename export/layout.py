@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from broker_pipeline.artifact_files.safetensors_header import SAFETENSORS_CODES
 from broker_pipeline.artifact_manifest import Dtype, SourceLayout
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError
 from export.recipe import BlockScale, FusedExperts, Plain, Recipe, SeparateExperts
 from export.source.name_groups import group_names
 from export.source.shard import SourceTensor
-from stages.weights.safetensors_header import SAFETENSORS_CODES
 
 ExpertLayout = Literal["auto", "hub", "runtime"]
 FP8 = "F8_E4M3"

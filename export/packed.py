@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 import torch
 
+from broker_pipeline.artifact_files.contents import hash_file
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from broker_pipeline.artifact_manifest import (
     PACKED_NAME,
     PACKED_RECORD_NAME,
@@ -17,9 +19,7 @@ from broker_pipeline.artifact_manifest import (
     WeightsManifest,
 )
 from export.safetensors_file import disk_error
-from export.verify import hash_file
 from export.workspace import write_durably
-from stages.weights.safetensors_header import StoredTensor, header_bytes
 
 _NUMPY_DTYPES = {"bfloat16": np.uint16, "float32": np.float32}
 

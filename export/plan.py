@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, file_size_bytes
 from broker_pipeline.artifact_manifest import Dtype
 from broker_pipeline.errors import CheckpointError
 from export.layout import ExpertLayout, LayoutResolver, LayoutRules, PlannedTensor
@@ -13,7 +14,6 @@ from export.source.checkpoint import Checkpoint
 from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, embedding_shapes
-from stages.weights.safetensors_header import StoredTensor, file_size_bytes
 
 FP8_BLOCK = (128, 128)
 

@@ -1,6 +1,6 @@
 """Writing a safetensors file as a stream: the header first, then tensor after tensor.
 
-The library's own writer wants every tensor in memory. The format is described in `stages.weights.safetensors_header`.
+The library's own writer wants every tensor in memory. `artifact_files/safetensors_header.py` describes the format.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import torch
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor
 from broker_pipeline.errors import DiskSpaceError, ExportError
-from stages.weights.safetensors_header import StoredTensor
 
 
 def digest_tensor(tensor: StoredTensor, chunks: Iterable[torch.Tensor], sink: BinaryIO | None = None) -> str:

@@ -13,17 +13,17 @@ from typing import Self
 
 import torch
 
+from broker_pipeline.artifact_files.contents import FileContent, find_damage
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from broker_pipeline.artifact_manifest import EMBED_FILE
 from broker_pipeline.errors import CheckpointError, ExportError
+from broker_pipeline.tools.file_progress import ProgressReport
 from export.layout import PlannedTensor
 from export.plan import ExportPlan, PlannedFile
-from export.progress import ProgressReport
 from export.safetensors_file import digest_tensor, write_file
 from export.source.checkpoint import Checkpoint
 from export.source.shard import Shard, SourceTensor
-from export.verify import check_weight_file
 from export.workspace import Workspace
-from stages.weights.safetensors_header import StoredTensor, header_bytes
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -118,7 +118,8 @@ class Transfer:
         path = self._workspace.artifact / file.name
         if finished is None or len(finished.hashes) != len(file.tensors):
             return None
-        if check_weight_file(path, file.stored, finished.hashes, lambda _: self._check_running()):
+        content = FileContent.of_tensors(file.name, file.stored, finished.hashes)
+        if find_damage(path, content, lambda _: self._check_running()):
             return None
         with self._lock:
             self.num_kept += 1

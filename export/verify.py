@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 from rich.console import Console
 
+from broker_pipeline.artifact_files.contents import Advance, FileContent, contents_of, find_damage
 from broker_pipeline.artifact_manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -24,15 +23,10 @@ from broker_pipeline.artifact_manifest import (
 )
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactError
 from broker_pipeline.model_facts import read_config_bytes
-from export.progress import ProgressReport
+from broker_pipeline.tools.file_progress import ProgressReport
 from export.source.name_groups import group_names
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
-from stages.weights.safetensors_header import StoredTensor, file_size_bytes, header_bytes
-
-READ_BYTES = 8 << 20
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,57 +82,18 @@ def verify_artifact(directory: Path, *, allow_missing: bool, console: Console, n
     return Verified(manifest.fingerprint, len(checks), total_bytes, absent)
 
 
-def check_weight_file(
-    path: Path, tensors: Sequence[StoredTensor], hashes: Sequence[str], advance: Advance
-) -> list[str]:
-    """Return what is wrong with a weight file; an empty list when every byte is right."""
-    expected = file_size_bytes(tensors)
-    if problem := _size_problem(path, expected):
-        return [problem]
-    header = header_bytes(tensors)
-    with path.open("rb") as file:
-        if file.read(len(header)) != header:
-            return [f"{path.name}: its header was altered"]
-        advance(len(header))
-        return [
-            f"{path.name}: {tensor.name} was altered"
-            for tensor, expected_hash in zip(tensors, hashes, strict=True)
-            if _hash_next(file, tensor.size_bytes, advance) != expected_hash
-        ]
-
-
-def hash_file(path: Path, advance: Advance) -> str:
-    """Return the SHA-256 of a whole file, in hex."""
-    with path.open("rb") as file:
-        return _hash_next(file, path.stat().st_size, advance)
-
-
 def _checks(directory: Path, manifest: WeightsManifest, skipped: tuple[str, ...]) -> list[_Check]:
-    checks = [
-        _weight_check(directory, manifest, file.name, file.size_bytes)
-        for file in manifest.weight_files
-        if file.name not in skipped
-    ]
-    checks += [_plain_check(directory / file.name, file.size_bytes, file.sha256) for file in manifest.side_files]
+    contents = contents_of(manifest)
+    checks = [_file_check(directory, content) for name, content in contents.items() if name not in skipped]
     if (directory / PACKED_NAME).exists():
         checks += _packed_check(directory, manifest)
     return checks
 
 
-def _weight_check(directory: Path, manifest: WeightsManifest, name: str, size_bytes: int) -> _Check:
-    records = manifest.stored_in(name)
-    tensors = [StoredTensor(record.name, record.dtype, record.shape) for record in records]
-    hashes = [record.sha256 for record in records]
-    return _Check(name, size_bytes, lambda advance: check_weight_file(directory / name, tensors, hashes, advance))
-
-
-def _plain_check(path: Path, size_bytes: int, sha256: str) -> _Check:
-    def run(advance: Advance) -> list[str]:
-        if problem := _size_problem(path, size_bytes):
-            return [problem]
-        return [] if hash_file(path, advance) == sha256 else [f"{path.name}: was altered"]
-
-    return _Check(path.name, size_bytes, run)
+def _file_check(directory: Path, content: FileContent) -> _Check:
+    return _Check(
+        content.name, content.size_bytes, lambda advance: find_damage(directory / content.name, content, advance)
+    )
 
 
 def _packed_check(directory: Path, manifest: WeightsManifest) -> list[_Check]:
@@ -150,7 +105,7 @@ def _packed_check(directory: Path, manifest: WeightsManifest) -> list[_Check]:
         return [_Check(PACKED_RECORD_NAME, 0, lambda _: [problem])]
     if record.fingerprint != manifest.fingerprint:
         return [_Check(PACKED_NAME, 0, lambda _: [f"{PACKED_NAME}: was packed from another artifact"])]
-    return [_plain_check(directory / PACKED_NAME, record.size_bytes, record.sha256)]
+    return [_file_check(directory, FileContent.whole(PACKED_NAME, record.size_bytes, record.sha256))]
 
 
 def _structure_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
@@ -171,25 +126,3 @@ def _shape_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
         *(f"{MANIFEST_NAME}: lacks {line}" for line in group_names(absent)),
         *(f"{MANIFEST_NAME}: wrong shape of {line}" for line in group_names(wrong)),
     ]
-
-
-def _size_problem(path: Path, expected: int) -> str | None:
-    try:
-        size_bytes = path.stat().st_size
-    except FileNotFoundError:
-        return f"{path.name}: missing"
-    return None if size_bytes == expected else f"{path.name}: has {size_bytes} bytes instead of {expected}"
-
-
-def _hash_next(file: BinaryIO, num_bytes: int, advance: Advance) -> str:
-    """Hash the next `num_bytes` of an open file; of fewer, if the file ends before."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(READ_BYTES, num_bytes)))
-    while num_bytes > 0:
-        count = file.readinto(buffer[:num_bytes])  # type: ignore[attr-defined]
-        if not count:
-            break
-        digest.update(buffer[:count])
-        advance(count)
-        num_bytes -= count
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from broker_pipeline.artifact_files.selection import fetch_command
 from broker_pipeline.artifact_manifest import TensorRecord, WeightsManifest, read_manifest
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, TensorMissingError
 from broker_pipeline.model_facts import check_side_files, read_config_bytes
@@ -142,7 +143,8 @@ class Artifact:
         if absent:
             raise ArtifactMissingError(
                 f"{self.directory} lacks files that this part of the model needs: {', '.join(absent)}. "
-                "Copy them from where the artifact was exported.",
+                f"`{fetch_command(self.manifest, absent, self.directory)}` brings them; FROM is where the whole "
+                "artifact is, a directory or a URL.",
                 field=absent[0],
             )
 

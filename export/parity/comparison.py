@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from broker_pipeline.errors import CheckpointError
+from broker_pipeline.tools.file_progress import ProgressReport
 from export.parity import ours
 from export.parity.judge import Judge, Tensors, dtype_of
 from export.parity.part import Difference, Outputs, Pair, Part, tolerance_of
@@ -28,7 +29,6 @@ from export.parity.receipt import Greedy
 from export.parity.scenes import Scene, SceneMaker
 from export.parity.tensors import CheckpointTensors, Damage, judged_tensors
 from export.planned_artifact import collect_side_files
-from export.progress import ProgressReport
 from export.source.checkpoint import LocalCheckpoint
 from stages.artifact import Artifact
 from stages.qwen3_vl.tensors import Shapes, embedding_shapes, head_shapes, layer_shapes, model_shapes, vision_shapes

@@ -11,6 +11,7 @@ import structlog
 import torch
 
 from broker_pipeline import subjects
+from broker_pipeline.artifact_files.block_range import parse_block_range
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.service import ServiceContext
@@ -27,7 +28,6 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import device_identity, device_slots, use_own_stream, use_threads
-from stages.stage.block_range import parse_block_range
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
 from stages.stage.visual_row_intake import VisualRowIntake

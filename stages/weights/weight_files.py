@@ -22,9 +22,9 @@ import structlog
 import torch
 from torch import Tensor
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from broker_pipeline.artifact_manifest import TensorRecord, WeightsManifest
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactError
-from stages.weights.safetensors_header import StoredTensor, header_bytes
 from stages.weights.verified_files import FileState, VerifiedFiles
 
 log = structlog.get_logger()

@@ -116,7 +116,9 @@ def test_an_empty_path_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = parameter.opts[:1] if isinstance(parameter, click.Option) else ["source"] * (parameter.name == "target")
+    flags = (
+        parameter.opts[:1] if isinstance(parameter, click.Option) else ["source"] * (parameter.name in {"target", "to"})
+    )
     said = refusal(monkeypatch, capsys, *words, *flags, "")
     named = flags[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
     assert named in said

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from export.synthetic.generated_files import write_processor_files, write_text_files
 from export.synthetic.random_checkpoint import random_hf_config
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import model_shapes
-from stages.weights.safetensors_header import StoredTensor, header_bytes
 
 FULL_SIZE = os.environ.get("EXPORT_FULL_SIZE") == "1"  # 128 experts: 5 GB to write, 5 GB to read
 NUM_EXPERTS = 128 if FULL_SIZE else 16

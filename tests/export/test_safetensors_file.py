@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, file_size_bytes, header_bytes
 from broker_pipeline.errors import ExportError
 from export.safetensors_file import write_file
-from stages.weights.safetensors_header import StoredTensor, file_size_bytes, header_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

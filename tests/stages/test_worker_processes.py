@@ -337,3 +337,20 @@ async def test_damaged_weights_are_named_and_served_to_nobody_who_did_not_ask_fo
     assert f"{damaged / file} is damaged" in said
     assert tensor in said
     assert (await workers.start(*command, "--no-verify-weights", model=damaged)).is_running
+
+
+async def test_a_stage_runs_on_what_was_fetched_for_it_and_another_says_what_to_fetch(
+    workers: Workers, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    fetching = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "broker_pipeline", "fetch", "--blocks", "1:3", str(tiny_artifact()), str(part))
+    )
+    assert await fetching.wait() == 0
+    own = await workers.start("stage", "--blocks", "1:3", "--kv-tokens", "512", model=part)
+    assert own.is_running
+    other = await workers.start("stage", "--blocks", "2:5", "--kv-tokens", "512", model=part)
+    assert await ended(other) == exit_codes.CONFIGURATION
+    said = "".join(other.last_lines())
+    assert "block-00003.safetensors, block-00004.safetensors" in said
+    assert f"broker-pipeline fetch --blocks 3:5 FROM {part}" in said

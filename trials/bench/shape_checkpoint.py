@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from broker_pipeline.errors import PipelineError
 from export.safetensors_file import write_file
 from export.source.checkpoint import CONFIG_FILE
@@ -23,7 +24,6 @@ from export.synthetic.generated_files import write_json, write_processor_files, 
 from export.synthetic.random_checkpoint import draw_tensor
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import Shapes, model_shapes
-from stages.weights.safetensors_header import StoredTensor, header_bytes
 from trials.bench.shape_artifact import tokenized_config
 
 _MAX_PIXELS = 1024 * 1024

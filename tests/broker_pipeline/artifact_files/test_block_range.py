@@ -1,8 +1,8 @@
 import pytest
 
+from broker_pipeline.artifact_files.block_range import parse_block_range
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
-from stages.stage.block_range import parse_block_range
 
 
 @pytest.mark.parametrize(
