@@ -34,6 +34,7 @@ COMMANDS = {
     "up": "broker_pipeline.tools.local.command:command",
     "caption": "broker_pipeline.tools.caption.command:command",
     "status": "broker_pipeline.tools.operate.status_command:command",
+    "doctor": "broker_pipeline.tools.doctor.command:command",
     "failed": "broker_pipeline.tools.operate.failed_command:command",
     "drain": "broker_pipeline.tools.operate.drain_command:command",
     "keys": "broker_pipeline.tools.operate.keys_command:command",

@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from broker_pipeline import redis_keys
 from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateError
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
@@ -32,6 +33,7 @@ from broker_pipeline.state.sentinel import is_sentinel_url, sentinel_pool
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
+_PROBE_TTL_S = 60
 _CONNECT_TIMEOUT_S = 1.0
 """As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
@@ -126,6 +128,12 @@ def state_errors(action: str) -> Iterator[None]:
     except (msgspec.MsgspecError, ValueError) as error:
         reason = f"Redis holds something that this version did not write: {error}"
         raise GarbledStateError(f"{action}: {reason}") from error
+
+
+async def check_takes_writes(redis: RedisClient, namespace: str) -> None:
+    """Write, since a Redis that is full, a replica or without a disk goes on answering reads. Raises `StateError`."""
+    with state_errors("cannot write"):
+        await redis.set(redis_keys.probe(namespace), b"", ex=_PROBE_TTL_S)
 
 
 def _is_unfit(error: RedisError) -> bool:

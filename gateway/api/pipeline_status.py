@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, QueueStatus, Readiness
 from broker_pipeline.messages.status import SERVING_STATES, ConductorStatus
-from broker_pipeline.state.redis_client import state_errors
+from broker_pipeline.state.redis_client import check_takes_writes
 from gateway.wiring import Gateway
 
 OK = "ok"
 _REMEMBERED_S = 30.0
 """For so long a gateway that could not store a job is not ready; then it may try again."""
-_PROBE_TTL_S = 60
 
 
 async def read_status(gateway: Gateway) -> PipelineStatus:
@@ -37,7 +35,8 @@ async def read_readiness(gateway: Gateway) -> Readiness:
         "nats": await _check_nats(gateway),
     }
     try:
-        checks["redis"] = await _check_redis(gateway)
+        await check_takes_writes(gateway.redis, gateway.settings.common.namespace)
+        checks["redis"] = OK
         checks |= _check_pipeline(await gateway.registry.conductor_status())
     except StateError as error:
         checks |= {"redis": error.message, "route": "unknown", "vision": "unknown"}
@@ -54,13 +53,6 @@ async def _check_nats(gateway: Gateway) -> str:
     # JetStream answers questions when its disk is full, and stores nothing until its server is started again.
     if error_or_none := gateway.jobs.not_stored(_REMEMBERED_S):
         return f"{error_or_none.message}; if the server's log says that its disk is full, free some and restart it"
-    return OK
-
-
-async def _check_redis(gateway: Gateway) -> str:
-    """Write, since a Redis that is full, a replica or without a disk goes on answering reads. Raises `StateError`."""
-    with state_errors("cannot write"):
-        await gateway.redis.set(redis_keys.probe(gateway.settings.common.namespace), b"", ex=_PROBE_TTL_S)
     return OK
 
 

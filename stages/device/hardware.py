@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import PROCESSOR_PREFIX
+from broker_pipeline.process.compiler import has_compiler
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -51,7 +51,7 @@ def use_threads(num_threads: int | None, device: torch.device) -> None:
 
 def require_compiler() -> None:
     """Raise ConfigurationError where Triton, which builds the launchers of kernels here, would find no C compiler."""
-    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+    if not has_compiler():
         raise ConfigurationError(
             "kernels for a GPU are built on this host, which has no C compiler: install gcc, name one in CC, "
             "or use --attention sdpa",

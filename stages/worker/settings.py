@@ -8,11 +8,10 @@ from msgspec import Meta
 from broker_pipeline.messages.base import Name, ShareName
 from broker_pipeline.pictures.colour import WHITE, Colour
 from broker_pipeline.pictures.rule import PictureRule
-from broker_pipeline.process.host_room import BASE_FILES, SHM, Needs
+from broker_pipeline.process.host_room import Needs
 from broker_pipeline.wire.edges.settings import EdgeChoice, EdgeSettings
 
 _PICTURES = PictureRule()
-_FILES_PER_EDGE = 4
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -45,9 +44,8 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     @property
     def needs(self) -> Needs:
-        """What the worker needs of its host: an edge, of as many as come in and go out, is some connections."""
-        num_edges = 0 if self.edges == "nats" else 2 * EdgeSettings().max_edges
-        return Needs(BASE_FILES + num_edges * _FILES_PER_EDGE, (SHM,) if self.edges in ("auto", "shm") else ())
+        """What the worker needs of its host."""
+        return EdgeSettings(self.edges).needs
 
 
 class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from broker_pipeline.messages.edges import EdgeKind
+from broker_pipeline.process.host_room import BASE_FILES, SHM, Needs
 from broker_pipeline.wire.edges.shm.ring import OnRing
 
 EdgeChoice = Literal["auto", "nats", "shm", "tcp"]
 """Which edges are tried: every kind there is, none, or one."""
 
+_FILES_PER_EDGE = 4
 _KINDS: dict[EdgeChoice, tuple[EdgeKind, ...]] = {
     "auto": ("shm", "tcp"),
     "nats": (),
@@ -45,3 +47,9 @@ class EdgeSettings:
     def kinds(self) -> tuple[EdgeKind, ...]:
         """The kinds in the order in which they are tried."""
         return _KINDS[self.choice]
+
+    @property
+    def needs(self) -> Needs:
+        """What a worker needs of its host: an edge, of as many as come in and go out, is some connections."""
+        num_edges = 2 * self.max_edges if self.kinds else 0
+        return Needs(BASE_FILES + num_edges * _FILES_PER_EDGE, (SHM,) if "shm" in self.kinds else ())

@@ -13,10 +13,15 @@ import msgspec
 from broker_pipeline.errors import ConfigurationError
 
 _LIST = """
-import json, torch
+import json, sys, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-facts = map(torch.cuda.get_device_properties, range(count))
-print(json.dumps([{"name": each.name, "memory_bytes": each.total_memory} for each in facts]))
+facts = []
+for index in range(count):
+    each = torch.cuda.get_device_properties(index)
+    free, _ = torch.cuda.mem_get_info(index) if "--free" in sys.argv else (0, 0)
+    facts.append({"name": each.name, "memory_bytes": each.total_memory, "free_bytes": free,
+                  "capability": f"{each.major}.{each.minor}"})
+print(json.dumps(facts))
 """
 _TIMEOUT_S = 60.0
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(?P<index>0|[1-9][0-9]*))?")
@@ -27,17 +32,24 @@ class CudaDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     memory_bytes: int
+    free_bytes: int = 0
+    """Where that was asked for."""
+    capability: str = ""
+    """CUDA's compute capability, such as 9.0."""
 
 
-async def cuda_devices(device: str | None = None) -> tuple[CudaDevice, ...]:
+async def cuda_devices(device: str | None = None, *, with_free: bool = False) -> tuple[CudaDevice, ...]:
     """Return the CUDA devices that torch would see; none, without asking, where nothing speaks for one.
 
-    What speaks for one is NVIDIA's driver, or a `device` of that kind that somebody named.
+    What speaks for one is NVIDIA's driver, or a `device` of that kind that somebody named. To say what is `free`, each
+    device is initialised, which takes a while and some of its memory meanwhile.
     """
     if shutil.which("nvidia-smi") is None and not (device or "").startswith("cuda"):
         return ()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _LIST, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *(sys.executable, "-c", _LIST, *(["--free"] if with_free else [])),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
