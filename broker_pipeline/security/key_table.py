@@ -114,7 +114,7 @@ KEYS = (
 _CONNECTION = ("ping", "select")
 _SCRIPTS = ("evalsha", "script|load")
 
-WORKER_COMMANDS = (*_CONNECTION, *_SCRIPTS, "del", "exists", "get", "pttl", "sadd", "set", "srem", "time")
+WORKER_COMMANDS = (*_CONNECTION, *_SCRIPTS, "del", "exists", "get", "info", "pttl", "sadd", "set", "srem", "time")
 
 ALL_COMMANDS = (
     *("multi", "exec", "discard", "watch", "unwatch"),

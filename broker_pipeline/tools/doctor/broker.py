@@ -13,7 +13,8 @@ from nats.js.errors import NotFoundError
 from rich.filesize import decimal
 
 from broker_pipeline import subjects
-from broker_pipeline.errors import PipelineError, RequestTimeoutError, TransportError
+from broker_pipeline.errors import PipelineError, RequestTimeoutError, SubjectDeniedError, TransportError
+from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
 from broker_pipeline.storage.media_objects import NUM_STREAMS
 from broker_pipeline.tools.doctor.finding import Finding, fail, ok, warn
@@ -48,14 +49,21 @@ class BrokerFacts:
     round_trip_s: float
     not_stored: str = ""
     """Why JetStream did not store a message; empty where it did."""
+    is_denied: bool = False
+    """Whether this host's role may not ask JetStream that."""
     is_store_unknown: bool = False
     """Whether it did not say, as where this host may not make streams."""
     streams: tuple[StreamFill, ...] = ()
 
 
-async def look_at_broker(url: str, namespace: str, timeout_s: float) -> BrokerFacts:
+async def look_at_broker(
+    url: str, namespace: str, timeout_s: float, credentials: Credentials | None = None
+) -> BrokerFacts:
     """Connect, and have a message stored in a stream of its own; raises `TransportError` where nobody answers."""
-    async with open_connection(url, "doctor", on_failed=lambda _: None, timeout_s=timeout_s) as connection:
+    failures: list[TransportError] = []
+    async with open_connection(
+        url, "doctor", on_failed=failures.append, timeout_s=timeout_s, credentials=credentials
+    ) as connection:
         started = time.monotonic()
         await connection.barrier(timeout_s)
         round_trip_s = time.monotonic() - started
@@ -68,11 +76,12 @@ async def look_at_broker(url: str, namespace: str, timeout_s: float) -> BrokerFa
             is_unknown = True
         except PipelineError as error:
             not_stored = error.message
+        is_denied = any(isinstance(failure, SubjectDeniedError) for failure in failures)
         said = connection.client.connected_server_version
         version = f"{said.major}.{said.minor}.{said.patch}"
         payload = connection.max_payload
         return BrokerFacts(
-            without_credentials(url), version, payload, round_trip_s, not_stored, is_unknown, tuple(fills)
+            without_credentials(url), version, payload, round_trip_s, not_stored, is_denied, is_unknown, tuple(fills)
         )
 
 
@@ -98,6 +107,8 @@ def _judge_store(facts: BrokerFacts) -> Finding:
     if full:
         shown = ", ".join(f"{each.name} has {decimal(each.num_bytes)} of {decimal(each.max_bytes)}" for each in full)
         return warn("jetstream", shown, "wait until jobs are done, or start gateways with larger limits")
+    if facts.is_denied:
+        return ok("jetstream", "this host's role may not ask whether it stores messages")
     if facts.is_store_unknown:
         remedy = "see its log; it says nothing to who has no right to ask"
         return warn("jetstream", "did not say whether it stores messages", remedy)

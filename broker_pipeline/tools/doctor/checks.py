@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
@@ -21,7 +21,8 @@ from broker_pipeline.config import DEFAULT_NATS_URL, DEFAULT_REDIS_URL
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.messages.base import Name
 from broker_pipeline.process.host_room import look
-from broker_pipeline.state.redis_client import open_redis
+from broker_pipeline.security.tls_contexts import utc_now
+from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.daemon_thread import in_daemon_thread
 from broker_pipeline.tools.doctor.artifact import judge_artifact, look_at_artifact
 from broker_pipeline.tools.doctor.broker import judge_broker, look_at_broker
@@ -39,6 +40,13 @@ from broker_pipeline.tools.doctor.members import (
 )
 from broker_pipeline.tools.doctor.packages import judge_packages, look_at_packages
 from broker_pipeline.tools.doctor.redis_server import RedisFacts, judge_clock, judge_redis, look_at_redis
+from broker_pipeline.tools.doctor.secrets import (
+    SENDERS,
+    credentials_of,
+    judge_certificate,
+    judge_ends,
+    look_at_certificate,
+)
 from broker_pipeline.wire.edges.settings import EdgeChoice, EdgeSettings
 from broker_pipeline.wire.transport import Transport
 
@@ -58,6 +66,8 @@ class DoctorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     nats_url: str = DEFAULT_NATS_URL
     redis_url: str = DEFAULT_REDIS_URL
+    secrets: str | None = None
+    """Folder of this host's secrets."""
     namespace: Name = "bp"
     pipeline: Name = "main"
     model: str | None = None
@@ -112,6 +122,7 @@ async def checks_of(settings: DoctorSettings) -> AsyncIterator[Mapping[str, Chec
         checks = {
             "broker": Check(partial(_broker, settings), f"{start} (--nats-url)", servers_s),
             "redis": Check(partial(_judged_redis, redis), f"{start} (--redis-url)", servers_s),
+            "certificate": Check(partial(_certificate, settings, members), "copy this host's folder again", servers_s),
             "clock": Check(
                 partial(redis.judged, "clock", lambda facts: [judge_clock(facts)], "Redis, whose clock counts"),
                 "",
@@ -128,20 +139,26 @@ async def checks_of(settings: DoctorSettings) -> AsyncIterator[Mapping[str, Chec
                 partial(_edges, settings, members), "look at the network between hosts", servers_s + _EDGES_S
             ),
         }
-        yield {name: check for name, check in checks.items() if settings.model or name not in _OF_MODEL}
+        left_out = (_OF_MODEL if settings.model is None else ()) + (() if settings.secrets else ("certificate",))
+        yield {name: check for name, check in checks.items() if name not in left_out}
     finally:
         await redis.close()
         await members.close()
 
 
 async def _redis(settings: DoctorSettings) -> RedisFacts:
-    async with open_redis(settings.redis_url, timeout_s=settings.timeout_s / 2) as redis:
+    async with _opened_redis(settings) as redis:
         return await look_at_redis(redis, settings.redis_url, settings.namespace)
 
 
 async def _members(settings: DoctorSettings) -> MemberFacts:
-    async with open_redis(settings.redis_url, timeout_s=settings.timeout_s / 2) as redis:
+    async with _opened_redis(settings) as redis:
         return await look_at_members(redis, settings.namespace, settings.pipeline)
+
+
+def _opened_redis(settings: DoctorSettings) -> AbstractAsyncContextManager[RedisClient]:
+    credentials = credentials_of(settings.secrets, settings.namespace)
+    return open_redis(settings.redis_url, timeout_s=settings.timeout_s / 2, credentials=credentials)
 
 
 async def _judged_redis(redis: Shared[RedisFacts]) -> Findings:
@@ -149,7 +166,17 @@ async def _judged_redis(redis: Shared[RedisFacts]) -> Findings:
 
 
 async def _broker(settings: DoctorSettings) -> Findings:
-    return judge_broker(await look_at_broker(settings.nats_url, settings.namespace, settings.timeout_s / 2))
+    credentials = credentials_of(settings.secrets, settings.namespace)
+    facts = await look_at_broker(settings.nats_url, settings.namespace, settings.timeout_s / 2, credentials)
+    return judge_broker(facts)
+
+
+async def _certificate(settings: DoctorSettings, members: Shared[MemberFacts]) -> Findings:
+    now = utc_now()
+    own = judge_certificate(await in_daemon_thread(look_at_certificate, Path(settings.secrets or ""), now), now)
+    with suppress(PipelineError):  # which has a row of its own
+        return [own, *judge_ends((await members.facts()).records, now)]
+    return [own]
 
 
 async def _host(settings: DoctorSettings) -> Findings:
@@ -185,10 +212,17 @@ async def _model(settings: DoctorSettings, members: Shared[MemberFacts]) -> Find
 async def _edges(settings: DoctorSettings, members: Shared[MemberFacts]) -> Findings:
     try:
         workers = (await members.facts()).workers
+        credentials = credentials_of(settings.secrets, settings.namespace, SENDERS)
         async with Transport.open(
-            settings.nats_url, name="doctor-edges", connect_timeout_s=settings.timeout_s / 2
+            settings.nats_url,
+            name="doctor-edges",
+            connect_timeout_s=settings.timeout_s / 2,
+            credentials=credentials,
         ) as transport:
-            edges = EdgeSettings(settings.edges, is_encrypted=settings.edge_tls == "on")
+            identity = credentials.tls if credentials else None
+            edges = EdgeSettings(settings.edges, is_encrypted=settings.edge_tls == "on", identity=identity)
             return judge_edges(await look_at_edges(transport, workers, edges, settings.timeout_s / 2))
     except PipelineError:
-        return [unseen("edges", "NATS and Redis, which tell who is there")]
+        return [
+            unseen("edges", "NATS, Redis, or a right to ask workers: those have hosts with stages or vision workers")
+        ]

@@ -9,7 +9,14 @@ from typing import Any
 import click
 import msgspec
 
-from broker_pipeline.config import DEFAULT_NATS_URL, DEFAULT_REDIS_URL, PathType, option, parse_settings
+from broker_pipeline.config import (
+    DEFAULT_NATS_URL,
+    DEFAULT_REDIS_URL,
+    SECRETS_OPTION,
+    PathType,
+    option,
+    parse_settings,
+)
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.tools.doctor.checks import DoctorSettings, checks_of
@@ -23,6 +30,7 @@ from broker_pipeline.tools.terminal import make_console
 @click.command()
 @option("--nats-url", default=DEFAULT_NATS_URL, help="NATS server, as services have it.")
 @option("--redis-url", default=DEFAULT_REDIS_URL, help="Redis, as services have it.")
+@SECRETS_OPTION
 @option("--namespace", default="bp", help="Prefix of every subject, stream and key.")
 @option("--pipeline", default="main", help="Name of the pipeline.")
 @option("--model", default=None, type=PathType(), help="Artifact on this host: its files are looked at as well.")
@@ -49,9 +57,9 @@ from broker_pipeline.tools.terminal import make_console
 def command(as_json: bool, **options: Any) -> None:
     """Look at everything that this host needs to do its part, and say what to do about what is wrong.
 
-    Broker, Redis, clock, packages, GPU, compiler, shared memory, disks, the artifact's files, who is in the pipeline,
-    and how each worker is reached from here. All at once; what is down hangs nothing. It changes nothing: NATS stores a
-    message for it in a stream of its own, which is removed again.
+    Broker, Redis, certificate, clock, packages, GPU, compiler, shared memory, disks, the artifact's files, who is in
+    the pipeline, and how each worker is reached from here. All at once; what is down hangs nothing. It changes nothing:
+    NATS stores a message for it in a stream of its own, which is removed again.
 
     \b
     Exit codes: 0 nothing has to be mended, 1 something has to, 2 wrong usage, 130 interrupted.
@@ -59,7 +67,7 @@ def command(as_json: bool, **options: Any) -> None:
     \b
     Examples:
       broker-pipeline doctor
-      broker-pipeline doctor --nats-url nats://broker --redis-url redis://broker --model /srv/8b --blocks 12:24
+      broker-pipeline doctor --nats-url nats://broker --redis-url redis://broker --secrets /etc/secrets
       broker-pipeline doctor --model /srv/8b --full --json | jq '.findings[] | select(.level != "ok")'
     """
     settings = parse_settings(DoctorSettings, options)

@@ -39,7 +39,8 @@ async def look_at_edges(
 ) -> list[EdgeFacts]:
     """Ask every worker at once for a way in, which it says within `timeout_s`, and take it."""
     dialers = list(edge_dialers(settings))
-    return await asyncio.gather(*(_look(transport, record, dialers, timeout_s) for record in records))
+    certificate = settings.identity.fingerprint if settings.identity is not None and settings.is_encrypted else ""
+    return await asyncio.gather(*(_look(transport, record, dialers, timeout_s, certificate) for record in records))
 
 
 def judge_edges(facts: Sequence[EdgeFacts]) -> list[Finding]:
@@ -64,9 +65,9 @@ def _judge(facts: EdgeFacts) -> Finding:
 
 
 async def _look(
-    transport: Transport, record: WorkerRecord, dialers: Sequence[EdgeDialer], timeout_s: float
+    transport: Transport, record: WorkerRecord, dialers: Sequence[EdgeDialer], timeout_s: float, certificate: str
 ) -> EdgeFacts:
-    ask = EdgeAsk(kinds=tuple(dialer.kind for dialer in dialers))
+    ask = EdgeAsk(kinds=tuple(dialer.kind for dialer in dialers), certificate=certificate)
     try:
         answer = await transport.request(subjects.edges(record.subject), ask, reply_type=EdgeOffer, timeout_s=timeout_s)
     except NoResponderError:

@@ -146,7 +146,8 @@ async def test_a_broker_that_lets_us_not_ask_jetstream(tmp_path: Path, namespace
         facts = await look_at_broker(url.replace("//", "//u:p@"), namespace, 0.5)
         with pytest.raises(TransportError, match="refused"):
             await look_at_broker(url.replace("//", "//u:wrong@"), namespace, 2.0)
-    assert levels(judge_broker(facts))["jetstream"] == "warn"
+    assert facts.is_denied
+    assert levels(judge_broker(facts))["jetstream"] == "ok"
     assert "p@" not in facts.url
 
 
