@@ -212,13 +212,13 @@ class JobQueue:
         """Return what is delivered at this moment and not acknowledged, and some of what was."""
         return await self._stream.outlasting_loss(self._stream.outstanding)
 
-    async def hand_back_unclaimed(self, outstanding: Sequence[Outstanding], claimed: Collection[str]) -> None:
+    async def hand_back_unheld(self, outstanding: Sequence[Outstanding], held: Collection[str]) -> None:
         """Have jobs delivered again at once that were `outstanding` and are in nobody's hands.
 
-        They went to a process that died before it could say that it has them. `claimed` are the deliveries of which
+        They went to a process that died before it could say that it has them. `held` are the deliveries of which
         somebody has said so. The server passes over what was acknowledged. Raises `TransportError`.
         """
-        known = {_place(name) for name in claimed}
+        known = {_place(name) for name in held}
         with jetstream_errors("handing jobs back"):
             for each in outstanding:
                 for number in each.numbers:

@@ -64,7 +64,7 @@ class LeftDeliveries:
             await self.transport.link.barrier()
             log.info("deliveries_handed_back", num_jobs=len(left))
         await asyncio.sleep(_BEGIN_S)
-        claimed = [hold.delivery for hold in (*holds, *await self.held.all())]
-        await self.queue.hand_back_unclaimed(outstanding, claimed)
+        in_hands = [hold.delivery for hold in (*holds, *await self.held.all())]
+        await self.queue.hand_back_unheld(outstanding, in_hands)
         await self.transport.link.barrier()
         return self.transport.link.num_reconnects == num_reconnects
