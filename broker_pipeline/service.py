@@ -27,7 +27,7 @@ from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
-from broker_pipeline.tracing.job_traces import open_traces
+from broker_pipeline.tracing.trace_export import open_traces
 from broker_pipeline.tracing.tracer import tracer
 
 log = structlog.get_logger()

@@ -15,11 +15,8 @@ it linked to the request's span (W3C's `traceparent`).
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tracing.activities import ATTEMPT, JOB, Activity
 from broker_pipeline.tracing.events import Fact
 
@@ -57,20 +54,3 @@ def places(activity: Activity, attempt: int) -> tuple[str, str]:
     if activity is ATTEMPT:
         return of_attempt, _ROOT
     return "", of_attempt if attempt else _ROOT
-
-
-def open_traces(endpoint: str, service: str, namespace: str) -> JobTraces:
-    """Return what sends a service's spans to the OpenTelemetry collector at a URL.
-
-    Raises:
-        ConfigurationError: the extra `otel` is not installed, or the endpoint is no URL.
-    """
-    if urlsplit(endpoint).scheme not in ("http", "https"):
-        said = f"--otlp-endpoint {endpoint}: a collector is http://HOST:4318 or https://…"
-        raise ConfigurationError(said, field="otlp_endpoint")
-    if importlib.util.find_spec("opentelemetry") is None:
-        said = "--otlp-endpoint needs OpenTelemetry: pip install 'broker-pipeline[otel]'"
-        raise ConfigurationError(said, field="otlp_endpoint")
-    from broker_pipeline.tracing.open_telemetry import OpenTelemetryTraces  # noqa: PLC0415 - takes the extra
-
-    return OpenTelemetryTraces.to(endpoint, service, namespace)

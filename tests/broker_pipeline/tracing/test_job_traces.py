@@ -6,7 +6,8 @@ import pytest
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tracing.activities import ATTEMPT, JOB, PREPARE, SESSION, STORE_MEDIA, Activity
-from broker_pipeline.tracing.job_traces import open_traces, places, span_id, trace_id
+from broker_pipeline.tracing.job_traces import places, span_id, trace_id
+from broker_pipeline.tracing.trace_export import open_traces
 
 
 def test_a_jobs_ids_are_the_same_everywhere_and_no_other_jobs() -> None:
