@@ -38,6 +38,8 @@ COMMANDS = {
     "drain": "broker_pipeline.tools.operate.drain_command:command",
     "keys": "broker_pipeline.tools.operate.keys_command:command",
     "export": "export.command:command",
+    "probe": "trials.hosts.probe_command:command",
+    "plan": "trials.hosts.plan_command:command",
     "gateway": "gateway.command:command",
     "conductor": "broker_pipeline.conductor.command:command",
     "vision": "stages.commands.vision:command",

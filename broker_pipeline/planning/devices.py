@@ -143,6 +143,17 @@ def processor(num_cores: int, memory_bytes: int) -> Device:
     )
 
 
+def whole_processor(num_cores: int, memory_bytes: int) -> Device:
+    """Return a host's processor as one worker uses it, with a thread on each core; it scales as if cores were free."""
+    core = processor(1, memory_bytes)
+    return replace(
+        core,
+        name=f"CPU, {num_cores} core{'s' * (num_cores > 1)}",
+        bytes_per_s=num_cores * core.bytes_per_s,
+        flops_per_s=num_cores * core.flops_per_s,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """How a payload gets from one worker to the next."""
@@ -154,12 +165,18 @@ class Edge:
     """Of all hops together."""
 
 
+TCP_END_BYTES_PER_S = 1.9e9
+"""What the two ends of an encrypted `tcp` edge carry at most: 16 MiB on the loopback interface, in the same run."""
+ENVELOPE_TOKEN_BYTES, RESULT_TOKEN_BYTES, PROMPT_TOKEN_BYTES = 110, 85, 16
+"""Of messages that go by the broker, for each session of a step, and for each further token of a prompt: the messages
+of `bench hop` with 256 sessions have 28,240 and 21,760 bytes."""
+
 EDGES: Mapping[Carrier, Edge] = {
     # `bench edges` on 64 cores (receipts/edges-64-cores.json): 8 KiB there and an answer, which is more than one way;
     # 16 MiB with several under way. No bound that hops share is known. `shm` was measured before a ring's pages were
     # mapped at once; a GPU's own copies to and from it are in STAGE_HOST_S.
     "shm": Edge(latency_s=220e-6, bytes_per_s=6.0e9, total_bytes_per_s=float("inf")),
-    # Encrypted, its ends carry 1.9 GB/s; this is what a network of 10 Gbit/s leaves of it. On 1 Gbit/s and 1 ms between
+    # Encrypted, its ends carry more; this is what a network of 10 Gbit/s leaves of it. On 1 Gbit/s and 1 ms between
     # namespaces it kept 0.99 of the wire (benchmarks.md).
     "tcp": Edge(latency_s=200e-6, bytes_per_s=1.2e9, total_bytes_per_s=float("inf")),
     # 3 MiB one by one, and 16 MiB with several under way: all of them through one server.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +16,10 @@ from broker_pipeline.planning.devices import (
 )
 from broker_pipeline.planning.layout import Layout
 from broker_pipeline.planning.model_sizes import ModelSizes
-from broker_pipeline.planning.route_rate import PlannedRoute, route_rate
+from broker_pipeline.planning.route_rate import PlannedRoute, RouteRate, route_rate
 from broker_pipeline.planning.site import Site, room_bytes, sessions_in
 from broker_pipeline.planning.step_time import StageTime, tower_s
+from broker_pipeline.planning.traffic import WeightedRoute, link_bytes, network_limits
 from broker_pipeline.planning.workload import SESSIONS_PER_STEP, Workload
 
 
@@ -28,12 +30,19 @@ class Forecast:
     captions_per_s: float
     limits: dict[str, float]
     """What bounds the rate, and at how many captions per second."""
-    num_sessions: int
-    """Sessions in flight, on all routes together."""
+    copy_sessions: tuple[int, ...]
+    """Sessions in flight on each copy."""
     room_sessions: int
     """Sessions whose KV there is room for."""
     is_estimated: bool
     """Whether a device is among them whose rates were not measured."""
+    link_bytes: Mapping[tuple[int, int], float]
+    """Of one caption, from a host to another one."""
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions in flight, on all routes together."""
+        return sum(self.copy_sessions)
 
     @property
     def limit(self) -> str:
@@ -41,27 +50,47 @@ class Forecast:
         return min(self.limits, key=self.limits.__getitem__)
 
 
+@dataclass(frozen=True, slots=True)
+class CopyRate:
+    """One copy of the model: how many sessions it has room for and holds, and what that gives."""
+
+    route: PlannedRoute
+    room_sessions: int
+    num_sessions: int
+    rate: RouteRate
+
+
 def forecast(model: ModelSizes, site: Site, workload: Workload, layout: Layout) -> Forecast:
     """Predict a layout; 0 captions per second where it does not fit."""
-    asked = asked_sessions(workload, len(layout.chains), len(layout.chains[0]))
-    room, routes = partial(sessions_in, model, workload), planned_routes(site, layout)
-    rooms = [min(map(room, stage_rooms(model, site, layout, route), route.chain)) for route in routes]
-    sessions = [min(asked, room) for room in rooms]
-    rates = [route_rate(model, site, workload, route, held) for route, held in zip(routes, sessions, strict=True)]
+    copies = copy_rates(model, site, workload, layout)
+    rates = [copy.rate for copy in copies]
+    weighted = _weighted(copies)
     limits = {
         "the slowest stage": sum(rate.of_stages for rate in rates),
         "the way through all stages": sum(rate.around for rate in rates),
         "a stage's process": sum(rate.of_hosts for rate in rates),
-        **_common_limits(model, site, workload, layout),
+        **_common_limits(model, site, workload, layout, weighted),
     }
-    ramp = (workload.round_share(sum(sessions)) or ROUND_SHARE) / ROUND_SHARE
+    ramp = (workload.round_share(sum(copy.num_sessions for copy in copies)) or ROUND_SHARE) / ROUND_SHARE
     return Forecast(
         captions_per_s=ramp * min(sum(rate.captions_per_s for rate in rates), *limits.values()),
         limits={name: ramp * limit for name, limit in limits.items()},
-        num_sessions=sum(sessions),
-        room_sessions=sum(rooms),
+        copy_sessions=tuple(copy.num_sessions for copy in copies),
+        room_sessions=sum(copy.room_sessions for copy in copies),
         is_estimated=any(device.is_estimated for device in site.devices),
+        link_bytes=link_bytes(model, site, workload, layout, weighted),
     )
+
+
+def copy_rates(model: ModelSizes, site: Site, workload: Workload, layout: Layout) -> list[CopyRate]:
+    """Predict each copy of a layout by itself."""
+    room, routes = partial(sessions_in, model, workload), planned_routes(site, layout)
+    found = []
+    for route in routes:
+        most = min(map(room, stage_rooms(model, site, layout, route), route.chain))
+        held = min(asked_sessions(workload, len(routes), len(route.chain)), most)
+        found.append(CopyRate(route, most, held, route_rate(model, site, workload, route, held)))
+    return found
 
 
 def asked_sessions(workload: Workload, num_copies: int, num_stages: int) -> int:
@@ -106,12 +135,22 @@ def stage_rooms(model: ModelSizes, site: Site, layout: Layout, route: PlannedRou
     return rooms
 
 
-def _common_limits(model: ModelSizes, site: Site, workload: Workload, layout: Layout) -> dict[str, float]:
-    """Return what all routes share: separate vision workers, edges, the host's processor."""
+def _weighted(copies: Sequence[CopyRate]) -> list[WeightedRoute]:
+    """Return each route with the part of all captions that it takes."""
+    whole = sum(copy.rate.captions_per_s for copy in copies) or 1.0
+    return [(copy.route, copy.rate.captions_per_s / whole) for copy in copies]
+
+
+def _common_limits(
+    model: ModelSizes, site: Site, workload: Workload, layout: Layout, routes: Sequence[WeightedRoute]
+) -> dict[str, float]:
+    """Return what all routes share: separate vision workers, edges or links, processors."""
     limits = {}
     if layout.vision == "separate":
         on = (site.devices[site.index_of(len(layout.stages) + index)] for index in range(layout.num_vision_workers))
         limits["vision"] = sum(BUSY_SHARE / tower_s(model, device, workload.num_visual_tokens) for device in on)
+    if site.network is not None:
+        return limits | network_limits(model, site, workload, layout, routes)
     if num_bytes := caption_bytes(model, workload, layout):
         limits["the edges"] = EDGES[site.edge].total_bytes_per_s / num_bytes
     processor_s = SYSTEM_CAPTION_S + (len(layout.chains[0]) - 1) * FURTHER_STAGE_CAPTION_S

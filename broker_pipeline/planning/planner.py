@@ -59,6 +59,17 @@ def plan_of(layout: Layout, found: Forecast) -> Plan:
     )
 
 
+def cuts(model: ModelSizes, site: Site, workload: Workload, frame: Layout) -> Iterator[Layout]:
+    """Yield layouts whose stages are balanced with room for ever fewer sessions: a faster one may hold fewer."""
+    asked = asked_sessions(workload, len(frame.chains), len(frame.chains[0]))
+    seen: set[tuple[Chain, ...]] = set()
+    for num_sessions in sorted({max(1, int(asked * part)) for part in _SESSION_PARTS}, reverse=True):
+        chains = _balanced(model, site, workload, frame, num_sessions)
+        if chains is not None and chains not in seen:
+            seen.add(chains)
+            yield replace(frame, chains=chains)
+
+
 def _layouts(model: ModelSizes, site: Site, workload: Workload, request: LayoutRequest) -> Iterator[Layout]:
     """Yield the best cuts of every number of copies, stages and place of vision that is asked for."""
     for num_copies, num_stages in _shapes(model, site, request):
@@ -67,7 +78,7 @@ def _layouts(model: ModelSizes, site: Site, workload: Workload, request: LayoutR
             num_left = max(1, len(site.devices) - num_copies * num_stages)
             num_workers = (request.num_vision_workers or num_left) if vision == "separate" else 0
             frame = Layout(chains=(chain,) * num_copies, vision=vision, num_vision_workers=num_workers)
-            yield from [frame] if request.chain else _cuts(model, site, workload, frame)
+            yield from [frame] if request.chain else cuts(model, site, workload, frame)
 
 
 def _shapes(model: ModelSizes, site: Site, request: LayoutRequest) -> list[tuple[int, int]]:
@@ -83,17 +94,6 @@ def _places(site: Site, request: LayoutRequest, num_stages: int) -> list[VisionP
     if request.vision is not None:
         return [request.vision]
     return ["shared", "every", "separate"] if num_stages < len(site.devices) else ["shared", "every"]
-
-
-def _cuts(model: ModelSizes, site: Site, workload: Workload, frame: Layout) -> Iterator[Layout]:
-    """Yield layouts whose stages are balanced with room for ever fewer sessions: a faster one may hold fewer."""
-    asked = asked_sessions(workload, len(frame.chains), len(frame.chains[0]))
-    seen: set[tuple[Chain, ...]] = set()
-    for num_sessions in sorted({max(1, int(asked * part)) for part in _SESSION_PARTS}, reverse=True):
-        chains = _balanced(model, site, workload, frame, num_sessions)
-        if chains is not None and chains not in seen:
-            seen.add(chains)
-            yield replace(frame, chains=chains)
 
 
 def _balanced(

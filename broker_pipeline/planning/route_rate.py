@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from broker_pipeline.planning.cut import shares_by_load
 from broker_pipeline.planning.devices import (
     BUSY_SHARE,
     CONDUCTOR_ROUND_S,
-    EDGES,
     LAUNCH_S,
     PICTURE_HOST_S,
     STAGE_HOST_S,
@@ -36,7 +36,7 @@ class PlannedRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRate:
-    """Captions per second that each of three things would allow by itself."""
+    """Captions per second that each of four things would allow by itself."""
 
     of_stages: float = 0.0
     """The slowest stage, or the fullest device."""
@@ -44,11 +44,13 @@ class RouteRate:
     """The way of a microbatch through all stages and back, with as many under way as the scheduler would have."""
     of_hosts: float = math.inf
     """The process of a stage that has most to launch and to encode."""
+    of_links: float = math.inf
+    """The slowest link between hosts on the way through the stages."""
 
     @property
     def captions_per_s(self) -> float:
         """All of them together."""
-        return min(self.of_stages, self.around, self.of_hosts)
+        return min(self.of_stages, self.around, self.of_hosts, self.of_links)
 
 
 def route_rate(model: ModelSizes, site: Site, workload: Workload, route: PlannedRoute, num_sessions: int) -> RouteRate:
@@ -57,7 +59,7 @@ def route_rate(model: ModelSizes, site: Site, workload: Workload, route: Planned
         return RouteRate()
     num_tokens, size = num_sessions * workload.tokens_per_step, step_tokens(workload, num_sessions, len(route.chain))
     stages, shared = stage_times(model, site, workload, route, size), _shared_devices(site, route)
-    outside_s, most = _outside_s(model, site, size, len(stages)), _most_tokens(workload)
+    outside_s, most = _outside_s(model, site, size, route), _most_tokens(workload)
     count = choose_num_microbatches(num_sessions, num_tokens, stages, outside_s, shared, max_tokens=most)
     in_step = min(most, num_tokens / count)
     in_one = in_step / workload.num_computed_tokens
@@ -69,6 +71,7 @@ def route_rate(model: ModelSizes, site: Site, workload: Workload, route: Planned
         of_stages=captions / max(*steps, *crowds, 0.0),
         around=captions * count / (sum(steps) + outside_s),
         of_hosts=in_one / max(hosts) if hosts else math.inf,
+        of_links=BUSY_SHARE * _link_rate(site, route) / (workload.num_computed_tokens * _row_bytes(model)),
     )
 
 
@@ -104,10 +107,22 @@ def _most_tokens(workload: Workload) -> float:
     return min(MAX_STEP_TOKENS, SESSIONS_PER_STEP * workload.tokens_per_step)
 
 
-def _outside_s(model: ModelSizes, site: Site, num_tokens: float, num_stages: int) -> float:
-    edge = EDGES[site.edge]
-    hop = edge.latency_s + num_tokens * model.hidden_size * model.dtype_bytes / edge.bytes_per_s
-    return CONDUCTOR_ROUND_S + num_stages * STAGE_HOST_S + (num_stages - 1) * hop
+def _outside_s(model: ModelSizes, site: Site, num_tokens: float, route: PlannedRoute) -> float:
+    hops = [site.hop(sender, receiver) for sender, receiver in pairwise(route.devices)]
+    payload = num_tokens * _row_bytes(model)
+    hops_s = sum(hop.latency_s + payload / hop.bytes_per_s for hop in hops)
+    around_s = CONDUCTOR_ROUND_S + site.around_s(route.devices[0], route.devices[-1])
+    return around_s + len(route.chain) * STAGE_HOST_S + hops_s
+
+
+def _link_rate(site: Site, route: PlannedRoute) -> float:
+    """Return the bytes per second of the slowest link between hosts on a route."""
+    return min((site.link_rate(*pair) for pair in pairwise(route.devices)), default=math.inf)
+
+
+def _row_bytes(model: ModelSizes) -> int:
+    """Return the bytes of one token's hidden state."""
+    return model.hidden_size * model.dtype_bytes
 
 
 def _shared_devices(site: Site, route: PlannedRoute) -> tuple[SharedDevice, ...]:

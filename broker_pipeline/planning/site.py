@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from broker_pipeline.messages.edges import Carrier
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.planning.devices import MEMORY_MARGIN, Device
+from broker_pipeline.planning.devices import EDGES, MEMORY_MARGIN, Device, Edge
 from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.planning.network import Network
 from broker_pipeline.planning.workload import MAX_STEP_TOKENS, Workload
 
 
@@ -18,17 +19,37 @@ class Site:
     devices: tuple[Device, ...]
     num_cores: int
     edge: Carrier = "nats"
-    """How hidden states and visual rows travel."""
+    """How hidden states and visual rows travel, on one host."""
+    hosts: tuple[int, ...] = ()
+    """Of each device its host's number, where there are several."""
+    network: Network | None = None
+    """How these hosts are joined."""
 
     def index_of(self, worker: int) -> int:
         """Return the index of a worker's device."""
         return worker % len(self.devices)
 
+    def hop(self, sender: int, receiver: int) -> Edge:
+        """Return how hidden states get from one device's worker to another's."""
+        if self.network is None:
+            return EDGES[self.edge]
+        return self.network.edge(self.hosts[sender], self.hosts[receiver])
+
+    def link_rate(self, sender: int, receiver: int) -> float:
+        """Return the bytes per second between two devices' hosts; no bound within a host."""
+        if self.network is None or self.hosts[sender] == self.hosts[receiver]:
+            return float("inf")
+        return self.network.edge(self.hosts[sender], self.hosts[receiver]).bytes_per_s
+
+    def around_s(self, first: int, last: int) -> float:
+        """Return what distance from the conductor adds to a microbatch, with its first and last stage on these."""
+        return self.network.around_s(self.hosts[first], self.hosts[last]) if self.network is not None else 0.0
+
 
 def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
     """Return what a device has for layers, embedding, head and KV of one stage; below 0 where there is no room."""
     if not device.is_gpu:
-        return device.memory_bytes
+        return device.memory_bytes - has_vision * model.tower_bytes
     room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(MAX_STEP_TOKENS)
     return room - has_vision * model.tower_bytes
 

@@ -18,6 +18,8 @@ class Workload:
     """Visual tokens included."""
     num_visual_tokens: int = 196
     num_output_tokens: int = 64
+    picture_bytes: int = 100_000
+    """Of a picture's file: a JPEG of 448 x 448 pixels that is full of detail."""
     num_sessions: int | None = None
     """Sessions in flight on all routes together; None lets the planner choose."""
     num_captions: int | None = None

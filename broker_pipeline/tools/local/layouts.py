@@ -97,15 +97,10 @@ def layout_settings(
 
     `num_conductors` None are as many as the plan says; more than there are copies stand by.
     """
-    num_conductors = num_conductors or plan.num_conductors
-    shares = plan.layout.shares(num_conductors)
-    jobs = -(-plan.forecast.num_sessions // len(set(shares))) + _WAITING  # of a share
-    layout, sessions = plan.layout, -(-plan.forecast.num_sessions // len(plan.layout.chains))
-    flags: list[str] = []
-    if has_gpus and sessions > _MOST_SESSIONS:
-        flags += ["--max-sessions", str(sessions)]
-    if has_gpus and jobs > _MOST_JOBS:
-        flags += ["--max-jobs", str(jobs)]
+    num_conductors, layout = num_conductors or plan.num_conductors, plan.layout
+    shares = layout.shares(num_conductors)
+    limits = conductor_limits(plan, num_conductors) if has_gpus else {}
+    flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
     separate = max(0, (num_vision_workers or 1) - len(layout.vision_stages))
     return {
         "stages": layout.stages,
@@ -115,3 +110,12 @@ def layout_settings(
         "num_vision_workers": layout.num_vision_workers or separate,
         "extra_arguments": {"conductor": tuple(flags)} if flags else {},
     }
+
+
+def conductor_limits(plan: Plan, num_conductors: int | None = None) -> dict[str, int]:
+    """Return the settings of a conductor, by their flags, where a plan has more sessions than its defaults let in."""
+    shares = plan.layout.shares(num_conductors or plan.num_conductors)
+    jobs = -(-plan.forecast.num_sessions // len(set(shares))) + _WAITING  # of a share
+    sessions = -(-plan.forecast.num_sessions // len(plan.layout.chains))
+    wanted = {"max-sessions": (sessions, _MOST_SESSIONS), "max-jobs": (jobs, _MOST_JOBS)}
+    return {name: value for name, (value, default) in wanted.items() if value > default}

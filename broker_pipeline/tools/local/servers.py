@@ -173,6 +173,8 @@ class EmbeddedNats(EmbeddedServer):
     name = "nats-server"
     _monitoring_url = ""
     scheme = "nats"
+    token: str | None = None
+    """What clients have to bring in front of the address, where it is set before the start: `nats://TOKEN@HOST`."""
 
     def _prepare(self, port: int | None) -> Sequence[str]:
         ports = self.directory / "ports"
@@ -180,7 +182,7 @@ class EmbeddedNats(EmbeddedServer):
         for stale in ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = self.directory / "nats-server.conf"
-        config.write_text(_nats_config(self.directory, self._place.host, -1 if port is None else port))
+        config.write_text(_nats_config(self.directory, self._place.host, -1 if port is None else port, self.token))
         return [str(find_nats_server()), "--config", str(config)]
 
     async def _probe(self, process: ChildProcess) -> int | None:
@@ -252,10 +254,12 @@ class _PortTakenError(Exception):
     pass
 
 
-def _nats_config(directory: Path, host: str, port: int) -> str:
+def _nats_config(directory: Path, host: str, port: int, token: str | None) -> str:
+    who = f"authorization {{ token: {orjson.dumps(token).decode()} }}" if token else ""
     return f"""\
+{who}
 listen: "{host}:{port}"
-http: "{host}:-1"
+http: "{LOOPBACK.host if token else host}:-1"
 server_name: "broker-pipeline"
 ports_file_dir: {_quoted(directory / "ports")}
 max_payload: {MAX_PAYLOAD_BYTES}

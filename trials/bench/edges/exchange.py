@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import sys
 import time
 from collections import deque
@@ -28,10 +29,10 @@ _envelope = functools.cache(bench_envelope)
 class Exchange:
     """Carries payloads, and knows which of them were answered."""
 
-    def __init__(self, transport: Transport, way: str) -> None:
-        """Send to the far end's root for `way`."""
+    def __init__(self, transport: Transport, way: str, near: str) -> None:
+        """Send to the far end's root for `way`; answers come to `near`."""
         self.num_answered_bytes = 0
-        self._transport, self._subject = transport, f"{far_root(way)}.work"
+        self._transport, self._subject, self._near = transport, f"{far_root(way)}.work", near
         self._waiting: dict[int, tuple[asyncio.Future[None], int]] = {}
         self._number = 0
 
@@ -41,7 +42,7 @@ class Exchange:
         self._number += 1
         answered = asyncio.get_running_loop().create_future()
         self._waiting[self._number] = answered, num_bytes
-        body = msgspec.structs.replace(envelope, microbatch=self._number, reply=f"{NEAR}.results")
+        body = msgspec.structs.replace(envelope, microbatch=self._number, reply=f"{self._near}.results")
         await self._transport.publish(self._subject, body, tensors)
         return answered
 
@@ -103,12 +104,13 @@ async def measure_messages(way: str, nats_url: str, num_bytes: int, num_trips: i
 
 @asynccontextmanager
 async def _exchange(way: str, nats_url: str) -> AsyncIterator[Exchange]:
+    near = f"{NEAR}.{secrets.token_hex(4)}"  # several may ask one far end
     async with (
         Transport.open(nats_url, name="bench near") as transport,
-        transport.use_edges(NEAR, SETTINGS[way]),
-        transport.subscribe(f"{NEAR}.results", MicrobatchResult) as answers,
+        transport.use_edges(near, SETTINGS[way]),
+        transport.subscribe(f"{near}.results", MicrobatchResult) as answers,
     ):
-        exchange = Exchange(transport, way)
+        exchange = Exchange(transport, way, near)
         hearing = asyncio.create_task(exchange.hear(answers))
         try:
             await exchange.settle(way)

@@ -9,8 +9,8 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import numpy as np
 import structlog
@@ -47,18 +47,31 @@ def run_far_end(nats_url: str) -> None:
 
 async def answer(nats_url: str) -> None:
     """Answer until cancelled."""
+    async with answering(nats_url, SETTINGS) as transport:
+        with _reading_sockets(transport.link.local_host) as address:
+            offer = EdgeOffer(tcp=TcpOffer(addresses=(address,), token="raw"))  # noqa: S106 - nobody asks for it
+            async with transport.subscribe(RAW, EdgeAsk) as asks:
+                async for ask in asks:
+                    await ask.respond(offer)
+
+
+@asynccontextmanager
+async def answering(nats_url: str, settings: Mapping[str, EdgeSettings]) -> AsyncIterator[Transport]:
+    """Answer messages by some ways while the context is open; yields one of the transports."""
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        for way, settings in SETTINGS.items():
+        running = []
+        for way, each in settings.items():
             transport = await stack.enter_async_context(Transport.open(nats_url, name=f"bench far {way}"))
-            await stack.enter_async_context(transport.use_edges(far_root(way), settings))
+            await stack.enter_async_context(transport.use_edges(far_root(way), each))
             work = f"{far_root(way)}.work"
             messages = await stack.enter_async_context(transport.subscribe(work, Envelope, max_pending_bytes=2**30))
-            tasks.create_task(_answer_messages(transport, messages), name=way)
-        address = stack.enter_context(_reading_sockets(transport.link.local_host))
-        offer = EdgeOffer(tcp=TcpOffer(addresses=(address,), token="raw"))  # noqa: S106 - nobody asks for it
-        async for ask in await stack.enter_async_context(transport.subscribe(RAW, EdgeAsk)):
-            await ask.respond(offer)
+            running.append(tasks.create_task(_answer_messages(transport, messages), name=way))
+        try:
+            yield transport
+        finally:
+            for task in running:
+                task.cancel()
 
 
 async def _answer_messages(transport: Transport, messages: Subscription[Envelope]) -> None:

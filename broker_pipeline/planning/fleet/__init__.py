@@ -1,0 +1,1 @@
+"""What goes where on several unlike hosts, and what would make it go faster. Pure."""

@@ -1,0 +1,1 @@
+"""`probe` and `plan`: what hosts can do, measured, and what goes where on them."""

@@ -1,0 +1,35 @@
+"""The sizes of a model that somebody names: an artifact's directory, or a published model by its name."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from broker_pipeline.artifact_manifest import read_manifest
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.tools.local.layouts import read_sizes
+from trials.bench.shape_artifact import write_shape_artifact
+from trials.bench.shapes import SHAPE_NAMES
+
+PUBLISHED = ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")
+"""The published models."""
+
+
+def read_named_model(name: str) -> ModelSizes:
+    """Return the sizes of an artifact, or of a shape; raises `ConfigurationError` and `ArtifactError`."""
+    if Path(name).is_dir():
+        return read_sizes(Path(name))
+    if name in SHAPE_NAMES:
+        return sizes_of_shape(name)
+    raise ConfigurationError(f"{name!r} is no directory and none of {', '.join(SHAPE_NAMES)}", field="model")
+
+
+@cache
+def sizes_of_shape(shape: str) -> ModelSizes:
+    """Return the sizes of a shape."""
+    with tempfile.TemporaryDirectory() as directory:
+        artifact = write_shape_artifact(Path(directory) / shape, shape)
+        return ModelSizes.of(read_manifest(artifact), read_model_facts(artifact))
