@@ -104,6 +104,7 @@ class HostsFile(_Table, frozen=True, kw_only=True):
     network: NetworkEntry = NetworkEntry()
 
 
+_HEADER = re.compile(r"^\s*\[\[?\s*([\w-]+)\s*\]")
 _TABLES: dict[str, type[msgspec.Struct]] = {
     "hosts": HostEntry,
     "devices": DeviceEntry,
@@ -126,8 +127,9 @@ def read_hosts_file(path: Path) -> HostsFile:
         return msgspec.convert(content, HostsFile)
     except msgspec.ValidationError as error:
         wrong = WrongValue.of(error)
-        where = f" line {line}" if (line := line_of(text, wrong.path)) else ""
-        raise ConfigurationError(f"{path}{where}: {wrong.path or 'the file'}: {wrong.reason}", field="hosts") from error
+        where = f" line {line_of(text, wrong.path)}" if wrong.path else ""
+        reason = wrong.reason.replace(" | null", "")  # which TOML does not have
+        raise ConfigurationError(f"{path}{where}: {wrong.path or 'the file'}: {reason}", field="hosts") from error
 
 
 def _refuse_unknown_keys(path: Path, text: str, content: Any, kind: type[msgspec.Struct], at: str) -> None:
@@ -150,13 +152,14 @@ def _tables(value: object) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{index}]", each) for index, each in enumerate(value) if isinstance(each, dict))
 
 
-def line_of(text: str, where: str) -> int | None:
-    """Return the number of the line of `hosts[1].devices[0].name`: the first of that key in that table."""
+def line_of(text: str, where: str) -> int:
+    """Return the line of `hosts[1].devices[0].name`: the first of that key in that table, else the table's own."""
     table, *keys = re.findall(r"([A-Za-z_-]+)(?:\[(\d+)\])?", where) or [("", "")]
     lines = text.splitlines()
-    header = re.compile(rf"^\s*\[\[?\s*{re.escape(table[0])}\s*\]")
-    starts = [number for number, line in enumerate(lines) if header.match(line)]
+    heads = [(number, match[1]) for number, line in enumerate(lines) if (match := _HEADER.match(line))]
+    starts = [number for number, name in heads if name == table[0]]
     start = starts[int(table[1] or 0)] if len(starts) > int(table[1] or 0) else 0
+    stop = next((number for number, _ in heads if number > start), len(lines))
     key = keys[-1][0] if keys else table[0]
     assignment = re.compile(rf"(?:^|[{{,\s\[]){re.escape(key)}\s*(?:=|\])")
-    return next((number + 1 for number in range(start, len(lines)) if assignment.search(lines[number])), start + 1)
+    return next((number + 1 for number in range(start, stop) if assignment.search(lines[number])), start + 1)

@@ -43,7 +43,7 @@ class Fleet:
     def kind(self, host: int) -> object:
         """Return what a host is to a plan: equal for hosts that may stand for each other."""
         network = self.network
-        if network.links or host in (network.broker, network.gateway):
+        if host in {network.broker, network.gateway, *(end for pair in network.links for end in pair)}:
             return host
         return self.devices[host], network.num_cores[host], network.ports.get(host)
 
