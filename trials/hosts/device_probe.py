@@ -48,7 +48,7 @@ class DeviceProbe:
         """Time a device; raises `ConfigurationError` where there is none, or the shape is not possible."""
         device = choose_device(name)
         effort = _GPU if device.type == "cuda" else _PROCESSOR
-        free = free_bytes(device)
+        memory = _memory(device)
         rows = self._steps(str(device), effort)
         _release(device)
         picture_s = self._picture_s(str(device), effort)
@@ -56,8 +56,8 @@ class DeviceProbe:
         return ProbedDevice(
             device=str(device),
             name=_name(device),
-            total_bytes=_total_bytes(device),
-            free_bytes=free,
+            total_bytes=memory.total_bytes,
+            free_bytes=memory.free_bytes,
             decode=self._per_layer(rows, "decode"),
             prefill=self._per_layer(rows, "prefill"),
             picture_s=picture_s,
@@ -126,7 +126,21 @@ def _name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _total_bytes(device: torch.device) -> int:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a device."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def processor_memory() -> Memory:
+    """Return the memory of the host itself."""
+    return _memory(torch.device("cpu"))
+
+
+def _memory(device: torch.device) -> Memory:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(int(total), int(free))
+    return Memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), free_bytes(device))

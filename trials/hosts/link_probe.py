@@ -45,7 +45,7 @@ def parse_peer(text: str) -> tuple[str, str]:
 async def listening(host: str, port: int) -> AsyncIterator[str]:
     """Answer peers while the context is open; yields the URL that they need, with a token made for this once."""
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-probe-") as directory:
-        server = EmbeddedNats(Path(directory), place=Place(host), port=port)
+        server = EmbeddedNats(Path(directory), place=Place(host), port=port or None)
         server.token = secrets.token_urlsafe(16)
         async with server:
             url = server.url.replace("://", f"://{server.token}@", 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from trials.hosts.probe_file import HostProbe, ProbedLink, write_probe
 from trials.hosts.probe_view import print_probe
 
 _PORTS = click.IntRange(0, 65535)
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -102,13 +100,15 @@ async def _listen(name: str, host: str, port: int) -> None:
 
 def _probe(settings: ProbeSettings) -> HostProbe:
     """Time links, and then devices."""
-    from trials.hosts.device_probe import DeviceProbe, most_layers  # noqa: PLC0415 - torch; a listener need not have it
+    from trials.hosts import device_probe  # noqa: PLC0415 - torch, which a listener need not have
 
     machine, peers = MachineFacts.read(), [parse_peer(peer) for peer in settings.peers]
-    work, free = Workload(), os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES
-    kind = DeviceProbe(
+    work, memory = Workload(), device_probe.processor_memory()
+    kind = device_probe.DeviceProbe(
         shape=settings.shape,
-        num_layers=min(settings.num_layers, most_layers(settings.shape) - 1),  # all of them would have the head
+        num_layers=min(
+            settings.num_layers, device_probe.most_layers(settings.shape) - 1
+        ),  # all of them would have the head
         context=round(work.mean_context),
         picture_side=settings.picture_side,
     )
@@ -117,8 +117,8 @@ def _probe(settings: ProbeSettings) -> HostProbe:
         shape=settings.shape,
         num_layers=kind.num_layers,
         context=kind.context,
-        memory_total_bytes=os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES,
-        memory_free_bytes=free,
+        memory_total_bytes=memory.total_bytes,
+        memory_free_bytes=memory.free_bytes,
         machine=machine,
         links=uvloop.run(_links(peers)),
         devices=tuple(kind.measure(device) for device in settings.devices or asyncio.run(_all_devices())),
