@@ -79,7 +79,7 @@ def cli() -> None:
     On one machine:    broker-pipeline export CHECKPOINT ARTIFACTS
                        broker-pipeline up --model ARTIFACTS --stages 3
                        broker-pipeline caption PICTURES/ --out captions.jsonl
-    On several hosts:  run gateway, conductor, vision and stage where they belong
+    On several hosts:  probe each of them, plan, and run gateway, conductor, vision and stage where they belong
     """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.devices import Device, gpu
@@ -17,9 +17,18 @@ from trials.hosts.named_model import PUBLISHED, sizes_of_shape
 _MBIT = 1e6 / 8
 _GPUS = (("NVIDIA GeForce RTX 4090", 24), ("NVIDIA L40S", 48), ("NVIDIA H100 80GB HBM3", 80))
 _RATES_MBIT = (1_000, 10_000)
-_MOST_HOSTS = 40
+_MOST_HOSTS = 16
 _NUM_CORES = 16
-_HEADINGS = ("model", "a GPU of each host", "hosts", "captions/s at 1 Gbit/s", "limit", "at 10 Gbit/s", "limit")
+_HEADINGS = (
+    "model",
+    "each host has",
+    "hosts, at least",
+    "captions/s at 1 Gbit/s",
+    "at 10 Gbit/s",
+    "busiest link, Mbit/s",
+    "limit",
+    "captions/s with twice the hosts",
+)
 
 
 def sizing_table() -> Iterator[str]:
@@ -28,21 +37,25 @@ def sizing_table() -> Iterator[str]:
     yield "|" + "---|" * len(_HEADINGS)
     for model in map(sizes_of_shape, PUBLISHED):
         for name, memory_gb in _GPUS:
-            yield _line(_cells(model, gpu(name, memory_gb * 10**9), f"{name.removeprefix('NVIDIA ')}, {memory_gb} GB"))
+            device = gpu(name, memory_gb * 10**9)
+            cells = _cells(model, device) or [f"more than {_MOST_HOSTS}", *("" for _ in _HEADINGS[3:])]
+            yield _line(
+                [model.name, name.removeprefix("NVIDIA ").removesuffix(" 80GB HBM3") + f", {memory_gb} GB", *cells]
+            )
 
 
-def _cells(model: ModelSizes, device: Device, title: str) -> list[str]:
+def _cells(model: ModelSizes, device: Device) -> list[str] | None:
+    """Return what the fewest hosts that hold the model give, and twice as many; None for too many."""
+    slow, fast = _RATES_MBIT
     for count in range(1, _MOST_HOSTS + 1):
-        plans = [_plan(model, device, count, rate) for rate in _RATES_MBIT]
-        if all(plans):
-            shown = [cell for plan in plans if plan for cell in _shown(plan)]
-            return [model.name, title, str(count), *shown]
-    return [model.name, title, f"more than {_MOST_HOSTS}", "", "", "", ""]
-
-
-def _shown(found: FleetPlan) -> tuple[str, str]:
-    forecast = found.plan.forecast
-    return f"{forecast.captions_per_s:.3g}", forecast.limit.partition(" from ")[0]
+        found, narrow = _plan(model, device, count, fast), _plan(model, device, count, slow)
+        if found is not None and narrow is not None:
+            forecast, twice = found.plan.forecast, _plan(model, device, 2 * count, fast)
+            busiest = max(forecast.link_bytes.values(), default=0.0) * forecast.captions_per_s / _MBIT
+            rates = [plan.plan.forecast.captions_per_s for plan in (narrow, found, twice) if plan is not None]
+            rate, faster, more = (f"{each:.3g}" for each in rates)
+            return [str(count), rate, faster, f"{busiest:,.0f}", forecast.limit, more]
+    return None
 
 
 def _plan(model: ModelSizes, device: Device, count: int, rate_mbit: float) -> FleetPlan | None:
@@ -59,5 +72,5 @@ def _plan(model: ModelSizes, device: Device, count: int, rate_mbit: float) -> Fl
         return None
 
 
-def _line(cells: Iterator[str] | tuple[str, ...] | list[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"

@@ -41,11 +41,11 @@ def fleet_does_not_fit(model: ModelSizes, fleet: Fleet) -> ConfigurationError:
     )
 
 
-def needed_bytes(model: ModelSizes) -> float:
-    """Return the bytes of all weights and of one session's KV."""
+def needed_bytes(model: ModelSizes, *, has_tower: bool = True) -> float:
+    """Return the bytes of all weights and of one session's KV; without the tower where vision may be elsewhere."""
     ends = (2 - model.is_tied) * model.embed_weights * model.dtype_bytes
     kv = Workload().num_session_tokens * model.kv_bytes
-    return ends + model.tower_bytes + model.num_layers * (model.layer_bytes + kv)
+    return ends + has_tower * model.tower_bytes + model.num_layers * (model.layer_bytes + kv)
 
 
 def num_more(model: ModelSizes, devices: Sequence[Device], like: Device) -> int | None:

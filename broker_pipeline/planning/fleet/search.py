@@ -65,8 +65,14 @@ class _Search:
             if kinds in seen:
                 continue
             seen.add(kinds)
+            if not self._has_room(self._fleet.slots(hosts)):
+                continue
             for slots in self._orders(self._fleet.slots(hosts)):
                 yield from self._plans(slots)
+
+    def _has_room(self, slots: Sequence[Slot]) -> bool:
+        rooms = (room_bytes(self._model, self._fleet.device(slot), has_vision=False) for slot in slots)
+        return sum(max(0.0, room) for room in rooms) >= needed_bytes(self._model, has_tower=False)
 
     def _orders(self, slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
         """Return the orders in which devices may form copies: host by host, and the largest or fastest first."""
