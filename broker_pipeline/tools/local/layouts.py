@@ -116,6 +116,6 @@ def conductor_limits(plan: Plan, num_conductors: int | None = None) -> dict[str,
     """Return the settings of a conductor, by their flags, where a plan has more sessions than its defaults let in."""
     shares = plan.layout.shares(num_conductors or plan.num_conductors)
     jobs = -(-plan.forecast.num_sessions // len(set(shares))) + _WAITING  # of a share
-    sessions = -(-plan.forecast.num_sessions // len(plan.layout.chains))
+    sessions = max(plan.forecast.copy_sessions)
     wanted = {"max-sessions": (sessions, _MOST_SESSIONS), "max-jobs": (jobs, _MOST_JOBS)}
     return {name: value for name, (value, default) in wanted.items() if value > default}

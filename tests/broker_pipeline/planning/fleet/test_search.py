@@ -1,5 +1,6 @@
 """What holds for every plan, whatever the hosts: over unlike ones, drawn by hypothesis."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -114,6 +115,17 @@ def test_no_link_is_asked_for_more_than_it_has(model: ModelSizes, hosts: Fleet) 
             num_bytes * forecast.captions_per_s
             <= BUSY_SHARE * hosts.network.link(sender, receiver).bytes_per_s * 1.0001
         )
+
+
+@settings(max_examples=20, deadline=None)
+@given(model=MODELS, hosts=st.builds(fleet, SOME, ANY))
+def test_what_a_refusal_says_would_do_does(model: ModelSizes, hosts: Fleet) -> None:
+    try:
+        choose_fleet_plan(model, hosts, WORK)
+    except ConfigurationError as refused:
+        more = re.search(r"(\d+) more like .* of host-(\d)", refused.message)
+        if more and int(more[1]) < 8:
+            assert planned(model, hosts.with_more_like(int(more[2]), int(more[1]))) is not None
 
 
 def test_a_link_needs_what_a_caption_sends_over_it() -> None:
