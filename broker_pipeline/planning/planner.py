@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from broker_pipeline.planning.cut import StageLoad, cut_layers
@@ -59,11 +59,13 @@ def plan_of(layout: Layout, found: Forecast) -> Plan:
     )
 
 
-def cuts(model: ModelSizes, site: Site, workload: Workload, frame: Layout) -> Iterator[Layout]:
+def cuts(
+    model: ModelSizes, site: Site, workload: Workload, frame: Layout, parts: Sequence[float] = _SESSION_PARTS
+) -> Iterator[Layout]:
     """Yield layouts whose stages are balanced with room for ever fewer sessions: a faster one may hold fewer."""
     asked = asked_sessions(workload, len(frame.chains), len(frame.chains[0]))
     seen: set[tuple[Chain, ...]] = set()
-    for num_sessions in sorted({max(1, int(asked * part)) for part in _SESSION_PARTS}, reverse=True):
+    for num_sessions in sorted({max(1, int(asked * part)) for part in parts}, reverse=True):
         chains = _balanced(model, site, workload, frame, num_sessions)
         if chains is not None and chains not in seen:
             seen.add(chains)

@@ -109,6 +109,7 @@ def _say_target(view: PlanView, target: float | None) -> bool:
         if target is not None:
             click.echo(f"the target of {target:g} captions/s is met")
         return True
+    click.echo("looking for what would meet the target", err=True)
     advice = advise(view.model, view.found, view.workload, target)
     click.echo(f"the target of {target:g} captions/s is not met, {target - rate:.3g} are missing: {advice}")
     return False

@@ -9,7 +9,7 @@ Every choice of hosts is tried, so that one more host never makes a plan worse; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -23,8 +23,10 @@ from broker_pipeline.planning.planner import cuts, plan_of
 from broker_pipeline.planning.site import room_bytes
 from broker_pipeline.planning.workload import Workload
 
-_MOST_CHOSEN = 6
-"""Hosts of which all choices are tried."""
+_MOST_CHOSEN, _MOST_CHOSEN_DEVICES = 6, 12
+"""Hosts, and devices on them, of which all choices are tried."""
+_SESSION_PARTS = tuple(0.5**power for power in range(10))
+"""Of the sessions that a copy should hold, what its cut leaves room for: fewer are tried than for one host."""
 _LONG = 8
 """Stages of a copy that are always tried."""
 _CopyKey = tuple[VisionPlace, tuple[Device, ...], tuple[Edge, ...], float]
@@ -60,31 +62,28 @@ class _Search:
     def plans(self) -> Iterator[FleetPlan]:
         """Yield plans, those for the fewest hosts first."""
         seen = set()
-        for hosts in _choices(self._fleet.hosts_with_devices):
+        for hosts in _choices(self._fleet.hosts_with_devices, lambda host: len(self._fleet.devices[host])):
             kinds = tuple(map(self._fleet.kind, hosts))
             if kinds in seen:
                 continue
             seen.add(kinds)
-            if not self._has_room(self._fleet.slots(hosts)):
+            if self._times_held(self._fleet.slots(hosts)) < 1:
                 continue
             for slots in self._orders(self._fleet.slots(hosts)):
                 yield from self._plans(slots)
 
-    def _has_room(self, slots: Sequence[Slot]) -> bool:
-        rooms = (room_bytes(self._model, self._fleet.device(slot), has_vision=False) for slot in slots)
-        return sum(max(0.0, room) for room in rooms) >= needed_bytes(self._model, has_tower=False)
-
     def _orders(self, slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
-        """Return the orders in which devices may form copies: host by host, and the largest or fastest first."""
-        device = self._fleet.device
-        by_room = sorted(slots, key=lambda slot: (-device(slot).memory_bytes, slot))
-        by_speed = sorted(slots, key=lambda slot: (-device(slot).flops_per_s, slot))
-        return list(dict.fromkeys((slots, tuple(by_room), tuple(by_speed))))
+        """Return the orders in which devices may form copies: host by host, and the largest first."""
+        by_room = sorted(slots, key=lambda slot: (-self._fleet.device(slot).memory_bytes, slot))
+        return list(dict.fromkeys((slots, tuple(by_room))))
 
     def _plans(self, slots: tuple[Slot, ...]) -> Iterator[FleetPlan]:
         for vision in ("shared", "every"):
             yield from self._plan(self._cut(slots, vision), vision, ())
-        for own in {self._fleet.device(slot): slot for slot in slots}.values():  # a device of each kind that encodes
+        device = self._fleet.device
+        smallest = min(slots, key=lambda slot: device(slot).memory_bytes)
+        fastest = max(slots, key=lambda slot: device(slot).flops_per_s)
+        for own in {device(slot): slot for slot in (smallest, fastest)}.values():  # encodes, and holds no layers
             left = tuple(slot for slot in slots if slot != own)
             cut = self._cut(left, "separate")
             staged = {slot for run in cut.runs for slot in run}
@@ -113,9 +112,13 @@ class _Search:
 
     def _longest(self, slots: Sequence[Slot]) -> int:
         """Return the most devices that a copy is tried on: some more than hold it, since each one slows it down."""
-        least = min((room_bytes(self._model, self._fleet.device(slot), has_vision=True) for slot in slots), default=0.0)
         most = self._model.num_layers
-        return min(most, max(_LONG, 2 * math.ceil(needed_bytes(self._model) / least))) if least > 0 else most
+        return min(most, max(_LONG, math.ceil(2 * len(slots) / max(1e-3, self._times_held(slots)))))
+
+    def _times_held(self, slots: Sequence[Slot]) -> float:
+        """Return how many times devices have room for the model, as if it could be cut anywhere."""
+        rooms = (room_bytes(self._model, self._fleet.device(slot), has_vision=False) for slot in slots)
+        return sum(max(0.0, room) for room in rooms) / needed_bytes(self._model, has_tower=False)
 
     def _copy(self, run: _Run, vision: VisionPlace) -> _Copy:
         """Return the rate and the stages of one copy on some devices; each kind of run is looked at once."""
@@ -123,7 +126,7 @@ class _Search:
         hops = tuple(site.hop(sender, receiver) for sender, receiver in pairwise(range(len(run))))
         key = vision, site.devices, hops, site.around_s(0, len(run) - 1)
         if key not in self._copies:
-            self._copies[key] = self._best_copy(run, vision)
+            self._copies[key] = self._best_copy(run, vision) if self._times_held(run) >= 1 else (0.0, None)
         return self._copies[key]
 
     def _best_copy(self, run: _Run, vision: VisionPlace) -> _Copy:
@@ -132,15 +135,19 @@ class _Search:
         chain = even_chain(self._model.num_layers, len(run))
         frame = Layout(chains=(chain,), vision=vision, num_vision_workers=own)
         best: _Copy = (0.0, None)
-        for layout in cuts(self._model, site, self._workload, frame):
+        for layout in cuts(self._model, site, self._workload, frame, _SESSION_PARTS):
             [copy] = copy_rates(self._model, site, self._workload, layout)
             best = max(best, (copy.rate.captions_per_s, layout.chains[0]), key=lambda each: each[0])
         return best
 
 
-def _choices(hosts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def _choices(hosts: Sequence[int], num_devices: Callable[[int], int]) -> Iterator[tuple[int, ...]]:
     """Yield which hosts may compute: all choices of the first ones, and then these with each further one."""
-    first = hosts[:_MOST_CHOSEN]
+    first = list(hosts[:1])
+    for host in hosts[1:_MOST_CHOSEN]:
+        if sum(map(num_devices, [*first, host])) > _MOST_CHOSEN_DEVICES:
+            break
+        first.append(host)
     for count in range(1, len(first) + 1):
         yield from combinations(first, count)
     for count in range(len(first) + 1, len(hosts) + 1):

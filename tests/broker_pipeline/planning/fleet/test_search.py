@@ -1,6 +1,7 @@
 """What holds for every plan, whatever the hosts: over unlike ones, drawn by hypothesis."""
 
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -188,3 +189,10 @@ def test_what_would_meet_a_target() -> None:
     assert advise(model, narrow, WORK, 1.5 * narrow.plan.forecast.captions_per_s) == (
         "links and ports 2 times as fast would do"
     )
+
+
+def test_a_plan_for_many_unlike_devices_takes_seconds() -> None:
+    hosts = fleet(*((H100,) * 4 + (replace(L40S, memory_bytes=(40 + number) * 10**9),) for number in range(6)))
+    began = time.process_time()
+    assert choose_fleet_plan(sizes_of("235B-A22B"), hosts, WORK).plan.forecast.captions_per_s > 100
+    assert time.process_time() - began < 20
