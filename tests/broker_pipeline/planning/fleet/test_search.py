@@ -191,6 +191,7 @@ def test_what_would_meet_a_target() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_for_many_unlike_devices_takes_seconds() -> None:
     hosts = fleet(*((H100,) * 4 + (replace(L40S, memory_bytes=(40 + number) * 10**9),) for number in range(6)))
     began = time.process_time()
