@@ -44,7 +44,7 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
         "showResponse",
         "Show a response as it stands.",
         {200: Response},
-        errors=(404, 503),
+        errors=(400, 404, 503),
     ),
     Operation(
         "get",

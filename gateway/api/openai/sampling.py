@@ -75,13 +75,19 @@ REFUSED: dict[str, str] = {
         [
             "allowed_token_ids",
             "audio",
+            "chat_template",
+            "conversation",
+            "documents",
             "echo",
             "logits_processors",
             "media_io_kwargs",
             "mm_processor_kwargs",
+            "prompt",
             "prompt_logprobs",
             "thinking_token_budget",
+            "truncate_prompt_tokens",
             "use_beam_search",
+            "web_search_options",
         ],
         "is not there",
     ),
@@ -98,7 +104,7 @@ _SAME_FIELDS = tuple(
 
 def refuse_unsupported(body: bytes) -> None:
     """Raise `InvalidRequestError` for what would change the answer and is not there."""
-    if any(name.encode() in body for name in REFUSED):  # hardly ever: no second look at megabytes of pictures
+    if any(f'"{name}"'.encode() in body for name in REFUSED):  # hardly ever: no second look at megabytes of pictures
         sent = decode_json(body, _Refused)
         for name, why in REFUSED.items():
             if getattr(sent, name) not in (None, False):

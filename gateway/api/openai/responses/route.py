@@ -67,6 +67,8 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 async def show_response(request: web.Request) -> web.Response:
     """Show a response as it stands."""
     gateway = request.app[GATEWAY]
+    if request.query.get("stream", "false").lower() not in ("false", "0"):
+        raise InvalidRequestError("a response is streamed while it is made; ask again without this", field="stream")
     spec, record = await _job(gateway, request.match_info["response_id"], "response_id")
     return await _answer(gateway, spec, record)
 

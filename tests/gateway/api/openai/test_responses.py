@@ -285,5 +285,7 @@ async def test_what_is_no_response(http: aiohttp.ClientSession, conductor: Actin
     for name in ("none", "resp_none", f"resp_{job['job_id']}"):
         async with http.get(f"{URL}/{name}") as answer:
             assert (answer.status, (await answer.json())["error"]["param"]) == (404, "response_id")
+        async with http.get(f"{URL}/{name}", params={"stream": "true"}) as answer:
+            assert (answer.status, (await answer.json())["error"]["param"]) == (400, "stream")
         async with http.post(URL, json={"model": "m", "input": "Hi", "previous_response_id": name}) as answer:
             assert (answer.status, (await answer.json())["error"]["param"]) == (404, "previous_response_id")
