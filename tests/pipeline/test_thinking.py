@@ -7,9 +7,11 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
+import openai
 import pytest
 import pytest_asyncio
 import torch
@@ -117,3 +119,34 @@ async def test_lines_of_captions_have_the_reasoning_apart(client: PipelineClient
     for line in lines:
         assert (line.get("reasoning", ""), line["caption"]) == divided(await client.tokens(line["job_id"]))
     assert any("reasoning" in line for line in lines)
+
+
+async def test_openais_client_reads_the_reasoning_whole_and_as_a_stream(client: PipelineClient) -> None:
+    asked: dict[str, Any] = {"max_tokens": 400, "temperature": 1.0, "seed": 5, "extra_body": {"ignore_eos": True}}
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    async with openai.AsyncOpenAI(base_url=f"{client.cluster.gateway_url}/v1", api_key="none", max_retries=0) as http:
+        model = (await http.models.list()).data[0].id
+        said = await http.chat.completions.create(model=model, messages=messages, **asked)
+        stream = await http.chat.completions.create(model=model, messages=messages, stream=True, **asked)
+        deltas = [choice.delta async for chunk in stream for choice in chunk.choices]
+        response = await http.responses.create(
+            model=model,
+            input="Hello",
+            max_output_tokens=400,
+            temperature=1.0,
+            extra_body={"seed": 5, "ignore_eos": True},
+        )
+    [message] = [choice.message for choice in said.choices]
+    given = {name: (message.model_extra or {})[name] for name in ("reasoning", "reasoning_content")}
+    assert given["reasoning"] == given["reasoning_content"]
+    for name, reasoning in given.items():
+        assert "".join((delta.model_extra or {}).get(name) or "" for delta in deltas) == reasoning
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    assert given["reasoning"]
+    assert message.content, "random weights do not happen to end their reasoning: take another seed"
+    assert said.usage is not None
+    assert said.usage.completion_tokens_details is not None
+    assert (said.usage.completion_tokens_details.reasoning_tokens or 0) > 0
+    items = {item.type: item for item in response.output}
+    assert [part.text for part in items["reasoning"].content or ()] == [given["reasoning"]]  # type: ignore[union-attr]
+    assert response.output_text == message.content
