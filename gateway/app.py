@@ -91,11 +91,7 @@ async def _until_stopped(gateway: Gateway) -> None:
         colocated = (
             group.create_task(gateway.transport.wait_failed()),
             group.create_task(batch_runner(gateway).run()),
-            *(
-                [group.create_task(EndTeller(gateway.batches, gateway.webhook).run())]
-                if gateway.webhook is not None
-                else ()
-            ),
+            *([group.create_task(EndTeller(gateway.batches, gateway.webhooks).run())] if gateway.webhooks else ()),
             *([group.create_task(_keep_house(gateway))] if gateway.settings.keeps_house else ()),
         )
         await gateway.stopping.wait()

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from broker_pipeline.config import PathType, common_options, given_flags, option, parse_settings, split_common
+from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.service import ServiceContext, run_and_exit
 from gateway.app import serve
@@ -81,8 +82,14 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
     type=_POSITIVE,
     help="JetStream room for files of batches, in MiB.  [default: up to 10240]",
 )
-@option("--max-file-mb", default=200, type=_POSITIVE, help="Largest file, in MiB.")
-@option("--max-batch-requests", default=50_000, type=_POSITIVE, help="Most requests of one batch.")
+@option("--max-file-mb", default=1024, type=_POSITIVE, help="Largest file, in MiB.")
+@option("--max-batch-requests", default=1_000_000, type=_POSITIVE, help="Most requests of one batch.")
+@option(
+    "--max-batch-inline-requests",
+    default=50_000,
+    type=_POSITIVE,
+    help="Most requests of one batch that have their pictures in them, as data: URLs.",
+)
 @option("--max-batch-line-mb", default=16, type=_POSITIVE, help="Longest request of a batch, in MiB.")
 @option(
     "--batch-jobs-in-flight", default=256, type=_POSITIVE, help="Jobs of one batch that wait or run at the same time."
@@ -96,6 +103,12 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
 @option("--max-running-batches", default=4, type=_POSITIVE, help="Batches that a process carries on at the same time.")
 @option(
     "--fetch-timeout-s", default=20.0, type=click.FloatRange(min=0, min_open=True), help="Seconds for one image URL."
+)
+@option(
+    "--media-dir",
+    default=None,
+    type=PathType(file_okay=False),
+    help="Directory whose pictures and videos requests may name by file: URLs; everybody who may submit may name any.",
 )
 @option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")
 @option(
@@ -111,6 +124,12 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
     default=None,
     type=PathType(dir_okay=False),
     help="File with whsec_ and 24 random bytes or more in base64: what the webhook's signatures are made with.",
+)
+@option(
+    "--tenant-webhook",
+    multiple=True,
+    metavar="TENANT,URL,FILE",
+    help="Webhook of a tenant's batches in place of --webhook-url, and the file with its secret. May be repeated.",
 )
 @option(
     "--operator-token-file",
@@ -170,6 +189,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
     fetch = {
         "timeout_s": rest["fetch_timeout_s"],
         "max_redirects": rest["max_redirects"],
+        "media_dir": rest["media_dir"],
         "allow_private_urls": tuple(rest["allow_private_urls"]),
     }
     access = {
@@ -181,6 +201,7 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
     batches = {
         "max_file_bytes": rest["max_file_mb"] * MIB,
         "max_requests": rest["max_batch_requests"],
+        "max_inline_requests": rest["max_batch_inline_requests"],
         "max_line_bytes": rest["max_batch_line_mb"] * MIB,
         "jobs_in_flight": rest["batch_jobs_in_flight"],
         "max_running": rest["max_running_batches"],
@@ -200,10 +221,25 @@ def gateway_settings(options: dict[str, Any]) -> GatewaySettings:
         batches=parse_settings(BatchLimits, batches),
         fetch=parse_settings(FetchSettings, fetch),
         access=parse_settings(AccessSettings, access),
-        webhook=WebhookSettings(url=rest["webhook_url"], secret_file=rest["webhook_secret_file"]),
+        webhook=parse_settings(
+            WebhookSettings,
+            {
+                "url": rest["webhook_url"],
+                "secret_file": rest["webhook_secret_file"],
+                "of_tenants": [_tenant_webhook(text) for text in rest["tenant_webhook"]],
+            },
+        ),
     )
     address_guard(settings.fetch)
     return settings
+
+
+def _tenant_webhook(text: str) -> list[str]:
+    tenant, _, rest = text.partition(",")
+    url, _, path = rest.rpartition(",")  # URLs may have commas
+    if not (tenant and url and path):
+        raise ConfigurationError(f"--tenant-webhook takes TENANT,URL,FILE, not {text!r}", field="tenant_webhook")
+    return [tenant, url, path]
 
 
 def _mebibytes(count: int | None) -> int | None:

@@ -13,8 +13,8 @@ MAX_TEXT_LENGTH = 2_000_000
 
 Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
-ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of an image")]
-VideoUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:` or `https:` URL of a video file")]
+ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:`, `https:` or `file:` URL of an image")]
+VideoUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:`, `https:` or `file:` URL of a video file")]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
     Meta(max_length=16, description="Kept with the job and given back; never read."),

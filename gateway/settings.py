@@ -77,14 +77,18 @@ class FetchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_redirects: Annotated[int, Meta(ge=0, le=20)] = 5
     allow_private_urls: tuple[str, ...] = ()
     """Networks (CIDR) that are reachable although they are not public."""
+    media_dir: str | None = None
+    """Directory below which `file:` URLs may lead."""
 
 
 class BatchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How large files and batches may be, and how much of them is under way."""
 
-    max_file_bytes: Positive = 200 * MIB
-    max_requests: Positive = 50_000
+    max_file_bytes: Positive = 1024 * MIB
+    max_requests: Positive = 1_000_000
     """Of one batch."""
+    max_inline_requests: Positive = 50_000
+    """Of one batch: those that have pictures in them, and do not only say where they are."""
     max_line_bytes: Positive = 16 * MIB
     jobs_in_flight: Positive = 256
     """Jobs of one batch that wait or run at a time."""
@@ -112,6 +116,8 @@ class WebhookSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     url: str | None = None
     secret_file: str | None = None
     """File with `whsec_…`, which signs what is told."""
+    of_tenants: tuple[tuple[str, str, str], ...] = ()
+    """Tenants that have others: name, URL and file."""
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

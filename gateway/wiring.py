@@ -24,7 +24,7 @@ from gateway.access.rates import Rates
 from gateway.access.web_pages import WebPages
 from gateway.batches.batch_store import BatchStore
 from gateway.batches.file_store import WRITER_BYTES, FileStore
-from gateway.batches.webhook import Webhook, make_webhook
+from gateway.batches.webhook import Webhooks, make_webhooks
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.fetch import ImageFetcher
@@ -68,7 +68,7 @@ class Gateway:
     files: FileStore
     file_uploads: UploadRoom
     batches: BatchStore
-    webhook: Webhook | None
+    webhooks: Webhooks
     batch_called: asyncio.Event
     """Set when there may be a batch to carry on."""
     stopping: asyncio.Event
@@ -85,7 +85,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
     """
     common = settings.common
     guard = address_guard(settings.fetch)
-    webhook = make_webhook(settings.webhook, guard)
+    webhooks = make_webhooks(settings.webhook, guard)
     async with (
         Transport.open(common.nats_url, name=settings.name) as transport,
         open_redis(common.redis_url) as redis,
@@ -130,8 +130,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             limits=limits,
             files=FileStore(redis, open_files(transport, settings), common.namespace),
             file_uploads=UploadRoom(limits.own.max_uploads * WRITER_BYTES, _WAIT_FOR_ROOM_S),
-            batches=BatchStore(redis, common.namespace, settings.batches.lease_s, tells_ends=webhook is not None),
-            webhook=webhook,
+            batches=BatchStore(redis, common.namespace, settings.batches.lease_s, tells_ends=bool(webhooks)),
+            webhooks=webhooks,
             batch_called=asyncio.Event(),
             stopping=stopping,
         )

@@ -118,12 +118,14 @@ class JobStore:
         """Forget a job that could not be queued; one that has begun, or is unknown, is left alone."""
         await self._run("discard", {"job_id": job_id}, f"cannot discard job {job_id}")
 
-    async def job_of(self, idempotency_key: str, tenant: str = "") -> str | None:
-        """Return the id of the job that was submitted with this key, where it is still known."""
-        with state_errors("cannot look for a job by its key"):
-            key = redis_keys.idempotency(self._namespace, idempotency_key, tenant)
-            job_id: bytes | None = await self._redis.get(key)  # type: ignore[assignment]
-            return None if job_id is None else job_id.decode()
+    async def jobs_of(self, idempotency_keys: Sequence[str], tenant: str = "") -> list[str | None]:
+        """Return the ids of the jobs that were submitted with these keys; None where one is not known (any more)."""
+        if not idempotency_keys:
+            return []
+        with state_errors("cannot look for jobs by their keys"):
+            keys = [redis_keys.idempotency(self._namespace, key, tenant) for key in idempotency_keys]
+            job_ids: list[bytes | None] = await self._redis.mget(keys)  # type: ignore[assignment]
+            return [None if job_id is None else job_id.decode() for job_id in job_ids]
 
     async def forget_ended(self, job_ids: Sequence[str]) -> None:
         """Forget jobs whose results are kept elsewhere; those that have not ended are left alone."""

@@ -114,17 +114,28 @@ class Answers:
             log.warning("batch_job_lost", job=asked.job_id, request=asked.key)
             return None
 
-    async def give_up(self, batch: Batch, number: int, line: Line, status: str) -> Answer:
-        """Stop a request; return its answer where there is one, or what says why there is none."""
-        asked = self._named(batch, number, line)
-        if (job_id := await self._store.job_of(asked.key, asked.tenant)) is not None:
-            try:
-                record = await self._jobs.cancel(job_id)
-                if record.status in ("succeeded", "failed"):
-                    return await self._written(replace(asked, job_id=job_id), record)
-            except JobNotFoundError:
-                log.info("batch_job_lost", job=job_id, request=asked.key)
-        return _unanswered(asked, _GIVEN_UP[status])
+    async def give_up(self, batch: Batch, requests: Sequence[tuple[int, Line]], status: str) -> list[Answer]:
+        """Stop requests; return the answers of those that have one, and of the others what says why there is none."""
+
+        def unanswered() -> list[tuple[Asked, Answer]]:
+            asked = [self._named(batch, number, line) for number, line in requests]
+            return [(one, _unanswered(one, _GIVEN_UP[status])) for one in asked]
+
+        given_up = await asyncio.to_thread(unanswered)
+        job_ids = await self._store.jobs_of([asked.key for asked, _ in given_up], batch.tenant)
+        return [
+            (await self._last_answer(replace(asked, job_id=job_id)) if job_id else None) or otherwise
+            for (asked, otherwise), job_id in zip(given_up, job_ids, strict=True)
+        ]
+
+    async def _last_answer(self, asked: Asked) -> Answer | None:
+        """Stop the job of a request; return its answer, where it has one already."""
+        try:
+            record = await self._jobs.cancel(asked.job_id or "")
+        except JobNotFoundError:
+            log.info("batch_job_lost", job=asked.job_id, request=asked.key)
+            return None
+        return await self._written(asked, record) if record.status in ("succeeded", "failed") else None
 
     async def forget(self, answers: Sequence[Answer]) -> None:
         """Forget the jobs of answers that are kept elsewhere now."""
@@ -201,7 +212,7 @@ def _unanswered(asked: Asked, failure: Failure) -> Answer:
 
 def _line(asked: Asked, status: int, body: msgspec.Struct) -> bytes:
     request_id = asked.job_id or _request_id(asked)
-    response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(msgspec.json.encode(body))}
+    response = {"status_code": status, "request_id": request_id, "body": body}
     return as_line({"id": _request_id(asked), "custom_id": asked.custom_id, "response": response, "error": None})
 
 

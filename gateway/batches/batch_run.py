@@ -89,9 +89,7 @@ class BatchRun:
             await self._answer_while_wanted(batch)
 
     async def _validate(self, batch: Batch) -> None:
-        limits = self._parts.limits
-        model = await self._parts.answers.model()
-        checker = LineChecker(batch.endpoint, limits.max_requests, limits.max_line_bytes, model)
+        checker = LineChecker(batch.endpoint, self._parts.limits, await self._parts.answers.model())
         async with aclosing(self._blocks(batch)) as blocks:
             async for lines in blocks:
                 await asyncio.to_thread(checker.check, lines)
@@ -122,7 +120,7 @@ class BatchRun:
         """Answer every request that is not done."""
         async with asyncio.TaskGroup() as group:
             complete = asyncio.Event()
-            group.create_task(self._outbox.flush_until(complete))
+            group.create_task(self._outbox.flush_until(complete, batch.in_progress_at or 0))
             async with aclosing(self._remaining(batch)) as remaining, asyncio.TaskGroup() as requests:
                 for _ in range(_NUM_ASKING):
                     requests.create_task(self._ask_in_turn(batch, remaining, requests))
@@ -162,23 +160,29 @@ class BatchRun:
     async def _close(self, batch: Batch, status: str) -> None:
         """Keep what has an answer; write of the rest why there is none."""
         if batch.is_validated:
-            async with aclosing(self._remaining(batch)) as remaining:
-                async for request, line in remaining:
-                    await self._outbox.add(await self._parts.answers.give_up(batch, request, line, status))
+            async with aclosing(self._remaining_blocks(batch)) as blocks:
+                async for requests in blocks:
+                    for answer in await self._parts.answers.give_up(batch, requests, status):
+                        await self._outbox.add(answer)
             await self._outbox.flush()
         await self._held.finish(batch.status, status)
         log.info("batch_closed", batch=batch.id, status=status)
 
     async def _remaining(self, batch: Batch) -> AsyncGenerator[tuple[int, Line], None]:
         """Yield the requests that are not done, with their numbers."""
+        async with aclosing(self._remaining_blocks(batch)) as blocks:
+            async for requests in blocks:
+                for request in requests:
+                    yield request
+
+    async def _remaining_blocks(self, batch: Batch) -> AsyncGenerator[list[tuple[int, Line]], None]:
+        """Yield the same, some at a time."""
         done = await self._held.done()
         request, offset = await self._held.offset(_first_open(done))
         async with aclosing(self._blocks(batch, offset)) as blocks:
             async for lines in blocks:
-                for line in lines:
-                    if not _is_done(done, request):
-                        yield request, line
-                    request += 1
+                yield [(number, line) for number, line in enumerate(lines, request) if not _is_done(done, number)]
+                request += len(lines)
 
     async def _blocks(self, batch: Batch, offset: int = 0) -> AsyncGenerator[list[Line], None]:
         """Yield the input's lines, some at a time, from the one that begins at `offset` on."""

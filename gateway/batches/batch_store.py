@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -40,6 +40,7 @@ _REPEAT_S = 300
 """A client that got no answer asks again without saying that it does so."""
 _KEY_S = 24 * 3600
 _KEEP_S = MONTH_S
+_KEPT = ("endpoint", "input_file_id", "completion_window", "priority", "output_lives_s")
 OFFSET_EVERY = 1000
 """Requests; where in the input each of these begins is known, for a run that is taken over."""
 
@@ -64,17 +65,6 @@ class BatchOrder:
         same = [self.tenant, self.input_file_id, self.endpoint, sorted((self.metadata or {}).items())]
         named = [self.tenant, self.idempotency_key] if self.idempotency_key else same
         return hashlib.sha256(msgspec.json.encode(named)).hexdigest()
-
-
-@dataclass(slots=True)
-class Collected:
-    """Requests that are done, and what was written of them."""
-
-    requests: list[int] = field(default_factory=list)
-    output: Part | None = None
-    errors: Part | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    """By how much the batch's counts grow."""
 
 
 class BatchStore:
@@ -106,15 +96,10 @@ class BatchStore:
         Raises `FileUnknownError`, or `IdempotencyConflictError` where the key belongs to another order.
         """
         now = int(time.time())
-        fields = {
-            "endpoint": order.endpoint,
-            "input_file_id": order.input_file_id,
-            "completion_window": order.completion_window,
+        fields = {name: getattr(order, name) for name in _KEPT} | {
             "created_at": now,
             "expires_at": now + order.window_s,
             "metadata": msgspec.json.encode(order.metadata).decode(),
-            "priority": order.priority,
-            "output_lives_s": order.output_lives_s,
             "output_file": new_id("file-"),
             "error_file": new_id("file-"),
         }
@@ -200,13 +185,15 @@ class HeldBatch:
         fields = as_fields({"total": total, "model": model or ""})
         return await self._do("begin", offsets=list(map(str, offsets)), fields=fields)
 
-    async def collect(self, done: Collected) -> None:
-        """Note requests as done, all or none; a repeat is refused. Raises `LeaseLostError` when none was noted."""
-        parts = {
-            "output": [encoded(done.output)] if done.output else [],
-            "errors": [encoded(done.errors)] if done.errors else [],
-        }
-        if not await self._do("collect", requests=done.requests, counts=done.counts, **parts):
+    async def collect(
+        self, requests: Sequence[int], output: Part | None, errors: Part | None, counts: Mapping[str, int]
+    ) -> None:
+        """Note requests as done, all or none, with what was written of them and by how much counts grow.
+
+        Raises `LeaseLostError` when none was noted; a repeat is refused, too.
+        """
+        parts = {"output": [encoded(output)] if output else [], "errors": [encoded(errors)] if errors else []}
+        if not await self._do("collect", requests=requests, counts=counts, **parts):
             raise LeaseLostError(f"{self.id} is another's, or has ended")
 
     async def advance(self, from_status: str, status: str) -> bool:

@@ -19,9 +19,12 @@ from broker_pipeline.messages.wrong_value import WrongValue
 from gateway.batches.batch_store import OFFSET_EVERY
 from gateway.batches.lines import Line
 from gateway.batches.records import LineError
+from gateway.settings import BatchLimits
 
 MAX_ERRORS = 1000
 """Of one input that are told; nobody reads more."""
+_INLINE = b'"data:'
+"""Where a JSON string is a `data:` URL."""
 
 
 class RequestLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,16 +55,16 @@ def request_line(content: bytes) -> RequestLine:
 class LineChecker:
     """Takes all lines of an input in order. What it keeps of a line are 16 bytes."""
 
-    def __init__(self, endpoint: str, max_requests: int, max_line_bytes: int, model: str | None) -> None:
+    def __init__(self, endpoint: str, limits: BatchLimits, model: str | None) -> None:
         """Check lines for one endpoint; `model` is the one that answers, None: nobody knows."""
         self.total = 0
+        self._num_inline = 0
         self.offsets: list[int] = []
         """Where every `OFFSET_EVERY`th request begins."""
         self.model: str | None = None
         self._served = model
         self._endpoint = endpoint
-        self._max_requests = max_requests
-        self._max_line_bytes = max_line_bytes
+        self._limits = limits
         self._errors: list[LineError] = []
         self._names = array("Q")
         self._numbers = array("Q")
@@ -69,7 +72,7 @@ class LineChecker:
     @property
     def is_hopeless(self) -> bool:
         """Whether reading on is of no use."""
-        return len(self._errors) >= MAX_ERRORS or self.total > self._max_requests
+        return len(self._errors) >= MAX_ERRORS or self._too_many() is not None
 
     def check(self, lines: Sequence[Line]) -> None:
         """Check some lines."""
@@ -85,14 +88,22 @@ class LineChecker:
         """Return what is wrong, in the order of lines, once all have been checked."""
         if self.total == 0:
             return [LineError(code="empty_file", message="the file has no requests")]
-        if self.total > self._max_requests:
-            said = f"the file has more than {self._max_requests} requests; split it"
+        if (said := self._too_many()) is not None:
             return [LineError(code="too_many_requests", message=said)]
         return sorted([*self._errors, *self._repeated()], key=lambda error: error.line or 0)[:MAX_ERRORS]
 
+    def _too_many(self) -> str | None:
+        if self.total > (most := self._limits.max_requests):
+            return f"the file has more than {most} requests; split it"
+        if self._num_inline > (most := self._limits.max_inline_requests):
+            return f"more than {most} requests have pictures in them; split the file, or give http: or file: URLs"
+        return None
+
     def _check(self, line: Line) -> None:
         if line.content is None:
-            return self._refuse(line, "line_too_long", f"the line has more than {self._max_line_bytes} bytes")
+            said = f"the line has more than {self._limits.max_line_bytes} bytes"
+            return self._refuse(line, "line_too_long", said)
+        self._num_inline += _INLINE in line.content
         try:
             request = _decode_line(line.content)
             head = _decode_head(request.body)

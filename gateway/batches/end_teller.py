@@ -1,4 +1,4 @@
-"""Tells the webhook of batches that have ended: at least once, whichever gateway dies.
+"""Tells webhooks of batches that have ended: at least once, whichever gateway dies.
 
     finish ──► untold ──take──► tell ──► no longer untold
                  ▲                └─ not heard, or the gateway died: due again after as long as it has been untold
@@ -17,7 +17,7 @@ import structlog
 
 from broker_pipeline.errors import BatchNotFoundError, StateError
 from gateway.batches.batch_store import BatchStore
-from gateway.batches.webhook import Webhook
+from gateway.batches.webhook import Webhooks
 
 _LOOK_S = 1.0
 GIVE_UP_S = 3 * 24 * 3600
@@ -28,10 +28,10 @@ log = structlog.get_logger()
 class EndTeller:
     """Tells of one batch after the other."""
 
-    def __init__(self, batches: BatchStore, webhook: Webhook, give_up_s: float = GIVE_UP_S) -> None:
+    def __init__(self, batches: BatchStore, webhooks: Webhooks, give_up_s: float = GIVE_UP_S) -> None:
         """Try for `give_up_s` seconds from a batch's end on."""
         self._batches = batches
-        self._webhook = webhook
+        self._webhooks = webhooks
         self._give_up_s = give_up_s
 
     async def run(self) -> None:
@@ -54,7 +54,8 @@ class EndTeller:
         except BatchNotFoundError:
             await self._batches.set_told(batch_id)
             return
-        problem = await self._webhook.tell(batch)
+        webhook = self._webhooks.of(batch.tenant)
+        problem = await webhook.tell(batch) if webhook is not None else None
         gives_up = problem is not None and time.time() - (batch.ended_at or 0) >= self._give_up_s
         if problem is not None:
             log.warning("webhook_failed", batch=batch_id, reason=problem, gives_up=gives_up)

@@ -1,14 +1,18 @@
 """Answers of a batch on their way into its files, some at a time.
 
-    add, add, … ──► 1 MiB, or a second ──► a part of each file in JetStream ──► collect: done, and the files have them
+    add, add, … ──► 1 MiB, or a while ──► a part of each file in JetStream ──► collect: done, and the files have them
                                                                                └─► the jobs are forgotten
 
-Where a process dies before `collect`, nothing has happened: the jobs are still there, and the parts are deleted.
+The while is a second at first and a hundredth of the batch's age later, up to a minute: files of few parts are read
+quickly. Where a process dies before `collect`, nothing has happened: the jobs are still there, and the parts are
+deleted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +21,13 @@ from dataclasses import dataclass
 import msgspec
 
 from broker_pipeline.storage.file_chunks import Part
-from gateway.batches.batch_store import Collected, HeldBatch
+from gateway.batches.batch_store import HeldBatch
 from gateway.batches.file_store import FileStore
 
 _FLUSH_BYTES = 2**20
 _FLUSH_REQUESTS = 4096
-_FLUSH_S = 1.0
+_FLUSH_S = (1.0, 60.0)
+_FLUSH_SHARE = 0.01
 
 Forget = Callable[[Sequence["Answer"]], Awaitable[None]]
 
@@ -61,11 +66,11 @@ class Outbox:
         if self._num_bytes >= _FLUSH_BYTES or len(self._answers) >= _FLUSH_REQUESTS:
             await self.flush()
 
-    async def flush_until(self, complete: asyncio.Event) -> None:
-        """Flush every second, and what is left once nothing more comes."""
+    async def flush_until(self, complete: asyncio.Event, began_at: float) -> None:
+        """Flush once in a while, and what is left once nothing more comes."""
         while not complete.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_FLUSH_S):
+                async with asyncio.timeout(flush_period_s(time.time() - began_at)):
                     await complete.wait()
             await self.flush()
 
@@ -79,13 +84,9 @@ class Outbox:
             if not num_answers:
                 return
             answers = self._answers[:num_answers]
-            done = Collected(
-                requests=[answer.request for answer in answers],
-                output=await self._part([answer.line for answer in answers if not answer.is_error]),
-                errors=await self._part([answer.line for answer in answers if answer.is_error]),
-                counts=_counts(answers),
-            )
-            await self._batch.collect(done)
+            output = await self._part([answer.line for answer in answers if not answer.is_error])
+            errors = await self._part([answer.line for answer in answers if answer.is_error])
+            await self._batch.collect([answer.request for answer in answers], output, errors, _counts(answers))
             del self._answers[:num_answers]
             self._num_bytes -= num_bytes
             await self._forget(answers)
@@ -98,17 +99,15 @@ class Outbox:
             return await writer.close()
 
 
+def flush_period_s(age_s: float) -> float:
+    """Return for how long answers may wait in a batch of this age."""
+    least_s, most_s = _FLUSH_S
+    return min(max(least_s, _FLUSH_SHARE * age_s), most_s)
+
+
 def as_line(value: Mapping[str, object]) -> bytes:
     """Return a line of JSON in ASCII: within text, some characters end lines for some readers."""
-    text = msgspec.json.encode(value).decode() + "\n"
-    return text.encode() if text.isascii() else "".join(map(_escaped, text)).encode()
-
-
-def _escaped(character: str) -> str:
-    if character.isascii():
-        return character
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[index]:02x}{units[index + 1]:02x}" for index in range(0, len(units), 2))
+    return json.dumps(msgspec.to_builtins(value), separators=(",", ":")).encode() + b"\n"
 
 
 def _counts(answers: Sequence[Answer]) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -98,53 +99,46 @@ class Times(_Record, frozen=True, kw_only=True):
     cancelled_at: int | None = None
 
 
-class BatchObject(Times, frozen=True, kw_only=True):
-    """A batch. `paused`, `priority` and `estimated_completed_at` are ours."""
+class _Shared(Times, frozen=True, kw_only=True):
+    """What Redis and clients have alike of a batch. `paused` and `priority` are ours."""
 
     id: str
-    object: Literal["batch"] = "batch"
+    status: BatchStatus
     endpoint: str
-    model: str | None = None
-    errors: LineErrors | None = None
     input_file_id: str
     completion_window: str
-    status: BatchStatus
-    output_file_id: str | None = None
-    error_file_id: str | None = None
     created_at: int
     expires_at: int
-    request_counts: RequestCounts
-    usage: BatchUsage
-    metadata: Metadata | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
     paused: bool = False
     priority: int = 0
     """Batches with a lower one begin earlier."""
+    model: str | None = None
+
+
+class BatchObject(_Shared, frozen=True, kw_only=True):
+    """A batch."""
+
+    object: Literal["batch"] = "batch"
+    errors: LineErrors | None = None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: Metadata | None = None
     estimated_completed_at: int | None = None
-    """When the last request would be answered at the rate so far; null while nobody knows."""
+    """When the last request would be answered at the rate so far; null while nobody knows. Ours, too."""
 
 
-class Batch(Times, frozen=True, kw_only=True):
+class Batch(_Shared, frozen=True, kw_only=True):
     """A batch as Redis keeps it: the fields of its hash."""
 
-    id: str
     tenant: str
-    status: BatchStatus
-    endpoint: str
-    input_file_id: str
-    completion_window: str
-    created_at: int
-    expires_at: int
-    priority: int = 0
     metadata: str = "null"
     """As JSON."""
     output_lives_s: int
     output_file: str
     error_file: str
     """Under what ids its output will be files."""
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    paused: bool = False
-    model: str | None = None
     errors: str = "[]"
     """As JSON."""
     total: int = 0
@@ -172,21 +166,19 @@ class Batch(Times, frozen=True, kw_only=True):
     def shown(self, now_s: float) -> BatchObject:
         """Return what clients see of it at the time `now_s`."""
         errors = msgspec.json.decode(self.errors, type=tuple[LineError, ...])
-        same = {name: getattr(self, name) for name in BatchObject.__struct_fields__ if name in Batch.__struct_fields__}
-        own = {
-            "errors": LineErrors(data=errors) if errors else None,
-            "metadata": msgspec.json.decode(self.metadata, type=Metadata | None),
-            "model": self.model or None,
-            "request_counts": RequestCounts(total=self.total, completed=self.completed, failed=self.failed),
-            "usage": BatchUsage(
+        return BatchObject(
+            **{name: getattr(self, name) for name in _Shared.__struct_fields__},
+            errors=LineErrors(data=errors) if errors else None,
+            metadata=msgspec.json.decode(self.metadata, type=Metadata | None),
+            request_counts=RequestCounts(total=self.total, completed=self.completed, failed=self.failed),
+            usage=BatchUsage(
                 input_tokens=self.input_tokens,
                 output_tokens=self.output_tokens,
                 output_tokens_details=OutputDetails(reasoning_tokens=self.reasoning_tokens),
                 total_tokens=self.input_tokens + self.output_tokens,
             ),
-            "estimated_completed_at": self._estimated(now_s),
-        }
-        return BatchObject(**{**same, **own})
+            estimated_completed_at=self._estimated(now_s),
+        )
 
     def _estimated(self, now_s: float) -> int | None:
         if self.status != "in_progress" or self.paused or not self.num_done or self.in_progress_at is None:
@@ -195,21 +187,29 @@ class Batch(Times, frozen=True, kw_only=True):
         return math.ceil(now_s + per_request_s * (self.total - self.num_done))
 
 
-class FileList(_Record, frozen=True, kw_only=True):
+class Page(_Record, frozen=True, kw_only=True):
+    """Some rows of a list."""
+
+    object: Literal["list"] = "list"
+    data: tuple[Any, ...]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], *, has_more: bool) -> Self:
+        """Make a page of rows that have ids."""
+        first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
+        return cls(data=tuple(rows), first_id=first, last_id=last, has_more=has_more)
+
+
+class FileList(Page, frozen=True, kw_only=True):
     """A page of files."""
 
-    object: Literal["list"] = "list"
     data: tuple[FileObject, ...]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
-class BatchList(_Record, frozen=True, kw_only=True):
+class BatchList(Page, frozen=True, kw_only=True):
     """A page of batches, newest first."""
 
-    object: Literal["list"] = "list"
     data: tuple[BatchObject, ...]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

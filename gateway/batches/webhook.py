@@ -1,4 +1,4 @@
-"""Tells one URL of the ends of batches, as OpenAI's webhooks do (standard-webhooks.com): signed, to be believed.
+"""Tells URLs of the ends of batches, as OpenAI's webhooks do (standard-webhooks.com): signed, to be believed.
 
 webhook-id         evt_BATCH, the same at each try: who is told twice can see it
 webhook-timestamp  when this try was made
@@ -13,6 +13,8 @@ import binascii
 import hashlib
 import hmac
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -90,27 +92,50 @@ class Webhook:
             return str(error) or type(error).__name__
 
 
-def make_webhook(settings: WebhookSettings, guard: AddressGuard) -> Webhook | None:
-    """Build the webhook, None without one; raises `ConfigurationError` for what cannot be one."""
-    if settings.url is None and settings.secret_file is None:
-        return None
-    if settings.url is None or settings.secret_file is None:
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """Who is told of whose batches."""
+
+    of_all: Webhook | None
+    of_tenants: Mapping[str, Webhook]
+
+    def __bool__(self) -> bool:
+        """Say whether anybody is told of anything."""
+        return self.of_all is not None or bool(self.of_tenants)
+
+    def of(self, tenant: str) -> Webhook | None:
+        """Return whom to tell of a tenant's batches."""
+        return self.of_tenants.get(tenant, self.of_all)
+
+
+def make_webhooks(settings: WebhookSettings, guard: AddressGuard) -> Webhooks:
+    """Build the webhooks; raises `ConfigurationError` for what cannot be one."""
+    if (settings.url is None) != (settings.secret_file is None):
         missing = "webhook_url" if settings.url is None else "webhook_secret_file"
         raise ConfigurationError("a webhook has a URL and a file with its secret", field=missing)
+    of_all = None
+    if settings.url is not None and settings.secret_file is not None:
+        of_all = _webhook(settings.url, settings.secret_file, guard, ("webhook_url", "webhook_secret_file"))
+    names = ("tenant_webhook", "tenant_webhook")
+    of_tenants = {tenant: _webhook(url, path, guard, names) for tenant, url, path in settings.of_tenants}
+    return Webhooks(of_all, of_tenants)
+
+
+def _webhook(url: str, path: str, guard: AddressGuard, names: tuple[str, str]) -> Webhook:
     try:
-        url = parse_url(settings.url, "webhook_url")
+        return Webhook(parse_url(url, names[0]), _secret(path, names[1]), guard)
     except MediaFetchError as error:
-        raise ConfigurationError(f"--webhook-url: {error.message}", field="webhook_url") from error
-    return Webhook(url, _secret(settings.secret_file), guard)
+        flag = names[0].replace("_", "-")
+        raise ConfigurationError(f"--{flag}: {error.message}", field=names[0]) from error
 
 
-def _secret(path: str) -> bytes:
+def _secret(path: str, name: str) -> bytes:
     try:
         prefix, _, text = Path(path).read_text().strip().partition("_")
         secret = base64.b64decode(text, validate=True)
     except (OSError, UnicodeDecodeError, binascii.Error) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}", field="webhook_secret_file") from error
+        raise ConfigurationError(f"{path} cannot be read: {error}", field=name) from error
     if f"{prefix}_" != _PREFIX or len(secret) < _MIN_SECRET_BYTES:
         wanted = f"{_PREFIX} and {_MIN_SECRET_BYTES} random bytes or more in base64"
-        raise ConfigurationError(f"{path} does not hold {wanted}", field="webhook_secret_file")
+        raise ConfigurationError(f"{path} does not hold {wanted}", field=name)
     return secret

@@ -1,4 +1,4 @@
-"""Fetches an image from a URL that a stranger gave.
+"""Fetches an image from a URL that a stranger gave: over the network, or from the directory that is open for this.
 
 The address is checked for every socket about to be connected (see `outgoing`); redirects are followed by hand, so that
 each hop is checked as a URL and as an address; bytes are counted while they arrive.
@@ -17,6 +17,7 @@ from yarl import URL
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from gateway.address_guard import AddressGuard
 from gateway.intake.image_url import parse_url
+from gateway.intake.local_file import is_file_url, read_local_file
 from gateway.outgoing import GuardedSockets
 from gateway.settings import FetchSettings
 
@@ -48,7 +49,7 @@ class ByteBudget:
 
 
 class ImageFetcher:
-    """Fetches the bytes behind http and https URLs; what they are is for `images` to find out."""
+    """Fetches the bytes behind http, https and file URLs; what they are is for `images` to find out."""
 
     def __init__(self, guard: AddressGuard, settings: FetchSettings) -> None:
         self._guard = guard
@@ -62,6 +63,11 @@ class ImageFetcher:
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
+                if is_file_url(url):
+                    directory = self._settings.media_dir
+                    content = await asyncio.to_thread(read_local_file, url, directory, max_bytes=max_bytes, field=name)
+                    budget.spend(len(content), name)
+                    return content
                 return await _Fetch(self._guard, max_bytes, budget, name).follow(
                     parse_url(url, name), self._settings.max_redirects
                 )

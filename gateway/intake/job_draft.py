@@ -43,7 +43,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A `data:`, `http:` or `https:` URL in the request; `field` is where."""
+    """A `data:`, `http:`, `https:` or `file:` URL in the request; `field` is where."""
 
     field: str
     url: str

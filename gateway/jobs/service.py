@@ -97,7 +97,8 @@ class JobService:
 
         Raises `QueueFullError`, `StateError` or `TransportError`.
         """
-        if (job_id := await self._store.job_of(idempotency_key, tenant)) is None:
+        (job_id,) = await self._store.jobs_of([idempotency_key], tenant)
+        if job_id is None:
             return None
         try:
             record, spec = await self._store.get(job_id), await self._store.spec(job_id)

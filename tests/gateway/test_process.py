@@ -81,6 +81,9 @@ async def test_a_request_that_never_ends_does_not_hold_a_stopped_gateway(
     [
         (["--allow-private-urls", "10.0.0.0/99"], 2, "allow-private-urls"),
         (["--max-images", "0"], 2, "max-images"),
+        (["--tenant-webhook", "alice,https://example.com"], 2, "TENANT,URL,FILE"),
+        (["--tenant-webhook", "alice,https://example.com/?a,b,/none/such"], 2, "/none/such cannot be read"),
+        (["--media-dir", "/none/such"], 2, "media-dir"),
         pytest.param(["--nats-url", "nats://127.0.0.1:1"], 69, "NATS", marks=pytest.mark.slow),
         (["--redis-url", "redis://127.0.0.1:1"], 69, "Redis"),
         (["--max-media-mb", "900000000"], 2, "--max-media-mb"),

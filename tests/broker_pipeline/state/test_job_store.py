@@ -167,7 +167,8 @@ async def test_discard_takes_back_a_queued_job_and_its_key(store: JobStore, redi
 async def test_what_has_ended_is_forgotten_for_good(store: JobStore, redis: RedisClient, namespace: str) -> None:
     ended = make_spec()
     await store.create(ended, "key")
-    assert await store.job_of("key") == ended.job_id
+    assert await store.jobs_of(["other", "key"]) == [None, ended.job_id]
+    assert await store.jobs_of([]) == []
     attempt = await store.begin_attempt(ended, MODEL)
     running, _ = await running_job(store)
     assert await store.finish(ended.job_id, attempt.number, "succeeded", RESULT)
@@ -176,7 +177,7 @@ async def test_what_has_ended_is_forgotten_for_good(store: JobStore, redis: Redi
     with pytest.raises(JobNotFoundError):
         await store.get(ended.job_id)
     assert (await store.begin_attempt(ended, MODEL)).is_finished, "a late message does not bring it back"
-    assert await store.job_of("key") is None
+    assert await store.jobs_of(["key"]) == [None]
     assert [record.job_id for record in (await store.list()).records] == [running.job_id]
     assert await redis.ttl(redis_keys.job(namespace, ended.job_id)) > 0
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import time
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, ConflictError, NotFoundError
 
 from broker_pipeline.errors import Failure
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.wire.transport import Transport
+from gateway.settings import FetchSettings
 from gateway.wiring import Gateway
-from tests.gateway.batches.conftest import answers, echo, ended, errors, line, rows, start_batch, upload
-from tests.kit.acting.conductor import ActingConductor, prompt_of
+from tests.gateway.batches.conftest import Carrying, answers, echo, ended, errors, line, rows, start_batch, upload
+from tests.kit.acting.conductor import ActingConductor, acting_conductor, prompt_of
 from tests.kit.waiting import eventually
 
 
@@ -45,6 +49,30 @@ async def test_every_request_is_answered_once(
     assert page.records == [], "the jobs of a batch are forgotten once their answers are kept"
     await carrying.media.sweep(0.0)
     assert await carrying.media.size_bytes() == 0
+
+
+async def test_pictures_that_the_gateway_finds_in_its_directory(
+    start_carrying: Carrying, transport: Transport, redis: RedisClient, namespace: str, jpeg: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.jpg").write_bytes(jpeg)
+    (tmp_path / "secret.jpg").write_bytes(jpeg)
+
+    def about(name: str) -> str:
+        picture = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/{name}"}}
+        return line(name, messages=[{"role": "user", "content": [picture]}])
+
+    settings = FetchSettings(media_dir=str(tmp_path / "media"))
+    async with (
+        start_carrying(fetch=settings) as (_, client),
+        acting_conductor(transport, redis, namespace) as conductor,
+        conductor.running(lambda _, media: str(media == [jpeg])),
+    ):
+        done = await ended(client, await start_batch(client, [about("media/a.jpg"), about("secret.jpg")]))
+        assert await answers(client, done) == {"media/a.jpg": "True"}
+        refused = (await errors(client, done))["secret.jpg"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["code"]) == (422, "media_fetch")
+    assert refused["body"]["error"]["param"] == "messages[0].content[0].image_url.url"
 
 
 async def test_requests_for_responses(client: AsyncOpenAI, carrying: Gateway, conductor: ActingConductor) -> None:

@@ -7,15 +7,17 @@ import pytest
 from gateway.batches.batch_store import OFFSET_EVERY
 from gateway.batches.checks import MAX_ERRORS, LineChecker
 from gateway.batches.lines import LineCutter
+from gateway.settings import BatchLimits
 from tests.gateway.batches.conftest import line
 
 ENDPOINT = "/v1/chat/completions"
 
 
 def checked(
-    content: bytes, *, max_requests: int = 10_000, max_line_bytes: int = 10_000, model: str | None = None
+    content: bytes, *, model: str | None = None, max_requests: int = 10_000, max_line_bytes: int = 10_000, **more: int
 ) -> LineChecker:
-    checker = LineChecker(ENDPOINT, max_requests, max_line_bytes, model)
+    limits = BatchLimits(max_requests=max_requests, max_line_bytes=max_line_bytes, **more)
+    checker = LineChecker(ENDPOINT, limits, model)
     cutter = LineCutter(max_line_bytes)
     checker.check(cutter.feed(content))
     checker.check(cutter.close())
@@ -75,3 +77,16 @@ def test_too_many_requests_and_too_many_errors_end_the_reading() -> None:
     repeated = checked("\n".join(line("same") for _ in range(3000)).encode())
     assert told(repeated)[:2] == [(2, "duplicate_custom_id"), (3, "duplicate_custom_id")]
     assert len(repeated.errors()) == MAX_ERRORS
+
+
+def test_pictures_in_requests_count_apart() -> None:
+    def shown(url: str) -> list[dict[str, object]]:
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+    inline = [line(f"in{index}", messages=shown("data:image/png;base64,aaaa")) for index in range(3)]
+    elsewhere = [line(f"at{index}", messages=shown("file:///a.png")) for index in range(20)]
+    content = "\n".join([*elsewhere, *inline]).encode()
+    assert told(checked(content, max_inline_requests=3)) == []
+    many = checked(content, max_inline_requests=2)
+    assert (told(many), many.is_hopeless) == ([(None, "too_many_requests")], True)
+    assert "file:" in many.errors()[0].message

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -21,7 +22,7 @@ from gateway.address_guard import AddressGuard
 from gateway.app import url_of
 from gateway.batches.batch_store import BatchStore
 from gateway.batches.end_teller import EndTeller
-from gateway.batches.webhook import Webhook, make_webhook
+from gateway.batches.webhook import Webhooks, make_webhooks
 from gateway.settings import FetchSettings, WebhookSettings
 from tests.gateway.batches.conftest import Carrying, client_of, echo, ended, line, start_batch
 from tests.kit.acting.conductor import acting_conductor
@@ -40,9 +41,11 @@ class Receiver:
         self.status = 200
         self.url = ""
         self.heard: list[tuple[bytes, dict[str, str]]] = []
+        self.paths: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
         self.heard.append((await request.read(), dict(request.headers)))
+        self.paths.append(request.path)
         if not self.status:
             await asyncio.Event().wait()
         return web.Response(status=self.status, headers={"Location": f"{self.url}/elsewhere"})
@@ -69,9 +72,8 @@ def webhook(receiver: Receiver, tmp_path: Path) -> WebhookSettings:
 
 
 @asynccontextmanager
-async def telling(batches: BatchStore, webhook: Webhook | None, **more: Any) -> AsyncIterator[None]:
-    assert webhook is not None
-    task = asyncio.create_task(EndTeller(batches, webhook, **more).run())
+async def telling(batches: BatchStore, webhooks: Webhooks, **more: Any) -> AsyncIterator[None]:
+    task = asyncio.create_task(EndTeller(batches, webhooks, **more).run())
     try:
         yield
     finally:
@@ -86,7 +88,7 @@ async def test_ends_are_told_and_signed(
     async with (
         start_carrying(webhook=webhook, fetch=HERE) as (gateway, client),
         acting_conductor(transport, redis, namespace) as conductor,
-        telling(gateway.batches, gateway.webhook),
+        telling(gateway.batches, gateway.webhooks),
     ):
         async with conductor.running(echo):
             done = await ended(client, await start_batch(client, [line("a")]))
@@ -125,7 +127,7 @@ async def test_who_does_not_hear_is_told_again_until_it_is_given_up(
     async with start_carrying(webhook=webhook, fetch=HERE) as (gateway, client):
         batch_id = await refused_batch(client)
         store = BatchStore(redis, namespace, retry_s=QUICK)
-        async with telling(store, gateway.webhook):
+        async with telling(store, gateway.webhooks):
             await eventually(lambda: len(receiver.heard) >= 2)
             assert await untold(redis, namespace) == 1
             receiver.status = 204
@@ -138,7 +140,7 @@ async def test_who_does_not_hear_is_told_again_until_it_is_given_up(
         assert ids == {f"evt_{batch_id}"}, "a repeat can be seen to be one"
         receiver.status = 500
         await refused_batch(client)
-        async with telling(store, gateway.webhook, give_up_s=0.0):
+        async with telling(store, gateway.webhooks, give_up_s=0.0):
             await eventually(is_told)
 
 
@@ -163,9 +165,36 @@ async def test_a_gateway_that_dies_while_it_tells_leaves_it_to_another(
 
 async def test_without_a_webhook_nothing_is_kept(start_carrying: Carrying, redis: RedisClient, namespace: str) -> None:
     async with start_carrying() as (gateway, client):
-        assert gateway.webhook is None
+        assert not gateway.webhooks
         await refused_batch(client)
         assert await untold(redis, namespace) == 0
+
+
+async def test_a_tenant_has_a_webhook_of_its_own(
+    start_carrying: Carrying, receiver: Receiver, webhook: WebhookSettings, redis: RedisClient, namespace: str
+) -> None:
+    nobody = ""  # whose batches are those that are sent without a key
+    path = str(webhook.secret_file)
+    theirs = (("alice", f"{receiver.url}/alice", path), (nobody, f"{receiver.url}/nobody", path))
+    for of_tenants, paths in ((theirs, {"/nobody"}), (theirs[:1], {"/ends"})):
+        settings = msgspec.structs.replace(webhook, of_tenants=of_tenants)
+        async with start_carrying(webhook=settings, fetch=HERE) as (gateway, client):
+            receiver.paths.clear()
+            async with telling(gateway.batches, gateway.webhooks):
+                await refused_batch(client)
+                await eventually(lambda: bool(receiver.paths))
+            assert set(receiver.paths) == paths
+    alone = WebhookSettings(of_tenants=theirs[:1])
+    async with start_carrying(webhook=alone, fetch=HERE) as (gateway, client):
+        await refused_batch(client)
+        receiver.paths.clear()
+        async with telling(gateway.batches, gateway.webhooks):
+
+            async def is_told() -> bool:
+                return not await untold(redis, namespace)
+
+            await eventually(is_told)
+    assert receiver.paths == [], "nobody is to be told of this tenant's batches"
 
 
 async def test_private_addresses_are_not_told(
@@ -173,8 +202,8 @@ async def test_private_addresses_are_not_told(
 ) -> None:
     async with start_carrying(webhook=webhook) as (gateway, client):
         batch = await gateway.batches.get(await refused_batch(client))
-        assert gateway.webhook is not None
-        assert "--allow-private-urls" in (await gateway.webhook.tell(batch) or "")
+        assert gateway.webhooks.of_all is not None
+        assert "--allow-private-urls" in (await gateway.webhooks.of_all.tell(batch) or "")
     assert receiver.heard == []
 
 
@@ -193,7 +222,7 @@ def test_what_cannot_be_one_is_refused(tmp_path: Path, url: str | None, secret: 
     (tmp_path / "secret").write_text(secret or "")
     settings = WebhookSettings(url=url, secret_file=str(tmp_path / "secret") if secret else None)
     with pytest.raises(ConfigurationError) as refused:
-        make_webhook(settings, AddressGuard())
+        make_webhooks(settings, AddressGuard())
     assert refused.value.field == field
 
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
+import msgspec
 from openai import AsyncOpenAI
 from openai.types import Batch
 
@@ -26,6 +29,7 @@ from broker_pipeline.tools.demo.pictures import scenes, trained_model
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
 from broker_pipeline.tools.local.plan import LocalSettings
+from broker_pipeline.tools.machine import MachineFacts
 from training.prompts import DEFAULT_PROMPT
 
 VICTIMS = ("gateway-0", "conductor-0", "stage-1")
@@ -70,12 +74,22 @@ def request_lines(num_requests: int, model: str) -> Iterator[bytes]:
     """Yield the lines of the input."""
     urls = ["data:;base64," + base64.b64encode(scene.path.read_bytes()).decode() for scene in scenes()]
     for index in range(num_requests):
-        picture = {"type": "image_url", "image_url": {"url": urls[index % len(urls)]}}
-        content = [picture, {"type": "text", "text": DEFAULT_PROMPT}]
-        messages = [{"role": "user", "content": content}]
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 48}
-        line = {"custom_id": f"picture-{index}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-        yield json.dumps(line).encode() + b"\n"
+        yield as_request(f"picture-{index}", urls[index % len(urls)], model)
+
+
+def as_request(custom_id: str, picture_url: str, model: str, **more: Any) -> bytes:
+    """Return a line that asks for the caption of a picture; its body has `more` fields."""
+    content = [{"type": "image_url", "image_url": {"url": picture_url}}, {"type": "text", "text": DEFAULT_PROMPT}]
+    messages = [{"role": "user", "content": content}]
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 48, **more}
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line).encode() + b"\n"
+
+
+def caption_of(row: dict[str, Any]) -> str:
+    """Return what a line of an output says."""
+    said: str = row["response"]["body"]["choices"][0]["message"]["content"]
+    return said
 
 
 async def run_batch(cluster: LocalCluster, directory: Path, num_requests: int) -> Outcome:
@@ -97,7 +111,7 @@ async def run_batch(cluster: LocalCluster, directory: Path, num_requests: int) -
         text = (await client.files.content(batch.output_file_id or "")).text
         rows = [json.loads(line) for line in text.splitlines()]
     names = [row["custom_id"] for row in rows]
-    captions = {row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in rows}
+    captions = {row["custom_id"]: caption_of(row) for row in rows}
     repeated = sorted(name for name in captions if names.count(name) > 1) if len(names) > len(captions) else []
     return Outcome(batch, captions, repeated, time.monotonic() - started)
 
@@ -119,9 +133,18 @@ async def _until(client: AsyncOpenAI, batch_id: str, num_done: int) -> Batch:
         await asyncio.sleep(_LOOK_S)
 
 
+def write_receipt(path: Path | None, seen: dict[str, Any]) -> None:
+    """Write what was seen, by which command and on which machine."""
+    command = " ".join(["python -m", f"tests.kit.running.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    receipt = {"command": command, "machine": MachineFacts.read(), **seen}
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n")
+
+
 @click.command()
 @click.option("--requests", "num_requests", default=5000, show_default=True, help="Lines of the batch.")
-def main(num_requests: int) -> None:
+@click.option("--receipt", type=click.Path(path_type=Path), help="File for what was seen, as JSON.")
+def main(num_requests: int, receipt: Path | None) -> None:
     """Run the drill and say what came of it."""
 
     async def run() -> Outcome:
@@ -131,6 +154,16 @@ def main(num_requests: int) -> None:
 
     outcome = asyncio.run(run())
     right = sum(outcome.captions.get(name) == caption for name, caption in expected(num_requests).items())
+    seen = {
+        "status": outcome.batch.status,
+        "num_requests": num_requests,
+        "num_answered": len(outcome.captions),
+        "num_right": right,
+        "num_repeated": len(outcome.repeated),
+        "killed": VICTIMS,
+        "seconds": round(outcome.seconds, 1),
+    }
+    write_receipt(receipt, seen)
     print(f"{outcome.batch.status}: {len(outcome.captions)} of {num_requests} answered, {right} rightly, ", end="")
     print(f"{len(outcome.repeated)} twice; {', '.join(VICTIMS)} killed; {outcome.seconds:.0f} s")
     raise SystemExit(0 if right == num_requests and not outcome.repeated else 1)

@@ -12,10 +12,10 @@ from aiohttp import web
 from msgspec import Meta
 
 from broker_pipeline.errors import FileUnknownError, InvalidRequestError
+from gateway.access.caller import current_caller
 from gateway.api.json_answer import json_answer
 from gateway.api.openai.batch.endpoints import ENDPOINTS
 from gateway.api.openai.batch.file_form import LIVES_S
-from gateway.api.openai.batch.tenant import tenant_of
 from gateway.batches.batch_store import BatchOrder, Steering
 from gateway.batches.file_store import MONTH_S
 from gateway.batches.records import Batch, BatchList
@@ -78,7 +78,7 @@ async def create_batch(request: web.Request) -> web.Response:
     """Take a batch, or find the one that was asked for before."""
     gateway = request.app[GATEWAY]
     asked = decode_json(await read_body(request, _BODY_BYTES, request.app[GATEWAY].settings.limits.pace), BatchRequest)
-    tenant = tenant_of(request)
+    tenant = current_caller().tenant
     if asked.endpoint not in ENDPOINTS:
         raise InvalidRequestError(f"batches are for {', '.join(ENDPOINTS)}", field="endpoint")
     window_s = _window_s(asked.completion_window)
@@ -108,22 +108,20 @@ async def create_batch(request: web.Request) -> web.Response:
 async def list_batches(request: web.Request) -> web.Response:
     """Show a page of batches, newest first."""
     query = convert_strings(request.query, BatchListQuery)
-    batches, has_more = await request.app[GATEWAY].batches.page(tenant_of(request), query.limit, query.after)
-    first, last = (batches[0].id, batches[-1].id) if batches else (None, None)
-    shown = tuple(batch.shown(time.time()) for batch in batches)
-    return json_answer(BatchList(data=shown, first_id=first, last_id=last, has_more=has_more))
+    batches, has_more = await request.app[GATEWAY].batches.page(current_caller().tenant, query.limit, query.after)
+    return json_answer(BatchList.of([batch.shown(time.time()) for batch in batches], has_more=has_more))
 
 
 async def show_batch(request: web.Request) -> web.Response:
     """Show a batch."""
-    return _answer(await request.app[GATEWAY].batches.get(request.match_info["batch_id"], tenant_of(request)))
+    return _answer(await request.app[GATEWAY].batches.get(request.match_info["batch_id"], current_caller().tenant))
 
 
 async def steer_batch(request: web.Request) -> web.Response:
     """Cancel, pause or resume a batch."""
     gateway = request.app[GATEWAY]
     batch_id, action = request.match_info["batch_id"], request.path.rpartition("/")[2]
-    batch = await gateway.batches.steer(batch_id, tenant_of(request), cast("Steering", action))
+    batch = await gateway.batches.steer(batch_id, current_caller().tenant, cast("Steering", action))
     gateway.batch_called.set()
     log.info("batch_steered", batch=batch_id, action=action)
     return _answer(batch)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, MediaTooLargeError
 from gateway.batches.file_store import MONTH_S, PartWriter
 from gateway.intake.body import CappedStream
+from gateway.intake.validation import convert_strings
 from gateway.settings import Limits
 
 _CHUNK_BYTES = 256 * 1024
@@ -18,50 +22,25 @@ _FIELD_BYTES = 1024
 _FORM_BYTES = 64 * 1024
 """Of all that is not the file."""
 LIVES_S = (3600, MONTH_S)
-_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
-PURPOSES = ("batch",)
 
 
-@dataclass(slots=True)
+class UploadFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What comes with the file."""
+
+    purpose: Literal["batch"]
+    anchor: Literal["created_at"] | None = msgspec.field(name="expires_after[anchor]", default=None)
+    seconds: Annotated[int, Meta(ge=LIVES_S[0], le=LIVES_S[1])] | None = msgspec.field(
+        name="expires_after[seconds]", default=None
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class UploadForm:
-    """What came with the file, and its name."""
+    """What came with the file, its name, and for how long it is kept."""
 
-    fields: dict[str, str] = field(default_factory=dict)
-    filename: str | None = None
-
-    @property
-    def lives_s(self) -> int:
-        """For how long the file is kept."""
-        return lives_s(
-            self.fields.get("expires_after[anchor]"), self.fields.get("expires_after[seconds]"), "expires_after"
-        )
-
-    def check(self, num_bytes: int) -> None:
-        """Raise `InvalidRequestError` for a form that lacks something."""
-        if self.filename is None:
-            raise InvalidRequestError("the form has no file", field="file")
-        if num_bytes == 0:
-            raise InvalidRequestError("the file is empty", field="file")
-        self.check_purpose()
-        _ = self.lives_s
-
-    def check_purpose(self) -> None:
-        """Raise `InvalidRequestError` for a purpose that files have not got here."""
-        if (purpose := self.fields.get("purpose")) not in PURPOSES:
-            said = "the form names no purpose" if purpose is None else f"files for {purpose!r} are of no use here"
-            raise InvalidRequestError(f"{said}; give 'batch'", field="purpose")
-
-
-def lives_s(anchor: str | None, seconds: str | int | None, name: str) -> int:
-    """Return for how many seconds a file is kept that has these fields of `expires_after`, if any."""
-    if anchor is None and seconds is None:
-        return MONTH_S
-    if anchor != "created_at":
-        raise InvalidRequestError("the anchor is 'created_at'", field=f"{name}[anchor]")
-    least, most = LIVES_S
-    if not str(seconds).isdecimal() or not least <= int(str(seconds)) <= most:
-        raise InvalidRequestError(f"a number of seconds from {least} to {most}", field=f"{name}[seconds]")
-    return int(str(seconds))
+    purpose: str
+    filename: str
+    lives_s: int
 
 
 async def read_upload(request: web.Request, writer: PartWriter, max_bytes: int, limits: Limits) -> UploadForm:
@@ -92,21 +71,22 @@ class _Form:
     """The parts of the form that have arrived, and the one that does."""
 
     def __init__(self, writer: PartWriter, max_bytes: int) -> None:
-        self._form = UploadForm()
+        self._fields: dict[str, str] = {}
+        self._filename: str | None = None
         self._writer = writer
         self._max_bytes = max_bytes
         self._name = ""
 
     def begin(self, part: MultipartSegment) -> None:
         self._name = part.name or ""
-        if self._name == "file" and self._form.filename is None:
-            if "purpose" in self._form.fields:  # known before the file comes: nobody waits for an upload in vain
-                self._form.check_purpose()
-            self._form.filename = part.filename or "upload"
-        elif self._name in self._form.fields or self._name not in _FIELDS:
-            raise InvalidRequestError("the form has this twice, or has no such field", field=self._name or None)
+        if self._name == "file" and self._filename is None:
+            if "purpose" in self._fields:  # known before the file comes: nobody waits for an upload in vain
+                convert_strings(self._fields, UploadFields)
+            self._filename = part.filename or "upload"
+        elif self._name in ("", "file", *self._fields):
+            raise InvalidRequestError("the form has this twice, or a part without a name", field=self._name or None)
         else:
-            self._form.fields[self._name] = ""
+            self._fields[self._name] = ""
 
     async def add(self, content: bytes | bytearray) -> None:
         if self._name == "file":
@@ -114,14 +94,19 @@ class _Form:
                 raise _too_large(self._max_bytes)
             await self._writer.write(content)
             return
-        text = self._form.fields[self._name] + content.decode(errors="replace")
-        if len(text) > _FIELD_BYTES:
+        self._fields[self._name] += content.decode(errors="replace")
+        if len(self._fields[self._name]) > _FIELD_BYTES:
             raise InvalidRequestError("the field is too long", field=self._name)
-        self._form.fields[self._name] = text
 
     def checked(self) -> UploadForm:
-        self._form.check(self._writer.num_bytes)
-        return self._form
+        if self._filename is None or not self._writer.num_bytes:
+            said = "the form has no file" if self._filename is None else "the file is empty"
+            raise InvalidRequestError(said, field="file")
+        fields = convert_strings(self._fields, UploadFields)
+        if (fields.anchor is None) != (fields.seconds is None):
+            missing = "anchor" if fields.anchor is None else "seconds"
+            raise InvalidRequestError("give `anchor` and `seconds`, or neither", field=f"expires_after[{missing}]")
+        return UploadForm(fields.purpose, self._filename, fields.seconds or MONTH_S)
 
 
 class _PatientStream:

@@ -12,9 +12,9 @@ import structlog
 from aiohttp import web
 from msgspec import Meta
 
+from gateway.access.caller import current_caller
 from gateway.api.json_answer import json_answer
 from gateway.api.openai.batch.file_form import read_upload
-from gateway.api.openai.batch.tenant import tenant_of
 from gateway.api.request_facts import HEADER, leave_untimed, request_id
 from gateway.batches.file_store import WRITER_BYTES
 from gateway.batches.records import DeletedFile, FileList
@@ -57,9 +57,9 @@ async def upload_file(request: web.Request) -> web.Response:
                 part = await writer.close()
     file = await gateway.files.create(
         part,
-        tenant=tenant_of(request),
-        filename=form.filename or "upload",
-        purpose=form.fields["purpose"],
+        tenant=current_caller().tenant,
+        filename=form.filename,
+        purpose=form.purpose,
         lives_s=form.lives_s,
     )
     log.info("file_kept", file=file.id, num_bytes=file.bytes)
@@ -70,25 +70,24 @@ async def list_files(request: web.Request) -> web.Response:
     """Show a page of files."""
     query = convert_strings(request.query, FileListQuery)
     files, has_more = await request.app[GATEWAY].files.page(
-        tenant_of(request),
+        current_caller().tenant,
         query.limit,
         after=query.after,
         purpose=query.purpose,
         is_descending=query.order == "desc",
     )
-    first, last = (files[0].id, files[-1].id) if files else (None, None)
-    return json_answer(FileList(data=tuple(files), first_id=first, last_id=last, has_more=has_more))
+    return json_answer(FileList.of(files, has_more=has_more))
 
 
 async def show_file(request: web.Request) -> web.Response:
     """Show a file."""
-    return json_answer(await request.app[GATEWAY].files.get(request.match_info["file_id"], tenant_of(request)))
+    return json_answer(await request.app[GATEWAY].files.get(request.match_info["file_id"], current_caller().tenant))
 
 
 async def send_file(request: web.Request) -> web.StreamResponse:
     """Send a file's bytes; a client that reads slowly is waited for, but not for ever."""
     files = request.app[GATEWAY].files
-    file = await files.get(request.match_info["file_id"], tenant_of(request))
+    file = await files.get(request.match_info["file_id"], current_caller().tenant)
     leave_untimed()
     response = web.StreamResponse(
         headers={
@@ -114,6 +113,6 @@ async def send_file(request: web.Request) -> web.StreamResponse:
 async def delete_file(request: web.Request) -> web.Response:
     """Delete a file."""
     file_id = request.match_info["file_id"]
-    await request.app[GATEWAY].files.delete(file_id, tenant_of(request))
+    await request.app[GATEWAY].files.delete(file_id, current_caller().tenant)
     log.info("file_deleted", file=file_id)
     return json_answer(DeletedFile(id=file_id))

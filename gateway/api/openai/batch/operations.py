@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from gateway.api.openai.batch.batches import BatchListQuery, BatchRequest
-from gateway.api.openai.batch.file_form import LIVES_S, PURPOSES
+from gateway.api.openai.batch.file_form import LIVES_S
 from gateway.api.openai.batch.files import FileListQuery
 from gateway.api.operation import Operation
 from gateway.batches.records import BatchList, BatchObject, DeletedFile, FileList, FileObject
@@ -17,70 +21,51 @@ _FORM = {
         "expires_after[seconds]": ["expires_after[anchor]"],
     },
     "properties": {
-        "purpose": {"enum": list(PURPOSES)},
+        "purpose": {"const": "batch"},
         "file": {"type": "string", "format": "binary", "description": "JSONL, one request a line."},
         "expires_after[anchor]": {"const": "created_at"},
         "expires_after[seconds]": {"type": "integer", "minimum": LIVES_S[0], "maximum": LIVES_S[1]},
     },
 }
 _KEY = {"Idempotency-Key": "Asking again with the same key returns the first batch."}
-_UNKNOWN = (404, 503)
+_CANNOT = (404, 409, 503)
 
 
-def _steering(action: str, summary: str) -> Operation:
-    path = f"/v1/batches/{{batch_id}}/{action}"
-    return Operation("post", path, f"{action}Batch", summary, {200: BatchObject}, errors=(404, 409, 503))
+def _operation(
+    path: str, name: str, summary: str, answer: type[msgspec.Struct] | str, errors: tuple[int, ...], **more: Any
+) -> Operation:
+    method, _, path = path.partition(" ")
+    return Operation(method, f"/v1/{path}", name, summary, {200: answer}, errors=errors, **more)
 
 
 BATCH_OPERATIONS: tuple[Operation, ...] = (
-    Operation(
-        "post",
-        "/v1/files",
-        "uploadFile",
-        "Keep a file.",
-        {200: FileObject},
-        errors=(400, 408, 413, 429, 503),
-        form=_FORM,
+    _operation("post files", "uploadFile", "Keep a file.", FileObject, (400, 408, 413, 429, 503), form=_FORM),
+    _operation("get files", "listFiles", "List files.", FileList, (400, 503), query=FileListQuery),
+    _operation("get files/{file_id}", "showFile", "Show a file.", FileObject, (404, 503)),
+    _operation(
+        "get files/{file_id}/content", "sendFile", "Send a file's bytes.", "application/octet-stream", (404, 503)
     ),
-    Operation("get", "/v1/files", "listFiles", "List files.", {200: FileList}, errors=(400, 503), query=FileListQuery),
-    Operation("get", "/v1/files/{file_id}", "showFile", "Show a file.", {200: FileObject}, errors=_UNKNOWN),
-    Operation(
-        "get",
-        "/v1/files/{file_id}/content",
-        "sendFile",
-        "Send a file's bytes.",
-        {200: "application/octet-stream"},
-        errors=_UNKNOWN,
-    ),
-    Operation(
-        "delete",
-        "/v1/files/{file_id}",
-        "deleteFile",
-        "Delete a file that no batch reads.",
-        {200: DeletedFile},
-        errors=(404, 409, 503),
-    ),
-    Operation(
-        "post",
-        "/v1/batches",
+    _operation("delete files/{file_id}", "deleteFile", "Delete a file that no batch reads.", DeletedFile, _CANNOT),
+    _operation(
+        "post batches",
         "createBatch",
         "Have the requests of a file answered.",
-        {200: BatchObject},
-        errors=(400, 409, 413, 503),
+        BatchObject,
+        (400, 409, 413, 503),
         headers=_KEY,
         body=BatchRequest,
     ),
-    Operation(
-        "get",
-        "/v1/batches",
-        "listBatches",
-        "List batches, newest first.",
-        {200: BatchList},
-        errors=(400, 503),
-        query=BatchListQuery,
+    _operation(
+        "get batches", "listBatches", "List batches, newest first.", BatchList, (400, 503), query=BatchListQuery
     ),
-    Operation("get", "/v1/batches/{batch_id}", "showBatch", "Show a batch.", {200: BatchObject}, errors=_UNKNOWN),
-    _steering("cancel", "Stop a batch; what is answered is kept."),
-    _steering("pause", "Begin no more requests of a batch."),
-    _steering("resume", "Go on with a batch that is paused."),
+    _operation("get batches/{batch_id}", "showBatch", "Show a batch.", BatchObject, (404, 503)),
+    _operation(
+        "post batches/{batch_id}/cancel", "cancelBatch", "Stop a batch; what is answered is kept.", BatchObject, _CANNOT
+    ),
+    _operation(
+        "post batches/{batch_id}/pause", "pauseBatch", "Begin no more requests of a batch.", BatchObject, _CANNOT
+    ),
+    _operation(
+        "post batches/{batch_id}/resume", "resumeBatch", "Go on with a batch that is paused.", BatchObject, _CANNOT
+    ),
 )
