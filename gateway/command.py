@@ -107,7 +107,7 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
 @option(
     "--media-dir",
     default=None,
-    type=PathType(file_okay=False),
+    type=PathType(exists=True, file_okay=False),
     help="Directory whose pictures and videos requests may name by file: URLs; everybody who may submit may name any.",
 )
 @option("--max-redirects", default=5, type=click.IntRange(0, 20), help="Redirects followed for one image URL.")

@@ -135,7 +135,8 @@ async def _until(client: AsyncOpenAI, batch_id: str, num_done: int) -> Batch:
 
 def write_receipt(path: Path | None, seen: dict[str, Any]) -> None:
     """Write what was seen, by which command and on which machine."""
-    command = " ".join(["python -m", f"tests.kit.running.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    program = Path(sys.argv[0]).relative_to(Path.cwd()).with_suffix("")
+    command = " ".join(["python -m", ".".join(program.parts), *sys.argv[1:]])
     receipt = {"command": command, "machine": MachineFacts.read(), **seen}
     if path is not None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n")

@@ -1,6 +1,6 @@
 """A batch of a million requests by reference, in front of the demo's model: what it costs a gateway and Redis.
 
-    python -m tests.kit.running.million_lines --requests 1000000 --answered 3000 --receipt million.json
+    python -m tests.kit.million_lines --requests 1000000 --answered 3000 --receipt million.json
 
 uploads the file, has it validated, lets so many requests be answered, cancels the batch, and reads both files that are
 left of it: each custom id has to stand there once. Half of the pictures are fetched by HTTP, the others are files.
