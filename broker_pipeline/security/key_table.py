@@ -120,7 +120,7 @@ ALL_COMMANDS = (
     *("multi", "exec", "discard", "watch", "unwatch"),
     *WORKER_COMMANDS,
     *("expire", "getbit", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hset", "hsetnx", "hvals", "lindex"),
-    *("llen", "lrange", "mget", "persist", "pexpire", "rename", "rpush", "scard", "setbit", "smembers", "type", "zadd"),
+    *("llen", "lrange", "ltrim", "mget", "persist", "pexpire", "rename", "rpush", "scard", "setbit", "smembers", "type", "zadd"),
     *("zcard", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore", "zrevrange", "zrevrangebyscore"),
     *("zrevrank", "zscore"),
 )

@@ -25,7 +25,7 @@ def _access(directory: SecretsDirectory) -> ServerAccess:
 
 
 async def test_who_has_old_secrets_is_shut_out_and_nobody_else(tmp_path: Path) -> None:
-    directory = SecretsDirectory.create(tmp_path / "secrets", DirectoryFacts("bp"))
+    directory = SecretsDirectory.create(tmp_path / "secrets", DirectoryFacts("bp", str(tmp_path / "secrets/servers")))
     directory.add_host("gpu-1", ("stage",))
     directory.add_host("gpu-2", ("stage",))
     old, other = (Credentials.load(directory.host_folder(host), "stage", "bp") for host in ("gpu-1", "gpu-2"))
@@ -59,7 +59,7 @@ async def test_who_has_old_secrets_is_shut_out_and_nobody_else(tmp_path: Path) -
 
 
 async def test_the_server_reads_the_configuration_that_is_made(tmp_path: Path) -> None:
-    directory = SecretsDirectory.create(tmp_path / "secrets", DirectoryFacts("bp"))
+    directory = SecretsDirectory.create(tmp_path / "secrets", DirectoryFacts("bp", str(tmp_path / "secrets/servers")))
     directory.add_host("hub", ("gateway", "conductor", "operator"))
     process = await asyncio.create_subprocess_exec(
         *(str(find_nats_server()), "-t", "-c", str(directory.path / "servers" / "nats.conf")),
