@@ -10,7 +10,8 @@ Every microbatch takes along the sessions that have one token to compute, and th
 a step costs its weights whatever it holds, so that one of prompts alone is one too many, and sessions that speak do
 not stand still while many prompts come. Prompts get half of the tokens where both are more than fit; one of them at
 least comes along, and more at the pace at which sessions end (`PromptPace`). Among equals whoever waits longest is
-served first, so nobody starves; a session has at most one segment in flight.
+served first, so nobody starves; a session has at most one segment in flight. Prompts of interactive jobs go before
+those of batch jobs, but for one of these after each `INTERACTIVE_PER_BATCH`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from broker_pipeline.messages.jobs import Turn
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH
 from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
@@ -68,6 +71,8 @@ class Lane:
         self._num_takes = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
+        self._num_before_batch = INTERACTIVE_PER_BATCH
+        """Interactive prompts that still go before one of a batch job."""
         self.usual_tokens = 0.0
         """Tokens of the microbatches answered lately."""
         self.answered_at = 0.0
@@ -134,9 +139,14 @@ class Lane:
         segments = self._segments(budget) if budget else ()
         for segment in segments:
             del self._ready[segment.session.key]
+            if segment.opens:
+                self._note_turn(segment.session.turn)
             self.num_unopened -= segment.opens
             segment.session.is_open, segment.session.has_grown = True, False
         return segments
+
+    def _note_turn(self, turn: Turn) -> None:
+        self._num_before_batch = INTERACTIVE_PER_BATCH if turn.is_batch else max(0, self._num_before_batch - 1)
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:
         if not self._ready:
@@ -197,21 +207,23 @@ class Lane:
     def _candidates(self, budget: BatchBudget) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
         steps: list[SessionState] = []
-        prompts: list[SessionState] = []
-        num_demanded = 0
+        prompts: dict[bool, list[SessionState]] = {False: [], True: []}
+        num_demanded = {False: 0, True: 0}
         alone_in_flight = any(microbatch.is_alone for microbatch in self.in_flight.values())
         for key, session in self._ready.items():
             demand = self._demands[key]
             if session.is_alone:
-                if not steps and not prompts and not alone_in_flight:
+                if not steps and not any(prompts.values()) and not alone_in_flight:
                     return ([session], []) if demand == 1 else ([], [session])
             elif demand == 1:
                 if len(steps) < budget.num_sessions:
                     steps.append(session)
-            elif num_demanded < budget.max_tokens:
-                prompts.append(session)
-                num_demanded += demand
-        return steps, prompts
+            elif num_demanded[is_batch := session.turn.is_batch] < budget.max_tokens:
+                prompts[is_batch].append(session)
+                num_demanded[is_batch] += demand
+        interactive, batch = prompts.values()
+        num_first = 0 if self._num_before_batch else 1
+        return steps, [*batch[:num_first], *interactive, *batch[num_first:]]
 
 
 def _is_single(segment: PlannedSegment) -> bool:

@@ -2,6 +2,7 @@ import pytest
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH
 from tests.kit.simulated.simulation import Simulation
 
 GONE = Failure("stage", "gone", retryable=True)
@@ -96,6 +97,17 @@ def test_jobs_start_in_order(two_stages: Simulation) -> None:
         two_stages.submit(20, 20)
     two_stages.run()
     assert two_stages.admitted == [f"job{number}" for number in range(6)]
+
+
+def test_interactive_prompts_go_before_batch_prompts_but_for_one_after_a_number(two_stages: Simulation) -> None:
+    for number in range(INTERACTIVE_PER_BATCH + 4):
+        two_stages.submit(4, 1, is_batch=number < 2)
+    order = []
+    while planned := two_stages.plan():
+        order += [segment.session.turn.is_batch for microbatch in planned for segment in microbatch.segments]
+        for microbatch in planned:
+            two_stages.deliver(microbatch)
+    assert order == [*[False] * INTERACTIVE_PER_BATCH, True, *[False] * 2, True]
 
 
 def test_short_sessions_pass_a_long_one_but_not_for_ever(two_stages: Simulation) -> None:

@@ -14,6 +14,7 @@ from broker_pipeline.errors import (
     PipelineError,
 )
 from broker_pipeline.messages.activation import MicrobatchResult, SessionFailure, StageTiming
+from broker_pipeline.messages.jobs import FIRST, Turn
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
@@ -39,6 +40,7 @@ class SimulatedJob:
     retries: RetryPolicy
     generated: list[int] = field(default_factory=list)
     num_kv_tokens: int = 0
+    turn: Turn = FIRST
     num_blamed: int = 0
     num_lost: int = 0
     outcome: str = ""
@@ -95,10 +97,12 @@ class Simulation:
 
     # --- jobs ---
 
-    def submit(self, num_prompt: int, max_tokens: int, *, is_poison: bool = False) -> SimulatedJob:
+    def submit(
+        self, num_prompt: int, max_tokens: int, *, is_poison: bool = False, is_batch: bool = False
+    ) -> SimulatedJob:
         name = f"job{len(self.jobs)}"
         job = SimulatedJob(name, len(self.jobs), num_prompt, max_tokens, is_poison, RetryPolicy(RetryLimits()))
-        job.num_kv_tokens = num_prompt + max_tokens
+        job.num_kv_tokens, job.turn = num_prompt + max_tokens, Turn(is_batch)
         self.jobs[name] = job
         self.homeless.append((job, False))
         return job
@@ -130,6 +134,7 @@ class Simulation:
                 generated=list(job.generated),
                 is_alone=is_alone,
                 is_repeat=job.num_lost > 0,
+                turn=job.turn,
             )
             assert self.scheduler.add(session, self.now) is None
 
