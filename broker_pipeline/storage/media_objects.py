@@ -98,7 +98,7 @@ class MediaObjects:
             if chunk is None or not chunk.data:
                 return None
             try:
-                is_plain = not chunk.headers
+                is_plain = not _ENCRYPTED.keys() & (chunk.headers or {}).keys()  # the server adds headers of its own
                 content += chunk.data if is_plain else await _off_loop(cipher.decrypt, _nonce(index), chunk.data)
             except InvalidTag:
                 return None
