@@ -100,7 +100,7 @@ class Subscription(Generic[Body]):
         """Decode a message and put it into the queue."""
         arrived = tracer.now()
         body, tensors = decode(message.metadata, message.payload, self._body_type)
-        record_received(body, self.subject, arrived, message.num_bytes)
+        record_received(body, message.subject or self.subject, arrived, message.num_bytes)
         self._open_drops = None
         received = Received(
             message.subject or self.subject,

@@ -215,7 +215,12 @@ class VisionPool:
         better = [each for each in usable if (key := each.record.instance) not in avoid and self.health.may_try(key)]
         free = [worker for worker in better or usable if not worker.has_suspect]
         free = [worker for worker in free if self._is_well(worker)] or free
-        return self._soonest(free, avoid, near)
+        # A trial comes first, or who was left out never has a turn while others are quick; if late, it is hedged.
+        return self._soonest([each for each in free if self._is_due(each, avoid)] or free, avoid, near)
+
+    def _is_due(self, worker: VisionInfo, avoid: Collection[str]) -> bool:
+        key = worker.record.instance
+        return key not in avoid and self.health.state(key) != "closed" and self._is_well(worker)
 
     def _soonest(self, free: Collection[VisionInfo], avoid: Collection[str], near: str) -> VisionInfo | None:
         now = self.clock()
