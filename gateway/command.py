@@ -167,7 +167,7 @@ def command(**options: Any) -> None:
 
     \b
     Example:
-      broker-pipeline gateway --nats-url nats://broker:4222 --redis-url redis://broker:6379 --host 0.0.0.0
+      broker-pipeline gateway --nats-url tls://broker --redis-url rediss://broker --secrets SECRETS --host 0.0.0.0
       curl -H "Authorization: Bearer $KEY" -F image=@photo.jpg http://127.0.0.1:8080/v1/jobs
     """
     settings = gateway_settings(options)

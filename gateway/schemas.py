@@ -88,9 +88,10 @@ class JobRequest(_Sized, frozen=True, kw_only=True):
     messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | None = None
     sampling: SamplingParams | None = None
     metadata: Metadata | None = None
-    priority: Annotated[
-        Priority, Meta(description="batch: what waits behind all interactive jobs, but for a small share")
-    ] = "interactive"
+    priority: (
+        Annotated[Priority, Meta(description="batch: what waits behind all interactive jobs, but for a small share")]
+        | None
+    ) = None
 
 
 class JobListQuery(_Body, frozen=True, kw_only=True):

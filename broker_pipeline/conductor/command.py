@@ -72,7 +72,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--metrics-port",
     default=None,
     type=click.IntRange(min=0, max=65535),
-    help="Port for Prometheus metrics.  [default: none]",
+    help="Port for Prometheus metrics, on this host's loopback interface.  [default: none]",
 )
 @common_options
 def command(**options: Any) -> None:
@@ -83,7 +83,8 @@ def command(**options: Any) -> None:
     nothing that is not in NATS or Redis: killed at any moment, its jobs go on from the tokens that they had.
 
     \b
-      host-a$ broker-pipeline conductor --model ARTIFACTS --nats-url nats://broker --redis-url redis://broker
+      servers="--nats-url tls://broker --redis-url rediss://broker --secrets SECRETS"
+      host-a$ broker-pipeline conductor --model ARTIFACTS $servers
 
     SIGTERM: takes no more jobs, finishes what stages are computing within --drain-s seconds, and requeues the rest.
     """

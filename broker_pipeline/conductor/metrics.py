@@ -28,9 +28,12 @@ class ConductorMetrics(Collector):
         self.registry.register(self)
 
     def start(self, port: int) -> int:
-        """Serve on a port (0: any) from a thread of its own and return the port; raises `ConfigurationError`."""
+        """Serve on a port (0: any) of the loopback interface, from a thread of its own, and return the port.
+
+        Raises `ConfigurationError`. Nobody is asked for a key here; from other hosts, gateways are to be asked.
+        """
         try:
-            server, _ = start_http_server(port, registry=self.registry)
+            server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
             raise ConfigurationError(f"cannot serve metrics on port {port}: {error}", field="metrics_port") from error
         bound = int(server.server_port)

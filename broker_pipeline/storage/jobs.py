@@ -191,8 +191,10 @@ class JobQueue:
         """Count the jobs in the queue."""
 
         async def ask() -> tuple[int, int]:
-            backlog = await self._stream.backlog()
-            return sum(backlog.values()), await self._stream.num_in_progress()
+            num_in_progress = (
+                await self._stream.num_in_progress()
+            )  # first: one that ends meanwhile is not one that waits
+            return sum((await self._stream.backlog()).values()), num_in_progress
 
         num_jobs, num_in_progress = await self._stream.outlasting_loss(ask)
         return QueueDepth(num_waiting=max(0, num_jobs - num_in_progress), num_in_progress=num_in_progress)

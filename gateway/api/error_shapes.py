@@ -12,7 +12,7 @@ import msgspec
 from broker_pipeline.errors import Failure, PromptTooLongError, QueueFullError
 from broker_pipeline.messages.gateway import ErrorBody, ErrorDetail
 
-_NATIVE = ("/v1/jobs", "/v1/workers", "/v1/status")
+_NATIVE = ("/v1/jobs", "/v1/workers", "/v1/status", "/v1/rates", "/v1/caller")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {PromptTooLongError.code: "context_length_exceeded", QueueFullError.code: "rate_limit_exceeded"}
 """What clients of OpenAI look for by name."""

@@ -47,7 +47,7 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
         request.sampling or SamplingParams(),
         request.metadata or {},
         sent_as,
-        priority=request.priority,
+        priority=request.priority or "interactive",
     )
 
 

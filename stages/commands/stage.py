@@ -73,9 +73,10 @@ def command(**options: Any) -> None:
 
     \b
     A model of 36 layers on three hosts:
-      host-a$ broker-pipeline stage --model ARTIFACTS --blocks 0:12  --nats-url nats://broker --redis-url redis://broker
-      host-b$ broker-pipeline stage --model ARTIFACTS --blocks 12:24 --nats-url nats://broker --redis-url redis://broker
-      host-c$ broker-pipeline stage --model ARTIFACTS --blocks 24:   --nats-url nats://broker --redis-url redis://broker
+      servers="--nats-url tls://broker --redis-url rediss://broker --secrets SECRETS"
+      host-a$ broker-pipeline stage --model ARTIFACTS --blocks 0:12  $servers
+      host-b$ broker-pipeline stage --model ARTIFACTS --blocks 12:24 $servers
+      host-c$ broker-pipeline stage --model ARTIFACTS --blocks 24:   $servers
 
     \b
     The whole model on one GPU, pictures included:

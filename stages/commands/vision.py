@@ -23,7 +23,8 @@ def command(**options: Any) -> None:
     rows straight to the stages that need them. Add workers to go faster: each request goes to the least loaded one.
 
     \b
-      gpu-host$ broker-pipeline vision --model ARTIFACTS --name vision-0 --nats-url nats://broker --redis-url redis://broker
+      servers="--nats-url tls://broker --redis-url rediss://broker --secrets SECRETS"
+      gpu-host$ broker-pipeline vision --model ARTIFACTS --name vision-0 $servers
 
     SIGTERM drains: requests that are here are finished, within --drain-s seconds.
     """

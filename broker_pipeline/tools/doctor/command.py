@@ -67,7 +67,7 @@ def command(as_json: bool, **options: Any) -> None:
     \b
     Examples:
       broker-pipeline doctor
-      broker-pipeline doctor --nats-url nats://broker --redis-url redis://broker --secrets /etc/secrets
+      broker-pipeline doctor --nats-url tls://broker --redis-url rediss://broker --secrets /etc/secrets
       broker-pipeline doctor --model /srv/8b --full --json | jq '.findings[] | select(.level != "ok")'
     """
     settings = parse_settings(DoctorSettings, options)

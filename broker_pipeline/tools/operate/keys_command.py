@@ -67,7 +67,7 @@ def command() -> None:
       broker-pipeline keys create alice
       broker-pipeline keys create nightly --requests-per-minute 600 --max-queued 100000
       broker-pipeline keys create research --weight 3
-      broker-pipeline keys create me --scope operate --redis-url redis://broker:6379
+      broker-pipeline keys create me --scope operate --redis-url rediss://broker --secrets SECRETS
       broker-pipeline keys revoke alice
     """
 

@@ -387,11 +387,14 @@ async def _is_ready(system: System) -> bool:
         ),
         *(partial(of, file_id="file-1") for of in (redis_keys.file, redis_keys.file_parts)),
         partial(redis_keys.batch_key, key="k"),
+        partial(redis_keys.rates, pipeline="main"),
+        partial(redis_keys.thumbnail, sha256="0" * 64),
+        redis_keys.thumbnails,
         *(partial(of, key_hash="0" * 64) for of in (redis_keys.limits, redis_keys.limits_parallel)),
     ],
     ids=lambda key: getattr(key, "func", key).__name__,
 )
-async def test_keys_of_files_batches_and_access(system: System, key: Callable[[str], str]) -> None:
+async def test_keys_of_files_batches_access_and_the_page(system: System, key: Callable[[str], str]) -> None:
     """Whatever stands there, jobs that have nothing to do with it run."""
     await corrupted(system, system.replace(key(system.ns), RANDOM), "random")
     await corrupted(system, system.put_list(key(system.ns)), "a list")
