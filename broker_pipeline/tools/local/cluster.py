@@ -29,6 +29,7 @@ from broker_pipeline.errors import ServerStartError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.process.private_files import write_private
 from broker_pipeline.security.host_folder import new_password, users_in
+from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.secrets_directory import local_secrets
 from broker_pipeline.security.server_configs import ServerAccess
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
@@ -60,7 +61,8 @@ class LocalCluster:
     ) -> None:
         """Prepare a pipeline that runs on the loopback interface, or each program at its place in `places`.
 
-        `on_change` is called with each program whose state changes.
+        Servers of its own have no certificates: at another address than loopback they let everybody in, which is for
+        networks that nobody else is in. `on_change` is called with each program whose state changes.
         """
         self.settings = settings
         self.processes: dict[str, SupervisedProgram] = {}
@@ -198,9 +200,11 @@ class LocalCluster:
         self._lock.release()
 
     def _find_secrets(self) -> Path | None:
-        """Return what services show the servers: given, or made where all servers are our own."""
+        """Return what services show the servers: given, or made where all servers are our own, on loopback."""
         settings = self.settings
-        if settings.secrets is None and settings.nats_url is None and settings.redis_url is None:
+        are_ours = settings.nats_url is None and settings.redis_url is None
+        are_local = all(is_loopback(self._places.get(name, LOOPBACK).host) for name in ("nats", "redis"))
+        if settings.secrets is None and are_ours and are_local:
             return local_secrets(settings.data_dir.absolute() / "secrets" / settings.namespace, settings.namespace)
         return settings.secrets
 
