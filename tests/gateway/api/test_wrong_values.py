@@ -65,6 +65,8 @@ def form(name: str, texts: list[str]) -> aiohttp.FormData:
 async def test_queries(http: aiohttp.ClientSession, path: str, struct: type[msgspec.Struct]) -> None:
     for name, value in wrong_fields(struct):
         for text in texts_of(value):
+            if name == "search" and 0 < len(text) <= 200:
+                continue  # a word like any other
             async with http.get(path, params={name: text}) as answer:
                 assert await named_field(answer) == name, text
     for params in ([("page", "1")], [(name, "1") for name in field_types(struct) for _ in range(2)]):
