@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+DELIVERY = (
+    r"^\$JS\.ACK\.(?:[^.*>\s]+\.)*?(?P<consumer>[^.*>\s]+)\.\d{1,20}\.(?P<number>\d{1,20})"
+    r"(?:\.\d{1,20}){3}(?:\.[^.*>\s]+)?\Z"
+)
+"""Where JetStream is told of a delivery: of which consumer, and of which message of its stream. Newer servers name a
+domain before these."""
 _NOBODY = "="
 """In place of an empty tenant; no name of one has it."""
 

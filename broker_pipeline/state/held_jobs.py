@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from broker_pipeline import redis_keys
+from broker_pipeline import redis_keys, subjects
 from broker_pipeline.state.job_pages import job_fields
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 
@@ -24,7 +25,7 @@ class Hold(msgspec.Struct, frozen=True):
 
     epoch: int
     share: str
-    delivery: str
+    delivery: Annotated[str, Meta(max_length=1024, pattern=subjects.DELIVERY)]
 
 
 _decode = msgspec.json.Decoder(Hold).decode

@@ -56,8 +56,7 @@ MAX_QUEUE_BYTES = 2**30
 MAX_JOB_BYTES = 4 * 2**20
 ACK_WAIT_S = 10.0
 _MSG_ID_HEADER = "Nats-Msg-Id"
-_NUM_NEWER_WORDS = 11
-_DELIVERY = re.compile(r"\$JS\.ACK(\.[^.*>\s]+)+")
+_DELIVERY = re.compile(subjects.DELIVERY)
 
 _LOOK_EVERY_S = 0.5
 """How often somebody who waits for a job looks without being called: a retried job calls nobody."""
@@ -191,9 +190,8 @@ class JobQueue:
         """Count the jobs in the queue."""
 
         async def ask() -> tuple[int, int]:
-            num_in_progress = (
-                await self._stream.num_in_progress()
-            )  # first: one that ends meanwhile is not one that waits
+            # In this order: a job that ends in between is not one that waits.
+            num_in_progress = await self._stream.num_in_progress()
             return sum((await self._stream.backlog()).values()), num_in_progress
 
         num_jobs, num_in_progress = await self._stream.outlasting_loss(ask)
@@ -306,10 +304,10 @@ class JobQueue:
 
 
 def _place(delivery: str) -> tuple[str, int]:
-    """Return consumer and number of the message that a delivery's name stands for; newer servers name a domain, too."""
-    words = delivery.split(".")
-    first = 3 if len(words) < _NUM_NEWER_WORDS else 5
-    return words[first], int(words[first + 2])
+    """Return consumer and number of the message that a delivery's name stands for."""
+    found = _DELIVERY.fullmatch(delivery)
+    assert found is not None, "whoever holds a job says so by a name of a delivery"
+    return found["consumer"], int(found["number"])
 
 
 @dataclass(slots=True, eq=False)
