@@ -20,10 +20,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker_pipeline.messages.jobs import Turn
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
-from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH
+from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH, num_before_batch
 from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
@@ -140,13 +139,11 @@ class Lane:
         for segment in segments:
             del self._ready[segment.session.key]
             if segment.opens:
-                self._note_turn(segment.session.turn)
+                is_batch = segment.session.turn.is_batch
+                self._num_before_batch = num_before_batch(self._num_before_batch, is_batch=is_batch)
             self.num_unopened -= segment.opens
             segment.session.is_open, segment.session.has_grown = True, False
         return segments
-
-    def _note_turn(self, turn: Turn) -> None:
-        self._num_before_batch = INTERACTIVE_PER_BATCH if turn.is_batch else max(0, self._num_before_batch - 1)
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:
         if not self._ready:

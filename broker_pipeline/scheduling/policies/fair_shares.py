@@ -67,7 +67,7 @@ class FairShares:
     def take(self, flow: Flow) -> Turn:
         """Note that a job of a flow was taken; return its place among those that wait."""
         turn = self._turn(flow)
-        self._num_before_batch = INTERACTIVE_PER_BATCH if turn.is_batch else max(0, self._num_before_batch - 1)
+        self._num_before_batch = num_before_batch(self._num_before_batch, is_batch=turn.is_batch)
         self._now[turn.is_batch] = max(turn.tag, self._now[turn.is_batch])
         if len(self._tags) >= _MOST_REMEMBERED:
             self._tags = {each: tag for each, tag in self._tags.items() if tag > self._now[_is_batch(each)]}
@@ -78,6 +78,11 @@ class FairShares:
         is_batch = _is_batch(flow)
         start = min(self._now[is_batch], self.first_waiting(is_batch))
         return Turn(is_batch, max(start, self._tags.get(flow, start)))
+
+
+def num_before_batch(num_left: int, *, is_batch: bool) -> int:
+    """Return how many interactive jobs still go before a batch job, after one more of these."""
+    return INTERACTIVE_PER_BATCH if is_batch else max(0, num_left - 1)
 
 
 def _is_batch(flow: Flow) -> bool:
