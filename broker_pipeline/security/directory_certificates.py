@@ -35,11 +35,10 @@ class DirectoryCertificates:
 
     def renew(self, host: str | None) -> list[str]:
         """Make another certificate for a host, or for all and the servers, with the names so far; return whose."""
-        folders = [each.path.parent for each in self.read_all() if host in (None, each.host)]
-        for folder in folders:
-            before = HostCertificate.read(folder)
-            self.certify(folder, before.host, before.names)
-        return [folder.name for folder in folders]
+        chosen = [each for each in self.read_all() if host in (None, each.host)]
+        for each in chosen:
+            self.certify(each.path.parent, each.host, each.names)
+        return [each.path.parent.name for each in chosen]
 
     def read_all(self) -> list[HostCertificate]:
         """Return the certificates of the servers and of all hosts."""

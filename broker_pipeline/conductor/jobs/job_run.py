@@ -38,7 +38,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.scheduling.planned_batch import Lost
-from broker_pipeline.scheduling.policies.retries import Retry
+from broker_pipeline.scheduling.policies.retries import Retry, may_be_the_workers
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
@@ -240,7 +240,7 @@ class JobRunner:
 
     async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers = self.builder.workers
-        if lost.is_blamed:
+        if lost.is_blamed and may_be_the_workers(lost.failure):
             await workers.expected_are_there()  # a tenure that has just begun does not know yet who else could try it
         policy = job.preparing if lost.in_preparation else job.retries
         verdict = policy.after(

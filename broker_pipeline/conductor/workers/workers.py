@@ -96,8 +96,9 @@ class Workers:
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""
-        self._expected.discard(instance)
-        self.changed.fire()
+        if instance in self._expected:
+            self._expected.remove(instance)
+            self.changed.fire()
 
     async def expected_are_there(self) -> None:
         """Wait until every worker that is expected now is there or is not: for one handshake at most."""
