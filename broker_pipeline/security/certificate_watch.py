@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from broker_pipeline.errors import CertificateError
+from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.certificate_ends import SERVERS, end_warning
 from broker_pipeline.security.tls_contexts import TlsContexts, secrets_tls, utc_now
@@ -86,12 +87,11 @@ async def watched_certificates(secrets: str | None, servers_end: ServersEnd) -> 
     if contexts is None:
         yield
         return
-    task = asyncio.create_task(CertificateWatch(contexts, servers_end).run(), name="certificates")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    with raising_first_error():
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(CertificateWatch(contexts, servers_end).run(), name="certificates")
+            yield
+            watching.cancel()
 
 
 def certificate_ends(secrets: str | None, records: Iterable[WorkerRecord]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from broker_pipeline.errors import CertificateError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, HostCertificate
 
@@ -47,10 +48,13 @@ class TlsContexts:
         """
         certificate = HostCertificate.read(self._directory)
         certificate.check(now)
-        for context in (self.client, self.edge_listener, self.edge_dialer):
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_verify_locations(self._directory / AUTHORITY_FILE)
-            context.load_cert_chain(self._directory / CERTIFICATE_FILE, self._directory / KEY_FILE)
+        try:
+            for context in (self.client, self.edge_listener, self.edge_dialer):
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.load_verify_locations(self._directory / AUTHORITY_FILE)
+                context.load_cert_chain(self._directory / CERTIFICATE_FILE, self._directory / KEY_FILE)
+        except OSError as error:  # OpenSSL's are among these: files that change at this moment
+            raise CertificateError(f"{self._directory} cannot be taken as it is now: {error}") from error
         self.certificate = certificate
         """What the files said when they were taken last."""
 

@@ -30,6 +30,6 @@ async def _end_at(address: str, context: ssl.SSLContext) -> datetime | None:
                 shown = writer.get_extra_info("peercert")
             finally:
                 writer.close()
-    except (OSError, ValueError):  # who is connected to it says so
+    except (OSError, ValueError, RuntimeError):  # the last is uvloop's of a lost connection; who is connected says so
         return None
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.authority import Authority
-from broker_pipeline.security.certificate_watch import CertificateWatch, certificate_ends
+from broker_pipeline.security.certificate_watch import CertificateWatch, certificate_ends, watched_certificates
 from broker_pipeline.security.tls_contexts import TlsContexts, host_tls, with_certificate
 from broker_pipeline.wire.nats.server_certificate import server_certificate_end
 from tests.kit.authority import NOW, encrypted_nats, host_secrets
@@ -68,6 +70,17 @@ async def test_new_files_are_taken_and_half_copied_ones_are_not(tmp_path: Path) 
         await watch.look()
     assert [each["event"] for each in logs] == ["certificate_taken"], "and its end is far"
     assert contexts.fingerprint != first
+
+
+async def test_a_bug_in_the_watch_ends_what_it_looks_after(tmp_path: Path) -> None:
+    async def crash(_context: ssl.SSLContext) -> datetime | None:
+        raise RuntimeError("a bug")
+
+    directory = host_secrets(tmp_path, Authority.create())
+    with pytest.raises(ExceptionGroup) as caught:
+        async with watched_certificates(str(directory), crash):
+            await asyncio.sleep(60)
+    assert [str(error) for error in caught.value.exceptions] == ["a bug"]
 
 
 async def test_the_servers_are_asked_for_the_certificate_that_they_show_now(tmp_path: Path) -> None:
