@@ -29,10 +29,9 @@ from msgspec import Meta
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.wrong_value import WrongValue
+from broker_pipeline.security.roles import Host
 
 Positive = Annotated[float, Meta(gt=0)]
-HostName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
-"""As in certificates and names of workers."""
 _AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\s\"'$#\\]*$")]
 _Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:._-]+$")]
 
@@ -62,7 +61,7 @@ class DeviceEntry(_Table, frozen=True, kw_only=True):
 class HostEntry(_Table, frozen=True, kw_only=True):
     """One host."""
 
-    name: HostName
+    name: Host
     address: _Address
     cores: Annotated[int, Meta(ge=1)] | None = None
     """None is as the probe found, or 8."""

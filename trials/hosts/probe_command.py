@@ -17,12 +17,12 @@ from broker_pipeline.config import PathType
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.end_signals import end_signals
+from broker_pipeline.security.roles import Host
 from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.machine import MachineFacts
 from broker_pipeline.tools.terminal import make_console
 from trials.bench.options import POSITIVE, say
 from trials.bench.shapes import SHAPE_NAMES
-from trials.hosts.hosts_file import HostName
 from trials.hosts.link_probe import listening, measure_link, parse_peer
 from trials.hosts.probe_file import HostProbe, ProbedLink, write_probe
 from trials.hosts.probe_view import print_probe
@@ -33,7 +33,7 @@ _PORTS = click.IntRange(0, 65535)
 class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What to measure."""
 
-    name: HostName
+    name: Host
     shape: str
     num_layers: int
     devices: tuple[str, ...]
