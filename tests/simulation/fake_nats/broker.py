@@ -27,8 +27,8 @@ class FakeBroker:
         self.stream = FakeStream(self)
         self.links: dict[str, FakeLink] = {}
         self.listeners: dict[str, list[tuple[FakeLink, Receiver]]] = {}
-        self.callers: set[tuple[FakeLink, Callable[[FakeMsg], None]]] = set()
-        """Whoever wants to hear that there is a job."""
+        self.callers: dict[Callable[[FakeMsg], None], FakeLink] = {}
+        """Whoever wants to hear that there is a job, in the order in which they said so."""
         self.context = contextvars.Context()
 
     def call_later(self, delay_s: float, call: Callable[..., object], *args: object) -> asyncio.TimerHandle:
@@ -55,7 +55,7 @@ class FakeBroker:
 
     def call_pullers(self, subject: str) -> None:
         """Tell whoever waits for a job that there is one."""
-        for link, take in sorted(self.callers, key=lambda each: each[0].process.name):
+        for take, link in self.callers.items():
             if link.is_known:
                 link.deliver("small", take, FakeMsg(subject, b"", {}, None, None, 0))
 

@@ -96,11 +96,11 @@ class _Client:
 
         async def unsubscribe() -> None:
             del self._takes[subject]
-            callers.discard((self._link, take))
+            callers.pop(take, None)
 
         self._takes[subject] = take
         if subject.endswith(CALLS):
-            callers.add((self._link, take))
+            callers[take] = self._link
         return SimpleNamespace(unsubscribe=unsubscribe)
 
     async def publish(self, subject: str, request: bytes = b"", reply: str = "") -> None:
