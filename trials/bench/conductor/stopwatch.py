@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,17 +49,15 @@ class _Stepwise(Awaitable[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         steps = self._work.__await__()
-        value: Any = None
+        go_on: Callable[[], Any] = partial(steps.send, None)
         while True:
             try:
                 with self._watch.part(self._name):
-                    waited = steps.send(value)
+                    waited = go_on()
             except StopIteration as end:
                 result: T = end.value
                 return result
             try:
-                value = yield waited
-            except BaseException as error:  # noqa: BLE001 - handed on to what waits
-                with self._watch.part(self._name):
-                    waited = steps.throw(error)
-                value = yield waited
+                go_on = partial(steps.send, (yield waited))
+            except BaseException as error:  # noqa: BLE001 - thrown into what waits
+                go_on = partial(steps.throw, error)
