@@ -80,7 +80,12 @@ class JobPuller:
                 self._take(delivery, tasks)
 
     def _plan(self, backlog: Mapping[Flow, int], num_wanted: int, *, num_batch: int) -> dict[Flow, int]:
-        """Say how many jobs to take of which flow, whose `backlog` counts those in progress as well."""
+        """Say how many jobs to take of which flow, whose `backlog` counts those in progress as well.
+
+        A pull lasts: what has come up since it began, a pause of this share say, keeps it from asking.
+        """
+        if self.admission.refusal(self.load()) is not None:
+            return {}
         held = self.live.flows
         return self.shares.plan({flow: num - held[flow] for flow, num in backlog.items()}, num_wanted, num_batch)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from broker_pipeline.conductor.jobs.job_puller import JobPuller
 from broker_pipeline.conductor.jobs.job_run import JobRunner
 from broker_pipeline.conductor.jobs.live_job import LiveJobs
-from broker_pipeline.messages.jobs import ChatMessage, JobSpec, TextPart
+from broker_pipeline.messages.jobs import ChatMessage, Flow, JobSpec, TextPart
+from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits, Load
 from broker_pipeline.scheduling.policies.retries import RetryLimits
 from broker_pipeline.storage.jobs import Delivery
 
@@ -35,3 +37,31 @@ async def test_a_job_that_is_requeued_before_it_has_begun_is_held_no_more() -> N
         await puller._requeue(list(puller._tasks))
     assert requeued == [0.0]
     assert len(live) == live.count("preparing") == 0
+
+
+def test_a_pull_that_lasts_asks_for_nothing_once_other_shares_go_first() -> None:
+    """Else a share gets each job back that it has just left to the others, and fails it for good."""
+    nothing: Any = None  # no job is taken
+    load = Load(
+        num_jobs=0,
+        num_preparing=0,
+        num_waiting=0,
+        num_vision_workers=1,
+        num_routes=1,
+        room_tokens=10_000,
+        can_commit=True,
+        kv_tokens=10_000,
+        num_shares=2,
+    )
+    loads = [load, replace(load, others_go_first=True), load]
+    puller = JobPuller(
+        queue=nothing,
+        live=LiveJobs(),
+        runner=nothing,
+        admission=Admission(AdmissionLimits(), expected_tokens=100),
+        load=lambda: loads.pop(0),
+        retry_limits=RetryLimits(),
+    )
+    flow = Flow("interactive", "")
+    asked = [puller._plan({flow: 3}, 2, num_batch=2) for _ in range(3)]
+    assert asked == [{flow: 2}, {}, {flow: 2}]
