@@ -88,20 +88,40 @@ class SentinelGroup:
         found: list[RedisMember] = []
 
         async def is_whole() -> bool:
-            found[:] = []
-            for server in self.servers:
-                info = await server.info("replication")
-                if info.get("role") == "master" and info.get("connected_slaves") == NUM_EACH - 1:
-                    found.append(server)
+            found[:] = await self._masters()
             return len(found) == 1 and all([await _knows(each, found[0].port) for each in self.sentinels])
 
         await eventually(is_whole, timeout_s=_PATIENCE_S)
         return found[0]
 
+    async def start(self) -> None:
+        """Start servers, then sentinels: these ask a master for replicas at once, and again only after ten seconds."""
+        await asyncio.gather(*(server.start() for server in self.servers))
+
+        async def is_replicated() -> bool:
+            return len(await self._masters()) == 1
+
+        await eventually(is_replicated, timeout_s=_PATIENCE_S)
+        await asyncio.gather(*(sentinel.start() for sentinel in self.sentinels))
+        await self.master()
+
+    async def _masters(self) -> list[RedisMember]:
+        """Return the servers that say that they are the master of all others."""
+        told = [(server, await server.info("replication")) for server in self.servers]
+        whole = "master", NUM_EACH - 1
+        return [server for server, info in told if (info.get("role"), info.get("connected_slaves")) == whole]
+
 
 async def _knows(sentinel: RedisMember, port: int) -> bool:
     master = (await sentinel.info("sentinel")).get("master0")
-    return isinstance(master, dict) and str(master.get("address")).endswith(f":{port}") and master["sentinels"] == 3
+    return (
+        isinstance(master, dict)
+        and str(master.get("address")).endswith(f":{port}")
+        and (
+            (master["sentinels"], master["slaves"])
+            == (NUM_EACH, NUM_EACH - 1)  # of nothing else is a new master chosen
+        )
+    )
 
 
 @asynccontextmanager
@@ -116,13 +136,11 @@ async def sentinel_group(
         tuple(_server(directory, program, number, first, secrets) for number in range(NUM_EACH)),
         tuple(_sentinel(directory, program, number, first, secrets) for number in range(NUM_EACH)),
     )
-    members = (*group.servers, *group.sentinels)
     try:
-        await asyncio.gather(*(member.start() for member in members))
-        await group.master()
+        await group.start()
         yield group
     finally:
-        await asyncio.gather(*(member.stop() for member in members))
+        await asyncio.gather(*(member.stop() for member in (*group.servers, *group.sentinels)))
 
 
 def _server(directory: Path, program: Path, number: int, first: int, secrets: Path | None) -> RedisMember:
