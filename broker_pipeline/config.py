@@ -181,7 +181,8 @@ def given_flags(context: click.Context) -> list[str]:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values = context.params[name] if parameter.multiple else (context.params[name],)
             flag = max(parameter.opts, key=len)
-            flags += [flag] if values == (True,) else [f"{flag}={value}" for value in values]
+            is_flag = isinstance(parameter, click.Option) and parameter.is_flag  # a number that is 1 equals True
+            flags += [flag] if is_flag else [f"{flag}={value}" for value in values]
     return flags
 
 

@@ -86,16 +86,18 @@ def test_the_flags_that_were_given_make_the_same_command_again(monkeypatch: pyte
 
     @click.command()
     @option("--secret-url")
-    @option("--port", "-p", default=1, type=int)
+    @option("--port", "-p", default=2, type=int)
+    @option("--replicas", default=2, type=click.IntRange(1, 5))
+    @option("--drain-s", default=2.0, type=float)
     @option("--network", multiple=True)
     @option("--name", default="a")
     @option("--open", is_flag=True)
     def command(**options: Any) -> None:
         seen.append((given_flags(click.get_current_context()), options))
 
-    arguments = ["-p", "5", "--network", "-x", "--network", "a b", "--open"]
+    arguments = ["-p", "5", "--replicas", "1", "--drain-s", "1", "--network", "-x", "--network", "a b", "--open"]
     assert CliRunner().invoke(command, arguments).exit_code == 0
     flags, options = seen[0]
-    assert flags == ["--port=5", "--network=-x", "--network=a b", "--open"]
+    assert flags == ["--port=5", "--replicas=1", "--drain-s=1.0", "--network=-x", "--network=a b", "--open"]
     assert CliRunner().invoke(command, [*flags, "--port=7"]).exit_code == 0
     assert seen[1][1] == options | {"port": 7}
