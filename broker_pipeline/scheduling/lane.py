@@ -149,30 +149,34 @@ class Lane:
         if not self._ready:
             return None
         num_sessions, num_tokens = len(self.running), self._num_demanded
+        num_places = num_sessions + num_free_places
         max_tokens = min(max_batch_tokens, self._max_tokens)
         if abs(num_sessions - self._num_counted) > self._num_counted // _NOTABLE_SHARE:
-            self._choose_count(stages, max_tokens)
+            self._choose_count(stages, max_tokens, num_places)
         if len(self.in_flight) >= self._count:
             return None
         if not self._num_takes:
-            self._choose_count(stages, max_tokens)
+            self._choose_count(stages, max_tokens, num_places)
         count = self._count
         if len(self.in_flight) >= count:
             return None
         self._num_takes -= 1
         return BatchBudget(
             num_sessions=math.ceil(num_sessions / count),
-            num_places=math.ceil((num_sessions + num_free_places) / count),
+            num_places=math.ceil(num_places / count),
             num_tokens=math.ceil(num_tokens / count),
             max_tokens=max_tokens,
         )
 
-    def _choose_count(self, stages: Sequence[StepCost], max_tokens: int) -> None:
-        """Choose how many microbatches should be in flight: once a round of them, since it is looked up with each."""
+    def _choose_count(self, stages: Sequence[StepCost], max_tokens: int, num_places: int) -> None:
+        """Choose how many microbatches should be in flight: once a round of them, since it is looked up with each.
+
+        What counts is what a round takes along: prompts come at their pace, however many tokens of them wait.
+        """
         self._num_counted = len(self.running)
         self._num_takes = self._count = choose_num_microbatches(
             self._num_counted,
-            self._num_demanded,
+            min(self._num_demanded, self._num_counted + self._pace.num_tokens(num_places)),
             stages,
             self._outside_s,
             self._shared,

@@ -1,0 +1,61 @@
+"""How many microbatches a lane keeps in flight while prompts wait for their turn."""
+
+from __future__ import annotations
+
+from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.lane import Lane
+from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.routes import Route, StageInfo
+from broker_pipeline.scheduling.session_state import SessionState
+from broker_pipeline.scheduling.step_cost import StepCost
+from tests.kit.simulated.stages import prompt_of
+
+ROUTE = Route((StageInfo("w", "w", "s.w", BlockRange(start=0, stop=1), 10_000_000, 4096),))
+PROMPT, OUTPUT = 219, 64
+# Of 8B with its tower on one H200, in a round of captions: the largest were seen before the tower had much to do.
+STEPS_MS = {36: 5.7, 65: 6.1, 118: 8.7, 271: 12.7, 670: 20.3, 1320: 40.9, 2277: 72.3, 4094: 94.9}
+OUTSIDE_S = 0.0086
+
+
+def _session(number: int, *, has_spoken: bool) -> SessionState:
+    session = SessionState(
+        key=SessionKey(f"s{number}", 1),
+        order=number,
+        route=ROUTE,
+        prompt=prompt_of(PROMPT),
+        sampling=SamplingSettings(),
+        num_kv_tokens=PROMPT + OUTPUT,
+    )
+    session.num_reserved_tokens = PROMPT + OUTPUT
+    if has_spoken:
+        session.generated, session.num_computed_tokens, session.is_open = [1], PROMPT, True
+    return session
+
+
+def _lane(num_speaking: int, num_prompts: int) -> Lane:
+    lane = Lane(ROUTE)
+    ended = _session(-1, has_spoken=True)
+    ended.generated = [1] * OUTPUT
+    lane.start(ended)
+    lane.remove(ended.key)
+    for number in range(num_speaking + num_prompts):
+        lane.start(_session(number, has_spoken=number < num_speaking))
+    lane.observe_outside(OUTSIDE_S)
+    return lane
+
+
+def test_prompts_that_wait_for_their_turn_keep_no_second_microbatch_away() -> None:
+    """A round takes few of them along, so that it never has the size at which one microbatch would be best."""
+    cost, lane = StepCost(), _lane(224, 22)
+    for num_tokens, ms in STEPS_MS.items():
+        cost.observe(num_tokens, ms / 1e3)
+    sizes = []
+    while segments := lane.take([cost], 4096):
+        number = len(sizes)
+        num_tokens = sum(segment.count for segment in segments)
+        sizes.append(num_tokens)
+        lane.in_flight[number] = PlannedBatch(number, ROUTE, segments, (), 0.0, 1.0, num_tokens=num_tokens)
+    assert len(sizes) == 2
+    assert all(500 < size < 900 for size in sizes)
