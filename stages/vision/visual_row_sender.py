@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 from torch import Tensor
@@ -23,6 +24,10 @@ from stages.worker.together import together
 log = structlog.get_logger()
 
 _PAUSE_S = 0.2
+_MAX_UNDER_WAY = 4
+"""Deliveries to one stage at a time: a burst of them, 6 MB each for a picture of 448x448 of 8B, would fill what stages
+read from, and one that has no room would be sent all of them again and again.
+"""
 _LONGEST_TRY_S = 30.0
 
 
@@ -61,6 +66,8 @@ class VisualRowSender:
         self._transport = transport
         self._to_host = to_host
         self._local = local
+        self._windows: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By a stage's subject, while anything is on its way there."""
 
     async def send(self, request: PrepareRequest, output: TowerOutput, deadline: float) -> None:
         """Deliver visual rows to every target of `request`; `deadline` is in seconds of the monotonic clock.
@@ -81,8 +88,15 @@ class VisualRowSender:
         return self._local is not None and target.subject == self._local.subject
 
     async def _deliver(self, request: PrepareRequest, target: RowTarget, output: TowerOutput, deadline: float) -> None:
+        tensors = visual_rows_for(target, output)
+        async with self._windows.setdefault(target.subject, asyncio.Semaphore(_MAX_UNDER_WAY)):
+            await self._deliver_in_time(request, target, tensors, deadline)
+
+    async def _deliver_in_time(
+        self, request: PrepareRequest, target: RowTarget, tensors: Mapping[str, Tensor], deadline: float
+    ) -> None:
         """Try once more after a failure that may pass; wait for room, as prompts that are computed make some."""
-        tensors, num_failures = visual_rows_for(target, output), 0
+        num_failures = 0
         while True:
             try:
                 return await self._try(request, target, tensors, deadline)

@@ -17,9 +17,10 @@ from broker_pipeline.errors import (
     StaleAttemptError,
     StaleEpochError,
     TensorMismatchError,
+    WorkerBusyError,
 )
 from broker_pipeline.messages.vision import PrepareRequest, RowDelivery, RowReceipt, RowTarget
-from broker_pipeline.wire.transport import Transport
+from broker_pipeline.wire.transport import Received, Transport
 from stages.compute.visual_injection import VisualRowNeeds
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.qwen3_vl.vision import TowerOutput
@@ -134,3 +135,35 @@ async def test_rows_wait_for_room(local: Local) -> None:
         local.buffer.discard("other", 1)
         await sending
     assert local.buffer.find("s", 1).num_rows == 14
+
+
+async def test_few_rows_are_on_their_way_to_a_stage_at_a_time(local: Local, transport: Transport) -> None:
+    """A stage that has no room, or is slow, is not sent those of all sessions again and again."""
+    away, num_sessions = RowTarget(subject="t.away.rows", levels=(1,)), 10
+    asked: list[str] = []
+    taken: list[str] = []
+    waiting: list[Received[RowDelivery]] = []
+    async with transport.subscribe(away.subject, RowDelivery) as messages, asyncio.TaskGroup() as tasks:
+
+        async def hear() -> None:
+            async for message in messages:
+                waiting.append(message)
+                asked.append(message.body.session)
+                assert len(waiting) <= 4
+
+        async def answer() -> None:
+            """Take what there is, one at a time, but the very first, which finds no room."""
+            while len(taken) < num_sessions:
+                await eventually(lambda: len(waiting) == min(4, num_sessions - len(taken)))
+                message, is_first = waiting.pop(0), len(asked) == 4
+                busy = WorkerBusyError("no room").to_failure() if is_first else None
+                taken.extend([] if is_first else [message.body.session])
+                await message.respond(RowReceipt(session=message.body.session, attempt=1, failure=busy))
+
+        hearing = tasks.create_task(hear())
+        tasks.create_task(answer())
+        async with asyncio.TaskGroup() as senders:
+            for number in range(num_sessions):
+                senders.create_task(local.send(rows(), away, session=f"s{number}"))
+        hearing.cancel()
+    assert sorted(asked) == sorted([*(f"s{number}" for number in range(num_sessions)), asked[0]])
