@@ -69,6 +69,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
 
 from __future__ import annotations
 
+from functools import cache
 from typing import ClassVar
 
 import msgspec
@@ -688,15 +689,20 @@ class OutputError(PipelineError):
 
 def error_from_failure(failure: Failure) -> PipelineError:
     """Return a peer's failure as an error of the same class; as a plain `PipelineError` when its code is unknown."""
-    found = _errors_by_code(PipelineError).get(failure.code, PipelineError)
+    found = _errors_by_code().get(failure.code, PipelineError)
     error = found(failure.message)
     error.field = failure.field
     error.retryable = failure.retryable
     return error
 
 
-def _errors_by_code(root: type[PipelineError]) -> dict[str, type[PipelineError]]:
-    by_code = {root.code: root}
-    for child in root.__subclasses__():
-        by_code |= _errors_by_code(child)
+@cache
+def _errors_by_code() -> dict[str, type[PipelineError]]:
+    """Return every class of the tree, all of which are in this file."""
+    by_code: dict[str, type[PipelineError]] = {}
+    unseen: list[type[PipelineError]] = [PipelineError]
+    while unseen:
+        each = unseen.pop()
+        by_code[each.code] = each
+        unseen += each.__subclasses__()
     return by_code

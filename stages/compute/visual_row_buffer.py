@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from broker_pipeline.errors import (
@@ -52,6 +53,15 @@ class VisualRows:
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self._tensors())
+
+    def copied(self, *, is_pinned: bool) -> VisualRows:
+        """Return these rows in memory of their own, on the host; `is_pinned`: page-locked, for copies to a GPU."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned).copy_(tensor)
+
+        embeds = None if self.embeds is None else copy(self.embeds)
+        return VisualRows(embeds, {level: copy(tensor) for level, tensor in self.levels.items()})
 
     def _tensors(self) -> list[Tensor]:
         return [*([self.embeds] if self.embeds is not None else []), *self.levels.values()]

@@ -176,9 +176,10 @@ def _assemble(
     compute, fence, (thread, collector) = loaded.compute, EpochFence(), threads
     facts = _facts(compute, loaded.record)
     engine = StageEngine(compute, facts, fence, loaded.visual_rows, place=transport.place)
-    intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence)
+    is_cuda = compute.device.type == "cuda"
+    intake = VisualRowIntake(facts, compute.visual_row_needs, loaded.visual_rows, fence, is_pinned=is_cuda)
     limits = StageLimits(max_envelopes=settings.max_envelopes)
-    waits = collector if compute.device.type == "cuda" else None
+    waits = collector if is_cuda else None
     return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), intake
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
-import msgspec
-import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -62,14 +60,6 @@ def take_visual_rows(
     return VisualRows(tensors.get(EMBEDS), {level: tensors[level_name(level)] for level in needs.levels})
 
 
-def _copied(tensors: Mapping[str, WireTensor]) -> dict[str, WireTensor]:
-    return {name: msgspec.structs.replace(tensor, data=_copy(tensor.data)) for name, tensor in tensors.items()}
-
-
-def _copy(data: memoryview) -> memoryview:
-    return np.array(np.frombuffer(data, np.uint8)).data if data else data
-
-
 def _check_names(tensors: Mapping[str, object], needs: VisualRowNeeds) -> None:
     wanted = {level_name(level) for level in needs.levels} | ({EMBEDS} if needs.embeds else set())
     if set(tensors) != wanted:
@@ -81,7 +71,19 @@ def _check_names(tensors: Mapping[str, object], needs: VisualRowNeeds) -> None:
 class VisualRowIntake:
     """Answers deliveries of visual rows to one stage."""
 
-    def __init__(self, facts: StageFacts, needs: VisualRowNeeds, buffer: VisualRowBuffer, fence: EpochFence) -> None:
+    def __init__(
+        self,
+        facts: StageFacts,
+        needs: VisualRowNeeds,
+        buffer: VisualRowBuffer,
+        fence: EpochFence,
+        *,
+        is_pinned: bool = False,
+    ) -> None:
+        """`is_pinned`: rows from other processes wait in page-locked memory, so that the thread that computes need not
+        copy them there.
+        """
+        self._is_pinned = is_pinned
         self._facts = facts
         self._needs = needs
         self._buffer = buffer
@@ -103,23 +105,24 @@ class VisualRowIntake:
             del message  # its memory may be lent
 
     async def _take(self, message: Received[RowDelivery]) -> RowReceipt:
-        delivery, tensors = message.body, message.tensors
+        delivery = message.body
         try:
-            if message.is_lent:  # rows are kept until their prefill, far longer than the sender can do without
-                tensors = await asyncio.to_thread(_copied, tensors)
-            self.accept(delivery, tensors)
+            self._admit(delivery)
+            rows = read_visual_rows(message.tensors, self._needs, self._facts.hidden_size, self._facts.dtype)
+            if message.is_lent or self._is_pinned:  # kept until their prefill, far longer than a sender can do without
+                rows = await asyncio.to_thread(rows.copied, is_pinned=self._is_pinned)
+            self._keep(delivery, rows)
         except PipelineError as error:
             log.warning("visual_rows_refused", session=delivery.session, attempt=delivery.attempt, code=error.code)
             return RowReceipt(session=delivery.session, attempt=delivery.attempt, failure=error.to_failure())
         return RowReceipt(session=delivery.session, attempt=delivery.attempt)
 
-    def accept(self, delivery: RowDelivery, tensors: Mapping[str, WireTensor]) -> None:
-        """Check one delivery and keep its visual rows; raises a PipelineError that says why it is refused."""
-        self._admit(delivery)
-        self._keep(delivery, read_visual_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
-
     def accept_local(self, delivery: RowDelivery, tensors: Mapping[str, Tensor]) -> None:
-        """Like `accept`, for visual rows that a vision worker of this process enqueues; they must be complete."""
+        """Check and keep visual rows that a vision worker of this process enqueues; they must be complete.
+
+        Raises:
+            PipelineError: says why they are refused.
+        """
         self._admit(delivery)
         self._keep(delivery, take_visual_rows(tensors, self._needs, self._facts.hidden_size, self._facts.dtype))
 

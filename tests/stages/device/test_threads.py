@@ -54,7 +54,8 @@ def test_alongside_a_gpu_torch_computes_on_the_threads_that_are_there(
 @pytest.mark.gpu
 def test_whoever_waits_for_a_gpu_sleeps() -> None:
     device, stream = torch.device("cuda"), torch.cuda.Stream()
-    DeviceClock(device).end()  # whatever begins with the first
+    DeviceClock(device).end()  # whatever begins with the first, as pinned memory does, for which the GPU has to be idle
+    HostCopy(torch.ones(8, device=device), stream).wait()
     clock = DeviceClock(device)
     torch.cuda._sleep(600_000_000)  # cycles: about 0.3 s
     copy = HostCopy(torch.ones(8, device=device), stream)
