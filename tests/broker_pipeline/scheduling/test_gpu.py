@@ -8,6 +8,7 @@ from statistics import mean
 
 import pytest
 
+from broker_pipeline.scheduling import lane
 from tests.kit.simulated.gpu import GpuRun, SimulatedGpu, num_prompt_tokens
 
 
@@ -93,3 +94,31 @@ def test_prompts_come_at_the_pace_of_those_that_end_rather_than_in_waves() -> No
     most = max(num_prompt_tokens(run.sent))
     assert most < 0.15 * run.max_batch_tokens
     assert run.longest_pause_s < 0.16, "twice a way around"
+
+
+# --- ways of unequal length -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "num_sessions"),
+    [
+        (SimulatedGpu(step_s=0.003, token_s=0.022e-3, outside_s=0.045, num_stages=2, spread=0.5), 880),
+        (SimulatedGpu(step_s=0.0018, token_s=0.0115e-3, outside_s=0.033, num_stages=4, spread=0.5), 1024),
+    ],
+)
+def test_no_other_number_of_microbatches_does_much_better_where_ways_differ(
+    gpu: SimulatedGpu, num_sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As measured on four H200: stages wait for each other, and more microbatches would only be smaller ones."""
+
+    def rate() -> float:
+        run = GpuRun(gpu, num_sessions)
+        run.run(12.0)
+        return run.run(12.0)
+
+    chosen, fixed = rate(), {}
+    for count in (4, 6, 8, 10, 12, 16):
+        monkeypatch.setattr(lane, "choose_num_microbatches", lambda *_, count=count, **__: count)
+        fixed[count] = rate()
+    assert chosen > 0.95 * max(fixed.values()), fixed
+    assert chosen < 0.9 * gpu.ideal_rate(num_sessions, 219, 64), "that is for ways of equal length"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,12 +22,20 @@ from tests.kit.simulated.stages import prompt_of
 
 @dataclass(frozen=True, slots=True)
 class SimulatedGpu:
-    """Seconds of a step and of each of its tokens on every stage; of a way around, `outside_s` pass between stages."""
+    """Seconds of a step and of each of its tokens on every stage; of a way around, `outside_s` pass between stages.
+
+    A share `spread` of that is random, exponentially: most hops are short, a few take several times as long.
+    """
 
     step_s: float = 0.007
     token_s: float = 0.027e-3
     outside_s: float = 0.006
     num_stages: int = 1
+    spread: float = 0.0
+
+    def hop_s(self, rng: random.Random) -> float:
+        mean_s = self.outside_s / (self.num_stages + 1)
+        return mean_s * (1 - self.spread + self.spread * rng.expovariate(1.0))
 
     def seconds(self, num_tokens: float) -> float:
         return self.step_s + num_tokens * self.token_s
@@ -65,6 +74,7 @@ class GpuRun:
             blocks = BlockRange(start=start, stop=start + 1)
             self.scheduler.join(StageInfo(name, name, f"s.{name}", blocks, 10_000_000, self.max_batch_tokens))
         self._free_at = dict.fromkeys(self._names, 0.0)
+        self._rng = random.Random(1)
         self._prompt = prompt_of(self.num_prompt)
         self._orders, self._ties = itertools.count(), itertools.count()
         self._answers: list[tuple[float, int, MicrobatchResult]] = []
@@ -120,16 +130,15 @@ class GpuRun:
             self._submit()
 
     def _plan(self) -> None:
-        hop_s = self.gpu.outside_s / (self.gpu.num_stages + 1)
         for microbatch in self.scheduler.plan(self.now):
             at, seconds, timings = self.now, self.gpu.seconds(microbatch.num_tokens), []
             for name in self._names:
-                arrives = at + hop_s
+                arrives = at + self.gpu.hop_s(self._rng)
                 starts = max(arrives, self._free_at[name])
                 at = self._free_at[name] = starts + seconds
                 timings.append(StageTiming(worker=name, queue_s=starts - arrives, compute_s=seconds))
             result = _answer(microbatch, timings)
-            heapq.heappush(self._answers, (at + hop_s, next(self._ties), result))
+            heapq.heappush(self._answers, (at + self.gpu.hop_s(self._rng), next(self._ties), result))
             self.busy_s += seconds
             self.sent.append(microbatch)
 
