@@ -50,20 +50,24 @@ class RunParts:
 class BatchRun:
     """One run."""
 
-    def __init__(self, parts: RunParts, held: HeldBatch) -> None:
+    def __init__(self, parts: RunParts, held: HeldBatch, gives_way: asyncio.Event) -> None:
+        """Once `gives_way` is set, somebody else is to run it later."""
         self._parts = parts
         self._held = held
+        self._gives_way = gives_way
         self._outbox = Outbox(held, parts.files, parts.answers.forget)
         self._slots = asyncio.Semaphore(parts.limits.jobs_in_flight)
         self._room = UploadRoom(_ROOM_BYTES, wait_s=None)
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Carry the batch on until it has ended or is paused.
+        """Carry the batch on until it has ended, is paused, or gives way.
 
         Raises `LeaseLostError`, `StateError` or `TransportError`; whoever runs it next loses nothing.
         """
         while (batch := await self._batch()).status not in FINAL and not batch.paused:
+            if self._gives_way.is_set():
+                return
             try:
                 await self._step(batch)
             except FileUnknownError as error:
@@ -107,7 +111,7 @@ class BatchRun:
             while not work.done():
                 await asyncio.wait({work}, timeout=_LOOK_S)
                 now = await self._batch()
-                if now.status != "in_progress" or now.paused or _is_late(now):
+                if now.status != "in_progress" or now.paused or _is_late(now) or self._gives_way.is_set():
                     break
         finally:
             work.cancel()

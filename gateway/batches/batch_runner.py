@@ -2,12 +2,20 @@
 
 Any number of gateways do this side by side. A batch is one gateway's as long as that renews its lease; one that dies
 leaves its batches to the others after ten seconds, one that stops at once.
+
+Tenants have their turns: of those that wait, one goes first of whose tenant fewest are carried on, and where a gateway
+carries on as many as it may, the one that it has had longest gives way to a tenant of whom none is:
+
+    held      a1 a2 a3 a4       b1 waits: a1 has had its slice ──► a2 a3 a4 b1, and a1 waits for its next turn
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,19 +27,36 @@ from gateway.batches.batch_run import BatchRun, RunParts
 from gateway.batches.records import LineError
 
 _LOOK_S = 1.0
+_SLICE_S = 30.0
+"""How long a batch is carried on, at least, before it gives way: to go on costs reading some of its input again."""
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    since: float
+    gives_way: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class BatchRunner:
     """The batches that this gateway holds."""
 
-    def __init__(self, parts: RunParts, called: asyncio.Event) -> None:
-        """Look for batches every second, and at once when `called` is set."""
+    def __init__(
+        self,
+        parts: RunParts,
+        called: asyncio.Event,
+        *,
+        slice_s: float = _SLICE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Look for batches every second, and at once when `called` is set. `clock` is in seconds."""
         self._parts = parts
         self._called = called
+        self._slice_s = slice_s
+        self._clock = clock
         self._instance = new_instance_id()
-        self._held: set[str] = set()
+        self._held: dict[str, _Hold] = {}
 
     async def run(self) -> None:
         """Carry on until cancelled; an outage is waited out."""
@@ -41,7 +66,7 @@ class BatchRunner:
                 self._called.clear()
                 try:
                     for batch_id in await self._due():
-                        self._held.add(batch_id)
+                        self._held[batch_id] = _Hold(self._clock())
                         group.create_task(self._carry(batch_id), name=batch_id)
                     reason = ""
                 except StateError as error:
@@ -53,8 +78,19 @@ class BatchRunner:
                         await self._called.wait()
 
     async def _due(self) -> list[str]:
-        free = self._parts.limits.max_running - len(self._held)
-        return await self._parts.batches.due(free) if free > 0 else []
+        num_free = max(0, self._parts.limits.max_running - len(self._held))
+        due = await self._parts.batches.due(num_free or 1, num_taken=num_free)
+        if not num_free and due and not due[0].num_carried:
+            self._give_way()
+        return [batch.id for batch in due[:num_free]]
+
+    def _give_way(self) -> None:
+        """Let go of the batch that is held longest, if it has had its slice and none does so already."""
+        batch_id, longest = min(self._held.items(), key=lambda item: item[1].since)
+        is_asked = any(hold.gives_way.is_set() for hold in self._held.values())
+        if not is_asked and self._clock() - longest.since >= self._slice_s:
+            log.info("batch_gives_way", batch=batch_id)
+            longest.gives_way.set()
 
     async def _carry(self, batch_id: str) -> None:
         lease = self._parts.batches.lease(batch_id, self._instance)
@@ -65,12 +101,14 @@ class BatchRunner:
             error = first_pipeline_error(errors)
             log.warning("batch_interrupted", batch=batch_id, reason=str(error))  # whoever looks next goes on
         finally:
-            self._held.discard(batch_id)
             with suppress(StateError):
                 await asyncio.shield(lease.release())
+            if self._held.pop(batch_id, None) is not None:
+                self._called.set()  # somebody may wait for its place
 
     async def _run(self, batch_id: str, lease: Lease) -> None:
-        run = BatchRun(self._parts, self._parts.batches.held(batch_id, self._instance))
+        gives_way = self._held.get(batch_id, _Hold(0.0)).gives_way
+        run = BatchRun(self._parts, self._parts.batches.held(batch_id, self._instance), gives_way)
         async with asyncio.TaskGroup() as group:
             holding = group.create_task(lease.hold())
             try:

@@ -67,6 +67,15 @@ class BatchOrder:
         return hashlib.sha256(msgspec.json.encode(named)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class DueBatch:
+    """A batch that nobody carries on."""
+
+    id: str
+    num_carried: int
+    """Batches of its tenant that are carried on, or are due before it."""
+
+
 class BatchStore:
     """The batches of one namespace. Everything raises `StateError` when Redis does not answer."""
 
@@ -145,9 +154,13 @@ class BatchStore:
             raise BatchStateError(f"cannot {action} a batch with status '{batch.status}'", field="batch_id")
         return batch
 
-    async def due(self, limit: int) -> list[str]:
-        """Return ids of batches that nobody carries on, the most urgent first."""
-        return [one.decode() for one in await self._run("due", {"limit": limit}, "cannot look for batches")]
+    async def due(self, limit: int, num_taken: int = 0) -> list[DueBatch]:
+        """Return batches that nobody carries on, in turns over tenants; of one tenant the most urgent first.
+
+        The caller carries `num_taken` of them on from now, which is their tenants' turn.
+        """
+        found = await self._run("due", {"limit": limit, "num_taken": num_taken}, "cannot look for batches")
+        return [DueBatch(batch_id.decode(), int(num_carried)) for batch_id, num_carried in found]
 
     def lease(self, batch_id: str, instance: str) -> Lease:
         """Return the lease of a batch for somebody."""

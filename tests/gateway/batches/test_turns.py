@@ -1,0 +1,105 @@
+"""Tenants' batches have their turns, however many and long those of others are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from broker_pipeline.messages.keys import GatewayKey
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
+from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.storage.jobs import Delivery
+from broker_pipeline.wire.transport import Transport
+from gateway.app import batch_runner
+from gateway.settings import BatchLimits
+from gateway.wiring import Gateway
+from tests.gateway.batches.conftest import answers, echo, ended, line, start_batch
+from tests.gateway.conftest import OpenGateway
+from tests.kit.acting.conductor import ActingConductor, acting_conductor, prompt_of
+
+
+@dataclass(frozen=True)
+class Tenants:
+    gateway: Gateway
+    alice: AsyncOpenAI
+    bob: AsyncOpenAI
+
+
+@pytest_asyncio.fixture
+async def tenants(start_gateway: OpenGateway, redis: RedisClient, namespace: str) -> AsyncIterator[Tenants]:
+    """A gateway that carries on one batch at a time, two requests of it, and clients of two tenants."""
+    keys = GatewayKeys(redis, namespace)
+    limits = BatchLimits(max_running=1, jobs_in_flight=2)
+    async with start_gateway(batches=limits) as (gateway, url), AsyncExitStack() as stack:
+        clients = []
+        for name in ("alice", "bob"):
+            secret = await keys.create(GatewayKey(tenant=name, scopes=("submit", "read"), created_at=1.0))
+            clients.append(await stack.enter_async_context(AsyncOpenAI(base_url=f"{url}/v1", api_key=secret)))
+        yield Tenants(gateway, *clients)
+
+
+async def test_batches_are_due_in_turns_over_tenants_and_by_priority_within_one(tenants: Tenants) -> None:
+    async def made(who: AsyncOpenAI, name: str, priority: int = 0) -> str:
+        return (await start_batch(who, [line(name)], metadata={"n": name}, extra_body={"priority": priority})).id
+
+    first, second = await made(tenants.alice, "1"), await made(tenants.alice, "2")
+    urgent, late = await made(tenants.alice, "3", -1), await made(tenants.bob, "4")
+    batches = tenants.gateway.batches
+
+    async def due(limit: int = 10) -> list[tuple[str, int]]:
+        return [(batch.id, batch.num_carried) for batch in await batches.due(limit)]
+
+    assert await due() == [(urgent, 0), (late, 0), (first, 1), (second, 2)]
+    assert await due(2) == [(urgent, 0), (late, 0)]
+    assert await batches.lease(urgent, "somebody").acquire() is not None
+    assert await due() == [(late, 0), (first, 1), (second, 2)]
+
+
+async def test_whose_turn_was_longest_ago_comes_next(tenants: Tenants) -> None:
+    batches = tenants.gateway.batches
+    long, other = [
+        (await start_batch(who, [line(name)], metadata={"n": name})).id
+        for who, name in ((tenants.alice, "1"), (tenants.bob, "2"))
+    ]
+    assert [batch.id for batch in await batches.due(1, num_taken=1)] == [long]
+    assert [batch.id for batch in await batches.due(2)] == [other, long]
+
+
+async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later(
+    tenants: Tenants, transport: Transport, redis: RedisClient, namespace: str
+) -> None:
+    runner = batch_runner(tenants.gateway)
+    runner._slice_s = 0.0
+    running = asyncio.create_task(runner.run())
+    async with acting_conductor(transport, redis, namespace) as conductor:
+        hers = await start_batch(tenants.alice, [line(f"a{index}") for index in range(6)])
+        kept = [await conductor.take()]  # it is carried on, and nobody answers
+        his = await start_batch(tenants.bob, [line("b0"), line("b1")])
+        answering = asyncio.create_task(_answer_bob(conductor, kept))
+        assert await answers(tenants.bob, await ended(tenants.bob, his)) == {"b0": "I heard b0", "b1": "I heard b1"}
+        assert (await tenants.alice.batches.retrieve(hers.id)).status == "in_progress"
+        answering.cancel()
+        with suppress(asyncio.CancelledError):
+            await answering
+        for delivery in kept:
+            await conductor.run(delivery, echo)
+        async with conductor.running(echo):
+            done = await ended(tenants.alice, hers)
+        assert await answers(tenants.alice, done) == {f"a{index}": f"I heard a{index}" for index in range(6)}
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def _answer_bob(conductor: ActingConductor, kept: list[Delivery]) -> None:
+    while True:
+        delivery = await conductor.take(30.0)
+        if prompt_of(delivery.spec).startswith("b"):
+            await conductor.run(delivery, echo)
+        else:
+            kept.append(delivery)
