@@ -22,6 +22,7 @@ import structlog
 from broker_pipeline.errors import PipelineError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error, raising_first_error
 from broker_pipeline.identity import new_instance_id
+from broker_pipeline.process.outage_log import OutageLog
 from broker_pipeline.state.lease import Lease
 from gateway.batches.batch_run import BatchRun, RunParts
 from gateway.batches.records import LineError
@@ -60,19 +61,14 @@ class BatchRunner:
 
     async def run(self) -> None:
         """Carry on until cancelled; an outage is waited out."""
-        reason = ""
+        outages = OutageLog("batches_not_looked_for", StateError)
         async with asyncio.TaskGroup() as group:
             while True:
                 self._called.clear()
-                try:
+                with outages.outlasting():
                     for batch_id in await self._due():
                         self._held[batch_id] = _Hold(self._clock())
                         group.create_task(self._carry(batch_id), name=batch_id)
-                    reason = ""
-                except StateError as error:
-                    if reason != error.message:  # said once, however long it lasts
-                        log.warning("batches_not_looked_for", reason=error.message)
-                    reason = error.message
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S):
                         await self._called.wait()

@@ -16,6 +16,7 @@ import time
 import structlog
 
 from broker_pipeline.errors import BatchNotFoundError, StateError
+from broker_pipeline.process.outage_log import OutageLog
 from gateway.batches.batch_store import BatchStore
 from gateway.batches.webhook import Webhooks
 
@@ -36,16 +37,11 @@ class EndTeller:
 
     async def run(self) -> None:
         """Tell until cancelled; an outage is waited out."""
-        reason = ""
+        outages = OutageLog("webhook_not_looked_for", StateError)
         while True:
-            try:
+            with outages.outlasting():
                 while (batch_id := await self._batches.take_untold()) is not None:
                     await self._tell(batch_id)
-                reason = ""
-            except StateError as error:
-                if reason != error.message:  # said once, however long it lasts
-                    log.warning("webhook_not_looked_for", reason=error.message)
-                reason = error.message
             await asyncio.sleep(_LOOK_S)
 
     async def _tell(self, batch_id: str) -> None:

@@ -14,8 +14,10 @@ import structlog
 from prometheus_client import Counter
 
 from broker_pipeline.errors import JobNotFoundError, QueueFullError, StateError, TransportError
+from broker_pipeline.process.outage_log import OutageLog
 
 INTERVAL_S = 30.0
+_PASSING = JobNotFoundError, QueueFullError, StateError, TransportError
 
 log = structlog.get_logger()
 
@@ -24,19 +26,13 @@ async def keep_house(
     sweeps: Mapping[str, Callable[[], Awaitable[int]]], swept: Counter, interval_s: float = INTERVAL_S
 ) -> None:
     """Sweep until cancelled; an outage is waited out. `swept` counts what came of it."""
-    reasons: dict[str, str] = {}
+    outages = {what: OutageLog("sweep_failed", *_PASSING, what=what) for what in sweeps}
     while True:
         await asyncio.sleep(interval_s)
         counts = {}
         for what, sweep in sweeps.items():
-            try:
+            with outages[what].outlasting():
                 counts[what] = await sweep()
-            except (JobNotFoundError, QueueFullError, StateError, TransportError) as error:
-                if reasons.get(what) != error.message:  # said once, however long it lasts
-                    log.warning("sweep_failed", what=what, code=error.code, message=error.message)
-                reasons[what] = error.message
-            else:
-                reasons.pop(what, None)
                 swept.labels(what).inc(counts[what])
         if any(counts.values()):
             log.info("swept", **{f"num_{what}": count for what, count in counts.items()})

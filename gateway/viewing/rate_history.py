@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
-import structlog
 
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.gateway import PipelineStatus, RateHistory, RateSample
+from broker_pipeline.process.outage_log import OutageLog
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
 
@@ -23,8 +23,6 @@ _LEAST_S = 0.8 * INTERVAL_S
 _KEPT_S = 2 * 3600
 
 _decode = msgspec.json.Decoder(RateSample).decode
-
-log = structlog.get_logger()
 
 
 class RateHistoryStore:
@@ -48,15 +46,10 @@ class RateHistoryStore:
 
     async def keep(self, read: Callable[[], Awaitable[PipelineStatus]], interval_s: float = INTERVAL_S) -> None:
         """Add a sample now and then, until cancelled; an outage leaves a gap."""
-        reason = ""
+        outages = OutageLog("rates_not_noted", StateError, TransportError)
         while True:
-            try:
+            with outages.outlasting():
                 await self.add(sample_of(await read()))
-                reason = ""
-            except (StateError, TransportError) as error:
-                if error.message != reason:  # said once, however long it lasts
-                    log.warning("rates_not_noted", code=error.code, message=error.message)
-                reason = error.message
             await asyncio.sleep(interval_s)
 
     async def _samples(self) -> list[RateSample]:

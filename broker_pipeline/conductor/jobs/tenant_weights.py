@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-import structlog
-
-from broker_pipeline.errors import PipelineError
+from broker_pipeline.process.outage_log import OutageLog
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
-
-log = structlog.get_logger()
 
 _EVERY_S = 5.0
 
@@ -22,7 +18,6 @@ class TenantWeights:
     keys: GatewayKeys
     every_s: float = _EVERY_S
     _weights: dict[str, float] = field(default_factory=dict, init=False)
-    _is_failing: bool = field(default=False, init=False)
 
     def of(self, tenant: str) -> float:
         """Return a tenant's weight: 1 unless a key of its says otherwise."""
@@ -30,13 +25,8 @@ class TenantWeights:
 
     async def run(self) -> None:
         """Look until cancelled; through an outage, or where a key cannot be read, what was last known holds."""
+        outages = OutageLog("weights_unknown")
         while True:
-            try:
+            with outages.outlasting():
                 self._weights = await self.keys.weights()
-            except PipelineError as error:
-                if not self._is_failing:
-                    log.warning("weights_unknown", code=error.code, reason=error.message)
-                self._is_failing = True
-            else:
-                self._is_failing = False
             await asyncio.sleep(self.every_s)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
 from broker_pipeline.conductor.jobs.job_end import Stores
-from broker_pipeline.errors import GarbledStateError, JobNotFoundError, PipelineError
+from broker_pipeline.errors import GarbledStateError, JobNotFoundError
 from broker_pipeline.messages.jobs import JobEvent
+from broker_pipeline.process.outage_log import OutageLog
 from broker_pipeline.storage.publishing import JobPublisher
 
 log = structlog.get_logger()
@@ -27,20 +28,14 @@ class UnqueuedJobs:
     publisher: JobPublisher
     since_s: float = UNPUBLISHED_S
     every_s: float = _EVERY_S
-    _is_failing: bool = field(default=False, init=False)
 
     async def run(self) -> None:
         """Sweep until cancelled; an outage is waited out."""
+        outages = OutageLog("unqueued_jobs_not_swept")
         while True:
             await asyncio.sleep(self.every_s)
-            try:
+            with outages.outlasting():
                 await self.sweep()
-            except PipelineError as error:
-                if not self._is_failing:
-                    log.warning("unqueued_jobs_not_swept", code=error.code, reason=error.message)
-                self._is_failing = True
-            else:
-                self._is_failing = False
 
     async def sweep(self) -> int:
         """Queue what was recorded some time ago and is not in the queue; return how many jobs that were."""

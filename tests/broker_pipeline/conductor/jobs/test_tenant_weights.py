@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from structlog.testing import capture_logs
+
 from broker_pipeline import redis_keys
 from broker_pipeline.conductor.jobs.tenant_weights import TenantWeights
 from broker_pipeline.messages.keys import GatewayKey
@@ -28,8 +30,9 @@ async def test_the_most_of_a_tenants_keys_counts_and_what_was_last_known_holds(
         await keys.create(key("alice", 2.0))
         await keys.create(key("alice", 5.0))
         await eventually(lambda: weights.of("alice") == 5.0)
-        await redis.hset(redis_keys.gateway_keys(namespace), "broken", b"\xff{")
-        await eventually(lambda: weights._is_failing)
+        with capture_logs() as logs:
+            await redis.hset(redis_keys.gateway_keys(namespace), "broken", b"\xff{")
+            await eventually(lambda: [each["event"] for each in logs] == ["weights_unknown"])
         assert weights.of("alice") == 5.0
         await redis.hdel(redis_keys.gateway_keys(namespace), "broken")
         await keys.revoke("alice")
