@@ -143,9 +143,13 @@ class BatchStore:
         keys = [redis_keys.batch(self._namespace, one) for one in ids]
         return await read_rows(self._redis, keys, Batch, ids), has_more
 
-    async def steer(self, batch_id: str, tenant: str, action: Steering) -> Batch:
-        """Cancel, pause or resume a batch. Raises `BatchNotFoundError` or `BatchStateError`."""
-        args = {"batch_id": batch_id, "tenant": tenant, "action": action}
+    async def steer(self, batch_id: str, tenant: str | None, action: Steering) -> Batch:
+        """Cancel, pause or resume a batch, of this tenant if one is given.
+
+        Raises `BatchNotFoundError` or `BatchStateError`.
+        """
+        owner = (await self.get(batch_id, tenant)).tenant
+        args = {"batch_id": batch_id, "tenant": owner, "action": action}
         outcome = await self._run("steer", args, f"cannot {action} {batch_id}")
         if outcome == -1:
             raise _not_found(batch_id)

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
+import pytest
 import pytest_asyncio
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, NotFoundError
 
-from broker_pipeline.messages.keys import GatewayKey
+from broker_pipeline.messages.keys import GatewayKey, Scope
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.jobs import Delivery
@@ -28,6 +29,7 @@ class Tenants:
     gateway: Gateway
     alice: AsyncOpenAI
     bob: AsyncOpenAI
+    operator: AsyncOpenAI
 
 
 @pytest_asyncio.fixture
@@ -37,8 +39,9 @@ async def tenants(start_gateway: OpenGateway, redis: RedisClient, namespace: str
     limits = BatchLimits(max_running=1, jobs_in_flight=2)
     async with start_gateway(batches=limits) as (gateway, url), AsyncExitStack() as stack:
         clients = []
-        for name in ("alice", "bob"):
-            secret = await keys.create(GatewayKey(tenant=name, scopes=("submit", "read"), created_at=1.0))
+        for name in ("alice", "bob", "operator"):
+            scopes: tuple[Scope, ...] = ("operate",) if name == "operator" else ("submit", "read")
+            secret = await keys.create(GatewayKey(tenant=name, scopes=scopes, created_at=1.0))
             clients.append(await stack.enter_async_context(AsyncOpenAI(base_url=f"{url}/v1", api_key=secret)))
         yield Tenants(gateway, *clients)
 
@@ -94,6 +97,20 @@ async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+async def test_operators_find_and_stop_a_batch_of_anybody_and_others_only_their_own(tenants: Tenants) -> None:
+    hers = await start_batch(tenants.alice, [line("a")])
+    for ask in (tenants.bob.batches.retrieve, tenants.bob.batches.cancel):
+        with pytest.raises(NotFoundError):
+            await ask(hers.id)
+
+    async def listed(who: AsyncOpenAI) -> list[str]:
+        return [batch.id async for batch in who.batches.list(extra_query={"tenant": "alice"})]
+
+    assert (await listed(tenants.bob), await listed(tenants.operator)) == ([], [hers.id])
+    assert (await tenants.operator.batches.retrieve(hers.id)).status == "validating"
+    assert (await tenants.operator.batches.cancel(hers.id)).status == "cancelling"
 
 
 async def _answer_bob(conductor: ActingConductor, kept: list[Delivery]) -> None:

@@ -62,6 +62,7 @@ class BatchListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
     after: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    tenant: Annotated[str, Meta(max_length=128, description="Whose, for operators; otherwise one's own")] | None = None
 
 
 def routes() -> list[web.RouteDef]:
@@ -108,20 +109,22 @@ async def create_batch(request: web.Request) -> web.Response:
 async def list_batches(request: web.Request) -> web.Response:
     """Show a page of batches, newest first."""
     query = convert_strings(request.query, BatchListQuery)
-    batches, has_more = await request.app[GATEWAY].batches.page(current_caller().tenant, query.limit, query.after)
+    caller = current_caller()
+    tenant = query.tenant if query.tenant is not None and caller.may_see(query.tenant) else caller.tenant
+    batches, has_more = await request.app[GATEWAY].batches.page(tenant, query.limit, query.after)
     return json_answer(BatchList.of([batch.shown(time.time()) for batch in batches], has_more=has_more))
 
 
 async def show_batch(request: web.Request) -> web.Response:
     """Show a batch."""
-    return _answer(await request.app[GATEWAY].batches.get(request.match_info["batch_id"], current_caller().tenant))
+    return _answer(await request.app[GATEWAY].batches.get(request.match_info["batch_id"], current_caller().only_tenant))
 
 
 async def steer_batch(request: web.Request) -> web.Response:
     """Cancel, pause or resume a batch."""
     gateway = request.app[GATEWAY]
     batch_id, action = request.match_info["batch_id"], request.path.rpartition("/")[2]
-    batch = await gateway.batches.steer(batch_id, current_caller().tenant, cast("Steering", action))
+    batch = await gateway.batches.steer(batch_id, current_caller().only_tenant, cast("Steering", action))
     gateway.batch_called.set()
     log.info("batch_steered", batch=batch_id, action=action)
     return _answer(batch)
