@@ -55,13 +55,20 @@ class VisualRows:
         return sum(tensor.nbytes for tensor in self._tensors())
 
     def copied(self, *, is_pinned: bool) -> VisualRows:
-        """Return these rows in memory of their own, on the host; `is_pinned`: page-locked, for copies to a GPU."""
+        """Return these rows in memory of their own, on the host; `is_pinned`: page-locked, for copies to a GPU.
+
+        Raises:
+            WorkerBusyError: there is no such memory at this moment.
+        """
 
         def copy(tensor: Tensor) -> Tensor:
             return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned).copy_(tensor)
 
-        embeds = None if self.embeds is None else copy(self.embeds)
-        return VisualRows(embeds, {level: copy(tensor) for level, tensor in self.levels.items()})
+        try:
+            embeds = None if self.embeds is None else copy(self.embeds)
+            return VisualRows(embeds, {level: copy(tensor) for level, tensor in self.levels.items()})
+        except RuntimeError as error:
+            raise WorkerBusyError(f"no memory for {self.num_bytes} bytes of visual rows: {error}") from error
 
     def _tensors(self) -> list[Tensor]:
         return [*([self.embeds] if self.embeds is not None else []), *self.levels.values()]

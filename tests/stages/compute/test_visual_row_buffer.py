@@ -94,3 +94,20 @@ def test_rows_of_older_epochs_go() -> None:
 def test_tensors_of_one_delivery_have_equally_many_rows() -> None:
     with pytest.raises(TensorMismatchError):
         VisualRows(torch.zeros(3, 8), {0: torch.zeros(4, 8)})
+
+
+@pytest.mark.parametrize("embeds", [torch.randn(4, 8), None])
+def test_a_copy_has_memory_of_its_own(embeds: torch.Tensor | None) -> None:
+    given = VisualRows(embeds, {0: torch.randn(4, 8), 2: torch.randn(4, 8)})
+    copy = given.copied(is_pinned=False)
+    assert [each.tolist() for each in copy._tensors()] == [each.tolist() for each in given._tensors()]
+    assert (copy.embeds is None) == (embeds is None)
+    assert set(copy.levels) == {0, 2}
+    places = [{each.data_ptr() for each in rows._tensors()} for rows in (copy, given)]
+    assert not places[0] & places[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has page-locked memory")
+def test_rows_are_sent_again_where_memory_cannot_be_locked() -> None:
+    with pytest.raises(WorkerBusyError, match=r"no memory for 256 bytes of visual rows: .*pin"):
+        rows().copied(is_pinned=True)
