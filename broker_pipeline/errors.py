@@ -698,7 +698,7 @@ def error_from_failure(failure: Failure) -> PipelineError:
 
 @cache
 def _errors_by_code() -> dict[str, type[PipelineError]]:
-    """Return every class of the tree, all of which are in this file."""
+    """Return the classes that this process knew when it first met a failure of a peer's."""
     by_code: dict[str, type[PipelineError]] = {}
     unseen: list[type[PipelineError]] = [PipelineError]
     while unseen:

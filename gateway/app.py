@@ -29,7 +29,7 @@ from gateway.api.openai.responses import route as responses
 from gateway.api.pipeline_status import read_status
 from gateway.batches.answers import Answers
 from gateway.batches.batch_run import RunParts
-from gateway.batches.batch_runner import BatchRunner
+from gateway.batches.batch_runner import SLICE_S, BatchRunner
 from gateway.batches.end_teller import EndTeller
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
@@ -102,8 +102,8 @@ async def _until_stopped(gateway: Gateway) -> None:
             task.cancel()
 
 
-def batch_runner(gateway: Gateway) -> BatchRunner:
-    """Return what carries batches on, with a gateway's parts."""
+def batch_runner(gateway: Gateway, slice_s: float = SLICE_S) -> BatchRunner:
+    """Return what carries batches on, with a gateway's parts; see `BatchRunner`."""
     answers = Answers(
         jobs=gateway.jobs,
         store=gateway.store,
@@ -114,7 +114,7 @@ def batch_runner(gateway: Gateway) -> BatchRunner:
         endpoints=ENDPOINTS,
     )
     parts = RunParts(gateway.batches, gateway.files, answers, gateway.settings.batches)
-    return BatchRunner(parts, gateway.batch_called)
+    return BatchRunner(parts, gateway.batch_called, slice_s=slice_s)
 
 
 async def _keep_house(gateway: Gateway) -> None:

@@ -36,11 +36,6 @@ class Caller:
         return self.sees_all or tenant == self.tenant
 
     @property
-    def only_tenant(self) -> str | None:
-        """Whose batches are there for this one; None: everybody's."""
-        return None if self.sees_all else self.tenant
-
-    @property
     def listed_tenant(self) -> str:
         """Whose jobs a list shows; empty: everybody's."""
         return "" if self.sees_all else self.tenant

@@ -28,7 +28,7 @@ from gateway.batches.batch_run import BatchRun, RunParts
 from gateway.batches.records import LineError
 
 _LOOK_S = 1.0
-_SLICE_S = 30.0
+SLICE_S = 30.0
 """How long a batch is carried on, at least, before it gives way: to go on costs reading some of its input again."""
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class BatchRunner:
         parts: RunParts,
         called: asyncio.Event,
         *,
-        slice_s: float = _SLICE_S,
+        slice_s: float = SLICE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Look for batches every second, and at once when `called` is set. `clock` is in seconds."""
@@ -103,8 +103,8 @@ class BatchRunner:
                 self._called.set()  # somebody may wait for its place
 
     async def _run(self, batch_id: str, lease: Lease) -> None:
-        gives_way = self._held.get(batch_id, _Hold(0.0)).gives_way
-        run = BatchRun(self._parts, self._parts.batches.held(batch_id, self._instance), gives_way)
+        hold = self._held.setdefault(batch_id, _Hold(self._clock()))
+        run = BatchRun(self._parts, self._parts.batches.held(batch_id, self._instance), hold.gives_way)
         async with asyncio.TaskGroup() as group:
             holding = group.create_task(lease.hold())
             try:

@@ -70,10 +70,10 @@ def four_stages(num_sessions: int) -> tuple[float, GpuRun]:
     return run.run(12.0), run
 
 
-@pytest.mark.parametrize("num_sessions", [512, 1024, 2048])
-def test_stages_are_kept_busy_though_they_are_far_from_each_other(num_sessions: int) -> None:
+@pytest.mark.parametrize(("num_sessions", "least_busy"), [(512, 0.91), (1024, 0.92), (2048, 0.92)])
+def test_stages_are_kept_busy_though_they_are_far_from_each_other(num_sessions: int, least_busy: float) -> None:
     rate, run = four_stages(num_sessions)
-    assert run.busy_s / 12.0 > 0.91
+    assert run.busy_s / 12.0 > least_busy
     assert rate > 0.93 * FOUR_STAGES.ideal_rate(num_sessions, run.num_prompt, run.num_output), "not by smaller steps"
 
 

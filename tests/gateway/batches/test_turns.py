@@ -76,9 +76,7 @@ async def test_whose_turn_was_longest_ago_comes_next(tenants: Tenants) -> None:
 async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later(
     tenants: Tenants, transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
-    runner = batch_runner(tenants.gateway)
-    runner._slice_s = 0.0
-    running = asyncio.create_task(runner.run())
+    running = asyncio.create_task(batch_runner(tenants.gateway, slice_s=0.0).run())
     async with acting_conductor(transport, redis, namespace) as conductor:
         hers = await start_batch(tenants.alice, [line(f"a{index}") for index in range(6)])
         kept = [await conductor.take()]  # it is carried on, and nobody answers

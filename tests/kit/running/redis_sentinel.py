@@ -114,14 +114,9 @@ class SentinelGroup:
 
 async def _knows(sentinel: RedisMember, port: int) -> bool:
     master = (await sentinel.info("sentinel")).get("master0")
-    return (
-        isinstance(master, dict)
-        and str(master.get("address")).endswith(f":{port}")
-        and (
-            (master["sentinels"], master["slaves"])
-            == (NUM_EACH, NUM_EACH - 1)  # of nothing else is a new master chosen
-        )
-    )
+    if not isinstance(master, dict) or not str(master.get("address")).endswith(f":{port}"):
+        return False
+    return (master["sentinels"], master["slaves"]) == (NUM_EACH, NUM_EACH - 1)  # one of these replicas takes over
 
 
 @asynccontextmanager

@@ -117,14 +117,16 @@ async def list_batches(request: web.Request) -> web.Response:
 
 async def show_batch(request: web.Request) -> web.Response:
     """Show a batch."""
-    return _answer(await request.app[GATEWAY].batches.get(request.match_info["batch_id"], current_caller().only_tenant))
+    return _answer(
+        await request.app[GATEWAY].batches.get(request.match_info["batch_id"], current_caller().listed_tenant or None)
+    )
 
 
 async def steer_batch(request: web.Request) -> web.Response:
     """Cancel, pause or resume a batch."""
     gateway = request.app[GATEWAY]
     batch_id, action = request.match_info["batch_id"], request.path.rpartition("/")[2]
-    batch = await gateway.batches.steer(batch_id, current_caller().only_tenant, cast("Steering", action))
+    batch = await gateway.batches.steer(batch_id, current_caller().listed_tenant or None, cast("Steering", action))
     gateway.batch_called.set()
     log.info("batch_steered", batch=batch_id, action=action)
     return _answer(batch)
