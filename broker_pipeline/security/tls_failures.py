@@ -24,7 +24,7 @@ def tls_failure(error: BaseException, peer: str) -> CertificateError | None:
 
     None where it says nothing of them: a connection that was lost, for one, may stand the next time.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, NotEncryptedError):
             return CertificateError(f"{peer}: it does not encrypt, and with --secrets it has to: turn TLS on there")
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -65,7 +65,8 @@ def _refused(reason: str) -> str | None:
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what led to it, nearest first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

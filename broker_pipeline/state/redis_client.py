@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -36,7 +37,7 @@ from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateDeniedError, StateError
 from broker_pipeline.process.dead_connections import TCP_OPTIONS
 from broker_pipeline.security.credentials import Credentials
-from broker_pipeline.security.tls_failures import tls_failure
+from broker_pipeline.security.tls_failures import causes, tls_failure
 from broker_pipeline.state.pools.encrypted import context_for, server_pool
 from broker_pipeline.state.pools.sentinel import is_sentinel_url, sentinel_pool
 from broker_pipeline.state.script_calls import ScriptCalls
@@ -46,6 +47,7 @@ _MAX_CONNECTIONS = 32
 _PROBE_TTL_S = 60
 _CONNECT_TIMEOUT_S = 1.0
 """As `dead_connections.CONNECT_TIMEOUT_S`, with the handshake of TLS."""
+_NUM_TRIES = 3
 _UNFIT_SERVER = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
 _DENIED = (AuthenticationError, NoPermissionError)
 _DENIED_WORDS = ("NOPERM", "ACL failure", "The user executing the script can't")
@@ -121,11 +123,17 @@ async def open_redis(
 
 
 async def _reach(client: RedisClient, shown: str) -> None:
-    try:
-        with state_errors(f"cannot reach Redis at {shown} (--redis-url)"):
-            await client.ping()
-    except StateError as error:
-        raise tls_failure(error, f"Redis at {shown}") or error from error
+    """Ask for an answer; again where the connection was reset, which may hide why: TLS's alert can be lost by it."""
+    for num_left in reversed(range(_NUM_TRIES)):
+        try:
+            with state_errors(f"cannot reach Redis at {shown} (--redis-url)"):
+                await client.ping()
+        except StateError as error:
+            if num_left and any(isinstance(cause, ConnectionResetError) for cause in causes(error)):
+                continue
+            raise tls_failure(error, f"Redis at {shown}") or error from error
+        else:
+            return
 
 
 def public_url(url: str) -> str:
@@ -148,7 +156,7 @@ def state_errors(action: str) -> Iterator[None]:
         with cancellation_kept():
             yield
     except (RedisError, OSError) as error:
-        reason = str(error) or type(error).__name__
+        reason = _reason(error)
         if isinstance(error, _DENIED) or any(word in reason for word in _DENIED_WORDS):
             raise StateDeniedError(f"{action}: Redis does not allow it: {reason}") from error
         is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
@@ -162,6 +170,12 @@ async def check_takes_writes(redis: RedisClient, namespace: str) -> None:
     """Write, since a Redis that is full, a replica or without a disk goes on answering reads. Raises `StateError`."""
     with state_errors("cannot write"):
         await redis.set(redis_keys.probe(namespace), b"", ex=_PROBE_TTL_S)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MasterNotFoundError):  # redis-py adds each client's settings, over many lines
+        return f"{str(error).partition(' : ')[0]}: no sentinel that answers knows one that is up"
+    return str(error) or type(error).__name__
 
 
 def _is_unfit(error: RedisError) -> bool:

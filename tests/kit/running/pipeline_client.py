@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -21,6 +21,7 @@ from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
+from tests.kit.waiting import eventually
 
 GREEDY = {"temperature": 0.0}
 _DENIALS = ("Violation", "nats_permission_denied", "Redis does not allow it", "result_forged", "NOPERM")
@@ -90,9 +91,17 @@ class PipelineClient:
         return [await self.tokens(job_id) for job_id in job_ids]
 
     async def tokens(self, job_id: str) -> list[int]:
-        """Return the ids of a job's committed tokens."""
-        async with self._store() as store:
-            return [entry.token_id for entry in await store.tokens(job_id)]
+        """Return the ids of a job's committed tokens; outages of Redis are sat out."""
+        found: list[list[int]] = []
+
+        async def is_read() -> bool:
+            with suppress(StateError):  # a failover may not be over for one who connects now
+                async with self._store() as store:
+                    found.append([entry.token_id for entry in await store.tokens(job_id)])
+            return bool(found)
+
+        await eventually(is_read)
+        return found[0]
 
     async def wait_empty(self, timeout_s: float = 60.0) -> None:
         """Return once every stage says that it holds no session and no KV."""
