@@ -11,8 +11,8 @@ import click
 import msgspec
 
 from broker_pipeline.config import PathType
+from broker_pipeline.terminal import make_console, plain_table
 from broker_pipeline.tools.machine import MachineFacts
-from broker_pipeline.tools.terminal import make_console, plain_table
 
 Column = tuple[str, Callable[[Any], object]]
 """A heading, and what stands under it for a row."""

@@ -18,9 +18,9 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.security.roles import Host
+from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.machine import MachineFacts
-from broker_pipeline.tools.terminal import make_console
 from trials.bench.options import POSITIVE, say
 from trials.bench.shapes import SHAPE_NAMES
 from trials.hosts.link_probe import listening, measure_link, parse_peer

@@ -13,25 +13,25 @@ from typing import Any
 import click
 from rich.console import Console
 
+from broker_pipeline.captioning.asked_model import asked_model
+from broker_pipeline.captioning.line_maker import LineMaker
+from broker_pipeline.captioning.log import CaptionLog
+from broker_pipeline.captioning.run import CaptionRun, Summary
+from broker_pipeline.captioning.sources.picture_files import FoundPictures, find_pictures
 from broker_pipeline.client.calls import DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.config import PathType, flag_of, option
+from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.pictures.formats import ENDINGS
-from broker_pipeline.tools.caption.asked_model import asked_model
-from broker_pipeline.tools.caption.line_maker import LineMaker
-from broker_pipeline.tools.caption.log import CaptionLog
-from broker_pipeline.tools.caption.picture_files import FoundPictures, find_pictures
+from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
-from broker_pipeline.tools.caption.run import CaptionRun, Summary
 from broker_pipeline.tools.caption.sampling_options import sampling_options, sampling_params
-from broker_pipeline.tools.daemon_thread import in_daemon_thread
 from broker_pipeline.tools.gateway_options import gateway_options
 from broker_pipeline.tools.signals import until_interrupted
-from broker_pipeline.tools.terminal import make_console
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from broker_pipeline.tools.caption.line import CaptionLine, describe_line
-from broker_pipeline.tools.caption.rate_meter import RateMeter, clock_text
-from broker_pipeline.tools.caption.run import Summary
-from broker_pipeline.tools.terminal import printable
+from broker_pipeline.captioning.line import CaptionLine, describe_line
+from broker_pipeline.captioning.rate_meter import RateMeter, clock_text
+from broker_pipeline.captioning.run import Summary
+from broker_pipeline.terminal import printable
 
 PLAIN_INTERVAL_S = 5.0
 _NUM_SHOWN_CAPTIONS = 20

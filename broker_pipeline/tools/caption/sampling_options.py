@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import click
 import orjson
 
-from broker_pipeline.config import add_options, flag_of, option, parse_settings
-from broker_pipeline.errors import Failure
+from broker_pipeline.config import add_options, option, parse_settings
 from broker_pipeline.messages.sampling import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,13 +61,3 @@ def sampling_params(options: dict[str, Any]) -> SamplingParams:
     """Return what was given of the flags; raises `ConfigurationError` naming a wrong one."""
     given = {name: options[name] for name in SamplingParams.__struct_fields__ if name in options}
     return parse_settings(SamplingParams, {name: value for name, value in given.items() if value not in (None, ())})
-
-
-def by_flag(failure: Failure) -> Failure:
-    """Name the flag where a gateway or a conductor has named a field of the request."""
-    path = (failure.field or "").removeprefix("request.")
-    name = path.removeprefix("sampling.")
-    if name == path and name != "prompt":
-        return failure
-    flag = flag_of(name)
-    return Failure(failure.code, f"{flag}: {failure.message}", flag, failure.retryable)

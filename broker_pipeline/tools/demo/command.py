@@ -20,6 +20,7 @@ from broker_pipeline.client.gateway_client import GatewayClient, fetch_status
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.terminal import make_console, plain_table
 from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.directory import demo_directory
 from broker_pipeline.tools.demo.pictures import DemoPicture, photographs, scenes, trained_model
@@ -29,7 +30,6 @@ from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, PlainView, local_view
 from broker_pipeline.tools.operate.status_view import describe_workers
-from broker_pipeline.tools.terminal import make_console, plain_table
 
 _MAX_TOKENS = 32
 

@@ -19,12 +19,12 @@ from broker_pipeline.config import (
 )
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.logs import configure_logs
+from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.doctor.checks import DoctorSettings, checks_of
 from broker_pipeline.tools.doctor.examination import examine
 from broker_pipeline.tools.doctor.finding import Finding
 from broker_pipeline.tools.doctor.view import render_findings
 from broker_pipeline.tools.signals import until_interrupted
-from broker_pipeline.tools.terminal import make_console
 
 
 @click.command()

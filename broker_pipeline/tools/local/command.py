@@ -21,6 +21,7 @@ from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
+from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service
@@ -37,7 +38,6 @@ from broker_pipeline.tools.local.preflight import check_start
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, local_view
 from broker_pipeline.tools.operate.status_view import describe_work
-from broker_pipeline.tools.terminal import make_console
 from broker_pipeline.wire.edges.options import EDGE_NAMES, EDGE_OPTIONS
 
 _POSITIVE = click.IntRange(min=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.process.host_room import BASE_FILES, Needs, RoomNeed
+from broker_pipeline.terminal import printable
 from broker_pipeline.tools.local.plan import LocalSettings
-from broker_pipeline.tools.terminal import printable
 
 _MIB = 2**20
 _FILES_PER_SERVICE = 40

@@ -10,8 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from broker_pipeline.terminal import plain_table
 from broker_pipeline.tools.local.supervisor import State, SupervisedProgram
-from broker_pipeline.tools.terminal import plain_table
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",

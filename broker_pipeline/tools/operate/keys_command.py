@@ -20,7 +20,7 @@ from broker_pipeline.messages.keys import GatewayKey, KeyLimits
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.access.gateway_keys import ID_LENGTH, GatewayKeys
 from broker_pipeline.state.redis_client import open_redis
-from broker_pipeline.tools.terminal import make_console
+from broker_pipeline.terminal import make_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 Result = TypeVar("Result")

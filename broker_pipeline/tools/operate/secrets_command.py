@@ -17,7 +17,7 @@ from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.roles import ROLES, Role
 from broker_pipeline.security.secrets_directory import SERVERS_AT, DirectoryFacts, SecretsDirectory
 from broker_pipeline.security.tls_contexts import utc_now
-from broker_pipeline.tools.terminal import make_console
+from broker_pipeline.terminal import make_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 

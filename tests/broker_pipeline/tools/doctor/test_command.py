@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from broker_pipeline.errors import StateError
+from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.doctor.examination import Check, examine
 from broker_pipeline.tools.doctor.finding import Finding, fail, ok, warn
 from broker_pipeline.tools.doctor.view import render_findings
 from broker_pipeline.tools.local.place import free_port
-from broker_pipeline.tools.terminal import make_console
 from tests.kit.findings import levels
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.soak.faults import clocks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.pictures.formats import ENDINGS
-from broker_pipeline.tools.terminal import printable
+from broker_pipeline.terminal import printable
 
 
 @dataclass(slots=True)

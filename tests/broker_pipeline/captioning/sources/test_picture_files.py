@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from broker_pipeline.captioning.sources.picture_files import find_pictures
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.tools.caption.picture_files import find_pictures
 
 
 def touch(root: Path, *names: str) -> None:

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from broker_pipeline.captioning.line import CaptionLine
+from broker_pipeline.captioning.line_maker import LineMaker
+from broker_pipeline.captioning.log import CaptionLog
+from broker_pipeline.captioning.sources.picture_files import FoundPictures
+from broker_pipeline.captioning.sources.reading import read_picture
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
 from broker_pipeline.client.gateway_client import GatewayClient, Submitted
+from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import Failure, GatewayUnreachableError, JobNotFoundError, MediaError, PipelineError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.jobs import JobRecord
-from broker_pipeline.tools.caption.line import CaptionLine
-from broker_pipeline.tools.caption.line_maker import LineMaker
-from broker_pipeline.tools.caption.log import CaptionLog
-from broker_pipeline.tools.caption.picture_files import FoundPictures
-from broker_pipeline.tools.caption.reading import read_picture
-from broker_pipeline.tools.daemon_thread import in_daemon_thread
 
 _MAX_READS = 32
 _MAX_RESUBMISSIONS = 5

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from broker_pipeline.errors import ConfigurationError, OutputError
-from broker_pipeline.tools.terminal import printable
+from broker_pipeline.terminal import printable
 
 STANDARD_OUTPUT = Path("-")
 _ADVICE = "run the same command again when that is mended: accepted jobs keep running, and no caption is lost"

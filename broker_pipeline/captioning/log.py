@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from broker_pipeline.captioning.line import BOM, CaptionLine, decode_line, encode_line
+from broker_pipeline.captioning.output import STANDARD_OUTPUT, OutputFile, OutputStream
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.tools.caption.line import BOM, CaptionLine, decode_line, encode_line
-from broker_pipeline.tools.caption.output import STANDARD_OUTPUT, OutputFile, OutputStream
-from broker_pipeline.tools.terminal import printable
+from broker_pipeline.terminal import printable
 
 Identity = tuple[str, str, str, str]
 """Where a picture really is, its content, what was asked about it, and of which model."""

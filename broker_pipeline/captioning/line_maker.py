@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
+from broker_pipeline.captioning.line import CaptionLine, Timings
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
+from broker_pipeline.config import flag_of
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult
-from broker_pipeline.tools.caption.line import CaptionLine, Timings
-from broker_pipeline.tools.caption.sampling_options import by_flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class LineMaker:
 
     def refused(self, picture: Picture, failure: Failure) -> CaptionLine:
         """Return the line of a picture that no job was made of."""
-        return self._line(picture, "refused", error=by_flag(failure))
+        return self._line(picture, "refused", error=_by_flag(failure))
 
     def unreadable(self, path: Path, failure: Failure) -> CaptionLine:
         """Return the line of a file that could not be read."""
@@ -86,7 +86,7 @@ def _error_of(record: JobRecord) -> Failure | None:
     if record.status == "succeeded":
         return None
     if record.error is not None:
-        return by_flag(record.error)
+        return _by_flag(record.error)
     return Failure("cancelled", "somebody cancelled the job") if record.status == "cancelled" else None
 
 
@@ -102,3 +102,13 @@ def _timings(record: JobRecord) -> Timings:
 
 def _seconds(start: float | None, stop: float | None) -> float | None:
     return None if start is None or stop is None else round(max(0.0, stop - start), 4)
+
+
+def _by_flag(failure: Failure) -> Failure:
+    """Name the flag where a gateway or a conductor has named a field of the request."""
+    path = (failure.field or "").removeprefix("request.")
+    name = path.removeprefix("sampling.")
+    if name == path and name != "prompt":
+        return failure
+    flag = flag_of(name)
+    return Failure(failure.code, f"{flag}: {failure.message}", flag, failure.retryable)

@@ -7,8 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from broker_pipeline.captioning.output import kind_of
 from broker_pipeline.errors import MediaTooLargeError, UnreadableFileError
-from broker_pipeline.tools.caption.output import kind_of
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are not even read; the gateway's own limit is far below."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from broker_pipeline.captioning.line import CaptionLine
+from broker_pipeline.captioning.log import CaptionLog
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
 from broker_pipeline.errors import ConfigurationError, Failure
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.tools.caption.line import CaptionLine
-from broker_pipeline.tools.caption.log import CaptionLog
 
 REQUEST = CaptionRequest("What?")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_pipeline.tools.caption.rate_meter import RateMeter, clock_text
+from broker_pipeline.captioning.rate_meter import RateMeter, clock_text
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:

@@ -1,0 +1,1 @@
+"""What is wrong with a caption, by rules, and what is cut off from one."""

@@ -1,0 +1,1 @@
+"""What is asked about an item: templates, presets, alternatives, several questions, chains."""

@@ -1,0 +1,1 @@
+"""Where pictures come from: ordered, countable streams of items with stable names."""
