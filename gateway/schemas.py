@@ -84,6 +84,9 @@ class JobRequest(_Sized, frozen=True, kw_only=True):
     """A job: either `prompt` and `images`, or `messages`. Its bounds hold for each image that has none of its own."""
 
     prompt: Text | None = None
+    system: (
+        Annotated[Text, Meta(description="what the model is told before `prompt`, as its system message")] | None
+    ) = None
     images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] | None = None
     messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | None = None
     sampling: SamplingParams | None = None

@@ -40,8 +40,17 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     path_base64: str | None = None
     sha256: str
     status: str
-    """succeeded, failed, cancelled, or refused (the gateway, or reading the file, made no job of it)."""
+    """succeeded, failed, cancelled, refused (the gateway, or reading the file, made no job of it), guarded (a guard
+    refused this try, and another followed), or dropped (a guard refused the last one)."""
+    question: str | None = None
+    """Name of what was asked, where several things were."""
     caption: str | None = None
+    guard: str | None = None
+    """What a guard found wrong: with a caption that was kept, and one that was not."""
+    uncleaned: str | None = None
+    """The caption as the model gave it, where it was cleaned."""
+    same_as: str | None = None
+    """The item with the same content that was asked about."""
     choices: tuple[Choice, ...] = ()
     """All captions, where several were asked for."""
     reasoning: str | None = None
@@ -54,6 +63,7 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     fingerprint: str | None = None
     """Of the model's artifact; None in lines of earlier versions."""
     prompt: str | None = None
+    system: str | None = None
     prompt_sha256: str | None = None
     parameters: dict[str, object] | None = None
     """Every sampling parameter as it was obeyed, the seed included; as it was asked for where no job was run."""
@@ -67,6 +77,11 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     def is_success(self) -> bool:
         """Whether there is a caption."""
         return self.status == "succeeded"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nobody needs to ask again."""
+        return self.status in {"succeeded", "dropped"}
 
 
 def encode_line(line: CaptionLine) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,17 +15,25 @@ from broker_pipeline.messages.jobs import JobRecord, JobResult
 
 
 @dataclass(frozen=True, slots=True)
-class LineMaker:
-    """Makes the lines of one run, which asks `request` of the model named `model`."""
+class Asked:
+    """What was asked about which item; `question` names it where several things are."""
 
+    picture: Picture
     request: CaptionRequest
+    question: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineMaker:
+    """Makes the lines of one run, which asks the model named `model`."""
+
     model: str | None = None
 
-    def ended(self, picture: Picture, record: JobRecord) -> CaptionLine:
+    def ended(self, asked: Asked, record: JobRecord) -> CaptionLine:
         """Return the line of a job that has ended."""
         result = record.result
         return self._line(
-            picture,
+            asked,
             record.status,
             error=_error_of(record),
             timings=_timings(record),
@@ -34,30 +41,32 @@ class LineMaker:
             **(_of_result(result, is_caption=record.status == "succeeded") if result else {}),
         )
 
-    def refused(self, picture: Picture, failure: Failure) -> CaptionLine:
+    def refused(self, asked: Asked, failure: Failure) -> CaptionLine:
         """Return the line of a picture that no job was made of."""
-        return self._line(picture, "refused", error=_by_flag(failure))
+        return self._line(asked, "refused", error=_by_flag(failure))
 
-    def unreadable(self, path: Path, failure: Failure) -> CaptionLine:
+    def unreadable(self, asked: Asked, failure: Failure) -> CaptionLine:
         """Return the line of a file that could not be read."""
-        return self._line(Picture(path, ""), "refused", error=failure)
+        return self._line(asked, "refused", error=failure)
 
-    def _line(self, picture: Picture, status: str, **fields: Any) -> CaptionLine:
-        request = self.request
-        asked = msgspec.to_builtins(request.sampling)
+    def _line(self, asked: Asked, status: str, **fields: Any) -> CaptionLine:
+        request = asked.request
+        sampling = msgspec.to_builtins(request.sampling)
         if obeyed := fields.get("parameters"):
-            fields["parameters"] = asked | obeyed
+            fields["parameters"] = sampling | obeyed
         defaults: dict[str, Any] = {
             "model": self.model,
             "fingerprint": request.model or None,
-            "parameters": asked,
-            "seed": asked.get("seed"),
+            "parameters": sampling,
+            "seed": sampling.get("seed"),
         }
         return CaptionLine(
-            path=str(picture.path),
-            sha256=picture.sha256,
+            path=asked.picture.path,
+            sha256=asked.picture.sha256,
+            question=asked.question,
             status=status,
             prompt=request.prompt,
+            system=request.system,
             prompt_sha256=request.prompt_sha256,
             request=request.fingerprint,
             **(defaults | {name: value for name, value in fields.items() if value is not None}),

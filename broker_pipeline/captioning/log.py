@@ -7,22 +7,17 @@ tore.
 
 from __future__ import annotations
 
-import functools
-import os
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from broker_pipeline.captioning.line import BOM, CaptionLine, decode_line, encode_line
+from broker_pipeline.captioning.log_index import Kind, LogIndex
 from broker_pipeline.captioning.output import STANDARD_OUTPUT, OutputFile, OutputStream
-from broker_pipeline.client.caption_request import CaptionRequest, Picture
+from broker_pipeline.client.caption_request import CaptionRequest, Picture, real_place
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.terminal import printable
-
-Identity = tuple[str, str, str, str]
-"""Where a picture really is, its content, what was asked about it, and of which model."""
 
 
 class CaptionLog:
@@ -38,8 +33,9 @@ class CaptionLog:
         self._path = path
         self._output: OutputFile | OutputStream | None = None
         self._closing = ExitStack()
-        self._captioned: set[Identity] = set()
-        self._failures: Counter[Identity] = Counter()
+        self._index = LogIndex()
+        self.num_captioned = 0
+        """Questions that have their answer in this file, of whatever model."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -48,6 +44,7 @@ class CaptionLog:
             else:
                 self._output = stack.enter_context(OutputFile(self._path))
                 self._load(self._output)
+            stack.callback(self._index.close)
             self._closing = stack.pop_all()
         return self
 
@@ -56,25 +53,33 @@ class CaptionLog:
     ) -> None:
         self._closing.__exit__(kind, error, trace)
 
-    @property
-    def num_captioned(self) -> int:
-        """Pictures that have a caption in this file, for whatever request."""
-        return len(self._captioned)
+    def find(self, picture: Picture, request: CaptionRequest) -> CaptionLine | None:
+        """Return how this question about this picture with this content ended, of this model or an unnamed one."""
+        return self._found("exact", (picture.place, picture.sha256, request.fingerprint), request.model)
 
-    def is_captioned(self, picture: Picture, request: CaptionRequest) -> bool:
-        """Whether this picture, with this content, has a caption for this request, of this model or an unnamed one."""
-        found = _identity(str(picture.path), picture.sha256, request.fingerprint, request.model)
-        return found in self._captioned or (*found[:3], "") in self._captioned
+    def find_by_name(self, name: str, request: CaptionRequest) -> CaptionLine | None:
+        """Return how this question about what is called so ended, whatever its content was."""
+        return self._found("name", (real_place(name), request.fingerprint), request.model)
+
+    def find_content(self, sha256: str, request: CaptionRequest) -> CaptionLine | None:
+        """Return how this question about the same content under whatever name ended."""
+        return self._found("content", (sha256, request.fingerprint), request.model)
 
     def num_failures(self, picture: Picture, request: CaptionRequest) -> int:
         """Return how often this has failed before."""
-        return self._failures[_identity(str(picture.path), picture.sha256, request.fingerprint, request.model)]
+        return self._index.get("failures", (picture.place, picture.sha256, request.fingerprint, request.model)) or 0
 
     def append(self, line: CaptionLine) -> None:
         """Add a line; when this returns, it is the system's to keep. Raises `OutputError`."""
         assert self._output is not None, "not open"
-        self._output.append(encode_line(line))
-        self._note(line)
+        self._note(line, self._output.append(encode_line(line)))
+
+    def _found(self, kind: Kind, parts: tuple[str, ...], model: str) -> CaptionLine | None:
+        for of_model in (model, ""):
+            offset = self._index.get(kind, (*parts, of_model))
+            if offset is not None and isinstance(self._output, OutputFile):
+                return decode_line(self._output.line_at(offset))
+        return None
 
     def _load(self, file: OutputFile) -> None:
         content_end = 0
@@ -82,22 +87,22 @@ class CaptionLog:
             if not text.endswith(b"\n"):
                 self._mend(file, text, content_end)
                 return
+            self._read(text, number, content_end)
             content_end += len(text)
-            self._read(text, number)
 
-    def _read(self, text: bytes, number: int) -> None:
+    def _read(self, text: bytes, number: int, offset: int) -> None:
         if b"\0" in text:
-            self._read_torn(text)
+            self._read_torn(text, offset)
         elif text.strip():
             try:
-                self._note(decode_line(text))
+                self._note(decode_line(text), offset)
             except ValueError as error:
                 raise self._foreign(f"line {number} of {self.name}", str(error)) from error
 
-    def _read_torn(self, text: bytes) -> None:
+    def _read_torn(self, text: bytes, offset: int) -> None:
         for piece in filter(None, (piece.strip() for piece in text.split(b"\0"))):
             try:
-                self._note(decode_line(piece))
+                self._note(decode_line(piece), offset + text.index(piece))
             except ValueError:
                 self.num_torn_bytes += len(piece)
 
@@ -113,34 +118,18 @@ class CaptionLog:
             file.truncate(content_end)
         else:
             file.append(b"\n")
-            self._note(line)
+            self._note(line, content_end)
 
     def _foreign(self, where: str, reason: str) -> ConfigurationError:
         text = f"{where} was not written by this command ({reason}); choose another --out"
         return ConfigurationError(text, field="out")
 
-    def _note(self, line: CaptionLine) -> None:
-        identity = _identity(line.path, line.sha256, line.request, line.fingerprint or "")
-        if line.is_success:
-            self._captioned.add(identity)
-            self.num_without_model += line.fingerprint is None
-        else:
-            self._failures[identity] += 1
-
-
-def _identity(path: str, sha256: str, request: str, model: str) -> Identity:
-    return _real(path), sha256, request, model
-
-
-def _real(path: str) -> str:
-    folder, name = os.path.split(path)
-    real = _real_folder(folder) / name
-    try:
-        return os.path.realpath(real) if real.is_symlink() else str(real)
-    except OSError:  # a path that is too long for the system
-        return path
-
-
-@functools.lru_cache(maxsize=1024)
-def _real_folder(folder: str) -> Path:
-    return Path(os.path.realpath(folder))
+    def _note(self, line: CaptionLine, offset: int) -> None:
+        place, asked = real_place(line.path), (line.request, line.fingerprint or "")
+        if not line.is_final:
+            self._index.count_failure((place, line.sha256, *asked))
+            return
+        self.num_without_model += line.fingerprint is None
+        self.num_captioned += self._index.put("exact", (place, line.sha256, *asked), offset)
+        self._index.put("name", (place, *asked), offset)
+        self._index.put("content", (line.sha256, *asked), offset)

@@ -18,11 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from broker_pipeline.captioning.log_index import NOWHERE
 from broker_pipeline.errors import ConfigurationError, OutputError
 from broker_pipeline.terminal import printable
 
 STANDARD_OUTPUT = Path("-")
 _ADVICE = "run the same command again when that is mended: accepted jobs keep running, and no caption is lost"
+_LINE_BYTES = 8192
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -71,8 +73,8 @@ class OutputFile:
         with os.fdopen(os.dup(self._fd), "rb") as file:
             yield from file
 
-    def append(self, content: bytes) -> None:
-        """Write at the end, whole or not at all; raises `OutputError`."""
+    def append(self, content: bytes) -> int:
+        """Write at the end, whole or not at all, and return where that begins; raises `OutputError`."""
         with _writing(self._name):
             size = os.fstat(self._fd).st_size
             try:
@@ -80,6 +82,17 @@ class OutputFile:
             except OSError:
                 os.ftruncate(self._fd, size)
                 raise
+        return size
+
+    def line_at(self, offset: int) -> bytes:
+        """Return the line that begins there, or the piece of it before a NUL; raises `OutputError`."""
+        with _writing(self._name):
+            found = b""
+            while (end := _end_of_line(found)) < 0:
+                if not (more := os.pread(self._fd, _LINE_BYTES, offset + len(found))):
+                    return found
+                found += more
+        return found[:end]
 
     def truncate(self, size: int) -> None:
         """Cut off what is beyond `size` bytes."""
@@ -117,10 +130,11 @@ class OutputStream:
     ) -> None:
         pass
 
-    def append(self, content: bytes) -> None:
-        """Write; raises `OutputError`."""
+    def append(self, content: bytes) -> int:
+        """Write, and return that this is nowhere to be read again; raises `OutputError`."""
         with _writing("standard output"):
             _write_all(sys.stdout.fileno(), content)
+        return NOWHERE
 
 
 def kind_of(facts: os.stat_result) -> str:
@@ -134,6 +148,11 @@ def _writing(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"cannot write {name}: {error.strerror}; {_ADVICE}", field="out") from error
+
+
+def _end_of_line(text: bytes) -> int:
+    ends = [end for end in (text.find(b"\n"), text.find(b"\0")) if end >= 0]
+    return min(ends, default=-1)
 
 
 def _write_all(fd: int, content: bytes) -> None:

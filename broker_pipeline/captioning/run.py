@@ -1,185 +1,142 @@
-"""Captions many pictures: a bounded number in flight, each written down as it finishes.
+"""Captions a data set: one pass over its source in order, a bounded number of items in flight, sinks fed in order.
 
-    paths ──► N workers, each: read, hash ── captioned before? ── yes ──► skip
-                                 │ no
-                                 └──► submit ──► wait ──► one line in the log
+    source ──► thread ──► items ──► window ──► a task an item: read, ask, log ──► in order ──► thread ──► sinks
+                                      ▲                                              │
+                                      └────────────── one place is free ◄────────────┘
 
-A worker that is stopped leaves its job running at the gateway. The same command, run again, submits it under the same
-key and so finds the same job.
+The log has every answer as soon as it is known; sinks are given every item of the source in every run. So a run that
+was killed is begun again and asks for nothing twice: what it had submitted is found under the same key at the gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
+from broker_pipeline.captioning.item_run import Ended, ItemRun
 from broker_pipeline.captioning.line import CaptionLine
-from broker_pipeline.captioning.line_maker import LineMaker
-from broker_pipeline.captioning.log import CaptionLog
-from broker_pipeline.captioning.sources.picture_files import FoundPictures
-from broker_pipeline.captioning.sources.reading import read_picture
-from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
-from broker_pipeline.client.gateway_client import GatewayClient, Submitted
+from broker_pipeline.captioning.sinks.row import Row, Sink
+from broker_pipeline.captioning.sources.item import Item
+from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.daemon_thread import in_daemon_thread
-from broker_pipeline.errors import Failure, GatewayUnreachableError, JobNotFoundError, MediaError, PipelineError
 from broker_pipeline.exit_codes import raising_first_error
-from broker_pipeline.messages.jobs import JobRecord
 
-_MAX_READS = 32
-_MAX_RESUBMISSIONS = 5
+_WINDOW = 8
+"""Items that may wait for the one in front of them, for each in flight: sinks take them in order."""
 
 
 class Progress(Protocol):
     """Is told what happens, to show it."""
 
     def skipped(self) -> None:
-        """Take note of a picture that had its caption already."""
+        """Take note of an item that had its captions already, or was passed over."""
 
-    def finished(self, line: CaptionLine) -> None:
-        """Take note of a picture that was captioned, or failed."""
+    def finished(self, lines: Sequence[CaptionLine]) -> None:
+        """Take note of an item that was captioned, dropped, or failed."""
 
 
-@dataclass(slots=True)
-class Summary:
-    """What came of a run."""
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How a run goes."""
 
-    num_pictures: int
-    num_skipped: int = 0
-    num_captioned: int = 0
-    failed: list[CaptionLine] = field(default_factory=list)
-    num_left_running: int = 0
-    """Jobs that the gateway goes on with although nobody waits here any more."""
-
-    @property
-    def num_untouched(self) -> int:
-        """Pictures that the run did not get to."""
-        return self.num_pictures - self.num_skipped - self.num_captioned - len(self.failed)
+    num_in_flight: int = 64
+    fail_fast: bool = False
+    num_read_ahead: int = 64
+    """Items that a thread takes from the source at a time; 1 where each has to be taken as it comes."""
 
 
 class CaptionRun:
-    """One run over a list of pictures."""
+    """One run over a source. `summary` says how far it came, also when it was cancelled."""
 
     def __init__(
-        self,
-        client: GatewayClient,
-        log: CaptionLog,
-        lines: LineMaker,
-        progress: Progress,
-        *,
-        num_in_flight: int,
-        fail_fast: bool = False,
+        self, items: ItemRun, sinks: Sequence[Sink], progress: Progress, summary: Summary, settings: RunSettings
     ) -> None:
-        """Prepare a run that asks what `lines` tells of about every picture, `num_in_flight` at a time."""
-        self._client = client
-        self._log = log
-        self._lines = lines
-        self._request: CaptionRequest = lines.request
+        self._items = items
+        self._sinks = sinks
         self._progress = progress
-        self._num_in_flight = num_in_flight
-        self._fail_fast = fail_fast
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.num_in_flight)
         self._is_ending = False
-        self._reads = asyncio.Semaphore(_MAX_READS)
-        self._accepted: set[str] = set()
-        self.summary = Summary(0)
+        self.summary = summary
 
-    async def run(self, found: FoundPictures) -> Summary:
-        """Caption all pictures and return what came of it.
+    async def run(self, source: Iterable[Item]) -> Summary:
+        """Caption all items and return what came of it.
 
-        May be cancelled; `summary` then says how far it came. Raises `GatewayUnreachableError` when the gateway has
-        been silent for the client's patience, `OutputError` when a line cannot be written.
+        Raises `GatewayUnreachableError` when the gateway has been silent for the client's patience, `OutputError` when
+        a line or a sink cannot be written, and what the source raises.
         """
-        self.summary = Summary(len(found.pictures) + len(found.unreadable))
-        for folder, reason in found.unreadable.items():
-            self._record(self._lines.unreadable(folder, Failure("unreadable_file", reason)))
-        remaining = iter(found.pictures)
+        is_whole = False
         try:
             with raising_first_error():
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._num_in_flight, len(found.pictures))):
-                        group.create_task(self._work(remaining))
+                    ordered: asyncio.Queue[asyncio.Task[Ended] | None] = asyncio.Queue(
+                        _WINDOW * self._settings.num_in_flight
+                    )
+                    group.create_task(self._write(ordered))
+                    await self._start_all(source, group, ordered)
+            is_whole = not self._is_ending
         finally:
-            self.summary.num_left_running = len(self._accepted)
+            self.summary.num_left_running = self._items.num_left_running
+            await in_daemon_thread(self._close, is_whole=is_whole)
         return self.summary
 
-    async def _work(self, remaining: Iterator[Path]) -> None:
-        for path in remaining:
+    async def _start_all(
+        self, source: Iterable[Item], group: asyncio.TaskGroup, ordered: asyncio.Queue[asyncio.Task[Ended] | None]
+    ) -> None:
+        async for item in in_thread(iter(source), self._settings.num_read_ahead):
+            await self._slots.acquire()
             if self._is_ending:
-                return
-            await self._do(path)
+                break
+            await ordered.put(group.create_task(self._end(item)))
+        await ordered.put(None)
 
-    async def _do(self, path: Path) -> None:
+    async def _end(self, item: Item) -> Ended:
         try:
-            async with self._reads:
-                content, sha256 = await in_daemon_thread(read_picture, path)
-        except MediaError as error:
-            self._record(self._lines.unreadable(path, error.to_failure()))
-            return
-        picture = Picture(path, sha256)
-        if not self._request.occasion and self._log.is_captioned(picture, self._request):
-            self.summary.num_skipped += 1
+            ended = await self._items.run(item)
+        finally:
+            self._slots.release()
+        self._count(ended)
+        return ended
+
+    def _count(self, ended: Ended) -> None:
+        lines = list(ended.row.lines.values())
+        if ended.is_known or ended.is_passed_over:
+            self.summary.num_skipped += ended.is_known
+            self.summary.num_passed_over += ended.is_passed_over
             self._progress.skipped()
             return
-        self._record(await self._caption(picture, content))
+        self.summary.count(lines)
+        self._is_ending = self._is_ending or (self._settings.fail_fast and not all(line.is_final for line in lines))
+        self._progress.finished(lines)
 
-    async def _caption(self, picture: Picture, content: bytes) -> CaptionLine:
-        try:
-            record = await self._run_job(picture, content)
-        except GatewayUnreachableError:
-            raise
-        except PipelineError as error:
-            return self._lines.refused(picture, error.to_failure())
-        return self._lines.ended(picture, record)
+    async def _write(self, ordered: asyncio.Queue[asyncio.Task[Ended] | None]) -> None:
+        while (task := await ordered.get()) is not None:
+            ended = await task
+            if self._sinks and not ended.is_passed_over:
+                await in_daemon_thread(self._add, ended.row)
 
-    async def _run_job(self, picture: Picture, content: bytes) -> JobRecord:
-        """Submit and wait; again where the gateway forgot the job, or only remembers one of no use."""
-        num_failures = self._log.num_failures(picture, self._request)
-        error: JobNotFoundError | None = None
-        for _ in range(_MAX_RESUBMISSIONS):
-            submitted = await self._client.submit(
-                content, self._request, idempotency_key(picture, self._request, num_failures)
-            )
-            if _is_old_failure(submitted) or self._is_of_another_model(submitted):
-                num_failures += 1
-                continue
-            self._accepted.add(submitted.record.job_id)
-            try:
-                record = await self._client.wait(submitted.record.job_id)
-            except JobNotFoundError as lost:
-                error = lost
-            else:
-                return record
-            finally:
-                if not _is_cancelling():
-                    self._accepted.discard(submitted.record.job_id)
-        raise error or JobNotFoundError("the gateway only knows earlier submissions of this picture, of no use")
+    def _add(self, row: Row) -> None:
+        for sink in self._sinks:
+            sink.add(row)
 
-    def _is_of_another_model(self, submitted: Submitted) -> bool:
-        """Whether the gateway answered with a job that a model finished which had come into the asked one's place."""
-        result = submitted.record.result
-        model = result.fingerprint if submitted.is_repeat and result else None
-        return model is not None and model != self._request.model
-
-    def _record(self, line: CaptionLine) -> None:
-        self._log.append(line)
-        if line.is_success:
-            self.summary.num_captioned += 1
-        else:
-            self.summary.failed.append(line)
-            self._is_ending = self._is_ending or self._fail_fast
-        self._progress.finished(line)
+    def _close(self, *, is_whole: bool) -> None:
+        with ExitStack() as closing:  # all of them, also where one fails
+            for sink in reversed(self._sinks):
+                closing.callback(sink.close, is_whole=is_whole)
 
 
-def _is_old_failure(submitted: Submitted) -> bool:
-    """Whether the gateway answered with a job that failed in an earlier run.
+async def in_thread(items: Iterator[Item], most: int = 64) -> AsyncIterator[Item]:
+    """Yield what an iterator that blocks has: one at first, so that a source that is slow shows what it has."""
+    size = 1
+    while chunk := await in_daemon_thread(_take, items, size):
+        for item in chunk:
+            yield item
+        size = min(2 * size, most)
 
-    After a retry of our own it may be this run's job that failed meanwhile, which is then the answer.
-    """
-    return submitted.is_repeat and submitted.num_tries == 1 and submitted.record.status in {"failed", "cancelled"}
 
-
-def _is_cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _take(items: Iterator[Item], num: int) -> list[Item]:
+    return list(islice(items, num))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_pipeline.messages.jobs import DEFAULT_PROMPT
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT, Priority
 from broker_pipeline.messages.sampling import SamplingParams
 
 _MODEL_DEFAULTS = SamplingParams()
@@ -23,18 +24,25 @@ class CaptionRequest:
     prompt: str | None = None
     sampling: SamplingParams = _MODEL_DEFAULTS
     model: str = ""
+    system: str | None = None
+    """What the model is told before the prompt; None for nothing."""
     occasion: str = ""
     """Tells a run that asks anew from all others; empty for one that takes what there is."""
+    priority: Priority = "interactive"
 
     def as_json(self) -> bytes:
         """Return the request as `POST /v1/jobs` takes it, without the picture."""
-        prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return msgspec.json.encode({**prompt, "sampling": self.sampling})
+        return msgspec.json.encode({**self._asked, "priority": self.priority})
+
+    @property
+    def _asked(self) -> dict[str, object]:
+        texts = {name: text for name in ("prompt", "system") if (text := getattr(self, name)) is not None}
+        return {**texts, "sampling": self.sampling}
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the prompt and with every parameter."""
-        return hashlib.sha256(self.as_json()).hexdigest()[:16]
+        return hashlib.sha256(msgspec.json.encode(self._asked)).hexdigest()[:16]
 
     @property
     def prompt_sha256(self) -> str:
@@ -45,10 +53,32 @@ class CaptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file as it was read: its path as typed, its bytes' hash."""
+    """One item as it was read: its path as typed, or what it is called otherwise, and its bytes' hash."""
 
-    path: Path
+    path: str
     sha256: str
+
+    @property
+    def place(self) -> str:
+        """Where it really is: the same by whatever way a path leads there."""
+        return real_place(self.path)
+
+
+def real_place(path: str) -> str:
+    """Return where a path leads; what is no path is its own place."""
+    if "://" in path:
+        return path
+    folder, name = os.path.split(path)
+    real = _real_folder(folder) / name
+    try:
+        return os.path.realpath(real) if real.is_symlink() else str(real)
+    except OSError:  # a path that is too long for the system
+        return path
+
+
+@functools.lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> Path:
+    return Path(os.path.realpath(folder))
 
 
 def idempotency_key(picture: Picture, request: CaptionRequest, num_failures: int) -> str:
@@ -58,5 +88,5 @@ def idempotency_key(picture: Picture, request: CaptionRequest, num_failures: int
     and on the number of failures so far, so that asking again after a failure is a new job.
     """
     asked = [request.model, request.prompt_sha256, request.fingerprint, request.occasion, num_failures]
-    text = json.dumps([os.path.realpath(picture.path), picture.sha256, *asked])
+    text = json.dumps([picture.place, picture.sha256, *asked])
     return f"caption-{hashlib.sha256(text.encode()).hexdigest()}"

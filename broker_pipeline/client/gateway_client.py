@@ -39,13 +39,14 @@ class GatewayClient(GatewayCalls):
     `JobNotFoundError` for a job that it does not know (any more), `WorkerNotFoundError`, `JobStateError`, …
     """
 
-    async def submit(self, content: bytes, request: CaptionRequest, key: str) -> Submitted:
-        """Submit one picture under an idempotency key; waits while the queue is full."""
+    async def submit(self, content: bytes, request: CaptionRequest, key: str, *, is_video: bool = False) -> Submitted:
+        """Submit one picture or video under an idempotency key; waits while the queue is full."""
+        kind = "video" if is_video else "image"
 
         def form() -> aiohttp.FormData:
             data = aiohttp.FormData(default_to_multipart=True)
             data.add_field("request", request.as_json().decode(), content_type="application/json")
-            data.add_field("image", content, filename="picture", content_type="application/octet-stream")
+            data.add_field(kind, content, filename=kind, content_type="application/octet-stream")
             return data
 
         answer = await self.call("POST", "/v1/jobs", form=form, headers={"Idempotency-Key": key})

@@ -36,8 +36,8 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
     if request.messages is not None:
         messages = _conversation(request, request.messages, sources)
     else:
-        messages = (_question(request, sources),)
-        sent_as = _names_of_question(request.prompt, sources)
+        messages = (*_instructions(request.system), _question(request, sources))
+        sent_as = _names_of_question(request, sources)
     check_media(messages, sources, limits)
     if not any(isinstance(part, ImagePlace) for message in messages for part in message.content):
         _refuse_bounds(request)
@@ -73,16 +73,22 @@ def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
     return DraftMessage("user", (*places, TextPart(text=text)))
 
 
-def _names_of_question(prompt: str | None, sources: Sequence[Source]) -> dict[str, str]:
-    whole = sources[0].field.partition("[")[0] if prompt is None else "prompt"
-    return {"messages": whole} | {f"messages[0].content[{i}]": source.field for i, source in enumerate(sources)}
+def _instructions(system: str | None) -> tuple[DraftMessage, ...]:
+    return () if system is None else (DraftMessage("system", (TextPart(text=_check_text(system, "system")),)),)
+
+
+def _names_of_question(request: JobRequest, sources: Sequence[Source]) -> dict[str, str]:
+    whole = sources[0].field.partition("[")[0] if request.prompt is None else "prompt"
+    question = f"messages[{0 if request.system is None else 1}]"
+    return {"messages": whole} | {f"{question}.content[{i}]": source.field for i, source in enumerate(sources)}
 
 
 def _conversation(
     request: JobRequest, messages: tuple[MessageInput, ...], sources: list[Source]
 ) -> tuple[DraftMessage, ...]:
-    if request.prompt is not None:
-        raise InvalidRequestError("give either `prompt` or `messages`", field="prompt")
+    for name in ("prompt", "system"):
+        if getattr(request, name) is not None:
+            raise InvalidRequestError(f"give either `{name}` or `messages`", field=name)
     if sources:
         raise InvalidRequestError("images stand inside `messages` where these are given", field=sources[0].field)
     if messages[-1].role != "user":

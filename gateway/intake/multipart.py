@@ -3,8 +3,9 @@
 image     a file (JPEG, PNG, …), or the text of a URL; may be repeated, the order counts
 video     a video file, or the text of a URL; may be repeated, and stands behind the images
 prompt    text
+system    text
 metadata  a JSON object
-request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `metadata` and sampling fields
+request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `system`, `metadata` and sampling fields
 min_pixels, max_pixels  numbers
 priority  interactive or batch
 NAME      a sampling field by its own name: temperature, max_tokens, …; lists are repeated, objects are JSON
@@ -32,6 +33,7 @@ MAX_PARTS = 1200
 _CHUNK_BYTES = 256 * 1024
 _HEADER_BYTES = 8 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
+TEXTS = ("prompt", "system")
 BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
 _OBJECTS = frozenset({"logit_bias", "repetition_detection", "structured_outputs"})
@@ -148,12 +150,12 @@ def job_request(form: Form) -> JobRequest:
     if "request" in form.fields:
         return _whole_request(form.fields)
     fields = dict(form.fields)
-    prompt = fields.pop("prompt", None)
+    texts = {name: _single(name, fields.pop(name)) for name in TEXTS if name in fields}
     metadata = fields.pop("metadata", None)
     plain = {name: _single(name, fields.pop(name)) for name in (*BOUNDS, "priority") if name in fields}
     return msgspec.structs.replace(
         convert_strings(plain, JobRequest),
-        prompt=None if prompt is None else _single("prompt", prompt),
+        **texts,
         sampling=_sampling(fields),
         metadata=None if metadata is None else _metadata(_single("metadata", metadata)),
     )

@@ -15,7 +15,13 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 
 
 def read_picture(path: Path) -> tuple[bytes, str]:
-    """Return a file's bytes and their SHA-256. Raises `UnreadableFileError` or `MediaTooLargeError`.
+    """Return a file's bytes and their SHA-256. Raises `UnreadableFileError` or `MediaTooLargeError`."""
+    content = read_file(path)
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes. Raises `UnreadableFileError` or `MediaTooLargeError`.
 
     Special files are not opened: a named pipe would be waited at, and a device may never end.
     """
@@ -24,19 +30,19 @@ def read_picture(path: Path) -> tuple[bytes, str]:
         with path.open("rb") as file:
             _check(os.fstat(file.fileno()))
             content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UnreadableFileError(error.strerror or str(error)) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise _too_large()
-    return content, hashlib.sha256(content).hexdigest()
+    except (OSError, ValueError) as error:  # no name has a NUL
+        raise UnreadableFileError(getattr(error, "strerror", None) or str(error)) from error
+    check_size(len(content))
+    return content
+
+
+def check_size(num_bytes: int) -> None:
+    """Raise `MediaTooLargeError` for more than are read of one picture."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise MediaTooLargeError(f"the file has more than {MAX_FILE_BYTES} bytes")
 
 
 def _check(facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise UnreadableFileError(f"{kind_of(facts)}, not a regular file")
-    if facts.st_size > MAX_FILE_BYTES:
-        raise _too_large()
-
-
-def _too_large() -> MediaTooLargeError:
-    return MediaTooLargeError(f"the file has more than {MAX_FILE_BYTES} bytes")
+    check_size(facts.st_size)

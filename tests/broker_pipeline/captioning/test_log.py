@@ -17,7 +17,7 @@ REQUEST = CaptionRequest("What?")
 
 
 def picture(name: str, sha256: str = "0") -> Picture:
-    return Picture(Path(name), sha256)
+    return Picture(name, sha256)
 
 
 def line(name: str, status: str = "succeeded", caption: str = "a cat") -> CaptionLine:
@@ -31,13 +31,13 @@ def test_what_was_written_is_known_the_next_time(tmp_path: Path) -> None:
         log.append(line("a"))
         log.append(line("b", "failed"))
     with CaptionLog(path) as log:
-        assert log.is_captioned(picture("a"), REQUEST)
-        assert not log.is_captioned(picture("a", "1"), REQUEST)
-        assert not log.is_captioned(picture("a"), CaptionRequest("What else?"))
-        assert not log.is_captioned(picture("b"), REQUEST)
+        assert log.find(picture("a"), REQUEST)
+        assert not log.find(picture("a", "1"), REQUEST)
+        assert not log.find(picture("a"), CaptionRequest("What else?"))
+        assert not log.find(picture("b"), REQUEST)
         assert (log.num_failures(picture("b"), REQUEST), log.num_failures(picture("a"), REQUEST)) == (1, 0)
         log.append(line("b"))
-        assert log.is_captioned(picture("b"), REQUEST)
+        assert log.find(picture("b"), REQUEST)
 
 
 def test_no_character_ends_a_line_early(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_a_path_that_is_no_utf_8_is_known_the_next_time(tmp_path: Path) -> None:
     assert base64.b64decode(first["path_base64"]) == b"caf\xe9.png"
     assert "path_base64" not in second
     with CaptionLog(tmp_path / "c") as log:
-        assert log.is_captioned(picture(name), REQUEST)
-        assert not log.is_captioned(picture("caf\\xe9.png"), REQUEST)
+        assert log.find(picture(name), REQUEST)
+        assert not log.find(picture("caf\\xe9.png"), REQUEST)
 
 
 def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_every_tear_of_the_last_line_is_mended(tmp_path: Path) -> None:
     for length in range(first, len(whole)):
         path.write_bytes(whole[:length])
         with CaptionLog(path) as log:
-            assert log.is_captioned(picture("a"), REQUEST)
+            assert log.find(picture("a"), REQUEST)
             is_whole = length == len(whole) - 1
-            assert log.is_captioned(picture("b"), REQUEST) == is_whole
+            assert bool(log.find(picture("b"), REQUEST)) == is_whole
             assert log.num_torn_bytes == (0 if is_whole else length - first)
             log.append(line("c"))
         assert [json.loads(text)["path"] for text in path.read_bytes().splitlines()][-1] == "c"
@@ -108,7 +108,7 @@ def test_nuls_that_a_power_cut_left_are_cut_off(tmp_path: Path, tail: bytes) -> 
     path, whole = written(tmp_path, "a", "b")
     path.write_bytes(b"".join(whole) + tail)
     with CaptionLog(path) as log:
-        assert log.is_captioned(picture("b"), REQUEST)
+        assert log.find(picture("b"), REQUEST)
         assert log.num_torn_bytes == len(tail)
     assert path.read_bytes() == b"".join(whole)
 
@@ -118,7 +118,7 @@ def test_nuls_between_lines_are_read_over_with_what_they_tore(tmp_path: Path) ->
     path, (first, second, third) = written(tmp_path, "a", "b", "c")
     path.write_bytes(first + second[:20] + b"\0" * 100 + third + b"\0\0\n" + b"\0" + second)
     with CaptionLog(path) as log:
-        assert all(log.is_captioned(picture(name), REQUEST) for name in "abc")
+        assert all(log.find(picture(name), REQUEST) for name in "abc")
         assert log.num_torn_bytes == 20
 
 
@@ -127,8 +127,8 @@ def test_what_editors_add_is_read_over(tmp_path: Path) -> None:
     for content in (b"".join(whole), b"".join(whole)[:-1], whole[0] + b"\n  \n" + whole[1]):
         path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
         with CaptionLog(path) as log:
-            assert log.is_captioned(picture("a"), REQUEST)
-            assert log.is_captioned(picture("b"), REQUEST)
+            assert log.find(picture("a"), REQUEST)
+            assert log.find(picture("b"), REQUEST)
             log.append(line("c"))
         with CaptionLog(path) as log:
             assert log.num_captioned == 3
@@ -139,7 +139,7 @@ def test_only_a_byte_order_mark_is_an_empty_file(tmp_path: Path) -> None:
     with CaptionLog(tmp_path / "c") as log:
         log.append(line("a"))
     with CaptionLog(tmp_path / "c") as log:
-        assert log.is_captioned(picture("a"), REQUEST)
+        assert log.find(picture("a"), REQUEST)
 
 
 def test_lines_of_an_earlier_version_are_read(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_lines_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "c").write_text(json.dumps(old) + "\n")
     with CaptionLog(tmp_path / "c") as log:
-        assert log.is_captioned(picture("caf\udce9.png"), REQUEST)
-        assert log.is_captioned(picture("caf\udce9.png"), CaptionRequest("What?", model="a" * 64))
+        assert log.find(picture("caf\udce9.png"), REQUEST)
+        assert log.find(picture("caf\udce9.png"), CaptionRequest("What?", model="a" * 64))
         assert log.num_without_model == 1
 
 
@@ -179,7 +179,7 @@ def test_fields_of_a_later_version_are_read_over(tmp_path: Path) -> None:
     text = json.loads((tmp_path / "c").read_text())
     (tmp_path / "c").write_text(json.dumps(text | {"mood": "fine"}) + "\n")
     with CaptionLog(tmp_path / "c") as log:
-        assert log.is_captioned(picture("a"), REQUEST)
+        assert log.find(picture("a"), REQUEST)
 
 
 def test_the_key_depends_on_everything_that_is_asked() -> None:

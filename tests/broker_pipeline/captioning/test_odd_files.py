@@ -128,7 +128,7 @@ async def test_one_picture_by_two_paths_is_one(captioner: Captioner, conductor: 
     assert "8 paths lead to pictures that other paths lead to as well" in run.text
     again = await captioner.run(str(here / "a.png"), "real/b.png")
     assert "2 had captions already" in again.text
-    assert sum(conductor.seen.values()) == 2
+    assert sum(conductor.seen.values()) == 1, "the two files have the same content"
 
 
 def _nest(folder: Path, depth: int) -> None:

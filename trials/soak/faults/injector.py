@@ -17,6 +17,7 @@ from trials.soak.faults.plan import Fault
 from trials.soak.faults.scene import Scene
 
 _READY_TIMEOUT_S = 90.0
+_SETTLED_S = 5.0
 
 
 @dataclass(slots=True)
@@ -33,6 +34,10 @@ class InjectedFault:
     def is_over(self) -> bool:
         """Whether its target is back, or will never be."""
         return self.back_s is not None or self.problem is not None
+
+    def is_settled(self, now: float) -> bool:
+        """Whether its target has been back for as long as conductors may take to use it; by the monotonic clock."""
+        return self.is_over and (self.back_s is None or now > self.at + self.back_s + _SETTLED_S)
 
 
 class FaultInjector:
@@ -76,13 +81,15 @@ class FaultInjector:
         ends.create_task(self._end(done, doing))
 
     def _forbids(self, done: InjectedFault, fault: Fault) -> bool:
-        """Whether a fault has to be over before another begins: on the same target, or one of those able is sick."""
+        """Whether a fault has to be over before another begins: on the same target, or one of those able is sick.
+
+        Who stands in for a sick one has to be back for a while: the conductors have to have taken it in.
+        """
+        others = self._scene.others(fault.target)
         if done.is_over:
-            return False
-        involved = {fault.target}
-        if "sick" in (done.fault.kind, fault.kind):
-            involved |= self._scene.others(fault.target)
-        return done.fault.target in involved
+            return fault.kind == "sick" and done.fault.target in others and not done.is_settled(time.monotonic())
+        is_one_sick = "sick" in (done.fault.kind, fault.kind)
+        return done.fault.target == fault.target or (is_one_sick and done.fault.target in others)
 
     def _note(self, done: InjectedFault) -> None:
         self.injected.append(done)

@@ -128,12 +128,20 @@ class ReferenceModel:
         return ExpectedAnswer(
             number=question.number,
             token_ids=tuple(ids),
-            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            text=self._text(ids),
             finish_reason="stop" if ids[-1] in request.eos_token_ids else "length",
             num_prompt_tokens=len(request.token_ids),
             num_visual_tokens=sum(group.count for group in request.groups),
             is_unambiguous=all(self._is_certain(request, ids[:number], token) for number, token in enumerate(tokens)),
         )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Return the answer without what was thought before it, which an output that begins so is until its end tag."""
+        begin, end = (self._tokenizer.token_to_id(tag) for tag in ("<think>", "</think>"))
+        if ids[0] != begin:
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        answer = list(ids[ids.index(end) + 1 :]) if end in ids else []
+        return self._tokenizer.decode(answer, skip_special_tokens=True).lstrip("\n")
 
     def _is_certain(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
         logits = self._decoder.seen[(request.session, token.position)]

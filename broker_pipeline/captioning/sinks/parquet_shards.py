@@ -1,0 +1,58 @@
+"""Shards of Parquet with the pictures in them, as the features `Image` and `Video` of `datasets` have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from broker_pipeline.captioning.sinks.columns import Columns
+from broker_pipeline.captioning.sinks.names import key_of, media_ending
+from broker_pipeline.captioning.sinks.parquet import Parquet, need_pyarrow
+from broker_pipeline.captioning.sinks.record import Record, record_of
+from broker_pipeline.captioning.sinks.row import Row
+from broker_pipeline.captioning.sinks.settings import SinkSettings
+from broker_pipeline.captioning.sinks.shards import Filled
+from broker_pipeline.captioning.sinks.table_file import by_id
+from broker_pipeline.captioning.sinks.texts import json_text
+from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.terminal import printable
+
+
+class ParquetShards:
+    """The form of Parquet files. The rows of the first one decide on the columns of all."""
+
+    def __init__(self, settings: SinkSettings) -> None:
+        """Write what `settings` keep; raises `ConfigurationError` where pyarrow is not installed."""
+        need_pyarrow()
+        self._settings = settings
+        self._media = "image"
+        self.columns: Columns | None = None
+        """None before the first rows."""
+
+    def learn(self, rows: Sequence[Row]) -> str:
+        """Return the columns."""
+        if self.columns is None:
+            self._media = "video" if rows[0].item.is_video else "image"
+            self.columns = Columns.of(self._record(row, None) for row in rows)
+        return json_text(self.columns.kinds)
+
+    def write(self, stream: BinaryIO, rows: Iterable[Filled]) -> None:
+        """Write a file. Raises `OSError`."""
+        assert self.columns is not None, "learn comes first"
+        table = Parquet(stream, self.columns)
+        for row, content in rows:
+            table.add(self._record(row, content and _picture(row, content)))
+        table.finish()
+
+    def _record(self, row: Row, picture: Mapping[str, object] | bytes | None) -> Record:
+        item = row.item
+        if item.is_video != (self._media == "video"):
+            reason = f"{printable(item.id)}: one column holds pictures or videos; write both to tars"
+            raise ConfigurationError(reason, field="to")
+        return record_of(row, self._settings, {self._media: picture or None, **by_id(item)})
+
+
+def _picture(row: Row, content: bytes) -> dict[str, object]:
+    name = PurePosixPath(key_of(row.item)).name
+    return {"bytes": content, "path": f"{name}{media_ending(row.item, content)}"}

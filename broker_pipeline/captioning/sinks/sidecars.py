@@ -1,0 +1,100 @@
+"""Sidecars: each caption in a text file beside its picture, as trainers of diffusion models read it.
+
+    photos/cat.jpg    photos/cat.txt    photos/cat.short.txt      the first question's, and that of `--ask short=…`
+
+Appending and prepending are done once: a file that begins or ends with this caption is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from broker_pipeline.captioning.sinks.names import path_of
+from broker_pipeline.captioning.sinks.new_file import write_whole, writing
+from broker_pipeline.captioning.sinks.record import captions_of
+from broker_pipeline.captioning.sinks.row import Row
+from broker_pipeline.captioning.sinks.settings import SinkSettings
+from broker_pipeline.errors import ConfigurationError, OutputError
+from broker_pipeline.terminal import printable
+
+Mode = Literal["overwrite", "skip", "append", "prepend"]
+_JOINT = ", "
+_FIELD = "sidecar"
+
+
+class Sidecars:
+    """A sink that writes a file for each answer, as soon as it is known."""
+
+    needs_content = False
+
+    def __init__(
+        self, ending: str, mirror: Path | None, mode: Mode, settings: SinkSettings, roots: Sequence[Path]
+    ) -> None:
+        """Write below `mirror`, with the folders that a picture has below one of `roots`; beside it where it is None.
+
+        Raises `ConfigurationError` for an ending that is none.
+        """
+        if not ending.strip(".") or "/" in ending or "\0" in ending:
+            raise ConfigurationError("--sidecar takes an ending, such as .txt", field=_FIELD)
+        self._ending = f".{ending.removeprefix('.')}"
+        self._mirror = mirror
+        self._mode = mode
+        self._settings = settings
+        self._roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - resolves no links
+
+    def add(self, row: Row) -> None:
+        """Write the captions of a row."""
+        for number, text in enumerate(captions_of(row, self._settings).values()):
+            if text is not None:
+                name = list(row.lines)[number]
+                self._write(self._place(row, f".{name}{self._ending}" if number else self._ending), text)
+
+    def close(self, *, is_whole: bool) -> None:
+        """Do nothing: every file is whole."""
+
+    def _place(self, row: Row, ending: str) -> Path:
+        item = row.item
+        if self._mirror is None:
+            if item.path is None:
+                reason = f"{printable(item.id)} is no file that a sidecar could stand beside: --sidecar-dir says where"
+                raise ConfigurationError(reason, field=_FIELD)
+            return item.path.with_suffix(ending)
+        return self._mirror / f"{self._below(row)}{ending}"
+
+    def _below(self, row: Row) -> str:
+        """Return an item's path below its root, or what stands for one, without ending."""
+        if (path := row.item.path) is None:
+            return path_of(row.item)
+        whole = Path(os.path.abspath(path))  # noqa: PTH100
+        root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)
+        return str(whole.relative_to(root).with_suffix(""))
+
+    def _write(self, path: Path, text: str) -> None:
+        there = self._there(path)
+        wanted = text if there is None else self._joined(there, text)
+        if wanted != there:
+            write_whole(path, wanted.encode(), field=_FIELD, is_synced=False)
+
+    def _there(self, path: Path) -> str | None:
+        with writing(path, field=_FIELD):
+            try:
+                return path.read_bytes().decode()
+            except FileNotFoundError:
+                return None
+            except UnicodeDecodeError as error:
+                if self._mode in {"overwrite", "skip"}:
+                    return ""
+                raise OutputError(f"{printable(path)} is no UTF-8: nothing is added to it", field=_FIELD) from error
+
+    def _joined(self, there: str, text: str) -> str:
+        kept = there.strip()
+        if self._mode == "overwrite" or not kept:
+            return text
+        if self._mode == "append":
+            return there if kept == text or kept.endswith(_JOINT + text) else kept + _JOINT + text
+        if self._mode == "prepend":
+            return there if kept == text or kept.startswith(text + _JOINT) else text + _JOINT + kept
+        return there

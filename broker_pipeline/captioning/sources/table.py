@@ -1,0 +1,109 @@
+"""Tables as a source: a row is an item, and the columns beside the picture's are its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+from broker_pipeline.captioning.sources.item import Item, broken
+from broker_pipeline.captioning.sources.location import named_in, scheme_of
+from broker_pipeline.captioning.sources.named_item import item_at
+from broker_pipeline.captioning.sources.opening import media_error
+from broker_pipeline.captioning.sources.reading import check_size
+from broker_pipeline.captioning.sources.settings import SourceSettings
+from broker_pipeline.config import flag_of
+from broker_pipeline.errors import ConfigurationError, MediaError, UnreadableFileError
+from broker_pipeline.terminal import printable
+
+GUESSES = (
+    *("image", "jpg", "png", "img", "picture", "bytes"),
+    *("image_path", "path", "file_name", "url", "URL", "image_url"),
+)
+"""Names of columns that hold pictures, or say where they are, the likeliest first."""
+
+Cells = Mapping[str, object]
+NumberedRows = Iterator[tuple[int, Cells | MediaError]]
+"""Rows by their numbers from 0 on; an error stands for one row, or for all up to the next number; -1 is the file."""
+
+
+class TableSource:
+    """A table. Items are called `FILE#ROW`, so that no two have one name whatever is in the rows."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: SourceSettings,
+        read: Callable[[str], NumberedRows],
+        count: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
+        """Prepare to read a file by `read`, of which `count` knows the rows without reading them."""
+        self.name = name
+        self._settings = settings
+        self._read = read
+        self._count = count
+
+    def count(self) -> int | None:
+        """Return the number of rows, where the file tells it."""
+        if scheme_of(self.name):  # many requests, where there are many files
+            return None
+        try:
+            return self._count(self.name)
+        except ConfigurationError:
+            raise
+        except Exception:  # noqa: BLE001 - told when the rows are read
+            return None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the rows; raises `ConfigurationError` where the column is not there."""
+        column = None
+        for number, row in self._rows():
+            if isinstance(row, MediaError):
+                yield broken(f"{self.name}#{number}" if number >= 0 else self.name, row)
+                continue
+            column = column or _column_of(self.name, row, self._settings)
+            yield self._item(number, row, column)
+
+    def _rows(self) -> NumberedRows:
+        number = -1
+        try:
+            for number, row in self._read(self.name):
+                yield number, row
+        except Exception as error:  # noqa: BLE001 - the formats' libraries and file systems have their own
+            yield number if number < 0 else number + 1, media_error(self.name, error)
+
+    def _item(self, number: int, row: Cells, column: str) -> Item:
+        id_ = f"{self.name}#{number}"
+        fields = {name: cell for name, cell in row.items() if name != column}
+        try:
+            return _item_of(self.name, id_, row.get(column), fields, must_be_url=column == self._settings.url_column)
+        except MediaError as error:
+            return broken(id_, type(error)(f"column {printable(column)}: {error.message}"), fields)
+
+
+def _column_of(table: str, columns: Iterable[str], settings: SourceSettings) -> str:
+    there = list(columns)
+    asked = settings.image_column or settings.url_column
+    found = next((name for name in ([asked] if asked else GUESSES) if name in there), None)
+    if found is not None:
+        return found
+    names = printable(", ".join(there))
+    if asked:
+        flag = "image_column" if settings.image_column else "url_column"
+        reason = f"{flag_of(flag)} {printable(asked)}: {printable(table)} has no such column, but {names}"
+        raise ConfigurationError(reason, field=flag)
+    reason = f"which column of {printable(table)} has the pictures? --image-column or --url-column says it, of {names}"
+    raise ConfigurationError(reason, field="image_column")
+
+
+def _item_of(table: str, id_: str, cell: object, fields: Cells, *, must_be_url: bool) -> Item:
+    """Return the item of a cell: bytes, a path or URL, or a mapping of one of them as Hugging Face's `Image` has it."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | bytearray) and cell:
+        check_size(len(cell))
+        return Item(id_, partial(bytes, cell), fields)
+    if isinstance(cell, str) and cell:
+        if must_be_url and not scheme_of(cell):
+            raise UnreadableFileError(f"{printable(cell)} is no URL")
+        return item_at(id_, named_in(table, cell), fields)
+    raise UnreadableFileError("nothing is in it" if not cell else f"it holds a {type(cell).__name__}, and no picture")

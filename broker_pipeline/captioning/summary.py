@@ -1,0 +1,70 @@
+"""What came of a run, in numbers and a few examples: it takes the same memory after ten million items."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from broker_pipeline.captioning.line import CaptionLine
+
+_NUM_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class Failures:
+    """What failed for one reason."""
+
+    message: str
+    num: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The first items, a few."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What came of a run; a picture counts by what became of its last question."""
+
+    num_items: int | None = None
+    """None while nobody knows."""
+    num_skipped: int = 0
+    """Had all their captions already."""
+    num_captioned: int = 0
+    num_dropped: int = 0
+    num_failed: int = 0
+    num_passed_over: int = 0
+    """Left out by what was asked: items that had not failed, for `--only-failed`."""
+    num_left_running: int = 0
+    """Jobs that the gateway goes on with although nobody waits here any more."""
+    failures: dict[str, Failures] = field(default_factory=dict)
+    """By code."""
+    guards: Counter[str] = field(default_factory=Counter)
+    """Captions that a guard found something wrong with in the end, by what that was."""
+
+    @property
+    def num_done(self) -> int:
+        """Items that the run has come to an end with."""
+        return self.num_skipped + self.num_captioned + self.num_dropped + self.num_failed + self.num_passed_over
+
+    @property
+    def num_untouched(self) -> int:
+        """Items that the run did not get to, as far as that is known."""
+        return max(0, (self.num_items or 0) - self.num_done)
+
+    def count(self, lines: list[CaptionLine]) -> None:
+        """Take note of an item by its lines, of which some are new."""
+        self.guards.update(line.guard.partition(":")[0] for line in lines if line.guard)
+        failed = [line for line in lines if not line.is_final]
+        for line in failed[:1]:
+            self.num_failed += 1
+            self._note(line)
+        if not failed and any(line.status == "dropped" for line in lines):
+            self.num_dropped += 1
+        elif not failed:
+            self.num_captioned += 1
+
+    def _note(self, line: CaptionLine) -> None:
+        code, message = (line.error.code, line.error.message) if line.error else (line.status, "")
+        found = self.failures.setdefault(code, Failures(message))
+        found.num += 1
+        if len(found.examples) < _NUM_EXAMPLES:
+            found.examples.append(line.path)

@@ -1,0 +1,216 @@
+"""One call of `caption` from its flags to its end: what it says, asks, writes, and comes to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from broker_pipeline.captioning.answers import Answers
+from broker_pipeline.captioning.asked_model import asked_model
+from broker_pipeline.captioning.asker import Asker
+from broker_pipeline.captioning.item_run import ItemRun
+from broker_pipeline.captioning.line_maker import LineMaker
+from broker_pipeline.captioning.log import CaptionLog
+from broker_pipeline.captioning.output import STANDARD_OUTPUT
+from broker_pipeline.captioning.rate_meter import clock_text
+from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
+from broker_pipeline.captioning.sources.chain import Chain
+from broker_pipeline.captioning.sources.files import left_out_text
+from broker_pipeline.captioning.sources.item import Item, Source
+from broker_pipeline.captioning.summary import Summary
+from broker_pipeline.captioning.verify import Verification, Verified
+from broker_pipeline.client.gateway_client import GatewayClient
+from broker_pipeline.daemon_thread import in_daemon_thread
+from broker_pipeline.errors import InvalidRequestError, OutputError
+from broker_pipeline.messages.jobs import DEFAULT_PROMPT
+from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.pictures.formats import ENDINGS
+from broker_pipeline.terminal import printable
+from broker_pipeline.tools.caption.data_settings import Options, prompting_of, rules_of, sinks_of, source_of
+from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
+from broker_pipeline.tools.caption.recipe import write_recipe
+
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What a call is told besides what `data_settings` reads."""
+
+    paths: tuple[Path, ...]
+    gateway: str
+    key: str | None
+    out: Path
+    patience_s: float
+    limit: int | None
+    only_failed: bool
+    run: RunSettings
+
+
+@dataclass(slots=True)
+class _Found:
+    """A source as this call takes it: up to its limit."""
+
+    source: Source
+    limit: int | None
+    count: int | None = field(default=None, init=False)
+
+    def look(self) -> None:
+        """Count the items, as far as anybody knows; blocks. `InvalidRequestError` where there are none."""
+        count = self.source.count()
+        self.count = count if self.limit is None or count is None else min(count, self.limit)
+        if self.count == 0:
+            raise nothing_there(self.chain)
+
+    def __iter__(self) -> Iterator[Item]:
+        return islice(iter(self.source), self.limit)
+
+    @property
+    def chain(self) -> Chain | None:
+        """The files and folders, where they are what is taken."""
+        return self.source if isinstance(self.source, Chain) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What every call needs: a gateway, the model behind it, the log."""
+
+    asker: Asker
+    conductor: ConductorStatus
+    log: CaptionLog
+    items: ItemRun
+
+
+class CaptionSession:
+    """Runs one call. Every method raises as `CaptionRun` and `GatewayClient` do."""
+
+    def __init__(self, settings: SessionSettings, options: Options, console: Console) -> None:
+        """Check the flags; raises `ConfigurationError` or `InvalidRequestError` naming one."""
+        self._settings = settings
+        self._options = options
+        self._console = console
+        self._closing = ExitStack()
+        self._prompting = prompting_of(settings.paths, options)
+        self._rules = rules_of(options)
+        self._sinks = sinks_of(settings.paths, options)
+        self._found = _Found(source_of(settings.paths, options, self._closing), settings.limit)
+
+    async def caption(self) -> bool:
+        """Caption everything; returns whether nothing failed."""
+        async with self._open() as opened:
+            self._write_recipe()
+            summary = Summary(self._found.count)
+            progress = CaptionProgress(self._console, summary)
+            run = CaptionRun(opened.items, self._sinks, progress, summary, self._settings.run)
+            started = time.monotonic()
+            try:
+                with progress.shown():
+                    await run.run(self._found)
+            finally:
+                print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
+                self._say_left_out()
+            if summary.num_done == 0:
+                raise nothing_there(self._found.chain)
+            return summary.num_failed == 0
+
+    async def verify(self, num: int) -> bool:
+        """Ask again about some captions of the log; returns whether all came out the same."""
+        async with self._open() as opened:
+            chosen = Verification(
+                opened.items, opened.asker, opened.conductor.fingerprint, num, opened.log.num_captioned
+            )
+            verified = Verified()
+            async for item in in_thread(iter(self._found)):
+                if chosen.is_chosen(item):
+                    await chosen.item(item, verified)
+            say(self._console, f"{verified.num_same} captions are the same, {verified.num_different} are not")
+            for name, before, now in verified.examples:
+                say(self._console, f"  {printable(name)}\n    was {printable(before)}\n    is  {printable(now)}")
+            return verified.num_different == 0 and verified.num_same > 0
+
+    async def dry_run(self) -> bool:
+        """Say what would be asked of how many items, and how long that would take."""
+        await in_daemon_thread(self._found.look)
+        say(self._console, f"{'an unknown number of' if self._found.count is None else self._found.count} items")
+        self._say_left_out()
+        for item in await in_daemon_thread(lambda: list(islice(iter(self._found), _NUM_SHOWN))):
+            for name, text in self._prompting.shown(item).items():
+                say(self._console, f"  {printable(item.id)}  {name}: {printable(text or DEFAULT_PROMPT)}")
+        async with GatewayClient.open(self._settings.gateway, patience_s=0.0, key=self._settings.key) as client:
+            status = await client.status()
+        rate = status.conductor.captions_per_s if status.conductor else 0.0
+        if rate and self._found.count:
+            num = self._found.count * len(self._prompting.names)
+            say(
+                self._console,
+                f"{num} answers take {clock_text(num / rate)} at the {rate:.1f}/s of the last ten seconds",
+            )
+        else:
+            say(self._console, "how long that takes nobody can say: nothing was captioned in the last ten seconds")
+        return True
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[_Opened]:
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._closing)
+            await in_daemon_thread(self._found.look)
+            client = await stack.enter_async_context(
+                GatewayClient.open(settings.gateway, patience_s=settings.patience_s, key=settings.key)
+            )
+            await client.check()
+            conductor = await asked_model(client, settings.patience_s, lambda text: say(self._console, text))
+            log = stack.enter_context(CaptionLog(settings.out))
+            self._announce(conductor, log)
+            yield self._opened(Asker(client), conductor, log)
+
+    def _opened(self, asker: Asker, conductor: ConductorStatus, log: CaptionLog) -> _Opened:
+        prompting = replace(self._prompting, base=replace(self._prompting.base, model=conductor.fingerprint))
+        answers = Answers(asker, log, LineMaker(conductor.model or None), self._rules)
+        items = ItemRun(asker, log, answers, prompting, only_failed=self._settings.only_failed)
+        return _Opened(asker, conductor, log, items)
+
+    def _announce(self, conductor: ConductorStatus, log: CaptionLog) -> None:
+        console, chain = self._console, self._found.chain
+        if log.num_torn_bytes:
+            say(console, f"cut off a torn line of {log.name} ({log.num_torn_bytes} bytes)")
+        if chain is not None and chain.num_repeated:
+            say(console, f"{chain.num_repeated} paths lead to pictures that other paths lead to as well")
+        if log.num_without_model and not self._prompting.base.occasion:
+            say(
+                console,
+                f"{log.num_without_model} captions in {log.name} name no model and count for any; --again asks anew",
+            )
+        known = f"; {log.name} has {log.num_captioned} captions already" if log.num_captioned else ""
+        asked = f"{conductor.model} at {self._settings.gateway}".removeprefix(" at ")
+        num = "pictures" if self._found.count is None else f"{self._found.count} pictures"
+        say(console, f"{num} for {asked}{known}")
+        self._say_left_out()
+
+    def _say_left_out(self) -> None:
+        if (chain := self._found.chain) is not None and chain.left_out:
+            say(self._console, left_out_text(chain.left_out))
+
+    def _write_recipe(self) -> None:
+        out = self._settings.out
+        if out == STANDARD_OUTPUT:
+            return
+        told = {**self._options, "paths": [str(path) for path in self._settings.paths]}
+        try:
+            write_recipe(out.with_name(f"{out.name}.recipe.toml"), told)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the recipe beside {printable(out)}: {error.strerror}", field="out"
+            ) from error
+
+
+def nothing_there(chain: Chain | None) -> InvalidRequestError:
+    """Return the error for a source without items."""
+    left_out = f"; {left_out_text(chain.left_out)}" if chain is not None and chain.left_out else ""
+    return InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(ENDINGS))}{left_out}", field="PATHS")

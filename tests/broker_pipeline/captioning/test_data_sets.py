@@ -1,0 +1,267 @@
+"""Data sets through `broker-pipeline caption`: sources in, sinks out, questions, guards, runs that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import re
+import signal
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from broker_pipeline.errors import Failure
+from broker_pipeline.messages.jobs import JobSpec, TextPart
+from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
+from tests.kit.waiting import eventually
+
+
+def prompt_of(job: JobSpec) -> str:
+    """What was asked, the last text of the conversation."""
+    texts = [part.text for part in job.messages[-1].content if isinstance(part, TextPart)]
+    return texts[-1]
+
+
+def table(path: Path, num_rows: int) -> Path:
+    """Pictures in row groups of seven, each with its number and a kind."""
+    rows = [
+        {"image": {"bytes": numbered_picture(n), "path": None}, "number": n, "kind": f"kind {n % 3}"}
+        for n in range(num_rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    return path
+
+
+async def test_a_table_becomes_shards_and_tables_with_a_row_for_each_row(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    table(captioner.directory / "in.parquet", 25)
+    conductor.says = lambda job: f"It is: {prompt_of(job)}"
+    targets = ("out.csv", "out-%05d.tar", "clean.jsonl")
+    flags = ["--prompt", "Which {{ kind }}?", "--shard-rows", "10", *(f"--to={target}" for target in targets)]
+    run = await captioner.run("in.parquet", *flags)
+    assert run.code == 0, run.text
+    with (captioner.directory / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["caption"] for row in rows] == [f"It is: Which kind {n % 3}?" for n in range(25)]
+    members: list[str] = []
+    for shard in sorted(captioner.directory.glob("out-*.tar")):
+        with tarfile.open(shard) as tar:
+            members += tar.getnames()
+    assert len([name for name in members if name.endswith(".png")]) == 25
+    assert len((captioner.directory / "clean.jsonl").read_text().splitlines()) == 25
+    assert conductor.seen.total() == 25
+
+
+async def test_a_run_that_is_killed_goes_on_with_each_row_once(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    table(captioner.directory / "in.parquet", 60)
+    conductor.most = 30
+    argv = ("in.parquet", "--to", "out.csv", "--concurrency", "4")
+    process = await captioner.start(*argv)
+    await eventually(lambda: len(lines(captioner.out)) >= 25)
+    process.send_signal(signal.SIGKILL)
+    await captioner.finish(process)
+    assert not (captioner.directory / "out.csv").exists()
+    conductor.may_go_on.set()
+    conductor.most = 10**9
+    run = await captioner.run(*argv)
+    assert run.code == 0, run.text
+    with (captioner.directory / "out.csv").open(newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    assert ids == [f"in.parquet#{n}" for n in range(60)]
+    assert max(conductor.seen.values()) == 1, "asked again after the kill"
+    assert not list(captioner.directory.glob("*.partial*"))
+
+
+async def test_the_same_content_is_asked_about_once(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    pictures = folder(captioner.directory / "pictures", 3)
+    for number in range(5):
+        (pictures / f"copy-{number}.png").write_bytes(numbered_picture(1))
+    run = await captioner.run("pictures")
+    assert run.code == 0, run.text
+    assert set(conductor.seen.values()) == {1}
+    written = lines(captioner.out)
+    assert len({line["path"] for line in written}) == 8
+    assert sum("same_as" in line for line in written) == 5
+
+
+async def test_questions_may_use_answers_and_system_prompts(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 2)
+    asked: list[tuple[str, str]] = []
+
+    def says(job: JobSpec) -> str:
+        system = job.messages[0]
+        assert system.role == "system"
+        assert isinstance(system.content[0], TextPart)
+        asked.append((system.content[0].text, prompt_of(job)))
+        return f"<{prompt_of(job)}>"
+
+    conductor.says = says
+    flags = ["--prompt", "Long?", "--ask", "short=Shorten {{ caption }}", "--system", "Be kind.", "--to", "out.csv"]
+    run = await captioner.run("pictures", *flags)
+    assert run.code == 0, run.text
+    with (captioner.directory / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["caption"], row["short"]) for row in rows] == [("<Long?>", "<Shorten <Long?>>")] * 2
+    assert {system for system, _ in asked} == {"Be kind."}
+
+
+async def test_a_guard_has_another_try_made_and_the_last_one_marked(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 2)
+    seeds: list[int | None] = []
+
+    def says(job: JobSpec) -> str:
+        seeds.append(job.sampling.seed)
+        return "!!!" if len(seeds) <= 2 else "a fine picture"
+
+    conductor.says = says
+    run = await captioner.run("pictures", "--seed", "7", "--concurrency", "1", "--guard-retries", "1")
+    assert run.code == 0, run.text
+    assert "guard: 1 x punctuation" in run.text
+    assert seeds == [7, 8, 7]
+    written = lines(captioner.out)
+    assert [line["status"] for line in written] == ["guarded", "succeeded", "succeeded"]
+    assert [line.get("guard", "").partition(":")[0] for line in written] == ["punctuation", "punctuation", ""]
+    assert len({line["request"] for line in written}) == 1
+
+
+async def test_what_a_guard_drops_is_in_no_sink_and_is_not_asked_again(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 3)
+    conductor.says = lambda job: "I'm sorry, but I can't help with that." if job.sampling.seed == 1 else "fine"
+    flags = ["--seed", "1", "--guard-retries", "0", "--on-guard", "drop", "--to", "out.csv"]
+    run = await captioner.run("pictures", *flags)
+    assert (run.code, "3 dropped by guards" in run.text) == (0, True), run.text
+    assert (captioner.directory / "out.csv").read_text() == ""
+    again = await captioner.run("pictures", *flags)
+    assert "3 had captions already" in again.text
+    assert conductor.seen.total() == 3
+
+
+async def test_only_what_failed_is_asked_again_where_that_is_wanted(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 4)
+    conductor.failing = {numbered_picture(1)}
+    assert (await captioner.run("pictures")).code == 1
+    folder(captioner.directory / "pictures", 6)
+    conductor.failing = set()
+    run = await captioner.run("pictures", "--only-failed")
+    assert run.code == 0, run.text
+    assert "1 captioned" in run.text
+    assert "2 passed over" in run.text
+
+
+async def test_a_recipe_says_what_flags_say_and_the_run_leaves_one(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 3)
+    (captioner.directory / "recipe.toml").write_text('prompt = ["Why?"]\nlimit = 2\nto = ["a.csv"]\nmax_tokens = 9\n')
+    run = await captioner.run("pictures", "--recipe", "recipe.toml", "--limit", "1")
+    assert run.code == 0, run.text
+    assert [line["prompt"] for line in lines(captioner.out)] == ["Why?"]
+    left = captioner.directory / "captions.jsonl.recipe.toml"
+    again = await captioner.run("--recipe", left.name)
+    assert again.code == 0, again.text
+    assert "1 had captions already" in again.text
+    (captioner.directory / "wrong.toml").write_text("promt = 'x'\n")
+    wrong = await captioner.run("pictures", "--recipe", "wrong.toml")
+    assert wrong.code == 2
+    assert "there is no `promt`" in wrong.text
+
+
+async def test_a_dry_run_asks_nothing(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    folder(captioner.directory / "pictures", 5)
+    run = await captioner.run("pictures", "--dry-run", "--prompt", "What is {{ name }}?", "--to", "out.csv")
+    assert run.code == 0, run.text
+    assert "5 items" in run.text
+    assert "caption: What is 000?" in run.text
+    assert conductor.seen.total() == 0
+    assert not captioner.out.exists()
+
+
+async def test_captions_are_made_again_and_compared(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    folder(captioner.directory / "pictures", 6)
+    conductor.says = lambda job: f"by seed {job.sampling.seed}"
+    assert (await captioner.run("pictures", "--seed", "3")).code == 0
+    same = await captioner.run("pictures", "--seed", "3", "--verify", "6")
+    assert (same.code, "6 captions are the same, 0 are not" in same.text) == (0, True), same.text
+    conductor.says = lambda _: "something else"
+    other = await captioner.run("pictures", "--seed", "3", "--verify", "6")
+    assert other.code == 1
+    assert "0 captions are the same, 6 are not" in other.text
+
+
+async def test_what_comes_into_a_folder_is_captioned_until_interrupted(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    pictures = folder(captioner.directory / "pictures", 2)
+    process = await captioner.start("pictures", "--watch", "--sidecar", ".txt")
+    await eventually(lambda: len(list(pictures.rglob("*.txt"))) == 2)
+    (pictures / "late.png").write_bytes(numbered_picture(77))
+    await eventually((pictures / "late.txt").exists)
+    process.send_signal(signal.SIGINT)
+    run = await captioner.finish(process)
+    assert run.code == 130, run.text
+    assert (pictures / "late.txt").read_text().startswith("picture of")
+
+
+async def test_a_list_from_standard_input_and_one_bad_item(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 2)
+    process = await captioner.start("--files-from", "-", "-0", "--sidecar", ".txt", stdin=asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"pictures/part-0/000.png\0pictures/gone.png\0pictures/part-1/001.png\0")
+    process.stdin.close()
+    run = await captioner.finish(process)
+    assert run.code == 1, run.text
+    assert len(list(captioner.directory.rglob("*.txt"))) == 2
+    assert re.search(r"1 x unreadable_file .*: pictures/gone\.png", run.text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "PATHS"),
+        (["pictures", "--to", "out.xyz"], "--to"),
+        (["pictures", "--prompt", "{{ nothing"], "--prompt"),
+        (["pictures", "--watch", "--to", "a.csv"], "--watch"),
+        (["pictures", "--guard", "typo"], "--guard"),
+        (["pictures", "--preset", "typo"], "--preset"),
+        (["pictures", "--ask", "x"], "--ask"),
+        (["pictures", "--json-schema", "gone.json"], "--json-schema"),
+    ],
+)
+async def test_what_is_wrong_is_said_before_anything_is_asked(
+    captioner: Captioner, flags: list[str], words: str
+) -> None:
+    folder(captioner.directory / "pictures", 1)
+    run = await captioner.run(*flags)
+    assert run.code == 2, run.text
+    assert words in run.text
+    assert "Traceback" not in run.text
+
+
+async def test_a_template_that_some_items_cannot_fill_fails_for_those(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    rows = [{"file": f"pictures/part-{n}/00{n}.png", **({"tag": "x"} if n else {})} for n in range(2)]
+    folder(captioner.directory / "pictures", 2)
+    (captioner.directory / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    conductor.says = lambda job: Failure("compute", "no") if "x" not in prompt_of(job) else "ok"
+    run = await captioner.run("in.jsonl", "--image-column", "file", "--prompt", "Is it {{ tag }}?")
+    assert run.code == 1, run.text
+    assert "1 captioned" in run.text
+    assert "there is no `tag`" in run.text
