@@ -122,8 +122,6 @@ class AsyncClient:
             params = msgspec.convert(dict(sampling), SamplingParams)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(str(error)) from error
-        if unknown := sorted(sampling.keys() - set(SamplingParams.__struct_fields__)):
-            raise InvalidRequestError(f"there is no sampling field `{unknown[0]}`", field=unknown[0])
         return CaptionRequest(prompt, params, self._own.fingerprint, system, occasion=uuid.uuid4().hex)
 
     @property
@@ -135,6 +133,7 @@ class AsyncClient:
     async def _line(self, picture: PictureInput, request: CaptionRequest, name: str) -> CaptionLine:
         try:
             item = as_item(picture, name)
+            name = item.id
             content = await in_daemon_thread(item.read)
         except PipelineError as error:
             return self._own.lines.unreadable(Asked(Picture(name, ""), request), error.to_failure())

@@ -42,6 +42,8 @@ class Sidecars:
         self._ending = f".{ending.removeprefix('.')}"
         self._mirror = mirror
         self._mode = mode
+        self.num_left = 0
+        """Files that were there, with something else in them, and are left as they are."""
         self._settings = settings
         self._roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - resolves no links
 
@@ -75,6 +77,7 @@ class Sidecars:
     def _write(self, path: Path, text: str) -> None:
         there = self._there(path)
         wanted = text if there is None else self._joined(there, text)
+        self.num_left += self._mode == "skip" and wanted == there != text
         if wanted != there:
             write_whole(path, wanted.encode(), field=_FIELD, is_synced=False)
 

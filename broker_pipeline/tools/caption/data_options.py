@@ -68,7 +68,7 @@ _SINKS = (
            "be repeated."),
     option("--sidecar", default=None, metavar="ENDING", help="Also write each caption beside its picture: .txt"),
     option("--sidecar-dir", default=None, type=_PATH, help="In this folder instead, with the same folders in it."),
-    option("--sidecar-mode", default="overwrite", type=click.Choice(("overwrite", "skip", "append", "prepend")),
+    option("--sidecar-mode", default="skip", type=click.Choice(("overwrite", "skip", "append", "prepend")),
            help="Where there is one already."),
     option("--trigger", default="", metavar="WORD", help="Stands before captions in --to and --sidecar."),
     option("--text-column", default=None, help="What captions are called in tables.  [default: caption]"),

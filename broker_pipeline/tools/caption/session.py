@@ -20,6 +20,7 @@ from broker_pipeline.captioning.log import CaptionLog
 from broker_pipeline.captioning.output import STANDARD_OUTPUT
 from broker_pipeline.captioning.rate_meter import clock_text
 from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
+from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
 from broker_pipeline.captioning.sources.item import Item, Source
@@ -114,6 +115,7 @@ class CaptionSession:
                     await run.run(self._found)
             finally:
                 print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
+                self._say_sidecars()
                 self._say_left_out()
             if summary.num_done == 0:
                 raise nothing_there(self._found.chain)
@@ -196,6 +198,10 @@ class CaptionSession:
     def _say_left_out(self) -> None:
         if (chain := self._found.chain) is not None and chain.left_out:
             say(self._console, left_out_text(chain.left_out))
+
+    def _say_sidecars(self) -> None:
+        if num := sum(sink.num_left for sink in self._sinks if isinstance(sink, Sidecars)):
+            say(self._console, f"{num} sidecars have other texts and were left; --sidecar-mode overwrite replaces them")
 
     def _write_recipe(self) -> None:
         out = self._settings.out

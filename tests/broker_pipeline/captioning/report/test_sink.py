@@ -53,9 +53,9 @@ def test_a_page_says_what_became_of_the_run(tmp_path: Path) -> None:
     rows += [row(failed(), id="bad.png"), row(line(guard="too long"), id="marked.png")]
     text = Text(written(tmp_path / "new" / "report.html", rows)).text
     for said in (
-        "1,502 items",
-        "1,501 99.9% captioned",
-        "1 0.1% of them marked by a guard",
+        "items 1,502",
+        "captioned 1,501 99.9%",
+        "of them marked by a guard 1 0.1%",
         "1970-01-01 00:00:00",
         "qwen3-vl",
         "f" * 64,
@@ -84,7 +84,7 @@ def test_each_question_has_a_part_of_its_own(tmp_path: Path) -> None:
 def test_a_run_that_came_to_little_has_a_page(tmp_path: Path, rows: list[Row]) -> None:
     text = Text(written(tmp_path / "report.html", rows, is_whole=False)).text
     assert "The run did not come to its end." in text
-    assert f"{len(rows)} items" in text
+    assert f"items {len(rows)}" in text
 
 
 def test_text_stays_text_whoever_wrote_it(tmp_path: Path) -> None:

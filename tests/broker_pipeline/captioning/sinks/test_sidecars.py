@@ -1,0 +1,65 @@
+"""Texts beside pictures, in every mode, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker_pipeline.captioning.sinks.row import Row
+from broker_pipeline.captioning.sinks.settings import SinkSettings
+from broker_pipeline.captioning.sinks.sidecars import Mode, Sidecars
+from broker_pipeline.errors import ConfigurationError, OutputError
+from tests.broker_pipeline.captioning.sinks.made_rows import file_row, fill, line, table_rows
+from tests.kit.running.captioner import folder
+
+
+def sidecars(
+    mode: Mode = "overwrite", mirror: Path | None = None, roots: tuple[Path, ...] = (), **settings: str
+) -> Sidecars:
+    return Sidecars(".txt", mirror, mode, SinkSettings(**settings), roots)
+
+
+@pytest.mark.parametrize(
+    ("mode", "after"), [("overwrite", "new"), ("skip", "old"), ("append", "old, new"), ("prepend", "new, old")]
+)
+def test_a_mode_does_the_same_twice_as_once(tmp_path: Path, mode: Mode, after: str) -> None:
+    [picture] = folder(tmp_path, 1).rglob("*.png")
+    picture.with_suffix(".txt").write_text("old\n" if mode != "skip" else "old")
+    for _ in range(2):
+        sink = sidecars(mode)
+        fill(sink, [file_row(picture, "new")])
+        assert picture.with_suffix(".txt").read_text() == after
+    assert sink.num_left == (mode == "skip")
+    assert len(list(picture.parent.iterdir())) == 2
+
+
+def test_a_mirror_has_the_same_folders_and_questions_their_names(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", 3)
+    rows = [file_row(path, path.stem) for path in sorted(root.rglob("*.png"))]
+    rows[0] = Row(rows[0].item, {**rows[0].lines, "short": line("x", "brief", question="short")})
+    fill(sidecars(mirror=tmp_path / "texts", roots=(root,), trigger="ohwx"), [*rows, table_rows(1)[0]])
+    texts = {
+        str(path.relative_to(tmp_path / "texts")): path.read_text() for path in (tmp_path / "texts").rglob("*.txt")
+    }
+    assert texts == {
+        "part-0/000.txt": "ohwx, 000",
+        "part-0/000.short.txt": "ohwx, brief",
+        "part-1/001.txt": "ohwx, 001",
+        "part-2/002.txt": "ohwx, 002",
+        "in.parquet#0.txt": "ohwx, caption 0",
+    }
+
+
+def test_what_has_no_file_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--sidecar-dir says where"):
+        fill(sidecars(), table_rows(1))
+    with pytest.raises(ConfigurationError, match="takes an ending"):
+        Sidecars("a/b", None, "skip", SinkSettings(), ())
+
+
+def test_nothing_is_added_to_what_is_no_text(tmp_path: Path) -> None:
+    [picture] = folder(tmp_path, 1).rglob("*.png")
+    picture.with_suffix(".txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(OutputError, match="is no UTF-8"):
+        fill(sidecars("append"), [file_row(picture)])
