@@ -38,9 +38,9 @@ from broker_pipeline.captioning.sources.reading import read_picture
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import GatewayUnreachableError, InvalidRequestError, PipelineError, error_from_failure
 from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.process.daemon_thread import in_daemon_thread
 
 T = TypeVar("T")
 

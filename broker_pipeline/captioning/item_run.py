@@ -16,9 +16,9 @@ from broker_pipeline.captioning.prompts.question import Question, Questions
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
-from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import InvalidRequestError, MediaError
 from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.process.daemon_thread import in_daemon_thread
 
 _MAX_READS = 32
 DEFAULT_QUESTION = "caption"

@@ -15,7 +15,7 @@ import msgspec
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import Choice, Usage
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
 """What JSON leaves as it is and some readers take for the end of a line."""

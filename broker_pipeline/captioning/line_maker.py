@@ -43,7 +43,7 @@ class LineMaker:
 
     def refused(self, asked: Asked, failure: Failure) -> CaptionLine:
         """Return the line of a picture that no job was made of."""
-        return self._line(asked, "refused", error=_by_flag(failure))
+        return self._line(asked, "refused", error=by_flag(failure))
 
     def unreadable(self, asked: Asked, failure: Failure) -> CaptionLine:
         """Return the line of a file that could not be read."""
@@ -95,7 +95,7 @@ def _error_of(record: JobRecord) -> Failure | None:
     if record.status == "succeeded":
         return None
     if record.error is not None:
-        return _by_flag(record.error)
+        return by_flag(record.error)
     return Failure("cancelled", "somebody cancelled the job") if record.status == "cancelled" else None
 
 
@@ -113,7 +113,7 @@ def _seconds(start: float | None, stop: float | None) -> float | None:
     return None if start is None or stop is None else round(max(0.0, stop - start), 4)
 
 
-def _by_flag(failure: Failure) -> Failure:
+def by_flag(failure: Failure) -> Failure:
     """Name the flag where a gateway or a conductor has named a field of the request."""
     path = (failure.field or "").removeprefix("request.")
     name = path.removeprefix("sampling.")

@@ -17,7 +17,7 @@ from broker_pipeline.captioning.log_index import Kind, LogIndex
 from broker_pipeline.captioning.output import STANDARD_OUTPUT, OutputFile, OutputStream
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, real_place
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 
 class CaptionLog:

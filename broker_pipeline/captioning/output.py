@@ -20,7 +20,7 @@ from typing import Self
 
 from broker_pipeline.captioning.log_index import NOWHERE
 from broker_pipeline.errors import ConfigurationError, OutputError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 STANDARD_OUTPUT = Path("-")
 _ADVICE = "run the same command again when that is mended: accepted jobs keep running, and no caption is lost"

@@ -22,8 +22,8 @@ from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.sinks.row import Row, Sink
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.captioning.summary import Summary
-from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.process.daemon_thread import in_daemon_thread
 
 _WINDOW = 8
 """Items that may wait for the one in front of them, for each in flight: sinks take them in order."""

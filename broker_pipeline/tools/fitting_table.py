@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 
 Row = Sequence[str | Text]
 ARROW = " → "

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from broker_pipeline.artifact_manifest import CONFIG_NAME, check_weights_are_stored
 from broker_pipeline.errors import CheckpointError, ConfigurationError
 from broker_pipeline.exit_codes import INTERRUPTED, SOME_FAILED
-from broker_pipeline.terminal import make_console, plain_table
+from broker_pipeline.process.terminal import make_console, plain_table
 from broker_pipeline.tools.machine import MachineFacts
 from export.parity.comparison import Comparison
 from export.parity.part import Part, worst_by_kind

@@ -9,12 +9,12 @@ from typing import Any
 import click
 import pytest
 
+from broker_pipeline.captioning.line_maker import by_flag
 from broker_pipeline.cli import COMMANDS, describe, main
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError, Failure
 from broker_pipeline.lazy_group import load_command
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.tools.caption.sampling_options import by_flag
 from tests.kit.wrong_values import field_types, texts_of, wrong_values
 
 

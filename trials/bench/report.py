@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from broker_pipeline.config import PathType
-from broker_pipeline.terminal import make_console, plain_table
+from broker_pipeline.process.terminal import make_console, plain_table
 from broker_pipeline.tools.machine import MachineFacts
 
 Column = tuple[str, Callable[[Any], object]]

@@ -13,7 +13,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.fleet.advice import advise
 from broker_pipeline.planning.fleet.search import choose_fleet_plan
 from broker_pipeline.planning.workload import Workload
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from trials.hosts.described import read_hosts
 from trials.hosts.env_files import env_files, roles_of, write_env_files
 from trials.hosts.named_model import read_named_model

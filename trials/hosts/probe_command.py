@@ -17,8 +17,8 @@ from broker_pipeline.config import PathType
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.end_signals import end_signals
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.security.roles import Host
-from broker_pipeline.terminal import make_console
 from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, say

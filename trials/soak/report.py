@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 from trials.soak.proof.client import ClientCounts
 from trials.soak.proof.proofs import Proof
 

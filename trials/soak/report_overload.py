@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 from trials.soak.overload import OverloadReport
 from trials.soak.report import proof_table
 

@@ -12,7 +12,7 @@ from broker_pipeline.captioning.guards.schema import why_not_json
 from broker_pipeline.captioning.guards.scripts import share_of
 from broker_pipeline.captioning.guards.settings import GuardSettings
 from broker_pipeline.captioning.guards.words import pattern_of, words_of
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _MAX_SHOWN = 60
 _pattern = lru_cache(maxsize=1024)(pattern_of)

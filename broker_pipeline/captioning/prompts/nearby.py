@@ -17,7 +17,7 @@ from broker_pipeline.captioning.prompts.template import Template
 from broker_pipeline.captioning.prompts.text_file import read_text
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 PROMPT_FILE = "prompt.txt"
 _MIN_TAGS = 3

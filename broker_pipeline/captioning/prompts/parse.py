@@ -18,7 +18,7 @@ from broker_pipeline.captioning.prompts.template import Template
 from broker_pipeline.captioning.prompts.text_file import read_text
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 MAIN_QUESTION = "caption"
 _WEIGHT = re.compile(r"weight=([0-9]{1,6}(?:\.[0-9]{1,6})?):\s*(.*)", re.DOTALL)

@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 MAX_CHARACTERS = 100_000
 _ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError)

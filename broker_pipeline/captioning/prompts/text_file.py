@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 MAX_BYTES = 256 * 1024
 _OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker_pipeline.captioning.output import kind_of
 from broker_pipeline.errors import ConfigurationError, OutputError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 
 class PageFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _LIMIT = 4000
 

@@ -1,4 +1,4 @@
-"""A folder that `datasets.load_dataset` and the Hugging Face hub take as it is: shards of Parquet, and a card."""
+"""A folder that `datasets.load_dataset` and the Hugging Face hub take as it is: shards of Parquet, and a README."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.sinks.new_file import opening, write_whole, writing
-from broker_pipeline.captioning.sinks.parquet import features_of
 from broker_pipeline.captioning.sinks.parquet_shards import ParquetShards
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Shards
+from broker_pipeline.captioning.sinks.tables.parquet import features_of
 from broker_pipeline.captioning.sinks.texts import json_text, valid
 
-_MARK = "<!-- Every run of `broker-pipeline caption` writes this card anew, unless this line is removed. -->"
+_MARK = "<!-- Every run of `broker-pipeline caption` writes this page anew, unless this line is removed. -->"
 
 
 class DataSet:
@@ -24,7 +24,7 @@ class DataSet:
 
     def __init__(self, folder: Path, settings: SinkSettings) -> None:
         """Begin, or go on with, a data set; raises `ConfigurationError`."""
-        self._card = folder / "README.md"
+        self._readme = folder / "README.md"
         self._form = ParquetShards(settings)
         with opening(folder):
             (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -38,16 +38,16 @@ class DataSet:
         self._shards.add(row)
 
     def close(self, *, is_whole: bool) -> None:
-        """Finish the shards; the card comes last, so that it tells of what is there."""
+        """Finish the shards; the README comes last, so that it tells of what is there."""
         self._shards.finish(is_whole=is_whole)
         if is_whole and self._is_ours():
-            write_whole(self._card, self._text().encode())
+            write_whole(self._readme, self._text().encode())
         self._shards.check()
 
     def _is_ours(self) -> bool:
-        """Whether the card may be written: a person's own stays."""
-        with writing(self._card):
-            return not self._card.exists() or _MARK.encode() in self._card.read_bytes()
+        """Whether the README may be written: a person's own stays."""
+        with writing(self._readme):
+            return not self._readme.exists() or _MARK.encode() in self._readme.read_bytes()
 
     def _text(self) -> str:
         parts = [f"---\n{self._yaml()}---", _MARK, "# Captioned pictures", _described(self._asked or {})]
@@ -67,7 +67,7 @@ class DataSet:
 
 
 def _short(feature: dict[str, object]) -> dict[str, object]:
-    """Return a feature as cards have it, which is what `Features._to_yaml_list` makes of it."""
+    """Return a feature as a README has it, which is what `Features._to_yaml_list` makes of it."""
     inner = feature.get("feature")
     if isinstance(inner, dict):
         return {"list": inner["dtype"]}

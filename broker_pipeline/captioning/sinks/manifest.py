@@ -9,7 +9,7 @@ import msgspec
 from broker_pipeline.captioning.sinks.new_file import write_whole
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _FORMAT = 1
 """Another number where later versions write other shards of the same rows."""

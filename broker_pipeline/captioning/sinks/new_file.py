@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 from broker_pipeline.captioning.output import kind_of
 from broker_pipeline.errors import ConfigurationError, OutputError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _ADVICE = "run the same command again when that is mended: no caption is lost"
 

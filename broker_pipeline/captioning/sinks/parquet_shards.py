@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from broker_pipeline.captioning.sinks.columns import Columns
 from broker_pipeline.captioning.sinks.names import key_of, media_ending
-from broker_pipeline.captioning.sinks.parquet import Parquet, need_pyarrow
 from broker_pipeline.captioning.sinks.record import Record, record_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Filled
-from broker_pipeline.captioning.sinks.table_file import by_id
+from broker_pipeline.captioning.sinks.tables.columns import Columns
+from broker_pipeline.captioning.sinks.tables.parquet import Parquet, need_pyarrow
+from broker_pipeline.captioning.sinks.tables.table_file import by_id
 from broker_pipeline.captioning.sinks.texts import json_text
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 
 class ParquetShards:

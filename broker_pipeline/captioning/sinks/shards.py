@@ -21,7 +21,7 @@ from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.texts import valid
 from broker_pipeline.errors import MediaError, OutputError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 Filled = tuple[Row, bytes | None]
 """A row with the bytes of its picture; None for one that failed, whose picture cannot be had."""

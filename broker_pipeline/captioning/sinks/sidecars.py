@@ -18,7 +18,7 @@ from broker_pipeline.captioning.sinks.record import captions_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.errors import ConfigurationError, OutputError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 Mode = Literal["overwrite", "skip", "append", "prepend"]
 _JOINT = ", "

@@ -12,7 +12,7 @@ from broker_pipeline.captioning.sinks.record import captions_of, record_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Filled
-from broker_pipeline.captioning.sinks.table_file import by_id
+from broker_pipeline.captioning.sinks.tables.table_file import by_id
 from broker_pipeline.captioning.sinks.texts import json_text
 
 

@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 
 from broker_pipeline.captioning.sinks.data_set import DataSet
-from broker_pipeline.captioning.sinks.parquet import Parquet, need_pyarrow
 from broker_pipeline.captioning.sinks.parquet_shards import ParquetShards
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Shards
-from broker_pipeline.captioning.sinks.table_file import TableFile, by_file_name, by_id
+from broker_pipeline.captioning.sinks.tables.parquet import Parquet, need_pyarrow
+from broker_pipeline.captioning.sinks.tables.table_file import TableFile, by_file_name, by_id
+from broker_pipeline.captioning.sinks.tables.text_tables import Csv, JsonLines, TypedJsonLines
 from broker_pipeline.captioning.sinks.tar_shards import TarShards
-from broker_pipeline.captioning.sinks.text_tables import Csv, JsonLines, TypedJsonLines
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _NUMBER = re.compile(r"%0[1-9]d")
 _METADATA = "metadata"

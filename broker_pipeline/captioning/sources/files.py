@@ -15,7 +15,7 @@ from broker_pipeline.captioning.sources.location import ending_of
 from broker_pipeline.captioning.sources.named_item import item_at
 from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.errors import ConfigurationError, UnreadableFileError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import re
 from urllib.parse import urlsplit
 
 from broker_pipeline.errors import UnreadableFileError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 WEB = frozenset({"http", "https"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

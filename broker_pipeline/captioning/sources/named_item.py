@@ -12,7 +12,7 @@ from broker_pipeline.captioning.sources.opening import fetch, need_package
 from broker_pipeline.captioning.sources.reading import read_file
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS
 from broker_pipeline.errors import MediaError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 
 def item_at(id: str, location: str, fields: Mapping[str, object] | None = None) -> Item:  # noqa: A002 - its field

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from broker_pipeline.captioning.sources.arrow_rows import arrow_rows, count_arrow, count_parquet, parquet_rows
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import FilesSource, Known, facts_of
 from broker_pipeline.captioning.sources.item import Item, Source
@@ -17,14 +16,15 @@ from broker_pipeline.captioning.sources.location import ending_of, file_name, sc
 from broker_pipeline.captioning.sources.named_item import item_at
 from broker_pipeline.captioning.sources.path_list import ListSource, list_file
 from broker_pipeline.captioning.sources.remote_folder import is_pattern, pinned, urls_in
-from broker_pipeline.captioning.sources.saved_dataset import files_of, is_saved_dataset
 from broker_pipeline.captioning.sources.settings import SourceSettings
-from broker_pipeline.captioning.sources.table import TableSource
+from broker_pipeline.captioning.sources.tables.arrow_rows import arrow_rows, count_arrow, count_parquet, parquet_rows
+from broker_pipeline.captioning.sources.tables.saved_dataset import files_of, is_saved_dataset
+from broker_pipeline.captioning.sources.tables.table import TableSource
+from broker_pipeline.captioning.sources.tables.text_rows import csv_rows, jsonl_rows
 from broker_pipeline.captioning.sources.tar import TarSource
-from broker_pipeline.captioning.sources.text_rows import csv_rows, jsonl_rows
 from broker_pipeline.config import flag_of
 from broker_pipeline.errors import InvalidRequestError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _TABLES: dict[str, Callable[[str, SourceSettings], Source]] = {

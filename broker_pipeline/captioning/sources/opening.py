@@ -12,7 +12,7 @@ from aiohttp import ClientTimeout
 from broker_pipeline.captioning.sources.location import WEB, scheme_of
 from broker_pipeline.captioning.sources.reading import MAX_FILE_BYTES, check_size
 from broker_pipeline.errors import ConfigurationError, MediaError, MediaFetchError, PipelineError, UnreadableFileError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _CONNECT_S = 30.0
 _SILENCE_S = 60.0

@@ -11,7 +11,7 @@ from broker_pipeline.captioning.sources.location import WEB, ending_of, scheme_o
 from broker_pipeline.captioning.sources.opening import file_system, need_package, reason_of
 from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.errors import ConfigurationError, PipelineError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _DATASET = re.compile(r"hf://(datasets/[^/@]+/[^/@]+)(/.*)?")
 _PATTERN = re.compile(r"[*?\[]")

@@ -19,7 +19,7 @@ from broker_pipeline.captioning.sources.reading import check_size
 from broker_pipeline.captioning.sources.seen_keys import SeenKeys
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS, SourceSettings
 from broker_pipeline.errors import MediaError, UnreadableFileError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _MAX_MEMBERS = 64
 """Of one key: what has more is no sample, but many files with one beginning."""

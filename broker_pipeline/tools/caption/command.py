@@ -13,7 +13,7 @@ from broker_pipeline.captioning.run import RunSettings
 from broker_pipeline.client.calls import DEFAULT_PATIENCE_S
 from broker_pipeline.config import PathType, option
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.caption.data_options import data_options
 from broker_pipeline.tools.caption.data_settings import check_texts
 from broker_pipeline.tools.caption.progress import say

@@ -31,7 +31,7 @@ from broker_pipeline.captioning.watching import Watching
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.config import flag_of, parse_settings
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 from broker_pipeline.tools.caption.sampling_options import sampling_params
 
 Options = dict[str, Any]

@@ -14,7 +14,7 @@ from rich.text import Text
 from broker_pipeline.captioning.line import CaptionLine, describe_line
 from broker_pipeline.captioning.rate_meter import RateMeter, clock_text
 from broker_pipeline.captioning.summary import Failures, Summary
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 PLAIN_INTERVAL_S = 5.0
 _NUM_SHOWN_CAPTIONS = 20

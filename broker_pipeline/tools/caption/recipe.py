@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 _NOT_IN_RECIPES = frozenset({"recipe", "key", "secrets", "help"})
 """Secrets have no place in a file that is handed on."""

@@ -27,12 +27,12 @@ from broker_pipeline.captioning.sources.item import Item, Source
 from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.captioning.verify import Verification, Verified
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import InvalidRequestError, OutputError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.pictures.formats import ENDINGS
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.daemon_thread import in_daemon_thread
+from broker_pipeline.process.terminal import printable
 from broker_pipeline.tools.caption.data_settings import Options, prompting_of, rules_of, sinks_of, source_of
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
 from broker_pipeline.tools.caption.recipe import write_recipe

@@ -20,7 +20,7 @@ from broker_pipeline.client.gateway_client import GatewayClient, fetch_status
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.model_facts import read_model_facts
-from broker_pipeline.terminal import make_console, plain_table
+from broker_pipeline.process.terminal import make_console, plain_table
 from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.directory import demo_directory
 from broker_pipeline.tools.demo.pictures import DemoPicture, photographs, scenes, trained_model

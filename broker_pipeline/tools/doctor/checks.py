@@ -18,9 +18,9 @@ from msgspec import Meta
 
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.config import DEFAULT_NATS_URL, DEFAULT_REDIS_URL
-from broker_pipeline.daemon_thread import in_daemon_thread
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.messages.base import Name
+from broker_pipeline.process.daemon_thread import in_daemon_thread
 from broker_pipeline.process.host_room import look
 from broker_pipeline.security.tls_contexts import utc_now
 from broker_pipeline.state.redis_client import RedisClient, open_redis

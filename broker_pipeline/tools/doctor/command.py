@@ -19,7 +19,7 @@ from broker_pipeline.config import (
 )
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.logs import configure_logs
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.doctor.checks import DoctorSettings, checks_of
 from broker_pipeline.tools.doctor.examination import examine
 from broker_pipeline.tools.doctor.finding import Finding

@@ -21,7 +21,7 @@ from broker_pipeline.config import PathType
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.exit_codes import INTERRUPTED
 from broker_pipeline.logs import configure_logs
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.fetch.http_source import HttpSource
 from broker_pipeline.tools.fetch.run import Fetch
 from broker_pipeline.tools.fetch.source import DirectorySource, Source

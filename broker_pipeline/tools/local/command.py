@@ -21,7 +21,7 @@ from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service

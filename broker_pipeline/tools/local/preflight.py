@@ -7,7 +7,7 @@ from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.process.host_room import BASE_FILES, Needs, RoomNeed
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 from broker_pipeline.tools.local.plan import LocalSettings
 
 _MIB = 2**20

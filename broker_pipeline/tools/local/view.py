@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 from broker_pipeline.tools.local.supervisor import State, SupervisedProgram
 
 _STYLES: dict[State, str] = {

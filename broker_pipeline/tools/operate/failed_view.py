@@ -11,7 +11,7 @@ from rich.text import Text
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 
 _WIDTH = 160
 

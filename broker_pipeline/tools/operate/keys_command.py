@@ -17,10 +17,10 @@ from broker_pipeline.client.operator_token import REDIS_URL_FILE, state_home
 from broker_pipeline.config import DEFAULT_REDIS_URL, SECRETS_OPTION, PathType, add_options, option, parse_settings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.keys import GatewayKey, KeyLimits
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.state.access.gateway_keys import ID_LENGTH, GatewayKeys
 from broker_pipeline.state.redis_client import open_redis
-from broker_pipeline.terminal import make_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 Result = TypeVar("Result")

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from broker_pipeline.config import PathType, parse_settings
 from broker_pipeline.errors import SecretsError
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.security.certificate_ends import SERVERS
 from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.roles import ROLES, Role
 from broker_pipeline.security.secrets_directory import SERVERS_AT, DirectoryFacts, SecretsDirectory
 from broker_pipeline.security.tls_contexts import utc_now
-from broker_pipeline.terminal import make_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,7 +10,7 @@ import msgspec
 from rich.live import Live
 
 from broker_pipeline.client.gateway_client import fetch_status
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.gateway_options import gateway_options
 from broker_pipeline.tools.operate.status_view import render_status
 

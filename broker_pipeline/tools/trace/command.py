@@ -9,7 +9,7 @@ import msgspec
 
 from broker_pipeline.config import PathType, refuse_nan
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.trace.merge import write_merged
 from broker_pipeline.tools.trace.profile import Profile, Window, load_profile
 from broker_pipeline.tools.trace.summary import summarise

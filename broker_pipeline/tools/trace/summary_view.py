@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 from broker_pipeline.tools.trace.summary import ProfileSummary, WorkerSummary
 
 _HOST_ORDER = (

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker_pipeline.terminal import plain_table
+from broker_pipeline.process.terminal import plain_table
 
 
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):

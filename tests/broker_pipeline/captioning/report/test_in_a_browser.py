@@ -29,6 +29,7 @@ def url(tmp_path: Path) -> str:
     for number in range(60):
         sink.add(row(line(caption=f"a caption of {number} words"), id=f"{number}.png"))
     sink.add(row(line(caption=f"{HOSTILE} {'long' * 200}", prompt=HOSTILE), id=HOSTILE))
+    sink.add(row(line(caption="w" * 80, guard="g" * 100, model="m" * 80), id="unbroken.png"))
     sink.add(row(failed(), id="failed.png"))
     sink.add(row(failed(code="other"), id=f"other{'long' * 200}.png"))
     sink.close(is_whole=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker_pipeline.errors import StateError
-from broker_pipeline.terminal import make_console
+from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.doctor.examination import Check, examine
 from broker_pipeline.tools.doctor.finding import Finding, fail, ok, warn
 from broker_pipeline.tools.doctor.view import render_findings

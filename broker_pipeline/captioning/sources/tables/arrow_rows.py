@@ -8,7 +8,7 @@ from typing import Any
 
 from broker_pipeline.captioning.sources.location import scheme_of
 from broker_pipeline.captioning.sources.opening import media_error, need_package, open_seekable
-from broker_pipeline.captioning.sources.table import NumberedRows
+from broker_pipeline.captioning.sources.tables.table import NumberedRows
 
 _BATCH_ROWS = 32
 """Rows that are in memory at once, with their pictures."""

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from broker_pipeline.captioning.sinks.columns import FIRST_ROWS, Columns
 from broker_pipeline.captioning.sinks.new_file import NewFile, opening, writing
 from broker_pipeline.captioning.sinks.record import Record, record_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
-from broker_pipeline.captioning.sinks.text_tables import Table
+from broker_pipeline.captioning.sinks.tables.columns import FIRST_ROWS, Columns
+from broker_pipeline.captioning.sinks.tables.text_tables import Table
 from broker_pipeline.captioning.sinks.texts import valid
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 Lead = Callable[[Item], Mapping[str, object]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, BinaryIO
 
-from broker_pipeline.captioning.sinks.columns import Columns
 from broker_pipeline.captioning.sinks.record import Record
+from broker_pipeline.captioning.sinks.tables.columns import Columns
 from broker_pipeline.captioning.sources.opening import need_package
 from broker_pipeline.errors import ConfigurationError
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 T = TypeVar("T")
 _STATE = "state.json"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline.captioning.sources.opening import open_stream
-from broker_pipeline.captioning.sources.table import Cells, NumberedRows
+from broker_pipeline.captioning.sources.tables.table import Cells, NumberedRows
 from broker_pipeline.errors import MediaError, UnreadableFileError
 
 _BOM = b"\xef\xbb\xbf"

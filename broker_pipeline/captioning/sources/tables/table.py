@@ -13,7 +13,7 @@ from broker_pipeline.captioning.sources.reading import check_size
 from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.config import flag_of
 from broker_pipeline.errors import ConfigurationError, MediaError, UnreadableFileError
-from broker_pipeline.terminal import printable
+from broker_pipeline.process.terminal import printable
 
 GUESSES = (
     *("image", "jpg", "png", "img", "picture", "bytes"),

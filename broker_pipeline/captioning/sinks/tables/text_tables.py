@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from typing import BinaryIO, Protocol
 
-from broker_pipeline.captioning.sinks.columns import Columns
 from broker_pipeline.captioning.sinks.record import Record
+from broker_pipeline.captioning.sinks.tables.columns import Columns
 from broker_pipeline.captioning.sinks.texts import json_text, plain
 
 

@@ -1,0 +1,1 @@
+"""Rows as tables: columns, Parquet, and tables that are texts."""

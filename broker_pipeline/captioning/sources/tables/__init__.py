@@ -1,0 +1,1 @@
+"""Tables as sources: Arrow, Parquet, CSV, JSON Lines, and saved data sets."""
