@@ -11,6 +11,7 @@ was killed is begun again and asks for nothing twice: what it had submitted is f
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class CaptionRun:
         self._progress = progress
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.num_in_flight)
+        self._sink_lock = threading.Lock()
+        """A row that is being written when a run is cancelled is written before the sinks are closed."""
         self._is_ending = False
         self.summary = summary
 
@@ -120,11 +123,12 @@ class CaptionRun:
                 await in_daemon_thread(self._add, ended.row)
 
     def _add(self, row: Row) -> None:
-        for sink in self._sinks:
-            sink.add(row)
+        with self._sink_lock:
+            for sink in self._sinks:
+                sink.add(row)
 
     def _close(self, *, is_whole: bool) -> None:
-        with ExitStack() as closing:  # all of them, also where one fails
+        with self._sink_lock, ExitStack() as closing:  # all of them, also where one fails
             for sink in reversed(self._sinks):
                 closing.callback(sink.close, is_whole=is_whole)
 

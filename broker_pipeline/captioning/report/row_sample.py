@@ -8,12 +8,17 @@ from hashlib import blake2b
 
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.report.shown_text import shown
-from broker_pipeline.captioning.report.thumbnail import make_thumbnail
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import MediaError
+from broker_pipeline.pictures import thumbnail
+from broker_pipeline.pictures.rule import PictureRule
 
 _MAX_NAME = 500
+EDGE = 320
+"""Of a thumbnail's longer side, in pixels."""
+_RULE = PictureRule(formats=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"), max_pixels=64_000_000)
+"""What gets one: the page is nothing to lose a run for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,14 @@ class RowSample:
 
 
 def _sample_row(row: Row) -> SampleRow:
-    thumbnail, why_none = _thumbnail(row.item)
+    shown_picture, why_none = _thumbnail(row.item)
     answers = tuple(_answer(name, line) for name, line in row.lines.items())
-    return SampleRow(shown(row.item.id, _MAX_NAME), thumbnail, why_none, answers)
+    return SampleRow(shown(row.item.id, _MAX_NAME), shown_picture, why_none, answers)
+
+
+def make_thumbnail(content: bytes) -> bytes:
+    """Return a JPEG of at most `EDGE` x `EDGE` pixels without any metadata. Raises `MediaError`."""
+    return thumbnail.make_thumbnail(content, _RULE, EDGE)
 
 
 def _thumbnail(item: Item) -> tuple[str, str]:

@@ -55,8 +55,17 @@ def write_recipe(path: Path, options: Mapping[str, Any]) -> None:
     """Write what a run was told, whole or not at all; raises `OSError`."""
     told = {name: value for name, value in options.items() if name not in _NOT_IN_RECIPES and value not in (None, ())}
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in sorted(told.items())), encoding="utf-8")
+    partial.write_text("".join(_entry(name, value) for name, value in sorted(told.items())), encoding="utf-8")
     partial.replace(path)
+
+
+def _entry(name: str, value: Any) -> str:
+    text = _toml(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"# {name}: has names that are no UTF-8, which TOML cannot have\n"
+    return f"{name} = {text}\n"
 
 
 def _toml(value: Any) -> str:

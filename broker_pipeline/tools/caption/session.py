@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from broker_pipeline.captioning.log import CaptionLog
 from broker_pipeline.captioning.output import STANDARD_OUTPUT
 from broker_pipeline.captioning.rate_meter import clock_text
 from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
+from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
@@ -99,23 +100,23 @@ class CaptionSession:
         self._closing = ExitStack()
         self._prompting = prompting_of(settings.paths, options)
         self._rules = rules_of(options)
-        self._sinks = sinks_of(settings.paths, options)
         self._found = _Found(source_of(settings.paths, options, self._closing), settings.limit)
 
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
+        sinks = sinks_of(self._settings.paths, self._options)
         async with self._open() as opened:
             self._write_recipe()
             summary = Summary(self._found.count)
             progress = CaptionProgress(self._console, summary)
-            run = CaptionRun(opened.items, self._sinks, progress, summary, self._settings.run)
+            run = CaptionRun(opened.items, sinks, progress, summary, self._settings.run)
             started = time.monotonic()
             try:
                 with progress.shown():
                     await run.run(self._found)
             finally:
                 print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
-                self._say_sidecars()
+                self._say_sidecars(sinks)
                 self._say_left_out()
             if summary.num_done == 0:
                 raise nothing_there(self._found.chain)
@@ -199,8 +200,8 @@ class CaptionSession:
         if (chain := self._found.chain) is not None and chain.left_out:
             say(self._console, left_out_text(chain.left_out))
 
-    def _say_sidecars(self) -> None:
-        if num := sum(sink.num_left for sink in self._sinks if isinstance(sink, Sidecars)):
+    def _say_sidecars(self, sinks: Sequence[Sink]) -> None:
+        if num := sum(sink.num_left for sink in sinks if isinstance(sink, Sidecars)):
             say(self._console, f"{num} sidecars have other texts and were left; --sidecar-mode overwrite replaces them")
 
     def _write_recipe(self) -> None:

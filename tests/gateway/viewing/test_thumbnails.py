@@ -40,9 +40,10 @@ def test_it_stands_upright_and_says_nothing_of_where_it_was_taken() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     exif[0x010F] = "a camera"
-    thumbnail = small(encoded(Image.new("RGB", (400, 200)), "JPEG", exif=exif))
+    thumbnail = small(encoded(Image.new("RGB", (400, 200)), "JPEG", exif=exif, comment=b"at home"))
     assert thumbnail.size == (EDGE // 2, EDGE)
     assert not thumbnail.getexif()
+    assert "comment" not in thumbnail.info
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

@@ -36,8 +36,9 @@ class TableFile:
         self._lead = lead
         self._first: list[Record] = []
         self._table: Table | None = None
+        self._file: NewFile | None = None
         with opening(path):
-            self._file = NewFile(path)
+            NewFile(path).discard()  # says now what is in the way
 
     def add(self, row: Row) -> None:
         """Write a row, or keep it until the columns are known."""
@@ -56,13 +57,19 @@ class TableFile:
         """Put the file in its place, or remove it."""
         try:
             if is_whole:
-                with writing(self._path):
-                    (self._table or self._begin()).finish()
-                    self._file.commit()
+                self._commit()
         finally:
-            self._file.discard()
+            if self._file:
+                self._file.discard()
+
+    def _commit(self) -> None:
+        with writing(self._path):
+            (self._table or self._begin()).finish()
+            assert self._file, "begun"
+            self._file.commit()
 
     def _begin(self) -> Table:
+        self._file = NewFile(self._path)
         self._table = self._open_table(self._file.stream, Columns.of(self._first))
         for record in self._first:
             self._table.add(record)

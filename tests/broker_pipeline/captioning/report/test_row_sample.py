@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from broker_pipeline.captioning.report.row_sample import RowSample
-from broker_pipeline.captioning.report.thumbnail import make_thumbnail
+from broker_pipeline.captioning.report.row_sample import RowSample, make_thumbnail
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sources.item import broken
 from broker_pipeline.errors import MediaError, UnreadableFileError

@@ -1,7 +1,4 @@
-"""A small JPEG of a picture, for the page to hold. Pure, slow, and for a thread.
-
-Only the common formats are decoded, and only up to a size: the page is nothing to lose a run for.
-"""
+"""A small JPEG of a picture, for people to recognise it by. Pure, slow, and for a thread."""
 
 from __future__ import annotations
 
@@ -14,10 +11,6 @@ from broker_pipeline.errors import UnsupportedImageError
 from broker_pipeline.pictures.header import check_picture
 from broker_pipeline.pictures.rule import PictureRule
 
-EDGE = 320
-"""Of the longer side, in pixels."""
-_RULE = PictureRule(formats=("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"), max_pixels=64_000_000)
-_PILLOW_FORMATS = [name.upper() for name in _RULE.formats]
 _WHITE = (255, 255, 255, 255)
 _UNREADABLE = (
     OSError,
@@ -36,15 +29,18 @@ _UNREADABLE = (
 """What Pillow raises on bytes that end early or make no sense."""
 
 
-def make_thumbnail(content: bytes) -> bytes:
-    """Return a JPEG of at most `EDGE` x `EDGE` pixels without any metadata. Raises `MediaError`."""
-    check_picture(content, _RULE)
+def make_thumbnail(content: bytes, rule: PictureRule, edge: int) -> bytes:
+    """Return a JPEG of at most `edge` x `edge` pixels without any metadata. Raises `MediaError`.
+
+    `rule` says which formats are decoded, and up to which size.
+    """
+    check_picture(content, rule)
     try:
-        with Image.open(BytesIO(content), formats=_PILLOW_FORMATS) as picture:
-            picture.thumbnail((EDGE, EDGE))
+        with Image.open(BytesIO(content), formats=[name.upper() for name in rule.formats]) as picture:
+            picture.thumbnail((edge, edge))
             return _jpeg(_opaque(ImageOps.exif_transpose(picture)))
     except _UNREADABLE as error:
-        raise UnsupportedImageError("its data make no sense") from error
+        raise UnsupportedImageError("the picture cannot be made smaller: its data make no sense") from error
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
@@ -57,5 +53,5 @@ def _opaque(picture: Image.Image) -> Image.Image:
 def _jpeg(picture: Image.Image) -> bytes:
     target = BytesIO()
     picture.info.clear()  # Pillow writes a comment that it finds there
-    picture.save(target, "JPEG", quality=80)
+    picture.save(target, "JPEG", quality=75)
     return target.getvalue()
