@@ -698,11 +698,15 @@ def error_from_failure(failure: Failure) -> PipelineError:
 
 @cache
 def _errors_by_code() -> dict[str, type[PipelineError]]:
-    """Return the classes that this process knew when it first met a failure of a peer's."""
+    """Return the classes that this process knew when it first met a failure of a peer's.
+
+    A class without a code of its own is one that does not travel: a failure is the class that has the code.
+    """
     by_code: dict[str, type[PipelineError]] = {}
     unseen: list[type[PipelineError]] = [PipelineError]
     while unseen:
         each = unseen.pop()
-        by_code[each.code] = each
+        if "code" in vars(each):
+            by_code[each.code] = each
         unseen += each.__subclasses__()
     return by_code

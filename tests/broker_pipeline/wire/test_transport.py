@@ -28,6 +28,7 @@ from broker_pipeline.errors import (
     SlowConsumerError,
     TensorMismatchError,
     TransportError,
+    _errors_by_code,
     error_from_failure,
 )
 from broker_pipeline.messages.base import TensorSpec
@@ -497,3 +498,11 @@ def test_every_error_travels() -> None:
         again = error_from_failure(error.to_failure())
         assert type(again) is type(error)
         assert (str(again), again.field) == (str(error), error.field)
+
+
+def test_a_class_without_a_code_of_its_own_is_no_failures_class() -> None:
+    class OwnError(TransportError):
+        """Raised and caught within one process."""
+
+    _errors_by_code.cache_clear()
+    assert type(error_from_failure(OwnError("gone").to_failure())) is TransportError
