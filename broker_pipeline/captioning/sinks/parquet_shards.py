@@ -33,7 +33,8 @@ class ParquetShards:
     def learn(self, rows: Sequence[Row]) -> str:
         """Return the columns."""
         if self.columns is None:
-            self._media = "video" if rows[0].item.is_video else "image"
+            first = next((row for row in rows if row.is_whole), rows[0])  # of a failed one nobody may know
+            self._media = "video" if first.item.is_video else "image"
             self.columns = Columns.of(self._record(row, None) for row in rows)
         return json_text(self.columns.kinds)
 
@@ -47,7 +48,7 @@ class ParquetShards:
 
     def _record(self, row: Row, picture: Mapping[str, object] | bytes | None) -> Record:
         item = row.item
-        if item.is_video != (self._media == "video"):
+        if row.is_whole and item.is_video != (self._media == "video"):
             reason = f"{printable(item.id)}: one column holds pictures or videos; write both to tars"
             raise ConfigurationError(reason, field="to")
         return record_of(row, self._settings, {self._media: picture or None, **by_id(item)})

@@ -10,8 +10,10 @@ from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.texts import valid
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.process.terminal import printable
 
 OTHER_FIELDS = "other_fields"
+_MAX_DEPTH = 100
 _PROVENANCE = {
     "model": "text",
     "fingerprint": "text",
@@ -47,6 +49,12 @@ def record_of(row: Row, settings: SinkSettings, lead: Mapping[str, object]) -> R
     A field that is called like one of the run's own values gets `source_` in front of its name. Raises
     `ConfigurationError` where a question is called like what means something else.
     """
+    for name, value in row.item.fields.items() if settings.keep_fields else ():
+        if _is_deep(value, _MAX_DEPTH):
+            reason = (
+                f"{printable(row.item.id)}: the field {printable(name)} has lists and objects in each other, too deep"
+            )
+            raise ConfigurationError(reason, field="to")
     own = {**lead}
     texts = captions_of(row, settings)
     if taken := (_TAKEN | _PROVENANCE.keys()) & texts.keys():
@@ -77,6 +85,12 @@ def captions_of(row: Row, settings: SinkSettings) -> dict[str, str | None]:
 def triggered(caption: str, trigger: str) -> str:
     """Return a caption with the trigger in front, as UTF-8 can have it."""
     return valid(", ".join(filter(None, (trigger, caption))))
+
+
+def _is_deep(value: object, left: int) -> bool:
+    """Whether a value has more than `left` lists and objects in each other."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return left == 0 or any(_is_deep(each, left - 1) for each in inner)
 
 
 def _reason(row: Row) -> str | None:

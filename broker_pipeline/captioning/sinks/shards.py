@@ -11,6 +11,7 @@ kill writes what is missing. What it leaves is made of source and log alone, to 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -54,6 +55,8 @@ class Shards:
         self._path = pattern.parent / "manifest.json"
         with opening(self._path):
             self._before = finished_shards(self._path, pattern.name, settings)
+        if not self._path.exists():
+            self._save((), is_whole=False)  # the folder is this target's: another one is refused
 
     def add(self, row: Row) -> None:
         """Take a row, and write the shard that it completes."""
@@ -75,8 +78,8 @@ class Shards:
             self._complete()
         self._save((), is_whole=not any(shard.unreadable for shard in self.shards))
         with writing(self._path):
-            for left in self._before[len(self.shards) :]:
-                (self._pattern.parent / left.file).unlink(missing_ok=True)
+            for left in self._later_shards():
+                left.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise `OutputError` where items are left out that have their captions: the next run tries them again."""
@@ -84,6 +87,13 @@ class Shards:
             names = f"{printable(left[0])}{', …' if len(left) > 1 else ''}"
             reason = f"{len(left)} items could not be read again, and are left out: {names}"
             raise OutputError(f"--to {printable(self._pattern)}: {reason}", field="to")
+
+    def _later_shards(self) -> list[Path]:
+        """Return files that are called like shards behind the last one: of a longer run, of whatever settings."""
+        before, after = re.split(r"%0[1-9]d", self._pattern.name)
+        name = re.compile(f"{re.escape(before)}([0-9]+){re.escape(after)}")
+        found = ((path, name.fullmatch(path.name)) for path in self._pattern.parent.iterdir())
+        return [path for path, number in found if number and int(number[1]) >= len(self.shards)]
 
     def _complete(self) -> None:
         rows, self._rows = self._rows, []
@@ -142,7 +152,7 @@ class Shards:
             target=self._pattern.name,
             settings=self._settings,
             is_whole=is_whole,
-            num_rows=sum(shard.rows for shard in self.shards),
+            num_rows=sum(shard.rows for shard in (*self.shards, *left)),
             shards=(*self.shards, *left),
         )
         save_manifest(self._path, manifest)
@@ -151,8 +161,11 @@ class Shards:
 def _digest(form: str, rows: Sequence[Row]) -> str:
     digest = hashlib.sha256(form.encode())
     for row in rows:
-        lines = [(name, line.sha256, line.job_id, line.caption, line.status) for name, line in row.lines.items()]
-        digest.update(repr((row.item.id, lines)).encode("utf-8", "surrogatepass"))
+        lines = [
+            (name, line.sha256, line.job_id, line.caption, line.status, line.error and line.error.message)
+            for name, line in row.lines.items()
+        ]
+        digest.update(repr((row.item.id, dict(row.item.fields), lines)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

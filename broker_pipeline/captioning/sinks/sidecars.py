@@ -42,6 +42,8 @@ class Sidecars:
         self._ending = f".{ending.removeprefix('.')}"
         self._mirror = mirror
         self._mode = mode
+        self._taken: dict[Path, str] = {}
+        """Files of the folder that is written to, each with the item that it is about."""
         self.num_left = 0
         """Files that were there, with something else in them, and are left as they are."""
         self._settings = settings
@@ -52,7 +54,9 @@ class Sidecars:
         for number, text in enumerate(captions_of(row, self._settings).values()):
             if text is not None:
                 name = list(row.lines)[number]
-                self._write(self._place(row, f".{name}{self._ending}" if number else self._ending), text)
+                path = self._place(row, f".{name}{self._ending}" if number else self._ending)
+                self._take(path, row.item.id)
+                self._write(path, text)
 
     def close(self, *, is_whole: bool) -> None:
         """Do nothing: every file is whole."""
@@ -74,10 +78,20 @@ class Sidecars:
         root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)
         return str(whole.relative_to(root).with_suffix(""))
 
+    def _take(self, path: Path, item_id: str) -> None:
+        """Raise `ConfigurationError` where two items have one file, such as `cat.jpg` and `cat.png`."""
+        if self._taken and next(iter(self._taken)).parent != path.parent:
+            self._taken.clear()  # a source goes through one folder after the other
+        if (other := self._taken.setdefault(path, item_id)) != item_id:
+            reason = f"{printable(path)} would be that of {printable(other)} and of {printable(item_id)}"
+            raise ConfigurationError(f"{reason}: give one of them another name, or leave it out", field=_FIELD)
+
     def _write(self, path: Path, text: str) -> None:
         there = self._there(path)
+        if there is not None and self._mode == "skip":
+            self.num_left += there != text
+            return
         wanted = text if there is None else self._joined(there, text)
-        self.num_left += self._mode == "skip" and wanted == there != text
         if wanted != there:
             write_whole(path, wanted.encode(), field=_FIELD, is_synced=False)
 
@@ -98,6 +112,4 @@ class Sidecars:
             return text
         if self._mode == "append":
             return there if kept == text or kept.endswith(_JOINT + text) else kept + _JOINT + text
-        if self._mode == "prepend":
-            return there if kept == text or kept.startswith(text + _JOINT) else text + _JOINT + kept
-        return there
+        return there if kept == text or kept.startswith(text + _JOINT) else text + _JOINT + kept

@@ -143,3 +143,35 @@ def test_a_target_that_means_nothing_is_refused(tmp_path: Path, target: str, wor
     (tmp_path / "a-folder.csv").mkdir()
     with pytest.raises(ConfigurationError, match=words):
         open_sink(f"{tmp_path}/{target}", SinkSettings())
+
+
+def test_a_field_that_changed_makes_its_shard_anew(tmp_path: Path) -> None:
+    fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), table_rows(4))
+    before = digests(tmp_path)
+    rows = table_rows(4)
+    object.__setattr__(rows[2].item, "fields", {"kind": "b", "size": 2})
+    fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), rows)
+    assert digests(tmp_path)["out-00000.tar"] != before["out-00000.tar"]
+
+
+def test_other_settings_leave_no_shards_of_before(tmp_path: Path) -> None:
+    (tmp_path / "out-notes.tar").touch()
+    fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), table_rows(12))
+    fill(open_sink(f"{tmp_path}/out-%05d.tar", SinkSettings(shard_rows=4, trigger="ohwx")), table_rows(4))
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["out-00000.tar", "out-notes.tar"]
+
+
+def test_two_targets_in_one_folder_are_refused(tmp_path: Path) -> None:
+    open_sink(f"{tmp_path}/a-%05d.tar", SHORT)
+    with pytest.raises(ConfigurationError, match="choose another folder"):
+        open_sink(f"{tmp_path}/b-%05d.tar", SHORT)
+
+
+def test_what_is_too_deep_is_said(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    rows = table_rows(1)
+    object.__setattr__(rows[0].item, "fields", {"deep": deep})
+    with pytest.raises(ConfigurationError, match="too deep"):
+        fill(open_sink(f"{tmp_path}/out.jsonl", SinkSettings()), rows)

@@ -63,3 +63,19 @@ def test_nothing_is_added_to_what_is_no_text(tmp_path: Path) -> None:
     picture.with_suffix(".txt").write_bytes(b"\xff\xfe")
     with pytest.raises(OutputError, match="is no UTF-8"):
         fill(sidecars("append"), [file_row(picture)])
+
+
+def test_a_persons_own_text_stays_whatever_it_is(tmp_path: Path) -> None:
+    [picture] = folder(tmp_path, 1).rglob("*.png")
+    for own in (b"\xea\xee\xf2", b""):
+        picture.with_suffix(".txt").write_bytes(own)
+        fill(sidecars("skip"), [file_row(picture)])
+        assert picture.with_suffix(".txt").read_bytes() == own
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    [picture] = folder(tmp_path, 1).rglob("*.png")
+    other = picture.with_suffix(".jpg")
+    other.write_bytes(picture.read_bytes())
+    with pytest.raises(ConfigurationError, match=r"would be that of .*000.jpg and of .*000.png"):
+        fill(sidecars(), [file_row(other), file_row(picture)])
