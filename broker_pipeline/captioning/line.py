@@ -92,6 +92,9 @@ def encode_line(line: CaptionLine) -> bytes:
         line = msgspec.structs.replace(line, path=shown, path_base64=base64.b64encode(name).decode())
     else:  # the system's encoding of names may be another one
         line = msgspec.structs.replace(line, path=name.decode())
+    if line.same_as is not None:
+        same_as = os.fsencode(line.same_as).decode("utf-8", "backslashreplace")
+        line = msgspec.structs.replace(line, same_as=same_as)
     fields = msgspec.to_builtins(line, str_keys=True)
     text = f"{json.dumps(fields, ensure_ascii=False)}\n".encode()  # with spaces, which people search with
     for end, escaped in _LINE_ENDS:

@@ -147,7 +147,15 @@ async def test_caption_passes_everything_on(client: PipelineClient, tmp_path: Pa
     (tmp_path / "a.png").write_bytes(picture(1))
     flags = ["--n", "2", "--logit-bias", '{"65": 100, "66": 50}', "--bad-words", "b", "--stop-token-ids", "67"]
     flags += ["--temperature", "0", "--no-repeat-ngram-size", "0", "--max-tokens", "3", "--min-tokens", "1"]
-    flags += ["--repetition-detection", '{"max_pattern_size": 1, "min_count": 2}', "--stop", "x", "--stop", "y"]
+    flags += [
+        "--no-guards",
+        "--repetition-detection",
+        '{"max_pattern_size": 1, "min_count": 2}',
+        "--stop",
+        "x",
+        "--stop",
+        "y",
+    ]
     command = [sys.executable, "-m", "broker_pipeline", "caption", "a.png", "--gateway", client.cluster.gateway_url]
     process = await asyncio.create_subprocess_exec(*command, *flags, cwd=tmp_path)
     assert await process.wait() == 0

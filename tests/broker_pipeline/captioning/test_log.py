@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker_pipeline.captioning.line import CaptionLine
@@ -196,3 +197,9 @@ def test_the_key_depends_on_everything_that_is_asked() -> None:
     }
     assert len(keys) == 9
     assert idempotency_key(picture("a"), CaptionRequest("What?"), 0) in keys
+
+
+def test_a_line_about_the_content_of_an_odd_name_is_written(tmp_path: Path) -> None:
+    with CaptionLog(tmp_path / "c") as log:
+        log.append(msgspec.structs.replace(line("a"), same_as="caf\udce9.png"))
+    assert json.loads((tmp_path / "c").read_bytes())["same_as"] == "caf\\xe9.png"

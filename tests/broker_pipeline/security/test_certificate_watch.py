@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.authority import Authority
 from broker_pipeline.security.certificate_watch import CertificateWatch, certificate_ends, watched_certificates
-from broker_pipeline.security.tls_contexts import TlsContexts, host_tls, with_certificate
+from broker_pipeline.security.tls_contexts import TlsContexts, host_tls, utc_now, with_certificate
 from broker_pipeline.wire.nats.server_certificate import server_certificate_end
 from tests.kit.authority import NOW, encrypted_nats, host_secrets
 
@@ -94,7 +94,7 @@ async def test_the_servers_are_asked_for_the_certificate_that_they_show_now(tmp_
     assert [each["host"] for each in logs] == ["servers"]
     assert "copy DIR/servers again" in logs[0]["reason"]
     assert contexts.servers_end_at is not None
-    assert abs(contexts.servers_end_at - NOW - timedelta(days=5)) < timedelta(minutes=5)
+    assert abs(contexts.servers_end_at - utc_now() - timedelta(days=5)) < timedelta(minutes=5)
     assert await server_certificate_end(f"tls://127.0.0.1:{port}", contexts.client) is None, "nobody is there now"
 
 
