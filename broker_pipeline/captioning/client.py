@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,7 +35,7 @@ from broker_pipeline.captioning.asker import Asker
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.line_maker import Asked, LineMaker
 from broker_pipeline.captioning.sources.item import Item
-from broker_pipeline.captioning.sources.reading import read_picture
+from broker_pipeline.captioning.sources.reading import read_file
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.client.gateway_client import GatewayClient
@@ -204,7 +205,7 @@ def as_item(picture: PictureInput, name: str) -> Item:
         return picture
     if isinstance(picture, str | Path):
         path = Path(picture)
-        return Item(str(picture), lambda: read_picture(path)[0], path=path)
+        return Item(str(picture), partial(read_file, path), path=path)
     if isinstance(picture, bytes):
         return Item(name, lambda: picture)
     if isinstance(picture, Image.Image):

@@ -12,6 +12,7 @@ from broker_pipeline.captioning.asker import Asker
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.line_maker import Asked
 from broker_pipeline.captioning.log import CaptionLog
+from broker_pipeline.captioning.prompts.parse import MAIN_QUESTION
 from broker_pipeline.captioning.prompts.question import Question, Questions
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sources.item import Item
@@ -21,7 +22,6 @@ from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.process.daemon_thread import in_daemon_thread
 
 _MAX_READS = 32
-DEFAULT_QUESTION = "caption"
 
 Texts = Mapping[str, str]
 
@@ -45,7 +45,7 @@ class Prompting:
     @property
     def names(self) -> tuple[str, ...]:
         """What the answers of an item are called, in the order of the flags."""
-        return tuple(each.name for each in self.questions) if self.questions else (DEFAULT_QUESTION,)
+        return tuple(each.name for each in self.questions) if self.questions else (MAIN_QUESTION,)
 
     def shown(self, item: Item) -> dict[str, str | None]:
         """Return what would be asked about an item, by name; None for the gateway's own prompt. Reads files."""
@@ -190,7 +190,7 @@ class ItemRun:
 
     def _bare(self, question: Question | None, item: Item, sha256: str) -> Asked:
         name = name_of(question)
-        return Asked(Picture(item.id, sha256), self._prompting.base, None if name == DEFAULT_QUESTION else name)
+        return Asked(Picture(item.id, sha256), self._prompting.base, None if name == MAIN_QUESTION else name)
 
     def _refused(self, item: Item, error: InvalidRequestError) -> Ended:
         questions = [each for wave in self._prompting.waves for each in wave]
@@ -224,4 +224,4 @@ def _answered(lines: Mapping[str, CaptionLine]) -> dict[str, str]:
 
 def name_of(question: Question | None) -> str:
     """Return what the answer is called."""
-    return DEFAULT_QUESTION if question is None else question.name
+    return MAIN_QUESTION if question is None else question.name

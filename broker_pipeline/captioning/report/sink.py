@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from broker_pipeline.captioning.report.page import Heading, render_page
-from broker_pipeline.captioning.report.page_file import PageFile
 from broker_pipeline.captioning.report.row_sample import RowSample
 from broker_pipeline.captioning.report.row_tally import RowTally
+from broker_pipeline.captioning.sinks.new_file import mode_of, write_whole
 from broker_pipeline.captioning.sinks.row import Row
 
 
 class ReportSink:
     """A page for a browser, in one file, which asks nobody for anything. Also a run that was interrupted has one."""
 
-    needs_content = True
-    """For the few pictures that the page shows."""
-
     def __init__(self, path: Path, title: str, clock: Callable[[], float] = time.time) -> None:
         """Prepare to write to `path`; `ConfigurationError` where there is something that is no file."""
-        self._file = PageFile(path)
+        self._path = path
+        with suppress(OSError):  # told when it is written
+            mode_of(path, field="report")
         self._title = title
         self._clock = clock
         self._began_at = clock()
@@ -36,4 +36,5 @@ class ReportSink:
     def close(self, *, is_whole: bool) -> None:
         """Write the page. Raises `OutputError`."""
         heading = Heading(self._title, self._began_at, self._clock(), is_whole)
-        self._file.write(render_page(heading, self._tally, self._sample.rows()))
+        page = render_page(heading, self._tally, self._sample.rows())
+        write_whole(self._path, page.encode(), field="report")

@@ -20,8 +20,6 @@ _MARK = "<!-- Every run of `broker-pipeline caption` writes this page anew, unle
 class DataSet:
     """A sink that writes `FOLDER/data/train-%05d.parquet` and `FOLDER/README.md`."""
 
-    needs_content = True
-
     def __init__(self, folder: Path, settings: SinkSettings) -> None:
         """Begin, or go on with, a data set; raises `ConfigurationError`."""
         self._readme = folder / "README.md"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from broker_pipeline.captioning.output import kind_of
+from broker_pipeline.config import flag_of
 from broker_pipeline.errors import ConfigurationError, OutputError
 from broker_pipeline.process.terminal import printable
 
@@ -32,7 +33,7 @@ class NewFile:
         self._field = field
         self._name = printable(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        mode = self._mode()
+        mode = mode_of(self.path, field=field)
         mark = hashlib.sha256(os.fsencode(self.path.name)).hexdigest()[:16]  # a name as long as its own may be too long
         self._partial = self.path.with_name(f".{mark}.partial")
         self.stream = self._open(mode)
@@ -53,15 +54,6 @@ class NewFile:
             self._partial.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the disk may be full still
             self.stream.close()
-
-    def _mode(self) -> int | None:
-        try:
-            facts = self.path.stat()
-        except FileNotFoundError:
-            return None
-        if not stat.S_ISREG(facts.st_mode):
-            raise ConfigurationError(f"{self._name} is {kind_of(facts)}, not a regular file", field=self._field)
-        return stat.S_IMODE(facts.st_mode)
 
     def _open(self, mode: int | None) -> BinaryIO:
         fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -90,6 +82,17 @@ class NewFile:
             raise ConfigurationError(f"another run is writing {self._name}; wait for it", field=self._field)
 
 
+def mode_of(path: Path, *, field: str = "to") -> int | None:
+    """Return the permissions of a file, None where there is none; `ConfigurationError` for what is no file."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        raise ConfigurationError(f"{printable(path)} is {kind_of(facts)}, not a regular file", field=field)
+    return stat.S_IMODE(facts.st_mode)
+
+
 @contextmanager
 def opening(path: Path, *, field: str = "to") -> Iterator[None]:
     """Raise `ConfigurationError` naming file and flag where the system refuses."""
@@ -105,7 +108,7 @@ def writing(path: Path, *, field: str = "to") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = f"cannot write {printable(path)}: {error.strerror or error}; {_ADVICE}"
+        text = f"cannot write {printable(path)}: {error.strerror or error}; {_ADVICE} ({flag_of(field)})"
         raise OutputError(text, field=field) from error
 
 

@@ -35,9 +35,6 @@ class Sink(Protocol):
     finds it there. Called from one thread at a time.
     """
 
-    needs_content: bool
-    """Whether it writes the pictures' bytes: `Item.read` is called again for them."""
-
     def add(self, row: Row) -> None:
         """Take the next row, also one that failed. Raises `OutputError`; `ConfigurationError` where it never can."""
 

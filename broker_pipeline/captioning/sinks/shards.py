@@ -42,8 +42,6 @@ class ShardForm(Protocol):
 class Shards:
     """A sink that writes a file for each `settings.shard_rows` rows. `pattern` has the number as `%05d`."""
 
-    needs_content = True
-
     def __init__(self, pattern: Path, settings: SinkSettings, form: ShardForm) -> None:
         """Read the manifest that is there; raises `ConfigurationError` for one of other files."""
         self.shards: list[Shard] = []

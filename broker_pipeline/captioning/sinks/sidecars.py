@@ -28,8 +28,6 @@ _FIELD = "sidecar"
 class Sidecars:
     """A sink that writes a file for each answer, as soon as it is known."""
 
-    needs_content = False
-
     def __init__(
         self, ending: str, mirror: Path | None, mode: Mode, settings: SinkSettings, roots: Sequence[Path]
     ) -> None:

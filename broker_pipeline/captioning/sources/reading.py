@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from pathlib import Path
@@ -12,12 +11,6 @@ from broker_pipeline.errors import MediaTooLargeError, UnreadableFileError
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Larger files are not even read; the gateway's own limit is far below."""
-
-
-def read_picture(path: Path) -> tuple[bytes, str]:
-    """Return a file's bytes and their SHA-256. Raises `UnreadableFileError` or `MediaTooLargeError`."""
-    content = read_file(path)
-    return content, hashlib.sha256(content).hexdigest()
 
 
 def read_file(path: Path) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from broker_pipeline.captioning.sinks.new_file import write_whole
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.process.terminal import printable
 
@@ -52,11 +53,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_recipe(path: Path, options: Mapping[str, Any]) -> None:
-    """Write what a run was told, whole or not at all; raises `OSError`."""
+    """Write what a run was told, whole or not at all; raises `OutputError`."""
     told = {name: value for name, value in options.items() if name not in _NOT_IN_RECIPES and value not in (None, ())}
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(_entry(name, value) for name, value in sorted(told.items())), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(_entry(name, value) for name, value in sorted(told.items())).encode(), field="out")
 
 
 def _entry(name: str, value: Any) -> str:

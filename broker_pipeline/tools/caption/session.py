@@ -28,7 +28,7 @@ from broker_pipeline.captioning.sources.item import Item, Source
 from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.captioning.verify import Verification, Verified
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.errors import InvalidRequestError, OutputError
+from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.pictures.formats import ENDINGS
@@ -104,7 +104,7 @@ class CaptionSession:
 
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
-        sinks = sinks_of(self._settings.paths, self._options)
+        sinks = await in_daemon_thread(sinks_of, self._settings.paths, self._options)
         async with self._open() as opened:
             self._write_recipe()
             summary = Summary(self._found.count)
@@ -139,12 +139,20 @@ class CaptionSession:
 
     async def dry_run(self) -> bool:
         """Say what would be asked of how many items, and how long that would take."""
+        with self._closing:
+            await self._show_first()
+        await self._foretell()
+        return True
+
+    async def _show_first(self) -> None:
         await in_daemon_thread(self._found.look)
         say(self._console, f"{'an unknown number of' if self._found.count is None else self._found.count} items")
         self._say_left_out()
         for item in await in_daemon_thread(lambda: list(islice(iter(self._found), _NUM_SHOWN))):
             for name, text in self._prompting.shown(item).items():
                 say(self._console, f"  {printable(item.id)}  {name}: {printable(text or DEFAULT_PROMPT)}")
+
+    async def _foretell(self) -> None:
         async with GatewayClient.open(self._settings.gateway, patience_s=0.0, key=self._settings.key) as client:
             status = await client.status()
         rate = status.conductor.captions_per_s if status.conductor else 0.0
@@ -156,7 +164,6 @@ class CaptionSession:
             )
         else:
             say(self._console, "how long that takes nobody can say: nothing was captioned in the last ten seconds")
-        return True
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[_Opened]:
@@ -209,12 +216,7 @@ class CaptionSession:
         if out == STANDARD_OUTPUT:
             return
         told = {**self._options, "paths": [str(path) for path in self._settings.paths]}
-        try:
-            write_recipe(out.with_name(f"{out.name}.recipe.toml"), told)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the recipe beside {printable(out)}: {error.strerror}", field="out"
-            ) from error
+        write_recipe(out.with_name(f"{out.name}.recipe.toml"), told)
 
 
 def nothing_there(chain: Chain | None) -> InvalidRequestError:

@@ -24,8 +24,6 @@ Lead = Callable[[Item], Mapping[str, object]]
 class TableFile:
     """A sink that makes one file of all rows, which replaces what is there when the run has come to its end."""
 
-    needs_content = False
-
     def __init__(
         self, path: Path, settings: SinkSettings, open_table: Callable[[BinaryIO, Columns], Table], lead: Lead
     ) -> None:
