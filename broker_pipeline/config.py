@@ -50,6 +50,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     profile_max_events: Annotated[int, Meta(ge=1)] = DEFAULT_MAX_EVENTS
     otlp_endpoint: str = ""
     """URL of an OpenTelemetry collector that is sent a trace of every job; empty sends none."""
+    media_roots: tuple[str, ...] = ()
+    """Folders, here and behind URLs, that vision workers read media below."""
 
 
 def env_name(flag: str) -> str:
@@ -119,6 +121,14 @@ SECRETS_OPTION = option(
     help="Folder of this host's secrets, as `broker-pipeline secrets` made it.  [default: none, for servers without]",
 )
 
+MEDIA_ROOTS_OPTION = option(
+    "--media-roots",
+    multiple=True,
+    metavar="DIR|URL",
+    help="Folder that vision workers read pictures below where a request names them by URL and sha256 (docs/api.md): "
+    "the same for gateways and vision workers. May be repeated.",
+)
+
 _COMMON_OPTIONS = (
     option("--nats-url", default=DEFAULT_NATS_URL, help="NATS server with JetStream; several, separated by commas."),
     option(
@@ -158,6 +168,7 @@ _COMMON_OPTIONS = (
         default="",
         help="OpenTelemetry collector (http://HOST:4318) that is sent a trace of every job; needs the extra otel.",
     ),
+    MEDIA_ROOTS_OPTION,
 )
 
 

@@ -19,7 +19,7 @@ from gateway.api import health, page
 from gateway.api.connections import AppRunner
 from gateway.api.errors import answer_errors
 from gateway.api.guard import add_headers, guard
-from gateway.api.native import events, jobs, status, workers
+from gateway.api.native import bulk, events, jobs, status, workers
 from gateway.api.observe import observe
 from gateway.api.openai import models
 from gateway.api.openai.batch import batches, files
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 def all_routes() -> list[web.RouteDef]:
     """Return every route of the gateway."""
-    rooms = (jobs, events, status, workers, models, chat, responses, files, batches, health, page)
+    rooms = (jobs, bulk, events, status, workers, models, chat, responses, files, batches, health, page)
     return [route for api in rooms for route in api.routes()]
 
 

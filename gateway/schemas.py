@@ -10,6 +10,8 @@ from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 MAX_TEXT_LENGTH = 2_000_000
+MAX_BULK = 1000
+"""Jobs of one request."""
 
 Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
@@ -95,6 +97,27 @@ class JobRequest(_Sized, frozen=True, kw_only=True):
         Annotated[Priority, Meta(description="batch: what waits behind all interactive jobs, but for a small share")]
         | None
     ) = None
+
+
+class BulkJob(JobRequest, frozen=True, kw_only=True):
+    """One job of many."""
+
+    idempotency_key: Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None
+
+
+class BulkRequest(_Body, frozen=True, kw_only=True):
+    """Many jobs, each a `BulkJob`: one that is wrong is refused, and the others are accepted."""
+
+    jobs: Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=MAX_BULK)]
+
+
+class WaitRequest(_Body, frozen=True, kw_only=True):
+    """Which jobs to wait for, and how long for the first end."""
+
+    job_ids: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")], ...], Meta(min_length=1, max_length=MAX_BULK)
+    ]
+    wait_s: Annotated[float, Meta(ge=0, le=60)] = 20.0
 
 
 class JobListQuery(_Body, frozen=True, kw_only=True):

@@ -34,6 +34,13 @@ class Content:
     content: bytes
     sha256: str
     is_video: bool = False
+    url: str | None = None
+    """What is sent in its place: where workers read it."""
+
+    @property
+    def media(self) -> bytes | str:
+        """What is sent."""
+        return self.url or self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ class Answers:
         num_failures = self._log.num_failures(asked.picture, asked.request)
         try:
             record = await self._asker.ask(
-                asked.picture, content.content, request, num_failures, is_video=content.is_video
+                asked.picture, content.media, request, num_failures, is_video=content.is_video
             )
         except GatewayUnreachableError:
             raise

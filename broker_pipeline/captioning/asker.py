@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.caption_request import CaptionRequest, Picture, idempotency_key
-from broker_pipeline.client.gateway_client import GatewayClient, Submitted
+from broker_pipeline.client.gateway_client import Submitted
 from broker_pipeline.errors import JobNotFoundError
 from broker_pipeline.messages.jobs import JobRecord
 
@@ -15,9 +16,9 @@ _MAX_RESUBMISSIONS = 5
 class Asker:
     """Submits jobs and waits for their ends."""
 
-    def __init__(self, client: GatewayClient) -> None:
-        """Ask through `client`."""
-        self._client = client
+    def __init__(self, calls: BulkCalls) -> None:
+        """Ask through `calls`."""
+        self._calls = calls
         self._accepted: set[str] = set()
 
     @property
@@ -26,16 +27,24 @@ class Asker:
         return len(self._accepted)
 
     async def ask(
-        self, picture: Picture, content: bytes, request: CaptionRequest, num_failures: int, *, is_video: bool = False
+        self,
+        picture: Picture,
+        media: bytes | str,
+        request: CaptionRequest,
+        num_failures: int,
+        *,
+        is_video: bool = False,
     ) -> JobRecord:
-        """Return the job once it has ended; `num_failures` of earlier ones make this another one.
+        """Return the job once it has ended. `media` are bytes, or the URL where workers read them.
+
+        Other `num_failures` of earlier ones make it another job.
 
         Submits again where the gateway forgot the job, or only remembers one of no use. Raises as `GatewayClient` does.
         """
         error: JobNotFoundError | None = None
         for _ in range(_MAX_RESUBMISSIONS):
             key = idempotency_key(picture, request, num_failures)
-            submitted = await self._client.submit(content, request, key, is_video=is_video)
+            submitted = await self._calls.submit(media, request, key, is_video=is_video)
             if _is_old_failure(submitted) or _is_of_another_model(submitted, request):
                 num_failures += 1
                 continue
@@ -48,7 +57,7 @@ class Asker:
     async def _wait(self, job_id: str) -> JobRecord:
         self._accepted.add(job_id)
         try:
-            return await self._client.wait(job_id)
+            return await self._calls.wait(job_id)
         finally:
             if not _is_cancelling():
                 self._accepted.discard(job_id)

@@ -19,6 +19,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.line_maker import Asked, LineMaker
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.captioning.sources.reading import read_file
+from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.client.gateway_client import GatewayClient
@@ -44,6 +46,9 @@ from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.process.daemon_thread import in_daemon_thread
 
 T = TypeVar("T")
+
+_ENCODING = threading.Lock()
+"""An image of Pillow is read when it is first used, and the same one may be asked about twice at once."""
 
 PictureInput = str | Path | bytes | Image.Image | Item | Mapping[str, Any]
 """A path, an encoded picture, a Pillow image, an item of a source, or a row of a data set with one of these in it."""
@@ -79,7 +84,8 @@ class AsyncClient:
             )
             await client.check()
             conductor = await asked_model(client, self._patience_s, lambda _: None)
-            self._opened = _Open(Asker(client), LineMaker(conductor.model or None), conductor.fingerprint)
+            calls = await stack.enter_async_context(BulkCalls.open(client))
+            self._opened = _Open(Asker(calls), LineMaker(conductor.model or None), conductor.fingerprint)
             self._closing = stack.pop_all()
         return self
 
@@ -155,12 +161,17 @@ class Client:
         """Take what `AsyncClient` takes."""
         self._client = AsyncClient(gateway, **options)
         self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
+        opened: Future[None] = Future()
+        self._living = asyncio.run_coroutine_threadsafe(self._live(opened), self._loop)
         try:
-            self._call(self._client.__aenter__())
+            wait((opened, self._living), return_when=FIRST_COMPLETED)
+            if self._living.done():
+                self._living.result()
         except BaseException:
             self._stop()
             raise
@@ -169,10 +180,17 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loop.call_soon_threadsafe(self._closing.set)
         try:
-            self._call(self._client.__aexit__(kind, error, trace))
+            self._living.result()
         finally:
             self._stop()
+
+    async def _live(self, opened: Future[None]) -> None:
+        """Be open until told to close: in one task, which is told of what goes wrong."""
+        async with self._client:
+            opened.set_result(None)
+            await self._closing.wait()
 
     def caption(self, picture: PictureInput, prompt: str | None = None, **options: Any) -> CaptionLine:
         """Return the line of one picture, as `AsyncClient.caption` does."""
@@ -218,5 +236,6 @@ def as_item(picture: PictureInput, name: str) -> Item:
 
 def _encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    with _ENCODING:
+        image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -84,14 +84,22 @@ class ItemRun:
     """Asks what has to be asked about items, one call an item."""
 
     def __init__(
-        self, asker: Asker, log: CaptionLog, answers: Answers, prompting: Prompting, *, only_failed: bool = False
+        self,
+        asker: Asker,
+        log: CaptionLog,
+        answers: Answers,
+        prompting: Prompting,
+        *,
+        only_failed: bool = False,
+        by_reference: bool = False,
     ) -> None:
-        """With `only_failed`, ask about those alone that failed before."""
+        """With `only_failed`, ask about those alone that failed before; `by_reference`, say where workers read them."""
         self._asker = asker
         self._log = log
         self._answers = answers
         self._prompting = prompting
         self._only_failed = only_failed
+        self._by_reference = by_reference
         self._reads = asyncio.Semaphore(_MAX_READS)
 
     @property
@@ -133,7 +141,7 @@ class ItemRun:
     async def read(self, item: Item) -> Content:
         """Read an item's bytes; raises `MediaError`."""
         async with self._reads:
-            return await in_daemon_thread(_read, item)
+            return await in_daemon_thread(_read, item, by_reference=self._by_reference)
 
     def _row_by_name(self, item: Item, texts: Texts) -> Row | None:
         """Return the row of what is called so, where the log has all of it: nothing needs to be fetched for it."""
@@ -213,9 +221,10 @@ class ItemRun:
         )
 
 
-def _read(item: Item) -> Content:
+def _read(item: Item, *, by_reference: bool) -> Content:
     content = item.read()
-    return Content(content, hashlib.sha256(content).hexdigest(), item.is_video)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Content(content, sha256, item.is_video, item.reference(sha256) if by_reference else None)
 
 
 def _answered(lines: Mapping[str, CaptionLine]) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Verification:
     async def _line(self, line: CaptionLine, content: Content, verified: Verified) -> None:
         picture, request = Picture(line.path, content.sha256), request_of(line, self._model)
         try:
-            record = await self._asker.ask(picture, content.content, request, 0, is_video=content.is_video)
+            record = await self._asker.ask(picture, content.media, request, 0, is_video=content.is_video)
         except GatewayUnreachableError:
             raise
         except PipelineError as error:

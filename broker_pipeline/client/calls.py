@@ -7,6 +7,7 @@ must be safe to ask for twice.
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,7 +20,14 @@ import msgspec
 
 from broker_pipeline import __version__
 from broker_pipeline.client.operator_token import token_for
-from broker_pipeline.errors import ConfigurationError, Failure, GatewayUnreachableError, error_from_failure
+from broker_pipeline.errors import (
+    ConfigurationError,
+    Failure,
+    GatewayUnreachableError,
+    PipelineError,
+    QueueFullError,
+    error_from_failure,
+)
 from broker_pipeline.messages.gateway import ErrorBody
 
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8080"
@@ -87,14 +95,17 @@ class GatewayCalls:
         method: str,
         path: str,
         *,
-        form: Callable[[], aiohttp.FormData] | None = None,
+        form: Callable[[], aiohttp.FormData | io.BytesIO] | None = None,
+        body: bytes | None = None,
         headers: dict[str, str] | None = None,
         patience_s: float | None = None,
     ) -> Answer:
-        """Make one call and return its answer. Waits as long as the gateway asks for with a 429.
+        """Make one call, with a form or JSON, and return its answer. Waits as long as the gateway asks for with a 429.
 
         Raises `GatewayUnreachableError`, or the error that the gateway answered with.
         """
+        if body is not None:
+            form, headers = (lambda: io.BytesIO(body)), {"Content-Type": "application/json", **(headers or {})}
         started = time.monotonic()
         backoff = backoff_seconds(_FIRST_BACKOFF_S, _MAX_BACKOFF_S)
         num_tries = 0
@@ -119,7 +130,7 @@ class GatewayCalls:
         self,
         method: str,
         path: str,
-        form: Callable[[], aiohttp.FormData] | None,
+        form: Callable[[], aiohttp.FormData | io.BytesIO] | None,
         headers: dict[str, str] | None,
         num_tries: int,
     ) -> Answer:
@@ -144,15 +155,22 @@ class GatewayCalls:
                 field="gateway",
             )
 
+    def has_patience(self, since: float, error: PipelineError) -> bool:
+        """Whether to go on asking what has been refused since a moment: for room as long as it takes."""
+        return isinstance(error, QueueFullError) or time.monotonic() - since < self._patience_s
+
     def decode(self, answer: Answer, body_type: type[Body]) -> Body:
         """Return an answer's body; raises `GatewayUnreachableError` where it is not a gateway's of this version."""
         try:
             return msgspec.json.decode(answer.body, type=body_type)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise GatewayUnreachableError(
-                f"what answers at {self._url} (status {answer.status}) is not a gateway of this version",
-                field="gateway",
-            ) from None
+            raise self.not_a_gateway(answer.status) from None
+
+    def not_a_gateway(self, status: int) -> GatewayUnreachableError:
+        """Return the error of an answer that no gateway of this version gives."""
+        return GatewayUnreachableError(
+            f"what answers at {self._url} (status {status}) is not a gateway of this version", field="gateway"
+        )
 
 
 def backoff_seconds(first_s: float, longest_s: float) -> Iterator[float]:

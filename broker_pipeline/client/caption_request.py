@@ -30,9 +30,23 @@ class CaptionRequest:
     """Tells a run that asks anew from all others; empty for one that takes what there is."""
     priority: Priority = "interactive"
 
-    def as_json(self) -> bytes:
-        """Return the request as `POST /v1/jobs` takes it, without the picture."""
-        return msgspec.json.encode({**self._asked, "priority": self.priority})
+    def as_json(self, url: str | None = None, key: str | None = None, *, is_video: bool = False) -> bytes:
+        """Return the request as `POST /v1/jobs` takes it, without the picture; with its URL and a key, as one of many.
+
+        `is_video`: a video is at the URL.
+        """
+        asked: dict[str, object] = {**self._asked, "priority": self.priority}
+        if is_video and url is not None:
+            asked |= {"messages": self._conversation(url)}
+            asked = {name: value for name, value in asked.items() if name not in {"prompt", "system"}}
+        elif url is not None:
+            asked |= {"images": [url]}
+        return msgspec.json.encode(asked if key is None else asked | {"idempotency_key": key})
+
+    def _conversation(self, url: str) -> list[dict[str, object]]:
+        text = DEFAULT_PROMPT if self.prompt is None else self.prompt
+        told: list[dict[str, object]] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*told, {"role": "user", "content": [{"type": "video", "url": url}, {"type": "text", "text": text}]}]
 
     @property
     def _asked(self) -> dict[str, object]:

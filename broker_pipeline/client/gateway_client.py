@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote, urlencode
@@ -12,7 +12,7 @@ import msgspec
 
 from broker_pipeline.client.calls import GatewayCalls
 from broker_pipeline.client.caption_request import CaptionRequest
-from broker_pipeline.messages.gateway import JobList, PipelineStatus
+from broker_pipeline.messages.gateway import BulkAnswer, BulkAnswers, EndedJobs, JobList, PipelineStatus
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord, JobStatus
 from broker_pipeline.messages.workers import WorkerRecord
 
@@ -52,6 +52,20 @@ class GatewayClient(GatewayCalls):
         answer = await self.call("POST", "/v1/jobs", form=form, headers={"Idempotency-Key": key})
         is_repeat = answer.headers.get("Idempotent-Replayed") == "true"
         return Submitted(self.decode(answer, JobRecord), is_repeat, answer.num_tries)
+
+    async def submit_many(self, jobs: Sequence[bytes]) -> tuple[Sequence[BulkAnswer], int]:
+        """Submit jobs, each as JSON with a key; return what came of each, and the number of tries that it took."""
+        body = b'{"jobs":[' + b",".join(jobs) + b"]}"
+        answer = await self.call("POST", "/v1/jobs/bulk", body=body)
+        answers = self.decode(answer, BulkAnswers).jobs
+        if len(answers) != len(jobs):
+            raise self.not_a_gateway(answer.status)
+        return answers, answer.num_tries
+
+    async def ended(self, job_ids: Sequence[str], wait_s: float) -> EndedJobs:
+        """Return those of some jobs that have ended once there are some, or after so many seconds."""
+        body = msgspec.json.encode({"job_ids": job_ids, "wait_s": wait_s})
+        return self.decode(await self.call("POST", "/v1/jobs/wait", body=body), EndedJobs)
 
     async def job(self, job_id: str) -> JobRecord:
         """Return a job as it stands."""

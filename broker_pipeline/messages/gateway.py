@@ -118,6 +118,30 @@ class ErrorDetail(_Answer, frozen=True, kw_only=True, omit_defaults=True):
     """Path of the offending field, such as `sampling.temperature` or `images[0]`."""
 
 
+class BulkAnswer(_Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of one job of many: its record, or why it was refused."""
+
+    job: JobRecord | None = None
+    is_repeat: bool = False
+    """Whether an earlier submission with the same key was found."""
+    error: ErrorDetail | None = None
+    retry_after_s: float = 0.0
+    """Where it may be accepted later, seconds to wait."""
+
+
+class BulkAnswers(_Answer, frozen=True, kw_only=True):
+    """What came of many jobs, in their order."""
+
+    jobs: tuple[BulkAnswer, ...]
+
+
+class EndedJobs(_Answer, frozen=True, kw_only=True):
+    """Those of the jobs asked about that have ended, and those that are not known (any more)."""
+
+    jobs: tuple[JobRecord, ...]
+    unknown: tuple[str, ...] = ()
+
+
 class ErrorBody(_Answer, frozen=True, kw_only=True):
     """Every answer with a status of 400 or more."""
 

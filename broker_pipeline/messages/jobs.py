@@ -27,11 +27,16 @@ DEFAULT_PROMPT = "Describe this image."
 
 
 class MediaRef(WireStruct, frozen=True, kw_only=True):
-    """Bytes in the media store: `object_name` finds them, `sha256` proves them."""
+    """Bytes in the media store, or where `url` says: `object_name` finds them there, `sha256` proves them."""
 
     sha256: Sha256
     object_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     num_bytes: Count
+    """0 at a URL: all from `offset` on."""
+    url: Annotated[str, Meta(max_length=4096)] = ""
+    """Where they are below a media root of the vision workers; empty for what the media store has."""
+    offset: Count = 0
+    """Where they begin in the file at `url`."""
 
 
 class TextPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -166,14 +171,18 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
         """Under what name this sending of the job refers to its media: no earlier one can release them."""
         return f"{self.job_id}.{self.num_retries}" if self.num_retries else self.job_id
 
+    def stored_media(self) -> tuple[MediaRef, ...]:
+        """Return what the media store has of the job's media."""
+        return tuple(ref for ref in self.media() if not ref.url)
+
     def with_media(self, refs: Mapping[str, MediaRef]) -> "JobSpec":
-        """Return the job with its media found where `refs` (by sha256) says."""
+        """Return the job with its media found where `refs` (by sha256) says, and others where they were."""
 
         def moved(part: TextPart | VisualPart) -> TextPart | VisualPart:
             if isinstance(part, ImagePart | VideoFilePart):
-                return msgspec.structs.replace(part, media=refs[part.media.sha256])
+                return msgspec.structs.replace(part, media=refs.get(part.media.sha256, part.media))
             if isinstance(part, VideoPart):
-                return msgspec.structs.replace(part, frames=tuple(refs[frame.sha256] for frame in part.frames))
+                return msgspec.structs.replace(part, frames=tuple(refs.get(each.sha256, each) for each in part.frames))
             return part
 
         messages = tuple(

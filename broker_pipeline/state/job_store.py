@@ -15,6 +15,7 @@ Every method is one script or one read, so it is atomic; every method may be rep
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -23,7 +24,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from broker_pipeline import redis_keys
-from broker_pipeline.errors import Failure
+from broker_pipeline.errors import Failure, GarbledStateError
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_pages import JobPage, job_fields, page_of_records
@@ -138,6 +139,17 @@ class JobStore:
         if not is_known(fields[0]):
             raise job_not_found(job_id)
         return job_record(job_id, fields)
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Return those of some jobs that are known and can be read, in one round trip."""
+        with state_errors(f"cannot read {len(job_ids)} jobs"):
+            rows = await job_fields(self._redis, self._namespace, job_ids, RECORD_FIELDS)
+        records = []
+        for job_id, row in zip(job_ids, rows, strict=True):
+            with suppress(GarbledStateError):
+                if not isinstance(row, RedisError) and is_known(row[0]):
+                    records.append(job_record(job_id, row))
+        return records
 
     async def tenant(self, job_id: str) -> str | None:
         """Return whose job it is: empty where nobody is known, None where there is no such job."""

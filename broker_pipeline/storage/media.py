@@ -13,11 +13,13 @@ from collections.abc import Iterable
 
 import structlog
 
-from broker_pipeline.errors import MediaMissingError, PipelineError, StateError, TransportError
+from broker_pipeline.errors import MediaFetchError, MediaMissingError, PipelineError, StateError, TransportError
 from broker_pipeline.messages.jobs import JobSpec, MediaRef
+from broker_pipeline.process.daemon_thread import in_daemon_thread
 from broker_pipeline.state.media_references import UPLOAD_S, MediaReferences
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.media_objects import CHUNK_BYTES, MediaObjects
+from broker_pipeline.storage.media_roots import MediaRoots
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()
@@ -31,6 +33,7 @@ NUM_UPLOADS = 64
 """Uploads that are under way at once; each has a chunk in memory a second time."""
 _HASH_INLINE_BYTES = 256 * 1024
 _REQUEST_S = 10.0
+_READ_S = 20.0
 
 
 class MediaStore:
@@ -45,8 +48,13 @@ class MediaStore:
         *,
         max_age_s: float = MAX_AGE_S,
         num_replicas: int = 1,
+        roots: MediaRoots | None = None,
     ) -> None:
-        """Hold up to `max_bytes`, each object for up to `max_age_s`; without Redis, only for reading."""
+        """Hold up to `max_bytes`, each object for up to `max_age_s`; without Redis, only for reading.
+
+        What is not in the store is read below `roots`.
+        """
+        self.roots = roots or MediaRoots()
         self._jetstream = transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
@@ -88,8 +96,10 @@ class MediaStore:
     async def get(self, ref: MediaRef) -> bytes:
         """Return the bytes that `ref` stands for.
 
-        Raises `MediaMissingError` when the store has them no more or has others.
+        Raises `MediaMissingError` when the store has them no more or has others, and what `MediaRoots.read` does.
         """
+        if ref.url:
+            return await self._read_elsewhere(ref)
         content = await self._objects.get(ref.object_name, ref.num_bytes)
         if content is None:
             raise MediaMissingError(f"the media store has no {ref.object_name} of {ref.num_bytes} bytes (any more)")
@@ -100,7 +110,7 @@ class MediaStore:
     async def release(self, media: JobSpec | Iterable[MediaRef], job_id: str) -> None:
         """Let the job need its media no more. Doing it again changes nothing."""
         refs = media.media() if isinstance(media, JobSpec) else tuple(media)
-        await self._references.release(tuple({ref.sha256 for ref in refs}), job_id)
+        await self._references.release(tuple({ref.sha256 for ref in refs if not ref.url}), job_id)
 
     async def keep(self, spec: JobSpec) -> None:
         """Leave a failed job its media for a while, so that it can be sent again. Instead of `release`.
@@ -130,7 +140,7 @@ class MediaStore:
         # Before the first reference: a process that dies meanwhile leaves none that stay.
         await self._references.keep(shas, holder, UPLOAD_S)
         try:
-            refs = {ref.sha256: await self._reclaim(ref, holder) for ref in spec.media()}
+            refs = {ref.sha256: await self._reclaim(ref, holder) for ref in spec.stored_media()}
         except BaseException:
             await self._references.release(shas, holder)
             raise
@@ -170,6 +180,13 @@ class MediaStore:
         if self._maybe_references is None:
             raise StateError("this media store was opened for reading, without Redis")
         return self._maybe_references
+
+    async def _read_elsewhere(self, ref: MediaRef) -> bytes:
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await in_daemon_thread(self.roots.read, ref)
+        except TimeoutError as error:
+            raise MediaFetchError(f"the file was not read within {_READ_S:g} s", retryable=True) from error
 
     async def _reclaim(self, ref: MediaRef, holder: str) -> MediaRef:
         name = await self._references.acquire(ref.sha256, holder)
@@ -212,7 +229,7 @@ def _beyond(spec: JobSpec) -> str:
 
 
 def _sha256s(spec: JobSpec) -> tuple[str, ...]:
-    return tuple({ref.sha256 for ref in spec.media()})
+    return tuple({ref.sha256 for ref in spec.stored_media()})
 
 
 async def _sha256(content: bytes) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+
 from aiohttp import web
 
 from broker_pipeline.errors import PipelineError
 from gateway.api.request_facts import current
-from gateway.intake.job_draft import Draft_co
+from gateway.intake.job_draft import Draft_co, Submission
 from gateway.intake.request_reader import Read
 from gateway.jobs.service import Accepted
 from gateway.wiring import GATEWAY
@@ -14,12 +16,19 @@ from gateway.wiring import GATEWAY
 
 async def submit(request: web.Request, read: Read[Draft_co]) -> tuple[Accepted, Draft_co]:
     """Accept the job that `read` makes of a request, or the repeat of one, and count what came of it."""
+    return await accept(request, request.app[GATEWAY].reader.submission(request, read))
+
+
+async def accept(
+    request: web.Request, prepared: AbstractAsyncContextManager[Submission[Draft_co]]
+) -> tuple[Accepted, Draft_co]:
+    """Accept the job of a submission, or the repeat of one, and count what came of it."""
     gateway = request.app[GATEWAY]
     outcome = "failed"
     try:
-        async with gateway.reader.submission(request, read) as submission:
+        async with prepared as submission:
             accepted = await gateway.jobs.submit(submission)
-        gateway.metrics.upload_bytes.inc(sum(map(len, submission.contents)))
+        gateway.metrics.upload_bytes.inc(sum(len(each) for each in submission.contents if isinstance(each, bytes)))
         current().job = accepted.record.job_id
         outcome = "repeated" if accepted.is_repeat else "accepted"
     except PipelineError as error:

@@ -169,6 +169,7 @@ class Answers:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
         draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
+        draft = self._pictures.referenced(draft)
         contents = tuple(await self._pictures.load(draft, limits))
         submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
         return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id

@@ -15,9 +15,9 @@ import aiohttp
 from yarl import URL
 
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
+from broker_pipeline.storage.local_file import is_file_url, read_local_file
 from gateway.address_guard import AddressGuard
 from gateway.intake.image_url import parse_url
-from gateway.intake.local_file import is_file_url, read_local_file
 from gateway.outgoing import GuardedSockets
 from gateway.settings import FetchSettings
 
@@ -64,8 +64,7 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 if is_file_url(url):
-                    directory = self._settings.media_dir
-                    content = await asyncio.to_thread(read_local_file, url, directory, max_bytes=max_bytes, field=name)
+                    content = await asyncio.to_thread(self._read_file, url, max_bytes, name)
                     budget.spend(len(content), name)
                     return content
                 return await _Fetch(self._guard, max_bytes, budget, name).follow(
@@ -75,6 +74,13 @@ class ImageFetcher:
             raise MediaFetchError(
                 f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name, retryable=True
             ) from error
+
+    def _read_file(self, url: str, max_bytes: int, name: str) -> bytes:
+        directory = self._settings.media_dir
+        if directory is None:
+            said = "file: URLs are read by a gateway that was started with --media-dir only"
+            raise MediaFetchError(said, field=name)
+        return read_local_file(url, (directory,), "--media-dir", max_bytes=max_bytes, field=name)
 
 
 class _Fetch:

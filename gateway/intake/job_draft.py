@@ -53,7 +53,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Bytes of an earlier job; `field` is what of the request leads to it."""
+    """Bytes of an earlier job, or below a media root; `field` is what of the request leads to them."""
 
     field: str
     ref: MediaRef
@@ -125,20 +125,23 @@ class JobDraft:
     def is_fetched(self) -> bool:
         """Whether some of its media are elsewhere."""
         return any(
-            isinstance(source, Stored) or (isinstance(source, Link) and not is_data_url(source.url))
+            not source.ref.url if isinstance(source, Stored) else not is_data_url(source.url)
             for source in self.sources
+            if not isinstance(source, Upload)
         )
 
 
+Draft = TypeVar("Draft", bound=JobDraft)
 Draft_co = TypeVar("Draft_co", bound=JobDraft, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Submission(Generic[Draft_co]):
-    """What a job is made of: its draft, the bytes of its sources in order, its idempotency key, whose it is."""
+    """What a job is made of: its draft, its sources in order, its idempotency key, whose it is."""
 
     draft: Draft_co
-    contents: tuple[bytes, ...]
+    contents: tuple[bytes | MediaRef, ...]
+    """Bytes, or where workers read them."""
     idempotency_key: str | None
     tenant: str = ""
 

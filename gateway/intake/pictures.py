@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker_pipeline.errors import ImageShapeError, MediaMissingError
+from broker_pipeline.messages.jobs import MediaRef
 from broker_pipeline.pictures.header import check_picture
 from broker_pipeline.pictures.rule import PictureHeader, PictureRule
 from broker_pipeline.pictures.video import VideoHeader, check_video
 from broker_pipeline.storage.media import MediaStore
 from gateway.intake.data_url import decode_data_url, is_data_url
 from gateway.intake.fetch import ByteBudget, ImageFetcher
-from gateway.intake.job_draft import JobDraft, Link, Source, Stored, Upload, VideoPlace
+from gateway.intake.job_draft import Draft, JobDraft, Link, Source, Stored, Upload, VideoPlace
 from gateway.settings import Limits
 
 _NUM_PARALLEL_FETCHES = 4
@@ -30,6 +31,9 @@ class _Job:
     turns: asyncio.Semaphore
 
 
+_Loaded = tuple[bytes, PictureHeader | VideoHeader] | tuple[MediaRef, None]
+
+
 class PictureLoader:
     """Turns sources into checked bytes."""
 
@@ -37,8 +41,21 @@ class PictureLoader:
         self._fetcher = fetcher
         self._media = media
 
-    async def load(self, draft: JobDraft, limits: Limits) -> list[bytes]:
-        """Return the bytes of every source, in order; the first `MediaError` stops the others and is raised."""
+    def referenced(self, draft: Draft) -> Draft:
+        """Return the draft with those links as references that workers read. Raises `MediaError`."""
+        return replace(draft, sources=tuple(map(self._referenced, draft.sources)))
+
+    def _referenced(self, source: Source) -> Source:
+        if not isinstance(source, Link) or is_data_url(source.url):
+            return source
+        ref = self._media.roots.reference(source.url, source.field)
+        return source if ref is None else Stored(source.field, ref, source.is_video)
+
+    async def load(self, draft: JobDraft, limits: Limits) -> list[bytes | MediaRef]:
+        """Return every source's bytes, or where workers read them, in order.
+
+        The first `MediaError` stops the others and is raised.
+        """
         job = _Job(limits.pictures, ByteBudget(limits.max_body_bytes), asyncio.Semaphore(_NUM_PARALLEL_FETCHES))
         try:
             async with asyncio.TaskGroup() as group:
@@ -46,14 +63,18 @@ class PictureLoader:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         loaded = [task.result() for task in tasks]
-        _check_frames(draft, [header for _, header in loaded])
+        if all(header is not None for _, header in loaded):
+            _check_frames(draft, [header for _, header in loaded if header is not None])
         return [content for content, _ in loaded]
 
-    async def _load_one(self, source: Source, job: _Job) -> tuple[bytes, PictureHeader | VideoHeader]:
+    async def _load_one(self, source: Source, job: _Job) -> _Loaded:
+        if isinstance(source, Stored) and source.ref.url:
+            return source.ref, None
         content = source.content if isinstance(source, Upload) else await self._open(source, job)
         check = check_video if source.is_video else check_picture
         if source.is_video or len(content) >= _LARGE_BYTES:
-            return content, await asyncio.to_thread(check, content, job.rule, field=source.field)
+            header: PictureHeader | VideoHeader = await asyncio.to_thread(check, content, job.rule, field=source.field)
+            return content, header
         return content, check(content, job.rule, field=source.field)
 
     async def _open(self, link: Link | Stored, job: _Job) -> bytes:

@@ -20,7 +20,7 @@ from gateway.access.caller import current_caller
 from gateway.access.rates import Rates
 from gateway.intake.body import check_announced, read_body
 from gateway.intake.current_limits import CurrentLimits
-from gateway.intake.job_draft import Draft_co, Submission
+from gateway.intake.job_draft import Draft, Draft_co, Submission
 from gateway.intake.job_limits import counted_tokens
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.upload_room import UploadRoom
@@ -63,15 +63,29 @@ class RequestReader:
         `read` makes a checked draft of the request, as its API has it.
         Raises `QueueFullError` when there is no memory for it soon, and what is wrong with the request.
         """
-        async with AsyncExitStack() as held:
-            client = current_caller().key_hash or request.remote or ""
-            await held.enter_async_context(self._bodies.hold(_num_body_bytes(request, self._limits.own), client))
-            held.enter_context(self._uploads.track_inprogress())
+        async with self.room(request):
             key, limits = idempotency_key(request), await self._limits.get()
             draft = await _draft(request, limits, read)
-            await self._rates.charge(current_caller(), counted_tokens(draft, limits), field=draft.tokens_field)
+            async with self.prepared(request, draft, limits, key) as submission:
+                yield submission
+
+    @asynccontextmanager
+    async def room(self, request: web.Request) -> AsyncIterator[None]:
+        """Hold memory for a request's body while this is open. Raises `QueueFullError`."""
+        async with self._bodies.hold(_num_body_bytes(request, self._limits.own), _client(request)):
+            with self._uploads.track_inprogress():
+                yield
+
+    @asynccontextmanager
+    async def prepared(
+        self, request: web.Request, draft: Draft, limits: Limits, key: str | None
+    ) -> AsyncIterator[Submission[Draft]]:
+        """Count a draft of a request, and fetch what it names. Raises as `submission` does."""
+        draft = self._pictures.referenced(draft)
+        await self._rates.charge(current_caller(), counted_tokens(draft, limits), field=draft.tokens_field)
+        async with AsyncExitStack() as held:
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
-                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client))
+                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, _client(request)))
             contents = tuple(await self._pictures.load(draft, limits))
             yield Submission(draft, contents, key, current_caller().tenant)
 
@@ -89,6 +103,10 @@ def media_type(request: web.Request) -> str:
     """Return what a body says that it is, without parameters."""
     # Not aiohttp's `content_type`: it has the email package parse the header, once for every boundary.
     return request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
+
+
+def _client(request: web.Request) -> str:
+    return current_caller().key_hash or request.remote or ""
 
 
 async def _draft(request: web.Request, limits: Limits, read: Read[Draft_co]) -> Draft_co:

@@ -54,16 +54,18 @@ class EndWatch:
                     task.cancel()
 
     @contextmanager
-    def expecting(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Have the event set when the job has ended, or Redis cannot be asked."""
+    def expecting(self, *job_ids: str) -> Iterator[asyncio.Event]:
+        """Have the event set when one of the jobs has ended, or Redis cannot be asked."""
         ended = asyncio.Event()
-        self._waiting[job_id].add(ended)
+        for job_id in job_ids:
+            self._waiting[job_id].add(ended)
         try:
             yield ended
         finally:
-            self._waiting[job_id].discard(ended)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            for job_id in set(job_ids):
+                self._waiting[job_id].discard(ended)
+                if not self._waiting[job_id]:
+                    del self._waiting[job_id]
 
     async def _read(self, messages: Subscription[JobEvent]) -> None:
         async for received in messages:

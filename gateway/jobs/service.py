@@ -73,6 +73,9 @@ class JobService:
         refs: list[MediaRef] = []
         try:
             for content in submission.contents:
+                if isinstance(content, MediaRef):
+                    refs.append(content)
+                    continue
                 with tracer.measure(STORE_MEDIA, session=job_id, num_bytes=len(content)):
                     refs.append(await self._media.put(content, job_id))
             spec = _spec(job_id, submission.draft, refs, submission.tenant)
@@ -176,7 +179,9 @@ def _without_media(messages: tuple[ChatMessage, ...]) -> object:
     return [turn | {"content": [blank(part) for part in turn["content"]]} for turn in turns]
 
 
-def _named(content: bytes) -> MediaRef:
+def _named(content: bytes | MediaRef) -> MediaRef:
+    if isinstance(content, MediaRef):
+        return content
     return MediaRef(sha256=hashlib.sha256(content).hexdigest(), object_name="unstored", num_bytes=len(content))
 
 

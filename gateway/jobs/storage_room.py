@@ -15,6 +15,7 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.file_chunks import FileChunks
 from broker_pipeline.storage.jobs import MAX_QUEUE_BYTES, JobQueue
 from broker_pipeline.storage.media import MAX_STORE_BYTES, MediaStore
+from broker_pipeline.storage.media_roots import MediaRoots
 from broker_pipeline.wire.transport import Transport
 from gateway.settings import MIB, GatewaySettings
 
@@ -48,8 +49,11 @@ async def open_queue(transport: Transport, settings: GatewaySettings) -> JobQueu
 async def open_media(transport: Transport, redis: RedisClient, settings: GatewaySettings) -> MediaStore:
     """Make the media store; raises `ConfigurationError` when JetStream has no room for it."""
     for max_bytes in _sizes(settings.media_max_bytes, MAX_STORE_BYTES, _LEAST_MEDIA_BYTES):
-        common = settings.common
-        media = MediaStore(transport, redis, common.namespace, max_bytes, num_replicas=common.nats_replicas)
+        common, rule = settings.common, settings.limits.pictures
+        roots = MediaRoots(common.media_roots, max(rule.max_bytes, rule.max_video_bytes))
+        media = MediaStore(
+            transport, redis, common.namespace, max_bytes, num_replicas=common.nats_replicas, roots=roots
+        )
         try:
             await media.ensure()
         except QueueFullError as error:

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 _MAX_PENDING_BYTES = 1024 * 1024
 _LOOK_S = 2.0
 """Without news for so long, Redis is asked whether some were lost."""
+_GATHER_S = 0.05
 _RENEW_S = 3.0
 _WATCH_S = 10.0
 _JOBS_PER_REQUEST = 1024
@@ -100,6 +101,21 @@ class JobWatch:
                     async with asyncio.timeout(remaining_s):
                         await ended.wait()
                 ended.clear()
+
+    async def any_finished(self, job_ids: Sequence[str], wait_s: float) -> list[str]:
+        """Return those that have finished, or are not known, once there are some; none after `wait_s` seconds."""
+        deadline = time.monotonic() + wait_s
+        with self._ends.expecting(*job_ids) as ended:
+            while not (finished := await self._store.ended(job_ids)):
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0 or self._stopping.is_set():
+                    return []
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(remaining_s):
+                        await ended.wait()
+                        await asyncio.sleep(_GATHER_S if len(job_ids) > 1 else 0)  # others end at the same time
+                ended.clear()
+        return finished
 
     @asynccontextmanager
     async def _watching(self, job_id: str) -> AsyncIterator[None]:

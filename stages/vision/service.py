@@ -27,6 +27,7 @@ from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.storage.media import MediaStore
+from broker_pipeline.storage.media_roots import MediaRoots
 from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
@@ -117,12 +118,18 @@ async def serve_vision(
             if colocated is not None and local is None:
                 return
             presence = Presence(loaded[0].record, credentials.tls if credentials else None)
-            media = MediaStore(transport, None, common.namespace)
+            media = MediaStore(transport, None, common.namespace, roots=_media_roots(common, loaded[0].rules.pictures))
             worker = _assemble(loaded[0], settings, transport, media, threads, presence, local)
             registry = WorkerRegistry(redis, common.namespace, common.pipeline)
             edges = edge_settings(settings, loaded[0].tower.device, credentials)
             async with transport.use_edges(loaded[0].record.subject, edges):
                 await serve_worker(context, transport, registry, presence, worker)
+
+
+def _media_roots(common: CommonSettings, rule: PictureRule) -> MediaRoots:
+    roots = MediaRoots(common.media_roots, max(rule.max_bytes, rule.max_video_bytes))
+    roots.check()
+    return roots
 
 
 def default_preprocess_threads() -> int:

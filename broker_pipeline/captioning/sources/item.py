@@ -23,6 +23,13 @@ class Item:
     path: Path | None = None
     """The picture's own file, where it is one on this machine: sidecars stand beside it."""
     is_video: bool = False
+    url: str | None = None
+    """Where else it can be read: a URL, behind `#` a part of what is there; None for `path`, or nowhere."""
+
+    def reference(self, sha256: str) -> str | None:
+        """Return the URL under which workers can read it where they have the same folders; None where there is none."""
+        url = self.url or (None if self.path is None else self.path.resolve().as_uri())
+        return url and f"{url}{'&' if '#' in url else '#'}sha256={sha256}"
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ def item_at(id: str, location: str, fields: Mapping[str, object] | None = None) 
     is_video = ending_of(location) in VIDEO_ENDINGS
     if scheme_of(location):
         need_package("fsspec", "a picture behind a URL")
-        return Item(id, partial(fetch, location), fields or {}, is_video=is_video)
+        return Item(id, partial(fetch, location), fields or {}, is_video=is_video, url=location.partition("#")[0])
     path = Path(location)
     read = partial(read_file, path) if id == location else partial(_read_named, path)
     return Item(id, read, fields or {}, path, is_video)

@@ -58,6 +58,8 @@ class _Member:
     ending: str
     """All of the name's last part from its first dot on."""
     read: Callable[[], bytes]
+    url: str | None = None
+    """The same, for others who have the tar."""
 
     @property
     def last_ending(self) -> str:
@@ -112,7 +114,7 @@ class TarSource:
             except MediaError as error:
                 yield broken(id_, error)
             else:
-                yield Item(id_, each.read, fields, is_video=each.last_ending in VIDEO_ENDINGS)
+                yield Item(id_, each.read, fields, is_video=each.last_ending in VIDEO_ENDINGS, url=each.url)
 
 
 def _grouped(members: Iterator[_Member]) -> Iterator[list[_Member]]:
@@ -149,7 +151,8 @@ def _member_of(tar: tarfile.TarFile, header: tarfile.TarInfo, path: Path | None,
     except MediaError as error:
         return member(_raising(error))
     if path is not None:
-        return member(partial(_read_at, path, header.name, header.offset_data, header.size))
+        url = f"{path.resolve().as_uri()}#offset={header.offset_data}&length={header.size}"
+        return member(partial(_read_at, path, header.name, header.offset_data, header.size), url)
     content = tar.extractfile(header)
     assert content is not None, "it is a regular file"
     return member(partial(bytes, content.read()))

@@ -33,6 +33,12 @@ _SOURCES = (
     option("--videos", is_flag=True, help="Take videos in folders as well."),
     option("--image-column", default=None, help="Column of a table with the picture, its path or URL."),
     option("--limit", default=None, type=_POSITIVE, help="Only the first so many items."),
+    option(
+        "--by-reference",
+        is_flag=True,
+        help="Say where pictures are in place of sending them: gateway and vision "
+        "workers have the folders too, at the same paths, and were told so with --media-roots.",
+    ),
     option("--watch", is_flag=True, help="Go on with what comes into the folders, until interrupted."),
 )
 _PROMPTS = (

@@ -27,6 +27,7 @@ from broker_pipeline.captioning.sources.files import left_out_text
 from broker_pipeline.captioning.sources.item import Item, Source
 from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.captioning.verify import Verification, Verified
+from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT
@@ -178,12 +179,20 @@ class CaptionSession:
             conductor = await asked_model(client, settings.patience_s, lambda text: say(self._console, text))
             log = stack.enter_context(CaptionLog(settings.out))
             self._announce(conductor, log)
-            yield self._opened(Asker(client), conductor, log)
+            calls = await stack.enter_async_context(BulkCalls.open(client))
+            yield self._opened(Asker(calls), conductor, log)
 
     def _opened(self, asker: Asker, conductor: ConductorStatus, log: CaptionLog) -> _Opened:
         prompting = replace(self._prompting, base=replace(self._prompting.base, model=conductor.fingerprint))
         answers = Answers(asker, log, LineMaker(conductor.model or None), self._rules)
-        items = ItemRun(asker, log, answers, prompting, only_failed=self._settings.only_failed)
+        items = ItemRun(
+            asker,
+            log,
+            answers,
+            prompting,
+            only_failed=self._settings.only_failed,
+            by_reference=self._options["by_reference"],
+        )
         return _Opened(asker, conductor, log, items)
 
     def _announce(self, conductor: ConductorStatus, log: CaptionLog) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.client.operator_token import state_home
-from broker_pipeline.config import SECRETS_OPTION, PathType, add_options, flag_of, option
+from broker_pipeline.config import MEDIA_ROOTS_OPTION, SECRETS_OPTION, PathType, add_options, flag_of, option
 from broker_pipeline.errors import GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
@@ -46,7 +46,7 @@ _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "nats_replicas", "redis_url", "namespace", "pipeline"),
     *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
-    "otlp_endpoint",
+    *("otlp_endpoint", "media_roots"),
 )
 
 
@@ -163,6 +163,7 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     default="",
     help="OpenTelemetry collector (http://HOST:4318) that is sent a trace of every job; needs the extra otel.",
 )
+@MEDIA_ROOTS_OPTION
 def command(**options: Any) -> None:
     """Run a whole pipeline on this machine, each service in a process of its own.
 

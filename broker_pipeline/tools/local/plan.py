@@ -65,6 +65,7 @@ class LocalSettings:
     """Directory for a trace of every service; None for none."""
     otlp_endpoint: str = ""
     """OpenTelemetry collector that every service sends traces to; empty for none."""
+    media_roots: tuple[str, ...] = ()
     restarts: bool = True
     """Whether a program that dies is started again by itself."""
     start_timeout_s: float = 600.0
@@ -121,6 +122,7 @@ def plan_services(
         "--log-format": "json",
         "--profile": settings.profile,
         "--otlp-endpoint": settings.otlp_endpoint or None,
+        "--media-roots": settings.media_roots,
     }
     planned = []
     for name in settings.services:
@@ -208,9 +210,11 @@ def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
 
 
 def _flags(values: Mapping[str, object]) -> Iterator[str]:
-    """Yield the words of a command line; True is a flag without a value, False and None are none at all."""
+    """Yield the words of a command line; True is a flag alone, False and None are none, a tuple repeats its flag."""
     for flag, value in values.items():
         if value is True:
             yield flag
+        elif isinstance(value, tuple):
+            yield from (word for each in value for word in (flag, str(each)))
         elif value is not None and value is not False:
             yield from (flag, str(value))

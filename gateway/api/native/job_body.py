@@ -18,12 +18,17 @@ from gateway.intake.validation import decode_json
 from gateway.schemas import JobRequest
 from gateway.settings import Limits
 
-_SAMPLING_PATH = "sampling."
+SAMPLING_PATH = "sampling."
 
 
 async def read_job(request: web.Request, limits: Limits) -> JobDraft:
     """Read a request for a job and check it."""
     job, media, where = await _parse(request, limits)
+    return await checked_draft(job, media, limits, where)
+
+
+async def checked_draft(job: JobRequest, media: tuple[Source, ...], limits: Limits, where: str) -> JobDraft:
+    """Check a request; `media` came alongside it, and `where` stands before the names of its sampling fields."""
     draft = draft_job(job, media, limits)
     check_sampling(draft.sampling, limits, where)
     if (form := draft.sampling.structured_outputs) is not None:
@@ -40,4 +45,4 @@ async def _parse(request: web.Request, limits: Limits) -> tuple[JobRequest, tupl
         return job_request(form), form.media, sampling_path(form)
     if sent != "application/json":
         raise InvalidRequestError(f"send multipart/form-data or application/json, not {sent}", field="Content-Type")
-    return await read_json(request, limits, partial(decode_json, body_type=JobRequest)), (), _SAMPLING_PATH
+    return await read_json(request, limits, partial(decode_json, body_type=JobRequest)), (), SAMPLING_PATH

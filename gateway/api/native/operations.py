@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from broker_pipeline.messages.gateway import CallerInfo, JobList, JobPreview, PipelineStatus, RateHistory
+from broker_pipeline.messages.gateway import (
+    BulkAnswers,
+    CallerInfo,
+    EndedJobs,
+    JobList,
+    JobPreview,
+    PipelineStatus,
+    RateHistory,
+)
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.workers import WorkerRecord
 from gateway.api.operation import Operation
-from gateway.schemas import JobListQuery, JobQuery
+from gateway.schemas import BulkRequest, JobListQuery, JobQuery, WaitRequest
 
 NATIVE_OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -18,6 +26,25 @@ NATIVE_OPERATIONS: tuple[Operation, ...] = (
         errors=(400, 408, 409, 413, 422, 429, 503),
         headers={"Idempotency-Key": "Submitting again with the same key returns the first job."},
         has_job_body=True,
+    ),
+    Operation(
+        "post",
+        "/v1/jobs/bulk",
+        "submitJobs",
+        "Submit many jobs in one request.",
+        {200: BulkAnswers},
+        errors=(400, 408, 413, 429, 503),
+        body=BulkRequest,
+    ),
+    Operation(
+        "post",
+        "/v1/jobs/wait",
+        "waitForJobs",
+        "Wait until some of many jobs have ended.",
+        {200: EndedJobs},
+        errors=(400, 408, 413, 429, 503),
+        body=WaitRequest,
+        needs="read",
     ),
     Operation(
         "get",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError
-from gateway.intake.local_file import is_file_url, read_local_file
+from broker_pipeline.storage.local_file import is_file_url, read_local_file
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def media(tmp_path: Path) -> Path:
     return directory
 
 
-def read(media: Path | None, url: str, max_bytes: int = 100) -> bytes:
-    return read_local_file(url, None if media is None else str(media), max_bytes=max_bytes, field="images[0]")
+def read(media: Path, url: str, max_bytes: int = 100, **part: int) -> bytes:
+    return read_local_file(url, ("/none/such", str(media)), "--flag", max_bytes=max_bytes, field="images[0]", **part)
 
 
 def test_files_below_the_directory(media: Path) -> None:
@@ -63,10 +63,15 @@ def test_nothing_else(media: Path, path: str) -> None:
     assert refused.value.field == "images[0]"
 
 
-def test_other_hosts_and_gateways_without_a_directory(media: Path) -> None:
-    for directory, url in ((media, "file://server/share/a.jpg"), (None, (media / "inside.jpg").as_uri())):
-        with pytest.raises(MediaFetchError):
-            read(directory, url)
+def test_a_file_of_another_host(media: Path) -> None:
+    with pytest.raises(MediaFetchError, match="three slashes"):
+        read(media, "file://server/share/a.jpg")
+
+
+def test_a_part(media: Path) -> None:
+    url = (media / "inside.jpg").as_uri()
+    assert [read(media, url, 3, offset=1), read(media, url, 3, offset=1, num_bytes=1)] == [b"ne", b"n"]
+    assert read(media, url, 3, offset=9) == b""
 
 
 def test_what_is_too_large(media: Path) -> None:
