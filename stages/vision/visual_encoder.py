@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from broker_pipeline.messages.jobs import ImagePart, MediaRef, PixelBounds, VideoFilePart, VideoPart, VisualPart
+from broker_pipeline.messages.jobs import (
+    ImagePart,
+    MediaRef,
+    PixelBounds,
+    VideoFilePart,
+    VideoPart,
+    VisualPart,
+)
 from broker_pipeline.tracing.activities import DECODE, FETCH, PATCHES
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import VisualInput, frame_timestamps
@@ -80,7 +87,10 @@ class VisualEncoder:
         cached = self._cache.get(key)
         if cached is not None:
             return Look(key, _input_of(part, cached.grid, cached.timestamps), cached.output)
-        return await self._looks.run(key, lambda: self._look(key, part))
+        places = [
+            (ref.url, ref.offset) for ref in _refs(part) if ref.url
+        ]  # one that is wrong fails nobody who has a right one
+        return await self._looks.run(f"{key} {places}", lambda: self._look(key, part))
 
     async def encode(self, look: Look) -> TowerOutput:
         """Return what the tower makes of a picture or video.
@@ -104,7 +114,7 @@ class VisualEncoder:
     async def _look(self, key: str, part: VisualPart) -> Look:
         async with self._look_slots:
             started = time.monotonic()
-            refs = part.frames if isinstance(part, VideoPart) else (part.media,)
+            refs = _refs(part)
             with tracer.measure(FETCH, num_media=len(refs)):
                 contents = [await self._media.get(ref) for ref in refs]
             fetched = time.monotonic()
@@ -125,6 +135,10 @@ class VisualEncoder:
         output = await self._batcher.encode(patches)
         self._cache.put(look.key, EncodedVisual(patches.grid, output, look.visual.timestamps))
         return output
+
+
+def _refs(part: VisualPart) -> tuple[MediaRef, ...]:
+    return part.frames if isinstance(part, VideoPart) else (part.media,)
 
 
 def _key_of(part: VisualPart) -> str:
