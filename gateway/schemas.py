@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import JobStatus, PixelBounds, Priority
+from broker_pipeline.messages.jobs import UNBOUNDED, JobStatus, PixelBounds, Priority
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
@@ -51,9 +51,10 @@ class _Sized(_Body, frozen=True, kw_only=True):
     def bounds(self) -> PixelBounds:
         """The bounds, whichever way they were given."""
         size = self.size or SizeInput()
-        return PixelBounds(
+        bounds = PixelBounds(
             min_pixels=self.min_pixels or size.shortest_edge, max_pixels=self.max_pixels or size.longest_edge
         )
+        return UNBOUNDED if bounds == UNBOUNDED else bounds
 
 
 class ImageInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image"):

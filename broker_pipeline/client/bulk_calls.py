@@ -81,7 +81,7 @@ class BulkCalls:
         """Submit a picture or video, or the URL that workers read it at; waits while the queue is full."""
         if isinstance(media, bytes) and len(media) > _LARGE_BYTES:
             return await self._client.submit(media, request, key, is_video=is_video)
-        body = request.as_json(_url(media), key, is_video=is_video)
+        body = request.as_bulk_job(_url(media), key, is_video=is_video)
         started, num_tries = time.monotonic(), 0
         while True:
             call: _Call[bytes, _Answered] = _Call(body, len(body))

@@ -12,9 +12,7 @@ from pathlib import Path
 import msgspec
 
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT, Priority
-from broker_pipeline.messages.sampling import SamplingParams
-
-_MODEL_DEFAULTS = SamplingParams()
+from broker_pipeline.messages.sampling import MODEL_DEFAULTS, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class CaptionRequest:
     """A prompt (None: the gateway's default), how to sample, and the fingerprint of the model that is to answer."""
 
     prompt: str | None = None
-    sampling: SamplingParams = _MODEL_DEFAULTS
+    sampling: SamplingParams = MODEL_DEFAULTS
     model: str = ""
     system: str | None = None
     """What the model is told before the prompt; None for nothing."""
@@ -30,23 +28,24 @@ class CaptionRequest:
     """Tells a run that asks anew from all others; empty for one that takes what there is."""
     priority: Priority = "interactive"
 
-    def as_json(self, url: str | None = None, key: str | None = None, *, is_video: bool = False) -> bytes:
-        """Return the request as `POST /v1/jobs` takes it, without the picture; with its URL and a key, as one of many.
+    def as_json(self) -> bytes:
+        """Return the request as the form of `POST /v1/jobs` takes it, without the picture."""
+        return msgspec.json.encode({**self._asked, "priority": self.priority})
 
-        `is_video`: a video is at the URL.
-        """
-        asked: dict[str, object] = {**self._asked, "priority": self.priority}
-        if is_video and url is not None:
-            asked |= {"messages": self._conversation(url)}
-            asked = {name: value for name, value in asked.items() if name not in {"prompt", "system"}}
-        elif url is not None:
-            asked |= {"images": [url]}
-        return msgspec.json.encode(asked if key is None else asked | {"idempotency_key": key})
-
-    def _conversation(self, url: str) -> list[dict[str, object]]:
+    def as_bulk_job(self, url: str, key: str, *, is_video: bool = False) -> bytes:
+        """Return the request as one of `POST /v1/jobs/bulk`, with the URL of a picture or video, and a key."""
         text = DEFAULT_PROMPT if self.prompt is None else self.prompt
         told: list[dict[str, object]] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*told, {"role": "user", "content": [{"type": "video", "url": url}, {"type": "text", "text": text}]}]
+        media = {"type": "video" if is_video else "image", "url": url}
+        asked = {"role": "user", "content": [media, {"type": "text", "text": text}]}
+        return msgspec.json.encode(
+            {
+                "messages": [*told, asked],
+                "sampling": self.sampling,
+                "priority": self.priority,
+                "idempotency_key": key,
+            }
+        )
 
     @property
     def _asked(self) -> dict[str, object]:
@@ -103,4 +102,4 @@ def idempotency_key(picture: Picture, request: CaptionRequest, num_failures: int
     """
     asked = [request.model, request.prompt_sha256, request.fingerprint, request.occasion, num_failures]
     text = json.dumps([picture.place, picture.sha256, *asked])
-    return f"caption-{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"caption-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

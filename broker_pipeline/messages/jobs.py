@@ -18,8 +18,8 @@ from broker_pipeline.messages.base import (
     WireReport,
     WireStruct,
 )
-from broker_pipeline.messages.sampling import ObeyedSampling, SamplingParams, TokenLogprob
-from broker_pipeline.messages.template_options import MAX_TOOL_CALLS, TemplateOptions, ToolCall
+from broker_pipeline.messages.sampling import MODEL_DEFAULTS, ObeyedSampling, SamplingParams, TokenLogprob
+from broker_pipeline.messages.template_options import MAX_TOOL_CALLS, PLAIN_TEMPLATE, TemplateOptions, ToolCall
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
 DEFAULT_PROMPT = "Describe this image."
@@ -31,7 +31,7 @@ class MediaRef(WireStruct, frozen=True, kw_only=True):
 
     sha256: Sha256
     object_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
-    num_bytes: Count
+    num_bytes: Count = 0
     """0 at a URL: all from `offset` on."""
     url: Annotated[str, Meta(max_length=4096)] = ""
     """Where they are below a media root of the vision workers; empty for what the media store has."""
@@ -58,11 +58,15 @@ class PixelBounds(WireStruct, frozen=True, kw_only=True):
         )
 
 
+UNBOUNDED = PixelBounds()
+"""The very object is left out of what is written."""
+
+
 class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="image"):
     """One image in a chat message."""
 
     media: MediaRef
-    bounds: PixelBounds = PixelBounds()
+    bounds: PixelBounds = UNBOUNDED
 
 
 class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video"):
@@ -72,7 +76,7 @@ class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="vi
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
     times: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_FRAMES)] = ()
     """When each frame is shown, ascending; without them, `fps` of them a second."""
-    bounds: PixelBounds = PixelBounds()
+    bounds: PixelBounds = UNBOUNDED
 
     @property
     def frame_times(self) -> tuple[float, ...]:
@@ -86,7 +90,7 @@ class VideoFilePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag
     media: MediaRef
     fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
     max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] = MAX_FRAMES
-    bounds: PixelBounds = PixelBounds()
+    bounds: PixelBounds = UNBOUNDED
 
 
 VisualPart = ImagePart | VideoPart | VideoFilePart
@@ -143,8 +147,8 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
     job_id: Name
     created_at: Seconds
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
-    template: TemplateOptions = TemplateOptions()
-    sampling: SamplingParams = SamplingParams()
+    template: TemplateOptions = PLAIN_TEMPLATE
+    sampling: SamplingParams = MODEL_DEFAULTS
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     num_retries: Count = 0
     """How often somebody has sent the job again after its end; tells a message of an earlier time from this one."""

@@ -104,6 +104,10 @@ class SamplingParams(WireStruct, frozen=True, kw_only=True):
         return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
 
+MODEL_DEFAULTS = SamplingParams()
+"""Whatever the model's own are. The very object is left out of what is written."""
+
+
 class ObeyedSampling(SamplingParams, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The same as it is shown with a result: told, not asked for."""
 

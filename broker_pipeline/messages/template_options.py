@@ -41,3 +41,7 @@ class TemplateOptions(WireStruct, frozen=True, kw_only=True):
         for name in self.variables:
             if name in RESERVED_VARIABLES:
                 raise ValueError(f"Invalid field `variables`: `{name}` is not for a job to set")
+
+
+PLAIN_TEMPLATE = TemplateOptions()
+"""The very object is left out of what is written."""

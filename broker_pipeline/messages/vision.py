@@ -18,7 +18,7 @@ from broker_pipeline.messages.base import (
     WireStruct,
 )
 from broker_pipeline.messages.jobs import ChatMessage
-from broker_pipeline.messages.template_options import TemplateOptions
+from broker_pipeline.messages.template_options import PLAIN_TEMPLATE, TemplateOptions
 
 
 class RowTarget(WireStruct, frozen=True, kw_only=True):
@@ -35,7 +35,7 @@ class PrepareRequest(FencedMessage, frozen=True, kw_only=True):
     session: Name
     attempt: PositiveCount
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=1024)]
-    template: TemplateOptions = TemplateOptions()
+    template: TemplateOptions = PLAIN_TEMPLATE
     targets: tuple[RowTarget, ...] = ()
     max_prompt_tokens: PositiveCount
     budget_s: Seconds

@@ -115,6 +115,7 @@ appendonly yes
 appendfsync always
 save ""
 maxmemory-policy noeviction
+hash-max-listpack-value 4096
 """
 
 

@@ -23,7 +23,7 @@ from broker_pipeline.storage.local_file import is_file_url, path_of, read_local_
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
-_PLACE = "elsewhere"
+_PLACE = "-"
 """What such a reference is called where others have the name of an object."""
 _FLAG = "--media-roots"
 _MAX_URL = 4096

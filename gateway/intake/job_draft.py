@@ -25,7 +25,7 @@ from broker_pipeline.messages.jobs import (
     VisualPart,
 )
 from broker_pipeline.messages.sampling import SamplingParams
-from broker_pipeline.messages.template_options import TemplateOptions, ToolCall
+from broker_pipeline.messages.template_options import PLAIN_TEMPLATE, TemplateOptions, ToolCall
 from broker_pipeline.pictures.rule import MAX_FRAMES, PictureRule, check_bounds
 from gateway.intake.data_url import is_data_url
 from gateway.settings import Limits
@@ -117,7 +117,7 @@ class JobDraft:
     metadata: dict[str, str]
     sent_as: dict[str, str]
     """What the request calls parts of the conversation, by their paths in it, where these differ."""
-    template: TemplateOptions = field(default_factory=TemplateOptions)
+    template: TemplateOptions = PLAIN_TEMPLATE
     response: ResponseOrigin | None = None
     priority: Priority = "interactive"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT, PixelBounds, TextPart
-from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.sampling import MODEL_DEFAULTS
 from broker_pipeline.pictures.rule import MAX_FRAMES
 from gateway.intake.job_draft import (
     DEFAULT_FPS,
@@ -44,7 +44,7 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
     return JobDraft(
         messages,
         tuple(sources),
-        request.sampling or SamplingParams(),
+        MODEL_DEFAULTS if request.sampling in (None, MODEL_DEFAULTS) else request.sampling,
         request.metadata or {},
         sent_as,
         priority=request.priority or "interactive",

@@ -239,6 +239,7 @@ class EmbeddedRedis(EmbeddedServer):
             "appendfsync": "always",
             "save": "",
             "maxmemory-policy": "noeviction",
+            "hash-max-listpack-value": "4096",  # a job that waits takes two thirds of the memory
             "daemonize": "no",
         }
         if self._access is not None:

@@ -91,7 +91,7 @@ async def test_a_full_queue_and_a_small_body_slow_them_down_and_fail_none(
             await calls.submit(b"x" * 1_000_000, REQUEST, "too large")
         with pytest.raises(NotAnImageError) as refused:
             await calls.submit(b"no picture", REQUEST, "none")
-        assert refused.value.field == "images[0]"
+        assert refused.value.field == "messages[0].content[0].url"
 
 
 async def test_a_gateway_that_comes_back_costs_time_alone(

@@ -5,7 +5,7 @@ sweep()
 if name then
   local other = text(name)
   if other and other ~= id and redis.call('EXISTS', key('job', other)) == 1 then return {other, 0, record(other)} end
-  redis.call('SET', name, id, 'EX', args.result_ttl_s)
+  redis.call('SET', name, id)  -- until the job has ended, and then for as long as its result
 end
 if redis.call('EXISTS', key('job', id)) == 0 then
   redis.call('ZADD', UNPUBLISHED, now(), id .. ' ' .. args.num_retries)  -- until its sender knows it in the queue

@@ -39,9 +39,13 @@ local function create()
   redis.call('ZADD', JOBS, args.created_at, id)
   redis.call('ZADD', key('status', 'queued'), args.created_at, id)
   index(args.tenant, 'queued', args.created_at, id)
-  redis.call('HSET', key('job', id), 'status', 'queued', 'tenant', args.tenant, 'spec', args.spec, 'created_at', args.created_at,
-             'metadata', args.metadata, 'attempt', 0, 'num_retries', args.num_retries,
-             'idempotency', args.idempotency_key or '')
+  local more = {tenant = '', metadata = '{}', num_retries = 0, idempotency = ''}  -- which is what nothing stands for
+  local fields = {'status', 'queued', 'spec', args.spec, 'created_at', args.created_at, 'attempt', 0}
+  for name, nothing in pairs(more) do
+    local value = args[name == 'idempotency' and 'idempotency_key' or name] or nothing
+    if value ~= nothing then fields[#fields + 1] = name; fields[#fields + 1] = value end
+  end
+  redis.call('HSET', key('job', id), unpack(fields))
 end
 
 local function move(id, status)
@@ -57,11 +61,24 @@ local function move(id, status)
   redis.call('HSET', job, 'status', status)
 end
 
+-- The name of a job's idempotency key, where there is one and it is this job's.
+local function idempotency_key_of(id)
+  local name = redis.call('HGET', key('job', id), 'idempotency')
+  return name and name ~= '' and text(name) == id and name
+end
+
+local function free_idempotency_key(id)
+  local name = idempotency_key_of(id)
+  if name then redis.call('DEL', name) end
+end
+
 local function finish(id, status, result, failure)
   local job = key('job', id)
   redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant_of(id)))
   if result then redis.call('HSET', job, 'result', result) end
   if failure then redis.call('HSET', job, 'error', failure) end
+  local name = idempotency_key_of(id)
+  if name then redis.call('EXPIRE', name, args.result_ttl_s) end
   redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
   redis.call('HDEL', job, 'held')
   redis.call('EXPIRE', job, args.result_ttl_s)
@@ -91,12 +108,10 @@ local function start_over()
   redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
   drop_tokens(id, attempt + 1)
   redis.call('PERSIST', job)
+  local name = idempotency_key_of(id)
+  if name then redis.call('PERSIST', name) end
   redis.call('ZREM', EXPIRY, expiring(id, tenant_of(id)))
   move(id, 'queued')
-end
-
-local function free_idempotency_key(name, id)
-  if name and name ~= '' and text(name) == id then redis.call('DEL', name) end
 end
 
 local function forget(id, known_tenant)
@@ -115,8 +130,8 @@ end
 local TOMBSTONE_S = 24 * 3600
 local function bury(id)
   local job = key('job', id)
-  local idempotency, attempt, num_retries = unpack(redis.call('HMGET', job, 'idempotency', 'attempt', 'num_retries'))
-  free_idempotency_key(idempotency, id)
+  local attempt, num_retries = unpack(redis.call('HMGET', job, 'attempt', 'num_retries'))
+  free_idempotency_key(id)
   forget(id)
   redis.call('HSET', job, 'status', 'discarded', 'attempt', attempt, 'num_retries', num_retries or 0)
   redis.call('EXPIRE', job, TOMBSTONE_S)
