@@ -30,7 +30,7 @@ class MediaRef(WireStruct, frozen=True, kw_only=True):
     """Bytes in the media store, or where `url` says: `object_name` finds them there, `sha256` proves them."""
 
     sha256: Sha256
-    object_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    object_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = "-"
     num_bytes: Count = 0
     """0 at a URL: all from `offset` on."""
     url: Annotated[str, Meta(max_length=4096)] = ""
@@ -53,6 +53,8 @@ class PixelBounds(WireStruct, frozen=True, kw_only=True):
 
     def or_else(self, other: "PixelBounds") -> "PixelBounds":
         """Return these bounds, and the other's where there are none."""
+        if other == PixelBounds():
+            return self
         return PixelBounds(
             min_pixels=self.min_pixels or other.min_pixels, max_pixels=self.max_pixels or other.max_pixels
         )

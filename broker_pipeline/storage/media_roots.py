@@ -23,8 +23,6 @@ from broker_pipeline.storage.local_file import is_file_url, path_of, read_local_
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
-_PLACE = "-"
-"""What such a reference is called where others have the name of an object."""
 _FLAG = "--media-roots"
 _MAX_URL = 4096
 _NO_MAXIMUM = 2**62
@@ -61,7 +59,7 @@ class MediaRoots:
             raise MediaTooLargeError(f"the file has more than {self._max_bytes} bytes", field=field)
         if len(place) > _MAX_URL:
             raise MediaFetchError(f"the URL is longer than {_MAX_URL} characters", field=field)
-        return MediaRef(sha256=sha256, object_name=_PLACE, num_bytes=length, url=place, offset=offset)
+        return MediaRef(sha256=sha256, num_bytes=length, url=place, offset=offset)
 
     def read(self, ref: MediaRef) -> bytes:
         """Return the bytes of a reference. Blocks.

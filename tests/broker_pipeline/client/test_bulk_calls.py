@@ -16,7 +16,8 @@ from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import BodyTooLargeError, GatewayUnreachableError, JobNotFoundError, NotAnImageError
 from broker_pipeline.messages.jobs import VideoFilePart
-from broker_pipeline.state.redis_client import RedisClient
+from broker_pipeline.state.redis_client import RedisClient, open_redis
+from broker_pipeline.tools.local.servers import EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
 from tests.kit.running.captioner import CaptioningConductor, numbered_picture
 from tests.kit.running.gateway_process import gateway_process
@@ -143,3 +144,23 @@ async def test_a_video_is_sent_as_one(serve: Serve, transport: Transport, redis:
         spec = (await conductor.acting.take()).spec
     assert [message.role for message in spec.messages] == ["system", "user"]
     assert isinstance(spec.messages[1].content[0], VideoFilePart)
+
+
+async def test_a_job_by_reference_that_waits_takes_less_than_1_kb_of_redis(
+    tmp_path: Path, nats_url: str, own_redis: EmbeddedRedis, namespace: str
+) -> None:
+    num, flags = 4000, ("--namespace", namespace, "--media-roots", "/data/pictures", "--port", "0")
+    async with (
+        open_redis(own_redis.url) as redis,
+        gateway_process(tmp_path, nats_url, own_redis.url, namespace, *flags) as (_, gateway),
+        calls_of(gateway) as calls,
+    ):
+        urls = [f"file:///data/pictures/part-{n % 50:05}/{n:09}.jpg#sha256={n:064x}" for n in range(num)]
+
+        async def used(start: int, stop: int) -> int:
+            some = ((urls[n], f"caption-{n:032x}") for n in range(start, stop))
+            await asyncio.gather(*(calls.submit(url, REQUEST, key) for url, key in some))
+            return int((await redis.info("memory"))["used_memory"])
+
+        before = await used(0, num // 2)  # scripts and all that is there once
+        assert (await used(num // 2, num) - before) / (num / 2) < 1024

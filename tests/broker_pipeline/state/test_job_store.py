@@ -12,6 +12,7 @@ from broker_pipeline.errors import Failure, InvalidRequestError, JobNotFoundErro
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.jobs import ChatMessage, JobResult, JobSpec, TextPart, TokenEntry, Usage
 from broker_pipeline.messages.sampling import TokenLogprob
+from broker_pipeline.state.failed_jobs import FailedJobs
 from broker_pipeline.state.job_store import JobCounts, JobStore, TokenCommit
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.local.servers import EmbeddedRedis
@@ -43,9 +44,9 @@ def store(redis: RedisClient, namespace: str) -> JobStore:
     return JobStore(redis, namespace)
 
 
-async def running_job(store: JobStore) -> tuple[JobSpec, int]:
+async def running_job(store: JobStore, key: str | None = None) -> tuple[JobSpec, int]:
     spec = make_spec()
-    await store.create(spec)
+    await store.create(spec, key)
     return spec, (await store.begin_attempt(spec, MODEL)).number
 
 
@@ -429,6 +430,18 @@ async def test_running_jobs_do_not_expire(redis: RedisClient, namespace: str) ->
     store = JobStore(redis, namespace, result_ttl_s=1)
     spec, _ = await running_job(store)
     assert await redis.ttl(redis_keys.job(namespace, spec.job_id)) == -1
+
+
+async def test_an_idempotency_key_lives_until_its_job_is_forgotten(redis: RedisClient, namespace: str) -> None:
+    store, name = JobStore(redis, namespace), redis_keys.idempotency(namespace, "key")
+    spec, _ = await running_job(store, "key")
+    assert await redis.ttl(name) == -1
+    await store.finish(spec.job_id, 1, "failed", error=FAILURE)
+    assert await redis.ttl(name) == pytest.approx(await redis.ttl(redis_keys.job(namespace, spec.job_id)), abs=1)
+    await FailedJobs(redis, namespace).retry(msgspec.structs.replace(spec, num_retries=1))
+    assert await redis.ttl(name) == -1
+    other, is_new = await store.create(make_spec(), "key")
+    assert (other.job_id, is_new) == (spec.job_id, False)
 
 
 async def test_a_wiped_redis_is_filled_again_from_the_spec(own_redis: EmbeddedRedis, namespace: str) -> None:
