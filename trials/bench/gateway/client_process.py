@@ -16,7 +16,11 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from broker_pipeline.client.bulk_calls import BulkCalls
+from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.messages.jobs import JobRecord
+from broker_pipeline.messages.sampling import SamplingParams
 from trials.bench.gateway.rows import Caption, ClientReport
 
 _PAUSE_S = 0.05  # after a refusal
@@ -33,6 +37,7 @@ class ClientOrder(msgspec.Struct, frozen=True, kw_only=True):
     pause_s: float
     """Least seconds between the beginnings of two captions of one connection; 0 is without a break."""
     is_streamed: bool
+    is_bulk: bool
     num_unread: int
 
 
@@ -47,7 +52,8 @@ async def _send(order: ClientOrder, pipe: Connection) -> ClientReport:
     log = _Log()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stopped.set)
-    tasks = [asyncio.create_task(_keep_one(order, number, log)) for number in range(order.num_in_flight)]
+    keep = _keep_many if order.is_bulk else _keep_each
+    tasks = [asyncio.create_task(keep(order, log))]
     tasks += [asyncio.create_task(_never_read(order, number, stopped)) for number in range(order.num_unread)]
     await asyncio.wait({asyncio.ensure_future(stopped.wait()), *tasks}, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -63,6 +69,37 @@ async def _send(order: ClientOrder, pipe: Connection) -> ClientReport:
 class _Log:
     captions: list[Caption] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
+
+
+async def _keep_each(order: ClientOrder, log: _Log) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(order.num_in_flight):
+            group.create_task(_keep_one(order, number, log))
+
+
+async def _keep_many(order: ClientOrder, log: _Log) -> None:
+    """Caption as `broker-pipeline caption` does: many pictures in a request."""
+    request = CaptionRequest("Describe this image in one sentence.", SamplingParams(max_tokens=64))
+
+    async def keep_one(number: int, calls: BulkCalls) -> None:
+        for index in itertools.count():
+            began, name = time.monotonic(), f"{os.getpid()}.{number}.{index}"
+            submitted = await calls.submit(order.picture + name.encode(), request, name)
+            accepted = time.monotonic()
+            record = await calls.wait(submitted.record.job_id)
+            if record.status == "succeeded":
+                log.captions.append(Caption(began, accepted, time.monotonic()))
+            else:
+                log.refusals[record.status] += 1
+            await asyncio.sleep(max(0.0, began + order.pause_s - time.monotonic()))
+
+    async with (
+        GatewayClient.open(order.url) as client,
+        BulkCalls.open(client) as calls,
+        asyncio.TaskGroup() as group,
+    ):
+        for number in range(order.num_in_flight):
+            group.create_task(keep_one(number, calls))
 
 
 async def _keep_one(order: ClientOrder, number: int, log: _Log) -> None:

@@ -56,6 +56,7 @@ _NOTE = (
     help="Captions to begin per second.  [default: as many as come back]",
 )
 @click.option("--stream", "is_streamed", is_flag=True, help="Stream chat completions; a submission is its first event.")
+@click.option("--bulk", "is_bulk", is_flag=True, help="Many pictures in a request, as `broker-pipeline caption` sends.")
 @unread_option
 @click.option("--picture-side", default=448, show_default=True, type=POSITIVE, help="Pixels; 448 makes about 100 kB.")
 @seconds_option
@@ -85,6 +86,7 @@ def command(
       broker-pipeline bench gateway
       broker-pipeline bench gateway --processes 1 --processes 8 --concurrency 512 --json gateway.json
       broker-pipeline bench gateway --stream --concurrency 900 --unread 100
+      broker-pipeline bench gateway --processes 8 --concurrency 512 --bulk
     """
     machine, num_cores = MachineFacts.read(), len(os.sched_getaffinity(0))
     rows: list[GatewayRow] = []

@@ -148,6 +148,7 @@ def _clients(settings: GatewayBenchSettings, url: str, picture: bytes) -> Iterat
             num_in_flight=share + (index < more),
             pause_s=pause_s,
             is_streamed=settings.is_streamed,
+            is_bulk=settings.is_bulk,
             num_unread=settings.num_unread if index == 0 else 0,
         )
         for index in range(settings.num_clients)

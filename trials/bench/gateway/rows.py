@@ -21,6 +21,8 @@ class GatewayBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Captions that begin in a second, of all clients together; None: the next one as soon as one has ended."""
     is_streamed: bool
     """Whether captions are streamed chat completions; else they are submitted and polled for."""
+    is_bulk: bool
+    """Whether many are submitted, and polled for, in one request."""
     num_unread: int
     """Further clients that ask for a stream and never read it."""
     picture_side: int

@@ -19,6 +19,7 @@ def test_a_row_counts_what_ended_while_it_was_measured_and_adds_up_processes() -
         num_in_flight=2,
         rate=None,
         is_streamed=False,
+        is_bulk=False,
         num_unread=0,
         picture_side=64,
         seconds=10.0,
@@ -37,7 +38,7 @@ def test_a_row_counts_what_ended_while_it_was_measured_and_adds_up_processes() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [(), ("--stream", "--unread", "3")])
+@pytest.mark.parametrize("how", [(), ("--bulk",), ("--stream", "--unread", "3")])
 def test_captions_come_back_through_two_processes(tmp_path: Path, how: tuple[str, ...]) -> None:
     path = tmp_path / "gateway.json"
     arguments = ["gateway", "--processes", "2", "--concurrency", "8", "--seconds", "1", "--picture-side", "64", *how]
