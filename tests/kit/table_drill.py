@@ -1,6 +1,6 @@
 """A Parquet of tiny pictures captioned into shards of Parquet, while client, gateway and a stage are killed.
 
-    python -m tests.kit.running.table_drill --rows 1000000
+    python -m tests.kit.table_drill --rows 1000000
 
 The model is the smallest that there is. Pictures of one colour have one caption, and no two have the same bytes. At the
 end each row has to be in the shards once, with the caption of its colour, in the order of the source.
