@@ -23,8 +23,23 @@ from broker_pipeline.tools.caption.session import CaptionSession, SessionSetting
 from broker_pipeline.tools.gateway_options import gateway_options
 from broker_pipeline.tools.signals import until_interrupted
 
+_SAMPLE = 100
 
-@click.command()
+
+class _CaptionCommand(click.Command):
+    """`caption verify OUT --sample NUM` is `caption --recipe OUT.recipe.toml --verify NUM`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line."""
+        if args[:1] == ["verify"] and not Path("verify").exists():
+            if len(args) == 1 or args[1].startswith("-"):
+                raise click.UsageError("verify which? `broker-pipeline caption verify OUT --sample 100`", ctx)
+            more = ["--verify" if arg == "--sample" else arg for arg in args[2:]]
+            args = ["--recipe", f"{args[1]}.recipe.toml", "--verify", str(_SAMPLE), *more]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_CaptionCommand)
 @click.argument("paths", nargs=-1, type=PathType(path_type=Path))
 @click.option(
     "--recipe",
@@ -76,6 +91,7 @@ def command(paths: tuple[Path, ...], **options: Any) -> None:
       broker-pipeline caption 'shards/a.tar' --to 'captioned/a-%05d.tar' --preset detailed --clean
       broker-pipeline caption table.parquet --prompt 'Describe this {{ category }}.' --to captions/
       broker-pipeline caption photo.jpg --out - | jq -r .caption
+      broker-pipeline caption verify captions.jsonl --sample 100
     """
     check_texts(options)
     session = CaptionSession(

@@ -195,6 +195,11 @@ async def test_captions_are_made_again_and_compared(captioner: Captioner, conduc
     folder(captioner.directory / "pictures", 6)
     conductor.says = lambda job: f"by seed {job.sampling.seed}"
     assert (await captioner.run("pictures", "--seed", "3")).code == 0
+    by_name = await captioner.run("verify", "captions.jsonl", "--sample", "6")
+    assert by_name.code == 0, by_name.text
+    assert "captions are the same, 0 are not" in by_name.text
+    assert (await captioner.run("verify", "gone.jsonl")).code == 2
+    assert "verify which?" in (await captioner.run("verify", "--sample", "6")).text
     same = await captioner.run("pictures", "--seed", "3", "--verify", "6")
     assert (same.code, "6 captions are the same, 0 are not" in same.text) == (0, True), same.text
     conductor.says = lambda _: "something else"
