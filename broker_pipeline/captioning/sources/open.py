@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import FilesSource, Known, facts_of
 from broker_pipeline.captioning.sources.item import Item, Source
@@ -89,7 +90,7 @@ def open_sources(
     `InvalidRequestError` where settings cannot be obeyed. `clock` tells seconds since 1970.
     """
     known = Known()
-    parts = [part for path in paths for part in _opened(path, settings, known, clock)]
+    parts = [part for path in paths for each in expanded(path) for part in _opened(each, settings, known, clock)]
     parts += lists
     _check(parts, settings)
     names = [part.name for part in parts]
