@@ -34,6 +34,7 @@ def read_twice(source: Iterable[Item]) -> list[Found]:
     items = list(source)
     found = [read(item) for item in items]
     assert [read(item) for item in reversed(items)] == found[::-1]
-    assert [read(item) for item in source] == found
+    again = [read(item) for item in source]
+    assert again == found, (found, again)
     assert len({id_ for id_, _, _ in found}) == len(found)
     return found
