@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return _available_memory_bytes(Path("/proc/meminfo"))
+    return int(min(_available_memory_bytes(Path("/proc/meminfo")), left_of_limit_bytes(Path("/sys/fs/cgroup"))))
 
 
 def device_identity(device: torch.device) -> str:
@@ -86,3 +86,13 @@ def _available_memory_bytes(meminfo: Path) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return 4 * 2**30
+
+
+def left_of_limit_bytes(group: Path) -> float:
+    """Return what a container's memory limit leaves; no bound where there is none. The page cache counts as free."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # no container, or the older form of control groups
+        return float("inf")
+    return float("inf") if limit == "max" else max(0, int(limit) - int(used["anon"]) - int(used["shmem"]))

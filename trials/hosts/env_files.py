@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.planning.devices import Device
 from broker_pipeline.planning.fleet.fleet import FleetPlan
 from broker_pipeline.planning.planner import Plan
 from broker_pipeline.tools.local.layouts import conductor_limits
@@ -16,6 +17,8 @@ from trials.hosts.described import DescribedHosts
 from trials.hosts.hosts_file import HostEntry
 
 Variables = Mapping[str, str]
+_PROCESS_BYTES = 2 * 2**30
+"""Python, torch and the rings of edges, beside what the plan has put into a processor's memory."""
 
 
 def env_files(described: DescribedHosts, found: FleetPlan) -> dict[str, Variables]:
@@ -29,8 +32,8 @@ def env_files(described: DescribedHosts, found: FleetPlan) -> dict[str, Variable
     }
     for number, slot in enumerate(found.slots):
         name, settings = _worker(found.plan, number)
-        device = described.names[slot.host][slot.device]
-        files[f"{hosts[slot.host].name}/{name}.env"] = common[slot.host] | {"WORKER": name} | settings | _device(device)
+        device = _device(described.names[slot.host][slot.device], found.fleet.device(slot))
+        files[f"{hosts[slot.host].name}/{name}.env"] = common[slot.host] | {"WORKER": name} | settings | device
     return files
 
 
@@ -52,8 +55,10 @@ def _worker(plan: Plan, number: int) -> tuple[str, dict[str, str]]:
     return f"stage-{number}", settings
 
 
-def _device(device: str) -> dict[str, str]:
-    return {"CONTAINER_RUNTIME": "runc"} if device == "cpu" else {"GPU": device.removeprefix("cuda:")}
+def _device(name: str, device: Device) -> dict[str, str]:
+    if device.is_gpu:
+        return {"GPU": name.removeprefix("cuda:")}
+    return {"CONTAINER_RUNTIME": "runc", "WORKER_MEMORY": f"{(device.memory_bytes + _PROCESS_BYTES) // 2**20}m"}
 
 
 def roles_of(described: DescribedHosts, found: FleetPlan) -> dict[HostEntry, list[str]]:

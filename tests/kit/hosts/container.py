@@ -51,8 +51,7 @@ class Container:
 
     async def start(self) -> None:
         """Start it as `docker compose up --wait` does: until its health check is content."""
-        shell = ["/usr/bin/unshare", "--mount", "--propagation", "private", "/bin/sh", "-euc", self._script()]
-        self.process = await ChildProcess.spawn(self.name, self.lab.inside(self.host, shell), log_path=self.log_path)
+        self.process = await self._spawn()
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 while not await self.is_healthy():
@@ -61,6 +60,17 @@ class Container:
                     await asyncio.sleep(0.3)
         except TimeoutError as error:
             raise self.process.failure("is not healthy") from error
+
+    async def run_to_its_end(self) -> str:
+        """Run it as `docker compose run` does; return what it says, and raise `ServerStartError` where it fails."""
+        process = await self._spawn()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                if await process.wait() != 0:
+                    raise process.failure("failed")
+        finally:
+            await process.destroy()
+        return self.log_path.read_text()
 
     async def stop(self) -> int:
         """SIGTERM, and SIGKILL when the file's grace is over."""
@@ -84,6 +94,10 @@ class Container:
         )
         return await child.wait()
 
+    async def _spawn(self) -> ChildProcess:
+        shell = ["/usr/bin/unshare", "--mount", "--propagation", "private", "/bin/sh", "-euc", self._script()]
+        return await ChildProcess.spawn(self.name, self.lab.inside(self.host, shell), log_path=self.log_path)
+
     def _is_inside(self, pid: int) -> bool:
         """Whether the process has its own root already."""
         return Path(f"/proc/{pid}/root/{_MARK}").exists()
@@ -97,7 +111,7 @@ class Container:
         assert self.service["cap_drop"] == ["ALL"]
         rights = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
         variables = {"PATH": _PATH, "HOME": "/home/broker", **self.service.get("environment", {})}
-        variables |= {"OMP_NUM_THREADS": "1"}  # of this machine's two processors
+        variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # of two processors; this checkout
         return [
             "/usr/bin/setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *rights,
             "/usr/bin/env", "-i", *(f"{key}={value}" for key, value in variables.items()),
