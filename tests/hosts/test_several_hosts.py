@@ -36,11 +36,14 @@ pytestmark = [
 ]
 
 HOSTS = ("broker", "front", "eyes", "gpu-a", "gpu-b")
-_IMAGES, *ON_THE_OWN_MACHINE, STARTING, CAPTIONING, KEYS = code_blocks("docs/operations.md", "## Several hosts")
-STARTS = re.findall(r"^([\w-]+)\$ +(docker compose .*)$", STARTING, re.MULTILINE)
+_IMAGES, EXPORTING, MEASURING, PLANNING, _PRINTED, COPYING, _STARTING, EXAMINING, CAPTIONING, KEYS = code_blocks(
+    "docs/operations.md", "## Several hosts"
+)
+BY_HAND, STARTING = code_blocks("docs/operations.md", "### Without a plan")
 (SINGLE_HOST,) = code_blocks("docs/operations.md", "### Everything on one host")
-BLOCKS = {"BLOCKS=0:18": "BLOCKS=0:2", "BLOCKS=18:27": "BLOCKS=2:3", "BLOCKS=27:": "BLOCKS=3:"}
+BLOCKS = {"0:18": "0:2", "18:27": "2:3", "27:": "3:"}
 """The page's model has 36 layers, the demo's 5."""
+_AT_A_HOST = re.compile(r"^ *([\w-]+)\$ +(docker compose .*)$", re.MULTILINE)
 PICTURES = {
     f"{number}-{scene.path.name}": (scene.path.read_bytes() + bytes([number]), scene.expected)
     for number in range(4)
@@ -54,6 +57,10 @@ async def prepare(directory: Path) -> None:
     packages = [str(ROOT / package) for package in ("broker_pipeline", "gateway", "stages")]
     await run_python("compileall", ["-m", "compileall", "-q", *packages], log_path=directory / "compileall.log")
     (await make_artifact(directory, trained_model())).rename(directory / "artifacts")
+    put_pictures(directory)
+
+
+def put_pictures(directory: Path) -> None:
     (directory / "PICTURES").mkdir()
     for name, (picture, _) in PICTURES.items():
         (directory / "PICTURES" / name).write_bytes(picture)
@@ -117,12 +124,67 @@ async def first_byte_from(host: str, port: int, context: ssl.SSLContext) -> byte
         writer.close()
 
 
-async def test_the_page_leads_from_nothing_to_captions_and_to_an_upgrade(tmp_path: Path) -> None:
+async def start_as_planned(page: FollowedPage, said: str) -> dict[str, str]:
+    """Type what `plan` printed, with the page between its parts; return what each host runs, by the compose files."""
+    here, there = said.split("and on the hosts", 1)
+    await page.type_here("\n".join(re.findall(r"^  (broker-pipeline .*)$", here, re.MULTILINE)))
+    await page.type_here(COPYING)
+    starts = _AT_A_HOST.findall(there)
+    for host, command in starts:
+        await page.type_on(host, command)
+        if host == "broker":
+            for other, start in starts:
+                await examine(page, other, start)
+    return {Path(command.split()[5]).name.removesuffix(".env"): host for host, command in starts}
+
+
+async def examine(page: FollowedPage, host: str, start: str) -> None:
+    """Ask the doctor about a host before anything runs there, as the page does."""
+    service = {"stage": "stage", "vision": "vision", "gateway": "conductor"}.get(Path(start.split()[3]).stem)
+    if service is not None:
+        ((_, command),) = _AT_A_HOST.findall(EXAMINING)
+        asked = start.replace("up -d --wait", command[command.index("run --rm") :].replace(" stage ", f" {service} "))
+        said = await page.type_on(host, asked)
+        assert "0 to mend" in said
+
+
+async def test_the_page_leads_from_nothing_to_captions(tmp_path: Path) -> None:
+    """Every step of the page, and what `plan` prints: hosts are measured, whatever the plan is then."""
+    put_pictures(tmp_path)
+    ours = {"CHECKPOINT": str(trained_model()), "--shape 8B": "--shape demo"}
+    async with followed_page(tmp_path, HOSTS, ours) as page:
+        await page.type_here(EXPORTING)
+        await page.type_here(MEASURING)
+        await start_as_planned(page, await page.type_here(PLANNING))
+        await caption(page, "planned")
+
+
+async def test_env_files_of_a_plan_start_a_model_that_is_cut_over_unlike_hosts(tmp_path: Path) -> None:
+    await prepare(tmp_path)
+    memory_gb = {"eyes": 0.0045, "gpu-a": 0.009, "gpu-b": 0.0065}  # weights and KV: no host holds all of it
+    planning = PLANNING
+    for name, size in memory_gb.items():
+        planning = planning.replace(f'probe = "{name}.json"', f'devices = [{{ name = "cpu", memory_gb = {size} }}]')
+    async with followed_page(tmp_path, HOSTS, {}) as page:
+        runs = await start_as_planned(page, await page.type_here(planning))
+        assert {name: runs[name] for name in runs if "-" in name} == {
+            "stage-0": "gpu-a",
+            "stage-1": "gpu-b",
+            "vision-0": "eyes",
+        }
+        for host in ("gpu-a", "gpu-b", "eyes"):
+            (container,) = page.containers[host]
+            assert container.service["runtime"] == "runc"
+            assert container.service["mem_limit"] == f"{2048 + int(memory_gb[host] * 1e9) // 2**20}m"
+        await caption(page, "cut")
+
+
+async def test_hosts_without_a_plan_and_an_upgrade(tmp_path: Path) -> None:
     await prepare(tmp_path)
     async with followed_page(tmp_path, HOSTS, BLOCKS) as page:
-        for step in ON_THE_OWN_MACHINE:
-            await page.type_here(step)
-        for host, command in STARTS:
+        await page.type_here(BY_HAND)
+        await page.type_here(COPYING)
+        for host, command in _AT_A_HOST.findall(STARTING):
             await page.type_on(host, command)
         assert len({container.name for container in page.everything}) == 8, "nothing replaces its neighbour"
         await caption(page, "first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from broker_pipeline.planning.fleet.search import choose_fleet_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.terminal import make_console
 from trials.hosts.described import read_hosts
-from trials.hosts.env_files import env_files, roles_of, write_env_files
+from trials.hosts.env_files import Variables, env_files, roles_of, write_env_files
 from trials.hosts.named_model import read_named_model
+from trials.hosts.next_steps import commands_here, commands_there
 from trials.hosts.plan_view import PlanView
 from trials.hosts.sizing import sizing_table
 
@@ -87,13 +89,14 @@ def command(
             f"a plan needs --{'hosts' if hosts is None else 'model'}: see broker-pipeline plan --help"
         )
     view = _planned(hosts, model, Workload(num_output_tokens=output_tokens))
+    files = env_files(view.described, view.found)
     if env_directory is not None:
-        write_env_files(env_directory, env_files(view.described, view.found))
+        write_env_files(env_directory, files)
     console = make_console()
     view.print(console)
     met = _say_target(view, target)
     if env_directory is not None:
-        _say_next(view, env_directory)
+        _say_next(view, files, env_directory, model)
     sys.exit(exit_codes.OK if met else exit_codes.SOME_FAILED)
 
 
@@ -115,8 +118,11 @@ def _say_target(view: PlanView, target: float | None) -> bool:
     return False
 
 
-def _say_next(view: PlanView, directory: Path) -> None:
-    click.echo(f"wrote {directory}/HOST/*.env; each host needs its secrets:")
-    for host, roles in roles_of(view.described, view.found).items():
-        flags = " ".join(f"--role {role}" for role in roles)
-        click.echo(f"  broker-pipeline secrets add-host secrets {host.name} {flags} --address {host.address}")
+def _say_next(view: PlanView, files: Mapping[str, Variables], directory: Path, model: str) -> None:
+    artifact = model if Path(model).is_dir() else "ARTIFACT"
+    click.echo(f"wrote {directory}/HOST/*.env; what comes next is in docs/operations.md, Several hosts. Here:")
+    for command in commands_here(roles_of(view.described, view.found), files, artifact):
+        click.echo(f"  {command}")
+    click.echo("and on the hosts, in this order, once they have their files:")
+    for host, command in commands_there(files):
+        click.echo(f"  {host}$ {command}")

@@ -24,9 +24,10 @@ from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, say
 from trials.bench.shapes import SHAPE_NAMES
 from trials.hosts.link_probe import listening, measure_link, parse_peer
-from trials.hosts.probe_file import HostProbe, ProbedLink, write_probe
+from trials.hosts.probe_file import HostProbe, ProbedLink, probe_text, write_probe
 from trials.hosts.probe_view import print_probe
 
+_STANDARD_OUTPUT = Path("-")
 _PORTS = click.IntRange(0, 65535)
 
 
@@ -54,7 +55,12 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 )
 @click.option("--listen", metavar="ADDRESS", help="Answer other hosts at this address of this host, until Ctrl-C.")
 @click.option("--port", default=7399, show_default=True, type=_PORTS, help="With --listen; 0 picks a free one.")
-@click.option("--out", type=PathType(path_type=Path, dir_okay=False), metavar="FILE", help="File for `plan --hosts`.")
+@click.option(
+    "--out",
+    type=PathType(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="File for `plan --hosts`; - prints it in place of the table.",
+)
 def command(listen: str | None, port: int, out: Path | None, **options: Any) -> None:
     """Time what this host does for a pipeline: layers of a model, its tower, memory, and links to other hosts.
 
@@ -71,6 +77,9 @@ def command(listen: str | None, port: int, out: Path | None, **options: Any) -> 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if listen is None:
         probe = _probe(_settings(options))
+        if out == _STANDARD_OUTPUT:
+            click.echo(probe_text(probe))
+            return
         if out is not None:
             write_probe(out, probe)
         print_probe(make_console(), probe)

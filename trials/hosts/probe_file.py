@@ -123,5 +123,10 @@ def write_probe(path: Path, probe: HostProbe) -> None:
     """Write a file for `plan`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(probe), indent=2) + b"\n")
+    part.write_text(probe_text(probe) + "\n")
     part.replace(path)
+
+
+def probe_text(probe: HostProbe) -> str:
+    """Return what such a file holds."""
+    return msgspec.json.format(msgspec.json.encode(probe), indent=2).decode()

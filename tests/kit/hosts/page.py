@@ -21,6 +21,7 @@ from tests.kit.hosts.container import Container
 from tests.kit.running.netlab import LinkShape, Netlab, netlab
 
 _REMOTE = r"""
+docker() { while [[ $1 != broker-pipeline:* ]]; do shift; done; shift; broker-pipeline "$@"; }  # docker run IMAGE
 ssh() { local at="$HOSTS/${1#root@}"; shift; "${@//\/srv\//$at/srv/}"; }
 rsync() {
   local owner="" from to at
@@ -61,17 +62,24 @@ class FollowedPage:
         assert shell.returncode == 0, said.decode()
         return said.decode()
 
-    async def type_on(self, host: str, command: str) -> None:
-        """Start what `docker compose -f FILE --env-file ENV up -d --wait` starts on a host."""
-        _, _, _, file, _, env_file, *up = shlex.split(command)
-        assert up == ["up", "-d", "--wait"]
+    async def type_on(self, host: str, command: str) -> str:
+        """Do on a host what `docker compose -f FILE --env-file ENV` does with `up -d --wait`, or `run --rm SERVICE …`.
+
+        Returns what is said by what `run` runs, which has to end well.
+        """
+        _, _, _, file, _, env_file, *rest = shlex.split(command)
         env = read_env_file(self.directory / self._at(host, env_file))
         project = load_project(ROOT / file, {name: self._at(host, value) for name, value in env.items()})
+        number = self.names.index(host) + 1
+        if rest[:2] == ["run", "--rm"]:
+            service = project.services[rest[2]] | {"command": rest[3:]}
+            return await Container(self.lab, number, f"{project.name}-run", service, self.directory).run_to_its_end()
+        assert rest == ["up", "-d", "--wait"]
         for name, service in project.services.items():
-            number = self.names.index(host) + 1
             container = Container(self.lab, number, f"{project.name}-{name}", service, self.directory)
             self.containers.setdefault(host, []).append(container)
             await container.start()
+        return ""
 
     def _moved(self, script: str) -> str:
         for text, ours in self.changes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -144,7 +145,16 @@ def test_env_files_say_what_each_host_runs(tmp_path: Path) -> None:
         ("stage-1", "0", "10.0.0.1"),
         ("stage-2", "1", "10.0.0.1"),
     ]
-    assert "broker-pipeline secrets add-host secrets gpu-1 --role stage" in done.output
+    says = [
+        "secrets add-host secrets gpu-1 --role stage",
+        f"fetch --blocks {stages[0]['BLOCKS']}",
+        "fetch --role conductor",
+    ]
+    assert all(f"  broker-pipeline {command}" in done.output for command in says), done.output
+    starts = re.findall(r"^  (.*)\$ docker compose -f compose/(.*).yaml --env-file (.*) up", done.output, re.MULTILINE)
+    assert starts[0] == ("front", "broker", "/srv/broker-pipeline/broker.env")
+    assert starts[-1] == ("gpu-2", "stage", "/srv/broker-pipeline/stage-2.env")
+    assert len(starts) == len(files)
 
 
 def test_env_files_do_not_overwrite(tmp_path: Path) -> None:
