@@ -12,6 +12,7 @@ import msgspec
 
 from broker_pipeline.client.calls import GatewayCalls
 from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.client.operator_token import token_for
 from broker_pipeline.messages.gateway import BulkAnswer, BulkAnswers, EndedJobs, JobList, PipelineStatus
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord, JobStatus
 from broker_pipeline.messages.workers import WorkerRecord
@@ -119,8 +120,10 @@ async def fetch_status(gateway_url: str, key: str | None = None) -> PipelineStat
 
 async def fetch_refusal(http: aiohttp.ClientSession, gateway_url: str) -> str | None:
     """Return why a gateway would have no job run, None where it would."""
+    token = token_for(gateway_url)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}  # only operators are told why
     try:
-        async with http.get(f"{gateway_url}/readyz") as answer:
+        async with http.get(f"{gateway_url}/readyz", headers=headers) as answer:
             return None if answer.status == 200 else f"{gateway_url}/readyz says {await answer.text()}"
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return f"{gateway_url}: {error or type(error).__name__}"

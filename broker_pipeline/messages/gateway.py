@@ -91,11 +91,11 @@ class PipelineStatus(_Answer, frozen=True, kw_only=True):
     """When the certificates of hosts end, in seconds since 1970; `servers` are those of NATS and Redis."""
 
 
-class Readiness(_Answer, frozen=True, kw_only=True):
-    """Whether jobs can be taken and will be run; `checks` says which part is missing."""
+class Readiness(_Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether jobs can be taken and will be run; `checks` tells operators which part is missing, nobody else."""
 
     ready: bool
-    checks: dict[str, str]
+    checks: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Health(_Answer, frozen=True, kw_only=True):

@@ -61,7 +61,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "get",
         "/readyz",
         "showReadiness",
-        "Say whether accepted jobs will be run now.",
+        "Say whether accepted jobs will be run now, and to operators why not.",
         {200: Readiness, 503: Readiness},
         needs="nothing",
     ),

@@ -22,9 +22,9 @@ export async function call(path, options = {}) {
   return answer.json().catch(() => Promise.reject(new ApiError(answer.status, { message: "The answer is not JSON: is this the gateway?" })));
 }
 
-/** Says whether jobs will be run now, and what is missing; nothing where nobody answers. */
+/** Says whether jobs will be run now, and to operators what is missing; nothing where nobody answers. */
 export const readiness = () =>
-  fetch("readyz", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" }).then((answer) => answer.json()).catch(() => ({}));
+  fetch("readyz", { headers: authorization(), signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" }).then((answer) => answer.json()).catch(() => ({}));
 
 /** Yields a job's events: `{kind, tokens, record}`. Ends when the stream does. */
 export async function* events(jobId, signal) {
@@ -47,8 +47,10 @@ export async function* events(jobId, signal) {
   }
 }
 
+const authorization = () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
+
 async function ask(path, { method = "GET", body, headers = {}, signal }) {
-  const sent = key.get() ? { Authorization: `Bearer ${key.get()}`, ...headers } : headers;
+  const sent = { ...authorization(), ...headers };
   let answer;
   try {
     answer = await fetch(path, { method, body, headers: sent, signal, cache: "no-store", credentials: "same-origin" });

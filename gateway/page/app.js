@@ -61,5 +61,6 @@ async function showHealth() {
   const missing = Object.entries(checks ?? {}).filter(([, said]) => said !== "ok" && said !== "unknown");
   const chip = byId("health");
   chip.className = `chip ${ready ? "good" : "bad"}`;
-  setText(chip, ready ? "ready" : checks ? `not ready: ${missing.map(([part, said]) => `${part}: ${said}`).join("; ")}` : "no answer");
+  const why = missing.map(([part, said]) => `${part}: ${said}`).join("; ");
+  setText(chip, ready ? "ready" : ready === undefined ? "no answer" : why ? `not ready: ${why}` : "not ready");
 }

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from broker_pipeline.client.operator_token import token_for
 from tests.kit.running.drill import crowd_questions, decoding, fault_cluster, undisturbed
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 from tests.kit.running.small_disk import needs_mounting, small_disk
@@ -140,7 +141,9 @@ async def try_submit(client: PipelineClient) -> tuple[int, dict[str, Any]]:
 
 
 async def readiness(client: PipelineClient) -> dict[str, str]:
-    async with aiohttp.ClientSession() as http, http.get(f"{client.cluster.gateway_url}/readyz") as answer:
+    url = client.cluster.gateway_url
+    headers = {"Authorization": f"Bearer {token_for(url)}"}
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz", headers=headers) as answer:
         return (await answer.json())["checks"]
 
 

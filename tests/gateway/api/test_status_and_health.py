@@ -13,14 +13,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker_pipeline import redis_keys
+from broker_pipeline.messages.keys import GatewayKey, Scope
 from broker_pipeline.messages.status import ConductorStatus, RouteStatus, StageStatus, VisionStatus, WorkerTotals
 from broker_pipeline.messages.workers import BlockRange, WorkerRecord
+from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from gateway.settings import GatewaySettings
 from tests.gateway.api.native.test_jobs import accepted, form
-from tests.gateway.conftest import OpenGateway
+from tests.gateway.conftest import OPERATOR_TOKEN, OpenGateway
 from tests.kit.acting.conductor import ActingConductor
 from tests.kit.waiting import eventually
 
@@ -68,7 +70,7 @@ async def show(redis: RedisClient, namespace: str, status: ConductorStatus) -> N
 
 
 async def get(http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
-    async with http.get(path) as answer:
+    async with http.get(path, headers={"Authorization": f"Bearer {OPERATOR_TOKEN}"}) as answer:
         return answer.status, await answer.json()
 
 
@@ -89,6 +91,23 @@ async def test_ready_means_that_jobs_will_be_run(
     await show(redis, namespace, conductor_status())
     status, body = await get(http, "/readyz")
     assert (status, body["ready"], set(body["checks"].values())) == (200, True, {"ok"})
+
+
+async def test_only_operators_are_told_why(start_gateway: OpenGateway, redis: RedisClient, namespace: str) -> None:
+    keys = GatewayKeys(redis, namespace)
+    scopes: tuple[Scope, ...] = ("submit", "read", "operate")
+    secrets = {each: await keys.create(GatewayKey(tenant=each, scopes=(each,), created_at=1.0)) for each in scopes}
+    secrets |= {"nobody": "", "stranger": "bp-unknown", "token": OPERATOR_TOKEN}
+    async with start_gateway() as (_, url), aiohttp.ClientSession(base_url=url) as http:
+        for holder, secret in secrets.items():
+            headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+            async with http.get("/readyz", headers=headers) as answer:
+                body = await answer.json()
+                assert (answer.status, body["ready"]) == (503, False), holder
+                assert ("checks" in body) == (holder in ("operate", "token")), holder
+        await show(redis, namespace, conductor_status())
+        async with http.get("/readyz") as answer:
+            assert (answer.status, await answer.json()) == (200, {"ready": True})
 
 
 async def out_of_memory(redis: RedisClient) -> None:

@@ -23,7 +23,7 @@ async def test_what_is_away_is_said_and_what_comes_back_is_used(
             page = visited.page
             trouble, health = page.locator("#trouble"), page.locator("#health")
             await expect(page.locator("#picture")).to_contain_text("No conductor is active")
-            await expect(health).to_have_text("not ready: route: no conductor is active")
+            await expect(health).to_have_text("not ready")
             await expect(page.get_by_role("img", name="Waiting over the last hour: between 0 and 0")).to_be_visible()
             own_redis.kill()
             await expect(trouble).to_contain_text("The pipeline is shown as of")
@@ -36,5 +36,5 @@ async def test_what_is_away_is_said_and_what_comes_back_is_used(
             await process.wait()
             async with gateway_process(*flags, "--port", port, name="again"):
                 await expect(trouble).to_be_hidden()
-                await expect(health).to_have_text("not ready: route: no conductor is active")
+                await expect(health).to_have_text("not ready")
             assert not visited.complaints
