@@ -41,6 +41,10 @@ _IMAGES, EXPORTING, MEASURING, PLANNING, _PRINTED, COPYING, _STARTING, EXAMINING
 )
 BY_HAND, STARTING = code_blocks("docs/operations.md", "### Without a plan")
 (SINGLE_HOST,) = code_blocks("docs/operations.md", "### Everything on one host")
+WEBHOOK = (
+    "BROKER_PIPELINE_WEBHOOK_URL=https://hooks.example.com/done "
+    "BROKER_PIPELINE_WEBHOOK_SECRET_FILE=/secrets/webhook.secret"
+)
 BLOCKS = {"0:18": "0:2", "18:27": "2:3", "27:": "3:"}
 """The page's model has 36 layers, the demo's 5."""
 _AT_A_HOST = re.compile(r"^ *([\w-]+)\$ +(docker compose .*)$", re.MULTILINE)
@@ -268,7 +272,33 @@ async def upgrade_everything(page: FollowedPage) -> None:
 async def test_everything_on_one_host(tmp_path: Path) -> None:
     await prepare(tmp_path)
     *commands, starting = SINGLE_HOST.strip().splitlines()
-    async with followed_page(tmp_path, ["here"], {"/srv/": f"{tmp_path}/here/srv/", "10.0.0.2": "10.0.0.1"}) as page:
+    media = tmp_path / "here/srv/pictures"
+    changes = {
+        "VISION=true": f"VISION=true BROKER_PIPELINE_MEDIA_DIR=/srv/pictures {WEBHOOK}",
+        "/srv/": f"{tmp_path}/here/srv/",
+        "10.0.0.2": "10.0.0.1",
+    }
+    async with followed_page(tmp_path, ["here"], changes) as page:
+        media.mkdir(parents=True)
         await page.type_here("\n".join(commands))
+        (tmp_path / "here/srv/broker-pipeline/secrets/webhook.secret").write_text(f"whsec_{'A' * 32}")
         await page.type_on("here", starting)
         await caption(page, "single")
+        await check_that_requests_may_name_files(page, media)
+
+
+async def check_that_requests_may_name_files(page: FollowedPage, media: Path) -> None:
+    """Those of the directory that the env file names, which the container has at the same path."""
+    (media / "scene.png").write_bytes(scenes()[0].path.read_bytes())
+    key = (page.directory / "secrets/hosts/me/gateway.key").read_text().strip()
+    image = {"type": "image", "url": f"file://{media}/scene.png"}
+    body = {"messages": [{"role": "user", "content": [image]}], "sampling": {"temperature": 0}}
+    with page.lab.entered(0):
+        async with aiohttp.ClientSession(
+            f"http://{page.lab.address(1)}:8080", headers={"Authorization": f"Bearer {key}"}
+        ) as http:
+            async with http.post("/v1/jobs", json=body) as answer:
+                job = await answer.json()
+                assert answer.status == 202, job
+            async with http.get(f"/v1/jobs/{job['job_id']}?wait_s=60") as answer:
+                assert (await answer.json())["status"] == "succeeded"

@@ -146,7 +146,7 @@ class Container:
 
     def _source(self, volume: dict[str, Any]) -> Path:
         if volume["type"] == "bind":
-            return Path(volume["source"])
+            return COMPOSE / volume["source"]
         path = self.directory / f"{self.name}.{volume['source']}"
         path.mkdir(exist_ok=True)
         os.chown(path, 10001, 10001)  # as the image's directory in its place is
