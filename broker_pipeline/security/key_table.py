@@ -112,13 +112,14 @@ KEYS = (
 # Commands that our processes use, in scripts and outside of them. None of them lists keys by pattern.
 
 _CONNECTION = ("ping", "select")
-_SCRIPTS = ("evalsha", "script|load")
+_TRANSACTIONS = ("multi", "exec", "discard", "watch", "unwatch")
 
-WORKER_COMMANDS = (*_CONNECTION, *_SCRIPTS, "del", "exists", "get", "info", "pttl", "sadd", "set", "srem", "time")
+WORKER_COMMANDS = (*_CONNECTION, *_TRANSACTIONS, "del", "exists", "get", "info", "pttl", "sadd", "set", "srem", "time")
+"""No scripts: those of a stranger would keep Redis busy for good, or fill its memory."""
 
 ALL_COMMANDS = (
-    *("multi", "exec", "discard", "watch", "unwatch"),
     *WORKER_COMMANDS,
+    *("evalsha", "script|load"),
     *("expire", "getbit", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hset", "hsetnx", "hvals", "lindex"),
     *(
         "llen",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -22,9 +23,12 @@ from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import ConductorStatus, RefusedWorker
 from broker_pipeline.messages.workers import COMPUTING_ROLES, Heartbeat, WorkerRecord
+from broker_pipeline.state.name_claims import NameClaims
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
 from broker_pipeline.state.unreadable_rows import UnreadableRows
+
+T = TypeVar("T")
 
 DEFAULT_TTL_S = 5.0
 DEFAULT_HEARTBEAT_S = 0.25
@@ -74,6 +78,7 @@ class WorkerRegistry:
         self._ttl_s = ttl_s
         keys = [redis_keys.workers(namespace, pipeline), redis_keys.pipelines(namespace)]
         templates = {"worker": redis_keys.worker(namespace, pipeline, "@")}
+        self._claims = NameClaims(redis, partial(redis_keys.worker, namespace, pipeline), (keys[0], keys[1]), pipeline)
         self._run = ScriptRunner(redis, "workers", keys, {"keys": templates}, dict.fromkeys(keys, "set"))
         self._unreadable = UnreadableRows("conductor_status_unreadable")
 
@@ -98,8 +103,7 @@ class WorkerRegistry:
 
     async def release(self, record: WorkerRecord) -> None:
         """Give the name back at once; nothing happens when another instance has it."""
-        args = {"worker": record.worker, "instance": record.instance}
-        await self._run("release", args, f"cannot take {record.worker} off the registry")
+        await self._mending(record, lambda: self._claims.give_back(record.worker, record.instance))
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the records of live stages and vision workers that can be read, sorted by name."""
@@ -180,19 +184,13 @@ class WorkerRegistry:
 
     async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord | RefusedWorker, float] | None:
         """Write the record; where another instance has the name, return its record and its remaining seconds."""
-        action = f"cannot register {record.worker}"
-        args = {
-            "worker": record.worker,
-            "instance": record.instance,
-            "pipeline": self._pipeline,
-            "record": _encode(record).decode(),
-            "ttl_ms": int(self._ttl_s * 1000),
-        }
-        reply = await self._run("register", args, action)
-        if reply[0]:
-            return None
-        held = _read_row(record.worker.encode(), reply[1])
-        return held, reply[2] / 1000
+        take = partial(self._claims.take, record.worker, record.instance, _encode(record), int(self._ttl_s * 1000))
+        held = await self._mending(record, take)
+        return None if held is None else (_read_row(record.worker.encode(), held.record), held.left_ms / 1000)
+
+    async def _mending(self, record: WorkerRecord, change: Callable[[], Awaitable[T]]) -> T:
+        """Change a record; where an index is none, a conductor sees to that, which workers may not."""
+        return await (change() if record.role in COMPUTING_ROLES else self._run.mending(change))
 
 
 async def pipelines(redis: RedisClient, namespace: str) -> list[str]:

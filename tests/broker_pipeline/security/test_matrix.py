@@ -14,7 +14,7 @@ from broker_pipeline import subjects
 from broker_pipeline.errors import StateDeniedError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.key_table import KEYS
-from broker_pipeline.security.roles import ROLES, Role, Scope
+from broker_pipeline.security.roles import ROLES, WORKERS, Role, Scope
 from broker_pipeline.security.server_configs import rights_of
 from broker_pipeline.security.subject_table import SUBJECTS, SubjectRow
 from broker_pipeline.state.redis_client import open_redis
@@ -159,6 +159,20 @@ async def test_a_worker_takes_no_name_of_another_host(guarded: Guarded) -> None:
         for name in (f"{OTHER}_stage-0", "stage-0", HOST):
             with pytest.raises(StateDeniedError, match="Redis does not allow it"):
                 await registry.register(_record(name))
+@pytest.mark.parametrize("role", WORKERS)
+async def test_a_worker_runs_no_script(guarded: Guarded, role: Role) -> None:
+    """One that never ends would stop Redis for all, and scripts that are loaded are never forgotten."""
+    endless, none = "while true do end", "0" * 40
+    commands = (
+        *(("SCRIPT", "LOAD", endless), ("EVAL", endless, "0"), ("EVALSHA", none, "0"), ("SCRIPT", "FLUSH")),
+        *(("FUNCTION", "LOAD", f"#!lua name=a\nredis.register_function('a', function() {endless} end)"),),
+        ("FCALL", "a", "0"),
+    )
+    async with open_redis(guarded.redis.url, credentials=guarded.credentials(role)) as redis:
+        for command in commands:
+            assert not await _is_allowed(redis, *command), command
+
+
         await registry.release(_record(f"{HOST}_stage-0"))
 
 

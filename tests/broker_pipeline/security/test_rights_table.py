@@ -34,7 +34,7 @@ def test_every_command_of_every_script_is_allowed() -> None:
         for folder in scripts.iterdir()
         if folder.is_dir()
     }
-    assert by_folder["workers"]
+    assert by_folder["jobs"]
     assert set().union(*by_folder.values()) <= set(ALL_COMMANDS)
     assert set(WORKER_COMMANDS) <= set(ALL_COMMANDS)
 

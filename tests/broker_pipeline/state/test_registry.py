@@ -128,6 +128,17 @@ async def test_of_two_racing_registrations_one_wins(redis_url: str, namespace: s
         await asyncio.wait(pending)
 
 
+async def test_of_many_who_take_a_name_at_the_same_moment_one_has_it(redis_url: str, namespace: str) -> None:
+    async with open_redis(redis_url) as one, open_redis(redis_url) as two:
+        registries = [WorkerRegistry(client, namespace, "main") for client in (one, two)]
+        names = [f"i{number}" for number in range(32)]
+        taking = [registries[number % 2].renew(make_record(instance=name)) for number, name in enumerate(names)]
+        ends = await asyncio.gather(*taking, return_exceptions=True)
+        assert [type(end) for end in ends if end is not None] == [WorkerNameTakenError] * 31
+        [winner] = await registries[0].workers()
+        assert winner.instance == names[ends.index(None)]
+
+
 async def test_announce_renews_the_changing_record_and_beats(
     registry: WorkerRegistry, redis: RedisClient, namespace: str
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import WatchError
 
 from broker_pipeline.state.script_calls import ScriptCalls
 from tests.simulation.fake_redis.data import Arg, RedisData, as_bytes
@@ -81,9 +82,9 @@ class FakeRedisClient:
         self.is_cut = False
         """Whether nothing gets through, and nobody says so."""
         self._late: list[Callable[[], None]] = []
-        self.scripts = ScriptCalls(self, self._note_error)  # type: ignore[arg-type]
+        self.scripts = ScriptCalls(self, self.note_error)  # type: ignore[arg-type]
 
-    async def _note_error(self, error: object) -> None: ...
+    async def note_error(self, error: object) -> None: ...
 
     async def _round_trip(self, commands: list[tuple[Arg, ...]]) -> list[Any]:
         if self._process.is_dead:  # what its tasks still try while they are cancelled
@@ -143,7 +144,15 @@ class FakeRedisClient:
             sha, num_keys, *rest = args
             encoded = [as_bytes(arg) for arg in rest]
             return run_script(self._server.data, _SOURCES[str(sha)], encoded[: int(num_keys)], encoded[int(num_keys) :])
+        if command == "EXEC":
+            return self._execute(*args)
         return self._server.data.call(command, *args)
+
+    def _execute(self, watched: str, seen: Any, commands: list[tuple[Arg, ...]]) -> Any:
+        """Run all of a transaction, unless the key that is watched holds something else than was seen."""
+        if self._server.data.call("GET", watched) != seen:
+            return WatchError("watched variable changed")
+        return [self._server.data.call(*command) for command in commands]
 
     async def _one(self, *command: Arg) -> Any:
         (answer,) = await self._round_trip([command])
@@ -181,11 +190,35 @@ class _Pipeline:
     def __init__(self, client: FakeRedisClient) -> None:
         self._client = client
         self._commands: list[tuple[Arg, ...]] = []
+        self._watched: tuple[str, Any] | None = None
 
     async def __aenter__(self) -> _Pipeline:
         return self
 
     async def __aexit__(self, *_: object) -> None: ...
+
+    async def watch(self, key: str) -> None:
+        self._watched = key, await self._client.get(key)
+
+    async def get(self, key: str) -> Any:
+        return await self._client.get(key)
+
+    async def pttl(self, key: str) -> Any:
+        return await self._client._one("PTTL", key)
+
+    def multi(self) -> None: ...
+
+    def set(self, key: str, value: bytes, px: int) -> None:
+        self._commands.append(("SET", key, value, "PX", px))
+
+    def sadd(self, key: str, member: str) -> None:
+        self._commands.append(("SADD", key, member))
+
+    def srem(self, key: str, member: str) -> None:
+        self._commands.append(("SREM", key, member))
+
+    def delete(self, key: str) -> None:
+        self._commands.append(("DEL", key))
 
     def execute_command(self, *command: Arg) -> None:
         self._commands.append(command)
@@ -197,7 +230,12 @@ class _Pipeline:
         self._commands.append(("LRANGE", key, start, stop))
 
     async def execute(self, *, raise_on_error: bool = True) -> list[Any]:  # noqa: ARG002 - errors end all
-        return await self._client._round_trip(self._commands)
+        if self._watched is None:
+            return await self._client._round_trip(self._commands)
+        answer = await self._client._one("EXEC", *self._watched, self._commands)
+        if isinstance(answer, WatchError):
+            raise answer
+        return answer
 
 
 _SOURCES: dict[str, str] = {}
