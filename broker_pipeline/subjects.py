@@ -95,9 +95,19 @@ def all_results(root: str) -> str:
     return f"{root}.*"
 
 
+def heartbeat(root: str) -> str:
+    """`Heartbeat`s of one instance: below its root, so that no host can send those of another's worker."""
+    return f"{root}.heartbeat"
+
+
 def heartbeats(namespace: str, pipeline: str) -> str:
     """Every worker's heartbeats."""
-    return f"{namespace}.{pipeline}.heartbeat"
+    return heartbeat(f"{namespace}.{pipeline}.*.*.*.*")
+
+
+def heartbeat_root(subject: str) -> str:
+    """Return the root of the worker whose heartbeats come on `subject`."""
+    return subject.removeprefix("bulk.").removesuffix(".heartbeat")
 
 
 def cancel(namespace: str) -> str:

@@ -127,10 +127,11 @@ def rights_of(role: Role, host: str, namespace: str) -> Rights:
     publish = [inbox, subjects.bulk(inbox)]
     subscribe = [inbox, subjects.bulk(inbox)]
     for row in SUBJECTS:
+        sends, hears = (own, everywhere) if row.is_of_sender else (everywhere, own)
         if role in row.publish:
-            publish += _both_ways(row, everywhere)
+            publish += _both_ways(row, sends)
         if role in row.subscribe:
-            subscribe += _both_ways(row, own)
+            subscribe += _both_ways(row, hears)
     read = [name for row in KEYS if role in row.read for name in row.names(own if row.of_host else everywhere)]
     write = [name for row in KEYS if role in row.write for name in row.names(own if row.of_host else everywhere)]
     commands = WORKER_COMMANDS if role in WORKERS else ALL_COMMANDS

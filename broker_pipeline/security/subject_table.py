@@ -21,6 +21,8 @@ class SubjectRow:
     names: Callable[[Scope], tuple[str, ...]]
     publish: tuple[Role, ...] = ()
     subscribe: tuple[Role, ...] = ()
+    is_of_sender: bool = False
+    """Whether a host in its names is the one that sends, which others may not; else it is the one that hears."""
     is_message: bool = True
     """Whether it is one of ours, which large messages take as `bulk.…`; not of JetStream's."""
 
@@ -118,8 +120,15 @@ SUBJECTS = (
         subscribe=("conductor",),
     ),
     SubjectRow(
-        "heartbeats, and words of lost peers",
-        lambda at: (subjects.heartbeats(at.namespace, ANY), subjects.lost_peers(at.namespace, ANY)),
+        "heartbeats",
+        lambda at: (subjects.heartbeat(at.root(ANY)),),
+        publish=("vision", "stage"),
+        subscribe=("conductor",),
+        is_of_sender=True,
+    ),
+    SubjectRow(
+        "words of lost peers",
+        lambda at: (subjects.lost_peers(at.namespace, ANY),),
         publish=("vision", "stage"),
         subscribe=("conductor",),
     ),

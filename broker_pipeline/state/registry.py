@@ -153,7 +153,8 @@ class WorkerRegistry:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_renewing(record_source))
-            tasks.create_task(self._keep_beating(heartbeat_source, transport, heartbeat_s))
+            subject = subjects.heartbeat(record_source().subject)
+            tasks.create_task(self._keep_beating(subject, heartbeat_source, transport, heartbeat_s))
 
     async def _keep_renewing(self, record_source: Callable[[], WorkerRecord]) -> None:
         outage = _Outage("registry_unreachable", "registry_reachable")
@@ -169,10 +170,9 @@ class WorkerRegistry:
             await asyncio.sleep(self._ttl_s / 5)
 
     async def _keep_beating(
-        self, heartbeat_source: Callable[[], Heartbeat], transport: HeartbeatPublisher, heartbeat_s: float
+        self, subject: str, heartbeat_source: Callable[[], Heartbeat], transport: HeartbeatPublisher, heartbeat_s: float
     ) -> None:
         outage = _Outage("heartbeats_interrupted", "heartbeats_resumed")
-        subject = subjects.heartbeats(self._namespace, self._pipeline)
         while True:
             try:
                 await transport.publish(subject, heartbeat_source())

@@ -178,9 +178,12 @@ class Roster:
 
     # --- who is alive -----------------------------------------------------------------------------------------------
 
-    def heard(self, heartbeat: Heartbeat) -> None:
-        """Take in a sign of life."""
+    def heard(self, heartbeat: Heartbeat, root: str) -> None:
+        """Take in a sign of life from the worker with this root of subjects, which no other host can send there."""
         if member := self._members.get(heartbeat.instance):
+            if member.record.subject != root:
+                log.warning("heartbeat_refused", worker=member.record.worker, sent_by=root)
+                return
             if self._is_deaf:  # the clock has not been looked at since the broker came back
                 member.patience.excuse(self._clock())
             member.patience.hear(self._clock())

@@ -61,7 +61,7 @@ class RosterWatch:
             tasks.create_task(self._watch(tasks), name="liveness")
             tasks.create_task(self._look_after(lost_peers, tasks), name="lost peers")
             async for message in heartbeats:
-                self.roster.heard(message.body)
+                self.roster.heard(message.body, subjects.heartbeat_root(message.subject))
 
     async def _poll(self, tasks: asyncio.TaskGroup) -> None:
         while True:

@@ -47,7 +47,8 @@ async def test_status_counts_the_messages_that_broke_the_contract_by_process(ben
     await bench.stage("a", 0, 6)
     bench.conductor()
     await bench.status(lambda status: len(status.routes) == 1)
-    await bench.transport.publish(subjects.heartbeats(bench.namespace, "main"), WatchRequest(for_s=1.0))
+    root = subjects.worker_root(bench.namespace, "main", "stage", "a", "i")
+    await bench.transport.publish(subjects.heartbeat(root), WatchRequest(for_s=1.0))
     counted = TransportCounts(num_malformed=1)  # of both: they share a transport here
     await bench.status(lambda status: status.transport == {"conductor": counted, "a": counted})
 

@@ -79,14 +79,22 @@ def _names(row: SubjectRow, host: str) -> set[str]:
     return names | {subjects.bulk(name) for name in names if row.is_message}
 
 
+def _sent(row: SubjectRow) -> set[str]:
+    """What those of `HOST` may send who may send: to all hosts, unless it is as the own one."""
+    return _names(row, HOST) | (set() if row.is_of_sender else _names(row, OTHER))
+
+
+def _heard(row: SubjectRow) -> set[str]:
+    """What those of `HOST` may hear who may hear: what is for it, unless it is what any host sends of itself."""
+    return _names(row, HOST) | (_names(row, OTHER) if row.is_of_sender else set())
+
+
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_role_publishes_what_its_column_says_and_nothing_else(guarded: Guarded, role: Role) -> None:
     tried = await Tried.connect(guarded, role)
     try:
         everything = {name for row in SUBJECTS for host in (HOST, OTHER) for name in _names(row, host)}
-        allowed = {
-            name for row in SUBJECTS if role in row.publish for host in (HOST, OTHER) for name in _names(row, host)
-        }
+        allowed = {name for row in SUBJECTS if role in row.publish for name in _sent(row)}
         assert await tried.publish(everything) == everything - allowed
     finally:
         await tried.client.close()
@@ -99,7 +107,7 @@ async def test_each_role_hears_what_its_column_says_of_its_own_host_and_nothing_
     tried = await Tried.connect(guarded, role)
     try:
         everything = {name for row in SUBJECTS for host in (HOST, OTHER) for name in _names(row, host)}
-        allowed = {name for row in SUBJECTS if role in row.subscribe for name in _names(row, HOST)}
+        allowed = {name for row in SUBJECTS if role in row.subscribe for name in _heard(row)}
         wide = {">", "bulk.>", f"{NAMESPACE}.>", "_INBOX.>", "$JS.>", f"_INBOX.{role}.{OTHER}.x", "$SYS.>"}
         assert await tried.subscribe(everything | wide) == (everything | wide) - allowed
     finally:
@@ -119,7 +127,7 @@ async def test_what_may_be_published_arrives(guarded: Guarded) -> None:
     sent: set[str] = set()
     for role in ROLES:
         tried = await Tried.connect(guarded, role)
-        ours = {name for row in SUBJECTS if role in row.publish for name in _names(row, OTHER)}
+        ours = {name for row in SUBJECTS if role in row.publish for name in _sent(row)}
         ours = {name for name in ours if name.startswith(("bp.", "bulk.bp."))}
         assert not await tried.publish(ours)
         sent |= ours
@@ -151,14 +159,6 @@ async def test_no_role_lists_keys_or_rules_the_server(guarded: Guarded) -> None:
                 assert not await _is_allowed(redis, *command), (role, command)
 
 
-async def test_a_worker_takes_no_name_of_another_host(guarded: Guarded) -> None:
-    """Also not where the other host's name begins with its own."""
-    async with open_redis(guarded.redis.url, credentials=guarded.credentials("stage")) as redis:
-        registry = WorkerRegistry(redis, NAMESPACE, "main")
-        await registry.register(_record(f"{HOST}_stage-0"))
-        for name in (f"{OTHER}_stage-0", "stage-0", HOST):
-            with pytest.raises(StateDeniedError, match="Redis does not allow it"):
-                await registry.register(_record(name))
 @pytest.mark.parametrize("role", WORKERS)
 async def test_a_worker_runs_no_script(guarded: Guarded, role: Role) -> None:
     """One that never ends would stop Redis for all, and scripts that are loaded are never forgotten."""
@@ -173,6 +173,14 @@ async def test_a_worker_runs_no_script(guarded: Guarded, role: Role) -> None:
             assert not await _is_allowed(redis, *command), command
 
 
+async def test_a_worker_takes_no_name_of_another_host(guarded: Guarded) -> None:
+    """Also not where the other host's name begins with its own."""
+    async with open_redis(guarded.redis.url, credentials=guarded.credentials("stage")) as redis:
+        registry = WorkerRegistry(redis, NAMESPACE, "main")
+        await registry.register(_record(f"{HOST}_stage-0"))
+        for name in (f"{OTHER}_stage-0", "stage-0", HOST):
+            with pytest.raises(StateDeniedError, match="Redis does not allow it"):
+                await registry.register(_record(name))
         await registry.release(_record(f"{HOST}_stage-0"))
 
 
@@ -197,6 +205,9 @@ async def test_a_worker_runs_no_script(guarded: Guarded, role: Role) -> None:
         ("stage", "_INBOX.conductor.gpu-1.a.b"),  # JetStream's answers
         ("stage", "$JS.ACK.bp-jobs.c.1.1.1.1.1"),
         ("operator", "bp.main.stage.gpu-1.stage-0.i.drain"),
+        ("stage", f"bp.main.stage.{OTHER}.stage-0.i.heartbeat"),  # says that another host's worker lives
+        ("vision", f"bp.main.vision.{OTHER}.vision-0.i.heartbeat"),
+        ("conductor", f"bp.main.stage.{HOST}.stage-0.i.heartbeat"),
     ],
 )
 async def test_nobody_publishes(guarded: Guarded, role: Role, subject: str) -> None:

@@ -27,7 +27,7 @@ _FORGED = [
     for subject in (
         "bp.main.stage.gpu-1.stage-0.i.work",
         "bp.main.conductor.c1.results",
-        "bp.main.heartbeat",
+        "bp.main.stage.gpu-1.stage-0.i.heartbeat",
         "bp.queue.jobs",
         "_INBOX.conductor.gpu-1.reply.0.1",
         "$JS.API.STREAM.DELETE.bp-jobs",

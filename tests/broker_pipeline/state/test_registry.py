@@ -160,7 +160,7 @@ async def test_announce_renews_the_changing_record_and_beats(
     living.cancel()
     with pytest.raises(asyncio.CancelledError):
         await living
-    assert all(sent == (subjects.heartbeats(namespace, "main"), make_heartbeat()) for sent in out.sent)
+    assert all(sent == (subjects.heartbeat(make_record().subject), make_heartbeat()) for sent in out.sent)
 
 
 async def test_announce_outlives_redis_and_broker(own_redis: EmbeddedRedis, namespace: str) -> None:

@@ -44,7 +44,6 @@ class ActingWorker:
         """Computes nothing: fails all that is asked for."""
         self.epoch = 0
         self.heartbeat_s = HEARTBEAT_S
-        self._beats = subjects.heartbeats(namespace, "main")
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self):  # type: ignore[no-untyped-def]
@@ -94,7 +93,7 @@ class ActingWorker:
             if not self.is_frozen:
                 with suppress(PipelineError):
                     await self.registry.renew(self.record)
-                    await self.transport.publish(self._beats, self.heartbeat())
+                    await self.transport.publish(subjects.heartbeat(self.record.subject), self.heartbeat())
             await asyncio.sleep(self.heartbeat_s)
 
     async def _answer_hellos(self) -> None:

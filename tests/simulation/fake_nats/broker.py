@@ -46,7 +46,8 @@ class FakeBroker:
             if link := self.links.get(name):
                 link.deliver(lane, link.take_answer, subject, message)
             return
-        names = subject, f"{subject.rpartition('.')[0]}.*"
+        root, _, what = subject.rpartition(".")
+        names = subject, f"{root}.*", f"{'.'.join(root.split('.')[:2])}.*.*.*.*.{what}"  # as they are listened to
         listeners = [entry for name in names for entry in self.listeners.get(name, ()) if entry[0].is_known]
         for link, receiver in listeners:
             link.deliver(lane, _hand_over, receiver, message)

@@ -47,7 +47,9 @@ class RosterSide(StageSide):
 
     def hear(self, *workers: WorkerRecord) -> None:
         for worker in workers:
-            self.roster.heard(Heartbeat(worker=worker.worker, instance=worker.instance, role=worker.role))
+            self.roster.heard(
+                Heartbeat(worker=worker.worker, instance=worker.instance, role=worker.role), worker.subject
+            )
 
     def asked(self) -> list[str]:
         """Workers that are sent something on their own, with the next plan."""

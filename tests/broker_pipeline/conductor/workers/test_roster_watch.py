@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from broker_pipeline import subjects
@@ -54,7 +55,9 @@ class Watched(StageSide):
         )
 
     def record(self, name: str, **facts: object) -> WorkerRecord:
-        return record(f"{name}-{self.namespace}", **facts)
+        made = record(f"{name}-{self.namespace}", **facts)
+        root = subjects.worker_root(self.namespace, "main", made.role, made.worker, made.instance)
+        return msgspec.structs.replace(made, subject=root)
 
     @asynccontextmanager
     async def answering(self, worker: WorkerRecord, reply: Reply) -> AsyncIterator[None]:
@@ -143,8 +146,13 @@ async def test_records_and_heartbeats_reach_the_roster(watched: Watched) -> None
     async with watched.answering(a, lambda message: message.respond(HelloReply(record=a))), watched.running():
         await eventually(lambda: watched.states() == {a.worker: "used"})
         beat = Heartbeat(worker=a.worker, instance=a.instance, role="stage", busy_s=1.5)
-        await watched.transport.publish(subjects.heartbeats(watched.namespace, "main"), beat)
+        forged = msgspec.structs.replace(beat, busy_s=9.0)
+        await watched.transport.publish(subjects.heartbeat(watched.record("b").subject), forged)
+        await watched.transport.publish(subjects.heartbeat(a.subject), beat)
         await eventually(lambda: watched.roster.heartbeat(a.instance) == beat)
+        await watched.transport.publish(subjects.heartbeat(watched.record("b").subject), forged)
+        await watched.transport.publish(subjects.heartbeat(a.subject), msgspec.structs.replace(beat, num_tokens=1))
+        await eventually(lambda: watched.roster.heartbeat(a.instance) == msgspec.structs.replace(beat, num_tokens=1))
 
 
 async def test_a_redis_that_refuses_makes_nobody_leave(watched: Watched, redis: RedisClient) -> None:

@@ -65,8 +65,9 @@ class Pipeline:
         await WorkerRegistry(self.redis, self.namespace, "main", ttl_s=60).register(record)
 
     async def beats(self) -> None:
+        root = subjects.worker_root(self.namespace, "main", "stage", "stage-0", "i1")
         while True:
-            await self.transport.publish(subjects.heartbeats(self.namespace, "main"), self.beat)
+            await self.transport.publish(subjects.heartbeat(root), self.beat)
             await asyncio.sleep(0.02)
 
     async def proofs(self, *, num_stages: int = 1) -> dict[str, Proof]:
