@@ -9,7 +9,7 @@ from broker_pipeline.tools.doctor.finding import Finding
 
 def by_check(findings: Sequence[Finding]) -> dict[str, Finding]:
     """Return the worst finding of each check; whatever is not well says what to do."""
-    order = ("ok", "warn", "fail")
+    order = ("ok", "unseen", "warn", "fail")
     for finding in findings:
         assert bool(finding.remedy) == (finding.level != "ok"), finding
     return {finding.check: finding for finding in sorted(findings, key=lambda each: order.index(each.level))}

@@ -17,7 +17,7 @@ from broker_pipeline.errors import PipelineError, RequestTimeoutError, SubjectDe
 from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.storage.jetstream import ensure_stream, jetstream_errors
 from broker_pipeline.storage.media_objects import NUM_STREAMS
-from broker_pipeline.tools.doctor.finding import Finding, fail, ok, warn
+from broker_pipeline.tools.doctor.finding import Finding, denied, fail, ok, warn
 from broker_pipeline.wire.nats.address import without_credentials
 from broker_pipeline.wire.nats.connection import open_connection
 from broker_pipeline.wire.nats.jetstream import JetStream
@@ -53,7 +53,8 @@ class BrokerFacts:
     """Whether this host's role may not ask JetStream that."""
     is_store_unknown: bool = False
     """Whether it did not say, as where this host may not make streams."""
-    streams: tuple[StreamFill, ...] = ()
+    streams: tuple[StreamFill, ...] | None = ()
+    """Those of the namespace; None where it did not say."""
 
 
 async def look_at_broker(
@@ -68,7 +69,7 @@ async def look_at_broker(
         await connection.barrier(timeout_s)
         round_trip_s = time.monotonic() - started
         jetstream = JetStream(connection.client, timeout_s=timeout_s)
-        not_stored, is_unknown, fills = "", False, list[StreamFill]()
+        not_stored, is_unknown, fills = "", False, None
         try:
             fills = await _fills(jetstream, namespace)
             await _store(jetstream, namespace)
@@ -81,7 +82,7 @@ async def look_at_broker(
         version = f"{said.major}.{said.minor}.{said.patch}"
         payload = connection.max_payload
         return BrokerFacts(
-            without_credentials(url), version, payload, round_trip_s, not_stored, is_denied, is_unknown, tuple(fills)
+            without_credentials(url), version, payload, round_trip_s, not_stored, is_denied, is_unknown, fills
         )
 
 
@@ -103,17 +104,22 @@ def _judge_store(facts: BrokerFacts) -> Finding:
             facts.not_stored,
             "put `jetstream { store_dir: … }` into its configuration; after a full disk, make room and restart it",
         )
-    full = [each for each in facts.streams if each.max_bytes > 0 and each.num_bytes > _FULL * each.max_bytes]
+    full = [each for each in facts.streams or () if each.max_bytes > 0 and each.num_bytes > _FULL * each.max_bytes]
     if full:
         shown = ", ".join(f"{each.name} has {decimal(each.num_bytes)} of {decimal(each.max_bytes)}" for each in full)
         return warn("jetstream", shown, "wait until jobs are done, or start gateways with larger limits")
     if facts.is_denied:
-        return ok("jetstream", "this host's role may not ask whether it stores messages")
+        return denied("jetstream", f"{_held(facts.streams)}whether it stores messages")
     if facts.is_store_unknown:
         remedy = "see its log; it says nothing to who has no right to ask"
         return warn("jetstream", "did not say whether it stores messages", remedy)
-    held = sum(each.num_bytes for each in facts.streams)
-    return ok("jetstream", f"stores; {len(facts.streams)} streams of this namespace with {decimal(held)}")
+    return ok("jetstream", f"{_held(facts.streams)}stores messages")
+
+
+def _held(streams: tuple[StreamFill, ...] | None) -> str:
+    if streams is None:
+        return "how full its streams are, and "
+    return f"{len(streams)} streams of this namespace with {decimal(sum(each.num_bytes for each in streams))}; "
 
 
 def _judge_payload(facts: BrokerFacts) -> Finding:
@@ -125,13 +131,13 @@ def _judge_payload(facts: BrokerFacts) -> Finding:
     return ok("max_payload", said)
 
 
-async def _fills(jetstream: JetStream, namespace: str) -> list[StreamFill]:
+async def _fills(jetstream: JetStream, namespace: str) -> tuple[StreamFill, ...]:
     media = [subjects.media_stream(namespace, shard) for shard in range(NUM_STREAMS)]
     fills = []
     for name in (subjects.job_stream(namespace), *media, subjects.file_stream(namespace)):
         with jetstream_errors("JetStream"), suppress(NotFoundError):
             fills.append(_fill(name, await jetstream.stream_info(name)))
-    return fills
+    return tuple(fills)
 
 
 def _fill(name: str, info: StreamInfo) -> StreamFill:

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.config import DEFAULT_NATS_URL, DEFAULT_REDIS_URL
-from broker_pipeline.errors import PipelineError
+from broker_pipeline.errors import PipelineError, SecretsError, StateDeniedError, SubjectDeniedError
 from broker_pipeline.messages.base import Name
 from broker_pipeline.process.daemon_thread import in_daemon_thread
 from broker_pipeline.process.host_room import look
@@ -29,7 +29,7 @@ from broker_pipeline.tools.doctor.broker import judge_broker, look_at_broker
 from broker_pipeline.tools.doctor.device import judge_device, look_at_device
 from broker_pipeline.tools.doctor.edges import judge_edges, look_at_edges
 from broker_pipeline.tools.doctor.examination import Check, Findings
-from broker_pipeline.tools.doctor.finding import unseen
+from broker_pipeline.tools.doctor.finding import denied, unseen
 from broker_pipeline.tools.doctor.host import judge_host, needs_of
 from broker_pipeline.tools.doctor.members import (
     MemberFacts,
@@ -57,6 +57,7 @@ _DEVICE_S = 90.0
 """torch takes a while to be imported, and each GPU to be initialised."""
 
 
+_WORKERS = "who is in the pipeline"
 _OF_MODEL = ("artifact", "model")
 """What is looked at only where an artifact is named."""
 
@@ -98,9 +99,11 @@ class Shared(Generic[T]):
         return await asyncio.shield(self._task)
 
     async def judged(self, name: str, judge: Callable[[T], Findings], needed: str) -> Findings:
-        """Return what `judge` says, or that there was nothing to judge, since `needed` is not there."""
+        """Return what `judge` says, or that there was nothing to judge: `needed` is not there, or not for us to ask."""
         try:
             return judge(await self.facts())
+        except StateDeniedError:
+            return [denied(name, _WORKERS)]
         except PipelineError:
             return [unseen(name, needed)]
 
@@ -222,7 +225,7 @@ async def _edges(settings: DoctorSettings, members: Shared[MemberFacts]) -> Find
             identity = credentials.tls if credentials else None
             edges = EdgeSettings(settings.edges, is_encrypted=settings.edge_tls == "on", identity=identity)
             return judge_edges(await look_at_edges(transport, workers, edges, settings.timeout_s / 2))
+    except (StateDeniedError, SubjectDeniedError, SecretsError):
+        return [denied("edges", "which ways lead to workers")]
     except PipelineError:
-        return [
-            unseen("edges", "NATS, Redis, or a right to ask workers: those have hosts with stages or vision workers")
-        ]
+        return [unseen("edges", "NATS or Redis")]

@@ -6,7 +6,11 @@ from typing import Literal
 
 import msgspec
 
-Level = Literal["ok", "warn", "fail"]
+Level = Literal["ok", "unseen", "warn", "fail"]
+"""`unseen`: not looked at, so nothing is known."""
+
+
+_ASK_ELSEWHERE = "look from a host whose roles may: docs/operations.md, Secrets"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -36,4 +40,9 @@ def fail(check: str, found: str, remedy: str) -> Finding:
 
 def unseen(check: str, needed: str) -> Finding:
     """Return that something was not looked at, since what it takes is not there; that has a row of its own."""
-    return Finding(check, "warn", f"not looked at: {needed}", "see the row that failed")
+    return Finding(check, "unseen", f"not looked at, for want of {needed}", "see the row that failed")
+
+
+def denied(check: str, what: str) -> Finding:
+    """Return that something was not looked at, since this host's secrets do not allow it."""
+    return Finding(check, "unseen", f"{what}: not looked at, this credential may not", _ASK_ELSEWHERE)

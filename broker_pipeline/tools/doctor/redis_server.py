@@ -12,14 +12,13 @@ from rich.filesize import decimal
 
 from broker_pipeline.errors import StateError
 from broker_pipeline.state.redis_client import RedisClient, check_takes_writes, public_url, state_errors
-from broker_pipeline.tools.doctor.finding import Finding, fail, ok, warn
+from broker_pipeline.tools.doctor.finding import Finding, denied, fail, ok, warn
 
 T = TypeVar("T")
 
 _LEAST_VERSION = (6, 2)
 _MUCH, _TOO_MUCH = 0.8, 0.95
 _SOME_S, _MUCH_S = 1.0, 30.0
-_ASK_ELSEWHERE = "run this where somebody may, such as an operator's host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,9 @@ class RedisFacts:
     max_bytes: int = 0
     """0 for no limit."""
     not_written: str = ""
-    """Why it took no write; empty where it did, or where it is not for us to write."""
+    """Why it took no write; empty where it did."""
+    may_write: bool = True
+    """Whether we may have it take one."""
     clock_ahead_s: float = 0.0
     """By how much this host's clock is ahead of its clock."""
     clock_error_s: float = 0.0
@@ -49,6 +50,7 @@ async def look_at_redis(redis: RedisClient, url: str, namespace: str) -> RedisFa
     """Ask a Redis that answers, as far as it lets us; raises `StateError` where it stops to."""
     info: dict[str, Any] = await _asked("INFO", redis.info) or {}
     settings = await _asked("CONFIG GET", lambda: redis.config_get("appendfsync")) or {}
+    not_written = await _write_problem(redis, namespace)
     before, sent_at = time.monotonic(), time.time()
     with state_errors("TIME"):
         seconds, microseconds = await redis.time()
@@ -61,7 +63,8 @@ async def look_at_redis(redis: RedisClient, url: str, namespace: str) -> RedisFa
         policy=str(info.get("maxmemory_policy", "")),
         used_bytes=int(info.get("used_memory", 0)),
         max_bytes=int(info.get("maxmemory", 0)),
-        not_written=await _write_problem(redis, namespace),
+        not_written=not_written or "",
+        may_write=not_written is not None,
         clock_ahead_s=sent_at + round_trip_s / 2 - (seconds + microseconds / 1e6),
         clock_error_s=round_trip_s / 2,
     )
@@ -72,11 +75,13 @@ def judge_redis(facts: RedisFacts) -> list[Finding]:
     at = f"Redis {facts.version} at {facts.url}"
     first = ok("redis", f"{at} takes writes")
     if not facts.version:
-        return [warn("redis", f"Redis at {facts.url} does not let us ask for its settings", _ASK_ELSEWHERE)]
+        return [denied("redis", f"Redis at {facts.url} answers; its settings")]
     if tuple(map(int, facts.version.split(".")[:2])) < _LEAST_VERSION:
         first = fail("redis", f"{at} is too old", "take Redis 6.2 or newer, or Valkey")
     elif facts.not_written:
         first = fail("redis", f"{at}: {facts.not_written}", "name the master, make room on its disk and in its memory")
+    elif not facts.may_write:
+        first = denied("redis", f"{at} answers; whether it takes writes")
     return [first, _judge_file(facts), _judge_memory(facts)]
 
 
@@ -99,7 +104,7 @@ def _judge_file(facts: RedisFacts) -> Finding:
             "redis file", "no append-only file: a restart forgets every job", "appendonly yes, appendfsync always"
         )
     if not facts.fsync:
-        return ok("redis file", "an append-only file; we may not ask when it is synced")
+        return denied("redis file", "there is an append-only file; when it is synced")
     if facts.fsync != "always":
         said = f"appendfsync {facts.fsync}: a power cut takes up to two seconds of what clients were told"
         return warn("redis file", said, "appendfsync always")
@@ -118,11 +123,12 @@ def _judge_memory(facts: RedisFacts) -> Finding:
     return ok("redis memory", f"{said}, never evicts")
 
 
-async def _write_problem(redis: RedisClient, namespace: str) -> str:
+async def _write_problem(redis: RedisClient, namespace: str) -> str | None:
+    """Return why it took no write, empty where it did; None where it is not for us to write."""
     try:
         await check_takes_writes(redis, namespace)
     except StateError as error:
-        return "" if isinstance(error.__cause__, NoPermissionError) else error.message
+        return None if isinstance(error.__cause__, NoPermissionError) else error.message
     return ""
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from broker_pipeline.tools.doctor.finding import Finding
 
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_STYLES = {"ok": "green", "unseen": "cyan", "warn": "yellow", "fail": "bold red"}
 
 
 def render_findings(findings: Sequence[Finding]) -> RenderableType:
@@ -20,7 +20,7 @@ def render_findings(findings: Sequence[Finding]) -> RenderableType:
     for finding in findings:
         found = Text(finding.found)
         if finding.remedy:
-            found.append(f"\n→ {finding.remedy}", style="dim" if finding.level == "warn" else "")
+            found.append(f"\n→ {finding.remedy}", style="" if finding.level == "fail" else "dim")
         table.add_row(finding.check, Text(finding.level, style=_STYLES[finding.level]), found)
     return Group(table, Text(""), Text(summary(findings)))
 
@@ -28,6 +28,7 @@ def render_findings(findings: Sequence[Finding]) -> RenderableType:
 def summary(findings: Sequence[Finding]) -> str:
     """Count what has to be done."""
     counts = Counter(finding.level for finding in findings)
-    if not counts["fail"] and not counts["warn"]:
+    if counts["ok"] == len(findings):
         return "all is well"
-    return f"{counts['fail']} to mend, {counts['warn']} to look at, {counts['ok']} are well"
+    unseen = f", {counts['unseen']} not looked at" * bool(counts["unseen"])
+    return f"{counts['fail']} to mend, {counts['warn']} to look at, {counts['ok']} are well{unseen}"

@@ -56,8 +56,11 @@ async def test_the_doctor_asks_what_the_host_may(guarded: Guarded, tmp_path: Pat
             found = await examine(checks)
         await registry.release(record)
     shown = levels(found)
-    well = {"broker", "jetstream", "max_payload", "redis", "redis file", "redis memory", "clock", "certificate"}
+    well = {"broker", "max_payload", "redis memory", "clock", "certificate"}
     assert {check: level for check, level in shown.items() if check in well} == dict.fromkeys(well, "ok"), found
+    unseen = {"jetstream", "redis file", "edges"} | (set() if role == "gateway" else {"redis", "members", "versions"})
+    assert {check for check, level in shown.items() if level == "unseen"} == unseen, found
+    assert all("this credential may not" in finding.found for finding in found if finding.level == "unseen"), found
     assert "fail" not in shown.values()
     seen = any("workers: 1" in finding.found for finding in found)
     assert seen == (role == "gateway"), "others may not list workers"

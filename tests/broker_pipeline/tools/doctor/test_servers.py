@@ -123,7 +123,7 @@ async def test_a_redis_and_all_that_can_be_wrong_with_it(own_redis: EmbeddedRedi
 
 
 @pytest.mark.parametrize(
-    ("denied", "expected"), [("config", {"redis": "ok", "redis file": "ok"}), ("info", {"redis": "warn"})]
+    ("denied", "expected"), [("config", {"redis file": "unseen", "redis memory": "ok"}), ("info", {"redis": "unseen"})]
 )
 async def test_a_redis_that_lets_us_not_ask_everything(
     own_redis: EmbeddedRedis, denied: str, expected: dict[str, str]
@@ -147,7 +147,9 @@ async def test_a_broker_that_lets_us_not_ask_jetstream(tmp_path: Path, namespace
         with pytest.raises(TransportError, match="refused"):
             await look_at_broker(url.replace("//", "//u:wrong@"), namespace, 2.0)
     assert facts.is_denied
-    assert levels(judge_broker(facts))["jetstream"] == "ok"
+    [finding] = [each for each in judge_broker(facts) if each.check == "jetstream"]
+    assert finding.level == "unseen"
+    assert "not looked at, this credential may not" in finding.found
     assert "p@" not in facts.url
 
 
