@@ -113,7 +113,7 @@ def batch_runner(gateway: Gateway, slice_s: float = SLICE_S) -> BatchRunner:
         limits=gateway.limits,
         endpoints=ENDPOINTS,
     )
-    parts = RunParts(gateway.batches, gateway.files, answers, gateway.settings.batches)
+    parts = RunParts(gateway.batches, gateway.files, answers, gateway.rates, gateway.settings.batches)
     return BatchRunner(parts, gateway.batch_called, slice_s=slice_s)
 
 

@@ -21,7 +21,7 @@ class KeyLimits(WireReport, frozen=True, kw_only=True):
     tokens_per_minute: PositiveCount | None = None
     """Of texts and outputs, as far as they are known when a job is submitted: an output by its limit."""
     max_parallel: PositiveCount | None = None
-    """Requests that submit work under way at the same time, each until its answer has ended."""
+    """Requests that make jobs, and lines of batches, under way at the same time, each until it is answered."""
     max_queued: PositiveCount | None = None
     """Jobs of its tenant that wait."""
 

@@ -1,7 +1,7 @@
 """Holds callers to the limits of their keys, and says what is left of them as OpenAI does (`x-ratelimit-*`).
 
-A request that submits work is counted before its body is read, and is under way until its answer has ended; its tokens
-are counted once they are known. Keys without limits cost nothing.
+A request that submits work is counted before its body is read; one that makes a job is under way until its answer has
+ended, and its tokens are counted once they are known. Keys without limits cost nothing.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 import structlog
 
 from broker_pipeline.errors import InvalidRequestError, StateError
+from broker_pipeline.messages.keys import KeyLimits
 from broker_pipeline.state.access.rate_limits import HELD_S, Allowance, RateLimits, Taken, Wanted
 from gateway.access.caller import Caller
 
@@ -42,22 +43,41 @@ class Rates:
                 keeping.cancel()
 
     @asynccontextmanager
-    async def admitted(self, caller: Caller) -> AsyncIterator[None]:
-        """Count a request as under way while the context is open. Raises `RateLimitError` or `StateError`."""
-        limits = caller.limits
-        if limits.requests_per_minute is None and limits.max_parallel is None:
-            yield
-            return
-        name = secrets.token_hex(8)
-        await self._take(caller, Wanted(requests=1, name=name))
-        self._under_way[caller.key_hash].add(name)
+    async def admitted(self, caller: Caller, *, has_place: bool = True) -> AsyncIterator[None]:
+        """Count a request, with `has_place` as under way while the context is open.
+
+        Raises `RateLimitError` or `StateError`.
+        """
+        names = [secrets.token_hex(8)] if has_place else []
+        await self.begin(caller, Wanted(requests=1, name=names[0] if names else None))
         try:
             yield
         finally:
-            self._under_way[caller.key_hash].discard(name)
-            if not self._under_way[caller.key_hash]:
-                del self._under_way[caller.key_hash]
-            await self._release(caller, name)
+            await self.end(caller, names)
+
+    async def begin(self, caller: Caller, wanted: Wanted) -> None:
+        """Count what has a name as under way until its `end`. Raises `RateLimitError` or `StateError`."""
+        if caller.limits == KeyLimits():
+            return
+        await self._take(caller, wanted)
+        if wanted.name and caller.limits.max_parallel is not None:
+            self._under_way[caller.key_hash].add(wanted.name)
+
+    async def end(self, caller: Caller, names: Sequence[str]) -> None:
+        """Count these as under way no more."""
+        if caller.limits.max_parallel is None or not names:
+            return
+        self.drop(caller, names)
+        try:
+            await asyncio.shield(self._limits.release(caller.key_hash, names))
+        except StateError as error:
+            log.info("request_not_released", reason=error.message, counts_for_s=HELD_S)
+
+    def drop(self, caller: Caller, names: Iterable[str]) -> None:
+        """Leave it to others to see to these, for as long as they count without it."""
+        self._under_way[caller.key_hash].difference_update(names)
+        if not self._under_way[caller.key_hash]:
+            del self._under_way[caller.key_hash]
 
     async def charge(self, caller: Caller, num_tokens: int, *, num_jobs: int = 1, field: str | None = None) -> None:
         """Count tokens, and jobs that are about to wait.
@@ -79,14 +99,6 @@ class Rates:
         _note(taken)
         if taken.refusal is not None:
             raise taken.refusal
-
-    async def _release(self, caller: Caller, name: str) -> None:
-        if caller.limits.max_parallel is None:
-            return
-        try:
-            await asyncio.shield(self._limits.release(caller.key_hash, name))
-        except StateError as error:
-            log.info("request_not_released", reason=error.message, counts_for_s=HELD_S)
 
     async def _keep(self) -> None:
         while True:
@@ -116,4 +128,4 @@ def rate_headers() -> dict[str, str]:
 def _note(taken: Taken) -> None:
     for what, allowance in (("requests", taken.requests), ("tokens", taken.tokens)):
         if allowance is not None:
-            _TAKEN.get()[what] = allowance
+            _TAKEN.get({})[what] = allowance

@@ -17,6 +17,7 @@ from gateway.access.rates import begin_request, rate_headers
 from gateway.access.web_pages import is_preflight
 from gateway.api.errors import Handler
 from gateway.api.openapi import OPERATIONS
+from gateway.api.operation import Operation
 from gateway.wiring import GATEWAY, Gateway
 
 
@@ -31,9 +32,10 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     caller = await _caller(gateway, request)
     set_caller(caller)
     await _check_job(gateway, request)
-    if scope_of(request) != "submit":
+    operation = _operation_of(request)
+    if operation is None or operation.takes == "nothing":
         return await handler(request)
-    async with gateway.rates.admitted(caller):
+    async with gateway.rates.admitted(caller, has_place=operation.takes == "place"):
         return await handler(request)
 
 
@@ -75,13 +77,18 @@ async def _check_job(gateway: Gateway, request: web.Request) -> None:
 
 def scope_of(request: web.Request) -> Needed | None:
     """Return the scope that a request needs; None where everybody may come."""
-    resource = request.match_info.route.resource
-    if resource is None:
+    if request.match_info.route.resource is None:
         return None  # there is nothing but an error
+    operation = _operation_of(request)
+    return "operate" if operation is None else operation.scope
+
+
+def _operation_of(request: web.Request) -> Operation | None:
+    resource = request.match_info.route.resource
     method = "GET" if request.method == "HEAD" else request.method
-    return _scopes().get((method.lower(), resource.canonical), "operate")
+    return _operations().get((method.lower(), resource.canonical if resource else ""))
 
 
 @cache
-def _scopes() -> dict[tuple[str, str], Needed | None]:
-    return {(operation.method, operation.path): operation.scope for operation in OPERATIONS}
+def _operations() -> dict[tuple[str, str], Operation]:
+    return {(operation.method, operation.path): operation for operation in OPERATIONS}

@@ -30,6 +30,8 @@ class Operation:
     """Schema of a request that is a form and nothing else."""
     needs: Needed | Literal["nothing", "as method"] = "as method"
     """Scope of the key: `read` for what is read, `submit` for all else, unless it is said otherwise."""
+    takes: Literal["nothing", "request", "place"] = "nothing"
+    """What of its key's limits: one of a minute's requests, and a place among those under way where it makes a job."""
     streams: bool = False
     """Whether its success may also come as server-sent events."""
 

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 import structlog
 
 from broker_pipeline.errors import FileUnknownError
+from gateway.access.rates import Rates
 from gateway.batches.answers import Answers, Asked
 from gateway.batches.batch_store import BatchStore, HeldBatch
 from gateway.batches.checks import LineChecker
 from gateway.batches.file_store import FileStore
 from gateway.batches.lines import Line, LineCutter
 from gateway.batches.outbox import Outbox
+from gateway.batches.places import LinePlaces
 from gateway.batches.records import FINAL, Batch, LineError
 from gateway.intake.upload_room import UploadRoom
 from gateway.settings import BatchLimits
@@ -44,6 +46,7 @@ class RunParts:
     batches: BatchStore
     files: FileStore
     answers: Answers
+    rates: Rates
     limits: BatchLimits
 
 
@@ -125,14 +128,19 @@ class BatchRun:
         async with asyncio.TaskGroup() as group:
             complete = asyncio.Event()
             group.create_task(self._outbox.flush_until(complete, batch.in_progress_at or 0))
-            async with aclosing(self._remaining(batch)) as remaining, asyncio.TaskGroup() as requests:
-                for _ in range(_NUM_ASKING):
-                    requests.create_task(self._ask_in_turn(batch, remaining, requests))
+            with LinePlaces(self._parts.rates, batch) as places:
+                async with aclosing(self._remaining(batch)) as remaining, asyncio.TaskGroup() as requests:
+                    for _ in range(_NUM_ASKING):
+                        requests.create_task(self._ask_in_turn(batch, places, remaining, requests))
             complete.set()
         await self._held.advance("in_progress", "finalizing")
 
     async def _ask_in_turn(
-        self, batch: Batch, remaining: AsyncIterator[tuple[int, Line]], requests: asyncio.TaskGroup
+        self,
+        batch: Batch,
+        places: LinePlaces,
+        remaining: AsyncIterator[tuple[int, Line]],
+        requests: asyncio.TaskGroup,
     ) -> None:
         """Make jobs of one request after the other, as long as there are some, and have each waited for."""
         while True:
@@ -143,14 +151,16 @@ class BatchRun:
                         self._slots.release()
                         return
                     number, line = found
+                    await room.enter_async_context(places.taken(number))
                     await room.enter_async_context(self._room.hold(len(line.content or b"")))
                 asked = await self._parts.answers.ask(batch, number, line)
-            requests.create_task(self._wait(batch, asked, line.offset))
+            requests.create_task(self._wait(batch, places, asked, line.offset))
             del found, line  # with its pictures, while this waits for a slot
 
-    async def _wait(self, batch: Batch, asked: Asked, offset: int) -> None:
+    async def _wait(self, batch: Batch, places: LinePlaces, asked: Asked, offset: int) -> None:
         while (answer := await self._parts.answers.answered(asked)) is None:  # its job was deleted: it gets another
             asked = await self._parts.answers.ask(batch, asked.number, await self._line_at(batch, offset))
+        await places.leave([asked.number])
         await self._outbox.add(answer)
         self._slots.release()
 
@@ -164,10 +174,12 @@ class BatchRun:
     async def _close(self, batch: Batch, status: str) -> None:
         """Keep what has an answer; write of the rest why there is none."""
         if batch.is_validated:
+            places = LinePlaces(self._parts.rates, batch)
             async with aclosing(self._remaining_blocks(batch)) as blocks:
                 async for requests in blocks:
                     for answer in await self._parts.answers.give_up(batch, requests, status):
                         await self._outbox.add(answer)
+                    await places.leave(number for number, _ in requests)
             await self._outbox.flush()
         await self._held.finish(batch.status, status)
         log.info("batch_closed", batch=batch.id, status=status)

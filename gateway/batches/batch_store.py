@@ -30,6 +30,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.storage.file_chunks import Part
+from gateway.access.caller import Caller
 from gateway.batches.file_store import MONTH_S, encoded, new_id
 from gateway.batches.records import Batch, LineError, Metadata
 from gateway.batches.scripts import LEASES, as_fields, batch_scripts, page_of_ids, read_rows
@@ -49,7 +50,7 @@ OFFSET_EVERY = 1000
 class BatchOrder:
     """What somebody asks for."""
 
-    tenant: str
+    caller: Caller
     input_file_id: str
     endpoint: str
     completion_window: str
@@ -62,8 +63,8 @@ class BatchOrder:
     @property
     def repeat_key(self) -> str:
         """Under what name a repeat of it is found: the client's key, or what makes it the same."""
-        same = [self.tenant, self.input_file_id, self.endpoint, sorted((self.metadata or {}).items())]
-        named = [self.tenant, self.idempotency_key] if self.idempotency_key else same
+        same = [self.caller.tenant, self.input_file_id, self.endpoint, sorted((self.metadata or {}).items())]
+        named = [self.caller.tenant, self.idempotency_key] if self.idempotency_key else same
         return hashlib.sha256(msgspec.json.encode(named)).hexdigest()
 
 
@@ -108,13 +109,15 @@ class BatchStore:
         fields = {name: getattr(order, name) for name in _KEPT} | {
             "created_at": now,
             "expires_at": now + order.window_s,
+            "key_hash": order.caller.key_hash,
+            "limits": msgspec.json.encode(order.caller.limits).decode(),
             "metadata": msgspec.json.encode(order.metadata).decode(),
             "output_file": new_id("file-"),
             "error_file": new_id("file-"),
         }
         args = {
             "batch_id": new_id("batch_"),
-            "tenant": order.tenant,
+            "tenant": order.caller.tenant,
             "input_file_id": order.input_file_id,
             "priority": order.priority,
             "fields": as_fields(fields),
@@ -125,7 +128,7 @@ class BatchStore:
         batch_id, is_new = await self._run("create_batch", args, "cannot create a batch")
         if not batch_id:
             raise FileUnknownError(f"no file {order.input_file_id}", field="input_file_id")
-        batch = await self.get(batch_id.decode(), order.tenant)
+        batch = await self.get(batch_id.decode(), order.caller.tenant)
         if not is_new and not _is_same(batch, order):
             raise IdempotencyConflictError(f"this key belongs to {batch.id}, another batch", field="Idempotency-Key")
         return batch

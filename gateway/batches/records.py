@@ -8,6 +8,9 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from broker_pipeline.messages.keys import KeyLimits
+from gateway.access.caller import Caller
+
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
@@ -133,6 +136,9 @@ class Batch(_Shared, frozen=True, kw_only=True):
     """A batch as Redis keeps it: the fields of its hash."""
 
     tenant: str
+    key_hash: str = ""
+    limits: str = "{}"
+    """Of the key, as JSON: what holds for its other requests holds for lines, too."""
     metadata: str = "null"
     """As JSON."""
     output_lives_s: int
@@ -147,6 +153,11 @@ class Batch(_Shared, frozen=True, kw_only=True):
     input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+
+    @property
+    def owner(self) -> Caller:
+        """Who asked for it."""
+        return Caller(frozenset(), self.tenant, self.key_hash, msgspec.json.decode(self.limits, type=KeyLimits))
 
     @property
     def is_validated(self) -> bool:

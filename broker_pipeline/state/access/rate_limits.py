@@ -8,7 +8,7 @@ max_queued                               jobs of the tenant that wait, as its in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import msgspec
@@ -31,6 +31,8 @@ class Wanted:
     tokens: int = 0
     jobs: int = 0
     name: str | None = None
+    yields: bool = False
+    """Whether it goes behind requests that were lately refused and are about to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,7 @@ class RateLimits:
         """Take all that is wanted, or nothing where one limit has not enough left. Raises `StateError`."""
         given = {name: value for name, value in msgspec.structs.asdict(limits).items() if value is not None}
         args: dict[str, Any] = {"id": key_id, "tenant": tenant, "limits": given}
-        args |= {"requests": wanted.requests, "tokens": wanted.tokens, "jobs": wanted.jobs}
-        args |= {} if wanted.name is None else {"name": wanted.name}
+        args |= {name: value for name, value in asdict(wanted).items() if value is not None}
         refusing, wait_s, *shown = await self._run("take", args, "cannot count what a key asks for")
         return Taken(
             _allowance(limits.requests_per_minute, shown[0], shown[1]),
@@ -82,10 +83,10 @@ class RateLimits:
         """Say that requests are still under way. Raises `StateError`."""
         await self._run("hold", {"id": key_id, "names": list(names)}, "cannot count requests under way")
 
-    async def release(self, key_id: str, name: str) -> None:
-        """Say that a request has ended. Raises `StateError`."""
+    async def release(self, key_id: str, names: Sequence[str]) -> None:
+        """Say that requests have ended. Raises `StateError`."""
         with state_errors("cannot count requests under way"):
-            await cast("Any", self._redis.zrem(redis_keys.limits_parallel(self._namespace, key_id), name))
+            await cast("Any", self._redis.zrem(redis_keys.limits_parallel(self._namespace, key_id), *names))
 
 
 def _allowance(limit: int | None, remaining: int, reset_s: bytes) -> Allowance | None:
@@ -98,5 +99,6 @@ def _refusal(refusing: str, wait_s: float, limits: KeyLimits) -> RateLimitError:
         "tokens": f"{limits.tokens_per_minute} tokens a minute",
         "parallel": f"{limits.max_parallel} requests at the same time",
         "queued": f"{limits.max_queued} jobs that wait",
+        "expected": "requests that are about to come again",
     }[refusing]
     return RateLimitError(f"this key has {said}; try again in {wait_s:.3g} s", retry_after_s=wait_s)

@@ -86,7 +86,7 @@ def command() -> None:
 )
 @_limit("--requests-per-minute", "Requests that submit work, each minute.")
 @_limit("--tokens-per-minute", "Tokens of texts and of outputs at their longest, each minute.")
-@_limit("--max-parallel", "Requests that submit work under way at the same time.")
+@_limit("--max-parallel", "Requests that make jobs, and lines of batches, under way at the same time.")
 @_limit("--max-queued", "Jobs of its tenant that wait.")
 @option(
     "--weight",

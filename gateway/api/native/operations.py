@@ -25,6 +25,7 @@ NATIVE_OPERATIONS: tuple[Operation, ...] = (
         {202: JobRecord},
         errors=(400, 408, 409, 413, 422, 429, 503),
         headers={"Idempotency-Key": "Submitting again with the same key returns the first job."},
+        takes="place",
         has_job_body=True,
     ),
     Operation(
@@ -79,6 +80,7 @@ NATIVE_OPERATIONS: tuple[Operation, ...] = (
         "Retry a failed or cancelled job.",
         {202: JobRecord},
         errors=(404, 409, 422, 429, 503),
+        takes="place",
     ),
     Operation(
         "get",

@@ -25,6 +25,7 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
         errors=JOB_ERRORS,
         headers=KEY,
         body=ChatRequest,
+        takes="place",
         streams=True,
     ),
     Operation(
@@ -36,6 +37,7 @@ OPENAI_OPERATIONS: tuple[Operation, ...] = (
         errors=JOB_ERRORS,
         headers=KEY,
         body=ResponseRequest,
+        takes="place",
         streams=True,
     ),
     Operation(

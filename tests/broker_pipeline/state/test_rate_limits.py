@@ -79,7 +79,7 @@ async def test_requests_under_way_count_until_they_end_or_their_gateway_is_gone(
         return (await take(limits, Wanted(requests=1, name=name), max_parallel=2)).refusal is None
 
     assert [await begin(name) for name in "abc"] == [True, True, False]
-    await limits.release("k", "a")
+    await limits.release("k", ["a"])
     assert [await begin(name) for name in "cd"] == [True, False]
     under_way = redis_keys.limits_parallel(namespace, "k")
     await redis.zadd(under_way, {"b": 1.0})  # its time has passed

@@ -81,6 +81,27 @@ async def test_jobs_that_wait_are_bounded_by_tenant(client: Open) -> None:
     assert (await submit(await client()))[0] == 202, "another key of the tenant may have no limit"
 
 
+async def test_stopping_and_deleting_are_free(client: Open) -> None:
+    http = await client(requests_per_minute=4, max_parallel=1)
+    job = (await submit(http))[1]["job_id"]
+    form = aiohttp.FormData({"purpose": "batch"})
+    form.add_field("file", b"{}", filename="input.jsonl")
+    async with http.post("/v1/files", data=form) as answer:
+        file = (await answer.json())["id"]
+    order = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    async with http.post("/v1/batches", json=order) as answer:
+        batch = (await answer.json())["id"]
+    asked = [http.delete(f"/v1/jobs/{job}"), http.delete(f"/v1/responses/resp_{job}")]
+    asked += [http.post(f"/v1/batches/{batch}/{action}") for action in ("pause", "resume", "cancel")]
+    asked += [http.post(f"/v1/responses/resp_{job}/cancel"), http.delete(f"/v1/files/{file}")]
+    for request in asked:
+        async with request as answer:
+            assert answer.status != 429
+            assert not any(name.lower().startswith("x-ratelimit") for name in answer.headers)
+    status, _, headers = await submit(http)
+    assert (status, headers["x-ratelimit-remaining-requests"]) == (202, "0")
+
+
 async def test_a_request_is_under_way_until_its_answer_has_ended(client: Open) -> None:
     http = await client(max_parallel=1)
 

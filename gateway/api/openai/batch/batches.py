@@ -79,18 +79,18 @@ async def create_batch(request: web.Request) -> web.Response:
     """Take a batch, or find the one that was asked for before."""
     gateway = request.app[GATEWAY]
     asked = decode_json(await read_body(request, _BODY_BYTES, request.app[GATEWAY].settings.limits.pace), BatchRequest)
-    tenant = current_caller().tenant
+    caller = current_caller()
     if asked.endpoint not in ENDPOINTS:
         raise InvalidRequestError(f"batches are for {', '.join(ENDPOINTS)}", field="endpoint")
     window_s = _window_s(asked.completion_window)
     try:
-        file = await gateway.files.get(asked.input_file_id, tenant)
+        file = await gateway.files.get(asked.input_file_id, caller.tenant)
     except FileUnknownError as error:
         raise InvalidRequestError(error.message, field="input_file_id") from error
     if file.purpose != "batch":
         raise InvalidRequestError(f"the purpose of this file is {file.purpose!r}, not 'batch'", field="input_file_id")
     order = BatchOrder(
-        tenant=tenant,
+        caller=caller,
         input_file_id=file.id,
         endpoint=asked.endpoint,
         completion_window=asked.completion_window,

@@ -39,7 +39,9 @@ def _operation(
 
 
 BATCH_OPERATIONS: tuple[Operation, ...] = (
-    _operation("post files", "uploadFile", "Keep a file.", FileObject, (400, 408, 413, 429, 503), form=_FORM),
+    _operation(
+        "post files", "uploadFile", "Keep a file.", FileObject, (400, 408, 413, 429, 503), form=_FORM, takes="request"
+    ),
     _operation("get files", "listFiles", "List files.", FileList, (400, 503), query=FileListQuery),
     _operation("get files/{file_id}", "showFile", "Show a file.", FileObject, (404, 503)),
     _operation(
@@ -51,7 +53,8 @@ BATCH_OPERATIONS: tuple[Operation, ...] = (
         "createBatch",
         "Have the requests of a file answered.",
         BatchObject,
-        (400, 409, 413, 503),
+        (400, 409, 413, 429, 503),
+        takes="request",
         headers=_KEY,
         body=BatchRequest,
     ),
