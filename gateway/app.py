@@ -31,6 +31,7 @@ from gateway.batches.answers import Answers
 from gateway.batches.batch_run import RunParts
 from gateway.batches.batch_runner import SLICE_S, BatchRunner
 from gateway.batches.end_teller import EndTeller
+from gateway.batches.line_room import LineRoom
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -109,7 +110,7 @@ def batch_runner(gateway: Gateway, slice_s: float = SLICE_S) -> BatchRunner:
         store=gateway.store,
         retries=gateway.retries,
         watch=gateway.watch,
-        pictures=gateway.pictures,
+        room=LineRoom(gateway.pictures, gateway.queue, gateway.media, gateway.limits.own.max_body_bytes),
         limits=gateway.limits,
         endpoints=ENDPOINTS,
     )

@@ -99,6 +99,12 @@ class JobStream:
         flows = ((subjects.job_flow(self.namespace, each), num) for each, num in (info.state.subjects or {}).items())
         return {Flow(cast("Priority", priority), tenant): num for (priority, tenant), num in flows}
 
+    async def fullness(self) -> float:
+        """Return the share of its room that the stream has used, by jobs or by bytes."""
+        with jetstream_errors("the job queue"):
+            state = (await self.jetstream.stream_info(self.name)).state
+        return max(state.messages / self.max_jobs, state.bytes / self.max_bytes)
+
     async def consumer(self, flow: Flow) -> str:
         """Return the name of a flow's consumer, which is there then."""
         name = subjects.job_consumer(self.namespace, self._made_at or await self.made_at(), *flow)

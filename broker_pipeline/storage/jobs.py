@@ -132,6 +132,7 @@ class JobQueue:
     ) -> None:
         """Tell `on_unreadable(job_id, error)` of messages that hold no job, before they are dropped."""
         self.ack_wait_s = ack_wait_s
+        self.max_jobs = max_jobs
         self._jetstream = transport.jetstream()
         self._namespace = namespace
         self._on_unreadable = on_unreadable
@@ -196,6 +197,10 @@ class JobQueue:
 
         num_jobs, num_in_progress = await self._stream.outlasting_loss(ask)
         return QueueDepth(num_waiting=max(0, num_jobs - num_in_progress), num_in_progress=num_in_progress)
+
+    async def fullness(self) -> float:
+        """Return how full the queue is: 1 takes no job any more. Raises `TransportError`."""
+        return await self._stream.outlasting_loss(self._stream.fullness)
 
     async def hand_back(self, delivery: str) -> None:
         """Have a job delivered again at once whose `delivery` (its name) a process had that is gone.

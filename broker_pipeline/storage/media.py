@@ -57,7 +57,7 @@ class MediaStore:
         self.roots = roots or MediaRoots()
         self._jetstream = transport.jetstream(for_bulk=True, timeout_s=_REQUEST_S)
         self._max_age_s = max_age_s
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._objects = MediaObjects(
             self._jetstream, namespace, max_bytes, max_age_s, num_replicas, encrypts=transport.is_guarded
         )
@@ -158,7 +158,7 @@ class MediaStore:
         await self._references.release_due()
         await self._references.release_unknown()
         num_deleted = 0
-        if await self.size_bytes() > _KEPT_SHARE * self._max_bytes:
+        if await self.size_bytes() > _KEPT_SHARE * self.max_bytes:
             num_released = await self._references.release_oldest()
             if num_released:
                 log.warning("media_of_failed_jobs_released", num_references=num_released, reason="the store fills up")
@@ -174,6 +174,10 @@ class MediaStore:
     async def size_bytes(self) -> int:
         """Return how many bytes the store holds, overhead included."""
         return await self._objects.size_bytes()
+
+    async def fullness(self) -> float:
+        """Return how full the store is: near 1 it takes nothing any more. Raises `TransportError`."""
+        return await self._objects.fullness()
 
     @property
     def _references(self) -> MediaReferences:

@@ -121,12 +121,19 @@ class MediaObjects:
 
     async def size_bytes(self) -> int:
         """Return how many bytes all objects take, overhead included."""
-        num_bytes = 0
+        return sum(await self._sizes())
+
+    async def fullness(self) -> float:
+        """Return the share of its room that the fullest stream has used."""
+        return max(await self._sizes()) * NUM_STREAMS / self.max_bytes
+
+    async def _sizes(self) -> list[int]:
+        sizes = [0] * NUM_STREAMS
         with jetstream_errors("the media store"):
             for shard in range(NUM_STREAMS):
                 with suppress(NotFoundError):
-                    num_bytes += (await self.jetstream.stream_info(self._stream(shard))).state.bytes
-        return num_bytes
+                    sizes[shard] = (await self.jetstream.stream_info(self._stream(shard))).state.bytes
+        return sizes
 
     async def _next(self, name: str, sequence: int) -> RawStreamMsg | None:
         stream, subject = self._stream(_shard(name)), self._subject(name)

@@ -24,12 +24,12 @@ from broker_pipeline.messages.jobs import FINAL_STATUSES, JobRecord
 from broker_pipeline.state.job_store import JobStore
 from gateway.batches.checks import request_line
 from gateway.batches.endpoint import Endpoint
+from gateway.batches.line_room import LineRoom
 from gateway.batches.lines import Line
 from gateway.batches.outbox import Answer, as_line
 from gateway.batches.records import Batch
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Submission
-from gateway.intake.pictures import PictureLoader
 from gateway.jobs.retries import JobRetries
 from gateway.jobs.service import JobService
 from gateway.jobs.watch import JobWatch
@@ -71,7 +71,7 @@ class Answers:
         store: JobStore,
         retries: JobRetries,
         watch: JobWatch,
-        pictures: PictureLoader,
+        room: LineRoom,
         limits: CurrentLimits,
         endpoints: Mapping[str, Endpoint],
     ) -> None:
@@ -80,7 +80,7 @@ class Answers:
         self._store = store
         self._retries = retries
         self._watch = watch
-        self._pictures = pictures
+        self._room = room
         self._limits = limits
         self._endpoints = endpoints
 
@@ -91,7 +91,7 @@ class Answers:
     async def ask(self, batch: Batch, number: int, line: Line) -> Asked:
         """Make a job of a request, or find the one that was made of it before.
 
-        Waits while the queue is full. Raises `StateError` or `TransportError`.
+        Waits while there is no room for it. Raises `StateError` or `TransportError`.
         """
         asked = self._named(batch, number, line)
         try:
@@ -169,10 +169,9 @@ class Answers:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
         draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
-        draft = self._pictures.referenced(draft)
-        contents = tuple(await self._pictures.load(draft, limits))
-        submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
-        return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id
+async with self._room.pictures(draft, limits) as contents:
+            submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
+            return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id
 
     async def _written(self, asked: Asked, record: JobRecord) -> Answer:
         if record.status == "cancelled":
