@@ -76,7 +76,7 @@ _SAME_NAMES = ("max_images", "max_uploads", "max_streams", "upload_timeout_s", "
     type=_POSITIVE,
     help="Least rate of a body, from its first ten seconds on.",
 )
-@option("--max-streams", default=1000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
+@option("--max-streams", default=2000, type=_POSITIVE, help="Event streams and long polls open at the same time.")
 @option(
     "--max-files-mb",
     default=None,

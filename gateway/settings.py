@@ -20,20 +20,27 @@ PositiveSeconds = Annotated[float, Meta(gt=0)]
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How slowly a body may arrive: who sends slowly holds room that others wait for."""
+    """How slowly a client may send or read: who is slow holds room that others wait for."""
 
     timeout_s: PositiveSeconds = 300.0
     min_bytes_per_s: Positive = 16 * 1024
     grace_s: PositiveSeconds = 10.0
+    is_file: bool = False
+    """Whether a body may take as long as its size asks for; `timeout_s` is then the longest pause."""
 
-    def allowed_s(self, num_read: int) -> float:
-        """Return how long after its begin the next bytes of a body have to be there, when it has so many."""
-        return min(self.timeout_s, self.grace_s + num_read / self.min_bytes_per_s)
+    def allowed_s(self, num_bytes: int) -> float:
+        """Return for how long one may wait until there is more than so many bytes."""
+        earned_s = self.grace_s + num_bytes / self.min_bytes_per_s
+        return earned_s if self.is_file else min(self.timeout_s, earned_s)
+
+    def counted_s(self, waited_s: float, num_bytes: int) -> float:
+        """Return for how long one has waited, as it counts: whoever was fast may pause for `timeout_s`, not longer."""
+        return max(waited_s, self.allowed_s(num_bytes) - self.timeout_s)
 
     def describe(self) -> str:
         """Say what is asked of a body."""
         rate = f"{self.min_bytes_per_s} bytes/s once {self.grace_s:g} s are over"
-        return f"it may take {self.timeout_s:g} s, at no less than {rate}"
+        return f"it may {'pause' if self.is_file else 'take'} {self.timeout_s:g} s, at no less than {rate}"
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,11 +54,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_uploads: Positive = 16
     """Bodies read at the same time; memory is at most this times `max_body_bytes`."""
     upload_timeout_s: PositiveSeconds = 300.0
-    """For one body to arrive."""
+    """For one body to arrive; of a file, for the longest pause."""
     min_upload_bytes_per_s: Positive = 16 * 1024
-    """Once `Pace.grace_s` have passed."""
-    max_streams: Positive = 1000
-    """Event streams and long polls open at the same time."""
+    """Once `Pace.grace_s` have passed; of what a client reads as well."""
+    max_streams: Positive = 2000
+    """Event streams and long polls open at the same time; those of one client are half of that."""
     max_tokens_in_all: Positive | None = None
     """Prompt and output of a job together, as the conductor announces; None: nobody knows."""
     vocab_size: Positive | None = None

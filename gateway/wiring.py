@@ -71,7 +71,7 @@ class Gateway:
     previews: Previews
     rate_history: RateHistoryStore
     files: FileStore
-    file_uploads: UploadRoom
+    file_transfers: UploadRoom
     batches: BatchStore
     webhooks: Webhooks
     batch_called: asyncio.Event
@@ -137,7 +137,11 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             previews=Previews(redis, common.namespace, store, media),
             rate_history=RateHistoryStore(redis, common.namespace, common.pipeline),
             files=FileStore(redis, open_files(transport, settings), common.namespace),
-            file_uploads=UploadRoom(limits.own.max_uploads * WRITER_BYTES, _WAIT_FOR_ROOM_S),
+            file_transfers=UploadRoom(
+                limits.own.max_uploads * WRITER_BYTES,
+                _WAIT_FOR_ROOM_S,
+                max(1, limits.own.max_uploads // 2) * WRITER_BYTES,
+            ),
             batches=BatchStore(redis, common.namespace, settings.batches.lease_s, tells_ends=bool(webhooks)),
             webhooks=webhooks,
             batch_called=asyncio.Event(),

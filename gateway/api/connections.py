@@ -7,6 +7,8 @@ plain text. And who works on a request can wait for the end of its connection.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 from aiohttp import web
@@ -15,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 from broker_pipeline.errors import Failure
 from gateway.api.errors import failure_answer
 from gateway.api.request_facts import HEADER, begin
+from gateway.wiring import GATEWAY
 
 
 class AppRunner(web.AppRunner):
@@ -38,6 +41,21 @@ def connection_lost(request: web.Request) -> asyncio.Event:
     protocol = request.protocol
     assert isinstance(protocol, _Protocol), "served by another runner"
     return protocol.lost
+
+
+@asynccontextmanager
+async def reading(request: web.Request, num_bytes: int) -> AsyncIterator[None]:
+    """Send a client so many bytes while the context is open; one that does not read them in time is cut off.
+
+    It may take as long as it might for sending them. Raises `ConnectionResetError`.
+    """
+    try:
+        async with asyncio.timeout(request.app[GATEWAY].settings.limits.pace.allowed_s(num_bytes)):
+            yield
+    except TimeoutError as error:
+        if request.transport is not None:
+            request.transport.abort()  # what it has not read would be waited for without end
+        raise ConnectionResetError("the client does not read") from error
 
 
 class _Protocol(RequestHandler):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from aiohttp import web
 
+from gateway.api.connections import reading
 from gateway.api.request_facts import HEADER, request_id
 
 HEARTBEAT_S = 15.0
-_WRITE_TIMEOUT_S = 30.0
 
 
 class EventStream:
@@ -34,8 +33,8 @@ class EventStream:
         return self.response.prepared
 
     async def write(self, text: bytes) -> None:
-        """Send, waiting for a slow client but not for ever."""
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+        """Send, waiting for a slow client but not for ever. Raises `ConnectionError` once it is gone or cut off."""
+        async with reading(self._request, len(text)):
             if not self.is_open:
                 await self.response.prepare(self._request)
             await self.response.write(text)
@@ -48,5 +47,5 @@ class EventStream:
 
     async def close(self) -> None:
         """End the answer."""
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+        async with reading(self._request, 0):
             await self.response.write_eof()

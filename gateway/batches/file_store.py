@@ -23,7 +23,8 @@ from gateway.batches.scripts import as_fields, batch_scripts, page_of_ids, read_
 
 MONTH_S = 30 * 24 * 3600
 WRITER_BYTES = 4 * 2**20
-"""Memory that it takes to write a part, about."""
+READER_BYTES = 2 * 2**20
+"""Memory that it takes to write a part, and to read a file, about."""
 _UPLOAD_S = 3600.0
 _DOOM_EVERY = 64
 """So many chunks, and an hour begins anew: uploads may last."""

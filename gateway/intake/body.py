@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from aiohttp import StreamReader, web
 
@@ -39,28 +40,37 @@ def too_large(max_bytes: int) -> BodyTooLargeError:
 
 
 class CappedStream:
-    """A request's body with limits on the bytes read in all, and on how long they take."""
+    """A request's body with limits on the bytes read in all, and on how long they are waited for."""
 
     def __init__(self, stream: StreamReader, max_bytes: int, pace: Pace | None = None) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
         self._pace = pace
         self._num_read = 0
-        self._started = asyncio.get_running_loop().time()
+        self._waited_s = pace.counted_s(0.0, 0) if pace else 0.0
 
     async def read(self, num_bytes: int) -> bytes:
         """Read at most `num_bytes`, nothing at the end; raises `BodyTooLargeError` or `BodyTooSlowError`."""
-        content = await (self._stream.read(num_bytes) if self._pace is None else self._read_at(self._pace, num_bytes))
+        if self._pace is None:
+            content = await self._stream.read(num_bytes)
+        else:
+            content = await self._read_at(self._pace, num_bytes)
         self._num_read += len(content)
         if self._num_read > self._max_bytes:
             raise too_large(self._max_bytes)
         return content
 
     async def _read_at(self, pace: Pace, num_bytes: int) -> bytes:
+        began = time.monotonic()
+        left_s = pace.allowed_s(self._num_read) - self._waited_s
         try:
-            async with asyncio.timeout_at(self._started + pace.allowed_s(self._num_read)):
-                return await self._stream.read(num_bytes)
+            async with asyncio.timeout(left_s):
+                content = await self._stream.read(num_bytes)
         except TimeoutError as error:
-            passed_s = asyncio.get_running_loop().time() - self._started
-            said = f"the body did not arrive: {self._num_read} bytes in {passed_s:.1f} s; {pace.describe()}"
+            said = (
+                f"the body did not arrive: nothing after {self._num_read} bytes for {left_s:.1f} s; {pace.describe()}"
+            )
             raise BodyTooSlowError(said) from error
+        waited_s = self._waited_s + time.monotonic() - began
+        self._waited_s = pace.counted_s(waited_s, self._num_read + len(content))
+        return content

@@ -72,7 +72,7 @@ class RequestReader:
     @asynccontextmanager
     async def room(self, request: web.Request) -> AsyncIterator[None]:
         """Hold memory for a request's body while this is open. Raises `QueueFullError`."""
-        async with self._bodies.hold(_num_body_bytes(request, self._limits.own), _client(request)):
+        async with self._bodies.hold(_num_body_bytes(request, self._limits.own), client_of(request)):
             with self._uploads.track_inprogress():
                 yield
 
@@ -85,7 +85,7 @@ class RequestReader:
         await self._rates.charge(current_caller(), counted_tokens(draft, limits), field=draft.tokens_field)
         async with AsyncExitStack() as held:
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
-                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, _client(request)))
+                await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client_of(request)))
             contents = tuple(await self._pictures.load(draft, limits))
             yield Submission(draft, contents, key, current_caller().tenant)
 
@@ -99,14 +99,15 @@ async def read_json(request: web.Request, limits: Limits, parse: Callable[[bytes
     return await asyncio.to_thread(parse, body) if is_slow else parse(body)
 
 
+def client_of(request: web.Request) -> str:
+    """Return whose room a request takes: its key's, or its address's."""
+    return current_caller().key_hash or request.remote or ""
+
+
 def media_type(request: web.Request) -> str:
     """Return what a body says that it is, without parameters."""
     # Not aiohttp's `content_type`: it has the email package parse the header, once for every boundary.
     return request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
-
-
-def _client(request: web.Request) -> str:
-    return current_caller().key_hash or request.remote or ""
 
 
 async def _draft(request: web.Request, limits: Limits, read: Read[Draft_co]) -> Draft_co:

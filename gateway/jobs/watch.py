@@ -57,19 +57,27 @@ class JobWatch:
         self._max_watches = max_watches
         self._stopping = stopping
         self.num_open = 0
+        self._open: Counter[str] = Counter()
         self._watched: Counter[str] = Counter()
         self._renewed_at = 0.0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold one of the places for a watch; raises `QueueFullError` when all are taken."""
+    async def place(self, client: str) -> AsyncIterator[None]:
+        """Hold one of the places for a watch, of which a client has half.
+
+        Raises `QueueFullError` when all are taken, or all of this client.
+        """
         if self.num_open >= self._max_watches:
             raise QueueFullError(f"{self.num_open} streams are open; poll instead", retry_after_s=5.0)
+        if (num_own := self._open[client]) >= max(1, self._max_watches // 2):
+            raise QueueFullError(f"{num_own} streams of this client are open; poll instead", retry_after_s=5.0)
         self.num_open += 1
+        self._open[client] += 1
         try:
             yield
         finally:
             self.num_open -= 1
+            self._open -= Counter([client])
 
     async def events(self, progress: JobProgress, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """Yield everything that the client of `progress` lacks until the job has finished or the gateway stops.

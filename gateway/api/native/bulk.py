@@ -22,7 +22,7 @@ from gateway.api.native.job_body import SAMPLING_PATH, checked_draft
 from gateway.api.request_facts import leave_untimed, request_id
 from gateway.api.submitting import accept
 from gateway.intake.body import check_announced
-from gateway.intake.request_reader import read_json
+from gateway.intake.request_reader import client_of, read_json
 from gateway.intake.validation import decode_json
 from gateway.schemas import BulkJob, BulkRequest, WaitRequest
 from gateway.settings import Limits
@@ -58,7 +58,7 @@ async def wait_for_jobs(request: web.Request) -> web.Response:
     asked = await read_json(request, limits, partial(decode_json, body_type=WaitRequest))
     leave_untimed()
     job_ids, others = await _own(gateway, asked.job_ids)
-    async with gateway.watch.place():
+    async with gateway.watch.place(client_of(request)):
         with gateway.metrics.streams.track_inprogress():
             ended = await gateway.watch.any_finished(job_ids, 0.0 if others else asked.wait_s) if job_ids else []
     known = await gateway.store.get_many(ended)

@@ -27,6 +27,7 @@ from broker_pipeline.messages.jobs import JobEvent
 from gateway.api.event_stream import EventStream
 from gateway.api.native.jobs import job_id_of
 from gateway.api.request_facts import leave_untimed, request_id
+from gateway.intake.request_reader import client_of
 from gateway.jobs.progress import JobProgress
 from gateway.wiring import GATEWAY, Gateway
 
@@ -48,13 +49,13 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     progress = _progress(request, job_id)
     await gateway.jobs.get(job_id)  # an unknown job is a 404, not an empty stream
     leave_untimed()
-    async with gateway.watch.place():
+    async with gateway.watch.place(client_of(request)):
         with gateway.metrics.streams.track_inprogress():
             stream = EventStream(request)
             await stream.write(b"retry: 1000\n\n")
             try:
                 await _pump(gateway, progress, job_id, stream)
-            except (ConnectionError, TimeoutError) as error:
+            except ConnectionError as error:
                 log.info("event_stream_lost", job=job_id, request_id=request_id(), reason=type(error).__name__)
             return stream.response
 

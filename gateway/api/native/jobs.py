@@ -14,6 +14,7 @@ from gateway.api.json_answer import json_answer
 from gateway.api.native.job_body import read_job
 from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
+from gateway.intake.request_reader import client_of
 from gateway.intake.validation import convert_strings
 from gateway.schemas import JobListQuery, JobQuery
 from gateway.viewing.search import Search
@@ -57,7 +58,7 @@ async def get_job(request: web.Request) -> web.Response:
     if wait_s == 0:
         return json_answer(await gateway.jobs.get(job_id))
     leave_untimed()
-    async with gateway.watch.place():
+    async with gateway.watch.place(client_of(request)):
         with gateway.metrics.streams.track_inprogress():
             return json_answer(await gateway.watch.finished(job_id, wait_s))
 

@@ -108,7 +108,7 @@ def _seconds(captions: Sequence[Caption], of: Callable[[Caption], float]) -> lis
 
 def _gateway(settings: GatewayBenchSettings, directory: Path, nats_url: str, redis_url: str) -> LocalService:
     urls = ("--nats-url", nats_url, "--redis-url", redis_url, "--namespace", NAMESPACE)
-    num_streams = 2 * settings.num_in_flight + settings.num_unread
+    num_streams = 2 * (2 * settings.num_in_flight + settings.num_unread)  # one client has half
     own = ("--port", "0", "--processes", str(settings.num_processes), "--max-streams", str(num_streams))
     return LocalService(
         "gateway",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ from aiohttp import web
 from msgspec import Meta
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from broker_pipeline.errors import BodyTooSlowError, InvalidRequestError, MediaTooLargeError
+from broker_pipeline.errors import InvalidRequestError, MediaTooLargeError
 from gateway.batches.file_store import MONTH_S, PartWriter
 from gateway.intake.body import CappedStream
 from gateway.intake.validation import convert_strings
@@ -46,14 +45,15 @@ class UploadForm:
 async def read_upload(request: web.Request, writer: PartWriter, max_bytes: int, limits: Limits) -> UploadForm:
     """Write the form's file and return the rest, checked.
 
-    Raises `InvalidRequestError`, `MediaTooLargeError`, or `BodyTooSlowError` when nothing comes for long.
+    Raises `InvalidRequestError`, `MediaTooLargeError`, or `BodyTooSlowError`.
     """
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind != "multipart/form-data":
         raise InvalidRequestError("send multipart/form-data", field="Content-Type")
     if (request.content_length or 0) > max_bytes + _FORM_BYTES:
         raise _too_large(max_bytes)
-    body = _PatientStream(CappedStream(request.content, max_bytes + _FORM_BYTES), limits.upload_timeout_s)
+    pace = msgspec.structs.replace(limits.pace, is_file=True)
+    body = CappedStream(request.content, max_bytes + _FORM_BYTES, pace)
     form = _Form(writer, max_bytes)
     try:
         parser = PushMultipartParser(options.get("boundary", ""), max_segment_count=16)
@@ -107,21 +107,6 @@ class _Form:
             missing = "anchor" if fields.anchor is None else "seconds"
             raise InvalidRequestError("give `anchor` and `seconds`, or neither", field=f"expires_after[{missing}]")
         return UploadForm(fields.purpose, self._filename, fields.seconds or MONTH_S)
-
-
-class _PatientStream:
-    """A body that may take as long as it likes, as long as something comes."""
-
-    def __init__(self, stream: CappedStream, patience_s: float) -> None:
-        self._stream = stream
-        self._patience_s = patience_s
-
-    async def read(self, num_bytes: int) -> bytes:
-        try:
-            async with asyncio.timeout(self._patience_s):
-                return await self._stream.read(num_bytes)
-        except TimeoutError as error:
-            raise BodyTooSlowError(f"nothing came for {self._patience_s:g} s") from error
 
 
 def _too_large(max_bytes: int) -> MediaTooLargeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import Annotated, Literal
 from urllib.parse import quote
@@ -13,15 +12,15 @@ from aiohttp import web
 from msgspec import Meta
 
 from gateway.access.caller import current_caller
+from gateway.api.connections import reading
 from gateway.api.json_answer import json_answer
 from gateway.api.openai.batch.file_form import read_upload
 from gateway.api.request_facts import HEADER, leave_untimed, request_id
-from gateway.batches.file_store import WRITER_BYTES
+from gateway.batches.file_store import READER_BYTES, WRITER_BYTES
 from gateway.batches.records import DeletedFile, FileList
+from gateway.intake.request_reader import client_of
 from gateway.intake.validation import convert_strings
 from gateway.wiring import GATEWAY
-
-_WRITE_TIMEOUT_S = 30.0
 
 log = structlog.get_logger()
 
@@ -50,7 +49,7 @@ async def upload_file(request: web.Request) -> web.Response:
     """Keep a file: all of it, or nothing."""
     gateway = request.app[GATEWAY]
     leave_untimed()
-    async with gateway.file_uploads.hold(WRITER_BYTES):
+    async with gateway.file_transfers.hold(WRITER_BYTES, client_of(request)):
         with gateway.metrics.uploads.track_inprogress():
             async with gateway.files.writer() as writer:
                 form = await read_upload(request, writer, gateway.settings.batches.max_file_bytes, gateway.limits.own)
@@ -97,16 +96,15 @@ async def send_file(request: web.Request) -> web.StreamResponse:
             HEADER: request_id(),
         }
     )
-    async with aclosing(files.read(file.id)) as chunks:
+    room = request.app[GATEWAY].file_transfers.hold(READER_BYTES, client_of(request))
+    async with room, aclosing(files.read(file.id)) as chunks:
         async for chunk in chunks:
-            if not response.prepared:
-                await response.prepare(request)  # not before there are bytes: until then it can be an error
-            try:
-                async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                    await response.write(chunk)
-            except TimeoutError as error:
-                raise ConnectionResetError("the client does not read") from error
-    await response.write_eof()
+            async with reading(request, len(chunk)):
+                if not response.prepared:
+                    await response.prepare(request)  # not before there are bytes: until then it can be an error
+                await response.write(chunk)
+        async with reading(request, 0):
+            await response.write_eof()
     return response
 
 

@@ -21,7 +21,7 @@ from gateway.api.openai.follow import ended, failure_of, for_client
 from gateway.api.openai.stream import stream_job
 from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
-from gateway.intake.request_reader import read_json
+from gateway.intake.request_reader import client_of, read_json
 from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
 
@@ -36,7 +36,7 @@ def routes() -> list[web.RouteDef]:
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Run a chat completion as a job, and answer with its outcome."""
     gateway = request.app[GATEWAY]
-    async with gateway.watch.place():
+    async with gateway.watch.place(client_of(request)):
         accepted, draft = await submit(request, _read)
         leave_untimed()
         with gateway.metrics.streams.track_inprogress():
@@ -48,7 +48,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
                 return await for_client(
                     request, record.job_id, stream_job(gateway, record.job_id, _ChatTeller(record, draft), stream)
                 )
-            except (ConnectionError, TimeoutError):
+            except ConnectionError:
                 return stream.response
 
 

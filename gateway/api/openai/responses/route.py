@@ -23,7 +23,7 @@ from gateway.api.openai.responses.response import response
 from gateway.api.openai.stream import stream_job
 from gateway.api.request_facts import leave_untimed
 from gateway.api.submitting import submit
-from gateway.intake.request_reader import read_json
+from gateway.intake.request_reader import client_of, read_json
 from gateway.intake.validation import convert_strings
 from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
@@ -45,7 +45,7 @@ def routes() -> list[web.RouteDef]:
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Run a response as a job, and answer with its outcome."""
     gateway = request.app[GATEWAY]
-    async with gateway.watch.place():
+    async with gateway.watch.place(client_of(request)):
         accepted, draft = await submit(request, _read)
         leave_untimed()
         spec = await gateway.store.spec(accepted.record.job_id)
@@ -60,7 +60,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
             try:
                 teller = _ResponseTeller(gateway, spec, accepted.record, await _model(gateway))
                 return await for_client(request, spec.job_id, stream_job(gateway, spec.job_id, teller, stream))
-            except (ConnectionError, TimeoutError):
+            except ConnectionError:
                 return stream.response
 
 

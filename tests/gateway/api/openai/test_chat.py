@@ -222,7 +222,7 @@ async def test_limits_are_openais_errors_as_well(start_gateway: OpenGateway) -> 
     ):
         async with http.post(URL, json=body(messages=[{"role": "user", "content": "x" * 2000}])) as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")
-        async with gateway.watch.place(), http.post(URL, json=body()) as answer:
+        async with gateway.watch.place("another"), http.post(URL, json=body()) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (429, "5")
             error = (await answer.json())["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
