@@ -28,7 +28,9 @@
 {ns}:file:{id}              hash    a file's name, size, purpose, times (see `gateway.batches.file_store`)
 {ns}:file:{id}:parts        list    where its bytes are: `name bytes chunk-bytes`
 {ns}:batches:{tenant}       zset    ids of a tenant's batches, by time of creation
-{ns}:batches-active         zset    ids of batches that have not ended, by priority and time of creation
+{ns}:batches-waiting:{tenant} zset  ids of a tenant's batches that nobody carries on, by priority and time of creation
+{ns}:batches-turns          zset    tenants with batches that have not ended, by when one was last carried on
+{ns}:batches-carried        zset    ids of batches that were carried on when somebody looked last
 {ns}:batches-expiry         zset    ids of batches that have ended by the time at which they are forgotten
 {ns}:batches-untold         zset    ids of batches whose end the webhook was not told of, by the time of the next try
 {ns}:batch:{id}             hash    what was asked for, status, times, counts (see `gateway.batches.batch_store`)
@@ -187,9 +189,19 @@ def batches(namespace: str, tenant: str) -> str:
     return f"{namespace}:batches:{tenant}"
 
 
-def batches_active(namespace: str) -> str:
-    """Return the key of the sorted set of ids of batches that have not ended, by priority and time of creation."""
-    return f"{namespace}:batches-active"
+def batches_waiting(namespace: str, tenant: str) -> str:
+    """Return the key of the sorted set of ids of a tenant's batches that nobody carries on, the most urgent first."""
+    return f"{namespace}:batches-waiting:{tenant}"
+
+
+def batches_turns(namespace: str) -> str:
+    """Return the key of the sorted set of tenants with batches that have not ended, by when they had their turn."""
+    return f"{namespace}:batches-turns"
+
+
+def batches_carried(namespace: str) -> str:
+    """Return the key of the sorted set of ids of batches that were carried on when somebody looked last."""
+    return f"{namespace}:batches-carried"
 
 
 def batches_expiry(namespace: str) -> str:

@@ -119,7 +119,6 @@ class BatchStore:
             "batch_id": new_id("batch_"),
             "tenant": order.caller.tenant,
             "input_file_id": order.input_file_id,
-            "priority": order.priority,
             "fields": as_fields(fields),
             "repeat_key": redis_keys.batch_key(self._namespace, order.repeat_key),
             "repeat_s": _KEY_S if order.idempotency_key else _REPEAT_S,

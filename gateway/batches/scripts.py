@@ -23,7 +23,8 @@ def batch_scripts(redis: RedisClient, namespace: str) -> ScriptRunner:
     keys = [
         redis_keys.files_expiry(namespace),
         redis_keys.files_doomed(namespace),
-        redis_keys.batches_active(namespace),
+        redis_keys.batches_carried(namespace),
+        redis_keys.batches_turns(namespace),
         redis_keys.batches_expiry(namespace),
         redis_keys.batches_untold(namespace),
     ]
@@ -35,6 +36,7 @@ def batch_scripts(redis: RedisClient, namespace: str) -> ScriptRunner:
         "done": redis_keys.batch_done(namespace, "@"),
         "offsets": redis_keys.batch_offsets(namespace, "@"),
         "batches": redis_keys.batches(namespace, "@"),
+        "waiting": redis_keys.batches_waiting(namespace, "@"),
         "lease": redis_keys.lease(namespace, LEASES, "@"),
     }
     return ScriptRunner(redis, "batches", keys, {"keys": templates}, dict.fromkeys(keys, "zset"))

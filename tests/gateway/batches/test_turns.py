@@ -11,12 +11,15 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, NotFoundError
 
+from broker_pipeline import redis_keys
 from broker_pipeline.messages.keys import GatewayKey, Scope
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.jobs import Delivery
 from broker_pipeline.wire.transport import Transport
+from gateway.access.caller import Caller
 from gateway.app import batch_runner
+from gateway.batches.batch_store import BatchOrder
 from gateway.settings import BatchLimits
 from gateway.wiring import Gateway
 from tests.gateway.batches.conftest import answers, echo, ended, line, start_batch
@@ -71,6 +74,62 @@ async def test_whose_turn_was_longest_ago_comes_next(tenants: Tenants) -> None:
     ]
     assert [batch.id for batch in await batches.due(1, num_taken=1)] == [long]
     assert [batch.id for batch in await batches.due(2)] == [other, long]
+
+
+async def test_a_batch_is_due_unless_it_is_carried_on_paused_or_ended(tenants: Tenants) -> None:
+    batches, ask = tenants.gateway.batches, tenants.alice.batches
+    first, second = [(await start_batch(tenants.alice, [line(name)], metadata={"n": name})).id for name in "12"]
+
+    async def due(num_taken: int = 0) -> list[str]:
+        return [batch.id for batch in await batches.due(9, num_taken)]
+
+    async def steer(batch_id: str, action: str) -> None:
+        await ask._post(f"/batches/{batch_id}/{action}", cast_to=object)
+
+    lease = batches.lease(first, "somebody")
+    assert await due(num_taken=1) == [first, second]
+    assert await due() == [first, second], "nobody has taken its lease: whoever was to is gone"
+    assert await lease.acquire() is not None
+    assert await due() == [second]
+    await steer(second, "pause")
+    await steer(first, "pause")
+    assert await due() == []
+    await steer(second, "resume")
+    assert await due() == [second]
+    await lease.release()
+    assert await due() == [second], "it is paused"
+    await ask.cancel(first)
+    assert await due() == [first, second]
+    held = batches.held(first, "somebody")
+    assert await lease.acquire() is not None
+    assert await held.finish("cancelling", "cancelled")
+    await lease.release()
+    assert await due() == [second]
+
+
+async def test_a_tenant_among_many_has_its_turn(tenants: Tenants, redis: RedisClient, namespace: str) -> None:
+    batches = tenants.gateway.batches
+    made = {}
+    for index in range(12):
+        tenant = f"t{index}"
+        await redis.hset(redis_keys.file(namespace, tenant), mapping={"tenant": tenant, "bytes": 1})  # type: ignore[misc]
+        for name in "ab":
+            order = BatchOrder(
+                caller=Caller(frozenset(), tenant),
+                input_file_id=tenant,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                window_s=3600,
+                metadata={"n": name},
+            )
+            made[(await batches.create(order)).id] = tenant
+    turns = []
+    for _ in range(8):
+        taken = await batches.due(3, num_taken=3)
+        for batch in taken:
+            assert await batches.lease(batch.id, "somebody").acquire() is not None
+        turns += [made[batch.id] for batch in taken]
+    assert sorted(turns[:12]) == sorted(turns[12:]) == sorted(set(made.values())), "each once, then each again"
 
 
 async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later(

@@ -14,7 +14,8 @@ for kind, file in pairs({output = {output, output_bytes}, error = {errors, error
 end
 if args.errors then redis.call('HSET', batch, 'errors', args.errors) end
 if redis.call('EXISTS', key('file', input)) == 1 then redis.call('HINCRBY', key('file', input), 'num_readers', -1) end
-redis.call('ZREM', ACTIVE, args.batch_id)
+redis.call('ZREM', CARRIED, args.batch_id)
+redis.call('ZREM', key('waiting', tenant), args.batch_id)
 redis.call('ZADD', EXPIRY, now() + args.keep_s, args.batch_id)
 if args.tells then redis.call('ZADD', UNTOLD, now(), args.batch_id) end
 redis.call('DEL', key('done', args.batch_id), key('offsets', args.batch_id))

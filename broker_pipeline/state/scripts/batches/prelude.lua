@@ -1,9 +1,9 @@
 -- Stands before every script about files and batches: the steps that they are made of.
--- KEYS: files_expiry, files_doomed, batches_active, batches_expiry, batches_untold.
--- args of all: keys (file, parts, files, batch, done, offsets, batches, lease); of those that ask for the lease:
+-- KEYS: files_expiry, files_doomed, batches_carried, batches_turns, batches_expiry, batches_untold.
+-- args of all: keys (file, parts, files, batch, done, offsets, batches, waiting, lease); of those that ask for the lease:
 -- batch_id, instance.
 -- A part is written as `name bytes chunk-bytes`; until a file has it, its name stands in `files_doomed`.
-local FILES_EXPIRY, DOOMED, ACTIVE, EXPIRY, UNTOLD = unpack(KEYS)
+local FILES_EXPIRY, DOOMED, CARRIED, TURNS, EXPIRY, UNTOLD = unpack(KEYS)
 local FINAL = {completed = true, failed = true, expired = true, cancelled = true}
 
 local function seconds() return math.floor(now()) end
@@ -14,6 +14,22 @@ local function holds() return text(key('lease', args.batch_id)) == args.instance
 local function move(batch, status)
   redis.call('HSETNX', batch, status .. '_at', seconds())
   redis.call('HSET', batch, 'status', status)
+end
+
+-- A batch that has not ended waits for its tenant's turn, or is carried on by whoever has, or had, its lease; neither
+-- while it is paused.
+local function carry(batch_id, tenant)
+  redis.call('ZREM', key('waiting', tenant), batch_id)
+  redis.call('ZADD', CARRIED, now(), batch_id)
+end
+
+local function wait(batch_id)
+  local status, paused, tenant, priority, created_at = unpack(redis.call('HMGET', key('batch', batch_id),
+    'status', 'paused', 'tenant', 'priority', 'created_at'))
+  redis.call('ZREM', CARRIED, batch_id)
+  if not status or FINAL[status] or paused == '1' then return end
+  redis.call('ZADD', key('waiting', tenant), priority * 1e10 + created_at, batch_id)
+  redis.call('ZADD', TURNS, 'NX', now() - 1e10, tenant)  -- before all that had one
 end
 
 -- Gives parts to a file; false, and nothing is done, when one came so late that a sweep may have deleted it.

@@ -7,4 +7,9 @@ if args.action == 'cancel' and (status == 'cancelling' or status == 'cancelled')
 if FINAL[status] or status == 'cancelling' then return 0 end
 redis.call('HSET', batch, 'paused', args.action == 'pause' and 1 or 0)
 if args.action == 'cancel' then move(batch, 'cancelling') end
+if args.action == 'pause' then
+  redis.call('ZREM', key('waiting', tenant), args.batch_id)
+elseif not redis.call('ZSCORE', CARRIED, args.batch_id) then
+  wait(args.batch_id)
+end
 return 1
