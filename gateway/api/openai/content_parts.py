@@ -70,11 +70,10 @@ class ImageContent(_Bounded, frozen=True, kw_only=True, tag_field="type", tag="i
             return "image_url", self.image_url
         return "image_url.url", self.image_url.url
 
-    @property
-    def bounds(self) -> PixelBounds:
-        """To how many pixels it is resized."""
+    def bounds(self, limit: int | None) -> PixelBounds:
+        """To how many pixels it is resized, where the model's workers resize to `limit` at most."""
         detail = self.detail if isinstance(self.image_url, str) else self.image_url.detail or self.detail
-        low = LOW_DETAIL_PIXELS if detail == "low" else None
+        low = min(LOW_DETAIL_PIXELS, limit or LOW_DETAIL_PIXELS) if detail == "low" else None
         return PixelBounds(min_pixels=self.min_pixels, max_pixels=self.max_pixels or low)
 
 

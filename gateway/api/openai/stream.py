@@ -20,8 +20,8 @@ from gateway.wiring import Gateway
 class Teller(Protocol):
     """Says in server-sent events what becomes of a job; each method returns them encoded."""
 
-    def begin(self) -> bytes:
-        """Return what comes before any token."""
+    def begin(self, tokens: Sequence[TokenEntry]) -> bytes:
+        """Return what comes before any token; these are the first, which `take` gets next."""
 
     def take(self, tokens: Sequence[TokenEntry]) -> bytes:
         """Return what some more tokens add; nothing where that is nothing."""
@@ -62,7 +62,7 @@ async def _pump(gateway: Gateway, job_id: str, teller: Teller, stream: EventStre
             has_result = event.record is not None and event.record.result is not None
             if not has_begun and (event.tokens or has_result):
                 has_begun = True
-                await stream.write(teller.begin())
+                await stream.write(teller.begin(event.tokens))
             if event.tokens and (told := teller.take(event.tokens)):
                 await stream.write(told)
             gateway.metrics.streamed_tokens.inc(len(event.tokens))

@@ -45,14 +45,15 @@ class CompletionChunks:
         self._num_outputs = num_outputs
         self._num_prompt_tokens = self._num_tokens = 0
 
-    def begin(self) -> Iterator[ChatChunk]:
-        """Yield what comes before any token: who speaks."""
+    def begin(self, tokens: Sequence[TokenEntry]) -> Iterator[ChatChunk]:
+        """Yield what comes before any token: who speaks. The first tokens say how long the prompt was."""
+        self._note_prompt(tokens)
         for index in range(self._num_outputs):
             yield self._chunk(index, Delta(role="assistant", content=""))
 
     def take(self, tokens: Sequence[TokenEntry]) -> Iterator[ChatChunk]:
         """Yield what some more tokens add."""
-        self._num_prompt_tokens = max([self._num_prompt_tokens, *(entry.num_prompt_tokens or 0 for entry in tokens)])
+        self._note_prompt(tokens)
         self._num_tokens += len(tokens)
         for index, entries in groupby(tokens, key=lambda entry: entry.choice):
             yield from self._of_output(index, list(entries))
@@ -67,6 +68,9 @@ class CompletionChunks:
             yield self._chunk(index, Delta(), reason=reason)
         if self._draft.stream_options.include_usage:
             yield self._of_all((), chat_usage(result.usage))
+
+    def _note_prompt(self, tokens: Sequence[TokenEntry]) -> None:
+        self._num_prompt_tokens = max([self._num_prompt_tokens, *(entry.num_prompt_tokens or 0 for entry in tokens)])
 
     def _of_output(self, index: int, entries: list[TokenEntry]) -> Iterator[ChatChunk]:
         deltas = []

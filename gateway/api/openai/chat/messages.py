@@ -27,6 +27,7 @@ from gateway.intake.job_draft import (
     VideoPlace,
     add_links,
 )
+from gateway.settings import Limits
 
 _VISUAL_ROLES = ("user", "tool")
 _FRAMES = "data:video/jpeg;base64,"
@@ -35,7 +36,8 @@ _FRAMES = "data:video/jpeg;base64,"
 class Conversation:
     """The turns of a draft under construction, and the media in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._max_pixels = limits.pictures.max_resized_pixels
         self.messages: list[DraftMessage] = []
         self.sources: list[Source] = []
         self.sent_as: dict[str, str] = {}
@@ -80,7 +82,7 @@ class Conversation:
             return TextPart(text=text) if text else None
         field, url = part.url
         if isinstance(part, ImageContent):
-            return ImagePlace(add_links(self.sources, [Link(f"{path}.{field}", url)]), part.bounds)
+            return ImagePlace(add_links(self.sources, [Link(f"{path}.{field}", url)]), part.bounds(self._max_pixels))
         if url.startswith(_FRAMES):
             return self._frames(part, f"{path}.{field}", url.removeprefix(_FRAMES).split(","))
         source = add_links(self.sources, [Link(f"{path}.{field}", url, is_video=True)])

@@ -39,7 +39,7 @@ def parse(body: bytes, limits: Limits) -> ChatDraft:
     request = decode_json(body, ChatRequest)
     refuse_unsupported(body)
     check_model(request.model, limits)
-    conversation = Conversation()
+    conversation = Conversation(limits)
     for index, message in enumerate(request.messages):
         conversation.add(message, f"messages[{index}]")
     check_media(conversation.messages, conversation.sources, limits)

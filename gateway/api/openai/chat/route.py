@@ -71,8 +71,8 @@ class _ChatTeller:
     def __init__(self, record: JobRecord, draft: ChatDraft) -> None:
         self._chunks = CompletionChunks(record.job_id, int(record.created_at), draft)
 
-    def begin(self) -> bytes:
-        return _events(self._chunks.begin())
+    def begin(self, tokens: Sequence[TokenEntry]) -> bytes:
+        return _events(self._chunks.begin(tokens))
 
     def take(self, tokens: Sequence[TokenEntry]) -> bytes:
         return _events(self._chunks.take(tokens))

@@ -15,7 +15,7 @@ import msgspec
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import TokenEntry
 from gateway.api.openai.chat.completion import choice_logprobs
-from gateway.api.openai.responses.answers import Item, ReasoningAnswer, ReasoningItem, Response, TextAnswer
+from gateway.api.openai.responses.answers import Item, ItemStatus, ReasoningAnswer, ReasoningItem, Response, TextAnswer
 from gateway.api.openai.responses.response import call_item, item_id, message_item
 from gateway.api.openai.tool_calls import FoundCall, ToolCallReader
 
@@ -53,7 +53,7 @@ class ResponseEvents:
         """Yield what comes after the last token; `response` is the whole one."""
         if self._reader:
             yield from self._tell(self._reader.finish(), ())
-        yield from self._close()
+        yield from self._close("completed" if response.status == "completed" else "incomplete")
         yield self._event(f"response.{response.status}", response=response)
 
     def fail(self, failure: Failure) -> Event:
@@ -82,7 +82,7 @@ class ResponseEvents:
             logprobs = choice_logprobs(tokens).content if self._has_logprobs else ()
             yield self._of_part("response.output_text.delta", delta=text, logprobs=logprobs)
 
-    def _close(self) -> Iterator[Event]:
+    def _close(self, status: ItemStatus = "completed") -> Iterator[Event]:
         if self._open is None:
             return
         if self._open == "reasoning":
@@ -90,7 +90,7 @@ class ResponseEvents:
         else:
             yield self._of_part("response.output_text.done", text=self._text, logprobs=())
         yield self._of_part("response.content_part.done", part=self._part())
-        yield self._event("response.output_item.done", item=self._item("completed"))
+        yield self._event("response.output_item.done", item=self._item(status))
         self._open = None
         self._num_items += 1
 

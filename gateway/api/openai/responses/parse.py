@@ -74,7 +74,7 @@ def parse(request: ResponseRequest, limits: Limits, previous: tuple[JobSpec, Job
     Raises `InvalidRequestError`, `ModelNotFoundError` or `PromptTooLongError`, naming the field.
     """
     check_model(request.model, limits)
-    conversation = Conversation()
+    conversation = Conversation(limits)
     if request.instructions is not None:
         conversation.add(Message(role="system", content=request.instructions), "instructions", content="instructions")
     if previous is not None:

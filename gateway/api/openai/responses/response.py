@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, TextPart, TokenEntry, Usage
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from gateway.api.openai.chat.completion import choice_logprobs
@@ -82,6 +84,8 @@ def items_of(spec: JobSpec, result: JobResult, tokens: Sequence[TokenEntry]) -> 
             items[-1] = message_item(job_id, number - 1, last.content[0].text + each, logprobs)
         else:
             items.append(message_item(job_id, number, each, logprobs))
+    if items and result.finish_reason != "stop" and not isinstance(items[-1], CallItem):  # a call is whole, or text
+        items[-1] = msgspec.structs.replace(items[-1], status="incomplete")
     return tuple(items)
 
 

@@ -151,7 +151,7 @@ class _ResponseTeller:
         self._has_logprobs = spec.sampling.logprobs is not None
         self._events = ResponseEvents(spec.job_id, has_tools=bool(spec.template.tools), has_logprobs=self._has_logprobs)
 
-    def begin(self) -> bytes:
+    def begin(self, tokens: Sequence[TokenEntry]) -> bytes:  # noqa: ARG002 - chat says by them how long the prompt was
         return _encoded(self._events.begin(self._begun))
 
     def take(self, tokens: Sequence[TokenEntry]) -> bytes:

@@ -88,6 +88,7 @@ async def test_a_stream_from_the_first_token_to_the_usage(
             stream = events(answer)
             role, reasoning = await anext(stream), await anext(stream)
             assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+            assert role["usage"] == {"prompt_tokens": 20, "completion_tokens": 0, "total_tokens": 20}
             assert reasoning["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
             assert reasoning["usage"] == {"prompt_tokens": 20, "completion_tokens": 1, "total_tokens": 21}
             await conductor.commit(spec.job_id, attempt, 1, ["Yes"])

@@ -150,7 +150,7 @@ def test_chunks_add_up_to_the_completion(outputs: list[Any], has_tools: bool, nu
         stream_options=StreamOptions(include_usage=True),
     )
     chunks = CompletionChunks("j", 5, draft)
-    said = list(chunks.begin())
+    said = list(chunks.begin(tokens[:num_at_once]))
     for start in range(0, len(tokens), num_at_once):
         said += chunks.take(tokens[start : start + num_at_once])
     said += chunks.end(record.result)

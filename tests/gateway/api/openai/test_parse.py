@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker_pipeline.errors import InvalidRequestError, ModelNotFoundError, PromptTooLongError
 from broker_pipeline.messages.jobs import PixelBounds, TextPart
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
+from broker_pipeline.pictures.rule import PictureRule
 from gateway.api.openai.chat.parse import ChatDraft, parse
 from gateway.api.openai.chat.request import ChatRequest
 from gateway.api.openai.sampling import REFUSED
@@ -97,6 +99,13 @@ def test_pictures_in_every_form_and_their_places() -> None:
         TextPart(text="What?"),
     )
     assert draft.sent_as["messages[0].content[1]"] == "messages[0].content[2]", "the empty text is no part of the job"
+
+
+def test_low_detail_is_no_more_than_the_workers_resize_to() -> None:
+    small = msgspec.structs.replace(LIMITS, pictures=PictureRule(max_resized_pixels=81920))
+    part = {"type": "image_url", "image_url": {"url": "data:a", "detail": "low"}}
+    draft = parse(json.dumps({"model": "m"} | content(part)).encode(), small)
+    assert draft.messages[0].content == (ImagePlace(0, PixelBounds(max_pixels=81920)),)
 
 
 def test_videos_as_files_and_as_frames() -> None:

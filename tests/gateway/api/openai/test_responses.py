@@ -18,6 +18,7 @@ from openai import AsyncOpenAI, BadRequestError
 from broker_pipeline.errors import Failure, InvalidRequestError
 from broker_pipeline.messages.jobs import (
     ChatMessage,
+    FinishReason,
     ImagePart,
     JobRecord,
     JobResult,
@@ -118,15 +119,19 @@ PIECES = st.sampled_from(["A ", "dog", "\n", "<tool_call>", CALL, "{"])
 
 
 @given(
-    st.lists(st.sampled_from(["hm", "\n"]), max_size=3), st.lists(PIECES, max_size=6), st.booleans(), st.integers(1, 5)
+    st.lists(st.sampled_from(["hm", "\n"]), max_size=3),
+    st.lists(PIECES, max_size=6),
+    st.booleans(),
+    st.integers(1, 5),
+    st.sampled_from(["stop", "length"]),
 )
 def test_events_add_up_to_the_response(
-    reasoning: list[str], texts: list[str], has_tools: bool, num_at_once: int
+    reasoning: list[str], texts: list[str], has_tools: bool, num_at_once: int, reason: FinishReason
 ) -> None:
     tokens = [TokenEntry(token_id=1, reasoning=text) for text in reasoning]
     tokens += [TokenEntry(token_id=1, text=text) for text in texts]
     usage = Usage(num_prompt_tokens=1, num_visual_tokens=0, num_output_tokens=1)
-    result = JobResult(text="".join(texts), reasoning="".join(reasoning), finish_reason="stop", usage=usage, model="m")
+    result = JobResult(text="".join(texts), reasoning="".join(reasoning), finish_reason=reason, usage=usage, model="m")
     template = TemplateOptions(tools=({"type": "function", "function": {"name": "clock"}},) * has_tools)
     messages = (ChatMessage(role="user", content=(TextPart(text="Hi"),)),)
     spec = JobSpec(job_id="j", created_at=1.0, messages=messages, template=template)
@@ -142,7 +147,10 @@ def test_events_add_up_to_the_response(
     for event in (event for event in sent if event["type"].endswith("text.done")):
         deltas = (each for each in sent if each["type"].endswith("text.delta") and each["item_id"] == event["item_id"])
         assert "".join(each["delta"] for each in deltas) == event["text"]
-    assert sent[-1]["type"] == "response.completed"
+    assert sent[-1]["type"] == f"response.{whole.status}"
+    cut = [item for item in as_sent(whole)["output"] if item["status"] == "incomplete"]
+    last = as_sent(whole)["output"][-1:]
+    assert cut == (last if reason == "length" and last and last[0]["type"] != "function_call" else [])
 
 
 def as_sent(answer: Any) -> Any:
