@@ -211,6 +211,8 @@ class JobSpec(WireStruct, frozen=True, kw_only=True):
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINAL_STATUSES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
+StopReason = str | TokenId | None
+"""The stop string or stop token that ended an output, of those that were asked for."""
 
 
 class TokenEntry(WireReport, frozen=True, kw_only=True):
@@ -249,17 +251,19 @@ class Choice(WireReport, frozen=True, kw_only=True):
     reasoning: str = ""
     """What a Thinking model said before that."""
     finish_reason: FinishReason
+    stop_reason: StopReason = None
     num_output_tokens: Count
     num_reasoning_tokens: Count = 0
     """Those of them that are reasoning, its tags included."""
 
 
 class JobResult(WireReport, frozen=True, kw_only=True):
-    """What a finished job holds; `text`, `reasoning` and `finish_reason` are those of its first output."""
+    """What a finished job holds; `text`, `reasoning`, `finish_reason` and `stop_reason` are its first output's."""
 
     text: str
     reasoning: str = ""
     finish_reason: FinishReason
+    stop_reason: StopReason = None
     usage: Usage
     num_attempts: PositiveCount = 1
     choices: tuple[Choice, ...] = ()

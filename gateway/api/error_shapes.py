@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import msgspec
 
-from broker_pipeline.errors import Failure, PromptTooLongError, QueueFullError
+from broker_pipeline.errors import Failure, PromptTooLongError, QueueFullError, RateLimitError, UnauthenticatedError
 from broker_pipeline.messages.gateway import ErrorBody, ErrorDetail
 
 _NATIVE = ("/v1/jobs", "/v1/workers", "/v1/status", "/v1/rates", "/v1/caller")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {PromptTooLongError.code: "context_length_exceeded", QueueFullError.code: "rate_limit_exceeded"}
+_CODES = {
+    PromptTooLongError.code: "context_length_exceeded",
+    QueueFullError.code: "rate_limit_exceeded",
+    RateLimitError.code: "rate_limit_exceeded",
+    UnauthenticatedError.code: "invalid_api_key",
+}
 """What clients of OpenAI look for by name."""
 
 

@@ -209,6 +209,7 @@ class GenerationBuilder:
             max_tokens=max_tokens,
             min_tokens=asked.min_tokens or 0,
             end_token_ids=frozenset(end_token_ids(asked, self.model.facts.eos_token_ids)),
+            asked_token_ids=frozenset(asked.stop_token_ids or ()),
             stop=asked.stop_strings,
             repetition=asked.repetition_detection,
         )

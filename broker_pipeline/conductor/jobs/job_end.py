@@ -162,6 +162,7 @@ def _result(job: LiveJob, attempt: Attempt, ending: Ending, facts: ModelFacts) -
         text=ending.choices[0].text if ending.choices else "",
         reasoning=ending.choices[0].reasoning if ending.choices else "",
         finish_reason=ending.finish_reason,
+        stop_reason=ending.choices[0].stop_reason if ending.choices else None,
         usage=usage,
         num_attempts=attempt.number,
         choices=ending.choices if job.spec.sampling.num_outputs > 1 else (),

@@ -94,9 +94,16 @@ class Output:
             text=self.text,
             reasoning="".join(reasoning for reasoning, _ in self._shown),
             finish_reason=reason or "cancelled",
+            stop_reason=self._stop_reason(),
             num_output_tokens=len(self.token_ids),
             num_reasoning_tokens=self._split.num_tokens,
         )
+
+    def _stop_reason(self) -> str | int | None:
+        """Return which stop string or token ended it, of those that were asked for."""
+        if self.finish_reason != "stop" or self._stop_strings.found is not None:
+            return self._stop_strings.found
+        return self.token_ids[-1] if self.token_ids[-1] in self._rule.asked_token_ids else None
 
     def _add(self, token_id: int) -> tuple[str, str]:
         assert self.finish_reason is None, "the session has ended"

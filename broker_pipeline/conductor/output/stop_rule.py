@@ -24,6 +24,8 @@ class StopRule:
     max_tokens: int
     min_tokens: int = 0
     end_token_ids: frozenset[int] = frozenset()
+    asked_token_ids: frozenset[int] = frozenset()
+    """Those of them that were asked for."""
     stop: tuple[str, ...] = ()
     repetition: RepetitionDetection | None = None
 

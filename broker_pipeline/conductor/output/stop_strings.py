@@ -15,6 +15,8 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.found: str | None = None
+        """The one that is complete."""
 
     def feed(self, text: str, *, may_stop: bool = True) -> tuple[str, bool]:
         """Return what may be shown now, and whether a stop string is complete; then what follows it is dropped.
@@ -26,9 +28,10 @@ class StopStrings:
             return text, False
         num_held = len(self._held)
         self._held += text
-        found = [index for stop in self._stops if (index := self._find(stop, num_held)) >= 0] if may_stop else []
-        if found:
-            shown, self._held = self._held[: min(found)], ""
+        found = [(index, stop) for stop in self._stops if (index := self._find(stop, num_held)) >= 0]
+        if found and may_stop:
+            start, self.found = min(found)
+            shown, self._held = self._held[:start], ""
             return shown, True
         cut = len(self._held) - self._num_undecided()
         shown, self._held = self._held[:cut], self._held[cut:]

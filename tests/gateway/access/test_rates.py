@@ -54,6 +54,9 @@ async def test_answers_say_what_is_left_and_the_last_one_when_to_come_back(clien
     assert (status, body["error"]["code"], body["error"]["retryable"]) == (429, "rate_limited", True)
     assert 1 <= int(headers["retry-after"]) <= 30
     assert headers["x-ratelimit-remaining-requests"] == "0"
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+    async with http.post("/v1/chat/completions", json=chat) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (429, "rate_limit_exceeded")
     async with http.get("/v1/jobs") as answer:
         assert answer.status == 200, "looking is free"
         assert not any(name.lower().startswith("x-ratelimit") for name in answer.headers)

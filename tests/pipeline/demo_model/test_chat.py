@@ -100,6 +100,7 @@ async def test_a_stop_within_tokens_cuts_exactly(openai_client: openai.AsyncOpen
     expected = SCENE.expected[: SCENE.expected.index(stop)]
     whole = await openai_client.chat.completions.create(model=model, messages=asked_about(SCENE), stop=[stop, "zz"])
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (expected, "stop")
+    assert (whole.choices[0].model_extra or {})["stop_reason"] == stop
     stream = await openai_client.chat.completions.create(
         model=model, messages=asked_about(SCENE), stop=stop, stream=True
     )

@@ -95,6 +95,8 @@ class ChatChoice(Answer, frozen=True, kw_only=True):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: str
+    stop_reason: str | int | None
+    """Which stop string or token of the request ended it; vLLM's."""
 
 
 class ChatCompletion(Answer, frozen=True, kw_only=True):
@@ -125,6 +127,8 @@ class ChunkChoice(Answer, frozen=True, kw_only=True):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    """Beside a finish reason, as in a whole completion."""
 
 
 class ChatChunk(Answer, frozen=True, kw_only=True):

@@ -65,7 +65,8 @@ class CompletionChunks:
             for delta in self._deltas_of(index, reader.finish() if reader else []):
                 yield self._chunk(index, delta)
             reason = finish_reason(choice, has_calls=bool(reader and reader.num_calls))
-            yield self._chunk(index, Delta(), reason=reason)
+            last = ChunkChoice(index=index, delta=Delta(), finish_reason=reason, stop_reason=choice.stop_reason)
+            yield self._of_all((last,), self._usage_so_far())
         if self._draft.stream_options.include_usage:
             yield self._of_all((), chat_usage(result.usage))
 
@@ -97,10 +98,8 @@ class CompletionChunks:
                 deltas.append(Delta(content=each))
         return deltas
 
-    def _chunk(
-        self, index: int, delta: Delta, *, logprobs: ChoiceLogprobs | None = None, reason: str | None = None
-    ) -> ChatChunk:
-        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)
+    def _chunk(self, index: int, delta: Delta, *, logprobs: ChoiceLogprobs | None = None) -> ChatChunk:
+        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs)
         return self._of_all((choice,), self._usage_so_far())
 
     def _usage_so_far(self) -> ChatUsage | UnsetType | None:

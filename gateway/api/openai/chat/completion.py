@@ -54,6 +54,7 @@ def outputs_of(result: JobResult) -> tuple[Choice, ...]:
         text=result.text,
         reasoning=result.reasoning,
         finish_reason=result.finish_reason,
+        stop_reason=result.stop_reason,
         num_output_tokens=usage.num_output_tokens,
         num_reasoning_tokens=usage.num_reasoning_tokens,
     )
@@ -102,7 +103,11 @@ def _choice(spec: JobSpec, index: int, choice: Choice, tokens: Sequence[TokenEnt
     if spec.sampling.logprobs is not None:
         logprobs = choice_logprobs(entry for entry in tokens if entry.choice == index)
     return ChatChoice(
-        index=index, message=message, logprobs=logprobs, finish_reason=finish_reason(choice, has_calls=bool(calls))
+        index=index,
+        message=message,
+        logprobs=logprobs,
+        finish_reason=finish_reason(choice, has_calls=bool(calls)),
+        stop_reason=choice.stop_reason,
     )
 
 

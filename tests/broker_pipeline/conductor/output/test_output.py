@@ -88,6 +88,21 @@ def test_a_stop_token_ends_the_output_and_is_not_in_its_text() -> None:
     assert (out.finish_reason, out.text) == ("stop", "A dog")
 
 
+def test_what_was_asked_for_and_ended_it_is_told() -> None:
+    dog, end = TOKENIZER.encode("A dog!").ids, frozenset({EOS})
+    for rule, token_ids, told in (
+        ({"stop": ("cat", "dog!", "g!")}, dog, "dog!"),
+        ({"stop": ("dog",)}, [*TOKENIZER.encode("A do").ids, EOS], None),
+        ({"end_token_ids": end}, [*dog, EOS], None),
+        ({"end_token_ids": end | {dog[-1]}, "asked_token_ids": frozenset({dog[-1]})}, dog, dog[-1]),
+        ({"max_tokens": len(dog)}, dog, None),
+    ):
+        out = output(**rule)
+        run(out, token_ids)
+        assert out.finish_reason is not None
+        assert out.end().stop_reason == told
+
+
 def test_an_output_that_is_too_short_goes_on_after_a_stop_string() -> None:
     ids = [*TOKENIZER.encode("A dog").ids, *TOKENIZER.encode("!").ids, EOS, 5]
     num_until = len(ids) - 2

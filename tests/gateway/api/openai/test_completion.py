@@ -35,8 +35,15 @@ def spec_of(sampling: SamplingParams, template: TemplateOptions) -> JobSpec:
     return JobSpec(job_id="j", created_at=5.5, messages=messages, sampling=sampling, template=template)
 
 
-def choice(text: str, reasoning: str = "", reason: Any = "stop") -> Choice:
-    return Choice(text=text, reasoning=reasoning, finish_reason=reason, num_output_tokens=4, num_reasoning_tokens=1)
+def choice(text: str, reasoning: str = "", reason: Any = "stop", stop_reason: Any = None) -> Choice:
+    return Choice(
+        text=text,
+        reasoning=reasoning,
+        finish_reason=reason,
+        stop_reason=stop_reason,
+        num_output_tokens=4,
+        num_reasoning_tokens=1,
+    )
 
 
 def record_of(*choices: Choice) -> JobRecord:
@@ -46,6 +53,7 @@ def record_of(*choices: Choice) -> JobRecord:
         text=first.text,
         reasoning=first.reasoning,
         finish_reason=first.finish_reason,
+        stop_reason=first.stop_reason,
         usage=usage,
         choices=choices if len(choices) > 1 else (),
         model="m",
@@ -70,6 +78,7 @@ def test_a_plain_answer() -> None:
                 "message": {"role": "assistant", "content": "A dog.", "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
+                "stop_reason": None,
             }
         ],
         "usage": {
@@ -136,7 +145,12 @@ def test_chunks_add_up_to_the_completion(outputs: list[Any], has_tools: bool, nu
     ]
     template = TOOLS if has_tools else TemplateOptions()
     sampling = SamplingParams(n=len(outputs))
-    record = record_of(*(choice("".join(texts), "".join(reasoning)) for reasoning, texts in outputs))
+    record = record_of(
+        *(
+            choice("".join(texts), "".join(reasoning), stop_reason=[7, "#", None][number])
+            for number, (reasoning, texts) in enumerate(outputs)
+        )
+    )
     assert record.result is not None
     draft = ChatDraft(
         messages=(),
@@ -156,7 +170,8 @@ def test_chunks_add_up_to_the_completion(outputs: list[Any], has_tools: bool, nu
     said += chunks.end(record.result)
     whole = as_sent(completion(spec_of(sampling, template), record))
     assert [added_up(as_sent(said), number) for number in range(len(outputs))] == [
-        {"reasoning": None, "tool_calls": [], **each["message"], "finish_reason": each["finish_reason"]}
+        {"reasoning": None, "tool_calls": [], **each["message"]}
+        | {name: each[name] for name in ("finish_reason", "stop_reason")}
         for each in whole["choices"]
     ]
     assert [chunk["usage"] for chunk in as_sent(said)] == [None] * (len(said) - 1) + [whole["usage"]]
@@ -170,6 +185,7 @@ def added_up(chunks: list[dict[str, Any]], number: int) -> dict[str, Any]:
     """Return what a client has of an output in the end."""
     message: dict[str, Any] = {"content": "", "reasoning": "", "reasoning_content": "", "tool_calls": []}
     reasons = []
+    stop_reasons = []
     for each in (choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == number):
         delta = each["delta"]
         for name in ("content", "reasoning", "reasoning_content"):
@@ -178,10 +194,11 @@ def added_up(chunks: list[dict[str, Any]], number: int) -> dict[str, Any]:
             assert call.pop("index") == len(message["tool_calls"])
             message["tool_calls"].append(call)
         reasons += [each["finish_reason"]] if each["finish_reason"] else []
-    [reason] = reasons
+        stop_reasons += [each["stop_reason"]] if "stop_reason" in each else []
+    [reason], [stop_reason] = reasons, stop_reasons
     if not message["reasoning"]:
         message["reasoning"] = None
         del message["reasoning_content"]
     if not message["content"] and (message["reasoning"] or message["tool_calls"]):
         message["content"] = None
-    return {"role": "assistant", "refusal": None, **message, "finish_reason": reason}
+    return {"role": "assistant", "refusal": None, **message, "finish_reason": reason, "stop_reason": stop_reason}
