@@ -1,6 +1,6 @@
 """Has the lines of a batch keep to what its key may have under way, together with all else that the key asks for.
 
-    no place, or too many jobs wait ──► the line waits        a request was refused ──► it goes before lines, soon
+    no place, or too many jobs wait ──► the line waits        a request was refused ──► lines leave a place to it
 
 A line has its place until it is answered, under a name that follows from batch and line: whoever carries the batch on
 next finds it counted. Nothing is taken from what the key has for a minute.

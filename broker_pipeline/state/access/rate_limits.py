@@ -32,7 +32,7 @@ class Wanted:
     jobs: int = 0
     name: str | None = None
     yields: bool = False
-    """Whether it goes behind requests that were lately refused and are about to come again."""
+    """Whether it leaves room to requests, for a while after one was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,5 @@ def _refusal(refusing: str, wait_s: float, limits: KeyLimits) -> RateLimitError:
         "tokens": f"{limits.tokens_per_minute} tokens a minute",
         "parallel": f"{limits.max_parallel} requests at the same time",
         "queued": f"{limits.max_queued} jobs that wait",
-        "expected": "requests that are about to come again",
     }[refusing]
     return RateLimitError(f"this key has {said}; try again in {wait_s:.3g} s", retry_after_s=wait_s)

@@ -103,6 +103,28 @@ async def test_lines_have_places_as_requests_do_and_a_refused_request_goes_first
     assert await pipeline.num_places() == 0
 
 
+async def test_a_batch_and_requests_of_one_key_both_go_on(limited: Open, conductor: ActingConductor) -> None:
+    pipeline = await limited(max_parallel=2)
+    pipeline.carry_on()
+    num_refused = 0
+
+    async def keep_asking() -> None:
+        nonlocal num_refused
+        while True:
+            try:
+                assert await ask(pipeline.client) == "I heard me"
+            except RateLimitError:
+                num_refused += 1
+                await asyncio.sleep(0.1)  # sooner than it was told to
+
+    async with conductor.running(echo):
+        asking = asyncio.create_task(keep_asking())
+        done = await ended(pipeline.client, await start_batch(pipeline.client, [line(f"r{n}") for n in range(6)]))
+        asking.cancel()
+    assert len(await answers(pipeline.client, done)) == 6
+    assert num_refused <= 2, "then lines leave a place"
+
+
 async def test_lines_wait_while_as_many_jobs_wait_as_the_key_may_have(
     limited: Open, conductor: ActingConductor
 ) -> None:

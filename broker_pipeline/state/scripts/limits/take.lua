@@ -1,10 +1,11 @@
 -- Takes from the buckets of one key, from all of them or from none. A bucket holds what a minute allows, and fills evenly.
 -- args: keys (bucket, parallel, tenant), id, tenant, limits (those that there are), requests, tokens, jobs; name and for_s
--- of a request that counts as under way for so long; yields: whether it goes behind those that were lately refused.
+-- of a request that counts as under way for so long; yields: whether it leaves room to requests, where some was refused
+-- lately: a place where there are several, the only one until that request has come.
 -- Returns {what refuses or '', seconds to wait, requests left, seconds until they are full again, tokens left, seconds}.
 local MINUTE_S = 60
 local PARALLEL_WAIT_S, QUEUED_WAIT_S = 1, 10  -- nobody knows when a request or a job ends
-local LATE_S = 2  -- a client comes back a little later than it was told
+local CROWDED_S, LATE_S = 60, 2  -- a client comes back a little later than it was told
 local limits, at = args.limits, now()
 local bucket, parallel = key('bucket', args.id), key('parallel', args.id)
 local refusing, wait_s = '', 0
@@ -39,18 +40,18 @@ local function shown(what)
   return math.floor(left), string.format('%.3f', (most - left) * MINUTE_S / most)
 end
 
+local is_crowded = args.yields and at < tonumber(redis.call('HGET', bucket, 'crowded_until') or '0')
+local num_left = is_crowded and 1 or 0
 check('requests')
 check('tokens')
 if limits.max_queued and args.jobs > 0
-   and redis.call('ZCARD', key('tenant', args.tenant) .. ':queued') + args.jobs > limits.max_queued then
+   and redis.call('ZCARD', key('tenant', args.tenant) .. ':queued') + args.jobs > limits.max_queued - num_left then
   refuse('queued', QUEUED_WAIT_S)
-end
-if args.yields and at < tonumber(redis.call('HGET', bucket, 'expected_until') or '0') then
-  refuse('expected', PARALLEL_WAIT_S)
 end
 if limits.max_parallel and args.name then
   redis.call('ZREMRANGEBYSCORE', parallel, '-inf', at)
-  if not redis.call('ZSCORE', parallel, args.name) and redis.call('ZCARD', parallel) >= limits.max_parallel then
+  local most = limits.max_parallel - num_left
+  if not redis.call('ZSCORE', parallel, args.name) and redis.call('ZCARD', parallel) >= most then
     refuse('parallel', PARALLEL_WAIT_S)
   end
   if refusing == '' then
@@ -58,9 +59,13 @@ if limits.max_parallel and args.name then
     redis.call('EXPIRE', parallel, args.for_s)
   end
 end
-if not args.yields and (refusing == 'parallel' or refusing == 'queued') then
-  redis.call('HSET', bucket, 'expected_until', string.format('%.6f', at + wait_s + LATE_S))
+local refusing_limit = not args.yields and limits['max_' .. refusing]
+if refusing_limit then
+  local crowded_s = refusing_limit > 1 and CROWDED_S or wait_s + LATE_S
+  redis.call('HSET', bucket, 'crowded_until', string.format('%.6f', at + crowded_s))
   redis.call('EXPIRE', bucket, 2 * MINUTE_S)
+elseif refusing == '' and not args.yields and (limits.max_parallel == 1 or limits.max_queued == 1) then
+  redis.call('HDEL', bucket, 'crowded_until')
 end
 local requests, requests_s = shown('requests')
 local tokens, tokens_s = shown('tokens')
