@@ -169,7 +169,7 @@ class Answers:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
         draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
-        async with self._room.pictures(self._pictures.referenced(draft), limits) as contents:
+        async with self._room.pictures(draft, limits) as contents:
             submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
             return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id
 

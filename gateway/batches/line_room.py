@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from broker_pipeline.errors import MediaTooLargeError
+from broker_pipeline.messages.jobs import MediaRef
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
 from gateway.intake.job_draft import JobDraft
@@ -49,21 +50,22 @@ class LineRoom:
         """Shares of lines whose jobs are being made."""
 
     @asynccontextmanager
-    async def pictures(self, draft: JobDraft, limits: Limits) -> AsyncIterator[tuple[bytes, ...]]:
+    async def pictures(self, draft: JobDraft, limits: Limits) -> AsyncIterator[tuple[bytes | MediaRef, ...]]:
         """Load a line's pictures, and wait until there is room for its job.
 
         Raises `MediaError`, `StateError` or `TransportError`.
         """
         async with AsyncExitStack() as held:
-            contents = await self._loaded(draft, limits, held)
-            share = max(1 / self._queue.max_jobs, sum(map(len, contents)) / self._media.max_bytes)
+            contents = await self._loaded(self._pictures.referenced(draft), limits, held)
+            num_bytes = sum(len(each) for each in contents if isinstance(each, bytes))
+            share = max(1 / self._queue.max_jobs, num_bytes / self._media.max_bytes)
             await self._wait(share)
             try:
                 yield contents
             finally:
                 self._coming -= share
 
-    async def _loaded(self, draft: JobDraft, limits: Limits, held: AsyncExitStack) -> tuple[bytes, ...]:
+    async def _loaded(self, draft: JobDraft, limits: Limits, held: AsyncExitStack) -> tuple[bytes | MediaRef, ...]:
         expected = msgspec.structs.replace(limits, max_body_bytes=min(_EXPECTED_BYTES, limits.max_body_bytes))
         if draft.is_fetched:
             async with AsyncExitStack() as room:
