@@ -25,7 +25,7 @@ from broker_pipeline.messages.gateway import BulkAnswer
 from broker_pipeline.messages.jobs import JobRecord
 
 NUM_SENDERS = 3
-NUM_WAITERS = 8
+NUM_WAITERS = 3
 _MAX_JOBS = 256
 _MAX_BYTES = 8 * 2**20
 _LARGE_BYTES = 2**20
