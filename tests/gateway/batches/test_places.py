@@ -91,6 +91,11 @@ async def test_lines_have_places_as_requests_do_and_a_refused_request_goes_first
         await ask(pipeline.client)
     assert refused.value.response.headers["Retry-After"] == "1"
     await conductor.run(first, echo)
+
+    async def is_left() -> bool:
+        return await pipeline.num_places() == 1
+
+    await eventually(is_left)
     asking = asyncio.create_task(ask(pipeline.client))  # as a client that tries again
     next_one = await conductor.take()
     assert (prompt_of(next_one.spec), next_one.spec.priority) == ("me", "interactive")
