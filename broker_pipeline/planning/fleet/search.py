@@ -81,13 +81,16 @@ class _Search:
         for vision in ("shared", "every"):
             yield from self._plan(self._cut(slots, vision), vision, ())
         device = self._fleet.device
-        smallest = min(slots, key=lambda slot: device(slot).memory_bytes)
-        fastest = max(slots, key=lambda slot: device(slot).flops_per_s)
+        roomy = [slot for slot in slots if room_bytes(self._model, device(slot), has_vision=True) > 0]
+        if not roomy:
+            return
+        smallest = min(roomy, key=lambda slot: device(slot).memory_bytes)
+        fastest = max(roomy, key=lambda slot: device(slot).flops_per_s)
         for own in {device(slot): slot for slot in (smallest, fastest)}.values():  # encodes, and holds no layers
             left = tuple(slot for slot in slots if slot != own)
             cut = self._cut(left, "separate")
             staged = {slot for run in cut.runs for slot in run}
-            yield from self._plan(cut, "separate", (own, *(slot for slot in left if slot not in staged)))
+            yield from self._plan(cut, "separate", (own, *(slot for slot in left if slot in roomy and slot not in staged)))
 
     def _plan(self, cut: _Cut, vision: VisionPlace, own: tuple[Slot, ...]) -> Iterator[FleetPlan]:
         if not cut.runs:

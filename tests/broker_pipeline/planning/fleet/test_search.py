@@ -24,6 +24,7 @@ H100 = gpu("NVIDIA H100 80GB HBM3", 80 * 10**9)
 L40S = gpu("NVIDIA L40S", 48 * 10**9)
 RTX4090 = gpu("NVIDIA GeForce RTX 4090", 24 * 10**9)
 CPU = whole_processor(8, 32 * 10**9)
+SMALL_CPU = whole_processor(4, 10**9)
 MBIT = 1e6 / 8
 WORK = Workload()
 
@@ -55,7 +56,7 @@ MODELS = st.builds(
     tower_token_multiplications=st.just(2_400_000_000),
     num_levels=st.integers(0, 3),
 )
-DEVICES = st.sampled_from([H100, L40S, RTX4090, CPU])
+DEVICES = st.sampled_from([H100, L40S, RTX4090, CPU, SMALL_CPU])
 SOME = st.one_of(st.tuples(DEVICES), st.tuples(DEVICES, DEVICES))
 ANY = st.one_of(st.just(()), SOME)
 FLEETS = st.builds(fleet, SOME, ANY, ANY, mbit_s=st.sampled_from([100, 1000, 10_000]))
@@ -86,6 +87,8 @@ def test_every_block_is_placed_once_in_each_copy_and_no_device_holds_more_than_i
         kv = found.sessions_on(number) * WORK.num_session_tokens * len(blocks) * model.kv_bytes
         tower = (number in layout.vision_stages) * model.tower_bytes
         assert weight_bytes(model, blocks) + kv + tower <= hosts.device(slot).memory_bytes
+    for slot in found.slots[len(layout.stages) :]:
+        assert model.tower_bytes < hosts.device(slot).memory_bytes, "a vision worker of its own"
 
 
 @settings(max_examples=15, deadline=None)
