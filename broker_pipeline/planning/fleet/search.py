@@ -90,7 +90,8 @@ class _Search:
             left = tuple(slot for slot in slots if slot != own)
             cut = self._cut(left, "separate")
             staged = {slot for run in cut.runs for slot in run}
-            yield from self._plan(cut, "separate", (own, *(slot for slot in left if slot in roomy and slot not in staged)))
+            others = (slot for slot in left if slot in roomy and slot not in staged)
+            yield from self._plan(cut, "separate", (own, *others))
 
     def _plan(self, cut: _Cut, vision: VisionPlace, own: tuple[Slot, ...]) -> Iterator[FleetPlan]:
         if not cut.runs:
