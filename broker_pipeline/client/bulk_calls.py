@@ -100,7 +100,8 @@ class BulkCalls:
 
     async def _pause(self, answer: BulkAnswer, started: float) -> None:
         """Wait until a refused job may be sent again; raises its error where it may not."""
-        assert answer.error is not None, "a job was neither accepted nor refused"
+        if answer.error is None:
+            raise self._client.not_a_gateway(200)
         error = error_from_failure(
             Failure(answer.error.code, answer.error.message, answer.error.field, answer.error.retryable)
         )
@@ -117,7 +118,7 @@ class BulkCalls:
             answers, num_tries = await self._client.submit_many([call.what for call in calls])
         except BodyTooLargeError as error:
             if len(calls) == 1:
-                calls[0].answer.set_exception(error)
+                _fail(calls, error)
                 return
             await self._send_now(calls[::2])
             await self._send_now(calls[1::2])

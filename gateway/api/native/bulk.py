@@ -29,6 +29,8 @@ from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
 
 _NUM_PARALLEL = 64
+_MAX_WAIT_BYTES = 128 * 1024
+"""Of a body that no memory is held for: the ids of 1,000 jobs."""
 _SOON_S = 1.0
 
 
@@ -53,7 +55,7 @@ async def submit_jobs(request: web.Request) -> web.Response:
 async def wait_for_jobs(request: web.Request) -> web.Response:
     """Show those jobs that have ended, as soon as some have."""
     gateway = request.app[GATEWAY]
-    limits = gateway.settings.own_limits
+    limits = msgspec.structs.replace(gateway.settings.own_limits, max_body_bytes=_MAX_WAIT_BYTES)
     check_announced(request, limits.max_body_bytes)
     asked = await read_json(request, limits, partial(decode_json, body_type=WaitRequest))
     leave_untimed()
@@ -82,6 +84,8 @@ async def _submit(request: web.Request, raw: msgspec.Raw, limits: Limits, places
             reader = request.app[GATEWAY].reader
             accepted, _ = await accept(request, reader.prepared(request, draft, limits, job.idempotency_key))
     except PipelineError as error:
-        later_s = error.retry_after_s if isinstance(error, QueueFullError) else _SOON_S * error.to_failure().retryable
-        return BulkAnswer(error=native_error(error.to_failure(), request_id()).error, retry_after_s=later_s)
+        failure = error.to_failure()
+        soon_s = _SOON_S if failure.retryable else 0.0
+        later_s = error.retry_after_s if isinstance(error, QueueFullError) else soon_s
+        return BulkAnswer(error=native_error(failure, request_id()).error, retry_after_s=later_s)
     return BulkAnswer(job=accepted.record, is_repeat=accepted.is_repeat)

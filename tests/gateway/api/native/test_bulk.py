@@ -99,6 +99,14 @@ async def test_bodies_that_are_wrong_name_the_field(
     assert (error["code"], error.get("field")) == ("invalid_request", field)
 
 
+async def test_a_body_of_ids_is_small(http: aiohttp.ClientSession) -> None:
+    ids = [f"{number:064}" for number in range(1000)]
+    assert (await post(http, "wait", {"job_ids": ids, "wait_s": 0}))["unknown"] == ids
+    assert (await post(http, "wait", {"job_ids": ids, "more": "x" * 100_000}, status=413))["error"]["code"] == (
+        "body_too_large"
+    )
+
+
 async def test_ends_are_told_as_they_come(http: aiohttp.ClientSession, conductor: ActingConductor, jpeg: bytes) -> None:
     answers = await submitted(http, *(job(jpeg, number) for number in range(3)))
     job_ids = [answer["job"]["job_id"] for answer in answers]
