@@ -31,11 +31,13 @@ class _CaptionCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line."""
-        if args[:1] == ["verify"] and not Path("verify").exists():
-            if len(args) == 1 or args[1].startswith("-"):
+        if "verify" in args and not Path("verify").exists():
+            at = args.index("verify")
+            out = "".join(args[at + 1 : at + 2])
+            if not out or out.startswith("-"):
                 raise click.UsageError("verify which? `broker-pipeline caption verify OUT --sample 100`", ctx)
-            more = ["--verify" if arg == "--sample" else arg for arg in args[2:]]
-            args = ["--recipe", f"{args[1]}.recipe.toml", "--verify", str(_SAMPLE), *more]
+            more = ["--verify" if arg == "--sample" else arg for arg in args[:at] + args[at + 2 :]]
+            args = ["--recipe", f"{out}.recipe.toml", "--verify", str(_SAMPLE), *more]
         return super().parse_args(ctx, args)
 
 

@@ -39,8 +39,9 @@ local function create()
   redis.call('ZADD', JOBS, args.created_at, id)
   redis.call('ZADD', key('status', 'queued'), args.created_at, id)
   index(args.tenant, 'queued', args.created_at, id)
-  local more = {tenant = '', metadata = '{}', num_retries = 0, idempotency = ''}  -- which is what nothing stands for
-  local fields = {'status', 'queued', 'spec', args.spec, 'created_at', args.created_at, 'attempt', 0}
+  local more = {tenant = '', metadata = '{}', idempotency = ''}  -- which is what nothing stands for
+  local fields = {'status', 'queued', 'spec', args.spec, 'created_at', args.created_at, 'attempt', 0,
+                  'num_retries', args.num_retries}
   for name, nothing in pairs(more) do
     local value = args[name == 'idempotency' and 'idempotency_key' or name] or nothing
     if value ~= nothing then fields[#fields + 1] = name; fields[#fields + 1] = value end

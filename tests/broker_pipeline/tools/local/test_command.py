@@ -42,6 +42,7 @@ def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings
         "host": "127.0.0.1",
         "port": 0,
         "namespace": "bp",
+        "media_roots": (),
     }
     options |= {"pipeline": "main", "drain_s": 1.0, "log_level": "info"}
     return local_settings(options | changes, gpus)
