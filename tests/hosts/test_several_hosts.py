@@ -165,7 +165,7 @@ async def test_the_page_leads_from_nothing_to_captions(tmp_path: Path) -> None:
 
 async def test_env_files_of_a_plan_start_a_model_that_is_cut_over_unlike_hosts(tmp_path: Path) -> None:
     await prepare(tmp_path)
-    memory_gb = {"eyes": 0.0045, "gpu-a": 0.009, "gpu-b": 0.0065}  # weights and KV: no host holds all of it
+    memory_gb = {"eyes": 0.0088, "gpu-a": 0.007, "gpu-b": 0.0055}  # the tower fits one, and all layers none with KV
     planning = PLANNING
     for name, size in memory_gb.items():
         planning = planning.replace(f'probe = "{name}.json"', f'devices = [{{ name = "cpu", memory_gb = {size} }}]')
