@@ -37,8 +37,7 @@ class Asker:
     ) -> JobRecord:
         """Return the job once it has ended. `media` are bytes, or the URL where workers read them.
 
-        Other `num_failures` of earlier ones make it another job.
-
+        `num_failures` counts jobs that failed before: one more makes another job.
         Submits again where the gateway forgot the job, or only remembers one of no use. Raises as `GatewayClient` does.
         """
         error: JobNotFoundError | None = None

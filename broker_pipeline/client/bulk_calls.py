@@ -19,7 +19,7 @@ from typing import Generic, Self, TypeVar
 
 from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.client.gateway_client import GatewayClient, Submitted
-from broker_pipeline.errors import BodyTooLargeError, Failure, JobNotFoundError, PipelineError, error_from_failure
+from broker_pipeline.errors import BodyTooLargeError, JobNotFoundError, PipelineError, error_from_failure
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.messages.gateway import BulkAnswer
 from broker_pipeline.messages.jobs import JobRecord
@@ -102,9 +102,7 @@ class BulkCalls:
         """Wait until a refused job may be sent again; raises its error where it may not."""
         if answer.error is None:
             raise self._client.not_a_gateway(200)
-        error = error_from_failure(
-            Failure(answer.error.code, answer.error.message, answer.error.field, answer.error.retryable)
-        )
+        error = error_from_failure(answer.error.to_failure())
         if not answer.retry_after_s or not self._client.has_patience(started, error):
             raise error
         await asyncio.sleep(min(answer.retry_after_s, _MAX_PAUSE_S))

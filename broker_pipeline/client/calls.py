@@ -22,7 +22,6 @@ from broker_pipeline import __version__
 from broker_pipeline.client.operator_token import token_for
 from broker_pipeline.errors import (
     ConfigurationError,
-    Failure,
     GatewayUnreachableError,
     PipelineError,
     QueueFullError,
@@ -143,8 +142,7 @@ class GatewayCalls:
     def _accept(self, answer: Answer) -> Answer:
         self._answered_at = time.monotonic()
         if answer.status >= 400:
-            error = self.decode(answer, ErrorBody).error
-            raise error_from_failure(Failure(error.code, error.message, error.field, error.retryable))
+            raise error_from_failure(self.decode(answer, ErrorBody).error.to_failure())
         return answer
 
     def _check_patience(self, started: float, patience_s: float, reason: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.messages.keys import Scope
 from broker_pipeline.messages.status import ConductorStatus
@@ -116,6 +117,10 @@ class ErrorDetail(_Answer, frozen=True, kw_only=True, omit_defaults=True):
     """Also in the header X-Request-Id and in the gateway's log."""
     field: str | None = None
     """Path of the offending field, such as `sampling.temperature` or `images[0]`."""
+
+    def to_failure(self) -> Failure:
+        """Return it as the failure that it was."""
+        return Failure(self.code, self.message, self.field, self.retryable)
 
 
 class BulkAnswer(_Answer, frozen=True, kw_only=True, omit_defaults=True):

@@ -50,7 +50,7 @@ class MediaRoots:
         """
         place, _, fragment = url.strip().partition("#")
         facts = dict(parse_qsl(fragment)) if fragment.startswith(("sha256=", "offset=", "length=")) else {}
-        if not facts or not self._holds(place):
+        if not facts or not self._holds(place, field):
             if facts.keys() & {"offset", "length"}:
                 raise MediaFetchError(f"parts of files are read below what {_FLAG} names, only", field=field)
             return None
@@ -71,10 +71,10 @@ class MediaRoots:
             raise MediaFetchError("the bytes are not those of its sha256: the file has changed since, or is another")
         return content
 
-    def _holds(self, place: str) -> bool:
+    def _holds(self, place: str, field: str | None = None) -> bool:
         """Whether a URL is below a root, as far as its text tells."""
         if is_file_url(place):
-            path = Path(os.path.normpath(path_of(place)))
+            path = Path(os.path.normpath(path_of(place, field)))
             return any(path.is_relative_to(folder) for folder in self._folders)
         return place.startswith(self._urls) and ".." not in unquote(place).split("/") and "::" not in place
 

@@ -94,7 +94,11 @@ async def read_json(request: web.Request, limits: Limits, parse: Callable[[bytes
     """Read a JSON body and have it parsed, in a thread where that may take long."""
     if (sent := media_type(request)) != "application/json":
         raise InvalidRequestError(f"send application/json, not {sent}", field="Content-Type")
-    body = await read_body(request, limits.max_body_bytes, limits.pace)
+    return await parsed(await read_body(request, limits.max_body_bytes, limits.pace), parse)
+
+
+async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
+    """Have JSON parsed, in a thread where that may take long."""
     is_slow = len(body) >= _LARGE_BYTES or any(word in body for word in _SLOW_WORDS)
     return await asyncio.to_thread(parse, body) if is_slow else parse(body)
 

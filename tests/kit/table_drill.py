@@ -42,6 +42,19 @@ class Seen:
     peak_mb: float = 0.0
     killed_at: dict[str, int] = field(default_factory=dict)
     """Lines of the log when each was killed."""
+    num_bytes: int = 0
+    """Of the log, read so far."""
+    num_lines: int = 0
+
+    def look(self, log: Path) -> int:
+        """Return how many lines the log has."""
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(self.num_bytes)
+                while block := file.read(1 << 20):
+                    self.num_bytes += len(block)
+                    self.num_lines += block.count(b"\n")
+        return self.num_lines
 
 
 def write_table(path: Path, num_rows: int) -> None:
@@ -82,13 +95,11 @@ async def run(directory: Path, num_rows: int) -> dict[str, Any]:
 async def _caption(cluster: LocalCluster, directory: Path, num_rows: int, seen: Seen) -> int:
     """Caption to the end, through a death of each: the client at a quarter, gateway and stage at a half and later."""
     async with _client(cluster, directory, seen) as client:
-        await _until(directory, num_rows // 4, client)
-        seen.killed_at["client"] = num_lines(directory)
+        seen.killed_at["client"] = await _until(directory, num_rows // 4, client, seen)
         client.kill()
     async with _client(cluster, directory, seen) as client:
         for name, at in (("gateway-0", num_rows // 2), ("stage-1", 3 * num_rows // 4)):
-            await _until(directory, at, client)
-            seen.killed_at[name] = num_lines(directory)
+            seen.killed_at[name] = await _until(directory, at, client, seen)
             cluster.processes[name].process.kill()
         return await client.wait()
 
@@ -123,29 +134,13 @@ async def _watch(pid: int, seen: Seen) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-async def _until(directory: Path, num: int, client: asyncio.subprocess.Process) -> None:
-    while num_lines(directory) < num:
+async def _until(directory: Path, num: int, client: asyncio.subprocess.Process, seen: Seen) -> int:
+    """Wait until the log has so many lines; return how many it has then."""
+    while seen.look(directory / "captions.jsonl") < num:
         if client.returncode is not None:
             raise RuntimeError((directory / "client.log").read_text()[-2000:])
         await asyncio.sleep(_LOOK_S)
-
-
-_LINE_BYTES: dict[Path, tuple[int, int]] = {}
-
-
-def num_lines(directory: Path) -> int:
-    """Count the lines of the log, those that are new since the last look."""
-    path = directory / "captions.jsonl"
-    if not path.exists():
-        return 0
-    at, count = _LINE_BYTES.get(path, (0, 0))
-    with path.open("rb") as file:
-        file.seek(at)
-        while block := file.read(1 << 20):
-            at += len(block)
-            count += block.count(b"\n")
-    _LINE_BYTES[path] = at, count
-    return count
+    return seen.num_lines
 
 
 def found(directory: Path, num_rows: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gateway.api.native.job_body import SAMPLING_PATH, checked_draft
 from gateway.api.request_facts import leave_untimed, request_id
 from gateway.api.submitting import accept
 from gateway.intake.body import check_announced
-from gateway.intake.request_reader import client_of, read_json
+from gateway.intake.request_reader import client_of, parsed, read_json
 from gateway.intake.validation import decode_json
 from gateway.schemas import BulkJob, BulkRequest, WaitRequest
 from gateway.settings import Limits
@@ -79,7 +79,7 @@ async def _own(gateway: Gateway, job_ids: Sequence[str]) -> tuple[Sequence[str],
 async def _submit(request: web.Request, raw: msgspec.Raw, limits: Limits, places: asyncio.Semaphore) -> BulkAnswer:
     try:
         async with places:
-            job = decode_json(raw, BulkJob)
+            job = await parsed(bytes(raw), partial(decode_json, body_type=BulkJob))
             draft = await checked_draft(job, (), limits, SAMPLING_PATH)
             reader = request.app[GATEWAY].reader
             accepted, _ = await accept(request, reader.prepared(request, draft, limits, job.idempotency_key))

@@ -91,6 +91,12 @@ def test_wrong_facts_name_the_field(root: Path, facts: str, said: str) -> None:
     assert refused.value.field == "images[3]"
 
 
+def test_a_file_of_another_host_names_the_field(root: Path) -> None:
+    with pytest.raises(MediaFetchError, match="three slashes") as refused:
+        MediaRoots([str(root)]).reference(f"file://server/share/a.png#sha256={SHA256}", "images[3]")
+    assert refused.value.field == "images[3]"
+
+
 def test_parts_are_of_roots_alone(root: Path) -> None:
     for roots in (MediaRoots(), MediaRoots([str(root)])):
         with pytest.raises(MediaFetchError, match="parts of files"):

@@ -112,3 +112,15 @@ async def test_a_search_and_rates_are_for_those_whom_they_concern(
     assert told[0] == {"tenant": "alice", "scopes": ["read", "submit"], "has_key": True}
     assert told[1] == {"tenant": "", "scopes": ["operate"], "has_key": True}
     assert (await three.alice.ask("GET", "/v1/rates"))[1] == {"interval_s": 10.0, "samples": []}
+
+
+async def test_many_jobs_are_waited_for_and_made_by_their_tenant_alone(three: Three) -> None:
+    hers = (await three.alice.submit("whose?"))["job_id"]
+    his = (await three.bob.submit("whose?"))["job_id"]
+    status, said = await three.bob.ask("POST", "/v1/jobs/wait", json={"job_ids": [hers, his, "no-such"], "wait_s": 30})
+    assert (status, said) == (200, {"jobs": [], "unknown": [hers, "no-such"]}), "at once, as of one that never was"
+    await three.bob.ask("DELETE", f"/v1/jobs/{his}")
+    status, said = await three.bob.ask("POST", "/v1/jobs/wait", json={"job_ids": [his]})
+    assert [job["status"] for job in said["jobs"]] == ["cancelled"]
+    status, said = await three.bob.ask("POST", "/v1/jobs/bulk", json={"jobs": [{"prompt": "mine"}]})
+    assert said["jobs"][0]["job"]["tenant"] == "bob"

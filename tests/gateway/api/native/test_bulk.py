@@ -14,7 +14,6 @@ import pytest
 
 from broker_pipeline.state.redis_client import RedisClient
 from gateway.settings import GatewaySettings
-from tests.gateway.access.test_tenants import Three, three  # noqa: F401 - a fixture
 from tests.gateway.conftest import OpenGateway
 from tests.kit.acting.conductor import ActingConductor, acting_conductor
 
@@ -121,18 +120,6 @@ async def test_ends_are_told_as_they_come(http: aiohttp.ClientSession, conductor
     ended = await post(http, "wait", {"job_ids": [*job_ids, "never-was", job_ids[0]]})
     assert {each["job_id"] for each in ended["jobs"]} == set(job_ids)
     assert ended["unknown"] == ["never-was"]
-
-
-async def test_anothers_jobs_are_unknown(three: Three) -> None:  # noqa: F811
-    hers = (await three.alice.submit("whose?"))["job_id"]
-    his = (await three.bob.submit("whose?"))["job_id"]
-    status, said = await three.bob.ask("POST", "/v1/jobs/wait", json={"job_ids": [hers, his, "no-such"], "wait_s": 30})
-    assert (status, said) == (200, {"jobs": [], "unknown": [hers, "no-such"]}), "at once, as of one that never was"
-    await three.bob.ask("DELETE", f"/v1/jobs/{his}")
-    status, said = await three.bob.ask("POST", "/v1/jobs/wait", json={"job_ids": [his]})
-    assert [job["status"] for job in said["jobs"]] == ["cancelled"]
-    status, said = await three.bob.ask("POST", "/v1/jobs/bulk", json={"jobs": [{"prompt": "mine"}]})
-    assert said["jobs"][0]["job"]["tenant"] == "bob"
 
 
 async def test_references_are_passed_on_without_being_read(
