@@ -103,7 +103,7 @@ def asked_sessions(workload: Workload, num_copies: int, num_stages: int) -> int:
 def planned_routes(site: Site, layout: Layout) -> list[PlannedRoute]:
     """Place a layout's workers on devices: stages first, then separate vision workers, round-robin."""
     routes, first = [], 0
-    encoding = Counter(site.index_of(len(layout.stages) + index) for index in range(layout.num_vision_workers))
+    encoding = Counter(map(site.index_of, layout.encoders))
     for chain in layout.chains:
         devices = tuple(site.index_of(first + index) for index in range(len(chain)))
         shares: tuple[float, ...] | None = None
@@ -111,7 +111,8 @@ def planned_routes(site: Site, layout: Layout) -> list[PlannedRoute]:
             shares = (1.0, *(0.0 for _ in chain[1:]))
         elif layout.vision == "separate":  # what shares a device with a stage takes its time
             shares = tuple(len(layout.chains) * encoding[device] / layout.num_vision_workers for device in devices)
-        routes.append(PlannedRoute(chain=chain, devices=devices, vision_shares=shares))
+        encodes = [index in layout.vision_stages for index in range(first, first + len(chain))]
+        routes.append(PlannedRoute(chain=chain, devices=devices, vision_shares=shares, encodes=tuple(encodes)))
         first += len(chain)
     return routes
 
@@ -130,7 +131,7 @@ def stage_rooms(model: ModelSizes, site: Site, layout: Layout, route: PlannedRou
     num_sharers = -(-(len(layout.stages) + layout.num_vision_workers) // len(site.devices))
     rooms = []
     for blocks, device in zip(route.chain, route.devices, strict=True):
-        has_vision = layout.vision == "every" or (layout.vision == "shared" and blocks.start == 0)
+        has_vision = layout.vision in {"every", "beside"} or (layout.vision == "shared" and blocks.start == 0)
         rooms.append(room_bytes(model, site.devices[device], has_vision=has_vision) / num_sharers)
     return rooms
 
@@ -147,7 +148,7 @@ def _common_limits(
     """Return what all routes share: separate vision workers, edges or links, processors."""
     limits = {}
     if layout.vision == "separate":
-        on = (site.devices[site.index_of(len(layout.stages) + index)] for index in range(layout.num_vision_workers))
+        on = (site.devices[site.index_of(worker)] for worker in layout.encoders)
         limits["vision"] = sum(BUSY_SHARE / tower_s(model, device, workload.num_visual_tokens) for device in on)
     if site.network is not None:
         return limits | network_limits(model, site, workload, layout, routes)

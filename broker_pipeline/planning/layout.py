@@ -11,8 +11,9 @@ from typing import Literal
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
 
-VisionPlace = Literal["shared", "every", "separate"]
-"""In the process of each copy's first stage, in that of every stage, or in processes that only encode."""
+VisionPlace = Literal["shared", "every", "beside", "separate"]
+"""In the process of each copy's first stage, in that of every stage, or in processes that only encode: one on the
+device of each stage, or on further devices."""
 
 Chain = tuple[BlockRange, ...]
 """The stages of one copy."""
@@ -20,12 +21,25 @@ Chain = tuple[BlockRange, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Stages take the devices in order, copy by copy; separate vision workers take those that follow."""
+    """Stages take the devices in order, copy by copy; separate vision workers take those that follow.
+
+    devices   0         1         2         3             0         1         2
+    stages    0:18      18:36     0:18      18:36         0:18      18:36
+    every     vision    vision    vision    vision        in the stages' processes; `shared`: in each first one's
+    beside    vision-0  vision-1  vision-2  vision-3      `separate`:         vision-0
+    """
 
     chains: tuple[Chain, ...]
     vision: VisionPlace
     num_vision_workers: int = 0
     """Processes that only encode, with `separate`."""
+
+    @property
+    def encoders(self) -> tuple[int, ...]:
+        """Where processes run that only encode, by the order in which workers take devices."""
+        if self.vision == "beside":
+            return tuple(range(len(self.stages)))
+        return tuple(range(len(self.stages), len(self.stages) + self.num_vision_workers))
 
     @property
     def stages(self) -> tuple[BlockRange, ...]:
@@ -35,7 +49,7 @@ class Layout:
     @property
     def vision_stages(self) -> tuple[int, ...]:
         """Indexes into `stages` of those whose process encodes pictures as well."""
-        if self.vision == "separate":
+        if self.vision in {"beside", "separate"}:
             return ()
         starts = accumulate((len(chain) for chain in self.chains[:-1]), initial=0)
         return tuple(range(len(self.stages))) if self.vision == "every" else tuple(starts)

@@ -32,6 +32,8 @@ class PlannedRoute:
     """Of each stage, the index of its device."""
     vision_shares: tuple[float, ...] | None
     """Part of the route's pictures that each stage's device encodes; None shares them out by load."""
+    encodes: tuple[bool, ...] = ()
+    """Of each stage, whether its own process may encode pictures; empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,12 @@ def route_rate(model: ModelSizes, site: Site, workload: Workload, route: Planned
     captions = BUSY_SHARE * in_one
     steps = [stage.estimate(in_step) for stage in stages]
     crowds = [sum(steps[index] for index in device.stages) / device.num_slots for device in shared]
-    hosts = [LAUNCH_S + in_one * stage.vision_share * PICTURE_HOST_S for stage in stages if stage.device.is_gpu]
+    own = route.encodes or (False,) * len(stages)
+    hosts = [
+        LAUNCH_S + encodes * in_one * stage.vision_share * PICTURE_HOST_S
+        for encodes, stage in zip(own, stages, strict=True)
+        if stage.device.is_gpu
+    ]
     return RouteRate(
         of_stages=captions / max(*steps, *crowds, 0.0),
         around=captions * count / (sum(steps) + outside_s),

@@ -56,8 +56,7 @@ def _encoders(
 ) -> list[tuple[int, float]]:
     """Return the hosts that encode a route's pictures, and which part of them: near its stages, where they may."""
     if layout.vision == "separate":
-        first, count = len(layout.stages), layout.num_vision_workers
-        return [(site.hosts[site.index_of(first + index)], 1 / count) for index in range(count)]
+        return [(site.hosts[site.index_of(worker)], 1 / len(layout.encoders)) for worker in layout.encoders]
     stages = stage_times(model, site, workload, route, SESSIONS_PER_STEP * workload.tokens_per_step)
     return [(site.hosts[on], stage.vision_share) for on, stage in zip(route.devices, stages, strict=True)]
 

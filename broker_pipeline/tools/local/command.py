@@ -74,9 +74,9 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--vision-process",
     default="auto",
-    type=click.Choice(["auto", "shared", "every", "separate"]),
-    help="Where vision runs: in the process of each copy's first stage, in that of every stage, or in one of its own. "
-    "auto takes what leaves no GPU with more than its share.",
+    type=click.Choice(["auto", "shared", "every", "beside", "separate"]),
+    help="Where vision runs: in the process of each copy's first stage, in that of every stage, in one beside every "
+    "stage on its device, or in processes on further devices. auto takes what gives most captions.",
 )
 @option("--plan", "only_plan", is_flag=True, help="Say what would run and what it would give, and start nothing.")
 @option(

@@ -25,6 +25,8 @@ class LocalSettings:
     num_vision_workers: int = 1
     vision_stages: tuple[int, ...] = ()
     """Stages, by index, whose process is a vision worker as well; `num_vision_workers` come on top of those."""
+    is_vision_beside: bool = False
+    """Whether each vision worker has the device of the stage of its number, not one of its own."""
     num_gateways: int = 1
     num_gateway_processes: int = 1
     """Processes of each gateway, on its port."""
@@ -193,20 +195,23 @@ def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]
 
 def _devices(settings: LocalSettings) -> dict[str, str]:
     """Assign devices to stages first, so that each has its own where there are enough."""
-    workers = [name for role in ("stage", "vision") for name in settings.services if role_of(name) == role]
-    assigned = assign_devices(len(workers), settings.num_cuda_devices)
-    return {name: settings.device or device for name, device in zip(workers, assigned, strict=True)}
+    stages, vision = ([name for name in settings.services if role_of(name) == role] for role in ("stage", "vision"))
+    assigned = assign_devices(len(stages) + len(vision), settings.num_cuda_devices)
+    encoding = assigned if settings.is_vision_beside else assigned[len(stages) :]
+    pairs = (*zip(stages, assigned, strict=False), *zip(vision, encoding, strict=False))
+    return {name: settings.device or device for name, device in pairs}
 
 
 def _kv_share(name: str, devices: Mapping[str, str]) -> float | None:
     """Return the part of its GPU's free memory that a stage may fill when others load onto the GPU alongside it.
 
-    Each may look before the others have taken theirs, so the parts together have to leave room for all weights.
+    Each may look before the others have taken theirs, so the parts together have to leave room for all weights. A tower
+    is small, and has no KV.
     """
     sharers = [other for other, device in devices.items() if device == devices[name]]
     if len(sharers) == 1 or not devices[name].startswith("cuda"):
         return None
-    return round(_SHARED_GPU / len(sharers), 3)
+    return round(_SHARED_GPU / sum(role_of(other) == "stage" for other in sharers), 3)
 
 
 def _flags(values: Mapping[str, object]) -> Iterator[str]:

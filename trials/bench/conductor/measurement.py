@@ -27,6 +27,7 @@ from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.model_facts import GenerationDefaults, ModelFacts
+from broker_pipeline.process.heap import settle_heap
 from broker_pipeline.state.redis_client import open_redis
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.storage.media import MediaStore
@@ -85,6 +86,7 @@ async def _conductor(others: OtherSideSettings) -> AsyncIterator[Surroundings]:
         around = Surroundings(transport, redis, _model(others.num_stages), common, settings, "bench")
         async with asyncio.TaskGroup() as tasks:
             conducting = tasks.create_task(Conductor(around).run(asyncio.Event()))
+            settle_heap()  # as a service does
             yield around
             conducting.cancel()
 

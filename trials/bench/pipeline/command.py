@@ -48,11 +48,11 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 @click.option(
     "--vision",
     multiple=True,
-    type=click.Choice(["separate", "shared", "every"]),
+    type=click.Choice(["separate", "shared", "every", "beside"]),
     default=("separate",),
     show_default=True,
-    help="Where vision runs: in a process of its own, in that of each copy's first stage, or in that of every stage; "
-    "may be given several times.",
+    help="Where vision runs: in a process of its own, in that of each copy's first stage, in that of every stage, or "
+    "in one beside every stage, on its GPU; may be given several times.",
 )
 @click.option(
     "--model",
