@@ -10,9 +10,9 @@ What follows when all who were asked have died or failed, `RetryPolicy` says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -39,6 +39,31 @@ class PreparePauses:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """Vision workers, by instance, that have tried a session, and those that could not be reached or were busy.
+
+    These say nothing of the session: who has failed with it must not be asked once more while they may yet answer.
+    """
+
+    tried: set[str]
+    unreached: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def noting(self, worker: VisionInfo) -> Iterator[None]:
+        """Note what comes of asking a worker."""
+        key = worker.record.instance
+        is_new = key not in self.tried
+        self.tried.add(key)
+        try:
+            yield
+        except AskAgainError:
+            self.unreached.add(key)
+            if is_new:
+                self.tried.remove(key)
+            raise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Preparer:
     """Gets prompts, and their visual rows to the stages of a route."""
 
@@ -52,16 +77,16 @@ class Preparer:
     ) -> PreparedPrompt:
         """Have one session prepared for a route; waits while there is no vision worker, or none takes more.
 
-        Workers not in `tried`, to which those that are asked are added, are asked first; `is_alone` waits for one that
-        has nothing else in hand. One that is busy or cannot be reached yet is asked again, as is everything after the
-        broker was away.
+        Workers not in `tried`, to which those are added that took the request, are asked first; `is_alone` waits for
+        one that has nothing else in hand. One that is busy or cannot be reached yet is asked after those that were not
+        asked, and before those that have tried; everything is asked again after the broker was away.
 
         Raises:
             WorkerLostError: the worker died, or fell silent, before it answered.
             RouteLostError: the route is lost.
             PipelineError: what the vision worker failed with, or the way there.
         """
-        pause_s = self.pauses.first_s
+        pause_s, asked = self.pauses.first_s, Asked(tried)
         while True:
             asking = VisionRequest(
                 transport=self.transport,
@@ -71,14 +96,14 @@ class Preparer:
                 route=route,
             )
             with suppress(AskAgainError):
-                return await (self._ask(asking, tried, is_alone=True) if is_alone else self._race(asking, tried))
+                return await (self._ask(asking, asked, is_alone=True) if is_alone else self._race(asking, asked))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self.pauses.longest_s)
 
-    async def _race(self, first: VisionRequest, tried: set[str]) -> PreparedPrompt:
+    async def _race(self, first: VisionRequest, known: Asked) -> PreparedPrompt:
         """Ask one worker, and a second when it is late; return the first prompt."""
         vision, errors = self.workers.vision, list[PipelineError]()
-        asked = {asyncio.create_task(self._ask(first, tried)): first}
+        asked = {asyncio.create_task(self._ask(first, known)): first}
         pending = set(asked)
         try:
             while pending:
@@ -90,9 +115,9 @@ class Preparer:
                         await self._take_back(first, asked[task], [asked[other] for other in pending])
                         return task.result()
                     errors.append(error)
-                if not done and (worker := self._second(first, tried)) is not None:
+                if not done and (worker := self._second(first, known)) is not None:
                     second = replace(first, worker=worker, asked_at=vision.clock())
-                    hedge = asyncio.create_task(self._ask_second(second, worker, tried))
+                    hedge = asyncio.create_task(self._ask_second(second, worker, known))
                     asked[hedge] = second
                     pending.add(hedge)
         finally:
@@ -101,7 +126,7 @@ class Preparer:
             await asyncio.gather(*asked, return_exceptions=True)
         raise next((error for error in errors if not isinstance(error, AskAgainError)), errors[0])
 
-    async def _ask(self, asking: VisionRequest, tried: set[str], *, is_alone: bool = False) -> PreparedPrompt:
+    async def _ask(self, asking: VisionRequest, asked: Asked, *, is_alone: bool = False) -> PreparedPrompt:
         """Ask the worker that will be done soonest."""
 
         async def change() -> None:
@@ -110,23 +135,23 @@ class Preparer:
             asking.require_route()
 
         asking.require_route()
-        borrowing = self.workers.vision.borrow(change, tried, near=_near(asking.route), is_alone=is_alone)
-        async with borrowing as worker:
-            if worker.is_usable:
-                tried.add(worker.record.instance)
-            return await asking.ask(worker)
+        near = _near(asking.route)
+        async with self.workers.vision.borrow(
+            change, asked.tried, asked.unreached, near=near, is_alone=is_alone
+        ) as worker:
+            with asked.noting(worker):
+                return await asking.ask(worker)
 
-    def _second(self, first: VisionRequest, tried: set[str]) -> VisionInfo | None:
+    def _second(self, first: VisionRequest, asked: Asked) -> VisionInfo | None:
         """Return who is to be asked as well; None where the first is not late, or there is nobody."""
         vision, late = self.workers.vision, first.worker
         if late is None or vision.clock() - first.asked_at < vision.hedging.late_after_s:
             return None
-        return vision.second(late, tried, _near(first.route))
+        return vision.second(late, asked.tried | asked.unreached, _near(first.route))
 
-    async def _ask_second(self, asking: VisionRequest, worker: VisionInfo, tried: set[str]) -> PreparedPrompt:
+    async def _ask_second(self, asking: VisionRequest, worker: VisionInfo, asked: Asked) -> PreparedPrompt:
         log.info("vision_request_hedged", session=asking.request.session, worker=worker.record.worker)
-        with self.workers.vision.lend(worker):
-            tried.add(worker.record.instance)
+        with self.workers.vision.lend(worker), asked.noting(worker):
             return await asking.ask(worker)
 
     async def _take_back(self, first: VisionRequest, winner: VisionRequest, losers: Iterable[VisionRequest]) -> None:

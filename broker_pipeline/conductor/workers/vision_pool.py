@@ -172,15 +172,17 @@ class VisionPool:
         self,
         wait: Callable[[], Awaitable[None]],
         avoid: Collection[str] = (),
+        unreached: Collection[str] = (),
         *,
         near: str = "",
         is_alone: bool = False,
     ) -> AsyncIterator[VisionInfo]:
-        """Take the usable worker that would be done soonest, one not in `avoid` if there is one, for a device `near`.
+        """Take the usable worker that would be done soonest for a device `near`.
 
-        Where there is none, or `is_alone` and it has other requests, `wait` for a change. It may be gone by then.
+        Those in `avoid` come last, and those in `unreached` before them. Where there is none, or `is_alone` and it has
+        other requests, `wait` for a change. It may be gone by then.
         """
-        while (worker := self._choose(avoid, near)) is None:
+        while (worker := self._choose(avoid, unreached, near)) is None:
             await wait()
         with self.lend(worker, is_alone=is_alone):
             while is_alone and worker.is_usable and worker.num_requests > 1:
@@ -209,31 +211,34 @@ class VisionPool:
         is_on_trial = worker.num_requests and health.state(key) != "closed"
         return health.may_try(key) and not is_on_trial and not worker.is_mute
 
-    def _choose(self, avoid: Collection[str], near: str) -> VisionInfo | None:
+    def _choose(self, avoid: Collection[str], unreached: Collection[str], near: str) -> VisionInfo | None:
         usable = [worker for worker in self._workers.values() if worker.is_usable]
         # One that may do better is waited for: else whoever failed on a sick worker meets it again and again.
         better = [each for each in usable if (key := each.record.instance) not in avoid and self.health.may_try(key)]
         free = [worker for worker in better or usable if not worker.has_suspect]
         free = [worker for worker in free if self._is_well(worker)] or free
         # A trial comes first, or who was left out never has a turn while others are quick; if late, it is hedged.
-        return self._soonest([each for each in free if self._is_due(each, avoid)] or free, avoid, near)
+        return self._soonest([each for each in free if self._is_due(each, avoid)] or free, avoid, near, unreached)
 
     def _is_due(self, worker: VisionInfo, avoid: Collection[str]) -> bool:
         key = worker.record.instance
         return key not in avoid and self.health.state(key) != "closed" and self._is_well(worker)
 
-    def _soonest(self, free: Collection[VisionInfo], avoid: Collection[str], near: str) -> VisionInfo | None:
+    def _soonest(
+        self, free: Collection[VisionInfo], avoid: Collection[str], near: str, unreached: Collection[str] = ()
+    ) -> VisionInfo | None:
         now = self.clock()
         known = {worker.record.instance: worker.request_s(now) for worker in free}
         fastest_s = min((request_s for request_s in known.values() if request_s is not None), default=1.0)
         shares = self._loads.shares(now)
 
-        def order(worker: VisionInfo) -> tuple[bool, float, str]:
-            known_s = known[worker.record.instance]
+        def order(worker: VisionInfo) -> tuple[bool, bool, float, str]:
+            key = worker.record.instance
+            known_s = known[key]
             request_s = fastest_s if known_s is None else known_s  # one that has answered nothing yet gets a try
             done_s = done_after_s(worker.num_requests, request_s, shares.get(worker.record.device_id, 0.0))
             done_s *= worker.slowness * (1.0 if worker.record.device_id == near else _AWAY)
-            return worker.record.instance in avoid, done_s, worker.record.worker
+            return key in avoid, key in unreached, done_s, worker.record.worker
 
         return min(free, key=order, default=None)
 
