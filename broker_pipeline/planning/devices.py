@@ -36,6 +36,10 @@ PICTURE_HOST_S = 0.006
 """What a stage's one Python process takes for a microbatch, and for each picture that is encoded in it, one after the
 other: two stages of 8B on two H200 gave 135 captions/s where the first process encodes all pictures, four on four H100
 99.6 and 88, and 137 where all four do (benchmarks.md, "On four H100")."""
+ENCODING_STAGE_S = 0.0033
+"""What a microbatch waits longer at each stage whose process encodes as well. Four stages of 8B on four H100 in one
+run: 46.9 ms of a round of tokens were not computing with vision in each stage's process, 33.6 with vision beside each
+(benchmarks.md, "Vision beside the stages")."""
 CONDUCTOR_ROUND_S = 0.0025
 """From a result to the next envelope of its route (the same profile)."""
 CONDUCTOR_CAPTION_S = 0.003

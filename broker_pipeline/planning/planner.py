@@ -95,7 +95,8 @@ def _places(site: Site, request: LayoutRequest, num_stages: int) -> list[VisionP
     """Return where vision may run; by itself a process that only encodes gets a device that nobody else has."""
     if request.vision is not None:
         return [request.vision]
-    return ["shared", "every", "separate"] if num_stages < len(site.devices) else ["shared", "every"]
+    places: list[VisionPlace] = ["shared", "every", "beside"]
+    return [*places, "separate"] if num_stages < len(site.devices) else places
 
 
 def _balanced(

@@ -11,6 +11,7 @@ from broker_pipeline.planning.cut import shares_by_load
 from broker_pipeline.planning.devices import (
     BUSY_SHARE,
     CONDUCTOR_ROUND_S,
+    ENCODING_STAGE_S,
     LAUNCH_S,
     PICTURE_HOST_S,
     STAGE_HOST_S,
@@ -119,7 +120,7 @@ def _outside_s(model: ModelSizes, site: Site, num_tokens: float, route: PlannedR
     payload = num_tokens * _row_bytes(model)
     hops_s = sum(hop.latency_s + payload / hop.bytes_per_s for hop in hops)
     around_s = CONDUCTOR_ROUND_S + site.around_s(route.devices[0], route.devices[-1])
-    return around_s + len(route.chain) * STAGE_HOST_S + hops_s
+    return around_s + len(route.chain) * STAGE_HOST_S + sum(route.encodes) * ENCODING_STAGE_S + hops_s
 
 
 def _link_rate(site: Site, route: PlannedRoute) -> float:

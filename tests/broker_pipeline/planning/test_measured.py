@@ -73,9 +73,9 @@ def test_whole_systems(
     assert found.is_estimated == (device is H200), "its rates were inferred from such rows"
 
 
-def test_pictures_are_encoded_by_all_stages_where_one_process_would_have_to_encode_too_many() -> None:
+def test_pictures_are_encoded_beside_all_stages_where_one_process_would_have_to_encode_too_many() -> None:
     site, work = Site(devices=(H100,) * 4, num_cores=64, edge="shm"), Workload(num_sessions=1024)
-    assert choose_plan(sizes_of("8B"), site, work, LayoutRequest(num_copies=1, num_stages=4)).layout.vision == "every"
+    assert choose_plan(sizes_of("8B"), site, work, LayoutRequest(num_copies=1, num_stages=4)).layout.vision == "beside"
 
 
 @pytest.mark.parametrize(("num_captions", "captions_per_s"), [(1024, 73.4), (2048, 79.8)])

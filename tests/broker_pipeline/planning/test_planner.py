@@ -114,7 +114,7 @@ def test_stages_are_cut_so_that_head_and_tower_count() -> None:
         sizes_of("8B"), site, Workload(), LayoutRequest(num_copies=1, num_stages=4, vision="shared")
     ).layout.chains
     assert len(chain[0]) < 6, "the tower takes as long as several layers"
-    assert max(map(len, chain[1:])) - min(map(len, chain[1:])) <= 1
+    assert max(map(len, chain[1:])) - min(map(len, chain[1:])) <= 2, "the head as one or two"
     every = choose_plan(sizes_of("8B"), site, Workload(), LayoutRequest(num_copies=1, num_stages=4, vision="every"))
     assert [len(blocks) for blocks in every.layout.chains[0]] == [9, 9, 9, 9]
 
