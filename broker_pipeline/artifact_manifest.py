@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, RandomWeightsError
+from broker_pipeline.fp8_format import FP8_DTYPE, scale_name, scale_shape
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "weights_manifest.json"
@@ -32,9 +33,11 @@ EMBED_FILE = "embed.safetensors"
 HEAD_FILE = "head.safetensors"
 VISION_FILE = "vision.safetensors"
 
-DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4, FP8_DTYPE: 1}
 
 Dtype = Literal["bfloat16", "float32"]
+"""What a model is computed in, and its tensors are stored in but for matrices in FP8."""
+StoredDtype = Literal["bfloat16", "float32", "float8_e4m3fn"]
 SourceLayout = Literal["plain", "hub", "runtime", "per-expert", "fp8", "fp8-fused", "fp8-per-expert"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # One path component: a manifest must not be able to name a file outside its directory.
@@ -55,7 +58,7 @@ class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     file: FileName
-    dtype: Dtype
+    dtype: StoredDtype
     shape: tuple[Annotated[int, msgspec.Meta(gt=0)], ...]
     size_bytes: Count
     sha256: Sha256
@@ -105,6 +108,11 @@ class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     side_files: tuple[SideFile, ...]
     tensors: tuple[TensorRecord, ...]
     random_weights: RandomWeights | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether matrices are stored as FP8 codes with scales."""
+        return any(record.dtype == FP8_DTYPE for record in self.tensors)
 
     def listed_files(self) -> list[str]:
         """Return the names of all weight and side files."""
@@ -229,7 +237,17 @@ def _contradictions(manifest: WeightsManifest) -> list[str]:
         if record.file not in weight_files:
             found.append(f"{record.name} lies in {record.file}, which is not listed")
         found.extend(_tie_contradictions(record, records))
+        found.extend(_scale_contradictions(record, records))
     return found
+
+
+def _scale_contradictions(record: TensorRecord, records: dict[str, TensorRecord]) -> list[str]:
+    if record.dtype != FP8_DTYPE:
+        return []
+    scale = records.get(scale_name(record.name))
+    if scale is None or len(record.shape) < 2 or (scale.dtype, scale.shape) != ("float32", scale_shape(record.shape)):
+        return [f"{record.name} holds FP8 codes, and no scales fit them"]
+    return []
 
 
 def _tie_contradictions(record: TensorRecord, records: dict[str, TensorRecord]) -> list[str]:

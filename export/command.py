@@ -67,6 +67,7 @@ def command() -> None:
     \b
     broker-pipeline export ./Qwen3-VL-8B-Instruct ./artifacts/8b
     broker-pipeline export Qwen/Qwen3-VL-235B-A22B-Thinking ./artifacts/235b
+    broker-pipeline export --quantize fp8 ./Qwen3-VL-8B-Instruct ./artifacts/8b-fp8
     broker-pipeline export verify ./artifacts/8b
     broker-pipeline export inspect ./artifacts/8b --stages 3
     """
@@ -78,7 +79,8 @@ def command() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float32"]),
-    help="Convert the weights. Default: keep the checkpoint's dtype; FP8 becomes bfloat16; float16 needs one of these.",
+    help="Convert the weights. Default: keep the checkpoint's dtype; FP8 becomes bfloat16, unless --quantize keeps it; "
+    "float16 needs one of these.",
 )
 @click.option(
     "--expert-layout",
@@ -86,6 +88,12 @@ def command() -> None:
     default="auto",
     show_default=True,
     help="How fused experts are stored: [E, in, out] as on the hub, or [E, out, in] as transformers 5 saves them.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["fp8"]),
+    help="Store the decoder's matrices in FP8: e4m3 codes, a scale for each 128 x 128. Half the bytes. An FP8 "
+    "checkpoint's own codes and scales are kept.",
 )
 @click.option("--packed", is_flag=True, help="Also write weights.pt, one state dict for torch.load.")
 @click.option("--restart", is_flag=True, help="Drop an unfinished export of this TARGET instead of going on with it.")
@@ -95,6 +103,7 @@ def checkpoint(
     target: Path,
     dtype: Dtype | None,
     expert_layout: Literal["auto", "hub", "runtime"],
+    quantize: Literal["fp8"] | None,
     packed: bool,
     restart: bool,
     num_workers: int,
@@ -103,7 +112,7 @@ def checkpoint(
     from export.exporter import ExportOptions  # noqa: PLC0415
     from export.terminal import export_source  # noqa: PLC0415
 
-    export_source(source, target.resolve(), ExportOptions(dtype, expert_layout, packed, restart, num_workers))
+    export_source(source, target.resolve(), ExportOptions(dtype, expert_layout, quantize, packed, restart, num_workers))
 
 
 @command.command("verify")

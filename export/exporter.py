@@ -21,6 +21,7 @@ from broker_pipeline.artifact_manifest import (
 )
 from broker_pipeline.errors import DiskSpaceError, TargetExistsError
 from broker_pipeline.tools.file_progress import ProgressReport
+from export.fp8 import Quantisation
 from export.layout import ExpertLayout
 from export.packed import write_packed
 from export.plan import ExportPlan, plan_export
@@ -40,6 +41,7 @@ class ExportOptions:
 
     dtype: Dtype | None = None
     expert_layout: ExpertLayout = "auto"
+    quantize: Quantisation | None = None
     packed: bool = False
     restart: bool = False
     num_workers: int = 1
@@ -64,13 +66,15 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, options: ExportOptio
         ExportStateError: an unfinished export of something else is in the way, or one is running.
         DiskSpaceError: there is too little room.
     """
-    plan = plan_export(checkpoint, dtype=options.dtype, expert_layout=options.expert_layout)
+    plan = plan_export(checkpoint, dtype=options.dtype, expert_layout=options.expert_layout, quantize=options.quantize)
     artifact = PlannedArtifact.of(checkpoint, plan)
     _say_what_is_new(checkpoint, artifact, console)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         return _use_existing(checkpoint, artifact, target, options, console)
     with acquire_workspace(target) as workspace:
-        record = PlanRecord(RECIPE_VERSION, checkpoint_version(checkpoint), plan.dtype, options.expert_layout)
+        record = PlanRecord(
+            RECIPE_VERSION, checkpoint_version(checkpoint), plan.dtype, options.expert_layout, options.quantize
+        )
         workspace.prepare(record, restart=options.restart)
         _check_room(checkpoint, plan, workspace, packed=options.packed)
         with ProgressReport("exporting", plan.size_bytes, len(plan.files), console) as report:
@@ -143,6 +147,9 @@ def _is_same(checkpoint: Checkpoint, artifact: PlannedArtifact, existing: Weight
     """Whether exporting would give the artifact that is there: read the whole checkpoint, but write nothing."""
     plan = artifact.plan
     if existing.config_sha256 != hashlib.sha256(artifact.config_json).hexdigest() or existing.dtype != plan.dtype:
+        return False
+    planned = [(tensor.name, tensor.dtype) for file in plan.files for tensor in file.tensors]
+    if planned != [(record.name, record.dtype) for record in existing.tensors if record.tied_to is None]:
         return False
     if checkpoint.source is not None:  # a commit of the hub never changes: no need to fetch it again
         return existing.source == checkpoint.source

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from broker_pipeline.artifact_files.safetensors_header import SAFETENSORS_CODES
-from broker_pipeline.artifact_manifest import Dtype, SourceLayout
+from broker_pipeline.artifact_manifest import Dtype, SourceLayout, StoredDtype
 from broker_pipeline.errors import AmbiguousLayoutError, CheckpointError
 from export.recipe import BlockScale, FusedExperts, Plain, Recipe, SeparateExperts
 from export.source.name_groups import group_names
@@ -46,6 +46,7 @@ class PlannedTensor:
     """A tensor of the artifact and how it is made."""
 
     name: str
+    dtype: StoredDtype
     shape: tuple[int, ...]
     recipe: Recipe
     layout: SourceLayout
@@ -111,7 +112,7 @@ class LayoutResolver:
         if part is None:
             plain = self._plain(name, shape)
             layout: SourceLayout = "fp8" if plain is not None and plain.scale is not None else "plain"
-            return None if plain is None else PlannedTensor(name, shape, plain, layout, transposed=False)
+            return None if plain is None else self._planned(name, shape, plain, layout)
         prefix = name.removesuffix(part)
         if name not in self.found and prefix in self._separate_prefixes:
             return self._separate_experts(name, shape, prefix, part)
@@ -136,7 +137,8 @@ class LayoutResolver:
         if layout is None:
             return None
         recipe = FusedExperts(tensor, layout == "hub", scale)
-        return PlannedTensor(name, shape, recipe, "fp8-fused" if scale else layout, transposed=layout == "hub")
+        source_layout: SourceLayout = "fp8-fused" if scale else layout
+        return self._planned(name, shape, recipe, source_layout, transposed=layout == "hub")
 
     def _fused_layout(
         self, tensor: SourceTensor, runtime: tuple[int, ...], hub: tuple[int, ...]
@@ -165,7 +167,12 @@ class LayoutResolver:
             return None
         is_fp8 = any(matrix.scale is not None for matrix in whole)
         layout: SourceLayout = "fp8-per-expert" if is_fp8 else "per-expert"
-        return PlannedTensor(name, shape, SeparateExperts(tuple(whole)), layout, transposed=False)
+        return self._planned(name, shape, SeparateExperts(tuple(whole)), layout)
+
+    def _planned(
+        self, name: str, shape: tuple[int, ...], recipe: Recipe, layout: SourceLayout, *, transposed: bool = False
+    ) -> PlannedTensor:
+        return PlannedTensor(name, self.rules.dtype, shape, recipe, layout, transposed)
 
     def _take(self, name: str, shapes: set[tuple[int, ...]]) -> SourceTensor | None:
         tensor = self.found.get(name)

@@ -18,10 +18,11 @@ from broker_pipeline.artifact_manifest import (
     TensorRecord,
     WeightsManifest,
 )
+from broker_pipeline.fp8_format import FP8_DTYPE
 from export.safetensors_file import disk_error
 from export.workspace import write_durably
 
-_NUMPY_DTYPES = {"bfloat16": np.uint16, "float32": np.float32}
+_NUMPY_DTYPES = {"bfloat16": np.uint16, "float32": np.float32, FP8_DTYPE: np.uint8}
 
 
 def write_packed(directory: Path, manifest: WeightsManifest) -> PackedRecord:

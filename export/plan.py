@@ -9,6 +9,7 @@ import msgspec
 from broker_pipeline.artifact_files.safetensors_header import StoredTensor, file_size_bytes
 from broker_pipeline.artifact_manifest import Dtype
 from broker_pipeline.errors import CheckpointError
+from export.fp8 import Quantisation, in_fp8
 from export.layout import ExpertLayout, LayoutResolver, LayoutRules, PlannedTensor
 from export.source.checkpoint import Checkpoint
 from export.weight_files import file_shapes
@@ -23,13 +24,12 @@ class PlannedFile:
     """A weight file of the artifact, and how its tensors are made."""
 
     name: str
-    dtype: Dtype
     tensors: tuple[PlannedTensor, ...]
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:
         """The tensors as the file holds them, in order."""
-        return tuple(StoredTensor(tensor.name, self.dtype, tensor.shape) for tensor in self.tensors)
+        return tuple(StoredTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
 
     @property
     def size_bytes(self) -> int:
@@ -62,17 +62,21 @@ class ExportPlan:
         return sum(file.size_bytes for file in self.files)
 
 
-class _Quantisation(msgspec.Struct):
+class _SourceQuantisation(msgspec.Struct):
     quant_method: str
     weight_block_size: tuple[int, int] | None = None
 
 
 class _Quantised(msgspec.Struct):
-    quantization_config: _Quantisation | None = None
+    quantization_config: _SourceQuantisation | None = None
 
 
-def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: ExpertLayout) -> ExportPlan:
+def plan_export(
+    checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: ExpertLayout, quantize: Quantisation | None = None
+) -> ExportPlan:
     """Decide which file holds which tensor, made how. `dtype` None keeps the checkpoint's.
+
+    With `quantize` the decoder's matrices are stored in FP8, all else in `dtype`.
 
     Raises:
         ModelConfigError: the configuration is not of a model of this family.
@@ -84,12 +88,12 @@ def plan_export(checkpoint: Checkpoint, *, dtype: Dtype | None, expert_layout: E
     stored_dtype = dtype or _own_dtype(config)
     rules = LayoutRules(stored_dtype, dtype is not None, expert_layout, fp8_block(checkpoint.config_json))
     resolver = LayoutResolver(checkpoint.tensors, rules)
-    files = tuple(
-        PlannedFile(name, stored_dtype, resolver.resolve(shapes)) for name, shapes in file_shapes(config).items()
-    )
+    files = tuple(PlannedFile(name, resolver.resolve(shapes)) for name, shapes in file_shapes(config).items())
     is_tied = config.tie_word_embeddings
     head_copy = _head_copy(checkpoint, config, resolver) if is_tied else None
     buffers = resolver.finish()
+    if quantize is not None:
+        files = tuple(PlannedFile(file.name, in_fp8(file.tensors)) for file in files)
     return ExportPlan(stored_dtype, config.text.num_layers, files, is_tied, head_copy, buffers)
 
 

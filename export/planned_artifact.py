@@ -94,7 +94,7 @@ def _records(file: PlannedFile, hashes: tuple[str, ...]) -> list[TensorRecord]:
         TensorRecord(
             name=tensor.name,
             file=file.name,
-            dtype=file.dtype,
+            dtype=tensor.dtype,
             shape=tensor.shape,
             size_bytes=stored.size_bytes,
             sha256=sha256,

@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 
 from export.source.shard import TORCH_DTYPES, SourceTensor
+from stages.weights.fp8_matrix import dequantise
 
 CHUNK_BYTES = 32 << 20
-_INTEGERS_OF_SIZE = {2: torch.int16, 4: torch.int32}
+_INTEGERS_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 class RowReader(Protocol):
@@ -67,7 +68,8 @@ class Plain:
             rows = reader.read_rows(self.tensor, start, stop)
             if self.scale is not None:
                 first, last = start // self.scale.rows, math.ceil(stop / self.scale.rows)
-                rows = dequantise(rows, reader.read_rows(self.scale.tensor, first, last), self.scale)
+                scales = reader.read_rows(self.scale.tensor, first, last)
+                rows = dequantise(rows, scales, self.scale.rows, self.scale.columns)
             yield rows.to(dtype)
 
     def _rows_per_chunk(self) -> int:
@@ -96,7 +98,7 @@ class FusedExperts:
             matrix = reader.read_rows(self.tensor, expert, expert + 1)[0]
             if self.scale is not None:
                 scale = reader.read_rows(self.scale.tensor, expert, expert + 1)[0]
-                matrix = dequantise(matrix, scale, self.scale)
+                matrix = dequantise(matrix, scale, self.scale.rows, self.scale.columns)
             matrix = matrix.to(dtype)
             yield transpose(matrix) if self.transposed else matrix
 
@@ -115,17 +117,6 @@ class SeparateExperts:
         """Yield matrix after matrix."""
         for matrix in self.matrices:
             yield from matrix.chunks(reader, dtype)
-
-
-def dequantise(codes: torch.Tensor, scale: torch.Tensor, block: BlockScale) -> torch.Tensor:
-    """Return `codes` x `scale` in float32, each scale spread over its block of codes.
-
-    codes: [R, C] float8; scale: [ceil(R / rows), ceil(C / columns)] float32 or bfloat16. The last blocks may be cut.
-    """
-    num_rows, num_columns = codes.shape
-    spread = scale.float().repeat_interleave(block.rows, 0)[:num_rows]
-    spread = spread.repeat_interleave(block.columns, 1)[:, :num_columns]
-    return codes.float().mul_(spread)
 
 
 def transpose(matrix: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,6 @@ from export.source.checkpoint import Checkpoint
 from export.source.shard import Shard, SourceTensor
 from export.workspace import Workspace
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
 Hashes = dict[str, tuple[str, ...]]
 """SHA-256 of each tensor, by file, in the file's order."""
 
@@ -140,7 +138,7 @@ class Transfer:
         return self._workspace.record_finished(file.name, hashes).hashes
 
     def _chunks(self, tensor: PlannedTensor, reader: SourceReader) -> Iterator[torch.Tensor]:
-        for chunk in tensor.recipe.chunks(reader, TORCH_DTYPES[self._plan.dtype]):
+        for chunk in tensor.recipe.chunks(reader, getattr(torch, tensor.dtype)):
             self._check_running()
             yield chunk
             self._report.advance(chunk.nbytes)
@@ -150,8 +148,8 @@ class Transfer:
         copy = self._plan.head_copy
         if copy is None:
             return
-        stored = StoredTensor(copy.name, self._plan.dtype, copy.shape)
-        if digest_tensor(stored, copy.recipe.chunks(reader, TORCH_DTYPES[self._plan.dtype])) != embedding_hash:
+        stored = StoredTensor(copy.name, copy.dtype, copy.shape)
+        if digest_tensor(stored, copy.recipe.chunks(reader, getattr(torch, copy.dtype))) != embedding_hash:
             raise CheckpointError(
                 f"config.json ties the output head to the embedding, but {copy.name} differs from it: set "
                 "tie_word_embeddings to false in config.json if the head is meant, or remove the tensor",
@@ -178,11 +176,10 @@ def digest_plan(
     checkpoint: Checkpoint, plan: ExportPlan, staging: Path, report: ProgressReport
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the name and the hashes of each file that the plan would write, writing nothing."""
-    dtype = TORCH_DTYPES[plan.dtype]
     for file in plan.files:
         with SourceReader(checkpoint, staging) as reader:
             hashes = tuple(
-                digest_tensor(stored, tensor.recipe.chunks(reader, dtype))
+                digest_tensor(stored, tensor.recipe.chunks(reader, getattr(torch, tensor.dtype)))
                 for stored, tensor in zip(file.stored, file.tensors, strict=True)
             )
         report.advance(file.size_bytes)

@@ -26,6 +26,7 @@ from broker_pipeline.model_facts import read_config_bytes
 from broker_pipeline.tools.file_progress import ProgressReport
 from export.source.name_groups import group_names
 from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.fp8_matrices import with_scales
 from stages.qwen3_vl.tensors import model_shapes
 
 
@@ -120,6 +121,7 @@ def _shape_problems(directory: Path, manifest: WeightsManifest) -> list[str]:
     except ArtifactError as error:
         return [f"{CONFIG_NAME}: {error.message.removeprefix(f'{directory / CONFIG_NAME} ')}"]
     records = manifest.by_name()
+    shapes = with_scales(shapes) if manifest.is_fp8 else shapes
     absent = [name for name in shapes if name not in records]
     wrong = [name for name, shape in shapes.items() if name in records and records[name].shape != shape]
     return [

@@ -31,6 +31,7 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_version: str
     dtype: str
     expert_layout: str
+    quantize: str | None = None
 
 
 class FinishedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

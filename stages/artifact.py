@@ -12,10 +12,12 @@ from torch import Tensor
 from broker_pipeline.artifact_files.selection import fetch_command
 from broker_pipeline.artifact_manifest import TensorRecord, WeightsManifest, read_manifest
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, TensorMissingError
+from broker_pipeline.fp8_format import FP8_DTYPE, scale_name
 from broker_pipeline.model_facts import check_side_files, read_config_bytes
 from stages.lazy_tensors import LazyTensors
 from stages.qwen3_vl.config import ModelConfig
-from stages.random_weights import draw_weights
+from stages.random_weights import DrawnTensors
+from stages.weights.fp8_matrix import Fp8Matrix, Weight
 from stages.weights.verified_files import VerifiedFiles
 from stages.weights.weight_files import WeightFiles
 
@@ -82,11 +84,17 @@ class Artifact:
         *,
         verify: bool = True,
     ) -> dict[str, Tensor]:
-        """Return tensors by name, as `reading` gives them; the head of a tied model and its embedding are one."""
+        """Return tensors by name, as `reading` gives them, but FP8 dequantised, in the artifact's dtype for None.
+
+        The head of a tied model and its embedding are one.
+        """
         records = self._records(names)
         stored = {name: record.tied_to or name for name, record in records.items()}
         with self.reading(dict.fromkeys(stored.values()), device, dtype, verify=verify) as tensors:
-            loaded = dict(tensors)
+            loaded = {
+                name: tensor if isinstance(tensor, Tensor) else tensor.dequantised(dtype or self.dtype)
+                for name, tensor in tensors.items()
+            }
         return {name: loaded[stored_name] for name, stored_name in stored.items()}
 
     def reading(
@@ -96,9 +104,10 @@ class Artifact:
         dtype: torch.dtype | None = None,
         *,
         verify: bool = True,
-    ) -> LazyTensors:
+    ) -> LazyTensors[Weight]:
         """Return tensors by name, on `device`, in `dtype` (None: as stored), to be asked for within their context.
 
+        A matrix in FP8 comes with its scales, as `Fp8Matrix`, whatever the dtype.
         Only the files that hold them are opened. What is read is compared with the manifest, unless all of its file was
         before and the file has not changed since (`VerifiedFiles`), or `verify` is off. It is memory of this process,
         or of the device: nothing refers to the files afterwards.
@@ -114,19 +123,32 @@ class Artifact:
         self._check_files(records.values())
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-        def read(name: str) -> Tensor:
+        def read(name: str) -> Weight:
             with torch.cuda.stream(stream):  # also on other threads, so that memory is not taken anew while it is read
-                tensor = read_stored(records[name].tied_to or name)
-                return tensor if dtype is None else tensor.to(dtype)
+                weight = read_stored(records[name].tied_to or name)
+                return weight if dtype is None or isinstance(weight, Fp8Matrix) else weight.to(dtype)
 
         return LazyTensors({name: record.size_bytes for name, record in records.items()}, read)
 
-    def _reader(self, device: torch.device, *, verify: bool) -> Callable[[str], Tensor]:
+    def _reader(self, device: torch.device, *, verify: bool) -> Callable[[str], Weight]:
         records, random = self.manifest.by_name(), self.manifest.random_weights
         if random is not None:
-            return lambda name: draw_weights({name: records[name].shape}, device, self.dtype, random.seed)[name]
+            drawn = DrawnTensors(
+                {name: record.shape for name, record in records.items()},
+                device,
+                self.dtype,
+                random.seed,
+                in_fp8=[name for name, record in records.items() if record.dtype == FP8_DTYPE],
+            )
+            return drawn.__getitem__
         files = WeightFiles(self.directory, self.manifest, VerifiedFiles.in_cache() if verify else None)
-        return lambda name: files.read(name, device)
+
+        def read(name: str) -> Weight:
+            tensor = files.read(name, device)
+            is_fp8 = records[name].dtype == FP8_DTYPE
+            return Fp8Matrix(tensor, files.read(scale_name(name), device)) if is_fp8 else tensor
+
+        return read
 
     def _records(self, names: Iterable[str]) -> dict[str, TensorRecord]:
         names, records = list(names), self.manifest.by_name()

@@ -10,9 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
-
-from torch import Tensor
+from typing import Generic, Protocol, Self, TypeVar
 
 _MOST_THREADS = 8
 _AHEAD_PER_THREAD = 3
@@ -20,10 +18,18 @@ _AHEAD_PER_THREAD = 3
 _AHEAD_BYTES = 4 * 2**30
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Sized)
+
+
+class LazyTensors(Mapping[str, T], Generic[T]):
     """Tensors by name; keeps none. Those that follow in order are read ahead. Reading ends with the context."""
 
-    def __init__(self, sizes: Mapping[str, int], read: Callable[[str], Tensor]) -> None:
+    def __init__(self, sizes: Mapping[str, int], read: Callable[[str], T]) -> None:
         """Read by `read(name)`, on any thread; `sizes` in bytes, in the order in which tensors lie in their files."""
         self._sizes = sizes
         self._read = read
@@ -32,7 +38,7 @@ class LazyTensors(Mapping[str, Tensor]):
         self._num_threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="weights")
         self._begun: set[str] = set()
-        self._coming: dict[str, Future[Tensor]] = {}
+        self._coming: dict[str, Future[T]] = {}
         self.num_bytes = 0
         """Bytes of what was taken so far."""
 
@@ -45,7 +51,7 @@ class LazyTensors(Mapping[str, Tensor]):
         self._coming.clear()
         self._pool.shutdown(cancel_futures=True)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> T:
         place = self._places[name]
         future = self._coming.pop(name, None) or self._pool.submit(self._read, name)
         self._begun.add(name)

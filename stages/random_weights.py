@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from broker_pipeline.fp8_format import scale_name, scale_shape
 from stages.qwen3_vl.tensors import EMBED_TOKENS, Shapes
+from stages.weights.fp8_matrix import LARGEST_CODE, Fp8Matrix, Weight
 
 _STRETCH = 1_048_573
 """The largest prime below 2^20."""
 _EMBEDDING_DEVIATION = 0.02
 """Small alongside what the layers add: else a model whose head is its embedding would say its last token for ever."""
+_CODE_DEVIATION = 100.0
+"""Of FP8 codes: the largest of a block of normal numbers, some 4.5 deviations, has the largest code."""
 _SHARPNESS = 1.5
 """Scale of normalised queries and keys: attention then prefers some tokens to others."""
 
@@ -37,16 +41,28 @@ def draw_weights(shapes: Shapes, device: torch.device, dtype: torch.dtype, seed:
     }
 
 
-class DrawnTensors(Mapping[str, Tensor]):
+class DrawnTensors(Mapping[str, Weight]):
     """The same, each drawn when it is asked for and kept by nobody here: for models that fill a device."""
 
-    def __init__(self, shapes: Shapes, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int = 0,
+        *,
+        in_fp8: Collection[str] = (),
+    ) -> None:
+        """Draw codes and scales of the matrices named in `in_fp8`, values of `dtype` of all else."""
         self._shapes = shapes
         self._device = device
         self._dtype = dtype
         self._seed = seed
+        self._in_fp8 = frozenset(in_fp8)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Weight:
+        if name in self._in_fp8:
+            return _draw_fp8(name, self._shapes[name], self._device, self._seed)
         return draw_weights({name: self._shapes[name]}, self._device, self._dtype, self._seed)[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -58,7 +74,12 @@ class DrawnTensors(Mapping[str, Tensor]):
     @property
     def num_bytes(self) -> int:
         """Of all of them together."""
-        return self._dtype.itemsize * sum(math.prod(shape) for shape in self._shapes.values())
+        return sum(self._num_bytes(name, shape) for name, shape in self._shapes.items())
+
+    def _num_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        if name in self._in_fp8:
+            return math.prod(shape) + 4 * math.prod(scale_shape(shape))
+        return self._dtype.itemsize * math.prod(shape)
 
 
 def tensor_seed(seed: int, name: str) -> int:
@@ -76,6 +97,20 @@ def _draw(name: str, shape: tuple[int, ...], chance: torch.Generator, dtype: tor
         return tensor.normal_(0.0, deviation, generator=chance)
     stretch = torch.empty(_STRETCH, dtype=dtype).normal_(0.0, deviation, generator=chance)
     return _repeat(tensor, stretch)
+
+
+def _draw_fp8(name: str, shape: tuple[int, ...], device: torch.device, seed: int) -> Fp8Matrix:
+    """Draw codes, and for each block another scale, so that values are about as large as those of `_draw`."""
+    chance = torch.Generator(device).manual_seed(tensor_seed(seed, name))
+    is_short = device.type != "cpu" or math.prod(shape) <= _STRETCH
+    values = torch.empty(shape if is_short else (_STRETCH,), device=device, dtype=torch.bfloat16)
+    values.normal_(0.0, _CODE_DEVIATION, generator=chance).clamp_(-LARGEST_CODE, LARGEST_CODE)
+    codes = values.to(torch.float8_e4m3fn).view(torch.uint8)
+    if not is_short:
+        codes = _repeat(torch.empty(shape, dtype=torch.uint8), codes)
+    chance.manual_seed(tensor_seed(seed, scale_name(name)))
+    scales = torch.empty(scale_shape(shape), device=device).uniform_(0.5, 1.5, generator=chance)
+    return Fp8Matrix(codes.view(torch.float8_e4m3fn), scales.mul_(_deviation(name, shape) / _CODE_DEVIATION))
 
 
 def _vector_value(name: str) -> float:

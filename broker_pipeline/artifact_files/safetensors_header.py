@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker_pipeline.artifact_manifest import DTYPE_BYTES, Dtype
+from broker_pipeline.artifact_manifest import DTYPE_BYTES, StoredDtype
+from broker_pipeline.fp8_format import FP8_DTYPE
 
-SAFETENSORS_CODES = {"bfloat16": "BF16", "float32": "F32"}
+SAFETENSORS_CODES = {"bfloat16": "BF16", "float32": "F32", FP8_DTYPE: "F8_E4M3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class StoredTensor:
     """Name, dtype and shape of a tensor in a file."""
 
     name: str
-    dtype: Dtype
+    dtype: StoredDtype
     shape: tuple[int, ...]
 
     @property

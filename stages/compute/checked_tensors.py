@@ -17,6 +17,7 @@ from broker_pipeline.messages.workers import BlockRange
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, FINAL_NORM, LM_HEAD, Shapes, layer_prefix
 from stages.qwen3_vl.text import BlockWeights
+from stages.weights.fp8_matrix import Fp8Matrix, Weight, plain
 
 _MAX_NAMES_SHOWN = 8
 
@@ -33,22 +34,31 @@ class EndTensors(TypedDict):
 class CheckedTensors:
     """`tensors` as they must be: of these shapes, converted to `dtype`, on `device`."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Weight]
     shapes: Shapes
     dtype: torch.dtype
     device: torch.device
 
     def take(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors by name.
+        """Return tensors by name, dequantised where they are in FP8; errors as for `weights`."""
+        return {name: plain(weight, self.dtype) for name, weight in self.weights(names).items()}
+
+    def weights(self, names: Iterable[str]) -> dict[str, Weight]:
+        """Return tensors by name, in FP8 where they are.
 
         Raises:
             ArtifactError: a shape or dtype is wrong; the message lists all of these names for which it is.
         """
-        taken: dict[str, Tensor] = {}
+        taken: dict[str, Weight] = {}
         wrong: list[str] = []
         for name in names:
             tensor, shape = self.tensors[name], self.shapes[name]
-            if tuple(tensor.shape) != shape or tensor.dtype not in (torch.bfloat16, torch.float32):
+            if isinstance(tensor, Fp8Matrix):
+                if tuple(tensor.shape) != shape:
+                    wrong.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
+                elif not wrong:
+                    taken[name] = tensor.to(self.device)
+            elif tuple(tensor.shape) != shape or tensor.dtype not in (torch.bfloat16, torch.float32):
                 wrong.append(
                     f"{name} {list(tensor.shape)} {tensor.dtype} (expected {list(shape)}, bfloat16 or float32)"
                 )
@@ -62,10 +72,20 @@ class CheckedTensors:
         return self.take(self.shapes)
 
     def block(self, config: ModelConfig, layer: int) -> BlockWeights:
-        """Take a decoder layer's."""
+        """Take a decoder layer's, dequantised."""
         prefix = layer_prefix(layer)
-        own = self.take(name for name in self.shapes if name.startswith(prefix))
+        own = self.take(self._names(prefix))
         return BlockWeights.from_tensors(own, prefix, sparse=config.text.layer_is_sparse(layer))
+
+    def layer(self, layer: int, *, keep_fp8: bool) -> dict[str, Weight]:
+        """Take a decoder layer's, under their names within the layer; matrices in FP8 stay so with `keep_fp8`."""
+        prefix = layer_prefix(layer)
+        names = self._names(prefix)
+        own = self.weights(names) if keep_fp8 else self.take(names)
+        return {name.removeprefix(prefix): weight for name, weight in own.items()}
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in self.shapes if name.startswith(prefix)]
 
     def ends(self, config: ModelConfig, blocks: BlockRange) -> EndTensors:
         """Take the embedding for a first stage, norm and head for a last one. A tied head is the embedding itself."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import BlockRange
@@ -33,6 +32,7 @@ from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
 from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
 from stages.qwen3_vl.vision import VisionTower
 from stages.qwen3_vl.vision_ops import EagerVisionOps
+from stages.weights.fp8_matrix import Weight
 
 
 def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
@@ -70,7 +70,7 @@ def vision_tensor_names(config: ModelConfig) -> Shapes:
 def load_stage(
     config: ModelConfig,
     blocks: BlockRange,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     *,
     kv_capacity_tokens: int | KVRoom,
     options: ComputeOptions | None = None,
@@ -132,7 +132,7 @@ def _load_eager(
 
 
 def load_vision(
-    config: ModelConfig, tensors: Mapping[str, Tensor], options: ComputeOptions | None = None
+    config: ModelConfig, tensors: Mapping[str, Weight], options: ComputeOptions | None = None
 ) -> VisionTower:
     """Build the vision tower from exactly its tensors; errors as for `load_stage`."""
     options = options or ComputeOptions()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stages.qwen3_vl.attention import AttentionName
+
+Fp8Product = Literal["auto", "library", "kernel", "weight-only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,8 @@ class ComputeOptions:
     device: str = "cpu"
     dtype: str | None = None
     attention: AttentionName = "auto"
+    fp8_product: Fp8Product = "auto"
+    """How many rows meet weights in FP8 on a GPU: by the library or a kernel, rows in FP8 too, or by codes alone."""
     is_deterministic: bool = False
     """Whether a session's tokens must not depend on what else shares its microbatches; slower."""
     max_batch_tokens: int = 4096

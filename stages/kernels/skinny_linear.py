@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.activation import activate, silu_mul
+from stages.kernels.scaled_step import BLOCK, add_product, codes_and_scales
 from stages.kernels.tiling import RowTiling, Tiling
+from stages.weights.fp8_matrix import Weight
 
 _ROW = RowTiling(4, 1024, num_stages=3)
 _NARROW = Tiling(16, 32, 256)  # few outputs: small tiles, so that every multiprocessor has one
@@ -72,11 +74,13 @@ def _row_kernel(
 def _skinny_kernel(
     x_ptr,
     weight_ptr,
+    scales_ptr,
     out_ptr,
     num_rows,
     WIDTH: tl.constexpr,
     NUM_INPUTS: tl.constexpr,
     GATED: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -89,9 +93,12 @@ def _skinny_kernel(
     inputs = tl.arange(0, BLOCK_K)
     row_mask, column_mask = rows < num_rows, columns < WIDTH
     whole: tl.constexpr = (WIDTH % BLOCK_N == 0) and (NUM_INPUTS % BLOCK_K == 0)
+    num_blocks: tl.constexpr = (NUM_INPUTS + BLOCK - 1) // BLOCK
     x_tile = x_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     up_tile = weight_tile + WIDTH * NUM_INPUTS
+    scales = scales_ptr + (columns // BLOCK) * num_blocks
+    up_scales = scales_ptr + ((columns + WIDTH) // BLOCK) * num_blocks
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up_total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -108,19 +115,13 @@ def _skinny_kernel(
             weight = tl.load(weight_tile + done)
         else:
             weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-        if SWAP:
-            total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
-        else:
-            total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+        total = add_product(total, x, weight, scales, done, column_mask, SCALED, SWAP)
         if GATED:
             if whole:
                 up_weight = tl.load(up_tile + done)
             else:
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            if SWAP:
-                up_total = tl.dot(up_weight, tl.trans(x), up_total, input_precision="ieee")
-            else:
-                up_total = tl.dot(x, tl.trans(up_weight), up_total, input_precision="ieee")
+            up_total = add_product(up_total, x, up_weight, up_scales, done, column_mask, SCALED, SWAP)
     if GATED:
         out = activate(total, up_total, out_ptr.dtype.element_ty)
     else:
@@ -154,20 +155,26 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
     return out
 
 
-def skinny_linear(x: Tensor, weight: Tensor, tiling: Tiling, *, gated: bool = False) -> Tensor:
-    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`."""
+def skinny_linear(x: Tensor, weight: Weight, tiling: Tiling, *, gated: bool = False) -> Tensor:
+    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`.
+
+    Of a weight in FP8 the codes are read and multiplied in x's dtype; `tiling.block_k` must then divide 128.
+    """
+    values, scales, is_scaled = codes_and_scales(weight)
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)
     if x.shape[0]:
         grid = (triton.cdiv(x.shape[0], tiling.block_m) * triton.cdiv(width, tiling.block_n),)
         _skinny_kernel[grid](
             x,
-            weight,
+            values,
+            scales,
             out,
             x.shape[0],
             WIDTH=width,
             NUM_INPUTS=x.shape[1],
             GATED=gated,
+            SCALED=is_scaled,
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from broker_pipeline.errors import CheckpointError
-from export.recipe import BlockScale, Plain, dequantise
+from export.recipe import BlockScale, Plain
 from export.source.shard import SourceTensor
 from export.synthetic.random_checkpoint import random_hf_config, random_weights
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
+from stages.weights.fp8_matrix import dequantise
 
 BLOCK = 16  # of the tiny model's matrices (64 x 40 and the like), so that last blocks are cut
 
@@ -129,7 +130,7 @@ def test_chunks_do_not_change_values(monkeypatch):
     scale = BlockScale(SourceTensor("s", "f", "F32", tuple(scales.shape)), BLOCK, BLOCK)
     recipe = Plain(SourceTensor("x", "f", "F8_E4M3", (100, 40)), scale)
     reader = SimpleNamespace(read_rows=lambda tensor, start, stop: tensors[tensor.name][start:stop])
-    whole = dequantise(codes, scales, scale)
+    whole = dequantise(codes, scales, BLOCK, BLOCK)
     monkeypatch.setattr("export.recipe.CHUNK_BYTES", 40 * 20)  # 20 rows, rounded down to one block of 16
     chunks = list(recipe.chunks(reader, torch.float32))
     assert [len(chunk) for chunk in chunks] == [16] * 6 + [4]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from broker_pipeline.artifact_manifest import DTYPE_BYTES, Dtype, read_manifest
+from broker_pipeline.artifact_manifest import Dtype, read_manifest
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.planning.devices import gpu, processor
@@ -32,7 +32,7 @@ def read_sizes(artifact: Path, dtype: Dtype | None = None) -> ModelSizes:
 
 def served_dtype(dtype: str | None) -> Dtype | None:
     """Return the dtype that workers are told to serve in, None where they keep the artifact's."""
-    return cast("Dtype", dtype) if dtype in DTYPE_BYTES else None
+    return cast("Dtype", dtype) if dtype in get_args(Dtype) else None
 
 
 def site_of(gpus: Sequence[CudaDevice], edges: EdgeChoice = "auto") -> Site:

@@ -9,7 +9,7 @@ Nothing here waits for the device or depends on values there, so that a whole st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,19 +20,29 @@ from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.norms import add_rms_norm, rms_norm
-from stages.qwen3_vl.text import BlockWeights, ExpertWeights, MlpWeights
 from stages.qwen3_vl.text_config import TextConfig
-
-ExpertBlock = Callable[[Tensor, ExpertWeights, int], Tensor]
-"""Normed hidden states `[n, H]`, experts, the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""
+from stages.weights.fp8_matrix import Weight, joined, plain
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMlp:
     """A dense MLP: gate and up one above the other `[2I, H]`, down `[H, I]`."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """A router `[E, H]` and its experts: gate and up `[E, 2I, H]`, down `[E, H, I]`."""
+
+    router: Tensor
+    gate_up: Weight
+    down: Weight
+
+
+ExpertBlock = Callable[[Tensor, PackedExperts, int], Tensor]
+"""Normed hidden states `[n, H]`, experts, the number chosen of them -> `[n, H]`, or `[n, k, H]` still to be summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +50,40 @@ class PackedBlock:
     """A block's tensors with the projections of one input joined: `qkv` `[(heads + 2 kv_heads) d, H]`."""
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: Weight
     q_norm: Tensor
     k_norm: Tensor
-    o: Tensor
+    o: Weight
     post_attention_norm: Tensor
-    mlp: PackedMlp | ExpertWeights
+    mlp: PackedMlp | PackedExperts
 
     @classmethod
-    def pack(cls, block: BlockWeights) -> PackedBlock:
-        """Join copies; give up `block` afterwards, or its matrices are held twice."""
-        mlp = block.mlp
-        if isinstance(mlp, MlpWeights):
-            packed: PackedMlp | ExpertWeights = PackedMlp(torch.cat((mlp.gate, mlp.up)), mlp.down)
+    def pack(cls, tensors: Mapping[str, Weight], dtype: torch.dtype, *, sparse: bool) -> PackedBlock:
+        """Join copies of a layer's tensors, under their names in it; give these up, or matrices are held twice.
+
+        Matrices in FP8 stay so; all else is of `dtype`.
+        """
+
+        def vector(name: str) -> Tensor:
+            return plain(tensors[f"{name}.weight"], dtype)
+
+        def join(part: str, names: str) -> Weight:
+            return joined([tensors[f"{part}.{name}_proj.weight"] for name in names.split()], dtype)
+
+        mlp: PackedMlp | PackedExperts
+        if sparse:
+            experts = tensors["mlp.experts.gate_up_proj"], tensors["mlp.experts.down_proj"]
+            mlp = PackedExperts(vector("mlp.gate"), *experts)
         else:
-            packed = mlp
+            mlp = PackedMlp(join("mlp", "gate up"), tensors["mlp.down_proj.weight"])
         return cls(
-            input_norm=block.input_norm,
-            qkv=torch.cat((block.q, block.k, block.v)),
-            q_norm=block.q_norm,
-            k_norm=block.k_norm,
-            o=block.o,
-            post_attention_norm=block.post_attention_norm,
-            mlp=packed,
+            input_norm=vector("input_layernorm"),
+            qkv=join("self_attn", "q k v"),
+            q_norm=vector("self_attn.q_norm"),
+            k_norm=vector("self_attn.k_norm"),
+            o=tensors["self_attn.o_proj.weight"],
+            post_attention_norm=vector("post_attention_layernorm"),
+            mlp=mlp,
         )
 
 
@@ -159,7 +180,7 @@ class FusedBlocks:
         x, normed = add_rms_norm(x, self._linears.linear(attended.flatten(1), block.o), block.post_attention_norm, eps)
         return Unsummed(x, self._feed_forward(block.mlp, normed))
 
-    def _feed_forward(self, mlp: PackedMlp | ExpertWeights, normed: Tensor) -> Tensor:
-        if isinstance(mlp, ExpertWeights):
+    def _feed_forward(self, mlp: PackedMlp | PackedExperts, normed: Tensor) -> Tensor:
+        if isinstance(mlp, PackedExperts):
             return self._experts(normed, mlp, self._config.num_experts_per_tok)
         return self._linears.linear(self._linears.gated(normed, mlp.gate_up), mlp.down)

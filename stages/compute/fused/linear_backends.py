@@ -7,29 +7,39 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stages.compute.options import Fp8Product
 from stages.kernels.activation import silu_mul
+from stages.kernels.block_products import BlockProduct, has_library_product, kernel_product, library_product
+from stages.kernels.fp8_linear import fp8_gated, fp8_linear, invariant_fp8_linear
 from stages.kernels.matmul import invariant_linear
 from stages.kernels.skinny_linear import MOST_FEW_ROWS, few_rows_gated, few_rows_linear
+from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
 class LinearBackend(Protocol):
     """Rows `[n, in]` times matrices `[out, in]`."""
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """Return the product `[n, out]`."""
 
     def linear_into(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
         """Write the product into `out`."""
 
-    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         """Return `silu(gate) * up` `[n, I]` for gate and up one above the other, `[2I, in]`."""
 
 
 class FastLinear:
     """The fastest for each number of rows, so that a row's last digits depend on how many there are."""
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def __init__(self, fp8_product: BlockProduct | None = None) -> None:
+        """Multiply many rows and weights in FP8 by `fp8_product`; None multiplies them by codes, in the rows' dtype."""
+        self._fp8_product = fp8_product
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `LinearBackend`."""
+        if isinstance(weight, Fp8Matrix):
+            return fp8_linear(x, weight, self._fp8_product)
         return few_rows_linear(x, weight)
 
     def linear_into(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -39,22 +49,37 @@ class FastLinear:
         else:
             out.copy_(few_rows_linear(x, weight))
 
-    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         """See `LinearBackend`."""
+        if isinstance(gate_up, Fp8Matrix):
+            return fp8_gated(x, gate_up, self._fp8_product)
         return few_rows_gated(x, gate_up)
 
 
 class BatchInvariantLinear:
     """One way to add up for any number of rows: slower, and a row's result is its own."""
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `LinearBackend`."""
-        return invariant_linear(x, weight)
+        return invariant_fp8_linear(x, weight) if isinstance(weight, Fp8Matrix) else invariant_linear(x, weight)
 
     def linear_into(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
         """See `LinearBackend`."""
         out.copy_(invariant_linear(x, weight))
 
-    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
+    def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         """See `LinearBackend`."""
-        return silu_mul(invariant_linear(x, gate_up))
+        return silu_mul(self.linear(x, gate_up))
+
+
+def choose_fp8_product(name: Fp8Product, device: torch.device) -> BlockProduct | None:
+    """Return what multiplies many rows and weights in FP8; "auto" is the library where it can. None: by codes alone."""
+    if name == "weight-only":
+        return None
+    is_library = name == "library" or (name == "auto" and has_library_product(device))
+    return library_product if is_library else kernel_product
+
+
+def has_fp8_numbers(device: torch.device) -> bool:
+    """Say whether a GPU converts FP8 codes: from Ada and Hopper on. Older ones get values instead."""
+    return torch.cuda.get_device_capability(device) >= (8, 9)

@@ -17,9 +17,15 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
-from stages.compute.fused.blocks import ExpertBlock, PackedBlock
+from stages.compute.fused.blocks import ExpertBlock, PackedBlock, PackedExperts
 from stages.compute.fused.decoder import FusedDecoder
-from stages.compute.fused.linear_backends import BatchInvariantLinear, FastLinear, LinearBackend
+from stages.compute.fused.linear_backends import (
+    BatchInvariantLinear,
+    FastLinear,
+    LinearBackend,
+    choose_fp8_product,
+    has_fp8_numbers,
+)
 from stages.compute.fused.model import FusedModel, FusedWeights
 from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
@@ -29,7 +35,6 @@ from stages.device.hardware import require_compiler
 from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.experts.routing import choose_experts
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.text import ExpertWeights
 from stages.qwen3_vl.text_config import TextConfig
 
 _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes later
@@ -49,7 +54,14 @@ def load_fused(
     """
     _require_kernels(config.text)
     try:
-        packed = tuple(PackedBlock.pack(source.block(config, layer)) for layer in range(blocks.start, blocks.stop))
+        packed = tuple(
+            PackedBlock.pack(
+                source.layer(layer, keep_fp8=has_fp8_numbers(source.device)),
+                source.dtype,
+                sparse=config.text.layer_is_sparse(layer),
+            )
+            for layer in range(blocks.start, blocks.stop)
+        )
         weights = FusedWeights(packed, **source.ends(config, blocks))
         num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, source, room, options)
         return _build(config, blocks, weights, source, num_tokens, options)
@@ -81,7 +93,7 @@ def _build(
     only_largest: bool = False,
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
-    linears = BatchInvariantLinear() if options.is_deterministic else FastLinear()
+    linears = _linears(options, weights, source.device)
     kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
     model = FusedModel(
         text,
@@ -148,8 +160,14 @@ def _measured_tokens(
     return min(num_tokens, MOST_GPU_TOKENS)
 
 
+def _linears(options: ComputeOptions, weights: FusedWeights, device: torch.device) -> LinearBackend:
+    if options.is_deterministic:
+        return BatchInvariantLinear()
+    return FastLinear(choose_fp8_product(options.fp8_product, device) if weights.is_fp8 else None)
+
+
 def _expert_block(linears: LinearBackend, *, deterministic: bool) -> ExpertBlock:
-    def experts(normed: Tensor, mlp: ExpertWeights, num_chosen: int) -> Tensor:
+    def experts(normed: Tensor, mlp: PackedExperts, num_chosen: int) -> Tensor:
         chosen, weights = choose_experts(linears.linear(normed, mlp.router), num_chosen)
         return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic)
 

@@ -15,6 +15,7 @@ from stages.compute.kv.cache import KVCache
 from stages.kernels.rotation import rotation
 from stages.qwen3_vl.rope import TextRope
 from stages.qwen3_vl.text_config import TextConfig
+from stages.weights.fp8_matrix import Fp8Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class FusedWeights:
     embed: Tensor | None = None
     norm: Tensor | None = None
     head: Tensor | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether matrices are in FP8."""
+        return any(isinstance(block.o, Fp8Matrix) for block in self.blocks)
 
 
 class FusedModel:
@@ -42,8 +48,8 @@ class FusedModel:
         num_deepstack_levels: int,
     ) -> None:
         self.config = config
-        self.device = weights.blocks[0].qkv.device
-        self.dtype = weights.blocks[0].qkv.dtype
+        self.device = weights.blocks[0].input_norm.device
+        self.dtype = weights.blocks[0].input_norm.dtype
         self.layers = range(first_layer, first_layer + len(weights.blocks))
         self._weights = weights
         self._linears = linears

@@ -14,7 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
+from stages.kernels.scaled_step import BLOCK, add_product, codes_and_scales
 from stages.kernels.tiling import Tiling
+from stages.weights.fp8_matrix import Weight
 
 
 @triton.jit
@@ -39,12 +41,14 @@ def _gate_up_kernel(
     order_ptr,
     starts_ptr,
     gate_up_ptr,
+    scales_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POW2: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -63,6 +67,10 @@ def _gate_up_kernel(
     x_tile = x_ptr + rows[:, None] * HIDDEN + inputs[None, :]
     gate_tile = gate_up_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
     up_tile = gate_tile + INNER * HIDDEN
+    num_blocks: tl.constexpr = (HIDDEN + BLOCK - 1) // BLOCK
+    expert_scales = scales_ptr + expert * ((2 * INNER + BLOCK - 1) // BLOCK) * num_blocks
+    gate_scales = expert_scales + (columns // BLOCK) * num_blocks
+    up_scales = expert_scales + ((columns + INNER) // BLOCK) * num_blocks
     if SWAP:
         gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -81,12 +89,8 @@ def _gate_up_kernel(
         else:
             gate_weight = tl.load(gate_tile + done)
             up_weight = tl.load(up_tile + done)
-        if SWAP:
-            gate = tl.dot(gate_weight, tl.trans(x), gate, input_precision="ieee")
-            up = tl.dot(up_weight, tl.trans(x), up, input_precision="ieee")
-        else:
-            gate = tl.dot(x, tl.trans(gate_weight), gate, input_precision="ieee")
-            up = tl.dot(x, tl.trans(up_weight), up, input_precision="ieee")
+        gate = add_product(gate, x, gate_weight, gate_scales, done, column_mask, SCALED, SWAP)
+        up = add_product(up, x, up_weight, up_scales, done, column_mask, SCALED, SWAP)
     out = activate(gate, up, out_ptr.dtype.element_ty)
     if SWAP:
         out = tl.trans(out)
@@ -100,12 +104,14 @@ def _down_kernel(
     order_ptr,
     starts_ptr,
     down_ptr,
+    scales_ptr,
     weights_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POW2: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -123,6 +129,8 @@ def _down_kernel(
     row_mask, column_mask = places < end, columns < HIDDEN
     x_tile = activated_ptr + places.to(tl.int64)[:, None] * INNER + inputs[None, :]
     weight_tile = down_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[:, None] * INNER + inputs[None, :]
+    num_blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
+    scales = scales_ptr + (expert * ((HIDDEN + BLOCK - 1) // BLOCK) + columns // BLOCK) * num_blocks
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
@@ -137,10 +145,7 @@ def _down_kernel(
             weight = tl.load(weight_tile + done, mask=weight_mask, other=0.0)
         else:
             weight = tl.load(weight_tile + done)
-        if SWAP:
-            total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
-        else:
-            total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+        total = add_product(total, x, weight, scales, done, column_mask, SCALED, SWAP)
     if SWAP:
         total = tl.trans(total)
     pairs = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64)
@@ -151,9 +156,10 @@ def _down_kernel(
 
 
 def sorted_gate_up(
-    x: Tensor, order: Tensor, starts: Tensor, gate_up: Tensor, num_chosen: int, tiling: Tiling
+    x: Tensor, order: Tensor, starts: Tensor, gate_up: Weight, num_chosen: int, tiling: Tiling
 ) -> Tensor:
     """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
+    values, scales, is_scaled = codes_and_scales(gate_up)
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = x.new_empty(order.numel(), inner)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)
@@ -161,22 +167,25 @@ def sorted_gate_up(
         x,
         order,
         starts,
-        gate_up,
+        values,
+        scales,
         out,
         HIDDEN=x.shape[1],
         INNER=inner,
         NUM_EXPERTS=num_experts,
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
         NUM_CHOSEN=num_chosen,
+        SCALED=is_scaled,
         **_cut(tiling),
     )
     return out
 
 
 def sorted_down(
-    activated: Tensor, order: Tensor, starts: Tensor, weights: Tensor, down: Tensor, tiling: Tiling
+    activated: Tensor, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
 ) -> Tensor:
     """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`."""
+    values, scales, is_scaled = codes_and_scales(down)
     num_experts, hidden, inner = down.shape
     out = activated.new_empty(*weights.shape, hidden)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(hidden, tiling.block_n),)
@@ -184,13 +193,15 @@ def sorted_down(
         activated,
         order,
         starts,
-        down,
+        values,
+        scales,
         weights,
         out,
         HIDDEN=hidden,
         INNER=inner,
         NUM_EXPERTS=num_experts,
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
+        SCALED=is_scaled,
         **_cut(tiling),
     )
     return out

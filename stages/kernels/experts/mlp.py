@@ -14,21 +14,31 @@ from torch import Tensor
 from stages.kernels.experts.blocks import sorted_down, sorted_gate_up
 from stages.kernels.experts.pairs import pair_down, pair_gate_up
 from stages.kernels.experts.sort import sort_by_expert
-from stages.kernels.experts.tiling import MAX_PAIR_ROWS, PAIR_DOWN, PAIR_GATE_UP, tilings_for
+from stages.kernels.experts.tiling import (
+    FP8_PAIR_DOWN,
+    FP8_PAIR_GATE_UP,
+    MAX_PAIR_ROWS,
+    PAIR_DOWN,
+    PAIR_GATE_UP,
+    tilings_for,
+)
+from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
 def fused_experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, deterministic: bool = False
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Weight, down: Weight, *, deterministic: bool = False
 ) -> Tensor:
     """Return what the chosen experts add to rows `x` `[n, H]`: of few rows `[n, H]`, else `[n, k, H]`, to be summed.
 
     Shapes: chosen `[n, k]` int32 or int64 with ids in [0, E), weights `[n, k]`, gate_up `[E, 2I, H]`, down `[E, H, I]`,
-    all contiguous. Few rows are summed in the order of their choices, rounded after each, as `eager_experts` does in
-    ascending order of experts: `choose_experts` gives the choices in that order.
+    all contiguous; of experts in FP8 the codes are read and multiplied in x's dtype. Few rows are summed in the order
+    of their choices, rounded after each, as `eager_experts` does in ascending order of experts: `choose_experts` gives
+    the choices in that order.
     """
     if x.shape[0] <= MAX_PAIR_ROWS and not deterministic:
-        activated = pair_gate_up(x, chosen, gate_up, PAIR_GATE_UP)
-        return pair_down(activated, chosen, weights, down, PAIR_DOWN)
+        is_fp8 = isinstance(gate_up, Fp8Matrix)
+        activated = pair_gate_up(x, chosen, gate_up, FP8_PAIR_GATE_UP if is_fp8 else PAIR_GATE_UP)
+        return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if is_fp8 else PAIR_DOWN)
     tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)

@@ -7,7 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
+from stages.kernels.scaled_step import BLOCK, codes_and_scales
 from stages.kernels.tiling import RowTiling
+from stages.weights.fp8_matrix import Weight
 
 
 @triton.jit
@@ -15,10 +17,12 @@ def _pair_gate_up_kernel(
     x_ptr,
     chosen_ptr,
     gate_up_ptr,
+    scales_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -31,6 +35,10 @@ def _pair_gate_up_kernel(
     x_tile = x_ptr + (pair // NUM_CHOSEN) * HIDDEN + inputs
     gate_tile = gate_up_ptr + expert * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
     up_tile = gate_tile + INNER * HIDDEN
+    num_blocks: tl.constexpr = (HIDDEN + BLOCK - 1) // BLOCK
+    expert_scales = scales_ptr + expert * ((2 * INNER + BLOCK - 1) // BLOCK) * num_blocks
+    gate_scales = expert_scales + (columns // BLOCK) * num_blocks
+    up_scales = expert_scales + ((columns + INNER) // BLOCK) * num_blocks
     gate = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for done in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
@@ -44,8 +52,14 @@ def _pair_gate_up_kernel(
             gate_weight = tl.load(gate_tile + done)
             up_weight = tl.load(up_tile + done)
             x = tl.load(x_tile + done).to(tl.float32)
-        gate += gate_weight.to(tl.float32) * x[None, :]
-        up += up_weight.to(tl.float32) * x[None, :]
+        if SCALED:
+            gate_scale = tl.load(gate_scales + done // BLOCK, mask=column_mask, other=0.0)
+            up_scale = tl.load(up_scales + done // BLOCK, mask=column_mask, other=0.0)
+            gate += gate_weight.to(tl.float32) * x[None, :] * gate_scale[:, None]
+            up += up_weight.to(tl.float32) * x[None, :] * up_scale[:, None]
+        else:
+            gate += gate_weight.to(tl.float32) * x[None, :]
+            up += up_weight.to(tl.float32) * x[None, :]
     out = activate(tl.sum(gate, axis=1), tl.sum(up, axis=1), out_ptr.dtype.element_ty)
     tl.store(out_ptr + pair * INNER + columns, out, mask=column_mask)
 
@@ -55,12 +69,14 @@ def _pair_down_kernel(
     activated_ptr,
     chosen_ptr,
     down_ptr,
+    scales_ptr,
     weights_ptr,
     out_ptr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
     CHOSEN_POW2: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -77,6 +93,9 @@ def _pair_down_kernel(
     x_tile = activated_ptr + pairs[:, None, None] * INNER + inputs[None, None, :]
     lines = experts[:, None] * HIDDEN + columns[None, :]
     weight_tile = down_ptr + lines[:, :, None] * INNER + inputs[None, None, :]
+    num_blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
+    line_blocks = experts[:, None] * ((HIDDEN + BLOCK - 1) // BLOCK) + (columns // BLOCK)[None, :]
+    scales = scales_ptr + line_blocks * num_blocks
     total = tl.zeros((CHOSEN_POW2, BLOCK_N, BLOCK_K), tl.float32)
     line_mask = choice_mask[:, None] & column_mask[None, :]
     for done in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
@@ -87,7 +106,11 @@ def _pair_down_kernel(
             inside = (done + inputs < INNER)[None, None, :]
             weight = tl.load(weight_tile + done, mask=line_mask[:, :, None] & inside, other=0.0)
             x = tl.load(x_tile + done, mask=choice_mask[:, None, None] & inside, other=0.0)
-        total += weight.to(tl.float32) * x.to(tl.float32)
+        if SCALED:
+            scale = tl.load(scales + done // BLOCK, mask=line_mask, other=0.0)
+            total += weight.to(tl.float32) * x.to(tl.float32) * scale[:, :, None]
+        else:
+            total += weight.to(tl.float32) * x.to(tl.float32)
     share = tl.load(weights_ptr + pairs, mask=choice_mask, other=0.0).to(tl.float32)
     weighted = (tl.sum(total, axis=2).to(dtype).to(tl.float32) * share[:, None]).to(dtype).to(tl.float32)
     summed = tl.zeros((BLOCK_N,), tl.float32)
@@ -97,8 +120,12 @@ def _pair_down_kernel(
     tl.store(out_ptr + row * HIDDEN + columns, summed.to(dtype), mask=column_mask)
 
 
-def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) -> Tensor:
-    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`."""
+def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Weight, tiling: RowTiling) -> Tensor:
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`.
+
+    For experts in FP8, here and in `pair_down`, `tiling.block_k` must divide 128.
+    """
+    values, scales, is_scaled = codes_and_scales(gate_up)
     inner = gate_up.shape[1] // 2
     out = x.new_empty(chosen.numel(), inner)
     if chosen.numel():
@@ -106,11 +133,13 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) 
         _pair_gate_up_kernel[grid](
             x,
             chosen,
-            gate_up,
+            values,
+            scales,
             out,
             HIDDEN=x.shape[1],
             INNER=inner,
             NUM_CHOSEN=chosen.shape[1],
+            SCALED=is_scaled,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
             STAGES=tiling.num_stages,
@@ -119,21 +148,24 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Tensor, tiling: RowTiling) 
     return out
 
 
-def pair_down(activated: Tensor, chosen: Tensor, weights: Tensor, down: Tensor, tiling: RowTiling) -> Tensor:
+def pair_down(activated: Tensor, chosen: Tensor, weights: Tensor, down: Weight, tiling: RowTiling) -> Tensor:
     """Return the weighted sum over choices `[n, H]` of `activated` `[n * k, I]`."""
+    values, scales, is_scaled = codes_and_scales(down)
     num_rows, num_chosen = chosen.shape
     out = activated.new_empty(num_rows, down.shape[1])
     if num_rows:
         _pair_down_kernel[(num_rows, triton.cdiv(down.shape[1], tiling.block_n))](
             activated,
             chosen,
-            down,
+            values,
+            scales,
             weights,
             out,
             HIDDEN=down.shape[1],
             INNER=down.shape[2],
             NUM_CHOSEN=num_chosen,
             CHOSEN_POW2=triton.next_power_of_2(num_chosen),
+            SCALED=is_scaled,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
             STAGES=tiling.num_stages,

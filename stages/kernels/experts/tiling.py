@@ -23,6 +23,8 @@ class ExpertTilings:
 MAX_PAIR_ROWS = 4  # up to here experts are hardly shared by rows, so that sorting would save no reading
 PAIR_GATE_UP = RowTiling(16, 256, num_warps=4, num_stages=3)
 PAIR_DOWN = RowTiling(4, 256, num_warps=4)
+FP8_PAIR_GATE_UP = RowTiling(16, 128, num_warps=4, num_stages=5)  # not swept; steps of one block of scales
+FP8_PAIR_DOWN = RowTiling(8, 128, num_warps=4)
 
 _BY_LOAD = (
     ExpertTilings(10, Tiling(16, 64, 128, swap=True), Tiling(16, 64, 128, num_stages=3, swap=True)),

@@ -58,7 +58,10 @@ class Pair:
         self.eager = EagerDecoder(
             text, 0, StageWeights(tuple(blocks), **ends), kv=self.caches[0], attention=SdpaAttention()
         )
-        packed = tuple(PackedBlock.pack(block) for block in blocks)
+        packed = tuple(
+            PackedBlock.pack(source.layer(layer, keep_fp8=True), dtype, sparse=config.text.layer_is_sparse(layer))
+            for layer in range(text.num_layers)
+        )
         model = FusedModel(
             text,
             0,
