@@ -16,6 +16,7 @@ from broker_pipeline.artifact_manifest import (
     WeightsManifest,
     block_file,
 )
+from broker_pipeline.fp8_format import FP8_DTYPE, scale_name
 from broker_pipeline.model_facts import ModelFacts
 
 _EXPERTS = ".mlp.experts."
@@ -37,6 +38,8 @@ class ModelSizes:
     num_layers: int
     hidden_size: int
     dtype_bytes: int
+    layer_share: float = 1.0
+    """Bytes of a layer's weights, as a part of what they take in the dtype: about half in FP8."""
     layer_weights: int
     """Of a layer without its experts."""
     expert_weights: int = 0
@@ -55,9 +58,19 @@ class ModelSizes:
     """DeepStack levels: first layers that get visual rows of their own."""
 
     @classmethod
-    def of(cls, manifest: WeightsManifest, facts: ModelFacts, dtype: Dtype | None = None) -> Self:
-        """Read the sizes of an artifact, as it is served in `dtype` (None: in its own)."""
-        layer, tower = manifest.stored_in(block_file(0)), manifest.stored_in(VISION_FILE)
+    def of(
+        cls, manifest: WeightsManifest, facts: ModelFacts, dtype: Dtype | None = None, *, keeps_fp8: bool = True
+    ) -> Self:
+        """Read the sizes of an artifact, as it is served in `dtype` (None: in its own).
+
+        Matrices in FP8 stay so in bfloat16 on GPUs; with `keeps_fp8` False, or in float32, they are dequantised.
+        """
+        stored, tower = manifest.stored_in(block_file(0)), manifest.stored_in(VISION_FILE)
+        scales = {scale_name(record.name) for record in stored if record.dtype == FP8_DTYPE}
+        layer = [record for record in stored if record.name not in scales]
+        dtype_bytes = DTYPE_BYTES[dtype or facts.dtype]
+        is_fp8 = bool(scales) and keeps_fp8 and dtype_bytes == DTYPE_BYTES["bfloat16"]
+        stored_bytes = sum(record.size_bytes for record in stored)
         experts = [record for record in layer if _EXPERTS in record.name]
         num_experts = experts[0].shape[0] if experts else 0
         in_blocks = _num_values(record for record in tower if _TOWER_BLOCKS in record.name)
@@ -66,7 +79,8 @@ class ModelSizes:
             name=facts.name.rpartition("/")[2],
             num_layers=facts.num_layers,
             hidden_size=facts.hidden_size,
-            dtype_bytes=DTYPE_BYTES[dtype or facts.dtype],
+            dtype_bytes=dtype_bytes,
+            layer_share=stored_bytes / (_num_values(layer) * dtype_bytes) if is_fp8 else 1.0,
             layer_weights=_num_values(layer) - _num_values(experts),
             expert_weights=_num_values(experts) // max(1, num_experts),
             num_experts=num_experts,
@@ -82,7 +96,12 @@ class ModelSizes:
     @property
     def layer_bytes(self) -> int:
         """Bytes of a layer, experts included."""
-        return (self.layer_weights + self.num_experts * self.expert_weights) * self.dtype_bytes
+        return round((self.layer_weights + self.num_experts * self.expert_weights) * self.layer_value_bytes)
+
+    @property
+    def layer_value_bytes(self) -> float:
+        """Bytes of one value of a layer's weights."""
+        return self.layer_share * self.dtype_bytes
 
     @property
     def kv_bytes(self) -> int:

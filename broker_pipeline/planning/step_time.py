@@ -13,7 +13,7 @@ from broker_pipeline.planning.workload import Workload
 def layer_s(model: ModelSizes, device: Device, work: Workload, num_tokens: float, num_sessions: float) -> float:
     """Return the seconds of one layer for `num_tokens`, with the KV of `num_sessions` to read."""
     experts = model.num_experts_read(num_tokens, work.experts_share) * model.expert_weights
-    reading = (model.layer_weights + experts) * model.dtype_bytes / device.bytes_per_s
+    reading = (model.layer_weights + experts) * model.layer_value_bytes / device.bytes_per_s
     chosen = model.num_experts_per_token * model.expert_weights / device.expert_share
     computing = 2 * num_tokens * (model.layer_weights + chosen) / device.flops_per_s
     kv = num_sessions * work.mean_context * model.kv_bytes / (device.bytes_per_s * device.kv_share)

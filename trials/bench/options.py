@@ -28,6 +28,11 @@ unread_option = click.option(
 )
 
 
+quantize_option = click.option(
+    "--quantize", type=click.Choice(["fp8"]), help="The decoder's matrices in FP8, as `export --quantize` makes them."
+)
+
+
 def seconds_option(function: F) -> F:
     """Add how long each row of a benchmark in real time is measured."""
     add = click.option(
@@ -49,6 +54,7 @@ def work_options(function: F) -> F:
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--shape", metavar="NAME", help="Random weights in the shape of 2B, 4B, 8B, 32B, 30B-A3B, tiny, …"),
     click.option("--layers", "num_layers", type=POSITIVE, help="With --shape: only so many layers of it."),
+    quantize_option,
     click.option(
         "--pictures", "num_pictures", default=64, show_default=True, type=POSITIVE, help="Pictures of a round."
     ),
@@ -79,13 +85,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-async def shape_or_demo(shape: str | None, num_layers: int | None, directory: Path) -> Path:
+async def shape_or_demo(shape: str | None, num_layers: int | None, quantize: str | None, directory: Path) -> Path:
     """Make the artifact of a shape, or of the demo's model where `shape` is None, in `directory`."""
     if shape is None:
         say("the demo's model")
-        return await make_artifact(directory, trained_model())
+        return await make_artifact(directory, trained_model(), ("--quantize", quantize) if quantize else ())
     say(f"random weights in the shape of {shape}")
-    return write_shape_artifact(directory / "artifact", shape, num_layers)
+    return write_shape_artifact(directory / "artifact", shape, num_layers, in_fp8=quantize == "fp8")
 
 
 def say(line: str) -> None:

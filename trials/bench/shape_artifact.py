@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,19 @@ from broker_pipeline.artifact_manifest import (
     Dtype,
     RandomWeights,
     SideFile,
+    StoredDtype,
     TensorRecord,
     WeightFile,
     WeightsManifest,
     fingerprint_of,
 )
 from broker_pipeline.errors import PipelineError
+from broker_pipeline.fp8_format import scale_name
 from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.fp8_matrices import with_scales
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, Shapes
 from trials.bench.shapes import hf_config
 
@@ -50,8 +54,12 @@ _TOKENS = {
 _MAX_PIXELS = 1024 * 1024
 
 
-def write_shape_artifact(directory: Path, shape: str, num_layers: int | None = None, seed: int = 0) -> Path:
+def write_shape_artifact(
+    directory: Path, shape: str, num_layers: int | None = None, seed: int = 0, *, in_fp8: bool = False
+) -> Path:
     """Write the artifact into `directory` and return it. The same arguments give the same fingerprint.
+
+    With `in_fp8` the decoder's matrices are drawn as codes and scales.
 
     Raises:
         ConfigurationError: no shape has this name, or it has fewer layers.
@@ -63,7 +71,8 @@ def write_shape_artifact(directory: Path, shape: str, num_layers: int | None = N
     write_processor_files(directory, max_pixels=_MAX_PIXELS)
     side_files = tuple(_side_file(path) for path in sorted(directory.iterdir()))
     write_json(directory / CONFIG_NAME, config)
-    manifest = _manifest(parsed, (directory / CONFIG_NAME).read_bytes(), side_files, seed)
+    shapes = {file: with_scales(own) if in_fp8 else own for file, own in file_shapes(parsed).items()}
+    manifest = _manifest(parsed, shapes, (directory / CONFIG_NAME).read_bytes(), side_files, seed)
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (directory / MANIFEST_NAME).write_bytes(encoded + b"\n")
     return directory
@@ -80,9 +89,15 @@ def _side_file(path: Path) -> SideFile:
     return SideFile(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _manifest(config: ModelConfig, config_json: bytes, side_files: tuple[SideFile, ...], seed: int) -> WeightsManifest:
+def _manifest(
+    config: ModelConfig,
+    shapes: Mapping[str, Shapes],
+    config_json: bytes,
+    side_files: tuple[SideFile, ...],
+    seed: int,
+) -> WeightsManifest:
     dtype: Dtype = "float32" if config.dtype == "float32" else "bfloat16"
-    files = {file: _records(file, shapes, dtype, seed) for file, shapes in file_shapes(config).items()}
+    files = {file: _records(file, own, dtype, seed) for file, own in shapes.items()}
     tensors = [record for records in files.values() for record in records]
     if config.tie_word_embeddings:
         embedding = next(record for record in tensors if record.name == EMBED_TOKENS)
@@ -103,21 +118,25 @@ def _manifest(config: ModelConfig, config_json: bytes, side_files: tuple[SideFil
 
 
 def _records(file: str, shapes: Shapes, dtype: Dtype, seed: int) -> list[TensorRecord]:
-    return [
-        TensorRecord(
+    scales = {scale_name(name) for name in shapes} & shapes.keys()
+
+    def record(name: str, shape: tuple[int, ...]) -> TensorRecord:
+        codes: StoredDtype = "float8_e4m3fn" if scale_name(name) in scales else dtype
+        stored: StoredDtype = "float32" if name in scales else codes
+        return TensorRecord(
             name=name,
             file=file,
-            dtype=dtype,
+            dtype=stored,
             shape=shape,
-            size_bytes=math.prod(shape) * DTYPE_BYTES[dtype],
-            sha256=hashlib.sha256(orjson.dumps([seed, name, shape, dtype])).hexdigest(),
+            size_bytes=math.prod(shape) * DTYPE_BYTES[stored],
+            sha256=hashlib.sha256(orjson.dumps([seed, name, shape, stored])).hexdigest(),
             tied_to=None,
             source_files=(),
             source_layout="plain",
             transposed=False,
         )
-        for name, shape in shapes.items()
-    ]
+
+    return [record(name, shape) for name, shape in shapes.items()]
 
 
 def main(shape: str, directory: str, num_layers: str | None = None) -> None:

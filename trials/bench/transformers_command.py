@@ -32,6 +32,7 @@ def command(
     *,
     shape: str | None,
     num_layers: int | None,
+    quantize: str | None,
     with_ours: bool,
     threads: int | None,
     json_path: Path | None,
@@ -55,12 +56,13 @@ def command(
     num_threads = threads or len(os.sched_getaffinity(0))
 
     async def measure(directory: Path) -> list[PipelineRow]:
-        artifact = await shape_or_demo(shape, num_layers, directory)
+        artifact = await shape_or_demo(shape, num_layers, quantize, directory)
         return await _measure(settings, programs, artifact, num_threads, directory)
 
     with tempfile.TemporaryDirectory(prefix="broker-pipeline-bench-") as temporary:
         rows = asyncio.run(measure(Path(temporary)))
-    facts = {"model": shape or "demo", "layers": num_layers, "threads": num_threads, **msgspec.to_builtins(settings)}
+    facts = {"model": shape or "demo", "layers": num_layers, "quantize": quantize, "threads": num_threads}
+    facts |= msgspec.to_builtins(settings)
     show(BenchReport(bench="transformers", machine=machine, settings=facts, rows=rows), COLUMNS, json_path)
 
 

@@ -225,7 +225,8 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
         check_device(options["device"], len(gpus))
     used = used_gpus(gpus, options["device"])
     model = options["model"].absolute()
-    sizes, site, work = read_sizes(model, served_dtype(options["dtype"])), site_of(used, options["edges"]), Workload()
+    sizes = read_sizes(model, served_dtype(options["dtype"]), on_gpus=bool(used))
+    site, work = site_of(used, options["edges"]), Workload()
     plan = choose_plan(sizes, site, work, layout_request(options, has_gpus=bool(used)))
     everywhere = gpus and options["device"] in {"auto", "cuda"}
     settings = LocalSettings(

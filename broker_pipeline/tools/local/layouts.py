@@ -25,9 +25,9 @@ _WAITING = 256
 """Jobs beside those on the stages: being prepared, and waiting for room."""
 
 
-def read_sizes(artifact: Path, dtype: Dtype | None = None) -> ModelSizes:
+def read_sizes(artifact: Path, dtype: Dtype | None = None, *, on_gpus: bool = True) -> ModelSizes:
     """Read what the planner needs to know of an artifact; raises `ArtifactError`."""
-    return ModelSizes.of(read_manifest(artifact), read_model_facts(artifact), dtype)
+    return ModelSizes.of(read_manifest(artifact), read_model_facts(artifact), dtype, keeps_fp8=on_gpus)
 
 
 def served_dtype(dtype: str | None) -> Dtype | None:

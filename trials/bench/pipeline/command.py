@@ -132,9 +132,10 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     _check_model(options, model)
     machine = MachineFacts.read()
-    shape, num_layers = options.pop("shape"), options.pop("num_layers")
+    shape, num_layers, quantize = options.pop("shape"), options.pop("num_layers"), options.pop("quantize")
     settings = _settings(options)
-    facts = {"model": model.name if model else shape or "demo", "layers": num_layers, **msgspec.to_builtins(settings)}
+    facts = {"model": model.name if model else shape or "demo", "layers": num_layers, "quantize": quantize}
+    facts |= msgspec.to_builtins(settings)
     rows: list[PipelineRow] = []
 
     def report() -> BenchReport:
@@ -143,7 +144,7 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
     with fresh_directory(work_dir, "work_dir") as directory:
 
         async def measure() -> None:
-            artifact = model or await shape_or_demo(shape, num_layers, directory)
+            artifact = model or await shape_or_demo(shape, num_layers, quantize, directory)
             async with aclosing(measure_pipeline(settings, artifact, directory)) as measured:
                 async for row in measured:
                     rows.append(row)
@@ -162,6 +163,8 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
 def _check_model(options: dict[str, Any], model: Path | None) -> None:
     if options["shape"] and model:
         raise ConfigurationError("--shape and --model are two models; give one of them", field="shape")
+    if options["quantize"] and model:
+        raise ConfigurationError("--model is quantized already, or not: export decides", field="quantize")
     if options["num_layers"] and not options["shape"]:
         raise ConfigurationError("--layers takes layers of a --shape", field="layers")
     if importlib.util.find_spec("torch") is None:

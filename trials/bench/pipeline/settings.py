@@ -87,8 +87,9 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
 
     def forecast(self, model: Path, layout: Layout, num_prompt_tokens: int, gpus: Sequence[CudaDevice]) -> Forecast:
         """Predict what a layout gives for this work."""
-        sizes, site = read_sizes(model, served_dtype(self.dtype)), site_of(used_gpus(gpus, self.device))
-        return forecast(sizes, site, self._workload(num_prompt_tokens), layout)
+        used = used_gpus(gpus, self.device)
+        sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
+        return forecast(sizes, site_of(used), self._workload(num_prompt_tokens), layout)
 
     def _plan(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Plan:
         """Cut as `up` would: on GPUs so that the slowest stage is fastest, elsewhere into stages of equal size."""
@@ -101,7 +102,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
             vision=place,
             num_vision_workers=1 if place == "separate" else None,
         )
-        sizes = read_sizes(model, served_dtype(self.dtype))
+        sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
         return choose_plan(sizes, site_of(used), self._workload(None), request)
 
     def _workload(self, num_prompt_tokens: int | None) -> Workload:

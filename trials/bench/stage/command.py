@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from broker_pipeline.tools.machine import MachineFacts
-from trials.bench.options import POSITIVE
+from trials.bench.options import POSITIVE, quantize_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.shapes import SHAPE_NAMES
 from trials.bench.spread import shown
@@ -82,6 +82,15 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
     "--deterministic", "is_deterministic", is_flag=True, help="Compute batch-invariantly, as a worker with this flag."
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
+@quantize_option
+@click.option(
+    "--fp8-product",
+    type=click.Choice(["auto", "library", "kernel", "weight-only"]),
+    default="auto",
+    show_default=True,
+    help="With --quantize on a GPU: what multiplies many rows. auto is the library where it can; weight-only keeps "
+    "rows in bfloat16.",
+)
 @click.option("--threads", "num_threads", type=POSITIVE, help="CPU threads of one operation.  [default: torch's own]")
 @json_option
 def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
@@ -93,12 +102,14 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
     how a pipeline drives a GPU. "On the GPU" is what its own clock says of a step by itself.
 
     The floor is the larger of two times: that of reading weights, keys and values once, at the rate of a large copy;
-    and that of the matrix products, at the rate of a large one. Both rates are measured in the same run.
+    and that of the matrix products, at the rate of a large one. Both rates are measured in the same run; with
+    --quantize the second still is that of products in bfloat16.
 
     \b
     Examples:
       broker-pipeline bench stage --shape 8B --layers 2 --batch 1 --batch 8
       broker-pipeline bench stage --shape 8B --device cuda --batch 128 --mixed 128:2 --context 219
+      broker-pipeline bench stage --shape 8B --quantize fp8 --device cuda --batch 1 --batch 256
       broker-pipeline bench stage --shape 30B-A3B --device cuda --batch 1 --batch 64 --batch 256 --json moe.json
     """
     machine = MachineFacts.read()

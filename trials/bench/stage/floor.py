@@ -67,17 +67,19 @@ def step_needs(
     num_pairs: int,
     num_sampled: int,
     itemsize: int,
+    weight_itemsize: int,
 ) -> StepNeeds:
     """Return what `num_tokens` new tokens need on the first `num_layers` layers.
 
     `num_cached_tokens` are the tokens of all sessions whose keys and values are read, `num_pairs` counts each once for
     every new token that looks at it; `num_sampled` tokens go through the head, 0 where the stage has none.
+    A value of a layer's weights has `weight_itemsize` bytes, any other `itemsize`.
     """
     attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
     bytes_read, flops = 0.0, 0.0
     for layer in range(num_layers):
         read, used = _mlp_weights(config, layer, num_tokens)
-        bytes_read += (attention + read) * itemsize
+        bytes_read += (attention + read) * weight_itemsize
         flops += 2 * num_tokens * (attention + used)
     bytes_read += 2 * num_cached_tokens * num_layers * config.num_kv_heads * config.head_dim * itemsize
     flops += 4 * num_pairs * num_layers * config.num_heads * config.head_dim

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from stages.compute.options import Fp8Product
 from trials.bench.spread import Spread
 from trials.bench.stage.floor import DeviceRates
 
@@ -26,6 +27,8 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_warm_up: int
     device: str
     dtype: str | None
+    quantize: str | None = None
+    fp8_product: Fp8Product = "auto"
     num_threads: int | None
     is_deterministic: bool
 

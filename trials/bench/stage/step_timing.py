@@ -24,12 +24,13 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
-from stages.compute.loading import compute_dtype, load_stage, stage_tensor_names
+from stages.compute.loading import compute_dtype, is_fused, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.qwen3_vl.config import ModelConfig
+from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from trials.bench.options import say
 from trials.bench.shapes import shape_config
@@ -63,7 +64,9 @@ def measure_stage(settings: StageBenchSettings) -> StageReport:
     say("measuring what the device can do")
     rates = measure_rates(device, dtype)
     say(f"drawing the weights of {len(blocks)} layers")
-    weights = DrawnTensors(stage_tensor_names(config, blocks.start, blocks.stop), device, dtype)
+    shapes = stage_tensor_names(config, blocks.start, blocks.stop)
+    in_fp8 = [name for name in shapes if is_fp8_matrix(name)] if settings.quantize else []
+    weights = DrawnTensors(shapes, device, dtype, in_fp8=in_fp8)
     started = time.perf_counter()
     stage = load_stage(config, blocks, weights, kv_capacity_tokens=settings.num_kv_tokens, options=_options(settings))
     synchronize(device)
@@ -86,6 +89,7 @@ def _options(settings: StageBenchSettings) -> ComputeOptions:
     return ComputeOptions(
         settings.device,
         settings.dtype,
+        fp8_product=settings.fp8_product,
         is_deterministic=settings.is_deterministic,
         max_batch_tokens=settings.num_tokens_most,
         max_step_sessions=settings.num_decoded_most,
@@ -104,6 +108,7 @@ class _StageBench:
         self._stage = stage
         self._settings = settings
         self._rates = rates
+        self._keeps_fp8 = settings.quantize is not None and is_fused(_options(settings), stage.dtype, stage.device)
         self._chance = torch.Generator().manual_seed(_SEED)
         for layer in range(len(stage.blocks)):  # zeros would be computed faster on a GPU, which then draws less power
             stage.kv.keys(layer).normal_()
@@ -209,6 +214,7 @@ class _StageBench:
             num_pairs=num_pairs,
             num_sampled=num_sampled if self._stage.is_last else 0,
             itemsize=self._stage.dtype.itemsize,
+            weight_itemsize=1 if self._keeps_fp8 else self._stage.dtype.itemsize,
         )
 
     def _row(

@@ -50,6 +50,7 @@ def test_the_floor_of_8b_is_the_known_one() -> None:
             num_pairs=held,
             num_sampled=num_sessions,
             itemsize=2,
+            weight_itemsize=2,
         )
         floor_s, bound = needs.floor(rates)
         assert bound == "memory"
