@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-collect_ignore = [] if find_spec("triton") else ["kernels", "compute/fused/test_decoder.py"]
+_WITH_TRITON = ["kernels", "compute/fused/test_decoder.py", "compute/fused/test_fp8_decoder.py"]
+collect_ignore = [] if find_spec("triton") else _WITH_TRITON
 
 
 @pytest.hookimpl(tryfirst=True)

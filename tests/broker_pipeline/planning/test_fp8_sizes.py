@@ -1,0 +1,38 @@
+"""What the planner knows of artifacts in FP8."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker_pipeline.artifact_manifest import read_manifest
+from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.planning.devices import gpu
+from broker_pipeline.planning.layout import LayoutRequest
+from broker_pipeline.planning.model_sizes import ModelSizes
+from broker_pipeline.planning.planner import choose_plan
+from broker_pipeline.planning.site import Site
+from broker_pipeline.planning.workload import Workload
+from broker_pipeline.tools.local.layouts import read_sizes
+from tests.kit.models.planned_sizes import sizes_of
+from trials.bench.shape_artifact import write_shape_artifact
+
+
+@pytest.mark.parametrize("shape", ["8B", "30B-A3B", "235B-A22B"])
+def test_layers_take_half_the_bytes_on_a_gpu_in_bfloat16_only(tmp_path, shape: str) -> None:
+    directory = write_shape_artifact(tmp_path / shape, shape, in_fp8=True)
+    quantized, plain = read_sizes(directory), sizes_of(shape)
+    assert quantized.layer_bytes / plain.layer_bytes == pytest.approx(0.5, abs=0.002)
+    assert quantized.layer_weights == plain.layer_weights
+    assert (quantized.num_experts, quantized.expert_weights) == (plain.num_experts, plain.expert_weights)
+    assert quantized.tower_bytes == plain.tower_bytes
+    assert read_sizes(directory, on_gpus=False).layer_bytes == plain.layer_bytes
+    assert read_sizes(directory, "float32").layer_bytes == 2 * plain.layer_bytes
+
+
+def test_235b_fits_four_gpus_of_80_gb(tmp_path) -> None:
+    directory = write_shape_artifact(tmp_path / "artifact", "235B-A22B", in_fp8=True)
+    sizes = ModelSizes.of(read_manifest(directory), read_model_facts(directory))
+    four = Site(devices=(gpu("NVIDIA H100 80GB HBM3", 85 * 10**9),) * 4, num_cores=64)
+    plan = choose_plan(sizes, four, Workload(), LayoutRequest())
+    [chain] = plan.layout.chains
+    assert len(chain) == 4
