@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from broker_pipeline.fp8_format import FP8_BLOCK
 from stages.kernels.row_codes import RowCodes, quantise_rows
 from stages.kernels.scaled_step import BLOCK
 from stages.kernels.tiling import Tiling
@@ -21,8 +22,8 @@ from stages.weights.fp8_matrix import Fp8Matrix, quantise
 BlockProduct = Callable[[RowCodes, Fp8Matrix, torch.dtype], Tensor]
 """Rows `[n, K]` times a weight `[N, K]` transposed -> `[n, N]` of a dtype."""
 
-_TILING = Tiling(128, 128, 128, num_warps=8, num_stages=4)
-_FEWER_ROWS = Tiling(64, 128, 128, num_warps=4, num_stages=4)
+_TILING = Tiling(128, FP8_BLOCK, FP8_BLOCK, num_warps=8, num_stages=4)
+_FEWER_ROWS = Tiling(64, FP8_BLOCK, FP8_BLOCK, num_warps=4, num_stages=4)
 _LIBRARY_MULTIPLE = 512
 """Inputs: the library reads weights' scales four at a time."""
 
@@ -39,26 +40,25 @@ def _product_kernel(
     WIDTH: tl.constexpr,
     NUM_INPUTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
     num_row_blocks = tl.cdiv(num_rows, BLOCK_M)
     program = tl.program_id(0)  # row blocks of one tile of weights are neighbours
     rows = (program % num_row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = (program // num_row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_block = program // num_row_blocks
+    columns = column_block * BLOCK + tl.arange(0, BLOCK)
     inputs = tl.arange(0, BLOCK)
     row_mask, column_mask = rows < num_rows, columns < WIDTH
     num_blocks: tl.constexpr = (NUM_INPUTS + BLOCK - 1) // BLOCK
     x_tile = codes_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
-    scales = scales_ptr + (columns // BLOCK) * num_blocks
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    scales = scales_ptr + column_block * num_blocks
+    total = tl.zeros((BLOCK_M, BLOCK), tl.float32)
     for index in range(num_blocks):
         inside = index * BLOCK + inputs < NUM_INPUTS
         x = tl.load(x_tile + index * BLOCK, mask=row_mask[:, None] & inside[None, :], other=0.0)
         weight = tl.load(weight_tile + index * BLOCK, mask=column_mask[:, None] & inside[None, :], other=0.0)
         row_scale = tl.load(row_scales_ptr + index * num_padded + rows, mask=row_mask, other=0.0)
-        scale = tl.load(scales + index, mask=column_mask, other=0.0)
-        total += tl.dot(x, tl.trans(weight)) * row_scale[:, None] * scale[None, :]
+        total += tl.dot(x, tl.trans(weight)) * (row_scale * tl.load(scales + index))[:, None]
     mask = row_mask[:, None] & column_mask[None, :]
     out = total.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], out, mask=mask)
@@ -81,7 +81,6 @@ def kernel_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Ten
             WIDTH=width,
             NUM_INPUTS=weight.shape[1],
             BLOCK_M=tiling.block_m,
-            BLOCK_N=tiling.block_n,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
@@ -90,7 +89,7 @@ def kernel_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Ten
 
 def library_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Tensor:
     """Multiply by cuBLAS where it takes the sizes, and by `kernel_product` elsewhere; see `BlockProduct`."""
-    if weight.shape[0] % BLOCK.value or weight.shape[1] % _LIBRARY_MULTIPLE or not rows.num_rows:
+    if weight.shape[0] % FP8_BLOCK or weight.shape[1] % _LIBRARY_MULTIPLE or not rows.num_rows:
         return kernel_product(rows, weight, dtype)
     out = F.scaled_mm(
         rows.codes,
@@ -106,7 +105,7 @@ def library_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Te
 
 def has_library_product(device: torch.device) -> bool:
     """Say whether the library multiplies in this way on this device: on Hopper, from CUDA 12.9 on. Tries it once."""
-    weight = quantise(torch.ones(BLOCK.value, _LIBRARY_MULTIPLE, device=device))
+    weight = quantise(torch.ones(FP8_BLOCK, _LIBRARY_MULTIPLE, device=device))
     rows = quantise_rows(torch.ones(4, _LIBRARY_MULTIPLE, dtype=torch.bfloat16, device=device))
     try:
         found = library_product(rows, weight, torch.bfloat16)

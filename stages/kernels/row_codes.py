@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from broker_pipeline.fp8_format import FP8_BLOCK
 from stages.kernels.scaled_step import BLOCK
 
 _BLOCKS = 16  # of one program
@@ -56,7 +57,7 @@ def quantise_rows(x: Tensor) -> RowCodes:
     """Return rows `[n, K]` in FP8; the largest value of 128 columns has the largest code. A row with NaN keeps it."""
     num_rows, num_inputs = x.shape
     num_padded = triton.cdiv(num_rows, _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-    num_blocks = triton.cdiv(num_inputs, BLOCK.value)
+    num_blocks = triton.cdiv(num_inputs, FP8_BLOCK)
     codes = torch.empty(num_padded, num_inputs, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(num_blocks, num_padded, device=x.device)
     if num_rows:

@@ -6,25 +6,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from broker_pipeline.fp8_format import FP8_BLOCK
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
-BLOCK = tl.constexpr(128)  # inputs, and outputs, that share a scale: `broker_pipeline.fp8_format.FP8_BLOCK`
+BLOCK = tl.constexpr(FP8_BLOCK)
 
 
 @triton.jit
-def add_product(total, x, weight, scales, done, column_mask, SCALED: tl.constexpr, SWAP: tl.constexpr):
+def add_product(total, x, weight, scales, done, SCALED: tl.constexpr, SWAP: tl.constexpr):
     """Return `total` plus rows `x` `[M, K]` times `weight` `[N, K]` transposed; with SWAP, total is `[N, M]`.
 
-    With SCALED the weights are codes: they are multiplied in the rows' dtype, and the sum of this step by the scales,
-    of which `scales` points to those of the outputs' first inputs. A step must not reach across 128 inputs.
+    With SCALED the weights are codes: they are multiplied in the rows' dtype, and the sum of this step by the scale of
+    their block; `scales` points to that of the first inputs. Neither these inputs nor the outputs may reach across a
+    block, which sizes of tiles that divide 128 ensure.
     """
     if SCALED:
-        scale = tl.load(scales + done // BLOCK, mask=column_mask, other=0.0)
         values = weight.to(x.dtype)
         if SWAP:
-            total += tl.dot(values, tl.trans(x), input_precision="ieee") * scale[:, None]
+            part = tl.dot(values, tl.trans(x), input_precision="ieee")
         else:
-            total += tl.dot(x, tl.trans(values), input_precision="ieee") * scale[None, :]
+            part = tl.dot(x, tl.trans(values), input_precision="ieee")
+        total += part * tl.load(scales + done // BLOCK)
     elif SWAP:
         total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
     else:
@@ -32,8 +34,14 @@ def add_product(total, x, weight, scales, done, column_mask, SCALED: tl.constexp
     return total
 
 
-def codes_and_scales(weight: Weight) -> tuple[Tensor, Tensor, bool]:
-    """Return what a kernel reads, and whether it is codes with scales; values stand in for scales that are not read."""
+def codes_and_scales(weight: Weight, *, gated: bool = False) -> tuple[Tensor, Tensor, bool]:
+    """Return what a kernel reads, and whether it is codes with scales; values stand in for scales that are not read.
+
+    With `gated` a gate stands above an up projection; in FP8 each must be whole blocks.
+    """
     if isinstance(weight, Fp8Matrix):
+        assert not gated or weight.shape[-2] % (2 * FP8_BLOCK) == 0, (
+            "such matrices are dequantised when they are loaded"
+        )
         return weight.codes, weight.scales, True
     return weight, weight, False

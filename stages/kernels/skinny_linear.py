@@ -89,7 +89,8 @@ def _skinny_kernel(
     num_row_blocks = tl.cdiv(num_rows, BLOCK_M)
     program = tl.program_id(0)  # row blocks of one tile of weights are neighbours
     rows = (program % num_row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = (program // num_row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = (program // num_row_blocks) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
     row_mask, column_mask = rows < num_rows, columns < WIDTH
     whole: tl.constexpr = (WIDTH % BLOCK_N == 0) and (NUM_INPUTS % BLOCK_K == 0)
@@ -97,8 +98,8 @@ def _skinny_kernel(
     x_tile = x_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     up_tile = weight_tile + WIDTH * NUM_INPUTS
-    scales = scales_ptr + (columns // BLOCK) * num_blocks
-    up_scales = scales_ptr + ((columns + WIDTH) // BLOCK) * num_blocks
+    scales = scales_ptr + (first_column // BLOCK) * num_blocks
+    up_scales = scales + (WIDTH // BLOCK) * num_blocks
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up_total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -115,13 +116,13 @@ def _skinny_kernel(
             weight = tl.load(weight_tile + done)
         else:
             weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-        total = add_product(total, x, weight, scales, done, column_mask, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
         if GATED:
             if whole:
                 up_weight = tl.load(up_tile + done)
             else:
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            up_total = add_product(up_total, x, up_weight, up_scales, done, column_mask, SCALED, SWAP)
+            up_total = add_product(up_total, x, up_weight, up_scales, done, SCALED, SWAP)
     if GATED:
         out = activate(total, up_total, out_ptr.dtype.element_ty)
     else:
@@ -158,9 +159,9 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
 def skinny_linear(x: Tensor, weight: Weight, tiling: Tiling, *, gated: bool = False) -> Tensor:
     """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`.
 
-    Of a weight in FP8 the codes are read and multiplied in x's dtype; `tiling.block_k` must then divide 128.
+    Of a weight in FP8 the codes are read and multiplied in x's dtype; blocks of the tiling must then divide 128.
     """
-    values, scales, is_scaled = codes_and_scales(weight)
+    values, scales, is_scaled = codes_and_scales(weight, gated=gated)
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)
     if x.shape[0]:

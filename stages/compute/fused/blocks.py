@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from broker_pipeline.fp8_format import FP8_BLOCK
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
@@ -72,8 +73,9 @@ class PackedBlock:
 
         mlp: PackedMlp | PackedExperts
         if sparse:
-            experts = tensors["mlp.experts.gate_up_proj"], tensors["mlp.experts.down_proj"]
-            mlp = PackedExperts(vector("mlp.gate"), *experts)
+            gate_up, down = tensors["mlp.experts.gate_up_proj"], tensors["mlp.experts.down_proj"]
+            is_whole = gate_up.shape[1] % (2 * FP8_BLOCK) == 0  # else a block of scales spans gate and up
+            mlp = PackedExperts(vector("mlp.gate"), gate_up if is_whole else plain(gate_up, dtype), down)
         else:
             mlp = PackedMlp(join("mlp", "gate up"), tensors["mlp.down_proj.weight"])
         return cls(

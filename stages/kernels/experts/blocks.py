@@ -60,7 +60,8 @@ def _gate_up_kernel(
     if expert >= NUM_EXPERTS:
         return
     places = first + tl.arange(0, BLOCK_M)
-    columns = (program % num_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = (program % num_tiles) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
     row_mask, column_mask = places < end, columns < INNER
     rows = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64) // NUM_CHOSEN
@@ -68,9 +69,8 @@ def _gate_up_kernel(
     gate_tile = gate_up_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
     up_tile = gate_tile + INNER * HIDDEN
     num_blocks: tl.constexpr = (HIDDEN + BLOCK - 1) // BLOCK
-    expert_scales = scales_ptr + expert * ((2 * INNER + BLOCK - 1) // BLOCK) * num_blocks
-    gate_scales = expert_scales + (columns // BLOCK) * num_blocks
-    up_scales = expert_scales + ((columns + INNER) // BLOCK) * num_blocks
+    gate_scales = scales_ptr + (expert * (2 * INNER // BLOCK) + first_column // BLOCK) * num_blocks
+    up_scales = gate_scales + (INNER // BLOCK) * num_blocks
     if SWAP:
         gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -89,8 +89,8 @@ def _gate_up_kernel(
         else:
             gate_weight = tl.load(gate_tile + done)
             up_weight = tl.load(up_tile + done)
-        gate = add_product(gate, x, gate_weight, gate_scales, done, column_mask, SCALED, SWAP)
-        up = add_product(up, x, up_weight, up_scales, done, column_mask, SCALED, SWAP)
+        gate = add_product(gate, x, gate_weight, gate_scales, done, SCALED, SWAP)
+        up = add_product(up, x, up_weight, up_scales, done, SCALED, SWAP)
     out = activate(gate, up, out_ptr.dtype.element_ty)
     if SWAP:
         out = tl.trans(out)
@@ -124,13 +124,14 @@ def _down_kernel(
         return
     dtype = out_ptr.dtype.element_ty
     places = first + tl.arange(0, BLOCK_M)
-    columns = (program % num_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = (program % num_tiles) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
     row_mask, column_mask = places < end, columns < HIDDEN
     x_tile = activated_ptr + places.to(tl.int64)[:, None] * INNER + inputs[None, :]
     weight_tile = down_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[:, None] * INNER + inputs[None, :]
     num_blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
-    scales = scales_ptr + (expert * ((HIDDEN + BLOCK - 1) // BLOCK) + columns // BLOCK) * num_blocks
+    scales = scales_ptr + (expert * ((HIDDEN + BLOCK - 1) // BLOCK) + first_column // BLOCK) * num_blocks
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
@@ -145,7 +146,7 @@ def _down_kernel(
             weight = tl.load(weight_tile + done, mask=weight_mask, other=0.0)
         else:
             weight = tl.load(weight_tile + done)
-        total = add_product(total, x, weight, scales, done, column_mask, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
     if SWAP:
         total = tl.trans(total)
     pairs = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64)
@@ -159,7 +160,7 @@ def sorted_gate_up(
     x: Tensor, order: Tensor, starts: Tensor, gate_up: Weight, num_chosen: int, tiling: Tiling
 ) -> Tensor:
     """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
-    values, scales, is_scaled = codes_and_scales(gate_up)
+    values, scales, is_scaled = codes_and_scales(gate_up, gated=True)
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = x.new_empty(order.numel(), inner)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)

@@ -36,9 +36,9 @@ def fused_experts(
     the choices in that order.
     """
     if x.shape[0] <= MAX_PAIR_ROWS and not deterministic:
-        is_fp8 = isinstance(gate_up, Fp8Matrix)
-        activated = pair_gate_up(x, chosen, gate_up, FP8_PAIR_GATE_UP if is_fp8 else PAIR_GATE_UP)
-        return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if is_fp8 else PAIR_DOWN)
+        tiling = FP8_PAIR_GATE_UP if isinstance(gate_up, Fp8Matrix) else PAIR_GATE_UP
+        activated = pair_gate_up(x, chosen, gate_up, tiling)
+        return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if isinstance(down, Fp8Matrix) else PAIR_DOWN)
     tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)

@@ -28,7 +28,8 @@ def _pair_gate_up_kernel(
     STAGES: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(1) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
     expert = tl.load(chosen_ptr + pair).to(tl.int64)
     column_mask = columns < INNER
@@ -36,9 +37,8 @@ def _pair_gate_up_kernel(
     gate_tile = gate_up_ptr + expert * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
     up_tile = gate_tile + INNER * HIDDEN
     num_blocks: tl.constexpr = (HIDDEN + BLOCK - 1) // BLOCK
-    expert_scales = scales_ptr + expert * ((2 * INNER + BLOCK - 1) // BLOCK) * num_blocks
-    gate_scales = expert_scales + (columns // BLOCK) * num_blocks
-    up_scales = expert_scales + ((columns + INNER) // BLOCK) * num_blocks
+    gate_scales = scales_ptr + (expert * (2 * INNER // BLOCK) + first_column // BLOCK) * num_blocks
+    up_scales = gate_scales + (INNER // BLOCK) * num_blocks
     gate = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for done in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
@@ -53,10 +53,8 @@ def _pair_gate_up_kernel(
             up_weight = tl.load(up_tile + done)
             x = tl.load(x_tile + done).to(tl.float32)
         if SCALED:
-            gate_scale = tl.load(gate_scales + done // BLOCK, mask=column_mask, other=0.0)
-            up_scale = tl.load(up_scales + done // BLOCK, mask=column_mask, other=0.0)
-            gate += gate_weight.to(tl.float32) * x[None, :] * gate_scale[:, None]
-            up += up_weight.to(tl.float32) * x[None, :] * up_scale[:, None]
+            gate += gate_weight.to(tl.float32) * (x * tl.load(gate_scales + done // BLOCK))[None, :]
+            up += up_weight.to(tl.float32) * (x * tl.load(up_scales + done // BLOCK))[None, :]
         else:
             gate += gate_weight.to(tl.float32) * x[None, :]
             up += up_weight.to(tl.float32) * x[None, :]
@@ -85,7 +83,8 @@ def _pair_down_kernel(
     row = tl.program_id(0).to(tl.int64)
     dtype = out_ptr.dtype.element_ty
     choices = tl.arange(0, CHOSEN_POW2)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(1) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     inputs = tl.arange(0, BLOCK_K)
     choice_mask, column_mask = choices < NUM_CHOSEN, columns < HIDDEN
     pairs = row * NUM_CHOSEN + choices
@@ -94,8 +93,7 @@ def _pair_down_kernel(
     lines = experts[:, None] * HIDDEN + columns[None, :]
     weight_tile = down_ptr + lines[:, :, None] * INNER + inputs[None, None, :]
     num_blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
-    line_blocks = experts[:, None] * ((HIDDEN + BLOCK - 1) // BLOCK) + (columns // BLOCK)[None, :]
-    scales = scales_ptr + line_blocks * num_blocks
+    scales = scales_ptr + (experts * ((HIDDEN + BLOCK - 1) // BLOCK) + first_column // BLOCK) * num_blocks
     total = tl.zeros((CHOSEN_POW2, BLOCK_N, BLOCK_K), tl.float32)
     line_mask = choice_mask[:, None] & column_mask[None, :]
     for done in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
@@ -107,8 +105,8 @@ def _pair_down_kernel(
             weight = tl.load(weight_tile + done, mask=line_mask[:, :, None] & inside, other=0.0)
             x = tl.load(x_tile + done, mask=choice_mask[:, None, None] & inside, other=0.0)
         if SCALED:
-            scale = tl.load(scales + done // BLOCK, mask=line_mask, other=0.0)
-            total += weight.to(tl.float32) * x.to(tl.float32) * scale[:, :, None]
+            scale = tl.load(scales + done // BLOCK, mask=choice_mask, other=0.0)
+            total += weight.to(tl.float32) * (x.to(tl.float32) * scale[:, None, None])
         else:
             total += weight.to(tl.float32) * x.to(tl.float32)
     share = tl.load(weights_ptr + pairs, mask=choice_mask, other=0.0).to(tl.float32)
@@ -123,9 +121,9 @@ def _pair_down_kernel(
 def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Weight, tiling: RowTiling) -> Tensor:
     """Return `silu(gate) * up` of every pair `[n * k, I]`, in the order of `chosen`.
 
-    For experts in FP8, here and in `pair_down`, `tiling.block_k` must divide 128.
+    For experts in FP8, here and in `pair_down`, blocks of the tiling must divide 128.
     """
-    values, scales, is_scaled = codes_and_scales(gate_up)
+    values, scales, is_scaled = codes_and_scales(gate_up, gated=True)
     inner = gate_up.shape[1] // 2
     out = x.new_empty(chosen.numel(), inner)
     if chosen.numel():

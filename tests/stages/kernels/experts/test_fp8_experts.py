@@ -15,7 +15,7 @@ from stages.qwen3_vl.moe import eager_experts
 from stages.weights.fp8_matrix import Fp8Matrix, quantise
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter's products of bf16 are wrong
-NUM_EXPERTS, INNER, HIDDEN = 5, 136, 200  # gate ends within a block of scales
+NUM_EXPERTS, INNER, HIDDEN = 5, 128, 200  # the last blocks of scales are cut short
 
 
 def experts(num_rows: int, num_columns: int, device: torch.device, num_experts: int = NUM_EXPERTS) -> Fp8Matrix:
