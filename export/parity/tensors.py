@@ -3,6 +3,9 @@
 They are read by the safetensors library, dequantised by transformers, and turned as transformers turns them: experts
 whose shape is not the parameter's are transposed. Nothing of the exporter is used but its list of files, so that what
 it does wrong is found.
+
+A matrix that `export --quantize` put into FP8 has other values than the checkpoint. They must be the nearest that FP8
+has; the judge then computes with the artifact's.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from broker_pipeline.artifact_manifest import TensorRecord
 from broker_pipeline.errors import CheckpointError
+from broker_pipeline.fp8_format import FP8_DTYPE
 
 _FP8 = torch.float8_e4m3fn
 _INTEGERS = {2: torch.int16, 4: torch.int32}
+_FP8_STEP = 1 / 16 + 2**-8  # half a step of a code, and the rounding of its value to bfloat16
+_FP8_SMALL_STEP = 2**-10 / 448 * (1 + 2**-8)  # the same of the codes nearest to zero, by the largest value
 
 
 class Damage(NamedTuple):
@@ -101,7 +107,7 @@ def _checkpoint_values(ours: Tensor, checkpoint: CheckpointTensors, record: Tens
     for piece in checkpoint.pieces(record.tied_to or record.name, tuple(ours.shape), ours.dtype):
         stop = start + len(piece)
         differs = (_bits(ours[start:stop]) != _bits(piece)).flatten()
-        if differs.any():
+        if differs.any() and not (record.dtype == FP8_DTYPE and _is_nearest(ours[start:stop], piece)):
             if theirs is ours:
                 theirs, first = ours.clone(), start * ours[0].numel() + int(differs.byte().argmax())
             theirs[start:stop] = piece
@@ -110,9 +116,16 @@ def _checkpoint_values(ours: Tensor, checkpoint: CheckpointTensors, record: Tens
     return theirs, num_different, first
 
 
+def _is_nearest(ours: Tensor, theirs: Tensor) -> bool:
+    """Say whether ours are theirs, rounded to FP8."""
+    error, size = (ours.float() - theirs.float()).abs(), theirs.float().abs()
+    return bool((error <= torch.maximum(size * _FP8_STEP, size.amax() * _FP8_SMALL_STEP)).all())
+
+
 def _damage(ours: Tensor, theirs: Tensor, num_different: int, first: int, record: TensorRecord) -> Damage:
     content = ours.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    is_as_exported = hashlib.sha256(content).hexdigest() == record.sha256
+    is_fp8 = record.dtype == FP8_DTYPE  # of which codes and scales were hashed, when they were read
+    is_as_exported = is_fp8 or hashlib.sha256(content).hexdigest() == record.sha256
     since = "the checkpoint has changed since its export" if is_as_exported else "the artifact was altered"
     place = [int(index) for index in torch.unravel_index(torch.tensor(first), ours.shape)]
     sentence = (

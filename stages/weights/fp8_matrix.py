@@ -75,9 +75,11 @@ def dequantise(codes: Tensor, scales: Tensor, num_rows: int = FP8_BLOCK, num_col
 def quantise(matrix: Tensor) -> Fp8Matrix:
     """Return a matrix `[N, K]` in FP8; the largest value of a block has the largest code. NaN and infinity spread."""
     num_rows, num_columns = matrix.shape
-    padded = F.pad(matrix.float(), (0, -num_columns % FP8_BLOCK, 0, -num_rows % FP8_BLOCK))
+    padding = (0, -num_columns % FP8_BLOCK, 0, -num_rows % FP8_BLOCK)
+    padded = F.pad(matrix.float(), padding) if any(padding) else matrix.float()
     blocks = padded.view(padded.shape[0] // FP8_BLOCK, FP8_BLOCK, -1, FP8_BLOCK)
-    scales = (blocks.abs().amax((1, 3)) / LARGEST_CODE).clamp_min_(SMALLEST_SCALE)
+    largest = torch.maximum(blocks.amax(1).amax(2), -blocks.amin(1).amin(2))  # faster than absolute values
+    scales = (largest / LARGEST_CODE).clamp_min_(SMALLEST_SCALE)
     codes = (blocks / scales[:, None, :, None]).clamp_(-LARGEST_CODE, LARGEST_CODE).to(torch.float8_e4m3fn)
     return Fp8Matrix(codes.view_as(padded)[:num_rows, :num_columns].contiguous(), scales)
 

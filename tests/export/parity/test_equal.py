@@ -7,12 +7,14 @@ import hashlib
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from broker_pipeline.errors import CheckpointError
 from export.command import command
 from export.parity.part import FP32_TOLERANCE
 from export.synthetic.generated_files import write_processor_files, write_text_files
 from tests.export import test_fp8
+from tests.kit.models.random_checkpoints import write_random_checkpoint
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from tests.kit.models.tiny_models import tiny_checkpoint
 from trials.bench.shape_checkpoint import write_shape_checkpoint
@@ -90,6 +92,23 @@ def test_fp8_weights_are_dequantised_as_transformers_does(write_checkpoint, run_
     code, receipt, output = compare(run_export(source).directory, source)
     assert code == 0, output
     assert receipt.is_within
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_values_put_into_fp8_are_the_nearest(tmp_path, run_export, compare, moe):
+    source = write_random_checkpoint(tmp_path / "source", moe=moe, num_layers=4, dtype=torch.bfloat16)
+    artifact = run_export(source, quantize="fp8").directory
+    code, receipt, output = compare(artifact, source, "--tokens", 3)
+    assert code == 0, output
+    assert [each.num_equal for each in receipt.greedy] == [3] * 4
+    name = "model.language_model.layers.2.self_attn.o_proj.weight"
+    tensors = load_file(source / "model.safetensors")
+    tensors[name][3, 5] += tensors[name].abs().max()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    code, receipt, output = compare(artifact, source)
+    assert (code, receipt.first_beyond) == (1, "layers.2")
+    assert f"{name} (block-00002.safetensors)" in output.replace("\n", "")
+    assert "the checkpoint has changed since its export" in output.replace("\n", " ")
 
 
 def test_a_checkpoint_of_a_published_shape(tmp_path, run_export, compare):
