@@ -2,8 +2,7 @@
 
     python -m trials.bench.fp8_products [ROWS …]
 
-Microseconds of one product in a CUDA graph, activations' quantisation included, with a cold L2 cache; and of the
-experts of a layer.
+Microseconds of one product in a CUDA graph, activations' quantisation included, with a cold L2 cache; and of the experts of a layer.
 `stages/kernels/fp8_linear.py` and `experts/tiling.py` choose by such tables.
 """
 
