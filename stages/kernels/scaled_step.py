@@ -13,13 +13,12 @@ BLOCK = tl.constexpr(FP8_BLOCK)
 
 
 @triton.jit
-def add_product(total, x, weight, scales, row_scale, done, SCALED: tl.constexpr, SWAP: tl.constexpr):
+def add_product(total, x, weight, scales, done, SCALED: tl.constexpr, SWAP: tl.constexpr):
     """Return `total` plus rows `x` `[M, K]` times `weight` `[N, K]` transposed; with SWAP, total is `[N, M]`.
 
     With SCALED the weights are codes: they are multiplied in the rows' dtype, and the sum of this step by the scale of
     their block; `scales` points to that of the first inputs. Neither these inputs nor the outputs may reach across a
-    block, which sizes of tiles that divide 128 ensure. Rows may be codes as well: `row_scale` `[M]` is theirs in this
-    step, and 1 for rows that are values.
+    block, which sizes of tiles that divide 128 ensure.
     """
     if SCALED:
         values = weight.to(x.dtype)
@@ -27,14 +26,7 @@ def add_product(total, x, weight, scales, row_scale, done, SCALED: tl.constexpr,
             part = tl.dot(values, tl.trans(x), input_precision="ieee")
         else:
             part = tl.dot(x, tl.trans(values), input_precision="ieee")
-        scale = tl.load(scales + done // BLOCK)
-        if x.dtype == tl.float8e4nv:
-            if SWAP:
-                total += part * (row_scale * scale)[None, :]
-            else:
-                total += part * (row_scale * scale)[:, None]
-        else:
-            total += part * scale
+        total += part * tl.load(scales + done // BLOCK)
     elif SWAP:
         total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
     else:

@@ -116,13 +116,13 @@ def _skinny_kernel(
             weight = tl.load(weight_tile + done)
         else:
             weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-        total = add_product(total, x, weight, scales, 1.0, done, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
         if GATED:
             if whole:
                 up_weight = tl.load(up_tile + done)
             else:
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            up_total = add_product(up_total, x, up_weight, up_scales, 1.0, done, SCALED, SWAP)
+            up_total = add_product(up_total, x, up_weight, up_scales, done, SCALED, SWAP)
     if GATED:
         out = activate(total, up_total, out_ptr.dtype.element_ty)
     else:

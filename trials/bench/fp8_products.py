@@ -2,7 +2,7 @@
 
     python -m trials.bench.fp8_products [ROWS …]
 
-Microseconds of one product in a CUDA graph, activations' quantisation included, with a cold L2 cache; and of the experts of a layer.
+Microseconds of one product, activations' quantisation included, with a cold L2 cache; and of the experts of a layer.
 `stages/kernels/fp8_linear.py` and `experts/tiling.py` choose by such tables.
 """
 
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import click
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from triton.testing import do_bench_cudagraph
+from triton.testing import do_bench
 
 from stages.kernels.block_products import has_library_product, kernel_product, library_product
 from stages.kernels.experts.mlp import fused_experts
@@ -24,7 +23,7 @@ from stages.kernels.fp8_linear import fp8_linear, invariant_fp8_linear
 from stages.kernels.row_codes import quantise_rows
 from stages.kernels.skinny_linear import few_rows_linear
 from stages.random_weights import DrawnTensors
-from stages.weights.fp8_matrix import Fp8Matrix, Weight
+from stages.weights.fp8_matrix import Fp8Matrix
 
 _ROWS = (1, 16, 32, 64, 128, 256, 512, 2048)
 _MATRICES = {  # name: outputs, inputs
@@ -36,8 +35,6 @@ _MATRICES = {  # name: outputs, inputs
 }
 _EXPERTS = {"30B-A3B": (128, 768, 2048), "235B-A22B": (128, 1536, 4096)}  # name: experts, width, hidden size
 _NUM_CHOSEN = 8
-_L2_BYTES = 256 * 2**20
-"""To be written, so that the L2 cache holds nothing else."""
 
 
 def main(rows: tuple[int, ...]) -> None:
@@ -56,7 +53,6 @@ def main(rows: tuple[int, ...]) -> None:
         timed = {
             "bfloat16": [_expert_us(n, hidden, num_experts, *values) for n in rows],
             "codes": [_expert_us(n, hidden, num_experts, gate_up, down) for n in rows],
-            "rows in FP8": [_expert_us(n, hidden, num_experts, gate_up, down, rounds_rows=True) for n in rows],
         }
         _print(f"{name} experts", rows, timed)
 
@@ -82,28 +78,22 @@ def _drawn(shape: tuple[int, ...], device: torch.device) -> Fp8Matrix:
 
 
 def _timed(multiply: Callable[[Tensor], Tensor], num_inputs: int, rows: tuple[int, ...]) -> list[float]:
-    return [_us(partial(multiply, torch.randn(n, num_inputs, device="cuda", dtype=torch.bfloat16))) for n in rows]
+    found = []
+    for n in rows:
+        x = torch.randn(n, num_inputs, device="cuda", dtype=torch.bfloat16)
+        found.append(_us(lambda x=x: multiply(x)))  # type: ignore[misc]
+    return found
 
 
-def _expert_us(
-    n: int, hidden: int, num_experts: int, gate_up: Weight, down: Weight, *, rounds_rows: bool = False
-) -> float:
+def _expert_us(n: int, hidden: int, num_experts: int, gate_up: Fp8Matrix | Tensor, down: Fp8Matrix | Tensor) -> float:
     x = torch.randn(n, hidden, device="cuda", dtype=torch.bfloat16)
     chosen = torch.rand(n, num_experts, device="cuda").argsort(dim=1)[:, :_NUM_CHOSEN].sort(dim=1).values
     shares = F.softmax(torch.randn(n, _NUM_CHOSEN, device="cuda"), dim=1).to(torch.bfloat16)
-    return _us(lambda: fused_experts(x, chosen, shares, gate_up, down, rounds_rows=rounds_rows))
+    return _us(lambda: fused_experts(x, chosen, shares, gate_up, down))
 
 
 def _us(work: Callable[[], Tensor]) -> float:
-    """Time some work together with what takes the weight out of the L2 cache, and that alone."""
-    flushed = torch.empty(_L2_BYTES, dtype=torch.int8, device="cuda")
-
-    def cold() -> None:
-        flushed.zero_()
-        work()
-
-    both_ms, flush_ms = (do_bench_cudagraph(each, rep=10, return_mode="median") for each in (cold, flushed.zero_))
-    return 1e3 * float(both_ms - flush_ms)
+    return 1e3 * float(do_bench(work, warmup=5, rep=20, return_mode="median"))
 
 
 def _print(name: str, rows: tuple[int, ...], timed: Mapping[str, list[float]]) -> None:

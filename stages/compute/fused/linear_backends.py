@@ -19,10 +19,6 @@ from stages.weights.fp8_matrix import Fp8Matrix, Weight
 class LinearBackend(Protocol):
     """Rows `[n, in]` times matrices `[out, in]`."""
 
-    @property
-    def rounds_rows(self) -> bool:
-        """Whether many rows are rounded to FP8 where weights are."""
-
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """Return the product `[n, out]`."""
 
@@ -39,11 +35,6 @@ class FastLinear:
     def __init__(self, fp8_product: BlockProduct | None = None) -> None:
         """Multiply many rows and weights in FP8 by `fp8_product`; None multiplies them by codes, in the rows' dtype."""
         self._fp8_product = fp8_product
-
-    @property
-    def rounds_rows(self) -> bool:
-        """See `LinearBackend`."""
-        return self._fp8_product is not None
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `LinearBackend`."""
@@ -67,8 +58,6 @@ class FastLinear:
 
 class BatchInvariantLinear:
     """One way to add up for any number of rows: slower, and a row's result is its own."""
-
-    rounds_rows = False
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `LinearBackend`."""

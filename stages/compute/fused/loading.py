@@ -171,8 +171,6 @@ def expert_block(linears: LinearBackend, *, deterministic: bool) -> ExpertBlock:
 
     def experts(normed: Tensor, mlp: PackedExperts, num_chosen: int) -> Tensor:
         chosen, weights = choose_experts(linears.linear(normed, mlp.router), num_chosen)
-        return fused_experts(
-            normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic, rounds_rows=linears.rounds_rows
-        )
+        return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic)
 
     return experts

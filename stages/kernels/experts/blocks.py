@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.row_codes import quantise_rows
 from stages.kernels.scaled_step import BLOCK, add_product, codes_and_scales
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Weight
@@ -37,18 +36,8 @@ def _block_of_pairs(starts_ptr, block, NUM_EXPERTS: tl.constexpr, EXPERTS_POW2: 
 
 
 @triton.jit
-def _row_scale(row_scales_ptr, num_padded, rows, row_mask, done, CODED: tl.constexpr):
-    """Return the scales of rows that are codes, for the inputs from `done` on; 1 for values."""
-    if CODED:
-        return tl.load(row_scales_ptr + (done // BLOCK) * num_padded + rows, mask=row_mask, other=0.0)
-    return 1.0
-
-
-@triton.jit(do_not_specialize=["num_padded"])
 def _gate_up_kernel(
     x_ptr,
-    row_scales_ptr,
-    num_padded,
     order_ptr,
     starts_ptr,
     gate_up_ptr,
@@ -60,7 +49,6 @@ def _gate_up_kernel(
     EXPERTS_POW2: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
     SCALED: tl.constexpr,
-    CODED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -101,9 +89,8 @@ def _gate_up_kernel(
         else:
             gate_weight = tl.load(gate_tile + done)
             up_weight = tl.load(up_tile + done)
-        row_scale = _row_scale(row_scales_ptr, num_padded, rows, row_mask, done, CODED)
-        gate = add_product(gate, x, gate_weight, gate_scales, row_scale, done, SCALED, SWAP)
-        up = add_product(up, x, up_weight, up_scales, row_scale, done, SCALED, SWAP)
+        gate = add_product(gate, x, gate_weight, gate_scales, done, SCALED, SWAP)
+        up = add_product(up, x, up_weight, up_scales, done, SCALED, SWAP)
     out = activate(gate, up, out_ptr.dtype.element_ty)
     if SWAP:
         out = tl.trans(out)
@@ -111,11 +98,9 @@ def _gate_up_kernel(
     tl.store(out_ptr + places.to(tl.int64)[:, None] * INNER + columns[None, :], out, mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_padded"])
+@triton.jit
 def _down_kernel(
     activated_ptr,
-    row_scales_ptr,
-    num_padded,
     order_ptr,
     starts_ptr,
     down_ptr,
@@ -127,7 +112,6 @@ def _down_kernel(
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POW2: tl.constexpr,
     SCALED: tl.constexpr,
-    CODED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -162,8 +146,7 @@ def _down_kernel(
             weight = tl.load(weight_tile + done, mask=weight_mask, other=0.0)
         else:
             weight = tl.load(weight_tile + done)
-        row_scale = _row_scale(row_scales_ptr, num_padded, places, row_mask, done, CODED)
-        total = add_product(total, x, weight, scales, row_scale, done, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
     if SWAP:
         total = tl.trans(total)
     pairs = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64)
@@ -174,21 +157,15 @@ def _down_kernel(
 
 
 def sorted_gate_up(
-    x: Tensor, order: Tensor, starts: Tensor, gate_up: Weight, num_chosen: int, tiling: Tiling, *, coded: bool = False
+    x: Tensor, order: Tensor, starts: Tensor, gate_up: Weight, num_chosen: int, tiling: Tiling
 ) -> Tensor:
-    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order.
-
-    With `coded`, here and in `sorted_down`, rows are rounded to FP8 as well, which experts have to be in then.
-    """
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
     values, scales, is_scaled = codes_and_scales(gate_up, gated=True)
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
-    rows, row_scales = _rows(x, coded=coded)
     out = x.new_empty(order.numel(), inner)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)
     _gate_up_kernel[grid](
-        rows,
-        row_scales,
-        row_scales.shape[-1],
+        x,
         order,
         starts,
         values,
@@ -200,32 +177,21 @@ def sorted_gate_up(
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
         NUM_CHOSEN=num_chosen,
         SCALED=is_scaled,
-        CODED=coded,
         **_cut(tiling),
     )
     return out
 
 
 def sorted_down(
-    activated: Tensor,
-    order: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-    down: Weight,
-    tiling: Tiling,
-    *,
-    coded: bool = False,
+    activated: Tensor, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
 ) -> Tensor:
     """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`."""
     values, scales, is_scaled = codes_and_scales(down)
-    rows, row_scales = _rows(activated, coded=coded)
     num_experts, hidden, inner = down.shape
     out = activated.new_empty(*weights.shape, hidden)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(hidden, tiling.block_n),)
     _down_kernel[grid](
-        rows,
-        row_scales,
-        row_scales.shape[-1],
+        activated,
         order,
         starts,
         values,
@@ -237,18 +203,9 @@ def sorted_down(
         NUM_EXPERTS=num_experts,
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
         SCALED=is_scaled,
-        CODED=coded,
         **_cut(tiling),
     )
     return out
-
-
-def _rows(x: Tensor, *, coded: bool) -> tuple[Tensor, Tensor]:
-    """Return what a kernel reads of rows, and their scales `[blocks, rows]`; values stand in for scales not read."""
-    if not coded:
-        return x, x
-    rows = quantise_rows(x)
-    return rows.codes, rows.scales
 
 
 def _max_blocks(num_pairs: int, num_experts: int, tiling: Tiling) -> int:

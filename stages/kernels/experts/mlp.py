@@ -20,37 +20,26 @@ from stages.kernels.experts.tiling import (
     MAX_PAIR_ROWS,
     PAIR_DOWN,
     PAIR_GATE_UP,
-    fp8_tilings_for,
     tilings_for,
 )
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
 def fused_experts(
-    x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-    gate_up: Weight,
-    down: Weight,
-    *,
-    deterministic: bool = False,
-    rounds_rows: bool = False,
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Weight, down: Weight, *, deterministic: bool = False
 ) -> Tensor:
     """Return what the chosen experts add to rows `x` `[n, H]`: of few rows `[n, H]`, else `[n, k, H]`, to be summed.
 
     Shapes: chosen `[n, k]` int32 or int64 with ids in [0, E), weights `[n, k]`, gate_up `[E, 2I, H]`, down `[E, H, I]`,
-    all contiguous; of experts in FP8 the codes are read and multiplied in x's dtype, or by rows rounded to FP8 where
-    these are many and `rounds_rows`. Few rows are summed in the order of their choices, rounded after each, as
-    `eager_experts` does in ascending order of experts: `choose_experts` gives the choices in that order.
+    all contiguous; of experts in FP8 the codes are read and multiplied in x's dtype. Few rows are summed in the order
+    of their choices, rounded after each, as `eager_experts` does in ascending order of experts: `choose_experts` gives
+    the choices in that order.
     """
     if x.shape[0] <= MAX_PAIR_ROWS and not deterministic:
         tiling = FP8_PAIR_GATE_UP if isinstance(gate_up, Fp8Matrix) else PAIR_GATE_UP
         activated = pair_gate_up(x, chosen, gate_up, tiling)
         return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if isinstance(down, Fp8Matrix) else PAIR_DOWN)
-    num_pairs, num_experts = chosen.numel(), gate_up.shape[0]
-    may_round = rounds_rows and not deterministic and isinstance(gate_up, Fp8Matrix) and isinstance(down, Fp8Matrix)
-    coded = fp8_tilings_for(num_pairs, num_experts) if may_round else None
-    tilings = coded or tilings_for(num_pairs, num_experts, x.element_size(), deterministic=deterministic)
-    order, starts = sort_by_expert(chosen, num_experts)
-    activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up, coded=coded is not None)
-    return sorted_down(activated, order, starts, weights, down, tilings.down, coded=coded is not None)
+    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
+    order, starts = sort_by_expert(chosen, gate_up.shape[0])
+    activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)
+    return sorted_down(activated, order, starts, weights, down, tilings.down)

@@ -32,14 +32,6 @@ _BY_LOAD = (
     ExpertTilings(80, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3)),
     ExpertTilings(1 << 62, Tiling(128, 128, 64, num_warps=8), Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
-_FP8_FROM = 10
-"""Pairs that an expert has from which rows are rounded to FP8 as well: below, reading codes is what takes the time."""
-_FP8 = (
-    ExpertTilings(24, Tiling(32, 64, 128, swap=True), Tiling(32, 64, 128, num_stages=3, swap=True)),
-    ExpertTilings(80, Tiling(64, 64, 128, num_stages=3), Tiling(64, 128, 128, num_stages=3)),
-    ExpertTilings(1 << 62, Tiling(128, 64, 128, num_warps=8), Tiling(128, 128, 128, num_warps=8, num_stages=3)),
-)
-"""Of both in FP8, not swept."""
 INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3))  # for every n
 _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
@@ -54,13 +46,4 @@ def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, deterministi
         return _WIDE
     if deterministic:
         return INVARIANT
-    return _first(_BY_LOAD, num_pairs, num_experts)
-
-
-def fp8_tilings_for(num_pairs: int, num_experts: int) -> ExpertTilings | None:
-    """Return the cut where rows are worth rounding to FP8, for experts that are; None where they are not."""
-    return _first(_FP8, num_pairs, num_experts) if num_pairs > _FP8_FROM * num_experts else None
-
-
-def _first(table: tuple[ExpertTilings, ...], num_pairs: int, num_experts: int) -> ExpertTilings:
-    return next(tilings for tilings in table if num_pairs <= tilings.most_pairs * num_experts)
+    return next(tilings for tilings in _BY_LOAD if num_pairs <= tilings.most_pairs * num_experts)

@@ -103,7 +103,7 @@ def test_block_product_is_that_of_the_rounded_rows(device, n, inputs, outputs) -
     x, weight = rows(n, inputs, device, torch.float32), matrix(outputs, inputs, device)
     have = kernel_product(quantise_rows(x), weight, torch.float32)
     values = weight.dequantised(torch.float64)
-    assert distance(have, F.linear(rounded(x).double(), values)) < 1e-3  # a GPU's sums of FP8 keep some 13 bits
+    assert distance(have, F.linear(rounded(x).double(), values)) < 1e-4  # a GPU's sums of FP8 keep some 13 bits
     assert distance(have, F.linear(x.double(), values)) < ROUNDED_ROWS
 
 
