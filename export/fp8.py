@@ -14,12 +14,14 @@ import torch
 from broker_pipeline.errors import CheckpointError
 from broker_pipeline.fp8_format import FP8_BLOCK, scale_name, scale_shape
 from export.layout import PlannedTensor
-from export.recipe import CHUNK_BYTES, BlockScale, FusedExperts, Plain, Recipe, RowReader, SeparateExperts
+from export.recipe import BlockScale, FusedExperts, Plain, Recipe, RowReader, SeparateExperts
 from export.source.shard import SourceTensor
 from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
 from stages.weights.fp8_matrix import quantise
 
 Quantisation = Literal["fp8"]
+_RUN_BYTES = 4 << 20
+"""Of float32 values that are quantised at once, which takes several times their memory."""
 
 
 def in_fp8(tensors: Iterable[PlannedTensor]) -> tuple[PlannedTensor, ...]:
@@ -78,7 +80,9 @@ class QuantisedCodes:
             CheckpointError: a value is NaN or infinite.
         """
         self.scales.clear()
-        for rows in _whole_blocks(self.recipe.chunks(reader, torch.float32), *self.shape):
+        is_exact = all(source.dtype == "BF16" for source in self.sources())
+        chunks = self.recipe.chunks(reader, torch.bfloat16 if is_exact else torch.float32)
+        for rows in _whole_blocks(chunks, *self.shape):
             matrix = quantise(rows)
             if not matrix.scales.isfinite().all():
                 raise CheckpointError(f"{self.name} holds NaN or infinity, which FP8 cannot", field=self.name)
@@ -104,7 +108,7 @@ class ScalesBehind:
 
 def _whole_blocks(chunks: Iterable[torch.Tensor], num_rows: int, num_columns: int) -> Iterator[torch.Tensor]:
     """Cut chunks of matrices anew, into runs of some MB that end with a block of rows or with their matrix."""
-    most = max(1, CHUNK_BYTES // (4 * FP8_BLOCK * num_columns)) * FP8_BLOCK
+    most = max(1, _RUN_BYTES // (4 * FP8_BLOCK * num_columns)) * FP8_BLOCK
     left, place = torch.empty(0, num_columns), 0
     for chunk in chunks:
         rows = chunk.view(-1, num_columns)

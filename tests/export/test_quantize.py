@@ -200,7 +200,7 @@ def test_chunks_do_not_change_values(run_export, write_checkpoint, monkeypatch):
     source = write_checkpoint(config, stored_as(weights_of(config), "per-expert"))
     whole = run_export(source, quantize="fp8")
     monkeypatch.setattr("export.recipe.CHUNK_BYTES", 30 * 320)
-    monkeypatch.setattr("export.fp8.CHUNK_BYTES", 1)
+    monkeypatch.setattr("export.fp8._RUN_BYTES", 1)
     again = run_export(source, source.with_name("again"), quantize="fp8")
     assert again.manifest.fingerprint == whole.manifest.fingerprint
 
