@@ -22,7 +22,6 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, RandomWeightsError
-from broker_pipeline.fp8_format import FP8_DTYPE, scale_name, scale_shape
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "weights_manifest.json"
@@ -33,6 +32,9 @@ EMBED_FILE = "embed.safetensors"
 HEAD_FILE = "head.safetensors"
 VISION_FILE = "vision.safetensors"
 
+FP8_DTYPE = "float8_e4m3fn"
+FP8_BLOCK = 128
+"""Rows, and columns, of a matrix in FP8 that share a scale."""
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4, FP8_DTYPE: 1}
 
 Dtype = Literal["bfloat16", "float32"]
@@ -48,6 +50,21 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 def block_file(block: int) -> str:
     """Name of the file that holds decoder block `block`, counted from 0."""
     return f"block-{block:05d}.safetensors"
+
+
+def scale_name(name: str) -> str:
+    """Return the name of the scales of a matrix in FP8, whose values are codes times scales."""
+    return f"{name}_scale_inv"
+
+
+def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the scales of a matrix, or of experts, of this shape.
+
+    >>> scale_shape((8, 1536, 2000))
+    (8, 12, 16)
+    """
+    *experts, num_rows, num_columns = shape
+    return (*experts, -(-num_rows // FP8_BLOCK), -(-num_columns // FP8_BLOCK))
 
 
 class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

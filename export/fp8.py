@@ -1,6 +1,6 @@
 """Decoder matrices in FP8: an FP8 checkpoint's codes and scales as they are, or both made from values as they are read.
 
-A matrix becomes two tensors of the artifact, codes and scales, in the format of `broker_pipeline.fp8_format`.
+A matrix becomes two tensors of the artifact, codes and scales, in the format of `broker_pipeline.artifact_manifest`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Literal
 
 import torch
 
+from broker_pipeline.artifact_manifest import FP8_BLOCK, scale_name, scale_shape
 from broker_pipeline.errors import CheckpointError
-from broker_pipeline.fp8_format import FP8_BLOCK, scale_name, scale_shape
 from export.layout import PlannedTensor
 from export.recipe import BlockScale, FusedExperts, Plain, Recipe, RowReader, SeparateExperts
 from export.source.shard import SourceTensor
-from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
+from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.weights.fp8_matrix import quantise
 
 Quantisation = Literal["fp8"]

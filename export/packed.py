@@ -12,13 +12,13 @@ import torch
 from broker_pipeline.artifact_files.contents import hash_file
 from broker_pipeline.artifact_files.safetensors_header import StoredTensor, header_bytes
 from broker_pipeline.artifact_manifest import (
+    FP8_DTYPE,
     PACKED_NAME,
     PACKED_RECORD_NAME,
     PackedRecord,
     TensorRecord,
     WeightsManifest,
 )
-from broker_pipeline.fp8_format import FP8_DTYPE
 from export.safetensors_file import disk_error
 from export.workspace import write_durably
 

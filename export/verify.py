@@ -26,8 +26,7 @@ from broker_pipeline.model_facts import read_config_bytes
 from broker_pipeline.tools.file_progress import ProgressReport
 from export.source.name_groups import group_names
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.fp8_matrices import with_scales
-from stages.qwen3_vl.tensors import model_shapes
+from stages.qwen3_vl.tensors import model_shapes, with_scales
 
 
 @dataclass(frozen=True, slots=True)

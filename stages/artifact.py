@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from broker_pipeline.artifact_files.selection import fetch_command
-from broker_pipeline.artifact_manifest import TensorRecord, WeightsManifest, read_manifest
+from broker_pipeline.artifact_manifest import FP8_DTYPE, TensorRecord, WeightsManifest, read_manifest, scale_name
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, TensorMissingError
-from broker_pipeline.fp8_format import FP8_DTYPE, scale_name
 from broker_pipeline.model_facts import check_side_files, read_config_bytes
 from stages.lazy_tensors import LazyTensors
 from stages.qwen3_vl.config import ModelConfig

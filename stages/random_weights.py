@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from broker_pipeline.fp8_format import scale_name, scale_shape
+from broker_pipeline.artifact_manifest import scale_name, scale_shape
 from stages.qwen3_vl.tensors import EMBED_TOKENS, Shapes
 from stages.weights.fp8_matrix import LARGEST_CODE, Fp8Matrix, Weight
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker_pipeline.artifact_manifest import DTYPE_BYTES, StoredDtype
-from broker_pipeline.fp8_format import FP8_DTYPE
+from broker_pipeline.artifact_manifest import DTYPE_BYTES, FP8_DTYPE, StoredDtype
 
 SAFETENSORS_CODES = {"bfloat16": "BF16", "float32": "F32", FP8_DTYPE: "F8_E4M3"}
 

@@ -10,13 +10,14 @@ from typing import Self
 from broker_pipeline.artifact_manifest import (
     DTYPE_BYTES,
     EMBED_FILE,
+    FP8_DTYPE,
     VISION_FILE,
     Dtype,
     TensorRecord,
     WeightsManifest,
     block_file,
+    scale_name,
 )
-from broker_pipeline.fp8_format import FP8_DTYPE, scale_name
 from broker_pipeline.model_facts import ModelFacts
 
 _EXPERTS = ".mlp.experts."

@@ -20,9 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from broker_pipeline.artifact_manifest import TensorRecord
+from broker_pipeline.artifact_manifest import FP8_DTYPE, TensorRecord
 from broker_pipeline.errors import CheckpointError
-from broker_pipeline.fp8_format import FP8_DTYPE
 
 _FP8 = torch.float8_e4m3fn
 _INTEGERS = {2: torch.int16, 4: torch.int32}

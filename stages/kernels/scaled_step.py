@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from broker_pipeline.fp8_format import FP8_BLOCK
+from broker_pipeline.artifact_manifest import FP8_BLOCK
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 BLOCK = tl.constexpr(FP8_BLOCK)

@@ -6,6 +6,7 @@ rows) and `[E, H, I]`: the hub stores them transposed, the exporter turns them.
 
 from __future__ import annotations
 
+from broker_pipeline.artifact_manifest import scale_name, scale_shape
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.vision_config import VisionConfig
 
@@ -105,6 +106,27 @@ def vision_shapes(config: ModelConfig) -> Shapes:
 def model_shapes(config: ModelConfig) -> Shapes:
     """Return every tensor of the model, the vision tower included."""
     return vision_shapes(config) | stage_shapes(config, 0, config.text.num_layers)
+
+
+def is_fp8_matrix(name: str) -> bool:
+    """Say whether FP8 may hold this tensor: a decoder's matrix, but no embedding, head, norm, router or the tower.
+
+    >>> is_fp8_matrix("model.language_model.layers.3.mlp.experts.down_proj")
+    True
+    >>> is_fp8_matrix("model.language_model.layers.3.mlp.gate.weight")
+    False
+    """
+    return name.startswith(f"{TEXT_PREFIX}layers.") and name.endswith(("_proj.weight", "_proj"))
+
+
+def with_scales(shapes: Shapes) -> Shapes:
+    """Return the tensors as FP8 holds them: each matrix of the decoder is followed by its scales."""
+    stored: Shapes = {}
+    for name, shape in shapes.items():
+        stored[name] = shape
+        if is_fp8_matrix(name):
+            stored[scale_name(name)] = scale_shape(shape)
+    return stored
 
 
 def _vision_block_shapes(vision: VisionConfig) -> Shapes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.fp8_format import FP8_BLOCK
+from broker_pipeline.artifact_manifest import FP8_BLOCK
 
 LARGEST_CODE = 448.0
 SMALLEST_SCALE = 2.0**-126

@@ -12,15 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from broker_pipeline.artifact_manifest import MANIFEST_NAME, block_file, fingerprint_of, read_manifest
+from broker_pipeline.artifact_manifest import MANIFEST_NAME, block_file, fingerprint_of, read_manifest, scale_name
 from broker_pipeline.errors import ArtifactCorruptError, CheckpointError, ExportStateError, TargetExistsError
-from broker_pipeline.fp8_format import scale_name
 from export.synthetic.random_checkpoint import random_hf_config, random_weights
 from export.verify import verify_artifact
 from stages.artifact import Artifact
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
-from stages.qwen3_vl.tensors import model_shapes
+from stages.qwen3_vl.tensors import is_fp8_matrix, model_shapes
 from stages.weights.fp8_matrix import Fp8Matrix
 
 LAYOUTS = ("runtime", "hub", "per-expert")

@@ -3,7 +3,7 @@
     python -m trials.bench.fp8_products [ROWS …]
 
 Microseconds of one product, activations' quantisation included, with a cold L2 cache; and of the experts of a layer.
-`stages/kernels/fp8_linear.py` and `experts/tiling.py` choose by such tables.
+`stages/kernels/fp8/linear.py` and `stages/kernels/experts/tiling.py` choose by such tables.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from triton.testing import do_bench
 
-from stages.kernels.block_products import has_library_product, kernel_product, library_product
 from stages.kernels.experts.mlp import fused_experts
-from stages.kernels.fp8_linear import fp8_linear, invariant_fp8_linear
-from stages.kernels.row_codes import quantise_rows
+from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
+from stages.kernels.fp8.linear import fp8_linear, invariant_fp8_linear
+from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.skinny_linear import few_rows_linear
 from stages.random_weights import DrawnTensors
 from stages.weights.fp8_matrix import Fp8Matrix

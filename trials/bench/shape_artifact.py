@@ -33,15 +33,14 @@ from broker_pipeline.artifact_manifest import (
     WeightFile,
     WeightsManifest,
     fingerprint_of,
+    scale_name,
 )
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.fp8_format import scale_name
 from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.fp8_matrices import with_scales
-from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, Shapes
+from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, Shapes, with_scales
 from trials.bench.shapes import hf_config
 
 _TOKENS = {

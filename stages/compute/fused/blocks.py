@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from broker_pipeline.fp8_format import FP8_BLOCK
+from broker_pipeline.artifact_manifest import FP8_BLOCK
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stages.compute.options import Fp8Product
 from stages.kernels.activation import silu_mul
-from stages.kernels.block_products import BlockProduct, has_library_product, kernel_product, library_product
-from stages.kernels.fp8_linear import fp8_gated, fp8_linear, invariant_fp8_linear
+from stages.kernels.fp8.block_products import BlockProduct, has_library_product, kernel_product, library_product
+from stages.kernels.fp8.linear import fp8_gated, fp8_linear, invariant_fp8_linear
 from stages.kernels.matmul import invariant_linear
 from stages.kernels.skinny_linear import MOST_FEW_ROWS, few_rows_gated, few_rows_linear
 from stages.weights.fp8_matrix import Fp8Matrix, Weight

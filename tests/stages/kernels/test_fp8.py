@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.kernels.block_products import has_library_product, kernel_product, library_product
-from stages.kernels.fp8_linear import MOST_FP8_FEW_ROWS, fp8_gated, fp8_linear, invariant_fp8_linear
-from stages.kernels.row_codes import RowCodes, quantise_rows
+from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
+from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, fp8_gated, fp8_linear, invariant_fp8_linear
+from stages.kernels.fp8.row_codes import RowCodes, quantise_rows
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import LARGEST_CODE, SMALLEST_SCALE, Fp8Matrix, dequantise, quantise

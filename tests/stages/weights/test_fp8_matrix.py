@@ -14,7 +14,7 @@ from stages.artifact import Artifact
 from stages.compute.generate import Request, WholeModel
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
-from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
+from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from stages.weights.fp8_matrix import Fp8Matrix, joined, quantise
 from tests.kit.models.tiny_stages import tiny_config, tiny_tensors

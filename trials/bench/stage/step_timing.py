@@ -30,7 +30,7 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.device.choice import choose_device
 from stages.qwen3_vl.config import ModelConfig
-from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
+from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from trials.bench.options import say
 from trials.bench.shapes import shape_config

@@ -24,9 +24,9 @@ from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
-from stages.kernels.block_products import has_library_product
+from stages.kernels.fp8.block_products import has_library_product
 from stages.qwen3_vl.attention import SdpaAttention
-from stages.qwen3_vl.fp8_matrices import is_fp8_matrix
+from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from stages.weights.fp8_matrix import Weight
 from tests.kit.models.tiny_stages import tiny_config

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from stages.kernels.activation import silu_mul
-from stages.kernels.block_products import BlockProduct
-from stages.kernels.row_codes import quantise_rows
+from stages.kernels.fp8.block_products import BlockProduct
+from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from broker_pipeline.fp8_format import FP8_BLOCK
-from stages.kernels.row_codes import RowCodes, quantise_rows
+from broker_pipeline.artifact_manifest import FP8_BLOCK
+from stages.kernels.fp8.row_codes import RowCodes, quantise_rows
 from stages.kernels.scaled_step import BLOCK
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, quantise

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from broker_pipeline.fp8_format import FP8_BLOCK
+from broker_pipeline.artifact_manifest import FP8_BLOCK
 from stages.kernels.scaled_step import BLOCK
 
 _BLOCKS = 16  # of one program

@@ -1,0 +1,1 @@
+"""Products with weights in FP8: by codes alone, or of rows in FP8 as well."""
