@@ -7,13 +7,14 @@ they leave the registers.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.activation import activate, silu_mul
-from stages.kernels.scaled_step import BLOCK, add_product, codes_and_scales
+from stages.kernels.scaled_step import BLOCK, RowCodes, add_product, row_operands, weight_operands
 from stages.kernels.tiling import RowTiling, Tiling
 from stages.weights.fp8_matrix import Weight
 
@@ -70,9 +71,12 @@ def _row_kernel(
     tl.store(out_ptr + row * WIDTH + columns, out, mask=column_mask)
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # or every number of rows that 16 divides would be compiled again
+# Not specialised, or every number of rows that 16 divides would be compiled again.
+@triton.jit(do_not_specialize=["row_stride", "num_rows"])
 def _skinny_kernel(
     x_ptr,
+    row_scales_ptr,
+    row_stride,
     weight_ptr,
     scales_ptr,
     out_ptr,
@@ -81,6 +85,7 @@ def _skinny_kernel(
     NUM_INPUTS: tl.constexpr,
     GATED: tl.constexpr,
     SCALED: tl.constexpr,
+    ROWS_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -98,6 +103,7 @@ def _skinny_kernel(
     x_tile = x_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     up_tile = weight_tile + WIDTH * NUM_INPUTS
+    row_scales = row_scales_ptr + rows
     scales = scales_ptr + (first_column // BLOCK) * num_blocks
     up_scales = scales + (WIDTH // BLOCK) * num_blocks
     if SWAP:
@@ -116,13 +122,15 @@ def _skinny_kernel(
             weight = tl.load(weight_tile + done)
         else:
             weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, row_scales, row_stride, row_mask, done, SCALED, ROWS_SCALED, SWAP)
         if GATED:
             if whole:
                 up_weight = tl.load(up_tile + done)
             else:
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            up_total = add_product(up_total, x, up_weight, up_scales, done, SCALED, SWAP)
+            up_total = add_product(
+                up_total, x, up_weight, up_scales, row_scales, row_stride, row_mask, done, SCALED, ROWS_SCALED, SWAP
+            )
     if GATED:
         out = activate(total, up_total, out_ptr.dtype.element_ty)
     else:
@@ -156,26 +164,34 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
     return out
 
 
-def skinny_linear(x: Tensor, weight: Weight, tiling: Tiling, *, gated: bool = False) -> Tensor:
+def skinny_linear(
+    x: Tensor | RowCodes, weight: Weight, tiling: Tiling, *, gated: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
     """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`.
 
-    Of a weight in FP8 the codes are read and multiplied in x's dtype; blocks of the tiling must then divide 128.
+    Of a weight in FP8 the codes are read and multiplied in x's dtype, or by x's codes; blocks of the tiling must then
+    divide 128. The result has `dtype`, by default x's.
     """
-    values, scales, is_scaled = codes_and_scales(weight, gated=gated)
+    rows, row_scales, row_stride, has_row_scales = row_operands(x)
+    values, scales, is_scaled = weight_operands(weight, gated=gated)
+    num_rows = x.num_rows if isinstance(x, RowCodes) else x.shape[0]
     width = weight.shape[0] // 2 if gated else weight.shape[0]
-    out = x.new_empty(x.shape[0], width)
-    if x.shape[0]:
-        grid = (triton.cdiv(x.shape[0], tiling.block_m) * triton.cdiv(width, tiling.block_n),)
+    out = rows.new_empty(num_rows, width, dtype=dtype or rows.dtype)
+    if num_rows:
+        grid = (triton.cdiv(num_rows, tiling.block_m) * triton.cdiv(width, tiling.block_n),)
         _skinny_kernel[grid](
-            x,
+            rows,
+            row_scales,
+            row_stride,
             values,
             scales,
             out,
-            x.shape[0],
+            num_rows,
             WIDTH=width,
-            NUM_INPUTS=x.shape[1],
+            NUM_INPUTS=rows.shape[1],
             GATED=gated,
             SCALED=is_scaled,
+            ROWS_SCALED=has_row_scales,
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,

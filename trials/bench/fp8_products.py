@@ -23,7 +23,7 @@ from stages.kernels.fp8.linear import fp8_linear, invariant_fp8_linear
 from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.skinny_linear import few_rows_linear
 from stages.random_weights import DrawnTensors
-from stages.weights.fp8_matrix import Fp8Matrix
+from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 _ROWS = (1, 16, 32, 64, 128, 256, 512, 2048)
 _MATRICES = {  # name: outputs, inputs
@@ -53,6 +53,7 @@ def main(rows: tuple[int, ...]) -> None:
         timed = {
             "bfloat16": [_expert_us(n, hidden, num_experts, *values) for n in rows],
             "codes": [_expert_us(n, hidden, num_experts, gate_up, down) for n in rows],
+            "rows in FP8 if many": [_expert_us(n, hidden, num_experts, gate_up, down, rows_in_fp8=True) for n in rows],
         }
         _print(f"{name} experts", rows, timed)
 
@@ -85,11 +86,13 @@ def _timed(multiply: Callable[[Tensor], Tensor], num_inputs: int, rows: tuple[in
     return found
 
 
-def _expert_us(n: int, hidden: int, num_experts: int, gate_up: Fp8Matrix | Tensor, down: Fp8Matrix | Tensor) -> float:
+def _expert_us(
+    n: int, hidden: int, num_experts: int, gate_up: Weight, down: Weight, *, rows_in_fp8: bool = False
+) -> float:
     x = torch.randn(n, hidden, device="cuda", dtype=torch.bfloat16)
     chosen = torch.rand(n, num_experts, device="cuda").argsort(dim=1)[:, :_NUM_CHOSEN].sort(dim=1).values
     shares = F.softmax(torch.randn(n, _NUM_CHOSEN, device="cuda"), dim=1).to(torch.bfloat16)
-    return _us(lambda: fused_experts(x, chosen, shares, gate_up, down))
+    return _us(lambda: fused_experts(x, chosen, shares, gate_up, down, rows_in_fp8=rows_in_fp8))
 
 
 def _us(work: Callable[[], Tensor]) -> float:

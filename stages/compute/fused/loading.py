@@ -101,7 +101,9 @@ def _build(
         weights,
         kv,
         linears=linears,
-        experts=expert_block(linears, deterministic=options.is_deterministic),
+        experts=expert_block(
+            linears, deterministic=options.is_deterministic, rows_in_fp8=options.fp8_product != "weight-only"
+        ),
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
     decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
@@ -166,11 +168,13 @@ def _linears(options: ComputeOptions, weights: FusedWeights, device: torch.devic
     return FastLinear(choose_fp8_product(options.fp8_product, device) if weights.is_fp8 else None)
 
 
-def expert_block(linears: LinearBackend, *, deterministic: bool) -> ExpertBlock:
+def expert_block(linears: LinearBackend, *, deterministic: bool, rows_in_fp8: bool) -> ExpertBlock:
     """Return what routes rows and multiplies them by the kernels of `stages.kernels.experts`."""
 
     def experts(normed: Tensor, mlp: PackedExperts, num_chosen: int) -> Tensor:
         chosen, weights = choose_experts(linears.linear(normed, mlp.router), num_chosen)
-        return fused_experts(normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic)
+        return fused_experts(
+            normed, chosen, weights, mlp.gate_up, mlp.down, deterministic=deterministic, rows_in_fp8=rows_in_fp8
+        )
 
     return experts

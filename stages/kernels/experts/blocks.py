@@ -9,12 +9,13 @@ A block of pairs is found from the experts' starts by every program itself, so t
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.scaled_step import BLOCK, add_product, codes_and_scales
+from stages.kernels.scaled_step import BLOCK, RowCodes, add_product, row_operands, weight_operands
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Weight
 
@@ -35,9 +36,11 @@ def _block_of_pairs(starts_ptr, block, NUM_EXPERTS: tl.constexpr, EXPERTS_POW2: 
     return expert, first, tl.load(starts_ptr + safe + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_stride"])
 def _gate_up_kernel(
     x_ptr,
+    row_scales_ptr,
+    row_stride,
     order_ptr,
     starts_ptr,
     gate_up_ptr,
@@ -49,6 +52,7 @@ def _gate_up_kernel(
     EXPERTS_POW2: tl.constexpr,
     NUM_CHOSEN: tl.constexpr,
     SCALED: tl.constexpr,
+    ROWS_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -69,6 +73,7 @@ def _gate_up_kernel(
     gate_tile = gate_up_ptr + expert.to(tl.int64) * 2 * INNER * HIDDEN + columns[:, None] * HIDDEN + inputs[None, :]
     up_tile = gate_tile + INNER * HIDDEN
     num_blocks: tl.constexpr = (HIDDEN + BLOCK - 1) // BLOCK
+    row_scales = row_scales_ptr + rows
     gate_scales = scales_ptr + (expert * (2 * INNER // BLOCK) + first_column // BLOCK) * num_blocks
     up_scales = gate_scales + (INNER // BLOCK) * num_blocks
     if SWAP:
@@ -89,8 +94,10 @@ def _gate_up_kernel(
         else:
             gate_weight = tl.load(gate_tile + done)
             up_weight = tl.load(up_tile + done)
-        gate = add_product(gate, x, gate_weight, gate_scales, done, SCALED, SWAP)
-        up = add_product(up, x, up_weight, up_scales, done, SCALED, SWAP)
+        gate = add_product(
+            gate, x, gate_weight, gate_scales, row_scales, row_stride, row_mask, done, SCALED, ROWS_SCALED, SWAP
+        )
+        up = add_product(up, x, up_weight, up_scales, row_scales, row_stride, row_mask, done, SCALED, ROWS_SCALED, SWAP)
     out = activate(gate, up, out_ptr.dtype.element_ty)
     if SWAP:
         out = tl.trans(out)
@@ -98,9 +105,11 @@ def _gate_up_kernel(
     tl.store(out_ptr + places.to(tl.int64)[:, None] * INNER + columns[None, :], out, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_stride"])
 def _down_kernel(
     activated_ptr,
+    row_scales_ptr,
+    row_stride,
     order_ptr,
     starts_ptr,
     down_ptr,
@@ -112,6 +121,7 @@ def _down_kernel(
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POW2: tl.constexpr,
     SCALED: tl.constexpr,
+    ROWS_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -131,6 +141,7 @@ def _down_kernel(
     x_tile = activated_ptr + places.to(tl.int64)[:, None] * INNER + inputs[None, :]
     weight_tile = down_ptr + expert.to(tl.int64) * HIDDEN * INNER + columns[:, None] * INNER + inputs[None, :]
     num_blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
+    row_scales = row_scales_ptr + places
     scales = scales_ptr + (expert * ((HIDDEN + BLOCK - 1) // BLOCK) + first_column // BLOCK) * num_blocks
     if SWAP:
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -146,7 +157,7 @@ def _down_kernel(
             weight = tl.load(weight_tile + done, mask=weight_mask, other=0.0)
         else:
             weight = tl.load(weight_tile + done)
-        total = add_product(total, x, weight, scales, done, SCALED, SWAP)
+        total = add_product(total, x, weight, scales, row_scales, row_stride, row_mask, done, SCALED, ROWS_SCALED, SWAP)
     if SWAP:
         total = tl.trans(total)
     pairs = tl.load(order_ptr + places, mask=row_mask, other=0).to(tl.int64)
@@ -157,41 +168,54 @@ def _down_kernel(
 
 
 def sorted_gate_up(
-    x: Tensor, order: Tensor, starts: Tensor, gate_up: Weight, num_chosen: int, tiling: Tiling
+    x: Tensor | RowCodes,
+    order: Tensor,
+    starts: Tensor,
+    gate_up: Weight,
+    num_chosen: int,
+    tiling: Tiling,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
-    values, scales, is_scaled = codes_and_scales(gate_up, gated=True)
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order, in `dtype` or that of x."""
+    rows, row_scales, row_stride, has_row_scales = row_operands(x)
+    values, scales, is_scaled = weight_operands(gate_up, gated=True)
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
-    out = x.new_empty(order.numel(), inner)
+    out = rows.new_empty(order.numel(), inner, dtype=dtype or rows.dtype)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)
     _gate_up_kernel[grid](
-        x,
+        rows,
+        row_scales,
+        row_stride,
         order,
         starts,
         values,
         scales,
         out,
-        HIDDEN=x.shape[1],
+        HIDDEN=rows.shape[1],
         INNER=inner,
         NUM_EXPERTS=num_experts,
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
         NUM_CHOSEN=num_chosen,
         SCALED=is_scaled,
+        ROWS_SCALED=has_row_scales,
         **_cut(tiling),
     )
     return out
 
 
 def sorted_down(
-    activated: Tensor, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
+    activated: Tensor | RowCodes, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
 ) -> Tensor:
-    """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`."""
-    values, scales, is_scaled = codes_and_scales(down)
+    """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`, in the dtype of `weights`."""
+    rows, row_scales, row_stride, has_row_scales = row_operands(activated)
+    values, scales, is_scaled = weight_operands(down)
     num_experts, hidden, inner = down.shape
-    out = activated.new_empty(*weights.shape, hidden)
+    out = weights.new_empty(*weights.shape, hidden)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(hidden, tiling.block_n),)
     _down_kernel[grid](
-        activated,
+        rows,
+        row_scales,
+        row_stride,
         order,
         starts,
         values,
@@ -203,6 +227,7 @@ def sorted_down(
         NUM_EXPERTS=num_experts,
         EXPERTS_POW2=triton.next_power_of_2(num_experts),
         SCALED=is_scaled,
+        ROWS_SCALED=has_row_scales,
         **_cut(tiling),
     )
     return out

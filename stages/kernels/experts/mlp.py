@@ -17,29 +17,51 @@ from stages.kernels.experts.sort import sort_by_expert
 from stages.kernels.experts.tiling import (
     FP8_PAIR_DOWN,
     FP8_PAIR_GATE_UP,
+    FP8_ROWS,
     MAX_PAIR_ROWS,
     PAIR_DOWN,
     PAIR_GATE_UP,
     tilings_for,
 )
+from stages.kernels.fp8.row_codes import quantise_rows
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
 def fused_experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Weight, down: Weight, *, deterministic: bool = False
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: Weight,
+    down: Weight,
+    *,
+    deterministic: bool = False,
+    rows_in_fp8: bool = False,
 ) -> Tensor:
     """Return what the chosen experts add to rows `x` `[n, H]`: of few rows `[n, H]`, else `[n, k, H]`, to be summed.
 
     Shapes: chosen `[n, k]` int32 or int64 with ids in [0, E), weights `[n, k]`, gate_up `[E, 2I, H]`, down `[E, H, I]`,
-    all contiguous; of experts in FP8 the codes are read and multiplied in x's dtype. Few rows are summed in the order
-    of their choices, rounded after each, as `eager_experts` does in ascending order of experts: `choose_experts` gives
-    the choices in that order.
+    all contiguous. Few rows are summed in the order of their choices, rounded after each, as `eager_experts` does in
+    ascending order of experts: `choose_experts` gives the choices in that order.
+
+    Of experts in FP8 the codes are read and multiplied in x's dtype; with `rows_in_fp8`, where an expert has many
+    pairs, rows are quantised before each product.
     """
     if x.shape[0] <= MAX_PAIR_ROWS and not deterministic:
         tiling = FP8_PAIR_GATE_UP if isinstance(gate_up, Fp8Matrix) else PAIR_GATE_UP
         activated = pair_gate_up(x, chosen, gate_up, tiling)
         return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if isinstance(down, Fp8Matrix) else PAIR_DOWN)
-    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
+    if rows_in_fp8 and not deterministic and is_worth_quantising(chosen.numel(), gate_up, down, x.element_size()):
+        activated = sorted_gate_up(
+            quantise_rows(x), order, starts, gate_up, chosen.shape[1], FP8_ROWS.gate_up, dtype=x.dtype
+        )
+        return sorted_down(quantise_rows(activated), order, starts, weights, down, FP8_ROWS.down)
+    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)
     return sorted_down(activated, order, starts, weights, down, tilings.down)
+
+
+def is_worth_quantising(num_pairs: int, gate_up: Weight, down: Weight, itemsize: int) -> bool:
+    """Say whether arithmetic, not reading the experts, takes the time, and both matrices are in FP8."""
+    in_fp8 = isinstance(gate_up, Fp8Matrix) and isinstance(down, Fp8Matrix) and itemsize == 2
+    return in_fp8 and num_pairs > FP8_ROWS.most_pairs * gate_up.shape[0]

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.scaled_step import BLOCK, codes_and_scales
+from stages.kernels.scaled_step import BLOCK, weight_operands
 from stages.kernels.tiling import RowTiling
 from stages.weights.fp8_matrix import Weight
 
@@ -123,7 +123,7 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Weight, tiling: RowTiling) 
 
     For experts in FP8, here and in `pair_down`, blocks of the tiling must divide 128.
     """
-    values, scales, is_scaled = codes_and_scales(gate_up, gated=True)
+    values, scales, is_scaled = weight_operands(gate_up, gated=True)
     inner = gate_up.shape[1] // 2
     out = x.new_empty(chosen.numel(), inner)
     if chosen.numel():
@@ -148,7 +148,7 @@ def pair_gate_up(x: Tensor, chosen: Tensor, gate_up: Weight, tiling: RowTiling) 
 
 def pair_down(activated: Tensor, chosen: Tensor, weights: Tensor, down: Weight, tiling: RowTiling) -> Tensor:
     """Return the weighted sum over choices `[n, H]` of `activated` `[n * k, I]`."""
-    values, scales, is_scaled = codes_and_scales(down)
+    values, scales, is_scaled = weight_operands(down)
     num_rows, num_chosen = chosen.shape
     out = activated.new_empty(num_rows, down.shape[1])
     if num_rows:

@@ -33,6 +33,9 @@ _BY_LOAD = (
     ExpertTilings(1 << 62, Tiling(128, 128, 64, num_warps=8), Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
 INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3))  # for every n
+FP8_ROWS = ExpertTilings(  # with rows in FP8, for more pairs than these; not swept
+    80, Tiling(128, 64, 128, num_warps=8), Tiling(128, 128, 128, num_warps=8)
+)
 _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.artifact_manifest import FP8_BLOCK
-from stages.kernels.fp8.row_codes import RowCodes, quantise_rows
-from stages.kernels.scaled_step import BLOCK
+from stages.kernels.fp8.row_codes import quantise_rows
+from stages.kernels.scaled_step import RowCodes
+from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, quantise
 
@@ -28,63 +27,10 @@ _LIBRARY_MULTIPLE = 512
 """Inputs: the library reads weights' scales four at a time."""
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_padded"])
-def _product_kernel(
-    codes_ptr,
-    row_scales_ptr,
-    weight_ptr,
-    scales_ptr,
-    out_ptr,
-    num_rows,
-    num_padded,
-    WIDTH: tl.constexpr,
-    NUM_INPUTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    num_row_blocks = tl.cdiv(num_rows, BLOCK_M)
-    program = tl.program_id(0)  # row blocks of one tile of weights are neighbours
-    rows = (program % num_row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column_block = program // num_row_blocks
-    columns = column_block * BLOCK + tl.arange(0, BLOCK)
-    inputs = tl.arange(0, BLOCK)
-    row_mask, column_mask = rows < num_rows, columns < WIDTH
-    num_blocks: tl.constexpr = (NUM_INPUTS + BLOCK - 1) // BLOCK
-    x_tile = codes_ptr + rows.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
-    weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
-    scales = scales_ptr + column_block * num_blocks
-    total = tl.zeros((BLOCK_M, BLOCK), tl.float32)
-    for index in range(num_blocks):
-        inside = index * BLOCK + inputs < NUM_INPUTS
-        x = tl.load(x_tile + index * BLOCK, mask=row_mask[:, None] & inside[None, :], other=0.0)
-        weight = tl.load(weight_tile + index * BLOCK, mask=column_mask[:, None] & inside[None, :], other=0.0)
-        row_scale = tl.load(row_scales_ptr + index * num_padded + rows, mask=row_mask, other=0.0)
-        total += tl.dot(x, tl.trans(weight)) * (row_scale * tl.load(scales + index))[:, None]
-    mask = row_mask[:, None] & column_mask[None, :]
-    out = total.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], out, mask=mask)
-
-
 def kernel_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Tensor:
     """Multiply by a kernel of our own: any sizes, and in the interpreter; see `BlockProduct`."""
-    tiling, width = _TILING if rows.num_rows > _FEWER_ROWS.block_m else _FEWER_ROWS, weight.shape[0]
-    out = torch.empty(rows.num_rows, width, dtype=dtype, device=rows.codes.device)
-    if rows.num_rows:
-        grid = (triton.cdiv(rows.num_rows, tiling.block_m) * triton.cdiv(width, tiling.block_n),)
-        _product_kernel[grid](
-            rows.codes,
-            rows.scales,
-            weight.codes,
-            weight.scales,
-            out,
-            rows.num_rows,
-            rows.codes.shape[0],
-            WIDTH=width,
-            NUM_INPUTS=weight.shape[1],
-            BLOCK_M=tiling.block_m,
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
-        )
-    return out
+    tiling = _TILING if rows.num_rows > _FEWER_ROWS.block_m else _FEWER_ROWS
+    return skinny_linear(rows, weight, tiling, dtype=dtype)
 
 
 def library_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Tensor:

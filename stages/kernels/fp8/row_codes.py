@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from broker_pipeline.artifact_manifest import FP8_BLOCK
-from stages.kernels.scaled_step import BLOCK
+from stages.kernels.scaled_step import BLOCK, RowCodes
 
 _BLOCKS = 16  # of one program
 _ROWS_MULTIPLE = 4  # what the library's product wants
-
-
-@dataclass(frozen=True, slots=True)
-class RowCodes:
-    """`num_rows` rows as codes float8_e4m3fn `[m, K]` and scales float32 `[K/128, m]`; rows behind them are zero."""
-
-    codes: Tensor
-    scales: Tensor
-    num_rows: int
 
 
 @triton.jit

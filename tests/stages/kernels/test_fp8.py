@@ -11,10 +11,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
 from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, fp8_gated, fp8_linear, invariant_fp8_linear
-from stages.kernels.fp8.row_codes import RowCodes, quantise_rows
+from stages.kernels.fp8.row_codes import quantise_rows
+from stages.kernels.scaled_step import RowCodes
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
-from stages.weights.fp8_matrix import LARGEST_CODE, SMALLEST_SCALE, Fp8Matrix, dequantise, quantise
+from stages.weights.fp8_matrix import Fp8Matrix, dequantise, quantise
+from tests.kit.models.fp8_rows import rounded
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter's products of bf16 are wrong
 SIZES = [(256, 128), (200, 72), (130, 300)]  # inputs and outputs; blocks of scales are cut short
@@ -38,13 +40,6 @@ def matrix(outputs: int, inputs: int, device: torch.device) -> Fp8Matrix:
     blocks = torch.arange(outputs, device=device)[:, None] // 128 + torch.arange(inputs, device=device) // 128
     weight = torch.randn(outputs, inputs, generator=generator, device=device)
     return quantise(weight * torch.exp2(blocks % 4 - 1.0) / inputs**0.5)
-
-
-def rounded(x: Tensor) -> Tensor:
-    """What is left of rows in FP8, by plain torch."""
-    blocks = F.pad(x.float(), (0, -x.shape[1] % 128)).view(len(x), -1, 128)
-    scales = (blocks.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
-    return ((blocks / scales).to(torch.float8_e4m3fn).float() * scales).view(len(x), -1)[:, : x.shape[1]]
 
 
 def distance(have: Tensor, want: Tensor) -> float:

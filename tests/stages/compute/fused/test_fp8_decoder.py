@@ -55,7 +55,7 @@ def test_blocks_compute_with_the_values(device: torch.device, moe: bool) -> None
     )
     weights, linears = FusedWeights(packed, **ends), FastLinear()
     assert weights.is_fp8
-    experts = expert_block(linears, deterministic=False)
+    experts = expert_block(linears, deterministic=False, rows_in_fp8=True)
     model = FusedModel(text, 0, weights, caches[1], linears=linears, experts=experts, num_deepstack_levels=3)
     fused = FusedDecoder(model, caches[1], is_deterministic=True)
     for cache in caches:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.experts.blocks import sorted_down, sorted_gate_up
-from stages.kernels.experts.mlp import fused_experts
+from stages.kernels.experts.mlp import fused_experts, is_worth_quantising
 from stages.kernels.experts.sort import sort_by_expert
 from stages.kernels.experts.tiling import MAX_PAIR_ROWS
 from stages.kernels.tiling import Tiling
 from stages.qwen3_vl.moe import eager_experts
 from stages.weights.fp8_matrix import Fp8Matrix, quantise
+from tests.kit.models.fp8_rows import rounded
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter's products of bf16 are wrong
 NUM_EXPERTS, INNER, HIDDEN = 5, 128, 200  # the last blocks of scales are cut short
@@ -76,6 +78,35 @@ def test_tilings_agree(device, tiling) -> None:
     activated = sorted_gate_up(x, order, starts, weights[0], 2, tiling)
     parts = sorted_down(activated, order, starts, shares, weights[1], tiling)
     assert distance(parts, x, (chosen, shares), weights) < 1e-5
+
+
+def test_rows_in_fp8_are_rounded_before_each_product(device) -> None:
+    weights = experts(2 * INNER, HIDDEN, device, 2), experts(HIDDEN, INNER, device, 2)
+    n = 101
+    assert is_worth_quantising(2 * n, *weights, 2)
+    assert not is_worth_quantising(150, *weights, 2)
+    x = torch.randn(n, HIDDEN, generator=torch.Generator().manual_seed(2)).to(device, HALF)
+    chosen, shares = chosen_of(n, 2, device, 2)
+    shares = shares.to(HALF)
+    parts = fused_experts(x, chosen, shares, *weights, rows_in_fp8=True)
+    values = [each.dequantised(torch.float32) for each in weights]
+    for expert in range(2):
+        gate, up = (rounded(x) @ values[0][expert].t()).to(HALF).chunk(2, dim=-1)
+        want = rounded(F.silu(gate) * up) @ values[1][expert].t() * shares[:, expert : expert + 1].float()
+        assert float((parts[:, expert].float() - want).norm() / want.norm()) < 1e-2
+    assert distance(parts, x, (chosen, shares), weights) < 0.06
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("hidden", "inner"), [(2048, 768), (4096, 1536)])
+def test_rows_in_fp8_of_published_shapes_on_a_gpu(hidden, inner) -> None:
+    device = torch.device("cuda")
+    weights = experts(2 * inner, hidden, device, 32), experts(hidden, inner, device, 32)
+    x = torch.randn(600, hidden, device=device, dtype=torch.bfloat16)
+    chosen, shares = chosen_of(600, 8, device, 32)
+    routed = chosen, shares.to(torch.bfloat16)
+    assert is_worth_quantising(chosen.numel(), *weights, 2)
+    assert distance(fused_experts(x, *routed, *weights, rows_in_fp8=True), x, routed, weights) < 0.06
 
 
 @pytest.mark.gpu
