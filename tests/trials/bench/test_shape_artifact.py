@@ -25,8 +25,9 @@ def test_the_same_arguments_give_the_same_fingerprint(tmp_path: Path) -> None:
     others = [
         read_manifest(write_shape_artifact(tmp_path / "c", "tiny", 2)),
         read_manifest(write_shape_artifact(tmp_path / "d", "tiny", 3, seed=1)),
+        read_manifest(write_shape_artifact(tmp_path / "e", "tiny", 3, in_fp8=True)),
     ]
-    assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 3
+    assert len({first.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 def test_it_is_neither_verified_nor_exported(tmp_path: Path) -> None:

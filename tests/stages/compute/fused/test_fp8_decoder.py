@@ -79,7 +79,7 @@ def stage_of(shape: str, **options) -> StageCompute:
         BlockRange(start=0, stop=NUM_LAYERS),
         drawn(shapes, device, torch.bfloat16),
         kv_capacity_tokens=4096,
-        options=ComputeOptions(device="cuda", max_batch_tokens=1024, **options),
+        options=ComputeOptions(device="cuda", max_batch_tokens=512, **options),
     )
 
 

@@ -57,7 +57,8 @@ def test_the_floor_of_8b_is_the_known_one() -> None:
         assert floor_s * 1e3 == pytest.approx(known_ms, rel=0.02)
 
 
-def test_the_command_times_decode_and_prefill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--quantize", "fp8"]])
+def test_the_command_times_decode_and_prefill(tmp_path: Path, more: list[str]) -> None:
     path = tmp_path / "stage.json"
     arguments = [
         "--shape",
@@ -74,6 +75,7 @@ def test_the_command_times_decode_and_prefill(tmp_path: Path) -> None:
         "1",
         "--mixed",
         "3:1",
+        *more,
     ]
     result = CliRunner().invoke(command, [*arguments, "--json", str(path)])
     assert result.exit_code == 0, result.output
