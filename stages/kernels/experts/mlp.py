@@ -17,10 +17,11 @@ from stages.kernels.experts.sort import sort_by_expert
 from stages.kernels.experts.tiling import (
     FP8_PAIR_DOWN,
     FP8_PAIR_GATE_UP,
-    FP8_ROWS,
     MAX_PAIR_ROWS,
     PAIR_DOWN,
     PAIR_GATE_UP,
+    ExpertTilings,
+    fp8_tilings_for,
     tilings_for,
 )
 from stages.kernels.fp8.row_codes import quantise_rows
@@ -51,17 +52,16 @@ def fused_experts(
         activated = pair_gate_up(x, chosen, gate_up, tiling)
         return pair_down(activated, chosen, weights, down, FP8_PAIR_DOWN if isinstance(down, Fp8Matrix) else PAIR_DOWN)
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
-    if rows_in_fp8 and not deterministic and is_worth_quantising(chosen.numel(), gate_up, down, x.element_size()):
-        activated = sorted_gate_up(
-            quantise_rows(x), order, starts, gate_up, chosen.shape[1], FP8_ROWS.gate_up, dtype=x.dtype
-        )
-        return sorted_down(quantise_rows(activated), order, starts, weights, down, FP8_ROWS.down)
+    if rows_in_fp8 and not deterministic and (coded := tilings_in_fp8(x, chosen.numel(), gate_up, down)):
+        rows, num_chosen = quantise_rows(x), chosen.shape[1]
+        activated = sorted_gate_up(rows, order, starts, gate_up, num_chosen, coded.gate_up, dtype=x.dtype)
+        return sorted_down(quantise_rows(activated), order, starts, weights, down, coded.down)
     tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)
     return sorted_down(activated, order, starts, weights, down, tilings.down)
 
 
-def is_worth_quantising(num_pairs: int, gate_up: Weight, down: Weight, itemsize: int) -> bool:
-    """Say whether arithmetic, not reading the experts, takes the time, and both matrices are in FP8."""
-    in_fp8 = isinstance(gate_up, Fp8Matrix) and isinstance(down, Fp8Matrix) and itemsize == 2
-    return in_fp8 and num_pairs > FP8_ROWS.most_pairs * gate_up.shape[0]
+def tilings_in_fp8(x: Tensor, num_pairs: int, gate_up: Weight, down: Weight) -> ExpertTilings | None:
+    """Return the cut where both matrices are in FP8 and rows are worth quantising; else None."""
+    in_fp8 = isinstance(gate_up, Fp8Matrix) and isinstance(down, Fp8Matrix) and x.element_size() == 2
+    return fp8_tilings_for(num_pairs, gate_up.shape[0]) if in_fp8 else None

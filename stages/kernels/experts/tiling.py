@@ -33,8 +33,11 @@ _BY_LOAD = (
     ExpertTilings(1 << 62, Tiling(128, 128, 64, num_warps=8), Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
 INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3))  # for every n
-FP8_ROWS = ExpertTilings(  # with rows in FP8, for more pairs than these; not swept
-    80, Tiling(128, 64, 128, num_warps=8), Tiling(128, 128, 128, num_warps=8)
+_FP8_FROM = 24
+"""Pairs of an expert above which rows are worth quantising: below, reading codes is what takes the time."""
+_FP8_ROWS = (  # not swept
+    ExpertTilings(80, Tiling(64, 64, 128), Tiling(64, 128, 128)),
+    ExpertTilings(1 << 62, Tiling(128, 64, 128, num_warps=8), Tiling(128, 128, 128, num_warps=8)),
 )
 _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
@@ -49,4 +52,13 @@ def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, deterministi
         return _WIDE
     if deterministic:
         return INVARIANT
-    return next(tilings for tilings in _BY_LOAD if num_pairs <= tilings.most_pairs * num_experts)
+    return _first(_BY_LOAD, num_pairs, num_experts)
+
+
+def fp8_tilings_for(num_pairs: int, num_experts: int) -> ExpertTilings | None:
+    """Return the cut with rows in FP8 as well; None where an expert has too few pairs for that."""
+    return _first(_FP8_ROWS, num_pairs, num_experts) if num_pairs > _FP8_FROM * num_experts else None
+
+
+def _first(table: tuple[ExpertTilings, ...], num_pairs: int, num_experts: int) -> ExpertTilings:
+    return next(tilings for tilings in table if num_pairs <= tilings.most_pairs * num_experts)

