@@ -51,7 +51,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 )
 @option("--heartbeat-timeout-s", default=2.5, type=_SECONDS, help="Silence after which a worker counts as dead.")
 @option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
-@option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has not computed anything.")
+@option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has never computed so much.")
 @option("--prepare-timeout-s", default=60.0, type=_SECONDS, help="Seconds for a vision worker to prepare a session.")
 @option(
     "--route-timeout-s",

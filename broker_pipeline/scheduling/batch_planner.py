@@ -87,7 +87,7 @@ class BatchPlanner:
         """Those sent before it along the route come first, so that its answer may take so much longer."""
         limits = self._limits
         num_tokens = sum(segment.count for segment in segments)
-        expected_s = _PATIENCE * sum(stage.estimate(num_tokens) for stage in stages) * (1 + len(lane.in_flight))
+        expected_s = self._patience_s(num_tokens, stages) * (1 + len(lane.in_flight))
         is_first = not all(stage.is_known for stage in stages)
         allowed_s = max(limits.first_deadline_s if is_first else 0.0, limits.deadline_s + expected_s)
         return PlannedBatch(
@@ -100,6 +100,16 @@ class BatchPlanner:
             suspect_at=now + limits.suspect_s + expected_s,
             num_tokens=num_tokens,
         )
+
+    def _patience_s(self, num_tokens: int, stages: list[StepCost]) -> float:
+        """Return how long a step may take on all stages by what was measured.
+
+        Beyond the largest step measured, cost in proportion is a guess, far too much where a step costs its weights
+        whatever it holds: it makes nobody wait longer than for a first step, of which nothing is known either.
+        """
+        measured_s = _PATIENCE * sum(stage.estimate(min(num_tokens, stage.largest)) for stage in stages)
+        guessed_s = _PATIENCE * sum(stage.estimate(num_tokens) for stage in stages)
+        return max(measured_s, min(guessed_s, self._limits.first_deadline_s))
 
     def _flush(self, now: float) -> Iterator[PlannedBatch]:
         """Tell idle workers what to close; busy ones hear of it with the next microbatch."""
@@ -125,6 +135,7 @@ class BatchPlanner:
         self._in_flight.note_answer(result.microbatch, now)
         microbatch = self.forget(result.microbatch)
         if microbatch is not None and not microbatch.segments:
+            self._in_flight.drop_before(microbatch)
             self._note_closes(microbatch, now, is_refused=result.failure is not None)
         elif microbatch is not None and result.failure is None and not result.failures:
             learn_costs(microbatch, result, self._costs)

@@ -45,6 +45,12 @@ class InFlightTable:
         if followed in self._microbatches:
             self._overtaken[followed] = now
 
+    def drop_before(self, answered: PlannedBatch) -> None:
+        """Expect no answer to empty ones that went the way of one `answered`, before it: they were lost."""
+        route, number = answered.route.key, answered.number
+        for each in [each for each in self if not each.segments and each.number < number and each.route.key == route]:
+            self.pop(each.number)
+
     def is_probe(self, number: int) -> bool:
         """Whether this microbatch follows another."""
         return number in self._followed

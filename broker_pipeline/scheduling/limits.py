@@ -22,7 +22,9 @@ class SchedulerLimits:
     deadline_s: float = 30.0
     """How long a microbatch may take beyond what is expected."""
     first_deadline_s: float = 180.0
-    """The same for a route with a stage that has not computed yet: it may have kernels to build."""
+    """The same for a route with a stage that has not computed yet: it may have kernels to build. No more than
+    this is expected of a step larger than any before.
+    """
     probe_deadline_s: float = 5.0
     """How long a message that only asks for an answer is remembered."""
     suspect_s: float = 2.0

@@ -79,6 +79,11 @@ class StepCost:
         """Whether anything was observed."""
         return bool(self._seen)
 
+    @property
+    def largest(self) -> float:
+        """Tokens of the largest step observed, 0 when nothing was."""
+        return max((size for size, _ in self._seen.values()), default=0.0)
+
     def estimate(self, num_tokens: float) -> float:
         """Return the seconds for `num_tokens`, 0 when nothing is known.
 

@@ -241,7 +241,7 @@ class JobRunner:
     async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers = self.builder.workers
         if lost.is_blamed and may_be_the_workers(lost.failure):
-            await workers.expected_are_there()  # a tenure that has just begun does not know yet who else could try it
+            await workers.expected_are_there()  # after a tenure's begin, or an outage: who else could try it
         policy = job.preparing if lost.in_preparation else job.retries
         verdict = policy.after(
             lost.failure,

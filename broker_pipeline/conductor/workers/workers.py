@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -33,6 +34,9 @@ from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger()
+
+_EXPECTED_S = 2.0
+"""How long a worker that was asked is waited for: a handshake's time, and that of a probe after one that was lost."""
 
 
 class Workers:
@@ -58,8 +62,10 @@ class Workers:
         self._scheduler = scheduler
         self._generations = generations
         self._plan_due = plan_due
+        self._clock = clock
         self._reasons: dict[str, str] = {}
-        self._expected: set[str] = set()
+        self._expected: dict[str, float] = {}
+        """Workers that are being asked whether they are there, and until when anybody waits for them."""
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -91,20 +97,22 @@ class Workers:
     # --- one worker -------------------------------------------------------------------------------------------------
 
     def expect(self, instance: str) -> None:
-        """Note that a worker is being asked for the first time whether it is there."""
-        self._expected.add(instance)
+        """Note that a worker is being asked whether it is there, or there again; only the first time counts."""
+        self._expected.setdefault(instance, self._clock() + _EXPECTED_S)
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""
-        if instance in self._expected:
-            self._expected.remove(instance)
+        if self._expected.pop(instance, None) is not None:
             self.changed.fire()
 
     async def expected_are_there(self) -> None:
-        """Wait until every worker that is expected now is there or is not: for one handshake at most."""
-        expected = frozenset(self._expected)
-        while expected & self._expected:
-            await self.changed.wait()
+        """Wait until every worker that is expected now is there or is not, or has had its time to answer."""
+        now = self._clock()
+        expected = {key: until for key, until in self._expected.items() if until > now}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(expected.values(), default=now) - now):
+                while expected.keys() & self._expected.keys():
+                    await self.changed.wait()
 
     def join(self, record: WorkerRecord) -> None:
         """Use a worker."""
@@ -130,6 +138,7 @@ class Workers:
         self._reasons.pop(record.instance, None)
         failure = StageError(f"{record.worker} is gone: {reason}").to_failure()
         self._tell(self._scheduler.leave(record.instance, failure), record)
+        self.expect_no_more(record.instance)
         self._stages_changed()
 
     def note_alive(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
@@ -175,6 +184,8 @@ class Workers:
         if self._may_try(key):
             self._scheduler.batches.ask(key)
             self._plan_due.set()
+        if self.health.may_try(key):
+            self.expect(key)
 
     def _may_try(self, key: str) -> bool:
         return self.health.may_try(key) or not self._scheduler.routes.open_routes
@@ -218,11 +229,13 @@ class Workers:
             return
         if failure is not None:
             self._reasons[worker.key] = f"it fails even probes: {failure.message}"
+            self.expect_no_more(worker.key)
         elif self._may_try(worker.key):
             self._reasons.pop(worker.key, None)
             self.health.begin_trial(worker.key)
             log.info("worker_answers_again", worker=worker.name, instance=worker.key)
             self._scheduler.join(worker)
+            self.expect_no_more(worker.key)
             self._stages_changed()
 
     def _stages_changed(self) -> None:

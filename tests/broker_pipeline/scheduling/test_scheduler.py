@@ -256,6 +256,20 @@ def test_a_missed_deadline_suspends_until_the_worker_answers(two_stages: Simulat
     two_stages.check_ended()
 
 
+def test_a_question_that_was_lost_suspends_nobody_who_has_answered_a_later_one(two_stages: Simulation) -> None:
+    (a, _) = two_stages.stages
+    two_stages.suspend(a)
+    two_stages.probe_all()
+    two_stages.network.clear()  # lost on the way
+    two_stages.probe_all()
+    two_stages.deliver(two_stages.network[0])
+    assert len(two_stages.scheduler.routes.usable) == 2
+    two_stages.now += 60
+    two_stages.expire()
+    assert len(two_stages.scheduler.routes.usable) == 2
+    two_stages.check_ended()
+
+
 def test_late_answers_are_for_nobody(two_stages: Simulation) -> None:
     two_stages.submit(3, 4)
     (microbatch,) = two_stages.plan()
@@ -351,6 +365,25 @@ def test_the_first_microbatch_has_more_time() -> None:
     simulation.deliver(first)
     (second,) = simulation.plan()
     assert 30 < second.deadline < 31
+
+
+def test_a_step_larger_than_any_before_has_no_more_time_than_a_first_one() -> None:
+    """In proportion to one token, the prompt below would take 4 x 16 s."""
+    simulation = Simulation(limits=SchedulerLimits(deadline_s=2, first_deadline_s=5))
+    simulation.seconds_per_token = 1.0
+    simulation.start_worker("a", 0, 4)
+    simulation.submit(1, 2)
+    (first,) = simulation.plan()
+    simulation.deliver(first)
+    simulation.run()
+    simulation.submit(16, 2)
+    (guessed,) = simulation.plan()
+    assert guessed.deadline - guessed.sent_at == 2 + 5
+    simulation.deliver(guessed)
+    simulation.run()
+    simulation.submit(16, 2)
+    (measured,) = simulation.plan()
+    assert measured.deadline - measured.sent_at == 2 + 4 * 16
 
 
 def test_a_lost_microbatch_is_overtaken_by_its_probe_long_before_its_deadline(two_stages: Simulation) -> None:

@@ -65,6 +65,8 @@ class Simulation:
         """Sessions that were preempted and had room again."""
         self.sick: set[str] = set()
         """Workers that fail whatever they are asked to compute."""
+        self.seconds_per_token = 0.001
+        """That stages say they take."""
         self._spoil: tuple[int | None, int] = (None, 0)
         self._attempts = itertools.count(1)
         self._instances = itertools.count(1)
@@ -272,7 +274,7 @@ class Simulation:
 
     def _result(self, microbatch: PlannedBatch, worker: StageInfo, **fields: object) -> MicrobatchResult:
         timings = tuple(
-            StageTiming(worker=each.name, queue_s=0.0, compute_s=0.001 * microbatch.num_tokens)
+            StageTiming(worker=each.name, queue_s=0.0, compute_s=self.seconds_per_token * microbatch.num_tokens)
             for each in microbatch.route.workers
         )
         return MicrobatchResult(

@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
+from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import ContractError, RequestTimeoutError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.routes import PipelineIdentity
-from tests.kit.acting.stage_side import FINGERPRINT, NUM_LAYERS, StageSide, record
+from tests.kit.acting.stage_side import FINGERPRINT, NUM_LAYERS, StageSide, answer, record
 
 TIMES = RosterTimes()
 
@@ -21,6 +23,7 @@ class RosterSide(StageSide):
 
     def __init__(self, dtype: str = "float32") -> None:
         super().__init__()
+        self.workers = Workers(self.scheduler, self.generations, self.plan_due, self.clock)
         identity = PipelineIdentity(pipeline="main", fingerprint=FINGERPRINT, dtype=dtype, num_layers=NUM_LAYERS)
         self.roster = Roster(self.workers, identity, TIMES, self.clock)
         self.is_connected = True
@@ -50,6 +53,11 @@ class RosterSide(StageSide):
             self.roster.heard(
                 Heartbeat(worker=worker.worker, instance=worker.instance, role=worker.role), worker.subject
             )
+
+    def take(self, *microbatches: PlannedBatch) -> None:
+        """Take in what stages answer to these."""
+        for each in microbatches:
+            self.workers.take(self.scheduler.complete(answer(each), self.clock()))
 
     def asked(self) -> list[str]:
         """Workers that are sent something on their own, with the next plan."""
@@ -388,6 +396,37 @@ def test_after_a_reconnect_nothing_is_sent_until_others_have_had_time_to_reconne
     assert side.states() == {"a": "suspended"}, "what was in flight may be gone, so it has to answer first"
     assert (eye.num_outages, eye.num_deaths) == (1, 0), "and what it was asked is asked again, which blames nobody"
     assert side.asked() == ["a"], "at once"
+
+
+async def test_stages_that_are_asked_after_an_outage_are_expected_until_they_answer_or_their_time_is_over(
+    side: RosterSide,
+) -> None:
+    """Who fails on those that have answered may do well on the others."""
+    c = record("c", 3, 6)
+    side.join(A, B, c)
+    side.roster.on_reconnect()
+    side.pass_s(0.2, A, B, c)
+    [ask_a, ask_b, _] = side.plan()
+    side.take(ask_a)
+    waits = asyncio.ensure_future(side.workers.expected_are_there())
+    side.take(ask_b)
+    await asyncio.sleep(0)
+    assert not waits.done(), "c may answer yet"
+    assert side.workers.has_route_without(["c-1"])
+    assert not side.workers.has_route_without(["b-1"])
+    side.pass_s(0.5, A, B, c)
+    side.take(*side.plan())
+    await waits
+    assert side.workers.has_route_without(["b-1"])
+    side.workers.suspend("c-1", RequestTimeoutError("it hangs"))
+    side.pass_s(0.5, A, B, c)
+    waits = asyncio.ensure_future(side.workers.expected_are_there())
+    await asyncio.sleep(0)
+    assert not waits.done()
+    waits.cancel()
+    side.pass_s(5.0, A, B, c)
+    await side.workers.expected_are_there()
+    assert side.states()["c"] == "suspended"
 
 
 def test_a_reconnect_of_one_connection_waits_for_the_other(side: RosterSide) -> None:
