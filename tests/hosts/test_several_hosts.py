@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import nats
-import nats.errors
 import pytest
-import redis.asyncio
-import redis.exceptions
 
-from broker_pipeline.tools.demo.artifact import make_artifact
 from broker_pipeline.tools.demo.pictures import scenes, trained_model
-from broker_pipeline.tools.local.processes import run_python
-from tests.kit.documents import ROOT, code_blocks
 from tests.kit.hosts.page import FollowedPage, followed_page
+from tests.kit.hosts.rights import PLACES, check_rights_of, check_that_servers_are_shut, no_proof
+from tests.kit.hosts.steps import (
+    AT_A_HOST,
+    BY_HAND,
+    CAPTIONING,
+    COPYING,
+    EXPORTING,
+    HOSTS,
+    KEYS,
+    MEASURING,
+    MEMORY_GB,
+    PICTURES,
+    PLANNING,
+    SINGLE_HOST,
+    STARTING,
+    caption,
+    captions_going_on,
+    planning_a_cut,
+    prepare,
+    put_pictures,
+    start_as_planned,
+)
 from tests.kit.running.debian_servers import needs_debians_servers
 from tests.kit.running.netlab import is_possible
 
@@ -35,79 +46,12 @@ pytestmark = [
     needs_debians_servers,
 ]
 
-HOSTS = ("broker", "front", "eyes", "gpu-a", "gpu-b")
-_IMAGES, EXPORTING, MEASURING, PLANNING, _PRINTED, COPYING, _STARTING, EXAMINING, CAPTIONING, KEYS = code_blocks(
-    "docs/operations.md", "## Several hosts"
-)
-BY_HAND, STARTING = code_blocks("docs/operations.md", "### Without a plan")
-(SINGLE_HOST,) = code_blocks("docs/operations.md", "### Everything on one host")
 WEBHOOK = (
     "BROKER_PIPELINE_WEBHOOK_URL=https://hooks.example.com/done "
     "BROKER_PIPELINE_WEBHOOK_SECRET_FILE=/secrets/webhook.secret"
 )
 BLOCKS = {"0:18": "0:2", "18:27": "2:3", "27:": "3:"}
 """The page's model has 36 layers, the demo's 5."""
-_AT_A_HOST = re.compile(r"^ *([\w-]+)\$ +(docker compose .*)$", re.MULTILINE)
-PICTURES = {
-    f"{number}-{scene.path.name}": (scene.path.read_bytes() + bytes([number]), scene.expected)
-    for number in range(4)
-    for scene in scenes()
-}
-"""The demo's scenes, each some times: what stands after a picture's end makes it another file. With captions."""
-
-
-async def prepare(directory: Path) -> None:
-    """Put there what somebody has who begins to follow the page: an artifact, and pictures."""
-    packages = [str(ROOT / package) for package in ("broker_pipeline", "gateway", "stages")]
-    await run_python("compileall", ["-m", "compileall", "-q", *packages], log_path=directory / "compileall.log")
-    (await make_artifact(directory, trained_model())).rename(directory / "artifacts")
-    put_pictures(directory)
-
-
-def put_pictures(directory: Path) -> None:
-    (directory / "PICTURES").mkdir()
-    for name, (picture, _) in PICTURES.items():
-        (directory / "PICTURES" / name).write_bytes(picture)
-
-
-async def caption(page: FollowedPage, name: str) -> None:
-    """Caption the pictures as the page does, and hold what comes against what they show."""
-    out = page.directory / f"{name}.jsonl"
-    await page.type_here(CAPTIONING.replace("captions.jsonl", f"{out} --temperature 0 --again --patience-s 60"))
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    said = {Path(line["path"]).name: line["caption"] for line in lines}
-    assert said == {name: expected for name, (_, expected) in PICTURES.items()}
-
-
-@asynccontextmanager
-async def captions_going_on(page: FollowedPage) -> AsyncIterator[list[float]]:
-    """Caption round after round while the context is open; each has to be right. Yields how long each took."""
-    took: list[float] = []
-    is_over = asyncio.Event()
-
-    async def rounds() -> None:
-        while not is_over.is_set():
-            started = time.monotonic()
-            try:
-                await caption(page, f"round-{started}")
-            except AssertionError as refused:  # `caption` waits for a gateway that goes away, and begins with none
-                if "no gateway answers" not in str(refused):
-                    raise
-                await asyncio.sleep(0.2)
-            else:
-                took.append(time.monotonic() - started)
-
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(rounds())
-        yield took
-        is_over.set()
-
-
-def rights_of(pid: int) -> dict[str, str]:
-    """What the kernel says of a process: users, capabilities, whether it may gain any."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return {name: facts[name] for name in ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs")}
 
 
 def listening(page: FollowedPage, host: str) -> set[int]:
@@ -128,30 +72,6 @@ async def first_byte_from(host: str, port: int, context: ssl.SSLContext) -> byte
         writer.close()
 
 
-async def start_as_planned(page: FollowedPage, said: str) -> dict[str, str]:
-    """Type what `plan` printed, with the page between its parts; return what each host runs, by the compose files."""
-    here, there = said.split("and on the hosts", 1)
-    await page.type_here("\n".join(re.findall(r"^  (broker-pipeline .*)$", here, re.MULTILINE)))
-    await page.type_here(COPYING)
-    starts = _AT_A_HOST.findall(there)
-    for host, command in starts:
-        await page.type_on(host, command)
-        if host == "broker":
-            for other, start in starts:
-                await examine(page, other, start)
-    return {Path(command.split()[5]).name.removesuffix(".env"): host for host, command in starts}
-
-
-async def examine(page: FollowedPage, host: str, start: str) -> None:
-    """Ask the doctor about a host before anything runs there, as the page does."""
-    service = {"stage": "stage", "vision": "vision", "gateway": "conductor"}.get(Path(start.split()[3]).stem)
-    if service is not None:
-        ((_, command),) = _AT_A_HOST.findall(EXAMINING)
-        asked = start.replace("up -d --wait", command[command.index("run --rm") :].replace(" stage ", f" {service} "))
-        said = await page.type_on(host, asked)
-        assert "0 to mend" in said
-
-
 async def test_the_page_leads_from_nothing_to_captions(tmp_path: Path) -> None:
     """Every step of the page, and what `plan` prints: hosts are measured, whatever the plan is then."""
     put_pictures(tmp_path)
@@ -165,12 +85,8 @@ async def test_the_page_leads_from_nothing_to_captions(tmp_path: Path) -> None:
 
 async def test_env_files_of_a_plan_start_a_model_that_is_cut_over_unlike_hosts(tmp_path: Path) -> None:
     await prepare(tmp_path)
-    memory_gb = {"eyes": 0.0088, "gpu-a": 0.007, "gpu-b": 0.0055}  # the tower fits one, and all layers none with KV
-    planning = PLANNING
-    for name, size in memory_gb.items():
-        planning = planning.replace(f'probe = "{name}.json"', f'devices = [{{ name = "cpu", memory_gb = {size} }}]')
     async with followed_page(tmp_path, HOSTS, {}) as page:
-        runs = await start_as_planned(page, await page.type_here(planning))
+        runs = await start_as_planned(page, await page.type_here(planning_a_cut()))
         assert {name: runs[name] for name in runs if "-" in name} == {
             "stage-0": "gpu-a",
             "stage-1": "gpu-b",
@@ -179,7 +95,7 @@ async def test_env_files_of_a_plan_start_a_model_that_is_cut_over_unlike_hosts(t
         for host in ("gpu-a", "gpu-b", "eyes"):
             (container,) = page.containers[host]
             assert container.service["runtime"] == "runc"
-            assert container.service["mem_limit"] == f"{2048 + int(memory_gb[host] * 1e9) // 2**20}m"
+            assert container.service["mem_limit"] == f"{2048 + int(MEMORY_GB[host] * 1e9) // 2**20}m"
         await caption(page, "cut")
 
 
@@ -188,7 +104,7 @@ async def test_hosts_without_a_plan_and_an_upgrade(tmp_path: Path) -> None:
     async with followed_page(tmp_path, HOSTS, BLOCKS) as page:
         await page.type_here(BY_HAND)
         await page.type_here(COPYING)
-        for host, command in _AT_A_HOST.findall(STARTING):
+        for host, command in AT_A_HOST.findall(STARTING):
             await page.type_on(host, command)
         assert len({container.name for container in page.everything}) == 8, "nothing replaces its neighbour"
         await caption(page, "first")
@@ -208,47 +124,26 @@ async def check_that_others_get_keys(page: FollowedPage) -> None:
 
 async def check_rights(page: FollowedPage) -> None:
     """No process may do anything beside its work, or has a place to write to beside its own."""
-    nobody = "\t".join(["10001"] * 4)
     for container in page.everything:
         assert container.process is not None
-        rights = rights_of(container.process.pid)
-        assert rights.pop("Groups").strip() in ("", "10001")
-        none = "0" * 16
-        assert rights == {
-            "Uid": nobody,
-            "Gid": nobody,
-            "CapPrm": none,
-            "CapEff": none,
-            "CapBnd": none,
-            "NoNewPrivs": "1",
-        }
-        for path in ("/new", "/usr/new", "/secrets/new", "/etc/broker-pipeline/new", "/artifacts/new"):
+        check_rights_of(container.process.pid)
+        for path in PLACES:
             assert await container.run("/usr/bin/touch", path) != 0, f"{container.name}: {path}"
 
 
 async def check_that_doors_are_shut(page: FollowedPage) -> None:
     """For a stranger who reaches all ports, encrypts, and has no secret."""
-    encrypted = ssl.create_default_context()
-    encrypted.check_hostname, encrypted.verify_mode = False, ssl.CERT_NONE
     open_ports = {host: listening(page, host) for host in HOSTS}
     workers = {port for host in ("eyes", "gpu-a", "gpu-b") for port in open_ports[host]}
     assert (open_ports["broker"], open_ports["front"]) == ({4222, 6379}, {8080})
     assert len(workers) >= 1
     assert workers <= set(range(7400, 7416))
     with page.lab.entered(0):
-        with pytest.raises((nats.errors.Error, OSError)):
-            await nats.connect(f"tls://{page.lab.address(1)}:4222", tls=encrypted, allow_reconnect=False)
-        async with redis.asyncio.Redis(host=page.lab.address(1), ssl=True, ssl_cert_reqs="none") as client:
-            with pytest.raises(redis.exceptions.RedisError):
-                await client.get("anything")
-        async with aiohttp.ClientSession() as http:
-            for path in ("/v1/jobs", "/v1/status", "/v1/models", "/metrics"):
-                async with http.get(f"http://{page.lab.address(2)}:8080{path}") as answer:
-                    assert answer.status == 401, path
+        await check_that_servers_are_shut(page.lab.address(1), page.lab.address(2))
         for number, host in enumerate(HOSTS[2:], 3):
             for port in open_ports[host]:
                 with pytest.raises((OSError, asyncio.IncompleteReadError)):
-                    await first_byte_from(page.lab.address(number), port, encrypted)
+                    await first_byte_from(page.lab.address(number), port, no_proof())
 
 
 async def lose_a_host(page: FollowedPage) -> None:
