@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -95,6 +96,24 @@ def test_a_container_has_limits_and_says_whether_it_is_well(service: dict[str, A
     assert service["restart"] == "unless-stopped"
 
 
+def test_one_host_has_what_the_files_of_roles_have_and_stops_what_drains_before_what_it_needs() -> None:
+    env = read_env_file(EXAMPLE)
+    together = load_project(COMPOSE / "single-host.yaml", env).services
+    order = {name: service.pop("depends_on", []) for name, service in together.items()}
+    assert order == {
+        "nats": [],
+        "redis": [],
+        "stage": ["nats", "redis"],
+        "conductor": ["stage"],
+        "gateway": ["conductor"],
+    }
+    alone = [load_project(COMPOSE / f"{role}.yaml", env) for role in ("broker", "gateway", "stage")]
+    assert together == {name: service for project in alone for name, service in project.services.items()}
+    assert load_project(COMPOSE / "single-host.yaml", env).volumes == {
+        name: volume for project in alone for name, volume in project.volumes.items()
+    }
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_an_image_is_pinned_by_digest_or_built_from_this_release(service: dict[str, Any]) -> None:
     if "build" in service:
@@ -158,7 +177,8 @@ def test_services_are_told_what_their_commands_read() -> None:
 @pytest.mark.parametrize("path", ROLES, ids=lambda path: path.stem)
 def test_docker_compose_reads_the_same(path: Path) -> None:
     command = ["docker", "compose", "-f", str(path), "--env-file", str(EXAMPLE), "config", "--format", "json"]
-    theirs = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    mine = {name: value for name, value in os.environ.items() if name not in variables_of(path)}
+    theirs = json.loads(subprocess.run(command, capture_output=True, check=True, env=mine).stdout)
     ours = load_project(path, read_env_file(EXAMPLE))
     assert theirs["name"] == ours.name
     assert theirs["services"].keys() == ours.services.keys()

@@ -8,6 +8,7 @@ are as in compose/.env.example. Nothing has a GPU.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -102,13 +103,16 @@ async def check_container(container: dict[str, Any]) -> None:
 
 async def kill(container: dict[str, Any]) -> None:
     """Kill its process, as the kernel does without memory; return when the engine has it well again."""
+    killed = time.monotonic()
     os.kill(container["State"]["Pid"], signal.SIGKILL)
 
     async def is_back() -> bool:
-        said = await docker("inspect", "-f", "{{.RestartCount}} {{.State.Health.Status}}", container["Id"])
-        return said.split() == ["1", "healthy"]
+        (now,) = json.loads(await docker("inspect", container["Id"]))
+        is_another = now["State"]["StartedAt"] != container["State"]["StartedAt"]
+        return bool(is_another and now["State"]["Health"]["Status"] == "healthy")
 
     await eventually(is_back, timeout_s=60)
+    print(f"{container['Name']}: well again after {time.monotonic() - killed:.1f} s", file=sys.stderr)
 
 
 async def stop_in_the_middle(page: EnginePage, project: Project) -> None:
@@ -159,10 +163,12 @@ async def upgrade_everything(page: EnginePage, images: list[str]) -> None:
     async with captions_going_on(page) as took:
         for project in page.projects:
             await captions_under_way(page)
+            started = time.monotonic()
             before = {container["State"]["StartedAt"] for container in await project.containers()}
             await project.run("restart" if project.host == "broker" else "up -d --wait")
             after = {container["State"]["StartedAt"] for container in await project.containers()}
             assert not before & after, f"{project.host}: something runs on as it was"
+            print(f"{project.host}: upgraded in {time.monotonic() - started:.1f} s", file=sys.stderr)
     print(f"rounds: {', '.join(f'{seconds:.1f} s' for seconds in took)}", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """What a compose file says with an env file, as `docker compose config` resolves it: only what files in compose/ use.
 
-file ── ${NAME}, ${NAME:-default}, ${NAME:?sentence} ──► YAML ── include, extends ──► Project
+file ── ${NAME}, ${NAME:-default}, ${NAME:?sentence} ──► YAML ── extends ──► Project
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ def load_project(path: Path, env: Mapping[str, str]) -> Project:
     """Resolve a file."""
     document = _read(path, env)
     services = {name: _extended(path, document, name, env) for name in document.get("services", {})}
-    volumes = dict(document.get("volumes", {}))
-    for other in document.get("include", ()):
-        included = load_project(path.parent / other, env)
-        assert not services.keys() & included.services.keys()
-        services |= included.services
-        volumes |= included.volumes
-    return Project(document.get("name", ""), services, volumes)
+    return Project(document.get("name", ""), services, document.get("volumes", {}))
 
 
 def variables_of(path: Path) -> dict[str, bool]:
@@ -52,7 +46,7 @@ def variables_of(path: Path) -> dict[str, bool]:
     found = {match["name"]: False for match in _VARIABLE.finditer(text)}
     found |= {match["name"]: True for match in _VARIABLE.finditer(text) if match["kind"] == "?"}
     found |= dict.fromkeys(re.findall(r"^ +(BROKER_PIPELINE_\w+):$", text, re.MULTILINE), False)
-    for other in re.findall(r"file: ([\w/.-]+\.yaml)", text) + re.findall(r"[\w-]+\.yaml", _include_line(text)):
+    for other in re.findall(r"file: ([\w/.-]+\.yaml)", text):
         for name, is_needed in variables_of(path.parent / other).items():
             found[name] = found.get(name, False) or is_needed
     return found
@@ -62,10 +56,6 @@ def read_env_file(path: Path) -> dict[str, str]:
     """Return what an env file says."""
     lines = (line for line in path.read_text().splitlines() if line and not line.startswith("#"))
     return dict(line.split("=", 1) for line in lines)
-
-
-def _include_line(text: str) -> str:
-    return "".join(line for line in text.splitlines() if line.startswith("include:"))
 
 
 def _read(path: Path, env: Mapping[str, str]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class EnginePage(Page):
     async def type_on(self, host: str, command: str) -> str:
         *compose, env_file, rest = command.split(maxsplit=6)
         moved = self.directory / f"{host}-{Path(env_file).name}"
-        moved.write_text(self._here(host, (self.directory / self._at(host, env_file)).read_text()))
+        text = self._here(host, (self.directory / self._at(host, env_file)).read_text())
+        moved.write_text(f"{text}BROKER_PIPELINE_THREADS=1\n")  # all hosts share this one's cores
         project = Project(host, (*compose, str(moved)))
         if rest.startswith("up") and project not in self.projects:
             self.projects.append(project)
