@@ -17,6 +17,8 @@ from stages.weights.fp8_matrix import Fp8Matrix
 
 MOST_FP8_FEW_ROWS = 16
 """Above, rows are worth quantising: `python -m trials.bench.fp8_products` on an H100."""
+MOST_FP8_FEW_INPUTS = 8192
+"""Above, sums are long and outputs few: too few tiles to read the codes at the memory's rate."""
 _FEW_ROWS = Tiling(16, 32, 128)
 _MANY_ROWS = Tiling(128, 128, 128, num_warps=8, num_stages=3)
 _WIDE = Tiling(16, 32, 32, num_stages=2)  # fp32, without tensor cores
@@ -26,7 +28,8 @@ _INVARIANT = Tiling(64, 32, 128)
 
 def fp8_linear(x: Tensor, weight: Fp8Matrix, product: BlockProduct | None) -> Tensor:
     """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; without `product` rows are never quantised."""
-    if product is not None and x.shape[0] > MOST_FP8_FEW_ROWS and x.element_size() == 2:
+    are_few = x.shape[0] <= MOST_FP8_FEW_ROWS and x.shape[1] <= MOST_FP8_FEW_INPUTS
+    if product is not None and not are_few and x.element_size() == 2:
         return product(quantise_rows(x), weight, x.dtype)
     return skinny_linear(x, weight, _tiling(x))
 
