@@ -57,7 +57,7 @@ def _facts(facts: ModelFacts, manifest: WeightsManifest, sizes: dict[str, int]) 
     blocks = [sizes[block_file(block)] for block in range(manifest.num_blocks)]
     member = _FAMILY.get((facts.num_layers, facts.hidden_size), "of no published size")
     span = decimal(min(blocks)) if min(blocks) == max(blocks) else f"{decimal(min(blocks))} to {decimal(max(blocks))}"
-    fp8 = ", the decoder's matrices in FP8" if manifest.is_fp8 else ""
+    fp8 = ", FP8 matrices" if manifest.is_fp8 else ""
     return [
         ("fingerprint", manifest.fingerprint),
         ("model", f"{facts.model_type}, {member}, {manifest.dtype}{fp8}"),
