@@ -25,6 +25,7 @@ from stages.weights.fp8_matrix import LARGEST_CODE, Fp8Matrix, Weight
 
 _STRETCH = 1_048_573
 """The largest prime below 2^20."""
+_PIECE = 2**26
 _EMBEDDING_DEVIATION = 0.02
 """Small alongside what the layers add: else a model whose head is its embedding would say its last token for ever."""
 _CODE_DEVIATION = 100.0
@@ -102,12 +103,15 @@ def _draw(name: str, shape: tuple[int, ...], chance: torch.Generator, dtype: tor
 def _draw_fp8(name: str, shape: tuple[int, ...], device: torch.device, seed: int) -> Fp8Matrix:
     """Draw codes, and for each block another scale, so that values are about as large as those of `_draw`."""
     chance = torch.Generator(device).manual_seed(tensor_seed(seed, name))
-    is_short = device.type != "cpu" or math.prod(shape) <= _STRETCH
-    values = torch.empty(shape if is_short else (_STRETCH,), device=device, dtype=torch.bfloat16)
-    values.normal_(0.0, _CODE_DEVIATION, generator=chance).clamp_(-LARGEST_CODE, LARGEST_CODE)
-    codes = values.to(torch.float8_e4m3fn).view(torch.uint8)
-    if not is_short:
-        codes = _repeat(torch.empty(shape, dtype=torch.uint8), codes)
+    codes = torch.empty(shape, dtype=torch.uint8, device=device)
+    num_drawn = codes.numel() if device.type != "cpu" else min(codes.numel(), _STRETCH)
+    drawn = codes.view(-1)[:num_drawn]
+    for piece in drawn.split(_PIECE):  # their values take twice the memory of codes
+        values = torch.empty(len(piece), dtype=torch.bfloat16, device=device)
+        values.normal_(0.0, _CODE_DEVIATION, generator=chance).clamp_(-LARGEST_CODE, LARGEST_CODE)
+        piece.copy_(values.to(torch.float8_e4m3fn).view(torch.uint8))
+    if num_drawn < codes.numel():
+        _repeat(codes, drawn.clone())
     chance.manual_seed(tensor_seed(seed, scale_name(name)))
     scales = torch.empty(scale_shape(shape), device=device).uniform_(0.5, 1.5, generator=chance)
     return Fp8Matrix(codes.view(torch.float8_e4m3fn), scales.mul_(_deviation(name, shape) / _CODE_DEVIATION))
