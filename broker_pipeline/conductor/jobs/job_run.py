@@ -239,16 +239,17 @@ class JobRunner:
             generation = await self.builder.resume(job, generation, lost.session)
 
     async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
-        workers = self.builder.workers
-        if lost.is_blamed and may_be_the_workers(lost.failure):
+        workers, policy = self.builder.workers, job.preparing if lost.in_preparation else job.retries
+        has_other = workers.vision.has_other if lost.in_preparation else workers.has_route_without
+        may_be_workers = lost.is_blamed and lost.suspects and may_be_the_workers(lost.failure)
+        if may_be_workers and not has_other(policy.failed_on.union(lost.suspects)):
             await workers.expected_are_there()  # after a tenure's begin, or an outage: who else could try it
-        policy = job.preparing if lost.in_preparation else job.retries
         verdict = policy.after(
             lost.failure,
             is_blamed=lost.is_blamed,
             num_tokens=lost.num_tokens,
             suspects=lost.suspects,
-            has_other=workers.vision.has_other if lost.in_preparation else workers.has_route_without,
+            has_other=has_other,
         )
         log.info(
             "attempt_lost",

@@ -20,7 +20,7 @@ from broker_pipeline import subjects
 from broker_pipeline.conductor.workers.vision_info import VisionInfo
 from broker_pipeline.conductor.workers.vision_request import AskAgainError, VisionRequest
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import PipelineError, TransportError
+from broker_pipeline.errors import PipelineError, RouteLostError, TransportError
 from broker_pipeline.messages.vision import PrepareCancel, PrepareRequest
 from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 from broker_pipeline.scheduling.routes import Route
@@ -56,7 +56,7 @@ class Asked:
         self.tried.add(key)
         try:
             yield
-        except AskAgainError:
+        except (AskAgainError, RouteLostError):
             self.unreached.add(key)
             if is_new:
                 self.tried.remove(key)

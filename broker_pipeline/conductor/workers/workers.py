@@ -36,7 +36,7 @@ from broker_pipeline.scheduling.scheduler import Scheduler
 log = structlog.get_logger()
 
 _EXPECTED_S = 2.0
-"""How long a worker that was asked is waited for: a handshake's time, and that of a probe after one that was lost."""
+"""How long one is waited for that is to come, or to come back: a handshake's time, and that of two or three probes."""
 
 
 class Workers:
@@ -65,7 +65,7 @@ class Workers:
         self._clock = clock
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
-        """Workers that are being asked whether they are there, and until when anybody waits for them."""
+        """Until when anybody waits for workers in their first handshake, and for stages that were just suspended."""
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -97,8 +97,8 @@ class Workers:
     # --- one worker -------------------------------------------------------------------------------------------------
 
     def expect(self, instance: str) -> None:
-        """Note that a worker is being asked whether it is there, or there again; only the first time counts."""
-        self._expected.setdefault(instance, self._clock() + _EXPECTED_S)
+        """Note that a worker is being asked whether it is there."""
+        self._expected[instance] = self._clock() + _EXPECTED_S
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""
@@ -164,6 +164,7 @@ class Workers:
         self._reasons[key] = error.message
         log.warning("worker_suspended", instance=key, num_sessions_lost=len(lost), reason=error.message)
         self._tell(lost, record)
+        self.expect(key)
         self._stages_changed()
 
     def _leave_out(self, key: str) -> None:
@@ -171,6 +172,7 @@ class Workers:
         if self.has_route_without([key]):
             error = RouteLostError(f"its computations fail: {self.health.reason(key)}")
             self.suspend(key, error)
+            self.expect_no_more(key)
         else:
             self.health.leave(key)
 
@@ -184,8 +186,6 @@ class Workers:
         if self._may_try(key):
             self._scheduler.batches.ask(key)
             self._plan_due.set()
-        if self.health.may_try(key):
-            self.expect(key)
 
     def _may_try(self, key: str) -> bool:
         return self.health.may_try(key) or not self._scheduler.routes.open_routes

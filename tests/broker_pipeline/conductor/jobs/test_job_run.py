@@ -295,6 +295,19 @@ async def test_a_failure_is_judged_when_all_have_answered_who_could_try_it_too(i
     await it.check_gone()
 
 
+async def test_nobody_waits_for_workers_to_come_where_another_is_there(it: Running) -> None:
+    it.workers.join(record("b"))
+    it.workers.expect("c-1")
+
+    def fail_first(microbatch: PlannedBatch) -> MicrobatchResult:
+        return refuse(microbatch) if it.sent == [microbatch] else answer(microbatch)
+
+    it.reply = fail_first
+    async with asyncio.timeout(1.5):
+        end = await it.run(await it.submit())
+    assert (end.status, end.attempt) == ("succeeded", 2)
+
+
 async def test_a_bug_ends_its_own_job_only(it: Running) -> None:
     crashing, other = await it.submit(), await it.submit()
     crashing.prompt = cast("PreparedPrompt", "a bug")

@@ -451,6 +451,7 @@ async def test_a_session_whose_route_is_lost_is_prepared_no_further(it: Preparin
     it.workers.suspend(it.stage.instance, TransportError("silent"))
     with pytest.raises(StageError, match="was lost while the session was prepared"):
         await soon(asking)
+    assert it.tried["job"] == set(), "which says nothing of whoever prepared it"
 
 
 async def test_nobody_waits_for_a_vision_worker_when_the_route_is_lost(it: Preparing) -> None:
