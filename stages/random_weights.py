@@ -106,7 +106,7 @@ def _draw_fp8(name: str, shape: tuple[int, ...], device: torch.device, seed: int
     codes = torch.empty(shape, dtype=torch.uint8, device=device)
     num_drawn = codes.numel() if device.type != "cpu" else min(codes.numel(), _STRETCH)
     drawn = codes.view(-1)[:num_drawn]
-    for piece in drawn.split(_PIECE):  # their values take twice the memory of codes
+    for piece in torch.split(drawn, _PIECE):  # their values take twice the memory of codes
         values = torch.empty(len(piece), dtype=torch.bfloat16, device=device)
         values.normal_(0.0, _CODE_DEVIATION, generator=chance).clamp_(-LARGEST_CODE, LARGEST_CODE)
         piece.copy_(values.to(torch.float8_e4m3fn).view(torch.uint8))
