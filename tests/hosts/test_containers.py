@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,9 @@ async def captions_under_way(page: EnginePage) -> None:
     """Return when the pipeline has captions to do."""
 
     async def has_jobs() -> bool:
-        return bool(await jobs(page, "running"))
+        with suppress(aiohttp.ClientError):  # the gateway may be on its way
+            return bool(await jobs(page, "running"))
+        return False
 
     await eventually(has_jobs, timeout_s=60)
 
@@ -187,14 +190,13 @@ async def is_missing_something(page: EnginePage) -> bool:
 
 
 async def jobs(page: EnginePage, status: str) -> list[Any]:
-    """Return the newest jobs with a status; none while nobody answers."""
+    """Return the newest jobs with a status."""
     key = (page.directory / "secrets/hosts/me/gateway.key").read_text().strip()
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as http:
-        try:
-            async with http.get(f"{gateway(page)}/v1/jobs", params={"status": status}) as answer:
-                return list((await answer.json()).get("jobs", ()))
-        except aiohttp.ClientConnectionError:
-            return []
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}, raise_for_status=True) as http,
+        http.get(f"{gateway(page)}/v1/jobs", params={"status": status}) as answer,
+    ):
+        return list((await answer.json())["jobs"])
 
 
 def gateway(page: EnginePage) -> str:
