@@ -86,7 +86,12 @@ async def said_by(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] |
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await child.communicate()
+    try:
+        said, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
     assert child.returncode == 0, f"{shlex.join(command)}: {said.decode()}"
     return said.decode()
 
