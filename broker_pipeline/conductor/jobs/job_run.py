@@ -241,9 +241,10 @@ class JobRunner:
     async def _after(self, job: LiveJob, lost: _Lost) -> Retry | Ending:
         workers, policy = self.builder.workers, job.preparing if lost.in_preparation else job.retries
         has_other = workers.vision.has_other if lost.in_preparation else workers.has_route_without
-        may_be_workers = lost.is_blamed and lost.suspects and may_be_the_workers(lost.failure)
-        if may_be_workers and not has_other(policy.failed_on.union(lost.suspects)):
-            await workers.expected_are_there()  # after a tenure's begin, or an outage: who else could try it
+        if lost.is_blamed and lost.suspects and may_be_the_workers(lost.failure):
+            known = policy.failed_on.union(lost.suspects)
+            # after a tenure's begin, or an outage: who else could try it
+            await workers.expected_are_there(lambda: has_other(known))
         verdict = policy.after(
             lost.failure,
             is_blamed=lost.is_blamed,

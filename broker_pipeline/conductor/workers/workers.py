@@ -105,13 +105,14 @@ class Workers:
         if self._expected.pop(instance, None) is not None:
             self.changed.fire()
 
-    async def expected_are_there(self) -> None:
-        """Wait until every worker that is expected now is there or is not, or has had its time to answer."""
-        now = self._clock()
-        expected = {key: until for key, until in self._expected.items() if until > now}
+    async def expected_are_there(self, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait until whoever is expected is there, is not, or has had its time, unless who is there `is_enough`.
+
+        It takes `_EXPECTED_S` at most, whoever is expected meanwhile: others on the same route may go as one comes.
+        """
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(expected.values(), default=now) - now):
-                while expected.keys() & self._expected.keys():
+            async with asyncio.timeout(_EXPECTED_S):
+                while not is_enough() and any(until > self._clock() for until in self._expected.values()):
                     await self.changed.wait()
 
     def join(self, record: WorkerRecord) -> None:

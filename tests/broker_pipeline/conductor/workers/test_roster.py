@@ -435,6 +435,20 @@ async def test_a_stage_that_fell_silent_is_expected_back_for_a_while(side: Roste
     assert side.states()["c"] == "suspended", "whoever is gone for longer is waited for no more"
 
 
+async def test_who_comes_back_without_the_rest_of_its_route_is_not_enough(side: RosterSide) -> None:
+    side.join(A, B, c := record("c", 3, 6))
+    for each in (A, c):
+        side.workers.suspend(each.instance, RequestTimeoutError("no answer"))
+    waits = asyncio.ensure_future(side.workers.expected_are_there(lambda: side.workers.has_route_without(["b-1"])))
+    for each in (c, A):
+        await asyncio.sleep(0)
+        assert not waits.done()
+        side.workers.ask(each.instance)
+        side.take(*side.plan())
+    await waits
+    assert side.workers.has_route_without(["b-1"])
+
+
 def test_a_reconnect_of_one_connection_waits_for_the_other(side: RosterSide) -> None:
     side.join(A)
     side.is_connected = False
