@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from broker_pipeline.captioning.run import RunSettings
+from broker_pipeline.captioning.sources.location import scheme_of
 from broker_pipeline.client.calls import DEFAULT_PATIENCE_S
 from broker_pipeline.config import PathType, option
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
@@ -42,7 +43,7 @@ class _CaptionCommand(click.Command):
 
 
 @click.command(cls=_CaptionCommand)
-@click.argument("paths", nargs=-1, type=PathType(path_type=Path))
+@click.argument("paths", nargs=-1, type=PathType(path_type=str))  # a Path would make http:/ of http://
 @click.option(
     "--recipe",
     type=PathType(path_type=Path),
@@ -71,7 +72,7 @@ class _CaptionCommand(click.Command):
     type=click.FloatRange(min=0),
     help="Seconds to go on trying while the gateway does not answer.",
 )
-def command(paths: tuple[Path, ...], **options: Any) -> None:
+def command(paths: tuple[str, ...], **options: Any) -> None:
     """Caption the pictures in PATHS.
 
     PATHS are pictures, folders, webdataset tars, parquet, arrow, csv and jsonl tables, lists of paths or URLs (.txt),
@@ -98,7 +99,7 @@ def command(paths: tuple[Path, ...], **options: Any) -> None:
     check_texts(options)
     session = CaptionSession(
         SessionSettings(
-            paths=paths,
+            paths=tuple(path if scheme_of(path) else str(Path(path)) for path in paths),
             gateway=options["gateway"],
             key=options["key"],
             out=options["out"],

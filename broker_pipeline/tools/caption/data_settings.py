@@ -49,18 +49,17 @@ def check_texts(options: Options) -> None:
                 raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
 
 
-def source_of(paths: Sequence[Path], options: Options, closing: ExitStack) -> Source:
+def source_of(paths: Sequence[str], options: Options, closing: ExitStack) -> Source:
     """Return the source that PATHS and --files-from lead to; `closing` closes the list."""
     settings = parse_settings(SourceSettings, {name: options[name] for name in _SOURCE_FIELDS})
     listed = options["files_from"]
     if not paths and listed is None:
         raise ConfigurationError("give PATHS, or --files-from with a list of them", field="PATHS")
-    if options["watch"] and (listed is not None or not all(path.is_dir() for path in paths)):
+    if options["watch"] and (listed is not None or not all(Path(path).is_dir() for path in paths)):
         raise ConfigurationError("--watch looks at folders: give nothing else as PATHS", field="watch")
     lists = [_list(listed, options, closing)] if listed is not None else []
-    names = [str(path) for path in paths]
-    source = open_sources(names, settings, lists=lists)
-    return Watching(lambda: open_sources(names, settings)) if options["watch"] else source
+    source = open_sources(paths, settings, lists=lists)
+    return Watching(lambda: open_sources(paths, settings)) if options["watch"] else source
 
 
 def _list(path: Path, options: Options, closing: ExitStack) -> ListSource:
@@ -75,7 +74,7 @@ def _opened(path: Path) -> Any:
         raise ConfigurationError(f"--files-from {printable(path)}: {error.strerror}", field="files_from") from error
 
 
-def prompting_of(paths: Sequence[Path], options: Options) -> Prompting:
+def prompting_of(paths: Sequence[str], options: Options) -> Prompting:
     """Return what is asked about each item, without the model that is asked."""
     flags = PromptFlags(
         prompts=options["prompt"],
@@ -86,7 +85,8 @@ def prompting_of(paths: Sequence[Path], options: Options) -> Prompting:
         folder_prompts=options["folder_prompts"],
     )
     questions = questions_of(flags)
-    roots = frozenset(path if path.is_dir() else path.parent for path in paths) if flags.folder_prompts else None
+    folders = frozenset(path if path.is_dir() else path.parent for path in map(Path, paths))
+    roots = folders if flags.folder_prompts else None
     names = questions.names if questions else frozenset()
     nearby = Nearby(names, roots) if roots is not None or names & NEARBY_NAMES else None
     occasion = uuid.uuid4().hex if options["again"] else ""
@@ -119,7 +119,7 @@ def _schema(path: Path | None) -> str | None:
         raise ConfigurationError(f"--json-schema {printable(path)}: {reason}", field="json_schema") from error
 
 
-def sinks_of(paths: Sequence[Path], options: Options) -> list[Sink]:
+def sinks_of(paths: Sequence[str], options: Options) -> list[Sink]:
     """Return where rows go besides the log."""
     settings = SinkSettings(
         text_column=options["text_column"],
@@ -133,7 +133,7 @@ def sinks_of(paths: Sequence[Path], options: Options) -> list[Sink]:
     sinks: list[Sink] = [open_sink(target, settings) for target in options["to"]]
     if options["sidecar"] is not None:
         _check_sidecar(options)
-        roots = [path for path in paths if path.is_dir()]
+        roots = [path for path in map(Path, paths) if path.is_dir()]
         sinks.append(Sidecars(options["sidecar"], options["sidecar_dir"], options["sidecar_mode"], settings, roots))
     if options["report"] is not None:
         sinks.append(ReportSink(options["report"], f"Captions of {', '.join(map(printable, paths))}"))

@@ -46,7 +46,8 @@ _NUM_SHOWN = 3
 class SessionSettings:
     """What a call is told besides what `data_settings` reads."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
+    """Of this machine, or URLs."""
     gateway: str
     key: str | None
     out: Path
@@ -224,7 +225,7 @@ class CaptionSession:
         out = self._settings.out
         if out == STANDARD_OUTPUT:
             return
-        told = {**self._options, "paths": [str(path) for path in self._settings.paths]}
+        told = {**self._options, "paths": self._settings.paths}
         write_recipe(out.with_name(f"{out.name}.recipe.toml"), told)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobSpec, TextPart
+from tests.kit.file_server import FileServer
 from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
 from tests.kit.waiting import eventually
 
@@ -55,6 +56,19 @@ async def test_a_table_becomes_shards_and_tables_with_a_row_for_each_row(
     assert len([name for name in members if name.endswith(".png")]) == 25
     assert len((captioner.directory / "clean.jsonl").read_text().splitlines()) == 25
     assert conductor.seen.total() == 25
+
+
+async def test_a_url_on_the_command_line_stays_one(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    table(captioner.directory / "in.parquet", 3)
+    (captioner.directory / "a.png").write_bytes(numbered_picture(9))
+    async with FileServer.serving(captioner.directory) as server:
+        urls = [f"{server.url}/a.png", f"{server.url}/in.parquet"]
+        run = await captioner.run(*urls, (captioner.directory / "a.png").as_uri())
+        assert run.code == 0, run.text
+        again = await captioner.run("--recipe", "captions.jsonl.recipe.toml")
+    names = [urls[0], *(f"{urls[1]}#{n}" for n in range(3)), (captioner.directory / "a.png").as_uri()]
+    assert sorted(line["path"] for line in lines(captioner.out)) == sorted(names)
+    assert "5 had captions already" in again.text
 
 
 async def test_a_run_that_is_killed_goes_on_with_each_row_once(
