@@ -138,9 +138,6 @@ def _open_url(url: str, settings: SourceSettings) -> Source:
 
 def _check(parts: Sequence[Source], settings: SourceSettings) -> None:
     """Refuse settings that would be obeyed in part."""
-    if settings.image_column and settings.url_column:
-        reason = "--image-column and --url-column both name the column of the pictures: give one of them"
-        raise InvalidRequestError(reason, field="url_column")
     stream = next((part for part in parts if not isinstance(part, FilesSource | ListSource | _UrlSource)), None)
     if settings.shuffle is not None and stream:
         reason = f"--shuffle: {printable(stream.name)} is read as a stream; folders and lists can be shuffled"

@@ -30,8 +30,6 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Seed of the order; None keeps the order that things have."""
     image_column: str | None = None
     """A table's column of pictures, paths or URLs; None guesses."""
-    url_column: str | None = None
-    """A table's column of URLs, and nothing else."""
     videos: bool = False
     """Whether folders and tars give their videos as well."""
 

@@ -11,7 +11,6 @@ from broker_pipeline.captioning.sources.named_item import item_at
 from broker_pipeline.captioning.sources.opening import media_error
 from broker_pipeline.captioning.sources.reading import check_size
 from broker_pipeline.captioning.sources.settings import SourceSettings
-from broker_pipeline.config import flag_of
 from broker_pipeline.errors import ConfigurationError, MediaError, UnreadableFileError
 from broker_pipeline.process.terminal import printable
 
@@ -75,27 +74,26 @@ class TableSource:
         id_ = f"{self.name}#{number}"
         fields = {name: cell for name, cell in row.items() if name != column}
         try:
-            return _item_of(self.name, id_, row.get(column), fields, must_be_url=column == self._settings.url_column)
+            return _item_of(self.name, id_, row.get(column), fields)
         except MediaError as error:
             return broken(id_, type(error)(f"column {printable(column)}: {error.message}"), fields)
 
 
 def _column_of(table: str, columns: Iterable[str], settings: SourceSettings) -> str:
     there = list(columns)
-    asked = settings.image_column or settings.url_column
+    asked = settings.image_column
     found = next((name for name in ([asked] if asked else GUESSES) if name in there), None)
     if found is not None:
         return found
     names = printable(", ".join(there))
     if asked:
-        flag = "image_column" if settings.image_column else "url_column"
-        reason = f"{flag_of(flag)} {printable(asked)}: {printable(table)} has no such column, but {names}"
-        raise ConfigurationError(reason, field=flag)
-    reason = f"which column of {printable(table)} has the pictures? --image-column or --url-column says it, of {names}"
+        reason = f"--image-column {printable(asked)}: {printable(table)} has no such column, but {names}"
+    else:
+        reason = f"which column of {printable(table)} has the pictures? --image-column says it, of {names}"
     raise ConfigurationError(reason, field="image_column")
 
 
-def _item_of(table: str, id_: str, cell: object, fields: Cells, *, must_be_url: bool) -> Item:
+def _item_of(table: str, id_: str, cell: object, fields: Cells) -> Item:
     """Return the item of a cell: bytes, a path or URL, or a mapping of one of them as Hugging Face's `Image` has it."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
@@ -103,7 +101,5 @@ def _item_of(table: str, id_: str, cell: object, fields: Cells, *, must_be_url: 
         check_size(len(cell))
         return Item(id_, partial(bytes, cell), fields)
     if isinstance(cell, str) and cell:
-        if must_be_url and not scheme_of(cell):
-            raise UnreadableFileError(f"{printable(cell)} is no URL")
         return item_at(id_, named_in(table, cell), fields)
     raise UnreadableFileError("nothing is in it" if not cell else f"it holds a {type(cell).__name__}, and no picture")
