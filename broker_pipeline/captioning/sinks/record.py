@@ -57,8 +57,7 @@ def record_of(row: Row, settings: SinkSettings, lead: Mapping[str, object]) -> R
             raise ConfigurationError(reason, field="to")
     own = {**lead}
     texts = captions_of(row, settings)
-    if taken := (_TAKEN | _PROVENANCE.keys()) & texts.keys():
-        raise ConfigurationError(f"no column of captions can be called {min(taken)}", field="text-column")
+    check_columns(row.lines, settings)
     own |= texts
     if settings.keep_failed:
         own["error"] = _reason(row)
@@ -73,13 +72,24 @@ def record_of(row: Row, settings: SinkSettings, lead: Mapping[str, object]) -> R
 def captions_of(row: Row, settings: SinkSettings) -> dict[str, str | None]:
     """Return the captions by column, trigger in front; None where there is none."""
     captions = row.captions
-    columns = list(row.lines)
+    names = zip(_columns_of(row.lines, settings), row.lines, strict=True)
+    return {column: triggered(captions[name], settings.trigger) if name in captions else None for column, name in names}
+
+
+def check_columns(questions: Collection[str], settings: SinkSettings) -> None:
+    """Raise `ConfigurationError` where the column of a question would be called like another one."""
+    if taken := (_TAKEN | _PROVENANCE.keys()).intersection(_columns_of(questions, settings)):
+        field = "text_column" if settings.text_column in taken else "ask"
+        raise ConfigurationError(f"no column of captions can be called {min(taken)}", field=field)
+
+
+def _columns_of(questions: Collection[str], settings: SinkSettings) -> list[str]:
+    columns = list(questions)
     if columns and settings.text_column:
         columns[0] = settings.text_column
     if len(set(columns)) < len(columns):
-        raise ConfigurationError(f"another question is called {columns[0]} already", field="text-column")
-    names = zip(columns, row.lines, strict=True)
-    return {column: triggered(captions[name], settings.trigger) if name in captions else None for column, name in names}
+        raise ConfigurationError(f"another question is called {columns[0]} already", field="text_column")
+    return columns
 
 
 def triggered(caption: str, trigger: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import uuid
@@ -19,6 +20,7 @@ from broker_pipeline.captioning.prompts.nearby import Nearby
 from broker_pipeline.captioning.prompts.parse import PromptFlags, questions_of, read_prompt_file
 from broker_pipeline.captioning.prompts.template import NEARBY_NAMES
 from broker_pipeline.captioning.report.sink import ReportSink
+from broker_pipeline.captioning.sinks.record import check_columns
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
@@ -32,6 +34,7 @@ from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.config import flag_of, parse_settings
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
 from broker_pipeline.process.terminal import printable
+from broker_pipeline.tools.caption.recipe import recipe_of
 from broker_pipeline.tools.caption.sampling_options import sampling_params
 
 Options = dict[str, Any]
@@ -119,8 +122,9 @@ def _schema(path: Path | None) -> str | None:
         raise ConfigurationError(f"--json-schema {printable(path)}: {reason}", field="json_schema") from error
 
 
-def sinks_of(paths: Sequence[str], options: Options) -> list[Sink]:
-    """Return where rows go besides the log."""
+def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -> list[Sink]:
+    """Return where rows go besides the log; raises `ConfigurationError` for what could not be written in the end."""
+    _check_apart(paths, options)
     settings = SinkSettings(
         text_column=options["text_column"],
         shard_rows=options["shard_rows"],
@@ -130,6 +134,8 @@ def sinks_of(paths: Sequence[str], options: Options) -> list[Sink]:
     if options["watch"] and (options["to"] or options["report"]):
         raise ConfigurationError("--watch never comes to an end that --to and --report could be written at; --sidecar "
                                  "and --out go with it", field="watch")  # fmt: skip
+    if options["to"]:
+        check_columns(questions, settings)
     sinks: list[Sink] = [open_sink(target, settings) for target in options["to"]]
     if options["sidecar"] is not None:
         _check_sidecar(options)
@@ -138,6 +144,22 @@ def sinks_of(paths: Sequence[str], options: Options) -> list[Sink]:
     if options["report"] is not None:
         sinks.append(ReportSink(options["report"], f"Captions of {', '.join(map(printable, paths))}"))
     return sinks
+
+
+def _check_apart(paths: Sequence[str], options: Options) -> None:
+    """Raise `ConfigurationError` where --to or --report would replace what the run reads, or writes elsewhere."""
+    out = options["out"]
+    other: list[tuple[str, str | Path | None]] = [("PATHS", path) for path in paths if not Path(path).is_dir()]
+    other += [("--files-from", options["files_from"]), ("--out", out), ("the recipe of --out", recipe_of(out))]
+    known = {os.path.realpath(path): flag for flag, path in other if path is not None}
+    for flag, path in [*(("--to", target) for target in options["to"]), ("--report", options["report"])]:
+        if path is None:
+            continue
+        real = os.path.realpath(path)
+        if real in known:
+            reason = f"{flag} {printable(path)}: {known[real]} names this file already, which would be replaced"
+            raise ConfigurationError(reason, field=flag.strip("-"))
+        known[real] = flag
 
 
 def _check_sidecar(options: Options) -> None:

@@ -52,6 +52,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"--recipe {printable(path)} is not TOML: {error}", field="recipe") from error
 
 
+def recipe_of(out: Path) -> Path:
+    """Return where the recipe of a log stands."""
+    return out.with_name(f"{out.name}.recipe.toml")
+
+
 def write_recipe(path: Path, options: Mapping[str, Any]) -> None:
     """Write what a run was told, whole or not at all; raises `OutputError`."""
     told = {name: value for name, value in options.items() if name not in _NOT_IN_RECIPES and value not in (None, ())}

@@ -37,7 +37,7 @@ from broker_pipeline.process.daemon_thread import in_daemon_thread
 from broker_pipeline.process.terminal import printable
 from broker_pipeline.tools.caption.data_settings import Options, prompting_of, rules_of, sinks_of, source_of
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
-from broker_pipeline.tools.caption.recipe import write_recipe
+from broker_pipeline.tools.caption.recipe import recipe_of, write_recipe
 
 _NUM_SHOWN = 3
 
@@ -106,7 +106,7 @@ class CaptionSession:
 
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
-        sinks = await in_daemon_thread(sinks_of, self._settings.paths, self._options)
+        sinks = await in_daemon_thread(sinks_of, self._settings.paths, self._prompting.names, self._options)
         async with self._open() as opened:
             self._write_recipe()
             summary = Summary(self._found.count)
@@ -226,7 +226,7 @@ class CaptionSession:
         if out == STANDARD_OUTPUT:
             return
         told = {**self._options, "paths": self._settings.paths}
-        write_recipe(out.with_name(f"{out.name}.recipe.toml"), told)
+        write_recipe(recipe_of(out), told)
 
 
 def nothing_there(chain: Chain | None) -> InvalidRequestError:

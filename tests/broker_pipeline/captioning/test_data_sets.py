@@ -261,14 +261,22 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["pictures", "--preset", "typo"], "--preset"),
         (["pictures", "--ask", "x"], "--ask"),
         (["pictures", "--json-schema", "gone.json"], "--json-schema"),
+        (["pictures", "--ask", "model=What?", "--to", "a.csv"], "--ask"),
+        (["pictures", "--text-column", "seed", "--to", "a.csv"], "--text-column"),
+        (["pictures", "--to", "captions.jsonl"], "--out names this file already"),
+        (["pictures", "--report", "pictures/../captions.jsonl"], "--out names this file already"),
+        (["pictures", "--to", "a.csv", "--to", "./a.csv"], "--to names this file already"),
+        (["list.csv", "--to", "list.csv"], "PATHS names this file already"),
     ],
 )
 async def test_what_is_wrong_is_said_before_anything_is_asked(
     captioner: Captioner, flags: list[str], words: str
 ) -> None:
     folder(captioner.directory / "pictures", 1)
+    (captioner.directory / "list.csv").write_text("path\npictures/part-0/000.png\n")
     run = await captioner.run(*flags)
     assert run.code == 2, run.text
+    assert not captioner.out.exists()
     assert words in run.text
     assert "Traceback" not in run.text
 
