@@ -25,6 +25,7 @@ from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sinks.target import open_sink
+from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.item import Source
 from broker_pipeline.captioning.sources.open import open_sources
 from broker_pipeline.captioning.sources.path_list import ListSource, files_from
@@ -146,18 +147,25 @@ def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -
     return sinks
 
 
+_SHARD_NUMBER = re.compile("%0[1-9]d")
+
+
 def _check_apart(paths: Sequence[str], options: Options) -> None:
     """Raise `ConfigurationError` where --to or --report would replace what the run reads, or writes elsewhere."""
     out = options["out"]
-    other: list[tuple[str, str | Path | None]] = [("PATHS", path) for path in paths if not Path(path).is_dir()]
+    files = (file for path in paths if not Path(path).is_dir() for file in expanded(path))
+    other: list[tuple[str, str | Path | None]] = [("PATHS", file) for file in files]
     other += [("--files-from", options["files_from"]), ("--out", out), ("the recipe of --out", recipe_of(out))]
     known = {os.path.realpath(path): flag for flag, path in other if path is not None}
     for flag, path in [*(("--to", target) for target in options["to"]), ("--report", options["report"])]:
         if path is None:
             continue
         real = os.path.realpath(path)
-        if real in known:
-            reason = f"{flag} {printable(path)}: {known[real]} names this file already, which would be replaced"
+        pattern = re.compile(
+            _SHARD_NUMBER.sub("[0-9]+", re.escape(real))
+        )  # shards replace, and delete, what is so named
+        if named := next((flag for file, flag in known.items() if pattern.fullmatch(file)), None):
+            reason = f"{flag} {printable(path)}: {named} names this file already, which would be replaced"
             raise ConfigurationError(reason, field=flag.strip("-"))
         known[real] = flag
 

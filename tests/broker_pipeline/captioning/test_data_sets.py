@@ -267,6 +267,7 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["pictures", "--report", "pictures/../captions.jsonl"], "--out names this file already"),
         (["pictures", "--to", "a.csv", "--to", "./a.csv"], "--to names this file already"),
         (["list.csv", "--to", "list.csv"], "PATHS names this file already"),
+        (["set-{00000..00001}.tar", "--to", "set-%05d.tar"], "PATHS names this file already"),
     ],
 )
 async def test_what_is_wrong_is_said_before_anything_is_asked(
@@ -274,6 +275,8 @@ async def test_what_is_wrong_is_said_before_anything_is_asked(
 ) -> None:
     folder(captioner.directory / "pictures", 1)
     (captioner.directory / "list.csv").write_text("path\npictures/part-0/000.png\n")
+    for number in range(2):
+        (captioner.directory / f"set-{number:05}.tar").touch()
     run = await captioner.run(*flags)
     assert run.code == 2, run.text
     assert not captioner.out.exists()
