@@ -88,7 +88,7 @@ def command(
         raise ConfigurationError(
             f"a plan needs --{'hosts' if hosts is None else 'model'}: see broker-pipeline plan --help"
         )
-    view = _planned(hosts, model, Workload(num_output_tokens=output_tokens))
+    view = planned(hosts, model, Workload(num_output_tokens=output_tokens))
     files = env_files(view.described, view.found)
     if env_directory is not None:
         write_env_files(env_directory, files)
@@ -100,7 +100,8 @@ def command(
     sys.exit(exit_codes.OK if met else exit_codes.SOME_FAILED)
 
 
-def _planned(hosts: Path, model: str, workload: Workload) -> PlanView:
+def planned(hosts: Path, model: str, workload: Workload) -> PlanView:
+    """Plan for a host file; raises `ConfigurationError` and `ArtifactError`."""
     sizes, described = read_named_model(model), read_hosts(hosts)
     return PlanView(sizes, described, choose_fleet_plan(sizes, described.fleet, workload), workload)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from broker_pipeline.client.gateway_client import GatewayClient
 from broker_pipeline.errors import PipelineError, error_from_failure
 from broker_pipeline.messages.jobs import JobRecord
 from broker_pipeline.tools.local.cluster import LocalCluster
+from broker_pipeline.tools.local.place import Place
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.cpu_time import CpuClock
 from trials.bench.pipeline.observer import PipelineObserver
@@ -51,10 +52,15 @@ class RunningSystem:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: LocalSettings, pictures: Path) -> AsyncIterator[RunningSystem]:
-        """Bring a pipeline up; leaving stops it. Raises `ServerStartError` when something does not start."""
+    async def open(
+        cls, settings: LocalSettings, pictures: Path, places: Mapping[str, Place] | None = None
+    ) -> AsyncIterator[RunningSystem]:
+        """Bring a pipeline up, at `places` as of `LocalCluster`; leaving stops it.
+
+        Raises `ServerStartError` when something does not start.
+        """
         async with (
-            LocalCluster(settings) as cluster,
+            LocalCluster(settings, places=places) as cluster,
             GatewayClient.open(cluster.gateway_url) as client,
             PipelineObserver.watch(cluster) as observer,
         ):
