@@ -26,7 +26,14 @@ from broker_pipeline.process.terminal import printable
 
 Filled = tuple[Row, bytes | None]
 """A row with the bytes of its picture; None for one that failed, whose picture cannot be had."""
+NUMBER = re.compile("%0[1-9]d")
+"""Of a shard, in the pattern of their names."""
 _CHUNK_BYTES = 1 << 20
+
+
+def shards_of(pattern: str) -> re.Pattern[str]:
+    """Return what fits the name, or path, of every shard of a pattern; its number is a group."""
+    return re.compile("([0-9]+)".join(map(re.escape, NUMBER.split(pattern))))
 
 
 class ShardForm(Protocol):
@@ -88,8 +95,7 @@ class Shards:
 
     def _later_shards(self) -> list[Path]:
         """Return files that are called like shards behind the last one: of a longer run, of whatever settings."""
-        before, after = re.split(r"%0[1-9]d", self._pattern.name)
-        name = re.compile(f"{re.escape(before)}([0-9]+){re.escape(after)}")
+        name = shards_of(self._pattern.name)
         found = ((path, name.fullmatch(path.name)) for path in self._pattern.parent.iterdir())
         return [path for path, number in found if number and int(number[1]) >= len(self.shards)]
 

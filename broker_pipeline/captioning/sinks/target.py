@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from broker_pipeline.captioning.sinks.data_set import DataSet
 from broker_pipeline.captioning.sinks.parquet_shards import ParquetShards
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
-from broker_pipeline.captioning.sinks.shards import Shards
+from broker_pipeline.captioning.sinks.shards import NUMBER, Shards
 from broker_pipeline.captioning.sinks.tables.parquet import Parquet, need_pyarrow
 from broker_pipeline.captioning.sinks.tables.table_file import TableFile, by_file_name, by_id
 from broker_pipeline.captioning.sinks.tables.text_tables import Csv, JsonLines, TypedJsonLines
@@ -17,7 +16,6 @@ from broker_pipeline.captioning.sinks.tar_shards import TarShards
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.process.terminal import printable
 
-_NUMBER = re.compile(r"%0[1-9]d")
 _METADATA = "metadata"
 _KNOWN = (
     "FOLDER/metadata.jsonl, FOLDER/metadata.parquet, NAME.jsonl, NAME.csv, NAME.parquet, NAME-%05d.parquet, "
@@ -44,7 +42,7 @@ def open_sink(target: str, settings: SinkSettings) -> Sink:
 
 
 def _shards(path: Path, settings: SinkSettings) -> Sink:
-    if len(_NUMBER.findall(path.name)) != 1 or path.name.count("%") != 1 or path.suffix not in {".tar", ".parquet"}:
+    if len(NUMBER.findall(path.name)) != 1 or path.name.count("%") != 1 or path.suffix not in {".tar", ".parquet"}:
         reason = "shards are called NAME-%05d.tar or NAME-%05d.parquet, with one number"
         raise ConfigurationError(f"--to {printable(path)}: {reason}", field="to")
     return Shards(path, settings, TarShards(settings) if path.suffix == ".tar" else ParquetShards(settings))

@@ -23,6 +23,7 @@ from broker_pipeline.captioning.report.sink import ReportSink
 from broker_pipeline.captioning.sinks.record import check_columns
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
+from broker_pipeline.captioning.sinks.shards import shards_of
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sinks.target import open_sink
 from broker_pipeline.captioning.sources.braces import expanded
@@ -147,9 +148,6 @@ def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -
     return sinks
 
 
-_SHARD_NUMBER = re.compile("%0[1-9]d")
-
-
 def _check_apart(paths: Sequence[str], options: Options) -> None:
     """Raise `ConfigurationError` where --to or --report would replace what the run reads, or writes elsewhere."""
     out = options["out"]
@@ -161,10 +159,8 @@ def _check_apart(paths: Sequence[str], options: Options) -> None:
         if path is None:
             continue
         real = os.path.realpath(path)
-        pattern = re.compile(
-            _SHARD_NUMBER.sub("[0-9]+", re.escape(real))
-        )  # shards replace, and delete, what is so named
-        if named := next((flag for file, flag in known.items() if pattern.fullmatch(file)), None):
+        replaced = shards_of(real)  # where it is a pattern: shards replace, and delete, what is so called
+        if named := next((flag for file, flag in known.items() if file == real or replaced.fullmatch(file)), None):
             reason = f"{flag} {printable(path)}: {named} names this file already, which would be replaced"
             raise ConfigurationError(reason, field=flag.strip("-"))
         known[real] = flag

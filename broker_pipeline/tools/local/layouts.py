@@ -102,14 +102,13 @@ def layout_settings(
     limits = conductor_limits(plan, num_conductors) if has_gpus else {}
     flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
     separate = max(0, (num_vision_workers or 1) - len(layout.vision_stages))
-    is_beside = layout.vision == "beside"
     return {
         "stages": layout.stages,
         "shares": shares,
         "num_conductors": num_conductors,
         "vision_stages": layout.vision_stages,
         "num_vision_workers": len(layout.encoders) or separate,
-        "is_vision_beside": is_beside,
+        "is_vision_beside": layout.vision == "beside",
         "extra_arguments": {"conductor": tuple(flags)} if flags else {},
     }
 

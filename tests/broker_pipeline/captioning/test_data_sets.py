@@ -267,6 +267,7 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["pictures", "--report", "pictures/../captions.jsonl"], "--out names this file already"),
         (["pictures", "--to", "a.csv", "--to", "./a.csv"], "--to names this file already"),
         (["list.csv", "--to", "list.csv"], "PATHS names this file already"),
+        (["pictures", "--to", "a-%05d.tar", "--to", "./a-%05d.tar"], "--to names this file already"),
         (["set-{00000..00001}.tar", "--to", "set-%05d.tar"], "PATHS names this file already"),
     ],
 )
