@@ -60,6 +60,8 @@ _DELIVERY = re.compile(subjects.DELIVERY)
 
 _LOOK_EVERY_S = 0.5
 """How often somebody who waits for a job looks without being called: a retried job calls nobody."""
+_LOOK_PAUSE_S = 0.01
+"""From one look to the next: what comes in a stream is pulled several jobs at a time, what comes alone at once."""
 
 OnUnreadable = Callable[[str, MalformedEnvelopeError], Awaitable[None]]
 Plan = Callable[[Mapping[Flow, int], int], Mapping[Flow, int]]
@@ -148,6 +150,8 @@ class JobQueue:
         self._puller = PullSubscription(self._jetstream, self._stream.name, ack_wait_s)
         self._calls = _Calls(self._jetstream, subjects.job_calls(namespace))
         self._turn = asyncio.Lock()
+        self._look_at = 0.0
+        """Not before this time of the event loop."""
 
     @property
     def max_job_bytes(self) -> int:
@@ -259,6 +263,8 @@ class JobQueue:
     async def _next(self, deadline: float, num_wanted: int, plan: Plan) -> Msg | None:
         loop = asyncio.get_running_loop()
         while (msg := self._puller.take_arrived(loop.time())) is None:
+            await asyncio.sleep(self._look_at - loop.time())
+            self._look_at = loop.time() + _LOOK_PAUSE_S
             self._calls.clear()
             await self._stream.outlasting_loss(lambda: self._fetch(num_wanted, plan))
             if not self._puller.has_arrived:

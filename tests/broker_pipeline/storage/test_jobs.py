@@ -116,6 +116,21 @@ async def test_one_who_waits_asks_for_little(queue: JobQueue, transport: Transpo
     assert asked.pending_msgs <= looks * (1 + 5), "the jobs in progress may come back: each is asked for in turn"
 
 
+async def test_jobs_that_come_in_a_stream_share_looks(queue: JobQueue, transport: Transport) -> None:
+    asked = await transport.jetstream().client.subscribe("$JS.API.STREAM.INFO.>")
+    started = time.monotonic()
+    pulling = asyncio.create_task(_pull_all(queue, 100))
+    for number in range(100):
+        await queue.publish(spec(f"job-{number}"))
+    await pulling
+    assert asked.pending_msgs <= (time.monotonic() - started) / 0.01 + 1
+
+
+async def _pull_all(queue: JobQueue, num_jobs: int) -> None:
+    for _ in range(num_jobs):
+        assert await queue.pull(5.0, num_wanted=64) is not None
+
+
 async def test_several_jobs_that_are_there_share_a_request(
     queue: JobQueue, transport: Transport, namespace: str
 ) -> None:
