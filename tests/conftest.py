@@ -31,17 +31,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none; try again what fails, and list it in the report.
+    """Leave out what needs a GPU where there is none; try what fails twice more, and list it in the report.
 
     A shared machine stands still now and then, and is never faster than it is: a bound that is kept once in three
-    times can be kept. Everything else may fail once: of thousands of tests of real processes under load, one that meets
-    a moment that nobody thought of must not hide what all others say. What is wrong fails twice.
+    times can be kept. And of thousands of tests of real processes under load, one that meets a moment that nobody
+    thought of must not hide what all others say. What is wrong fails each time.
     """
     for item in items:
-        if item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=["AssertionError", "TimeoutError"]))
-        else:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+        item.add_marker(pytest.mark.flaky(reruns=2))
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):
