@@ -22,11 +22,12 @@ from typing import Any
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENTS = [path for path in sorted(DOCS.glob("*.md")) if "<!-- receipts:" in path.read_text()]
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if "<!-- receipts:" in path.read_text()]
 
 _TABLE = re.compile(r"^<!-- receipts: (.+) -->\n\|.*\n\|[-:|]+\n((?:\|.*\n)+)", re.MULTILINE)
-_LINK = re.compile(r"\[.+\]\((receipts/[^)#]+)#?([^)]*)\)")
+_LINK = re.compile(r"\[.+\]\(((?:docs/)?receipts/[^)#]+)#?([^)]*)\)")
 _NUMBER = re.compile(r"(-?[\d,]*\.?\d+(?:e-?\d+)?) ?(|%|[KMG]?B|s|min|h)")
 _UNITS = {"": 1, "B": 1, "s": 1, "%": "0.01", "KB": 1e3, "MB": 1e6, "GB": 1e9, "min": 60, "h": 3600}
 
@@ -66,12 +67,12 @@ def is_right(cell: str, value: object) -> bool:
 def test_a_document_says_what_its_receipts_say(document: Path) -> None:
     text = document.read_text()
     assert len(_TABLE.findall(text)) == text.count("<!-- receipts:"), "a table is not written as this test reads it"
-    assert not list(wrong_cells(text, DOCS))
+    assert not list(wrong_cells(text, document.parent))
 
 
 def test_every_receipt_is_cited() -> None:
-    cited = {name for document in DOCUMENTS for name, _ in _LINK.findall(document.read_text())}
-    assert cited == {f"receipts/{path.name}" for path in receipts()}
+    links = [(document.parent, _LINK.findall(document.read_text())) for document in DOCUMENTS]
+    assert {directory / name for directory, found in links for name, _ in found} == {*receipts()}
 
 
 @pytest.mark.parametrize(
