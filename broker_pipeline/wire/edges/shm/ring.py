@@ -63,6 +63,9 @@ class Ring:
             memory = _map_sealed(descriptor, self.num_bytes)
             # All views are slices of this array, so that it ends after the last of them, and the mapping after it.
             self._bytes = np.frombuffer(memory, np.uint8)
+            # Each page faults when it is touched first: here, since numpy lets go of the interpreter's lock meanwhile,
+            # which mmap's own MAP_POPULATE keeps for 70 ms of 64 MiB, and no heartbeat goes out.
+            self._bytes[:: mmap.PAGESIZE].max()
             release = on_ring(self._bytes.data) if on_ring is not None else None
             stack.pop_all()
         self._descriptor = descriptor
@@ -96,7 +99,7 @@ def _map_sealed(descriptor: int, num_bytes: int) -> mmap.mmap:
     """Map memory that can never lack a page: to touch one that is not there any more would end the process."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-        memory = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)  # or each page faults once
+        memory = mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED)
     except (OSError, ValueError) as error:
         raise EdgeLostError(f"a ring cannot be mapped: {error}") from error
     if seals & _SEALS != _SEALS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import resource
 import socket
@@ -201,6 +202,21 @@ async def test_pages_are_locked_as_long_as_anybody_uses_the_ring(directory: Path
 
 
 # --- who may connect ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.alone
+async def test_others_go_on_while_a_ring_is_mapped() -> None:
+    """A heartbeat that waits for the interpreter's lock costs a worker its sessions."""
+    loop = asyncio.get_running_loop()
+    descriptor = await asyncio.to_thread(make_ring, 256 * 2**20)
+    started = loop.time()
+    mapping = asyncio.create_task(asyncio.to_thread(Ring, descriptor))
+    times = [started]
+    while not mapping.done():
+        await asyncio.sleep(0.001)
+        times.append(loop.time())
+    longest = max(later - earlier for earlier, later in itertools.pairwise(times))
+    assert longest < (loop.time() - started) / 2
 
 
 async def test_a_token_is_good_once(directory: Path) -> None:
