@@ -27,7 +27,6 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import PipelineError
 from broker_pipeline.logs import configure_logs
 from broker_pipeline.process.end_signals import end_signals
-from broker_pipeline.process.heap import settle_heap
 from broker_pipeline.process.host_room import LEAST, Needs, say_shortages
 from broker_pipeline.security.certificate_watch import watched_certificates
 from broker_pipeline.tracing.trace_export import open_traces
@@ -61,8 +60,6 @@ class ServiceContext:
 
     def ready(self, **facts: object) -> None:
         """Say that the service takes work; `facts` go into the log line and the ready file."""
-        if not self.is_ready:
-            settle_heap()
         self.is_ready = True
         tracer.name_process(str(facts.get("worker", self.name)))
         log.info("service_ready", start_s=round(time.monotonic() - self._started, 3), **facts)

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.process.heap import settle_heap
 from broker_pipeline.service import ServiceContext
 from gateway.api import health, page
 from gateway.api.connections import AppRunner
@@ -83,9 +84,11 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
 
 async def serve(context: ServiceContext, settings: GatewaySettings) -> None:
     """Run the gateway until it is asked to stop."""
-    async with open_gateway(settings, context.stopping) as gateway, serving(gateway) as url:
-        context.ready(url=url)
-        await _until_stopped(gateway)
+    async with open_gateway(settings, context.stopping) as gateway:
+        settle_heap()
+        async with serving(gateway) as url:
+            context.ready(url=url)
+            await _until_stopped(gateway)
 
 
 async def _until_stopped(gateway: Gateway) -> None:

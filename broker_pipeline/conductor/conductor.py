@@ -27,6 +27,7 @@ from broker_pipeline.conductor.tenure import Tenure
 from broker_pipeline.errors import LeaseLostError, QueueFullError, StateError
 from broker_pipeline.exit_codes import first_pipeline_error
 from broker_pipeline.identity import new_instance_id
+from broker_pipeline.process.heap import settle_heap
 from broker_pipeline.scheduling.policies.shares import part_of
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
@@ -61,6 +62,7 @@ async def serve_conductor(context: ServiceContext, settings: ConductorSettings) 
     ):
         if not await _ensure_streams(transport, redis, context, settings):
             return
+        settle_heap()
         context.ready(instance=instance, fingerprint=model.facts.fingerprint[:12], num_layers=model.facts.num_layers)
         around = Surroundings(
             transport=transport, redis=redis, model=model, common=common, settings=settings, instance=instance

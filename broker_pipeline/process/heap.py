@@ -15,7 +15,11 @@ _MIDDLE, _OLD = 20, 20
 
 
 def settle_heap() -> None:
-    """Collect once, and never look at what is left again; look at what comes less often. Takes up to half a second."""
+    """Collect once, and never look at what is left again; look at what comes less often.
+
+    Nothing else of the process runs meanwhile, for up to half a second: services do it before they take a name, a lease
+    or a request.
+    """
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)
     gc.collect()
     gc.freeze()

@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from broker_pipeline.config import common_options, option, parse_settings, split_common
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.process.memory_limit import RUNTIME_BYTES, require_left
 from broker_pipeline.service import ServiceContext, run_and_exit
 from stages.commands.options import compute_options
 from stages.commands.vision_options import VISION_OPTION_NAMES, vision_options
@@ -90,6 +91,7 @@ def command(**options: Any) -> None:
     vision = _vision_settings(settings, rest)
 
     async def main(context: ServiceContext) -> None:
+        require_left(RUNTIME_BYTES, "Python and torch")
         # torch takes seconds; --help must not wait
         if vision is None:
             from stages.stage.service import serve_stage  # noqa: PLC0415

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from broker_pipeline.config import common_options, option, parse_settings, split_common
+from broker_pipeline.process.memory_limit import RUNTIME_BYTES, require_left
 from broker_pipeline.service import ServiceContext, run_and_exit
 from stages.commands.options import compute_options
 from stages.commands.vision_options import vision_options
@@ -32,6 +33,7 @@ def command(**options: Any) -> None:
     settings = parse_settings(VisionSettings, rest)
 
     async def main(context: ServiceContext) -> None:
+        require_left(RUNTIME_BYTES, "Python and torch")
         from stages.vision.service import serve_vision  # noqa: PLC0415 - torch takes seconds; --help must not wait
 
         await serve_vision(context, settings)

@@ -10,6 +10,7 @@ import torch
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import PROCESSOR_PREFIX
 from broker_pipeline.process.compiler import has_compiler
+from broker_pipeline.process.memory_limit import left_bytes
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -19,7 +20,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return int(min(_available_memory_bytes(Path("/proc/meminfo")), left_of_limit_bytes(Path("/sys/fs/cgroup"))))
+    return int(min(_available_memory_bytes(Path("/proc/meminfo")), left_bytes()))
 
 
 def device_identity(device: torch.device) -> str:
@@ -86,13 +87,3 @@ def _available_memory_bytes(meminfo: Path) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return 4 * 2**30
-
-
-def left_of_limit_bytes(group: Path) -> float:
-    """Return what a container's memory limit leaves; no bound where there is none. The page cache counts as free."""
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:  # no container, or the older form of control groups
-        return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - int(used["anon"]) - int(used["shmem"]))

@@ -6,6 +6,8 @@ rows) and `[E, H, I]`: the hub stores them transposed, the exporter turns them.
 
 from __future__ import annotations
 
+import math
+
 from broker_pipeline.artifact_manifest import scale_name, scale_shape
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.vision_config import VisionConfig
@@ -101,6 +103,11 @@ def vision_shapes(config: ModelConfig) -> Shapes:
         prefix = f"deepstack_merger_list.{level}."
         shapes |= _prefixed(prefix, _merger_shapes(vision, norm_width=vision.merged_size))
     return _prefixed(VISION_PREFIX, shapes)
+
+
+def num_values(shapes: Shapes) -> int:
+    """Return how many values tensors of these shapes have together."""
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def model_shapes(config: ModelConfig) -> Shapes:

@@ -14,6 +14,7 @@ from broker_pipeline import subjects
 from broker_pipeline.artifact_files.block_range import parse_block_range
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.process.memory_limit import require_left
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
@@ -22,13 +23,14 @@ from broker_pipeline.wire.codec import MAX_PAYLOAD_BYTES
 from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
 from stages.compute.grammar.grammars import Grammars
-from stages.compute.kv.capacity import KVRoom
+from stages.compute.kv.capacity import KVRoom, kv_token_bytes
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import device_identity, device_slots, use_own_stream, use_threads
+from stages.qwen3_vl.tensors import num_values
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
 from stages.stage.visual_row_intake import VisualRowIntake
@@ -111,6 +113,11 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
     options = _compute_options(settings, device, dtype)
+    if device.type == "cpu":
+        kv_bytes = room.least_tokens() * kv_token_bytes(artifact.config.text, len(blocks), dtype)
+        require_left(
+            num_values(names) * dtype.itemsize + kv_bytes, f"the weights of blocks {settings.blocks}, and their KV,"
+        )
     grammars = Grammars(Path(settings.model), artifact.config.text.vocab_size)
     with artifact.reading(names, device, dtype, verify=settings.verify_weights) as tensors:
         compute = load_stage(

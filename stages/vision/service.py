@@ -22,6 +22,7 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
+from broker_pipeline.process.memory_limit import require_left
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.redis_client import open_redis
@@ -38,6 +39,7 @@ from stages.device.choice import choose_device, choose_dtype, dtype_name
 from stages.device.hardware import device_identity, device_slots, use_threads
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
+from stages.qwen3_vl.tensors import num_values
 from stages.qwen3_vl.vision import TowerEncoder, VisionTower
 from stages.vision.cache import VisionCache
 from stages.vision.decoding import PixelRules
@@ -149,7 +151,10 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     use_threads(settings.threads, device)
     artifact = Artifact.open(Path(settings.model))
     dtype = choose_dtype(settings.dtype, artifact.dtype)
-    tensors = artifact.load(vision_tensor_names(artifact.config), device, dtype, verify=settings.verify_weights)
+    names = vision_tensor_names(artifact.config)
+    if device.type == "cpu":
+        require_left(num_values(names) * dtype.itemsize, "the weights of the vision tower")
+    tensors = artifact.load(names, device, dtype, verify=settings.verify_weights)
     options = ComputeOptions(str(device), dtype_name(dtype), settings.attention)
     tower = _captured(load_vision(artifact.config, tensors, options), settings)
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)

@@ -18,6 +18,7 @@ from broker_pipeline import subjects
 from broker_pipeline.errors import StateError
 from broker_pipeline.messages.control import DrainRequest
 from broker_pipeline.messages.workers import Heartbeat
+from broker_pipeline.process.heap import settle_heap
 from broker_pipeline.service import ServiceContext
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.wire.transport import Transport
@@ -55,6 +56,7 @@ async def serve_worker(
         WorkerNameTakenError: another live worker has the name.
         TransportError, StateError: the broker is gone for good, or Redis was not there at the start.
     """
+    settle_heap()
     subscribed, drain = asyncio.Event(), asyncio.Event()
     drains = transport.subscribe(subjects.drain(presence.record().subject), DrainRequest, on_dropped=log_drop)
     async with drains as requests, asyncio.TaskGroup() as tasks:

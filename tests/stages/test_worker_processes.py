@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,13 +23,27 @@ from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segm
 from broker_pipeline.messages.control import DrainReply, DrainRequest, Hello, HelloReply
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.process.memory_limit import RUNTIME_BYTES
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.wire.transport import Transport
 from stages.worker.tensors import to_wire
 from tests.kit.models.tiny_artifacts import tiny_artifact
+from tests.kit.running.memory_limits import inside, memory_limit, needs_memory_limits
 from trials.bench.cpu_time import cpu_seconds
+
+PROGRAM = (sys.executable, "-m", "broker_pipeline")
+TELLS_WHAT_IS_FROZEN = """
+import gc, runpy
+from broker_pipeline.state.registry import WorkerRegistry
+register = WorkerRegistry.register
+async def tell_and_register(self, record):
+    print(f"{gc.get_freeze_count()} frozen", flush=True)
+    await register(self, record)
+WorkerRegistry.register = tell_and_register
+runpy.run_module("broker_pipeline", run_name="__main__", alter_sys=True)
+"""
 
 
 class Workers:
@@ -39,16 +54,16 @@ class Workers:
         self._servers = ("--nats-url", nats_url, "--redis-url", redis_url, "--namespace", namespace)
         self._children: list[ChildProcess] = []
 
-    async def start(self, *arguments: str, model: Path | None = None, device: str = "cpu") -> ChildProcess:
+    async def start(
+        self, *arguments: str, model: Path | None = None, device: str = "cpu", program: Sequence[str] = PROGRAM
+    ) -> ChildProcess:
         number = len(self._children)
         ready = self.directory / f"{number}.ready"
         threads = ["--threads", "1"] if device == "cpu" else []
         flags = ["--model", str(model or tiny_artifact()), "--device", device, *threads, "--log-format", "json"]
         command, *rest = arguments
         argv = [
-            sys.executable,
-            "-m",
-            "broker_pipeline",
+            *program,
             command,
             *self._servers,
             *flags,
@@ -97,6 +112,14 @@ async def test_a_stage_announces_itself_and_leaves_in_order(
     child.kill(signal.SIGTERM)
     assert await ended(child) == exit_codes.OK
     assert await registry.workers() == []
+
+
+async def test_the_heap_is_settled_before_anybody_waits_for_heartbeats(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(TELLS_WHAT_IS_FROZEN)
+    child = await workers.start("stage", "--blocks", "0:2", program=(sys.executable, str(tmp_path / "program.py")))
+    told = re.search(r"(\d+) frozen", "\n".join(child.last_lines()))
+    assert told is not None
+    assert int(told[1]) > 100_000, "torch and all other modules"
 
 
 async def test_a_vision_worker_announces_itself_and_leaves_in_order(
@@ -300,6 +323,38 @@ async def test_what_cannot_work_ends_at_once_and_says_why(
     child = await workers.start(*arguments)
     assert await ended(child) == code
     assert said in "\n".join(child.last_lines())
+
+
+@needs_memory_limits
+@pytest.mark.parametrize(
+    ("limit_mib", "arguments", "what"),
+    [
+        (120, ("vision",), "Python and torch"),
+        (200, ("stage", "--blocks", ":"), "Python and torch"),
+        (300, ("stage", "--blocks", ":", "--kv-tokens", "500000"), "the weights of blocks :, and their KV,"),
+    ],
+)
+async def test_a_memory_limit_that_is_too_low_is_named_before_anything_is_loaded(
+    workers: Workers, limit_mib: int, arguments: tuple[str, ...], what: str
+) -> None:
+    with memory_limit(limit_mib) as group:
+        child = await workers.start(*arguments, program=(*inside(group), *PROGRAM))
+        assert await ended(child) == exit_codes.USAGE
+    said = "\n".join(child.last_lines())
+    assert f"{what} need" in said
+    assert "WORKER_MEMORY" in said
+
+
+@needs_memory_limits
+@pytest.mark.parametrize("arguments", [("vision",), ("stage", "--blocks", ":", "--kv-tokens", "512")])
+async def test_the_least_memory_limit_that_is_taken_is_enough_to_start(
+    workers: Workers, arguments: tuple[str, ...]
+) -> None:
+    with memory_limit(RUNTIME_BYTES // 2**20 + 40) as group:
+        child = await workers.start(*arguments, program=(*inside(group), *PROGRAM))
+        assert child.is_running, child.last_lines()
+        child.kill(signal.SIGTERM)
+        assert await ended(child) == exit_codes.OK
 
 
 async def test_an_artifact_without_the_files_of_these_blocks_is_refused(workers: Workers, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ class KVRoom:
         """Return the tokens to hold, alongside weights that are loaded already; errors as of `default_kv_tokens`."""
         return self.num_tokens or default_kv_tokens(token_bytes, device, self.share, self.reserved_bytes)
 
+    def least_tokens(self) -> int:
+        """Return the tokens that are to be held at least."""
+        return self.num_tokens or _FEWEST_TOKENS
+
 
 def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int:
     """Return the bytes of keys and values of one token in `num_layers` layers."""
