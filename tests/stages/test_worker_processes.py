@@ -29,8 +29,8 @@ from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.wire.transport import Transport
 from stages.worker.tensors import to_wire
+from tests.kit.hosts.memory_limits import inside, memory_limit, needs_memory_limits
 from tests.kit.models.tiny_artifacts import tiny_artifact
-from tests.kit.running.memory_limits import inside, memory_limit, needs_memory_limits
 from trials.bench.cpu_time import cpu_seconds
 
 PROGRAM = (sys.executable, "-m", "broker_pipeline")
