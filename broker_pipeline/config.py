@@ -197,6 +197,19 @@ def given_flags(context: click.Context) -> list[str]:
     return flags
 
 
+def refuse_unread(*names: str, why: str) -> None:
+    """Raise `ConfigurationError` for options of the command line that are other than by default and nobody would read.
+
+    `why` goes on from the flag: "is for …", "has no effect with …". Variables are for all commands.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name in names and is_given and context.params[name] != parameter.get_default(context):
+            raise ConfigurationError(f"{max(parameter.opts, key=len)} {why}, or leave it out", field=name)
+
+
 def split_common(options: dict[str, Any]) -> tuple[CommonSettings, dict[str, Any]]:
     """Divide a command's options into the common settings and the rest."""
     common = {field: options[field] for field in CommonSettings.__struct_fields__}

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from broker_pipeline.config import common_options, option, parse_settings, split_common
-from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.config import common_options, option, parse_settings, refuse_unread, split_common
 from broker_pipeline.process.memory_limit import RUNTIME_BYTES, require_left
 from broker_pipeline.service import ServiceContext, run_and_exit
+from broker_pipeline.wire.edges.options import refuse_unread_edge_options
 from stages.commands.options import compute_options
 from stages.commands.vision_options import VISION_OPTION_NAMES, vision_options
 from stages.worker.settings import ComputeSettings, StageSettings, VisionSettings
@@ -85,6 +84,9 @@ def command(**options: Any) -> None:
 
     SIGTERM drains: no new sessions come, those that are here may end within --drain-s seconds.
     """
+    refuse_unread_edge_options(options["edges"])
+    if options["kv_tokens"] is not None:
+        refuse_unread("kv_share", why="has no effect with --kv-tokens: give one of them")
     common, rest = split_common(options)
     own = {key: value for key, value in rest.items() if key not in {"vision", "vision_name", *VISION_OPTION_NAMES}}
     settings = parse_settings(StageSettings, own)
@@ -112,17 +114,9 @@ def _vision_settings(stage: StageSettings, options: Mapping[str, Any]) -> Vision
         ConfigurationError: an option is for a vision worker, and there shall be none.
     """
     if not options["vision"]:
-        _refuse_vision_options()
+        refuse_unread("vision_name", *VISION_OPTION_NAMES, why="is for a vision worker: add --vision")
         return None
     default_name = f"vision-{stage.name or 'stage-' + stage.blocks.replace(':', '-').strip('-')}"
     shared = {field: getattr(stage, field) for field in ComputeSettings.__struct_fields__}
     own = {name: options[name] for name in VISION_OPTION_NAMES}
     return parse_settings(VisionSettings, {**shared, **own, "name": options["vision_name"] or default_name})
-
-
-def _refuse_vision_options() -> None:
-    context = click.get_current_context()
-    for name in ("vision_name", *VISION_OPTION_NAMES):
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigurationError(f"{flag} is for a vision worker: add --vision, or leave it out", field=name)

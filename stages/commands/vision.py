@@ -7,6 +7,7 @@ import click
 from broker_pipeline.config import common_options, option, parse_settings, split_common
 from broker_pipeline.process.memory_limit import RUNTIME_BYTES, require_left
 from broker_pipeline.service import ServiceContext, run_and_exit
+from broker_pipeline.wire.edges.options import refuse_unread_edge_options
 from stages.commands.options import compute_options
 from stages.commands.vision_options import vision_options
 from stages.worker.settings import VisionSettings
@@ -29,6 +30,7 @@ def command(**options: Any) -> None:
 
     SIGTERM drains: requests that are here are finished, within --drain-s seconds.
     """
+    refuse_unread_edge_options(options["edges"])
     common, rest = split_common(options)
     settings = parse_settings(VisionSettings, rest)
 

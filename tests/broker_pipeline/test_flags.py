@@ -166,3 +166,28 @@ def test_a_field_that_a_gateway_names_is_a_flag_to_caption() -> None:
     }
     for field, flag in named.items():
         assert by_flag(Failure("invalid_request", "why", field)).field == flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("stage --blocks 0:1 --model . --max-pictures 2", "--max-pictures is for a vision worker: add --vision"),
+        ("stage --blocks 0:1 --model . --kv-tokens 512 --kv-share 0.5", "--kv-share has no effect with --kv-tokens"),
+        ("stage --blocks 0:1 --model . --edges nats --edge-port 7400", "--edge-port has no effect with --edges nats"),
+        ("vision --model . --edges shm --edge-tls off", "--edge-tls has no effect with --edges shm"),
+        ("up --model . --edges tcp --edge-ring-bytes 65536", "--edge-ring-bytes has no effect with --edges tcp"),
+        ("up --model . --nats-replicas 3", "--nats-replicas is for a cluster: give its --nats-url"),
+        ("bench pipeline --layout copies=2 --stages 3", "--stages has no effect with --layout"),
+        ("bench pipeline --no-in-process --in-process-threads 2", "--in-process-threads has no effect"),
+        ("bench pipeline --mps", "--mps is for GPUs"),
+        ("bench transformers --layers 2", "--layers takes layers of a shape"),
+        ("bench stage --fp8-product kernel", "--fp8-product is for FP8"),
+        ("bench gateway --bulk --stream", "--stream has no effect with --bulk"),
+        ("bench edges --nats-url nats://h --answer --kib 8", "--kib is for the run with --elsewhere"),
+        ("bench edges --nats-url nats://h --elsewhere --way shm", "--way shm stays on one host"),
+    ],
+)
+def test_a_flag_that_another_one_leaves_without_effect_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    assert said in refusal(monkeypatch, capsys, *arguments.split())

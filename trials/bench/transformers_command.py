@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from broker_pipeline.config import refuse_unread
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.in_process.loaded_process import PROGRAM, TRANSFORMERS_PROGRAM, LoadedProcess
@@ -46,6 +47,8 @@ def command(
       broker-pipeline bench transformers --shape 8B --device cuda --picture-side 448 --batch 128 \\
           --pictures 128 --rounds 1
     """
+    if shape is None:
+        refuse_unread("num_layers", why="takes layers of a shape: add --shape")
     if importlib.util.find_spec("transformers") is None:
         raise ConfigurationError(
             "this compares with transformers, which is not installed: pip install 'transformers>=5.17,<6'"

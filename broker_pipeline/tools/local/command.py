@@ -16,8 +16,16 @@ from rich.console import Console
 from broker_pipeline import exit_codes
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.client.operator_token import state_home
-from broker_pipeline.config import MEDIA_ROOTS_OPTION, SECRETS_OPTION, PathType, add_options, flag_of, option
-from broker_pipeline.errors import GatewayUnreachableError
+from broker_pipeline.config import (
+    MEDIA_ROOTS_OPTION,
+    SECRETS_OPTION,
+    PathType,
+    add_options,
+    flag_of,
+    option,
+    refuse_unread,
+)
+from broker_pipeline.errors import ConfigurationError, GatewayUnreachableError
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
@@ -38,7 +46,7 @@ from broker_pipeline.tools.local.preflight import check_start
 from broker_pipeline.tools.local.run import run_cluster
 from broker_pipeline.tools.local.view import LiveView, local_view
 from broker_pipeline.tools.operate.status_view import describe_work
-from broker_pipeline.wire.edges.options import EDGE_NAMES, EDGE_OPTIONS
+from broker_pipeline.wire.edges.options import EDGE_NAMES, EDGE_OPTIONS, refuse_unread_edge_options
 
 _POSITIVE = click.IntRange(min=1)
 _MOST_GATEWAY_PROCESSES = 4
@@ -187,6 +195,9 @@ def command(**options: Any) -> None:
 
 
 async def _up(options: dict[str, Any]) -> int:
+    refuse_unread_edge_options(options["edges"])
+    if options["nats_url"] is None:
+        refuse_unread("nats_replicas", why="is for a cluster: give its --nats-url")
     settings, lines = local_settings(options, await cuda_devices(options["device"]))
     if not options["only_plan"]:
         check_start(settings)
@@ -224,6 +235,8 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
     if options["device"] is not None:
         check_device(options["device"], len(gpus))
     used = used_gpus(gpus, options["device"])
+    if options["mps"] and not used:
+        raise ConfigurationError("--mps has no effect without GPUs: leave it out", field="mps")
     model = options["model"].absolute()
     sizes = read_sizes(model, served_dtype(options["dtype"]), on_gpus=bool(used))
     site, work = site_of(used, options["edges"]), Workload()

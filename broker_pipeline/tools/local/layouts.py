@@ -95,19 +95,26 @@ def layout_settings(
 ) -> dict[str, Any]:
     """Return the fields of `LocalSettings` that a plan decides; `num_vision_workers` are wanted in all.
 
-    `num_conductors` None are as many as the plan says; more than there are copies stand by.
+    `num_conductors` None are as many as the plan says; more than there are copies stand by. Raises `ConfigurationError`
+    where vision's place has another number of workers.
     """
     num_conductors, layout = num_conductors or plan.num_conductors, plan.layout
     shares = layout.shares(num_conductors)
     limits = conductor_limits(plan, num_conductors) if has_gpus else {}
     flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
-    separate = max(0, (num_vision_workers or 1) - len(layout.vision_stages))
+    separate = len(layout.encoders) or max(0, (num_vision_workers or 1) - len(layout.vision_stages))
+    if num_vision_workers not in {None, num_vision := separate + len(layout.vision_stages)}:
+        raise ConfigurationError(
+            f"--vision-workers {num_vision_workers}: with {len(layout.stages)} stages, vision {layout.vision} is "
+            f"{num_vision} vision workers; leave it out, or add --vision-process separate",
+            field="vision_workers",
+        )
     return {
         "stages": layout.stages,
         "shares": shares,
         "num_conductors": num_conductors,
         "vision_stages": layout.vision_stages,
-        "num_vision_workers": len(layout.encoders) or separate,
+        "num_vision_workers": separate,
         "is_vision_beside": layout.vision == "beside",
         "extra_arguments": {"conductor": tuple(flags)} if flags else {},
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from broker_pipeline.config import option
+from broker_pipeline.config import option, refuse_unread
+from broker_pipeline.wire.edges.settings import EdgeChoice, EdgeSettings
 
 EDGE_OPTIONS = (
     option(
@@ -40,3 +41,14 @@ EDGE_OPTIONS = (
 )
 EDGE_NAMES = ("edges", "edge_host", "edge_port", "edge_tls", "edge_ring_bytes")
 """Of the settings that these options give."""
+
+
+def refuse_unread_edge_options(choice: EdgeChoice) -> None:
+    """Raise `ConfigurationError` for options of the command line about edges that `--edges` leaves out."""
+    kinds = EdgeSettings(choice).kinds
+    if "tcp" not in kinds:
+        refuse_unread(
+            "edge_host", "edge_port", "edge_tls", why=f"has no effect with --edges {choice}: take tcp or auto"
+        )
+    if "shm" not in kinds:
+        refuse_unread("edge_ring_bytes", why=f"has no effect with --edges {choice}: take shm or auto")

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import uvloop
 
+from broker_pipeline.config import refuse_unread
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.edges.far_end import run_far_end
@@ -96,8 +97,15 @@ def command(
     if (answers or elsewhere) and nats_url is None:
         raise ConfigurationError("--answer and --elsewhere need --nats-url: a server that both hosts reach")
     if answers:
+        refuse_unread(
+            "elsewhere", "sizes", "beside", "ways", "trips", "json_path", why="is for the run with --elsewhere"
+        )
         run_far_end(str(nats_url))
         return
+    if elsewhere and (near := set(ways) - set(WAYS_BETWEEN_HOSTS)):
+        raise ConfigurationError(
+            f"--way {', '.join(near)} stays on one host: leave out that or --elsewhere", field="way"
+        )
     machine = MachineFacts.read()
     rows = uvloop.run(_measure(nats_url, sizes, beside or 0, trips, ways, is_elsewhere=elsewhere))
     report = BenchReport(

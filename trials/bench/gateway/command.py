@@ -11,7 +11,7 @@ import click
 import msgspec
 import uvloop
 
-from broker_pipeline.config import PathType, refuse_nan
+from broker_pipeline.config import PathType, refuse_nan, refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.gateway.measurement import measure_gateway
 from trials.bench.gateway.rows import GatewayBenchSettings, GatewayRow
@@ -88,6 +88,8 @@ def command(
       broker-pipeline bench gateway --stream --concurrency 900 --unread 100
       broker-pipeline bench gateway --processes 8 --concurrency 512 --bulk
     """
+    if options["is_bulk"]:
+        refuse_unread("is_streamed", why="has no effect with --bulk: give one of them")
     machine, num_cores = MachineFacts.read(), len(os.sched_getaffinity(0))
     rows: list[GatewayRow] = []
     settings = GatewayBenchSettings(

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import uvloop
 
-from broker_pipeline.config import PathType
+from broker_pipeline.config import PathType, refuse_unread
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, shape_or_demo, work_options
@@ -131,6 +131,12 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     _check_model(options, model)
+    if options["layouts"]:
+        refuse_unread("num_stages", why="has no effect with --layout: give one of them")
+    if not options["with_in_process"]:
+        refuse_unread("in_process_threads", why="has no effect with --no-in-process: give one of them")
+    if options["device"] == "cpu":
+        refuse_unread("mps", why="is for GPUs: add --device cuda")
     machine = MachineFacts.read()
     shape, num_layers, quantize = options.pop("shape"), options.pop("num_layers"), options.pop("quantize")
     settings = _settings(options)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from broker_pipeline.config import refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.options import POSITIVE, quantize_option
 from trials.bench.report import BenchReport, Column, json_option, show
@@ -112,6 +113,8 @@ def command(json_path: Path | None, layers: int | None, **options: Any) -> None:
       broker-pipeline bench stage --shape 8B --quantize fp8 --device cuda --batch 1 --batch 256
       broker-pipeline bench stage --shape 30B-A3B --device cuda --batch 1 --batch 64 --batch 256 --json moe.json
     """
+    if options["quantize"] is None:
+        refuse_unread("fp8_product", why="is for FP8: add --quantize fp8")
     machine = MachineFacts.read()
     settings = StageBenchSettings(num_layers=layers, **options)
     report = measure_stage(settings)

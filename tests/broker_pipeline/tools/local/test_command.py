@@ -34,6 +34,7 @@ def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings
         "vision_process": "auto",
         "deterministic": False,
         "insecure": False,
+        "mps": False,
         "nats_replicas": 1,
         "verify_weights": True,
         "on_other_model": "restart",
@@ -81,6 +82,9 @@ def test_on_a_processor_stages_are_of_equal_size_unless_cut(
         ({"layout": "copies=x"}, "layout"),
         ({"layout": "copies=2", "stages": 2}, "layout"),
         ({"layout": "stages=2", "cut": "1"}, "layout"),
+        ({"vision_process": "beside", "vision_workers": 2}, "vision_workers"),
+        ({"vision_process": "every", "vision_workers": 2}, "vision_workers"),
+        ({"mps": True}, "mps"),
     ],
 )
 def test_impossible_layouts_are_refused_by_their_flag(changes: dict[str, Any], field: str) -> None:

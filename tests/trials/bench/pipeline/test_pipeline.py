@@ -126,12 +126,6 @@ def test_a_stage_that_does_not_start_keeps_no_other_from_its_turn(tmp_path: Path
     assert [row["name"] for row in rows_of(path)] == ["whole system, 1 stage, vision shared"]
 
 
-def test_without_the_program_for_mps_the_error_says_what_is_missing(tmp_path: Path) -> None:
-    done = run_bench("--mps", "--no-in-process", "--stages", "1", path=tmp_path / "none.json", env={"PATH": "/bin"})
-    assert done.returncode == 2
-    assert "nvidia-cuda-mps-control is not on PATH" in done.stderr
-
-
 def test_further_flags_name_a_command() -> None:
     result = CliRunner().invoke(command, ["pipeline", "--with", "nats --debug"])
     assert isinstance(result.exception, ConfigurationError)
