@@ -27,8 +27,12 @@ def handling_signals(on_signal: Callable[[], object]) -> Iterator[None]:
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:
-    """Run `work` to its end and return its result, or cancel it at a signal and return None."""
+    """Run `work` to its end and return its result, or cancel it at a signal and return None.
+
+    Work that is cancelled by anything else raises `CancelledError`: it would end without a word.
+    """
     task = asyncio.ensure_future(work)
-    with handling_signals(task.cancel):
+    signals: list[bool] = []
+    with handling_signals(lambda: signals.append(task.cancel())):
         await asyncio.wait({task})
-    return None if task.cancelled() else task.result()
+    return None if signals and task.cancelled() else task.result()

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class ChildProcess:
         self.log_path = log_path
         self._process = process
         self._log_start = log_start
+        self._started = time.monotonic()
 
     @classmethod
     async def spawn(
@@ -136,7 +138,9 @@ class ChildProcess:
         return list(deque(lines, num_lines))
 
     def failure(self, what: str) -> ServerStartError:
-        """Return the error of a program that `what`, such as "did not start: exit status 1", with its last words."""
+        """Return the error of a program that `what`, such as "did not start": how it ended, and its last words."""
+        if self.returncode is not None:
+            what += f": {describe_exit(self.returncode)} after {time.monotonic() - self._started:.1f} s"
         if self.log_path == STANDARD_ERROR:
             return ServerStartError(f"{self.name} {what}; what it said stands before this")
         lines = [readable(line) for line in self.last_lines(_NUM_LAST_WORDS)]
@@ -161,7 +165,7 @@ async def run_python(
     finally:
         returncode = await child.destroy()
     if returncode != 0:
-        raise child.failure(f"failed: {describe_exit(returncode)}")
+        raise child.failure("failed")
 
 
 def readable(line: str) -> str:

@@ -29,7 +29,7 @@ from broker_pipeline.process.private_files import write_private
 from broker_pipeline.security.server_configs import ADMIN, MAX_PAYLOAD_BYTES, ServerAccess
 from broker_pipeline.tools.local.directory_lock import DirectoryLock
 from broker_pipeline.tools.local.place import LOOPBACK, Place, free_port
-from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
+from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.server_binaries import find_nats_server, find_redis_server
 from broker_pipeline.tools.local.supervisor import Trouble
 
@@ -163,10 +163,10 @@ class EmbeddedServer(ABC):
             if time.monotonic() > deadline:
                 raise process.failure(f"did not start: not ready after {self._start_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)
-        reason = describe_exit(await process.wait())
+        await process.wait()
         if any("address already in use" in line.lower() for line in process.last_lines()):
-            raise _PortTakenError(f"port {self._port or 'chosen'} is in use ({reason})")
-        raise process.failure(f"did not start: {reason}")
+            raise _PortTakenError(f"port {self._port or 'chosen'} is in use")
+        raise process.failure("did not start")
 
     @abstractmethod
     def _prepare(self, port: int | None) -> Sequence[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from broker_pipeline.tools.local.place import LOOPBACK, Place
-from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
+from broker_pipeline.tools.local.processes import ChildProcess
 
 _POLL_S = 0.05
 
@@ -73,7 +73,7 @@ class LocalService:
         while not self._ready_path.exists():
             if not process.is_running:
                 returncode = await process.wait()
-                failure = process.failure(f"did not start: {describe_exit(returncode)}")
+                failure = process.failure("did not start")
                 failure.exit_code = returncode
                 raise failure
             if time.monotonic() > deadline:

@@ -17,8 +17,10 @@ import ctypes
 import fcntl
 import multiprocessing
 import os
+import re
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import time
@@ -34,6 +36,7 @@ import click
 MTU = 9000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
 _CLONE_NEWNET = 0x40000000
+_NAMESPACES = Path("/var/run/netns")
 _IP = shutil.which("ip") or "ip"
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -81,7 +84,7 @@ class Netlab:
     def entered(self, host: int) -> Iterator[None]:
         """Have this thread, and what it starts, on a host while the context is open."""
         with Path("/proc/thread-self/ns/net").open("rb") as home:
-            with Path(f"/var/run/netns/{self.namespace(host)}").open("rb") as there:
+            with (_NAMESPACES / self.namespace(host)).open("rb") as there:
                 _set_namespace(there.fileno())
             try:
                 yield
@@ -100,9 +103,12 @@ def is_possible() -> bool:
 
 @contextmanager
 def netlab(num_hosts: int, shape: LinkShape) -> Iterator[Netlab]:
-    """Have hosts while the context is open."""
+    """Have hosts while the context is open, which SIGTERM ends as Ctrl-C does; removes those that a killed one left."""
     lab = Netlab(f"bp{os.getpid()}", num_hosts)
+    _remove_left_over()
     with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         for host in range(num_hosts + 1):
             _ip("netns", "add", lab.namespace(host))
             stack.callback(_ip, "netns", "del", lab.namespace(host))
@@ -130,6 +136,14 @@ def _link(lab: Netlab, host: int, shape: LinkShape) -> Iterator[None]:
     finally:
         process.kill()
         process.join()
+
+
+def _remove_left_over() -> None:
+    """Remove namespaces of processes that are gone, this one's number included: their own processes ended with them."""
+    for path in _NAMESPACES.glob("bp*-h*"):
+        number = re.fullmatch(r"bp(\d+)-(hub|h\d+)", path.name)
+        if number and (int(number[1]) == os.getpid() or not Path(f"/proc/{number[1]}").exists()):
+            _ip("netns", "del", path.name)
 
 
 def _ip(*arguments: str) -> None:
@@ -177,9 +191,12 @@ def _carry(ends: Sequence[tuple[str, str]], shape: LinkShape, pipe: Connection) 
     for descriptor in directions:
         poll.register(descriptor, select.EPOLLIN)
     pipe.send(None)
+    poll.register(pipe, select.EPOLLIN)
     timeout_s: float | None = None
     while True:
         for descriptor, _ in poll.poll(timeout_s):
+            if descriptor == pipe.fileno():
+                return  # whoever wanted the link is gone
             directions[descriptor].read(time.monotonic())
         due = [at for each in directions.values() if (at := each.write(time.monotonic())) is not None]
         timeout_s = max(0.0, min(due) - time.monotonic()) if due else None
@@ -187,7 +204,7 @@ def _carry(ends: Sequence[tuple[str, str]], shape: LinkShape, pipe: Connection) 
 
 def _tun(namespace: str, device: str) -> int:
     """Return a TUN device of a namespace, in which this process does not stay."""
-    with Path("/proc/thread-self/ns/net").open("rb") as home, Path(f"/var/run/netns/{namespace}").open("rb") as other:
+    with Path("/proc/thread-self/ns/net").open("rb") as home, (_NAMESPACES / namespace).open("rb") as other:
         _set_namespace(other.fileno())
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", device.encode(), _IFF_TUN | _IFF_NO_PI))

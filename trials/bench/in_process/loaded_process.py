@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_pipeline.tools.local.processes import ChildProcess, describe_exit
+from broker_pipeline.tools.local.processes import ChildProcess
 from trials.bench.work import InProcessOrder, Round
 
 PROGRAM = "trials.bench.in_process.continuous"
@@ -73,7 +73,7 @@ class LoadedProcess:
         path = self._directory / name
         while not path.exists():
             if not self._child.is_running:
-                raise self._child.failure(f"failed: {describe_exit(await self._child.wait())}")
+                raise self._child.failure("failed")
             await asyncio.sleep(POLL_S)
         return path
 

@@ -125,7 +125,7 @@ async def test_python_runs_to_its_end_and_tells_what_it_says(tmp_path: Path, mon
 
 
 async def test_python_that_fails_ends_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(ServerStartError, match=r"program failed: exit status 1(.|\n)*out of paper"):
+    with pytest.raises(ServerStartError, match=r"program failed: exit status 1 after \d+\.\d s(.|\n)*out of paper"):
         await run_python("program", ["-c", "import sys; sys.exit('out of paper')"], log_path=tmp_path / "log")
 
 
