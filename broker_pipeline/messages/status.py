@@ -44,7 +44,7 @@ class StageStatus(_Shown, frozen=True, kw_only=True):
     state: str
     """`ready`, `draining`, `suspended` while it gets nothing, or `trial` while it gets one session at a time."""
     reason: str = ""
-    """Why it is suspended or on trial."""
+    """Why it is suspended or on trial; or why it fails everybody, where no other can take its place."""
     kv_capacity_tokens: Count
     kv_used_tokens: Count
     """Tokens reserved for sessions."""

@@ -96,3 +96,23 @@ async def test_it_becomes_slow_and_its_sessions_go_on_elsewhere(ward: Ward) -> N
     assert moved, "sessions were moved"
     assert took_s < 60, "160 steps there are 80 s"
     await client.wait_empty()
+
+
+async def test_without_another_its_jobs_end_with_its_reason_until_it_is_well(ward: Ward) -> None:
+    """The last of this pipeline, which has no other stage for these layers from here on."""
+    client, cluster = ward.client, ward.client.cluster
+    assert (await run_command(client, "drain", "stage-0", "--wait"))[0] == 0
+    ward.sick.sicken("fail")
+    job_ids = [await client.submit(prompt=each.prompt, **each.sampling) for each in QUESTIONS[:12]]
+    for record in await client.wait(job_ids, timeout_s=30):
+        assert record.error is not None, record
+        assert record.error.message.endswith("out of memory (on sick)")
+        assert record.attempt <= 5
+    await status_when(
+        cluster, lambda status: shown(status, "sick") == ("ready", "its computations fail: out of memory")
+    )
+    _, out, _ = await run_command(client, "status")
+    assert "sick: its computations fail: out of memory" in " ".join(out.split())
+    ward.sick.heal()
+    assert await undisturbed(client, QUESTIONS[:12]) == ward.expected[:12]
+    await status_when(cluster, lambda status: shown(status, "sick") == ("ready", ""))

@@ -38,7 +38,7 @@ from broker_pipeline.errors import (
 )
 from broker_pipeline.messages.jobs import JobEvent
 from broker_pipeline.scheduling.planned_batch import Lost
-from broker_pipeline.scheduling.policies.retries import Retry, may_be_the_workers
+from broker_pipeline.scheduling.policies.retries import Retry, may_be_the_workers, named
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
 from broker_pipeline.state.persistence import persist
@@ -261,7 +261,9 @@ class JobRunner:
             num_tokens=lost.num_tokens,
             ends=isinstance(verdict, Failure),
         )
-        return Ending("failed", error=verdict) if isinstance(verdict, Failure) else verdict
+        if isinstance(verdict, Failure):
+            return Ending("failed", error=named(verdict, workers.names(lost.suspects)))
+        return verdict
 
     async def _leave_to_others(self, job: LiveJob, lost: _Lost) -> bool:
         """Put a job that failed for good on this share's stages back for another share, if one is to try it."""

@@ -145,8 +145,11 @@ class VisionPool:
         """Note that a worker has failed with a session; it is to blame if another does not."""
         is_timeout = isinstance(error, RequestTimeoutError)
         key = worker.record.instance
-        if (is_timeout or may_be_the_workers(error.to_failure())) and self.has_other([key]):
-            self.health.fail([key], [session], error.message, is_timeout=is_timeout)
+        if is_timeout or may_be_the_workers(error.to_failure()):
+            if self.has_other([key]):
+                self.health.fail([key], [session], error.message, is_timeout=is_timeout)
+            else:
+                self.health.fail_alone([key], [session], error.message)
 
     def note_prepared(self, worker: VisionInfo, session: str) -> None:
         """Note that a worker has prepared a session."""

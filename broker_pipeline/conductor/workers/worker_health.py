@@ -21,6 +21,7 @@ from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits, C
 
 log = structlog.get_logger()
 
+_NONE_FAILED: tuple[frozenset[str], str] = frozenset(), ""
 _DECIDE_S = 30.0  # an incident that nobody's repeat has decided by then is forgotten
 
 
@@ -41,6 +42,8 @@ class WorkerHealth:
         self._clock = clock
         self._incidents: list[_Incident] = []
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._alone: dict[str, tuple[frozenset[str], str]] = {}
+        """Of workers that nobody can stand in for: sessions that failed since the last that did not, and why."""
         self.on_trial: frozenset[str] = frozenset()
         """Workers whose breakers are half-open."""
 
@@ -59,9 +62,17 @@ class WorkerHealth:
         return breaker.state if breaker else "closed"
 
     def reason(self, key: str) -> str:
-        """Return why a worker is or was left out; empty when its breaker is closed."""
+        """Return why a worker is or was left out, or fails everybody and cannot be; empty where nothing is wrong."""
         breaker = self._breakers.get(key)
-        return breaker.reason if breaker else ""
+        if breaker and breaker.reason:
+            return breaker.reason
+        sessions, reason = self._alone.get(key, _NONE_FAILED)
+        return f"its computations fail: {reason}" if len(sessions) >= self._limits.num_blames else ""
+
+    @property
+    def awaits_success(self) -> bool:
+        """Whether `succeed` would change anything."""
+        return bool(self.on_trial or self._alone)
 
     def may_try(self, key: str) -> bool:
         """Whether a worker may be asked for something."""
@@ -84,6 +95,16 @@ class WorkerHealth:
             weight = -(-self._limits.num_blames // len(rest)) if is_timeout else 1
             self._incidents.append(_Incident(rest, set(sessions), reason, weight, now))
         return failed
+
+    def fail_alone(self, workers: Collection[str], sessions: Iterable[str], reason: str) -> None:
+        """Note that sessions failed on workers that are used all the same, since there are no others.
+
+        One may have been the cause itself; of several without a success between them, the worker is said to be.
+        """
+        for key in workers:
+            known, _ = self._alone.get(key, _NONE_FAILED)
+            more = sessions if len(known) < self._limits.num_blames else ()
+            self._alone[key] = known.union(more), reason
 
     def prove(self, session: str, workers: Collection[str]) -> list[str]:
         """Note that a session has computed on `workers`, whatever it met before; return workers that are now left out.
@@ -125,6 +146,8 @@ class WorkerHealth:
 
     def succeed(self, workers: Collection[str]) -> None:
         """Note a computation without a failure."""
+        for key in workers:
+            self._alone.pop(key, None)
         for key in self.on_trial.intersection(workers):
             if self._breakers[key].succeed(self._clock()):
                 self.on_trial -= {key}
@@ -133,6 +156,7 @@ class WorkerHealth:
     def leave(self, key: str) -> None:
         """Forget a worker that is gone."""
         self._breakers.pop(key, None)
+        self._alone.pop(key, None)
         self.on_trial -= {key}
         for incident in self._incidents:
             incident.workers.discard(key)

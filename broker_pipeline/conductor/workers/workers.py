@@ -91,8 +91,15 @@ class Workers:
         self.vision.health.dismiss(session)
 
     def reason(self, key: str) -> str:
-        """Say why a stage is suspended or on trial; empty when it is neither."""
+        """Say why a stage is suspended or on trial, or fails everybody; empty where nothing is wrong."""
         return self._reasons.get(key, "") or self.health.reason(key)
+
+    def names(self, keys: Collection[str]) -> list[str]:
+        """Return the names of those of these workers that are there."""
+        routes = self._scheduler.routes
+        names = {stage.key: stage.name for stage in (*routes.usable, *routes.suspended)}
+        names |= {each.record.instance: each.record.worker for each in self.vision.workers}
+        return sorted(names[key] for key in keys if key in names)
 
     # --- one worker -------------------------------------------------------------------------------------------------
 
@@ -200,7 +207,7 @@ class Workers:
             self._rejoin(microbatch.route.workers[0], outcome.failure)
         if outcome.lost:
             self._note_failed(outcome.lost)
-        elif self.health.on_trial and outcome.sampled:
+        elif self.health.awaits_success and outcome.sampled:
             self.health.succeed(microbatch.route.key)
         for session in outcome.repeated:
             for key in self.health.prove(session.key.session, session.route.key):
@@ -211,6 +218,8 @@ class Workers:
         for each in lost:
             if self.has_route_without(each.suspects):
                 by_suspects[each.suspects].append(each)
+            else:
+                self.health.fail_alone(each.suspects, [each.session.key.session], each.failure.message)
         for suspects, failed in by_suspects.items():
             sessions = [each.session.key.session for each in failed]
             for key in self.health.fail(suspects, sessions, failed[0].failure.message):

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from broker_pipeline.errors import Failure, RetriesExhaustedError
 
 # Failures of the computation on just this input: the session may be the cause whenever it was in the microbatch.
@@ -151,6 +153,13 @@ class RetryPolicy:
         self._is_suspect |= self._num_counted > 1 and failure.code not in _OUT_OF_STEP
         delay_s = self._limits.backoff_s * 2 ** (self._num_counted - 1) if self._num_counted > 1 else 0.0
         return Retry(min(delay_s, self._limits.max_backoff_s), self._is_suspect)
+
+
+def named(failure: Failure, workers: Collection[str]) -> Failure:
+    """Return the end of a job that no attempt helped, with the workers that may have been why."""
+    if not workers or failure.code != RetriesExhaustedError.code:
+        return failure
+    return replace(failure, message=f"{failure.message} (on {' or '.join(workers)})")
 
 
 def _exhausted(failure: Failure, what: str) -> Failure:

@@ -77,7 +77,7 @@ def hints(status: PipelineStatus, now: datetime | None = None) -> Iterator[str]:
     troubled += [(each.worker, each.state, each.reason) for each in conductor.vision]
     for name, state, reason in troubled:
         if reason:
-            yield f"{name} is {_WORDS.get(state, state)}: {reason}"
+            yield f"{name}{'' if state == 'ready' else f' is {_WORDS.get(state, state)}'}: {reason}"
     for refused in conductor.refused:
         yield f"{refused.worker} is not used: {refused.reason}"
 

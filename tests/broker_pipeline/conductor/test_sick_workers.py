@@ -58,12 +58,43 @@ async def test_the_only_stage_is_never_suspended_for_being_sick_and_attempts_cou
     await bench.vision()
     bench.conductor()
     stage.is_sick = True
-    job_ids = [await bench.submit() for _ in range(5)]
-    assert {record.error.code for record in await bench.wait(job_ids) if record.error} == {"retries_exhausted"}
+    await check_that_jobs_end_with_its_reason(bench, "a")
     stage.is_sick = False
-    job_ids = [await bench.submit() for _ in range(5)]
+    await ask_until_well(bench, "a")
+
+
+async def test_the_only_vision_worker_is_never_left_out_for_being_sick(bench: Bench) -> None:
+    await bench.stage("a", 0, 6)
+    eyes = await bench.vision("eyes")
+    bench.conductor()
+    await bench.status(lambda status: bool(status.vision) and len(status.routes) == 1)
+    eyes.is_sick = True
+    await check_that_jobs_end_with_its_reason(bench, "eyes")
+    eyes.is_sick = False
+    await ask_until_well(bench, "eyes")
+
+
+async def check_that_jobs_end_with_its_reason(bench: Bench, name: str) -> None:
+    records = await bench.wait([await bench.submit() for _ in range(5)])
+    for record in records:
+        assert record.error is not None, record
+        assert record.error.code == "retries_exhausted"
+        assert record.error.message.endswith(f"out of memory (on {name})")
+    status = await bench.status(lambda status: name in states(status) and bool(reason(status, name)))
+    assert states(status)[name] == "ready"
+    assert reason(status, name) == "its computations fail: out of memory"
+
+
+async def test_poison_alone_blames_not_the_only_stage(bench: Bench) -> None:
+    stage = await bench.stage("a", 0, 6)
+    await bench.vision()
+    bench.conductor()
+    stage.poison.add("poison")
+    (record,) = await bench.wait([await bench.submit(job_id="poison")])
+    assert record.status == "failed"
+    job_ids = [await bench.submit() for _ in range(3)]
     await bench.wait(job_ids)
-    await bench.check_right(job_ids)
+    assert reason(await bench.status(lambda status: bool(status.stages)), "a") == ""
 
 
 async def test_poison_beside_two_stages_blames_neither(bench: Bench) -> None:
