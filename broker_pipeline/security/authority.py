@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,13 +21,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from broker_pipeline.errors import CertificateError, ConfigurationError
 from broker_pipeline.process.private_files import write_private
 from broker_pipeline.security.certificates import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, read_pem
+from broker_pipeline.security.roles import is_host_address
 
 AUTHORITY_KEY_FILE = "ca.key"
 AUTHORITY_DAYS = 3650
 HOST_DAYS = 397
 _CLOCK_SKEW = timedelta(days=1)
 """Clocks of hosts disagree: a certificate is good on one that is behind the operator's, too."""
-_HOST_NAME = re.compile(r"[A-Za-z0-9_*]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 """Every host is these to itself."""
 
@@ -138,9 +137,9 @@ def _alternative_name(text: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError as error:
-        if _HOST_NAME.fullmatch(text):
+        if is_host_address(text):
             return x509.DNSName(text)
-        raise ConfigurationError(f"{text!r} is neither a host's name nor an IP address", field="names") from error
+        raise ConfigurationError(f"{text!r} is neither a host's name nor an IP address", field="address") from error
 
 
 def _usage(*, of_authority: bool) -> x509.KeyUsage:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -16,6 +19,7 @@ Host = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
 LOCAL_HOST = "local"
 """The one host of `up`: it has all workers, whatever their names."""
 ANY = "*"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_*]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,15 @@ def inbox_prefix(role: str, host: str) -> str:
 def worker_prefix(host: str) -> str:
     """Return what names of a host's workers begin with."""
     return "" if host == LOCAL_HOST else f"{host}_"
+
+
+def is_host_address(text: str) -> bool:
+    """Say whether a host may be reached so. No name ends in a number: that would be a mistyped IP address.
+
+    >>> [is_host_address(text) for text in ("10.0.0.3", "gpu-3.example", "10.0.0.300", "10.0.0", "10.0.0.3:7400")]
+    [True, True, False, False, False]
+    """
+    with suppress(ValueError):
+        ipaddress.ip_address(text)
+        return True
+    return _HOST_NAME.fullmatch(text) is not None and not text.rpartition(".")[2].isdigit()

@@ -29,11 +29,10 @@ from msgspec import Meta
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.wrong_value import WrongValue
-from broker_pipeline.security.roles import Host
+from broker_pipeline.security.roles import Host, is_host_address
 
 Positive = Annotated[float, Meta(gt=0)]
 _AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\s\"'$#\\]*$")]
-_Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:._-]+$")]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +61,7 @@ class HostEntry(_Table, frozen=True, kw_only=True):
     """One host."""
 
     name: Host
-    address: _Address
+    address: str
     cores: Annotated[int, Meta(ge=1)] | None = None
     """None is as the probe found, or 8."""
     roles: tuple[Literal["broker", "gateway"], ...] = ()
@@ -76,6 +75,10 @@ class HostEntry(_Table, frozen=True, kw_only=True):
     secrets: _AbsolutePath = "/srv/broker-pipeline/secrets"
     server_secrets: _AbsolutePath = "/srv/broker-pipeline/servers"
     data: _AbsolutePath = "/srv/broker-pipeline/data"
+
+    def __post_init__(self) -> None:
+        if not is_host_address(self.address):
+            raise ValueError(f"address {self.address!r} is neither a host's name nor an IP address")
 
 
 class LinkEntry(_Table, frozen=True, kw_only=True):

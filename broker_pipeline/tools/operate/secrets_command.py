@@ -82,7 +82,7 @@ def add_host(directory: Path, host: str, roles: tuple[Role, ...], addresses: tup
     if not new and not addresses:
         click.echo(f"{host} has all that already: nothing was changed")
         return
-    click.echo(f"{host}: copy {made.host_folder(host)} there, for {', '.join(new)}")
+    click.echo(f"{host}: copy {made.host_folder(host)} there, for {', '.join(new or roles)}")
     click.echo(_TELL_SERVERS.format(path=directory))
 
 

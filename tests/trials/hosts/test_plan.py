@@ -179,6 +179,8 @@ def test_env_files_do_not_overwrite(tmp_path: Path) -> None:
         ('address = "10.0.0.2"\n', "", "line 9: hosts[1].address: object missing required field"),
         ("mbit_s = 1000\n", "mbit_s = \n", "(at line 2, column 10)"),
         ('"10.0.0.2"', '"10.0.0.3"', "2 hosts have the address 10.0.0.3"),
+        ('"10.0.0.2"', '"10.0.0.200:7400"', "line 9: hosts[1]: address '10.0.0.200:7400' is neither a host's name nor"),
+        ('"10.0.0.2"', '"10.0.0"', "line 9: hosts[1]: address '10.0.0' is neither a host's name nor an IP address"),
         ('"gpu-1"\nadd', '"gpu-2"\nadd', "2 hosts have the name gpu-2"),
         ('devices = [{ name = "NVIDIA L40S", memory_gb = 48 }]', "", "host gpu-1 has no device and no role: give it"),
         ("cores = 16", 'roles = ["broker"]', "front and gpu-1 both have the role broker"),
