@@ -11,13 +11,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import BadStatusLine, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from broker_pipeline.errors import Failure
 from gateway.api.errors import failure_answer
 from gateway.api.request_facts import HEADER, begin
 from gateway.wiring import GATEWAY
+
+log = structlog.get_logger()
 
 
 class AppRunner(web.AppRunner):
@@ -73,10 +77,22 @@ class _Protocol(RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer, and end the connection: where the next request would begin is unknown."""
-        super().handle_error(request, status, exc, message)  # logs it, and raises where an answer has begun
-        reason = " ".join((message or HTTPStatus(status).phrase).split())
-        code = "internal" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request"
         name = begin(request).name
-        answer = failure_answer(status, Failure(code, f"this is no request of HTTP/1.1: {reason}"), {HEADER: name})
+        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_ours or request.writer.output_size:
+            super().handle_error(request, status, exc, message)  # logs it, and raises where an answer has begun
+        reason = HTTPStatus(status).phrase if is_ours else _reason(exc)
+        log.info("request_unreadable", request_id=name, reason=reason)
+        failure = Failure("internal" if is_ours else "invalid_request", f"this is no request of HTTP/1.1: {reason}")
+        answer = failure_answer(status, failure, {HEADER: name})
         answer.force_close()
         return answer
+
+
+def _reason(error: BaseException | None) -> str:
+    """Say what is wrong with a request without repeating any of it, as aiohttp does: it may be a key."""
+    if isinstance(error, LineTooLong):
+        return f"a line of its head has more than {error.args[1]} bytes"
+    if isinstance(error, BadStatusLine):
+        return "its first line"
+    return "its headers"

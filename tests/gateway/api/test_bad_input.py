@@ -156,12 +156,18 @@ async def test_the_bad_one_of_several_images_is_named(http: aiohttp.ClientSessio
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
         b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nno colon, secret\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"secret" * 10_000 + b"\r\n\r\n",
     ],
-    ids=["nonsense", "version", "length", "negative", "header", "path", "colon"],
+    ids=["nonsense", "version", "length", "negative", "header", "path", "colon", "control", "long_secret"],
 )
 async def test_what_is_no_http_is_refused_like_anything_else(
-    http: aiohttp.ClientSession, running: tuple[Gateway, str], request_bytes: bytes
+    http: aiohttp.ClientSession,
+    running: tuple[Gateway, str],
+    request_bytes: bytes,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     url = URL(running[1])
     reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -172,6 +178,7 @@ async def test_what_is_no_http_is_refused_like_anything_else(
     error = json.loads(body)["error"]
     assert (error["code"], error["retryable"]) == ("invalid_request", False)
     assert error["message"].startswith("this is no request of HTTP/1.1: ")
+    assert "secret" not in error["message"] + caplog.text + "".join(capfd.readouterr())
     assert f"X-Request-Id: {error['request_id']}".encode() in head
     async with http.get("/healthz") as answer:
         assert answer.status == 200
