@@ -1,7 +1,7 @@
 """Jobs: what a user asks for, and what becomes of it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -120,6 +120,8 @@ class ResponseOrigin(WireStruct, frozen=True, kw_only=True):
     """The job whose conversation it goes on with."""
     has_instructions: bool = False
     """Whether its first message is for this response alone."""
+    echoed: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Fields of the request, as it had them, that every answer says again."""
 
 
 Priority = Literal["interactive", "batch"]

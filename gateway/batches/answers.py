@@ -15,6 +15,7 @@ import structlog
 from broker_pipeline.errors import (
     Failure,
     JobNotFoundError,
+    MediaFetchError,
     PipelineError,
     QueueFullError,
     StateError,
@@ -30,13 +31,16 @@ from gateway.batches.outbox import Answer, as_line
 from gateway.batches.records import Batch
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Submission
+from gateway.intake.request_reader import parsed
 from gateway.jobs.retries import JobRetries
 from gateway.jobs.service import JobService
 from gateway.jobs.watch import JobWatch
+from gateway.settings import Limits
 
 _WAIT_S = 60.0
 _PAUSE_S = 1.0
-_LARGE_BYTES = 256 * 1024
+_PICTURE_WAITS_S = (1.0, 4.0, 16.0)
+"""Before a line's pictures are asked for again whose server has a bad moment."""
 _GIVEN_UP = {
     "expired": Failure("batch_expired", "the batch's completion window ended before this request was answered"),
     "cancelled": Failure("batch_cancelled", "the batch was cancelled before this request was answered"),
@@ -163,12 +167,22 @@ class Answers:
 
     async def _submitted(self, asked: Asked, line: Line) -> str:
         limits = await self._limits.get()
-        content = line.content or b""
 
-        def parse() -> JobDraft:
+        def parse(content: bytes) -> JobDraft:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
-        draft = parse() if len(content) < _LARGE_BYTES else await asyncio.to_thread(parse)
+        draft = await parsed(line.content or b"", parse)
+        for wait_s in _PICTURE_WAITS_S:
+            try:
+                return await self._with_pictures(asked, draft, limits)
+            except MediaFetchError as error:
+                if not error.retryable:
+                    raise
+                log.info("batch_picture_asked_again", request=asked.key, reason=error.message, wait_s=wait_s)
+            await asyncio.sleep(wait_s)
+        return await self._with_pictures(asked, draft, limits)
+
+    async def _with_pictures(self, asked: Asked, draft: JobDraft, limits: Limits) -> str:
         async with self._room.pictures(draft, limits) as contents:
             submission = Submission(replace(draft, priority="batch"), contents, asked.key, asked.tenant)
             return (await _when_there_is_room(partial(self._jobs.submit, submission))).record.job_id

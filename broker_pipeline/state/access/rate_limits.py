@@ -32,7 +32,7 @@ class Wanted:
     jobs: int = 0
     name: str | None = None
     yields: bool = False
-    """Whether it leaves room to requests, for a while after one was refused."""
+    """Whether it is a line of a batch, which leaves room to requests for a while after one was refused."""
 
 
 @dataclass(frozen=True, slots=True)

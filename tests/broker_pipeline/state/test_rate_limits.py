@@ -88,6 +88,44 @@ async def test_requests_under_way_count_until_they_end_or_their_gateway_is_gone(
     assert await redis.ttl(under_way) > HELD_S / 2
 
 
+@pytest.mark.parametrize("is_line_quicker", [False, True])
+@pytest.mark.parametrize("limit", ["max_parallel", "max_queued"])
+async def test_requests_and_lines_have_the_only_place_in_turns_while_both_want_it(
+    limits: RateLimits, redis: RedisClient, namespace: str, limit: str, is_line_quicker: bool
+) -> None:
+    queued = redis_keys.tenant_jobs(namespace, "alice", "queued")
+    turns = []
+
+    async def begin(kind: str) -> bool:
+        given = {"name": kind} if limit == "max_parallel" else {"jobs": 1}
+        if (await take(limits, Wanted(**given, yields=kind == "line"), **{limit: 1})).refusal is not None:
+            return False
+        turns.append(kind)
+        if limit == "max_queued":
+            await redis.zadd(queued, {kind: 1.0})
+        return True
+
+    kinds = ["line", "request"] if is_line_quicker else ["request", "line"]
+    assert await begin(kinds[0])
+    for _ in range(6):
+        for kind in kinds:  # neither pauses
+            if kind != turns[-1]:
+                assert not await begin(kind)
+        await limits.release("k", [turns[-1]])
+        await redis.delete(queued)
+        assert [await begin(kind) for kind in (turns[-1], *({"line", "request"} - {turns[-1]}))] == [False, True]
+    assert turns == [*kinds, *kinds, *kinds, kinds[0]]
+
+
+async def test_the_only_place_is_anybodys_while_nobody_else_wants_it(limits: RateLimits) -> None:
+    for _ in range(3):
+        assert (await take(limits, Wanted(name="line", yields=True), max_parallel=1)).refusal is None
+        await limits.release("k", ["line"])
+    for _ in range(3):
+        assert (await take(limits, Wanted(name="request"), max_parallel=1)).refusal is None
+        await limits.release("k", ["request"])
+
+
 async def test_jobs_that_wait_are_counted_where_they_wait(
     limits: RateLimits, redis: RedisClient, namespace: str
 ) -> None:

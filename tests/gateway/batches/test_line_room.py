@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
+import msgspec
+import pytest
 from aiohttp import web
 from openai import AsyncOpenAI
 
@@ -17,11 +20,20 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
 from gateway.settings import MIB, FetchSettings, Limits
 from gateway.wiring import Gateway
-from tests.gateway.batches.conftest import Carrying, answers, ended, line, start_batch
+from tests.gateway.batches.conftest import Carrying, answers, ended, errors, line, start_batch
 from tests.kit.acting.conductor import acting_conductor
 from tests.kit.waiting import eventually
 
 LOCAL = FetchSettings(allow_private_urls=("127.0.0.0/8",))
+
+BAD_MOMENTS = {
+    "/busy": (503, 2),
+    "/asked-too-much": (429, 1),
+    "/down": (503, 99),
+    "/gone": (404, 99),
+    "/shut": (403, 99),
+}
+"""With which status a picture is refused, and how often."""
 
 
 @dataclass
@@ -33,11 +45,13 @@ class Pictures:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     num_asked: int = 0
+    num_of: Counter[str] = field(default_factory=Counter)
     num_at_once: int = 0
     most_at_once: int = 0
 
     async def send(self, request: web.Request) -> web.Response:
         self.num_asked += 1
+        self.num_of[request.path] += 1
         self.num_at_once += 1
         self.most_at_once = max(self.most_at_once, self.num_at_once)
         try:
@@ -45,6 +59,8 @@ class Pictures:
                 await self.gate.wait()
         finally:
             self.num_at_once -= 1
+        if (failure := BAD_MOMENTS.get(request.path)) and self.num_of[request.path] <= failure[1]:
+            return web.Response(status=failure[0])
         return web.Response(body=self.jpeg + os.urandom(self.num_bytes), content_type="image/jpeg")
 
     def line(self, name: str) -> str:
@@ -105,6 +121,43 @@ async def test_pictures_larger_than_expected_are_fetched_once_more(
         done = await ended(client, await start_batch(client, [pictures.line("large")]))
         assert await answers(client, done) == {"large": str(len(jpeg) + 9 * MIB)}
         assert pictures.num_asked == 2
+
+
+async def test_a_picture_is_asked_for_again_while_its_server_has_a_bad_moment(
+    start_carrying: Carrying,
+    transport: Transport,
+    redis: RedisClient,
+    namespace: str,
+    jpeg: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.batches.answers._PICTURE_WAITS_S", (0.05, 0.1, 0.2))
+    async with (
+        start_carrying(fetch=msgspec.structs.replace(LOCAL, timeout_s=0.5)) as (_, client),
+        acting_conductor(transport, redis, namespace) as conductor,
+        conductor.running(lambda _, media: str(len(media))),
+        serving(jpeg, 10) as pictures,
+    ):
+        names = [path.removeprefix("/") for path in BAD_MOMENTS] + ["waits", "fine"]
+        done = await ended(client, await start_batch(client, [pictures.line(name) for name in names]))
+        assert await answers(client, done) == dict.fromkeys(("busy", "asked-too-much", "fine"), "1")
+        told = {name: row["response"] for name, row in (await errors(client, done)).items()}
+    assert {name: row["body"]["error"]["message"].split()[-1] for name, row in told.items()} == {
+        "down": "Unavailable",
+        "gone": "Found",
+        "shut": "Forbidden",
+        "waits": "s",
+    }
+    assert {row["status_code"] for row in told.values()} <= {422, 503}
+    assert dict(pictures.num_of) == {
+        "/busy": 3,
+        "/asked-too-much": 2,
+        "/down": 4,
+        "/waits": 4,
+        "/gone": 1,
+        "/shut": 1,
+        "/fine": 1,
+    }
 
 
 async def test_lines_leave_a_quarter_of_the_queue_to_requests(

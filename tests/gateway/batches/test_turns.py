@@ -156,6 +156,21 @@ async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later
         await running
 
 
+@pytest.mark.parametrize(("action", "status"), [("resume", "completed"), ("cancel", "cancelled")])
+async def test_a_batch_that_an_earlier_build_left_goes_on_once_it_is_resumed_or_cancelled(
+    tenants: Tenants, transport: Transport, redis: RedisClient, namespace: str, action: str, status: str
+) -> None:
+    batch = await start_batch(tenants.alice, [line("a")])
+    await redis.delete(redis_keys.batches_waiting(namespace, "alice"))  # which that build did not have
+    running = asyncio.create_task(batch_runner(tenants.gateway).run())
+    async with acting_conductor(transport, redis, namespace) as conductor, conductor.running(echo):
+        await tenants.alice.post(f"/batches/{batch.id}/{action}", cast_to=object)
+        assert (await ended(tenants.alice, batch)).status == status
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
 async def test_operators_find_and_stop_a_batch_of_anybody_and_others_only_their_own(tenants: Tenants) -> None:
     hers = await start_batch(tenants.alice, [line("a")])
     for ask in (tenants.bob.batches.retrieve, tenants.bob.batches.cancel):

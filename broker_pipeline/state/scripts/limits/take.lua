@@ -1,11 +1,14 @@
 -- Takes from the buckets of one key, from all of them or from none. A bucket holds what a minute allows, and fills evenly.
 -- args: keys (bucket, parallel, tenant), id, tenant, limits (those that there are), requests, tokens, jobs; name and for_s
--- of a request that counts as under way for so long; yields: whether it leaves room to requests, where some was refused
--- lately: a place where there are several, the only one until that request has come.
+-- of a request that counts as under way for so long; yields: whether it is a line of a batch. Lines leave a place to
+-- requests where one was refused lately. Where there is only one, the two have it in turns while both want it.
 -- Returns {what refuses or '', seconds to wait, requests left, seconds until they are full again, tokens left, seconds}.
 local MINUTE_S = 60
 local PARALLEL_WAIT_S, QUEUED_WAIT_S = 1, 10  -- nobody knows when a request or a job ends
 local CROWDED_S, LATE_S = 60, 2  -- a client comes back a little later than it was told
+local LINE_WAIT_S = 1  -- a line looks again so often, whatever it is told
+local kind, other = 'request', 'line'
+if args.yields then kind, other = other, kind end
 local limits, at = args.limits, now()
 local bucket, parallel = key('bucket', args.id), key('parallel', args.id)
 local refusing, wait_s = '', 0
@@ -40,32 +43,47 @@ local function shown(what)
   return math.floor(left), string.format('%.3f', (most - left) * MINUTE_S / most)
 end
 
-local is_crowded = args.yields and at < tonumber(redis.call('HGET', bucket, 'crowded_until') or '0')
-local num_left = is_crowded and 1 or 0
+-- How many places of a limit are for the other kind.
+local function num_left(what)
+  local wants_until, last = unpack(redis.call('HMGET', bucket, what .. '_' .. other .. '_until', what .. '_last'))
+  if at >= (tonumber(wants_until) or 0) then return 0 end
+  if limits['max_' .. what] > 1 then return args.yields and 1 or 0 end
+  return last == kind and 1 or 0
+end
+
+local met = {}
+-- Refuses, or not; remembers who wanted it.
+local function meet(what, is_full, wait)
+  met[what] = is_full
+  if not is_full then return end
+  refuse(what, wait)
+  local wants_s = args.yields and LINE_WAIT_S + LATE_S or limits['max_' .. what] > 1 and CROWDED_S or wait + LATE_S
+  redis.call('HSET', bucket, what .. '_' .. kind .. '_until', string.format('%.6f', at + wants_s))
+  redis.call('EXPIRE', bucket, 2 * MINUTE_S)
+end
+
 check('requests')
 check('tokens')
-if limits.max_queued and args.jobs > 0
-   and redis.call('ZCARD', key('tenant', args.tenant) .. ':queued') + args.jobs > limits.max_queued - num_left then
-  refuse('queued', QUEUED_WAIT_S)
+if limits.max_queued and args.jobs > 0 then
+  local num_queued = redis.call('ZCARD', key('tenant', args.tenant) .. ':queued')
+  meet('queued', num_queued + args.jobs > limits.max_queued - num_left('queued'), QUEUED_WAIT_S)
 end
 if limits.max_parallel and args.name then
   redis.call('ZREMRANGEBYSCORE', parallel, '-inf', at)
-  local most = limits.max_parallel - num_left
-  if not redis.call('ZSCORE', parallel, args.name) and redis.call('ZCARD', parallel) >= most then
-    refuse('parallel', PARALLEL_WAIT_S)
-  end
+  local is_new = not redis.call('ZSCORE', parallel, args.name)
+  local most = limits.max_parallel - num_left('parallel')
+  meet('parallel', is_new and redis.call('ZCARD', parallel) >= most, PARALLEL_WAIT_S)
   if refusing == '' then
     redis.call('ZADD', parallel, string.format('%.6f', at + args.for_s), args.name)
     redis.call('EXPIRE', parallel, args.for_s)
   end
 end
-local refusing_limit = not args.yields and limits['max_' .. refusing]
-if refusing_limit then
-  local crowded_s = refusing_limit > 1 and CROWDED_S or wait_s + LATE_S
-  redis.call('HSET', bucket, 'crowded_until', string.format('%.6f', at + crowded_s))
-  redis.call('EXPIRE', bucket, 2 * MINUTE_S)
-elseif refusing == '' and not args.yields and (limits.max_parallel == 1 or limits.max_queued == 1) then
-  redis.call('HDEL', bucket, 'crowded_until')
+for what in pairs(met) do
+  if refusing == '' and limits['max_' .. what] == 1 then
+    redis.call('HSET', bucket, what .. '_last', kind)
+    redis.call('HDEL', bucket, what .. '_' .. kind .. '_until')
+    redis.call('EXPIRE', bucket, 2 * MINUTE_S)
+  end
 end
 local requests, requests_s = shown('requests')
 local tokens, tokens_s = shown('tokens')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from gateway.api.openai.chat.answers import Answer, TokenLogprobs
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -109,19 +111,28 @@ class Response(Answer, frozen=True, kw_only=True):
     created_at: int
     status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     background: bool = False
+    completed_at: int | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
     metadata: dict[str, str]
     model: str
     output: tuple[Item, ...] = ()
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None
+    prompt_cache_key: str | None = None
+    reasoning: dict[str, Any] = msgspec.field(default_factory=lambda: {"effort": None})
+    safety_identifier: str | None = None
+    service_tier: Literal["default", "flex"] = "default"
+    store: bool = True
     temperature: float | None = None
     top_p: float | None = None
     text: dict[str, Any]
-    tool_choice: str = "auto"
+    tool_choice: str | dict[str, str] = "auto"
     tools: tuple[dict[str, Any], ...] = ()
-    truncation: Literal["disabled"] = "disabled"
+    top_logprobs: int = 0
+    truncation: Literal["auto", "disabled"] = "disabled"
     usage: ResponseUsage | None = None
+    user: str | None = None

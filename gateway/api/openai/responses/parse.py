@@ -28,7 +28,7 @@ from gateway.api.openai.chat.completion import read_calls
 from gateway.api.openai.chat.messages import Conversation
 from gateway.api.openai.chat.request import Message
 from gateway.api.openai.responses.items import ItemReader
-from gateway.api.openai.responses.request import ChosenFunction, ResponseRequest
+from gateway.api.openai.responses.request import ChosenFunction, ResponseRequest, echoed
 from gateway.api.openai.sampling import priority_of, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
 from gateway.api.openai.tools import check_names, shown_to_template
@@ -93,7 +93,9 @@ def parse(request: ResponseRequest, limits: Limits, previous: tuple[JobSpec, Job
         template=_template(request),
         priority=priority_of(request),
         response=ResponseOrigin(
-            previous=previous[0].job_id if previous else None, has_instructions=request.instructions is not None
+            previous=previous[0].job_id if previous else None,
+            has_instructions=request.instructions is not None,
+            echoed=echoed(request),
         ),
         stream=bool(request.stream),
         background=bool(request.background),

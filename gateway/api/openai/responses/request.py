@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from broker_pipeline.messages.template_options import MAX_TOOLS
@@ -35,6 +36,7 @@ class ResponseTool(Function, frozen=True, kw_only=True):
     """A function that the model may call."""
 
     type: Literal["function"]
+    strict: bool | None = None
 
 
 class ChosenFunction(Lenient, frozen=True, kw_only=True):
@@ -44,17 +46,21 @@ class ChosenFunction(Lenient, frozen=True, kw_only=True):
     name: FunctionName
 
 
-class TextFormat(Lenient, frozen=True, kw_only=True):
-    """What the answer has to be."""
+class TextFormat(Lenient, frozen=True, kw_only=True, omit_defaults=True):
+    """What the answer has to be. All but `type` and `schema` is told to nobody but the client."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema"]
+    name: FunctionName | None = None
+    description: Text | None = None
     schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
-class TextConfig(Lenient, frozen=True, kw_only=True):
+class TextConfig(Lenient, frozen=True, kw_only=True, omit_defaults=True):
     """How the answer is said."""
 
     format: TextFormat | None = None
+    verbosity: str | None = None
 
 
 class ReasoningConfig(Lenient, frozen=True, kw_only=True):
@@ -78,3 +84,24 @@ class ResponseRequest(SamplingRequest, frozen=True, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """Nothing is ever cut out of a prompt: one that is too long is refused."""
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+
+
+ECHOED = (
+    *("background", "max_tool_calls", "parallel_tool_calls", "prompt_cache_key", "reasoning", "safety_identifier"),
+    *("store", "text", "tool_choice", "tools", "top_logprobs", "truncation", "user"),
+)
+"""Fields that every answer says again."""
+
+
+def echoed(request: ResponseRequest) -> dict[str, Any]:
+    """Return those that the request has."""
+    given = {name: getattr(request, name) for name in ECHOED}
+    tier = {"service_tier": "flex"} if request.service_tier == "flex" else {}  # the others change nothing
+    return tier | {name: msgspec.to_builtins(value) for name, value in given.items() if value is not None}

@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, TextPart, TokenEntry, Usage
-from broker_pipeline.messages.structured_outputs import StructuredOutputs
+from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, ResponseOrigin, TextPart, TokenEntry, Usage
 from gateway.api.openai.chat.completion import choice_logprobs
 from gateway.api.openai.responses.answers import (
     CallItem,
@@ -46,11 +45,15 @@ def response(spec: JobSpec, record: JobRecord, model: str, tokens: Sequence[Toke
     result, sampling = record.result, spec.sampling
     obeyed = (result and result.sampling) or sampling
     reason = _UNFINISHED.get(result.finish_reason) if result else None
-    origin = spec.response
+    origin = spec.response or ResponseOrigin()
+    echoed = {name: value for name, value in origin.echoed.items() if name in Response.__struct_fields__}
+    status = _STATUSES.get(record.status) or ("incomplete" if reason else "completed")
     return Response(
+        **echoed | {"text": {"format": {"type": "text"}} | echoed.get("text", {})},
         id=response_id(spec.job_id),
         created_at=int(record.created_at),
-        status=_STATUSES.get(record.status) or ("incomplete" if reason else "completed"),  # type: ignore[arg-type]
+        status=status,  # type: ignore[arg-type]
+        completed_at=int(record.finished_at or 0) if status == "completed" else None,
         error=_error(record),
         incomplete_details=IncompleteDetails(reason=reason) if reason else None,
         instructions=_instructions(spec),
@@ -58,11 +61,9 @@ def response(spec: JobSpec, record: JobRecord, model: str, tokens: Sequence[Toke
         metadata=record.metadata,
         model=(result and result.model) or model,
         output=items_of(spec, result, tokens) if result else (),
-        previous_response_id=response_id(origin.previous) if origin and origin.previous else None,
+        previous_response_id=response_id(origin.previous) if origin.previous else None,
         temperature=obeyed.temperature,
         top_p=obeyed.top_p,
-        text={"format": _format(sampling.structured_outputs)},
-        tools=tuple(_flat(tool) for tool in spec.template.tools),
         usage=_usage(result.usage) if result else None,
     )
 
@@ -125,15 +126,3 @@ def _instructions(spec: JobSpec) -> str | None:
     if spec.response is None or not spec.response.has_instructions:
         return None
     return "".join(part.text for part in spec.messages[0].content if isinstance(part, TextPart))
-
-
-def _format(form: StructuredOutputs | None) -> dict[str, Any]:
-    if form is None or form.json is None:
-        return {"type": "text"}
-    if form.json is True:
-        return {"type": "json_object"}
-    return {"type": "json_schema", "name": "answer", "schema": form.json}
-
-
-def _flat(tool: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "parameters": None, "strict": False, **tool.get("function", {})}

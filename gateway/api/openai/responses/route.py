@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 
@@ -109,7 +110,7 @@ async def _read(request: web.Request, limits: Limits) -> ResponseDraft:
         previous = await _job(request.app[GATEWAY], asked.previous_response_id, PREVIOUS)
         if previous[1].status not in FINAL_STATUSES:
             raise InvalidRequestError("this response has not ended yet", field=PREVIOUS)
-    return parse(asked, limits, previous)
+    return await asyncio.to_thread(parse, asked, limits, previous)  # a grammar takes tens of milliseconds
 
 
 async def _job(gateway: Gateway, name: str, field: str) -> tuple[JobSpec, JobRecord]:

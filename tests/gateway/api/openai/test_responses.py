@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI, BadRequestError
+from openai.types.responses import Response as OpenAIResponse
 
 from broker_pipeline.errors import Failure, InvalidRequestError
 from broker_pipeline.messages.jobs import (
@@ -39,6 +40,12 @@ URL = "/v1/responses"
 LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096)
 CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'
 CLOCK = {"type": "function", "name": "clock", "parameters": {"type": "object"}, "strict": True}
+
+NOT_HERE = {
+    *("access_programs", "conversation", "image", "input_transformations", "moderation", "prompt", "tool_usage"),
+    *("prompt_cache_diagnostics", "prompt_cache_options", "prompt_cache_retention"),
+}
+"""Fields of OpenAI's object, all of which may be left out, for what a gateway does not have."""
 
 
 def read(**fields: Any) -> ResponseDraft:
@@ -198,6 +205,56 @@ async def test_a_conversation_goes_on_with_its_pictures(
     assert second["previous_response_id"] == first["id"]
     async with http.get(f"{URL}/{first['id']}") as answer:
         assert await answer.json() == first
+
+
+ASKED: dict[str, Any] = {
+    "background": True,
+    "max_tool_calls": 3,
+    "parallel_tool_calls": False,
+    "prompt_cache_key": "k",
+    "reasoning": {"effort": "low"},
+    "safety_identifier": "s",
+    "service_tier": "flex",
+    "store": True,
+    "text": {"format": {"type": "json_schema", "name": "clock", "strict": True, "schema": {"type": "object"}}},
+    "tool_choice": "none",
+    "tools": [CLOCK | {"description": None}],
+    "top_logprobs": 2,
+    "truncation": "auto",
+    "user": "u",
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ASKED,
+        {name: ASKED[name] for name in ASKED if name not in ("background", "text")}
+        | {"tool_choice": {"type": "function", "name": "clock"}, "stream": True},
+        {},
+    ],
+    ids=["background", "stream", "nothing"],
+)
+async def test_a_response_says_again_what_was_asked(
+    http: aiohttp.ClientSession, conductor: ActingConductor, fields: dict[str, Any]
+) -> None:
+    asking, spec, attempt = await begun(http, conductor, **fields)
+    await conductor.finish(spec, attempt, "{}")
+    async with await asking as answer:
+        if "stream" in fields:
+            said = [event["response"] async for event in sent_events(answer) if "response" in event]
+            assert len(said) == 3
+        else:
+            said = [await answer.json()]
+    async with http.get(f"{URL}/{said[0]['id']}") as answer:
+        said.append(await answer.json())
+    for each in said:
+        OpenAIResponse.model_validate(each)
+        assert each.keys() >= OpenAIResponse.model_fields.keys() - NOT_HERE
+        assert {name: each[name] for name in ASKED if name in fields} == {
+            name: value for name, value in fields.items() if name in ASKED
+        }
+    assert said[-1]["completed_at"] >= said[-1]["created_at"]
 
 
 async def test_a_response_in_the_background(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
