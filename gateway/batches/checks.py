@@ -104,12 +104,15 @@ class LineChecker:
             said = f"the line has more than {self._limits.max_line_bytes} bytes"
             return self._refuse(line, "line_too_long", said)
         self._num_inline += _INLINE in line.content
+        place = ""
         try:
             request = _decode_line(line.content)
+            place = "body"
             head = _decode_head(request.body)
         except msgspec.ValidationError as error:
             wrong = WrongValue.of(error)
-            return self._refuse(line, "invalid_request", wrong.reason, wrong.path or None)
+            param = ".".join(filter(None, (place, wrong.path)))
+            return self._refuse(line, "invalid_request", wrong.reason, param or None)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return self._refuse(line, "invalid_json_line", f"this is not valid JSON: {error}")
         self._names.append(int.from_bytes(hashlib.blake2b(request.custom_id.encode(), digest_size=8).digest()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from gateway.batches.batch_store import OFFSET_EVERY
@@ -26,6 +29,23 @@ def checked(
 
 def told(checker: LineChecker) -> list[tuple[int | None, str]]:
     return [(error.line, error.code) for error in checker.errors()]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"custom_id": 5}, "custom_id"),
+        ({"method": "GET"}, "method"),
+        ({"url": None}, "url"),
+        ({"body": 5}, "body"),
+        ({"body": {"model": 5}}, "body.model"),
+        ({"body": {"model": "demo", "stream": "yes"}}, "body.stream"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named_from_the_line_on(change: dict[str, Any], param: str) -> None:
+    right = {"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": {"model": "demo"}}
+    (error,) = checked(json.dumps(right | change).encode()).errors()
+    assert error.param == param
 
 
 @pytest.mark.parametrize(
