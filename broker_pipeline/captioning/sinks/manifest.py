@@ -39,17 +39,28 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the run came to its end, and nothing is unreadable."""
     num_rows: int = 0
     shards: tuple[Shard, ...] = ()
+    left: tuple[str, ...] = ()
+    """Files of an earlier run that this one has not replaced yet, and removes at its end."""
+
+    @property
+    def files(self) -> frozenset[str]:
+        """All files that runs for this target have made."""
+        return frozenset((*(shard.file for shard in self.shards), *self.left))
+
+    def shards_with(self, settings: SinkSettings) -> tuple[Shard, ...]:
+        """Return the shards, where they were made with these settings."""
+        return self.shards if self.settings == settings and self.format == _FORMAT else ()
 
 
-def finished_shards(path: Path, target: str, settings: SinkSettings) -> tuple[Shard, ...]:
-    """Return the shards that are listed as made for this target with these settings.
+def load_manifest(path: Path, target: str, settings: SinkSettings) -> Manifest:
+    """Return what is listed for this target; an empty one where nothing is.
 
     Raises `ConfigurationError` where the file is of another target, and `OSError`.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
-        return ()
+        return Manifest(target=target, settings=settings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = f"{printable(path)} is no manifest of shards; choose a folder of its own for them"
         raise ConfigurationError(reason, field="to") from error
@@ -58,7 +69,7 @@ def finished_shards(path: Path, target: str, settings: SinkSettings) -> tuple[Sh
             f"{printable(path.parent)} has the shards {printable(found.target)}; choose another folder for {target}"
         )
         raise ConfigurationError(reason, field="to")
-    return found.shards if found.settings == settings and found.format == _FORMAT else ()
+    return found
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:

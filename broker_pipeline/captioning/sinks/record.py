@@ -19,6 +19,7 @@ _PROVENANCE = {
     "fingerprint": "text",
     "prompt_sha256": "text",
     "seed": "int",
+    "parameters": "json",
     "job_id": "text",
     "finish_reason": "text",
     "num_input_tokens": "int",
@@ -34,7 +35,7 @@ class Record:
 
     own: Mapping[str, object]
     kinds: Mapping[str, str]
-    """Of `own`: text, int, image or video."""
+    """Of `own`: text, int, json, image or video."""
     fields: Mapping[str, object]
 
     @property

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from broker_pipeline.captioning.sinks.manifest import Manifest, Shard, finished_shards, save_manifest
+from broker_pipeline.captioning.sinks.manifest import Manifest, Shard, load_manifest, save_manifest
 from broker_pipeline.captioning.sinks.new_file import NewFile, opening, writing
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
@@ -32,8 +32,8 @@ _CHUNK_BYTES = 1 << 20
 
 
 def shards_of(pattern: str) -> re.Pattern[str]:
-    """Return what fits the name, or path, of every shard of a pattern; its number is a group."""
-    return re.compile("([0-9]+)".join(map(re.escape, NUMBER.split(pattern))))
+    """Return what fits the name, or path, of every shard of a pattern."""
+    return re.compile("[0-9]+".join(map(re.escape, NUMBER.split(pattern))))
 
 
 class ShardForm(Protocol):
@@ -59,7 +59,9 @@ class Shards:
         self._unreadable: list[str] = []
         self._path = pattern.parent / "manifest.json"
         with opening(self._path):
-            self._before = finished_shards(self._path, pattern.name, settings)
+            before = load_manifest(self._path, pattern.name, settings)
+        self._before = before.shards_with(settings)
+        self._listed = frozenset(filter(shards_of(pattern.name).fullmatch, before.files))
         if not self._path.exists():
             self._save((), is_whole=False)  # the folder is this target's: another one is refused
 
@@ -81,10 +83,11 @@ class Shards:
             return
         if self._rows:
             self._complete()
-        self._save((), is_whole=not any(shard.unreadable for shard in self.shards))
         with writing(self._path):
-            for left in self._later_shards():
-                left.unlink(missing_ok=True)
+            for left in self._left():
+                (self._pattern.parent / left).unlink(missing_ok=True)
+        self._listed = frozenset()
+        self._save((), is_whole=not any(shard.unreadable for shard in self.shards))
 
     def check(self) -> None:
         """Raise `OutputError` where items are left out that have their captions: the next run tries them again."""
@@ -93,11 +96,9 @@ class Shards:
             reason = f"{len(left)} items could not be read again, and are left out: {names}"
             raise OutputError(f"--to {printable(self._pattern)}: {reason}", field="to")
 
-    def _later_shards(self) -> list[Path]:
-        """Return files that are called like shards behind the last one: of a longer run, of whatever settings."""
-        name = shards_of(self._pattern.name)
-        found = ((path, name.fullmatch(path.name)) for path in self._pattern.parent.iterdir())
-        return [path for path, number in found if number and int(number[1]) >= len(self.shards)]
+    def _left(self) -> list[str]:
+        """Return files of earlier runs, with whatever settings, that this run has not replaced. Others' stay."""
+        return sorted(self._listed.difference(shard.file for shard in self.shards))
 
     def _complete(self) -> None:
         rows, self._rows = self._rows, []
@@ -158,6 +159,7 @@ class Shards:
             is_whole=is_whole,
             num_rows=sum(shard.rows for shard in (*self.shards, *left)),
             shards=(*self.shards, *left),
+            left=tuple(name for name in self._left() if all(shard.file != name for shard in left)),
         )
         save_manifest(self._path, manifest)
 

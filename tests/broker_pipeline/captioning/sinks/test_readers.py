@@ -154,11 +154,27 @@ def test_a_field_that_changed_makes_its_shard_anew(tmp_path: Path) -> None:
     assert digests(tmp_path)["out-00000.tar"] != before["out-00000.tar"]
 
 
-def test_other_settings_leave_no_shards_of_before(tmp_path: Path) -> None:
-    (tmp_path / "out-notes.tar").touch()
-    fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), table_rows(12))
-    fill(open_sink(f"{tmp_path}/out-%05d.tar", SinkSettings(shard_rows=4, trigger="ohwx")), table_rows(4))
-    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["out-00000.tar", "out-notes.tar"]
+def test_other_settings_leave_no_shards_of_before_and_all_that_others_made(tmp_path: Path) -> None:
+    others = ["out-00007.tar", "out-99999.tar", "out-notes.tar"]
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    target = f"{tmp_path}/out-%05d.tar"
+    fill(open_sink(target, SHORT), table_rows(12))
+    other = SinkSettings(shard_rows=4, trigger="ohwx")
+    fill(open_sink(target, other), table_rows(4), is_whole=False)  # killed after its first shard
+    fill(open_sink(target, other), table_rows(4))
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["out-00000.tar", *others]
+    assert {(tmp_path / name).read_text() for name in others} == {"another's"}
+
+
+def test_a_manifest_of_somebody_names_no_other_files(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "mine.tar").touch()
+    fill(open_sink(f"{tmp_path}/set/out-%05d.tar", SHORT), table_rows(3))
+    manifest = tmp_path / "set" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("out-00000.tar", "../mine.tar"))
+    fill(open_sink(f"{tmp_path}/set/out-%05d.tar", SHORT), [])
+    assert (tmp_path / "mine.tar").exists()
 
 
 def test_two_targets_in_one_folder_are_refused(tmp_path: Path) -> None:
