@@ -48,13 +48,22 @@ class Prompting:
         return tuple(each.name for each in self.questions) if self.questions else (MAIN_QUESTION,)
 
     def shown(self, item: Item) -> dict[str, str | None]:
-        """Return what would be asked about an item, by name; None for the gateway's own prompt. Reads files."""
-        texts = dict(self.nearby(item)) if self.nearby else {}
+        """Return what would be asked about an item, by name, or why it cannot be; None for the gateway's own prompt.
+
+        Reads files.
+        """
+        try:
+            texts = dict(self.nearby(item)) if self.nearby else {}
+        except InvalidRequestError as error:
+            return dict.fromkeys(self.names, f"({error.message})")
         names = {name_of(each): f"<{name_of(each)}>" for wave in self.waves for each in wave}
-        shown = {}
+        shown: dict[str, str | None] = {}
         for wave in self.waves:
             for each in wave:
-                shown[name_of(each)] = self.request(each, item, texts).prompt
+                try:
+                    shown[name_of(each)] = self.request(each, item, texts).prompt
+                except InvalidRequestError as error:
+                    shown[name_of(each)] = f"({error.message})"
             texts |= {name_of(each): names[name_of(each)] for each in wave}
         return shown
 

@@ -85,3 +85,8 @@ def _prints(character: str) -> bool:
 def _escaped(character: str) -> str:
     as_byte = character.encode("utf-8", "surrogateescape") if "\udc80" <= character <= "\udcff" else b""
     return f"\\x{as_byte[0]:02x}" if as_byte else character.encode("unicode_escape").decode()
+
+
+def counted(num: int, noun: str) -> str:
+    """Return a number with its noun, as `1 picture` and `2 pictures`."""
+    return f"{num} {noun}{'' if num == 1 else 's'}"

@@ -77,10 +77,10 @@ class ImageFetcher:
 
     def _read_file(self, url: str, max_bytes: int, name: str) -> bytes:
         directory = self._settings.media_dir
+        flag = "--media-roots" if "#sha256=" in url else "--media-dir"
         if directory is None:
-            said = "file: URLs are read by a gateway that was started with --media-dir only"
-            raise MediaFetchError(said, field=name)
-        return read_local_file(url, (directory,), "--media-dir", max_bytes=max_bytes, field=name)
+            raise MediaFetchError(f"file: URLs are read below what {flag} names; this one is not", field=name)
+        return read_local_file(url, (directory,), flag, max_bytes=max_bytes, field=name)
 
 
 class _Fetch:

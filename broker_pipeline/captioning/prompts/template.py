@@ -8,10 +8,11 @@ and columns that are null may be asked for with `if`; a name that nobody knows m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, meta
 from jinja2 import Template as Compiled
+from jinja2.runtime import TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from broker_pipeline.captioning.sources.item import Item
@@ -39,8 +40,41 @@ class _Absent(_Unknown):
         return False
 
 
+class _Fields(Mapping[str, object]):
+    """The columns. `fields.items` is the column of that name, where there is one, and not what mappings have."""
+
+    def __init__(self, columns: Mapping[str, object]) -> None:
+        self._columns = columns
+
+    def __getattribute__(self, name: str) -> object:
+        if not name.startswith("_") and name in self._columns:
+            return self._columns[name]
+        return object.__getattribute__(self, name)
+
+    def __getitem__(self, name: str) -> object:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return repr(self._columns)
+
+
+def _printed(value: object) -> object:
+    """Return what is printed; `TypeError` for what names of Jinja and Python mean: no column was meant by them."""
+    if isinstance(value, TemplateReference) or (callable(value) and not isinstance(value, Undefined)):
+        raise TypeError(f"it prints a {type(value).__name__}, which is no text; a column is fields['NAME']")
+    return value
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=_Unknown, trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=_Unknown, trim_blocks=True, lstrip_blocks=True, finalize=_printed
+    )
     del environment.globals["lipsum"], environment.filters["random"]  # another prompt in every run
     return environment
 
@@ -113,7 +147,7 @@ def _variables(item: Item, texts: Mapping[str, str]) -> dict[str, object]:
         "id": item.id,
         "folder": path.absolute().parent.name if path else _Absent(name="folder"),
         "path": str(path) if path else _Absent(name="path"),
-        "fields": fields,
+        "fields": _Fields(fields),
     }
     return {name: _Absent(name=name) for name in NEARBY_NAMES} | fields | dict(texts) | own
 

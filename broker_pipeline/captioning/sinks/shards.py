@@ -22,7 +22,7 @@ from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.texts import valid
 from broker_pipeline.errors import MediaError, OutputError
-from broker_pipeline.process.terminal import printable
+from broker_pipeline.process.terminal import counted, printable
 
 Filled = tuple[Row, bytes | None]
 """A row with the bytes of its picture; None for one that failed, whose picture cannot be had."""
@@ -93,7 +93,7 @@ class Shards:
         """Raise `OutputError` where items are left out that have their captions: the next run tries them again."""
         if left := [name for shard in self.shards for name in shard.unreadable]:
             names = f"{printable(left[0])}{', …' if len(left) > 1 else ''}"
-            reason = f"{len(left)} items could not be read again, and are left out: {names}"
+            reason = f"{counted(len(left), 'item')} could not be read again, left out: {names}"
             raise OutputError(f"--to {printable(self._pattern)}: {reason}", field="to")
 
     def _left(self) -> list[str]:

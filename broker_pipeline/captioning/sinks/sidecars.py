@@ -8,8 +8,9 @@ Appending and prepending are done once: a file that begins or ends with this cap
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from broker_pipeline.captioning.sinks.names import path_of
@@ -17,6 +18,7 @@ from broker_pipeline.captioning.sinks.new_file import write_whole, writing
 from broker_pipeline.captioning.sinks.record import captions_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
+from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import ConfigurationError, OutputError
 from broker_pipeline.process.terminal import printable
 
@@ -29,15 +31,23 @@ class Sidecars:
     """A sink that writes a file for each answer, as soon as it is known."""
 
     def __init__(
-        self, ending: str, mirror: Path | None, mode: Mode, settings: SinkSettings, roots: Sequence[Path]
+        self,
+        ending: str,
+        mirror: Path | None,
+        mode: Mode,
+        settings: SinkSettings,
+        roots: Sequence[Path],
+        others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Write below `mirror`, with the folders that a picture has below one of `roots`; beside it where it is None.
 
-        Raises `ConfigurationError` for an ending that is none.
+        `others` are files that the run reads or writes, by their real paths, with what names them. Raises
+        `ConfigurationError` for an ending that is none.
         """
         if not ending.strip(".") or "/" in ending or "\0" in ending:
             raise ConfigurationError("--sidecar takes an ending, such as .txt", field=_FIELD)
         self._ending = f".{ending.removeprefix('.')}"
+        self._others = others
         self._mirror = mirror
         self._mode = mode
         self._taken: dict[Path, str] = {}
@@ -47,37 +57,43 @@ class Sidecars:
         self._settings = settings
         self._roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - resolves no links
 
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where nothing could be written about such an item."""
+        self._place(item, self._ending)
+
     def add(self, row: Row) -> None:
         """Write the captions of a row."""
         for number, text in enumerate(captions_of(row, self._settings).values()):
             if text is not None:
                 name = list(row.lines)[number]
-                path = self._place(row, f".{name}{self._ending}" if number else self._ending)
+                path = self._place(row.item, f".{name}{self._ending}" if number else self._ending)
                 self._take(path, row.item.id)
                 self._write(path, text)
 
     def close(self, *, is_whole: bool) -> None:
         """Do nothing: every file is whole."""
 
-    def _place(self, row: Row, ending: str) -> Path:
-        item = row.item
+    def _place(self, item: Item, ending: str) -> Path:
         if self._mirror is None:
             if item.path is None:
                 reason = f"{printable(item.id)} is no file that a sidecar could stand beside: --sidecar-dir says where"
                 raise ConfigurationError(reason, field=_FIELD)
             return item.path.with_suffix(ending)
-        return self._mirror / f"{self._below(row)}{ending}"
+        return self._mirror / f"{self._below(item)}{ending}"
 
-    def _below(self, row: Row) -> str:
+    def _below(self, item: Item) -> str:
         """Return an item's path below its root, or what stands for one, without ending."""
-        if (path := row.item.path) is None:
-            return path_of(row.item)
+        if (path := item.path) is None:
+            return path_of(item)
         whole = Path(os.path.abspath(path))  # noqa: PTH100
         root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)
         return str(whole.relative_to(root).with_suffix(""))
 
     def _take(self, path: Path, item_id: str) -> None:
-        """Raise `ConfigurationError` where two items have one file, such as `cat.jpg` and `cat.png`."""
+        """Raise `ConfigurationError` where two items have one file, such as `cat.jpg` and `cat.png`, or another has."""
+        if flag := self._others.get(os.path.realpath(path)):
+            reason = f"{printable(path)}, of {printable(item_id)}: {flag} names this file already"
+            raise ConfigurationError(reason, field=_FIELD)
         if self._taken and next(iter(self._taken)).parent != path.parent:
             self._taken.clear()  # a source goes through one folder after the other
         if (other := self._taken.setdefault(path, item_id)) != item_id:

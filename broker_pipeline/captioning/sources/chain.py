@@ -5,10 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from broker_pipeline.captioning.sources.files import FilesSource, Known
 from broker_pipeline.captioning.sources.item import Item, Source
+from broker_pipeline.captioning.sources.location import scheme_of
+from broker_pipeline.captioning.sources.path_list import ListSource
 from broker_pipeline.captioning.sources.tar import TarSource
+from broker_pipeline.errors import MediaError
+
+_NUM_LOOKED_AT = 20
 
 
 class Chain:
@@ -51,6 +57,27 @@ class Chain:
         counts = [part.count() for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)
 
+    @property
+    def repeated(self) -> dict[str, int]:
+        """Of each tar with keys that come again, as far as it was read: the first such item, and how many there are."""
+        found: dict[str, int] = {}
+        for part in self.parts:
+            if isinstance(part, Chain):
+                found |= part.repeated
+            elif isinstance(part, TarSource) and part.num_repeated:
+                found[part.first_repeated] = part.num_repeated
+        return found
+
+    def samples(self) -> Iterator[Item]:
+        """Yield an item of each part that can be read again, for what sinks need to know of them. May block."""
+        for part in self.parts:
+            if isinstance(part, Chain):
+                yield from part.samples()
+            elif isinstance(part, TarSource) or (scheme_of(part.name) and not isinstance(part, ListSource)):
+                yield Item(part.name, bytes)  # nothing of it is a file of its own here
+            elif not isinstance(part, ListSource):
+                yield from islice(filter(_is_there, islice(iter(part), _NUM_LOOKED_AT)), 1)
+
     def __iter__(self) -> Iterator[Item]:
         """Yield all items."""
         if self._shuffle is None:
@@ -60,3 +87,10 @@ class Chain:
         items = [item for part in self.parts for item in part]
         random.Random(self._shuffle).shuffle(items)
         yield from items
+
+
+def _is_there(item: Item) -> bool:
+    try:
+        return bool(item.path or item.url or item.read())
+    except MediaError:
+        return False

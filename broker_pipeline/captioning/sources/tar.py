@@ -77,6 +77,9 @@ class TarSource:
         self.name = name
         self.left_out: Counter[str] = Counter()
         """Members of keys without a picture, counted by their endings, in the last iteration so far."""
+        self.first_repeated = ""
+        self.num_repeated = 0
+        """Keys that came again after others, in the last iteration so far, and the first item with one."""
         self._endings = settings.endings
 
     def count(self) -> None:
@@ -85,12 +88,20 @@ class TarSource:
     def __iter__(self) -> Iterator[Item]:
         """Yield the items. Where the tar breaks off, the last one says so under the tar's own name."""
         self.left_out.clear()
+        self.num_repeated = 0
         seen = SeenKeys()
         try:
             for group in _grouped(self._members()):
-                yield from self._items(group, "" if seen.add(group[0].key) else f"@{group[0].offset}")
+                yield from self._items(group, "" if seen.add(group[0].key) else self._again(group[0]))
         except Exception as error:  # noqa: BLE001 - tarfile's, the decompressors' and the file systems'
             yield broken(self.name, media_error(self.name, error))
+
+    def _again(self, member: _Member) -> str:
+        suffix = f"@{member.offset}"
+        if not self.num_repeated:
+            self.first_repeated = f"{self.name}::{member.key}{suffix}"
+        self.num_repeated += 1
+        return suffix
 
     def _members(self) -> Iterator[_Member]:
         is_local = not scheme_of(self.name)

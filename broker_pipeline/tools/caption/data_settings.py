@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import uuid
@@ -23,10 +22,8 @@ from broker_pipeline.captioning.report.sink import ReportSink
 from broker_pipeline.captioning.sinks.record import check_columns
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.settings import SinkSettings
-from broker_pipeline.captioning.sinks.shards import shards_of
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sinks.target import open_sink
-from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.item import Source
 from broker_pipeline.captioning.sources.open import open_sources
 from broker_pipeline.captioning.sources.path_list import ListSource, files_from
@@ -36,7 +33,7 @@ from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.config import flag_of, parse_settings
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
 from broker_pipeline.process.terminal import printable
-from broker_pipeline.tools.caption.recipe import recipe_of
+from broker_pipeline.tools.caption.apart import all_of, check_apart
 from broker_pipeline.tools.caption.sampling_options import sampling_params
 
 Options = dict[str, Any]
@@ -60,7 +57,7 @@ def source_of(paths: Sequence[str], options: Options, closing: ExitStack) -> Sou
     listed = options["files_from"]
     if not paths and listed is None:
         raise ConfigurationError("give PATHS, or --files-from with a list of them", field="PATHS")
-    if options["watch"] and (listed is not None or not all(Path(path).is_dir() for path in paths)):
+    if options["watch"] and (listed is not None or not all(Path(path).is_dir() for path in all_of(paths))):
         raise ConfigurationError("--watch looks at folders: give nothing else as PATHS", field="watch")
     lists = [_list(listed, options, closing)] if listed is not None else []
     source = open_sources(paths, settings, lists=lists)
@@ -90,7 +87,7 @@ def prompting_of(paths: Sequence[str], options: Options) -> Prompting:
         folder_prompts=options["folder_prompts"],
     )
     questions = questions_of(flags)
-    folders = frozenset(path if path.is_dir() else path.parent for path in map(Path, paths))
+    folders = frozenset(path if path.is_dir() else path.parent for path in map(Path, all_of(paths)))
     roots = folders if flags.folder_prompts else None
     names = questions.names if questions else frozenset()
     nearby = Nearby(names, roots) if roots is not None or names & NEARBY_NAMES else None
@@ -126,7 +123,7 @@ def _schema(path: Path | None) -> str | None:
 
 def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -> list[Sink]:
     """Return where rows go besides the log; raises `ConfigurationError` for what could not be written in the end."""
-    _check_apart(paths, options)
+    others = check_apart(paths, options)
     settings = SinkSettings(
         text_column=options["text_column"],
         shard_rows=options["shard_rows"],
@@ -141,29 +138,12 @@ def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -
     sinks: list[Sink] = [open_sink(target, settings) for target in options["to"]]
     if options["sidecar"] is not None:
         _check_sidecar(options)
-        roots = [path for path in map(Path, paths) if path.is_dir()]
-        sinks.append(Sidecars(options["sidecar"], options["sidecar_dir"], options["sidecar_mode"], settings, roots))
+        roots = [path for path in map(Path, all_of(paths)) if path.is_dir()]
+        where = options["sidecar"], options["sidecar_dir"], options["sidecar_mode"]
+        sinks.append(Sidecars(*where, settings, roots, others))
     if options["report"] is not None:
         sinks.append(ReportSink(options["report"], f"Captions of {', '.join(map(printable, paths))}"))
     return sinks
-
-
-def _check_apart(paths: Sequence[str], options: Options) -> None:
-    """Raise `ConfigurationError` where --to or --report would replace what the run reads, or writes elsewhere."""
-    out = options["out"]
-    files = (file for path in paths if not Path(path).is_dir() for file in expanded(path))
-    other: list[tuple[str, str | Path | None]] = [("PATHS", file) for file in files]
-    other += [("--files-from", options["files_from"]), ("--out", out), ("the recipe of --out", recipe_of(out))]
-    known = {os.path.realpath(path): flag for flag, path in other if path is not None}
-    for flag, path in [*(("--to", target) for target in options["to"]), ("--report", options["report"])]:
-        if path is None:
-            continue
-        real = os.path.realpath(path)
-        replaced = shards_of(real)  # where it is a pattern: shards replace, and delete, what is so called
-        if named := next((flag for file, flag in known.items() if file == real or replaced.fullmatch(file)), None):
-            reason = f"{flag} {printable(path)}: {named} names this file already, which would be replaced"
-            raise ConfigurationError(reason, field=flag.strip("-"))
-        known[real] = flag
 
 
 def _check_sidecar(options: Options) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from broker_pipeline.captioning.line import CaptionLine, describe_line
 from broker_pipeline.captioning.rate_meter import RateMeter, clock_text
 from broker_pipeline.captioning.summary import Failures, Summary
-from broker_pipeline.process.terminal import printable
+from broker_pipeline.process.terminal import counted, printable
 
 PLAIN_INTERVAL_S = 5.0
 _NUM_SHOWN_CAPTIONS = 20
@@ -77,7 +77,7 @@ class CaptionProgress:
         """Return the state of the run in one line."""
         summary = self._summary
         of_all = "" if summary.num_items is None else f" of {summary.num_items}"
-        parts = [f"{summary.num_done}{of_all} pictures"]
+        parts = [f"{summary.num_done}{of_all} {'picture' if summary.num_items == 1 else 'pictures'}"]
         parts += [f"{summary.num_skipped} skipped"] if summary.num_skipped else []
         parts += [f"{summary.num_failed} failed"] if summary.num_failed else []
         parts += [self._rate(), f"{self._left()} left"]
@@ -115,7 +115,7 @@ def print_summary(console: Console, summary: Summary, out: str, elapsed_s: float
     for reason, num in summary.guards.most_common():
         say(console, f"  guard: {num} x {printable(reason)}")
     if summary.num_left_running:
-        say(console, f"{summary.num_left_running} jobs that were accepted keep running.")
+        say(console, f"Accepted, and carried on without this command: {counted(summary.num_left_running, 'job')}.")
 
 
 def _say_failures(console: Console, code: str, failed: Failures) -> None:

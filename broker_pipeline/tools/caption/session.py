@@ -22,6 +22,7 @@ from broker_pipeline.captioning.rate_meter import clock_text
 from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
+from broker_pipeline.captioning.sinks.tables.table_file import TableFile
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
 from broker_pipeline.captioning.sources.item import Item, Source
@@ -29,12 +30,13 @@ from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.captioning.verify import Verification, Verified
 from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.gateway_client import GatewayClient
-from broker_pipeline.errors import InvalidRequestError
+from broker_pipeline.errors import GatewayUnreachableError, InvalidRequestError
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT
 from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.pictures.formats import ENDINGS
 from broker_pipeline.process.daemon_thread import in_daemon_thread
-from broker_pipeline.process.terminal import printable
+from broker_pipeline.process.terminal import counted, printable
+from broker_pipeline.tools.caption.apart import check_apart
 from broker_pipeline.tools.caption.data_settings import Options, prompting_of, rules_of, sinks_of, source_of
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
 from broker_pipeline.tools.caption.recipe import recipe_of, write_recipe
@@ -106,7 +108,7 @@ class CaptionSession:
 
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
-        sinks = await in_daemon_thread(sinks_of, self._settings.paths, self._prompting.names, self._options)
+        sinks = await in_daemon_thread(self._sinks)
         async with self._open() as opened:
             self._write_recipe()
             summary = Summary(self._found.count)
@@ -124,6 +126,15 @@ class CaptionSession:
                 raise nothing_there(self._found.chain)
             return summary.num_failed == 0
 
+    def _sinks(self) -> list[Sink]:
+        """Return the sinks, which take what the source has, as far as that shows before anything is asked."""
+        sinks = sinks_of(self._settings.paths, self._prompting.names, self._options)
+        checks = [sink.check for sink in sinks if isinstance(sink, Sidecars | TableFile)]
+        for item in self._found.chain.samples() if checks and self._found.chain else ():
+            for check in checks:
+                check(item)
+        return sinks
+
     async def verify(self, num: int) -> bool:
         """Ask again about some captions of the log; returns whether all came out the same."""
         async with self._open() as opened:
@@ -134,21 +145,31 @@ class CaptionSession:
             async for item in in_thread(iter(self._found)):
                 if chosen.is_chosen(item):
                     await chosen.item(item, verified)
-            say(self._console, f"{verified.num_same} captions are the same, {verified.num_different} are not")
+            say(
+                self._console,
+                f"{counted(verified.num_same, 'caption')} made again the same, {verified.num_different} different",
+            )
             for name, before, now in verified.examples:
                 say(self._console, f"  {printable(name)}\n    was {printable(before)}\n    is  {printable(now)}")
             return verified.num_different == 0 and verified.num_same > 0
 
     async def dry_run(self) -> bool:
         """Say what would be asked of how many items, and how long that would take."""
+        check_apart(self._settings.paths, self._options)
         with self._closing:
             await self._show_first()
-        await self._foretell()
+        try:
+            await self._foretell()
+        except GatewayUnreachableError as error:
+            say(self._console, f"how long that takes nobody can say: {error.message}")
         return True
 
     async def _show_first(self) -> None:
         await in_daemon_thread(self._found.look)
-        say(self._console, f"{'an unknown number of' if self._found.count is None else self._found.count} items")
+        num = self._found.count
+        items = "an unknown number of items" if num is None else counted(num, "item")
+        answers = f", {counted(num * len(self._prompting.names), 'answer')}" if num else ""
+        say(self._console, f"{items}{answers}{self._most_tokens()}")
         self._say_left_out()
         for item in await in_daemon_thread(lambda: list(islice(iter(self._found), _NUM_SHOWN))):
             for name, text in self._prompting.shown(item).items():
@@ -157,15 +178,20 @@ class CaptionSession:
     async def _foretell(self) -> None:
         async with GatewayClient.open(self._settings.gateway, patience_s=0.0, key=self._settings.key) as client:
             status = await client.status()
-        rate = status.conductor.captions_per_s if status.conductor else 0.0
-        if rate and self._found.count:
-            num = self._found.count * len(self._prompting.names)
-            say(
-                self._console,
-                f"{num} answers take {clock_text(num / rate)} at the {rate:.1f}/s of the last ten seconds",
-            )
+        rate, since = _rate_of(status.conductor) if status.conductor else (0.0, "")
+        if not rate:
+            say(self._console, "how long that takes nobody can say: the pipeline has captioned nothing yet")
+        elif num := (self._found.count or 0) * len(self._prompting.names):
+            ahead = status.queue.num_waiting + status.queue.num_in_progress
+            waits = f", behind {counted(ahead, 'job')} that came before" if ahead else ""
+            seconds = clock_text((num + ahead) / rate)
+            say(self._console, f"{counted(num, 'answer')} in {seconds} at {rate:.1f}/s, {since}{waits}")
         else:
-            say(self._console, "how long that takes nobody can say: nothing was captioned in the last ten seconds")
+            say(self._console, f"{rate:.1f} answers/s, {since}")
+
+    def _most_tokens(self) -> str:
+        most = self._prompting.base.sampling.max_tokens
+        return "" if most is None else f" of up to {counted(most, 'token')}"
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[_Opened]:
@@ -201,25 +227,33 @@ class CaptionSession:
         if log.num_torn_bytes:
             say(console, f"cut off a torn line of {log.name} ({log.num_torn_bytes} bytes)")
         if chain is not None and chain.num_repeated:
-            say(console, f"{chain.num_repeated} paths lead to pictures that other paths lead to as well")
+            say(console, f"named again by further paths, and taken once: {counted(chain.num_repeated, 'picture')}")
         if log.num_without_model and not self._prompting.base.occasion:
             say(
                 console,
-                f"{log.num_without_model} captions in {log.name} name no model and count for any; --again asks anew",
+                f"naming no model, and counted for any: {counted(log.num_without_model, 'caption')} in {log.name}; "
+                "--again asks anew",
             )
-        known = f"; {log.name} has {log.num_captioned} captions already" if log.num_captioned else ""
+        known = f"; {log.name} has {counted(log.num_captioned, 'caption')} already" if log.num_captioned else ""
         asked = f"{conductor.model} at {self._settings.gateway}".removeprefix(" at ")
-        num = "pictures" if self._found.count is None else f"{self._found.count} pictures"
+        num = "pictures" if self._found.count is None else counted(self._found.count, "picture")
         say(console, f"{num} for {asked}{known}")
         self._say_left_out()
 
     def _say_left_out(self) -> None:
-        if (chain := self._found.chain) is not None and chain.left_out:
+        if (chain := self._found.chain) is None:
+            return
+        if chain.left_out:
             say(self._console, left_out_text(chain.left_out))
+        for name, num in chain.repeated.items():
+            say(self._console, f"{printable(name)}: its key was there before ({num} such in this tar); both are items")
 
     def _say_sidecars(self, sinks: Sequence[Sink]) -> None:
         if num := sum(sink.num_left for sink in sinks if isinstance(sink, Sidecars)):
-            say(self._console, f"{num} sidecars have other texts and were left; --sidecar-mode overwrite replaces them")
+            say(
+                self._console,
+                f"left as before, with other texts: {counted(num, 'sidecar')}; --sidecar-mode overwrite replaces",
+            )
 
     def _write_recipe(self) -> None:
         out = self._settings.out
@@ -227,6 +261,14 @@ class CaptionSession:
             return
         told = {**self._options, "paths": self._settings.paths}
         write_recipe(recipe_of(out), told)
+
+
+def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
+    """Return captions per second, and in which time that was."""
+    if conductor.captions_per_s:
+        return conductor.captions_per_s, "the rate of the last ten seconds"
+    num = conductor.num_finished.get("succeeded", 0)
+    return num / max(conductor.uptime_s, 1.0), "the mean since the conductor began, idle times included"
 
 
 def nothing_there(chain: Chain | None) -> InvalidRequestError:

@@ -76,7 +76,7 @@ async def test_captions_of_an_earlier_version_count_for_any_model(
     captioner.out.write_text(json.dumps(unnamed) + "\n")
     run = await captioner.run("a.png")
     assert "1 had captions already" in run.text
-    assert "1 captions in captions.jsonl name no model and count for any; --again asks anew" in run.text
+    assert "counted for any: 1 caption in captions.jsonl; --again asks anew" in run.text
 
 
 async def test_a_run_waits_for_a_conductor_and_submits_nothing_before(captioner: Captioner) -> None:

@@ -137,7 +137,7 @@ async def test_an_interrupted_run_says_how_to_go_on(
     run = await captioner.finish(process)
     conductor.may_go_on.set()
     assert run.code == 130
-    assert "accepted keep running" in run.text
+    assert "carried on without this command: " in run.text
     assert "Run the same command again" in run.text
     assert "not done" in run.text
     assert "Traceback" not in run.text

@@ -205,21 +205,76 @@ async def test_a_dry_run_asks_nothing(captioner: Captioner, conductor: Captionin
     assert not captioner.out.exists()
 
 
+async def test_a_dry_run_names_what_cannot_be_asked_and_goes_on(captioner: Captioner) -> None:
+    folder(captioner.directory / "pictures", 2)
+    rows = [{"path": f"pictures/part-{n}/00{n}.png", **({"tag": "x"} if n else {})} for n in range(2)]
+    (captioner.directory / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = await captioner.run(
+        "in.jsonl", "--dry-run", "--prompt", "Is it {{ tag }}?", "--gateway", "http://127.0.0.1:1"
+    )
+    assert run.code == 0, run.text
+    assert "in.jsonl#0  caption: (--prompt cannot be asked about in.jsonl#0: there is no `tag`)" in run.text
+    assert "in.jsonl#1  caption: Is it x?" in run.text
+    assert "how long that takes nobody can say: no gateway answers at http://127.0.0.1:1" in run.text
+
+
+async def test_rows_say_all_that_makes_them_again(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    folder(captioner.directory / "pictures", 1)
+    flags = [
+        "--to=out.csv",
+        "--to=a-%05d.tar",
+        "--temperature=0.5",
+        "--top-k=7",
+        "--seed=3",
+        "--stop=x",
+        "--max-tokens=9",
+    ]
+    assert (await captioner.run("pictures", *flags)).code == 0
+    with (captioner.directory / "out.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    with tarfile.open(captioner.directory / "a-00000.tar") as tar:
+        [name] = [name for name in tar.getnames() if name.endswith(".json")]
+        member = json.load(tar.extractfile(name) or pytest.fail(name))
+    [logged] = lines(captioner.out)
+    assert json.loads(row["parameters"]) == member["parameters"] == logged["parameters"]
+    assert {"temperature": 0.5, "top_k": 7, "seed": 3, "stop": ["x"], "max_tokens": 9}.items() <= logged[
+        "parameters"
+    ].items()
+    assert {
+        "model",
+        "fingerprint",
+        "prompt_sha256",
+        "finish_reason",
+        "num_input_tokens",
+        "num_output_tokens",
+    } <= row.keys()
+
+
+async def test_a_sidecar_replaces_no_source_and_no_log(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    folder(captioner.directory / "pictures", 1)
+    (captioner.directory / "list.png").write_bytes(numbered_picture(3))
+    (captioner.directory / "list.txt").write_text("list.png\n")
+    run = await captioner.run("list.txt", "--sidecar", "txt", "--sidecar-mode", "overwrite")
+    assert run.code == 2, run.text
+    assert "list.txt, of list.png: PATHS names this file already" in run.text
+    assert (captioner.directory / "list.txt").read_text() == "list.png\n"
+
+
 async def test_captions_are_made_again_and_compared(captioner: Captioner, conductor: CaptioningConductor) -> None:
     folder(captioner.directory / "pictures", 6)
     conductor.says = lambda job: f"by seed {job.sampling.seed}"
     assert (await captioner.run("pictures", "--seed", "3")).code == 0
     by_name = await captioner.run("verify", "captions.jsonl", "--sample", "6")
     assert by_name.code == 0, by_name.text
-    assert "captions are the same, 0 are not" in by_name.text
+    assert "captions made again the same, 0 different" in by_name.text
     assert (await captioner.run("verify", "gone.jsonl")).code == 2
     assert "verify which?" in (await captioner.run("verify", "--sample", "6")).text
     same = await captioner.run("pictures", "--seed", "3", "--verify", "6")
-    assert (same.code, "6 captions are the same, 0 are not" in same.text) == (0, True), same.text
+    assert (same.code, "6 captions made again the same, 0 different" in same.text) == (0, True), same.text
     conductor.says = lambda _: "something else"
     other = await captioner.run("pictures", "--seed", "3", "--verify", "6")
     assert other.code == 1
-    assert "0 captions are the same, 6 are not" in other.text
+    assert "0 captions made again the same, 6 different" in other.text
 
 
 async def test_what_comes_into_a_folder_is_captioned_until_interrupted(
@@ -269,6 +324,20 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["list.csv", "--to", "list.csv"], "PATHS names this file already"),
         (["pictures", "--to", "a-%05d.tar", "--to", "./a-%05d.tar"], "--to names this file already"),
         (["set-{00000..00001}.tar", "--to", "set-%05d.tar"], "PATHS names this file already"),
+        (["set-*.tar", "--to", "set-all-%05d.tar"], "--to set-all-%05d.tar: the next run would read it"),
+        (["{set-*,set-0*}.tar", "--out", "set-0.tar"], "--out set-0.tar: the next run would read it"),
+        (["./**/*.csv", "--to", "deep/er/out.csv"], "--to deep/er/out.csv: the next run would read it"),
+        (["file://HERE/", "--to", "deep/a-%05d.tar"], "--to deep/a-%05d.tar: the next run would read it"),
+        (["file://HERE/", "--to", "set/"], "--to set/: the next run would read it"),
+        (["pictures", "--report", "pictures/page.png"], "--report pictures/page.png: it is called like a picture"),
+        (["pictures", "--out", "pictures/log.JPG"], "--out pictures/log.JPG: it is called like a picture"),
+        (["pictures", "--sidecar", "webp"], "--sidecar a.webp: it is called like a picture"),
+        (["pictures", "--to", "metadata.csv/metadata.jsonl"], "it is not below that folder"),
+        (["in.parquet", "--to", "metadata.parquet"], "it is no file of this machine"),
+        (["in.parquet", "--sidecar", ".txt"], "--sidecar-dir says where"),
+        (["pictures", "set-00000.tar", "--sidecar", ".txt"], "--sidecar-dir says where"),
+        (["http://127.0.0.1:1/a.parquet", "--to", "metadata.jsonl"], "it is no file of this machine"),
+        (["pictures/*.gif"], "nothing fits it as a pattern"),
     ],
 )
 async def test_what_is_wrong_is_said_before_anything_is_asked(
@@ -278,7 +347,8 @@ async def test_what_is_wrong_is_said_before_anything_is_asked(
     (captioner.directory / "list.csv").write_text("path\npictures/part-0/000.png\n")
     for number in range(2):
         (captioner.directory / f"set-{number:05}.tar").touch()
-    run = await captioner.run(*flags)
+    table(captioner.directory / "in.parquet", 2)
+    run = await captioner.run(*(flag.replace("HERE", str(captioner.directory)) for flag in flags))
     assert run.code == 2, run.text
     assert not captioner.out.exists()
     assert words in run.text

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -264,3 +265,13 @@ except MediaFetchError as error:
     if errors.startswith(b"unshare:"):
         pytest.skip(errors.decode())
     assert said.decode().startswith("True example.com cannot be fetched from: the name does not resolve"), errors
+
+
+@pytest.mark.parametrize("media_dir", [None, "/"])
+@pytest.mark.parametrize(("fragment", "flag"), [("", "--media-dir"), ("#sha256=" + "0" * 64, "--media-roots")])
+async def test_a_file_that_may_not_be_read_names_the_flag_that_lets_it(
+    tmp_path: Path, media_dir: str | None, fragment: str, flag: str
+) -> None:
+    files = fetcher(media_dir=media_dir and str(tmp_path))
+    with pytest.raises(MediaFetchError, match=f"{flag} names"):
+        await files.fetch(f"file:///etc/hostname{fragment}", ByteBudget(MAX_BYTES), max_bytes=MAX_BYTES, name="image")

@@ -38,6 +38,10 @@ class TableFile:
         with opening(path):
             NewFile(path).discard()  # says now what is in the way
 
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where no row of such an item could be written."""
+        self._lead(item)
+
     def add(self, row: Row) -> None:
         """Write a row, or keep it until the columns are known."""
         if not (row.is_whole or self._settings.keep_failed):

@@ -8,7 +8,7 @@ from typing import Any
 
 from broker_pipeline.captioning.sources.location import scheme_of
 from broker_pipeline.captioning.sources.opening import media_error, need_package, open_seekable
-from broker_pipeline.captioning.sources.tables.table import NumberedRows
+from broker_pipeline.captioning.sources.tables.table import NumberedRows, check_columns
 
 _BATCH_ROWS = 32
 """Rows that are in memory at once, with their pictures."""
@@ -19,6 +19,7 @@ _FILE_MAGIC = b"ARROW1"
 def parquet_rows(location: str) -> NumberedRows:
     """Yield the rows; a row group that cannot be read is one error from its first row that could not."""
     with closing(_open_parquet(location)) as file:
+        check_columns(file.schema_arrow.names)
         first = 0
         for group in range(file.num_row_groups):
             number = first
@@ -43,6 +44,7 @@ def arrow_rows(location: str) -> NumberedRows:
     number = 0
     with _open(location) as stream:
         for batch in _batches(stream):
+            check_columns(batch.schema.names)
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 for row in batch.slice(start, _BATCH_ROWS).to_pylist():
                     yield number, row

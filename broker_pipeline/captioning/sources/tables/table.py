@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -77,6 +78,12 @@ class TableSource:
             return _item_of(self.name, id_, row.get(column), fields)
         except MediaError as error:
             return broken(id_, type(error)(f"column {printable(column)}: {error.message}"), fields)
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Raise `UnreadableFileError` where two columns have one name: a row would have one of them alone."""
+    if twice := [name for name, num in Counter(names).items() if num > 1]:
+        raise UnreadableFileError(f"two columns are called {printable(twice[0])}; give one another name")
 
 
 def _column_of(table: str, columns: Iterable[str], settings: SourceSettings) -> str:

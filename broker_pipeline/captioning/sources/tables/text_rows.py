@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline.captioning.sources.opening import open_stream
-from broker_pipeline.captioning.sources.tables.table import Cells, NumberedRows
+from broker_pipeline.captioning.sources.tables.table import Cells, NumberedRows, check_columns
 from broker_pipeline.errors import MediaError, UnreadableFileError
 
 _BOM = b"\xef\xbb\xbf"
@@ -22,6 +22,7 @@ def csv_rows(location: str, delimiter: str = ",") -> NumberedRows:
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         if reader.fieldnames is None:
             raise UnreadableFileError("the file is empty")
+        check_columns(reader.fieldnames)
         number = 0
         while True:
             try:

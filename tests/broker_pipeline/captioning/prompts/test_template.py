@@ -109,3 +109,20 @@ def test_a_value_is_no_template_and_no_html(before: str, value: str) -> None:
     prompt = render(f"{text}|{{{{ value }}}}", item)
     assert prompt == f"{text}|<{value}{{{{ name }}}}>".encode("utf-8", "backslashreplace").decode()
     assert len(prompt) <= MAX_CHARACTERS
+
+
+ODD_NAMES = sorted({*dir({}), *dir(""), "self", "loop", "range", "dict", "context", "environment", "_columns", "None"})
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_column_of_any_name_is_found_among_fields(name: str) -> None:
+    item = Item("a.parquet#1", bytes, {name: "a column"})
+    assert render(f"{{{{ fields['{name}'] }}}}", item) == "a column"
+    if not name.startswith("_"):
+        assert render(f"{{{{ fields.{name} }}}}", item) == "a column"
+
+
+@pytest.mark.parametrize("text", ["{{ self }}", "{{ range }}", "{{ dict }}", "{{ fields.items }}", "{{ name.upper }}"])
+def test_what_is_no_text_is_not_asked(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"which is no text; a column is fields\['NAME'\]"):
+        render(text)

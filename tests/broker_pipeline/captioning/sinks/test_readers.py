@@ -124,7 +124,7 @@ def test_failures_are_left_out_or_kept_with_their_reason(tmp_path: Path) -> None
 
 
 def test_a_picture_that_is_gone_is_told_when_the_rest_is_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="1 items could not be read again, and are left out: gone#1"):
+    with pytest.raises(OutputError, match="1 item could not be read again, left out: gone#1"):
         fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), [*table_rows(5), unreadable_row()])
     assert len(list(tmp_path.glob("*.tar"))) == 2
 

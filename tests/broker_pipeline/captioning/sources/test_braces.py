@@ -41,3 +41,21 @@ def test_each_path_is_opened(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigurationError, match="/c does not exist"):
         open_sources([f"{tmp_path}/{{a,c}}"])
+
+
+def test_wildcards_stand_for_what_fits_them(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.jpg", "a/.3.png", "b/c/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(1))
+
+    def names(pattern: str) -> list[str]:
+        return [item.id.removeprefix(f"{tmp_path}/") for item in open_sources([f"{tmp_path}/{pattern}"])]
+
+    assert names("a/*.png") == ["a/1.png"]
+    assert names("**/*.png") == ["a/1.png", "b/c/4.png"]
+    assert names("{b,a}/") == ["b/c/4.png", "a/1.png", "a/2.jpg"]
+    assert names("[b-z]") == ["b/c/4.png"]
+    with pytest.raises(ConfigurationError, match="does not exist, and nothing fits it as a pattern"):
+        names("a/*.gif")
+    (tmp_path / "a" / "[1].png").write_bytes(picture(2))
+    assert names("a/[1].png") == ["a/[1].png"]

@@ -12,7 +12,7 @@ from pyarrow import feather, parquet
 
 from broker_pipeline.captioning.sources.open import open_source
 from broker_pipeline.captioning.sources.settings import SourceSettings
-from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.errors import ConfigurationError, UnreadableFileError
 from tests.broker_pipeline.captioning.sources.read_items import picture, read_twice
 
 
@@ -171,3 +171,19 @@ def test_saved_data_sets_are_read_split_after_split(tmp_path: Path) -> None:
     (tmp_path / "one/state.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"state\.json of a saved data set: .*_data_files"):
         open_source(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "feather"])
+def test_columns_of_one_name_are_told(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    table = pa.Table.from_arrays([pa.array(["a.png"]), pa.array(["x"]), pa.array(["y"])], names=["path", "tag", "tag"])
+    if ending == "csv":
+        path.write_text("path,tag,tag\na.png,x,y\n")
+    elif ending == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    [item] = open_source(str(path))
+    with pytest.raises(UnreadableFileError, match="two columns are called tag"):
+        item.read()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from broker_pipeline.captioning.sources.open import open_source
+from broker_pipeline.captioning.sources.open import open_source, open_sources
 from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.captioning.sources.tar import TarSource
 from tests.broker_pipeline.captioning.sources.read_items import picture, read_twice
@@ -55,11 +55,13 @@ def test_a_tar_of_pictures_needs_no_keys_and_counts_the_rest(tmp_path: Path) -> 
 def test_several_pictures_of_a_key_and_keys_that_come_again_are_kept_apart(tmp_path: Path) -> None:
     members = [("a.1.jpg", b"1"), ("a.2.jpg", b"2"), ("b.jpg", b"3"), ("b.mask.png", b"4"), ("c.jpg", b"5")]
     path = write_tar(tmp_path / "a.tar", [*members, ("b.jpg", b"6"), ("d.jpg", b"7"), ("d.jpg", b"8")])
-    found = read_twice(open_source(str(path)))
+    source = open_sources([str(path)])
+    found = read_twice(source)
     assert [(id_.rpartition("::")[2], content) for id_, content, _ in found] == [
         ("a.1.jpg", b"1"), ("a.2.jpg", b"2"), ("b", b"3"), ("c", b"5"), (f"b@{5 * 1024}", b"6"), ("d", b"7"),
         (f"d@{7 * 1024}", b"8"),
     ]  # fmt: skip
+    assert source.repeated == {f"{path}::b@{5 * 1024}": 2}
 
 
 def test_videos_are_members_where_they_are_asked_for(tmp_path: Path) -> None:
