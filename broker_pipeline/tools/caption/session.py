@@ -127,10 +127,10 @@ class CaptionSession:
             return summary.num_failed == 0
 
     def _sinks(self) -> list[Sink]:
-        """Return the sinks, which take what the source has, as far as that shows before anything is asked."""
+        """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
         sinks = sinks_of(self._settings.paths, self._prompting.names, self._options)
         checks = [sink.check for sink in sinks if isinstance(sink, Sidecars | TableFile)]
-        for item in self._found.chain.samples() if checks and self._found.chain else ():
+        for item in self._found.chain.samples() if self._found.chain else ():
             for check in checks:
                 check(item)
         return sinks
@@ -185,9 +185,9 @@ class CaptionSession:
             ahead = status.queue.num_waiting + status.queue.num_in_progress
             waits = f", behind {counted(ahead, 'job')} that came before" if ahead else ""
             seconds = clock_text((num + ahead) / rate)
-            say(self._console, f"{counted(num, 'answer')} in {seconds} at {rate:.1f}/s, {since}{waits}")
+            say(self._console, f"{counted(num, 'answer')} in {seconds} at {rate:.3g}/s, {since}{waits}")
         else:
-            say(self._console, f"{rate:.1f} answers/s, {since}")
+            say(self._console, f"{rate:.3g} answers/s, {since}")
 
     def _most_tokens(self) -> str:
         most = self._prompting.base.sampling.max_tokens
@@ -267,8 +267,9 @@ def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
     """Return captions per second, and in which time that was."""
     if conductor.captions_per_s:
         return conductor.captions_per_s, "the rate of the last ten seconds"
+    busy_s = max((worker.totals.busy_s for worker in (*conductor.stages, *conductor.vision)), default=0.0)
     num = conductor.num_finished.get("succeeded", 0)
-    return num / max(conductor.uptime_s, 1.0), "the mean since the conductor began, idle times included"
+    return (num / busy_s if busy_s else 0.0), "by what the busiest worker has taken for each so far"
 
 
 def nothing_there(chain: Chain | None) -> InvalidRequestError:

@@ -338,6 +338,7 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["pictures", "set-00000.tar", "--sidecar", ".txt"], "--sidecar-dir says where"),
         (["http://127.0.0.1:1/a.parquet", "--to", "metadata.jsonl"], "it is no file of this machine"),
         (["pictures/*.gif"], "nothing fits it as a pattern"),
+        (["pictures", "in.parquet", "--image-column", "nope"], "in.parquet has no such column, but image, number"),
     ],
 )
 async def test_what_is_wrong_is_said_before_anything_is_asked(
