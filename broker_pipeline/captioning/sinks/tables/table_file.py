@@ -46,7 +46,13 @@ class TableFile:
         """Write a row, or keep it until the columns are known."""
         if not (row.is_whole or self._settings.keep_failed):
             return
-        record = record_of(row, self._settings, self._lead(row.item))
+        try:
+            lead = self._lead(row.item)
+        except ConfigurationError:
+            if row.is_whole:
+                raise
+            return  # it failed, and there is no picture that metadata could be about
+        record = record_of(row, self._settings, lead)
         with writing(self._path):
             if self._table:
                 self._table.add(record)

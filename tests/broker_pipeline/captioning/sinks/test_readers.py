@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.target import open_sink
-from broker_pipeline.errors import ConfigurationError, OutputError
+from broker_pipeline.captioning.sources.item import broken
+from broker_pipeline.errors import ConfigurationError, OutputError, UnreadableFileError
 from tests.broker_pipeline.captioning.sinks.made_rows import HOSTILE, file_row, fill, line, table_rows, unreadable_row
 from tests.kit.running.captioner import folder
 
@@ -191,3 +193,12 @@ def test_what_is_too_deep_is_said(tmp_path: Path) -> None:
     object.__setattr__(rows[0].item, "fields", {"deep": deep})
     with pytest.raises(ConfigurationError, match="too deep"):
         fill(open_sink(f"{tmp_path}/out.jsonl", SinkSettings()), rows)
+
+
+def test_what_failed_and_is_no_file_is_left_out_of_metadata(tmp_path: Path) -> None:
+    [picture] = folder(tmp_path, 1).rglob("*.png")
+    gone = Row(broken("in.csv#1", UnreadableFileError("it is gone")), {"caption": line("in.csv#1", None, "refused")})
+    target = tmp_path / "metadata.jsonl"
+    fill(open_sink(str(target), SinkSettings(keep_failed=True)), [file_row(picture), gone, file_row(picture, None)])
+    rows = [json.loads(text) for text in target.read_text().splitlines()]
+    assert [(row["caption"], row["error"]) for row in rows] == [("a picture", None), (None, "out of luck")]
