@@ -267,7 +267,8 @@ def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
     """Return captions per second, and in which time that was."""
     if conductor.captions_per_s:
         return conductor.captions_per_s, "the rate of the last ten seconds"
-    busy_s = max((worker.totals.busy_s for worker in (*conductor.stages, *conductor.vision)), default=0.0)
+    totals = [*(stage.totals for stage in conductor.stages), *(worker.totals for worker in conductor.vision)]
+    busy_s = max((each.busy_s for each in totals), default=0.0)
     num = conductor.num_finished.get("succeeded", 0)
     return (num / busy_s if busy_s else 0.0), "by what the busiest worker has taken for each so far"
 
