@@ -114,6 +114,11 @@ _H100_SHEET = (3.35, 989)
 _UNKNOWN_SHEET = (0.5, 80)
 
 
+def is_known_gpu(name: str) -> bool:
+    """Whether `gpu` knows rates by this name, where it guesses otherwise."""
+    return any(_is_named(key, name) for key in (_H100.name, _H200.name, *_SHEETS))
+
+
 def gpu(name: str, memory_bytes: int) -> Device:
     """Return a GPU by the name that its driver gives it: measured, scaled from its data sheet, or a cautious guess."""
     for known in (_H200, _H100):

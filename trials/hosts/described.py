@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.planning.devices import EDGES, Device, gpu, whole_processor
+from broker_pipeline.planning.devices import EDGES, Device, gpu, is_known_gpu, whole_processor
 from broker_pipeline.planning.fleet.fleet import Fleet
 from broker_pipeline.planning.measured import LayerTimes, measured_device
 from broker_pipeline.planning.network import Link, Network
@@ -40,6 +40,7 @@ def read_hosts(path: Path) -> DescribedHosts:
     file = read_hosts_file(path)
     _check_names(path, file)
     probes = [_probe_of(path, host) for host in file.hosts]
+    _check_devices(path, file)
     devices = [_devices(host, probe) for host, probe in zip(file.hosts, probes, strict=True)]
     if not any(devices):
         raise _wrong(path, "no host has a device")
@@ -69,6 +70,19 @@ def _check_names(path: Path, file: HostsFile) -> None:
                 f'host {host.name} has no device and no role: give it probe = "FILE", devices = [{{ name = …, '
                 'memory_gb = … }], or roles = ["broker"] or ["gateway"]',
             )
+
+
+def _check_devices(path: Path, file: HostsFile) -> None:
+    """Refuse a name that was mistyped: it would be planned as a slow GPU."""
+    for host in file.hosts:
+        for entry in host.devices:
+            if not (entry.decode_layer_ms or entry.name.lower() == "cpu" or is_known_gpu(entry.name)):
+                raise _wrong(
+                    path,
+                    f"host {host.name} has a device called {entry.name!r}, whose rates are not known: correct the name "
+                    "(cpu, or as nvidia-smi has it), give its times (shape, decode_layer_ms, prefill_layer_ms), or "
+                    "use what `broker-pipeline probe` writes there",
+                )
 
 
 def _probe_of(path: Path, host: HostEntry) -> HostProbe | None:

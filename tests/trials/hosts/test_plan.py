@@ -183,6 +183,7 @@ def test_env_files_do_not_overwrite(tmp_path: Path) -> None:
         ('"10.0.0.2"', '"10.0.0"', "line 9: hosts[1]: address '10.0.0' is neither a host's name nor an IP address"),
         ('"gpu-1"\nadd', '"gpu-2"\nadd', "2 hosts have the name gpu-2"),
         ('devices = [{ name = "NVIDIA L40S", memory_gb = 48 }]', "", "host gpu-1 has no device and no role: give it"),
+        ("NVIDIA L40S", "NVIDIA L4OS", "host gpu-1 has a device called 'NVIDIA L4OS', whose rates are not known"),
         ("cores = 16", 'roles = ["broker"]', "front and gpu-1 both have the role broker"),
         ("cores = 16", 'probe = "gpu-1.json"', "host gpu-1 has both a probe and devices"),
         ('["gpu-1", "gpu-2"]', '["gpu-1", "gpu-3"]', "a link names gpu-3, and hosts are front, gpu-1, gpu-2"),
