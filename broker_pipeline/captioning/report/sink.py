@@ -34,7 +34,9 @@ class ReportSink:
         self._sample.add(row)
 
     def close(self, *, is_whole: bool) -> None:
-        """Write the page. Raises `OutputError`."""
+        """Write the page; without items, an earlier one is kept. Raises `OutputError`."""
+        if not self._tally.num_items and self._path.exists():
+            return
         heading = Heading(self._title, self._began_at, self._clock(), is_whole)
         page = render_page(heading, self._tally, self._sample.rows())
         write_whole(self._path, page.encode(), field="report")

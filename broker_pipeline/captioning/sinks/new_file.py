@@ -112,6 +112,11 @@ def writing(path: Path, *, field: str = "to") -> Iterator[None]:
         raise OutputError(text, field=field) from error
 
 
+def nothing_to_replace(path: Path) -> OutputError:
+    """Return the error for a run without rows, where an earlier one has left some."""
+    return OutputError(f"--to {printable(path)}: no item has a caption; what an earlier run wrote is kept", field="to")
+
+
 def write_whole(path: Path, content: bytes, *, field: str = "to", is_synced: bool = True) -> None:
     """Write a small file; raises `OutputError`, or `ConfigurationError` where none can stand there."""
     with writing(path, field=field):

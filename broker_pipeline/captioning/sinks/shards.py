@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from broker_pipeline.captioning.sinks.manifest import Manifest, Shard, load_manifest, save_manifest
-from broker_pipeline.captioning.sinks.new_file import NewFile, opening, writing
+from broker_pipeline.captioning.sinks.new_file import NewFile, nothing_to_replace, opening, writing
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.texts import valid
@@ -83,6 +83,8 @@ class Shards:
             return
         if self._rows:
             self._complete()
+        if not self.shards and self._listed:
+            raise nothing_to_replace(self._pattern)
         with writing(self._path):
             for left in self._left():
                 (self._pattern.parent / left).unlink(missing_ok=True)

@@ -163,6 +163,26 @@ async def test_what_a_guard_drops_is_in_no_sink_and_is_not_asked_again(
     assert conductor.seen.total() == 3
 
 
+async def test_a_run_without_captions_keeps_what_an_earlier_one_wrote(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    folder(captioner.directory / "pictures", 2)
+    argv = ("pictures", "--to=out.csv", "--to=set/a-%05d.tar", "--to=hub/")
+    assert (await captioner.run(*argv)).code == 0
+    written = [
+        *captioner.directory.glob("set/*"),
+        *captioner.directory.glob("hub/**/*.*"),
+        captioner.directory / "out.csv",
+    ]
+    before = {path: path.read_bytes() for path in written}
+    conductor.says = lambda _: Failure("compute", "no")
+    run = await captioner.run(*argv, "--again")
+    assert run.code != 0, run.text
+    assert "no item has a caption; what an earlier run wrote is kept" in run.text
+    assert "Traceback" not in run.text
+    assert {path: path.read_bytes() for path in written} == before
+
+
 async def test_only_what_failed_is_asked_again_where_that_is_wanted(
     captioner: Captioner, conductor: CaptioningConductor
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from broker_pipeline.captioning.sinks.new_file import NewFile, opening, writing
+from broker_pipeline.captioning.sinks.new_file import NewFile, nothing_to_replace, opening, writing
 from broker_pipeline.captioning.sinks.record import Record, record_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
@@ -72,6 +72,8 @@ class TableFile:
 
     def _commit(self) -> None:
         with writing(self._path):
+            if not (self._table or self._first) and self._path.exists():
+                raise nothing_to_replace(self._path)
             (self._table or self._begin()).finish()
             assert self._file, "begun"
             self._file.commit()
