@@ -17,6 +17,9 @@ from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.errors import ConfigurationError, UnreadableFileError
 from broker_pipeline.process.terminal import printable
 
+_HOLDING = (".tar", ".tgz", ".parquet", ".arrow", ".feather")
+"""Files that hold pictures: in a folder they are not looked into."""
+
 
 @dataclass(slots=True)
 class Known:
@@ -121,7 +124,9 @@ def facts_of(path: str) -> os.stat_result:
 def left_out_text(left_out: Counter[str]) -> str:
     """Say what was left out, the most frequent ending first."""
     endings = (f"{count} {printable(ending) or 'without ending'}" for ending, count in left_out.most_common())
-    return f"left out, as not named like pictures: {', '.join(endings)}"
+    holding = ", ".join(f"'FOLDER/*{ending}'" for ending in _HOLDING if ending in left_out)
+    advice = f"; read where they are named: {holding}" if holding else ""
+    return f"left out, as not named like pictures: {', '.join(endings)}{advice}"
 
 
 def _facts(path: str) -> os.stat_result | None:

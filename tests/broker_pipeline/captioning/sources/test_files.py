@@ -65,6 +65,15 @@ def test_every_format_that_is_decoded_is_found(tmp_path: Path, name: str) -> Non
     assert names(tmp_path, opened(tmp_path)) == [name]
 
 
+def test_tars_in_a_folder_are_said_to_be_left_out_and_how_they_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.tar", "c.tar", "d.txt")
+    source = opened(tmp_path)
+    assert names(tmp_path, source) == ["a.png"]
+    said = left_out_text(source.left_out)
+    assert "2 .tar, 1 .txt" in said
+    assert said.endswith("read where they are named: 'FOLDER/*.tar'")
+
+
 def test_videos_are_taken_where_they_are_asked_for_or_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.MP4", "c.webm")
     assert [item.is_video for item in opened(tmp_path, videos=True)] == [False, True, True]
