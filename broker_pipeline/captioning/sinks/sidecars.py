@@ -19,6 +19,7 @@ from broker_pipeline.captioning.sinks.record import captions_of
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sources.item import Item
+from broker_pipeline.captioning.sources.location import scheme_of
 from broker_pipeline.errors import ConfigurationError, OutputError
 from broker_pipeline.process.terminal import printable
 
@@ -83,7 +84,7 @@ class Sidecars:
 
     def _below(self, item: Item) -> str:
         """Return an item's path below its root, or what stands for one, without ending."""
-        if (path := item.path) is None:
+        if (path := item.path) is None or scheme_of(item.id):
             return path_of(item)
         whole = Path(os.path.abspath(path))  # noqa: PTH100
         root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)

@@ -9,7 +9,7 @@ from itertools import islice
 
 from broker_pipeline.captioning.sources.files import FilesSource, Known
 from broker_pipeline.captioning.sources.item import Item, Source
-from broker_pipeline.captioning.sources.location import scheme_of
+from broker_pipeline.captioning.sources.location import local_path
 from broker_pipeline.captioning.sources.path_list import ListSource
 from broker_pipeline.captioning.sources.tar import TarSource
 from broker_pipeline.errors import MediaError
@@ -73,7 +73,7 @@ class Chain:
         for part in self.parts:
             if isinstance(part, Chain):
                 yield from part.samples()
-            elif isinstance(part, TarSource) or (scheme_of(part.name) and not isinstance(part, ListSource)):
+            elif isinstance(part, TarSource) or (local_path(part.name) is None and not isinstance(part, ListSource)):
                 yield Item(part.name, bytes)  # nothing of it is a file of its own here
             elif not isinstance(part, ListSource):
                 yield from islice(filter(_is_there, islice(iter(part), _NUM_LOOKED_AT)), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from broker_pipeline.errors import UnreadableFileError
 from broker_pipeline.process.terminal import printable
@@ -17,6 +17,16 @@ def scheme_of(location: str) -> str:
     """Return `https` of `https://…`, and nothing of a path."""
     found = _SCHEME.match(location)
     return found[1].lower() if found else ""
+
+
+def local_path(location: str) -> str | None:
+    """Return the path of this machine that a path or `file:` URL means; None for other URLs."""
+    if not (scheme := scheme_of(location)):
+        return location
+    if scheme != "file":
+        return None
+    path = location[len("file://") :]
+    return path if os.path.lexists(path) else unquote(path)  # fsspec's own URLs are not quoted
 
 
 def file_name(location: str) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from broker_pipeline.captioning.sources.item import Item
-from broker_pipeline.captioning.sources.location import ending_of, scheme_of
+from broker_pipeline.captioning.sources.location import ending_of, local_path
 from broker_pipeline.captioning.sources.opening import fetch, need_package
 from broker_pipeline.captioning.sources.reading import read_file
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS
@@ -18,10 +18,10 @@ from broker_pipeline.process.terminal import printable
 def item_at(id: str, location: str, fields: Mapping[str, object] | None = None) -> Item:  # noqa: A002 - its field
     """Return the item of a picture or video; raises `ConfigurationError` for a URL where there is no fsspec."""
     is_video = ending_of(location) in VIDEO_ENDINGS
-    if scheme_of(location):
+    if (local := local_path(location)) is None:
         need_package("fsspec", "a picture behind a URL")
         return Item(id, partial(fetch, location), fields or {}, is_video=is_video, url=location.partition("#")[0])
-    path = Path(location)
+    path = Path(local)
     read = partial(read_file, path) if id == location else partial(_read_named, path)
     return Item(id, read, fields or {}, path, is_video)
 

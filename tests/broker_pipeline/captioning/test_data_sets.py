@@ -71,6 +71,19 @@ async def test_a_url_on_the_command_line_stays_one(captioner: Captioner, conduct
     assert "5 had captions already" in again.text
 
 
+async def test_a_file_url_is_a_file_that_sidecars_and_metadata_can_be_about(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    pictures = captioner.directory / "my pictures"
+    folder(pictures, 3)
+    argv = (f"{pictures.as_uri()}/part-0/000.png", f"file://{pictures}/part-1/")
+    run = await captioner.run(*argv, "--sidecar", ".txt", "--to", "my pictures/metadata.jsonl")
+    assert run.code == 0, run.text
+    assert sorted(path.name for path in pictures.rglob("*.txt")) == ["000.txt", "001.txt"]
+    named = [row["file_name"] for row in lines(pictures / "metadata.jsonl")]
+    assert named == ["part-0/000.png", "part-1/001.png"]
+
+
 async def test_a_run_that_is_killed_goes_on_with_each_row_once(
     captioner: Captioner, conductor: CaptioningConductor
 ) -> None:
