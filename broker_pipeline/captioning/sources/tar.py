@@ -18,6 +18,7 @@ from broker_pipeline.captioning.sources.opening import media_error, open_stream
 from broker_pipeline.captioning.sources.reading import check_size
 from broker_pipeline.captioning.sources.seen_keys import SeenKeys
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS, SourceSettings
+from broker_pipeline.captioning.sources.strict_json import strict_json
 from broker_pipeline.errors import MediaError, UnreadableFileError
 from broker_pipeline.process.terminal import printable
 
@@ -175,7 +176,7 @@ def _fields_of(group: list[_Member]) -> dict[str, object]:
     for each in group:
         try:
             if each.ending == ".json":
-                value = msgspec.json.decode(each.read())
+                value = strict_json(each.read())
                 fields |= value if isinstance(value, dict) else {"json": value}
             elif each.ending in _TEXTS:
                 fields[each.ending[1:]] = each.read().decode()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from broker_pipeline.captioning.sources.opening import open_stream
+from broker_pipeline.captioning.sources.strict_json import strict_json
 from broker_pipeline.captioning.sources.tables.table import Cells, NumberedRows, check_columns
 from broker_pipeline.errors import MediaError, UnreadableFileError
 
@@ -41,7 +42,7 @@ def jsonl_rows(location: str) -> NumberedRows:
     with open_stream(location) as lines:
         for number, line in enumerate(lines):
             if line.strip():
-                yield number, _decoded(line.removeprefix(_BOM))
+                yield number, _decoded(number, line.removeprefix(_BOM))
 
 
 def _checked(row: dict[Any, Any]) -> Cells | MediaError:
@@ -54,8 +55,9 @@ def _checked(row: dict[Any, Any]) -> Cells | MediaError:
     return row
 
 
-def _decoded(line: bytes) -> Cells | MediaError:
+def _decoded(number: int, line: bytes) -> Cells | MediaError:
     try:
-        return msgspec.json.decode(line, type=dict[str, Any])
+        row = strict_json(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return UnreadableFileError(f"the line is no JSON object: {error}")
+        return UnreadableFileError(f"line {number + 1} is no JSON object: {error}")
+    return row if isinstance(row, dict) else UnreadableFileError(f"line {number + 1} is no JSON object")

@@ -97,7 +97,7 @@ def test_lines_that_are_broken_fail_alone(tmp_path: Path) -> None:
     found = read_twice(open_source(str(tmp_path / "a.jsonl")))
     assert [id_.rpartition("#")[2] for id_, _, _ in found] == ["0", "1", "3", "4", "5"]
     assert [content for _, content, _ in found if isinstance(content, bytes)] == [b"a", b"a"]
-    assert str(found[1][1]).startswith("the line is no JSON object: ")
+    assert str(found[1][1]).startswith("line 2 is no JSON object")
     long = f"{'x' * 200_000}"
     (tmp_path / "a.csv").write_bytes(
         b"path,said\r\na.png,1\r\na.png,\xff\r\na.png,1,2\r\n" + f"a.png,{long}\r\n".encode() + b"a.png\r\n"
@@ -187,3 +187,17 @@ def test_columns_of_one_name_are_told(tmp_path: Path, ending: str) -> None:
     [item] = open_source(str(path))
     with pytest.raises(UnreadableFileError, match="two columns are called tag"):
         item.read()
+
+
+def test_a_key_twice_in_an_object_fails_its_row_by_line_and_key(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    path = tmp_path / "a.jsonl"
+    texts = ['{"path": "a.png"}', '{"path": "a.png", "path": "b.png"}', '{"path": "a.png", "at": {"x": 1, "x": 2}}']
+    path.write_text("\n".join([*texts, texts[0]]))
+    found = read_twice(open_source(str(path)))
+    assert [content for _, content, _ in found] == [
+        picture(1),
+        "line 2 is no JSON object: the key 'path' is there twice",
+        "line 3 is no JSON object: the key 'x' is there twice",
+        picture(1),
+    ]
