@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 
 import msgspec
 
@@ -20,6 +21,8 @@ from broker_pipeline.process.terminal import printable
 _LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
 """What JSON leaves as it is and some readers take for the end of a line."""
 BOM = b"\xef\xbb\xbf"
+_OWN = re.compile(r"[/\d]|\w\.\w")
+"""In words of a message that are an item's own: numbers and paths."""
 
 
 class Timings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -127,3 +130,10 @@ def _is_utf8(name: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def failure_kind(line: CaptionLine) -> tuple[str, str]:
+    """Return the code of a failure, and its message without what is an item's own: numbers and paths."""
+    if not line.error:
+        return line.status, ""
+    return line.error.code, " ".join("…" if _OWN.search(word) else word for word in line.error.message.split())

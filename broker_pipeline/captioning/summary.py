@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from broker_pipeline.captioning.line import CaptionLine
+from broker_pipeline.captioning.line import CaptionLine, failure_kind
 
 _NUM_EXAMPLES = 3
+_MAX_REASONS = 20
 
 
 @dataclass(slots=True)
@@ -35,8 +36,8 @@ class Summary:
     """Left out by what was asked: items that had not failed, for `--only-failed`."""
     num_left_running: int = 0
     """Jobs that the gateway goes on with although nobody waits here any more."""
-    failures: dict[str, Failures] = field(default_factory=dict)
-    """By code."""
+    failures: dict[tuple[str, str], Failures] = field(default_factory=dict)
+    """By code and reason; further reasons of a code, where there are many, are one."""
     guards: Counter[str] = field(default_factory=Counter)
     """Captions that a guard found something wrong with in the end, by what that was."""
 
@@ -63,8 +64,10 @@ class Summary:
             self.num_captioned += 1
 
     def _note(self, line: CaptionLine) -> None:
-        code, message = (line.error.code, line.error.message) if line.error else (line.status, "")
-        found = self.failures.setdefault(code, Failures(message))
+        kind = failure_kind(line)
+        if kind not in self.failures and len(self.failures) >= _MAX_REASONS:
+            kind = kind[0], "other reasons"
+        found = self.failures.setdefault(kind, Failures(line.error.message if line.error else ""))
         found.num += 1
         if len(found.examples) < _NUM_EXAMPLES:
             found.examples.append(line.path)

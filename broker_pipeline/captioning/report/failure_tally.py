@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker_pipeline.captioning.line import CaptionLine
+from broker_pipeline.captioning.line import CaptionLine, failure_kind
 from broker_pipeline.captioning.report.shown_text import shown
 
 _MAX_REASONS = 20
@@ -31,20 +31,20 @@ class FailureReason:
 
 
 class FailureTally:
-    """Counts failures by code."""
+    """Counts failures by code and reason."""
 
     def __init__(self) -> None:
-        self._reasons: dict[str, FailureReason] = {}
+        self._reasons: dict[tuple[str, str], FailureReason] = {}
         self.num_others = 0
         """Failures for reasons that came when there were too many."""
 
     def add(self, id: str, line: CaptionLine) -> None:  # noqa: A002 - its field
         """Count the line of an item that has failed."""
-        code = shown(line.error.code if line.error else line.status, _MAX_TEXT)
-        if code not in self._reasons and len(self._reasons) == _MAX_REASONS:
+        kind = failure_kind(line)
+        if kind not in self._reasons and len(self._reasons) == _MAX_REASONS:
             self.num_others += 1
             return
-        reason = self._reasons.setdefault(code, FailureReason(code))
+        reason = self._reasons.setdefault(kind, FailureReason(shown(kind[0], _MAX_TEXT)))
         reason.num += 1
         if len(reason.examples) < _NUM_EXAMPLES:
             message = line.error.message if line.error else ""

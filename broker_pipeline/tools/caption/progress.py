@@ -110,7 +110,7 @@ def print_summary(console: Console, summary: Summary, out: str, elapsed_s: float
     }
     facts += [f"{num} {what}" for what, num in counts.items() if num]
     say(console, f"{', '.join(facts)}; in {out}")
-    for code, failed in sorted(summary.failures.items(), key=lambda each: -each[1].num):
+    for (code, _), failed in sorted(summary.failures.items(), key=lambda each: -each[1].num):
         _say_failures(console, code, failed)
     for reason, num in summary.guards.most_common():
         say(console, f"  guard: {num} x {printable(reason)}")

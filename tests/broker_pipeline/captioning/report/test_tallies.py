@@ -14,6 +14,7 @@ from broker_pipeline.captioning.report.frequent import Frequent
 from broker_pipeline.captioning.report.histogram import Histogram
 from broker_pipeline.captioning.report.repetitions import Repetitions
 from broker_pipeline.captioning.report.row_tally import Judgement, RowTally
+from broker_pipeline.captioning.summary import Summary
 from tests.broker_pipeline.captioning.report.rows import failed, line, row
 
 
@@ -114,3 +115,16 @@ def test_failures_have_reasons_and_examples() -> None:
     assert (first.code, first.num) == ("compute", 50)
     assert [example.id for example in first.examples] == ["1.png", "3.png", "5.png"]
     assert (len(others), tally.num_others) == (19, 31)
+
+
+def test_failures_of_one_code_are_apart_by_reason_and_not_by_what_is_an_items_own() -> None:
+    tally, summary = FailureTally(), Summary()
+    messages = [f"/pictures/{n}.png: No such file" for n in range(5)] + [
+        f"line {n} is no JSON object" for n in range(3)
+    ]
+    for number, message in enumerate(messages):
+        failure = failed(code="unreadable_file", message=message)
+        tally.add(f"{number}.png", failure)
+        summary.count([failure])
+    assert [(reason.code, reason.num) for reason in tally.reasons()] == [("unreadable_file", 5), ("unreadable_file", 3)]
+    assert [(each.message, each.num) for each in summary.failures.values()] == [(messages[0], 5), (messages[5], 3)]
