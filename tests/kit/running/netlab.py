@@ -107,7 +107,7 @@ def netlab(num_hosts: int, shape: LinkShape) -> Iterator[Netlab]:
     lab = Netlab(f"bp{os.getpid()}", num_hosts)
     _remove_left_over()
     with ExitStack() as stack:
-        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        before = signal.signal(signal.SIGTERM, _interrupt)
         stack.callback(signal.signal, signal.SIGTERM, before)
         for host in range(num_hosts + 1):
             _ip("netns", "add", lab.namespace(host))
@@ -117,6 +117,11 @@ def netlab(num_hosts: int, shape: LinkShape) -> Iterator[Netlab]:
         for host in range(1, num_hosts + 1):
             stack.enter_context(_link(lab, host, shape))
         yield lab
+
+
+def _interrupt(*_: object) -> None:
+    """End in order. Not by SIGINT, which is ignored in what a shell has started in the background."""
+    raise KeyboardInterrupt
 
 
 @contextmanager
