@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from broker_pipeline.captioning.sinks.shards import NUMBER, shards_of
 from broker_pipeline.captioning.sources.braces import expanded, is_wildcard, without_braces
-from broker_pipeline.captioning.sources.location import ending_of, scheme_of
+from broker_pipeline.captioning.sources.location import ending_of, local_path
 from broker_pipeline.captioning.sources.remote_folder import is_pattern
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS
 from broker_pipeline.errors import ConfigurationError
@@ -73,7 +72,7 @@ def _is_read(target: str, source: str) -> bool:
 
 def _patterns(source: str) -> Iterator[str]:
     for each in without_braces(source):
-        place = unquote(urlsplit(each).path) if scheme_of(each) == "file" else each
+        place = local_path(each) or each
         if is_wildcard(each) or (place != each and is_pattern(each)):
             yield os.path.realpath(place)
         elif place != each and Path(place).is_dir():
