@@ -78,13 +78,13 @@ class _Protocol(RequestHandler):
     ) -> web.StreamResponse:
         """Answer, and end the connection: where the next request would begin is unknown."""
         name = begin(request).name
-        is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if is_ours or request.writer.output_size:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size:
             super().handle_error(request, status, exc, message)  # logs it, and raises where an answer has begun
-        reason = HTTPStatus(status).phrase if is_ours else _reason(exc)
-        log.info("request_unreadable", request_id=name, reason=reason)
-        failure = Failure("internal" if is_ours else "invalid_request", f"this is no request of HTTP/1.1: {reason}")
-        answer = failure_answer(status, failure, {HEADER: name})
+            code, reason = "internal", HTTPStatus(status).phrase
+        else:
+            code, reason = "invalid_request", _reason(exc)
+            log.info("request_unreadable", request_id=name, reason=reason)
+        answer = failure_answer(status, Failure(code, f"this is no request of HTTP/1.1: {reason}"), {HEADER: name})
         answer.force_close()
         return answer
 
