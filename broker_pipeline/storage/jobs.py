@@ -247,7 +247,8 @@ class JobQueue:
         """Return the next job, or None when none has come within `timeout_s` seconds.
 
         Up to `num_wanted` that are there are asked for together, of the flows that `plan` says, or some of each:
-        whoever asks for many calls as often, and soon.
+        whoever asks for many calls as often, and soon. Who asks for one at a time gets a hundred a second: the server
+        is asked every `_LOOK_PAUSE_S` at most.
 
         May be cancelled: a job that arrives afterwards is kept for the next call, or requeued by `close`. Raises
         `TransportError` when the server cannot be reached, or has lost the queue and has no room for another.

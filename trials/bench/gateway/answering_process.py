@@ -38,15 +38,15 @@ async def _answer(nats_url: str, redis_url: str, namespace: str, has_tokens: boo
         media = MediaStore(transport, redis, namespace)
         answerer = _Answerer(transport, JobStore(redis, namespace), media, namespace, has_tokens)
         await queue.ensure(update=False)
-        turns = asyncio.Semaphore(_NUM_AT_ONCE)
+        running: set[asyncio.Task[None]] = set()
         async with queue, asyncio.TaskGroup() as group:
             pipe.send_bytes(b"ready")
             while True:
-                await turns.acquire()
-                if (delivery := await queue.pull(1.0)) is not None:
-                    group.create_task(answerer.run(delivery)).add_done_callback(lambda _: turns.release())
-                else:
-                    turns.release()
+                if len(running) == _NUM_AT_ONCE:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                if (delivery := await queue.pull(1.0, _NUM_AT_ONCE - len(running))) is not None:
+                    running.add(task := group.create_task(answerer.run(delivery)))
+                    task.add_done_callback(running.discard)
 
 
 @dataclass(frozen=True, slots=True)
