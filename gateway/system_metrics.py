@@ -30,6 +30,16 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
         "Times that a session gave its KV to older ones.",
         lambda conductor: conductor.num_preemptions,
     ),
+    (
+        "prompt_tokens",
+        "Tokens of the prompts that the conductors of now have sent.",
+        lambda conductor: conductor.num_prompt_tokens,
+    ),
+    (
+        "copied_prompt_tokens",
+        "Those of them whose KV was copied from another session.",
+        lambda conductor: conductor.num_copied_tokens,
+    ),
     ("captions_per_second", "Jobs that succeeded, lately.", lambda conductor: conductor.captions_per_s),
 )
 

@@ -34,6 +34,11 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @option("--max-batch-tokens", default=8192, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
 @option("--kv-step-tokens", default=128, type=click.IntRange(min=1), help="Tokens of KV that sessions reserve ahead.")
 @option(
+    "--copy-prefixes/--no-copy-prefixes",
+    default=True,
+    help="Copy the KV of prompts that begin as a running one does, such as several about one picture.",
+)
+@option(
     "--default-max-tokens",
     type=click.IntRange(min=1),
     help="Output limit of jobs that ask for none, cut to the room that their prompts leave. "

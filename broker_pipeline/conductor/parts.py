@@ -161,6 +161,7 @@ class Parts:
                 timeout_s=around.settings.prepare_timeout_s,
                 route_timeout_s=around.settings.route_timeout_s,
             ),
+            copies_prefixes=around.settings.copy_prefixes,
         )
 
     def _load(self) -> Load:

@@ -107,6 +107,8 @@ class Reporter:
             num_finished=dict(parts.live.num_finished),
             num_replays=parts.live.num_replays,
             num_preemptions=parts.scheduler.growth.num_preemptions,
+            num_prompt_tokens=parts.scheduler.batches.num_prompt_tokens,
+            num_copied_tokens=parts.scheduler.batches.num_copied_tokens,
             num_uncommitted_tokens=parts.committer.num_tokens,
             hedges=self._hedges(),
             limits=self._around.model.shown_limits(parts.workers.longest_session),

@@ -33,6 +33,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_batch_tokens: PositiveInt = 8192
     kv_step_tokens: PositiveInt = 128
     """KV that a session reserves ahead."""
+    copy_prefixes: bool = True
+    """Whether sessions begin with KV of others whose prompts begin alike."""
     default_max_tokens: PositiveInt | None = None
     """Output limit of jobs that ask for none; None: the model's, or a share of the room."""
     max_attempts: PositiveInt = 5

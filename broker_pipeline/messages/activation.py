@@ -41,6 +41,16 @@ class Segment(WireStruct, frozen=True, kw_only=True):
     visual: tuple[VisualSpan, ...] = ()
 
 
+class SharedPrefix(WireStruct, frozen=True, kw_only=True):
+    """The first tokens of a session, which another one that is open on the same stages has in KV: to be copied."""
+
+    session: SessionRef
+    attempt: PositiveCount
+    num_tokens: PositiveCount
+    num_rows: Count = 0
+    """Visual rows that these tokens stand for, which the session needs no more."""
+
+
 class SessionOpen(WireStruct, frozen=True, kw_only=True):
     """Opens a session on every stage of the route."""
 
@@ -52,6 +62,8 @@ class SessionOpen(WireStruct, frozen=True, kw_only=True):
     sampling: SamplingSettings
     num_history_tokens: Count = 0
     """Tokens of this session in the tensor `history` (int32, sessions in the order of `opens`); 0 where not needed."""
+    prefix: SharedPrefix | None = None
+    """Then the session's first segment starts behind it. Only for workers that say `copies_prefixes`."""
 
 
 class SessionClose(WireStruct, frozen=True, kw_only=True):

@@ -34,6 +34,8 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         num_finished=_total(each.num_finished for each in statuses),
         num_replays=sum(each.num_replays for each in statuses),
         num_preemptions=sum(each.num_preemptions for each in statuses),
+        num_prompt_tokens=sum(each.num_prompt_tokens for each in statuses),
+        num_copied_tokens=sum(each.num_copied_tokens for each in statuses),
         num_uncommitted_tokens=sum(each.num_uncommitted_tokens for each in statuses),
         limits=_strictest([each.limits for each in statuses if each.limits]),
         hedges=HedgeCounts(**_total(msgspec.structs.asdict(each.hedges) for each in statuses)),

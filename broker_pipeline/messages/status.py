@@ -157,6 +157,10 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Attempts beyond the first that this conductor has begun."""
     num_preemptions: Count = 0
     """Times that a session gave its KV to older ones in this tenure, to go on later."""
+    num_prompt_tokens: Count = 0
+    """Tokens of the prompts of all sessions that were sent in this tenure."""
+    num_copied_tokens: Count = 0
+    """Those of them that were not computed, since another session's KV was copied."""
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None

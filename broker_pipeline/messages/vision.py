@@ -59,6 +59,8 @@ class PreparedSession(WireMessage, frozen=True, kw_only=True, forbid_unknown_fie
     position_delta: int = 0
     """Position of the token with index c of a decode step, on all three axes, is c + position_delta."""
     visual: tuple[VisualSpan, ...] = ()
+    visual_content: tuple[Annotated[str, Meta(max_length=256)], ...] = ()
+    """Names what the rows of each of `visual` were made of: the same name, the same rows. Earlier releases say none."""
     fetch_s: Seconds = 0.0
     preprocess_s: Seconds = 0.0
     compute_s: Seconds = 0.0

@@ -79,6 +79,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     kv_capacity_tokens: Count = 0
     max_batch_tokens: Count = 0
     """Most tokens of one microbatch that this worker computes."""
+    copies_prefixes: bool = False
+    """Whether a session may begin with KV of another one here; earlier releases refuse such sessions."""
 
 
 class CarriedCounts(WireReport, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.answers import learn_costs, outside_s
 from broker_pipeline.scheduling.in_flight_table import InFlightTable
-from broker_pipeline.scheduling.kv_ledger import KVLedger
+from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
@@ -48,6 +48,10 @@ class BatchPlanner:
         self._asked: set[str] = set()
         self._close_pauses: dict[str, _Pause] = {}
         self._numbers = itertools.count(1)
+        self.num_prompt_tokens = 0
+        """Of all sessions that were sent."""
+        self.num_copied_tokens = 0
+        """Those of them whose KV was another session's."""
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -78,6 +82,7 @@ class BatchPlanner:
         while segments := lane.take(stages, self._limits.max_batch_tokens, num_free_places):
             microbatch = self._make(lane, segments, stages, now)
             lane.in_flight[microbatch.number] = microbatch
+            self._note_opens(microbatch)
             self._in_flight.add(microbatch)
             yield microbatch
 
@@ -181,6 +186,7 @@ class BatchPlanner:
         """Wait for an answer no longer; None when nobody did."""
         microbatch = self._in_flight.pop(number)
         if microbatch is not None:
+            self._let_go(microbatch)
             for lane in self._routes.lanes:
                 lane.in_flight.pop(number, None)
         return microbatch
@@ -190,10 +196,28 @@ class BatchPlanner:
         in_flight = [microbatch for lane in lanes for microbatch in lane.in_flight.values()]
         for microbatch in in_flight:
             self._in_flight.pop(microbatch.number)
+            self._let_go(microbatch)
         self._in_flight.drop_stale_probes()
         return in_flight
+
+    def _note_opens(self, microbatch: PlannedBatch) -> None:
+        for segment in microbatch.segments:
+            if segment.opens:
+                self.num_prompt_tokens += segment.session.num_prompt_tokens
+                self.num_copied_tokens += segment.start
+        for source in _sources(microbatch):
+            self._ledger.hold(source)
+
+    def _let_go(self, microbatch: PlannedBatch) -> None:
+        for source in _sources(microbatch):
+            self._ledger.let_go(source)
 
     def forget_worker(self, key: str) -> None:
         """Forget what steps cost on a worker that is gone."""
         self._costs.pop(key, None)
         self._close_pauses.pop(key, None)
+
+
+def _sources(microbatch: PlannedBatch) -> list[SessionKey]:
+    """Return the sessions whose KV a microbatch has copied, one for each copy."""
+    return [each.session.prefix.source for each in microbatch.segments if each.opens and each.session.prefix]

@@ -60,7 +60,13 @@ class Growth:
         self._routes.lane(session.route).remove(session.key)
         self._ledger.close(session.key, session.route)
         waits = replace(
-            session, num_computed_tokens=0, num_reserved_tokens=0, has_grown=False, is_open=False, is_preempted=True
+            session,
+            prefix=None,
+            num_computed_tokens=0,
+            num_reserved_tokens=0,
+            has_grown=False,
+            is_open=False,
+            is_preempted=True,
         )
         self._sessions[session.key.session] = waits
         self._waiting.add(waits, now)

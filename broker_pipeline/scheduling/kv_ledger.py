@@ -9,6 +9,7 @@ other, and one may be lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class KVLedger:
         self._closing: dict[str, dict[SessionKey, None]] = {}
         self._capacity: dict[str, int] = {}
         self._used: dict[str, int] = {}
+        self._held: Counter[SessionKey] = Counter()
 
     def add_worker(self, worker: StageInfo) -> None:
         """Know a worker; what a known one holds stays."""
@@ -85,11 +87,23 @@ class KVLedger:
     def pending_closes(self, route: Route, limit: int) -> tuple[SessionKey, ...]:
         """Return what an envelope along a route should close; a stage that lacks a session ignores its close."""
         found = {session: None for worker in route.workers for session in self._closing[worker.key]}
+        found = {session: None for session in found if session not in self._held} if self._held else found
         return tuple(found)[:limit]
 
     def has_pending_closes(self, key: str) -> bool:
         """Say whether a worker has yet to hear of a close."""
-        return bool(self._closing.get(key))
+        closing = self._closing.get(key, {})
+        return bool(closing) and not (self._held and closing.keys() <= self._held.keys())
+
+    def hold(self, session: SessionKey) -> None:
+        """Let nobody close a session yet: an envelope under way has its KV copied."""
+        self._held[session] += 1
+
+    def let_go(self, session: SessionKey) -> None:
+        """Undo one `hold`."""
+        self._held[session] -= 1
+        if not self._held[session]:
+            del self._held[session]
 
     def settle(self, closes: Iterable[SessionKey], workers: Collection[StageInfo]) -> None:
         """Free what these workers have answered for."""

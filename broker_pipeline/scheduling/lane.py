@@ -11,7 +11,8 @@ a step costs its weights whatever it holds, so that one of prompts alone is one 
 not stand still while many prompts come. Prompts get half of the tokens where both are more than fit; one of them at
 least comes along, and more at the pace at which sessions end (`PromptPace`). Among equals whoever waits longest is
 served first, so nobody starves; a session has at most one segment in flight. Prompts of interactive jobs go before
-those of batch jobs, but for one of these after each `INTERACTIVE_PER_BATCH`.
+those of batch jobs, but for one of these after each `INTERACTIVE_PER_BATCH`. One whose beginning another session just
+computes waits for that, and has it copied (`PrefixTable`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH, num_before_batch
+from broker_pipeline.scheduling.policies.prefixes import PrefixTable
 from broker_pipeline.scheduling.policies.prompt_pace import PromptPace
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
@@ -70,6 +72,7 @@ class Lane:
         self._num_takes = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
+        self.prefixes = PrefixTable(is_used=all(worker.copies_prefixes for worker in route.workers))
         self._num_before_batch = INTERACTIVE_PER_BATCH
         """Interactive prompts that still go before one of a batch job."""
         self.usual_tokens = 0.0
@@ -81,6 +84,7 @@ class Lane:
     def start(self, session: SessionState) -> None:
         """Take in a session whose KV is reserved."""
         self.running[session.key] = session
+        self.prefixes.add(session)
         self.num_unopened += 1
         self.make_ready(session)
 
@@ -107,6 +111,7 @@ class Lane:
         session = self.running.pop(key, None)
         if session is None:
             return False
+        self.prefixes.remove(session)
         self.num_unopened -= not session.is_open
         if session.generated:
             self._pace.observe(session.num_prompt_tokens, len(session.generated))
@@ -200,10 +205,17 @@ class Lane:
         for session in prompts:
             if num_tokens >= enough:
                 break
+            if self._waits(session):
+                continue
+            if not session.is_open:
+                self.prefixes.begin(session)
             chunks.append(_segment(session, budget.max_tokens - num_tokens))
             num_tokens += chunks[-1].count
         chunks.sort(key=_is_single)
         return (*chunks, *taken)  # a GPU computes the attention of chunks apart from that of single tokens
+
+    def _waits(self, session: SessionState) -> bool:
+        return not session.is_open and self.prefixes.waits(session)
 
     def _candidates(self, budget: BatchBudget) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
@@ -219,7 +231,7 @@ class Lane:
             elif demand == 1:
                 if len(steps) < budget.num_sessions:
                     steps.append(session)
-            elif num_demanded[is_batch := session.turn.is_batch] < budget.max_tokens:
+            elif num_demanded[is_batch := session.turn.is_batch] < budget.max_tokens and not self._waits(session):
                 prompts[is_batch].append(session)
                 num_demanded[is_batch] += demand
         interactive, batch = prompts.values()

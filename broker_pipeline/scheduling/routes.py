@@ -48,6 +48,7 @@ class StageInfo:
     """Workers with the same one share it; empty where nothing is known."""
     device_slots: int = 1
     """Workers that the device computes for at the same time at full speed."""
+    copies_prefixes: bool = False
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Self:
@@ -62,6 +63,7 @@ class StageInfo:
             max_batch_tokens=record.max_batch_tokens,
             device_id=record.device_id,
             device_slots=record.device_slots,
+            copies_prefixes=record.copies_prefixes,
         )
 
 

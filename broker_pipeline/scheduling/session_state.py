@@ -14,7 +14,7 @@ its prompt and all that it had generated: each is just a number of tokens not co
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ class PreparedPrompt:
     positions: Int32Array
     position_delta: int = 0
     visual: tuple[VisualSpan, ...] = ()
+    visual_content: tuple[str, ...] = ()
+    """Names what the rows of each span were made of; empty where nobody knows."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +51,14 @@ class PreparedPrompt:
     def num_visual_tokens(self) -> int:
         """Tokens of it that stand for pictures."""
         return sum(span.count for span in self.visual)
+
+
+class Prefix(NamedTuple):
+    """`num_tokens` of KV that are those of `source`; they stand for the first `num_rows` visual rows."""
+
+    source: SessionKey
+    num_tokens: int
+    num_rows: int
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +83,10 @@ class SessionState:
     is_preempted: bool = False
     """Whether it has lost its KV to older ones, and its rows: with room, it has to be prepared anew."""
 
+    prefix_keys: tuple[bytes, ...] = ()
+    """Of its prompt's blocks: see `prefixes`."""
+    prefix: Prefix | None = None
+    """Whose KV it begins with."""
     num_computed_tokens: int = 0
     num_reserved_tokens: int = 0
     """KV that it has."""

@@ -16,8 +16,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from broker_pipeline.errors import ComputeError, GrammarError, MalformedEnvelopeError, StaleAttemptError
-from broker_pipeline.messages.activation import Segment, SessionOpen
+from broker_pipeline.errors import (
+    ComputeError,
+    GrammarError,
+    KVPositionError,
+    MalformedEnvelopeError,
+    StaleAttemptError,
+)
+from broker_pipeline.messages.activation import Segment, SessionOpen, SharedPrefix
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.decoder import Computed, Decoder
 from stages.compute.grammar.grammars import Grammars
@@ -98,6 +104,7 @@ class StageCompute:
             StaleAttemptError: a newer attempt of the session is open here.
             MalformedEnvelopeError: its settings name a token that the model does not have.
             GrammarError: it has a grammar, and this stage no tokenizer.
+            SessionUnknownError, KVPositionError: who should have its `prefix` is not open here, or has less of it.
             KVCapacityError: there is no room.
         """
         current = self._attempts.get(opening.session, 0)
@@ -116,10 +123,32 @@ class StageCompute:
         if current:
             self.close(opening.session, current)
         key = (opening.session, opening.attempt)
+        if opening.prefix is not None:
+            self._require_prefix(opening, opening.prefix)
         self.kv.reserve(key, opening.num_kv_tokens)
+        if opening.prefix is not None:
+            self._copy_prefix(key, opening.prefix)
         self._attempts[opening.session] = opening.attempt
         if self.is_last:
             self._samplers[key] = self._sampler(opening, history)
+
+    def _require_prefix(self, opening: SessionOpen, prefix: SharedPrefix) -> None:
+        if prefix.num_tokens >= min(opening.num_prompt_tokens, opening.num_kv_tokens):
+            problem = f"session {opening.session} has {prefix.num_tokens} tokens of another one, and none of its own"
+            raise MalformedEnvelopeError(problem, field="opens.prefix")
+        length = self.kv.length((prefix.session, prefix.attempt))
+        if length < prefix.num_tokens:
+            raise KVPositionError(
+                f"session {prefix.session} has {length} tokens cached, of which {opening.session} wants "
+                f"{prefix.num_tokens}",
+                field="opens.prefix",
+            )
+
+    @torch.inference_mode()
+    def _copy_prefix(self, key: SessionKey, prefix: SharedPrefix) -> None:
+        self.kv.copy_prefix((prefix.session, prefix.attempt), key, prefix.num_tokens)
+        if prefix.num_rows >= self.visual_rows.num_rows(*key):
+            self.visual_rows.discard(*key)
 
     def _sampler(self, opening: SessionOpen, history: Sequence[int]) -> SessionSampler:
         sampling, num_prompt = opening.sampling, opening.num_prompt_tokens

@@ -145,6 +145,12 @@ class VisualRowBuffer:
             )
         return entry.visual_rows
 
+    def num_rows(self, session: str, attempt: int) -> int:
+        """Return how many visual rows of a session are here."""
+        with self._lock:
+            entry = self._entries.get((session, attempt))
+        return entry.visual_rows.num_rows if entry else 0
+
     def discard(self, session: str, attempt: int) -> None:
         """Forget the visual rows of this attempt and of older ones."""
         with self._lock:

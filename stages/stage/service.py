@@ -170,6 +170,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         max_batch_tokens=settings.max_batch_tokens,
         device_id=device_identity(compute.device),
         device_slots=device_slots(compute.device),
+        copies_prefixes=True,
     )
 
 

@@ -6,8 +6,10 @@ look at every picture ─► lay out the prompt ─► does it fit? ─► encod
 from __future__ import annotations
 
 import time
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -20,7 +22,7 @@ from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.tracing.activities import LAY_OUT
 from broker_pipeline.tracing.tracer import tracer
 from stages.prompt.chat import Prompt, PromptBuilder
-from stages.qwen3_vl.positions import PositionPlan, plan_positions
+from stages.qwen3_vl.positions import PositionPlan, VisualGroup, plan_positions
 from stages.vision.visual_encoder import Look, VisualEncoder
 from stages.vision.visual_row_sender import VisualRowSender
 from stages.vision.work_pools import WorkPools
@@ -37,6 +39,8 @@ class Prepared:
     positions: Tensor
     position_delta: int
     visual: tuple[VisualSpan, ...]
+    visual_content: tuple[str, ...]
+    """Names what the rows of each span were made of."""
     fetch_s: float
     preprocess_s: float
     compute_s: float
@@ -99,7 +103,7 @@ class SessionPreparer:
             output = await self._encoder.encode_all(looks)
             computed = time.monotonic()
             await self._sender.send(request, output, deadline)
-        return _prepared(layout, looks, compute_s=computed - started)
+        return self._prepared(layout, looks, compute_s=computed - started)
 
     def _lay_out(self, request: PrepareRequest, looks: Sequence[Look]) -> _Layout:
         visuals = [look.visual for look in looks]
@@ -127,20 +131,27 @@ class SessionPreparer:
         allowance.spend(look.visual.grid.num_patches // self._patches_per_token)
         return look
 
+    def _prepared(self, layout: _Layout, looks: Sequence[Look], *, compute_s: float) -> Prepared:
+        groups = layout.prompt.groups
+        return Prepared(
+            token_ids=layout.token_ids,
+            positions=layout.plan.positions,
+            position_delta=layout.plan.delta,
+            visual=tuple(VisualSpan(offset=group.start, count=group.count, row=group.visual_row) for group in groups),
+            visual_content=self._content(groups, looks),
+            fetch_s=max((look.fetch_s for look in looks), default=0.0),
+            preprocess_s=max((look.preprocess_s for look in looks), default=0.0),
+            compute_s=compute_s,
+        )
+
+    def _content(self, groups: Sequence[VisualGroup], looks: Sequence[Look]) -> tuple[str, ...]:
+        """Name what the rows of each group are: whose, and from which of its rows on."""
+        counts = [look.visual.grid.num_patches // self._patches_per_token for look in looks]
+        first_rows = list(accumulate(counts, initial=0))
+        places = [(bisect(first_rows, group.visual_row) - 1, group.visual_row) for group in groups]
+        return tuple(f"{looks[place].key}+{row - first_rows[place]}" for place, row in places)
+
 
 def _located(error: MediaError, where: str) -> PipelineError:
     """Return the same error, with the place of the picture in the request: several requests may share one look."""
     return type(error)(error.message, field=where)
-
-
-def _prepared(layout: _Layout, looks: Sequence[Look], *, compute_s: float) -> Prepared:
-    groups = layout.prompt.groups
-    return Prepared(
-        token_ids=layout.token_ids,
-        positions=layout.plan.positions,
-        position_delta=layout.plan.delta,
-        visual=tuple(VisualSpan(offset=group.start, count=group.count, row=group.visual_row) for group in groups),
-        fetch_s=max((look.fetch_s for look in looks), default=0.0),
-        preprocess_s=max((look.preprocess_s for look in looks), default=0.0),
-        compute_s=compute_s,
-    )

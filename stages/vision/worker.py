@@ -198,6 +198,7 @@ def _succeeded(request: PrepareRequest, presence: Presence, prepared: Prepared) 
         num_tokens=prepared.token_ids.shape[0],
         position_delta=prepared.position_delta,
         visual=prepared.visual,
+        visual_content=prepared.visual_content,
         fetch_s=prepared.fetch_s,
         preprocess_s=prepared.preprocess_s,
         compute_s=prepared.compute_s,

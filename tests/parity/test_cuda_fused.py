@@ -13,6 +13,7 @@ from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
+from tests.kit.models.copying import decoded_second
 from tests.kit.models.growing import decoded
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import (
@@ -107,6 +108,13 @@ def test_kv_that_grows_and_moves_gives_the_same_bits(variant, num_sessions):
     whole = decoded(stage, 40)
     for step in (1, 7):
         assert decoded(stage, 40, step) == whole
+
+
+@pytest.mark.parametrize("num_sessions", [0, 4])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_a_copied_prefix_gives_the_bits_of_a_computed_one(variant, num_sessions):
+    [stage] = fused(variant, max_step_sessions=num_sessions)
+    assert decoded_second(stage, is_copied=True) == decoded_second(stage, is_copied=False)
 
 
 def test_kv_takes_what_is_free_and_no_more():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from broker_pipeline.messages.activation import Envelope, Segment, SessionClose, SessionOpen
+from broker_pipeline.messages.activation import Envelope, Segment, SessionClose, SessionOpen, SharedPrefix
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.session_state import Int32Array, SessionState
 from broker_pipeline.wire.wire_tensor import WireTensor
@@ -71,7 +71,15 @@ def _open(session: SessionState) -> SessionOpen:
         num_prompt_tokens=session.prompt.num_tokens,
         sampling=session.sampling,
         num_history_tokens=_num_history_tokens(session),
+        prefix=_prefix(session),
     )
+
+
+def _prefix(session: SessionState) -> SharedPrefix | None:
+    if session.prefix is None:
+        return None
+    (name, attempt), num_tokens, num_rows = session.prefix
+    return SharedPrefix(session=name, attempt=attempt, num_tokens=num_tokens, num_rows=num_rows)
 
 
 def _num_history_tokens(session: SessionState) -> int:

@@ -29,6 +29,7 @@ from broker_pipeline.messages.structured_outputs import GrammarSettings
 from broker_pipeline.messages.vision import PrepareRequest
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.policies.admission import Admission
+from broker_pipeline.scheduling.policies.prefixes import prefix_keys
 from broker_pipeline.scheduling.policies.prompt_limits import PromptLimits
 from broker_pipeline.scheduling.policies.sampling import (
     bad_word_ids,
@@ -66,6 +67,8 @@ class GenerationBuilder:
     admission: Admission
     """Learns how much KV each job turns out to need."""
     terms: PrepareTerms
+    copies_prefixes: bool = True
+    """Whether sessions begin with KV of others whose prompts begin alike."""
     clock: Callable[[], float] = time.monotonic
     _wire_attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
 
@@ -96,6 +99,7 @@ class GenerationBuilder:
             generated=list(output.token_ids),
             is_alone=job.retries.is_alone,
             is_repeat=job.num_attempts > 1,
+            prefix_keys=prefix_keys(prompt, job.spec.tenant) if self.copies_prefixes else (),
         )
         num_before = sum(len(each.token_ids) for each in before)
         return Generation(session, attempt.number, output, self.committer, num_tokens_before=num_before)

@@ -131,7 +131,8 @@ def read_prompt(received: Received[PreparedSession], vocab_size: int) -> Prepare
     if token_ids.min() < 0 or token_ids.max() >= vocab_size or positions.min() < 0:
         raise MalformedEnvelopeError(f"{answer.worker} sent token ids or positions out of range", field="tensors")
     _check_spans(answer)
-    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual)
+    content = answer.visual_content if len(answer.visual_content) == len(answer.visual) else ()
+    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual, content)
 
 
 def _check_spans(answer: PreparedSession) -> None:

@@ -103,6 +103,8 @@ def describe_work(status: PipelineStatus) -> str:
         lines.append(f"rates   {conductor.tokens_per_s:.1f} tokens/s, {conductor.captions_per_s:.2f} captions/s")
         again = f"replays: {conductor.num_replays}; preemptions: {conductor.num_preemptions}"
         lines.append(f"work    sessions: {sessions}; {again}")
+        if conductor.num_copied_tokens:
+            lines.append(f"prompts {conductor.num_prompt_tokens} tokens, {conductor.num_copied_tokens} of them copied")
         if (hedges := conductor.hedges).num_hedges:
             lines.append(
                 f"hedges  {hedges.num_hedges} of {hedges.num_requests} requests to vision workers, {hedges.num_won} won"

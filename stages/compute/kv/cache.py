@@ -89,6 +89,14 @@ class KVCache:
         """
         self._move(self._table.grow(session, num_tokens))
 
+    def copy_prefix(self, source: Hashable, target: Hashable, num_tokens: int) -> None:
+        """Give a session that has nothing cached yet the first tokens of another one, which has that many."""
+        assert num_tokens <= self.length(source), "the caller has looked"
+        start, to = self._table[source].start, self._table[target].start
+        for tensor in self._both:
+            tensor[:, to : to + num_tokens] = tensor[:, start : start + num_tokens]
+        self._lengths[target] = num_tokens
+
     def release(self, session: Hashable) -> None:
         """Free a session's region."""
         self._table.release(session)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.prefixes import BLOCK_TOKENS
 from tests.kit.simulated.simulation import Simulation
 
 CUTS = {
@@ -20,12 +21,12 @@ CUTS = {
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(cut=st.sampled_from(sorted(CUTS)), step=st.integers(1, 6))
-    def start(self, cut: str, step: int) -> None:
-        self.simulation = Simulation(limits=SchedulerLimits(kv_step_tokens=step))
+    @initialize(cut=st.sampled_from(sorted(CUTS)), step=st.integers(1, 6), shares_prefixes=st.booleans())
+    def start(self, cut: str, step: int, shares_prefixes: bool) -> None:
+        self.simulation = Simulation(limits=SchedulerLimits(kv_step_tokens=step), shares_prefixes=shares_prefixes)
+        self.scale = BLOCK_TOKENS if shares_prefixes else 1
         self.ranges = {name: (start, stop) for name, start, stop in CUTS[cut]}
-        for name, blocks in self.ranges.items():
-            self.simulation.start_worker(name, *blocks, kv=64, batch=8)
+        self.start_missing()
 
     def pick(self, data: st.DataObject, items: list) -> object:  # type: ignore[type-arg]
         return data.draw(st.sampled_from(items))
@@ -34,7 +35,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, jobs: list[tuple[int, int, bool]]) -> None:
         for num_prompt, max_tokens, may_be_poison in jobs:
             is_poison = may_be_poison and len(self.simulation.jobs) % 4 == 3
-            self.simulation.submit(num_prompt, max_tokens, is_poison=is_poison)
+            self.simulation.submit(num_prompt * self.scale, max_tokens, is_poison=is_poison)
         self.simulation.plan()
 
     @rule()
@@ -79,7 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = {stage.worker.name for stage in self.simulation.stages.values()}
         for name, blocks in self.ranges.items():
             if name not in running:
-                self.simulation.start_worker(name, *blocks, kv=64, batch=8)
+                self.simulation.start_worker(name, *blocks, kv=64 * self.scale, batch=8 * self.scale)
 
     @precondition(lambda self: self.simulation.stages)
     @rule(data=st.data())

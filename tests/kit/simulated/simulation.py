@@ -20,6 +20,7 @@ from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
+from broker_pipeline.scheduling.policies.prefixes import prefix_keys
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.scheduling.policies.route_choice import Unwanted
 from broker_pipeline.scheduling.routes import StageInfo
@@ -50,7 +51,11 @@ class SimulatedJob:
 class Simulation:
     """A scheduler with everything around it: time, workers, a network of envelopes, jobs that recover."""
 
-    def __init__(self, num_layers: int = 4, limits: SchedulerLimits | None = None) -> None:
+    def __init__(
+        self, num_layers: int = 4, limits: SchedulerLimits | None = None, *, shares_prefixes: bool = False
+    ) -> None:
+        """With `shares_prefixes`, all prompts have the same tokens, and begin with each other's."""
+        self.shares_prefixes = shares_prefixes
         self.scheduler = Scheduler(num_layers, limits)
         self.health = WorkerHealth(BreakerLimits(num_blames=1), lambda: self.now)
         self.blamed: list[str] = []
@@ -137,6 +142,7 @@ class Simulation:
                 is_alone=is_alone,
                 is_repeat=job.num_lost > 0,
                 turn=job.turn,
+                prefix_keys=prefix_keys(prompt_of(job.num_prompt), "") if self.shares_prefixes else (),
             )
             assert self.scheduler.add(session, self.now) is None
 
@@ -148,7 +154,8 @@ class Simulation:
             job = self.jobs[each.session.key.session]
             assert not job.outcome
             assert each.session.key.session not in self.scheduler._sessions
-            assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
+            if each.session.prefix is None:  # whose source may have come again, and overtaken it
+                assert each.failure.code not in OUT_OF_STEP, "a stage has another idea of a session than the scheduler"
             job.num_blamed += each.is_blamed
             job.num_lost += 1
             verdict = job.retries.after(

@@ -22,7 +22,8 @@ from broker_pipeline.scheduling.session_state import PreparedPrompt
 
 def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageInfo:
     key = f"{name}-{instance}"
-    return StageInfo(key, name, f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop), kv, batch)
+    subject, blocks = f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop)
+    return StageInfo(key, name, subject, blocks, kv, batch, copies_prefixes=True)
 
 
 def prompt_of(num_tokens: int) -> PreparedPrompt:
@@ -67,7 +68,7 @@ class SimulatedStage:
             raise StaleAttemptError("closed before")
         if segment.opens:
             self._reserve(key, segment.session.num_reserved_tokens)
-            self.cached[key] = 0
+            self.cached[key] = self._copied(segment)
         if key not in self.cached:
             raise SessionUnknownError("not open")
         if start != self.cached[key]:
@@ -75,6 +76,15 @@ class SimulatedStage:
         self._reserve(key, max(self.reserved[key], segment.num_kv_tokens))
         assert stop <= self.reserved[key]
         self.cached[key] = stop
+
+    def _copied(self, segment: PlannedSegment) -> int:
+        if (prefix := segment.session.prefix) is None:
+            return 0
+        if prefix.source not in self.cached:
+            raise SessionUnknownError("nobody to copy from")
+        if self.cached[prefix.source] < prefix.num_tokens:
+            raise KVPositionError("less to copy than wanted")
+        return prefix.num_tokens
 
     def _reserve(self, key: SessionKey, num_tokens: int) -> None:
         self.reserved[key] = num_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from broker_pipeline.errors import (
     TensorMismatchError,
     VisualRowsMissingError,
 )
-from broker_pipeline.messages.activation import Segment, SessionOpen, VisualSpan
+from broker_pipeline.messages.activation import Segment, SessionOpen, SharedPrefix, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.structured_outputs import GrammarSettings
 from stages.compute.generate import WholeModel
@@ -29,6 +30,7 @@ from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRows
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.positions import decode_positions
+from tests.kit.models.copying import decoded_second
 from tests.kit.models.growing import decoded
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import FP32, config_of, request_of, scene, stages_of, tensors_of
@@ -100,6 +102,46 @@ def test_prefill_and_decode_share_a_microbatch():
 def test_kv_that_grows_and_moves_gives_the_same_bits(step, room):
     whole = decoded(stage(51), 12)
     assert decoded(stage(room), 12, step) == whole
+
+
+def test_a_copied_prefix_gives_the_bits_of_a_computed_one():
+    compute = stage()
+    assert decoded_second(compute, is_copied=True) == decoded_second(compute, is_copied=False)
+
+
+def begin_with(compute: StageCompute, num_tokens: int, *, source: str = "a", attempt: int = 1, num_rows: int = 0):
+    prefix = SharedPrefix(session=source, attempt=attempt, num_tokens=num_tokens, num_rows=num_rows)
+    compute.open(msgspec.structs.replace(opening("b"), num_prompt_tokens=12, prefix=prefix))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        ({"num_tokens": 9}, KVPositionError),
+        ({"num_tokens": 8, "source": "c"}, SessionUnknownError),
+        ({"num_tokens": 8, "attempt": 2}, SessionUnknownError),
+        ({"num_tokens": 12}, MalformedEnvelopeError),
+    ],
+)
+def test_a_prefix_that_nobody_has_is_refused_and_nothing_is_kept(wanted, error):
+    compute = stage()
+    compute.open(opening("a"))
+    run(compute, segment("a", 0, 8))
+    with pytest.raises(error):
+        begin_with(compute, **wanted)
+    assert compute.kv.num_sessions == 1
+    begin_with(compute, 8)
+    assert chosen(run(compute, segment("b", 8, 4)))
+
+
+@pytest.mark.parametrize(("num_rows", "is_kept"), [(5, False), (4, True)])
+def test_rows_that_a_prefix_stands_for_are_dropped(num_rows, is_kept):
+    compute = stage()
+    compute.open(opening("a"))
+    run(compute, segment("a", 0, 8))
+    compute.visual_rows.put("b", 1, 0, rows(5))
+    begin_with(compute, 8, num_rows=num_rows)
+    assert (compute.visual_rows.num_bytes > 0) == is_kept
 
 
 def test_two_segments_of_one_session_may_share_a_microbatch():

@@ -1,0 +1,109 @@
+"""Which running sessions have the beginning of another's prompt in KV, so that it is copied and not computed. Pure.
+
+    prompt of a     [ system … picture 1 … | what is it? ]     computed: 13 blocks, and 5 tokens
+    prompt of b     [ system … picture 1 … | which colours? ]  13 keys are those of a
+    KV of b         [ copied from a ·······| computed ····· ]
+
+A prompt has a key for each whole block of tokens. It stands for all that the KV of this block, and of those before it,
+follows from: token ids, positions, and of visual tokens what their rows were made of. So equal keys are equal KV. Keys
+of different tenants differ: how long somebody waits for a first token would else say what others have asked.
+
+Whose prefix is just being computed is worth waiting for, one round; who was not sent yet is not. A copy needs its
+source open until the stages have answered for it (`KVLedger.hold`). What a stage refuses all the same comes back as a
+new attempt, which computes everything: a replay never depends on others.
+
+Hashes of blocks that include all before them are vLLM's idea (automatic prefix caching); the regions here are copied
+and not shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.session_state import Prefix, PreparedPrompt, SessionState
+
+BLOCK_TOKENS = 16
+_TOKEN_BYTES = 16  # id and three positions
+_MOST_BLOCKS = 512
+_MOST_ASKED = 4
+"""Of the holders of a block: the oldest ones, which are the most likely to have computed it."""
+_WORTH_WAITING = 4
+"""Blocks that somebody else computes just now, beyond those that can be copied at once."""
+
+
+def prefix_keys(prompt: PreparedPrompt, tenant: str) -> tuple[bytes, ...]:
+    """Return a key for each block of a prompt, up to the first whose visual rows nobody knows the content of."""
+    num_tokens = min(prompt.num_tokens, _MOST_BLOCKS * BLOCK_TOKENS)
+    if prompt.visual and not prompt.visual_content:
+        num_tokens = min(num_tokens, prompt.visual[0].offset)
+    tokens = memoryview(np.vstack([prompt.token_ids, prompt.positions])[:, :num_tokens].T.tobytes())
+    spans = list(zip(prompt.visual, prompt.visual_content, strict=False))
+    digest, keys = hashlib.blake2b(tenant.encode(), digest_size=16), []
+    for stop in range(BLOCK_TOKENS, num_tokens + 1, BLOCK_TOKENS):
+        while spans and spans[0][0].offset < stop:
+            span, content = spans.pop(0)
+            digest.update(f"{span.offset} {span.count} {content}".encode())
+        digest.update(tokens[(stop - BLOCK_TOKENS) * _TOKEN_BYTES : stop * _TOKEN_BYTES])
+        keys.append(digest.copy().digest())
+    return tuple(keys)
+
+
+class PrefixTable:
+    """The sessions of one lane by the blocks of their prompts."""
+
+    def __init__(self, *, is_used: bool) -> None:
+        """Without `is_used`, as where a stage cannot copy, nobody begins with another's prefix."""
+        self._is_used = is_used
+        self._holders: dict[bytes, dict[SessionKey, SessionState]] = {}
+        self._begun: set[SessionKey] = set()
+
+    def add(self, session: SessionState) -> None:
+        """Know a session that will compute its prompt."""
+        if self._is_used:
+            for key in session.prefix_keys:
+                self._holders.setdefault(key, {})[session.key] = session
+
+    def remove(self, session: SessionState) -> None:
+        """Forget a session that holds no KV any more."""
+        self._begun.discard(session.key)
+        for key in session.prefix_keys if self._is_used else ():
+            holders = self._holders[key]
+            del holders[session.key]
+            if not holders:
+                del self._holders[key]
+
+    def waits(self, session: SessionState) -> bool:
+        """Say whether a session should not begin yet, since one whose beginning it can have is under way."""
+        return self._find(session) == "wait"
+
+    def begin(self, session: SessionState) -> None:
+        """Note that a session is sent, with the longest `prefix` that there is."""
+        found = self._find(session)
+        self._begun.add(session.key)
+        if isinstance(found, Prefix):
+            session.prefix, session.num_computed_tokens = found, found.num_tokens
+
+    def _find(self, session: SessionState) -> Prefix | Literal["wait"] | None:
+        if session.is_repeat or not self._is_used:
+            return None
+        keys = session.prefix_keys[: (session.num_tokens - 1) // BLOCK_TOKENS]  # one token is left to compute
+        coming = 0
+        for num_blocks in range(len(keys), 0, -1):
+            for other in islice(self._holders[keys[num_blocks - 1]].values(), _MOST_ASKED):
+                if other.num_computed_tokens >= num_blocks * BLOCK_TOKENS:
+                    if coming - num_blocks >= _WORTH_WAITING:
+                        return "wait"
+                    return _prefix(session, other, num_blocks * BLOCK_TOKENS)
+                if other.key in self._begun and other.turn.is_batch <= session.turn.is_batch:
+                    coming = max(coming, num_blocks)
+        return "wait" if coming >= _WORTH_WAITING else None
+
+
+def _prefix(session: SessionState, other: SessionState, num_tokens: int) -> Prefix:
+    num_rows = sum(span.count for span in session.visual_spans(0, num_tokens))
+    return Prefix(other.key, num_tokens, num_rows)
