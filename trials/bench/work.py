@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,10 +30,21 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     prompt: str
     pictures: tuple[str, ...]
-    """Names of files; no two hold the same picture, so that no cache has it already."""
+    """Names of files; no two hold the same picture, so that no cache has it already. One that comes again is asked
+    another question."""
     picture_side: int
     num_output_tokens: int
     num_in_flight: int
+
+    @property
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """Each picture with its prompt, in the order in which they are asked."""
+        seen: Counter[str] = Counter()
+        asked = []
+        for name in self.pictures:
+            asked.append((name, f"{self.prompt} {seen[name]}" if seen[name] else self.prompt))
+            seen[name] += 1
+        return tuple(asked)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -79,6 +91,8 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_rounds: int
     prompt: str
     device: str
+    num_questions: int = 1
+    """Captions of each picture, with prompts that differ at the end."""
 
     def draw(self, directory: Path) -> Rounds:
         """Write the pictures of every round into `directory`."""
@@ -91,9 +105,10 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _work(self, directory: Path, prefix: str, num_pictures: int) -> Work:
+        names = write_pictures(directory, prefix, -(-num_pictures // self.num_questions), self.picture_side)
         return Work(
             prompt=self.prompt,
-            pictures=write_pictures(directory, prefix, num_pictures, self.picture_side),
+            pictures=tuple(name for name in names for _ in range(self.num_questions))[:num_pictures],
             picture_side=self.picture_side,
             num_output_tokens=self.num_output_tokens,
             num_in_flight=self.num_in_flight,

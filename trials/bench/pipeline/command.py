@@ -61,6 +61,14 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 )
 @work_options
 @click.option(
+    "--questions",
+    "num_questions",
+    default=1,
+    show_default=True,
+    type=POSITIVE,
+    help="Captions of each picture, with prompts that differ at the end; --pictures counts captions.",
+)
+@click.option(
     "--max-sessions", type=POSITIVE, help="Most sessions in flight at the conductor.  [default: --concurrency]"
 )
 @click.option(
@@ -178,6 +186,8 @@ def _check_model(options: dict[str, Any], model: Path | None) -> None:
 
 
 def _settings(options: dict[str, Any]) -> PipelineSettings:
+    if options["num_questions"] > 1 and options["with_in_process"]:
+        raise ConfigurationError("one process computes every prompt; give --no-in-process as well", field="questions")
     num_sessions = options.pop("max_sessions") or options["num_in_flight"]
     extra, profile = _extra_arguments(options.pop("extra")), options.pop("profile")
     extra["conductor"] = ("--max-sessions", str(num_sessions), *extra.get("conductor", ()))

@@ -91,17 +91,24 @@ class RunningSystem:
         return pids | {f"{name}.{n}": child.pid for name, each in children.items() for n, child in enumerate(each)}
 
     async def _submit_all(self, work: Work, contents: dict[str, bytes], times: _Times) -> None:
-        remaining = iter(contents.items())
+        remaining = enumerate(work.questions)
         started = time.perf_counter()
         async with self._cluster.watched(), asyncio.TaskGroup() as tasks:
             for _ in range(work.num_in_flight):
-                tasks.create_task(self._submit(work, remaining, times, started))
+                tasks.create_task(self._submit(work, contents, remaining, times, started))
 
-    async def _submit(self, work: Work, remaining: Iterator[tuple[str, bytes]], times: _Times, started: float) -> None:
-        request = CaptionRequest(prompt=work.prompt, sampling=work.sampling)
-        for name, content in remaining:
+    async def _submit(
+        self,
+        work: Work,
+        contents: Mapping[str, bytes],
+        remaining: Iterator[tuple[int, tuple[str, str]]],
+        times: _Times,
+        started: float,
+    ) -> None:
+        for number, (name, prompt) in remaining:
+            request = CaptionRequest(prompt=prompt, sampling=work.sampling)
             began = time.perf_counter()
-            submitted = await self._client.submit(content, request, key=f"bench-{name}")
+            submitted = await self._client.submit(contents[name], request, key=f"bench-{number}-{name}")
             times.submit_s.append(time.perf_counter() - began)
             record = await self._client.wait(submitted.record.job_id)
             times.job_s.append(time.perf_counter() - began)
