@@ -219,13 +219,16 @@ class UnreadableFileError(MediaError):
 
 
 class MediaFetchError(MediaError):
-    """A URL could not be fetched; `retryable` where what stood in the way may pass."""
+    """A URL could not be fetched; `retryable` where what stood in the way may pass, `host` where it was not reached."""
 
     code = "media_fetch"
 
-    def __init__(self, message: str, *, field: str | None = None, retryable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, retryable: bool = False, host: str | None = None
+    ) -> None:
         super().__init__(message, field=field)
         self.retryable = retryable
+        self.host = host
 
 
 class PrivateAddressError(MediaFetchError):

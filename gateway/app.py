@@ -31,8 +31,9 @@ from gateway.api.pipeline_status import read_status
 from gateway.batches.answers import Answers
 from gateway.batches.batch_run import RunParts
 from gateway.batches.batch_runner import SLICE_S, BatchRunner
-from gateway.batches.end_teller import EndTeller
 from gateway.batches.line_room import LineRoom
+from gateway.batches.picture_retries import PictureRetries
+from gateway.batches.webhooks.end_teller import EndTeller
 from gateway.jobs.housekeeping import keep_house
 from gateway.jobs.lost_jobs import LostJobs
 from gateway.settings import GatewaySettings
@@ -114,6 +115,7 @@ def batch_runner(gateway: Gateway, slice_s: float = SLICE_S) -> BatchRunner:
         retries=gateway.retries,
         watch=gateway.watch,
         room=LineRoom(gateway.pictures, gateway.queue, gateway.media, gateway.limits.own.max_body_bytes),
+        pictures=PictureRetries(gateway.down_hosts),
         limits=gateway.limits,
         endpoints=ENDPOINTS,
     )

@@ -25,9 +25,10 @@ from gateway.access.rates import Rates
 from gateway.access.web_pages import WebPages
 from gateway.batches.batch_store import BatchStore
 from gateway.batches.file_store import WRITER_BYTES, FileStore
-from gateway.batches.webhook import Webhooks, make_webhooks
+from gateway.batches.webhooks.webhook import Webhooks, make_webhooks
 from gateway.in_flight import InFlight
 from gateway.intake.current_limits import CurrentLimits
+from gateway.intake.down_hosts import DownHosts
 from gateway.intake.fetch import ImageFetcher
 from gateway.intake.pictures import PictureLoader
 from gateway.intake.request_reader import RequestReader
@@ -67,6 +68,7 @@ class Gateway:
     metrics: Metrics
     in_flight: InFlight
     pictures: PictureLoader
+    down_hosts: DownHosts
     limits: CurrentLimits
     previews: Previews
     rate_history: RateHistoryStore
@@ -106,7 +108,8 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
         publisher = JobPublisher.open(queue, redis, common.namespace)
         metrics = Metrics(settings.name, lambda: transport.counts)
         limits = CurrentLimits(settings.own_limits, registry)
-        pictures = PictureLoader(ImageFetcher(guard, settings.fetch), media)
+        down_hosts = DownHosts()
+        pictures = PictureLoader(ImageFetcher(guard, settings.fetch, down_hosts), media)
         yield Gateway(
             settings=settings,
             transport=transport,
@@ -133,6 +136,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
             metrics=metrics,
             in_flight=InFlight(),
             pictures=pictures,
+            down_hosts=down_hosts,
             limits=limits,
             previews=Previews(redis, common.namespace, store, media),
             rate_history=RateHistoryStore(redis, common.namespace, common.pipeline),

@@ -15,7 +15,6 @@ import structlog
 from broker_pipeline.errors import (
     Failure,
     JobNotFoundError,
-    MediaFetchError,
     PipelineError,
     QueueFullError,
     StateError,
@@ -28,6 +27,7 @@ from gateway.batches.endpoint import Endpoint
 from gateway.batches.line_room import LineRoom
 from gateway.batches.lines import Line
 from gateway.batches.outbox import Answer, as_line
+from gateway.batches.picture_retries import PictureRetries
 from gateway.batches.records import Batch
 from gateway.intake.current_limits import CurrentLimits
 from gateway.intake.job_draft import JobDraft, Submission
@@ -39,8 +39,6 @@ from gateway.settings import Limits
 
 _WAIT_S = 60.0
 _PAUSE_S = 1.0
-_PICTURE_WAITS_S = (1.0, 4.0, 16.0)
-"""Before a line's pictures are asked for again whose server has a bad moment."""
 _GIVEN_UP = {
     "expired": Failure("batch_expired", "the batch's completion window ended before this request was answered"),
     "cancelled": Failure("batch_cancelled", "the batch was cancelled before this request was answered"),
@@ -76,6 +74,7 @@ class Answers:
         retries: JobRetries,
         watch: JobWatch,
         room: LineRoom,
+        pictures: PictureRetries,
         limits: CurrentLimits,
         endpoints: Mapping[str, Endpoint],
     ) -> None:
@@ -85,6 +84,7 @@ class Answers:
         self._retries = retries
         self._watch = watch
         self._room = room
+        self._pictures = pictures
         self._limits = limits
         self._endpoints = endpoints
 
@@ -172,15 +172,7 @@ class Answers:
             return asked.endpoint.parse(bytes(request_line(content).body), limits)
 
         draft = await parsed(line.content or b"", parse)
-        for wait_s in _PICTURE_WAITS_S:
-            try:
-                return await self._with_pictures(asked, draft, limits)
-            except MediaFetchError as error:
-                if not error.retryable:
-                    raise
-                log.info("batch_picture_asked_again", request=asked.key, reason=error.message, wait_s=wait_s)
-            await asyncio.sleep(wait_s)
-        return await self._with_pictures(asked, draft, limits)
+        return await self._pictures.get(draft, partial(self._with_pictures, asked, draft, limits), asked.key)
 
     async def _with_pictures(self, asked: Asked, draft: JobDraft, limits: Limits) -> str:
         async with self._room.pictures(draft, limits) as contents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -17,7 +18,8 @@ from yarl import URL
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from broker_pipeline.storage.local_file import is_file_url, read_local_file
 from gateway.address_guard import AddressGuard
-from gateway.intake.image_url import parse_url
+from gateway.intake.down_hosts import DownHosts
+from gateway.intake.image_url import host_of, parse_url
 from gateway.outgoing import GuardedSockets
 from gateway.settings import FetchSettings
 
@@ -30,6 +32,7 @@ _LASTING_ERRORS = (
     aiohttp.ClientSSLError,
     ValueError,
 )
+_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _LASTING_NAME_ERRORS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL})
 _HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
 
@@ -51,9 +54,11 @@ class ByteBudget:
 class ImageFetcher:
     """Fetches the bytes behind http, https and file URLs; what they are is for `images` to find out."""
 
-    def __init__(self, guard: AddressGuard, settings: FetchSettings) -> None:
+    def __init__(self, guard: AddressGuard, settings: FetchSettings, hosts: DownHosts) -> None:
+        """Tell `hosts` which are there and which are not."""
         self._guard = guard
         self._settings = settings
+        self._hosts = hosts
 
     async def fetch(self, url: str, budget: ByteBudget, *, max_bytes: int, name: str) -> bytes:
         """Return the bytes behind `url`, at most `max_bytes`; errors name the field `name`.
@@ -67,9 +72,8 @@ class ImageFetcher:
                     content = await asyncio.to_thread(self._read_file, url, max_bytes, name)
                     budget.spend(len(content), name)
                     return content
-                return await _Fetch(self._guard, max_bytes, budget, name).follow(
-                    parse_url(url, name), self._settings.max_redirects
-                )
+                fetch = _Fetch(self._guard, self._hosts, self._settings, max_bytes, budget, name)
+                return await fetch.follow(parse_url(url, name))
         except TimeoutError as error:
             raise MediaFetchError(
                 f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name, retryable=True
@@ -86,31 +90,45 @@ class ImageFetcher:
 class _Fetch:
     """One image's way through its redirects."""
 
-    def __init__(self, guard: AddressGuard, max_bytes: int, budget: ByteBudget, name: str) -> None:
+    def __init__(
+        self,
+        guard: AddressGuard,
+        hosts: DownHosts,
+        settings: FetchSettings,
+        max_bytes: int,
+        budget: ByteBudget,
+        name: str,
+    ) -> None:
         self._sockets = GuardedSockets(guard)
+        self._hosts = hosts
+        self._max_redirects = settings.max_redirects
+        self._connect_s = settings.timeout_s / 2
         self._max_bytes = max_bytes
         self._budget = budget
         self._name = name
 
-    async def follow(self, url: URL, max_redirects: int) -> bytes:
+    async def follow(self, url: URL) -> bytes:
         """Return the bytes at the end of at most `max_redirects` redirects."""
         async with self._sockets.session(_HEADERS) as session:
-            for _ in range(max_redirects + 1):
+            for _ in range(self._max_redirects + 1):
                 content, url = await self._get(session, url)
                 if content is not None:
                     return content
-        raise MediaFetchError(f"the URL redirects more than {max_redirects} times", field=self._name)
+        raise MediaFetchError(f"the URL redirects more than {self._max_redirects} times", field=self._name)
 
     async def _get(self, session: aiohttp.ClientSession, url: URL) -> tuple[bytes | None, URL]:
         """Return the content behind `url`, or None and where to look next."""
         self._sockets.was_refused = False
+        began = time.monotonic()
+        timeout = aiohttp.ClientTimeout(connect=self._connect_s)
         try:
-            async with session.get(url, allow_redirects=False) as response:
+            async with session.get(url, allow_redirects=False, timeout=timeout) as response:
+                self._hosts.answered(host_of(url))
                 if response.status in _REDIRECTS:
                     return None, self._next_url(response)
                 return await self._read(response), url
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            self._explain(url, error)
+            self._explain(url, error, began)
 
     def _next_url(self, response: aiohttp.ClientResponse) -> URL:
         location = response.headers.get("Location")
@@ -145,17 +163,20 @@ class _Fetch:
     def _too_large(self) -> NoReturn:
         raise MediaTooLargeError(f"the file behind the URL has more than {self._max_bytes} bytes", field=self._name)
 
-    def _explain(self, url: URL, error: Exception) -> NoReturn:
-        if isinstance(error, TimeoutError):
+    def _explain(self, url: URL, error: Exception, began: float) -> NoReturn:
+        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             raise error
         if self._sockets.was_refused:
             raise PrivateAddressError(
                 f"{url.host} leads to an address that is not public; `--allow-private-urls` lets networks through",
                 field=self._name,
             ) from error
-        raise MediaFetchError(
-            f"{url.host} cannot be fetched from: {_reason(error)}", field=self._name, retryable=_may_pass(error)
-        ) from error
+        said = f"{url.host} cannot be fetched from: {_reason(error)}"
+        retryable = _may_pass(error)
+        host = host_of(url) if retryable and isinstance(error, _NO_CONNECTION) else None
+        if host is not None:
+            self._hosts.failed(host, said, began, time.monotonic())
+        raise MediaFetchError(said, field=self._name, retryable=retryable, host=host) from error
 
 
 def _may_pass(error: Exception) -> bool:
@@ -167,6 +188,8 @@ def _may_pass(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the name does not resolve" + (" at this moment" if _may_pass(error) else "")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "no connection in time"
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.strerror or "no connection"
     return str(error) or type(error).__name__

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from yarl import URL
 
 from broker_pipeline.errors import MediaFetchError
+from gateway.intake.data_url import is_data_url
 
 MAX_URL_LENGTH = 8192
 _AROUND = "".join(map(chr, range(0x21)))
@@ -31,6 +32,21 @@ def parse_url(text: str, name: str, base: URL | None = None) -> URL:
     except ValueError as error:
         what = "this" if base is None else "what the URL redirects to"
         raise MediaFetchError(f"{what} is not a URL: {error}", field=name) from error
+
+
+def host_of(url: URL) -> str:
+    """Return host and port, by which it is known whether anybody is there."""
+    return f"{url.host}:{url.port}"
+
+
+def host_of_link(text: str) -> str | None:
+    """Return the host that a URL names; None: nothing that is fetched over the network."""
+    if is_data_url(text):
+        return None
+    try:
+        return host_of(parse_url(text, ""))
+    except MediaFetchError:
+        return None
 
 
 def _read(text: str, base: str) -> URL:

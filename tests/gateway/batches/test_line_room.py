@@ -69,13 +69,13 @@ class Pictures:
 
 
 @asynccontextmanager
-async def serving(jpeg: bytes, num_bytes: int) -> AsyncIterator[Pictures]:
+async def serving(jpeg: bytes, num_bytes: int, port: int = 0) -> AsyncIterator[Pictures]:
     pictures = Pictures(jpeg, num_bytes)
     app = web.Application()
     app.router.add_get("/{name}", pictures.send)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     pictures.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield pictures
@@ -131,7 +131,7 @@ async def test_a_picture_is_asked_for_again_while_its_server_has_a_bad_moment(
     jpeg: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.batches.answers._PICTURE_WAITS_S", (0.05, 0.1, 0.2))
+    monkeypatch.setattr("gateway.batches.picture_retries._WAITS_S", (0.05, 0.1, 0.2))
     async with (
         start_carrying(fetch=msgspec.structs.replace(LOCAL, timeout_s=0.5)) as (_, client),
         acting_conductor(transport, redis, namespace) as conductor,

@@ -21,8 +21,8 @@ from broker_pipeline.state.redis_client import RedisClient, open_redis
 from gateway.address_guard import AddressGuard
 from gateway.app import url_of
 from gateway.batches.batch_store import BatchStore
-from gateway.batches.end_teller import EndTeller
-from gateway.batches.webhook import Webhooks, make_webhooks
+from gateway.batches.webhooks.end_teller import EndTeller
+from gateway.batches.webhooks.webhook import Webhooks, make_webhooks
 from gateway.settings import FetchSettings, WebhookSettings
 from tests.gateway.batches.conftest import Carrying, client_of, echo, ended, line, start_batch
 from tests.kit.acting.conductor import acting_conductor

@@ -14,6 +14,7 @@ from yarl import URL
 
 from broker_pipeline.errors import MediaFetchError, MediaTooLargeError, PrivateAddressError
 from gateway.address_guard import AddressGuard
+from gateway.intake.down_hosts import DownHosts
 from gateway.intake.fetch import ByteBudget, ImageFetcher
 from gateway.settings import FetchSettings
 
@@ -120,7 +121,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 def fetcher(guard: AddressGuard = LOOPBACK, **settings: object) -> ImageFetcher:
-    return ImageFetcher(guard, FetchSettings(**settings))  # type: ignore[arg-type]
+    return ImageFetcher(guard, FetchSettings(**settings), DownHosts())  # type: ignore[arg-type]
 
 
 async def fetch(url: URL | str, using: ImageFetcher | None = None) -> bytes:

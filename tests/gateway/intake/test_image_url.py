@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from broker_pipeline.errors import MediaFetchError
 from gateway.address_guard import AddressGuard
+from gateway.intake.down_hosts import DownHosts
 from gateway.intake.fetch import ByteBudget, ImageFetcher
 from gateway.intake.image_url import parse_url
 from gateway.settings import FetchSettings
@@ -48,7 +49,7 @@ class RawSite:
     async def asked_for(self, url: str, *, location: str | None = None) -> str:
         """Fetch `url`, with a redirect to `location` where there is one, and return what was asked for last."""
         self.location = None if location is None else location.encode("utf-8", "surrogateescape")
-        fetcher = ImageFetcher(AddressGuard((ipaddress.ip_network("127.0.0.1/32"),)), FetchSettings())
+        fetcher = ImageFetcher(AddressGuard((ipaddress.ip_network("127.0.0.1/32"),)), FetchSettings(), DownHosts())
         assert await fetcher.fetch(url, ByteBudget(100), max_bytes=100, name="f") == b"x"
         return self.asked[-1]
 

@@ -18,7 +18,7 @@ import structlog
 from broker_pipeline.errors import BatchNotFoundError, StateError
 from broker_pipeline.process.outage_log import OutageLog
 from gateway.batches.batch_store import BatchStore
-from gateway.batches.webhook import Webhooks
+from gateway.batches.webhooks.webhook import Webhooks
 
 _LOOK_S = 1.0
 GIVE_UP_S = 3 * 24 * 3600
