@@ -31,6 +31,7 @@
 {ns}:batches-waiting:{tenant} zset  ids of a tenant's batches that nobody carries on, by priority and time of creation
 {ns}:batches-turns          zset    tenants with batches that have not ended, by when one was last carried on
 {ns}:batches-carried        zset    ids of batches that were carried on when somebody looked last
+{ns}:batches-active         zset    ids of batches that an earlier build made and nobody has looked at since
 {ns}:batches-expiry         zset    ids of batches that have ended by the time at which they are forgotten
 {ns}:batches-untold         zset    ids of batches whose end the webhook was not told of, by the time of the next try
 {ns}:batch:{id}             hash    what was asked for, status, times, counts (see `gateway.batches.batch_store`)
@@ -202,6 +203,11 @@ def batches_turns(namespace: str) -> str:
 def batches_carried(namespace: str) -> str:
     """Return the key of the sorted set of ids of batches that were carried on when somebody looked last."""
     return f"{namespace}:batches-carried"
+
+
+def batches_active(namespace: str) -> str:
+    """Return the key of the sorted set of ids of batches of an earlier build, by priority and time of creation."""
+    return f"{namespace}:batches-active"
 
 
 def batches_expiry(namespace: str) -> str:

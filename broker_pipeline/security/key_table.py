@@ -52,6 +52,7 @@ KEYS = (
             redis_keys.batches_waiting(at.namespace, ANY),
             f"{redis_keys.batches_turns(at.namespace)}*",
             f"{redis_keys.batches_carried(at.namespace)}*",
+            f"{redis_keys.batches_active(at.namespace)}*",
             f"{redis_keys.batches_expiry(at.namespace)}*",
             f"{redis_keys.batches_untold(at.namespace)}*",
             redis_keys.batch(at.namespace, ANY),

@@ -27,6 +27,7 @@ def batch_scripts(redis: RedisClient, namespace: str) -> ScriptRunner:
         redis_keys.batches_turns(namespace),
         redis_keys.batches_expiry(namespace),
         redis_keys.batches_untold(namespace),
+        redis_keys.batches_active(namespace),
     ]
     templates = {
         "file": redis_keys.file(namespace, "@"),

@@ -378,7 +378,8 @@ async def _is_ready(system: System) -> bool:
 @pytest.mark.parametrize(
     "key",
     [
-        *(redis_keys.batches_turns, redis_keys.batches_carried, redis_keys.batches_expiry, redis_keys.batches_untold),
+        *(redis_keys.batches_turns, redis_keys.batches_carried, redis_keys.batches_active),
+        *(redis_keys.batches_expiry, redis_keys.batches_untold),
         *(redis_keys.files_doomed, redis_keys.files_expiry),
         *(partial(of, tenant="") for of in (redis_keys.batches, redis_keys.batches_waiting, redis_keys.files)),
         partial(redis_keys.tenant_jobs, tenant="somebody"),

@@ -156,16 +156,26 @@ async def test_a_long_batch_gives_way_to_a_tenant_who_has_none_and_goes_on_later
         await running
 
 
-@pytest.mark.parametrize(("action", "status"), [("resume", "completed"), ("cancel", "cancelled")])
-async def test_a_batch_that_an_earlier_build_left_goes_on_once_it_is_resumed_or_cancelled(
-    tenants: Tenants, transport: Transport, redis: RedisClient, namespace: str, action: str, status: str
+async def test_batches_that_an_earlier_build_left_go_on(
+    tenants: Tenants, transport: Transport, redis: RedisClient, namespace: str
 ) -> None:
-    batch = await start_batch(tenants.alice, [line("a")])
-    await redis.delete(redis_keys.batches_waiting(namespace, "alice"))  # which that build did not have
+    """Whatever their status: that build had one set of ids for all that had not ended."""
+    made = {
+        name: await start_batch(tenants.alice, [line("a")], metadata={"n": name})
+        for name in ("new", "stopped", "paused")
+    }
+    await tenants.alice.batches.cancel(made["stopped"].id)
+    await tenants.alice.post(f"/batches/{made['paused'].id}/pause", cast_to=object)
+    await redis.delete(redis_keys.batches_waiting(namespace, "alice"), redis_keys.batches_turns(namespace))
+    scores = {batch.id: batch.created_at for batch in made.values()}
+    await redis.zadd(redis_keys.batches_active(namespace), scores | {"batch_forgotten": 1})
     running = asyncio.create_task(batch_runner(tenants.gateway).run())
     async with acting_conductor(transport, redis, namespace) as conductor, conductor.running(echo):
-        await tenants.alice.post(f"/batches/{batch.id}/{action}", cast_to=object)
-        assert (await ended(tenants.alice, batch)).status == status
+        for name, status in (("new", "completed"), ("stopped", "cancelled")):
+            assert (await ended(tenants.alice, made[name])).status == status
+        assert (await tenants.alice.batches.retrieve(made["paused"].id)).status == "validating"
+        await tenants.alice.post(f"/batches/{made['paused'].id}/resume", cast_to=object)
+        assert (await ended(tenants.alice, made["paused"])).status == "completed"
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

@@ -8,6 +8,11 @@ local function is_carried(batch_id, tenant)
   num_carried[tenant] = (num_carried[tenant] or 0) + 1
   return true
 end
+-- A build that kept all batches there may run still.
+for _, batch_id in ipairs(redis.call('ZRANGE', ACTIVE, 0, 999)) do
+  redis.call('ZREM', ACTIVE, batch_id)
+  wait(batch_id)
+end
 local carried = redis.call('ZRANGE', CARRIED, 0, -1)
 for _, batch_id in ipairs(carried) do
   if not is_carried(batch_id, redis.call('HGET', key('batch', batch_id), 'tenant')) then wait(batch_id) end

@@ -1,9 +1,10 @@
 -- Stands before every script about files and batches: the steps that they are made of.
--- KEYS: files_expiry, files_doomed, batches_carried, batches_turns, batches_expiry, batches_untold.
+-- KEYS: files_expiry, files_doomed, batches_carried, batches_turns, batches_expiry, batches_untold,
+-- batches_active.
 -- args of all: keys (file, parts, files, batch, done, offsets, batches, waiting, lease); of those that ask for the lease:
 -- batch_id, instance.
 -- A part is written as `name bytes chunk-bytes`; until a file has it, its name stands in `files_doomed`.
-local FILES_EXPIRY, DOOMED, CARRIED, TURNS, EXPIRY, UNTOLD = unpack(KEYS)
+local FILES_EXPIRY, DOOMED, CARRIED, TURNS, EXPIRY, UNTOLD, ACTIVE = unpack(KEYS)
 local FINAL = {completed = true, failed = true, expired = true, cancelled = true}
 
 local function seconds() return math.floor(now()) end
