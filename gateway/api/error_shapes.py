@@ -43,6 +43,11 @@ def is_openai(path: str) -> bool:
     return path.startswith("/v1/") and not path.startswith(_NATIVE)
 
 
+def openai_status(status: int) -> int:
+    """Return the status on OpenAI's paths: a picture or video that cannot be used is 400 there, as any wrong value."""
+    return 400 if status == 422 else status
+
+
 def native_error(failure: Failure, request_id: str) -> ErrorBody:
     """Return our own shape."""
     return ErrorBody(

@@ -38,7 +38,7 @@ from broker_pipeline.errors import (
     UnauthenticatedError,
     WorkerNotFoundError,
 )
-from gateway.api.error_shapes import native_error, openai_error
+from gateway.api.error_shapes import native_error, openai_error, openai_status
 from gateway.api.json_answer import json_answer
 from gateway.api.request_facts import current, request_id
 
@@ -157,5 +157,7 @@ def _plain_http_error(request: web.Request, error: web.HTTPException) -> web.Str
 def failure_answer(status: int, failure: Failure, headers: dict[str, str]) -> web.Response:
     """Build the answer, in the shape that its path has."""
     facts = current()
-    body = openai_error(failure, status) if facts.is_openai else native_error(failure, facts.name)
-    return json_answer(body, status=status, headers=headers)
+    if not facts.is_openai:
+        return json_answer(native_error(failure, facts.name), status=status, headers=headers)
+    status = openai_status(status)
+    return json_answer(openai_error(failure, status), status=status, headers=headers)

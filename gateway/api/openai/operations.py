@@ -11,7 +11,7 @@ from gateway.api.openai.responses.input_items import InputItemList, InputItemQue
 from gateway.api.openai.responses.request import ResponseRequest
 from gateway.api.operation import Operation
 
-JOB_ERRORS = (400, 404, 408, 409, 413, 422, 429, 500, 503)
+JOB_ERRORS = (400, 404, 408, 409, 413, 429, 500, 503)
 """What can come of a request that is a job and is waited for."""
 KEY = {"Idempotency-Key": "Asking again with the same key returns the first answer; a lost client stops no job then."}
 

@@ -15,6 +15,7 @@ from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
 from gateway.settings import FetchSettings
 from gateway.wiring import Gateway
+from tests.gateway.api.openai.test_unusable_media import BROKEN, asked
 from tests.gateway.batches.conftest import Carrying, answers, echo, ended, errors, line, rows, start_batch, upload
 from tests.kit.acting.conductor import ActingConductor, acting_conductor, prompt_of
 from tests.kit.waiting import eventually
@@ -71,7 +72,7 @@ async def test_pictures_that_the_gateway_finds_in_its_directory(
         done = await ended(client, await start_batch(client, [about("media/a.jpg"), about("secret.jpg")]))
         assert await answers(client, done) == {"media/a.jpg": "True"}
         refused = (await errors(client, done))["secret.jpg"]["response"]
-    assert (refused["status_code"], refused["body"]["error"]["code"]) == (422, "media_fetch")
+    assert (refused["status_code"], refused["body"]["error"]["code"]) == (400, "media_fetch")
     assert refused["body"]["error"]["param"] == "messages[0].content[0].image_url.url"
 
 
@@ -116,11 +117,28 @@ async def test_requests_that_fail_stand_in_the_error_file(
     assert {name: row["response"]["status_code"] for name, row in told.items()} == {
         "fails": 500,
         "hot": 400,
-        "broken": 422,
+        "broken": 400,
         "silent": 400,
     }
     assert told["hot"]["response"]["body"]["error"]["param"] == "temperature"
     assert told["fails"]["response"]["body"]["error"]["message"] == "it burst"
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/responses"])
+async def test_pictures_and_videos_that_are_none_are_told_as_an_answer_would(
+    client: AsyncOpenAI, carrying: Gateway, conductor: ActingConductor, endpoint: str
+) -> None:
+    lines, fields = [], {}
+    for name, url in BROKEN.items():
+        for index, (path, body, field) in enumerate(asked(url)):
+            if path == endpoint:
+                custom_id = f"{name} {index}"
+                lines.append(json.dumps({"custom_id": custom_id, "method": "POST", "url": path, "body": body}))
+                fields[custom_id] = field
+    done = await ended(client, await start_batch(client, lines, endpoint=endpoint))
+    told = {name: row["response"] for name, row in (await errors(client, done)).items()}
+    assert {row["status_code"] for row in told.values()} == {400}
+    assert {name: row["body"]["error"]["param"] for name, row in told.items()} == fields
 
 
 async def test_a_cancelled_batch_keeps_what_is_done(

@@ -82,7 +82,7 @@ async def test_lines_of_a_host_that_is_down_do_not_each_wait_for_it_and_are_answ
         assert await answers(client, done) == {f"well-{index}": "1" for index in range(NUM_LINES)}
         told = [row["response"] for row in (await errors(client, done)).values()]
         assert len(told) == NUM_LINES
-        assert {(row["status_code"], row["body"]["error"]["code"]) for row in told} == {(422, "media_fetch")}
+        assert {(row["status_code"], row["body"]["error"]["code"]) for row in told} == {(400, "media_fetch")}
         assert {row["body"]["error"]["param"] for row in told} == {"messages[0].content[0].image_url.url"}
         num_waits = sum(entry["event"] == "batch_picture_asked_again" for entry in logged)
         assert 0 < num_waits <= NUM_ASKING * len(WAITS_S), "only those that found out waited"

@@ -145,7 +145,7 @@ async def test_errors_are_the_clients_own(openai_client: openai.AsyncOpenAI, mod
     assert await refused(openai.BadRequestError, n=1000) == ("invalid_request", "n")
     assert await refused(openai.BadRequestError, messages=long) == ("context_length_exceeded", "messages")
     assert await refused(openai.NotFoundError, model="none/such") == ("model_not_found", "model")
-    assert await refused(openai.UnprocessableEntityError, messages=broken) == (
+    assert await refused(openai.BadRequestError, messages=broken) == (
         "not_an_image",
         "messages[0].content[0].image_url.url",
     )

@@ -9,7 +9,7 @@ import msgspec
 
 from broker_pipeline.errors import Failure, InvalidRequestError
 from broker_pipeline.messages.jobs import JobRecord, JobSpec, TokenEntry
-from gateway.api.error_shapes import openai_error
+from gateway.api.error_shapes import openai_error, openai_status
 from gateway.api.errors import status_of_failure
 from gateway.api.openai.chat.completion import completion
 from gateway.api.openai.chat.parse import parse
@@ -24,7 +24,7 @@ from gateway.settings import Limits
 
 def refusal(failure: Failure) -> tuple[int, msgspec.Struct]:
     """Return status and body that a client would have got in place of an answer."""
-    status = status_of_failure(failure)
+    status = openai_status(status_of_failure(failure))
     return status, openai_error(failure, status)
 
 

@@ -138,7 +138,7 @@ async def test_a_client_with_a_key_comes_back_for_its_job(
 FAILURES = [
     (Failure("prompt_too_long", "too long", "messages"), 400, "context_length_exceeded", "messages"),
     (Failure("nothing_left", "nothing left"), 400, "nothing_left", None),
-    (Failure("not_an_image", "bad", "messages[0].content[1]"), 422, "not_an_image", "messages[0].content[1]"),
+    (Failure("not_an_image", "bad", "messages[0].content[1]"), 400, "not_an_image", "messages[0].content[1]"),
     (Failure("invalid_request", "bad", "sampling.logit_bias"), 400, "invalid_request", "logit_bias"),
     (Failure("retries_exhausted", "again and again"), 500, "retries_exhausted", None),
     (Failure("worker_lost", "gone", retryable=True), 503, "worker_lost", None),
