@@ -36,7 +36,10 @@ def call_form(choice: str | None, functions: Sequence[Function]) -> StructuredOu
         return None
     wanted = [function for function in functions if choice in ("required", function.name)]
     if not wanted:
-        raise InvalidRequestError(f"there is no tool {choice} among `tools`", field="tool_choice")
+        said = (
+            f"there is no tool {choice} among `tools`" if functions else "this needs `tools`, of which there are none"
+        )
+        raise InvalidRequestError(said, field="tool_choice")
     calls = [
         {
             "type": "object",

@@ -30,9 +30,18 @@ async def for_client(request: web.Request, job_id: str, work: Coroutine[Any, Any
     try:
         return await _while_connected(request, work)
     except BaseException:
-        if IDEMPOTENCY_HEADER not in request.headers:
-            await asyncio.shield(_stop(request.app[GATEWAY], job_id))
+        await asyncio.shield(stop_unless_it_may_come_back(request, job_id))
         raise
+
+
+async def stop_unless_it_may_come_back(request: web.Request, job_id: str) -> None:
+    """Stop a job at its next token whose request is not answered; with an idempotency key it may come back for it."""
+    if IDEMPOTENCY_HEADER in request.headers:
+        return
+    try:
+        await request.app[GATEWAY].jobs.cancel(job_id)
+    except PipelineError as error:
+        log.warning("job_not_stopped", job=job_id, code=error.code, message=error.message)
 
 
 async def ended(gateway: Gateway, job_id: str) -> JobRecord:
@@ -67,10 +76,3 @@ async def _while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -
         task.cancel()
         lost.cancel()
         await asyncio.gather(task, lost, return_exceptions=True)
-
-
-async def _stop(gateway: Gateway, job_id: str) -> None:
-    try:
-        await gateway.jobs.cancel(job_id)
-    except PipelineError as error:
-        log.warning("job_not_stopped", job=job_id, code=error.code, message=error.message)

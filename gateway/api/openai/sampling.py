@@ -92,7 +92,7 @@ REFUSED: dict[str, str] = {
             "use_beam_search",
             "web_search_options",
         ],
-        "is not there",
+        "is not there on this server; leave it out",
     ),
 }
 """Fields that would change the answer, so that passing over them would be worse than saying so."""

@@ -12,9 +12,9 @@ from broker_pipeline.errors import Failure, ModelChangedError, PipelineError
 from broker_pipeline.messages.jobs import JobRecord, TokenEntry
 from gateway.api.errors import job_failure_answer
 from gateway.api.event_stream import EventStream
-from gateway.api.openai.follow import failure_of, shutting_down
+from gateway.api.openai.follow import failure_of, shutting_down, stop_unless_it_may_come_back
 from gateway.jobs.progress import JobProgress
-from gateway.wiring import Gateway
+from gateway.wiring import GATEWAY, Gateway
 
 
 class Teller(Protocol):
@@ -33,10 +33,14 @@ class Teller(Protocol):
         """Return what ends a stream whose job has not ended."""
 
 
-async def stream_job(gateway: Gateway, job_id: str, teller: Teller, stream: EventStream) -> web.StreamResponse:
-    """Stream until the job has ended; a failure before the first token is an answer like any other."""
+async def stream_job(request: web.Request, job_id: str, teller: Teller, stream: EventStream) -> web.StreamResponse:
+    """Stream until the job has ended; a failure before the first token is an answer like any other.
+
+    A job whose stream ends before it is stopped as that of a client that goes.
+    """
+    is_broken = False
     try:
-        record = await _pump(gateway, job_id, teller, stream)
+        record = await _pump(request.app[GATEWAY], job_id, teller, stream)
         failure = failure_of(record)
         if failure and not stream.is_open:
             return job_failure_answer(failure)
@@ -44,9 +48,11 @@ async def stream_job(gateway: Gateway, job_id: str, teller: Teller, stream: Even
     except PipelineError as error:
         if not stream.is_open:
             raise
-        last = teller.fail(error.to_failure())
+        last, is_broken = teller.fail(error.to_failure()), True
     await stream.write(last)
     await stream.close()
+    if is_broken:
+        await stop_unless_it_may_come_back(request, job_id)
     return stream.response
 
 

@@ -46,7 +46,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
             stream = EventStream(request)
             try:
                 return await for_client(
-                    request, record.job_id, stream_job(gateway, record.job_id, _ChatTeller(record, draft), stream)
+                    request, record.job_id, stream_job(request, record.job_id, _ChatTeller(record, draft), stream)
                 )
             except ConnectionError:
                 return stream.response

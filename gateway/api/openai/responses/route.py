@@ -29,6 +29,7 @@ from gateway.intake.validation import convert_strings
 from gateway.settings import Limits
 from gateway.wiring import GATEWAY, Gateway
 
+_CANCEL_S = 2.0
 _RESPONSE_ID = re.compile(r"resp_([A-Za-z0-9_-]{1,64})")
 
 
@@ -60,7 +61,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
             stream = EventStream(request)
             try:
                 teller = _ResponseTeller(gateway, spec, accepted.record, await _model(gateway))
-                return await for_client(request, spec.job_id, stream_job(gateway, spec.job_id, teller, stream))
+                return await for_client(request, spec.job_id, stream_job(request, spec.job_id, teller, stream))
             except ConnectionError:
                 return stream.response
 
@@ -75,10 +76,13 @@ async def show_response(request: web.Request) -> web.Response:
 
 
 async def cancel_response(request: web.Request) -> web.Response:
-    """Stop a response at its next token."""
+    """Stop a response at its next token, and show it then; where that takes long, as it stands."""
     gateway = request.app[GATEWAY]
     spec, _ = await _job(gateway, request.match_info["response_id"], "response_id")
-    return await _answer(gateway, spec, await gateway.jobs.cancel(spec.job_id))
+    record = await gateway.jobs.cancel(spec.job_id)
+    if record.status not in FINAL_STATUSES:
+        record = await gateway.watch.finished(spec.job_id, _CANCEL_S)
+    return await _answer(gateway, spec, record)
 
 
 async def delete_response(request: web.Request) -> web.Response:

@@ -196,6 +196,27 @@ async def test_a_gateway_that_stops_says_so_and_stops_the_job(
         assert await is_cancelled(conductor, spec)
 
 
+@pytest.mark.parametrize(("key", "goes_on"), [({}, False), ({"Idempotency-Key": "k"}, True)])
+@pytest.mark.parametrize(("path", "fields"), [(URL, {"messages": HI}), ("/v1/responses", {"input": "Hi"})])
+async def test_a_stream_of_a_gateway_that_stops_says_so_and_stops_the_job(
+    running: tuple[Gateway, str],
+    http: aiohttp.ClientSession,
+    conductor: ActingConductor,
+    path: str,
+    fields: dict[str, Any],
+    key: dict[str, str],
+    goes_on: bool,
+) -> None:
+    asking = asyncio.ensure_future(http.post(path, json={"model": "m", "stream": True, **fields}, headers=key))
+    spec = (await conductor.take()).spec
+    await conductor.commit(spec.job_id, await conductor.begin(spec), 0, ["a"])
+    async with await asking as answer:
+        running[0].stopping.set()
+        assert b"this gateway is stopping" in await answer.content.read()
+    await eventually(lambda: running[0].watch.num_open == 0)
+    assert await is_cancelled(conductor, spec) is not goes_on
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [

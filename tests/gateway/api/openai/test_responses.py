@@ -35,6 +35,7 @@ from gateway.api.openai.responses.response import response
 from gateway.settings import Limits
 from gateway.wiring import Gateway
 from tests.kit.acting.conductor import ActingConductor
+from tests.kit.waiting import eventually
 
 URL = "/v1/responses"
 LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096)
@@ -274,6 +275,24 @@ async def test_a_response_in_the_background(http: aiohttp.ClientSession, conduct
     async with http.get(path) as answer:
         failed = await answer.json()
     assert (failed["status"], failed["error"]) == ("failed", {"code": "server_error", "message": "gone"})
+
+
+async def test_a_response_that_is_cancelled_is_shown_as_it_ended(
+    http: aiohttp.ClientSession, conductor: ActingConductor
+) -> None:
+    asking, spec, attempt = await begun(http, conductor, background=True)
+    async with await asking as answer:
+        name = (await answer.json())["id"]
+    cancelling = asyncio.ensure_future(http.post(f"{URL}/{name}/cancel"))
+
+    async def is_asked_to_stop() -> bool:
+        return await conductor.store.cancelled([spec.job_id]) == [spec.job_id]
+
+    await eventually(is_asked_to_stop)
+    usage = Usage(num_prompt_tokens=1, num_visual_tokens=0, num_output_tokens=1)
+    await conductor.finish(spec, attempt, JobResult(text="a", finish_reason="cancelled", usage=usage))
+    async with await cancelling as answer:
+        assert (await answer.json())["status"] == "cancelled"
 
 
 async def test_input_items_are_what_was_said_and_asked(
