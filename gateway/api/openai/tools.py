@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -43,6 +44,15 @@ class CalledTool(Lenient, frozen=True, kw_only=True):
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
+
+
+def allowed(functions: Sequence[Function], names: Sequence[str], path: str) -> tuple[Function, ...]:
+    """Return the functions of these names; raises `InvalidRequestError` for one that is none, below `path`."""
+    known = {function.name for function in functions}
+    for index, name in enumerate(names):
+        if name not in known:
+            raise InvalidRequestError(f"there is no tool {name} among `tools`", field=f"{path}[{index}]")
+    return tuple(function for function in functions if function.name in names)
 
 
 def shown_to_template(function: Function) -> dict[str, Any]:

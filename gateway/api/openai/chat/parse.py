@@ -11,10 +11,10 @@ from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from broker_pipeline.messages.template_options import TemplateOptions
 from gateway.api.openai.answer_form import call_form, only_form, schema_form
 from gateway.api.openai.chat.messages import Conversation
-from gateway.api.openai.chat.request import ChatRequest, ChosenTool, StreamOptions
+from gateway.api.openai.chat.request import AllowedToolChoice, ChatRequest, ChosenTool, StreamOptions
 from gateway.api.openai.sampling import priority_of, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
-from gateway.api.openai.tools import check_names, shown_to_template
+from gateway.api.openai.tools import Function, allowed, check_names, shown_to_template
 from gateway.intake.job_draft import JobDraft, check_media
 from gateway.intake.job_limits import check_prompt, check_sampling
 from gateway.intake.validation import decode_json
@@ -64,12 +64,20 @@ def _form(request: ChatRequest) -> StructuredOutputs | None:
     kind, schema = request.response_format, None
     if kind is not None and kind.json_schema is not None:
         schema = kind.json_schema.schema
-    choice = request.tool_choice.function.name if isinstance(request.tool_choice, ChosenTool) else request.tool_choice
     return only_form(
         response_format=schema_form(kind.type, schema, "response_format.json_schema") if kind else None,
         structured_outputs=request.structured_outputs,
-        tool_choice=call_form(choice, [tool.function for tool in request.tools or ()]),
+        tool_choice=call_form(*_choice(request)),
     )
+
+
+def _choice(request: ChatRequest) -> tuple[str | None, tuple[Function, ...]]:
+    """Return what is to be called, and the functions that the model is told of."""
+    choice, functions = request.tool_choice, tuple(tool.function for tool in request.tools or ())
+    if isinstance(choice, AllowedToolChoice):
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        return choice.allowed_tools.mode, allowed(functions, names, "tool_choice.allowed_tools.tools")
+    return (choice.function.name if isinstance(choice, ChosenTool) else choice), functions
 
 
 def _sampling(request: ChatRequest) -> SamplingParams:
@@ -90,10 +98,10 @@ def _name_of_limit(request: ChatRequest) -> dict[str, str]:
 
 def _template(request: ChatRequest) -> TemplateOptions:
     _check_last_turn(request)
-    tools = request.tools or ()
-    check_names(tuple(tool.function for tool in tools), "tools")
+    choice, functions = _choice(request)
+    check_names(tuple(tool.function for tool in request.tools or ()), "tools")
     return TemplateOptions(
-        tools=() if request.tool_choice == "none" else tuple(shown_to_template(tool.function) for tool in tools),
+        tools=() if choice == "none" else tuple(map(shown_to_template, functions)),
         variables=template_variables(request, request.reasoning_effort),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),

@@ -50,11 +50,23 @@ class ChosenFunction(Lenient, frozen=True, kw_only=True):
     name: FunctionName
 
 
-class ChosenTool(Lenient, frozen=True, kw_only=True):
+class ChosenTool(Lenient, frozen=True, kw_only=True, tag_field="type", tag="function"):
     """The tool that has to be called."""
 
-    type: Literal["function"] = "function"
     function: ChosenFunction
+
+
+class AllowedTools(Lenient, frozen=True, kw_only=True):
+    """Those of the tools that may be called, and whether one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[ChosenTool, ...], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolChoice(Lenient, frozen=True, kw_only=True, tag_field="type", tag="allowed_tools"):
+    """A choice among some of the tools."""
+
+    allowed_tools: AllowedTools
 
 
 class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
@@ -68,7 +80,7 @@ class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | AllowedToolChoice | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     """`none` is `enable_thinking: false`; models of this family know no degrees."""

@@ -130,7 +130,7 @@ class Response(Answer, frozen=True, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     text: dict[str, Any]
-    tool_choice: str | dict[str, str] = "auto"
+    tool_choice: str | dict[str, Any] = "auto"
     tools: tuple[dict[str, Any], ...] = ()
     top_logprobs: int = 0
     truncation: Literal["auto", "disabled"] = "disabled"

@@ -28,10 +28,10 @@ from gateway.api.openai.chat.completion import read_calls
 from gateway.api.openai.chat.messages import Conversation
 from gateway.api.openai.chat.request import Message
 from gateway.api.openai.responses.items import ItemReader
-from gateway.api.openai.responses.request import ChosenFunction, ResponseRequest, echoed
+from gateway.api.openai.responses.request import AllowedFunctions, ChosenFunction, ResponseRequest, echoed
 from gateway.api.openai.sampling import priority_of, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
-from gateway.api.openai.tools import check_names, shown_to_template
+from gateway.api.openai.tools import Function, allowed, check_names, shown_to_template
 from gateway.intake.job_draft import (
     DraftMessage,
     DraftPart,
@@ -121,19 +121,26 @@ def _sampling(request: ResponseRequest) -> SamplingParams:
 
 def _form(request: ResponseRequest) -> StructuredOutputs | None:
     kind = request.text.format if request.text else None
-    choice = request.tool_choice.name if isinstance(request.tool_choice, ChosenFunction) else request.tool_choice
     return only_form(
         text__format=schema_form(kind.type, kind.schema, "text.format.schema") if kind else None,
         structured_outputs=request.structured_outputs,
-        tool_choice=call_form(choice, request.tools or ()),
+        tool_choice=call_form(*_choice(request)),
     )
 
 
+def _choice(request: ResponseRequest) -> tuple[str | None, tuple[Function, ...]]:
+    """Return what is to be called, and the functions that the model is told of."""
+    choice, functions = request.tool_choice, request.tools or ()
+    if isinstance(choice, AllowedFunctions):
+        return choice.mode, allowed(functions, [tool.name for tool in choice.tools], "tool_choice.tools")
+    return (choice.name if isinstance(choice, ChosenFunction) else choice), functions
+
+
 def _template(request: ResponseRequest) -> TemplateOptions:
-    tools = request.tools or ()
-    check_names(tools, "tools")
+    choice, functions = _choice(request)
+    check_names(request.tools or (), "tools")
     return TemplateOptions(
-        tools=() if request.tool_choice == "none" else tuple(map(shown_to_template, tools)),
+        tools=() if choice == "none" else tuple(map(shown_to_template, functions)),
         variables=template_variables(request, request.reasoning.effort if request.reasoning else None),
     )
 

@@ -39,11 +39,17 @@ class ResponseTool(Function, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-class ChosenFunction(Lenient, frozen=True, kw_only=True):
+class ChosenFunction(Lenient, frozen=True, kw_only=True, tag_field="type", tag="function"):
     """The function that has to be called."""
 
-    type: Literal["function"]
     name: FunctionName
+
+
+class AllowedFunctions(Lenient, frozen=True, kw_only=True, tag_field="type", tag="allowed_tools"):
+    """Those of the functions that may be called, and whether one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[ChosenFunction, ...], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class TextFormat(Lenient, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,7 +87,7 @@ class ResponseRequest(SamplingRequest, frozen=True, kw_only=True):
     store: bool | None = None
     background: bool | None = None
     tools: Annotated[tuple[ResponseTool, ...], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     truncation: Literal["auto", "disabled"] | None = None

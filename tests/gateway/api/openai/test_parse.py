@@ -161,6 +161,17 @@ def test_a_call_that_is_enforced_is_a_form(choice: Any) -> None:
     assert '"const":"clock"' in form.grammar
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_some_of_the_tools_are_allowed(mode: str) -> None:
+    tools = [CLOCK, {"type": "function", "function": {"name": "map"}}]
+    named = [{"type": "function", "function": {"name": "map"}}]
+    draft = read(tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}})
+    assert [tool["function"]["name"] for tool in draft.template.tools] == ["map"]
+    form = draft.sampling.structured_outputs
+    assert (form is not None) == (mode == "required")
+    assert form is None or ('"map"' in str(form.grammar) and "clock" not in str(form.grammar))
+
+
 def test_what_the_template_is_told() -> None:
     assistant = {"role": "assistant", "content": "It is"}
     draft = read(messages=[USER, assistant], continue_final_message=True, add_generation_prompt=False)
@@ -225,6 +236,18 @@ def test_every_value_out_of_range_is_named() -> None:
         ({"structured_outputs": {}}, "structured_outputs.json"),
         ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "ignore_eos"),
         ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {
+                "tools": [CLOCK],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "map"}}]},
+                },
+            },
+            "tool_choice.allowed_tools.tools[0]",
+        ),
+        ({"tools": [CLOCK], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
     ],

@@ -108,6 +108,17 @@ def test_items_of_one_turn_become_one_message() -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [CLOCK, CLOCK]}, "tools[1]"),
         ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "other"}],
+                },
+                "tools": [CLOCK],
+            },
+            "tool_choice.tools[0]",
+        ),
         ({"tool_choice": {"type": "function", "name": "other"}, "tools": [CLOCK]}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}}, "text.format"),
