@@ -83,9 +83,16 @@ class ConnectionState:
 
     async def _on_disconnected(self) -> None:
         self.connected.clear()
+        self._end_requests()
         if not (self.is_closing or self.is_opening):
             log.warning("nats_disconnected", connection=self.name, reason=str(self.last_error or ""))
             self.on_lost()
+
+    def _end_requests(self) -> None:
+        """Tell whoever waits for an answer that none comes: it was for the connection that is lost."""
+        for answer in list(self.client._resp_map.values()):  # noqa: SLF001 - nats-py lets their timeouts pass
+            if not answer.done():
+                answer.set_exception(nats.errors.TimeoutError())
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1

@@ -265,3 +265,15 @@ async def test_a_loop_that_was_blocked_catches_up(own_nats: EmbeddedNats) -> Non
                     time.sleep(0.01)  # noqa: ASYNC251 - the point of it
         assert [(await next_of(messages)).body.number for _ in numbers] == list(numbers)
         assert receiver.counts.num_dropped == 0
+
+
+async def test_who_waits_for_jetstream_hears_at_once_that_the_server_was_killed(own_nats: EmbeddedNats) -> None:
+    """Its answer went to a connection that is gone; 5 s later is too late for streams that stand still meanwhile."""
+    async with Transport.open(own_nats.url, name="asker") as transport:
+        jetstream = transport.jetstream(timeout_s=30.0)
+        own_nats.kill(signal.SIGSTOP)
+        asked = asyncio.create_task(jetstream.account_info())
+        await eventually(lambda: bool(jetstream.client._resp_map))
+        own_nats.kill()
+        done, _ = await asyncio.wait([asked], timeout=10)
+        assert isinstance(done.pop().exception(), TimeoutError)
