@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -16,8 +17,6 @@ def strict_json(text: bytes) -> Any:
 
 
 def _check(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise msgspec.DecodeError(f"the key {key!r} is there twice")
-        seen.add(key)
+    if len(dict(pairs)) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise msgspec.DecodeError(f"the key {key!r} is there twice")
