@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from broker_pipeline.captioning.sinks.shards import NUMBER, shards_of
-from broker_pipeline.captioning.sources.braces import expanded, is_wildcard, without_braces
+from broker_pipeline.captioning.sources.braces import is_wildcard, without_braces
 from broker_pipeline.captioning.sources.location import ending_of, local_path
 from broker_pipeline.captioning.sources.remote_folder import is_pattern
 from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS
@@ -22,18 +22,15 @@ _IN_FOLDERS = (".tar", ".parquet")
 """Of what is written, this is read where a URL names a folder."""
 
 
-def all_of(paths: Sequence[str]) -> list[str]:
-    """Return what PATHS stand for. Raises as `expanded`."""
-    return [each for path in paths for each in expanded(path)]
-
-
-def check_apart(paths: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
+def check_apart(typed: Sequence[str], paths: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
     """Return the files that are read or written, by their real paths, with the flag that names each.
+
+    `paths` are what the `typed` ones stand for.
 
     Raises `ConfigurationError` where one would replace another, or where the next run would read it as a source.
     """
     out, report = options["out"], options["report"]
-    other: list[tuple[str, str | Path | None]] = [("PATHS", file) for file in all_of(paths) if not Path(file).is_dir()]
+    other: list[tuple[str, str | Path | None]] = [("PATHS", file) for file in paths if not Path(file).is_dir()]
     other += [("--files-from", options["files_from"]), ("--out", out), ("the recipe of --out", recipe_of(out))]
     known = {os.path.realpath(path): flag for flag, path in other if path is not None}
     written = [(flag, str(path)) for flag, path in (("--out", out), ("--report", report)) if path is not None]
@@ -43,7 +40,7 @@ def check_apart(paths: Sequence[str], options: Mapping[str, Any]) -> dict[str, s
         if ending_of(path) in ENDINGS | VIDEO_ENDINGS:
             raise _refused(flag, path, "it is called like a picture, which the next run would read")
     for flag, path in written:
-        if pattern := next((each for each in paths if _is_read(path, each)), None):
+        if pattern := next((each for each in typed if _is_read(path, each)), None):
             reason = f"the next run would read it as part of {printable(pattern)}; write it elsewhere"
             raise _refused(flag, path, reason)
         if flag != "--out":

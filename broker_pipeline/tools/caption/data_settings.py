@@ -33,7 +33,7 @@ from broker_pipeline.client.caption_request import CaptionRequest
 from broker_pipeline.config import flag_of, parse_settings
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
 from broker_pipeline.process.terminal import printable
-from broker_pipeline.tools.caption.apart import all_of, check_apart
+from broker_pipeline.tools.caption.apart import check_apart
 from broker_pipeline.tools.caption.sampling_options import sampling_params
 
 Options = dict[str, Any]
@@ -51,17 +51,17 @@ def check_texts(options: Options) -> None:
                 raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
 
 
-def source_of(paths: Sequence[str], options: Options, closing: ExitStack) -> Source:
-    """Return the source that PATHS and --files-from lead to; `closing` closes the list."""
+def source_of(typed: Sequence[str], paths: Sequence[str], options: Options, closing: ExitStack) -> Source:
+    """Return the source of `paths`, for which the `typed` ones stand, and --files-from; `closing` closes the list."""
     settings = parse_settings(SourceSettings, {name: options[name] for name in _SOURCE_FIELDS})
     listed = options["files_from"]
     if not paths and listed is None:
         raise ConfigurationError("give PATHS, or --files-from with a list of them", field="PATHS")
-    if options["watch"] and (listed is not None or not all(Path(path).is_dir() for path in all_of(paths))):
+    if options["watch"] and (listed is not None or not all(Path(path).is_dir() for path in paths)):
         raise ConfigurationError("--watch looks at folders: give nothing else as PATHS", field="watch")
     lists = [_list(listed, options, closing)] if listed is not None else []
     source = open_sources(paths, settings, lists=lists)
-    return Watching(lambda: open_sources(paths, settings)) if options["watch"] else source
+    return Watching(lambda: open_sources(typed, settings)) if options["watch"] else source
 
 
 def _list(path: Path, options: Options, closing: ExitStack) -> ListSource:
@@ -87,7 +87,7 @@ def prompting_of(paths: Sequence[str], options: Options) -> Prompting:
         folder_prompts=options["folder_prompts"],
     )
     questions = questions_of(flags)
-    folders = frozenset(path if path.is_dir() else path.parent for path in map(Path, all_of(paths)))
+    folders = frozenset(path if path.is_dir() else path.parent for path in map(Path, paths))
     roots = folders if flags.folder_prompts else None
     names = questions.names if questions else frozenset()
     nearby = Nearby(names, roots) if roots is not None or names & NEARBY_NAMES else None
@@ -121,9 +121,9 @@ def _schema(path: Path | None) -> str | None:
         raise ConfigurationError(f"--json-schema {printable(path)}: {reason}", field="json_schema") from error
 
 
-def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -> list[Sink]:
+def sinks_of(typed: Sequence[str], paths: Sequence[str], questions: Sequence[str], options: Options) -> list[Sink]:
     """Return where rows go besides the log; raises `ConfigurationError` for what could not be written in the end."""
-    others = check_apart(paths, options)
+    others = check_apart(typed, paths, options)
     settings = SinkSettings(
         text_column=options["text_column"],
         shard_rows=options["shard_rows"],
@@ -138,11 +138,11 @@ def sinks_of(paths: Sequence[str], questions: Sequence[str], options: Options) -
     sinks: list[Sink] = [open_sink(target, settings) for target in options["to"]]
     if options["sidecar"] is not None:
         _check_sidecar(options)
-        roots = [path for path in map(Path, all_of(paths)) if path.is_dir()]
+        roots = [path for path in map(Path, paths) if path.is_dir()]
         where = options["sidecar"], options["sidecar_dir"], options["sidecar_mode"]
         sinks.append(Sidecars(*where, settings, roots, others))
     if options["report"] is not None:
-        sinks.append(ReportSink(options["report"], f"Captions of {', '.join(map(printable, paths))}"))
+        sinks.append(ReportSink(options["report"], f"Captions of {', '.join(map(printable, typed))}"))
     return sinks
 
 

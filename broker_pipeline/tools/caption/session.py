@@ -23,6 +23,7 @@ from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
 from broker_pipeline.captioning.sinks.tables.table_file import TableFile
+from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
 from broker_pipeline.captioning.sources.item import Item, Source
@@ -102,9 +103,10 @@ class CaptionSession:
         self._options = options
         self._console = console
         self._closing = ExitStack()
-        self._prompting = prompting_of(settings.paths, options)
+        self._paths = [each for path in settings.paths for each in expanded(path)]
+        self._prompting = prompting_of(self._paths, options)
         self._rules = rules_of(options)
-        self._found = _Found(source_of(settings.paths, options, self._closing), settings.limit)
+        self._found = _Found(source_of(settings.paths, self._paths, options, self._closing), settings.limit)
 
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
@@ -128,7 +130,7 @@ class CaptionSession:
 
     def _sinks(self) -> list[Sink]:
         """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
-        sinks = sinks_of(self._settings.paths, self._prompting.names, self._options)
+        sinks = sinks_of(self._settings.paths, self._paths, self._prompting.names, self._options)
         checks = [sink.check for sink in sinks if isinstance(sink, Sidecars | TableFile)]
         for item in self._found.chain.samples() if self._found.chain else ():
             for check in checks:
@@ -155,7 +157,7 @@ class CaptionSession:
 
     async def dry_run(self) -> bool:
         """Say what would be asked of how many items, and how long that would take."""
-        check_apart(self._settings.paths, self._options)
+        check_apart(self._settings.paths, self._paths, self._options)
         with self._closing:
             await self._show_first()
         try:
