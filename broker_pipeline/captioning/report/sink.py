@@ -10,7 +10,7 @@ from pathlib import Path
 from broker_pipeline.captioning.report.page import Heading, render_page
 from broker_pipeline.captioning.report.row_sample import RowSample
 from broker_pipeline.captioning.report.row_tally import RowTally
-from broker_pipeline.captioning.sinks.new_file import mode_of, write_whole
+from broker_pipeline.captioning.sinks.new_file import mode_of, nothing_to_replace, write_whole
 from broker_pipeline.captioning.sinks.row import Row
 
 
@@ -34,8 +34,10 @@ class ReportSink:
         self._sample.add(row)
 
     def close(self, *, is_whole: bool) -> None:
-        """Write the page; without items, an earlier one is kept. Raises `OutputError`."""
-        if not self._tally.num_items and self._path.exists():
+        """Write the page; without captions, an earlier one is kept. Raises `OutputError`."""
+        if not self._tally.num_captioned and self._path.exists():
+            if is_whole:
+                raise nothing_to_replace(self._path, field="report")
             return
         heading = Heading(self._title, self._began_at, self._clock(), is_whole)
         page = render_page(heading, self._tally, self._sample.rows())

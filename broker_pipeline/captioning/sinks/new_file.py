@@ -112,9 +112,10 @@ def writing(path: Path, *, field: str = "to") -> Iterator[None]:
         raise OutputError(text, field=field) from error
 
 
-def nothing_to_replace(path: Path) -> OutputError:
+def nothing_to_replace(path: Path, *, field: str = "to") -> OutputError:
     """Return the error for a run without rows, where an earlier one has left some."""
-    return OutputError(f"--to {printable(path)}: no item has a caption; what an earlier run wrote is kept", field="to")
+    reason = "no item has a caption; what an earlier run wrote is kept, and --out has the failures"
+    return OutputError(f"{flag_of(field)} {printable(path)}: {reason}", field=field)
 
 
 def write_whole(path: Path, content: bytes, *, field: str = "to", is_synced: bool = True) -> None:

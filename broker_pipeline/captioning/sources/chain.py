@@ -75,7 +75,7 @@ class Chain:
                 yield from part.samples()
             elif isinstance(part, TarSource) or (local_path(part.name) is None and not isinstance(part, ListSource)):
                 yield Item(part.name, bytes)  # nothing of it is a file of its own here
-            elif not isinstance(part, ListSource):
+            elif not isinstance(part, ListSource) or not part.is_read_once:
                 yield from islice(filter(_is_there, islice(iter(part), _NUM_LOOKED_AT)), 1)
 
     def __iter__(self) -> Iterator[Item]:

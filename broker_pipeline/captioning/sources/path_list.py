@@ -23,10 +23,17 @@ class ListSource:
     """A list. Its items are called as their files; a file that it names twice is two items of one name."""
 
     def __init__(
-        self, name: str, base: str, open_list: Callable[[], AbstractContextManager[BinaryIO]], separator: bytes = b"\n"
+        self,
+        name: str,
+        base: str,
+        open_list: Callable[[], AbstractContextManager[BinaryIO]],
+        separator: bytes = b"\n",
+        *,
+        is_read_once: bool = False,
     ) -> None:
         """Prepare to read a list whose relative paths are beside `base`."""
         self.name = name
+        self.is_read_once = is_read_once
         self._base = base
         self._open = open_list
         self._separator = separator
@@ -72,7 +79,7 @@ def files_from(stream: BinaryIO, *, is_nul_separated: bool = False, name: str = 
             raise InvalidRequestError(f"{name} can be read only once", field="files_from")
         return nullcontext(stream)
 
-    return ListSource(name, "", open_list, b"\0" if is_nul_separated else b"\n")
+    return ListSource(name, "", open_list, b"\0" if is_nul_separated else b"\n", is_read_once=start is None)
 
 
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -27,6 +28,8 @@ from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
 from broker_pipeline.captioning.sources.item import Item, Source
+from broker_pipeline.captioning.sources.path_list import ListSource
+from broker_pipeline.captioning.sources.tables.table import TableSource
 from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.captioning.verify import Verification, Verified
 from broker_pipeline.client.bulk_calls import BulkCalls
@@ -67,16 +70,20 @@ class _Found:
     source: Source
     limit: int | None
     count: int | None = field(default=None, init=False)
+    _items: Iterator[Item] = field(default_factory=lambda: iter(()), init=False)
 
     def look(self) -> None:
         """Count the items, as far as anybody knows; blocks. `InvalidRequestError` where there are none."""
         count = self.source.count()
         self.count = count if self.limit is None or count is None else min(count, self.limit)
-        if self.count == 0:
+        items = iter(self.source)
+        first = list(islice(items, 1)) if count is None and self.chain else []  # a pipe can be read once
+        if not (count or first) and self.chain:
             raise nothing_there(self.chain)
+        self._items = itertools.chain(first, items)
 
     def __iter__(self) -> Iterator[Item]:
-        return islice(iter(self.source), self.limit)
+        return islice(self._items, self.limit)
 
     @property
     def chain(self) -> Chain | None:
@@ -124,12 +131,11 @@ class CaptionSession:
                 print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
                 self._say_sidecars(sinks)
                 self._say_left_out()
-            if summary.num_done == 0:
-                raise nothing_there(self._found.chain)
             return summary.num_failed == 0
 
     def _sinks(self) -> list[Sink]:
         """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
+        self._found.look()
         sinks = sinks_of(self._settings.paths, self._paths, self._prompting.names, self._options)
         checks = [sink.check for sink in sinks if isinstance(sink, Sidecars | TableFile)]
         for item in self._found.chain.samples() if self._found.chain else ():
@@ -139,6 +145,7 @@ class CaptionSession:
 
     async def verify(self, num: int) -> bool:
         """Ask again about some captions of the log; returns whether all came out the same."""
+        await in_daemon_thread(self._found.look)
         async with self._open() as opened:
             chosen = Verification(
                 opened.items, opened.asker, opened.conductor.fingerprint, num, opened.log.num_captioned
@@ -182,7 +189,8 @@ class CaptionSession:
             status = await client.status()
         rate, since = _rate_of(status.conductor) if status.conductor else (0.0, "")
         if not rate:
-            say(self._console, "how long that takes nobody can say: the pipeline has captioned nothing yet")
+            reason = "the pipeline has captioned nothing yet; `broker-pipeline up --plan` foretells what a layout gives"
+            say(self._console, f"how long that takes nobody can say: {reason}")
         elif num := (self._found.count or 0) * len(self._prompting.names):
             ahead = status.queue.num_waiting + status.queue.num_in_progress
             waits = f", behind {counted(ahead, 'job')} that came before" if ahead else ""
@@ -200,7 +208,6 @@ class CaptionSession:
         settings = self._settings
         async with AsyncExitStack() as stack:
             stack.enter_context(self._closing)
-            await in_daemon_thread(self._found.look)
             client = await stack.enter_async_context(
                 GatewayClient.open(settings.gateway, patience_s=settings.patience_s, key=settings.key)
             )
@@ -275,7 +282,10 @@ def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
     return (num / busy_s if busy_s else 0.0), "by what the busiest worker has taken for each so far"
 
 
-def nothing_there(chain: Chain | None) -> InvalidRequestError:
+def nothing_there(chain: Chain) -> InvalidRequestError:
     """Return the error for a source without items."""
-    left_out = f"; {left_out_text(chain.left_out)}" if chain is not None and chain.left_out else ""
+    if all(isinstance(part, ListSource | TableSource) for part in chain.parts):
+        reason = f"nothing is in {printable(chain.name)}: no row or line names a picture"
+        return InvalidRequestError(reason, field="PATHS")
+    left_out = f"; {left_out_text(chain.left_out)}" if chain.left_out else ""
     return InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(ENDINGS))}{left_out}", field="PATHS")

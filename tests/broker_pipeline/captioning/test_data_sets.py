@@ -180,12 +180,13 @@ async def test_a_run_without_captions_keeps_what_an_earlier_one_wrote(
     captioner: Captioner, conductor: CaptioningConductor
 ) -> None:
     folder(captioner.directory / "pictures", 2)
-    argv = ("pictures", "--to=out.csv", "--to=set/a-%05d.tar", "--to=hub/")
+    argv = ("pictures", "--to=out.csv", "--to=set/a-%05d.tar", "--to=hub/", "--report=report.html")
     assert (await captioner.run(*argv)).code == 0
     written = [
         *captioner.directory.glob("set/*"),
         *captioner.directory.glob("hub/**/*.*"),
         captioner.directory / "out.csv",
+        captioner.directory / "report.html",
     ]
     before = {path: path.read_bytes() for path in written}
     conductor.says = lambda _: Failure("compute", "no")
@@ -372,6 +373,13 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["http://127.0.0.1:1/a.parquet", "--to", "metadata.jsonl"], "it is no file of this machine"),
         (["pictures/*.gif"], "nothing fits it as a pattern"),
         (["pictures", "in.parquet", "--image-column", "nope"], "in.parquet has no such column, but image, number"),
+        (["--files-from", "gone.txt"], "--files-from gone.txt: No such file or directory"),
+        (["--files-from", "empty.txt", "--to", "a.csv"], "nothing is in empty.txt"),
+        (["--files-from", "-"], "nothing is in -"),
+        (["blank.txt", "--dry-run"], "nothing is in blank.txt"),
+        (["header.csv", "--to", "out/"], "nothing is in header.csv"),
+        (["list.csv", "urls.txt", "--sidecar", ".txt"], "http://127.0.0.1:1/a.jpg is no file"),
+        (["--files-from", "urls.txt", "--to", "metadata.jsonl"], "it is no file of this machine"),
     ],
 )
 async def test_what_is_wrong_is_said_before_anything_is_asked(
@@ -382,7 +390,11 @@ async def test_what_is_wrong_is_said_before_anything_is_asked(
     for number in range(2):
         (captioner.directory / f"set-{number:05}.tar").touch()
     table(captioner.directory / "in.parquet", 2)
-    run = await captioner.run(*(flag.replace("HERE", str(captioner.directory)) for flag in flags))
+    lists = {"empty.txt": "", "blank.txt": "\n\n", "header.csv": "path,n\n", "urls.txt": "http://127.0.0.1:1/a.jpg\n"}
+    for name, text in lists.items():
+        (captioner.directory / name).write_text(text)
+    argv = (flag.replace("HERE", str(captioner.directory)) for flag in flags)
+    run = await captioner.run(*argv, stdin=asyncio.subprocess.DEVNULL)
     assert run.code == 2, run.text
     assert not captioner.out.exists()
     assert words in run.text

@@ -146,6 +146,16 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_page_of_failures_alone_is_written_where_there_is_none_and_replaces_none(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    page = written(path, [row(failed())])
+    assert "out of memory" in page
+    with pytest.raises(OutputError, match=r"--report .*earlier run wrote is kept, and --out has the failures"):
+        written(path, [row(failed(message="another"))])
+    assert written(path, [row(failed(message="another"))], is_whole=False) == page
+    assert "another" in written(path, [row(), row(failed(message="another"))])
+
+
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="--report"):
