@@ -18,12 +18,13 @@ import io
 import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -35,8 +36,9 @@ from broker_pipeline.captioning.asked_model import asked_model
 from broker_pipeline.captioning.asker import Asker
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.line_maker import Asked, LineMaker
+from broker_pipeline.captioning.run import in_thread
 from broker_pipeline.captioning.sources.item import Item
-from broker_pipeline.captioning.sources.reading import read_file
+from broker_pipeline.captioning.sources.named_item import item_at
 from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
@@ -50,8 +52,9 @@ T = TypeVar("T")
 _ENCODING = threading.Lock()
 """An image of Pillow is read when it is first used, and the same one may be asked about twice at once."""
 
-PictureInput = str | Path | bytes | Image.Image | Item | Mapping[str, Any]
-"""A path, an encoded picture, a Pillow image, an item of a source, or a row of a data set with one of these in it."""
+PictureInput = str | Path | bytes | bytearray | Image.Image | Item | Mapping[str, Any]
+"""A path or URL, an encoded picture, a Pillow image, an item of a source, or a row with one of these in it."""
+_FORMS = "a path, URL, encoded picture or Pillow image, or a row of a data set with one of these"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class AsyncClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._opened = None
         await self._closing.__aexit__(kind, error, trace)
 
     async def caption(
@@ -109,11 +113,17 @@ class AsyncClient:
     async def map(
         self, pictures: Iterable[PictureInput], prompt: str | None = None, *, system: str | None = None, **sampling: Any
     ) -> AsyncIterator[CaptionLine]:
-        """Yield a line for each picture, in their order; one that failed has an `error`, and the others go on."""
+        """Yield a line for each picture, in their order; one that failed has an `error`, and the others go on.
+
+        `pictures` are taken in a thread, as they are needed. Raises `InvalidRequestError` where they are one picture.
+        """
+        if isinstance(pictures, str | bytes | bytearray | Mapping):
+            kind = type(pictures).__name__
+            raise InvalidRequestError(f"map takes many pictures, and `{kind}` is one, or a row, or holds splits")
         request = self._request(prompt, system, sampling)
         under_way: deque[asyncio.Task[CaptionLine]] = deque()
         try:
-            for number, picture in enumerate(pictures):
+            async for number, picture in in_thread(enumerate(pictures), most=1):  # those of a data set are decoded
                 under_way.append(asyncio.ensure_future(self._line(picture, request, f"#{number}")))
                 if len(under_way) >= self._concurrency:
                     yield await under_way.popleft()
@@ -134,7 +144,7 @@ class AsyncClient:
     @property
     def _own(self) -> _Open:
         if self._opened is None:
-            raise InvalidRequestError("the client is not open: `with Client() as client:`")
+            raise _not_open()
         return self._opened
 
     async def _line(self, picture: PictureInput, request: CaptionRequest, name: str) -> CaptionLine:
@@ -160,11 +170,12 @@ class Client:
     def __init__(self, gateway: str = DEFAULT_GATEWAY_URL, **options: Any) -> None:
         """Take what `AsyncClient` takes."""
         self._client = AsyncClient(gateway, **options)
-        self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = threading.Thread()  # not alive
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         opened: Future[None] = Future()
         self._living = asyncio.run_coroutine_threadsafe(self._live(opened), self._loop)
@@ -191,10 +202,11 @@ class Client:
         async with self._client:
             opened.set_result(None)
             await self._closing.wait()
+        await self._loop.shutdown_asyncgens()  # of `map`, where nobody went to its end
 
     def caption(self, picture: PictureInput, prompt: str | None = None, **options: Any) -> CaptionLine:
         """Return the line of one picture, as `AsyncClient.caption` does."""
-        return self._call(self._client.caption(picture, prompt, **options))
+        return self._call(partial(self._client.caption, picture, prompt, **options))
 
     def map(
         self, pictures: Iterable[PictureInput], prompt: str | None = None, *, progress: bool = False, **options: Any
@@ -203,13 +215,38 @@ class Client:
         shown = track(pictures, description="captions") if progress else pictures
         lines = self._client.map(shown, prompt, **options)
         try:
-            while (line := self._call(anext(lines, None))) is not None:
+            while (line := self._call(partial(_next, lines))) is not None:
                 yield line
         finally:
-            self._call(lines.aclose())  # type: ignore[attr-defined]
+            if self._thread.is_alive():
+                self._call(lines.aclose)  # type: ignore[attr-defined]
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _call(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Wait for work on the loop. Ctrl-C comes to this thread, at any line: it is raised when the work has ended."""
+        if not self._thread.is_alive():
+            raise _not_open()
+        tasks: list[asyncio.Task[T]] = []
+        has_ended: SimpleQueue[None] = SimpleQueue()  # a lock of Python's own could be left locked by Ctrl-C
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(begin()))
+            tasks[0].add_done_callback(lambda _: has_ended.put(None))
+
+        def stop() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:
+                has_ended.put(None)
+
+        try:
+            self._loop.call_soon_threadsafe(start)
+            has_ended.get()
+            return tasks[0].result()
+        except BaseException:
+            self._loop.call_soon_threadsafe(stop)
+            if not (tasks and tasks[0].done()):
+                has_ended.get()
+            raise
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -217,17 +254,26 @@ class Client:
         self._loop.close()
 
 
+async def _next(lines: AsyncIterator[T]) -> T | None:
+    return await anext(lines, None)  # a generator belongs to the loop of the thread that begins it
+
+
+def _not_open() -> InvalidRequestError:
+    return InvalidRequestError("the client is not open: `with Client() as client:`")
+
+
 def as_item(picture: PictureInput, name: str) -> Item:
     """Return a picture in whatever form as an item; `name` is what it is called where it says nothing of itself."""
     if isinstance(picture, Item):
         return picture
     if isinstance(picture, str | Path):
-        path = Path(picture)
-        return Item(str(picture), partial(read_file, path), path=path)
-    if isinstance(picture, bytes):
-        return Item(name, lambda: picture)
+        return item_at(str(picture), str(picture))
+    if isinstance(picture, bytes | bytearray):
+        return Item(name, partial(bytes, picture))
     if isinstance(picture, Image.Image):
         return Item(name, lambda: _encoded(picture))
+    if not isinstance(picture, Mapping):
+        raise InvalidRequestError(f"`{type(picture).__name__}` is no picture; take {_FORMS}", field=name)
     for column in ("image", "picture", "bytes", "path"):
         if picture.get(column) is not None:
             return as_item(picture[column], str(picture.get("path") or name))

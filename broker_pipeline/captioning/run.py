@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from broker_pipeline.captioning.item_run import Ended, ItemRun
 from broker_pipeline.captioning.line import CaptionLine
@@ -25,6 +25,8 @@ from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.captioning.summary import Summary
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.process.daemon_thread import in_daemon_thread
+
+T = TypeVar("T")
 
 _WINDOW = 8
 """Items that may wait for the one in front of them, for each in flight: sinks take them in order."""
@@ -133,7 +135,7 @@ class CaptionRun:
                 closing.callback(sink.close, is_whole=is_whole)
 
 
-async def in_thread(items: Iterator[Item], most: int = 64) -> AsyncIterator[Item]:
+async def in_thread(items: Iterator[T], most: int = 64) -> AsyncIterator[T]:
     """Yield what an iterator that blocks has: one at first, so that a source that is slow shows what it has."""
     size = 1
     while chunk := await in_daemon_thread(_take, items, size):
@@ -142,5 +144,5 @@ async def in_thread(items: Iterator[Item], most: int = 64) -> AsyncIterator[Item
         size = min(2 * size, most)
 
 
-def _take(items: Iterator[Item], num: int) -> list[Item]:
+def _take(items: Iterator[T], num: int) -> list[T]:
     return list(islice(items, num))
