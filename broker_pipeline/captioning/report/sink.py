@@ -12,6 +12,7 @@ from broker_pipeline.captioning.report.row_sample import RowSample
 from broker_pipeline.captioning.report.row_tally import RowTally
 from broker_pipeline.captioning.sinks.new_file import mode_of, nothing_to_replace, write_whole
 from broker_pipeline.captioning.sinks.row import Row
+from broker_pipeline.captioning.sources.item import Item
 
 
 class ReportSink:
@@ -27,6 +28,9 @@ class ReportSink:
         self._began_at = clock()
         self._tally = RowTally()
         self._sample = RowSample()
+
+    def check(self, item: Item) -> None:
+        """Take every item."""
 
     def add(self, row: Row) -> None:
         """Count the next row, and keep it where it is one of those to look at."""

@@ -13,6 +13,7 @@ from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Shards
 from broker_pipeline.captioning.sinks.tables.parquet import features_of
 from broker_pipeline.captioning.sinks.texts import json_text, valid
+from broker_pipeline.captioning.sources.item import Item
 
 _MARK = "<!-- Every run of `broker-pipeline caption` writes this page anew, unless this line is removed. -->"
 
@@ -29,6 +30,10 @@ class DataSet:
         self._shards = Shards(folder / "data" / "train-%05d.parquet", settings, self._form)
         self._asked: dict[str, CaptionLine] | None = None
 
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where such an item has no place beside those before it."""
+        self._form.check(item)
+
     def add(self, row: Row) -> None:
         """Take a row, and write the shard that it completes."""
         if self._asked is None and row.is_whole:
@@ -40,7 +45,7 @@ class DataSet:
         self._shards.finish(is_whole=is_whole)
         if is_whole and self._is_ours():
             write_whole(self._readme, self._text().encode())
-        self._shards.check()
+        self._shards.tell_unreadable()
 
     def _is_ours(self) -> bool:
         """Whether the README may be written: a person's own stays."""

@@ -15,6 +15,7 @@ from broker_pipeline.captioning.sinks.tables.columns import Columns
 from broker_pipeline.captioning.sinks.tables.parquet import Parquet, need_pyarrow
 from broker_pipeline.captioning.sinks.tables.table_file import by_id
 from broker_pipeline.captioning.sinks.texts import json_text
+from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.process.terminal import printable
 
@@ -26,9 +27,21 @@ class ParquetShards:
         """Write what `settings` keep; raises `ConfigurationError` where pyarrow is not installed."""
         need_pyarrow()
         self._settings = settings
-        self._media = "image"
+        self._media: str | None = None
         self.columns: Columns | None = None
         """None before the first rows."""
+
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` for a video beside pictures, and the other way round, as far as paths tell."""
+        if item.path:
+            self._take(item)
+
+    def _take(self, item: Item) -> None:
+        media = "video" if item.is_video else "image"
+        self._media = self._media or media
+        if media != self._media:
+            reason = f"{printable(item.id)}: one column holds pictures or videos; write both to tars"
+            raise ConfigurationError(reason, field="to")
 
     def learn(self, rows: Sequence[Row]) -> str:
         """Return the columns."""
@@ -48,10 +61,9 @@ class ParquetShards:
 
     def _record(self, row: Row, picture: Mapping[str, object] | bytes | None) -> Record:
         item = row.item
-        if row.is_whole and item.is_video != (self._media == "video"):
-            reason = f"{printable(item.id)}: one column holds pictures or videos; write both to tars"
-            raise ConfigurationError(reason, field="to")
-        return record_of(row, self._settings, {self._media: picture or None, **by_id(item)})
+        if row.is_whole:
+            self._take(item)
+        return record_of(row, self._settings, {self._media or "image": picture or None, **by_id(item)})
 
 
 def _picture(row: Row, content: bytes) -> dict[str, object]:

@@ -35,6 +35,9 @@ class Sink(Protocol):
     finds it there. Called from one thread at a time.
     """
 
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where no row of such an item could be written, beside those that were checked."""
+
     def add(self, row: Row) -> None:
         """Take the next row, also one that failed. Raises `OutputError`; `ConfigurationError` where it never can."""
 

@@ -21,6 +21,7 @@ from broker_pipeline.captioning.sinks.new_file import NewFile, nothing_to_replac
 from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.texts import valid
+from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.errors import MediaError, OutputError
 from broker_pipeline.process.terminal import counted, printable
 
@@ -38,6 +39,9 @@ def shards_of(pattern: str) -> re.Pattern[str]:
 
 class ShardForm(Protocol):
     """How a shard is written."""
+
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where such an item has no place beside those before it."""
 
     def learn(self, rows: Sequence[Row]) -> str:
         """Look at the rows of the next shard; returns what decides, besides rows, on what is in the file."""
@@ -65,6 +69,10 @@ class Shards:
         if not self._path.exists():
             self._save((), is_whole=False)  # the folder is this target's: another one is refused
 
+    def check(self, item: Item) -> None:
+        """Raise `ConfigurationError` where such an item has no place beside those before it."""
+        self._form.check(item)
+
     def add(self, row: Row) -> None:
         """Take a row, and write the shard that it completes."""
         if row.is_whole or self._settings.keep_failed:
@@ -75,7 +83,7 @@ class Shards:
     def close(self, *, is_whole: bool) -> None:
         """Finish, and tell what is missing."""
         self.finish(is_whole=is_whole)
-        self.check()
+        self.tell_unreadable()
 
     def finish(self, *, is_whole: bool) -> None:
         """Write the last shard where the run came to its end, and remove those of an earlier, longer one."""
@@ -91,7 +99,7 @@ class Shards:
         self._listed = frozenset()
         self._save((), is_whole=not any(shard.unreadable for shard in self.shards))
 
-    def check(self) -> None:
+    def tell_unreadable(self) -> None:
         """Raise `OutputError` where items are left out that have their captions: the next run tries them again."""
         if left := [name for shard in self.shards for name in shard.unreadable]:
             names = f"{printable(left[0])}{', …' if len(left) > 1 else ''}"

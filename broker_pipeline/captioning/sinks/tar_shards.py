@@ -14,6 +14,7 @@ from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.shards import Filled
 from broker_pipeline.captioning.sinks.tables.table_file import by_id
 from broker_pipeline.captioning.sinks.texts import json_text
+from broker_pipeline.captioning.sources.item import Item
 
 
 class TarShards:
@@ -26,6 +27,9 @@ class TarShards:
     def __init__(self, settings: SinkSettings) -> None:
         """Write what `settings` keep."""
         self._settings = settings
+
+    def check(self, item: Item) -> None:
+        """Take every item."""
 
     def learn(self, rows: Sequence[Row]) -> str:  # noqa: ARG002 - each tar stands for itself
         """Return nothing."""

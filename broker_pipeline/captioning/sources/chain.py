@@ -71,7 +71,7 @@ class Chain:
     def samples(self) -> Iterator[Item]:
         """Yield an item of each part that can be read again, for what sinks need to know of them. May block."""
         for part in self.parts:
-            if isinstance(part, Chain):
+            if isinstance(part, Chain | FilesSource):
                 yield from part.samples()
             elif isinstance(part, TarSource) or (local_path(part.name) is None and not isinstance(part, ListSource)):
                 yield Item(part.name, bytes)  # nothing of it is a file of its own here

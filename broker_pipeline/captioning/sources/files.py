@@ -13,7 +13,7 @@ from pathlib import Path
 from broker_pipeline.captioning.sources.item import Item, broken
 from broker_pipeline.captioning.sources.location import ending_of
 from broker_pipeline.captioning.sources.named_item import item_at
-from broker_pipeline.captioning.sources.settings import SourceSettings
+from broker_pipeline.captioning.sources.settings import VIDEO_ENDINGS, SourceSettings
 from broker_pipeline.errors import ConfigurationError, UnreadableFileError
 from broker_pipeline.process.terminal import printable
 
@@ -71,6 +71,12 @@ class FilesSource:
             yield item_at(path, path)
         for folder, reason in self.unreadable.items():
             yield broken(folder, UnreadableFileError(reason))
+
+    def samples(self) -> Iterator[Item]:
+        """Yield one item, or where videos are taken as well, a picture and a video."""
+        paths = self._found() if self._settings.videos else self._found()[:1]
+        for path in {ending_of(path) in VIDEO_ENDINGS: path for path in reversed(paths)}.values():
+            yield item_at(path, path)
 
     def _found(self) -> list[str]:
         if self._paths is None:

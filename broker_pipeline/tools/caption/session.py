@@ -23,7 +23,6 @@ from broker_pipeline.captioning.rate_meter import clock_text
 from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
-from broker_pipeline.captioning.sinks.tables.table_file import TableFile
 from broker_pipeline.captioning.sources.braces import expanded
 from broker_pipeline.captioning.sources.chain import Chain
 from broker_pipeline.captioning.sources.files import left_out_text
@@ -137,10 +136,9 @@ class CaptionSession:
         """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
         self._found.look()
         sinks = sinks_of(self._settings.paths, self._paths, self._prompting.names, self._options)
-        checks = [sink.check for sink in sinks if isinstance(sink, Sidecars | TableFile)]
         for item in self._found.chain.samples() if self._found.chain else ():
-            for check in checks:
-                check(item)
+            for sink in sinks:
+                sink.check(item)
         return sinks
 
     async def verify(self, num: int) -> bool:

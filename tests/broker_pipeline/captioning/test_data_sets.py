@@ -378,6 +378,8 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["--files-from", "-"], "nothing is in -"),
         (["blank.txt", "--dry-run"], "nothing is in blank.txt"),
         (["header.csv", "--to", "out/"], "nothing is in header.csv"),
+        (["mixed", "--videos", "--to", "a-%05d.parquet"], "one column holds pictures or videos"),
+        (["mixed/*", "--to", "out/"], "mixed/b.mp4: one column holds pictures or videos"),
         (["list.csv", "urls.txt", "--sidecar", ".txt"], "http://127.0.0.1:1/a.jpg is no file"),
         (["--files-from", "urls.txt", "--to", "metadata.jsonl"], "it is no file of this machine"),
     ],
@@ -393,6 +395,9 @@ async def test_what_is_wrong_is_said_before_anything_is_asked(
     lists = {"empty.txt": "", "blank.txt": "\n\n", "header.csv": "path,n\n", "urls.txt": "http://127.0.0.1:1/a.jpg\n"}
     for name, text in lists.items():
         (captioner.directory / name).write_text(text)
+    for name in ("mixed/a.png", "mixed/b.mp4"):
+        (captioner.directory / "mixed").mkdir(exist_ok=True)
+        (captioner.directory / name).write_bytes(b"whatever")
     argv = (flag.replace("HERE", str(captioner.directory)) for flag in flags)
     run = await captioner.run(*argv, stdin=asyncio.subprocess.DEVNULL)
     assert run.code == 2, run.text
