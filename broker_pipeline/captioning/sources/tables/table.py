@@ -86,17 +86,17 @@ def check_columns(names: Iterable[str]) -> None:
         raise UnreadableFileError(f"two columns are called {printable(twice[0])}; give one another name")
 
 
-def _column_of(table: str, columns: Iterable[str], settings: SourceSettings) -> str:
-    there = list(columns)
+def _column_of(table: str, first: Cells, settings: SourceSettings) -> str:
+    """Return the column of pictures by a table's first row: one that has no number there, where there is one."""
     asked = settings.image_column
-    found = next((name for name in ([asked] if asked else GUESSES) if name in there), None)
-    if found is not None:
-        return found
-    names = printable(", ".join(there))
+    names = [name for name in ([asked] if asked else GUESSES) if name in first]
+    if names:
+        return min(names, key=lambda name: isinstance(first[name], int | float))
+    there = printable(", ".join(first))
     if asked:
-        reason = f"--image-column {printable(asked)}: {printable(table)} has no such column, but {names}"
+        reason = f"--image-column {printable(asked)}: {printable(table)} has no such column, but {there}"
     else:
-        reason = f"which column of {printable(table)} has the pictures? --image-column says it, of {names}"
+        reason = f"which column of {printable(table)} has the pictures? --image-column says it, of {there}"
     raise ConfigurationError(reason, field="image_column")
 
 

@@ -201,3 +201,9 @@ def test_a_key_twice_in_an_object_fails_its_row_by_line_and_key(tmp_path: Path) 
         "line 3 is no JSON object: the key 'x' is there twice",
         picture(1),
     ]
+
+
+def test_a_column_of_numbers_is_not_guessed_to_have_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.jsonl").write_text('{"image": 17, "path": "a.png"}\n')
+    assert [found[1] for found in read_twice(open_source(str(tmp_path / "a.jsonl")))] == [picture(1)]
