@@ -39,6 +39,7 @@ from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.session_state import SessionState
 
 _NOTHING_UNWANTED = Unwanted()
+_MOST_SUBJECTS = 4096
 
 
 class Scheduler:
@@ -49,6 +50,8 @@ class Scheduler:
         self.ledger = KVLedger()
         self.routes = RouteTable(num_layers)
         self._sessions: dict[str, SessionState] = {}
+        self._route_of: dict[str, tuple[str, ...]] = {}
+        """Keys of the routes that sessions about something went to, those asked for last at the end."""
         self._waiting = AdmissionQueue(limits, self.ledger, self.routes)
         self.growth = Growth(self._sessions, self.ledger, self.routes, self._waiting)
         self.kv_steps = self._waiting.steps
@@ -86,18 +89,24 @@ class Scheduler:
         unwanted: Unwanted = _NOTHING_UNWANTED,
         *,
         limit: int = 0,
+        subject: str = "",
     ) -> Route | None:
         """Choose the route for a session to be prepared, which will begin with about `num_tokens` (see `choose_route`).
 
-        None when no open route can ever hold that many, or its `limit`. The choice counts against the route's room
-        until `add` or `release`.
+        Sessions of one `subject`, such as a picture, go to one route where that is as good as others. None when no open
+        route can ever hold that many, or its `limit`. The choice counts against the route's room until `add` or
+        `release`.
         """
         self._waiting.tentative.drop(session)
         longest = max(num_tokens, limit)
         loads = [load for load in self._loads(now) if load.route.kv_capacity_tokens >= longest]
         if not loads:
             return None
-        best = choose_route(loads, num_tokens, unwanted)
+        best = choose_route(loads, num_tokens, unwanted, self._route_of.pop(subject, ()))
+        if subject:
+            self._route_of[subject] = best.key
+            if len(self._route_of) > _MOST_SUBJECTS:
+                del self._route_of[next(iter(self._route_of))]
         self._waiting.take(session, best, num_tokens)
         return best
 

@@ -29,6 +29,7 @@ from broker_pipeline.messages.activation import (
     SessionClose,
     SessionFailure,
     SessionOpen,
+    SharedPrefix,
     StageTiming,
     VisualSpan,
 )
@@ -274,7 +275,8 @@ def _segment(chance: random.Random, name: str) -> Segment:
 
 def _open(chance: random.Random, name: str) -> SessionOpen:
     sampling = SamplingSettings(temperature=chance.random(), top_p=0.9, seed=chance.randrange(-(2**63), 2**63))
-    return SessionOpen(session=name, attempt=2, num_kv_tokens=64, num_prompt_tokens=7, sampling=sampling)
+    prefix = SharedPrefix(session="source", attempt=1, num_tokens=3) if chance.random() < 0.5 else None
+    return SessionOpen(session=name, attempt=2, num_kv_tokens=64, num_prompt_tokens=7, sampling=sampling, prefix=prefix)
 
 
 def _failure(name: str) -> SessionFailure:

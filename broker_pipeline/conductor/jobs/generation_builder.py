@@ -23,7 +23,7 @@ from broker_pipeline.conductor.workers.preparer import Preparer
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import GarbledStateError, NoRouteError
 from broker_pipeline.grammars.rule import grammar_source
-from broker_pipeline.messages.jobs import TokenEntry
+from broker_pipeline.messages.jobs import JobSpec, TokenEntry
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.structured_outputs import GrammarSettings
 from broker_pipeline.messages.vision import PrepareRequest
@@ -154,7 +154,14 @@ class GenerationBuilder:
         if job.prompt is not None and job.num_kv_tokens:
             num_tokens = self._num_first(job, job.prompt, num_output)
         unwanted = self.workers.unwanted(job.retries.failed_on)
-        return self.scheduler.assign(job.job_id, num_tokens, self.clock(), unwanted, limit=job.num_kv_tokens)
+        return self.scheduler.assign(
+            job.job_id,
+            num_tokens,
+            self.clock(),
+            unwanted,
+            limit=job.num_kv_tokens,
+            subject=_subject(job.spec) if self.copies_prefixes else "",
+        )
 
     def _limits(self, job: LiveJob) -> PromptLimits:
         """Return what the model and the largest route allow; raises `PromptTooLongError` when that is too little.
@@ -228,3 +235,9 @@ class GenerationBuilder:
         if len(output.token_ids) < len(tokens):
             raise GarbledStateError(f"{len(tokens)} tokens were committed, and output {choice} ended before that")
         return output
+
+
+def _subject(spec: JobSpec) -> str:
+    """Name what a job is about: its first picture, which a tenant may ask several questions about."""
+    first = next(iter(spec.media()), None)
+    return f"{spec.tenant} {first.sha256}" if first else ""

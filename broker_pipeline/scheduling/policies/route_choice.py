@@ -8,6 +8,9 @@
 A straggler takes over `_STRAGGLES` times as long for a step as the fastest route, and what stragglers could compute all
 together is little of the whole: otherwise slow hosts are what the pipeline is made of. A route without sessions is
 taken for faster by and by, so that one that has become faster is found out.
+
+Questions about one picture go to one route, if that has hardly more sessions than others: KV is copied there and the
+picture is encoded already.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from broker_pipeline.scheduling.session_state import SessionState
 _STRAGGLES = 4.0
 _LITTLE = 0.25  # of the speed of all routes
 _HALF_S = 30.0  # idle for so long, a route is taken for twice as fast
+_WORTH_SESSIONS = 4  # that a route with sessions like a new one may have more
 _REPLAY_S = 1.0  # for preparing a session again, beyond the prefill
 
 
@@ -53,8 +57,8 @@ class Unwanted:
     """Others have failed on them lately, or one session at a time is what they are given, and they have that."""
 
 
-def choose_route(loads: Sequence[RouteLoad], num_tokens: int, unwanted: Unwanted) -> Route:
-    """Return the route where a session of `num_tokens` does best."""
+def choose_route(loads: Sequence[RouteLoad], num_tokens: int, unwanted: Unwanted, alike: tuple[str, ...] = ()) -> Route:
+    """Return the route where a session of `num_tokens` does best; `alike` is the key of one with sessions like it."""
     slow = stragglers(loads)
     known = [load.taken_step_s for load in loads if load.taken_step_s is not None]
     fastest_s = min(known, default=1.0)
@@ -67,7 +71,7 @@ def choose_route(loads: Sequence[RouteLoad], num_tokens: int, unwanted: Unwanted
             sum(key in unwanted.spared for key in keys),
             load.route in slow,
             load.room_tokens < num_tokens,
-            (load.num_sessions + 1) * step_s,
+            (load.num_sessions + 1 - _WORTH_SESSIONS * (keys == alike)) * step_s,
             -load.room_tokens,
         )
 

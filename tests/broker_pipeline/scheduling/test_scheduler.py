@@ -443,3 +443,14 @@ def test_a_probe_that_is_lost_with_its_worker_keeps_no_close_from_the_others(two
     (closing,) = two_stages.plan()
     assert closing.route.workers == microbatch.route.workers[:1]
     assert closing.closes == (microbatch.segments[0].session.key,)
+
+
+def test_sessions_about_one_subject_are_assigned_to_one_route_and_others_spread() -> None:
+    simulation = Simulation()
+    for name in ("a", "b"):
+        simulation.start_worker(name, 0, 4, kv=4000)
+    scheduler = simulation.scheduler
+    alike = [str(scheduler.assign(f"cat{number}", 10, subject="cat")) for number in range(4)]
+    others = [str(scheduler.assign(f"other{number}", 10, subject=f"{number}")) for number in range(4)]
+    assert len(set(alike)) == 1
+    assert set(others) == {"a", "b"} - set(alike)

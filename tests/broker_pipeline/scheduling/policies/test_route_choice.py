@@ -45,6 +45,16 @@ def test_equal_routes_get_equally_many_and_one_half_as_fast_gets_half_as_many() 
     assert shares([load("a", None), load("b", None)], 30) == {"a": 15, "b": 15}
 
 
+def test_questions_about_one_picture_go_to_one_route_unless_that_has_far_more_sessions() -> None:
+    def chosen(num_sessions: int, unwanted: Unwanted = Unwanted(), room: int = 100_000) -> str:  # noqa: B008
+        there = load("there", 0.01, num_sessions, room)
+        return name_of(choose_route([load("b", 0.01, 10, 200_000), there], 10, unwanted, there.route.key))
+
+    assert [chosen(number) for number in (10, 13, 15)] == ["there", "there", "b"]
+    assert chosen(10, room=5) == "b"
+    assert chosen(10, Unwanted(failed=("there-1",))) == "b"
+
+
 def test_one_that_is_new_gets_its_share() -> None:
     assert shares([load("a", 0.01), load("new", None)], 30) == {"a": 15, "new": 15}
 
