@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Let nothing run beside a test that is about time; that it waits for this counts for no timeout."""
     with machine(alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C work where it is ignored, as in what a shell has in the background: tests' children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
