@@ -205,17 +205,12 @@ class Lane:
         for session in prompts:
             if num_tokens >= enough:
                 break
-            if self._waits(session):
+            if not session.is_open and not self.prefixes.begin(session):  # one that it waits for is taken by now
                 continue
-            if not session.is_open:
-                self.prefixes.begin(session)
             chunks.append(_segment(session, budget.max_tokens - num_tokens))
             num_tokens += chunks[-1].count
         chunks.sort(key=_is_single)
         return (*chunks, *taken)  # a GPU computes the attention of chunks apart from that of single tokens
-
-    def _waits(self, session: SessionState) -> bool:
-        return not session.is_open and self.prefixes.waits(session)
 
     def _candidates(self, budget: BatchBudget) -> tuple[list[SessionState], list[SessionState]]:
         """Return sessions with one token to compute and sessions with more, or just one that is to be alone."""
@@ -231,7 +226,9 @@ class Lane:
             elif demand == 1:
                 if len(steps) < budget.num_sessions:
                     steps.append(session)
-            elif num_demanded[is_batch := session.turn.is_batch] < budget.max_tokens and not self._waits(session):
+            elif num_demanded[is_batch := session.turn.is_batch] < budget.max_tokens:
+                if not session.is_open and self.prefixes.waits(session):
+                    continue
                 prompts[is_batch].append(session)
                 num_demanded[is_batch] += demand
         interactive, batch = prompts.values()

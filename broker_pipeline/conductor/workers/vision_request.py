@@ -131,11 +131,15 @@ def read_prompt(received: Received[PreparedSession], vocab_size: int) -> Prepare
     if token_ids.min() < 0 or token_ids.max() >= vocab_size or positions.min() < 0:
         raise MalformedEnvelopeError(f"{answer.worker} sent token ids or positions out of range", field="tensors")
     _check_spans(answer)
-    content = answer.visual_content if len(answer.visual_content) == len(answer.visual) else ()
-    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual, content)
+    return PreparedPrompt(token_ids, positions, answer.position_delta, answer.visual, answer.visual_content)
 
 
 def _check_spans(answer: PreparedSession) -> None:
+    if answer.visual_content and len(answer.visual_content) != len(answer.visual):
+        raise MalformedEnvelopeError(
+            f"{answer.worker} sent {len(answer.visual)} visual spans and the content of {len(answer.visual_content)}",
+            field="visual_content",
+        )
     free_from = 0
     for span in answer.visual:
         if span.offset < free_from or span.offset + span.count > answer.num_tokens:

@@ -43,11 +43,11 @@ def prefix_keys(prompt: PreparedPrompt, tenant: str) -> tuple[bytes, ...]:
         num_tokens = min(num_tokens, prompt.visual[0].offset)
     tokens = memoryview(np.vstack([prompt.token_ids, prompt.positions])[:, :num_tokens].T.tobytes())
     spans = list(zip(prompt.visual, prompt.visual_content, strict=False))
-    digest, keys = hashlib.blake2b(tenant.encode(), digest_size=16), []
+    digest, keys = hashlib.blake2b(f"{tenant}\0".encode(), digest_size=16), []
     for stop in range(BLOCK_TOKENS, num_tokens + 1, BLOCK_TOKENS):
         while spans and spans[0][0].offset < stop:
             span, content = spans.pop(0)
-            digest.update(f"{span.offset} {span.count} {content}".encode())
+            digest.update(f"{span.offset} {span.count} {content}\0".encode())
         digest.update(tokens[(stop - BLOCK_TOKENS) * _TOKEN_BYTES : stop * _TOKEN_BYTES])
         keys.append(digest.copy().digest())
     return tuple(keys)
@@ -81,12 +81,15 @@ class PrefixTable:
         """Say whether a session should not begin yet, since one whose beginning it can have is under way."""
         return self._find(session) == "wait"
 
-    def begin(self, session: SessionState) -> None:
-        """Note that a session is sent, with the longest `prefix` that there is."""
+    def begin(self, session: SessionState) -> bool:
+        """Note that a session is sent, with the longest `prefix` that there is; False: it `waits`, and is not."""
         found = self._find(session)
+        if found == "wait":
+            return False
         self._begun.add(session.key)
         if isinstance(found, Prefix):
             session.prefix, session.num_computed_tokens = found, found.num_tokens
+        return True
 
     def _find(self, session: SessionState) -> Prefix | Literal["wait"] | None:
         if session.is_repeat or not self._is_used:

@@ -476,6 +476,8 @@ async def test_nobody_waits_for_a_vision_worker_when_the_route_is_lost(it: Prepa
         ({}, tensors(positions=[0, 1, -2, 3]), "out of range"),
         ({"visual": spans((3, 2))}, tensors(), "leave the prompt"),
         ({"visual": spans((0, 2), (1, 1))}, tensors(), "overlap"),
+        ({"visual": spans((0, 2)), "visual_content": ("a+0", "b+0")}, tensors(), "1 visual spans and the content of 2"),
+        ({"visual_content": ("a+0",)}, tensors(), "0 visual spans and the content of 1"),
     ],
 )
 async def test_a_prompt_that_contradicts_itself_is_refused(
