@@ -9,6 +9,7 @@ Conductors publish the tokens only of jobs that somebody watches: this says whic
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -59,7 +60,8 @@ class JobWatch:
         self.num_open = 0
         self._open: Counter[str] = Counter()
         self._watched: Counter[str] = Counter()
-        self._renewed_at = 0.0
+        self._renewed_at = -math.inf
+        transport.add_reconnect_listener(self._on_reconnect)
 
     @asynccontextmanager
     async def place(self, client: str) -> AsyncIterator[None]:
@@ -152,6 +154,10 @@ class JobWatch:
             await self._transport.publish(subjects.watch(self._namespace), request)
         except TransportError as error:
             log.info("watch_not_asked_for", num_jobs=len(job_ids), reason=error.message)
+
+    def _on_reconnect(self) -> None:
+        """Ask again with the next news: what was asked just now may be lost."""
+        self._renewed_at = -math.inf
 
     def _messages(self, job_id: str) -> AbstractAsyncContextManager[Subscription[JobEvent]]:
         return self._transport.subscribe(

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(150)]
 
 NUM_NEIGHBOURS = 16
 MAX_TOKENS = 160
-"""So many that neighbours still run when the bad ones arrive, on a busy machine as well."""
+"""So many that neighbours that answer still do when the bad ones arrive, on a busy machine as well."""
 SPARE_BYTES = 150 * 2**20
 """What the stage may still allocate: eager attention over 3,600 tokens takes more, over 200 a hundredth."""
 PROMPTS = [f"Describe this picture in {number} words." for number in range(NUM_NEIGHBOURS)]
@@ -37,6 +37,7 @@ async def test_who_breaks_the_microbatch_fails_and_who_was_in_it_does_not(tmp_pa
 
         good = [client.submit(picture(n), prompt=PROMPTS[n], max_tokens=MAX_TOKENS) for n in range(NUM_NEIGHBOURS)]
         first = await asyncio.gather(*good[:8])
+        await client.until_answering(first)  # their pictures take time, and bad ones without would go ahead of them
         bad = [await client.submit(prompt="q" * 3600, max_tokens=MAX_TOKENS) for _ in range(2)]
         rest = await asyncio.gather(*good[8:])
         assert await client.run([*first, *rest]) == expected

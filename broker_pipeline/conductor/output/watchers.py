@@ -19,6 +19,8 @@ from broker_pipeline.wire.transport import Transport
 log = structlog.get_logger()
 
 _MAX_JOBS = 65_536
+_RETURN_S = 10.0
+"""After an outage, in which nobody could ask again."""
 
 
 class Watchers:
@@ -47,8 +49,15 @@ class Watchers:
             return
         self._until |= dict.fromkeys(request.job_ids, until)
 
+    def on_reconnect(self) -> None:
+        """Note that the broker was away: who was watched then is watched for a while longer."""
+        until = self._clock() + _RETURN_S
+        self._until = dict.fromkeys(self._until, until)
+        self._all_until = until if self._all_until else 0.0
+
     async def listen(self, transport: Transport, subject: str) -> None:
         """Take requests until cancelled."""
+        transport.add_reconnect_listener(self.on_reconnect)
         async with transport.subscribe(subject, WatchRequest, on_dropped=_log_drop) as messages:
             async for message in messages:
                 self.take(message.body)

@@ -63,6 +63,8 @@ class Member:
     heartbeat: Heartbeat | None = None
     absent_since: float | None = None
     """Since when the registry has had no record of it."""
+    beat_at: float = -math.inf
+    """When its last heartbeat came."""
     asked_at: float = -math.inf
     """When it was last asked whether it still computes."""
 
@@ -187,8 +189,15 @@ class Roster:
             if self._is_deaf:  # the clock has not been looked at since the broker came back
                 member.patience.excuse(self._clock())
             member.patience.hear(self._clock())
+            self._note_beat(member)
             member.heartbeat, member.is_unreachable = heartbeat, False
             self._workers.note_alive(member.record, heartbeat)
+
+    def _note_beat(self, member: Member) -> None:
+        """Ask one again whose heartbeats were interrupted: what it was asked meanwhile has not reached it."""
+        if self._clock() - member.beat_at > self._times.probe_s:
+            member.asked_at = -math.inf
+        member.beat_at = self._clock()
 
     def find(self, root: str) -> WorkerRecord | None:
         """Return the record of the worker with this root of subjects."""

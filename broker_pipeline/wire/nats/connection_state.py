@@ -93,6 +93,7 @@ class ConnectionState:
         for answer in list(self.client._resp_map.values()):  # noqa: SLF001 - nats-py lets their timeouts pass
             if not answer.done():
                 answer.set_exception(nats.errors.TimeoutError())
+                answer.exception()  # nobody waits where its request could not even be sent: that is no error to log
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1

@@ -72,6 +72,15 @@ class PipelineClient:
             while await self.num_finished(job_ids) < num_jobs:  # noqa: ASYNC110 - other processes
                 await asyncio.sleep(0.02)
 
+    async def until_answering(self, job_ids: Sequence[str]) -> None:
+        """Return once each of these has a token, or has finished."""
+        for job_id in job_ids:
+
+            async def has_begun(job_id: str = job_id) -> bool:
+                return bool(await self.tokens(job_id)) or await self.num_finished([job_id]) > 0
+
+            await eventually(has_begun)
+
     async def num_finished(self, job_ids: Sequence[str]) -> int:
         """Return how many of these jobs have finished."""
         return sum(record.status in FINAL_STATUSES for record in await self.records(job_ids))

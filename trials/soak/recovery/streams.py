@@ -19,8 +19,8 @@ from broker_pipeline.messages.jobs import JobEvent, JobRecord
 from trials.soak.proof.client import UnexpectedAnswerError
 
 _RETRY_S = 0.05
-_SILENCE_S = 3.0
-"""A gateway that hangs or is cut off is left after this; a living one says something more often."""
+_SILENCE_S = 20.0
+"""A gateway that hangs or is cut off is left after this; a living one says something every 15 s."""
 
 
 @dataclass(eq=False)
@@ -135,5 +135,4 @@ class StreamLoad:
 
 
 def _moved(stream: Stream, since: float) -> bool:
-    last = stream.ended_at or (stream.token_times[-1] if stream.token_times else 0.0)
-    return last > since
+    return stream.ended_at is not None or bool(stream.token_times and stream.token_times[-1] > since)

@@ -26,6 +26,18 @@ def test_a_job_is_watched_for_as_long_as_was_asked() -> None:
     assert watchers.is_watched("b")
 
 
+def test_who_was_watched_when_the_broker_went_is_watched_once_it_is_back() -> None:
+    clock = FakeClock()
+    watchers = Watchers(clock)
+    watchers.take(WatchRequest(job_ids=("a",), for_s=5.0))
+    clock.pass_s(60.0)
+    watchers.on_reconnect()
+    assert watchers.is_watched("a")
+    assert not watchers.is_watched("b")
+    clock.pass_s(10.1)
+    assert not watchers.is_watched("a"), "nobody asked again"
+
+
 def test_all_jobs_can_be_watched() -> None:
     watchers = Watchers()
     watchers.take(WatchRequest(is_for_all=True, for_s=30.0))

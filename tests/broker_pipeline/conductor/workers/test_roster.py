@@ -378,6 +378,17 @@ def test_a_suspended_worker_is_asked_every_half_second_while_it_gives_signs_of_l
     assert side.asked() == ["a"]
 
 
+def test_one_whose_heartbeats_were_interrupted_is_asked_again_as_they_resume(side: RosterSide) -> None:
+    side.join(A, B)
+    side.pass_s(0.3, A, B)
+    side.pass_s(0.6, A)
+    side.roster.on_reconnect()
+    side.pass_s(0.2, A)
+    assert side.asked() == ["a", "b"]
+    side.pass_s(0.1, A, B)
+    assert side.asked() == ["b"], "it was not reachable yet when it was asked"
+
+
 # --- the broker -----------------------------------------------------------------------------------------------------
 
 
