@@ -35,7 +35,7 @@ class RosterTimes:
     """All in seconds."""
 
     poll_s: float = 0.5
-    watch_s: float = 0.1
+    watch_s: float = 0.05
     standstill_s: float = 0.5
     """How much later than `watch_s` the clock may be looked at before we count as having stood still ourselves."""
     probe_s: float = 0.5
