@@ -16,8 +16,9 @@ import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 from types import TracebackType
 from typing import Self
 
@@ -45,6 +46,7 @@ class EmbeddedServer(ABC):
 
     name: str
     scheme: str
+    env: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class EmbeddedServer(ABC):
         for tries_left in reversed(range(_NUM_PORT_TRIES)):
             try:
                 argv = [*self._place.prefix, *self._prepare(self._port)]
-                self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path)
+                self._process = await ChildProcess.spawn(self.name, argv, log_path=self.log_path, env=self.env)
             except OSError as error:
                 raise ServerStartError(f"{self.name} did not start: {error}") from error
             try:
@@ -225,6 +227,8 @@ class EmbeddedRedis(EmbeddedServer):
 
     name = "redis-server"
     scheme = "redis"
+    # PyPI's build has no jemalloc. Without larger caches glibc's malloc takes a third of its time; others ignore this.
+    env: ClassVar[Mapping[str, str]] = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000:glibc.malloc.tcache_max=8192"}
 
     def _prepare(self, port: int | None) -> Sequence[str]:
         self._listen_port = free_port() if port is None else port
