@@ -41,7 +41,8 @@
 {ns}:probe                  string  written to find out whether Redis takes writes
 {ns}:pipelines              set     names of pipelines that have, or had, workers
 {ns}:{pl}:workers           set     names of workers that have, or had, a record
-{ns}:{pl}:worker:{name}     string  JSON `WorkerRecord`, with a time to live
+{ns}:{pl}:worker:{name}     string  JSON `WorkerRecord` of a stage or vision worker, with a time to live
+{ns}:{pl}:conductor:{name}  string  that of a conductor, which workers may not write
 {ns}:{pl}:lease             string  instance of the conductor that has the share, with a time to live
 {ns}:{pl}:lease:{share}     string  the same for a share that has a name
 {ns}:{pl}:epoch             string  counter; every tenure of any share takes the next one
@@ -256,8 +257,13 @@ def workers(namespace: str, pipeline: str) -> str:
 
 
 def worker(namespace: str, pipeline: str, name: str) -> str:
-    """Return the key of a worker's record."""
+    """Return the key of the record of a stage or vision worker."""
     return f"{namespace}:{pipeline}:worker:{name}"
+
+
+def conductor(namespace: str, pipeline: str, name: str) -> str:
+    """Return the key of a conductor's record."""
+    return f"{namespace}:{pipeline}:conductor:{name}"
 
 
 def lease(namespace: str, pipeline: str, share: str = "") -> str:

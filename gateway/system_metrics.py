@@ -52,12 +52,16 @@ class SystemMetrics(Collector):
         """Whether NATS and Redis answered when they were asked last."""
         self.status: PipelineStatus | None = None
         """What was read last."""
+        self.redis_memory_used = 0.0
+        """The share of `maxmemory`, 0 where there is none."""
         self._name = name
         self._own_counts = own_counts
 
     def collect(self) -> Iterator[Metric]:
         """Yield everything that is known."""
         yield _family("up", "Whether NATS and Redis answered when this was asked.", {(): self.is_up})
+        used = {(): self.redis_memory_used}
+        yield _family("redis_memory_used", "Share of Redis' maxmemory that is used; 0 where it has none.", used)
         conductor = self.status.conductor if self.status else None
         for name, text, read in _OF_CONDUCTOR:
             yield _family(name, text, {(): read(conductor) if conductor else 0.0})

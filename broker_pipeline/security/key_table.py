@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker_pipeline import redis_keys
-from broker_pipeline.security.roles import ANY, Role, Scope
+from broker_pipeline.security.roles import ANY, WORKERS, Role, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,14 @@ class KeyRow:
     names: Callable[[Scope], tuple[str, ...]]
     write: tuple[Role, ...] = ()
     read: tuple[Role, ...] = ()
+    add: tuple[Role, ...] = ()
+    """Who may add names to a set, and do nothing else with it."""
     of_host: bool = False
     """Whether it is only keys of the own host."""
+
+
+def _own(at: Scope) -> str:
+    return ANY if at.host == ANY else f"{at.host}_*"
 
 
 KEYS = (
@@ -84,18 +90,25 @@ KEYS = (
     KeyRow(
         "names of workers and pipelines",
         lambda at: (f"{redis_keys.workers(at.namespace, ANY)}*", f"{redis_keys.pipelines(at.namespace)}*"),
-        write=("gateway", "conductor", "vision", "stage"),
+        write=("gateway", "conductor"),
         read=("operator",),
+        add=WORKERS,
     ),
     KeyRow(
         "the own host's workers",
-        lambda at: (redis_keys.worker(at.namespace, ANY, f"{at.host}_*" if at.host != ANY else ANY),),
-        write=("conductor", "vision", "stage"),
+        lambda at: (redis_keys.worker(at.namespace, ANY, _own(at)),),
+        write=WORKERS,
         of_host=True,
     ),
     KeyRow(
-        "all workers",
-        lambda at: (redis_keys.worker(at.namespace, ANY, ANY),),
+        "the own host's conductors",
+        lambda at: (redis_keys.conductor(at.namespace, ANY, _own(at)),),
+        write=("conductor",),
+        of_host=True,
+    ),
+    KeyRow(
+        "all workers and conductors",
+        lambda at: (redis_keys.worker(at.namespace, ANY, ANY), redis_keys.conductor(at.namespace, ANY, ANY)),
         read=("gateway", "conductor", "operator"),
     ),
     KeyRow(
@@ -117,7 +130,7 @@ KEYS = (
 _CONNECTION = ("ping", "select")
 _TRANSACTIONS = ("multi", "exec", "discard", "watch", "unwatch")
 
-WORKER_COMMANDS = (*_CONNECTION, *_TRANSACTIONS, "del", "exists", "get", "info", "pttl", "sadd", "set", "srem", "time")
+WORKER_COMMANDS = (*_CONNECTION, *_TRANSACTIONS, "del", "exists", "get", "info", "pttl", "set", "time")
 """No scripts: those of a stranger would keep Redis busy for good, or fill its memory."""
 
 ALL_COMMANDS = (
@@ -133,9 +146,13 @@ ALL_COMMANDS = (
         "pexpire",
         "rename",
         "rpush",
+        "sadd",
         "scard",
         "setbit",
         "smembers",
+        "srandmember",
+        "srem",
+        "strlen",
         "type",
         "zadd",
     ),

@@ -31,6 +31,8 @@ class Rights:
     subscribe: tuple[str, ...]
     read: tuple[str, ...]
     write: tuple[str, ...]
+    add: tuple[str, ...]
+    """Sets that names may be added to, of those that it may not write."""
     commands: tuple[str, ...]
 
 
@@ -134,8 +136,9 @@ def rights_of(role: Role, host: str, namespace: str) -> Rights:
             subscribe += _both_ways(row, hears)
     read = [name for row in KEYS if role in row.read for name in row.names(own if row.of_host else everywhere)]
     write = [name for row in KEYS if role in row.write for name in row.names(own if row.of_host else everywhere)]
+    add = [name for row in KEYS if role in row.add for name in row.names(everywhere)]
     commands = WORKER_COMMANDS if role in WORKERS else ALL_COMMANDS
-    return Rights(tuple(publish), tuple(subscribe), tuple(read), tuple(write), commands)
+    return Rights(tuple(publish), tuple(subscribe), tuple(read), tuple(write), tuple(add), commands)
 
 
 def sha256(password: str) -> str:
@@ -156,6 +159,7 @@ def _redis_user(user: User, namespace: str) -> str:
     rights = user.rights(namespace)
     words = [*(f"~{key}" for key in rights.write), *(f"%R~{key}" for key in rights.read)]
     words += ["resetchannels", "-@all", *(f"+{name}" for name in rights.commands)]
+    words += [f"({' '.join([*(f'~{key}' for key in rights.add), '+sadd'])})"] if rights.add else []
     return f"user {redis_user(user.role, user.host)} on #{user.password_sha256} {' '.join(words)}"
 
 

@@ -38,21 +38,17 @@ class Held:
 class NameClaims:
     """The names of one pipeline's workers."""
 
-    def __init__(
-        self, redis: RedisClient, key_of: Callable[[str], str], indexes: tuple[str, str], pipeline: str
-    ) -> None:
-        """`key_of` returns the key of a worker's record. `indexes` are sets: of names, and of pipelines."""
+    def __init__(self, redis: RedisClient, indexes: tuple[str, str], pipeline: str) -> None:
+        """`indexes` are sets: of names, and of pipelines."""
         self._redis = redis
-        self._key_of = key_of
         self._workers, self._pipelines = indexes
         self._pipeline = pipeline
 
-    async def take(self, worker: str, instance: str, record: bytes, ttl_ms: int) -> Held | None:
-        """Write a record for a time to live; where another live instance has the name, return what it has.
+    async def take(self, key: str, worker: str, instance: str, record: bytes, ttl_ms: int) -> Held | None:
+        """Write a record at `key` for a time to live; where another live instance has the name, return what it has.
 
         Raises `StateError`; `GarbledStateError` where an index is no set.
         """
-        key = self._key_of(worker)
 
         def write(transaction: Any) -> None:
             transaction.set(key, record, px=ttl_ms)
@@ -61,13 +57,14 @@ class NameClaims:
 
         return await self._change(key, instance, write, f"cannot register {worker}")
 
-    async def give_back(self, worker: str, instance: str) -> None:
-        """Delete a record, unless another instance has the name. Raises as `take` does."""
-        key = self._key_of(worker)
+    async def give_back(self, key: str, worker: str, instance: str) -> None:
+        """Delete a record, unless another instance has the name. Raises as `take` does.
+
+        The name leaves the set when somebody lists it: whoever may take names out may take out those of others.
+        """
 
         def write(transaction: Any) -> None:
             transaction.delete(key)
-            transaction.srem(self._workers, worker)
 
         await self._change(key, instance, write, f"cannot take {worker} off the registry")
 

@@ -172,6 +172,14 @@ async def check_takes_writes(redis: RedisClient, namespace: str) -> None:
         await redis.set(redis_keys.probe(namespace), b"", ex=_PROBE_TTL_S)
 
 
+async def memory_used(redis: RedisClient) -> float:
+    """Return the share of `maxmemory` that is used, 0 where there is none. Raises `StateError`."""
+    with state_errors("cannot ask for its memory"):
+        info: dict[str, Any] = await redis.info("memory")
+    limit = int(info.get("maxmemory", 0))
+    return int(info["used_memory"]) / limit if limit else 0.0
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, MasterNotFoundError):  # redis-py adds each client's settings, over many lines
         return f"{str(error).partition(' : ')[0]}: no sentinel that answers knows one that is up"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -22,7 +22,7 @@ from broker_pipeline.errors import GarbledStateError, StateError, TransportError
 from broker_pipeline.messages.base import CONTRACT_VERSION
 from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import ConductorStatus, RefusedWorker
-from broker_pipeline.messages.workers import COMPUTING_ROLES, Heartbeat, WorkerRecord
+from broker_pipeline.messages.workers import COMPUTING_ROLES, Heartbeat, Role, WorkerRecord
 from broker_pipeline.state.name_claims import NameClaims
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
@@ -32,17 +32,23 @@ T = TypeVar("T")
 
 DEFAULT_TTL_S = 5.0
 DEFAULT_HEARTBEAT_S = 0.25
+MAX_RECORD_BYTES = 16 * 1024
+"""Longest record that is read; ours take about 1 KiB."""
+_LIST_LIMITS = {"max_names": 4096, "max_of_host": 64, "max_bytes": MAX_RECORD_BYTES}
+"""What is read at once, of whatever hosts have put there."""
 
 
 class _FewFacts(msgspec.Struct, frozen=True):
     """What every version's record says in the same words."""
 
-    instance: str = ""
-    version: str = ""
+    instance: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
     contract: int = CONTRACT_VERSION
 
 
 _REGISTER_POLL_S = 0.25
+_KEYS = {b"worker": redis_keys.worker, b"conductor": redis_keys.conductor}
+"""Keys of records. Those of conductors are apart, so that a host of workers cannot have any."""
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
 _decode_few_facts = msgspec.json.Decoder(_FewFacts).decode
@@ -77,9 +83,10 @@ class WorkerRegistry:
         self._pipeline = pipeline
         self._ttl_s = ttl_s
         keys = [redis_keys.workers(namespace, pipeline), redis_keys.pipelines(namespace)]
-        templates = {"worker": redis_keys.worker(namespace, pipeline, "@")}
-        self._claims = NameClaims(redis, partial(redis_keys.worker, namespace, pipeline), (keys[0], keys[1]), pipeline)
-        self._run = ScriptRunner(redis, "workers", keys, {"keys": templates}, dict.fromkeys(keys, "set"))
+        templates = {kind.decode(): key(namespace, pipeline, "@") for kind, key in _KEYS.items()}
+        shared = {"keys": templates, **_LIST_LIMITS}
+        self._claims = NameClaims(redis, (keys[0], keys[1]), pipeline)
+        self._run = ScriptRunner(redis, "workers", keys, shared, dict.fromkeys(keys, "set"))
         self._unreadable = UnreadableRows("conductor_status_unreadable")
 
     async def register(self, record: WorkerRecord) -> None:
@@ -103,7 +110,7 @@ class WorkerRegistry:
 
     async def release(self, record: WorkerRecord) -> None:
         """Give the name back at once; nothing happens when another instance has it."""
-        await self._mending(record, lambda: self._claims.give_back(record.worker, record.instance))
+        await self._mending(record, lambda: self._claims.give_back(self._key(record), record.worker, record.instance))
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the records of live stages and vision workers that can be read, sorted by name."""
@@ -115,8 +122,8 @@ class WorkerRegistry:
 
     async def registered(self) -> Registered:
         """Return the records of all that live, sorted by name, and what stands in the place of others."""
-        rows: list[tuple[bytes, bytes]] = await self._run("list", {}, "cannot list workers")
-        read = [_read_row(name, row) for name, row in sorted(map(tuple, rows))]
+        rows: list[tuple[bytes, bytes, bytes, int]] = await self._run("list", {}, "cannot list workers")
+        read = [self._read(*row) for row in sorted(rows)]
         return Registered(
             records=[row for row in read if isinstance(row, WorkerRecord)],
             unreadable=[row for row in read if isinstance(row, RefusedWorker)],
@@ -184,9 +191,51 @@ class WorkerRegistry:
 
     async def _try_register(self, record: WorkerRecord) -> tuple[WorkerRecord | RefusedWorker, float] | None:
         """Write the record; where another instance has the name, return its record and its remaining seconds."""
-        take = partial(self._claims.take, record.worker, record.instance, _encode(record), int(self._ttl_s * 1000))
+        take = partial(
+            self._claims.take,
+            self._key(record),
+            record.worker,
+            record.instance,
+            _encode(record),
+            int(self._ttl_s * 1000),
+        )
         held = await self._mending(record, take)
-        return None if held is None else (_read_row(record.worker.encode(), held.record), held.left_ms / 1000)
+        if held is None:
+            return None
+        size = len(held.record)
+        row = held.record if size <= MAX_RECORD_BYTES else b""
+        return self._read(_kind(record.role), record.worker.encode(), row, size), held.left_ms / 1000
+
+    def _key(self, record: WorkerRecord) -> str:
+        return _KEYS[_kind(record.role)](self._namespace, self._pipeline, record.worker)
+
+    def _read(self, kind: bytes, name: bytes, row: bytes, size: int) -> WorkerRecord | RefusedWorker:
+        """Read what stands where a record should; where that is none of this key, say what it is."""
+        try:
+            record = _decode_record(row)
+            reason = self._objection(kind, name, record)
+            if not reason:
+                return record
+        except (msgspec.MsgspecError, ValueError) as error:
+            reason = f"its record cannot be read ({error})"
+        if size > MAX_RECORD_BYTES:
+            reason = f"its record has {size:,} bytes, of which {MAX_RECORD_BYTES:,} are read"
+        facts = _FewFacts()
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            facts = _decode_few_facts(row)
+        if facts.contract != CONTRACT_VERSION:
+            version = facts.version or "its version"
+            reason = f"{version} speaks contract {facts.contract}, this pipeline {CONTRACT_VERSION}"
+        return RefusedWorker(worker=name.decode(errors="backslashreplace"), instance=facts.instance, reason=reason)
+
+    def _objection(self, kind: bytes, name: bytes, record: WorkerRecord) -> str:
+        """Say what a record claims that is not its own: servers see to its key, and nobody to what is in it."""
+        if record.worker.encode() != name:
+            return f"its record is of {record.worker}"
+        root = subjects.worker_root(self._namespace, self._pipeline, record.role, record.worker, record.instance)
+        if record.subject != root or record.pipeline != self._pipeline or _kind(record.role) != kind:
+            return f"its record is of a {record.role} of {record.pipeline} at {record.subject}, which is not its own"
+        return ""
 
     async def _mending(self, record: WorkerRecord, change: Callable[[], Awaitable[T]]) -> T:
         """Change a record; where an index is none, a conductor sees to that, which workers may not."""
@@ -196,25 +245,8 @@ class WorkerRegistry:
 async def pipelines(redis: RedisClient, namespace: str) -> list[str]:
     """Return the names of all pipelines that have, or had, workers."""
     with state_errors("cannot list pipelines"):
-        names: set[Any] = await redis.smembers(redis_keys.pipelines(namespace))
+        names: Any = await redis.srandmember(redis_keys.pipelines(namespace), _LIST_LIMITS["max_names"])
     return sorted(name.decode() for name in names if name.isascii())
-
-
-def _read_row(name: bytes, row: bytes) -> WorkerRecord | RefusedWorker:
-    """Read what stands where a worker's record should; where that is no record of this version, say what it is."""
-    try:
-        record = _decode_record(row)
-        if record.worker.encode() == name:
-            return record
-        reason = f"its record is of {record.worker}"
-    except (msgspec.MsgspecError, ValueError) as error:
-        reason = f"its record cannot be read ({error})"
-    facts = _FewFacts()
-    with contextlib.suppress(msgspec.MsgspecError, ValueError):
-        facts = _decode_few_facts(row)
-    if facts.contract != CONTRACT_VERSION:
-        reason = f"{facts.version or 'its version'} speaks contract {facts.contract}, this pipeline {CONTRACT_VERSION}"
-    return RefusedWorker(worker=name.decode(errors="backslashreplace"), instance=facts.instance, reason=reason)
 
 
 class _Outage:
@@ -233,6 +265,10 @@ class _Outage:
         if self._since is not None:
             log.info(self._events[1], outage_s=round(time.monotonic() - self._since, 3))
             self._since = None
+
+
+def _kind(role: Role) -> bytes:
+    return b"worker" if role in COMPUTING_ROLES else b"conductor"
 
 
 def _name_taken(record: WorkerRecord, held: WorkerRecord | RefusedWorker) -> WorkerNameTakenError:

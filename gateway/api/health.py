@@ -7,6 +7,7 @@ from aiohttp import web
 
 from broker_pipeline.errors import StateError, TransportError, UnauthenticatedError
 from broker_pipeline.messages.gateway import Health, Readiness
+from broker_pipeline.state.redis_client import memory_used
 from gateway import metrics
 from gateway.api.json_answer import json_answer
 from gateway.api.pipeline_status import read_readiness, read_status
@@ -55,7 +56,7 @@ async def _refresh(gateway: Gateway) -> None:
     system = gateway.metrics.system
     system.is_up = False
     try:
-        system.status = await read_status(gateway)
+        system.status, system.redis_memory_used = await read_status(gateway), await memory_used(gateway.redis)
         system.is_up = True
     except (StateError, TransportError) as error:
         log.warning("metrics_incomplete", code=error.code, message=error.message)

@@ -33,7 +33,8 @@ def _of_subject(row: SubjectRow, role: Role) -> str:
 
 
 def _of_key(row: KeyRow, role: Role) -> str:
-    return "writes" if role in row.write else "reads" if role in row.read else ""
+    words = (("writes", row.write), ("reads", row.read), ("adds", row.add))
+    return next((word for word, roles in words if role in roles), "")
 
 
 def _table(kind: str, rows: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> str:

@@ -35,6 +35,10 @@ class Refusals:
         unreadable: Collection[RefusedWorker] = (),
     ) -> list[WorkerRecord]:
         """Return the records that fit those `in_use`, and note why the others, and the `unreadable`, do not."""
+        # Instances are random, and others see them: whoever has one already, keeps it.
+        has = {each.instance: each.worker for each in (*reversed([*records]), *in_use)}
+        impostors = [each for each in records if has[each.instance] != each.worker]
+        records = [each for each in records if has[each.instance] == each.worker]
         identity = self._with_dtype(records, in_use)
         reasons = {record.instance: refusal_of(record, identity) for record in records}
         self._by_workers = {key: reason for key, reason in self._by_workers.items() if key in reasons}
@@ -42,6 +46,9 @@ class Refusals:
         for record in records:
             if reason := reasons[record.instance] or self._by_workers.get(record.instance):
                 self._note(record, reason, is_known=(record.worker, record.instance) in before)
+        for record in impostors:
+            reason = f"{has[record.instance]} has its instance"
+            self._note(record, reason, is_known=(record.worker, record.instance) in before)
         for worker in unreadable:
             self._show(worker, is_known=(worker.worker, worker.instance) in before)
         return [record for record in records if reasons[record.instance] is None]

@@ -12,6 +12,7 @@ append-only file and never evicts.
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import signal
 import time
@@ -184,6 +185,7 @@ class EmbeddedNats(EmbeddedServer):
 
     name = "nats-server"
     _monitoring_url = ""
+    _monitoring_path = ""
     scheme = "nats"
     token: str | None = None
     """What clients have to bring in front of the address, where it is set before the start: `nats://TOKEN@HOST`."""
@@ -194,7 +196,10 @@ class EmbeddedNats(EmbeddedServer):
         for stale in ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = self.directory / "nats-server.conf"
+        # Monitoring asks for no password, and tells every account of this machine who listens to what.
+        self._monitoring_path = f"/{secrets.token_urlsafe(16)}"
         text = _nats_config(self.directory, self._place.host, -1 if port is None else port, self.token)
+        text += f"http_base_path: {orjson.dumps(self._monitoring_path).decode()}\n"
         write_private(config, text + ("" if self._access is None else self._access.nats_authorization()))
         return [str(find_nats_server()), "--config", str(config)]
 
@@ -202,7 +207,10 @@ class EmbeddedNats(EmbeddedServer):
         urls = _read_ports_file(self.directory / "ports", process.pid)
         if urls is None:
             return None
-        self._monitoring_url, port = urls["monitoring"][0], int(urls["nats"][0].rpartition(":")[2])
+        self._monitoring_url, port = (
+            urls["monitoring"][0] + self._monitoring_path,
+            int(urls["nats"][0].rpartition(":")[2]),
+        )
         banner = await _exchange(self._place.host, port, b"")
         facts = orjson.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None

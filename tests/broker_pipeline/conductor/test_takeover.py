@@ -38,7 +38,7 @@ async def test_a_standby_waits_neither_for_the_lease_to_end_nor_for_the_queue(be
     bench.conductor("c0", **times)
     await bench.status(lambda status: status.instance == "c0")
     bench.conductor("c1", **times)
-    await eventually(lambda: bench.redis.exists(redis_keys.worker(bench.namespace, "main", "conductor-c1")))
+    await eventually(lambda: bench.redis.exists(redis_keys.conductor(bench.namespace, "main", "conductor-c1")))
     job_ids = [await bench.submit(max_tokens=60) for _ in range(8)]
     await bench.progress(job_ids, 10)
     first_epoch = a.epoch
@@ -54,7 +54,7 @@ async def _kill(bench: Bench, index: int, left_s: float = 0.5) -> None:
     """End a conductor as SIGKILL would: it releases nothing and requeues nothing; what it left ends after `left_s`."""
     task = bench.conductors[index]
     name = f"conductor-c{index}"
-    left = redis_keys.lease(bench.namespace, "main"), redis_keys.worker(bench.namespace, "main", name)
+    left = redis_keys.lease(bench.namespace, "main"), redis_keys.conductor(bench.namespace, "main", name)
     values = await bench.redis.mget(left)
     task.cancel()
     with suppress(asyncio.CancelledError):

@@ -150,6 +150,9 @@ async def test_each_role_reads_and_writes_the_keys_of_its_column_and_no_others(g
             may_read = may_write or any(fnmatchcase(key, pattern) for pattern in rights.read)
             assert await _is_allowed(redis, "EXISTS", key) == may_read, (role, key)
             assert await _is_allowed(redis, "DEL", key) == may_write, (role, key)
+            may_add = any(fnmatchcase(key, pattern) for pattern in rights.add)
+            can_add = may_add or (may_write and role not in WORKERS)
+            assert await _is_allowed(redis, "SADD", key, "x") == can_add, (role, key)
 
 
 async def test_no_role_lists_keys_or_rules_the_server(guarded: Guarded) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,11 +14,18 @@ from broker_pipeline.state.registry import WorkerRegistry, pipelines
 from broker_pipeline.tools.local.servers import EmbeddedRedis
 from tests.kit.waiting import eventually
 
+MakeRecord = Callable[..., WorkerRecord]
 
-def make_record(worker: str = "stage-0", instance: str = "a", **fields: Any) -> WorkerRecord:
-    defaults = {"role": "stage", "pipeline": "main", "host": "box", "pid": 7, "blocks": BlockRange(start=0, stop=2)}
-    subject = subjects.worker_root("bp", "main", "stage", worker, instance)
-    return WorkerRecord(worker=worker, instance=instance, subject=subject, **{**defaults, **fields})
+
+@pytest.fixture
+def make_record(namespace: str) -> MakeRecord:
+    def make(worker: str = "stage-0", instance: str = "a", **fields: Any) -> WorkerRecord:
+        defaults = {"role": "stage", "pipeline": "main", "host": "box", "pid": 7, "blocks": BlockRange(start=0, stop=2)}
+        facts = {**defaults, **fields}
+        subject = subjects.worker_root(namespace, facts["pipeline"], facts["role"], worker, instance)
+        return WorkerRecord(worker=worker, instance=instance, subject=subject, **facts)
+
+    return make
 
 
 def make_heartbeat() -> Heartbeat:
@@ -44,7 +52,7 @@ def registry(redis: RedisClient, namespace: str) -> WorkerRegistry:
     return WorkerRegistry(redis, namespace, "main", ttl_s=0.5)
 
 
-async def test_registered_workers_are_listed_until_released(registry: WorkerRegistry) -> None:
+async def test_registered_workers_are_listed_until_released(registry: WorkerRegistry, make_record: MakeRecord) -> None:
     second, first = make_record("stage-1", "x"), make_record("stage-0", "y")
     for record in (second, first, first):
         await registry.register(record)
@@ -54,7 +62,9 @@ async def test_registered_workers_are_listed_until_released(registry: WorkerRegi
     assert await registry.workers() == [second]
 
 
-async def test_pipelines_do_not_see_each_others_workers(redis: RedisClient, namespace: str) -> None:
+async def test_pipelines_do_not_see_each_others_workers(
+    redis: RedisClient, namespace: str, make_record: MakeRecord
+) -> None:
     for name in ("main", "other"):
         await WorkerRegistry(redis, namespace, name).register(make_record(pipeline=name, instance=name))
     assert [record.instance for record in await WorkerRegistry(redis, namespace, "other").workers()] == ["other"]
@@ -62,7 +72,7 @@ async def test_pipelines_do_not_see_each_others_workers(redis: RedisClient, name
 
 
 async def test_a_record_that_is_not_renewed_disappears(
-    registry: WorkerRegistry, redis: RedisClient, namespace: str
+    registry: WorkerRegistry, redis: RedisClient, namespace: str, make_record: MakeRecord
 ) -> None:
     key = redis_keys.worker(namespace, "main", "stage-0")
     await registry.register(make_record())
@@ -78,7 +88,9 @@ async def test_a_record_that_is_not_renewed_disappears(
     assert await redis.smembers(redis_keys.workers(namespace, "main")) == set()
 
 
-async def test_the_name_of_a_live_worker_is_refused_quickly(redis: RedisClient, namespace: str) -> None:
+async def test_the_name_of_a_live_worker_is_refused_quickly(
+    redis: RedisClient, namespace: str, make_record: MakeRecord
+) -> None:
     registry = WorkerRegistry(redis, namespace, "main", ttl_s=2.0)
     await registry.register(make_record(instance="a"))
     living = asyncio.ensure_future(registry.announce(make_record, make_heartbeat, Publications()))
@@ -91,7 +103,9 @@ async def test_the_name_of_a_live_worker_is_refused_quickly(redis: RedisClient, 
     assert [record.instance for record in await registry.workers()] == ["a"]
 
 
-async def test_a_restarted_worker_waits_for_its_former_selfs_record_to_end(registry: WorkerRegistry) -> None:
+async def test_a_restarted_worker_waits_for_its_former_selfs_record_to_end(
+    registry: WorkerRegistry, make_record: MakeRecord
+) -> None:
     await registry.register(make_record(instance="killed"))
     started = time.monotonic()
     await registry.register(make_record(instance="new"))
@@ -99,7 +113,9 @@ async def test_a_restarted_worker_waits_for_its_former_selfs_record_to_end(regis
     assert [record.instance for record in await registry.workers()] == ["new"]
 
 
-async def test_an_old_instance_can_neither_renew_nor_release_the_new_ones_record(registry: WorkerRegistry) -> None:
+async def test_an_old_instance_can_neither_renew_nor_release_the_new_ones_record(
+    registry: WorkerRegistry, make_record: MakeRecord
+) -> None:
     await registry.register(make_record(instance="old"))
     await registry.register(make_record(instance="new"))
     with pytest.raises(WorkerNameTakenError):
@@ -108,7 +124,7 @@ async def test_an_old_instance_can_neither_renew_nor_release_the_new_ones_record
     assert [record.instance for record in await registry.workers()] == ["new"]
 
 
-async def test_of_two_racing_registrations_one_wins(redis_url: str, namespace: str) -> None:
+async def test_of_two_racing_registrations_one_wins(redis_url: str, namespace: str, make_record: MakeRecord) -> None:
     async with open_redis(redis_url) as one, open_redis(redis_url) as two:
         registries = [WorkerRegistry(client, namespace, "main", ttl_s=1.0) for client in (one, two)]
 
@@ -128,7 +144,9 @@ async def test_of_two_racing_registrations_one_wins(redis_url: str, namespace: s
         await asyncio.wait(pending)
 
 
-async def test_of_many_who_take_a_name_at_the_same_moment_one_has_it(redis_url: str, namespace: str) -> None:
+async def test_of_many_who_take_a_name_at_the_same_moment_one_has_it(
+    redis_url: str, namespace: str, make_record: MakeRecord
+) -> None:
     async with open_redis(redis_url) as one, open_redis(redis_url) as two:
         registries = [WorkerRegistry(client, namespace, "main") for client in (one, two)]
         names = [f"i{number}" for number in range(32)]
@@ -140,7 +158,7 @@ async def test_of_many_who_take_a_name_at_the_same_moment_one_has_it(redis_url: 
 
 
 async def test_announce_renews_the_changing_record_and_beats(
-    registry: WorkerRegistry, redis: RedisClient, namespace: str
+    registry: WorkerRegistry, redis: RedisClient, namespace: str, make_record: MakeRecord
 ) -> None:
     await registry.register(make_record())
     started = time.monotonic()
@@ -163,7 +181,9 @@ async def test_announce_renews_the_changing_record_and_beats(
     assert all(sent == (subjects.heartbeat(make_record().subject), make_heartbeat()) for sent in out.sent)
 
 
-async def test_announce_outlives_redis_and_broker(own_redis: EmbeddedRedis, namespace: str) -> None:
+async def test_announce_outlives_redis_and_broker(
+    own_redis: EmbeddedRedis, namespace: str, make_record: MakeRecord
+) -> None:
     async with open_redis(own_redis.url, timeout_s=0.5) as client:
         registry = WorkerRegistry(client, namespace, "main", ttl_s=0.5)
         await registry.register(make_record())
@@ -190,7 +210,9 @@ async def test_announce_outlives_redis_and_broker(own_redis: EmbeddedRedis, name
         await asyncio.wait({living})
 
 
-async def test_announce_ends_when_another_instance_has_taken_the_name(registry: WorkerRegistry) -> None:
+async def test_announce_ends_when_another_instance_has_taken_the_name(
+    registry: WorkerRegistry, make_record: MakeRecord
+) -> None:
     await registry.register(make_record(instance="new"))
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.timeout(2):

@@ -19,6 +19,7 @@ from broker_pipeline.messages.workers import BlockRange, WorkerRecord
 from broker_pipeline.state.access.gateway_keys import GatewayKeys
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.subjects import worker_root
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from gateway.settings import GatewaySettings
 from tests.gateway.api.native.test_jobs import accepted, form
@@ -171,8 +172,9 @@ async def test_status_shows_workers_conductor_queue_and_jobs(
 ) -> None:
     _, body = await get(http, "/v1/status")
     assert (body["workers"], body["conductor"]) == ([], None)
+    root = worker_root(namespace, "main", "stage", "s0", "i0")
     record = WorkerRecord(
-        worker="s0", instance="i0", role="stage", pipeline="main", subject="t.s0", blocks=WHOLE, kv_capacity_tokens=100
+        worker="s0", instance="i0", role="stage", pipeline="main", subject=root, blocks=WHOLE, kv_capacity_tokens=100
     )
     await WorkerRegistry(redis, namespace, "main").register(record)
     await show(redis, namespace, conductor_status())
@@ -229,6 +231,12 @@ async def test_metrics(http: aiohttp.ClientSession, redis: RedisClient, namespac
     assert values[key("http_request_seconds_count", route="/v1/jobs")] == 3
     assert values[key("http_requests_in_flight")] == 1  # this very one
     assert values[key("up")] == 1
+    assert values[key("redis_memory_used")] == 0, "it has no limit"
+    await redis.config_set("maxmemory", 10 * (await redis.info("memory"))["used_memory"])
+    try:
+        assert 0.05 < (await metrics(http))[key("redis_memory_used")] < 0.2
+    finally:
+        await redis.config_set("maxmemory", 0)
 
 
 async def test_a_gateway_without_its_servers_says_so_and_comes_back(

@@ -19,6 +19,7 @@ from broker_pipeline.messages.status import (
 from broker_pipeline.messages.workers import BlockRange, CarriedCounts, TransportCounts, WorkerRecord
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.state.registry import WorkerRegistry
+from broker_pipeline.subjects import worker_root
 from tests.kit.acting.conductor import NOTHING_RUNS
 
 HOSTS = {"vision-0": "attic", "stage-0": "attic", "stage-1": "cellar", "stage-2": "cellar", "stage-3": "garage"}
@@ -82,8 +83,9 @@ async def show(redis: RedisClient, namespace: str, status: ConductorStatus, *, w
     registry = WorkerRegistry(redis, namespace, "main", ttl_s=120.0)
     for name, host in HOSTS.items():
         role = name.partition("-")[0]
+        root = worker_root(namespace, "main", role, name, "i")
         record = WorkerRecord(
-            worker=name, instance="i", role=role, pipeline="main", subject=f"{namespace}.main.worker.{name}.i",
+            worker=name, instance="i", role=role, pipeline="main", subject=root,
             host=host, device="NVIDIA RTX A4000", blocks=BLOCKS.get(name), num_layers=36,
         )  # fmt: skip
         if name in without:

@@ -93,6 +93,9 @@ class RedisData:
     def _get(self, key: bytes) -> Any:
         return self._find(key)
 
+    def _strlen(self, key: bytes) -> int:
+        return len(self._find(key) or b"")
+
     def _set(self, key: bytes, value: bytes, *options: bytes) -> bytes:
         self._values[key] = value
         self._ends.pop(key, None)
@@ -189,8 +192,8 @@ class RedisData:
     def _scard(self, key: bytes) -> int:
         return len(self._find(key) or ())
 
-    def _smembers(self, key: bytes) -> list[bytes]:
-        return list(self._find(key) or ())
+    def _srandmember(self, key: bytes, count: bytes) -> list[bytes]:
+        return list(self._find(key) or ())[: int(count)]
 
     # --- sorted sets ---
 

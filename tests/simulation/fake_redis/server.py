@@ -214,9 +214,6 @@ class _Pipeline:
     def sadd(self, key: str, member: str) -> None:
         self._commands.append(("SADD", key, member))
 
-    def srem(self, key: str, member: str) -> None:
-        self._commands.append(("SREM", key, member))
-
     def delete(self, key: str) -> None:
         self._commands.append(("DEL", key))
 

@@ -159,13 +159,13 @@ async def test_a_redis_that_refuses_makes_nobody_leave(watched: Watched, redis: 
     a = watched.record("a", state="draining")
     watched.roster.join(a)
     watched.clock.pass_s(60.0)  # it is silent: without a record it would be gone
-    await redis.acl_setuser("default", enabled=True, commands=["-smembers"])
+    await redis.acl_setuser("default", enabled=True, commands=["-srandmember"])
     async with watched.running() as task:
         try:
             await eventually(lambda: watched.states() == {a.worker: "suspended"} and watched.watch._is_registry_away)
             assert [member.record for member in watched.roster.members] == [a]
         finally:
-            await redis.acl_setuser("default", enabled=True, commands=["+smembers"])
+            await redis.acl_setuser("default", enabled=True, commands=["+srandmember"])
         await eventually(lambda: watched.roster.members == ())
         assert not task.done()
 

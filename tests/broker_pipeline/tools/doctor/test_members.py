@@ -23,7 +23,7 @@ from tests.kit.findings import by_check, levels
 
 
 def record(namespace: str, name: str, version: str = __version__) -> WorkerRecord:
-    root = subjects.worker_root(namespace, "main", "stage", name, "1")
+    root = subjects.worker_root(namespace, "main", "stage", name, f"{name}-1")
     return WorkerRecord(
         worker=name,
         instance=f"{name}-1",

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import aiohttp
 import nats
 import psutil
 import pytest
@@ -48,6 +49,23 @@ async def test_nats_keeps_stream_messages_across_kill_and_restart_on_the_same_po
         client = await nats.connect(url)
         assert (await client.jetstream().stream_info("jobs")).state.messages == 1
         await client.close()
+
+
+async def test_nats_tells_other_users_of_this_machine_nothing(tmp_path: Path) -> None:
+    """Its monitoring has no passwords: only `up`, which made it, knows where it is."""
+    async with EmbeddedNats(tmp_path) as server:
+        [ports] = (tmp_path / "ports").glob("*.ports")
+        [url] = json.loads(ports.read_bytes())["monitoring"]
+        async with aiohttp.ClientSession() as http:
+            for path in ("/", "/connz?subs=1", "/varz", "/healthz"):
+                async with http.get(url + path) as answer:
+                    assert answer.status == 404, path
+            config = (tmp_path / "nats-server.conf").read_text()
+            base = json.loads(config.partition("http_base_path: ")[2])
+            async with http.get(f"{url}{base}/connz") as answer:
+                assert answer.status == 200
+        assert (tmp_path / "nats-server.conf").stat().st_mode & 0o077 == 0
+        assert await server.trouble() is None
 
 
 async def test_redis_keeps_writes_across_kill_and_restart_on_the_same_port(tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ class Pipeline:
             num_finished={},
         )
         await self.redis.set(redis_keys.status(self.namespace, "main"), msgspec.json.encode(status))
+        root = subjects.worker_root(self.namespace, "main", "stage", "stage-0", "i1")
         record = WorkerRecord(
-            worker="stage-0", instance="i1", role="stage", pipeline="main", subject="x", blocks=stage.blocks
+            worker="stage-0", instance="i1", role="stage", pipeline="main", subject=root, blocks=stage.blocks
         )
         await WorkerRegistry(self.redis, self.namespace, "main", ttl_s=60).register(record)
 
