@@ -229,7 +229,7 @@ class WorkerRegistry:
         return RefusedWorker(worker=name.decode(errors="backslashreplace"), instance=facts.instance, reason=reason)
 
     def _objection(self, kind: bytes, name: bytes, record: WorkerRecord) -> str:
-        """Say what a record claims that is not its own: servers see to its key, and nobody to what is in it."""
+        """Say what a record says that is not its own: servers see to its key, and nobody to what is in it."""
         if record.worker.encode() != name:
             return f"its record is of {record.worker}"
         root = subjects.worker_root(self._namespace, self._pipeline, record.role, record.worker, record.instance)

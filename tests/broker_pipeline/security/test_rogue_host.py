@@ -84,7 +84,7 @@ async def attacked(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[At
             await connection.close()
 
 
-async def test_records_that_claim_what_is_not_their_own_are_shown_and_not_used(attacked: Attacked) -> None:
+async def test_records_that_say_what_is_not_their_own_are_shown_and_not_used(attacked: Attacked) -> None:
     """Else a conductor sends to wherever they say, and ends where it may not, or waits for one that is none."""
     await attacked.cluster.until_ready()
     status = await attacked.status()
@@ -164,6 +164,6 @@ async def check_captions(attacked: Attacked) -> None:
 def forged(name: str, like: WorkerRecord, **fields: Any) -> WorkerRecord:
     """Return a record of a worker of the rogue that looks like one of a real worker, but for these fields."""
     worker = f"{ROGUE}_{name}"
-    claims = {"worker": worker, "instance": f"i-{name}", "role": "stage", "pipeline": "main", **fields}
-    root = subjects.worker_root(NAMESPACE, claims["pipeline"], claims["role"], worker, claims["instance"])
-    return msgspec.structs.replace(like, **{"subject": root, "certificate": None, **claims})
+    said = {"worker": worker, "instance": f"i-{name}", "role": "stage", "pipeline": "main", **fields}
+    root = subjects.worker_root(NAMESPACE, said["pipeline"], said["role"], worker, said["instance"])
+    return msgspec.structs.replace(like, **{"subject": root, "certificate": None, **said})

@@ -330,6 +330,10 @@ async def _text(redis: Any, key: str) -> bytes:
     return (await redis.get(key) or b"") if await redis.type(key) == b"string" else b""
 
 
+async def _holds(redis: Any, key: str, instance: str) -> bool:
+    return instance.encode() in await _text(redis, key)
+
+
 async def test_garbled_records_of_workers_are_shown_as_refused(system: System) -> None:
     redis, ns, bench = system.bench.redis, system.ns, system.bench
     async with asyncio.timeout(20):
@@ -356,6 +360,9 @@ async def test_garbled_records_of_workers_are_shown_as_refused(system: System) -
     assert [stage.worker for stage in status.stages] == ["a"]
     await redis.set(redis_keys.worker(ns, "main", "a"), RANDOM, keepttl=True)  # until it renews
     await eventually(lambda: _is(redis, redis_keys.worker(ns, "main", "a"), valid))
+    of_conductor = redis_keys.conductor(ns, "main", f"conductor-{status.instance}")
+    await redis.set(of_conductor, RANDOM, keepttl=True)
+    await eventually(lambda: _holds(redis, of_conductor, status.instance))
 
 
 async def _is(redis: Any, key: str, value: bytes) -> bool:
