@@ -23,6 +23,7 @@ from typing import Self
 import orjson
 
 from broker_pipeline.errors import ServerStartError
+from broker_pipeline.exit_codes import INTERRUPTED
 
 # SIGPIPE and SIGXFSZ go back to their defaults: Python ignores them from its start, and exec would pass that on.
 _EXEC_BOUND_TO_PARENT = """
@@ -187,7 +188,8 @@ def readable(line: str) -> str:
 def describe_exit(returncode: int) -> str:
     """Say how a process ended, in words."""
     if returncode >= 0:
-        return f"exit status {returncode}"
+        why = ", its drain cut short by a second signal" if returncode == INTERRUPTED else ""
+        return f"exit status {returncode}{why}"
     try:
         return f"killed by {signal.Signals(-returncode).name}"
     except ValueError:

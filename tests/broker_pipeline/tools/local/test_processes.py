@@ -131,5 +131,6 @@ async def test_python_that_fails_ends_with_its_last_words(tmp_path: Path) -> Non
 
 def test_exits_are_described_in_words() -> None:
     assert describe_exit(3) == "exit status 3"
+    assert describe_exit(130) == "exit status 130, its drain cut short by a second signal"
     assert describe_exit(-9) == "killed by SIGKILL"
     assert describe_exit(-200) == "killed by signal 200"
