@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 
 from broker_pipeline import redis_keys, subjects
 from broker_pipeline.client.gateway_client import GatewayClient
+from broker_pipeline.messages.edges import PeerLost
 from broker_pipeline.messages.gateway import PipelineStatus
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.security.credentials import Credentials
@@ -27,6 +28,7 @@ from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.tools.demo.pictures import scenes
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
+from broker_pipeline.wire.transport import Transport
 from tests.kit.running.batch_drill import demo_cluster
 from tests.kit.running.pipeline_client import client_of, denials
 from tests.kit.waiting import eventually
@@ -47,6 +49,7 @@ class Attacked:
     cluster: LocalCluster
     redis: RedisClient
     nats: nats.NATS
+    link: Transport
 
     async def announce(self, *records: WorkerRecord) -> None:
         """Put records where those of the rogue's workers are."""
@@ -78,9 +81,13 @@ async def attacked(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[At
         settings = (await demo_cluster(path)).settings
         settings = replace(settings, nats_url=broker.url, redis_url=redis.url, secrets=folders[0])
         theirs = Credentials.load(folders[1], "stage", NAMESPACE)
-        async with LocalCluster(settings) as cluster, open_redis(redis.url, credentials=theirs) as client:
+        async with (
+            LocalCluster(settings) as cluster,
+            open_redis(redis.url, credentials=theirs) as client,
+            Transport.open(broker.url, name=ROGUE, credentials=theirs) as link,
+        ):
             connection = await nats.connect(broker.url, **theirs.nats_options)
-            yield Attacked(cluster, client, connection)
+            yield Attacked(cluster, client, connection, link)
             await connection.close()
 
 
@@ -135,13 +142,13 @@ async def test_any_number_of_names_and_records_slow_nobody_down(attacked: Attack
 
 
 async def test_what_is_sent_by_its_rights_disturbs_no_other_host(attacked: Attacked) -> None:
-    """Garbage and forgeries at all subjects that a stage may send to, of lost peers and of results above all."""
+    """Forged words of lost peers, and garbage at all else that a stage may send to."""
     stages = [each for each in (await attacked.status()).workers if each.worker in STAGES]
     before = attacked.pids()
     for number in range(2000):
         stage = stages[number % len(stages)]
-        lost = msgspec.json.encode({"root": stage.subject})
-        for content in (lost, bytes(number % 200), b"{}"):
+        await attacked.link.publish(subjects.lost_peers(NAMESPACE, "main"), PeerLost(root=stage.subject))
+        for content in (bytes(number % 200), b"{}"):
             await attacked.nats.publish(f"{NAMESPACE}.main.lost_peer", content)
             await attacked.nats.publish(f"{NAMESPACE}.main.conductor.c.results.{number}", content)
             await attacked.nats.publish(f"_INBOX.conductor.box.reply.{number}", content)
