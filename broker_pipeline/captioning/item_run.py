@@ -101,14 +101,19 @@ class ItemRun:
         *,
         only_failed: bool = False,
         by_reference: bool = False,
+        is_done: Callable[[Item], bool] | None = None,
     ) -> None:
-        """With `only_failed`, ask about those alone that failed before; `by_reference`, say where workers read them."""
+        """With `only_failed`, ask about those alone that failed before; `by_reference`, say where workers read them.
+
+        `is_done` says of which items nothing is asked although the log does not have them; it reads files.
+        """
         self._asker = asker
         self._log = log
         self._answers = answers
         self._prompting = prompting
         self._only_failed = only_failed
         self._by_reference = by_reference
+        self._is_done = is_done
         self._reads = asyncio.Semaphore(_MAX_READS)
 
     @property
@@ -125,11 +130,14 @@ class ItemRun:
             return self._refused(item, error)
         if item.path is None and (row := self._row_by_name(item, texts)):
             return Ended(row, is_known=True)
+        is_done = self._is_done is not None and await in_daemon_thread(self._is_done, item)
+        if item.path is None and is_done:
+            return Ended(Row(item, {}), is_passed_over=True)
         try:
             content = await self.read(item)
         except MediaError as error:
             return self._refused(item, error)
-        return await self._ask_all(item, content, texts)
+        return await self._ask_all(item, content, texts, is_done=is_done)
 
     async def known(self, item: Item) -> tuple[Content, list[CaptionLine]] | None:
         """Return an item with its lines that the log has; None where it cannot be read, or asked about, any more."""
@@ -167,14 +175,15 @@ class ItemRun:
             lines[name_of(question)] = line
         return Row(item, lines)
 
-    async def _ask_all(self, item: Item, content: Content, texts: Texts) -> Ended:
+    async def _ask_all(self, item: Item, content: Content, texts: Texts, *, is_done: bool) -> Ended:
         lines: dict[str, CaptionLine] = {}
         is_known = True
         for wave in self._prompting.waves:
             asked = {each: self._asked(each, item, content.sha256, {**texts, **_answered(lines)}) for each in wave}
             found = {each: self._answers.known(about) for each, about in asked.items() if isinstance(about, Asked)}
             is_wave_known = len(found) == len(asked) and all(found.values())
-            if self._only_failed and is_known and not is_wave_known and not self._has_failed(asked, found):
+            is_left = is_done or (self._only_failed and is_known and not self._has_failed(asked, found))
+            if is_left and not is_wave_known:
                 return Ended(Row(item, lines), is_passed_over=True)
             is_known = is_known and is_wave_known
             lines |= await self._wave(item, content, asked, found)

@@ -2,7 +2,8 @@
 
     photos/cat.jpg    photos/cat.txt    photos/cat.short.txt      the first question's, and that of `--ask short=…`
 
-Appending and prepending are done once: a file that begins or ends with this caption is left as it is.
+Appending and prepending are done once: a file that begins or ends with this caption is left as it is. Where two
+pictures have one file, such as `cat.jpg` and `cat.png`, it is about the first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from broker_pipeline.captioning.sources.location import scheme_of
 from broker_pipeline.errors import ConfigurationError, OutputError
 from broker_pipeline.process.terminal import printable
 
-Mode = Literal["overwrite", "skip", "append", "prepend"]
+Mode = Literal["overwrite", "skip", "missing", "append", "prepend"]
+_KEEPING = frozenset({"skip", "missing"})
 _JOINT = ", "
 _FIELD = "sidecar"
 
@@ -50,11 +52,15 @@ class Sidecars:
         self._ending = f".{ending.removeprefix('.')}"
         self._others = others
         self._mirror = mirror
-        self._mode = mode
+        self.mode = mode
         self._taken: dict[Path, str] = {}
         """Files of the folder that is written to, each with the item that it is about."""
         self.num_left = 0
         """Files that were there, with something else in them, and are left as they are."""
+        self.num_shared = 0
+        """Captions that were not written, since another picture of this run has the same file."""
+        self.first_shared = ""
+        """Says of the first such one which file and pictures they are."""
         self._settings = settings
         self._roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - resolves no links
 
@@ -62,17 +68,23 @@ class Sidecars:
         """Raise `ConfigurationError` where nothing could be written about such an item."""
         self._place(item, self._ending)
 
+    def has_all(self, item: Item, names: Sequence[str]) -> bool:
+        """Whether an item's sidecars are there, one for each of the questions `names`. Blocks."""
+        return all(path.exists() for path in self._files(item, names))
+
     def add(self, row: Row) -> None:
         """Write the captions of a row."""
-        for number, text in enumerate(captions_of(row, self._settings).values()):
-            if text is not None:
-                name = list(row.lines)[number]
-                path = self._place(row.item, f".{name}{self._ending}" if number else self._ending)
-                self._take(path, row.item.id)
+        captions = captions_of(row, self._settings).values()
+        for path, text in zip(self._files(row.item, list(row.lines)), captions, strict=True):
+            if text is not None and self._take(path, row.item.id):
                 self._write(path, text)
 
     def close(self, *, is_whole: bool) -> None:
         """Do nothing: every file is whole."""
+
+    def _files(self, item: Item, names: Sequence[str]) -> list[Path]:
+        endings = [self._ending, *(f".{name}{self._ending}" for name in names[1:])]
+        return [self._place(item, ending) for ending in endings]
 
     def _place(self, item: Item, ending: str) -> Path:
         if self._mirror is None:
@@ -90,20 +102,24 @@ class Sidecars:
         root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)
         return str(whole.relative_to(root).with_suffix(""))
 
-    def _take(self, path: Path, item_id: str) -> None:
-        """Raise `ConfigurationError` where two items have one file, such as `cat.jpg` and `cat.png`, or another has."""
+    def _take(self, path: Path, item_id: str) -> bool:
+        """Return whether no item before has this file; raises `ConfigurationError` where the run itself does."""
         if flag := self._others.get(os.path.realpath(path)):
             reason = f"{printable(path)}, of {printable(item_id)}: {flag} names this file already"
             raise ConfigurationError(reason, field=_FIELD)
         if self._taken and next(iter(self._taken)).parent != path.parent:
             self._taken.clear()  # a source goes through one folder after the other
-        if (other := self._taken.setdefault(path, item_id)) != item_id:
-            reason = f"{printable(path)} would be that of {printable(other)} and of {printable(item_id)}"
-            raise ConfigurationError(f"{reason}: give one of them another name, or leave it out", field=_FIELD)
+        if (other := self._taken.setdefault(path, item_id)) == item_id:
+            return True
+        self.num_shared += 1
+        self.first_shared = (
+            self.first_shared or f"{printable(path)} is about {printable(other)}, not {printable(item_id)}"
+        )
+        return False
 
     def _write(self, path: Path, text: str) -> None:
         there = self._there(path)
-        if there is not None and self._mode == "skip":
+        if there is not None and self.mode in _KEEPING:
             self.num_left += there != text
             return
         wanted = text if there is None else self._joined(there, text)
@@ -117,14 +133,14 @@ class Sidecars:
             except FileNotFoundError:
                 return None
             except UnicodeDecodeError as error:
-                if self._mode in {"overwrite", "skip"}:
+                if self.mode == "overwrite" or self.mode in _KEEPING:
                     return ""
                 raise OutputError(f"{printable(path)} is no UTF-8: nothing is added to it", field=_FIELD) from error
 
     def _joined(self, there: str, text: str) -> str:
         kept = there.strip()
-        if self._mode == "overwrite" or not kept:
+        if self.mode == "overwrite" or not kept:
             return text
-        if self._mode == "append":
+        if self.mode == "append":
             return there if kept == text or kept.endswith(_JOINT + text) else kept + _JOINT + text
         return there if kept == text or kept.startswith(text + _JOINT) else text + _JOINT + kept

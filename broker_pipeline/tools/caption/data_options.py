@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from broker_pipeline.captioning.guards.settings import SWITCHES
 from broker_pipeline.captioning.prompts.presets import presets
+from broker_pipeline.captioning.sinks.sidecars import Mode
 from broker_pipeline.config import PathType, add_options, option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,8 +75,8 @@ _SINKS = (
            "be repeated."),
     option("--sidecar", default=None, metavar="ENDING", help="Also write each caption beside its picture: .txt"),
     option("--sidecar-dir", default=None, type=_PATH, help="In this folder instead, with the same folders in it."),
-    option("--sidecar-mode", default="skip", type=click.Choice(("overwrite", "skip", "append", "prepend")),
-           help="Where there is one already."),
+    option("--sidecar-mode", default="skip", type=click.Choice(get_args(Mode)),
+           help="Where there is one already; `missing` does not even ask about such pictures."),
     option("--trigger", default="", metavar="WORD", help="Stands before captions in --to and --sidecar."),
     option("--text-column", default=None, help="What captions are called in tables.  [default: caption]"),
     option("--shard-rows", default=1000, type=_POSITIVE, help="Items of each shard."),

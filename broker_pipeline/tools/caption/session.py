@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class CaptionSession:
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
         sinks = await in_daemon_thread(self._sinks)
-        async with self._open() as opened:
+        async with self._open(sinks) as opened:
             self._write_recipe()
             summary = Summary(self._found.count)
             progress = CaptionProgress(self._console, summary)
@@ -130,7 +131,7 @@ class CaptionSession:
                 print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
                 self._say_sidecars(sinks)
                 self._say_left_out()
-            return summary.num_failed == 0
+            return summary.num_failed == 0 and not any(each.num_shared for each in sidecars_of(sinks))
 
     def _sinks(self) -> list[Sink]:
         """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
@@ -202,7 +203,7 @@ class CaptionSession:
         return "" if most is None else f" of up to {counted(most, 'token')}"
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[_Opened]:
+    async def _open(self, sinks: Sequence[Sink] = ()) -> AsyncIterator[_Opened]:
         settings = self._settings
         async with AsyncExitStack() as stack:
             stack.enter_context(self._closing)
@@ -214,10 +215,13 @@ class CaptionSession:
             log = stack.enter_context(CaptionLog(settings.out))
             self._announce(conductor, log)
             calls = await stack.enter_async_context(BulkCalls.open(client))
-            yield self._opened(Asker(calls), conductor, log)
+            yield self._opened(Asker(calls), conductor, log, sidecars_of(sinks))
 
-    def _opened(self, asker: Asker, conductor: ConductorStatus, log: CaptionLog) -> _Opened:
+    def _opened(
+        self, asker: Asker, conductor: ConductorStatus, log: CaptionLog, sidecars: Sequence[Sidecars]
+    ) -> _Opened:
         prompting = replace(self._prompting, base=replace(self._prompting.base, model=conductor.fingerprint))
+        missing = [each for each in sidecars if each.mode == "missing"]
         answers = Answers(asker, log, LineMaker(conductor.model or None), self._rules)
         items = ItemRun(
             asker,
@@ -226,6 +230,7 @@ class CaptionSession:
             prompting,
             only_failed=self._settings.only_failed,
             by_reference=self._options["by_reference"],
+            is_done=next((partial(each.has_all, names=prompting.names) for each in missing), None),
         )
         return _Opened(asker, conductor, log, items)
 
@@ -256,11 +261,13 @@ class CaptionSession:
             say(self._console, f"{printable(name)}: its key was there before ({num} such in this tar); both are items")
 
     def _say_sidecars(self, sinks: Sequence[Sink]) -> None:
-        if num := sum(sink.num_left for sink in sinks if isinstance(sink, Sidecars)):
-            say(
-                self._console,
-                f"left as before, with other texts: {counted(num, 'sidecar')}; --sidecar-mode overwrite replaces",
-            )
+        for sink in sidecars_of(sinks):
+            if num := sink.num_left:
+                text = f"left as before, with other texts: {counted(num, 'sidecar')}; --sidecar-mode overwrite replaces"
+                say(self._console, text)
+            if num := sink.num_shared:
+                text = f"not written, since another picture has the file: {counted(num, 'sidecar')}: "
+                say(self._console, text + sink.first_shared)
 
     def _write_recipe(self) -> None:
         out = self._settings.out
@@ -268,6 +275,11 @@ class CaptionSession:
             return
         told = {**self._options, "paths": self._settings.paths}
         write_recipe(recipe_of(out), told)
+
+
+def sidecars_of(sinks: Sequence[Sink]) -> list[Sidecars]:
+    """Return those that write beside pictures."""
+    return [sink for sink in sinks if isinstance(sink, Sidecars)]
 
 
 def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:

@@ -418,3 +418,34 @@ async def test_a_template_that_some_items_cannot_fill_fails_for_those(
     assert run.code == 1, run.text
     assert "1 captioned" in run.text
     assert "there is no `tag`" in run.text
+
+
+async def test_only_pictures_that_lack_a_sidecar_are_asked_about_and_killed_runs_go_on(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    pictures = sorted(folder(captioner.directory / "photos", 4).rglob("*.png"))
+    pictures[0].with_suffix(".txt").write_text("a person's own")
+    flags = ("photos", "--sidecar", "txt", "--sidecar-mode", "missing", "--to", "all.csv")
+    run = await captioner.run(*flags)
+    assert run.code == 0, run.text
+    assert (conductor.seen.total(), pictures[0].with_suffix(".txt").read_text()) == (3, "a person's own")
+    (captioner.directory / "all.csv").unlink()
+    again = await captioner.run(*flags)  # all have their sidecars, and the log has the rows of this run
+    assert "3 had captions already" in again.text
+    assert "1 passed over" in again.text
+    assert conductor.seen.total() == 3
+    with (captioner.directory / "all.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+async def test_two_pictures_with_one_sidecar_end_no_run(captioner: Captioner, conductor: CaptioningConductor) -> None:
+    photos = captioner.directory / "photos"
+    photos.mkdir()
+    for number, name in enumerate(("cat.jpg", "cat.png", "dog.png")):
+        (photos / name).write_bytes(numbered_picture(number))
+    run = await captioner.run("photos", "--sidecar", "txt", "--to", "all.csv")
+    assert run.code == 1
+    assert "1 sidecar: photos/cat.txt is about photos/cat.jpg, not photos/cat.png" in run.text
+    assert {path.name for path in photos.glob("*.txt")} == {"cat.txt", "dog.txt"}
+    with (captioner.directory / "all.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,17 @@ def sidecars(
 
 
 @pytest.mark.parametrize(
-    ("mode", "after"), [("overwrite", "new"), ("skip", "old"), ("append", "old, new"), ("prepend", "new, old")]
+    ("mode", "after"),
+    [("overwrite", "new"), ("skip", "old"), ("missing", "old"), ("append", "old, new"), ("prepend", "new, old")],
 )
 def test_a_mode_does_the_same_twice_as_once(tmp_path: Path, mode: Mode, after: str) -> None:
     [picture] = folder(tmp_path, 1).rglob("*.png")
-    picture.with_suffix(".txt").write_text("old\n" if mode != "skip" else "old")
+    picture.with_suffix(".txt").write_text("old\n" if mode in {"overwrite", "append", "prepend"} else "old")
     for _ in range(2):
         sink = sidecars(mode)
         fill(sink, [file_row(picture, "new")])
         assert picture.with_suffix(".txt").read_text() == after
-    assert sink.num_left == (mode == "skip")
+    assert sink.num_left == (mode in {"skip", "missing"})
     assert len(list(picture.parent.iterdir())) == 2
 
 
@@ -73,9 +75,12 @@ def test_a_persons_own_text_stays_whatever_it_is(tmp_path: Path) -> None:
         assert picture.with_suffix(".txt").read_bytes() == own
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_of_two_pictures_with_one_sidecar_the_first_has_it_and_the_other_is_named(tmp_path: Path) -> None:
     [picture] = folder(tmp_path, 1).rglob("*.png")
     other = picture.with_suffix(".jpg")
     other.write_bytes(picture.read_bytes())
-    with pytest.raises(ConfigurationError, match=r"would be that of .*000.jpg and of .*000.png"):
-        fill(sidecars(), [file_row(other), file_row(picture)])
+    sink = sidecars()
+    fill(sink, [file_row(other, "first"), file_row(picture, "second")])
+    assert picture.with_suffix(".txt").read_text() == "first"
+    assert sink.num_shared == 1
+    assert re.search(r"000.txt is about .*000.jpg, not .*000.png", sink.first_shared)
