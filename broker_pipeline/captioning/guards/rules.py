@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from broker_pipeline.captioning.guards.languages import other_language
 from broker_pipeline.captioning.guards.looping import repeated_end
 from broker_pipeline.captioning.guards.refusal import is_refusal
 from broker_pipeline.captioning.guards.schema import why_not_json
@@ -63,6 +64,13 @@ def script(text: str, facts: Facts) -> str | None:
     return None if wanted is None or share_of(wanted, text) >= 0.5 else f"most letters are not {wanted}"
 
 
+def language(text: str, facts: Facts) -> str | None:
+    """Refuse what seems to be in another language."""
+    wanted = facts.settings.language
+    other = other_language(wanted, text) if wanted else None
+    return None if other is None else f"seems to be {other}, and not {wanted}"
+
+
 def too_short(text: str, facts: Facts) -> str | None:
     """Refuse too few words or characters."""
     settings = facts.settings
@@ -101,7 +109,7 @@ def required(text: str, facts: Facts) -> str | None:
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
-        empty, punctuation, refusal, loop, cut_off, script, too_short, too_long, json, forbidden, required,
+        empty, punctuation, refusal, loop, cut_off, script, language, too_short, too_long, json, forbidden, required,
     )
 }  # fmt: skip
 """All rules in the order in which they are asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from broker_pipeline.captioning.guards.languages import LANGUAGES
 from broker_pipeline.captioning.guards.scripts import SCRIPTS
 from broker_pipeline.errors import ConfigurationError
 
@@ -22,6 +23,8 @@ class GuardSettings:
     rules: tuple[str, ...] = DEFAULT_RULES
     script: str | None = None
     """Of which most letters are."""
+    language: str | None = None
+    """Of which the caption is, as far as letters and common words tell."""
     min_words: int = 0
     max_words: int | None = None
     """In Chinese, Japanese and Thai, characters."""
@@ -40,6 +43,7 @@ class GuardSettings:
     def __post_init__(self) -> None:
         _check_known("guard", self.rules, SWITCHES)
         _check_known("script", (self.script,) if self.script is not None else (), tuple(SCRIPTS))
+        _check_known("language", (self.language,) if self.language is not None else (), LANGUAGES)
         _check_known("decision", (self.last,), get_args(Last))
         for name in ("words", "characters"):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")

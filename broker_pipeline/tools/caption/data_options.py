@@ -58,6 +58,7 @@ _GUARDS = (
            help="Look for this in captions. May be repeated.  [default: empty, punctuation, refusal, loop]"),
     option("--guards/--no-guards", default=True, help="Look at captions at all."),
     option("--script", default=None, metavar="NAME", help="Most letters have to be of this script: latin, cjk, …"),
+    option("--language", default=None, metavar="CODE", help="Captions have to be in it: en, de, zh, …"),
     option("--min-words", default=None, type=_NUMBER, help="No shorter captions."),
     option("--max-words", default=None, type=_NUMBER, help="No longer ones."),
     option("--forbid", multiple=True, metavar="WORD", help="No captions with this. May be repeated."),

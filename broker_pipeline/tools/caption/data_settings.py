@@ -101,6 +101,7 @@ def rules_of(options: Options) -> AnswerRules:
     guard = GuardSettings(
         rules=(options["guard"] or DEFAULT_RULES) if options["guards"] else (),
         script=options["script"],
+        language=options["language"],
         min_words=options["min_words"] or 0,
         max_words=options["max_words"],
         json_schema=_schema(options["json_schema"]),

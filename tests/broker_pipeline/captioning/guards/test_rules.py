@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_pipeline.captioning.guards.languages import LANGUAGES, other_language
 from broker_pipeline.captioning.guards.looping import repeated_end
 from broker_pipeline.captioning.guards.refusal import is_refusal
 from broker_pipeline.captioning.guards.scripts import share_of
@@ -196,3 +197,39 @@ def test_words(text: str, words: list[str]) -> None:
 )
 def test_whole_words(word: str, text: str, is_there: bool) -> None:
     assert (pattern_of(word).search(text.casefold()) is not None) is is_there
+
+
+SAID = {
+    "en": "A blue heart to the left of a moon on a white background.",
+    "de": "Ein roter Hund liegt auf einem Sofa neben der Lampe.",
+    "es": "Un perro rojo está en el sofá con una lámpara.",
+    "fr": "Un chien rouge est couché sur le canapé avec une lampe.",
+    "it": "Un cane rosso è sdraiato sul divano con una lampada.",
+    "nl": "Een rode hond ligt op het kussen van de bank.",
+    "pt": "Um cachorro vermelho está no sofá com uma lâmpada.",
+    "ru": "Красная собака лежит на диване.",
+    "zh": "一只红色的狗躺在沙发上。",
+    "ja": "赤い犬がソファーに寝ています。",
+    "ko": "빨간 개가 소파에 누워 있다.",
+    "ar": "كلب أحمر مستلق على الأريكة.",
+}
+
+
+@pytest.mark.parametrize("wanted", SAID)
+def test_a_caption_is_in_its_own_language_and_in_no_other(wanted: str) -> None:
+    assert other_language(wanted, SAID[wanted]) is None
+    others = SAID.keys() - {wanted} - ({"ja"} if wanted == "zh" else set())
+    assert {code for code in SAID if other_language(code, SAID[wanted])} == others
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1girl, solo, red hair", 'A sign reads "El camino de la costa es largo".', "La Tour Eiffel at night", "7", ""],
+)
+def test_tags_quotes_and_names_are_no_other_language(text: str) -> None:
+    assert other_language("en", text) is None
+
+
+@given(st.text())
+def test_any_text_has_a_language_or_none(text: str) -> None:
+    assert all(other_language(code, text) is None or text for code in LANGUAGES)
