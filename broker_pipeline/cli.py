@@ -74,7 +74,8 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="broker-pipeline")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Run one Qwen3-VL model cut over the GPUs of several hosts, joined by NATS and Redis.
 
     \b
@@ -84,6 +85,10 @@ def cli() -> None:
                        broker-pipeline caption PICTURES/ --out captions.jsonl
     On several hosts:  probe each of them, plan, and run gateway, conductor, vision and stage where they belong
     """
+    given = {name for name in os.environ if name.startswith(ENV_PREFIX)}
+    own = load_command(COMMANDS[context.invoked_subcommand or ""])
+    if not given <= _variables_of(own):  # importing all commands takes longer than many of them run
+        check_environment(known_variables())
 
 
 def run() -> None:
@@ -100,8 +105,6 @@ def main() -> None:
     open_closed_streams()
     escape_unprintable(sys.stdout, sys.stderr)
     try:
-        if any(name.startswith(ENV_PREFIX) for name in os.environ):
-            check_environment(known_variables())
         cli(standalone_mode=True)
     except PipelineError as error:
         say_error(describe(error), sys.stderr)

@@ -46,11 +46,24 @@ def test_a_misspelt_variable_is_an_error() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_while_a_command_is_loaded_leaves_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "slow_to_load.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    code = "from broker_pipeline import cli\ncli.COMMANDS['up'] = 'slow_to_load:command'\ncli.main()\n"
+def test_a_variable_of_the_command_imports_no_other() -> None:
+    code = "import atexit, sys\nfrom broker_pipeline import cli\n"
+    code += "atexit.register(lambda: print(*(name for name in sys.modules if name.startswith('trials'))))\ncli.main()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_PIPELINE_")}
     done = subprocess.run(
-        [sys.executable, "-c", code, "up"], env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        [sys.executable, "-c", code, "status"], capture_output=True, text=True, timeout=60, check=False,
+        env=environment | {"BROKER_PIPELINE_GATEWAY": "http://127.0.0.1:1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (exit_codes.UNAVAILABLE, "\n")
+
+
+@pytest.mark.parametrize("name", ["up", "stage"])  # itself, and another one whose variables may be given
+def test_ctrl_c_while_a_command_is_loaded_leaves_no_traceback(tmp_path: Path, name: str) -> None:
+    (tmp_path / "slow_to_load.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = f"from broker_pipeline import cli\ncli.COMMANDS[{name!r}] = 'slow_to_load:command'\ncli.main()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "up"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "BROKER_PIPELINE_X": "y"},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == exit_codes.INTERRUPTED
