@@ -76,8 +76,9 @@ class CaptionProgress:
     def plain_line(self) -> str:
         """Return the state of the run in one line."""
         summary = self._summary
+        num = summary.num_done if summary.num_items is None else summary.num_items
         of_all = "" if summary.num_items is None else f" of {summary.num_items}"
-        parts = [f"{summary.num_done}{of_all} {'picture' if summary.num_items == 1 else 'pictures'}"]
+        parts = [f"{summary.num_done}{of_all} {'picture' if num == 1 else 'pictures'}"]
         parts += [f"{summary.num_skipped} skipped"] if summary.num_skipped else []
         parts += [f"{summary.num_failed} failed"] if summary.num_failed else []
         parts += [self._rate(), f"{self._left()} left"]

@@ -20,7 +20,6 @@ from broker_pipeline.captioning.item_run import ItemRun
 from broker_pipeline.captioning.line_maker import LineMaker
 from broker_pipeline.captioning.log import CaptionLog
 from broker_pipeline.captioning.output import STANDARD_OUTPUT
-from broker_pipeline.captioning.rate_meter import clock_text
 from broker_pipeline.captioning.run import CaptionRun, RunSettings, in_thread
 from broker_pipeline.captioning.sinks.row import Sink
 from broker_pipeline.captioning.sinks.sidecars import Sidecars
@@ -42,6 +41,7 @@ from broker_pipeline.process.daemon_thread import in_daemon_thread
 from broker_pipeline.process.terminal import counted, printable
 from broker_pipeline.tools.caption.apart import check_apart
 from broker_pipeline.tools.caption.data_settings import Options, prompting_of, rules_of, sinks_of, source_of
+from broker_pipeline.tools.caption.foretold import foretold
 from broker_pipeline.tools.caption.progress import CaptionProgress, print_summary, say
 from broker_pipeline.tools.caption.recipe import recipe_of, write_recipe
 
@@ -186,17 +186,7 @@ class CaptionSession:
     async def _foretell(self) -> None:
         async with GatewayClient.open(self._settings.gateway, patience_s=0.0, key=self._settings.key) as client:
             status = await client.status()
-        rate, since = _rate_of(status.conductor) if status.conductor else (0.0, "")
-        if not rate:
-            reason = "the pipeline has captioned nothing yet; `broker-pipeline up --plan` foretells what a layout gives"
-            say(self._console, f"how long that takes nobody can say: {reason}")
-        elif num := (self._found.count or 0) * len(self._prompting.names):
-            ahead = status.queue.num_waiting + status.queue.num_in_progress
-            waits = f", behind {counted(ahead, 'job')} that came before" if ahead else ""
-            seconds = clock_text((num + ahead) / rate)
-            say(self._console, f"{counted(num, 'answer')} in {seconds} at {rate:.3g}/s, {since}{waits}")
-        else:
-            say(self._console, f"{rate:.3g} answers/s, {since}")
+        say(self._console, foretold(status, (self._found.count or 0) * len(self._prompting.names)))
 
     def _most_tokens(self) -> str:
         most = self._prompting.base.sampling.max_tokens
@@ -280,16 +270,6 @@ class CaptionSession:
 def sidecars_of(sinks: Sequence[Sink]) -> list[Sidecars]:
     """Return those that write beside pictures."""
     return [sink for sink in sinks if isinstance(sink, Sidecars)]
-
-
-def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
-    """Return captions per second, and in which time that was."""
-    if conductor.captions_per_s:
-        return conductor.captions_per_s, "the rate of the last ten seconds"
-    totals = [*(stage.totals for stage in conductor.stages), *(worker.totals for worker in conductor.vision)]
-    busy_s = max((each.busy_s for each in totals), default=0.0)
-    num = conductor.num_finished.get("succeeded", 0)
-    return (num / busy_s if busy_s else 0.0), "by what the busiest worker has taken for each so far"
 
 
 def nothing_there(chain: Chain) -> InvalidRequestError:

@@ -90,10 +90,15 @@ def _column_of(table: str, first: Cells, settings: SourceSettings) -> str:
     """Return the column of pictures by a table's first row: one that has no number there, where there is one."""
     asked = settings.image_column
     names = [name for name in ([asked] if asked else GUESSES) if name in first]
-    if names:
-        return min(names, key=lambda name: isinstance(first[name], int | float))
+    found = min(names, key=lambda name: isinstance(first[name], int | float), default=None)
+    if found and not (asked and isinstance(first[found], int | float)):
+        return found
     there = printable(", ".join(first))
-    if asked:
+    if asked and found:
+        reason = (
+            f"--image-column {printable(asked)}: numbers are in it, and no pictures; {printable(table)} has {there}"
+        )
+    elif asked:
         reason = f"--image-column {printable(asked)}: {printable(table)} has no such column, but {there}"
     else:
         reason = f"which column of {printable(table)} has the pictures? --image-column says it, of {there}"

@@ -207,3 +207,5 @@ def test_a_column_of_numbers_is_not_guessed_to_have_pictures(tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "a.jsonl").write_text('{"image": 17, "path": "a.png"}\n')
     assert [found[1] for found in read_twice(open_source(str(tmp_path / "a.jsonl")))] == [picture(1)]
+    with pytest.raises(ConfigurationError, match=r"--image-column image: numbers are in it.* has image, path"):
+        list(open_source(str(tmp_path / "a.jsonl"), SourceSettings(image_column="image")))
