@@ -1,7 +1,7 @@
 """Asks again for pictures of a line whose server has a bad moment, and not for each line anew while it is down.
 
-no connection to a host for 20 s ──► of its lines one tries, once; the others wait for what comes of it,
-                                     and fail as it does or, once the host answers, ask for their own
+no answer of a host for 20 s ──► of its lines one tries, once; the others wait for what comes of it,
+                                 and fail as it does or, once the host answers, ask for their own
 """
 
 from __future__ import annotations

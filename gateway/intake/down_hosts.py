@@ -1,8 +1,9 @@
-"""Which hosts of pictures cannot be connected to, so that not every line of a batch finds it out for itself. Pure.
+"""Which hosts of pictures do not answer, so that not every line of a batch finds it out for itself. Pure.
 
     a failure ──`after_s` of them, and no answer──► down ──an answer, or `forget_s` without a failure──► forgotten
 
-Only that there is no connection counts: a status, or bytes that come too slowly, may be about one picture.
+Only that nothing comes counts, without a connection or over one: a status, or bytes that come too slowly, may be about
+one picture.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DownHosts:
         return len(self._outages)
 
     def failed(self, host: str, reason: str, began: float, now: float) -> None:
-        """Note that an attempt to connect, from `began` to `now`, came to nothing.
+        """Note that an attempt, from `began` to `now`, came to nothing.
 
         It is believed for as long as it took, so that a host at which attempts time out is asked half of the time.
         """

@@ -32,7 +32,6 @@ _LASTING_ERRORS = (
     aiohttp.ClientSSLError,
     ValueError,
 )
-_NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _LASTING_NAME_ERRORS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL})
 _HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
 
@@ -66,18 +65,16 @@ class ImageFetcher:
         Raises `MediaFetchError` (`retryable` where the same URL may be read later), `PrivateAddressError` or
         `MediaTooLargeError`.
         """
+        fetch = _Fetch(self._guard, self._hosts, self._settings, max_bytes, budget, name)
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 if is_file_url(url):
                     content = await asyncio.to_thread(self._read_file, url, max_bytes, name)
                     budget.spend(len(content), name)
                     return content
-                fetch = _Fetch(self._guard, self._hosts, self._settings, max_bytes, budget, name)
                 return await fetch.follow(parse_url(url, name))
         except TimeoutError as error:
-            raise MediaFetchError(
-                f"the URL did not deliver within {self._settings.timeout_s:g} s", field=name, retryable=True
-            ) from error
+            raise fetch.passing(f"did not deliver within {self._settings.timeout_s:g} s") from error
 
     def _read_file(self, url: str, max_bytes: int, name: str) -> bytes:
         directory = self._settings.media_dir
@@ -106,6 +103,8 @@ class _Fetch:
         self._max_bytes = max_bytes
         self._budget = budget
         self._name = name
+        self._asked: tuple[URL, float] | None = None
+        """What was asked for and when, until its host answers."""
 
     async def follow(self, url: URL) -> bytes:
         """Return the bytes at the end of at most `max_redirects` redirects."""
@@ -119,16 +118,17 @@ class _Fetch:
     async def _get(self, session: aiohttp.ClientSession, url: URL) -> tuple[bytes | None, URL]:
         """Return the content behind `url`, or None and where to look next."""
         self._sockets.was_refused = False
-        began = time.monotonic()
+        self._asked = url, time.monotonic()
         timeout = aiohttp.ClientTimeout(connect=self._connect_s)
         try:
             async with session.get(url, allow_redirects=False, timeout=timeout) as response:
+                self._asked = None
                 self._hosts.answered(host_of(url))
                 if response.status in _REDIRECTS:
                     return None, self._next_url(response)
                 return await self._read(response), url
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            self._explain(url, error, began)
+            self._explain(url, error)
 
     def _next_url(self, response: aiohttp.ClientResponse) -> URL:
         location = response.headers.get("Location")
@@ -163,7 +163,7 @@ class _Fetch:
     def _too_large(self) -> NoReturn:
         raise MediaTooLargeError(f"the file behind the URL has more than {self._max_bytes} bytes", field=self._name)
 
-    def _explain(self, url: URL, error: Exception, began: float) -> NoReturn:
+    def _explain(self, url: URL, error: Exception) -> NoReturn:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             raise error
         if self._sockets.was_refused:
@@ -171,12 +171,19 @@ class _Fetch:
                 f"{url.host} leads to an address that is not public; `--allow-private-urls` lets networks through",
                 field=self._name,
             ) from error
-        said = f"{url.host} cannot be fetched from: {_reason(error)}"
-        retryable = _may_pass(error)
-        host = host_of(url) if retryable and isinstance(error, _NO_CONNECTION) else None
-        if host is not None:
-            self._hosts.failed(host, said, began, time.monotonic())
-        raise MediaFetchError(said, field=self._name, retryable=retryable, host=host) from error
+        said = f"cannot be fetched from: {_reason(error)}"
+        if _may_pass(error):
+            raise self.passing(said) from error
+        raise MediaFetchError(f"{url.host} {said}", field=self._name) from error
+
+    def passing(self, said: str) -> MediaFetchError:
+        """Build the error of what may pass; where nobody had answered it is about the host, whatever was asked for."""
+        if self._asked is None:
+            return MediaFetchError(f"the URL {said}", field=self._name, retryable=True)
+        url, began = self._asked
+        host, said = host_of(url), f"{url.host} {said}"
+        self._hosts.failed(host, said, began, time.monotonic())
+        return MediaFetchError(said, field=self._name, retryable=True, host=host)
 
 
 def _may_pass(error: Exception) -> bool:

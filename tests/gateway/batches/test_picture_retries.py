@@ -37,13 +37,13 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def hanging() -> Iterator[int]:
-    """A port of which nobody takes connections, so that Linux answers no more of them."""
+def hanging(num_taken: int) -> Iterator[int]:
+    """A port at which nobody says anything: Linux takes so many connections, and answers no more of them."""
     with ExitStack() as stack:
         server = stack.enter_context(socket.socket())
         server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(2):
+        server.listen(num_taken)
+        for _ in range(0 if num_taken else 2):
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(server.getsockname())
@@ -93,13 +93,18 @@ async def test_lines_of_a_host_that_is_down_do_not_each_wait_for_it_and_are_answ
         assert len(gateway.down_hosts) == 0
 
 
-async def test_lines_wait_for_one_probe_of_a_host_that_is_down() -> None:
+@pytest.mark.parametrize(
+    ("num_taken", "reason", "lasting_s"),
+    [(0, "cannot be fetched from: no connection in time", 0.5), (100, "did not deliver within 1 s", 1.0)],
+    ids=["no connection", "no answer"],
+)
+async def test_lines_wait_for_one_probe_of_a_host_that_is_down(num_taken: int, reason: str, lasting_s: float) -> None:
     hosts = DownHosts(after_s=0.0)
     guard = AddressGuard((ipaddress.ip_network("127.0.0.1/32"),))
     fetcher = ImageFetcher(guard, FetchSettings(timeout_s=1.0), hosts)
     retries = PictureRetries(hosts)
     num_fetches = 0
-    with hanging() as port:
+    with hanging(num_taken) as port:
         url = f"http://127.0.0.1:{port}/a"
 
         async def fetch() -> bytes:
@@ -114,10 +119,10 @@ async def test_lines_wait_for_one_probe_of_a_host_that_is_down() -> None:
             return caught.value.message
 
         said = await failure()
-        assert (said, num_fetches) == ("127.0.0.1 cannot be fetched from: no connection in time", 1)
+        assert (said, num_fetches) == (f"127.0.0.1 {reason}", 1)
         assert await failure() == said
         assert num_fetches == 1, "it was tried just before"
-        await asyncio.sleep(0.55)  # as long as the try took
+        await asyncio.sleep(lasting_s + 0.05)  # as long as the try took
         assert set(await asyncio.gather(*(failure() for _ in range(20)))) == {said}
         assert num_fetches == 2
 

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -79,6 +80,16 @@ async def gzip(request: web.BaseRequest, argument: str) -> web.StreamResponse:
     return web.Response(body=b"x", headers={"Content-Encoding": "gzip"})
 
 
+async def silent(request: web.BaseRequest, argument: str) -> web.StreamResponse:
+    return await asyncio.Future()
+
+
+async def closing(request: web.BaseRequest, argument: str) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.StreamResponse()
+
+
 async def short(request: web.BaseRequest, argument: str) -> web.StreamResponse:
     response = web.StreamResponse()
     response.content_length = 1000
@@ -97,7 +108,8 @@ async def garbage(request: web.BaseRequest, argument: str) -> web.StreamResponse
 
 
 ANSWERS = {
-    function.__name__: function for function in (picture, status, hops, to, nowhere, large, slow, gzip, short, garbage)
+    function.__name__: function
+    for function in (picture, status, hops, to, nowhere, large, slow, gzip, silent, closing, short, garbage)
 }
 
 
@@ -229,6 +241,26 @@ async def test_answers_that_are_no_file(site: Site, path: str, reason: str, may_
     with pytest.raises(MediaFetchError, match=reason) as caught:
         await fetch(site.url / path)
     assert caught.value.to_failure().retryable == may_pass
+
+
+@pytest.mark.parametrize(
+    ("path", "is_there"),
+    [
+        ("silent", False),
+        ("closing", False),
+        ("to?url=/silent", False),
+        ("slow", True),
+        ("short", True),
+        ("garbage", True),
+        ("status/503", True),
+    ],
+)
+async def test_a_host_that_says_nothing_is_not_there(site: Site, path: str, is_there: bool) -> None:
+    hosts = DownHosts(after_s=0.0)
+    with pytest.raises(MediaFetchError) as caught:
+        await fetch(f"{site.url}/{path}", ImageFetcher(LOOPBACK, FetchSettings(timeout_s=0.3), hosts))
+    where = f"{site.url.host}:{site.url.port}"
+    assert (hosts.is_down(where, time.monotonic()), caught.value.host) == (not is_there, None if is_there else where)
 
 
 async def test_nobody_listens(site: Site) -> None:
