@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.jobs import (
@@ -109,17 +109,19 @@ class DraftMessage:
 class JobDraft:
     """A checked request that lacks nothing but its media."""
 
-    tokens_field: ClassVar[str] = "sampling.max_tokens"
-    """What its API calls the limit of its output."""
     messages: tuple[DraftMessage, ...]
     sources: tuple[Source, ...]
     sampling: SamplingParams
     metadata: dict[str, str]
     sent_as: dict[str, str]
-    """What the request calls parts of the conversation, by their paths in it, where these differ."""
+    """What the request calls its fields, by their paths in the job, where these differ."""
     template: TemplateOptions = PLAIN_TEMPLATE
     response: ResponseOrigin | None = None
     priority: Priority = "interactive"
+
+    def named(self, path: str) -> str:
+        """Return what the request calls a field of the job."""
+        return self.sent_as.get(path, path)
 
     @property
     def is_fetched(self) -> bool:

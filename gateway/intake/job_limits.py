@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from broker_pipeline.errors import PromptTooLongError
 from broker_pipeline.messages.jobs import TextPart
-from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.scheduling.policies.sampling import check_token_ids
 from broker_pipeline.scheduling.policies.text_bound import fewest_tokens
 from gateway.intake.job_draft import JobDraft
@@ -16,20 +15,21 @@ _CHARACTERS_PER_TOKEN = 4
 """Of most texts, about; only tokenising says more, which is not the gateway's."""
 
 
-def check_sampling(sampling: SamplingParams, limits: Limits, where: str) -> None:
+def check_sampling(draft: JobDraft, limits: Limits, where: str = "sampling.") -> None:
     """Refuse what no prompt could make right; `where` stands before the names of sampling fields.
 
     Raises:
         InvalidRequestError: a token is named that the model does not have.
         PromptTooLongError: the output is as long as prompt and output may be together.
     """
+    sampling = draft.sampling
     if limits.vocab_size is not None:
         check_token_ids(sampling, limits.vocab_size, where)
     most = limits.max_tokens_in_all
     if most is not None and sampling.max_tokens is not None and sampling.max_tokens >= most:
         raise PromptTooLongError(
             f"{sampling.max_tokens} output tokens leave no room for a prompt: both together have at most {most} here",
-            field=f"{where}max_tokens",
+            field=draft.sent_as.get("sampling.max_tokens", f"{where}max_tokens"),
         )
 
 
@@ -48,7 +48,7 @@ def check_prompt(draft: JobDraft, limits: Limits) -> None:
         raise PromptTooLongError(
             f"the prompt has at least {num_tokens} tokens, and with {num_output} of output it does not fit: both "
             f"together have at most {most} here",
-            field="messages",
+            field=draft.named("messages"),
         )
 
 

@@ -82,7 +82,9 @@ class RequestReader:
     ) -> AsyncIterator[Submission[Draft]]:
         """Count a draft of a request, and fetch what it names. Raises as `submission` does."""
         draft = self._pictures.referenced(draft)
-        await self._rates.charge(current_caller(), counted_tokens(draft, limits), field=draft.tokens_field)
+        await self._rates.charge(
+            current_caller(), counted_tokens(draft, limits), field=draft.named("sampling.max_tokens")
+        )
         async with AsyncExitStack() as held:
             if draft.is_fetched:  # what is fetched is taken from another room: nobody who holds some waits for a body's
                 await held.enter_async_context(self._fetched.hold(limits.max_body_bytes, client_of(request)))

@@ -30,7 +30,7 @@ async def read_job(request: web.Request, limits: Limits) -> JobDraft:
 async def checked_draft(job: JobRequest, media: tuple[Source, ...], limits: Limits, where: str) -> JobDraft:
     """Check a request; `media` came alongside it, and `where` stands before the names of its sampling fields."""
     draft = draft_job(job, media, limits)
-    check_sampling(draft.sampling, limits, where)
+    check_sampling(draft, limits, where)
     if (form := draft.sampling.structured_outputs) is not None:
         await asyncio.to_thread(check_structured_outputs, form, f"{where}structured_outputs")
     check_prompt(draft, limits)

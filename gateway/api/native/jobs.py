@@ -21,6 +21,8 @@ from gateway.viewing.search import Search
 from gateway.wiring import GATEWAY
 
 REPEATED_HEADER = "Idempotent-Replayed"
+_JOB = "/v1/jobs/{job_id:(?!(?:bulk|wait)$)[^/]+}"
+"""Not the paths that stand beside it: what these do not allow is no job."""
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -29,8 +31,8 @@ def routes() -> list[web.RouteDef]:
     return [
         web.post("/v1/jobs", submit_job),
         web.get("/v1/jobs", list_jobs),
-        web.get("/v1/jobs/{job_id}", get_job, allow_head=False),
-        web.delete("/v1/jobs/{job_id}", delete_job),
+        web.get(_JOB, get_job, allow_head=False),
+        web.delete(_JOB, delete_job),
         web.post("/v1/jobs/{job_id}/retry", retry_job),
         web.get("/v1/jobs/{job_id}/preview", preview_job, allow_head=False),
     ]

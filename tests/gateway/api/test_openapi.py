@@ -79,6 +79,13 @@ def test_what_texts_have_to_look_like_is_part_of_the_document() -> None:
     ]
 
 
+async def test_a_path_allows_the_methods_that_are_described(http: aiohttp.ClientSession) -> None:
+    for path, methods in DOCUMENT["paths"].items():
+        async with http.request("PATCH", re.sub("{.*?}", "app.js", path)) as answer:
+            allowed = {method.lower() for method in answer.headers["Allow"].split(",")}
+        assert (answer.status, allowed - {"head"}) == (405, set(methods)), path
+
+
 async def test_it_is_served(http: aiohttp.ClientSession) -> None:
     async with http.get("/openapi.json") as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")

@@ -170,5 +170,5 @@ async def test_a_text_that_the_stages_have_no_room_for_is_refused_where_its_byte
         assert answer.status == 202, "390 tokens may be enough"
     async with http.post("/v1/jobs", json={**job, "prompt": "y" * 3910}) as answer:
         error = (await answer.json())["error"]
-    assert (answer.status, error["code"], error["field"]) == (400, "prompt_too_long", "messages")
+    assert (answer.status, error["code"], error["field"]) == (400, "prompt_too_long", "prompt")
     assert "at least 391 tokens" in error["message"]

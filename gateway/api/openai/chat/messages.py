@@ -69,10 +69,13 @@ class Conversation:
             raise InvalidRequestError("images and videos are for messages of the user and of tools", field=path)
         parts: list[DraftPart] = []
         for index, part in enumerate(content):
-            if (place := self._part(part, f"{path}[{index}]")) is not None:
+            sent = f"{path}[{index}]"
+            if (place := self._part(part, sent)) is not None:
                 own_path = f"messages[{len(self.messages)}].content[{len(parts)}]"
-                if own_path != f"{path}[{index}]":  # an empty text went before it, or this is another API
-                    self.sent_as[own_path] = f"{path}[{index}]"
+                if isinstance(part, ImageContent | VideoContent):
+                    sent = f"{sent}.{part.url[0]}"
+                if own_path != sent:
+                    self.sent_as[own_path] = sent
                 parts.append(place)
         return tuple(parts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from broker_pipeline.errors import InvalidRequestError
 from broker_pipeline.messages.sampling import SamplingParams
@@ -25,7 +24,6 @@ from gateway.settings import Limits
 class ChatDraft(JobDraft):
     """A checked chat completion: the job that it is, and how it is answered."""
 
-    tokens_field: ClassVar[str] = "max_tokens"
     model: str
     stream: bool
     stream_options: StreamOptions
@@ -55,7 +53,7 @@ def parse(body: bytes, limits: Limits) -> ChatDraft:
         stream=bool(request.stream),
         stream_options=_stream_options(request),
     )
-    check_sampling(draft.sampling, limits, "")
+    check_sampling(draft, limits, "")
     check_prompt(draft, limits)
     return draft
 
@@ -93,7 +91,7 @@ def _sampling(request: ChatRequest) -> SamplingParams:
 
 
 def _name_of_limit(request: ChatRequest) -> dict[str, str]:
-    return {} if request.max_completion_tokens is None else {"sampling.max_tokens": "max_completion_tokens"}
+    return {"sampling.max_tokens": "max_completion_tokens" if request.max_completion_tokens else "max_tokens"}
 
 
 def _template(request: ChatRequest) -> TemplateOptions:

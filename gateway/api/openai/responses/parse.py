@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import msgspec
 
@@ -54,7 +53,6 @@ PREVIOUS = "previous_response_id"
 class ResponseDraft(JobDraft):
     """A checked request for a response: the job that it is, and how it is answered."""
 
-    tokens_field: ClassVar[str] = "max_output_tokens"
     stream: bool
     background: bool
     store: bool
@@ -101,7 +99,7 @@ def parse(request: ResponseRequest, limits: Limits, previous: tuple[JobSpec, Job
         background=bool(request.background),
         store=request.store is not False,
     )
-    check_sampling(draft.sampling, limits, "")
+    check_sampling(draft, limits, "")
     check_prompt(draft, limits)
     return draft
 

@@ -20,7 +20,7 @@ from gateway.intake.job_draft import ImagePlace, Link, VideoFilePlace, VideoPlac
 from gateway.settings import Limits
 from tests.kit.wrong_values import field_types, wrong_values
 
-LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096)
+LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096, longest_token_bytes=16)
 USER = {"role": "user", "content": "Hi"}
 STRICT = {"repetition_detection", "structured_outputs"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
@@ -98,7 +98,24 @@ def test_pictures_in_every_form_and_their_places() -> None:
         ImagePlace(2, PixelBounds(max_pixels=99999)),
         TextPart(text="What?"),
     )
-    assert draft.sent_as["messages[0].content[1]"] == "messages[0].content[2]", "the empty text is no part of the job"
+    assert draft.named("messages[0].content[0]") == "messages[0].content[0].image_url.url"
+    assert draft.named("messages[0].content[1]") == "messages[0].content[2].image_url", "the empty text is no part"
+    assert draft.named("messages[0].content[3]") == "messages[0].content[4]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"max_tokens": 4096}, "max_tokens"),
+        ({"max_completion_tokens": 4096}, "max_completion_tokens"),
+        ({"max_completion_tokens": 4096, "max_tokens": 9}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 2_000_000}]}, "messages"),
+    ],
+)
+def test_what_is_too_long_is_named_as_it_was_sent(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(PromptTooLongError) as caught:
+        read(**fields)
+    assert caught.value.field == field
 
 
 def test_low_detail_is_no_more_than_the_workers_resize_to() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.responses import Response as OpenAIResponse
 
-from broker_pipeline.errors import Failure, InvalidRequestError
+from broker_pipeline.errors import Failure, InvalidRequestError, PromptTooLongError
 from broker_pipeline.messages.jobs import (
     ChatMessage,
     FinishReason,
@@ -38,7 +38,7 @@ from tests.kit.acting.conductor import ActingConductor
 from tests.kit.waiting import eventually
 
 URL = "/v1/responses"
-LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096)
+LIMITS = Limits(model="m", vocab_size=1000, max_tokens_in_all=4096, longest_token_bytes=16)
 CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>'
 CLOCK = {"type": "function", "name": "clock", "parameters": {"type": "object"}, "strict": True}
 
@@ -86,7 +86,16 @@ def test_items_of_one_turn_become_one_message() -> None:
     assert (said.reasoning, said.content) == ("hm", (TextPart(text="Let me see."),))
     assert [(call.name, call.arguments) for call in said.tool_calls] == [("clock", {"zone": "UTC"})]
     assert draft.sources[0].field == "input[6].content[0].image_url"
-    assert draft.sent_as["messages[4].content[0]"] == "input[6].content[0]"
+    assert draft.named("messages[4].content[0]") == "input[6].content[0].image_url"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"), [({"max_output_tokens": 4096}, "max_output_tokens"), ({"input": "x" * 2_000_000}, "input")]
+)
+def test_what_is_too_long_is_named_as_it_was_sent(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(PromptTooLongError) as caught:
+        read(**fields)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
