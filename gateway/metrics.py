@@ -40,6 +40,20 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.submission_seconds = Histogram(
+            f"{PREFIX}_submission_seconds",
+            "Of requests that make a job: until it is read, checked and has its pictures (read), then until NATS and "
+            "Redis have it (store).",
+            ["part"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.event_seconds = Histogram(
+            f"{PREFIX}_event_seconds",
+            "From the arrival of a job's tokens to their being handed to the client's connection, which may be slow.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.submissions = Counter(
             f"{PREFIX}_jobs_submitted",
             "Submissions by outcome: accepted, repeated, or the error's code.",

@@ -125,6 +125,7 @@ async def open_gateway(settings: GatewaySettings, stopping: asyncio.Event) -> As
                 transport=transport,
                 store=store,
                 ends=ends,
+                told=metrics.event_seconds,
                 namespace=common.namespace,
                 max_watches=limits.own.max_streams,
                 stopping=stopping,

@@ -35,6 +35,8 @@ class Received(msgspec.Struct, Generic[Body], frozen=True):
     """Where the sender wants an answer; empty when it wants none."""
     num_bytes: int
     answers: Answers
+    arrived_ns: int = 0
+    """When it had come, by the clock of all spans."""
     is_lent: bool = False
     """Whether the tensors lie in memory that the sender needs back soon: copy what is to be kept for long."""
 

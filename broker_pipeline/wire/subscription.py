@@ -109,6 +109,7 @@ class Subscription(Generic[Body]):
             message.reply,
             message.num_bytes,
             self._answers,
+            arrived,
             message.is_lent,
         )
         self._mailbox.put(received)

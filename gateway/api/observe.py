@@ -21,7 +21,6 @@ _QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Stand outside of everything else and see what comes of a request."""
-    started = time.monotonic()
     facts = begin(request)
     gateway = request.app[GATEWAY]
     with gateway.in_flight.request(), gateway.metrics.in_flight.track_inprogress():
@@ -30,7 +29,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers[HEADER] = facts.name
         if gateway.stopping.is_set():
             response.force_close()
-    _count(request, facts, response.status, time.monotonic() - started)
+    _count(request, facts, response.status, time.monotonic() - facts.began)
     return response
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ class RequestFacts:
     """One request's name, and whether how long it takes says anything."""
 
     name: str
+    began: float
+    """By the monotonic clock, in seconds."""
     is_openai: bool = False
     """Whether it is answered in OpenAI's shapes."""
     is_timed: bool = True
@@ -36,7 +39,7 @@ def begin(request: web.BaseRequest) -> RequestFacts:
     """Start a request: it is named as the client says, where that is harmless, or anew."""
     sent = request.headers.get(HEADER, "")
     name = sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(8)
-    facts = RequestFacts(name, is_openai=is_openai(request.path))
+    facts = RequestFacts(name, time.monotonic(), is_openai=is_openai(request.path))
     _current.set(facts)
     return facts
 

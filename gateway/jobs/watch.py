@@ -16,12 +16,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 
 import structlog
+from prometheus_client import Histogram
 
 from broker_pipeline import subjects
 from broker_pipeline.errors import QueueFullError, SlowConsumerError, TransportError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
 from broker_pipeline.state.job_store import JobStore
+from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Received, Subscription, Transport
 from gateway.jobs.end_watch import EndWatch
 from gateway.jobs.progress import JobProgress
@@ -46,6 +48,7 @@ class JobWatch:
         transport: Transport,
         store: JobStore,
         ends: EndWatch,
+        told: Histogram,
         namespace: str,
         *,
         max_watches: int,
@@ -54,6 +57,7 @@ class JobWatch:
         self._transport = transport
         self._store = store
         self._ends = ends
+        self._told = told
         self._namespace = namespace
         self._max_watches = max_watches
         self._stopping = stopping
@@ -182,6 +186,8 @@ class JobWatch:
                     events += await self._look(progress, job_id)
                 for event in events:
                     yield event
+                if received is not None and events:
+                    self._told.observe((tracer.now() - received.arrived_ns) / 1e9)  # whoever had them came for more
                 if received is None and not events:
                     yield None
                 if progress.is_finished:

@@ -19,20 +19,23 @@ from trials.bench.options import POSITIVE, seconds_option, unread_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
+_OWN = ("read", "store", "tell")
 _PARTS = ("gateway", "nats", "redis", "answering", "clients")
 _COLUMNS: list[Column] = [
     ("processes", lambda row: row.num_processes),
     ("captions/s", lambda row: shown(row.captions_per_s)),
     ("submission p50, p99, ms", lambda row: f"{_ms(row.submission_s.median)}, {_ms(row.submission_p99_s)}"),
     ("caption p50, p99, ms", lambda row: f"{_ms(row.caption_s.median)}, {_ms(row.caption_p99_s)}"),
+    ("read, store, tell, ms", lambda row: ", ".join(_ms(row.own_s.get(part, 0.0)) for part in _OWN)),
     *((f"{part}, ms", lambda row, part=part: shown(row.cpu_ms(part))) for part in _PARTS),
     ("busy", lambda row: " ".join(f"{100 * used / row.seconds:.0f} %" for used in row.gateway_processes_s)),
     ("MB", lambda row: f"{row.gateway_bytes / 1e6:.0f}"),
     ("refused", lambda row: " ".join(f"{count} x {what}" for what, count in row.refusals.items()) or "none"),
 ]
 _NOTE = (
-    "Milliseconds below gateway … clients are CPU time per caption. busy: the supervising process, where there is one, "
-    "then each process of the gateway. MB: memory of these together."
+    "read: until a request is read and checked, store: until NATS and Redis have its job, tell: from the arrival of "
+    "tokens to their being written, on average. Milliseconds below gateway … clients are CPU time per caption. busy: "
+    "the supervising process, where there is one, then each process of the gateway. MB: memory of these together."
 )
 
 

@@ -26,6 +26,7 @@ from broker_pipeline.tools.local.service import LocalService
 from trials.bench.cpu_time import CpuClock, resident_bytes
 from trials.bench.gateway.answering_process import run_answering
 from trials.bench.gateway.client_process import ClientOrder, run_client
+from trials.bench.gateway.own_times import average_times, own_times
 from trials.bench.gateway.rows import Caption, ClientReport, GatewayBenchSettings, GatewayRow
 from trials.bench.spread import Spread
 from trials.bench.work import write_pictures
@@ -56,13 +57,15 @@ async def _measure(settings: GatewayBenchSettings, url: str, picture: bytes, par
     with _clients(settings, url, picture) as clients:
         pids = parts | {"clients": [process.pid or 0 for process, _ in clients]}
         await asyncio.sleep(_WARM_UP_S)
+        before = await own_times(url)
         clock = CpuClock({f"{part} {pid}": pid for part, each in pids.items() for pid in each})
         began = time.monotonic()
         await asyncio.sleep(settings.seconds)
         ended, used = time.monotonic(), clock.passed()
+        own_s = average_times(before, await own_times(url))
         num_bytes = sum(resident_bytes(pid) for pid in parts["gateway"])
         reports = [await asyncio.to_thread(_report_of, pipe) for _, pipe in clients]
-    return row_of(settings, reports, used, num_bytes, began, ended)
+    return row_of(settings, reports, used, num_bytes, began, ended, own_s)
 
 
 def row_of(
@@ -72,6 +75,7 @@ def row_of(
     gateway_bytes: int,
     began: float,
     ended: float,
+    own_s: dict[str, float],
 ) -> GatewayRow:
     """Add up what clients saw from `began` to `ended`, and seconds of a core `used`, by part and process."""
     captions = [caption for report in reports for caption in report.captions if began <= caption.ended <= ended]
@@ -98,6 +102,7 @@ def row_of(
         cpu_s=dict(cpu_s),
         refusals=dict(refusals),
         gateway_processes_s=tuple(seconds for name, seconds in used.items() if name.startswith("gateway ")),
+        own_s=own_s,
         gateway_bytes=gateway_bytes,
     )
 

@@ -64,6 +64,8 @@ class GatewayRow(msgspec.Struct, frozen=True, kw_only=True):
     refusals: dict[str, int]
     gateway_processes_s: tuple[float, ...]
     """Seconds of a core that each gateway process used: how evenly connections are spread."""
+    own_s: dict[str, float] = {}
+    """Seconds on average by part of the gateway's work: read, store (until NATS and Redis have the job), tell."""
     gateway_bytes: int
     """Memory of the gateway's processes at the end, what they share counted in each."""
 

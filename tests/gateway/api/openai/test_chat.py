@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobResult, JobSpec, TokenEntry, Usage
@@ -157,6 +158,29 @@ async def test_a_job_that_fails_before_its_first_token_is_an_error_by_its_status
         kind = "server_error" if status >= 500 else "invalid_request_error"
         assert answer.status == status
         assert error == {"message": failure.message, "type": kind, "param": param, "code": code}
+
+
+async def test_metrics_tell_the_gateways_own_share_from_that_of_its_stores(
+    http: aiohttp.ClientSession, conductor: ActingConductor
+) -> None:
+    async with begun(http, conductor, stream=True) as (asking, spec, attempt):
+        await conductor.commit(spec.job_id, attempt, 0, ["a"])
+        async with await asking as answer:
+            stream = events(answer)
+            await text_until(stream, "a")
+            await conductor.commit(spec.job_id, attempt, 1, ["b"])
+            await conductor.finish(spec, attempt, thought("", "ab"))
+            assert [each async for each in stream][-1] == "[DONE]"
+    async with http.get("/metrics") as answer:
+        families = {family.name: family for family in text_string_to_metric_families(await answer.text())}
+    parts = {
+        (sample.labels.get("part"), sample.name.rpartition("_")[2]): sample.value
+        for name in ("submission_seconds", "event_seconds")
+        for sample in families[f"broker_pipeline_{name}"].samples
+    }
+    assert (parts["read", "count"], parts["store", "count"]) == (1, 1)
+    assert parts[None, "count"] >= 1
+    assert all(0 < parts[part, "sum"] < 5 for part in ("read", "store", None))
 
 
 async def test_a_job_that_fails_later_is_an_event_and_the_end(

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from trials.bench.command import command
 from trials.bench.gateway.measurement import row_of
+from trials.bench.gateway.own_times import average_times
 from trials.bench.gateway.rows import Caption, ClientReport, GatewayBenchSettings
 
 
@@ -29,12 +30,18 @@ def test_a_row_counts_what_ended_while_it_was_measured_and_adds_up_processes() -
         ClientReport(captions=(Caption(98.0, 98.5, 99.0), Caption(109.0, 110.0, 111.0)), refusals={"429": 2}),
     ]
     row = row_of(
-        settings, reports, {"gateway 1": 0.0, "gateway 2": 3.0, "gateway 3": 1.0, "nats 4": 2.0}, 5, 100.0, 110.0
+        settings, reports, {"gateway 1": 0.0, "gateway 2": 3.0, "gateway 3": 1.0, "nats 4": 2.0}, 5, 100.0, 110.0, {}
     )
     assert (row.num_captions, row.captions_per_s, row.refusals) == (2, 0.2, {"429": 3})
     assert (row.cpu_ms("gateway"), row.cpu_ms("nats")) == (2000.0, 1000.0)
     assert row.gateway_processes_s == (0.0, 3.0, 1.0)
     assert (row.caption_p99_s, row.submission_p99_s) == (2.0, 0.5)
+
+
+def test_averages_are_of_what_came_between_two_looks() -> None:
+    before = {("read", "sum"): 1.0, ("read", "count"): 10.0, ("tell", "sum"): 3.0, ("tell", "count"): 1.0}
+    after = before | {("read", "sum"): 2.0, ("read", "count"): 14.0, ("store", "sum"): 6.0, ("store", "count"): 3.0}
+    assert average_times(before, after) == {"read": 0.25, "store": 2.0}
 
 
 @pytest.mark.slow
@@ -49,4 +56,6 @@ def test_captions_come_back_through_two_processes(tmp_path: Path, how: tuple[str
     assert row["refusals"] == {}
     assert len(row["gateway_processes_s"]) == 3
     assert row["gateway_bytes"] > 10_000_000
+    assert set(row["own_s"]) == ({"read", "store", "tell"} if "--stream" in how else {"read", "store"})
+    assert all(0 < seconds < 10 for seconds in row["own_s"].values())
     assert "captions/s" in result.output
