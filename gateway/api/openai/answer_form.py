@@ -8,7 +8,7 @@ tool_choice                      a call of one tool, or of any of them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,9 @@ from broker_pipeline.grammars.rule import check_structured_outputs, with_bounded
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from gateway.api.openai.tool_calls import BEGIN, END
 from gateway.api.openai.tools import Function
+
+Choice: TypeAlias = tuple[str | None, tuple[Function, ...]]
+"""What is to be called, as `call_form` has it, and the functions that the model is told of."""
 
 _ONE_CALL, _SOME_CALLS = "start: call", 'start: call ("\\n" call)*'
 

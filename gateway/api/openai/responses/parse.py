@@ -22,7 +22,7 @@ from broker_pipeline.messages.jobs import (
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.messages.structured_outputs import StructuredOutputs
 from broker_pipeline.messages.template_options import TemplateOptions, ToolCall
-from gateway.api.openai.answer_form import call_form, only_form, schema_form
+from gateway.api.openai.answer_form import Choice, call_form, only_form, schema_form
 from gateway.api.openai.chat.completion import read_calls
 from gateway.api.openai.chat.messages import Conversation
 from gateway.api.openai.chat.request import Message
@@ -30,7 +30,7 @@ from gateway.api.openai.responses.items import ItemReader
 from gateway.api.openai.responses.request import AllowedFunctions, ChosenFunction, ResponseRequest, echoed
 from gateway.api.openai.sampling import priority_of, refuse_unsupported, sampling_of, template_variables
 from gateway.api.openai.served_model import check_model
-from gateway.api.openai.tools import Function, allowed, check_names, shown_to_template
+from gateway.api.openai.tools import allowed, check_names, shown_to_template
 from gateway.intake.job_draft import (
     DraftMessage,
     DraftPart,
@@ -82,13 +82,14 @@ def parse(request: ResponseRequest, limits: Limits, previous: tuple[JobSpec, Job
     else:
         ItemReader(conversation).read(request.input)
     check_media(conversation.messages, conversation.sources, limits)
+    choice = _choice(request)
     draft = ResponseDraft(
         messages=tuple(conversation.messages),
         sources=tuple(conversation.sources),
-        sampling=_sampling(request),
+        sampling=_sampling(request, choice),
         metadata=request.metadata or {},
         sent_as=conversation.sent_as | {"sampling.max_tokens": "max_output_tokens", "messages": "input"},
-        template=_template(request),
+        template=_template(request, choice),
         priority=priority_of(request),
         response=ResponseOrigin(
             previous=previous[0].job_id if previous else None,
@@ -111,22 +112,22 @@ def _check_background(request: ResponseRequest) -> None:
         raise InvalidRequestError("without `store` nobody could ask for it", field="background")
 
 
-def _sampling(request: ResponseRequest) -> SamplingParams:
+def _sampling(request: ResponseRequest, choice: Choice) -> SamplingParams:
     has_logprobs = LOGPROBS in (request.include or ()) or request.top_logprobs is not None
     num_logprobs = (request.top_logprobs or 0) if has_logprobs else None
-    return sampling_of(request, _form(request), max_tokens=request.max_output_tokens, num_logprobs=num_logprobs)
+    return sampling_of(request, _form(request, choice), max_tokens=request.max_output_tokens, num_logprobs=num_logprobs)
 
 
-def _form(request: ResponseRequest) -> StructuredOutputs | None:
+def _form(request: ResponseRequest, choice: Choice) -> StructuredOutputs | None:
     kind = request.text.format if request.text else None
     return only_form(
         text__format=schema_form(kind.type, kind.schema, "text.format.schema") if kind else None,
         structured_outputs=request.structured_outputs,
-        tool_choice=call_form(*_choice(request)),
+        tool_choice=call_form(*choice),
     )
 
 
-def _choice(request: ResponseRequest) -> tuple[str | None, tuple[Function, ...]]:
+def _choice(request: ResponseRequest) -> Choice:
     """Return what is to be called, and the functions that the model is told of."""
     choice, functions = request.tool_choice, request.tools or ()
     if isinstance(choice, AllowedFunctions):
@@ -134,11 +135,11 @@ def _choice(request: ResponseRequest) -> tuple[str | None, tuple[Function, ...]]
     return (choice.name if isinstance(choice, ChosenFunction) else choice), functions
 
 
-def _template(request: ResponseRequest) -> TemplateOptions:
-    choice, functions = _choice(request)
+def _template(request: ResponseRequest, choice: Choice) -> TemplateOptions:
+    called, functions = choice
     check_names(request.tools or (), "tools")
     return TemplateOptions(
-        tools=() if choice == "none" else tuple(map(shown_to_template, functions)),
+        tools=() if called == "none" else tuple(map(shown_to_template, functions)),
         variables=template_variables(request, request.reasoning.effort if request.reasoning else None),
     )
 
