@@ -74,5 +74,7 @@ def only_form(**forms: StructuredOutputs | None) -> StructuredOutputs | None:
     try:
         check_structured_outputs(form)
     except InvalidRequestError as error:
+        if field == "tool_choice":  # of that grammar only the tools' schemas are the client's
+            raise InvalidRequestError(error.message.partition("\n")[0], field="tools") from error
         raise InvalidRequestError(error.message, field=field) from error
     return form

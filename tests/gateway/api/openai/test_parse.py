@@ -292,3 +292,15 @@ def test_models_and_prompts_that_cannot_be() -> None:
 def test_what_is_no_request(body: bytes) -> None:
     with pytest.raises(InvalidRequestError):
         parse(body, LIMITS)
+
+
+def test_a_schema_of_a_tool_that_has_to_be_called_is_refused_as_the_tools() -> None:
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "nonsense"}}}
+    assert read(tools=[tool]).template.tools, "nothing holds the answer to it"
+    with pytest.raises(InvalidRequestError) as caught:
+        read(tools=[CLOCK, tool], tool_choice="required")
+    assert (caught.value.field, "nonsense" in caught.value.message, "start:" in caught.value.message) == (
+        "tools",
+        True,
+        False,
+    )
