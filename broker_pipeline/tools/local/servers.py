@@ -19,9 +19,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import aiohttp
 import orjson
