@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny models, several threads wait for each other more than they do
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # containers set it: each of a thousand processes compiled all anew
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it once
 
