@@ -35,8 +35,7 @@ JOBS = [
 ]
 
 
-@pytest.mark.parametrize("cut", ["1", "2,4", "1,2,3"])
-@pytest.mark.parametrize("variant", [DENSE, MOE], ids=str)
+@pytest.mark.parametrize(("variant", "cut"), [(DENSE, "2,4"), (MOE, "1,2,3")], ids=str)
 async def test_tokens_equal_those_of_transformers(tmp_path: Path, variant: Variant, cut: str) -> None:
     expected = [reference_tokens(variant, pictures, prompt, MAX_TOKENS) for pictures, prompt in JOBS]
     assert len({tuple(tokens) for tokens in expected}) == NUM_JOBS, "the jobs are to be told apart"
