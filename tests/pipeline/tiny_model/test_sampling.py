@@ -7,30 +7,20 @@ import base64
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from broker_pipeline.conductor.output.detokenizer import Vocabulary
 from export.synthetic.tiny_tokenizer import tiny_tokenizer
 from tests.kit.pictures import picture, truncated_jpeg
-from tests.kit.running.clusters import DENSE, tiny_cluster
-from tests.kit.running.pipeline_client import PipelineClient, client_of
+from tests.kit.running.pipeline_client import PipelineClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="package")]
 
 NUM_TOKENS = 12
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
-    directory = tmp_path_factory.mktemp("sampling") / "run"
-    async with tiny_cluster(directory, DENSE, "2") as cluster, client_of(cluster) as opened:
-        yield opened
 
 
 async def said(client: PipelineClient, **sampling: Any) -> tuple[list[int], str | None]:

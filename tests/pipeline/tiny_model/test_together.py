@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture, truncated_jpeg
-from tests.kit.running.clusters import DENSE, tiny_cluster
-from tests.kit.running.pipeline_client import PROMPT, PipelineClient, client_of
+from tests.kit.running.clusters import DENSE
+from tests.kit.running.pipeline_client import PROMPT, PipelineClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
-    directory = tmp_path_factory.mktemp("together") / "run"
-    async with tiny_cluster(directory, DENSE, "2") as cluster, client_of(cluster) as opened:
-        yield opened
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="package")]
 
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "seed": 17, "max_tokens": 20}
