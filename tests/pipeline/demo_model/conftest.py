@@ -16,9 +16,9 @@ from broker_pipeline.tools.local.plan import LocalSettings
 from tests.kit.running.pipeline_client import PipelineClient, client_of
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineClient]:
-    """The demo model in three stages; tests that use it run on the session's loop, and break nothing."""
+    """The demo model in three stages; tests that use it run on the package's loop, and break nothing."""
     directory = tmp_path_factory.mktemp("demo-model")
     artifact = await make_artifact(directory, trained_model())
     stages = parse_cut("1,2", 5)
@@ -27,7 +27,7 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipeli
         yield opened
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="package")
 async def openai_client(demo: PipelineClient) -> AsyncIterator[openai.AsyncOpenAI]:
     """The client, which tries nothing again."""
     url = f"{demo.cluster.gateway_url}/v1"
@@ -35,7 +35,7 @@ async def openai_client(demo: PipelineClient) -> AsyncIterator[openai.AsyncOpenA
         yield client
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="package")
 async def model(openai_client: openai.AsyncOpenAI) -> str:
     """What the model is called."""
     return (await openai_client.models.list()).data[0].id

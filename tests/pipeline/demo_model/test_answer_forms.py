@@ -9,7 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="package")]
 
 _SPACES = (197, 198, 201, 220)
 DRAWN: Any = {"extra_body": {"logit_bias": {str(token_id): -100 for token_id in _SPACES}}}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kit.running.pipeline_client import PipelineClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="package")]
 
 
 async def bench(url: str, *options: str) -> tuple[int, str]:

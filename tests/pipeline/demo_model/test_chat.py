@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 from broker_pipeline.tools.demo.pictures import DemoPicture, scenes
 from tests.kit.running.pipeline_client import PipelineClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="package")]
 
 SCENE = scenes()[0]
 

@@ -17,7 +17,7 @@ from tests.kit.running.pipeline_client import PipelineClient
 from training.evaluate import Captioner
 from training.prompts import DEFAULT_PROMPT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="package")]
 
 
 def transformers_tokens(pictures: list[DemoPicture]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from tests.kit.running.pipeline_client import PipelineClient
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.asyncio(loop_scope="package"),
     pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
 ]
 

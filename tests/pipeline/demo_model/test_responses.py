@@ -10,7 +10,7 @@ import pytest
 
 from broker_pipeline.tools.demo.pictures import scenes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="package")]
 
 SCENE = scenes()[1]
 
