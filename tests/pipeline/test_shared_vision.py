@@ -48,9 +48,19 @@ async def check_tokens(client: PipelineClient) -> None:
     await until_metrics(client.cluster.gateway_url, **{worker.format("hits"): 1, worker.format("misses"): num_encoded})
 
 
-async def test_tokens_are_those_of_transformers_where_rows_go_on_by_wire(tmp_path: Path) -> None:
+async def has_tokens(client: PipelineClient, job_id: str) -> bool:
+    return bool(await client.tokens(job_id))
+
+
+async def test_tokens_are_those_of_transformers_where_rows_go_on_by_wire_also_after_a_kill(tmp_path: Path) -> None:
     async with tiny_cluster(tmp_path, DENSE, "1,2", **SHARED) as cluster, client_of(cluster) as client:
         await check_tokens(client)
+        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=96) for pictures, prompt in JOBS)
+        job_ids = await asyncio.gather(*submissions)
+        await eventually(lambda: has_tokens(client, job_ids[0]))
+        cluster.processes["stage-0"].kill()
+        assert await client.run(job_ids) == expected_tokens(96)
+        assert cluster.processes["stage-0"].num_restarts == 1
 
 
 async def test_two_copies_of_two_stages_with_vision_on_every_stage(tmp_path: Path) -> None:
@@ -62,20 +72,6 @@ async def test_two_copies_of_two_stages_with_vision_on_every_stage(tmp_path: Pat
         assert await client.run(await asyncio.gather(*submissions)) == expected_tokens() * 2
         logs = [cluster.processes[f"stage-{index}"].log_path.read_text() for index in range(4)]
         assert sum('"session_prepared"' in log for log in logs) > 1, "pictures are shared out"
-
-
-async def has_tokens(client: PipelineClient, job_id: str) -> bool:
-    return bool(await client.tokens(job_id))
-
-
-async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
-    async with tiny_cluster(tmp_path, DENSE, "3", **SHARED) as cluster, client_of(cluster) as client:
-        submissions = (client.submit(*pictures, prompt=prompt, max_tokens=96) for pictures, prompt in JOBS)
-        job_ids = await asyncio.gather(*submissions)
-        await eventually(lambda: has_tokens(client, job_ids[0]))
-        cluster.processes["stage-0"].kill()
-        assert await client.run(job_ids) == expected_tokens(96)
-        assert cluster.processes["stage-0"].num_restarts == 1
 
 
 async def test_one_process_says_what_transformers_says_and_sigterm_drains_both_roles(tmp_path: Path) -> None:

@@ -233,7 +233,9 @@ async def test_killed_parts_come_back_by_themselves(data_dir: Path) -> None:
         await eventually(lambda: _is_ready(url), timeout_s=40)
 
 
-async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> None:
+async def test_without_restarts_a_test_decides_when_a_part_comes_back_and_a_job_outlasts_the_drain(
+    data_dir: Path,
+) -> None:
     """The conductor drains for as long as it may; the stage, which still has the session, is then cut short."""
     settings = LocalSettings(
         model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=4, restarts=False
@@ -241,6 +243,12 @@ async def test_a_job_that_outlasts_the_drain_costs_it_once(data_dir: Path) -> No
     content = await asyncio.to_thread(photographs()[0].path.read_bytes)
     request = CaptionRequest(sampling=SamplingParams(max_tokens=2000, ignore_eos=True, n=100))
     async with LocalCluster(settings) as cluster, GatewayClient.open(cluster.gateway_url) as client:
+        stage = cluster.processes["stage-0"]
+        stage.kill()
+        await eventually(lambda: stage.state == "dead")
+        await stage.restart()
+        await eventually(lambda: _is_ready(cluster.gateway_url), timeout_s=40)
+        assert stage.log_path.read_text().count("service_ready") == 2
         submitted = await client.submit(content, request, key="long")
         await asyncio.to_thread(_read_first_token, cluster.gateway_url, submitted.record.job_id)
     logs = {name: (data_dir / "logs" / f"{name}.log").read_text() for name in ("conductor-0", "stage-0")}
@@ -253,38 +261,6 @@ def _read_first_token(gateway_url: str, job_id: str) -> None:
     """Wait until a stage computes a job: what none computes yet is handed back at once."""
     with urllib.request.urlopen(f"{gateway_url}/v1/jobs/{job_id}/events", timeout=20) as events:
         next(line for line in events if line.startswith(b"event: tokens"))
-
-
-async def test_without_restarts_a_test_decides_when_a_part_comes_back(data_dir: Path) -> None:
-    settings = LocalSettings(
-        model=tiny_artifact(), stages=parse_cut("", 6), data_dir=data_dir, drain_s=5, restarts=False
-    )
-    async with LocalCluster(settings) as cluster:
-        stage = cluster.processes["stage-0"]
-        stage.kill()
-        await eventually(lambda: stage.state == "dead")
-        await stage.restart()
-        await eventually(lambda: _is_ready(cluster.gateway_url), timeout_s=40)
-        assert stage.log_path.read_text().count("service_ready") == 2
-
-
-async def test_external_servers_are_used_and_left_alone(
-    data_dir: Path, nats_url: str, redis_url: str, namespace: str
-) -> None:
-    settings = LocalSettings(
-        model=tiny_artifact(),
-        stages=parse_cut("", 6),
-        data_dir=data_dir,
-        drain_s=5,
-        nats_url=nats_url,
-        redis_url=redis_url,
-        namespace=namespace,
-    )
-    async with LocalCluster(settings) as cluster:
-        assert {"nats", "redis"}.isdisjoint(cluster.processes)
-        assert await asyncio.to_thread(_is_ready, cluster.gateway_url)
-    with socket.create_connection(("127.0.0.1", int(nats_url.rpartition(":")[2]))):
-        pass
 
 
 async def test_a_part_that_cannot_start_says_why(data_dir: Path) -> None:
