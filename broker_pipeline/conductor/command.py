@@ -54,6 +54,11 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="What becomes of jobs under way with tokens of another model: they begin again with this one from token 0, or "
     "fail.",
 )
+@option(
+    "--predicted-captions-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What the plan of this pipeline says; `caption --dry-run` goes by it until there is a rate.",
+)
 @option("--heartbeat-timeout-s", default=2.5, type=_SECONDS, help="Silence after which a worker counts as dead.")
 @option("--deadline-s", default=30.0, type=_SECONDS, help="Seconds for a microbatch, beyond what is expected.")
 @option("--first-deadline-s", default=180.0, type=_SECONDS, help="The same while a stage has never computed so much.")

@@ -104,6 +104,7 @@ class Reporter:
             num_jobs_waiting=num_jobs_waiting,
             tokens_per_s=self._tokens.observe(parts.generations.num_tokens, now),
             captions_per_s=self._captions.observe(parts.live.num_finished["succeeded"], now),
+            predicted_captions_per_s=self._around.settings.predicted_captions_per_s or 0.0,
             num_finished=dict(parts.live.num_finished),
             num_replays=parts.live.num_replays,
             num_preemptions=parts.scheduler.growth.num_preemptions,

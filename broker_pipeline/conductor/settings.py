@@ -51,6 +51,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     lease_ttl_s: PositiveSeconds = 10.0
     """How long Redis may be away before a conductor gives up; one that is gone is found out by the others sooner."""
     ack_wait_s: PositiveSeconds = ACK_WAIT_S
+    predicted_captions_per_s: Annotated[float, Meta(gt=0)] | None = None
+    """What a plan expects of the whole pipeline: shown to whoever asks before there is a rate."""
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
 
     @property

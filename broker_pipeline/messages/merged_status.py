@@ -31,6 +31,7 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         num_jobs_waiting=max(each.num_jobs_waiting for each in statuses),
         tokens_per_s=sum(each.tokens_per_s for each in statuses),
         captions_per_s=sum(each.captions_per_s for each in statuses),
+        predicted_captions_per_s=max(each.predicted_captions_per_s for each in statuses),
         num_finished=_total(each.num_finished for each in statuses),
         num_replays=sum(each.num_replays for each in statuses),
         num_preemptions=sum(each.num_preemptions for each in statuses),

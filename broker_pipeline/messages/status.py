@@ -151,6 +151,8 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     tokens_per_s: Annotated[float, Meta(ge=0)]
     captions_per_s: Annotated[float, Meta(ge=0)]
     """Jobs finished with a result, per second."""
+    predicted_captions_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """What the plan of the whole pipeline says of that; 0 without one."""
     num_finished: dict[str, int]
     """Jobs that this conductor has ended, by status."""
     num_replays: Count

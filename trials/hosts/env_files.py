@@ -12,7 +12,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.planning.devices import Device
 from broker_pipeline.planning.fleet.fleet import FleetPlan
 from broker_pipeline.planning.planner import Plan
-from broker_pipeline.tools.local.layouts import conductor_limits
+from broker_pipeline.tools.local.layouts import conductor_settings
 from trials.hosts.described import DescribedHosts
 from trials.hosts.hosts_file import HostEntry
 
@@ -38,8 +38,8 @@ def env_files(described: DescribedHosts, found: FleetPlan) -> dict[str, Variable
 
 
 def _gateway(plan: Plan) -> dict[str, str]:
-    limits = {name.upper().replace("-", "_"): str(value) for name, value in conductor_limits(plan).items()}
-    return {"GATEWAY_PROCESSES": str(plan.num_gateways)} | {f"BROKER_PIPELINE_{k}": v for k, v in limits.items()}
+    settings = {name.upper().replace("-", "_"): value for name, value in conductor_settings(plan).items()}
+    return {"GATEWAY_PROCESSES": str(plan.num_gateways)} | {f"BROKER_PIPELINE_{k}": v for k, v in settings.items()}
 
 
 def _worker(plan: Plan, number: int) -> tuple[str, dict[str, str]]:

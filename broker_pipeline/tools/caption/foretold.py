@@ -13,7 +13,7 @@ def foretold(status: PipelineStatus, num: int) -> str:
     """Return what is known of the time that `num` answers take; of the rate alone where they are 0."""
     rate, since = _rate_of(status.conductor) if status.conductor else (0.0, "")
     if not rate:
-        reason = "the pipeline has captioned nothing yet; `broker-pipeline up --plan` foretells what a layout gives"
+        reason = "the pipeline has captioned nothing yet, and was started without a plan"
         return f"how long that takes nobody can say: {reason}"
     if not num:
         return f"{rate:.3g} answers/s, {since}"
@@ -30,5 +30,6 @@ def _rate_of(conductor: ConductorStatus) -> tuple[float, str]:
         return conductor.captions_per_s, "the rate of the last ten seconds"
     totals = [*(stage.totals for stage in conductor.stages), *(worker.totals for worker in conductor.vision)]
     busy_s = max((each.busy_s for each in totals), default=0.0)
-    num = conductor.num_finished.get("succeeded", 0)
-    return (num / busy_s if busy_s else 0.0), "by what the busiest worker has taken for each so far"
+    if (num := conductor.num_finished.get("succeeded", 0)) and busy_s:
+        return num / busy_s, "by what the busiest worker has taken for each so far"
+    return conductor.predicted_captions_per_s, "as its plan predicts for 64 tokens each; nothing is captioned yet"

@@ -100,8 +100,8 @@ def layout_settings(
     """
     num_conductors, layout = num_conductors or plan.num_conductors, plan.layout
     shares = layout.shares(num_conductors)
-    limits = conductor_limits(plan, num_conductors) if has_gpus else {}
-    flags = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    settings = conductor_settings(plan, num_conductors) if has_gpus else {}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
     separate = len(layout.encoders) or max(0, (num_vision_workers or 1) - len(layout.vision_stages))
     if num_vision_workers not in {None, num_vision := separate + len(layout.vision_stages)}:
         raise ConfigurationError(
@@ -120,10 +120,11 @@ def layout_settings(
     }
 
 
-def conductor_limits(plan: Plan, num_conductors: int | None = None) -> dict[str, int]:
-    """Return the settings of a conductor, by their flags, where a plan has more sessions than its defaults let in."""
+def conductor_settings(plan: Plan, num_conductors: int | None = None) -> dict[str, str]:
+    """Return the settings of a conductor, by their flags: the prediction, and limits where its defaults are less."""
     shares = plan.layout.shares(num_conductors or plan.num_conductors)
     jobs = -(-plan.forecast.num_sessions // len(set(shares))) + _WAITING  # of a share
     sessions = max(plan.forecast.copy_sessions)
     wanted = {"max-sessions": (sessions, _MOST_SESSIONS), "max-jobs": (jobs, _MOST_JOBS)}
-    return {name: value for name, (value, default) in wanted.items() if value > default}
+    limits = {name: str(value) for name, (value, default) in wanted.items() if value > default}
+    return {"predicted-captions-per-s": f"{plan.forecast.captions_per_s:.3g}"} | limits

@@ -41,6 +41,7 @@ def busy(busy_s: float, num: int) -> ConductorStatus:
         (conductor(captions_per_s=2.0), 0, "30:00", "the rate of the last ten seconds"),
         (conductor(captions_per_s=2.0), 3600, "1:00:00", "ten seconds, behind 3600 jobs that came before"),
         (busy(50.0, 100), 0, "30:00", "by what the busiest worker has taken for each so far"),
+        (replace(busy(0.0, 0), predicted_captions_per_s=2.0), 0, "30:00", "64 tokens each; nothing is captioned yet"),
     ],
 )
 def test_time_and_hours_of_devices(shown: ConductorStatus, num_waiting: int, time: str, reason: str) -> None:

@@ -143,8 +143,11 @@ def test_conductors_have_some_of_the_copies_each(model_8b: Path) -> None:
 
 def test_conductors_take_as_many_sessions_as_the_layout_needs(model_8b: Path) -> None:
     settings, _ = up((H100,) * 4, model=model_8b, layout="stages=4")
-    assert settings.extra_arguments["conductor"] == ("--max-sessions", "1280", "--max-jobs", "1536")
-    assert up((H100,), model=model_8b)[0].extra_arguments == {}
+    flag, predicted, *limits = settings.extra_arguments["conductor"]
+    assert flag == "--predicted-captions-per-s"
+    assert float(predicted) > 0
+    assert limits == ["--max-sessions", "1280", "--max-jobs", "1536"]
+    assert len(up((H100,), model=model_8b)[0].extra_arguments["conductor"]) == 2, "the defaults are enough"
 
 
 def test_the_gateway_has_as_many_processes_as_the_rate_needs(model_8b: Path) -> None:
