@@ -18,7 +18,7 @@ import io
 import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from broker_pipeline.captioning.asked_model import asked_model
@@ -211,9 +212,13 @@ class Client:
     def map(
         self, pictures: Iterable[PictureInput], prompt: str | None = None, *, progress: bool = False, **options: Any
     ) -> Iterator[CaptionLine]:
-        """Yield a line for each picture, in their order; with `progress`, a bar shows how far it is."""
-        shown = track(pictures, description="captions") if progress else pictures
-        lines = self._client.map(shown, prompt, **options)
+        """Yield a line for each picture, in their order; with `progress`, a bar shows how many have come."""
+        lines = self._lines(pictures, prompt, **options)
+        total = len(pictures) if isinstance(pictures, Sized) else None
+        return iter(track(lines, "captions", total, console=_bar_console())) if progress else lines
+
+    def _lines(self, pictures: Iterable[PictureInput], prompt: str | None, **options: Any) -> Iterator[CaptionLine]:
+        lines = self._client.map(pictures, prompt, **options)
         try:
             while (line := self._call(partial(_next, lines))) is not None:
                 yield line
@@ -256,6 +261,12 @@ class Client:
 
 async def _next(lines: AsyncIterator[T]) -> T | None:
     return await anext(lines, None)  # a generator belongs to the loop of the thread that begins it
+
+
+def _bar_console() -> Console:
+    """Return where a bar is drawn. In a notebook as text, since rich's own way shows nothing without ipywidgets."""
+    console = Console()
+    return Console(force_jupyter=False, force_terminal=True) if console.is_jupyter else console
 
 
 def _not_open() -> InvalidRequestError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import io
 import re
 import signal
@@ -56,6 +57,28 @@ async def test_a_script_needs_no_event_loop(captioner: Captioner, conductor: Cap
     assert one is not None
     assert one.startswith("picture of")
     assert (num, first) == (5, path)
+
+
+async def test_a_notebook_sees_how_many_captions_have_come(
+    captioner: Captioner,
+    conductor: CaptioningConductor,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = next(folder(captioner.directory / "pictures", 1).rglob("*.png"))
+    shell = type("ZMQInteractiveShell", (), {})()  # what rich knows a notebook by
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+
+    def script() -> list[str]:
+        with Client(captioner.url) as client:
+            lines = client.map([path] * 8, progress=True)
+            next(lines)
+            seen = capsys.readouterr().out
+            return [seen, capsys.readouterr().out] if list(lines) else []
+
+    first, rest = await asyncio.to_thread(script)
+    assert "100%" not in first, "seven are still to come, whatever was asked already"
+    assert "100%" in rest
 
 
 async def test_a_client_that_is_not_open_says_so() -> None:
