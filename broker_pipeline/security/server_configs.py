@@ -21,6 +21,9 @@ from broker_pipeline.security.subject_table import SUBJECTS, SubjectRow
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 ADMIN = "admin"
 """User of `up`, which may do everything to the servers that it started."""
+_DEFAULT_USER = "user default off ~* &* +@all"
+"""Nobody may be this user, but Redis is, while it reads its append-only file: many releases leave out transactions, and
+so what scripts wrote, with commands that the user may not run (redis/redis#14541, valkey-io/valkey#3983)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class ServerAccess:
 
     def redis_users(self) -> str:
         """Return the ACL file that lets these users in, and nobody else."""
-        lines = ["user default off", *(_redis_user(user, self.namespace) for user in self.users)]
+        lines = [_DEFAULT_USER, *(_redis_user(user, self.namespace) for user in self.users)]
         if self.admin_password:
             lines.append(f"user {ADMIN} on #{sha256(self.admin_password)} ~* &* +@all")
         return "\n".join(lines) + "\n"

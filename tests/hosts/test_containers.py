@@ -71,10 +71,12 @@ async def test_everything_on_one_host(tmp_path: Path) -> None:
         for container in await project.containers():
             await check_container(container)
         await check_that_servers_are_shut(page.address(1), page.address(1))
+        done = await jobs(page, "succeeded")
         async with captions_going_on(page):
             for container in await project.containers():
                 await captions_under_way(page)
                 await kill(container)
+        assert {(await ask(page, f"/v1/jobs/{each['job_id']}"))["status"] for each in done} == {"succeeded"}
         await stop_in_the_middle(page, project)
         assert await jobs(page, "failed") == []
 
@@ -191,12 +193,17 @@ async def is_missing_something(page: EnginePage) -> bool:
 
 async def jobs(page: EnginePage, status: str) -> list[Any]:
     """Return the newest jobs with a status."""
+    return list((await ask(page, "/v1/jobs", status=status))["jobs"])
+
+
+async def ask(page: EnginePage, path: str, **params: str) -> dict[str, Any]:
+    """Return what the gateway answers to the operator."""
     key = (page.directory / "secrets/hosts/me/gateway.key").read_text().strip()
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}, raise_for_status=True) as http,
-        http.get(f"{gateway(page)}/v1/jobs", params={"status": status}) as answer,
+        http.get(f"{gateway(page)}{path}", params=params) as answer,
     ):
-        return list((await answer.json())["jobs"])
+        return dict(await answer.json())
 
 
 def gateway(page: EnginePage) -> str:

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from click.testing import CliRunner, Result
 
+from broker_pipeline import redis_keys
 from broker_pipeline.errors import CertificateError, StateError, SubjectDeniedError, TransportError
 from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.state.redis_client import open_redis
@@ -91,6 +92,23 @@ async def test_a_hosts_folder_lets_its_services_in_and_nothing_else_does(tmp_pat
         with pytest.raises(SubjectDeniedError):
             async with Transport.open(nats_url, name="thief", credentials=thief):
                 pass
+
+
+async def test_redis_has_after_a_restart_what_was_written_by_transactions_and_scripts(tmp_path: Path) -> None:
+    """It reads its file as the default user, whom nobody may be."""
+    directory = made(tmp_path / "secrets")
+    credentials = Credentials.load(directory / "hosts" / "gpu-1", "stage", "bp")
+    records = {redis_keys.worker("bp", "main", f"gpu-1_{name}"): name.encode() for name in ("one", "two")}
+    async with (
+        servers_of(directory) as (_, url),
+        open_redis(url, credentials=credentials) as redis,
+        redis.pipeline(transaction=True) as transaction,
+    ):
+        for key, record in records.items():
+            transaction.set(key, record)
+        await transaction.execute()
+    async with servers_of(directory) as (_, url), open_redis(url, credentials=credentials) as redis:
+        assert {key: await redis.get(key) for key in records} == records
 
 
 async def test_a_gateway_on_them_shows_until_when_certificates_are_good(tmp_path: Path) -> None:

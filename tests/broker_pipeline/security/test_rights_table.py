@@ -54,4 +54,4 @@ def test_hosts_have_nothing_of_their_own_in_common() -> None:
 def test_without_any_host_nobody_gets_in() -> None:
     access = ServerAccess((), "bp")
     assert "user: nobody" in access.nats_authorization()
-    assert access.redis_users() == "user default off\n"
+    assert access.redis_users() == "user default off ~* &* +@all\n"
