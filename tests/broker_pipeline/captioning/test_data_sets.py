@@ -235,7 +235,7 @@ async def test_a_dry_run_asks_nothing(captioner: Captioner, conductor: Captionin
     assert run.code == 0, run.text
     assert "5 items" in run.text
     assert "caption: What is 000?" in run.text
-    assert "the pipeline has captioned nothing yet; `broker-pipeline up --plan`" in run.text
+    assert "the pipeline has captioned nothing yet, and was started without a plan" in run.text
     assert conductor.seen.total() == 0
     assert not captioner.out.exists()
 
