@@ -156,7 +156,7 @@ def _routes(routes: Iterable[RouteStatus]) -> list[Row]:
 def _workers(status: PipelineStatus) -> Iterator[Row]:
     seen = _seen_by_conductor(status.conductor)
     for record in status.workers:
-        state, busy, bubble, kv = seen.get(record.instance, (record.state, "", "", ""))
+        state, busy, bubble, kv = seen.get((record.worker, record.instance), (record.state, "", "", ""))
         yield (
             record.worker,
             _holds(record),
@@ -166,15 +166,20 @@ def _workers(status: PipelineStatus) -> Iterator[Row]:
         )
 
 
-def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[str, tuple[str, str, str, str]]:
-    """Return state, shares and KV use by instance: what the conductor thinks counts, not what a worker says."""
+def _seen_by_conductor(conductor: ConductorStatus | None) -> dict[tuple[str, str], tuple[str, str, str, str]]:
+    """Return state, shares and KV use by worker and instance: what the conductor thinks counts, not what a worker says.
+
+    Whoever is refused may have said another's instance.
+    """
     if conductor is None:
         return {}
-    seen = {worker.instance: (worker.state, f"{worker.busy:.0%}", "", "") for worker in conductor.vision}
+    seen = {
+        (worker.worker, worker.instance): (worker.state, f"{worker.busy:.0%}", "", "") for worker in conductor.vision
+    }
     for stage in conductor.stages:
         kv = f"{stage.kv_used_tokens}/{stage.kv_capacity_tokens}"
-        seen[stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
-    return seen | {refused.instance: ("refused", "", "", "") for refused in conductor.refused}
+        seen[stage.worker, stage.instance] = (stage.state, f"{stage.busy:.0%}", f"{stage.bubble:.0%}", kv)
+    return seen | {(refused.worker, refused.instance): ("refused", "", "", "") for refused in conductor.refused}
 
 
 def _sent_by(record: WorkerRecord, conductor: ConductorStatus | None) -> str:

@@ -175,10 +175,14 @@ def test_on_a_narrow_terminal_nothing_is_cut_off_or_torn() -> None:
 
 
 def test_what_the_conductor_thinks_of_a_worker_counts() -> None:
-    text = rendered(pipeline(conductor(refused=(RefusedWorker(worker="x", instance="vision-0-i", reason="old"),))))
+    old, twin = (
+        RefusedWorker(worker=worker, instance=instance, reason="old")
+        for worker, instance in (("vision-0", "vision-0-i"), ("twin", "stage-1-i"))
+    )
+    text = rendered(pipeline(conductor(refused=(old, twin))))
     assert row(text, "stage-1")[3] == "suspended"
     assert row(text, "vision-0")[2] == "refused"
-    assert "x is not used: old" in text
+    assert "twin is not used: old" in text
 
 
 def test_hints_say_what_to_start() -> None:
