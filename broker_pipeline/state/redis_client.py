@@ -57,6 +57,7 @@ _UNFIT_WORDS = ("READONLY", "NOREPLICAS")
 _GARBLED_WORDS = (
     *("WRONGTYPE", "not an integer", "not a valid float", "not a float", "would overflow"),
     *("attempt to ", "bad argument", "Expected "),  # Lua's, and its JSON's
+    "arguments must be strings or integers",  # where a field is missing
 )
 """Somewhere in an error that what Redis holds is to blame for."""
 

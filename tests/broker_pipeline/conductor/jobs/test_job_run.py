@@ -561,6 +561,15 @@ async def test_a_job_whose_row_is_garbled_ends_with_that_reason(it: Running) -> 
     assert await it.store.spec(job.job_id) == job.spec, "so that it can be sent again"
 
 
+@pytest.mark.parametrize("field", ["attempt", "created_at", "num_retries", "spec", "status"])
+async def test_a_job_whose_row_lacks_a_field_ends(it: Running, field: str) -> None:
+    job = await it.submit()
+    await it.redis.hdel(redis_keys.job(it.namespace, job.job_id), field)
+    async with asyncio.timeout(10):
+        record = await it.run(job)
+    assert record.status == "succeeded" or (record.error and record.error.code == "garbled_state"), record
+
+
 async def test_no_attempt_begins_while_the_lease_is_not_held(it: Running) -> None:
     it.is_lease_held = False
     job = await it.submit()
