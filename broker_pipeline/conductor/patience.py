@@ -25,6 +25,8 @@ class Patience:
     _longest_s: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)
     """Longest pauses of the window before, and of this one."""
     _window_ends: float = field(init=False)
+    _is_excused: bool = field(default=False, init=False)
+    """Whether the pause that lasts is nothing to learn from: whoever gives signs may need a while to be heard again."""
 
     def __post_init__(self) -> None:
         self._window_ends = self.heard_at + _WINDOW_S
@@ -43,8 +45,10 @@ class Patience:
         if now >= self._window_ends:
             self._longest_s = [self._longest_s[1], 0.0]
             self._window_ends = now + _WINDOW_S
-        self._longest_s[1] = max(self._longest_s[1], pause_s)
+        if not self._is_excused:
+            self._longest_s[1] = max(self._longest_s[1], pause_s)
+        self._is_excused = False
 
     def excuse(self, now: float) -> None:
         """Hold the pause up to now against nobody: nothing could be heard."""
-        self.heard_at = now
+        self.heard_at, self._is_excused = now, True

@@ -36,5 +36,5 @@ def test_a_long_pause_is_forgotten_after_a_minute() -> None:
 def test_a_pause_in_which_nobody_could_be_heard_teaches_nothing() -> None:
     patience = heard(*[0.25] * 10)
     patience.excuse(60.0)
-    patience.hear(60.2)
+    patience.hear(60.9)  # it had to reconnect as well
     assert patience.limit_s == pytest.approx(0.75)
