@@ -180,5 +180,7 @@ class NatsLink(Link):
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for receiver in (*self.small.receivers.values(), *self.bulk.receivers.values()):
-                receiver.expire(loop.time())
+            for connection in (self.small, self.bulk):
+                connection.socket.end_where_unreachable()
+                for receiver in tuple(connection.receivers.values()):
+                    receiver.expire(loop.time())

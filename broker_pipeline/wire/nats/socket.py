@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ import nats.errors
 import structlog
 from nats.aio.transport import Transport
 
-from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS
+from broker_pipeline.process.dead_connections import CONNECT_TIMEOUT_S, TCP_OPTIONS, UNACKNOWLEDGED_S, unacknowledged_s
 from broker_pipeline.security.loopback import is_loopback
 from broker_pipeline.security.tls_failures import NotEncryptedError
 from broker_pipeline.wire.nats.message import Receiver
@@ -54,6 +55,8 @@ class NatsSocket(Transport):
         self._receivers = receivers
         self._on_failed = on_failed
         self._link: _Link | None = None
+        self._waiting: tuple[_Link, float] | None = None
+        """The connection that was seen waiting for an acknowledgement, and since when it has got none."""
 
     # --- messages past nats-py ---
 
@@ -97,6 +100,20 @@ class NatsSocket(Transport):
             line = f"PUB {subject} {reply} {num_bytes}\r\n"
         link.write(b"".join((line.encode(), headers, *pieces, _END)))
 
+    def end_where_unreachable(self) -> None:
+        """End the connection where nothing has been acknowledged since an earlier look at it; for a look now and then.
+
+        Pings see to it that something is sent.
+        """
+        link, now = self._link, time.monotonic()
+        waits_s = unacknowledged_s(link.transport.get_extra_info("socket")) if link and link.is_open else 0.0
+        if link is None or not waits_s:
+            self._waiting = None
+        elif self._waiting is None or self._waiting[0] is not link or self._waiting[1] < now - waits_s:
+            self._waiting = link, now
+        elif now - self._waiting[1] >= UNACKNOWLEDGED_S:
+            link.end(ConnectionAbortedError(f"nothing was acknowledged for {waits_s:.1f} s"))
+
     # --- nats-py's own ---
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
@@ -104,12 +121,14 @@ class NatsSocket(Transport):
         self.close()
         loop, host, port = asyncio.get_running_loop(), uri.hostname or "", uri.port or _DEFAULT_PORT
         async with asyncio.timeout(min(connect_timeout, CONNECT_TIMEOUT_S)):
-            transport, self._link = await loop.create_connection(
-                lambda: _Link(self._receivers, self._on_failed), host, port
-            )
+            _, self._link = await loop.create_connection(lambda: _Link(self._receivers, self._on_failed), host, port)
         self._link.may_be_written = not self._must_encrypt or is_loopback(host)
         for name, value in TCP_OPTIONS.items():
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, name, value)
+            self.set_option(name, value)
+
+    def set_option(self, name: int, value: int) -> None:
+        """Set an option of the level IPPROTO_TCP."""
+        self._open_link().transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, name, value)
 
     async def connect_tls(
         self,
@@ -252,9 +271,9 @@ class _Link(asyncio.BufferedProtocol):
             self.splitter.took(nbytes)
         except nats.errors.ProtocolError as error:
             log.warning("nats_protocol_broken", reason=str(error.args[0]))
-            self._end(error)
+            self.end(error)
         except Exception as error:  # noqa: BLE001 - told to the owner, who gives up for good
-            self._end(ConnectionAbortedError(f"a message was not handled: {error!r}"))
+            self.end(ConnectionAbortedError(f"a message was not handled: {error!r}"))
             self.on_failed(error)
 
     def pause_writing(self) -> None:
@@ -273,6 +292,6 @@ class _Link(asyncio.BufferedProtocol):
         self.resume_writing()
         self.closed.set()
 
-    def _end(self, error: Exception) -> None:
+    def end(self, error: Exception) -> None:
         self.reader.set_exception(error)  # nats-py reads it, and connects again
         self.transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -34,6 +35,20 @@ async def test_nats_is_given_up_when_it_is_cut_off_and_found_when_it_is_back(tmp
         await eventually(lambda: time.monotonic() > cut_at + AWAY_S)
         await network.mend("nats")
         await eventually(lambda: transport.is_connected, timeout_s=NOTICED_S)
+
+
+async def test_nats_is_given_up_where_the_kernel_goes_on_with_a_connection(tmp_path: Path) -> None:
+    async with (
+        Network(["nats"]) as network,
+        EmbeddedNats(tmp_path, place=network.place("nats")) as server,
+        Transport.open(server.url, name="test") as transport,
+    ):
+        for connection in (transport.link.small, transport.link.bulk):
+            connection.socket.set_option(socket.TCP_USER_TIMEOUT, 0)
+        await network.cut("nats")
+        await eventually(
+            lambda: not (transport.link.small.is_connected or transport.link.bulk.is_connected), timeout_s=NOTICED_S
+        )
 
 
 async def test_redis_is_given_up_when_it_is_cut_off_and_found_when_it_is_back(tmp_path: Path) -> None:
