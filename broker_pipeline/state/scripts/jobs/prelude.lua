@@ -47,8 +47,8 @@ local function create()
   redis.call('HSET', key('job', id), unpack(fields))
 end
 
--- Moves a job from one status to another in all indexes. Its record is the caller's to write, with one command: each is
--- a line of the append-only file, which costs as much as the rest.
+-- Moves a job from one status to another in all indexes. Its record is the caller's to write, with one command: the
+-- append-only file, which has each, is a third of what a job costs.
 local function reindex(id, old, status, created_at, tenant)
   if old == status then return end
   unindex(tenant, old, id)
