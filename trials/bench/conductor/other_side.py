@@ -96,7 +96,7 @@ def _records(settings: OtherSideSettings) -> list[WorkerRecord]:
     room = 2 * (settings.num_sessions + NUM_AHEAD) * (NUM_PROMPT_TOKENS + settings.num_output_tokens)
 
     def record(name: str, role: Role, **facts: Any) -> WorkerRecord:
-        root = subjects.worker_root(settings.namespace, PIPELINE, role, name, "bench")
+        root = subjects.worker_root(settings.namespace, PIPELINE, role, name, name)
         return WorkerRecord(
             worker=name, instance=name, role=role, pipeline=PIPELINE, subject=root, dtype="float32",
             fingerprint=FINGERPRINT, **facts,

@@ -27,8 +27,8 @@ if held < args.num_retries and (status == 'failed' or status == 'cancelled') the
 end
 if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
 
-attempt = tonumber(attempt or '0') + 1
-local fields = {'status', 'running', 'attempt', attempt, 'held', args.held or ''}
+attempt = redis.call('HINCRBY', job, 'attempt', 1)  -- which sees whether it is a number that can be counted on
+local fields = {'status', 'running', 'held', args.held or ''}
 local function set(name, value) fields[#fields + 1] = name; fields[#fields + 1] = value end
 if held < args.num_retries then set('num_retries', args.num_retries); set('spec', args.spec) end
 if not started_at then set('started_at', not_before(created_at)) end
