@@ -10,33 +10,25 @@
 --
 -- Tokens of another model are dropped, or left for the job's end: where it is cancelled, and without `restarts`.
 local id = args.job_id
-local job, tokens = key('job', id), key('tokens', id)
-local function row()
-  return unpack(redis.call('HMGET', job, 'status', 'attempt', 'num_retries', 'created_at', 'started_at', 'tenant',
-                           'fingerprint', 'cancel'))
-end
-
+local job = key('job', id)
 if redis.call('EXISTS', job) == 0 then create() end
-local status, attempt, held, created_at, started_at, tenant, model, cancelled = row()
+local status, attempt, held = unpack(redis.call('HMGET', job, 'status', 'attempt', 'num_retries'))
 held = tonumber(held or '0')
 if held > args.num_retries then return {tonumber(attempt), 0, 1, 0, {}} end
 if held < args.num_retries and (status == 'failed' or status == 'cancelled') then
   start_over()
-  status, attempt, held, created_at, started_at, tenant, model, cancelled = row()
-  held = args.num_retries
+  status = 'queued'
 end
 if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
-
-attempt = redis.call('HINCRBY', job, 'attempt', 1)  -- which sees whether it is a number that can be counted on
-local fields = {'status', 'running', 'held', args.held or ''}
-local function set(name, value) fields[#fields + 1] = name; fields[#fields + 1] = value end
-if held < args.num_retries then set('num_retries', args.num_retries); set('spec', args.spec) end
-if not started_at then set('started_at', not_before(created_at)) end
-local is_other = model ~= args.fingerprint and redis.call('EXISTS', tokens) == 1
-local is_kept = is_other and (cancelled or not args.restarts)
-if is_other and not is_kept then redis.call('DEL', tokens); set('first_attempt', attempt) end
-if not is_kept then set('fingerprint', args.fingerprint) end
+redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held or '')
 redis.call('ZREM', UNPUBLISHED, id .. ' ' .. args.num_retries)
-reindex(id, status, 'running', created_at, tenant)
-redis.call('HSET', job, unpack(fields))
-return {attempt, cancelled and 1 or 0, 0, 0, redis.call('LRANGE', tokens, 0, -1), is_other and (model or '')}
+attempt = redis.call('HINCRBY', job, 'attempt', 1)
+redis.call('HSETNX', job, 'started_at', not_before(job, 'created_at'))
+move(id, 'running')
+local model, cancelled = unpack(redis.call('HMGET', job, 'fingerprint', 'cancel'))
+local is_other = model ~= args.fingerprint and redis.call('EXISTS', key('tokens', id)) == 1
+local is_kept = is_other and (cancelled or not args.restarts)
+if is_other and not is_kept then drop_tokens(id, attempt) end
+if not is_kept then redis.call('HSET', job, 'fingerprint', args.fingerprint) end
+local entries = redis.call('LRANGE', key('tokens', id), 0, -1)
+return {attempt, cancelled and 1 or 0, 0, 0, entries, is_other and (model or '')}

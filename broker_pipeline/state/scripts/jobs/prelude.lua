@@ -7,7 +7,9 @@ local NUM_PAST_ENDS = 10  -- that a job's record keeps
 local FINAL = {succeeded = true, failed = true, cancelled = true, discarded = true}
 
 -- Clocks differ: no step of a job is shown as earlier than the one before it.
-local function not_before(earlier) return string.format('%.6f', math.max(now(), tonumber(earlier or '0'))) end
+local function not_before(job, field)
+  return string.format('%.6f', math.max(now(), tonumber(redis.call('HGET', job, field) or '0')))
+end
 
 -- Indexes of one tenant's jobs, for lists and limits: of all, and by status. No job fails over one that is garbled.
 local function index(tenant, status, created_at, id)
@@ -47,9 +49,9 @@ local function create()
   redis.call('HSET', key('job', id), unpack(fields))
 end
 
--- Moves a job from one status to another in all indexes. Its record is the caller's to write, with one command: the
--- append-only file, which has each, is a third of what a job costs.
-local function reindex(id, old, status, created_at, tenant)
+local function move(id, status)
+  local job = key('job', id)
+  local old, created_at, tenant = unpack(redis.call('HMGET', job, 'status', 'created_at', 'tenant'))
   if old == status then return end
   unindex(tenant, old, id)
   index(tenant, status, created_at, id)
@@ -57,6 +59,7 @@ local function reindex(id, old, status, created_at, tenant)
   redis.call('ZADD', key('status', status), created_at, id)
   if FINAL[old] then redis.call('HINCRBY', COUNTS, old, -1) end
   if FINAL[status] then redis.call('HINCRBY', COUNTS, status, 1) end
+  redis.call('HSET', job, 'status', status)
 end
 
 -- The name of a job's idempotency key, where there is one and it is this job's.
@@ -72,19 +75,22 @@ end
 
 local function finish(id, status, result, failure)
   local job = key('job', id)
-  local old, created_at, tenant, started_at =
-    unpack(redis.call('HMGET', job, 'status', 'created_at', 'tenant', 'started_at'))
-  local fields = {'status', status, 'finished_at', not_before(started_at)}
-  if result then fields[#fields + 1] = 'result'; fields[#fields + 1] = result end
-  if failure then fields[#fields + 1] = 'error'; fields[#fields + 1] = failure end
-  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant or ''))
+  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant_of(id)))
+  if result then redis.call('HSET', job, 'result', result) end
+  if failure then redis.call('HSET', job, 'error', failure) end
   local name = idempotency_key_of(id)
   if name then redis.call('EXPIRE', name, args.result_ttl_s) end
-  redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
-  reindex(id, old, status, created_at, tenant)
+  redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
   redis.call('HDEL', job, 'held')
-  redis.call('HSET', job, unpack(fields))
   redis.call('EXPIRE', job, args.result_ttl_s)
+  redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
+  move(id, status)
+end
+
+-- A job's tokens begin anew, with an attempt.
+local function drop_tokens(id, attempt)
+  redis.call('DEL', key('tokens', id))
+  redis.call('HSET', key('job', id), 'first_attempt', attempt)
 end
 
 -- A job that has ended is queued once more: its end goes into its history, one line of JSON each.
@@ -92,22 +98,21 @@ end
 local function start_over()
   local id = args.job_id
   local job = key('job', id)
-  local status, attempt, finished_at, failure, failures, created_at, tenant =
-    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures', 'created_at', 'tenant'))
+  local status, attempt, finished_at, failure, failures =
+    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures'))
   local past = '{"status":"' .. status .. '","attempt":' .. attempt .. ',"finished_at":' .. finished_at
                .. (failure and ',"error":' .. failure or '') .. '}'
   failures = failures and failures .. '\n' .. past or past
   local _, num_older = string.gsub(failures, '\n', '\n')
   if num_older >= NUM_PAST_ENDS then failures = string.sub(failures, string.find(failures, '\n', 1, true) + 1) end
-  redis.call('ZREM', EXPIRY, expiring(id, tenant or ''))
+  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel', 'fingerprint')
+  redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
+  drop_tokens(id, attempt + 1)
+  redis.call('PERSIST', job)
   local name = idempotency_key_of(id)
   if name then redis.call('PERSIST', name) end
-  reindex(id, status, 'queued', created_at, tenant)
-  redis.call('DEL', key('tokens', id))
-  redis.call('PERSIST', job)
-  redis.call('HDEL', job, 'started_at', 'finished_at', 'result', 'error', 'cancel', 'fingerprint')
-  redis.call('HSET', job, 'status', 'queued', 'spec', args.spec, 'num_retries', args.num_retries,
-             'failures', failures, 'first_attempt', attempt + 1)
+  redis.call('ZREM', EXPIRY, expiring(id, tenant_of(id)))
+  move(id, 'queued')
 end
 
 local function forget(id, known_tenant)
