@@ -16,6 +16,7 @@ from broker_pipeline.tools.local.cluster import LocalCluster
 from tests.kit.models.reference import reference_tokens
 from tests.kit.pictures import picture
 from tests.kit.running.clusters import DENSE, tiny_cluster
+from tests.kit.running.drill import log_lines
 from tests.kit.running.pipeline_client import client_of
 from tests.kit.waiting import eventually
 
@@ -39,7 +40,7 @@ def standing_still(cluster: LocalCluster, name: str) -> Iterator[None]:
 
 
 def num_prepared(cluster: LocalCluster) -> int:
-    return cluster.processes["vision-0"].log_path.read_text().count('"session_prepared"')
+    return len(log_lines(cluster.processes["vision-0"].log_path, event="session_prepared"))
 
 
 async def test_who_breaks_the_microbatch_fails_and_who_was_in_it_does_not(tmp_path: Path) -> None:

@@ -197,8 +197,9 @@ class EmbeddedNats(EmbeddedServer):
         config = self.directory / "nats-server.conf"
         # Monitoring asks for no password, and tells every account of this machine who listens to what.
         self._monitoring_path = f"/{secrets.token_urlsafe(16)}"
-        text = _nats_config(self.directory, self._place.host, -1 if port is None else port, self.token)
-        text += f"http_base_path: {orjson.dumps(self._monitoring_path).decode()}\n"
+        text = _nats_config(
+            self.directory, self._place.host, -1 if port is None else port, self.token, self._monitoring_path
+        )
         write_private(config, text + ("" if self._access is None else self._access.nats_authorization()))
         return [str(find_nats_server()), "--config", str(config)]
 
@@ -206,10 +207,8 @@ class EmbeddedNats(EmbeddedServer):
         urls = _read_ports_file(self.directory / "ports", process.pid)
         if urls is None:
             return None
-        self._monitoring_url, port = (
-            urls["monitoring"][0] + self._monitoring_path,
-            int(urls["nats"][0].rpartition(":")[2]),
-        )
+        self._monitoring_url = urls["monitoring"][0] + self._monitoring_path
+        port = int(urls["nats"][0].rpartition(":")[2])
         banner = await _exchange(self._place.host, port, b"")
         facts = orjson.loads(banner.removeprefix(b"INFO "))
         return port if facts.get("jetstream") else None
@@ -234,7 +233,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     name = "redis-server"
     scheme = "redis"
-    # PyPI's build has no jemalloc, and a third of its time went into glibc's malloc: with larger caches a job takes it an
+    # PyPI's build has no jemalloc, and a third of its time went into glibc's malloc: with larger caches a job takes an
     # eighth less. Other builds ignore this.
     env: ClassVar[Mapping[str, str]] = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000:glibc.malloc.tcache_max=8192"}
 
@@ -284,7 +283,7 @@ class _PortTakenError(Exception):
     pass
 
 
-def _nats_config(directory: Path, host: str, port: int, token: str | None) -> str:
+def _nats_config(directory: Path, host: str, port: int, token: str | None, monitoring_path: str) -> str:
     who = f"authorization {{ token: {orjson.dumps(token).decode()} }}" if token else ""
     return f"""\
 {who}
@@ -299,6 +298,7 @@ jetstream {{
   store_dir: {_quoted(directory / "jetstream")}
   sync_interval: always
 }}
+http_base_path: "{monitoring_path}"
 """
 
 

@@ -52,6 +52,17 @@ async def text_until(stream: AsyncIterator[Any], text: str) -> None:
         said += (await anext(stream))["choices"][0]["delta"].get("content", "")
 
 
+@asynccontextmanager
+async def streaming(http: aiohttp.ClientSession, conductor: ActingConductor) -> AsyncIterator[Any]:
+    """Ask for a stream, and have "a" told: the stream from there on, the job, its attempt."""
+    async with begun(http, conductor, stream=True) as (asking, spec, attempt):
+        await conductor.commit(spec.job_id, attempt, 0, ["a"])
+        async with await asking as answer:
+            stream = events(answer)
+            await text_until(stream, "a")
+            yield stream, spec, attempt
+
+
 def thought(reasoning: str, text: str) -> JobResult:
     usage = Usage(num_prompt_tokens=20, num_visual_tokens=0, num_output_tokens=2, num_reasoning_tokens=1)
     return JobResult(text=text, reasoning=reasoning, finish_reason="stop", usage=usage, model="m")
@@ -163,14 +174,10 @@ async def test_a_job_that_fails_before_its_first_token_is_an_error_by_its_status
 async def test_metrics_tell_the_gateways_own_share_from_that_of_its_stores(
     http: aiohttp.ClientSession, conductor: ActingConductor
 ) -> None:
-    async with begun(http, conductor, stream=True) as (asking, spec, attempt):
-        await conductor.commit(spec.job_id, attempt, 0, ["a"])
-        async with await asking as answer:
-            stream = events(answer)
-            await text_until(stream, "a")
-            await conductor.commit(spec.job_id, attempt, 1, ["b"])
-            await conductor.finish(spec, attempt, thought("", "ab"))
-            assert [each async for each in stream][-1] == "[DONE]"
+    async with streaming(http, conductor) as (stream, spec, attempt):
+        await conductor.commit(spec.job_id, attempt, 1, ["b"])
+        await conductor.finish(spec, attempt, thought("", "ab"))
+        assert [each async for each in stream][-1] == "[DONE]"
     async with http.get("/metrics") as answer:
         families = {family.name: family for family in text_string_to_metric_families(await answer.text())}
     parts = {
@@ -186,16 +193,12 @@ async def test_metrics_tell_the_gateways_own_share_from_that_of_its_stores(
 async def test_a_job_that_fails_later_is_an_event_and_the_end(
     http: aiohttp.ClientSession, conductor: ActingConductor
 ) -> None:
-    async with begun(http, conductor, stream=True) as (asking, spec, attempt):
-        await conductor.commit(spec.job_id, attempt, 0, ["a"])
-        async with await asking as answer:
-            stream = events(answer)
-            await text_until(stream, "a")
-            await conductor.finish(spec, attempt, Failure("worker_lost", "gone", retryable=True))
-            assert [each async for each in stream] == [
-                {"error": {"message": "gone", "type": "server_error", "param": None, "code": "worker_lost"}},
-                "[DONE]",
-            ]
+    async with streaming(http, conductor) as (stream, spec, attempt):
+        await conductor.finish(spec, attempt, Failure("worker_lost", "gone", retryable=True))
+        assert [each async for each in stream] == [
+            {"error": {"message": "gone", "type": "server_error", "param": None, "code": "worker_lost"}},
+            "[DONE]",
+        ]
 
 
 async def test_a_cancelled_job_is_no_answer(http: aiohttp.ClientSession, conductor: ActingConductor) -> None:
