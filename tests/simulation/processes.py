@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from tests.simulation.virtual_loop import VirtualLoop
 
 PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process")
 
@@ -41,11 +44,13 @@ class Process:
     def stop(self) -> None:
         if self.parked is None:
             self.parked = []
+            _loop().num_stopped += 1
 
     def go_on(self) -> None:
         if self.parked is not None:
             parked, self.parked = self.parked, None
-            asyncio.get_running_loop().ready.extend(parked)  # type: ignore[attr-defined]
+            _loop().num_stopped -= 1
+            _loop().ready.extend(parked)
 
     def kill(self) -> None:
         self.is_dead = True
@@ -58,3 +63,7 @@ class Process:
     def _note_end(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.is_dead:
             _ = self.on_failure and self.on_failure(error)
+
+
+def _loop() -> VirtualLoop:
+    return cast("VirtualLoop", asyncio.get_running_loop())

@@ -71,15 +71,17 @@ def simulate(seed: int) -> Verdict:
 
 
 def _end(world: World) -> None:
-    for process in world.processes.values():
-        process.kill()
-    world.loop.num_callbacks_before = world.loop.num_callbacks
-    while tasks := asyncio.all_tasks(world.loop):
+    loop = world.loop
+    loop.grant()
+    for kill in [process.kill for process in world.processes.values()]:
+        loop.call_soon(kill)
+    while tasks := [task for task in loop.tasks if not task.done()]:
         for task in tasks:
-            task.cancel()
-        world.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.call_soon(task.cancel)
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.tasks.clear()
     asyncio.set_event_loop(None)
-    world.loop.close()
+    loop.close()
 
 
 async def _run(world: World, schedule: Schedule) -> list[str]:

@@ -4,7 +4,7 @@ ready ── run, first in, first out ──► ready empty? ── time = that 
 
 Nothing in it waits, and nothing in it comes from outside, so that one seed gives one history. Callbacks belong to a
 simulated process (`processes.PROCESS`); those of a stopped one are kept until it goes on. It is lean, since nearly all
-that a schedule costs is callbacks: no handles of asyncio's own, and timers that compare as tuples.
+that a schedule costs is callbacks: a handle is a list, made and compared without running Python.
 """
 
 from __future__ import annotations
@@ -19,33 +19,30 @@ from typing import Any
 
 from tests.simulation.processes import PROCESS
 
-_MAX_STEPS_AT_ONCE = 20_000
+_MOST_AT_ONCE = 20_000
+"""Callbacks."""
 
 
 class StandstillError(Exception):
     """Everybody waits for something that nobody will do, or somebody never lets time pass."""
 
 
-class _Call:
-    """What asyncio and we use of a `TimerHandle`."""
+class _Call(list[Any]):
+    """What asyncio and we use of a `TimerHandle`: when, its number, what to call, arguments, context.
 
-    __slots__ = ("args", "call", "context", "is_cancelled", "when_s")
+    No two have the same number, so that comparison ends there.
+    """
 
-    def __init__(
-        self, when_s: float, call: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
-    ) -> None:
-        self.when_s, self.call, self.args, self.is_cancelled = when_s, call, args, False
-        self.context = contextvars.copy_context() if context is None else context
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.is_cancelled = True
-        self.args = ()
+        self[2:4] = None, ()
 
     def cancelled(self) -> bool:
-        return self.is_cancelled
+        return self[2] is None
 
     def when(self) -> float:
-        return self.when_s
+        return self[0]  # type: ignore[no-any-return]
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -53,56 +50,81 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.num_callbacks = 0
-        self.num_callbacks_before = 0
+        self._most_callbacks = _MOST_AT_ONCE
+        self.num_stopped = 0
+        """Processes whose callbacks are kept."""
+        self.tasks: list[asyncio.Task[Any]] = []
+        """All that there ever were: asyncio's own list is of all loops, also those that are no more."""
         self.ready: deque[_Call] = deque()
-        self._timers: list[tuple[float, int, _Call]] = []
+        self._timers: list[_Call] = []
         self._numbers = itertools.count()
 
     def time(self) -> float:
         return self.now
 
+    def create_task(self, coro, **options):  # type: ignore[no-untyped-def,override]
+        task = asyncio.Task(coro, loop=self, **options)
+        self.tasks.append(task)
+        return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
     def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        call = _Call(self.now, callback, args, context)
+        call = _Call((0.0, 0, callback, args, contextvars.copy_context() if context is None else context))
         self.ready.append(call)
         return call
 
     def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        call = _Call(when, callback, args, context)
-        heapq.heappush(self._timers, (when, next(self._numbers), call))
+        call = _Call((when, next(self._numbers), callback, args, contextvars.copy_context() if context is None else context))
+        heapq.heappush(self._timers, call)
         return call
 
     def call_later(self, delay, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        call = _Call((self.now + delay, next(self._numbers), callback, args, contextvars.copy_context() if context is None else context))
+        heapq.heappush(self._timers, call)
+        return call
 
     def _run_once(self) -> None:
         ready = self.ready
         while not self._stopping:  # type: ignore[attr-defined]
             if not ready:
                 self._pass_time()
-            if self.num_callbacks - self.num_callbacks_before > _MAX_STEPS_AT_ONCE:
+            if self.num_callbacks > self._most_callbacks:
                 raise StandstillError(f"time stands still at {self.now:.3f} s")
             call = ready.popleft()
-            if call.is_cancelled:
-                continue
-            process = call.context.get(PROCESS)
-            if process is not None and process.parked is not None:
-                process.parked.append(call)
+            _, _, callback, args, context = call
+            if callback is None or (self.num_stopped and _is_parked(call)):
                 continue
             self.num_callbacks += 1
-            call.context.run(call.call, *call.args)
+            context.run(callback, *args)
+
+    def grant(self) -> None:
+        """Let as many callbacks run from now on, before time has to pass."""
+        self._most_callbacks = self.num_callbacks + _MOST_AT_ONCE
 
     def _pass_time(self) -> None:
-        timers = self._timers
-        while timers and timers[0][2].is_cancelled:
-            heapq.heappop(timers)
+        timers, ready, pop = self._timers, self.ready, heapq.heappop
+        while timers and timers[0][2] is None:
+            pop(timers)
         if not timers:
             raise StandstillError(f"nothing is left to happen at {self.now:.3f} s")
         if timers[0][0] > self.now:
             self.now = timers[0][0]
-            self.num_callbacks_before = self.num_callbacks
-        while timers and timers[0][0] <= self.now:
-            self.ready.append(heapq.heappop(timers)[2])
+            self.grant()
+        now = self.now
+        while timers and timers[0][0] <= now:
+            ready.append(pop(timers))
 
     def _process_events(self, event_list: Any) -> None: ...
 
     def _write_to_self(self) -> None: ...
+
+
+def _is_parked(call: _Call) -> bool:
+    """Whether it belongs to a process that is stopped, and is kept there."""
+    process = call[4].get(PROCESS)
+    if process is None or process.parked is None:
+        return False
+    process.parked.append(call)
+    return True
