@@ -32,11 +32,10 @@ _COMPUTE_OPTIONS = (
         "reference implementation does, and is slower.",
     ),
     option(
-        "--deterministic",
-        is_flag=True,
-        default=False,
-        help="Compute batch-invariantly: a session does not depend on what shares its batches; slower. All workers of "
-        "a pipeline need it.",
+        "--deterministic/--no-deterministic",
+        default=None,
+        help="Compute batch-invariantly: a session does not depend on what shares its batches. All workers of a "
+        "pipeline need it.  [default: with the kernels for GPUs, unless weights are in FP8: elsewhere it is slow]",
     ),
     option(
         "--threads",

@@ -19,8 +19,9 @@ class ComputeOptions:
     attention: AttentionName = "auto"
     fp8_product: Fp8Product = "auto"
     """How many rows meet weights in FP8 on a GPU: by the library or a kernel, rows in FP8 too, or by codes alone."""
-    is_deterministic: bool = False
-    """Whether a session's tokens must not depend on what else shares its microbatches; slower."""
+    is_deterministic: bool | None = None
+    """Whether a session's tokens must not depend on what else shares its microbatches. None: where that costs little,
+    which is with the kernels for GPUs and weights in 16 bits."""
     max_batch_tokens: int = 4096
     """Tokens of the largest microbatch, for which memory is kept free on a GPU."""
     max_step_sessions: int = 256

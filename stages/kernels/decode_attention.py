@@ -20,8 +20,6 @@ _KEYS = 64  # of one step of the inner loop
 _FEWEST_ROWS = 16  # what a matrix instruction takes
 _MOST_PARTS = 32
 _PROGRAMS = 1024  # enough to fill a GPU several times
-FIXED_PARTS = 4
-"""Parts of every region where the result has to be batch-invariant."""
 
 
 @triton.jit
@@ -136,7 +134,7 @@ def attend_decode_tokens(
 
     Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`, the others int32 `[t]`. Scale is
     d ** -0.5. A length of 0 gives zeros, a negative token is nobody's. Nothing but shapes and `parts` decides how a
-    token is computed: with one number of parts it is batch-invariant.
+    token is computed.
     """
     num_tokens, (kv_heads, head_dim) = tokens.shape[0], keys.shape[1:]
     group = q.shape[1] // kv_heads

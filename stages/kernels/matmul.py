@@ -15,8 +15,8 @@ from stages.kernels.tiling import Tiling
 
 _BY_ROWS = (
     (16, Tiling(16, 32, 256)),
-    (64, Tiling(64, 32, 128)),
-    (384, Tiling(64, 64, 64)),
+    (128, Tiling(64, 32, 128)),
+    (384, Tiling(64, 64, 128, num_stages=3)),
     (1 << 62, Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
 _WIDE = Tiling(16, 32, 32, num_stages=2)  # fp32, without tensor cores

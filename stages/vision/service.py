@@ -49,7 +49,7 @@ from stages.vision.tower_batcher import BatchLimits, TowerBatcher
 from stages.vision.tower_lane import TowerLane
 from stages.vision.visual_encoder import VisualEncoder
 from stages.vision.visual_row_sender import LocalStage, VisualRowSender
-from stages.vision.work_pools import WorkPools
+from stages.vision.work_pools import MOST_SHORT_THREADS, WorkPools
 from stages.vision.worker import VisionWorker
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.edges import edge_settings
@@ -92,9 +92,7 @@ class VisionThreads:
 
     launching: ComputeThread
     finishing: ComputeThread
-    pool: ThreadPoolExecutor
-    long: ThreadPoolExecutor
-    """One thread: what takes long keeps others neither from the pool nor from the processor."""
+    pools: WorkPools
 
 
 async def serve_vision(
@@ -182,11 +180,9 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
 
 
 def _captured(tower: VisionTower, settings: VisionSettings) -> TowerEncoder:
-    """Give the tower its graphs, unless pictures have to have the bits that they have without company and padding."""
-    if settings.deterministic:
-        return tower
+    """Give the tower its graphs."""
     try:
-        return capture_tower(tower, settings.max_batch_patches)
+        return capture_tower(tower, settings.max_batch_patches, is_invariant=settings.deterministic is not False)
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"the tower's largest batch does not fit onto {tower.device}: {error}; give it less of --max-batch-patches",
@@ -218,22 +214,22 @@ def read_pixel_rules(artifact: Artifact, settings: VisionSettings) -> PixelRules
 
 @contextmanager
 def _threads(settings: VisionSettings) -> Iterator[VisionThreads]:
-    """Start the threads; those that decode compute with one thread each, as there are enough of them."""
     launching, finishing = ComputeThread("vision"), ComputeThread("vision-finish")
-    pool = ThreadPoolExecutor(
-        settings.preprocess_threads or default_preprocess_threads(),
-        thread_name_prefix="preprocess",
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-    long = ThreadPoolExecutor(1, thread_name_prefix="long", initializer=torch.set_num_threads, initargs=(1,))
+    num_wide = settings.preprocess_threads or default_preprocess_threads()
+    short, wide = _pool("preprocess", min(MOST_SHORT_THREADS, num_wide)), _pool("large", num_wide)
+    long = _pool("long", 1)
     try:
-        yield VisionThreads(launching, finishing, pool, long)
+        yield VisionThreads(launching, finishing, WorkPools(short=short, wide=wide, long=long))
     finally:
-        for each in (pool, long):
+        for each in (short, wide, long):
             each.shutdown(wait=False, cancel_futures=True)
         close_thread(launching)
         close_thread(finishing)
+
+
+def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:
+    """Return threads that compute with one thread each, as there are enough of them."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
 
 
 async def _meet_stage(context: ServiceContext, loaded: LoadedVision, colocated: ColocatedStage) -> LocalStage | None:
@@ -253,11 +249,11 @@ def _assemble(
     local: LocalStage | None,
 ) -> VisionWorker:
     lane = TowerLane(loaded.tower, keeps_on_device=local is not None and local.intake.takes_any)
-    limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if settings.deterministic else None)
+    is_single = settings.deterministic is True and isinstance(loaded.tower, VisionTower)  # which has no graphs
+    limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if is_single else None)
     batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
     cache = VisionCache(settings.cache_bytes)
-    pools = WorkPools(short=threads.pool, long=threads.long)
-    encoder = VisualEncoder(media, batcher, cache, loaded.rules, pools, settings.max_pictures)
+    encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pools, settings.max_pictures)
     sender = VisualRowSender(transport, batcher.to_host, local)
-    preparer = SessionPreparer(loaded.prompts, encoder, sender, pools, loaded.rules.vision.spatial_merge_size)
+    preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pools, loaded.rules.vision.spatial_merge_size)
     return VisionWorker(transport, preparer, batcher, cache, presence, settings.max_requests)

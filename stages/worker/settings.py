@@ -25,8 +25,8 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     device: str = "auto"
     dtype: Dtype = "auto"
     attention: AttentionKind = "auto"
-    deterministic: bool = False
-    """Whether what becomes of a session must not depend on what shares its batches."""
+    deterministic: bool | None = None
+    """Whether what becomes of a session must not depend on what shares its batches; None: where it costs little."""
     threads: PositiveInt | None = None
     """CPU threads of one operation; None: one where a GPU does the work, else torch's (or OMP_NUM_THREADS)."""
     verify_weights: bool = True

@@ -37,7 +37,7 @@ LOGPROBS = SamplingSettings(logprobs=5)
 
 
 def fused(variant, cuts=(), **options):
-    options = ComputeOptions(device="cuda", max_batch_tokens=512, **options)
+    options = ComputeOptions(**{"device": "cuda", "max_batch_tokens": 512, "is_deterministic": False} | options)
     return build_stages(config_of(variant), tensors_of(variant), cuts, kv_capacity_tokens=2048, options=options)
 
 

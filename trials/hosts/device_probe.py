@@ -77,7 +77,7 @@ class DeviceProbe:
             device=device,
             dtype=None,
             num_threads=None,
-            is_deterministic=False,
+            is_deterministic=None,
         )
         return measure_stage(settings).rows
 

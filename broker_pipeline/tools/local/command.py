@@ -121,9 +121,10 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--device", help="Device of every worker, such as cpu. [default: the GPUs round-robin, else the CPU]")
 @option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), help="Dtype of the workers. [default: auto]")
 @option(
-    "--deterministic",
-    is_flag=True,
-    help="Compute batch-invariantly: what shares a session's batches changes none of its tokens; slower.",
+    "--deterministic/--no-deterministic",
+    default=None,
+    help="Compute batch-invariantly: what shares a session's batches changes none of its tokens.  [default: on GPUs, "
+    "unless weights are in FP8]",
 )
 @option(
     "--verify-weights/--no-verify-weights",

@@ -48,8 +48,8 @@ class LocalSettings:
     device: str | None = None
     """Device of every worker; None assigns the CUDA devices round-robin, or takes the CPU."""
     dtype: str | None = None
-    is_deterministic: bool = False
-    """Whether what becomes of a session must not depend on what shares its batches."""
+    is_deterministic: bool | None = None
+    """Whether what becomes of a session must not depend on what shares its batches; None leaves it to the workers."""
     verify_weights: bool = True
     """Whether workers compare weights with the artifact's hashes while they read them."""
     edge_flags: Mapping[str, object] = field(default_factory=dict)
@@ -187,6 +187,7 @@ def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]
         "--device": devices[name],
         "--dtype": settings.dtype,
         "--deterministic": settings.is_deterministic,
+        "--no-deterministic": settings.is_deterministic is False,
         "--no-verify-weights": not settings.verify_weights,
         "--threads": num_threads(settings),
         **settings.edge_flags,

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.artifact_manifest import FP8_BLOCK
+from stages.compute.fused.attention import AttentionStep
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
@@ -88,20 +88,14 @@ class PackedBlock:
             mlp=mlp,
         )
 
+    def matrices(self) -> list[Weight]:
+        """Return what rows are multiplied by, but for experts."""
+        dense = [self.mlp.router] if isinstance(self.mlp, PackedExperts) else [self.mlp.gate_up, self.mlp.down]
+        return [self.qkv, self.o, *dense]
+
 
 VisualAddition = Callable[[Tensor, int], Tensor]
 """Hidden states `[n, H]` behind a layer, and the layer -> the same with that layer's visual rows added."""
-
-
-class AttentionStep(Protocol):
-    """Where a microbatch's queries look, the same in every layer."""
-
-    @property
-    def slots(self) -> Tensor:
-        """The cache slot of every token, int32 `[n]`."""
-
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend with queries `[n, heads, d]` to the layer's cache; returns `[n, heads, d]`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,33 +12,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.attention import AttentionKernels
 from stages.compute.fused.blocks import VisualAddition
 from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
 from stages.compute.fused.model import FusedModel
-from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
+from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, TileRule, step_block
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import Staging, pinned
-from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.kernels.logit_scan import scan
 from stages.kernels.visual_rows import add_rows, replace_rows
 
 _STRIDES = ((1024, 64), (4096, 128))
 _MOST_TOKENS = _STRIDES[-1][0]
-_FEWEST_TILES, _TOKENS_PER_TILE = 4, QUERIES_PER_TILE // 2
-_PARTS = 2
+
+
+def pass_sizes(max_tokens: int) -> tuple[int, ...]:
+    """Return of how many tokens there are passes."""
+    return sizes_up_to(min(max_tokens, _MOST_TOKENS), _STRIDES)
+
+
+def most_wanted(size: int, max_sessions: int) -> int:
+    """Return of how many tokens of a pass there are logits: of decode tokens, and of the last ones of prompts."""
+    return min(size, max_sessions + TileRule().most_tiles(size))
 
 
 class CapturedPasses:
     """The mixed microbatches of one stage, of up to `max_tokens` tokens, `max_sessions` of them decode tokens."""
 
     def __init__(
-        self, model: FusedModel, max_tokens: int, max_sessions: int, pool: GraphPool, *, only_largest: bool = False
+        self,
+        model: FusedModel,
+        max_tokens: int,
+        max_sessions: int,
+        pool: GraphPool,
+        attention: AttentionKernels,
+        *,
+        only_largest: bool = False,
     ) -> None:
         self._model = model
+        self._attention = attention
         self._max_sessions = max_sessions
-        sizes = sizes_up_to(min(max_tokens, _MOST_TOKENS), _STRIDES)
+        sizes = pass_sizes(max_tokens)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(self._sizes(most).num_ints, dtype=torch.int32, device=model.device)
         self._staging = Staging(self._block)
@@ -48,12 +63,13 @@ class CapturedPasses:
         self._logits = self._buffer(self._sizes(most).num_wanted, config.vocab_size)
         self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._pass, pool)
 
-    def size_for(self, layout: Layout) -> int | None:
+    def size_for(self, layout: Layout, num_wanted: int = 0) -> int | None:
         """Return the size of the graph that a microbatch takes; None if none does."""
         size = self._graphs.size_for(layout.num_tokens)
         if size is None or len(layout.decode_tokens) > self._max_sessions:
             return None
-        return size if len(layout.chunks) <= self._sizes(size).num_chunks else None
+        sizes = self._sizes(size)
+        return size if len(layout.chunks) <= sizes.num_chunks and num_wanted <= sizes.num_wanted else None
 
     def replay(
         self,
@@ -95,20 +111,19 @@ class CapturedPasses:
     def _sizes(self, size: int) -> StepSizes:
         """Return the sections of a pass of `size` tokens; those beyond the microbatch's count as decode tokens."""
         has_visual = self._model.is_first or bool(self._model.deepstack_layers)
-        num_chunks = _FEWEST_TILES + size // _TOKENS_PER_TILE
         stride = next(stride for limit, stride in _STRIDES if size <= limit)
         return StepSizes(
             num_tokens=size,
             num_decode_tokens=min(size, self._max_sessions + stride),
-            num_chunks=num_chunks,
+            num_chunks=self._attention.tiles.most_tiles(size),
             num_visual=size if has_visual else 0,
-            num_wanted=min(size, self._max_sessions + num_chunks) if self._model.is_last else 0,
+            num_wanted=most_wanted(size, self._max_sessions) if self._model.is_last else 0,
         )
 
     def _pass(self, size: int) -> StepOutput:
         inputs = DeviceInputs.over(self._block, self._sizes(size))
         most_keys = self._model.config.max_position_embeddings  # how many there are is said on the GPU
-        attention = FusedAttention(inputs, _PARTS, max_chunk_keys=most_keys)
+        attention = self._attention.over(inputs, max_chunk_keys=most_keys)
         state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
         if not self._model.is_last:
             out = self._hidden[:size]  # one for all sizes: what a graph returns by itself would stay taken for each

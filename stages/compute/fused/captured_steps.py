@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import torch
 
-from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.attention import AttentionKernels
 from stages.compute.fused.graph_set import GraphPool, GraphSet, StepOutput, sizes_up_to
 from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.compute.microbatch import Microbatch
 from stages.device.host_copy import Staging, pinned
-from stages.kernels.decode_attention import num_parts
 from stages.kernels.logit_scan import scan
 
 _SMALL = (1, 2, 4)
 _STRIDES = ((64, 8), (256, 16), (1024, 32))
+
+
+def step_sizes(max_sessions: int) -> tuple[int, ...]:
+    """Return of how many sessions there are steps."""
+    return sizes_up_to(max_sessions, _STRIDES, _SMALL)
 
 
 class CapturedSteps:
@@ -29,17 +33,14 @@ class CapturedSteps:
         self,
         model: FusedModel,
         max_sessions: int,
-        kv_heads: int,
         pool: GraphPool,
-        fixed_parts: int | None,
+        attention: AttentionKernels,
         *,
         only_largest: bool = False,
     ) -> None:
-        """`fixed_parts` is the number of parts that every token's keys are cut into; None suits it to the step."""
         self._model = model
-        self._kv_heads = kv_heads
-        self._fixed_parts = fixed_parts
-        sizes = sizes_up_to(max_sessions, _STRIDES, _SMALL)
+        self._attention = attention
+        sizes = step_sizes(max_sessions)
         config, most = model.config, sizes[-1]
         self._block = torch.zeros(StepSizes(most, most).num_ints, dtype=torch.int32, device=model.device)
         self._staging = Staging(self._block)
@@ -67,8 +68,7 @@ class CapturedSteps:
         """Compute `size` single tokens over the fixed buffers."""
         inputs = DeviceInputs.over(self._block, StepSizes(size, size))
         x = self._model.embed(inputs.token_ids) if self._model.is_first else self._hidden[:size]
-        parts = self._fixed_parts or num_parts(size, self._kv_heads)
-        state = self._model.forward(x, inputs, FusedAttention(inputs, parts))
+        state = self._model.forward(x, inputs, self._attention.over(inputs))
         if not self._model.is_last:
             return StepOutput(hidden=state.summed())
         logits = self._model.logits(state, out=self._logits[:size])

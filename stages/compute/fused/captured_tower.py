@@ -29,10 +29,13 @@ _STRIDES = ((1024, 128), (4096, 256), (16_384, 512))
 _TILES_FOR_TILE = 3
 """How many tiles there may be for as many patches as one takes: enough for frames of 64 patches."""
 
+_PROOF = PatchGrid(1, 8, 8)
+_SEED = 7
 
-def capture_tower(tower: VisionTower, max_patches: int) -> TowerEncoder:
+
+def capture_tower(tower: VisionTower, max_patches: int, *, is_invariant: bool = False) -> TowerEncoder:
     """Return the tower with graphs for up to `max_patches` patches, where it can be captured."""
-    return CapturedTower(tower, max_patches) if tower.can_be_captured else tower
+    return CapturedTower(tower, max_patches, is_invariant=is_invariant) if tower.can_be_captured else tower
 
 
 class CapturedTower:
@@ -42,9 +45,13 @@ class CapturedTower:
     """
 
     @torch.inference_mode()
-    def __init__(self, tower: VisionTower, max_patches: int) -> None:
-        """Build the graphs. They keep the memory that the largest one needs."""
+    def __init__(self, tower: VisionTower, max_patches: int, *, is_invariant: bool = False) -> None:
+        """Build the graphs. They keep the memory that the largest one needs.
+
+        With `is_invariant` only those are kept in which a picture has the same bits as in any other, wherever it lies.
+        """
         self._tower = tower
+        self._is_invariant = is_invariant
         sizes = sizes_up_to(min(max_patches, _STRIDES[-1][0]), _STRIDES)
         config, most = tower.config, sizes[-1]
         with torch.cuda.device(tower.device):
@@ -55,6 +62,8 @@ class CapturedTower:
             self._places = self._empty_places(most)
             self._rows = tower.empty_rows(most)
             self._graphs = GraphSet(sizes, self._forward, torch.cuda.graph_pool_handle())
+            if is_invariant:
+                self._graphs.keep(self._invariant_sizes())
 
     @property
     def config(self) -> VisionConfig:
@@ -71,8 +80,18 @@ class CapturedTower:
         """See `VisionTower.encode`; what is returned is good until the next call, in the order of the stream."""
         self._tower.check(patches, grids)
         size = self.size_for(grids)
-        if size is None:
-            return self._tower.encode(patches, grids)
+        if size is not None:
+            return self._replayed(patches, grids, size)
+        if self._is_invariant and len(grids) > 1:
+            return self._one_by_one(patches, grids)
+        return self._tower.encode(patches, grids)
+
+    def _one_by_one(self, patches: Tensor, grids: Sequence[PatchGrid]) -> TowerOutput:
+        pieces = torch.split(patches, [grid.num_patches for grid in grids])
+        rows = [self.encode(piece, [grid]).rows.clone() for piece, grid in zip(pieces, grids, strict=True)]
+        return TowerOutput(torch.cat(rows, dim=1))
+
+    def _replayed(self, patches: Tensor, grids: Sequence[PatchGrid], size: int) -> TowerOutput:
         self._take_patches(patches)
         self._tower.places.write(grids, self._places)
         tiles = frame_tiles(frame_lengths(grids), _num_tiles(size)).reshape(-1)
@@ -84,9 +103,30 @@ class CapturedTower:
     def size_for(self, grids: Sequence[PatchGrid]) -> int | None:
         """Return the size of the graph that pictures and videos of `grids` take; None if none does."""
         lengths = frame_lengths(grids)
-        size = self._graphs.size_for(sum(lengths))
-        num_tiles = sum(-(-length // QUERIES_PER_TILE) for length in lengths)
-        return size if size is not None and num_tiles <= _num_tiles(size) else None
+        num_patches, num_tiles = sum(lengths), sum(-(-length // QUERIES_PER_TILE) for length in lengths)
+        fitting = (size for size in self._graphs.sizes if num_patches <= size and num_tiles <= _num_tiles(size))
+        return next(fitting, None)
+
+    def _invariant_sizes(self) -> list[int]:
+        """Return the sizes that give a picture the bits that the largest one gives it, at every place of a batch.
+
+        Tried with as many copies of one picture as a graph takes: products are of as many rows as it has patches, and
+        the library chooses a kernel by that, some of which add up in another order.
+        """
+        chance = torch.Generator(self.device).manual_seed(_SEED)
+        values = self.config.patch_values
+        picture = torch.randint(256, (_PROOF.num_patches, values), generator=chance, device=self.device)
+        found = []
+        expected: Tensor | None = None
+        for size in reversed(self._graphs.sizes):
+            num_copies = size // _PROOF.num_patches
+            patches = picture.to(torch.uint8).repeat(num_copies, 1)
+            rows = self._replayed(patches, [_PROOF] * num_copies, size).rows
+            copies = rows.view(len(rows), num_copies, -1, rows.shape[-1])
+            expected = copies[:, :1].clone() if expected is None else expected
+            if torch.equal(copies, expected.expand_as(copies)):
+                found.append(size)
+        return found[::-1]
 
     def _take_patches(self, patches: Tensor) -> None:
         """Copy patches without waiting; a still picture's are shown for the whole of a temporal patch."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.decoder import Computed, attention_spans
-from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.attention import AttentionKernels
 from stages.compute.fused.blocks import Unsummed, VisualAddition
 from stages.compute.fused.captured_passes import CapturedPasses
 from stages.compute.fused.captured_steps import CapturedSteps
@@ -25,20 +25,19 @@ from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.logit_scan import LogitScan
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import to_device
-from stages.kernels.decode_attention import FIXED_PARTS, num_parts
 from stages.kernels.logit_scan import scan
 
 
 class FusedDecoder:
     """Implements `Decoder` with the kernels of `stages.kernels`."""
 
-    def __init__(self, model: FusedModel, kv: KVCache, *, is_deterministic: bool = False) -> None:
-        """`is_deterministic` needs a `model` of batch-invariant products."""
+    def __init__(self, model: FusedModel, kv: KVCache, attention: AttentionKernels) -> None:
+        """Compute batch-invariantly where the products of `model` and `attention` are."""
         self.device = model.device
         self.dtype = model.dtype
         self._model = model
         self._kv = kv
-        self._is_deterministic = is_deterministic
+        self._attention = attention
         self._steps: CapturedSteps | None = None
         self._passes: CapturedPasses | None = None
 
@@ -47,12 +46,9 @@ class FusedDecoder:
 
         The largest ones decide how much memory all of them take.
         """
-        pool = torch.cuda.graph_pool_handle()
-        fixed_parts = FIXED_PARTS if self._is_deterministic else None
-        kv_heads = self._model.config.num_kv_heads
-        if not self._is_deterministic:
-            self._passes = CapturedPasses(self._model, max_tokens, max_sessions, pool, only_largest=only_largest)
-        self._steps = CapturedSteps(self._model, max_sessions, kv_heads, pool, fixed_parts, only_largest=only_largest)
+        pool, attention = torch.cuda.graph_pool_handle(), self._attention
+        self._passes = CapturedPasses(self._model, max_tokens, max_sessions, pool, attention, only_largest=only_largest)
+        self._steps = CapturedSteps(self._model, max_sessions, pool, attention, only_largest=only_largest)
 
     # --- Decoder ------------------------------------------------------------------------------------------------------
 
@@ -65,7 +61,7 @@ class FusedDecoder:
         if self._steps is not None and (size := self._steps.size_for(batch)):
             output = self._steps.replay(batch, layout, size, self._kv.spare_slot)
             return self._computed(output, layout, range(layout.num_tokens), wanted)
-        if self._passes is not None and (size := self._passes.size_for(layout)):
+        if self._passes is not None and (size := self._passes.size_for(layout, len(wanted))):
             output = self._passes.replay(batch, layout, size, self._kv.spare_slot, injection, tuple(wanted))
             return self._computed(output, layout, wanted, wanted)
         return self.launch(batch, injection, wanted)
@@ -109,7 +105,7 @@ class FusedDecoder:
         sizes = layout.sizes()
         block = step_block(layout, sizes, batch.positions, batch.token_ids)
         inputs = DeviceInputs.over(to_device(torch.from_numpy(block), self.device), sizes)
-        attention = FusedAttention(inputs, self._parts(layout), layout.max_chunk_keys)
+        attention = self._attention.over(inputs, max_chunk_keys=layout.max_chunk_keys)
         if batch.hidden is None:
             x = self._model.embed(inputs.token_ids)
             x = x if injection is None else injection.replace(x)
@@ -119,12 +115,7 @@ class FusedDecoder:
 
     def _layout(self, batch: Microbatch) -> Layout:
         spans = attention_spans(batch.segments, self._kv)
-        return Layout.of(spans, batch_invariant=self._is_deterministic)
-
-    def _parts(self, layout: Layout) -> int:
-        if self._is_deterministic:
-            return FIXED_PARTS
-        return num_parts(len(layout.decode_tokens), self._model.config.num_kv_heads)
+        return Layout.of(spans, self._attention.tiles)
 
     def _index(self, places: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(places, dtype=torch.int64), self.device)

@@ -62,6 +62,17 @@ class GraphSet(Generic[T]):
                 self._outputs[size] = step(size)
             self._graphs[size] = graph
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that there are, smallest first."""
+        return self._sizes
+
+    def keep(self, sizes: Sequence[int]) -> None:
+        """Give up all others."""
+        self._sizes = tuple(sizes)
+        self._graphs = {size: self._graphs[size] for size in sizes}
+        self._outputs = {size: self._outputs[size] for size in sizes}
+
     def size_for(self, num: int) -> int | None:
         """Return the size that holds `num`; None if it is too much."""
         index = bisect.bisect_left(self._sizes, num)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
+from stages.compute.fused.proven_products import ProvenProducts
 from stages.compute.options import Fp8Product
 from stages.kernels.activation import silu_mul
 from stages.kernels.fp8.block_products import BlockProduct, has_library_product, kernel_product, library_product
 from stages.kernels.fp8.linear import fp8_gated, fp8_linear, invariant_fp8_linear
+from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.matmul import invariant_linear
 from stages.kernels.skinny_linear import MOST_FEW_ROWS, few_rows_gated, few_rows_linear
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
@@ -57,19 +62,56 @@ class FastLinear:
 
 
 class BatchInvariantLinear:
-    """One way to add up for any number of rows: slower, and a row's result is its own."""
+    """One way to add up for any number of rows, so that a row's result is its own."""
+
+    def __init__(self, dense: ProvenProducts[Tensor], coded: ProvenProducts[Fp8Matrix]) -> None:
+        """Have the library multiply where it is proven that a row has the same bits in each of its products.
+
+        `coded` is of weights in FP8.
+        """
+        self._dense = dense
+        self._coded = coded
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `LinearBackend`."""
-        return invariant_fp8_linear(x, weight) if isinstance(weight, Fp8Matrix) else invariant_linear(x, weight)
+        if isinstance(weight, Fp8Matrix):
+            found = self._coded.linear(x, weight)
+            return invariant_fp8_linear(x, weight) if found is None else found
+        found = self._dense.linear(x, weight)
+        return invariant_linear(x, weight) if found is None else found
 
     def linear_into(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
         """See `LinearBackend`."""
-        out.copy_(invariant_linear(x, weight))
+        if self._dense.size_for(len(x), weight) == len(x):
+            torch.mm(x, weight.t(), out=out)
+        else:
+            out.copy_(self.linear(x, weight))
 
     def gated(self, x: Tensor, gate_up: Weight) -> Tensor:
         """See `LinearBackend`."""
         return silu_mul(self.linear(x, gate_up))
+
+
+def prove_linears(
+    weights: Sequence[Weight], sizes: Sequence[int], fp8_product: BlockProduct | None
+) -> BatchInvariantLinear:
+    """Return batch-invariant products, by the library for those `sizes` of which it is seen here that they are."""
+    dense = ProvenProducts[Tensor](_library_linear)
+    dense.prove([weight for weight in weights if isinstance(weight, Tensor)], sizes, invariant_linear)
+    in_fp8 = partial(_of_rows_in_fp8, fp8_product)
+    coded = ProvenProducts[Fp8Matrix](in_fp8, is_alone=True)
+    if fp8_product is not None:
+        coded.prove([weight for weight in weights if isinstance(weight, Fp8Matrix)], sizes, in_fp8)
+    return BatchInvariantLinear(dense, coded)
+
+
+def _library_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _of_rows_in_fp8(product: BlockProduct | None, x: Tensor, weight: Fp8Matrix) -> Tensor:
+    assert product is not None, "nothing is proven without one"
+    return product(quantise_rows(x), weight, x.dtype)
 
 
 def choose_fp8_product(name: Fp8Product, device: torch.device) -> BlockProduct | None:

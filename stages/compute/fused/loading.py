@@ -9,6 +9,7 @@ So no microbatch that is admitted can run out of memory: what does not fit is re
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,14 +18,17 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
+from stages.compute.fused.attention import FastKernels, InvariantKernels
 from stages.compute.fused.blocks import ExpertBlock, PackedBlock, PackedExperts
+from stages.compute.fused.captured_passes import most_wanted, pass_sizes
+from stages.compute.fused.captured_steps import step_sizes
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.linear_backends import (
-    BatchInvariantLinear,
     FastLinear,
     LinearBackend,
     choose_fp8_product,
     has_fp8_numbers,
+    prove_linears,
 )
 from stages.compute.fused.model import FusedModel, FusedWeights
 from stages.compute.kv.cache import KVCache
@@ -41,6 +45,7 @@ _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes la
 _SAMPLED_BYTES = 8  # for each logit of a token that is sampled with filters
 _SAMPLING_BYTES = 200 * 2**20  # for groups of tokens that are sampled without
 _WARM_UP = "warm-up"
+_STRIDE = 128
 
 
 def load_fused(
@@ -63,8 +68,11 @@ def load_fused(
             for layer in range(blocks.start, blocks.stop)
         )
         weights = FusedWeights(packed, **source.ends(config, blocks))
-        num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, source, room, options)
-        return _build(config, blocks, weights, source, num_tokens, options)
+        if options.is_deterministic is None:
+            options = replace(options, is_deterministic=not weights.is_fp8)
+        linears = _linears(options, weights, source.device)
+        num_tokens = room.num_tokens or _measured_tokens(config, blocks, weights, linears, source, room, options)
+        return _build(config, blocks, weights, linears, source, num_tokens, options)
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"blocks {blocks.start}:{blocks.stop}, their largest microbatch and KV do not fit onto {source.device}: "
@@ -86,6 +94,7 @@ def _build(
     config: ModelConfig,
     blocks: BlockRange,
     weights: FusedWeights,
+    linears: LinearBackend,
     source: CheckedTensors,
     num_tokens: int,
     options: ComputeOptions,
@@ -93,7 +102,6 @@ def _build(
     only_largest: bool = False,
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
-    linears = _linears(options, weights, source.device)
     kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
     model = FusedModel(
         text,
@@ -102,11 +110,11 @@ def _build(
         kv,
         linears=linears,
         experts=expert_block(
-            linears, deterministic=options.is_deterministic, rows_in_fp8=options.fp8_product != "weight-only"
+            linears, deterministic=bool(options.is_deterministic), rows_in_fp8=options.fp8_product != "weight-only"
         ),
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
-    decoder = FusedDecoder(model, kv, is_deterministic=options.is_deterministic)
+    decoder = FusedDecoder(model, kv, InvariantKernels(text) if options.is_deterministic else FastKernels())
     with torch.inference_mode():
         if options.max_step_sessions:
             decoder.capture(options.max_step_sessions, options.max_batch_tokens, only_largest=only_largest)
@@ -138,6 +146,7 @@ def _measured_tokens(
     config: ModelConfig,
     blocks: BlockRange,
     weights: FusedWeights,
+    linears: LinearBackend,
     source: CheckedTensors,
     room: KVRoom,
     options: ComputeOptions,
@@ -147,7 +156,7 @@ def _measured_tokens(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    decoder, kv = _build(config, blocks, weights, source, options.max_batch_tokens, options, only_largest=True)
+    decoder, kv = _build(config, blocks, weights, linears, source, options.max_batch_tokens, options, only_largest=True)
     token_bytes = kv_token_bytes(text, len(blocks), source.dtype)
     needed = torch.cuda.max_memory_reserved(device) - before - kv.capacity_tokens * token_bytes
     del decoder, kv
@@ -163,9 +172,18 @@ def _measured_tokens(
 
 
 def _linears(options: ComputeOptions, weights: FusedWeights, device: torch.device) -> LinearBackend:
-    if options.is_deterministic:
-        return BatchInvariantLinear()
-    return FastLinear(choose_fp8_product(options.fp8_product, device) if weights.is_fp8 else None)
+    fp8_product = choose_fp8_product(options.fp8_product, device) if weights.is_fp8 else None
+    if not options.is_deterministic:
+        return FastLinear(fp8_product)
+    with torch.inference_mode():
+        return prove_linears(weights.matrices(), _numbers_of_rows(options), fp8_product)
+
+
+def _numbers_of_rows(options: ComputeOptions) -> list[int]:
+    """Return how many rows products of graphs have, and enough others for those that are launched."""
+    steps, passes = step_sizes(max(options.max_step_sessions, 1)), pass_sizes(options.max_batch_tokens)
+    wanted = {most_wanted(size, options.max_step_sessions) for size in passes}
+    return sorted({*steps, *passes, *wanted, *range(_STRIDE, options.max_batch_tokens + _STRIDE, _STRIDE)})
 
 
 def expert_block(linears: LinearBackend, *, deterministic: bool, rows_in_fp8: bool) -> ExpertBlock:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stages.compute.fused.attention import FusedAttention
+from stages.compute.fused.attention import AttentionStep
 from stages.compute.fused.blocks import ExpertBlock, FusedBlocks, PackedBlock, Unsummed, VisualAddition
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.fused.step_inputs import DeviceInputs
@@ -15,7 +15,7 @@ from stages.compute.kv.cache import KVCache
 from stages.kernels.rotation import rotation
 from stages.qwen3_vl.rope import TextRope
 from stages.qwen3_vl.text_config import TextConfig
-from stages.weights.fp8_matrix import Fp8Matrix
+from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class FusedWeights:
     def is_fp8(self) -> bool:
         """Whether matrices are in FP8."""
         return any(isinstance(block.o, Fp8Matrix) for block in self.blocks)
+
+    def matrices(self) -> list[Weight]:
+        """Return what rows are multiplied by, but for experts."""
+        found = [] if self.head is None else [self.head]
+        return [matrix for block in self.blocks for matrix in block.matrices()] + found
 
 
 class FusedModel:
@@ -82,7 +87,7 @@ class FusedModel:
         return F.embedding(token_ids, self._weights.embed)
 
     def forward(
-        self, x: Tensor, inputs: DeviceInputs, attention: FusedAttention, additions: VisualAddition | None = None
+        self, x: Tensor, inputs: DeviceInputs, attention: AttentionStep, additions: VisualAddition | None = None
     ) -> Unsummed:
         """Take hidden states `[n, H]` through all blocks."""
         rope = self._rope

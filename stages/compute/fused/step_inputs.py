@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -30,6 +30,7 @@ from stages.kernels.flash_attention import QUERIES_PER_TILE
 from stages.qwen3_vl.attention import AttentionSpan
 
 _ALIGNMENT = 4
+_FEWEST_TILES = 4
 Ints = npt.NDArray[np.int32]
 
 
@@ -73,8 +74,25 @@ def _sections(sizes: StepSizes) -> Mapping[str, slice]:
 
 
 @dataclass(frozen=True, slots=True)
+class TileRule:
+    """How chunks are cut: into tiles of `num_queries`, counted from a chunk's first token or from its session's."""
+
+    num_queries: int = QUERIES_PER_TILE
+    is_aligned: bool = False
+
+    def cuts(self, chunk: AttentionSpan) -> list[int]:
+        """Return where tiles of a chunk begin, among its tokens, and where the last one ends."""
+        first = -((chunk.num_keys - chunk.num_queries) % self.num_queries) if self.is_aligned else 0
+        return [0, *range(first + self.num_queries, chunk.num_queries, self.num_queries), chunk.num_queries]
+
+    def most_tiles(self, num_tokens: int) -> int:
+        """Return for how many tiles a pass of so many tokens has room: of half the size on average, and a few."""
+        return _FEWEST_TILES + -(-2 * num_tokens // self.num_queries)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """A microbatch's tokens sorted into chunks and decode tokens; `batch_invariant` makes all of them decode tokens.
+    """A microbatch's tokens sorted into chunks and decode tokens.
 
     `chunks` are the tiles of them, in order: each sees what is before it in its segment, and itself.
     `decode_tokens`, `starts` and `lengths` say of each of these where it is and what it sees: whatever segment it is
@@ -88,16 +106,22 @@ class Layout:
     lengths: Ints
 
     @classmethod
-    def of(cls, spans: Sequence[AttentionSpan], *, batch_invariant: bool = False) -> Layout:
-        """Sort the tokens of segments at these places."""
-        num_chunks = 0 if batch_invariant else _num_chunks(spans)
+    def of(cls, spans: Sequence[AttentionSpan], rule: TileRule | None = None) -> Layout:
+        """Sort the tokens of segments at these places, and cut chunks by a rule; by default for flash attention."""
+        num_chunks = _num_chunks(spans)
         first, counts, starts, num_keys = np.fromiter(chain.from_iterable(spans), np.int32).reshape(-1, 4).T
         within = np.arange(counts.sum(), dtype=np.int32) - np.repeat(first, counts)
         slots = np.repeat(starts + num_keys - counts, counts) + within
         tail = first[num_chunks] if num_chunks < len(spans) else len(slots)
         key_starts = np.repeat(starts[num_chunks:], counts[num_chunks:])
         decode_tokens = np.arange(tail, len(slots), dtype=np.int32)
-        return cls(slots, _tiles(spans[:num_chunks]), decode_tokens, key_starts, slots[tail:] + 1 - key_starts)
+        return cls(
+            slots,
+            _tiles(spans[:num_chunks], rule or TileRule()),
+            decode_tokens,
+            key_starts,
+            slots[tail:] + 1 - key_starts,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -161,17 +185,17 @@ def step_block(
     return block
 
 
-def _tiles(chunks: Sequence[AttentionSpan]) -> tuple[AttentionSpan, ...]:
+def _tiles(chunks: Sequence[AttentionSpan], rule: TileRule) -> tuple[AttentionSpan, ...]:
     """Cut chunks into tiles, so that the grid of attention depends on how many tokens there are and on nothing else."""
     return tuple(
         AttentionSpan(
             chunk.query_start + first,
-            count := min(QUERIES_PER_TILE, chunk.num_queries - first),
+            stop - first,
             chunk.key_start,
-            chunk.num_keys - chunk.num_queries + first + count,
+            chunk.num_keys - chunk.num_queries + stop,
         )
         for chunk in chunks
-        for first in range(0, chunk.num_queries, QUERIES_PER_TILE)
+        for first, stop in pairwise(rule.cuts(chunk))
     )
 
 

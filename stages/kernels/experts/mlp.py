@@ -4,7 +4,8 @@
     more rows   sort pairs by expert ─► gate_up by (block of one expert's pairs, tile) ─► down likewise
 
 A value's sum over inputs runs in one order that only the tiling fixes: no split sums, no atomics. So a row's result
-depends on its own inputs and on the tiling alone; with `deterministic` one tiling serves every number of rows.
+depends on its own inputs and on the tiling alone. With `deterministic` all rows are sorted, since the tilings for these
+add up bf16 in one order (see `kernels.matmul`). Codes of FP8 are added up in blocks: one tiling serves any number.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def fused_experts(
         rows, num_chosen = quantise_rows(x), chosen.shape[1]
         activated = sorted_gate_up(rows, order, starts, gate_up, num_chosen, coded.gate_up, dtype=x.dtype)
         return sorted_down(quantise_rows(activated), order, starts, weights, down, coded.down)
-    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), deterministic=deterministic)
+    is_fixed = deterministic and isinstance(gate_up, Fp8Matrix)
+    tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), is_fixed=is_fixed)
     activated = sorted_gate_up(x, order, starts, gate_up, chosen.shape[1], tilings.gate_up)
     return sorted_down(activated, order, starts, weights, down, tilings.down)
 

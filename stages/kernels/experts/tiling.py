@@ -42,15 +42,15 @@ _FP8_ROWS = (  # not swept
 _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
 
-def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> ExpertTilings:
-    """Return the cut for `num_pairs` pairs of a row and a choice, of values of `itemsize` bytes.
+def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, is_fixed: bool) -> ExpertTilings:
+    """Return the cut for `num_pairs` pairs of a row and a choice, of values of `itemsize` bytes; or one for any number.
 
-    >>> tilings_for(512, 128, 2, deterministic=False).gate_up.block_m
+    >>> tilings_for(512, 128, 2, is_fixed=False).gate_up.block_m
     16
     """
     if itemsize > 2:
         return _WIDE
-    if deterministic:
+    if is_fixed:
         return INVARIANT
     return _first(_BY_LOAD, num_pairs, num_experts)
 

@@ -80,7 +80,10 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
-    "--deterministic", "is_deterministic", is_flag=True, help="Compute batch-invariantly, as a worker with this flag."
+    "--deterministic/--no-deterministic",
+    "is_deterministic",
+    default=None,
+    help="Compute batch-invariantly, or not, as a worker with this flag.",
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
 @quantize_option

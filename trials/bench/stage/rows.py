@@ -30,7 +30,7 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     quantize: str | None = None
     fp8_product: Fp8Product = "auto"
     num_threads: int | None
-    is_deterministic: bool
+    is_deterministic: bool | None
 
     @property
     def num_tokens_most(self) -> int:

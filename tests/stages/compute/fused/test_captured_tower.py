@@ -146,3 +146,26 @@ def test_batches_that_follow_each_other_keep_what_is_theirs(*, keeps_on_device: 
     for batch, outputs in zip(batches, found, strict=True):
         whole = captured().encode(torch.cat([each.rows for each in batch]), [each.grid for each in batch])
         assert torch.equal(TowerOutput.joined(outputs).rows.cpu(), whole.rows.cpu())
+
+
+def test_an_invariant_tower_gives_a_picture_the_same_bits_in_any_company() -> None:
+    found = capture_tower(tower(), 4096, is_invariant=True)
+    assert isinstance(found, CapturedTower)
+    assert len(found._graphs.sizes) > 1
+    alone = {}
+    for seed, grid in enumerate((SQUARE, WIDE, TALL, VIDEO, PatchGrid(1, 32, 32))):
+        alone[grid] = patches_of([grid], seed), found.encode(patches_of([grid], seed), [grid]).rows.clone()
+    for grids in ([WIDE, SQUARE], [VIDEO, TALL, SQUARE, WIDE], [PatchGrid(1, 32, 32), VIDEO, SQUARE]):
+        width = max(patches.shape[1] for patches, _ in (alone[grid] for grid in grids))
+        assert {alone[grid][0].shape[1] for grid in grids} == {width}
+        rows = found.encode(torch.cat([alone[grid][0] for grid in grids]), grids).rows
+        expected = torch.cat([alone[grid][1] for grid in grids], dim=1)
+        assert torch.equal(rows, expected)
+
+
+def test_an_invariant_tower_encodes_one_by_one_what_no_graph_takes() -> None:
+    found = capture_tower(tower(), MAX_PATCHES, is_invariant=True)
+    grids = [SQUARE, WIDE, PatchGrid(1, 32, 32), TALL]  # 1,552 patches
+    singles = [found.encode(patches_of([grid], seed), [grid]).rows.clone() for seed, grid in enumerate(grids)]
+    patches = torch.cat([patches_of([grid], seed) for seed, grid in enumerate(grids)])
+    assert torch.equal(found.encode(patches, grids).rows, torch.cat(singles, dim=1))

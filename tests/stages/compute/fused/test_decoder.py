@@ -11,6 +11,7 @@ from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
+from stages.compute.fused.attention import InvariantKernels
 from stages.compute.fused.blocks import PackedBlock
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.model import FusedModel, FusedWeights
@@ -72,7 +73,7 @@ class Pair:
             num_deepstack_levels=config.vision.num_deepstack_levels,
         )
         # Alone, since flash attention needs a GPU and 16-bit numbers.
-        self.fused = FusedDecoder(model, self.caches[1], is_deterministic=True)
+        self.fused = FusedDecoder(model, self.caches[1], InvariantKernels(text))
         self.hidden_size = text.hidden_size
         self.vocab_size = text.vocab_size
 

@@ -13,6 +13,7 @@ from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
+from stages.compute.fused.attention import InvariantKernels
 from stages.compute.fused.blocks import PackedBlock
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.linear_backends import FastLinear
@@ -57,7 +58,7 @@ def test_blocks_compute_with_the_values(device: torch.device, moe: bool) -> None
     assert weights.is_fp8
     experts = expert_block(linears, deterministic=False, rows_in_fp8=True)
     model = FusedModel(text, 0, weights, caches[1], linears=linears, experts=experts, num_deepstack_levels=3)
-    fused = FusedDecoder(model, caches[1], is_deterministic=True)
+    fused = FusedDecoder(model, caches[1], InvariantKernels(text))
     for cache in caches:
         cache.reserve(("a", 1), 8)
     ids = torch.tensor([5, 9, 2, 7, 3], dtype=torch.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
+from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, TileRule, step_block
 from stages.qwen3_vl.attention import AttentionSpan
 
 CHUNKS = [AttentionSpan(0, 3, 10, 5), AttentionSpan(3, 2, 40, 2)]
@@ -45,12 +45,15 @@ def test_a_single_token_before_a_chunk_counts_as_a_chunk():
     assert inputs.decode_tokens.tolist() == [4]
 
 
-def test_batch_invariant_sees_what_is_before_it_and_itself():
-    inputs = told(Layout.of(CHUNKS, batch_invariant=True))
-    assert inputs.decode_tokens.tolist() == [0, 1, 2, 3, 4]
-    assert inputs.starts.tolist() == [10, 10, 10, 40, 40]
-    assert inputs.lengths.tolist() == [3, 4, 5, 1, 2]
-    assert inputs.chunk_offsets.numel() == 0
+def test_aligned_tiles_are_counted_from_the_first_token_of_a_session():
+    layout = Layout.of([AttentionSpan(0, 9, 10, 12), AttentionSpan(9, 4, 40, 4)], TileRule(4, is_aligned=True))
+    assert [(tile.query_start, tile.num_queries, tile.num_keys) for tile in layout.chunks] == [
+        (0, 1, 4),
+        (1, 4, 8),
+        (5, 4, 12),
+        (9, 4, 4),
+    ]
+    assert {tile.key_start for tile in layout.chunks[:3]} == {10}
 
 
 def test_what_is_beyond_a_step_stores_in_the_spare_slot_and_looks_at_nothing():
