@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from training.tokenizer import save_tokenizer
+from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
+from export.synthetic.shapes import hf_config
+from export.synthetic.tiny_tokenizer import special_token_ids
 
 MIN_PIXELS = 65_536
 MAX_PIXELS = 81_920
@@ -19,75 +20,20 @@ MAX_PIXELS = 81_920
 
 def model_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of config.json in the hub's form. Everything that makes a Qwen3-VL is here, only smaller."""
-    token = tokenizer.token_to_id
-    hidden = 192
-    return {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "image_token_id": token("<|image_pad|>"),
-        "model_type": "qwen3_vl",
-        "text_config": {
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": token("<|endoftext|>"),
-            "dtype": "bfloat16",
-            "eos_token_id": token("<|im_end|>"),
-            "head_dim": 128,
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "initializer_range": 0.02,
-            "intermediate_size": 448,
-            "max_position_embeddings": 4096,
-            "model_type": "qwen3_vl_text",
-            "num_attention_heads": 4,
-            "num_hidden_layers": 5,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-06,
-            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
-            "rope_theta": 5000000,
-            "tie_word_embeddings": True,
-            "use_cache": True,
-            "vocab_size": tokenizer.get_vocab_size(),
-        },
+    config = hf_config("demo", special_tokens=special_token_ids(tokenizer))
+    config["text_config"] |= {
+        "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
+        "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
-        "transformers_version": "4.57.0",
-        "video_token_id": token("<|video_pad|>"),
-        "vision_config": {
-            "deepstack_visual_indexes": [1, 2, 4],
-            "depth": 6,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": 160,
-            "in_channels": 3,
-            "initializer_range": 0.02,
-            "intermediate_size": 640,
-            "model_type": "qwen3_vl",
-            "num_heads": 5,
-            "num_position_embeddings": 576,
-            "out_hidden_size": hidden,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        "vision_end_token_id": token("<|vision_end|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
+        "vocab_size": tokenizer.get_vocab_size(),
     }
+    return config | {"transformers_version": "4.57.0"}
 
 
 def build_model(tokenizer: Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
     """Initialise a model in float32."""
     torch.manual_seed(seed)
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**model_settings(tokenizer))).float()
-
-
-def _processor_settings(smallest: int, largest: int) -> dict[str, Any]:
-    return {
-        "size": {"longest_edge": largest, "shortest_edge": smallest},
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
 
 
 def save_checkpoint(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer, directory: Path) -> None:
@@ -102,16 +48,11 @@ def save_checkpoint(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer
         "pad_token_id": token("<|endoftext|>"),
         "transformers_version": "4.57.0",
     }
-    image = _processor_settings(MIN_PIXELS, MAX_PIXELS) | {"image_processor_type": "Qwen2VLImageProcessorFast"}
-    video = _processor_settings(4096, 8 * MAX_PIXELS) | {"video_processor_type": "Qwen3VLVideoProcessor"}
-    for name, content in (
-        ("config.json", model_settings(tokenizer)),
-        ("generation_config.json", generation),
-        ("preprocessor_config.json", image),
-        ("video_preprocessor_config.json", video),
-    ):
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n")
-    save_tokenizer(tokenizer, directory)
+    write_text_files(directory, tokenizer)
+    tokenizer.model.save(str(directory))  # vocab.json and merges.txt
+    write_json(directory / "generation_config.json", generation)
+    write_json(directory / "config.json", model_settings(tokenizer))
+    write_processor_files(directory, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     tensors = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()

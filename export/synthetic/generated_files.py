@@ -13,12 +13,12 @@ from export.synthetic.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS, tiny_t
 _MIN_PIXELS, _MAX_PIXELS = 64 * 64, 256 * 256
 
 
-def write_text_files(directory: Path, vocab_size: int = 0) -> None:
-    """Write tokenizer, chat template and generation defaults.
+def write_text_files(directory: Path, tokenizer: Tokenizer | None = None, *, vocab_size: int = 0) -> None:
+    """Write a tokenizer, by default the tiny one, chat template and generation defaults.
 
     `vocab_size` fills the vocabulary up with words that no text is encoded to, so that every id decodes to some text.
     """
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     (directory / "tokenizer.json").write_text(_filled_up(tokenizer, vocab_size), encoding="utf-8")
     decoder = {
         str(tokenizer.token_to_id(token)): {
@@ -56,8 +56,8 @@ def write_text_files(directory: Path, vocab_size: int = 0) -> None:
     write_json(directory / "generation_config.json", generation | sampling)
 
 
-def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> None:
-    """Write how pictures and videos are resized, up to `max_pixels` each."""
+def write_processor_files(directory: Path, *, min_pixels: int = _MIN_PIXELS, max_pixels: int = _MAX_PIXELS) -> None:
+    """Write how pictures and videos are resized, up to `max_pixels` each, and pictures to no less than `min_pixels`."""
     common = {
         "patch_size": 16,
         "temporal_patch_size": 2,
@@ -66,7 +66,7 @@ def write_processor_files(directory: Path, *, max_pixels: int = _MAX_PIXELS) -> 
         "image_std": [0.5, 0.5, 0.5],
         "processor_class": "Qwen3VLProcessor",
     }
-    image_size = {"longest_edge": max_pixels, "shortest_edge": _MIN_PIXELS}
+    image_size = {"longest_edge": max_pixels, "shortest_edge": min_pixels}
     video_size = {"longest_edge": 8 * max_pixels, "shortest_edge": _MIN_PIXELS}
     image = {"size": image_size, **common, "image_processor_type": "Qwen2VLImageProcessorFast"}
     video = {"size": video_size, **common, "video_processor_type": "Qwen3VLVideoProcessor"}

@@ -7,6 +7,7 @@ layer to layer, and so that attention and the visual rows move the output.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
-from export.synthetic.tiny_tokenizer import tiny_tokenizer
+from export.synthetic.shapes import SHAPES, config_json
+from export.synthetic.tiny_tokenizer import special_token_ids, tiny_tokenizer
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import Shapes, model_shapes
 
@@ -48,68 +50,18 @@ def write_random_checkpoint(
 def random_hf_config(*, moe: bool, tied: bool, num_layers: int, dtype: torch.dtype) -> dict[str, Any]:
     """Return a `config.json` in the hub's form, with the tokenizer's ids."""
     tokenizer = tiny_tokenizer()
-    model_type = "qwen3_vl_moe" if moe else "qwen3_vl"
-    architecture = "Qwen3VLMoeForConditionalGeneration" if moe else "Qwen3VLForConditionalGeneration"
-    return {
-        "architectures": [architecture],
-        "model_type": model_type,
-        "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
-        "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
-        "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
-        "tie_word_embeddings": tied,
-        "text_config": _text_config(model_type, num_layers, dtype, moe=moe),
-        "vision_config": _vision_config(model_type),
-    }
-
-
-def _text_config(model_type: str, num_layers: int, dtype: torch.dtype, *, moe: bool) -> dict[str, Any]:
-    tokenizer = tiny_tokenizer()
-    config: dict[str, Any] = {
-        "model_type": f"{model_type}_text",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
-        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "head_dim": 32,
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "initializer_range": 0.02,
-        "intermediate_size": 160,
-        "max_position_embeddings": 4096,
-        "num_attention_heads": 4,
-        "num_hidden_layers": num_layers,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
-        "rope_theta": 5_000_000,
-        "use_cache": True,
-        "vocab_size": _VOCAB_SIZE,
-    }
+    shape = replace(
+        SHAPES["tiny"],
+        num_layers=num_layers,
+        is_tied=tied,
+        vocab_size=_VOCAB_SIZE,
+        dtype=str(dtype).removeprefix("torch."),
+    )
     if moe:  # 2I = 80 and I = 40 differ from H = 64: otherwise nobody could tell the two layouts apart
-        config |= {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
-        config |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        shape = replace(shape, num_experts=8, num_experts_per_token=3, expert_size=40)
+    config = config_json(shape, special_token_ids(tokenizer))
+    config["text_config"] |= {"bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "max_position_embeddings": 4096}
     return config
-
-
-def _vision_config(model_type: str) -> dict[str, Any]:
-    return {
-        "model_type": model_type,
-        "deepstack_visual_indexes": [0, 1, 3],
-        "depth": 4,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": 48,
-        "in_channels": 3,
-        "initializer_range": 0.02,
-        "intermediate_size": 96,
-        "num_heads": 4,
-        "num_position_embeddings": 64,
-        "out_hidden_size": 64,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
 
 
 def random_weights(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ hundreds: ids are shifted, which nothing but the five ids in `config.json` depen
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from export.side_files.bpe_tokenizer import byte_level_bpe
@@ -53,17 +55,32 @@ _SENTENCES = (
 )
 
 
+_IN_CONFIG = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "eos_token_id": "<|im_end|>",
+}
+
+
 def tiny_tokenizer() -> Tokenizer:
     """Return the same tokenizer at every call: 256 bytes, 96 merges and the 26 added tokens, 378 ids in all."""
+    return trained_tokenizer(_SENTENCES, len(pre_tokenizers.ByteLevel.alphabet()) + _NUM_MERGES)
+
+
+def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a tokenizer of at most so many tokens of its own, learnt from some texts, with the added ones behind."""
     tokenizer = byte_level_bpe(models.BPE())
-    tokenizer.train_from_iterator(_SENTENCES, _trainer())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
     return tokenizer
 
 
-def _trainer() -> trainers.BpeTrainer:
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return trainers.BpeTrainer(
-        vocab_size=len(alphabet) + _NUM_MERGES, initial_alphabet=sorted(alphabet), show_progress=False
-    )
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids that a `config.json` names, by their names there."""
+    vocabulary = tokenizer.get_vocab()
+    return {name: vocabulary[token] for name, token in _IN_CONFIG.items()}

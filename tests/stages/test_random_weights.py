@@ -8,11 +8,11 @@ import torch
 
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.tools.local.cuts import balanced_cut
+from export.synthetic.shapes import shape_config
 from stages.artifact import Artifact
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, layer_shapes, model_shapes, stage_shapes, vision_shapes
 from stages.random_weights import draw_weights, tensor_seed
 from trials.bench.shape_artifact import write_shape_artifact
-from trials.bench.shapes import shape_config
 
 CPU = torch.device("cpu")
 

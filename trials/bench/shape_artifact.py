@@ -37,19 +37,12 @@ from broker_pipeline.artifact_manifest import (
 )
 from broker_pipeline.errors import PipelineError
 from export.synthetic.generated_files import write_json, write_processor_files, write_text_files
-from export.synthetic.tiny_tokenizer import tiny_tokenizer
+from export.synthetic.shapes import hf_config
+from export.synthetic.tiny_tokenizer import special_token_ids, tiny_tokenizer
 from export.weight_files import file_shapes
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, LM_HEAD, Shapes, with_scales
-from trials.bench.shapes import hf_config
 
-_TOKENS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "eos_token_id": "<|im_end|>",
-}
 _MAX_PIXELS = 1024 * 1024
 
 
@@ -66,7 +59,7 @@ def write_shape_artifact(
     config = tokenized_config(shape, num_layers)
     parsed = ModelConfig.from_json(config)
     directory.mkdir(parents=True, exist_ok=True)
-    write_text_files(directory, parsed.text.vocab_size)
+    write_text_files(directory, vocab_size=parsed.text.vocab_size)
     write_processor_files(directory, max_pixels=_MAX_PIXELS)
     side_files = tuple(_side_file(path) for path in sorted(directory.iterdir()))
     write_json(directory / CONFIG_NAME, config)
@@ -79,8 +72,7 @@ def write_shape_artifact(
 
 def tokenized_config(shape: str, num_layers: int | None = None) -> dict[str, Any]:
     """Return a shape's `config.json` with the ids of the tokenizer that is written with it; errors of `hf_config`."""
-    vocabulary = tiny_tokenizer().get_vocab()
-    return hf_config(shape, num_layers, {name: vocabulary[token] for name, token in _TOKENS.items()})
+    return hf_config(shape, num_layers, special_token_ids(tiny_tokenizer()))
 
 
 def _side_file(path: Path) -> SideFile:

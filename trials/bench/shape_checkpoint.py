@@ -43,7 +43,7 @@ def write_shape_checkpoint(
         config["text_config"]["vocab_size"] = vocab_size
     parsed = ModelConfig.from_json(config)
     directory.mkdir(parents=True)
-    write_text_files(directory, parsed.text.vocab_size)
+    write_text_files(directory, vocab_size=parsed.text.vocab_size)
     write_processor_files(directory, max_pixels=_MAX_PIXELS)
     write_json(directory / CONFIG_FILE, config)
     _write_weights(directory / SINGLE_FILE, model_shapes(parsed))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from export.synthetic.shapes import shape_config
 from stages.device.choice import choose_device
 from stages.device.hardware import free_bytes
-from trials.bench.shapes import shape_config
 from trials.bench.stage.rows import StageBenchSettings, StageRow
 from trials.bench.stage.step_timing import measure_stage
 from trials.bench.tower.measurement import TowerBenchSettings, measure_tower

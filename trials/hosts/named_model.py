@@ -11,8 +11,8 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.tools.local.layouts import read_sizes
+from export.synthetic.shapes import SHAPE_NAMES
 from trials.bench.shape_artifact import write_shape_artifact
-from trials.bench.shapes import SHAPE_NAMES
 
 PUBLISHED = ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")
 """The published models."""

@@ -21,8 +21,8 @@ from broker_pipeline.process.terminal import make_console
 from broker_pipeline.security.roles import Host
 from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.machine import MachineFacts
+from export.synthetic.shapes import SHAPE_NAMES
 from trials.bench.options import POSITIVE, say
-from trials.bench.shapes import SHAPE_NAMES
 from trials.hosts.link_probe import listening, measure_link, parse_peer
 from trials.hosts.probe_file import HostProbe, ProbedLink, probe_text, write_probe
 from trials.hosts.probe_view import print_probe

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from export.synthetic.shapes import shape_config
 from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
@@ -19,7 +20,6 @@ from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttenti
 from stages.qwen3_vl.rope import TextRope, text_rotation
 from stages.qwen3_vl.text import BlockWeights, MlpWeights, project_qkv
 from stages.qwen3_vl.text import rms_norm as reference_rms_norm
-from trials.bench.shapes import shape_config
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from export.synthetic.shapes import shape_config
 from stages.kernels.rotation import rotation
 from stages.qwen3_vl.rope import TextRope, text_rotation
 from stages.qwen3_vl.rope_config import YarnScaling
-from trials.bench.shapes import shape_config
 
 
 @pytest.mark.parametrize("yarn", [None, YarnScaling(3.0, 64), YarnScaling(2.0, 262144, attention_factor=1.5)])

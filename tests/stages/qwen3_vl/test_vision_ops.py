@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from export.synthetic.shapes import shape_config
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.tensors import vision_shapes
@@ -14,7 +15,6 @@ from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from stages.qwen3_vl.vision_ops import EagerVisionOps, FusedVisionOps, choose_vision_ops
 from stages.random_weights import draw_weights
 from stages.vision.device_bytes import patch_bytes
-from trials.bench.shapes import shape_config
 
 SDPA = attention_named("sdpa")
 GRIDS = [PatchGrid(1, 28, 28), PatchGrid(2, 16, 20), PatchGrid(1, 4, 2), PatchGrid(1, 40, 30)]

@@ -10,9 +10,9 @@ import msgspec
 
 from broker_pipeline.config import refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
+from export.synthetic.shapes import SHAPE_NAMES
 from trials.bench.options import POSITIVE, quantize_option
 from trials.bench.report import BenchReport, Column, json_option, show
-from trials.bench.shapes import SHAPE_NAMES
 from trials.bench.spread import shown
 from trials.bench.stage.rows import StageBenchSettings
 from trials.bench.stage.step_timing import measure_stage

@@ -24,6 +24,7 @@ from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
+from export.synthetic.shapes import shape_config
 from stages.compute.loading import compute_dtype, is_fused, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
@@ -33,7 +34,6 @@ from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from trials.bench.options import say
-from trials.bench.shapes import shape_config
 from trials.bench.spread import Spread
 from trials.bench.stage.floor import DeviceRates, StepNeeds, measure_rates, step_needs, synchronize
 from trials.bench.stage.rows import StageBenchSettings, StageReport, StageRow

@@ -9,9 +9,9 @@ import click
 import msgspec
 
 from broker_pipeline.tools.machine import MachineFacts
+from export.synthetic.shapes import SHAPE_NAMES
 from trials.bench.options import POSITIVE
 from trials.bench.report import BenchReport, Column, json_option, show
-from trials.bench.shapes import SHAPE_NAMES
 from trials.bench.spread import shown
 from trials.bench.tower.measurement import TowerBenchSettings, measure_tower
 

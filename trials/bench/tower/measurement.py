@@ -13,6 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from export.synthetic.shapes import shape_config
 from stages.compute.fused.captured_tower import CapturedTower, capture_tower
 from stages.compute.loading import compute_dtype, load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
@@ -22,7 +23,6 @@ from stages.qwen3_vl.vision import TowerEncoder
 from stages.qwen3_vl.vision_config import VisionConfig
 from stages.random_weights import DrawnTensors
 from trials.bench.options import say
-from trials.bench.shapes import shape_config
 from trials.bench.spread import Spread
 from trials.bench.stage.floor import synchronize
 

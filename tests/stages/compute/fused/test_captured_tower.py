@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from export.synthetic.shapes import shape_config
 from stages.compute.fused.captured_tower import CapturedTower, capture_tower
 from stages.prompt.preprocess import Patches
 from stages.qwen3_vl.attention import attention_named
@@ -20,7 +21,6 @@ from stages.qwen3_vl.vision import TowerOutput, VisionTower
 from stages.qwen3_vl.vision_places import BatchPlaces, frame_lengths, frame_tiles
 from stages.random_weights import draw_weights
 from stages.vision.tower_lane import TowerLane
-from trials.bench.shapes import shape_config
 
 MAX_PATCHES = 1024
 SQUARE, WIDE, TALL, VIDEO = PatchGrid(1, 16, 16), PatchGrid(1, 6, 20), PatchGrid(1, 38, 4), PatchGrid(3, 8, 10)

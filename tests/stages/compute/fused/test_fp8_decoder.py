@@ -11,6 +11,7 @@ from torch import Tensor
 from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
+from export.synthetic.shapes import shape_config
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
 from stages.compute.fused.attention import InvariantKernels
@@ -31,7 +32,6 @@ from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from stages.weights.fp8_matrix import Weight
 from tests.kit.models.tiny_stages import tiny_config
-from trials.bench.shapes import shape_config
 
 NUM_LAYERS = 2
 

@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from broker_pipeline.errors import ConfigurationError
+from export.synthetic.shapes import SHAPE_NAMES, hf_config, shape_config
 from stages.qwen3_vl.config import ModelConfig
-from trials.bench.shapes import SHAPE_NAMES, hf_config, shape_config
 from trials.bench.stage.command import command
 from trials.bench.stage.floor import DeviceRates, step_needs
 
