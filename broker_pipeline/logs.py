@@ -49,6 +49,11 @@ def configure_logs(
     _route_standard_logging(shared, renderer, rate_limit)
 
 
+def log_errors_only() -> None:
+    """Keep the logs of a command whose output is for people to its errors."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
 def _name_trace(_logger: object, _method: str, fields: EventDict) -> EventDict:
     if isinstance(job_id := fields.get("job") or fields.get("session"), str):
         fields["trace_id"] = trace_id(job_id)

@@ -18,6 +18,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 POSITIVE = click.IntRange(min=1)
 
 
+def repeated(
+    flag: str, name: str, default: tuple[int, ...], what: str, type_: click.IntRange = POSITIVE
+) -> Callable[[F], F]:
+    """Return an option for several numbers, `what` they are, each given by itself."""
+    text = f"{what}; may be given several times."
+    return click.option(flag, name, multiple=True, type=type_, default=default, show_default=True, help=text)
+
+
 unread_option = click.option(
     "--unread",
     "num_unread",
@@ -44,6 +52,23 @@ def seconds_option(function: F) -> F:
         help="To measure, for each row, once it is warm.",
     )
     return add(function)
+
+
+def step_options(what: str) -> Callable[[F], F]:
+    """Return the options of a benchmark of a shape's steps by themselves; `what` a step is called."""
+    number = f"{what} of each kind"
+    options = (
+        click.option("--steps", "num_steps", default=30, show_default=True, type=POSITIVE, help=f"{number}."),
+        click.option(
+            *("--warm-up", "num_warm_up"),
+            default=5,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help=f"{number} before those that are timed.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+    )
+    return lambda function: add_options(function, options)
 
 
 def work_options(function: F) -> F:

@@ -57,7 +57,7 @@ def show_table(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> No
     make_console().print(table)
 
 
-def save(report: BenchReport, json_path: Path | None) -> None:
+def save(report: msgspec.Struct, json_path: Path | None) -> None:
     """Write a report to `json_path` where that is given."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)

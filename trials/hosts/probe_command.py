@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-import structlog
 import uvloop
 
 from broker_pipeline.config import PathType
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.end_signals import end_signals
 from broker_pipeline.process.terminal import make_console
@@ -74,7 +73,7 @@ def command(listen: str | None, port: int, out: Path | None, **options: Any) -> 
       gpu-1$ broker-pipeline probe --name gpu-1 --shape 8B --peer gpu-2=nats://TOKEN@10.0.0.3:7399 --out gpu-1.json
       front$ broker-pipeline plan --hosts hosts.toml --model 8B
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     if listen is None:
         probe = _probe(_settings(options))
         if out == _STANDARD_OUTPUT:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-import structlog
 from rich.console import Console
 
 from broker_pipeline import exit_codes
 from broker_pipeline.config import PathType, option
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.exit_codes import raising_first_error
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.local.plan import LocalSettings
 from broker_pipeline.tools.signals import until_interrupted
+from trials.bench.report import save
 from trials.directories import fresh_directory
 from trials.soak.faults.clocks import require_clocks
 from trials.soak.faults.network import require_network
 from trials.soak.faults.plan import FAULT_KINDS, FaultKind, parse_kinds
 from trials.soak.faults.shared_memory import require_shared_memory
-from trials.soak.overload import QUEUE_JOBS, Overload, OverloadReport, OverloadSettings
+from trials.soak.overload import QUEUE_JOBS, Overload, OverloadSettings
 from trials.soak.recovery.drill import KINDS, RecoveryDrill, RecoverySettings
-from trials.soak.recovery.report import RecoveryReport, recovery_tables
-from trials.soak.report import SoakReport, soak_tables
+from trials.soak.recovery.report import recovery_tables
+from trials.soak.report import soak_tables
 from trials.soak.report_overload import overload_tables
 from trials.soak.run import Soak, SoakSettings
 from trials.soak.system import components, random_model, soak_system
@@ -123,7 +122,7 @@ def command(**options: Any) -> None:
     """
     say = _Teller()
     # What the soak's own connections meet during a fault is no news.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     with raising_first_error():
         code = asyncio.run(until_interrupted(_soak(options, say)))
     if code is None:
@@ -192,7 +191,7 @@ async def _run_soak(options: dict[str, Any], system: LocalSettings, kinds: tuple
         targets=_targets(options["targets"], components(system)),
     )
     report = await Soak(system, settings, say).run()
-    _write(options["out"], report)
+    save(report, options["out"])
     say.console.print(soak_tables(report))
     return report.is_proven
 
@@ -202,7 +201,7 @@ async def _run_overload(options: dict[str, Any], system: LocalSettings, say: _Te
     overload = Overload(system, settings, say)
     report = await overload.run()
     out: Path | None = options["out"]
-    _write(out, report)
+    save(report, out)
     if out is not None:
         overload.memory.write_csv(out.with_suffix(".csv"))
     say.console.print(overload_tables(report))
@@ -212,7 +211,7 @@ async def _run_overload(options: dict[str, Any], system: LocalSettings, say: _Te
 async def _run_recovery(options: dict[str, Any], system: LocalSettings, say: _Teller) -> bool:
     settings = RecoverySettings(num_faults=options["recovery"], components=_recovered(options["targets"]))
     report = await RecoveryDrill(system, settings, say).run()
-    _write(options["out"], report)
+    save(report, options["out"])
     say.console.print(recovery_tables(report))
     return not report.problems
 
@@ -232,9 +231,3 @@ def _targets(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None
     if unknown or not names:
         raise ConfigurationError(f"--targets {text}: the components are {', '.join(known)}", field="targets")
     return names
-
-
-def _write(out: Path | None, report: SoakReport | OverloadReport | RecoveryReport) -> None:
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

@@ -10,17 +10,7 @@ from statistics import fmean
 
 import msgspec
 
-KIB = 1024
-
-
-def resident_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process, None when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
-    return int(sizes[0]) * KIB if sizes else None
+from trials.bench.cpu_time import resident_bytes
 
 
 @dataclass(slots=True)
@@ -32,8 +22,8 @@ class MemoryLog:
     def take(self, at_s: float, pids: Mapping[str, int | None]) -> None:
         """Sample every process that lives."""
         for name, pid in pids.items():
-            size = None if pid is None else resident_bytes(pid)
-            if size is not None:
+            size = resident_bytes(pid) if pid is not None else 0
+            if size:
                 self.samples.setdefault(name, []).append((at_s, size))
 
     def write_csv(self, path: Path) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
 import click
 import msgspec
-import structlog
 import uvloop
 
 from broker_pipeline.config import refuse_nan
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.local.servers import EmbeddedNats, EmbeddedRedis
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.conductor.measurement import measure_conductor
 from trials.bench.conductor.rows import PARTS, ConductorBenchSettings, ConductorRow
-from trials.bench.options import seconds_option
+from trials.bench.options import repeated, seconds_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -37,14 +36,7 @@ _COLUMNS: list[Column] = [
 
 
 @click.command(name="conductor")
-@click.option(
-    "--sessions",
-    multiple=True,
-    type=click.IntRange(min=1, max=8192),
-    default=(16, 64, 256, 1024),
-    show_default=True,
-    help="Sessions in flight; may be given several times.",
-)
+@repeated("--sessions", "sessions", (16, 64, 256, 1024), "Sessions in flight", click.IntRange(1, 8192))
 @click.option("--stages", default=1, show_default=True, type=click.IntRange(min=1, max=64), help="Of the route.")
 @click.option("--output-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens of a caption.")
 @click.option(
@@ -78,7 +70,7 @@ def command(
       broker-pipeline bench conductor
       broker-pipeline bench conductor --sessions 512 --stages 4 --pace 12000 --json conductor.json
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     machine = MachineFacts.read()
     settings = ConductorBenchSettings(
         num_sessions=sessions,

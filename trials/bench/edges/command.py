@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from pathlib import Path
 
 import click
 import msgspec
-import structlog
 import uvloop
 
 from broker_pipeline.config import refuse_unread
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.edges.far_end import run_far_end
 from trials.bench.edges.sample import Sample
 from trials.bench.edges.ways import WAYS, WAYS_BETWEEN_HOSTS, far_end, measure_way
 from trials.bench.hop.command import bench_server
+from trials.bench.options import repeated
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -52,15 +52,7 @@ _BESIDE_KIB = 8
 
 @click.command(name="edges")
 @click.option("--nats-url", help="Server for what goes over NATS.  [default: one of its own]")
-@click.option(
-    "--kib",
-    "sizes",
-    multiple=True,
-    type=click.IntRange(4, 256 * 1024),
-    default=(8, 256, 3072, 16384),
-    show_default=True,
-    help="KiB of a payload; may be given several times.",
-)
+@repeated("--kib", "sizes", (8, 256, 3072, 16384), "KiB of a payload", click.IntRange(4, 256 * 1024))
 @click.option(
     "--beside",
     type=click.IntRange(64, 256 * 1024),
@@ -93,7 +85,7 @@ def command(
       host-b$ broker-pipeline bench edges --nats-url nats://broker:4222 --answer
       host-a$ broker-pipeline bench edges --nats-url nats://broker:4222 --elsewhere --beside 16384
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     if (answers or elsewhere) and nats_url is None:
         raise ConfigurationError("--answer and --elsewhere need --nats-url: a server that both hosts reach")
     if answers:

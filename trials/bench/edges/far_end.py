@@ -6,16 +6,15 @@ Every way has a root of subjects there, so that one process answers for all of t
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import numpy as np
-import structlog
 import uvloop
 
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult
 from broker_pipeline.messages.edges import EdgeAsk, EdgeOffer, TcpOffer
 from broker_pipeline.wire.edges.settings import EdgeSettings
@@ -41,7 +40,7 @@ def far_root(way: str) -> str:
 
 def run_far_end(nats_url: str) -> None:
     """Answer until this process is ended."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     uvloop.run(answer(nats_url))
 
 

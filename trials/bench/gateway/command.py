@@ -15,7 +15,7 @@ from broker_pipeline.config import PathType, refuse_nan, refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.gateway.measurement import measure_gateway
 from trials.bench.gateway.rows import GatewayBenchSettings, GatewayRow
-from trials.bench.options import POSITIVE, seconds_option, unread_option
+from trials.bench.options import POSITIVE, repeated, seconds_option, unread_option
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 
@@ -40,9 +40,7 @@ _NOTE = (
 
 
 @click.command(name="gateway")
-@click.option(
-    "--processes", multiple=True, default=(1,), show_default=True, type=POSITIVE, help="Of the gateway; repeatable."
-)
+@repeated("--processes", "processes", (1,), "Processes of the gateway")
 @click.option("--clients", type=POSITIVE, help="Processes that send.  [default: an eighth of the cores]")
 @click.option("--answerers", type=POSITIVE, help="Processes that answer jobs.  [default: a quarter of the cores]")
 @click.option(

@@ -14,6 +14,7 @@ from broker_pipeline.tools.local.servers import EmbeddedNats
 from broker_pipeline.tools.machine import MachineFacts
 from trials.bench.hop.raw_comparison import HopRow, measure_hop
 from trials.bench.hop.step_messages import DecodeRow, measure_decode
+from trials.bench.options import repeated
 from trials.bench.report import BenchReport, Column, json_option, show, show_table
 from trials.bench.spread import shown
 
@@ -49,32 +50,9 @@ class HopReport(BenchReport, frozen=True, kw_only=True):
 
 @click.command(name="hop")
 @click.option("--nats-url", help="Server to measure.  [default: one of its own]")
-@click.option(
-    "--kib",
-    "sizes",
-    multiple=True,
-    type=click.IntRange(min=1),
-    default=(8, 256, 4096),
-    show_default=True,
-    help="Tensor KiB of an envelope; may be given several times.",
-)
-@click.option(
-    "--segments",
-    multiple=True,
-    type=click.IntRange(1, 256),
-    default=(1, 32),
-    show_default=True,
-    help="Sessions in an envelope; may be given several times.",
-)
-@click.option(
-    "--envelope",
-    "envelopes",
-    multiple=True,
-    type=click.IntRange(1, 4096),
-    default=(128, 256),
-    show_default=True,
-    help="Sessions of a decode step whose messages are timed by themselves; may be given several times.",
-)
+@repeated("--kib", "sizes", (8, 256, 4096), "Tensor KiB of an envelope")
+@repeated("--segments", "segments", (1, 32), "Sessions in an envelope", click.IntRange(1, 256))
+@repeated("--envelope", "envelopes", (128, 256), "Sessions of a decode step timed by itself", click.IntRange(1, 4096))
 @click.option(
     "--trips",
     default=2000,

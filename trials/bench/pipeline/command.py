@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shlex
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -12,13 +11,13 @@ from typing import Any
 
 import click
 import msgspec
-import structlog
 import uvloop
 
 from broker_pipeline.config import PathType, refuse_unread
 from broker_pipeline.errors import ConfigurationError, PipelineError
+from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.machine import MachineFacts
-from trials.bench.options import POSITIVE, shape_or_demo, work_options
+from trials.bench.options import POSITIVE, repeated, shape_or_demo, work_options
 from trials.bench.pipeline.comparison import measure_pipeline
 from trials.bench.pipeline.row import COLUMNS, PipelineRow
 from trials.bench.pipeline.settings import PipelineSettings
@@ -29,15 +28,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 
 
 @click.command(name="pipeline")
-@click.option(
-    "--stages",
-    "num_stages",
-    multiple=True,
-    type=POSITIVE,
-    default=(1, 3),
-    show_default=True,
-    help="Numbers of stages.",
-)
+@repeated("--stages", "num_stages", (1, 3), "Number of stages")
 @click.option(
     "--layout",
     "layouts",
@@ -137,7 +128,7 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
       broker-pipeline bench pipeline --shape 8B --device cuda:0 --stages 1 --vision shared --picture-side 448 \\
           --concurrency 256 --pictures 1024 --rounds 1 --no-in-process
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_only()
     _check_model(options, model)
     if options["layouts"]:
         refuse_unread("num_stages", why="has no effect with --layout: give one of them")

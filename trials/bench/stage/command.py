@@ -11,7 +11,7 @@ import msgspec
 from broker_pipeline.config import refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
 from export.synthetic.shapes import SHAPE_NAMES
-from trials.bench.options import POSITIVE, quantize_option
+from trials.bench.options import POSITIVE, quantize_option, repeated, step_options
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 from trials.bench.stage.rows import StageBenchSettings
@@ -44,25 +44,9 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
 @click.command(name="stage")
 @click.option("--shape", type=click.Choice(SHAPE_NAMES), default="demo", show_default=True, help="Sizes of the model.")
 @click.option("--layers", type=POSITIVE, help="Only the first layers, without the head.  [default: all, with it]")
-@click.option(
-    "--batch",
-    "batch_sizes",
-    multiple=True,
-    type=POSITIVE,
-    default=(1, 16, 64),
-    show_default=True,
-    help="Sessions of a decode step; may be given several times.",
-)
+@repeated("--batch", "batch_sizes", (1, 16, 64), "Sessions of a decode step")
 @click.option("--context", default=300, show_default=True, type=POSITIVE, help="Tokens of a session, and of a prompt.")
-@click.option(
-    "--prefill",
-    "prefill_prompts",
-    multiple=True,
-    type=POSITIVE,
-    default=(1, 8),
-    show_default=True,
-    help="Prompts that are prefilled together; may be given several times.",
-)
+@repeated("--prefill", "prefill_prompts", (1, 8), "Prompts that are prefilled together")
 @click.option(
     "--mixed",
     multiple=True,
@@ -70,15 +54,7 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
     metavar="SESSIONS:PROMPTS",
     help="Also a step that decodes so many sessions and prefills so many prompts; may be given several times.",
 )
-@click.option("--steps", "num_steps", default=30, show_default=True, type=POSITIVE, help="Steps of each kind.")
-@click.option(
-    *("--warm-up", "num_warm_up"),
-    default=5,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Steps of each kind before those that are timed.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@step_options("Steps")
 @click.option(
     "--deterministic/--no-deterministic",
     "is_deterministic",

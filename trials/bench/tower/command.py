@@ -10,7 +10,7 @@ import msgspec
 
 from broker_pipeline.tools.machine import MachineFacts
 from export.synthetic.shapes import SHAPE_NAMES
-from trials.bench.options import POSITIVE
+from trials.bench.options import repeated, step_options
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 from trials.bench.tower.measurement import TowerBenchSettings, measure_tower
@@ -29,33 +29,9 @@ _COLUMNS: list[Column] = [
 
 @click.command(name="tower")
 @click.option("--shape", type=click.Choice(SHAPE_NAMES), default="demo", show_default=True, help="Sizes of the model.")
-@click.option(
-    "--pictures",
-    "batches",
-    multiple=True,
-    type=POSITIVE,
-    default=(1, 4, 15),
-    show_default=True,
-    help="Pictures of a batch; may be given several times.",
-)
-@click.option(
-    "--side",
-    "sides",
-    multiple=True,
-    type=POSITIVE,
-    default=(448,),
-    show_default=True,
-    help="Pixels of a picture's sides; of several, pictures have one after the other.",
-)
-@click.option("--steps", "num_steps", default=30, show_default=True, type=POSITIVE, help="Batches of each kind.")
-@click.option(
-    *("--warm-up", "num_warm_up"),
-    default=5,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Batches of each kind before those that are timed.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@repeated("--pictures", "batches", (1, 4, 15), "Pictures of a batch")
+@repeated("--side", "sides", (448,), "Pixels of a picture's sides, of several one after the other")
+@step_options("Batches")
 @click.option(
     "--max-batch-patches", default=12_288, show_default=True, type=click.IntRange(min=4), help="As of vision workers."
 )
