@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,21 +39,8 @@ def test_the_envelope_has_about_the_bytes_that_were_asked_for(num_bytes: int, nu
 
 def test_the_command_writes_what_it_shows(nats_url: str, tmp_path: Path) -> None:
     report_path = tmp_path / "new" / "hop.json"
-    arguments = [
-        "hop",
-        "--nats-url",
-        nats_url,
-        "--kib",
-        "8",
-        "--segments",
-        "1",
-        "--envelope",
-        "7",
-        "--trips",
-        "20",
-        "--json",
-        str(report_path),
-    ]
+    arguments = shlex.split("hop --kib 8 --segments 1 --envelope 7 --trips 20")
+    arguments += ["--nats-url", nats_url, "--json", str(report_path)]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(report_path.read_text())

@@ -1,5 +1,5 @@
 import json
-import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +14,9 @@ from trials.bench.pipeline.system_rounds import middle_rate
 from trials.bench.work import Work, write_pictures
 
 
-def run_bench(*arguments: str, path: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_bench(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "broker_pipeline", "bench", "pipeline", "--shape", "tiny", *arguments]
-    return subprocess.run(
-        [*words, "--json", str(path)], capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
-    )
+    return subprocess.run([*words, "--json", str(path)], capture_output=True, text=True, check=False)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -45,25 +43,18 @@ def test_the_whole_system_and_one_process_do_the_same_work_in_turns(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_one_process_with_both_roles_and_a_breakdown_of_where_time_goes(tmp_path: Path) -> None:
+def test_a_system_that_does_not_start_keeps_no_other_from_its_turn_and_a_breakdown_says_where_time_goes(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "pipeline.json"
-    words = [
-        "--stages",
-        "1",
-        "--vision",
-        "shared",
-        "--no-in-process",
-        "--pictures",
-        "24",
-        "--picture-side",
-        "448",
-        "--output-tokens",
-        "16",
-    ]
-    words += ["--concurrency", "8", "--rounds", "1", "--prompt", "Describe this image"]
+    words = shlex.split("--stages 1 --vision separate --vision shared --no-in-process --rounds 1 --concurrency 8")
+    words += shlex.split("--pictures 24 --picture-side 448 --output-tokens 16")
+    words += ["--prompt", "Describe this image", "--profile", str(tmp_path / "traces")]
+    words += ["--with", "vision --cache-bytes -1"]  # with a stage, there is no such process
     words += ["--with", "stage --preprocess-threads 1", "--with", "conductor --max-preparing 4"]
-    done = run_bench(*words, "--profile", str(tmp_path / "traces"), path=path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_bench(*words, path=path)
+    assert done.returncode != 0
+    assert "vision-0 did not start" in done.stderr
     assert list((tmp_path / "traces" / "1-shared").iterdir())
     [row] = rows_of(path)
     assert row["name"] == "whole system, 1 stage, vision shared"
@@ -83,47 +74,11 @@ def test_one_process_with_both_roles_and_a_breakdown_of_where_time_goes(tmp_path
     assert "sessions on average" in done.stdout
 
 
-@pytest.mark.slow
-def test_a_cut_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pipeline.json"
-    words = [
-        "--stages",
-        "1",
-        "--stages",
-        "7",
-        "--no-in-process",
-        "--pictures",
-        "2",
-        "--output-tokens",
-        "2",
-        "--rounds",
-        "1",
-    ]
-    done = run_bench(*words, path=path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "cannot be cut into 7 stages" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_stage_that_does_not_start_keeps_no_other_from_its_turn(tmp_path: Path) -> None:
-    path = tmp_path / "pipeline.json"
-    words = [
-        "--stages",
-        "1",
-        "--vision",
-        "separate",
-        "--vision",
-        "shared",
-        "--no-in-process",
-        "--pictures",
-        "2",
-        "--output-tokens",
-        "2",
-    ]
-    done = run_bench(*words, "--rounds", "1", "--with", "vision --cache-bytes -1", path=path)
-    assert done.returncode != 0
-    assert "vision-0 did not start" in done.stderr
-    assert [row["name"] for row in rows_of(path)] == ["whole system, 1 stage, vision shared"]
+def test_a_cut_that_cannot_be_is_refused() -> None:
+    words = shlex.split("pipeline --shape tiny --stages 1 --stages 7 --no-in-process --pictures 2 --output-tokens 2")
+    result = CliRunner().invoke(command, words)
+    assert isinstance(result.exception, ConfigurationError)
+    assert "cannot be cut into 7 stages" in result.exception.message
 
 
 def test_further_flags_name_a_command() -> None:

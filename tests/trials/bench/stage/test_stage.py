@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,24 +61,8 @@ def test_the_floor_of_8b_is_the_known_one() -> None:
 @pytest.mark.parametrize("more", [[], ["--quantize", "fp8"]])
 def test_the_command_times_decode_and_prefill(tmp_path: Path, more: list[str]) -> None:
     path = tmp_path / "stage.json"
-    arguments = [
-        "--shape",
-        "tiny",
-        "--batch",
-        "2",
-        "--prefill",
-        "2",
-        "--context",
-        "8",
-        "--steps",
-        "3",
-        "--warm-up",
-        "1",
-        "--mixed",
-        "3:1",
-        *more,
-    ]
-    result = CliRunner().invoke(command, [*arguments, "--json", str(path)])
+    arguments = shlex.split("--shape tiny --batch 2 --prefill 2 --context 8 --steps 3 --warm-up 1 --mixed 3:1")
+    result = CliRunner().invoke(command, [*arguments, *more, "--json", str(path)])
     assert result.exit_code == 0, result.output
     rows = json.loads(path.read_text())["rows"]
     assert [(row["kind"], row["num_tokens"], row["step_s"]["num_samples"]) for row in rows] == [
