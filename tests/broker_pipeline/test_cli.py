@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from broker_pipeline import exit_codes
-from broker_pipeline.cli import COMMANDS
+from broker_pipeline.cli import COMMANDS, cli
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,8 +27,8 @@ def test_help_lists_every_command() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_teaches(name: str) -> None:
-    done = run(name, "--help")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, [name, "--help"])
+    assert done.exit_code == 0, done.output
     assert "Usage: " in done.stdout
     assert len(done.stdout.splitlines()) > 6
 
