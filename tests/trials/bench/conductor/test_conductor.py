@@ -1,29 +1,36 @@
 import asyncio
 import json
+import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from broker_pipeline.scheduling.scheduler import Scheduler
 from trials.bench.command import command
-from trials.bench.conductor.measurement import measure_conductor
-from trials.bench.conductor.rows import PARTS, ConductorBenchSettings
+from trials.bench.conductor.rows import PARTS, ConductorRow
 from trials.bench.conductor.stopwatch import Stopwatch
 
 
-@pytest.mark.parametrize("are_watched", [False, True])
-async def test_the_cost_of_a_caption_is_told_by_part(nats_url: str, redis_url: str, are_watched: bool) -> None:
-    settings = ConductorBenchSettings(
-        num_sessions=(8,), num_stages=2, num_output_tokens=8, tokens_per_s=400.0, seconds=1.5, are_watched=are_watched
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--watched"]])
+def test_the_cost_of_a_caption_is_told_by_part(tmp_path: Path, more: list[str]) -> None:
+    report_path = tmp_path / "conductor.json"
+    words = shlex.split("conductor --sessions 8 --stages 2 --output-tokens 8 --pace 400 --seconds 1.5")
     own = Scheduler.plan
-    (row,) = await measure_conductor(settings, nats_url, redis_url)
+    result = CliRunner().invoke(command, [*words, *more, "--json", str(report_path)])
+    assert result.exit_code == 0, result.output
+    assert "a caption" in result.output
+    report = json.loads(report_path.read_text())
+    assert report["bench"] == "conductor"
+    [told] = report["rows"]
+    row = msgspec.convert(told, ConductorRow)
     assert row.num_sessions == 8
     assert 20 < row.num_tokens < 1000
     used = {part for part in PARTS if row.parts_s[part] > 0}
     assert used >= set(PARTS) - {"commit"}
-    assert "commit" in used or not are_watched
+    assert "commit" in used or not more
     assert row.caption_us * row.num_tokens / 8 == pytest.approx(row.total_s * 1e6)
     assert Scheduler.plan is own, "the conductor's parts are left as they were"
 
@@ -58,15 +65,3 @@ async def test_steps_count_work_and_not_waiting_and_hand_on_what_is_raised() -> 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-@pytest.mark.slow
-def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
-    report_path = tmp_path / "conductor.json"
-    arguments = ["conductor", "--sessions", "4", "--pace", "200", "--seconds", "0.5", "--json", str(report_path)]
-    result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == 0, result.output
-    report = json.loads(report_path.read_text())
-    assert report["bench"] == "conductor"
-    assert [row["num_sessions"] for row in report["rows"]] == [4]
-    assert "a caption" in result.output
