@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def command(paths: tuple[str, ...], **options: Any) -> None:
         options,
         make_console(stderr=True),
     )
-    sys.exit(asyncio.run(_run(session, options)))
+    with closing(session):
+        sys.exit(asyncio.run(_run(session, options)))
 
 
 async def _run(session: CaptionSession, options: dict[str, Any]) -> int:

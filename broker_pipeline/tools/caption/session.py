@@ -115,6 +115,10 @@ class CaptionSession:
         self._rules = rules_of(options)
         self._found = _Found(source_of(settings.paths, self._paths, options, self._closing), settings.limit)
 
+    def close(self) -> None:
+        """Close what a list is read from; may be called again."""
+        self._closing.close()
+
     async def caption(self) -> bool:
         """Caption everything; returns whether nothing failed."""
         sinks = await in_daemon_thread(self._sinks)
@@ -164,8 +168,7 @@ class CaptionSession:
     async def dry_run(self) -> bool:
         """Say what would be asked of how many items, and how long that would take."""
         check_apart(self._settings.paths, self._paths, self._options)
-        with self._closing:
-            await self._show_first()
+        await self._show_first()
         try:
             await self._foretell()
         except GatewayUnreachableError as error:
@@ -196,7 +199,6 @@ class CaptionSession:
     async def _open(self, sinks: Sequence[Sink] = ()) -> AsyncIterator[_Opened]:
         settings = self._settings
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._closing)
             client = await stack.enter_async_context(
                 GatewayClient.open(settings.gateway, patience_s=settings.patience_s, key=settings.key)
             )

@@ -10,12 +10,12 @@ import pytest_asyncio
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
 from tests.kit.running.captioner import Captioner, CaptioningConductor
-from tests.kit.running.gateway_process import gateway_process
+from tests.kit.running.gateway_process import gateway_here
 
 
 @pytest_asyncio.fixture
 async def captioner(tmp_path: Path, nats_url: str, redis_url: str, namespace: str) -> AsyncIterator[Captioner]:
-    async with gateway_process(tmp_path, nats_url, redis_url, namespace, "--port", "0") as (_, url):
+    async with gateway_here(nats_url, redis_url, namespace) as url:
         yield Captioner(tmp_path, url)
 
 

@@ -13,9 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from broker_pipeline.errors import Failure
+from broker_pipeline.cli import describe
+from broker_pipeline.errors import Failure, PipelineError
+from broker_pipeline.exit_codes import USAGE, exit_code_of
 from broker_pipeline.messages.jobs import JobSpec, TextPart
+from broker_pipeline.tools.caption.command import command
 from tests.kit.file_server import FileServer
 from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
 from tests.kit.waiting import eventually
@@ -385,26 +389,29 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["--files-from", "urls.txt", "--to", "metadata.jsonl"], "it is no file of this machine"),
     ],
 )
-async def test_what_is_wrong_is_said_before_anything_is_asked(
-    captioner: Captioner, flags: list[str], words: str
+def test_what_is_wrong_is_said_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
 ) -> None:
-    folder(captioner.directory / "pictures", 1)
-    (captioner.directory / "list.csv").write_text("path\npictures/part-0/000.png\n")
+    """There is no gateway."""
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "pictures", 1)
+    Path("list.csv").write_text("path\npictures/part-0/000.png\n")
     for number in range(2):
-        (captioner.directory / f"set-{number:05}.tar").touch()
-    table(captioner.directory / "in.parquet", 2)
+        Path(f"set-{number:05}.tar").touch()
+    table(tmp_path / "in.parquet", 2)
     lists = {"empty.txt": "", "blank.txt": "\n\n", "header.csv": "path,n\n", "urls.txt": "http://127.0.0.1:1/a.jpg\n"}
     for name, text in lists.items():
-        (captioner.directory / name).write_text(text)
+        Path(name).write_text(text)
+    Path("mixed").mkdir()
     for name in ("mixed/a.png", "mixed/b.mp4"):
-        (captioner.directory / "mixed").mkdir(exist_ok=True)
-        (captioner.directory / name).write_bytes(b"whatever")
-    argv = (flag.replace("HERE", str(captioner.directory)) for flag in flags)
-    run = await captioner.run(*argv, stdin=asyncio.subprocess.DEVNULL)
-    assert run.code == 2, run.text
-    assert not captioner.out.exists()
-    assert words in run.text
-    assert "Traceback" not in run.text
+        Path(name).write_bytes(b"whatever")
+    argv = [flag.replace("HERE", str(tmp_path)) for flag in flags]
+    run = CliRunner().invoke(command, ["--gateway", "http://127.0.0.1:1", *argv])
+    error = run.exception
+    code, said = (exit_code_of(error), describe(error)) if isinstance(error, PipelineError) else (run.exit_code, "")
+    assert code == USAGE, run.output
+    assert words in run.output + said
+    assert not Path("captions.jsonl").exists()
 
 
 async def test_a_template_that_some_items_cannot_fill_fails_for_those(

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own."""
+"""A gateway in a process of its own, or in the test's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 
 import aiohttp
 
+from broker_pipeline.config import CommonSettings
 from broker_pipeline.tools.local.processes import ChildProcess
+from gateway.app import serving
+from gateway.settings import MIB, GatewaySettings
+from gateway.wiring import open_gateway
 
 
 @asynccontextmanager
@@ -32,6 +36,22 @@ async def gateway_process(
         yield process, facts["url"]
     finally:
         await process.destroy()
+
+
+@asynccontextmanager
+async def gateway_here(nats_url: str, redis_url: str, namespace: str) -> AsyncIterator[str]:
+    """Have one in this process, which starts at once, and yield its URL; it answers while the event loop is free."""
+    common = CommonSettings(nats_url=nats_url, redis_url=redis_url, namespace=namespace, drain_s=5.0)
+    room = {"queue_max_bytes": 8 * MIB, "media_max_bytes": 64 * MIB, "files_max_bytes": 64 * MIB}
+    stopping = asyncio.Event()
+    async with (
+        open_gateway(GatewaySettings(common=common, port=0, **room), stopping) as gateway,
+        serving(gateway) as url,
+    ):
+        try:
+            yield url
+        finally:
+            stopping.set()
 
 
 async def until_metrics(url: str, **values: float) -> None:
