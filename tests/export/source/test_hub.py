@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from broker_pipeline.errors import PipelineError
+from broker_pipeline.exit_codes import exit_code_of
+from export.command import command
 from tests.kit.models.random_checkpoints import write_random_checkpoint
 
 REPO = "Qwen/Qwen3-VL-2B-Instruct"
@@ -143,24 +145,30 @@ def hub(checkpoint, tmp_path) -> Iterator[HubServer]:
     server.server_close()
 
 
-def export(hub: HubServer, reference: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
-        "HF_HOME": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-m", "broker_pipeline", "export", reference, str(tmp_path / "target")]
-    return subprocess.run(
-        [*command, "--workers", "1"], env=environment, check=False, capture_output=True, text=True, timeout=100
-    )
+@pytest.fixture
+def export(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[int, str]]:
+    """Export a reference from the server, in this process; return the exit code and what is said."""
+    api = HfApi(endpoint=f"http://127.0.0.1:{hub.server_address[1]}")
+    monkeypatch.setattr("export.source.hub._hub_api", lambda: api)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def run(reference: str) -> tuple[int, str]:
+        result = CliRunner().invoke(command, [reference, str(tmp_path / "target"), "--workers", "1"])
+        if isinstance(result.exception, PipelineError):
+            return exit_code_of(result.exception), result.exception.message
+        assert result.exception is None, result.output
+        return result.exit_code, result.output
+
+    return run
 
 
 def manifest_of(directory: Path) -> dict:
     return json.loads((directory / "weights_manifest.json").read_text())
 
 
-def test_a_pinned_repository_is_fetched_shard_by_shard(hub, checkpoint, tmp_path, run_export):
-    result = export(hub, REPO, tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_a_pinned_repository_is_fetched_shard_by_shard(hub, export, checkpoint, tmp_path, run_export):
+    code, said = export(REPO)
+    assert code == 0, said
     manifest = manifest_of(tmp_path / "target")
     assert manifest["source"] == f"{REPO}@{COMMIT}"
     local = run_export(checkpoint, tmp_path / "local").manifest
@@ -172,24 +180,23 @@ def test_a_pinned_repository_is_fetched_shard_by_shard(hub, checkpoint, tmp_path
     assert hub.most_staged <= 2
     assert not (tmp_path / "target.partial").exists()
     hub.downloads.clear()
-    again = export(hub, f"{REPO}@main", tmp_path)  # the branch is at the same commit
-    assert "already is this artifact" in again.stdout
+    _, again = export(f"{REPO}@main")  # the branch is at the same commit
+    assert "already is this artifact" in again
     assert not any(name.endswith(".safetensors") for name in hub.downloads)
 
 
 @pytest.mark.slow  # the client tries again for ten seconds by itself
-def test_a_broken_download_goes_on_where_it_was(hub, tmp_path):
+def test_a_broken_download_goes_on_where_it_was(hub, export, tmp_path):
     hub.failing = {f"model-00004-of-{NUM_SHARDS:05d}.safetensors"}
-    broken = export(hub, REPO, tmp_path)
-    assert broken.returncode not in {0, 1}
-    assert "the hub could not be reached" in broken.stderr
-    assert "Traceback" not in broken.stderr
+    code, broken = export(REPO)
+    assert code not in {0, 1}
+    assert "the hub could not be reached" in broken
     assert not (tmp_path / "target").exists()
     hub.failing = set()
     hub.downloads.clear()
-    resumed = export(hub, REPO, tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "kept from an earlier run" in resumed.stdout
+    code, resumed = export(REPO)
+    assert code == 0, resumed
+    assert "kept from an earlier run" in resumed
     assert hub.downloads[f"model-00002-of-{NUM_SHARDS:05d}.safetensors"] == 0
     assert hub.downloads[f"model-00004-of-{NUM_SHARDS:05d}.safetensors"] == 1
 
@@ -201,19 +208,16 @@ def test_a_broken_download_goes_on_where_it_was(hub, tmp_path):
         ("Qwen/Qwen3-VL-4B-Instruct", "the hub has no repository"),
     ],
 )
-def test_what_the_hub_does_not_have(hub, tmp_path, reference, said):
-    result = export(hub, reference, tmp_path)
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+def test_what_the_hub_does_not_have(export, tmp_path, reference, said):
+    assert said in export(reference)[1]
     assert not (tmp_path / "target.partial").exists()
 
 
-def test_a_wrong_checkpoint_is_refused_before_its_weights_are_fetched(hub, checkpoint, tmp_path):
+def test_a_wrong_checkpoint_is_refused_before_its_weights_are_fetched(hub, export, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 13
     (checkpoint / "config.json").write_text(json.dumps(config))
-    result = export(hub, REPO, tmp_path)
-    assert "missing (11):" in result.stderr
+    assert "missing (11):" in export(REPO)[1]
     assert not any(name.endswith(".safetensors") for name in hub.downloads)
 
 
@@ -227,21 +231,21 @@ def test_a_wrong_checkpoint_is_refused_before_its_weights_are_fetched(hub, check
     ],
 )
 def test_a_repository_that_could_not_be_served_is_refused_before_its_weights_are_fetched(
-    hub, checkpoint, tmp_path, added, removed, said
+    hub, export, checkpoint, tmp_path, added, removed, said
 ):
     for path in checkpoint.glob(removed):
         path.unlink()
     (checkpoint / added).write_text("{}")
-    result = export(hub, REPO, tmp_path)
-    assert said in result.stderr
-    assert result.returncode == 78
+    code, refused = export(REPO)
+    assert said in refused
+    assert code == 78
     assert not any(name.endswith(".safetensors") for name in hub.downloads)
     assert not (tmp_path / "target.partial").exists()
 
 
-def test_shards_of_the_hub_need_no_index(hub, checkpoint, tmp_path, run_export):
+def test_shards_of_the_hub_need_no_index(export, checkpoint, tmp_path, run_export):
     whole = run_export(checkpoint, tmp_path / "local").manifest.fingerprint
     (checkpoint / "model.safetensors.index.json").unlink()
-    result = export(hub, REPO, tmp_path)
-    assert result.returncode == 0, result.stderr
+    code, said = export(REPO)
+    assert code == 0, said
     assert manifest_of(tmp_path / "target")["fingerprint"] == whole
