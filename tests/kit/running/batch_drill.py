@@ -74,22 +74,16 @@ def request_lines(num_requests: int, model: str) -> Iterator[bytes]:
     """Yield the lines of the input."""
     urls = ["data:;base64," + base64.b64encode(scene.path.read_bytes()).decode() for scene in scenes()]
     for index in range(num_requests):
-        yield as_request(f"picture-{index}", urls[index % len(urls)], model)
+        yield _as_request(f"picture-{index}", urls[index % len(urls)], model)
 
 
-def as_request(custom_id: str, picture_url: str, model: str, **more: Any) -> bytes:
-    """Return a line that asks for the caption of a picture; its body has `more` fields."""
+def _as_request(custom_id: str, picture_url: str, model: str) -> bytes:
+    """Return a line that asks for the caption of a picture."""
     content = [{"type": "image_url", "image_url": {"url": picture_url}}, {"type": "text", "text": DEFAULT_PROMPT}]
     messages = [{"role": "user", "content": content}]
-    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 48, **more}
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 48}
     line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line).encode() + b"\n"
-
-
-def caption_of(row: dict[str, Any]) -> str:
-    """Return what a line of an output says."""
-    said: str = row["response"]["body"]["choices"][0]["message"]["content"]
-    return said
 
 
 async def run_batch(cluster: LocalCluster, directory: Path, num_requests: int) -> Outcome:
@@ -111,7 +105,7 @@ async def run_batch(cluster: LocalCluster, directory: Path, num_requests: int) -
         text = (await client.files.content(batch.output_file_id or "")).text
         rows = [json.loads(line) for line in text.splitlines()]
     names = [row["custom_id"] for row in rows]
-    captions = {row["custom_id"]: caption_of(row) for row in rows}
+    captions = {row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in rows}
     repeated = sorted(name for name in captions if names.count(name) > 1) if len(names) > len(captions) else []
     return Outcome(batch, captions, repeated, time.monotonic() - started)
 
