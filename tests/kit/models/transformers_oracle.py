@@ -39,7 +39,6 @@ transformers_logging.disable_progress_bar()
 MEDIA = MediaRef(sha256="0" * 64, object_name="any", num_bytes=1)
 IMAGE_BUDGET = PixelBudget(64 * 64, 256 * 256)
 VIDEO_BUDGET = PixelBudget(64 * 64, 8 * 256 * 256)
-EAGER = ComputeOptions(attention="eager")
 GENERATION_EOS = ("<|im_end|>", "<|endoftext|>")
 
 
