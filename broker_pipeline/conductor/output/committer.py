@@ -6,9 +6,9 @@
 
     watched                        committed within 20 ms
     its end waits for that         at once; where nobody watches, with the end
-    everything else                all together, once one job has 32 or the oldest token is a quarter of a second
-                                   old: many share the cost (a conductor that dies before has them sampled again, to
-                                   the same tokens)
+    watched from now on            what is pending of it at once
+    everything else                all together, once one job has 32 or the oldest token is a second old: many share
+                                   the cost (a conductor that dies before has them sampled again, to the same tokens)
 
 Events never run ahead of what Redis holds, and a job is finished only with or after its `last` tokens.
 """
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 MAX_PENDING_TOKENS = 65_536
 INTERVAL_S = 0.02
-GATHER_S = 0.25
+GATHER_S = 1.0
 GATHER_TOKENS = 32
 _MANY_TOKENS = MAX_PENDING_TOKENS // 2
 _PAUSE_S = 0.25
@@ -142,13 +142,20 @@ class Committer:
 
     async def run(self) -> None:
         """Commit until cancelled."""
-        while True:
-            await self._work.wait()
-            await self._next_turn()
-            while commits := self._take(self._clock()):
-                await self._commit(commits)
-            if not self._pending:
-                self._work.clear()
+        with self._events.watched_anew.heard_by(self._hurry_watched):
+            while True:
+                await self._work.wait()
+                await self._next_turn()
+                while commits := self._take(self._clock()):
+                    await self._commit(commits)
+                if not self._pending:
+                    self._work.clear()
+
+    def _hurry_watched(self) -> None:
+        """Commit at once what somebody watches from now on."""
+        self._urgent |= {job_id: None for job_id in self._pending if self._events.is_watched(job_id)}
+        if self._urgent:
+            self._hurry.set()
 
     async def _next_turn(self) -> None:
         """Let tokens gather until the oldest are due, or somebody waits for some."""

@@ -20,6 +20,7 @@ class JobEvents:
         self._transport = transport
         self._namespace = namespace
         self.is_watched = watchers.is_watched
+        self.watched_anew = watchers.watched_anew
 
     async def say(self, event: JobEvent) -> None:
         """Publish an event. With the broker away it is lost: clients find the same in Redis, which has it already."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
+from broker_pipeline.conductor.broadcast_event import BroadcastEvent
 from broker_pipeline.errors import SlowConsumerError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.wire.transport import Transport
@@ -30,6 +31,8 @@ class Watchers:
         self._clock = clock
         self._until: dict[str, float] = {}
         self._all_until = 0.0
+        self.watched_anew = BroadcastEvent()
+        """Fires when somebody watches what nobody watched."""
 
     def is_watched(self, job_id: str) -> bool:
         """Whether somebody wants to hear of a job's tokens."""
@@ -40,6 +43,7 @@ class Watchers:
     def take(self, request: WatchRequest) -> None:
         """Note who is watched, and for how long."""
         until = self._clock() + request.for_s
+        is_new = request.is_for_all or not self._until.keys() >= set(request.job_ids)
         if request.is_for_all:
             self._all_until = until
         if len(self._until) + len(request.job_ids) > _MAX_JOBS:
@@ -48,6 +52,8 @@ class Watchers:
             log.warning("watch_refused", num_jobs=len(request.job_ids), num_watched=len(self._until))
             return
         self._until |= dict.fromkeys(request.job_ids, until)
+        if is_new:
+            self.watched_anew.fire()
 
     def on_reconnect(self) -> None:
         """Note that the broker was away: who was watched then is watched for a while longer."""

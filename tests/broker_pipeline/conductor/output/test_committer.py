@@ -114,6 +114,21 @@ async def test_what_somebody_watches_is_committed_and_then_told(
     assert [event.index for event in events] == [0, 1]
 
 
+async def test_what_is_watched_late_is_committed_at_once_and_told(
+    committing: Committing, transport: Transport, namespace: str
+) -> None:
+    job_id, other = await committing.running_job(), await committing.running_job()
+    async with listening(transport, namespace) as events:
+        committing.committer.add(other, 1, 0, entry(9))
+        committing.committer.add(job_id, 1, 0, entry(0))
+        await asyncio.sleep(0)
+        committing.watch(job_id)
+        assert await committing.committed_after_s(job_id, 1) < GATHER_S / 2
+        assert await committing.num_committed(other) == 0
+        await eventually(lambda: bool(events))
+    assert [event.job_id for event in events] == [job_id]
+
+
 async def test_events_say_which_attempt_their_tokens_are_of(
     committing: Committing, transport: Transport, namespace: str
 ) -> None:
