@@ -26,31 +26,32 @@ class Process:
         self.on_death: list[Callable[[], None]] = []
         self.on_failure: Callable[[BaseException], None] | None = None
         """Is told what its tasks end with, unless it was killed."""
+        self._loop = cast("VirtualLoop", asyncio.get_running_loop())
         self._context = contextvars.copy_context()
         self._context.run(PROCESS.set, self)
         self._tasks: list[asyncio.Task[Any]] = []
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something as this process."""
-        task = asyncio.get_running_loop().create_task(work, context=self._context)
+        task = self._loop.create_task(work, context=self._context)
         task.add_done_callback(self._note_end)
         self._tasks.append(task)
         return task
 
     def call_at(self, when: float, call: Callable[..., object], *args: object) -> None:
         """Have something happen to this process: when it is stopped then, when it goes on."""
-        asyncio.get_running_loop().call_at(when, call, *args, context=self._context)
+        self._loop.call_at(when, call, *args, context=self._context)
 
     def stop(self) -> None:
         if self.parked is None:
             self.parked = []
-            _loop().num_stopped += 1
+            self._loop.num_stopped += 1
 
     def go_on(self) -> None:
         if self.parked is not None:
             parked, self.parked = self.parked, None
-            _loop().num_stopped -= 1
-            _loop().ready.extend(parked)
+            self._loop.num_stopped -= 1
+            self._loop.ready.extend(parked)
 
     def kill(self) -> None:
         self.is_dead = True
@@ -63,7 +64,3 @@ class Process:
     def _note_end(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.is_dead:
             _ = self.on_failure and self.on_failure(error)
-
-
-def _loop() -> VirtualLoop:
-    return cast("VirtualLoop", asyncio.get_running_loop())

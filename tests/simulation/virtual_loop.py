@@ -10,11 +10,10 @@ that a schedule costs is callbacks: a handle is a list, made and compared withou
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable
+from contextvars import copy_context
+from heapq import heappop, heappush
 from typing import Any
 
 from tests.simulation.processes import PROCESS
@@ -71,18 +70,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return asyncio.Future(loop=self)
 
     def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        call = _Call((0.0, 0, callback, args, contextvars.copy_context() if context is None else context))
+        call = _Call((0.0, 0, callback, args, copy_context() if context is None else context))
         self.ready.append(call)
         return call
 
     def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        call = _Call((when, next(self._numbers), callback, args, contextvars.copy_context() if context is None else context))
-        heapq.heappush(self._timers, call)
+        call = _Call((when, next(self._numbers), callback, args, copy_context() if context is None else context))
+        heappush(self._timers, call)
         return call
 
     def call_later(self, delay, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
-        call = _Call((self.now + delay, next(self._numbers), callback, args, contextvars.copy_context() if context is None else context))
-        heapq.heappush(self._timers, call)
+        when = self.now + delay
+        call = _Call((when, next(self._numbers), callback, args, copy_context() if context is None else context))
+        heappush(self._timers, call)
         return call
 
     def _run_once(self) -> None:
@@ -104,9 +104,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._most_callbacks = self.num_callbacks + _MOST_AT_ONCE
 
     def _pass_time(self) -> None:
-        timers, ready, pop = self._timers, self.ready, heapq.heappop
+        timers, ready = self._timers, self.ready
         while timers and timers[0][2] is None:
-            pop(timers)
+            heappop(timers)
         if not timers:
             raise StandstillError(f"nothing is left to happen at {self.now:.3f} s")
         if timers[0][0] > self.now:
@@ -114,7 +114,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.grant()
         now = self.now
         while timers and timers[0][0] <= now:
-            ready.append(pop(timers))
+            ready.append(heappop(timers))
 
     def _process_events(self, event_list: Any) -> None: ...
 

@@ -21,6 +21,7 @@ from broker_pipeline.errors import PipelineError
 from broker_pipeline.messages.control import CancelRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, ChatMessage, JobSpec, TextPart
 from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.model_facts import GenerationDefaults, ModelFacts
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.state.persistence import persist
@@ -75,6 +76,7 @@ class World:
         self._num_starts = 0
         self._stopping: dict[str, asyncio.Event] = {}
         self._conducting: dict[str, asyncio.Task[None]] = {}
+        self._conductors: dict[str, Conductor] = {}
         self._start_again: dict[str, Callable[[], None]] = {}
 
     # --- processes --------------------------------------------------------------------------------------------------
@@ -106,6 +108,7 @@ class World:
         self._start_again[name]()
 
     def _start_conductor(self, name: str) -> None:
+        self._conductors.pop(name, None)
         process, transport, redis = self._process(name)
         settings = ConductorSettings(
             model="", max_batch_tokens=64, kv_step_tokens=3, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=2.0,
@@ -115,11 +118,17 @@ class World:
             transport, redis, model(), CommonSettings(namespace=NAMESPACE), settings, process.name, clock=self.loop.time
         )
         self._stopping[name] = stopping = asyncio.Event()
-        self._conducting[name] = process.start(self._conduct(around, stopping))
+        self._conducting[name] = process.start(self._conduct(name, around, stopping))
 
-    async def _conduct(self, around: Surroundings, stopping: asyncio.Event) -> None:
+    async def _conduct(self, name: str, around: Surroundings, stopping: asyncio.Event) -> None:
         await self._make_queue(around.transport)
-        await Conductor(around).run(stopping)
+        self._conductors[name] = conductor = Conductor(around)
+        await conductor.run(stopping)
+
+    def books(self, share: str) -> list[ConductorStatus]:
+        """Return the books of all who think that they conduct a share."""
+        held = [conductor._held[share] for conductor in self._conductors.values() if share in conductor._held]
+        return [each.tenure._reporter.gather(0) for each in held if each.tenure is not None]
 
     def drain_conductor(self, name: str) -> None:
         """Tell it to stop."""

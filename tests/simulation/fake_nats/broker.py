@@ -18,6 +18,10 @@ from tests.simulation.fake_nats.stream import FakeStream
 if TYPE_CHECKING:
     from tests.simulation.fake_nats.link import FakeLink
 
+_SLOW = 0.02
+_LEAST_S, _SPREAD_S, _SLOW_SPREAD_S = 0.0001, 0.0005, 0.0199
+"""How long a message is under way: at least, and how much longer at most; and of the `_SLOW` share that is slow."""
+
 
 class FakeBroker:
     def __init__(self, loop: asyncio.AbstractEventLoop, chance: random.Random) -> None:
@@ -36,8 +40,9 @@ class FakeBroker:
         return self.loop.call_at(self.loop.time() + delay_s, call, *args, context=self.context)
 
     def delay_s(self) -> float:
-        is_slow = self.chance.random() < 0.02
-        return self.slowness * self.chance.uniform(0.0001, 0.02 if is_slow else 0.0006)
+        chance = self.chance.random
+        spread_s = _SLOW_SPREAD_S if chance() < _SLOW else _SPREAD_S
+        return self.slowness * (_LEAST_S + spread_s * chance())
 
     def route(self, subject: str, message: Message | PipelineError, lane: str, sender: FakeLink | None) -> None:
         """Give a message to whoever listens; a request that nobody hears is answered with that."""

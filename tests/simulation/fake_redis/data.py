@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 Arg = bytes | str | int | float
@@ -20,11 +19,6 @@ def as_bytes(value: Arg) -> bytes:
     if type(value) is bytes:
         return value
     return value.encode() if isinstance(value, str) else b"%d" % value if value == int(value) else repr(value).encode()
-
-
-@cache
-def _method(command: Arg) -> str:
-    return "_" + as_bytes(command).decode().lower()
 
 
 class RedisData:
@@ -42,7 +36,7 @@ class RedisData:
 
     def call(self, command: Arg, *args: Arg) -> Any:
         """Run one command; bytes, int, None and lists of them come back, as redis-py has them without decoding."""
-        return getattr(self, _method(command))(*map(as_bytes, args))
+        return _METHODS[command](self, *[arg if type(arg) is bytes else as_bytes(arg) for arg in args])
 
     def _find(self, key: bytes, empty: Callable[[], Any] | None = None) -> Any:
         if (ends := self._ends.get(key)) is not None and ends <= self._clock():
@@ -90,8 +84,7 @@ class RedisData:
             self._ends[name] = self._ends.pop(key)
         return b"OK"
 
-    def _get(self, key: bytes) -> Any:
-        return self._find(key)
+    _get = _find
 
     def _strlen(self, key: bytes) -> int:
         return len(self._find(key) or b"")
@@ -224,3 +217,11 @@ class RedisData:
 def _from_end(index: bytes, items: list[bytes]) -> int:
     number = int(index)
     return number + len(items) if number < 0 else number
+
+
+_METHODS: dict[Arg, Callable[..., Any]] = {
+    command: method
+    for name, method in vars(RedisData).items()
+    for command in (name[1:].upper(), name[1:].upper().encode())
+    if name.startswith("_") and callable(method)
+}

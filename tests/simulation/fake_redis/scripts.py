@@ -11,6 +11,21 @@ import orjson
 from tests.simulation.fake_redis.data import RedisData, as_bytes
 
 _MAX_DECODED = 256
+_ANSWERS = b"""function(list)
+  local function answer(value)
+    local kind = type(value)
+    if kind == 'number' then return value < 0 and math.ceil(value) or math.floor(value) end
+    if kind ~= 'table' then return value or nil end
+    local items, num = {}, 0
+    while value[num + 1] ~= nil do
+      num = num + 1
+      items[num] = answer(value[num])
+    end
+    return list(unpack(items, 1, num))
+  end
+  return answer
+end"""
+"""As Redis does: numbers are cut to integers, false is nothing, a table ends at its first nil."""
 
 
 class _Machine:
@@ -23,6 +38,7 @@ class _Machine:
         names = self._lua.globals()
         names[b"redis"] = self._table({b"call": self._call, b"pcall": self._call})  # nothing is of a wrong type here
         names[b"cjson"] = self._table({b"decode": self._decode})
+        self._answer = self._lua.eval(_ANSWERS)(_list)
         self._functions: dict[str, Any] = {}
         self._decoded: dict[bytes, Any] = {}
 
@@ -32,7 +48,7 @@ class _Machine:
             wrapped = f"function(KEYS, ARGV)\n{source}\nend"
             function = self._functions[source] = self._lua.eval(wrapped.encode())
         self.data = data
-        return _from_lua(function(self._table(keys), self._table(args)))
+        return self._answer(function(self._table(keys), self._table(args)))
 
     def _call(self, command: bytes, *args: Any) -> Any:
         assert self.data is not None
@@ -59,18 +75,8 @@ class _Machine:
         return False if value is None else value
 
 
-def _from_lua(value: Any) -> Any:
-    """As Redis does: numbers are cut to integers, false is nothing, a table ends at its first nil."""
-    if type(value) is bytes:
-        return value
-    if value is False or value is None:
-        return None
-    if lupa.lua51.lua_type(value) != "table":
-        return int(value)
-    items = []
-    while (item := value[len(items) + 1]) is not None:
-        items.append(_from_lua(item))
-    return items
+def _list(*items: Any) -> list[Any]:
+    return list(items)
 
 
 @cache

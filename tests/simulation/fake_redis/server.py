@@ -21,6 +21,8 @@ from tests.simulation.fake_redis.scripts import run_script
 from tests.simulation.processes import Process
 
 _TIMEOUT_S = 1.5
+_LEAST_S, _SPREAD_S = 0.0001, 0.0004
+"""How long a message is under way, at least, and how much longer at most."""
 
 
 class FakeRedisServer:
@@ -67,7 +69,7 @@ class FakeRedisServer:
         return self._held is not None
 
     def delay_s(self) -> float:
-        return self.slowness * self._chance.uniform(0.0001, 0.0005)
+        return self.slowness * (_LEAST_S + _SPREAD_S * self._chance.random())
 
     def loses_answer(self) -> bool:
         return self.lost_answers > 0 and self._chance.random() < self.lost_answers
@@ -112,8 +114,8 @@ class FakeRedisClient:
             self._tell(answer, lost or answers)
 
     def _tell(self, answer: asyncio.Future[list[Any]], said: list[Any] | Exception) -> None:
-        loop = self._server.loop
-        self._process.call_at(loop.time() + self._server.delay_s(), self._take, answer, said)
+        server = self._server
+        self._process.call_at(server.loop.time() + server.delay_s(), self._take, answer, said)
 
     def _take(self, answer: asyncio.Future[list[Any]], said: list[Any] | Exception) -> None:
         if self.is_cut:
@@ -142,7 +144,7 @@ class FakeRedisClient:
     def _run(self, command: Arg, *args: Arg) -> Any:
         if command == "EVALSHA":
             sha, num_keys, *rest = args
-            encoded = [as_bytes(arg) for arg in rest]
+            encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in rest]
             return run_script(self._server.data, _SOURCES[str(sha)], encoded[: int(num_keys)], encoded[int(num_keys) :])
         if command == "EXEC":
             return self._execute(*args)
