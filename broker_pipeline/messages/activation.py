@@ -28,7 +28,7 @@ class VisualSpan(WireStruct, frozen=True, kw_only=True):
 
 
 class Segment(WireStruct, frozen=True, kw_only=True):
-    """Tokens `[start, start + count)` of one session: many for a prefill chunk, one for a decode step."""
+    """Tokens `[start, start + count)` of one session: many for a prefill chunk, one and drafts for a decode step."""
 
     session: SessionRef
     attempt: PositiveCount
@@ -38,6 +38,12 @@ class Segment(WireStruct, frozen=True, kw_only=True):
     """Whether the last stage samples the token that follows this segment."""
     num_kv_tokens: Count = 0
     """Tokens of KV that the session is to have from now on, where that is more than before; 0 leaves it."""
+    num_drafts: Count = 0
+    """How many of its last tokens are drafts: guesses, of which the next segment may take back some.
+
+    The last stage samples behind each of them and behind the token before them, and answers all of these in order. Only
+    for workers that say `verifies_drafts`.
+    """
     visual: tuple[VisualSpan, ...] = ()
 
 

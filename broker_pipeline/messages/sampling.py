@@ -167,7 +167,7 @@ class TokenLogprob(WireReport, frozen=True, kw_only=True):
 
 
 class SampledToken(WireReport, frozen=True, kw_only=True):
-    """The token that follows a segment. `position` is its index in the session: start + count of that segment."""
+    """A token that follows a segment, or one of its drafts. `position` is its index in the session."""
 
     session: SessionRef
     attempt: PositiveCount

@@ -81,6 +81,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     """Most tokens of one microbatch that this worker computes."""
     copies_prefixes: bool = False
     """Whether a session may begin with KV of another one here; earlier releases refuse such sessions."""
+    verifies_drafts: bool = False
+    """Whether segments may end in drafts here; earlier releases refuse such envelopes."""
 
 
 class CarriedCounts(WireReport, frozen=True, kw_only=True):

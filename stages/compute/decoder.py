@@ -64,10 +64,17 @@ class Decoder(Protocol):
 
 
 def attention_spans(segments: Sequence[Segment], kv: KVCache) -> list[AttentionSpan]:
-    """Return where each segment's queries and keys lie, from the regions that the cache holds now."""
+    """Return where each segment's queries and keys lie, from the regions that the cache holds now.
+
+    Drafts are by themselves, as the decode steps that they stand for: none sees anything of those behind it.
+    """
     spans, first = [], 0
     for segment in segments:
-        count = segment.count
-        spans.append(AttentionSpan(first, count, kv.region(key_of(segment)).start, segment.start + count))
+        start = kv.region(key_of(segment)).start
+        count, length = segment.count - segment.num_drafts, segment.start + segment.count
+        spans.append(AttentionSpan(first, count, start, length - segment.num_drafts))
         first += count
+        for back in range(segment.num_drafts - 1, -1, -1):
+            spans.append(AttentionSpan(first, 1, start, length - back))
+            first += 1
     return spans

@@ -18,7 +18,7 @@ from broker_pipeline.errors import ComputeError, PipelineError
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.tracing.activities import DEVICE
-from stages.compute.microbatch import StageOutput
+from stages.compute.microbatch import LogitRow, StageOutput
 from stages.compute.sampling.sampler import Choice, PendingChoices
 from stages.device.host_copy import HostCopy
 from stages.device.times import Piece
@@ -74,7 +74,7 @@ class Launched:
 
     output: StageOutput
     hidden: HostCopy
-    wanting: tuple[Segment, ...]
+    wanted: tuple[LogitRow, ...]
     choices: PendingChoices | None
     clock: DeviceClock
     num_tokens: int
@@ -101,22 +101,32 @@ class Launched:
         return self.clock.seconds
 
     def _sampled(self) -> tuple[list[SampledToken], list[tuple[Segment, PipelineError]]]:
+        """Return what was sampled, and what could not be.
+
+        Behind a draft there may be nothing to sample because it is wrong. That is no failure: what comes after it is
+        left out, and is computed again where the draft was right.
+        """
         tokens: list[SampledToken] = []
         failures: list[tuple[Segment, PipelineError]] = []
         outcomes = self.choices.collect() if self.choices is not None else []
-        for segment, outcome in zip(self.wanting, outcomes, strict=True):
+        broken: Segment | None = None
+        for row, outcome in zip(self.wanted, outcomes, strict=True):
+            if row.segment is broken:
+                continue
             if isinstance(outcome, Choice):
-                tokens.append(_sampled(segment, outcome))
-            else:
-                failures.append((segment, outcome))
+                tokens.append(_sampled(row, outcome))
+                continue
+            broken = row.segment
+            if not row.is_behind_draft:
+                failures.append((row.segment, outcome))
         return tokens, failures
 
 
-def _sampled(segment: Segment, choice: Choice) -> SampledToken:
+def _sampled(row: LogitRow, choice: Choice) -> SampledToken:
     return SampledToken(
-        session=segment.session,
-        attempt=segment.attempt,
-        position=segment.start + segment.count,
+        session=row.segment.session,
+        attempt=row.segment.attempt,
+        position=row.position,
         token_id=choice.token_id,
         logprob=choice.logprob,
         top=choice.top,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,6 +38,35 @@ class Microbatch:
     def num_tokens(self) -> int:
         """Tokens of all segments."""
         return sum(segment.count for segment in self.segments)
+
+    @property
+    def is_decode_step(self) -> bool:
+        """Whether every segment is a single token, or one with its drafts."""
+        return all(segment.count == segment.num_drafts + 1 and not segment.visual for segment in self.segments)
+
+
+class LogitRow(NamedTuple):
+    """One choice of the last stage: the token at index `position` of a session, from the packed token at `place`."""
+
+    segment: Segment
+    place: int
+    position: int
+
+    @property
+    def is_behind_draft(self) -> bool:
+        """Whether it counts only if a draft is right."""
+        return self.position > self.segment.start + self.segment.count - self.segment.num_drafts
+
+
+def wanted_rows(segments: Sequence[Segment]) -> list[LogitRow]:
+    """Return what is to be chosen for packed segments: one token each where one is wanted, and one for each draft."""
+    rows, stop = [], 0
+    for segment in segments:
+        stop += segment.count
+        if segment.wants_token:
+            after = segment.start + segment.count
+            rows += [LogitRow(segment, stop - 1 - back, after - back) for back in range(segment.num_drafts, -1, -1)]
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,13 +53,12 @@ class Admitter:
             key = key_of(segment)
             stop = segment.start + segment.count
             try:
-                cached = self._kv.length(key)
-                if stop <= cached:  # all of it has been computed before, under the same attempt
-                    repeats.append(segment)
+                if stop - segment.num_drafts <= self._kv.settled_length(key):
+                    repeats.append(segment)  # it has been computed before, under the same attempt
                     continue
                 if segment.num_kv_tokens:
                     self._kv.grow(key, segment.num_kv_tokens)
-                found = self._require(segment, token_ids, lengths.get(key, cached))
+                found = self._require(segment, token_ids, lengths.get(key))
             except PipelineError as error:
                 failures.append((segment, error))
                 continue
@@ -69,8 +68,10 @@ class Admitter:
                 visual_rows[key] = found
         return SegmentAdmission(_select(batch, admitted), tuple(repeats), tuple(failures), visual_rows)
 
-    def _require(self, segment: Segment, token_ids: Tensor | None, length: int) -> VisualRows | None:
-        """Return the segment's visual rows, or raise why it cannot be computed behind `length` tokens."""
+    def _require(self, segment: Segment, token_ids: Tensor | None, length: int | None) -> VisualRows | None:
+        """Return the segment's visual rows, or raise why it cannot be computed behind `length` tokens, or what is
+        cached.
+        """
         self._kv.require(key_of(segment), segment.start, segment.count, length=length)
         if token_ids is not None:
             self._require_vocabulary(segment, token_ids)

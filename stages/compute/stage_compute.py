@@ -1,7 +1,7 @@
 """The computation of one stage: its sessions, its KV, its blocks, and at the last stage the sampler.
 
 There is one path. A microbatch is a list of segments `(session, start, count)`; a prefill chunk has many tokens, a
-decode step has one, and both may come together. Tokens are packed without padding:
+decode step has one and maybe drafts, and both may come together. Tokens are packed without padding:
 
     token_ids or hidden ─► admission ─► [embed, visual rows] ─► blocks start … stop-1 ─► hidden, or at the last stage:
                                │                                   │ after layer j: DeepStack   head, sampler ─► tokens
@@ -30,7 +30,7 @@ from stages.compute.grammar.grammars import Grammars
 from stages.compute.grammar.session_grammar import SessionGrammar
 from stages.compute.kv.cache import KVCache
 from stages.compute.launched import DeviceClock, Launched
-from stages.compute.microbatch import Microbatch, SessionKey, StageOutput, key_of
+from stages.compute.microbatch import LogitRow, Microbatch, SessionKey, StageOutput, key_of, wanted_rows
 from stages.compute.sampling.sampler import PendingChoices, SessionSampler, launch_sampling
 from stages.compute.segment_admission import Admitter, check_tensors
 from stages.compute.visual_injection import VisualRowNeeds, gather_injection
@@ -193,10 +193,10 @@ class StageCompute:
         admission = self._admitter.admit(batch)
         batch = admission.batch
         clock = DeviceClock(self.device)
-        wanting = tuple(segment for segment in batch.segments if segment.wants_token) if self.is_last else ()
+        wanted = wanted_rows(batch.segments) if self.is_last else []
         try:
-            computed = self._compute(batch, admission.visual_rows)
-            choices = self._choose(computed, wanting)
+            computed = self._compute(batch, admission.visual_rows, wanted)
+            choices = self._choose(computed, wanted)
             hidden = HostCopy(None if self.is_last else computed.hidden, self._copies, room)
         except RuntimeError as error:  # torch's errors, out of memory among them
             raise ComputeError(f"the computation of {batch.num_tokens} tokens failed: {error}") from error
@@ -209,35 +209,26 @@ class StageCompute:
             repeats=admission.repeats,
             failures=admission.failures,
         )
-        return Launched(output, hidden, wanting, choices, clock, batch.num_tokens, take_pieces())
+        return Launched(output, hidden, tuple(wanted), choices, clock, batch.num_tokens, take_pieces())
 
-    def _compute(self, batch: Microbatch, visual_rows: Mapping[SessionKey, VisualRows]) -> Computed:
-        """Return hidden states, or at the last stage the logits of every segment that wants a token."""
+    def _compute(
+        self, batch: Microbatch, visual_rows: Mapping[SessionKey, VisualRows], wanted: Sequence[LogitRow]
+    ) -> Computed:
+        """Return hidden states, or at the last stage the logits of what is wanted."""
         injection = gather_injection(batch.segments, self.visual_row_needs, visual_rows, self.device)
-        return self.decoder.step(batch, injection, _last_tokens(batch.segments) if self.is_last else ())
+        return self.decoder.step(batch, injection, [row.place for row in wanted])
 
-    def _choose(self, computed: Computed, wanting: Sequence[Segment]) -> PendingChoices | None:
+    def _choose(self, computed: Computed, wanted: Sequence[LogitRow]) -> PendingChoices | None:
         if computed.logits is None:
             return None
         assert computed.scan is not None, "logits come with their scan"
-        samplers = [self._samplers[key_of(segment)] for segment in wanting]
-        positions = [segment.start + segment.count for segment in wanting]
-        return launch_sampling(computed.logits, samplers, positions, computed.scan)
+        samplers = [self._samplers[key_of(row.segment)] for row in wanted]
+        return launch_sampling(computed.logits, samplers, [row.position for row in wanted], computed.scan)
 
     def _advance(self, segments: Sequence[Segment], visual_rows: Mapping[SessionKey, VisualRows]) -> None:
         for segment in segments:
             key = key_of(segment)
-            self.kv.advance(key, segment.start, segment.count)
+            self.kv.advance(key, segment.start, segment.count, segment.num_drafts)
             held = visual_rows.get(key) if segment.visual else None
             if held is not None and max(span.row + span.count for span in segment.visual) >= held.num_rows:
                 self.visual_rows.discard(*key)
-
-
-def _last_tokens(segments: Sequence[Segment]) -> list[int]:
-    """Return the packed place of the last token of every segment that wants one sampled."""
-    places, stop = [], 0
-    for segment in segments:
-        stop += segment.count
-        if segment.wants_token:
-            places.append(stop - 1)
-    return places

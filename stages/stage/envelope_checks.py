@@ -111,6 +111,7 @@ def check_envelope(envelope: Envelope, facts: StageFacts) -> None:
         )
     for segment in envelope.segments:
         _check_visual(segment)
+        _check_drafts(segment)
 
 
 def read_tensors(envelope: Envelope, tensors: Mapping[str, WireTensor], facts: StageFacts) -> StageTensors:
@@ -177,6 +178,15 @@ def _check_distinct(field: str, names: Sequence[str | tuple[str, int]]) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         who = twice if isinstance(twice, str) else f"{twice[0]}, attempt {twice[1]},"
         raise MalformedEnvelopeError(f"session {who} stands twice in {field}", field=field)
+
+
+def _check_drafts(segment: Segment) -> None:
+    if segment.num_drafts and (segment.num_drafts >= segment.count or not segment.wants_token):
+        raise MalformedEnvelopeError(
+            f"{segment.num_drafts} drafts in a segment of {segment.count} tokens of session {segment.session}; drafts "
+            "follow a token, and a token is wanted",
+            field="segments.num_drafts",
+        )
 
 
 def _check_visual(segment: Segment) -> None:

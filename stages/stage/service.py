@@ -171,6 +171,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         device_id=device_identity(compute.device),
         device_slots=device_slots(compute.device),
         copies_prefixes=True,
+        verifies_drafts=True,
     )
 
 

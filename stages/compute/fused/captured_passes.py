@@ -63,13 +63,14 @@ class CapturedPasses:
         self._logits = self._buffer(self._sizes(most).num_wanted, config.vocab_size)
         self._graphs = GraphSet(sizes[-1:] if only_largest else sizes, self._pass, pool)
 
-    def size_for(self, layout: Layout, num_wanted: int = 0) -> int | None:
-        """Return the size of the graph that a microbatch takes; None if none does."""
+    def size_for(self, layout: Layout, num_wanted: int) -> int | None:
+        """Return the size of the graph that a microbatch takes, with logits of so many tokens; None if none does."""
         size = self._graphs.size_for(layout.num_tokens)
         if size is None or len(layout.decode_tokens) > self._max_sessions:
             return None
         sizes = self._sizes(size)
-        return size if len(layout.chunks) <= sizes.num_chunks and num_wanted <= sizes.num_wanted else None
+        fits = len(layout.chunks) <= sizes.num_chunks and num_wanted <= sizes.num_wanted
+        return size if fits else None
 
     def replay(
         self,

@@ -1,8 +1,9 @@
-"""Decode steps as graphs: every segment is one token, none of them visual.
+"""Decode steps as graphs: every segment is one token and its drafts, none of them visual.
 
     inputs of B tokens ─► [embed] ─► blocks ─► hidden, or norm, head, scan
 
-The tokens beyond the sessions of a step cost what their share of the products costs, and see no keys.
+A draft is a decode token that sees those before it, which are stored by then. The tokens beyond those of a step cost
+what their share of the products costs, and see no keys.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def step_sizes(max_sessions: int) -> tuple[int, ...]:
 
 
 class CapturedSteps:
-    """The decode steps of one stage, of up to `max_sessions` sessions."""
+    """The decode steps of one stage, of up to `max_sessions` tokens."""
 
     def __init__(
         self,
@@ -51,9 +52,7 @@ class CapturedSteps:
 
     def size_for(self, batch: Microbatch) -> int | None:
         """Return the size of the graph that a microbatch takes; None if none does."""
-        if any(segment.count > 1 or segment.visual for segment in batch.segments):
-            return None
-        return self._graphs.size_for(len(batch.segments))
+        return self._graphs.size_for(batch.num_tokens) if batch.is_decode_step else None
 
     def replay(self, batch: Microbatch, layout: Layout, size: int, spare_slot: int) -> StepOutput:
         """Queue the step."""

@@ -1,6 +1,6 @@
 """The decoder on a GPU. Queues work and returns: nobody waits for the device here.
 
-only single tokens          a decode step as one graph (`captured_steps`)
+single tokens, with drafts  a decode step as one graph (`captured_steps`)
 up to 4,096 tokens          a mixed pass as one graph (`captured_passes`)
 more, or anything unusual   the same kernels, launched one by one
 """

@@ -6,6 +6,8 @@ of slots (see `regions`), filled from its start:
     region of a session     [ k0 k1 k2 k3 | .  .  .  . ]
                               └ length 4 ┘ └ reserved ┘
 
+The last tokens of a length may be drafts: the session may go on behind any of them, and writes over the others.
+
 Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. A region that grows
 may move; copies are queued on the device before the step that needs them. One slot behind the
 last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
@@ -42,6 +44,7 @@ class KVCache:
         self._keys, self._values = (tensor.unbind(0) for tensor in self._both)
         self._table = RegionTable(capacity_tokens)
         self._lengths: dict[Hashable, int] = {}
+        self._num_drafts: dict[Hashable, int] = {}
 
     def keys(self, layer: int) -> Tensor:
         """Return the layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
@@ -101,35 +104,48 @@ class KVCache:
         """Free a session's region."""
         self._table.release(session)
         del self._lengths[session]
+        self._num_drafts.pop(session, None)
 
     def region(self, session: Hashable) -> Region:
         """Say where the session's slots lie now; packing may move them between microbatches."""
         return self._table[session]
 
     def length(self, session: Hashable) -> int:
-        """Return how many of the session's tokens are cached."""
+        """Return how many of the session's tokens are cached, drafts among them."""
         if session not in self._lengths:
             raise SessionUnknownError(f"no KV is reserved here for session {session!r}")
         return self._lengths[session]
+
+    def settled_length(self, session: Hashable) -> int:
+        """Return how many of the session's tokens are cached for good."""
+        return self.length(session) - self._num_drafts.get(session, 0)
 
     def require(self, session: Hashable, start: int, count: int, *, length: int | None = None) -> None:
         """Check that tokens `[start, start + count)` continue the session and fit its region.
 
         `length` stands for the cached length when earlier tokens are about to be written.
         """
+        settled = self.settled_length(session) if length is None else length
         length = self.length(session) if length is None else length
-        if start != length:
+        if not settled <= start <= length:
             raise KVPositionError(f"session {session!r} has {length} tokens cached; got a segment from {start}")
         if start + count > self._table[session].size:
             size = self._table[session].size
             raise KVCapacityError(f"session {session!r} reserved {size} KV tokens; {start + count} are needed")
 
-    def advance(self, session: Hashable, start: int, count: int) -> None:
-        """Record that tokens `[start, start + count)` are written in every layer; errors as of `require`."""
+    def advance(self, session: Hashable, start: int, count: int, num_drafts: int = 0) -> None:
+        """Record that tokens `[start, start + count)` are written in every layer; errors as of `require`.
+
+        The last `num_drafts` of them are drafts.
+        """
         stop = start + count
         if self._lengths.get(session) != start or stop > self._table[session].size:
             self.require(session, start, count)
         self._lengths[session] = stop
+        if num_drafts:
+            self._num_drafts[session] = num_drafts
+        else:
+            self._num_drafts.pop(session, None)
 
     def _move(self, moves: list[Move]) -> None:
         """Copy regions, of many layers at a time; through a temporary where source and target overlap."""

@@ -49,6 +49,10 @@ def segment(session: str, start: int, count: int, *spans: tuple[int, int, int]) 
     return Segment(session=session, attempt=1, start=start, count=count, visual=visual)
 
 
+def with_drafts(num_drafts: int, *, wants_token: bool) -> Segment:
+    return Segment(session="a", attempt=1, start=5, count=3, num_drafts=num_drafts, wants_token=wants_token)
+
+
 def opening(session: str, num_history: int = 0) -> SessionOpen:
     return SessionOpen(
         session=session,
@@ -104,12 +108,18 @@ def test_what_is_meant_for_somebody_else_is_named(
         ({"segments": (segment("a", 0, 33),)}, "malformed_envelope", "segments"),
         ({"segments": (segment("a", 0, 4, (2, 3, 0)),)}, "malformed_envelope", "segments.visual"),
         ({"segments": (segment("a", 0, 4, (0, 2, 0), (1, 2, 2)),)}, "malformed_envelope", "segments.visual"),
+        ({"segments": (with_drafts(3, wants_token=True),)}, "malformed_envelope", "segments.num_drafts"),
+        ({"segments": (with_drafts(2, wants_token=False),)}, "malformed_envelope", "segments.num_drafts"),
     ],
 )
 def test_what_breaks_the_contract_is_named(changes: dict[str, Any], code: str, field: str) -> None:
     with pytest.raises(ContractError) as refusal:
         check_envelope(envelope(**changes), FIRST)
     assert (refusal.value.code, refusal.value.field) == (code, field)
+
+
+def test_drafts_follow_a_token() -> None:
+    check_envelope(envelope(segments=(with_drafts(2, wants_token=True),)), FIRST)
 
 
 def test_a_route_must_end_at_the_last_block() -> None:

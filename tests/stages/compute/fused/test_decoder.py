@@ -17,7 +17,7 @@ from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.model import FusedModel, FusedWeights
 from stages.compute.kv.cache import KVCache
 from stages.compute.loading import stage_tensor_names
-from stages.compute.microbatch import Microbatch
+from stages.compute.microbatch import Microbatch, wanted_rows
 from stages.compute.visual_injection import VisualInjection
 from stages.kernels.activation import silu_mul
 from stages.qwen3_vl.attention import SdpaAttention
@@ -83,11 +83,11 @@ class Pair:
         ids = torch.randint(self.vocab_size, (n,), generator=generator, dtype=torch.int32)
         starts = torch.cat([torch.arange(s.start, s.start + s.count, dtype=torch.int32) for s in segments])
         batch = Microbatch(tuple(segments), starts.expand(3, -1), token_ids=ids)
-        wanted = [sum(s.count for s in segments[: i + 1]) - 1 for i in range(len(segments))]
+        wanted = [row.place for row in wanted_rows(segments)]
         computed = [each.step(batch, injection, wanted) for each in (self.eager, self.fused)]
         for segment in segments:
             for cache in self.caches:
-                cache.advance((segment.session, 1), segment.start, segment.count)
+                cache.advance((segment.session, 1), segment.start, segment.count, segment.num_drafts)
         return computed
 
     def open(self, *sessions: str) -> None:
@@ -96,8 +96,8 @@ class Pair:
                 cache.reserve((session, 1), 24)
 
 
-def segment(session: str, start: int, count: int) -> Segment:
-    return Segment(session=session, attempt=1, start=start, count=count, wants_token=True)
+def segment(session: str, start: int, count: int, num_drafts: int = 0) -> Segment:
+    return Segment(session=session, attempt=1, start=start, count=count, wants_token=True, num_drafts=num_drafts)
 
 
 def same(computed, tolerance: float = 1e-4) -> None:
@@ -113,6 +113,17 @@ def test_chunks_and_steps_agree_with_the_eager_decoder(device: torch.device, moe
     same(pair.step([segment("a", 0, 3), segment("b", 0, 2)]))
     same(pair.step([segment("c", 0, 2), segment("a", 3, 1)], seed=1))
     same(pair.step([segment("b", 2, 1), segment("c", 2, 1)], seed=2))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_drafts_are_decode_tokens_that_see_each_other(device: torch.device, moe: bool) -> None:
+    """On a GPU this is a step of captured graphs; tests/parity/test_cuda_fused.py has those."""
+    pair = Pair(device, moe=moe)
+    pair.open("a", "b")
+    same(pair.step([segment("a", 0, 3), segment("b", 0, 2)]))
+    pair.fused = FusedDecoder(pair.fused._model, pair.caches[1])  # no chunk: no flash attention
+    same(pair.step([segment("a", 3, 4, num_drafts=3), segment("b", 2, 1)], seed=1))
+    same(pair.step([segment("a", 5, 3, num_drafts=2)], seed=2))
 
 
 def test_visual_rows_go_where_they_belong(device: torch.device) -> None:

@@ -15,13 +15,13 @@ def cache(capacity: int = 16, layers: int = 2) -> KVCache:
     return KVCache(layers, capacity, kv_heads=2, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def write(kv: KVCache, session: str, start: int, values: list[float]) -> None:
+def write(kv: KVCache, session: str, start: int, values: list[float], num_drafts: int = 0) -> None:
     region = kv.region(session)
     for layer in range(2):
         for i, value in enumerate(values):
             kv.keys(layer)[region.start + start + i] = value + layer
             kv.values(layer)[region.start + start + i] = -value - layer
-    kv.advance(session, start, len(values))
+    kv.advance(session, start, len(values), num_drafts)
 
 
 def read(kv: KVCache, session: str) -> list[float]:
@@ -54,6 +54,42 @@ def test_a_gap_a_repeat_and_an_overflow_are_refused():
         kv.require("a", 2, 3)
     with pytest.raises(SessionUnknownError):
         kv.length("b")
+
+
+def test_drafts_may_be_taken_back_until_the_next_step():
+    kv = cache()
+    kv.reserve("a", 8)
+    write(kv, "a", 0, [1, 2])
+    write(kv, "a", 2, [3, 8, 9], num_drafts=2)
+    assert (kv.length("a"), kv.settled_length("a")) == (5, 3)
+    for start in (2, 6):
+        with pytest.raises(KVPositionError):
+            kv.require("a", start, 1)
+    write(kv, "a", 4, [5])
+    assert read(kv, "a") == [1, 2, 3, 8, 5]
+    with pytest.raises(KVPositionError):
+        kv.require("a", 4, 1)
+
+
+def test_a_region_that_moves_takes_its_drafts_along():
+    kv = cache(12)
+    kv.reserve("a", 3)
+    kv.reserve("b", 3)
+    write(kv, "b", 0, [1, 2, 3], num_drafts=2)
+    kv.release("a")
+    kv.grow("b", 9)
+    write(kv, "b", 3, [4])
+    assert read(kv, "b") == [1, 2, 3, 4]
+
+
+def test_a_session_that_is_opened_anew_knows_no_drafts():
+    kv = cache()
+    kv.reserve("a", 4)
+    write(kv, "a", 0, [1, 2, 3], num_drafts=2)
+    kv.release("a")
+    kv.reserve("a", 4)
+    write(kv, "a", 0, [1, 2])
+    assert kv.settled_length("a") == 2
 
 
 def test_packing_keeps_contents():
