@@ -40,6 +40,12 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
         "Those of them whose KV was copied from another session.",
         lambda conductor: conductor.num_copied_tokens,
     ),
+    (
+        "draft_tokens",
+        "Tokens that the conductors of now have guessed, and had verified.",
+        lambda conductor: conductor.num_draft_tokens,
+    ),
+    ("accepted_draft_tokens", "Those of them that were right.", lambda conductor: conductor.num_accepted_tokens),
     ("captions_per_second", "Jobs that succeeded, lately.", lambda conductor: conductor.captions_per_s),
 )
 

@@ -39,6 +39,19 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="Copy the KV of prompts that begin as a running one does, such as several about one picture.",
 )
 @option(
+    "--speculate-tokens",
+    default=0,
+    type=click.IntRange(0, 64),
+    help="Tokens to draft for a session at a time by what it has said before, and to verify in one step: the same "
+    "outputs in fewer steps where text repeats itself; 0: none.",
+)
+@option(
+    "--speculate-sessions",
+    type=click.IntRange(min=1),
+    help="Draft only where a microbatch has no more sessions.  "
+    "[default: as many as have 16 tokens together, with their drafts]",
+)
+@option(
     "--default-max-tokens",
     type=click.IntRange(min=1),
     help="Output limit of jobs that ask for none, cut to the room that their prompts leave. "

@@ -68,6 +68,8 @@ class ConductorMetrics(Collector):
         yield _gauge("preemptions", "Times that a session gave its KV to older ones.", status.num_preemptions)
         yield _gauge("prompt_tokens", "Tokens of prompts sent in this tenure.", status.num_prompt_tokens)
         yield _gauge("copied_prompt_tokens", "Those whose KV was copied.", status.num_copied_tokens)
+        yield _gauge("draft_tokens", "Tokens guessed and verified in this tenure.", status.num_draft_tokens)
+        yield _gauge("accepted_draft_tokens", "Those that were right.", status.num_accepted_tokens)
         yield _gauge("uncommitted_tokens", "Tokens that Redis does not hold yet.", status.num_uncommitted_tokens)
         yield _by_label("sessions", "Sessions by what they do.", "state", status.num_sessions)
         yield _by_label("jobs_finished", "Jobs ended in this tenure, by status.", "status", status.num_finished)

@@ -110,6 +110,8 @@ class Reporter:
             num_preemptions=parts.scheduler.growth.num_preemptions,
             num_prompt_tokens=parts.scheduler.batches.num_prompt_tokens,
             num_copied_tokens=parts.scheduler.batches.num_copied_tokens,
+            num_draft_tokens=parts.scheduler.batches.drafting.num_drafted,
+            num_accepted_tokens=parts.scheduler.batches.drafting.num_accepted,
             num_uncommitted_tokens=parts.committer.num_tokens,
             hedges=self._hedges(),
             limits=self._around.model.shown_limits(parts.workers.longest_session),

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_pipeline.conductor.workers.roster import RosterTimes
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.policies.admission import AdmissionLimits
 from broker_pipeline.scheduling.policies.retries import RetryLimits
@@ -35,6 +36,10 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """KV that a session reserves ahead."""
     copy_prefixes: bool = True
     """Whether sessions begin with KV of others whose prompts begin alike."""
+    speculate_tokens: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Tokens drafted for a session at a time, by what it has said before; 0: none."""
+    speculate_sessions: PositiveInt | None = None
+    """Most sessions of a microbatch that are drafted for; None: as many as `FEW_TOKENS` hold with their drafts."""
     default_max_tokens: PositiveInt | None = None
     """Output limit of jobs that ask for none; None: the model's, or a share of the room."""
     max_attempts: PositiveInt = 5
@@ -62,6 +67,7 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             max_sessions=self.max_sessions,
             max_batch_tokens=self.max_batch_tokens,
             kv_step_tokens=self.kv_step_tokens,
+            drafts=DraftLimits.of(self.speculate_tokens, self.speculate_sessions),
             deadline_s=self.deadline_s,
             first_deadline_s=self.first_deadline_s,
         )

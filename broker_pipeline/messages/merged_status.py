@@ -37,6 +37,8 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         num_preemptions=sum(each.num_preemptions for each in statuses),
         num_prompt_tokens=sum(each.num_prompt_tokens for each in statuses),
         num_copied_tokens=sum(each.num_copied_tokens for each in statuses),
+        num_draft_tokens=sum(each.num_draft_tokens for each in statuses),
+        num_accepted_tokens=sum(each.num_accepted_tokens for each in statuses),
         num_uncommitted_tokens=sum(each.num_uncommitted_tokens for each in statuses),
         limits=_strictest([each.limits for each in statuses if each.limits]),
         hedges=HedgeCounts(**_total(msgspec.structs.asdict(each.hedges) for each in statuses)),

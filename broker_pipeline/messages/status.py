@@ -163,6 +163,10 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Tokens of the prompts of all sessions that were sent in this tenure."""
     num_copied_tokens: Count = 0
     """Those of them that were not computed, since another session's KV was copied."""
+    num_draft_tokens: Count = 0
+    """Tokens that were guessed, and verified by stages, in this tenure."""
+    num_accepted_tokens: Count = 0
+    """Those of them that were right."""
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None

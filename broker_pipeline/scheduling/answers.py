@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from broker_pipeline.errors import Failure, MalformedEnvelopeError
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.messages.sampling import SampledToken
+from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 from broker_pipeline.scheduling.routes import StageInfo
@@ -17,7 +18,7 @@ class BatchAnswer:
     """An answer by session."""
 
     def __init__(self, result: MicrobatchResult) -> None:
-        self._tokens = {token.session: token for token in result.tokens}
+        self._tokens = {(token.session, token.position): token for token in result.tokens}
         self._failures = {failed.session: failed for failed in result.failures}
 
     def worker_of(self, segment: PlannedSegment) -> str | None:
@@ -25,19 +26,39 @@ class BatchAnswer:
         failed = self._failures.get(segment.session.key.session)
         return failed.worker if failed else None
 
-    def to(self, segment: PlannedSegment) -> SampledToken | Failure | None:
-        """Return the token that follows a segment, None where none was wanted, or why it came to nothing."""
+    def to(self, segment: PlannedSegment) -> tuple[SampledToken, ...] | Failure:
+        """Return the token that follows a segment, none where none was wanted, or why it came to nothing.
+
+        Of a segment with drafts, it is what follows the last token that was known, and each draft that is right.
+        """
         key = segment.session.key
         if self._failures:
             failed = self._failures.get(key.session)
             if failed is not None and failed.attempt == key.attempt:
                 return failed.failure
         if not segment.wants_token:
-            return None
-        token = self._tokens.get(key.session)
-        if token is None or token.position != segment.start + segment.count or token.attempt != key.attempt:
-            return MalformedEnvelopeError(f"no token for position {segment.stop} came back").to_failure()
-        return token
+            return ()
+        first = self._token(key, segment.stop - len(segment.drafts))
+        if first is None:
+            problem = f"no token for position {segment.stop - len(segment.drafts)} came back"
+            return MalformedEnvelopeError(problem).to_failure()
+        return self._with_right_drafts(segment, first) if segment.drafts else (first,)
+
+    def _with_right_drafts(self, segment: PlannedSegment, first: SampledToken) -> tuple[SampledToken, ...]:
+        """Return what was sampled up to the first draft that it differs from, or that nothing was sampled behind."""
+        tokens = [first]
+        for draft in segment.drafts:
+            if tokens[-1].token_id != draft:
+                break
+            following = self._token(segment.session.key, tokens[-1].position + 1)
+            if following is None:
+                break
+            tokens.append(following)
+        return tuple(tokens)
+
+    def _token(self, key: SessionKey, position: int) -> SampledToken | None:
+        token = self._tokens.get((key.session, position))
+        return token if token is not None and token.attempt == key.attempt else None
 
 
 def workers_passed(microbatch: PlannedBatch, result: MicrobatchResult) -> tuple[StageInfo, ...]:

@@ -22,6 +22,7 @@ from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
+from broker_pipeline.scheduling.policies.drafting import Drafting
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.step_cost import StepCost
@@ -48,6 +49,7 @@ class BatchPlanner:
         self._asked: set[str] = set()
         self._close_pauses: dict[str, _Pause] = {}
         self._numbers = itertools.count(1)
+        self.drafting = Drafting(limits.drafts)
         self.num_prompt_tokens = 0
         """Of all sessions that were sent."""
         self.num_copied_tokens = 0
@@ -79,7 +81,9 @@ class BatchPlanner:
     def _fill(self, lane: Lane, now: float, *, is_full: bool) -> Iterator[PlannedBatch]:
         stages = [self._costs[key] for key in lane.route.key]
         num_free_places = 0 if is_full else max(0, self._limits.max_sessions - len(lane.running))
+        max_tokens = min(self._limits.max_batch_tokens, lane.route.max_batch_tokens)
         while segments := lane.take(stages, self._limits.max_batch_tokens, num_free_places):
+            segments = self.drafting.extended(segments, lane.route, max_tokens)
             microbatch = self._make(lane, segments, stages, now)
             lane.in_flight[microbatch.number] = microbatch
             self._note_opens(microbatch)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
+
+_NO_DRAFTS = DraftLimits()
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
@@ -17,6 +21,7 @@ class SchedulerLimits:
     """KV that a session reserves ahead: a region that has to move for each step costs 2 to 3 % of what attention reads
     of it in that time.
     """
+    drafts: DraftLimits = _NO_DRAFTS
     overtake_s: float = 2.0
     """How long shorter sessions may pass by one for which there is no room."""
     deadline_s: float = 30.0

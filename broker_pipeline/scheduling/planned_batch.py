@@ -15,7 +15,7 @@ from broker_pipeline.scheduling.session_state import SessionState
 
 
 class PlannedSegment(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Tokens `[start, start + count)` of one session; `wants_token` when they are the last ones known.
+    """Tokens `[start, start + count)` of one session; `wants_token` when they are the last ones known, or drafts.
 
     A struct, since one is made for every token: a frozen dataclass takes five times as long.
     """
@@ -27,6 +27,8 @@ class PlannedSegment(msgspec.Struct, frozen=True, eq=False, gc=False):
     opens: bool = False
     num_kv_tokens: int = 0
     """KV to have from now on, where that is more than before; 0 leaves it."""
+    drafts: tuple[int, ...] = ()
+    """Token ids of its last tokens, where these are guesses: they follow the last one known."""
 
     @property
     def stop(self) -> int:
@@ -71,10 +73,10 @@ class Lost:
 
 
 class Sampled(NamedTuple):
-    """A session's next token; the session is ready for more."""
+    """A session's next tokens: one, and one more for each draft that was right. The session is ready for more."""
 
     session: SessionState
-    token: SampledToken
+    tokens: tuple[SampledToken, ...]
 
 
 @dataclass(frozen=True, slots=True)

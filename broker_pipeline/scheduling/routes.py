@@ -49,6 +49,7 @@ class StageInfo:
     device_slots: int = 1
     """Workers that the device computes for at the same time at full speed."""
     copies_prefixes: bool = False
+    verifies_drafts: bool = False
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Self:
@@ -64,6 +65,7 @@ class StageInfo:
             device_id=record.device_id,
             device_slots=record.device_slots,
             copies_prefixes=record.copies_prefixes,
+            verifies_drafts=record.verifies_drafts,
         )
 
 
@@ -98,6 +100,11 @@ class Route:
     def max_batch_tokens(self) -> int:
         """Tokens of the largest microbatch that every stage takes."""
         return min(worker.max_batch_tokens for worker in self.workers)
+
+    @property
+    def verifies_drafts(self) -> bool:
+        """Whether all stages know what drafts are."""
+        return all(worker.verifies_drafts for worker in self.workers)
 
     def row_targets(self, num_levels: int) -> tuple[RowTarget, ...]:
         """Return the stages that need visual rows: the first, and the owners of layers below `num_levels`."""

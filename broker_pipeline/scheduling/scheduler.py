@@ -209,13 +209,20 @@ class Scheduler:
                 outcome.lost.extend(self._lose([segment], said, suspects, is_blamed=True))
                 continue
             session.num_computed_tokens = segment.start + segment.count
-            if said is not None:
-                session.generated.append(said.token_id)
+            if segment.drafts:
+                self._take_back(segment, len(segment.drafts) + 1 - len(said))
+            if said:
+                session.generated += [token.token_id for token in said]
                 if session.is_repeat:
                     session.is_repeat = session.is_alone = False
                     outcome.repeated.append(session)
                 sampled.append(Sampled(session, said))
             make_ready(session)
+
+    def _take_back(self, segment: PlannedSegment, num_wrong: int) -> None:
+        """Let the session go on behind the last draft that is right: stages write over the others."""
+        segment.session.num_computed_tokens -= num_wrong
+        self.batches.drafting.observe(segment, len(segment.drafts) - num_wrong)
 
     # --- losses -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from broker_pipeline.messages.activation import VisualSpan
 from broker_pipeline.messages.jobs import FIRST, Turn
 from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.scheduling.drafts.pace import DraftPace
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.routes import Route
 
@@ -93,6 +94,7 @@ class SessionState:
     has_grown: bool = False
     """Whether the stages have yet to be told of `num_reserved_tokens`."""
     is_open: bool = False
+    draft_pace: DraftPace = field(default_factory=DraftPace)
     waiting_since: float = 0.0
     num_prompt_tokens: int = field(init=False)
 

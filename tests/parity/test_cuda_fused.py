@@ -154,7 +154,7 @@ def microbatch(stage, *segments):
 def test_large_passes_are_graphs_with_the_bits_of_their_kernels(variant):
     stage = middle_stage(variant)
     batch = microbatch(stage, (0, 1500), (300, 700), (0, 743), (5, 129))  # 3,072 tokens: a graph's size
-    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) == 3072
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch), 0) == 3072
     launched = stage.decoder.launch(batch, None, ()).hidden
     assert torch.equal(stage.decoder.step(batch, None, ()).hidden, launched)
 
@@ -164,7 +164,7 @@ def test_large_passes_are_graphs_with_the_bits_of_their_kernels(variant):
 def test_large_mixed_passes_agree_with_their_kernels(variant):
     stage = middle_stage(variant)
     batch = microbatch(stage, (0, 2001), (17, 640), (0, 2), (40, 1), (0, 1), (99, 1))
-    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) == 2688
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch), 0) == 2688
     launched = stage.decoder.launch(batch, None, ()).hidden
     replayed = stage.decoder.step(batch, None, ()).hidden
     assert distance(replayed, launched.cpu().float()) < 0.02
@@ -179,5 +179,5 @@ def test_large_mixed_passes_agree_with_their_kernels(variant):
 def test_a_pass_of_more_chunks_than_a_graph_takes_is_launched():
     stage = middle_stage(BF16[0])
     batch = microbatch(stage, *[(0, 2)] * 100)
-    assert stage.decoder._passes.size_for(stage.decoder._layout(batch)) is None
+    assert stage.decoder._passes.size_for(stage.decoder._layout(batch), 0) is None
     assert stage.decoder.step(batch, None, ()).hidden.shape == (200, stage.config.text.hidden_size)

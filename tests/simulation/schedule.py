@@ -49,6 +49,8 @@ class Schedule:
     loses_second: bool
     """Whether Redis writes every second, and so loses that when its host loses power; else it writes always."""
     faults: tuple[Fault, ...]
+    num_drafts: int = 0
+    """Tokens that conductors draft for a session."""
 
     @property
     def quiet_from_s(self) -> float:
@@ -91,7 +93,7 @@ def draw(seed: int) -> Schedule:
         faults=(),
     )
     can_be = [fault for fault in faults if fault.kind != "sick" or _others(fault.target, schedule)]
-    return dataclasses.replace(schedule, faults=tuple(can_be))
+    return dataclasses.replace(schedule, faults=tuple(can_be), num_drafts=chance.choice((0, 1, 3)))
 
 
 def _draw_job(chance: random.Random) -> Job:

@@ -94,7 +94,7 @@ class World:
         """Start a component, as it will be started again when it was killed."""
         self._start_again[name] = lambda: self.start(name, role, schedule)
         if role == "conductor":
-            self._start_conductor(name)
+            self._start_conductor(name, schedule.num_drafts)
         elif role == "gateway":
             self._start_gateway(name)
         elif role == "vision":
@@ -107,12 +107,13 @@ class World:
     def start_again(self, name: str) -> None:
         self._start_again[name]()
 
-    def _start_conductor(self, name: str) -> None:
+    def _start_conductor(self, name: str, num_drafts: int) -> None:
         self._conductors.pop(name, None)
         process, transport, redis = self._process(name)
         settings = ConductorSettings(
             model="", max_batch_tokens=64, kv_step_tokens=3, ack_wait_s=_ACK_WAIT_S, lease_ttl_s=2.0,
             deadline_s=1.0, first_deadline_s=1.0, prepare_timeout_s=1.0, heartbeat_timeout_s=1.2,
+            speculate_tokens=num_drafts, speculate_sessions=2,
         )  # fmt: skip
         around = Surroundings(
             transport, redis, model(), CommonSettings(namespace=NAMESPACE), settings, process.name, clock=self.loop.time

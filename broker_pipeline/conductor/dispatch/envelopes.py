@@ -59,6 +59,7 @@ def _segment(segment: PlannedSegment) -> Segment:
         count=count,
         wants_token=segment.wants_token,
         num_kv_tokens=segment.num_kv_tokens,
+        num_drafts=len(segment.drafts),
         visual=session.visual_spans(start, start + count) if start < session.num_prompt_tokens else (),
     )
 
@@ -111,7 +112,9 @@ def _inputs(segments: Sequence[PlannedSegment]) -> tuple[Int32Array, Int32Array]
             tokens.append(session.generated[start - num_prompt])
             steps.append(start + session.prompt.position_delta)
         else:
-            token_ids[at : at + count] = session.token_ids(start, start + count)
+            known = count - len(segment.drafts)
+            token_ids[at : at + known] = session.token_ids(start, start + known)
+            token_ids[at + known : at + count] = segment.drafts
             positions[:, at : at + count] = session.positions(start, start + count)
         at += count
     if places:

@@ -50,14 +50,16 @@ class Generations:
             generation.refuse()
 
     def take(self, sampled: Sampled) -> None:
-        """Hand on a session's next token."""
+        """Hand on a session's next tokens, as far as its output goes."""
         session = sampled.session.key.session
         generation = self._generations[session]
-        generation.take(sampled.token)
-        self.num_tokens += 1
-        if generation.output.finish_reason is not None:
-            self.stop(session)
-            generation.end()
+        for token in sampled.tokens:
+            generation.take(token)
+            self.num_tokens += 1
+            if generation.output.finish_reason is not None:
+                self.stop(session)
+                generation.end()
+                return
 
     def tell(self, lost: Iterable[Lost]) -> None:
         """Tell generations that the scheduler has let go of their sessions."""

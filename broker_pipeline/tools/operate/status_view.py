@@ -105,6 +105,8 @@ def describe_work(status: PipelineStatus) -> str:
         lines.append(f"work    sessions: {sessions}; {again}")
         if conductor.num_copied_tokens:
             lines.append(f"prompts {conductor.num_prompt_tokens} tokens, {conductor.num_copied_tokens} of them copied")
+        if conductor.num_draft_tokens:
+            lines.append(f"drafts  {conductor.num_draft_tokens} tokens, {conductor.num_accepted_tokens} accepted")
         if (hedges := conductor.hedges).num_hedges:
             lines.append(
                 f"hedges  {hedges.num_hedges} of {hedges.num_requests} requests to vision workers, {hedges.num_won} won"

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.policies.prefixes import BLOCK_TOKENS
 from tests.kit.simulated.simulation import Simulation
@@ -21,9 +22,15 @@ CUTS = {
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(cut=st.sampled_from(sorted(CUTS)), step=st.integers(1, 6), shares_prefixes=st.booleans())
-    def start(self, cut: str, step: int, shares_prefixes: bool) -> None:
-        self.simulation = Simulation(limits=SchedulerLimits(kv_step_tokens=step), shares_prefixes=shares_prefixes)
+    @initialize(
+        cut=st.sampled_from(sorted(CUTS)),
+        step=st.integers(1, 6),
+        shares_prefixes=st.booleans(),
+        drafts=st.builds(DraftLimits, st.sampled_from([0, 1, 4, 7]), st.integers(1, 4)),
+    )
+    def start(self, cut: str, step: int, shares_prefixes: bool, drafts: DraftLimits) -> None:
+        limits = SchedulerLimits(kv_step_tokens=step, drafts=drafts)
+        self.simulation = Simulation(limits=limits, shares_prefixes=shares_prefixes)
         self.scale = BLOCK_TOKENS if shares_prefixes else 1
         self.ranges = {name: (start, stop) for name, start, stop in CUTS[cut]}
         self.start_missing()

@@ -39,8 +39,8 @@ _TOKENS = np.array([32, 34, 65, 66, 67, 68, 69, 70, 71, 72, 73], np.int32)
 
 
 def right_token(session: str, position: int) -> int:
-    """Return the token that these stages sample: an ordinary one of the tiny tokenizer's."""
-    digest = hashlib.sha256(f"{session} {position}".encode()).digest()
+    """Return the token that these stages sample: an ordinary one of the tiny tokenizer's, four times in a row."""
+    digest = hashlib.sha256(f"{session} {position // 4}".encode()).digest()
     return int(_TOKENS[digest[0] % len(_TOKENS)])
 
 
@@ -64,14 +64,15 @@ class ActingStage(ActingWorker):
         super().__init__(
             transport, redis, namespace, name, "stage", share=share,
             fingerprint=fingerprint, blocks=BlockRange(start=start, stop=stop), num_layers=6,
-            kv_capacity_tokens=kv, max_batch_tokens=256,
+            kv_capacity_tokens=kv, max_batch_tokens=256, verifies_drafts=True,
         )  # fmt: skip
         self.step_s = step_s
         self.kv_tokens = kv
         """What it really has room for, whatever it announces."""
         self.poison: set[str] = set()
         self.reserved: dict[str, tuple[int, int]] = {}
-        self.cached: dict[str, int] = {}
+        self.cached: dict[str, range] = {}
+        """How long sessions may be when the next segment begins: what is written may end in drafts."""
         self.closed: dict[str, int] = {}
         self.rowless: set[str] = set()
         """Sessions that are told once that their rows are missing."""
@@ -138,7 +139,7 @@ class ActingStage(ActingWorker):
             envelope, route=envelope.route[1:], segments=kept, failures=tuple(failures), timings=timings, tensors=()
         )
         if not onward.route:
-            await self._answer(onward, tokens=tuple(_sample(segment) for segment in kept if segment.wants_token))
+            await self._answer(onward, tokens=tuple(token for segment in kept for token in _sample(segment)))
         else:
             await self.transport.publish(onward.route[0], onward)
 
@@ -163,7 +164,7 @@ class ActingStage(ActingWorker):
             if opening.session == session:
                 self._close(session, opening.attempt - 1)
                 self.reserved[session] = (opening.attempt, opening.num_kv_tokens)
-                self.cached[session] = 0
+                self.cached[session] = range(1)
         if segment.num_kv_tokens and self.reserved.get(session, (0, 0))[0] == segment.attempt:
             self.reserved[session] = (segment.attempt, max(segment.num_kv_tokens, self.reserved[session][1]))
         if session not in self.cached or self.reserved[session][0] != segment.attempt:
@@ -172,12 +173,13 @@ class ActingStage(ActingWorker):
             raise KVCapacityError("over-committed")
         if segment.start + segment.count > self.reserved[session][1]:
             raise KVCapacityError("beyond its reservation")
-        if segment.start != self.cached[session]:
+        if segment.start not in self.cached[session]:
             raise KVPositionError(f"{segment.start} after {self.cached[session]}")
         if session in self.rowless:
             self.rowless.discard(session)
             raise VisualRowsMissingError("no rows")
-        self.cached[session] += segment.count
+        stop = segment.start + segment.count
+        self.cached[session] = range(stop - segment.num_drafts, stop + 1)
 
     def _close(self, session: str, attempt: int) -> None:
         self.closed[session] = max(attempt, self.closed.get(session, 0))
@@ -258,11 +260,15 @@ class ActingVision(ActingWorker):
             await message.respond(msgspec.structs.replace(answer, num_tokens=len(text)), tensors)
 
 
-def _sample(segment: Segment) -> SampledToken:
-    position = segment.start + segment.count
-    return SampledToken(
-        session=segment.session,
-        attempt=segment.attempt,
-        position=position,
-        token_id=right_token(segment.session, position),
-    )
+def _sample(segment: Segment) -> list[SampledToken]:
+    stop = segment.start + segment.count
+    return [
+        SampledToken(
+            session=segment.session,
+            attempt=segment.attempt,
+            position=position,
+            token_id=right_token(segment.session, position),
+        )
+        for position in range(stop - segment.num_drafts, stop + 1)
+        if segment.wants_token
+    ]

@@ -18,7 +18,7 @@ from broker_pipeline.messages.jobs import FIRST, Turn
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
-from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
+from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch, Sampled
 from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
 from broker_pipeline.scheduling.policies.prefixes import prefix_keys
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
@@ -223,17 +223,19 @@ class Simulation:
         for session in outcome.repeated:
             self.blamed += self.health.prove(session.key.session, session.route.key)
         for sampled in outcome.sampled:
-            self._token(sampled.session, sampled.token)
+            self._tokens(sampled)
         self.lost(outcome.lost)
         self.check()
         return outcome
 
-    def _token(self, session: SessionState, token: SampledToken) -> None:
-        job = self.jobs[session.key.session]
+    def _tokens(self, sampled: Sampled) -> None:
+        job = self.jobs[sampled.session.key.session]
         assert not job.outcome
-        job.generated.append(token.token_id)
-        assert token.position == job.num_prompt + len(job.generated) - 1
-        assert job.generated == session.generated
+        for token in sampled.tokens:
+            job.generated.append(token.token_id)
+            assert token.position == job.num_prompt + len(job.generated) - 1
+        assert job.generated == sampled.session.generated
+        assert len(job.generated) <= job.max_tokens
         if len(job.generated) == job.max_tokens:
             job.outcome = "succeeded"
             self.scheduler.release(job.name)
@@ -267,11 +269,12 @@ class Simulation:
             SampledToken(
                 session=key.session,
                 attempt=key.attempt,
-                position=segment.stop,
-                token_id=right_token(key.session, segment.stop),
+                position=position,
+                token_id=token_id,
             )
             for segment in microbatch.segments
             if segment.wants_token and (key := segment.session.key) in alive
+            for position, token_id in self.stages[worker.key].sample(segment)
         )
         left_out = tuple(
             SessionFailure(session=key.session, attempt=key.attempt, failure=error.to_failure(), worker=name)

@@ -23,7 +23,7 @@ from broker_pipeline.scheduling.session_state import PreparedPrompt
 def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageInfo:
     key = f"{name}-{instance}"
     subject, blocks = f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop)
-    return StageInfo(key, name, subject, blocks, kv, batch, copies_prefixes=True)
+    return StageInfo(key, name, subject, blocks, kv, batch, copies_prefixes=True, verifies_drafts=True)
 
 
 def prompt_of(num_tokens: int) -> PreparedPrompt:
@@ -32,8 +32,11 @@ def prompt_of(num_tokens: int) -> PreparedPrompt:
 
 
 def right_token(session: str, position: int) -> int:
-    """Return the token that the model would give: of session and position only, as greedy or seeded sampling is."""
-    return (sum(session.encode()) * 31 + position * 7) % 1000
+    """Return the token that the model would give: of session and position only, as greedy or seeded sampling is.
+
+    Five take turns, so that most drafts are right, but for each eleventh token.
+    """
+    return (sum(session.encode()) * 31 + (position % 5 if position % 11 else position) * 7) % 1000
 
 
 @dataclass
@@ -42,7 +45,10 @@ class SimulatedStage:
 
     worker: StageInfo
     reserved: dict[SessionKey, int] = field(default_factory=dict)
-    cached: dict[SessionKey, int] = field(default_factory=dict)
+    cached: dict[SessionKey, list[int]] = field(default_factory=dict)
+    """Tokens, drafts among them."""
+    num_drafts: dict[SessionKey, int] = field(default_factory=dict)
+    """How many of the last ones may be taken back."""
     closed: dict[str, int] = field(default_factory=dict)
 
     def take(self, microbatch: PlannedBatch, alive: list[SessionKey]) -> dict[SessionKey, PipelineError]:
@@ -71,20 +77,35 @@ class SimulatedStage:
             self.cached[key] = self._copied(segment)
         if key not in self.cached:
             raise SessionUnknownError("not open")
-        if start != self.cached[key]:
-            raise KVPositionError(f"start {start}, cached {self.cached[key]}")
+        length = len(self.cached[key])
+        if not length - self.num_drafts.get(key, 0) <= start <= length:
+            raise KVPositionError(f"start {start}, cached {length}")
         self._reserve(key, max(self.reserved[key], segment.num_kv_tokens))
         assert stop <= self.reserved[key]
-        self.cached[key] = stop
+        known = segment.session.token_ids(start, stop - len(segment.drafts)).tolist()
+        self.cached[key][start:] = [*known, *segment.drafts]
+        self.num_drafts[key] = len(segment.drafts)
 
-    def _copied(self, segment: PlannedSegment) -> int:
+    def sample(self, segment: PlannedSegment) -> list[tuple[int, int]]:
+        """Return (position, token) behind a segment's last known token and behind each draft."""
+        first = segment.stop - len(segment.drafts)
+        return [(position, self._next_token(segment, position)) for position in range(first, segment.stop + 1)]
+
+    def _next_token(self, segment: PlannedSegment, position: int) -> int:
+        """Return the right token if those before it are right."""
+        session, num_prompt = segment.session.key.session, segment.session.num_prompt_tokens
+        said = self.cached[segment.session.key][num_prompt:position]
+        right = [right_token(session, num_prompt + index) for index in range(len(said))]
+        return right_token(session, position) if said == right else -position
+
+    def _copied(self, segment: PlannedSegment) -> list[int]:
         if (prefix := segment.session.prefix) is None:
-            return 0
+            return []
         if prefix.source not in self.cached:
             raise SessionUnknownError("nobody to copy from")
-        if self.cached[prefix.source] < prefix.num_tokens:
+        if len(self.cached[prefix.source]) < prefix.num_tokens:
             raise KVPositionError("less to copy than wanted")
-        return prefix.num_tokens
+        return self.cached[prefix.source][: prefix.num_tokens]
 
     def _reserve(self, key: SessionKey, num_tokens: int) -> None:
         self.reserved[key] = num_tokens

@@ -54,7 +54,7 @@ class StepCounts:
         def counted(scheduler: Scheduler, result: MicrobatchResult, now: float) -> Outcome:
             outcome = complete(scheduler, result, now)
             self.num_microbatches += 1
-            self.num_tokens += len(outcome.sampled)
+            self.num_tokens += sum(len(sampled.tokens) for sampled in outcome.sampled)
             return outcome
 
         return counted
