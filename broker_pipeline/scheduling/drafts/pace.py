@@ -1,8 +1,8 @@
 """How many tokens are worth drafting for a session, by what became of its drafts. Pure.
 
-all accepted     twice as many next time
-some accepted    one more than were
-none             one; three times in a row: nothing for 16 tokens, and for twice as many each time it happens again
+all accepted      twice as many next time
+some accepted     half as many, or one more than were accepted
+none              half as many; three times in a row: no drafts for 16 steps, and for twice as many if it goes on so
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DraftPace:
         if num_accepted == num_drafts:
             self._length = min(max(self._length, 2 * num_drafts), _MOST_TOKENS)
         else:
-            self._length = num_accepted + 1
+            self._length = max(self._length // 2, num_accepted + 1)
         self._num_missed = 0 if num_accepted else self._num_missed + 1
         if num_accepted:
             self._pause = _FIRST_PAUSE

@@ -48,7 +48,7 @@ def record(name: str, start: int = 0, stop: int = NUM_LAYERS, *, instance: str =
     """Return a stage's record, or with `role="vision"` a vision worker's."""
     instance = instance or f"{name}-1"
     stage = {"blocks": BlockRange(start=start, stop=stop), "num_layers": NUM_LAYERS, "kv_capacity_tokens": 1000,
-             "max_batch_tokens": 64}  # fmt: skip
+             "max_batch_tokens": 64, "verifies_drafts": True}  # fmt: skip
     fields = {"role": "stage", "fingerprint": FINGERPRINT, "dtype": "float32"} | facts
     if fields["role"] == "stage":
         fields = stage | fields
@@ -104,10 +104,14 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(tiny_tokenizer())
 
 
-def token_of(segment: PlannedSegment) -> SampledToken:
-    """Return the token that stages answer a segment with: the letter A, for ever."""
-    key = segment.session.key
-    return SampledToken(session=key.session, attempt=key.attempt, position=segment.stop, token_id=32)
+def tokens_of(segment: PlannedSegment) -> list[SampledToken]:
+    """Return what stages answer a segment and its drafts with: the letter A, for ever."""
+    key, first = segment.session.key, segment.stop - len(segment.drafts)
+    return [
+        SampledToken(session=key.session, attempt=key.attempt, position=position, token_id=32)
+        for position in range(first, segment.stop + 1)
+        if segment.wants_token
+    ]
 
 
 def answer(microbatch: PlannedBatch, *, spoilt: Failure | None = None, **changes: object) -> MicrobatchResult:
@@ -120,7 +124,7 @@ def answer(microbatch: PlannedBatch, *, spoilt: Failure | None = None, **changes
         epoch=EPOCH,
         microbatch=microbatch.number,
         worker=microbatch.route.workers[-1].name,
-        tokens=tuple(token_of(each) for each in microbatch.segments if each.wants_token and not spoilt),
+        tokens=tuple(token for each in microbatch.segments for token in tokens_of(each) if not spoilt),
         failures=tuple(failures),
     )
     return msgspec.structs.replace(result, **changes)

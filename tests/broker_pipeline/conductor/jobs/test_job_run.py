@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from typing import cast
 
+import msgspec
 import pytest
 
 from broker_pipeline import redis_keys
@@ -24,7 +26,9 @@ from broker_pipeline.errors import ComputeError, StageError
 from broker_pipeline.identity import new_job_id
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.messages.jobs import ChatMessage, Choice, FinishReason, JobRecord, JobSpec, TextPart, TokenEntry
-from broker_pipeline.messages.sampling import SamplingParams
+from broker_pipeline.messages.sampling import RepetitionDetection, SamplingParams
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
+from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.policies.admission import Admission, AdmissionLimits
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
@@ -55,8 +59,10 @@ def model() -> TextModel:
 class Running(StageSide):
     """A runner whose jobs have their prompts already, and stages that answer by `reply`."""
 
-    def __init__(self, transport: Transport, redis: RedisClient, namespace: str) -> None:
-        super().__init__()
+    def __init__(
+        self, transport: Transport, redis: RedisClient, namespace: str, drafts: DraftLimits | None = None
+    ) -> None:
+        super().__init__(SchedulerLimits(drafts=drafts or DraftLimits()))
         self.redis, self.namespace = redis, namespace
         self.store, self.media = JobStore(redis, namespace), MediaStore(transport, redis, namespace, max_bytes=2**20)
         self.queue = JobQueue(transport, namespace, ack_wait_s=30.0)
@@ -117,13 +123,16 @@ class Running(StageSide):
         num_deliveries: int = 1,
         num_prompt: int = NUM_PROMPT,
         num_outputs: int | None = None,
+        **sampling: object,
     ) -> LiveJob:
         """Put a job into the queue and take it out again."""
         spec = JobSpec(
             job_id=new_job_id(),
             created_at=time.time(),
             messages=(ChatMessage(role="user", content=(TextPart(text="Describe."),)),),
-            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=num_outputs),
+            sampling=msgspec.structs.replace(
+                SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=num_outputs), **sampling
+            ),
         )
         await self.store.create(spec)
         await self.queue.publish(spec)
@@ -160,9 +169,8 @@ class Running(StageSide):
         return await self.queue.depth() == QueueDepth(num_waiting=0, num_in_progress=0)
 
 
-@pytest.fixture
-async def it(transport: Transport, redis: RedisClient, namespace: str) -> AsyncIterator[Running]:
-    running = Running(transport, redis, namespace)
+@asynccontextmanager
+async def at_work(running: Running) -> AsyncIterator[Running]:
     await running.queue.ensure()
     await running.media.ensure()
     running.workers.join(STAGE)
@@ -172,6 +180,19 @@ async def it(transport: Transport, redis: RedisClient, namespace: str) -> AsyncI
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def it(transport: Transport, redis: RedisClient, namespace: str) -> AsyncIterator[Running]:
+    async with at_work(Running(transport, redis, namespace)) as running:
+        yield running
+
+
+@pytest.fixture
+async def drafting(transport: Transport, redis: RedisClient, namespace: str) -> AsyncIterator[Running]:
+    """One that drafts up to four tokens at a time; stages say the same for ever, so that all are right."""
+    async with at_work(Running(transport, redis, namespace, DraftLimits(4))) as running:
+        yield running
 
 
 def refuse(microbatch: PlannedBatch) -> MicrobatchResult:
@@ -626,3 +647,75 @@ async def test_a_limit_that_nobody_asked_for_is_cut_to_what_fits(it: Running) ->
     end = await it.run(await it.submit(num_prompt=27, max_tokens=None))
     assert end.result is not None
     assert end.result.usage.num_output_tokens == 3
+
+
+# --- drafts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_tokens", "reason"),
+    [
+        ({}, 21, "length"),
+        ({"stop": ("AAAAAAAAAAAAAAAAA",)}, 17, "stop"),
+        ({"repetition_detection": RepetitionDetection(max_pattern_size=1, min_count=15)}, 15, "repetition"),
+    ],
+    ids=["max_tokens", "a stop string", "a repetition"],
+)
+async def test_an_end_among_accepted_drafts_is_the_end(
+    drafting: Running, sampling: dict[str, object], num_tokens: int, reason: str
+) -> None:
+    job = await drafting.submit(max_tokens=21, **sampling)
+    end = await drafting.run(job)
+    assert end.result is not None
+    assert (end.result.finish_reason, end.result.usage.num_output_tokens) == (reason, num_tokens)
+    assert await drafting.num_tokens(job) == num_tokens == drafting.generations.num_tokens
+    assert drafting.scheduler.batches.drafting.num_accepted >= 8
+    assert sum(bool(each.segments) for each in drafting.sent) < num_tokens
+    await drafting.check_gone()
+
+
+async def test_drafts_end_with_one_output_and_begin_with_the_next(drafting: Running) -> None:
+    job = await drafting.submit(max_tokens=9, num_outputs=3)
+    end = await drafting.run(job)
+    assert end.result is not None
+    assert [choice.num_output_tokens for choice in end.result.choices] == [9, 9, 9]
+    assert drafting.scheduler.batches.drafting.num_accepted >= 3 * 4
+    await drafting.check_gone()
+
+
+async def test_an_attempt_that_is_lost_among_drafts_goes_on_from_what_was_accepted(drafting: Running) -> None:
+    def die_with_drafts(microbatch: PlannedBatch) -> MicrobatchResult | None:
+        if drafting.num_sampled(job) < 8 or not any(segment.drafts for segment in microbatch.segments):
+            return answer(microbatch)
+        drafting.reply = answer
+        known.append(drafting.num_sampled(job))
+        drafting.workers.leave(STAGE, "it was killed")
+        drafting.workers.join(STAGE)
+        return None
+
+    known: list[int] = []
+    drafting.reply = die_with_drafts
+    job = await drafting.submit(max_tokens=30)
+    end = await drafting.run(job)
+    assert (end.status, end.attempt) == ("succeeded", 2)
+    assert await drafting.num_tokens(job) == 30
+    second = [segment for each in drafting.sent for segment in each.segments if segment.opens][1]
+    assert (second.count, second.drafts) == (NUM_PROMPT + known[0], ())
+    await drafting.check_gone()
+
+
+def say_the_prompt(microbatch: PlannedBatch) -> MicrobatchResult:
+    result = answer(microbatch)
+    tokens = [msgspec.structs.replace(token, token_id=token.position % NUM_PROMPT) for token in result.tokens]
+    return msgspec.structs.replace(result, tokens=tuple(tokens))
+
+
+async def test_an_end_token_among_accepted_drafts_is_the_end(drafting: Running) -> None:
+    drafting.reply = say_the_prompt
+    job = await drafting.submit(max_tokens=21, stop_token_ids=(3,))
+    end = await drafting.run(job)
+    assert end.result is not None
+    assert (end.result.finish_reason, end.result.usage.num_output_tokens) == ("stop", 4)
+    assert [entry.token_id for entry in await drafting.store.tokens(job.job_id)] == [0, 1, 2, 3]
+    assert drafting.sent[2].segments[0].drafts == (2, 3, 0, 1)
+    await drafting.check_gone()
