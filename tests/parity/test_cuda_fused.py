@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
 from stages.compute.generate import WholeModel
 from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
@@ -15,6 +17,7 @@ from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from tests.kit.models.copying import decoded_second
 from tests.kit.models.growing import decoded
+from tests.kit.models.scheduled_model import FEW, ScheduledModel, repetitive
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import (
     BF16,
@@ -181,3 +184,26 @@ def test_a_pass_of_more_chunks_than_a_graph_takes_is_launched():
     batch = microbatch(stage, *[(0, 2)] * 100)
     assert stage.decoder._passes.size_for(stage.decoder._layout(batch), 0) is None
     assert stage.decoder.step(batch, None, ()).hidden.shape == (200, stage.config.text.hidden_size)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", BF16[:3:2], ids=str)
+def test_a_step_with_drafts_is_a_graph_near_its_kernels(variant):
+    stage = middle_stage(variant)
+    batch = microbatch(stage, (20, 6), (9, 1))
+    drafted = tuple(replace(segment, num_drafts=segment.count - 1) for segment in batch.segments)
+    batch = Microbatch(drafted, batch.positions, hidden=batch.hidden)
+    assert stage.decoder._steps.size_for(batch) == 8
+    launched = stage.decoder.launch(batch, None, ()).hidden
+    assert distance(stage.decoder.step(batch, None, ()).hidden, launched.cpu().float()) < 0.02
+
+
+@pytest.mark.parametrize("cuts", [(), (2, 4)], ids=["one stage", "three stages"])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_deterministic_drafts_give_the_bits_of_single_steps(variant, cuts):
+    request = repetitive("a", SamplingSettings(temperature=0.7, seed=5, logit_bias=FEW, logprobs=2))
+    stages = fused(variant, cuts, is_deterministic=True, max_step_sessions=8)
+    expected = WholeModel(stages).generate([request])
+    model = ScheduledModel(stages, DraftLimits(5))
+    assert model.generate([request]) == expected
+    assert model.num_accepted > 0

@@ -6,27 +6,20 @@ import pytest
 
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.scheduling.drafts.limits import DraftLimits
-from stages.compute.generate import Request, WholeModel
+from stages.compute.generate import WholeModel
 from stages.compute.options import ComputeOptions
-from tests.kit.models.scheduled_model import ScheduledModel
+from tests.kit.models.scheduled_model import FEW, ScheduledModel, repetitive
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import FP32, Variant, config_of, request_of, scene, stages_of, tensors_of
 
 DENSE, MOE = FP32[0], FP32[3]
 CUTS = [(), (2, 4)]
-FEW = {3 + token: 60.0 for token in range(4)}
-"""Makes four tokens likely: random weights repeat nothing by themselves when they are sampled from."""
 SAMPLINGS = {
     "greedy": SamplingSettings(),
     "sampled": SamplingSettings(temperature=1.0, seed=11, logit_bias=FEW),
     "with log-probabilities": SamplingSettings(temperature=0.7, seed=5, logit_bias=FEW, logprobs=2, top_k=3),
     "long enough": SamplingSettings(min_tokens=8, end_token_ids=(3, 4, 5)),
 }
-PATTERN = (7, 19, 23, 40, 11)
-
-
-def repetitive(session: str, sampling: SamplingSettings, num_tokens: int = 40) -> Request:
-    return Request(session, PATTERN * 6, sampling=sampling, max_tokens=num_tokens)
 
 
 def ids(said: list) -> list[list[int]]:

@@ -9,7 +9,7 @@ import torch
 
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
 from broker_pipeline.messages.activation import Envelope, MicrobatchResult, SessionOpen, VisualSpan
-from broker_pipeline.messages.sampling import SampledToken
+from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from broker_pipeline.scheduling.drafts.limits import DraftLimits
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.limits import SchedulerLimits
@@ -24,7 +24,15 @@ from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.positions import plan_positions
 from stages.worker.tensors import from_wire
 
+FEW = {3 + token: 60.0 for token in range(4)}
+"""A bias that makes four tokens likely: random weights repeat nothing by themselves when they are sampled from."""
+_PATTERN = (7, 19, 23, 40, 11)
 _BUILDER = EnvelopeBuilder("main", "f" * 64, 1, "results")
+
+
+def repetitive(session: str, sampling: SamplingSettings, num_tokens: int = 40) -> Request:
+    """Return a request whose prompt is one pattern, six times."""
+    return Request(session, _PATTERN * 6, sampling=sampling, max_tokens=num_tokens)
 
 
 @dataclass(eq=False)
