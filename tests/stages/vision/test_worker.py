@@ -45,6 +45,7 @@ from stages.prompt.preprocess import PixelBudget
 from stages.prompt.visual_frames import image_frames
 from stages.qwen3_vl.positions import plan_positions
 from stages.vision.service import LoadedVision, VisionThreads, _assemble, load
+from stages.vision.work_pools import WorkPools
 from stages.worker.compute_thread import ComputeThread
 from stages.worker.presence import Presence
 from stages.worker.settings import VisionSettings
@@ -148,8 +149,8 @@ async def _bench(
         await asyncio.wait_for(worker.wait_idle(), 5)
         for task in running:
             task.cancel()
-    threads.pool.shutdown()
-    threads.long.shutdown()
+    for pool in (pools.short, pools.wide, pools.long):
+        pool.shutdown()
     threads.launching.close()
     threads.finishing.close()
 

@@ -11,7 +11,7 @@ from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.eager.decoder import EagerDecoder, StageWeights
-from stages.compute.fused.attention import InvariantKernels
+from stages.compute.fused.attention import FastKernels, InvariantKernels
 from stages.compute.fused.blocks import PackedBlock
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.fused.model import FusedModel, FusedWeights
@@ -121,7 +121,7 @@ def test_drafts_are_decode_tokens_that_see_each_other(device: torch.device, moe:
     pair = Pair(device, moe=moe)
     pair.open("a", "b")
     same(pair.step([segment("a", 0, 3), segment("b", 0, 2)]))
-    pair.fused = FusedDecoder(pair.fused._model, pair.caches[1])  # no chunk: no flash attention
+    pair.fused = FusedDecoder(pair.fused._model, pair.caches[1], FastKernels())  # no chunk: no flash attention
     same(pair.step([segment("a", 3, 4, num_drafts=3), segment("b", 2, 1)], seed=1))
     same(pair.step([segment("a", 5, 3, num_drafts=2)], seed=2))
 
