@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from broker_pipeline.tools.local.cluster import LocalCluster
-from tests.kit.running.batch_drill import write_receipt
+from tests.kit.receipts import write_receipt
 from tests.kit.running.clusters import DENSE, tiny_cluster
 
 NUM_COLOURS = 16

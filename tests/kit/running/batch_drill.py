@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import msgspec
 from openai import AsyncOpenAI
 from openai.types import Batch
 
@@ -29,7 +27,7 @@ from broker_pipeline.tools.demo.pictures import scenes, trained_model
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.tools.local.cuts import parse_cut
 from broker_pipeline.tools.local.plan import LocalSettings
-from broker_pipeline.tools.machine import MachineFacts
+from tests.kit.receipts import write_receipt
 from training.prompts import DEFAULT_PROMPT
 
 VICTIMS = ("gateway-0", "conductor-0", "stage-1")
@@ -125,15 +123,6 @@ async def _until(client: AsyncOpenAI, batch_id: str, num_done: int) -> Batch:
         if counts and counts.total and num_done <= counts.completed < counts.total:
             return batch
         await asyncio.sleep(_LOOK_S)
-
-
-def write_receipt(path: Path | None, seen: dict[str, Any]) -> None:
-    """Write what was seen, by which command and on which machine."""
-    program = Path(sys.argv[0]).relative_to(Path.cwd()).with_suffix("")
-    command = " ".join(["python -m", ".".join(program.parts), *sys.argv[1:]])
-    receipt = {"command": command, "machine": MachineFacts.read(), **seen}
-    if path is not None:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(receipt), indent=2) + b"\n")
 
 
 @click.command()
