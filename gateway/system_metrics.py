@@ -46,6 +46,26 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
         lambda conductor: conductor.num_draft_tokens,
     ),
     ("accepted_draft_tokens", "Those of them that were right.", lambda conductor: conductor.num_accepted_tokens),
+        "kept_prefixes",
+        "Beginnings that are kept of sessions that have finished.",
+        lambda conductor: conductor.kept.num_prefixes,
+    ),
+    ("kept_prefix_tokens", "Tokens of the kept beginnings.", lambda conductor: conductor.kept.num_tokens),
+    (
+        "kept_prefix_hits",
+        "Sessions that the conductors of now have let begin with a kept one.",
+        lambda conductor: conductor.kept.num_hits,
+    ),
+    (
+        "kept_prefix_hit_tokens",
+        "Tokens that these had copied.",
+        lambda conductor: conductor.kept.num_hit_tokens,
+    ),
+    (
+        "kept_prefix_evictions",
+        "Kept beginnings that the conductors of now have closed for room.",
+        lambda conductor: conductor.kept.num_evictions,
+    ),
     ("captions_per_second", "Jobs that succeeded, lately.", lambda conductor: conductor.captions_per_s),
 )
 

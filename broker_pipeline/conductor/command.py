@@ -52,6 +52,13 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "[default: as many as have 16 tokens together, with their drafts]",
 )
 @option(
+    "--kept-prefix-share",
+    default=0.5,
+    type=click.FloatRange(min=0, max=1),
+    help="Most of each stage's KV that finished sessions leave for others to begin with, while nobody needs the room; "
+    "0 keeps nothing.",
+)
+@option(
     "--default-max-tokens",
     type=click.IntRange(min=1),
     help="Output limit of jobs that ask for none, cut to the room that their prompts leave. "

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.merged_status import merged
-from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.status import ConductorStatus, KeptCounts
 from broker_pipeline.worker_metrics import transport_families, worker_families
 
 log = structlog.get_logger()
@@ -70,14 +70,29 @@ class ConductorMetrics(Collector):
         yield _gauge("copied_prompt_tokens", "Those whose KV was copied.", status.num_copied_tokens)
         yield _gauge("draft_tokens", "Tokens guessed and verified in this tenure.", status.num_draft_tokens)
         yield _gauge("accepted_draft_tokens", "Those that were right.", status.num_accepted_tokens)
+        yield from _kept_gauges(status.kept)
         yield _gauge("uncommitted_tokens", "Tokens that Redis does not hold yet.", status.num_uncommitted_tokens)
         yield _by_label("sessions", "Sessions by what they do.", "state", status.num_sessions)
         yield _by_label("jobs_finished", "Jobs ended in this tenure, by status.", "status", status.num_finished)
         yield _by_label(
             "stage_kv_used_tokens", "Reserved KV.", "worker", {s.worker: s.kv_used_tokens for s in status.stages}
         )
+        yield _by_label(
+            "stage_kv_kept_tokens",
+            "KV kept of sessions that have finished.",
+            "worker",
+            {s.worker: s.kv_kept_tokens for s in status.stages},
+        )
         yield from worker_families(_PREFIX, status)
         yield from transport_families(_PREFIX, status.transport)
+
+
+def _kept_gauges(kept: KeptCounts) -> Iterator[Metric]:
+    yield _gauge("kept_prefixes", "Beginnings kept of sessions that have finished.", kept.num_prefixes)
+    yield _gauge("kept_prefix_tokens", "Their tokens.", kept.num_tokens)
+    yield _gauge("kept_prefix_hits", "Sessions of this tenure that began with one.", kept.num_hits)
+    yield _gauge("kept_prefix_hit_tokens", "Tokens that these had copied.", kept.num_hit_tokens)
+    yield _gauge("kept_prefix_evictions", "Those that made room in this tenure.", kept.num_evictions)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

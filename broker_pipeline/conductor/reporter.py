@@ -19,6 +19,7 @@ from broker_pipeline.errors import StateError, TransportError
 from broker_pipeline.messages.status import (
     ConductorStatus,
     HedgeCounts,
+    KeptCounts,
     RouteStatus,
     StageStatus,
     VisionStatus,
@@ -112,6 +113,7 @@ class Reporter:
             num_copied_tokens=parts.scheduler.batches.num_copied_tokens,
             num_draft_tokens=parts.scheduler.batches.drafting.num_drafted,
             num_accepted_tokens=parts.scheduler.batches.drafting.num_accepted,
+            kept=self._kept(),
             num_uncommitted_tokens=parts.committer.num_tokens,
             hedges=self._hedges(),
             limits=self._around.model.shown_limits(parts.workers.longest_session),
@@ -144,7 +146,8 @@ class Reporter:
             state=state,
             reason=workers.reason(key),
             kv_capacity_tokens=record.kv_capacity_tokens,
-            kv_used_tokens=scheduler.ledger.used_tokens(key),
+            kv_used_tokens=scheduler.ledger.needed_tokens(key),
+            kv_kept_tokens=scheduler.ledger.kept_tokens(key),
             busy=self._share("busy_s", key, now),
             bubble=self._share("bubble_s", key, now),
             totals=_totals(member.heartbeat),
@@ -163,6 +166,16 @@ class Reporter:
                 totals=_totals(self._parts.roster.heartbeat(worker.record.instance)),
             )
             for worker in self._parts.workers.vision.workers
+        )
+
+    def _kept(self) -> KeptCounts:
+        kept = self._parts.scheduler.kept
+        return KeptCounts(
+            num_prefixes=len(kept),
+            num_tokens=kept.num_tokens,
+            num_hits=kept.num_hits,
+            num_hit_tokens=kept.num_hit_tokens,
+            num_evictions=kept.num_evictions,
         )
 
     def _hedges(self) -> HedgeCounts:

@@ -40,6 +40,8 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Tokens drafted for a session at a time, by what it has said before; 0: none."""
     speculate_sessions: PositiveInt | None = None
     """Most sessions of a microbatch that are drafted for; None: as many as `FEW_TOKENS` hold with their drafts."""
+    kept_prefix_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Most of each stage's KV that is kept of finished sessions for others to begin with, while nobody needs it."""
     default_max_tokens: PositiveInt | None = None
     """Output limit of jobs that ask for none; None: the model's, or a share of the room."""
     max_attempts: PositiveInt = 5
@@ -68,6 +70,7 @@ class ConductorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             max_batch_tokens=self.max_batch_tokens,
             kv_step_tokens=self.kv_step_tokens,
             drafts=DraftLimits.of(self.speculate_tokens, self.speculate_sessions),
+            kept_prefix_share=self.kept_prefix_share,
             deadline_s=self.deadline_s,
             first_deadline_s=self.first_deadline_s,
         )

@@ -77,6 +77,10 @@ class SessionClose(WireStruct, frozen=True, kw_only=True):
 
     session: SessionRef
     attempt: PositiveCount
+    num_kept_tokens: Count = 0
+    """Tokens at its beginning whose KV stays all the same, for others to copy, until a second close without them. Only
+    for workers that say `keeps_prefixes`.
+    """
 
 
 class SessionFailure(WireReport, frozen=True, kw_only=True):

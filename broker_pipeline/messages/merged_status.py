@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from broker_pipeline.messages.status import ConductorStatus, HedgeCounts, SessionLimits, ShareStatus, VisionStatus
+from broker_pipeline.messages.status import (
+    ConductorStatus,
+    HedgeCounts,
+    KeptCounts,
+    SessionLimits,
+    ShareStatus,
+    VisionStatus,
+)
 
 
 def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
@@ -39,6 +46,7 @@ def merged(statuses: Sequence[ConductorStatus]) -> ConductorStatus | None:
         num_copied_tokens=sum(each.num_copied_tokens for each in statuses),
         num_draft_tokens=sum(each.num_draft_tokens for each in statuses),
         num_accepted_tokens=sum(each.num_accepted_tokens for each in statuses),
+        kept=KeptCounts(**_total(msgspec.structs.asdict(each.kept) for each in statuses)),
         num_uncommitted_tokens=sum(each.num_uncommitted_tokens for each in statuses),
         limits=_strictest([each.limits for each in statuses if each.limits]),
         hedges=HedgeCounts(**_total(msgspec.structs.asdict(each.hedges) for each in statuses)),

@@ -48,6 +48,8 @@ class StageStatus(_Shown, frozen=True, kw_only=True):
     kv_capacity_tokens: Count
     kv_used_tokens: Count
     """Tokens reserved for sessions."""
+    kv_kept_tokens: Count = 0
+    """Beside these, tokens kept of sessions that have finished; there is room where they are."""
     busy: Share
     """Share of the last seconds that it spent computing."""
     bubble: Share = 0.0
@@ -112,6 +114,19 @@ class HedgeCounts(_Shown, frozen=True, kw_only=True):
     """Hedges that were answered first."""
 
 
+class KeptCounts(_Shown, frozen=True, kw_only=True):
+    """KV that is kept of sessions that have finished, for others that begin alike."""
+
+    num_prefixes: Count = 0
+    num_tokens: Count = 0
+    num_hits: Count = 0
+    """Sessions of this tenure that have begun with one of them."""
+    num_hit_tokens: Count = 0
+    """Tokens that these had copied: a part of `num_copied_tokens`."""
+    num_evictions: Count = 0
+    """Those that made room in this tenure."""
+
+
 class ShareStatus(_Shown, frozen=True, kw_only=True):
     """One share, and who conducts it."""
 
@@ -167,6 +182,7 @@ class ConductorStatus(_Shown, frozen=True, kw_only=True):
     """Tokens that were guessed, and verified by stages, in this tenure."""
     num_accepted_tokens: Count = 0
     """Those of them that were right."""
+    kept: KeptCounts = KeptCounts()
     num_uncommitted_tokens: Count
     """Tokens sampled that Redis does not hold yet."""
     limits: SessionLimits | None = None

@@ -83,6 +83,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     """Whether a session may begin with KV of another one here; earlier releases refuse such sessions."""
     verifies_drafts: bool = False
     """Whether segments may end in drafts here; earlier releases refuse such envelopes."""
+    keeps_prefixes: bool = False
+    """Whether it knows `SessionClose.num_kept_tokens`; earlier releases refuse messages that have it."""
 
 
 class CarriedCounts(WireReport, frozen=True, kw_only=True):
@@ -118,6 +120,8 @@ class Heartbeat(WireReport, frozen=True, kw_only=True):
     state: Literal["ready", "draining"] = "ready"
     num_sessions: Count = 0
     kv_used_tokens: Count = 0
+    kv_kept_tokens: Count = 0
+    """Beside these, tokens that are kept of sessions that have ended."""
     num_microbatches: Count = 0
     num_tokens: Count = 0
     busy_s: Seconds = 0.0

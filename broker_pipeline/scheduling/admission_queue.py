@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator
 
+from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
@@ -20,12 +21,15 @@ from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.tentative_reservations import TentativeReservations
 
+_RUNNING_PER_STEP = 16  # running sessions for each step of KV that is left free ahead of them
+
 
 class AdmissionQueue:
     """Sessions in the order of their jobs' turns, and the room that they will ask for."""
 
-    def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable) -> None:
+    def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable, kept: KeptPrefixes) -> None:
         self._limits = limits
+        self._kept = kept
         self._ledger = ledger
         self._routes = routes
         self._sessions: list[SessionState] = []
@@ -52,10 +56,16 @@ class AdmissionQueue:
         bisect.insort(self._sessions, session, key=lambda waiting: (waiting.turn, waiting.order))
 
     def take(self, session: str, route: Route, num_tokens: int) -> None:
-        """Reserve room tentatively for a session to be prepared for a route; of one that idled, measure steps anew."""
+        """Reserve room tentatively for a session to be prepared for a route; of one that idled, measure steps anew.
+
+        What is kept there makes way by now, and for steps of some that run.
+        """
         if not self.num_sessions(lane := self._routes.lane(route)):
             lane.measure_again()
         self.tentative.put(session, route, num_tokens)
+        num_ahead = self._limits.kv_step_tokens * (1 + len(lane.running) // _RUNNING_PER_STEP)
+        for key in route.key:
+            self._kept.make_room(key, self.tentative.num_tokens(key) + num_ahead)
 
     def num_sessions(self, lane: Lane) -> int:
         """Return the sessions that run on a lane, wait for it or are prepared for it."""
@@ -121,6 +131,7 @@ class AdmissionQueue:
             session.num_reserved_tokens = num_tokens
             lane.start(session)
             return True
+        self._make_room(session, num_tokens)
         if session.is_preempted or now - session.waiting_since >= self._limits.overtake_s:
             blocked.update(keys)
         return False
@@ -139,12 +150,18 @@ class AdmissionQueue:
             None,
         )
 
+    def _make_room(self, session: SessionState, num_tokens: int) -> None:
+        """Let no session wait for what is kept for nobody."""
+        for key in session.route.key:
+            self._kept.make_room(key, num_tokens + self._returning_tokens(key, session.order))
+
     def _free_tokens(self, route: Route, order: int) -> int:
         """Return the tokens free on a route, less those of older sessions that are on their way back to it."""
-        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < order]
         return min(
-            worker.kv_capacity_tokens
-            - self._ledger.used_tokens(worker.key)
-            - sum(self.num_tokens(each) for each in coming if worker.key in each.route.key)
+            worker.kv_capacity_tokens - self._ledger.used_tokens(worker.key) - self._returning_tokens(worker.key, order)
             for worker in route.workers
         )
+
+    def _returning_tokens(self, key: str, order: int) -> int:
+        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < order]
+        return sum(self.num_tokens(each) for each in coming if key in each.route.key)

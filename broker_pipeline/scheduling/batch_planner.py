@@ -18,13 +18,15 @@ from typing import NamedTuple
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.answers import learn_costs, outside_s
 from broker_pipeline.scheduling.in_flight_table import InFlightTable
-from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
+from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
+from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.policies.drafting import Drafting
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
+from broker_pipeline.scheduling.session_state import Prefix
 from broker_pipeline.scheduling.step_cost import StepCost
 
 _MAX_CLOSES = 1024  # in one envelope; more wait for the next
@@ -40,8 +42,9 @@ class _Pause(NamedTuple):
 class BatchPlanner:
     """The microbatches of one scheduler."""
 
-    def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable) -> None:
+    def __init__(self, limits: SchedulerLimits, ledger: KVLedger, routes: RouteTable, kept: KeptPrefixes) -> None:
         self._limits = limits
+        self._kept = kept
         self._ledger = ledger
         self._routes = routes
         self._in_flight = InFlightTable()
@@ -209,12 +212,13 @@ class BatchPlanner:
             if segment.opens:
                 self.num_prompt_tokens += segment.session.num_prompt_tokens
                 self.num_copied_tokens += segment.start
-        for source in _sources(microbatch):
-            self._ledger.hold(source)
+        for prefix in _prefixes(microbatch):
+            self._ledger.hold(prefix.source)
+            self._kept.use(prefix)
 
     def _let_go(self, microbatch: PlannedBatch) -> None:
-        for source in _sources(microbatch):
-            self._ledger.let_go(source)
+        for prefix in _prefixes(microbatch):
+            self._ledger.let_go(prefix.source)
 
     def forget_worker(self, key: str) -> None:
         """Forget what steps cost on a worker that is gone."""
@@ -222,6 +226,6 @@ class BatchPlanner:
         self._close_pauses.pop(key, None)
 
 
-def _sources(microbatch: PlannedBatch) -> list[SessionKey]:
-    """Return the sessions whose KV a microbatch has copied, one for each copy."""
-    return [each.session.prefix.source for each in microbatch.segments if each.opens and each.session.prefix]
+def _prefixes(microbatch: PlannedBatch) -> list[Prefix]:
+    """Return what a microbatch has copied, one for each copy."""
+    return [each.session.prefix for each in microbatch.segments if each.opens and each.session.prefix]

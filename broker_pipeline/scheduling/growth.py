@@ -1,7 +1,7 @@
 """Gives running sessions more KV when they have filled theirs; without room, the youngest sessions are preempted. Pure.
 
 stalled, oldest job first ──┬─► room on all workers of its route: grows, and is ready again
-                            ├─► closes are on their way that give it room: waits
+                            ├─► closes are on their way that give it room, those of kept prefixes first: waits
                             └─► the youngest session on the full worker is preempted (it may be this one)
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker_pipeline.scheduling.admission_queue import AdmissionQueue
+from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.session_state import SessionState
@@ -19,12 +20,18 @@ class Growth:
     """Works on the sessions of one scheduler, by name."""
 
     def __init__(
-        self, sessions: dict[str, SessionState], ledger: KVLedger, routes: RouteTable, waiting: AdmissionQueue
+        self,
+        sessions: dict[str, SessionState],
+        ledger: KVLedger,
+        routes: RouteTable,
+        waiting: AdmissionQueue,
+        kept: KeptPrefixes,
     ) -> None:
         self._sessions = sessions
         self._ledger = ledger
         self._routes = routes
         self._waiting = waiting
+        self._kept = kept
         self.num_preemptions = 0
 
     def grow(self, now: float) -> set[str]:
@@ -45,6 +52,7 @@ class Growth:
 
     def _make_room(self, session: SessionState, num_tokens: int, now: float) -> None:
         for key in session.route.key:
+            self._kept.make_room(key, num_tokens)
             while self._ledger.coming_tokens(key) < num_tokens:
                 youngest = max(self._running_on(key), key=lambda each: each.order)
                 self._preempt(youngest, now)

@@ -22,6 +22,10 @@ class SchedulerLimits:
     of it in that time.
     """
     drafts: DraftLimits = _NO_DRAFTS
+    kept_prefix_share: float = 0.5
+    """Most of each worker's KV that is kept of finished sessions: less of it is nearer to free room, where regions need
+    not be moved together.
+    """
     overtake_s: float = 2.0
     """How long shorter sessions may pass by one for which there is no room."""
     deadline_s: float = 30.0

@@ -9,7 +9,7 @@ import msgspec
 
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.sampling import SampledToken
-from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.kv_ledger import Close
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 
@@ -43,7 +43,7 @@ class PlannedBatch:
     number: int
     route: Route
     segments: tuple[PlannedSegment, ...]
-    closes: tuple[SessionKey, ...]
+    closes: tuple[Close, ...]
     sent_at: float
     deadline: float
     suspect_at: float = float("inf")

@@ -48,6 +48,10 @@ class RouteTable:
         """Whether every worker of a route is there."""
         return all(worker.key in self._usable for worker in route.workers)
 
+    def is_open(self, route: Route) -> bool:
+        """Whether new sessions may come to a route."""
+        return any(route.key == each.key for each in self.open_routes)
+
     def lane(self, route: Route) -> Lane:
         """Return the lane of a usable route."""
         lane = self._lanes.get(route.key)

@@ -50,6 +50,7 @@ class StageInfo:
     """Workers that the device computes for at the same time at full speed."""
     copies_prefixes: bool = False
     verifies_drafts: bool = False
+    keeps_prefixes: bool = False
 
     @classmethod
     def from_record(cls, record: WorkerRecord) -> Self:
@@ -66,6 +67,7 @@ class StageInfo:
             device_slots=record.device_slots,
             copies_prefixes=record.copies_prefixes,
             verifies_drafts=record.verifies_drafts,
+            keeps_prefixes=record.keeps_prefixes,
         )
 
 

@@ -23,6 +23,7 @@ from broker_pipeline.scheduling.admission_queue import AdmissionQueue
 from broker_pipeline.scheduling.answers import BatchAnswer, suspects_of, workers_passed
 from broker_pipeline.scheduling.batch_planner import BatchPlanner
 from broker_pipeline.scheduling.growth import Growth
+from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
@@ -52,10 +53,11 @@ class Scheduler:
         self._sessions: dict[str, SessionState] = {}
         self._route_of: dict[str, tuple[str, ...]] = {}
         """Keys of the routes that sessions about something went to, those asked for last at the end."""
-        self._waiting = AdmissionQueue(limits, self.ledger, self.routes)
-        self.growth = Growth(self._sessions, self.ledger, self.routes, self._waiting)
+        self.kept = KeptPrefixes(limits.kept_prefix_share, self.ledger, self.routes)
+        self._waiting = AdmissionQueue(limits, self.ledger, self.routes, self.kept)
+        self.growth = Growth(self._sessions, self.ledger, self.routes, self._waiting, self.kept)
         self.kv_steps = self._waiting.steps
-        self.batches = BatchPlanner(limits, self.ledger, self.routes)
+        self.batches = BatchPlanner(limits, self.ledger, self.routes, self.kept)
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -63,10 +65,12 @@ class Scheduler:
         """Use a worker: a new one, or a suspended one that answered again."""
         self.ledger.add_worker(worker)
         self.routes.join(worker)
+        self.kept.tidy()
 
     def drain(self, key: str) -> None:
         """Let a worker finish its sessions and give it no new ones."""
         self.routes.drain(key)
+        self.kept.tidy()
 
     def suspend(self, key: str, failure: Failure) -> list[Lost]:
         """Stop using a worker that does not answer. Its KV counts as held until it has answered for it."""
@@ -135,12 +139,17 @@ class Scheduler:
         self._waiting.add(session, now)
         return None
 
-    def release(self, session: str) -> None:
-        """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope."""
+    def release(self, session: str, *, is_finished: bool = False) -> None:
+        """Let go of a session that is finished or not wanted any more; its KV is closed with the next envelope.
+
+        That of the beginning of one that is finished may be kept.
+        """
         self._waiting.forget(session)
         if state := self._sessions.get(session):
             self.kv_steps.learn(len(state.generated))
             self._remove(state)
+            if is_finished:
+                self.kept.keep(state, self.routes.lane(state.route))
 
     def take_resumed(self) -> list[Lost]:
         """Return sessions that were preempted and have room again: they are the caller's, to be prepared and added."""
@@ -257,6 +266,7 @@ class Scheduler:
             session = segment.session
             if self._sessions.get(session.key.session) is session:
                 self._remove(session)
+                self.kept.distrust(session.prefix)
                 lost.append(Lost(session, failure, is_blamed, suspects))
         return lost
 
@@ -266,6 +276,7 @@ class Scheduler:
         To blame are those in flight; but if one of them was in flight by itself, since it was suspected before, only
         that one is.
         """
+        self.kept.tidy()
         in_flight = self.batches.forget_lanes(lanes)
         suspects = [microbatch for microbatch in in_flight if microbatch.is_alone] or in_flight
         blamed = {segment.session.key for microbatch in suspects for segment in microbatch.segments}

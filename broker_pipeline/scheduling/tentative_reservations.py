@@ -1,4 +1,7 @@
-"""KV that sessions without any will ask for: those being prepared for a route, and those that wait for room on it."""
+"""KV that sessions without any will ask for: those being prepared for a route, and those that wait for room on it.
+
+What is kept for nobody counts as room: it is closed as soon as somebody asks for it (`KeptPrefixes`).
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,13 @@ class TentativeReservations:
         """Return the sessions that have reserved room on a route."""
         return self._num_sessions[route.key]
 
+    def num_tokens(self, key: str) -> int:
+        """Return the tokens that are reserved on a worker."""
+        return self._num_tokens[key]
+
     def room(self, route: Route) -> int:
         """Return the tokens of the fullest worker of a route left unreserved; negative when overbooked."""
         return min(
-            worker.kv_capacity_tokens - self._ledger.used_tokens(worker.key) - self._num_tokens[worker.key]
+            worker.kv_capacity_tokens - self._ledger.needed_tokens(worker.key) - self._num_tokens[worker.key]
             for worker in route.workers
         )

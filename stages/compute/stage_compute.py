@@ -61,6 +61,10 @@ class StageCompute:
         self.visual_rows = visual_rows
         self._admitter = Admitter(config.text, self.visual_row_needs, kv, visual_rows)
         self._attempts: dict[str, int] = {}
+        self._kept: dict[SessionKey, int] = {}
+        """Of sessions that have ended: tokens whose KV is still here, for others to copy."""
+        self.num_kept_tokens = 0
+        """All of these: a number that other threads may read."""
         self._samplers: dict[SessionKey, SessionSampler] = {}
         self._grammars = grammars
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -157,19 +161,36 @@ class StageCompute:
         grammar = SessionGrammar(self._grammars, sampling.grammar, history[num_prompt:])
         return SessionSampler(sampling, history, num_prompt, grammar)
 
-    def close(self, session: str, attempt: int) -> None:
-        """Free what the session holds here; closing an unknown session or an older attempt changes nothing."""
+    @property
+    def num_open(self) -> int:
+        """Sessions that are open here."""
+        return len(self._attempts)
+
+    def close(self, session: str, attempt: int, *, num_kept_tokens: int = 0) -> None:
+        """Free what the session holds here, but for the KV of its first `num_kept_tokens` if it has so many.
+
+        A second close frees these. Closing an unknown session or an older attempt changes nothing.
+        """
         self.visual_rows.discard(session, attempt)
+        key = (session, attempt)
+        if not num_kept_tokens and key in self._kept:
+            self.num_kept_tokens -= self._kept.pop(key)
+            self.kv.release(key)
         current = self._attempts.get(session)
         if current is None or current > attempt:
             return
         del self._attempts[session]
-        self.kv.release((session, current))
         self._samplers.pop((session, current), None)
+        if current == attempt and 0 < num_kept_tokens <= self.kv.length(key):
+            self._kept[key] = num_kept_tokens
+            self.num_kept_tokens += num_kept_tokens
+            self.kv.shrink(key, num_kept_tokens)
+        else:
+            self.kv.release((session, current))
 
     def close_all(self) -> None:
-        """Free every session, as when a new epoch begins."""
-        for session, attempt in list(self._attempts.items()):
+        """Free every session, and all that is kept, as when a new epoch begins."""
+        for session, attempt in [*self._attempts.items(), *self._kept]:
             self.close(session, attempt)
 
     # --- microbatches ---------------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         device_slots=device_slots(compute.device),
         copies_prefixes=True,
         verifies_drafts=True,
+        keeps_prefixes=True,
     )
 
 

@@ -36,12 +36,17 @@ class StageSessions:
     @property
     def num_open(self) -> int:
         """Sessions that are open here."""
-        return self._compute.kv.num_sessions
+        return self._compute.num_open
 
     @property
     def kv_used_tokens(self) -> int:
-        """Tokens of KV that are promised to sessions."""
-        return self._compute.kv.reserved_tokens
+        """Tokens of KV that are promised to sessions that are open."""
+        return self._compute.kv.reserved_tokens - self._compute.num_kept_tokens
+
+    @property
+    def kv_kept_tokens(self) -> int:
+        """Tokens of KV that are kept of sessions that have ended."""
+        return self._compute.num_kept_tokens
 
     def follow_epoch(self) -> None:
         """Drop every session and visual row of an epoch that the fence has left behind."""
@@ -63,7 +68,7 @@ class StageSessions:
     def close(self, closes: Iterable[SessionClose]) -> None:
         """Close sessions, and remember that these attempts are over."""
         for closing in closes:
-            self._compute.close(closing.session, closing.attempt)
+            self._compute.close(closing.session, closing.attempt, num_kept_tokens=closing.num_kept_tokens)
             self._closed.add(closing.session, closing.attempt)
             if opened := self._opened_ns.pop((closing.session, closing.attempt), None):
                 tracer.span(SESSION, opened, session=closing.session, attempt=closing.attempt)

@@ -132,6 +132,7 @@ class StageWorker:
             state=record.state,
             num_sessions=self._engine.sessions.num_open,
             kv_used_tokens=self._engine.sessions.kv_used_tokens,
+            kv_kept_tokens=self._engine.sessions.kv_kept_tokens,
             num_microbatches=self._engine.num_microbatches,
             num_tokens=self._engine.num_tokens,
             busy_s=self._engine.busy_s if self._collector is not None else self._engine.occupancy.busy_s,

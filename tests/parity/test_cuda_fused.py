@@ -15,7 +15,7 @@ from stages.compute.kv.capacity import KVRoom
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
-from tests.kit.models.copying import decoded_second
+from tests.kit.models.copying import decoded_second, next_turn
 from tests.kit.models.growing import decoded
 from tests.kit.models.scheduled_model import FEW, ScheduledModel, repetitive
 from tests.kit.models.tiny_stages import build_stages
@@ -117,7 +117,16 @@ def test_kv_that_grows_and_moves_gives_the_same_bits(variant, num_sessions):
 @pytest.mark.parametrize("variant", BF16, ids=str)
 def test_a_copied_prefix_gives_the_bits_of_a_computed_one(variant, num_sessions):
     [stage] = fused(variant, max_step_sessions=num_sessions)
-    assert decoded_second(stage, is_copied=True) == decoded_second(stage, is_copied=False)
+    computed = decoded_second(stage, is_copied=False)
+    assert decoded_second(stage, is_copied=True) == computed
+    assert decoded_second(stage, is_copied=True, is_kept=True) == computed
+
+
+@pytest.mark.parametrize("num_sessions", [0, 4])
+@pytest.mark.parametrize("variant", BF16, ids=str)
+def test_what_is_kept_of_prompt_and_output_gives_the_next_turn_the_bits_of_a_computed_one(variant, num_sessions):
+    [stage] = fused(variant, is_deterministic=True, max_step_sessions=num_sessions)
+    assert next_turn(stage, is_kept=True) == next_turn(stage, is_kept=False)
 
 
 def test_kv_takes_what_is_free_and_no_more():

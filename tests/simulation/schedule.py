@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.simulation.faults import Fault, draw_faults
@@ -22,6 +23,7 @@ _FAULTS_S = 1.0
 _EVERY_SECOND = 0.5
 _SHARED = 0.7
 """Of those pipelines whose stages have the whole model each."""
+_SEVERAL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Job:
     is_poison: bool = False
     """Whether every computation that it takes part in fails."""
     cancelled_at_s: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def draw(seed: int) -> Schedule:
         loses_second=chance.random() < _EVERY_SECOND,
         faults=(),
     )
+    schedule = dataclasses.replace(schedule, jobs=tuple(_of_tenants(jobs, 3 if chance.random() < _SEVERAL else 1)))
     can_be = [fault for fault in faults if fault.kind != "sick" or _others(fault.target, schedule)]
     return dataclasses.replace(schedule, faults=tuple(can_be), num_drafts=chance.choice((0, 1, 3)))
 
@@ -101,6 +105,13 @@ def _draw_job(chance: random.Random) -> Job:
     is_poison, is_cancelled = chance.random() < 0.05, chance.random() < 0.05
     cancelled_at_s = at_s + chance.uniform(0.02, 0.8) if is_cancelled else None
     return Job(at_s, chance.randint(1, 60), chance.randint(1, 6), is_poison, cancelled_at_s)
+
+
+def _of_tenants(jobs: tuple[Job, ...], num_tenants: int) -> Iterator[Job]:
+    """Yield jobs of so many tenants in turn: prompts of one begin alike, and copy from each other."""
+    tenants = ("", "a", "b")[:num_tenants]
+    for number, job in enumerate(jobs):
+        yield dataclasses.replace(job, tenant=tenants[number % num_tenants])
 
 
 def _roles(num_stages: int, num_vision: int, num_conductors: int) -> dict[str, str]:

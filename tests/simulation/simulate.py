@@ -2,7 +2,7 @@
 
 every job has ended, once: succeeded with the right tokens, or failed where it is poison
 no job has paid for faults of others
-nothing is left: in the queue, on the stages, in the conductor's books
+nothing is left: in the queue, on the stages, in the conductor's books; but for beginnings, of which both know
 no conductor has ended by itself
 """
 
@@ -16,7 +16,7 @@ import msgspec
 
 from broker_pipeline import redis_keys
 from broker_pipeline.messages.jobs import JobRecord, TokenEntry
-from broker_pipeline.messages.status import ConductorStatus
+from broker_pipeline.messages.status import ConductorStatus, StageStatus
 from broker_pipeline.state.job_store import JobStore
 from tests.kit.acting.workers import right_token
 from tests.simulation.fake_redis.server import FakeRedisClient
@@ -170,7 +170,7 @@ def _in_books(world: World, *, asks_redis: bool) -> list[str]:
             problems.append(f"no conductor shows itself in {_shown_at(share)}")
         elif asks_redis:
             books = [msgspec.json.decode(shown, type=ConductorStatus)]
-        problems += [problem for status in books if (problem := _in_book(share, status))]
+        problems += [problem for status in books if (problem := _in_book(world, share, status))]
     return problems
 
 
@@ -178,10 +178,20 @@ def _shown_at(share: str) -> str:
     return redis_keys.status(NAMESPACE, "main", share)
 
 
-def _in_book(share: str, status: ConductorStatus) -> str | None:
+def _in_book(world: World, share: str, status: ConductorStatus) -> str | None:
+    if problem := next((each for stage in status.stages if (each := _wrongly_kept(world, stage))), None):
+        return problem
     kv = {stage.worker: stage.kv_used_tokens for stage in status.stages if stage.kv_used_tokens}
     if not kv and not any(status.num_sessions.values()) and not status.num_uncommitted_tokens:
         return None
     return (
         f"in the books of {share!r}: KV {kv}, {status.num_sessions}, {status.num_uncommitted_tokens} tokens uncommitted"
     )
+
+
+def _wrongly_kept(world: World, shown: StageStatus) -> str | None:
+    """Return what a stage keeps of sessions that have ended, where that is not what its conductor has it keep."""
+    kept = world.stages[shown.worker].kept
+    if shown.kv_kept_tokens == sum(kept.values()) <= shown.kv_capacity_tokens / 2:
+        return None
+    return f"{shown.worker} keeps {kept}, and its conductor has it keep {shown.kv_kept_tokens} tokens"

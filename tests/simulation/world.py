@@ -183,7 +183,7 @@ class World:
             created_at=self.loop.time(),
             messages=(ChatMessage(role="user", content=(TextPart(text="x" * job.num_prompt),)),),
             sampling=SamplingParams(max_tokens=job.max_tokens, ignore_eos=True),
-            tenant=("", "a", "b")[len(self.specs) % 3],
+            tenant=job.tenant,
             priority="batch" if len(self.specs) % 2 else "interactive",
         )
         self.specs[spec.job_id] = spec

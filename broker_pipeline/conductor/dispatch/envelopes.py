@@ -44,7 +44,10 @@ class EnvelopeBuilder:
             budget_s=max(0.0, microbatch.deadline - now),
             segments=tuple([_segment(segment) for segment in microbatch.segments]),
             opens=tuple(_open(session) for session in opening),
-            closes=tuple(SessionClose(session=key.session, attempt=key.attempt) for key in microbatch.closes),
+            closes=tuple(
+                SessionClose(session=key.session, attempt=key.attempt, num_kept_tokens=num_kept)
+                for key, num_kept in microbatch.closes
+            ),
         )
         return envelope, _tensors(microbatch.segments, opening)
 

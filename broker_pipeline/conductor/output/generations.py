@@ -36,10 +36,10 @@ class Generations:
             self.tell([lost])
         self.plan_due.set()
 
-    def stop(self, session: str) -> None:
+    def stop(self, session: str, *, is_finished: bool = False) -> None:
         """Let go of a session, wherever it is."""
         self._generations.pop(session, None)
-        self.scheduler.release(session)
+        self.scheduler.release(session, is_finished=is_finished)
         self.plan_due.set()
 
     def refuse(self, job_id: str, attempt: int) -> None:
@@ -57,7 +57,7 @@ class Generations:
             generation.take(token)
             self.num_tokens += 1
             if generation.output.finish_reason is not None:
-                self.stop(session)
+                self.stop(session, is_finished=True)
                 generation.end()
                 return
 

@@ -1,4 +1,4 @@
-"""Which running sessions have the beginning of another's prompt in KV, so that it is copied and not computed. Pure.
+"""Which sessions have the beginning of another's prompt in KV, so that it is copied and not computed. Pure.
 
     prompt of a     [ system … picture 1 … | what is it? ]     computed: 13 blocks, and 5 tokens
     prompt of b     [ system … picture 1 … | which colours? ]  13 keys are those of a
@@ -6,7 +6,9 @@
 
 A prompt has a key for each whole block of tokens. It stands for all that the KV of this block, and of those before it,
 follows from: token ids, positions, and of visual tokens what their rows were made of. So equal keys are equal KV. Keys
-of different tenants differ: how long somebody waits for a first token would else say what others have asked.
+of different tenants differ: how long somebody waits for a first token would else say what others have asked. Holders
+are running sessions, and finished ones that are kept (`KeptPrefixes`): these have keys for what they have said as well,
+which is how the next turn of a chat begins.
 
 Whose prefix is just being computed is worth waiting for, one round; who was not sent yet is not. A copy needs its
 source open until the stages have answered for it (`KVLedger.hold`). What a stage refuses all the same comes back as a
@@ -25,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from broker_pipeline.scheduling.kv_ledger import SessionKey
-from broker_pipeline.scheduling.session_state import Prefix, PreparedPrompt, SessionState
+from broker_pipeline.scheduling.session_state import Int32Array, Prefix, PreparedPrompt, SessionState
 
 BLOCK_TOKENS = 16
 _TOKEN_BYTES = 16  # id and three positions
@@ -41,15 +43,35 @@ def prefix_keys(prompt: PreparedPrompt, tenant: str) -> tuple[bytes, ...]:
     num_tokens = min(prompt.num_tokens, _MOST_BLOCKS * BLOCK_TOKENS)
     if prompt.visual and not prompt.visual_content:
         num_tokens = min(num_tokens, prompt.visual[0].offset)
-    tokens = memoryview(np.vstack([prompt.token_ids, prompt.positions])[:, :num_tokens].T.tobytes())
-    spans = list(zip(prompt.visual, prompt.visual_content, strict=False))
-    digest, keys = hashlib.blake2b(f"{tenant}\0".encode(), digest_size=16), []
-    for stop in range(BLOCK_TOKENS, num_tokens + 1, BLOCK_TOKENS):
-        while spans and spans[0][0].offset < stop:
+    first = hashlib.blake2b(tenant.encode(), digest_size=16).digest()
+    return _chain(first, prompt, 0, prompt.token_ids[:num_tokens], prompt.positions[:, :num_tokens])
+
+
+def computed_keys(session: SessionState) -> tuple[bytes, ...]:
+    """Return the keys of all whole blocks that a session has computed, those of its output too."""
+    keys, num_tokens = session.prefix_keys, min(session.num_computed_tokens, _MOST_BLOCKS * BLOCK_TOKENS)
+    start = len(keys) * BLOCK_TOKENS
+    if not keys or start + BLOCK_TOKENS <= session.num_prompt_tokens:  # nobody knows what comes next
+        return keys[: num_tokens // BLOCK_TOKENS]
+    token_ids, positions = session.token_ids(start, num_tokens), session.positions(start, num_tokens)
+    return keys + _chain(keys[-1], session.prompt, start, token_ids, positions)
+
+
+def _chain(
+    before: bytes, prompt: PreparedPrompt, start: int, token_ids: Int32Array, positions: Int32Array
+) -> tuple[bytes, ...]:
+    """Return a key for each whole block of tokens, the first at `start`; `before` is the key of the block before."""
+    tokens = memoryview(np.vstack([token_ids, positions]).T.tobytes())
+    visual = zip(prompt.visual, prompt.visual_content, strict=False)
+    spans = [(span, content) for span, content in visual if span.offset >= start]
+    keys = []
+    for stop in range(BLOCK_TOKENS, len(token_ids) + 1, BLOCK_TOKENS):
+        digest = hashlib.blake2b(before, digest_size=16)
+        while spans and spans[0][0].offset < start + stop:
             span, content = spans.pop(0)
             digest.update(f"{span.offset} {span.count} {content}\0".encode())
         digest.update(tokens[(stop - BLOCK_TOKENS) * _TOKEN_BYTES : stop * _TOKEN_BYTES])
-        keys.append(digest.copy().digest())
+        keys.append(before := digest.digest())
     return tuple(keys)
 
 
@@ -63,13 +85,13 @@ class PrefixTable:
         self._begun: set[SessionKey] = set()
 
     def add(self, session: SessionState) -> None:
-        """Know a session that will compute its prompt."""
+        """Know a session that will compute its prompt, or has, and is kept."""
         if self._is_used:
             for key in session.prefix_keys:
                 self._holders.setdefault(key, {})[session.key] = session
 
     def remove(self, session: SessionState) -> None:
-        """Forget a session that holds no KV any more."""
+        """Forget a session that is to hold no KV any more, or is to have other keys."""
         self._begun.discard(session.key)
         for key in session.prefix_keys if self._is_used else ():
             holders = self._holders[key]

@@ -107,6 +107,11 @@ def describe_work(status: PipelineStatus) -> str:
             lines.append(f"prompts {conductor.num_prompt_tokens} tokens, {conductor.num_copied_tokens} of them copied")
         if conductor.num_draft_tokens:
             lines.append(f"drafts  {conductor.num_draft_tokens} tokens, {conductor.num_accepted_tokens} accepted")
+        if (kept := conductor.kept).num_prefixes or kept.num_hits:
+            lines.append(
+                f"kept    {kept.num_prefixes} beginnings of {kept.num_tokens} tokens; "
+                f"{kept.num_hits} sessions have begun with one, {kept.num_evictions} have made room"
+            )
         if (hedges := conductor.hedges).num_hedges:
             lines.append(
                 f"hedges  {hedges.num_hedges} of {hedges.num_requests} requests to vision workers, {hedges.num_won} won"

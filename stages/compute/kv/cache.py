@@ -100,6 +100,12 @@ class KVCache:
             tensor[:, to : to + num_tokens] = tensor[:, start : start + num_tokens]
         self._lengths[target] = num_tokens
 
+    def shrink(self, session: Hashable, num_tokens: int) -> None:
+        """Free all of a session's region but its first tokens, at most as many as are cached."""
+        assert num_tokens <= self.length(session), "the caller has looked"
+        self._table.shrink(session, num_tokens)
+        self._lengths[session] = num_tokens
+
     def release(self, session: Hashable) -> None:
         """Free a session's region."""
         self._table.release(session)

@@ -95,6 +95,17 @@ class RegionTable:
         self.num_reserved += more
         return self._lay(*self._around(region, behind, more), {session: size})
 
+    def shrink(self, session: Hashable, size: int) -> None:
+        """Leave a session the first `size` of its slots, at most what it has; the others are free."""
+        start = self[session].start
+        self.release(session)
+        index = bisect.bisect_right(self._gaps, start, key=lambda gap: gap.start) - 1
+        gap = self._gaps[index]
+        parts = (Region(gap.start, start - gap.start), Region(start + size, gap.stop - start - size))
+        self._gaps[index : index + 1] = [part for part in parts if part.size]
+        self._regions[session] = Region(start, size)
+        self.num_reserved += size
+
     def release(self, session: Hashable) -> None:
         """Take the session's region back, and join it with the gaps that it touches."""
         region = self[session]

@@ -1,6 +1,7 @@
 import pytest
 
 from broker_pipeline.errors import Failure
+from broker_pipeline.scheduling.kv_ledger import Close
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.policies.fair_shares import INTERACTIVE_PER_BATCH
 from tests.kit.simulated.simulation import Simulation
@@ -442,7 +443,7 @@ def test_a_probe_that_is_lost_with_its_worker_keeps_no_close_from_the_others(two
     two_stages.suspend(microbatch.route.workers[1].key)
     (closing,) = two_stages.plan()
     assert closing.route.workers == microbatch.route.workers[:1]
-    assert closing.closes == (microbatch.segments[0].session.key,)
+    assert closing.closes == (Close(microbatch.segments[0].session.key),)
 
 
 def test_sessions_about_one_subject_are_assigned_to_one_route_and_others_spread() -> None:

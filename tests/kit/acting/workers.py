@@ -25,7 +25,14 @@ from broker_pipeline.errors import (
     StaleEpochError,
     VisualRowsMissingError,
 )
-from broker_pipeline.messages.activation import Envelope, MicrobatchResult, Segment, SessionFailure, StageTiming
+from broker_pipeline.messages.activation import (
+    Envelope,
+    MicrobatchResult,
+    Segment,
+    SessionFailure,
+    SharedPrefix,
+    StageTiming,
+)
 from broker_pipeline.messages.jobs import TextPart
 from broker_pipeline.messages.sampling import SampledToken
 from broker_pipeline.messages.vision import PreparedSession, PrepareRequest
@@ -64,7 +71,7 @@ class ActingStage(ActingWorker):
         super().__init__(
             transport, redis, namespace, name, "stage", share=share,
             fingerprint=fingerprint, blocks=BlockRange(start=start, stop=stop), num_layers=6,
-            kv_capacity_tokens=kv, max_batch_tokens=256, verifies_drafts=True,
+            kv_capacity_tokens=kv, max_batch_tokens=256, copies_prefixes=True, keeps_prefixes=True, verifies_drafts=True,
         )  # fmt: skip
         self.step_s = step_s
         self.kv_tokens = kv
@@ -74,6 +81,9 @@ class ActingStage(ActingWorker):
         self.cached: dict[str, range] = {}
         """How long sessions may be when the next segment begins: what is written may end in drafts."""
         self.closed: dict[str, int] = {}
+        self.kept: dict[tuple[str, int], int] = {}
+        """Tokens at the beginning of sessions that have ended, for others to begin with."""
+        self.num_copied = 0
         self.rowless: set[str] = set()
         """Sessions that are told once that their rows are missing."""
         self.refuses_closes = False
@@ -90,7 +100,7 @@ class ActingStage(ActingWorker):
 
     def adopt(self, epoch: int) -> None:
         if epoch > self.epoch:
-            for table in (self.reserved, self.cached, self.closed):
+            for table in (self.reserved, self.cached, self.closed, self.kept):
                 table.clear()
         super().adopt(epoch)
 
@@ -122,7 +132,7 @@ class ActingStage(ActingWorker):
             await self._answer(envelope, failure=ComputeError("no closes").to_failure())
             return
         for closing in envelope.closes:
-            self._close(closing.session, closing.attempt)
+            self._close(closing.session, closing.attempt, closing.num_kept_tokens)
         if self.is_sick and envelope.segments:
             await self._answer(envelope, failure=ComputeError("out of memory").to_failure())
             return
@@ -162,14 +172,15 @@ class ActingStage(ActingWorker):
             raise StaleAttemptError("closed")
         for opening in envelope.opens:
             if opening.session == session:
+                num_copied = self._num_copied(opening.prefix)
                 self._close(session, opening.attempt - 1)
                 self.reserved[session] = (opening.attempt, opening.num_kv_tokens)
-                self.cached[session] = range(1)
+                self.cached[session] = range(num_copied, num_copied + 1)
         if segment.num_kv_tokens and self.reserved.get(session, (0, 0))[0] == segment.attempt:
             self.reserved[session] = (segment.attempt, max(segment.num_kv_tokens, self.reserved[session][1]))
         if session not in self.cached or self.reserved[session][0] != segment.attempt:
             raise SessionUnknownError("unknown")
-        if self.kv_tokens < sum(tokens for _, tokens in self.reserved.values()):
+        if self.kv_tokens < sum(tokens for _, tokens in self.reserved.values()) + sum(self.kept.values()):
             raise KVCapacityError("over-committed")
         if segment.start + segment.count > self.reserved[session][1]:
             raise KVCapacityError("beyond its reservation")
@@ -181,9 +192,26 @@ class ActingStage(ActingWorker):
         stop = segment.start + segment.count
         self.cached[session] = range(stop - segment.num_drafts, stop + 1)
 
-    def _close(self, session: str, attempt: int) -> None:
+    def _num_copied(self, prefix: SharedPrefix | None) -> int:
+        if prefix is None:
+            return 0
+        source = prefix.session, prefix.attempt
+        is_open = self.reserved.get(prefix.session, (0, 0))[0] == prefix.attempt
+        length = self.cached[prefix.session].stop - 1 if is_open else self.kept.get(source)
+        if length is None:
+            raise SessionUnknownError(f"nothing of {source} is here")
+        if length < prefix.num_tokens:
+            raise KVPositionError(f"{length} tokens of {source} are here")
+        self.num_copied += prefix.num_tokens
+        return prefix.num_tokens
+
+    def _close(self, session: str, attempt: int, num_kept: int = 0) -> None:
         self.closed[session] = max(attempt, self.closed.get(session, 0))
+        if not num_kept:
+            self.kept.pop((session, attempt), None)
         if session in self.reserved and self.reserved[session][0] <= attempt:
+            if self.reserved[session][0] == attempt and 0 < num_kept < self.cached[session].stop:
+                self.kept[session, attempt] = num_kept
             del self.reserved[session], self.cached[session]
 
     async def _answer(self, envelope: Envelope, **fields: object) -> None:

@@ -193,6 +193,7 @@ class Simulation:
             self.admitted += [segment.session.key.session for segment in microbatch.segments if segment.opens]
         self.network += planned
         self.check()
+        self.check_kept()
         return planned
 
     def deliver(
@@ -238,7 +239,7 @@ class Simulation:
         assert len(job.generated) <= job.max_tokens
         if len(job.generated) == job.max_tokens:
             job.outcome = "succeeded"
-            self.scheduler.release(job.name)
+            self.scheduler.release(job.name, is_finished=True)
 
     def _compute(self, microbatch: PlannedBatch, break_at: int | None, lose_at: int | None) -> MicrobatchResult | None:
         alive = [segment.session.key for segment in microbatch.segments]
@@ -306,15 +307,32 @@ class Simulation:
             used = self.scheduler.ledger.used_tokens(key)
             assert 0 <= used <= stage.worker.kv_capacity_tokens
             assert sum(stage.reserved.values()) <= used, "a stage holds what the ledger thinks is free"
+            assert self.scheduler.ledger.kept_tokens(key) <= stage.worker.kv_capacity_tokens / 2
+
+    def check_kept(self) -> None:
+        """Whoever is first to get room has it coming before anything is kept for nobody. Holds after each plan."""
+        ledger, waiting = self.scheduler.ledger, self.scheduler._waiting
+        stalled = [session for lane in self.scheduler.routes.lanes for session in lane.stalled.values()]
+        first = min(stalled, key=lambda each: each.order) if stalled else next(iter(waiting), None)
+        if first is not None:
+            more = waiting.num_tokens(first) - first.num_reserved_tokens
+            for key in first.route.key:
+                assert not ledger.kept_tokens(key) or ledger.coming_tokens(key) >= more, "what is kept is in the way"
+
+    def drop_kept(self) -> None:
+        """Have all room taken that is kept for nobody."""
+        for key, stage in self.stages.items():
+            self.scheduler.kept.make_room(key, stage.worker.kv_capacity_tokens)
 
     def run(self, max_steps: int = 5_000) -> None:
         """Let everything end without further faults."""
         for _ in range(max_steps):
             self.plan()
             is_quiet = not self.network and not self.suspended and len(self.scheduler.batches) == 0
-            is_closed = all(
-                not self.scheduler.ledger.used_tokens(key) for key in self.stages
-            )  # refused ones come again
+            ledger = self.scheduler.ledger
+            is_closed = all(  # refused ones come again
+                not ledger.needed_tokens(key) and not ledger.has_pending_closes(key) for key in self.stages
+            )
             if is_quiet and is_closed and all(job.outcome for job in self.jobs.values()):
                 return
             if self.network:
@@ -326,13 +344,19 @@ class Simulation:
         raise AssertionError(f"not ended: {[job for job in self.jobs.values() if not job.outcome]}")
 
     def check_ended(self) -> None:
-        """Every job ended as it should, and nothing of any is left anywhere."""
+        """Every job ended as it should, and nothing of any is left anywhere but what is kept, which goes as well."""
         for job in self.jobs.values():
             assert job.outcome != "failed" or job.num_blamed > 1, "once is no reason to fail"
             if job.outcome == "succeeded":
                 right = [right_token(job.name, job.num_prompt + index) for index in range(job.max_tokens)]
                 assert job.generated == right
         for key, stage in self.stages.items():
-            assert stage.reserved == {}, f"{key} still holds KV"
+            assert stage.reserved.keys() == stage.kept, f"{key} still holds KV"
+            assert sum(stage.reserved.values()) == self.scheduler.ledger.kept_tokens(key)
+        self.drop_kept()
+        self.run()
+        for key, stage in self.stages.items():
+            assert stage.reserved == {}
             assert self.scheduler.ledger.used_tokens(key) == 0
+        assert len(self.scheduler.kept) == self.scheduler.kept.num_tokens == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == len(self.scheduler.batches) == 0

@@ -23,7 +23,8 @@ from broker_pipeline.scheduling.session_state import PreparedPrompt
 def stage_worker(name: str, start: int, stop: int, *, instance: int = 1, kv: int = 100, batch: int = 16) -> StageInfo:
     key = f"{name}-{instance}"
     subject, blocks = f"bp.main.worker.{name}.{instance}", BlockRange(start=start, stop=stop)
-    return StageInfo(key, name, subject, blocks, kv, batch, copies_prefixes=True, verifies_drafts=True)
+    flags = {"copies_prefixes": True, "keeps_prefixes": True, "verifies_drafts": True}
+    return StageInfo(key, name, subject, blocks, kv, batch, **flags)
 
 
 def prompt_of(num_tokens: int) -> PreparedPrompt:
@@ -50,14 +51,14 @@ class SimulatedStage:
     num_drafts: dict[SessionKey, int] = field(default_factory=dict)
     """How many of the last ones may be taken back."""
     closed: dict[str, int] = field(default_factory=dict)
+    kept: set[SessionKey] = field(default_factory=set)
+    """What nobody owns, which is reserved and cached as well."""
 
     def take(self, microbatch: PlannedBatch, alive: list[SessionKey]) -> dict[SessionKey, PipelineError]:
         """Do closes, opens and segments; return why sessions are left out."""
         assert microbatch.num_tokens <= self.worker.max_batch_tokens
-        for key in microbatch.closes:
-            self.reserved.pop(key, None)
-            self.cached.pop(key, None)
-            self.closed[key.session] = max(key.attempt, self.closed.get(key.session, 0))
+        for key, num_kept in microbatch.closes:
+            self._close(key, num_kept)
         failures: dict[SessionKey, PipelineError] = {}
         for segment in microbatch.segments:
             key = segment.session.key
@@ -67,6 +68,17 @@ class SimulatedStage:
                 except PipelineError as error:
                     failures[key] = error
         return failures
+
+    def _close(self, key: SessionKey, num_kept: int) -> None:
+        self.closed[key.session] = max(key.attempt, self.closed.get(key.session, 0))
+        if not num_kept or key not in self.cached:
+            self.reserved.pop(key, None)
+            self.cached.pop(key, None)
+            self.kept.discard(key)
+        elif key not in self.kept:
+            assert num_kept <= self.cached[key], "more is to be kept than was computed"
+            self.reserved[key] = self.cached[key] = num_kept
+            self.kept.add(key)
 
     def _segment(self, key: SessionKey, segment: PlannedSegment) -> None:
         start, stop = segment.start, segment.stop

@@ -109,6 +109,55 @@ def test_a_copied_prefix_gives_the_bits_of_a_computed_one():
     assert decoded_second(compute, is_copied=True) == decoded_second(compute, is_copied=False)
 
 
+def test_a_kept_prefix_gives_the_bits_of_a_computed_one():
+    compute = stage()
+    kept = decoded_second(compute, is_copied=True, is_kept=True)
+    assert kept == decoded_second(compute, is_copied=False)
+    assert compute.kv.reserved_tokens == compute.num_kept_tokens == 0
+
+
+def test_of_what_is_kept_the_rest_is_free_and_a_second_close_frees_all():
+    compute = stage()
+    compute.open(opening("a", 32))
+    run(compute, segment("a", 0, 8))
+    compute.close("a", 1, num_kept_tokens=6)
+    for _ in range(2):  # a message may come twice
+        assert (compute.num_open, compute.num_kept_tokens, compute.kv.reserved_tokens) == (0, 6, 6)
+        compute.close("a", 1, num_kept_tokens=6)
+    begin_with(compute, 6)
+    compute.close("a", 1)
+    assert (compute.num_open, compute.num_kept_tokens, compute.kv.reserved_tokens) == (1, 0, 32)
+    assert chosen(run(compute, segment("b", 6, 4)))
+
+
+def test_what_is_kept_of_an_attempt_outlives_the_next_one():
+    compute = stage()
+    compute.open(opening("a", 32))
+    run(compute, segment("a", 0, 8))
+    compute.close("a", 1, num_kept_tokens=6)
+    compute.open(opening("a", 32, attempt=2))
+    assert (compute.num_open, compute.num_kept_tokens, compute.kv.reserved_tokens) == (1, 6, 38)
+    compute.close("a", 2)
+    assert (compute.num_open, compute.num_kept_tokens, compute.kv.reserved_tokens) == (0, 6, 6)
+
+
+def test_more_than_was_computed_is_not_kept():
+    compute = stage()
+    compute.open(opening("a", 32))
+    run(compute, segment("a", 0, 8))
+    compute.close("a", 1, num_kept_tokens=9)
+    assert (compute.num_open, compute.num_kept_tokens, compute.kv.reserved_tokens) == (0, 0, 0)
+
+
+def test_to_a_session_that_is_kept_nothing_is_added():
+    compute = stage()
+    compute.open(opening("a", 32))
+    run(compute, segment("a", 0, 8))
+    compute.close("a", 1, num_kept_tokens=6)
+    late = [run(compute, segment("a", start, 1)) for start in (6, 8)]
+    assert [error.code for output in late for _, error in output.failures] == ["kv_capacity", "kv_position"]
+
+
 def begin_with(compute: StageCompute, num_tokens: int, *, source: str = "a", attempt: int = 1, num_rows: int = 0):
     prefix = SharedPrefix(session=source, attempt=attempt, num_tokens=num_tokens, num_rows=num_rows)
     compute.open(msgspec.structs.replace(opening("b"), num_prompt_tokens=12, prefix=prefix))

@@ -8,6 +8,7 @@ import torch
 from broker_pipeline.messages.sampling import SamplingSettings
 from stages.compute.generate import WholeModel
 from stages.compute.options import ComputeOptions
+from tests.kit.models.copying import next_turn
 from tests.kit.models.tiny_stages import build_stages
 from tests.kit.models.transformers_oracle import BF16, FP32, config_of, encode, request_of, scene, tensors_of
 
@@ -32,6 +33,13 @@ def test_logprobs_are_the_same_bits_alone_and_in_company(variant):
         assert tokens(variant, [request])[0] == ours
         assert tokens(variant, [request], chunk_tokens=7)[0] == ours
     assert tokens(variant, requests, cuts=(2,)) == together
+
+
+@pytest.mark.parametrize("variant", [FP32[0], FP32[-1], BF16[0]], ids=str)
+def test_what_is_kept_of_prompt_and_output_gives_the_next_turn_the_bits_of_a_computed_one(variant):
+    options = ComputeOptions(device="cpu", is_deterministic=True)
+    [stage] = build_stages(config_of(variant), tensors_of(variant), kv_capacity_tokens=256, options=options)
+    assert next_turn(stage, is_kept=True) == next_turn(stage, is_kept=False)
 
 
 def test_it_is_near_the_other_way_of_computing():

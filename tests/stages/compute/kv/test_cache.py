@@ -111,7 +111,7 @@ def test_packing_keeps_contents():
 def test_room_is_refused_only_when_the_total_is_short(data):
     kv, held = cache(24), {}
     for step in range(25):
-        action = data.draw(st.sampled_from(["reserve", "grow", "write", "release"]))
+        action = data.draw(st.sampled_from(["reserve", "grow", "shrink", "write", "release"]))
         if action == "reserve":
             size = data.draw(st.integers(1, 12))
             if size <= kv.capacity_tokens - kv.reserved_tokens:
@@ -130,6 +130,10 @@ def test_room_is_refused_only_when_the_total_is_short(data):
                 else:
                     with pytest.raises(KVCapacityError):
                         kv.grow(session, size)
+            elif action == "shrink" and held[session]:
+                held[session] = held[session][: data.draw(st.integers(1, len(held[session])))]
+                kv.shrink(session, len(held[session]))
+                assert kv.region(session).size == kv.length(session)
             elif action == "release":
                 kv.release(session)
                 del held[session]

@@ -62,6 +62,16 @@ def test_neighbours_make_way_where_no_gap_holds_a_region_that_grows():
     assert [table[session] for session in "abce"] == [Region(0, 2), Region(2, 6), Region(8, 3), Region(11, 1)]
 
 
+def test_the_end_of_a_region_that_shrinks_joins_the_gap_behind_it():
+    table = RegionTable(12)
+    for session, size in (("a", 5), ("b", 5)):
+        table.reserve(session, size)
+    table.shrink("b", 1)
+    assert (table["b"], table.num_free) == (Region(5, 1), 6)
+    assert table.reserve("c", 6) == []
+    assert table["c"] == Region(6, 6)
+
+
 def test_errors_say_what_is_short():
     table = RegionTable(10)
     table.reserve("a", 6)
@@ -117,6 +127,13 @@ class Regions(RuleBasedStateMachine):
         self.apply(self.table.grow(session, size), self.sizes)
         self.sizes[session] = size
         self.fill(session)
+
+    @rule(choice=st.integers(0, 100), less=st.integers(0, 15))
+    def shrink(self, choice: int, less: int) -> None:
+        if self.sizes:
+            session = sorted(self.sizes)[choice % len(self.sizes)]
+            self.sizes[session] = max(1, self.sizes[session] - less)
+            self.table.shrink(session, self.sizes[session])
 
     @rule(choice=st.integers(0, 100))
     def release(self, choice: int) -> None:
