@@ -42,6 +42,7 @@ class SimulatedJob:
     generated: list[int] = field(default_factory=list)
     num_kv_tokens: int = 0
     turn: Turn = FIRST
+    tenant: str = ""
     num_blamed: int = 0
     num_lost: int = 0
     outcome: str = ""
@@ -57,6 +58,7 @@ class Simulation:
         """With `shares_prefixes`, all prompts have the same tokens, and begin with each other's."""
         self.shares_prefixes = shares_prefixes
         self.scheduler = Scheduler(num_layers, limits)
+        self.kept_share = (limits or SchedulerLimits()).kept_prefix_share
         self.health = WorkerHealth(BreakerLimits(num_blames=1), lambda: self.now)
         self.blamed: list[str] = []
         self.now = 0.0
@@ -105,11 +107,17 @@ class Simulation:
     # --- jobs ---
 
     def submit(
-        self, num_prompt: int, max_tokens: int, *, is_poison: bool = False, is_batch: bool = False
+        self,
+        num_prompt: int,
+        max_tokens: int,
+        *,
+        is_poison: bool = False,
+        is_batch: bool = False,
+        tenant: str = "",
     ) -> SimulatedJob:
         name = f"job{len(self.jobs)}"
         job = SimulatedJob(name, len(self.jobs), num_prompt, max_tokens, is_poison, RetryPolicy(RetryLimits()))
-        job.num_kv_tokens, job.turn = num_prompt + max_tokens, Turn(is_batch)
+        job.num_kv_tokens, job.turn, job.tenant = num_prompt + max_tokens, Turn(is_batch), tenant
         self.jobs[name] = job
         self.homeless.append((job, False))
         return job
@@ -142,7 +150,7 @@ class Simulation:
                 is_alone=is_alone,
                 is_repeat=job.num_lost > 0,
                 turn=job.turn,
-                prefix_keys=prefix_keys(prompt_of(job.num_prompt), "") if self.shares_prefixes else (),
+                prefix_keys=prefix_keys(prompt_of(job.num_prompt), job.tenant) if self.shares_prefixes else (),
             )
             assert self.scheduler.add(session, self.now) is None
 
@@ -307,7 +315,7 @@ class Simulation:
             used = self.scheduler.ledger.used_tokens(key)
             assert 0 <= used <= stage.worker.kv_capacity_tokens
             assert sum(stage.reserved.values()) <= used, "a stage holds what the ledger thinks is free"
-            assert self.scheduler.ledger.kept_tokens(key) <= stage.worker.kv_capacity_tokens / 2
+            assert self.scheduler.ledger.kept_tokens(key) <= self.kept_share * stage.worker.kv_capacity_tokens
 
     def check_kept(self) -> None:
         """Whoever is first to get room has it coming before anything is kept for nobody. Holds after each plan."""
