@@ -46,6 +46,7 @@ _OF_CONDUCTOR: tuple[tuple[str, str, Callable[[ConductorStatus], float]], ...] =
         lambda conductor: conductor.num_draft_tokens,
     ),
     ("accepted_draft_tokens", "Those of them that were right.", lambda conductor: conductor.num_accepted_tokens),
+    (
         "kept_prefixes",
         "Beginnings that are kept of sessions that have finished.",
         lambda conductor: conductor.kept.num_prefixes,

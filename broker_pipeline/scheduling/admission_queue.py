@@ -10,10 +10,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator
 
-from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
+from broker_pipeline.scheduling.policies.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.policies.kv_steps import KVSteps
 from broker_pipeline.scheduling.policies.route_choice import RouteLoad
 from broker_pipeline.scheduling.route_table import RouteTable

@@ -18,12 +18,12 @@ from typing import NamedTuple
 from broker_pipeline.messages.activation import MicrobatchResult
 from broker_pipeline.scheduling.answers import learn_costs, outside_s
 from broker_pipeline.scheduling.in_flight_table import InFlightTable
-from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.policies.drafting import Drafting
+from broker_pipeline.scheduling.policies.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import Prefix

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker_pipeline.scheduling.admission_queue import AdmissionQueue
-from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
+from broker_pipeline.scheduling.policies.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.session_state import SessionState
 

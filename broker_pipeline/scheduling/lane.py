@@ -72,8 +72,10 @@ class Lane:
         self._num_takes = 0
         self._shared = shared_devices(route)
         self._pace = PromptPace()
-        self.prefixes = PrefixTable(is_used=all(worker.copies_prefixes for worker in route.workers))
-        self.keeps_prefixes = all(worker.keeps_prefixes for worker in route.workers)
+        self.prefixes = PrefixTable(
+            is_used=all(worker.copies_prefixes for worker in route.workers),
+            keeps=all(worker.keeps_prefixes for worker in route.workers),
+        )
         self._num_before_batch = INTERACTIVE_PER_BATCH
         """Interactive prompts that still go before one of a batch job."""
         self.usual_tokens = 0.0

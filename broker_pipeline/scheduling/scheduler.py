@@ -23,11 +23,11 @@ from broker_pipeline.scheduling.admission_queue import AdmissionQueue
 from broker_pipeline.scheduling.answers import BatchAnswer, suspects_of, workers_passed
 from broker_pipeline.scheduling.batch_planner import BatchPlanner
 from broker_pipeline.scheduling.growth import Growth
-from broker_pipeline.scheduling.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.kv_ledger import KVLedger
 from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch, PlannedSegment, Sampled
+from broker_pipeline.scheduling.policies.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.policies.route_choice import (
     RouteLoad,
     Unwanted,
@@ -53,7 +53,7 @@ class Scheduler:
         self._sessions: dict[str, SessionState] = {}
         self._route_of: dict[str, tuple[str, ...]] = {}
         """Keys of the routes that sessions about something went to, those asked for last at the end."""
-        self.kept = KeptPrefixes(limits.kept_prefix_share, self.ledger, self.routes)
+        self.kept = KeptPrefixes(limits.kept_prefix_share, self.ledger)
         self._waiting = AdmissionQueue(limits, self.ledger, self.routes, self.kept)
         self.growth = Growth(self._sessions, self.ledger, self.routes, self._waiting, self.kept)
         self.kv_steps = self._waiting.steps
@@ -65,12 +65,12 @@ class Scheduler:
         """Use a worker: a new one, or a suspended one that answered again."""
         self.ledger.add_worker(worker)
         self.routes.join(worker)
-        self.kept.tidy()
+        self.kept.tidy(self.routes.open_routes)
 
     def drain(self, key: str) -> None:
         """Let a worker finish its sessions and give it no new ones."""
         self.routes.drain(key)
-        self.kept.tidy()
+        self.kept.tidy(self.routes.open_routes)
 
     def suspend(self, key: str, failure: Failure) -> list[Lost]:
         """Stop using a worker that does not answer. Its KV counts as held until it has answered for it."""
@@ -148,8 +148,8 @@ class Scheduler:
         if state := self._sessions.get(session):
             self.kv_steps.learn(len(state.generated))
             self._remove(state)
-            if is_finished:
-                self.kept.keep(state, self.routes.lane(state.route))
+            if is_finished and self.routes.is_open(state.route):
+                self.kept.keep(state, self.routes.lane(state.route).prefixes)
 
     def take_resumed(self) -> list[Lost]:
         """Return sessions that were preempted and have room again: they are the caller's, to be prepared and added."""
@@ -276,7 +276,7 @@ class Scheduler:
         To blame are those in flight; but if one of them was in flight by itself, since it was suspected before, only
         that one is.
         """
-        self.kept.tidy()
+        self.kept.tidy(self.routes.open_routes)
         in_flight = self.batches.forget_lanes(lanes)
         suspects = [microbatch for microbatch in in_flight if microbatch.is_alone] or in_flight
         blamed = {segment.session.key for microbatch in suspects for segment in microbatch.segments}

@@ -1,4 +1,4 @@
-"""Questions about one picture, asked when the first have ended: they begin with what is kept, and say what they would."""
+"""Questions about one picture, asked when others have ended: they begin with what is kept, and say what they would."""
 
 from __future__ import annotations
 

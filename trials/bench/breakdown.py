@@ -40,6 +40,29 @@ class GpuLoad(msgspec.Struct, frozen=True, kw_only=True):
         return f"GPU: kernels {self.utilisation:.0%} of the time, {self.watts:.0f} W, {self.memory_mb:,.0f} MiB"
 
 
+class PromptLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompts of a round as the conductor has counted them half a second ago: kept tokens are some of those copied."""
+
+    num_tokens: int
+    num_copied_tokens: int
+    num_kept_tokens: int
+    """Copied from what was kept of sessions that had ended."""
+    num_kept_hits: int
+    """Sessions that began so."""
+    num_evictions: int
+
+    def since(self, before: PromptLoad | None) -> PromptLoad:
+        """Return what has come since an earlier count."""
+        counts = {name: getattr(self, name) - getattr(before, name, 0) for name in self.__struct_fields__}
+        return PromptLoad(**counts)
+
+    def __str__(self) -> str:
+        return (
+            f"prompts: {self.num_tokens} tokens, {self.num_copied_tokens} of them copied, {self.num_kept_tokens} from "
+            f"what was kept; {self.num_kept_hits} sessions began with that, {self.num_evictions} made room"
+        )
+
+
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     """One round through the whole system."""
 
@@ -60,6 +83,7 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     job_s: Spread
     """From submission to result, as the client sees it."""
     gpus: GpuLoad | None
+    prompts: PromptLoad | None = None
 
     def lines(self) -> list[str]:
         """Return it as people read it."""
@@ -71,6 +95,8 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
         lines.append(
             f"conductor: {shown(self.results_per_s)} results/s of {shown(self.tokens_per_result)} tokens{outside}"
         )
+        if self.prompts is not None:
+            lines.append(str(self.prompts))
         lines.append(f"sessions on average: {states or 'none'}")
         lines += [f"took no job {share:.0%} of the time: {reason}" for reason, share in self.waits_for.items()]
         lines.append(f"client: submit {self.submit_s.scaled(1e3)} ms, job {self.job_s.scaled(1e3)} ms")

@@ -93,6 +93,8 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     num_questions: int = 1
     """Captions of each picture, with prompts that differ at the end."""
+    questions_apart: bool = False
+    """Whether each question is asked about all pictures before the next one is."""
 
     def draw(self, directory: Path) -> Rounds:
         """Write the pictures of every round into `directory`."""
@@ -106,9 +108,10 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def _work(self, directory: Path, prefix: str, num_pictures: int) -> Work:
         names = write_pictures(directory, prefix, -(-num_pictures // self.num_questions), self.picture_side)
+        together = tuple(name for name in names for _ in range(self.num_questions))
         return Work(
             prompt=self.prompt,
-            pictures=tuple(name for name in names for _ in range(self.num_questions))[:num_pictures],
+            pictures=(names * self.num_questions if self.questions_apart else together)[:num_pictures],
             picture_side=self.picture_side,
             num_output_tokens=self.num_output_tokens,
             num_in_flight=self.num_in_flight,

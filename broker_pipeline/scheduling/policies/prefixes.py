@@ -78,9 +78,13 @@ def _chain(
 class PrefixTable:
     """The sessions of one lane by the blocks of their prompts."""
 
-    def __init__(self, *, is_used: bool) -> None:
-        """Without `is_used`, as where a stage cannot copy, nobody begins with another's prefix."""
+    def __init__(self, *, is_used: bool, keeps: bool = True) -> None:
+        """Without `is_used`, as where a stage cannot copy, nobody begins with another's prefix.
+
+        `keeps` says whether stages know how to keep one of a session that has ended.
+        """
         self._is_used = is_used
+        self.keeps = is_used and keeps
         self._holders: dict[bytes, dict[SessionKey, SessionState]] = {}
         self._begun: set[SessionKey] = set()
 

@@ -4,7 +4,14 @@ import pytest
 
 from broker_pipeline.conductor.metrics import ConductorMetrics
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.messages.status import ConductorStatus, HedgeCounts, StageStatus, VisionStatus, WorkerTotals
+from broker_pipeline.messages.status import (
+    ConductorStatus,
+    HedgeCounts,
+    KeptCounts,
+    StageStatus,
+    VisionStatus,
+    WorkerTotals,
+)
 from broker_pipeline.messages.workers import BlockRange, CarriedCounts, TransportCounts
 
 STATUS = ConductorStatus(
@@ -12,7 +19,7 @@ STATUS = ConductorStatus(
     stages=(
         StageStatus(
             worker="a", instance="i", blocks=BlockRange(start=0, stop=6), state="ready", kv_capacity_tokens=100,
-            kv_used_tokens=40, busy=0.75, bubble=0.125,
+            kv_used_tokens=40, kv_kept_tokens=32, busy=0.75, bubble=0.125,
             totals=WorkerTotals(busy_s=90.0, bubble_s=20.0, queue_s=1.5, num_microbatches=300, num_tokens=9000),
         ),
     ),
@@ -26,6 +33,8 @@ STATUS = ConductorStatus(
     ),
     refused=(), waits_for=None, num_sessions={"running": 5}, num_jobs_waiting=0, tokens_per_s=12.5,
     captions_per_s=0.5, num_finished={"succeeded": 7}, num_replays=2, num_uncommitted_tokens=0,
+    num_prompt_tokens=900, num_copied_tokens=300,
+    kept=KeptCounts(num_prefixes=4, num_tokens=64, num_hits=3, num_hit_tokens=48, num_evictions=2),
     hedges=HedgeCounts(num_requests=100, num_hedges=5, num_won=2),
     transport={
         "a": TransportCounts(
@@ -68,6 +77,12 @@ def test_what_the_conductor_shows_can_be_scraped() -> None:
         'broker_pipeline_conductor_transport_payloads_total{edge="shm",process="a"} 8.0',
         'broker_pipeline_conductor_transport_payload_bytes_total{edge="shm",process="a"} 900.0',
         'broker_pipeline_conductor_stage_kv_used_tokens{worker="a"} 40.0',
+        'broker_pipeline_conductor_stage_kv_kept_tokens{worker="a"} 32.0',
+        "broker_pipeline_conductor_kept_prefixes 4.0",
+        "broker_pipeline_conductor_kept_prefix_tokens 64.0",
+        "broker_pipeline_conductor_kept_prefix_hits 3.0",
+        "broker_pipeline_conductor_kept_prefix_hit_tokens 48.0",
+        "broker_pipeline_conductor_kept_prefix_evictions 2.0",
         'broker_pipeline_conductor_vision_busy_seconds_total{worker="v"} 8.0',
         'broker_pipeline_conductor_vision_batches_total{worker="v"} 30.0',
         'broker_pipeline_conductor_vision_visual_tokens_total{worker="v"} 700.0',

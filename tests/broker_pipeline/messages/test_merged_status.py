@@ -1,7 +1,7 @@
 from msgspec.structs import replace
 
 from broker_pipeline.messages.merged_status import merged
-from broker_pipeline.messages.status import HedgeCounts, SessionLimits, VisionStatus
+from broker_pipeline.messages.status import HedgeCounts, KeptCounts, SessionLimits, VisionStatus
 from broker_pipeline.messages.workers import BlockRange, TransportCounts
 from tests.broker_pipeline.tools.operate.test_status_view import conductor
 
@@ -32,8 +32,11 @@ def test_totals_are_of_all_shares_and_each_is_named() -> None:
         share="b", instance="c2", epoch=9, vision=(vision("v", 4),), limits=limits(400), num_finished={"failed": 1}
     )
     a, b = (replace(each, hedges=HedgeCounts(num_requests=100, num_hedges=3, num_won=1)) for each in (a, b))
+    kept = KeptCounts(num_prefixes=2, num_tokens=64, num_hits=5, num_hit_tokens=160, num_evictions=1)
+    a = replace(a, kept=kept)
     both = merged([a, b])
     assert both is not None
+    assert both.kept == kept
     assert both.hedges == HedgeCounts(num_requests=200, num_hedges=6, num_won=2)
     assert (both.tokens_per_s, both.captions_per_s, both.num_replays) == (2 * 12.34, 1.0, 2)
     assert both.num_sessions == {"running": 6, "waiting": 0}

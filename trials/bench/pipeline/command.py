@@ -60,6 +60,13 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     help="Captions of each picture, with prompts that differ at the end; --pictures counts captions.",
 )
 @click.option(
+    "--questions-apart/--questions-together",
+    default=False,
+    show_default=True,
+    help="Ask each question about all pictures before the next one: sessions about a picture have ended by then, and "
+    "others begin with what is kept of them, where --kv-tokens leave room for it.",
+)
+@click.option(
     "--max-sessions", type=POSITIVE, help="Most sessions in flight at the conductor.  [default: --concurrency]"
 )
 @click.option(

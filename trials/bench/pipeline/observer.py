@@ -19,10 +19,11 @@ from broker_pipeline import subjects
 from broker_pipeline.client.gateway_client import fetch_status
 from broker_pipeline.errors import GatewayUnreachableError, SlowConsumerError
 from broker_pipeline.messages.activation import MicrobatchResult, StageTiming
+from broker_pipeline.messages.status import ConductorStatus
 from broker_pipeline.messages.workers import Heartbeat
 from broker_pipeline.tools.local.cluster import LocalCluster
 from broker_pipeline.wire.transport import Transport
-from trials.bench.breakdown import Breakdown, WorkerLoad
+from trials.bench.breakdown import Breakdown, PromptLoad, WorkerLoad
 from trials.bench.pipeline.gpu_watch import GpuWatch
 from trials.bench.spread import Spread
 
@@ -41,6 +42,7 @@ class _Seen:
 
     started_at: float
     first_beats: dict[str, _Beat]
+    first_prompts: PromptLoad | None = None
     num_results: int = 0
     num_tokens: int = 0
     timings: defaultdict[str, list[StageTiming]] = field(default_factory=lambda: defaultdict(list))
@@ -56,6 +58,7 @@ class PipelineObserver:
         self._gpus = gpus
         self._beats: dict[str, _Beat] = {}
         self._seen = _Seen(time.monotonic(), {})
+        self._prompts: PromptLoad | None = None
 
     @classmethod
     @asynccontextmanager
@@ -85,7 +88,7 @@ class PipelineObserver:
 
     def begin(self) -> None:
         """Forget what was before."""
-        self._seen = _Seen(time.monotonic(), dict(self._beats))
+        self._seen = _Seen(time.monotonic(), dict(self._beats), self._prompts)
         self._gpus.begin()
 
     def end(self, submit_s: Sequence[float], job_s: Sequence[float]) -> Breakdown:
@@ -107,6 +110,7 @@ class PipelineObserver:
             submit_s=Spread.of(submit_s),
             job_s=Spread.of(job_s),
             gpus=self._gpus.end(),
+            prompts=self._prompts.since(seen.first_prompts) if self._prompts else None,
         )
 
     def _load(self, instance: str, beat: _Beat) -> WorkerLoad:
@@ -145,9 +149,20 @@ class PipelineObserver:
             except GatewayUnreachableError:
                 continue
             if status.conductor is not None:
+                self._prompts = _prompts(status.conductor)
                 self._seen.sessions.append(status.conductor.num_sessions)
                 if status.conductor.waits_for:
                     self._seen.waits[status.conductor.waits_for] += 1
+
+
+def _prompts(shown: ConductorStatus) -> PromptLoad:
+    return PromptLoad(
+        num_tokens=shown.num_prompt_tokens,
+        num_copied_tokens=shown.num_copied_tokens,
+        num_kept_tokens=shown.kept.num_hit_tokens,
+        num_kept_hits=shown.kept.num_hits,
+        num_evictions=shown.kept.num_evictions,
+    )
 
 
 def _outside_ms(num_running: float, seen: _Seen, seconds: float) -> float | None:

@@ -10,6 +10,7 @@ from broker_pipeline.messages.merged_status import merged
 from broker_pipeline.messages.status import (
     ConductorStatus,
     HedgeCounts,
+    KeptCounts,
     RefusedWorker,
     RouteStatus,
     SessionLimits,
@@ -115,6 +116,13 @@ def test_a_certificates_end_is_said_thirty_days_ahead() -> None:
     assert "in 29 days: where the authority is, run `broker-pipeline secrets rotate DIR gpu-2 --certificate`" in text
     assert "The certificate of servers ended on" in text
     assert "gpu-1" not in text
+
+
+def test_kept_beginnings_are_shown_once_there_are_some() -> None:
+    assert "kept" not in rendered(pipeline(conductor()))
+    kept = KeptCounts(num_prefixes=3, num_tokens=640, num_hits=12, num_hit_tokens=2400, num_evictions=7)
+    text = " ".join(rendered(pipeline(conductor(kept=kept))).split())
+    assert "kept 3 beginnings of 640 tokens; 12 sessions have begun with one, 7 have made room" in text
 
 
 def test_hedges_are_shown_once_there_are_some() -> None:

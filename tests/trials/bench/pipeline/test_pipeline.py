@@ -43,6 +43,19 @@ def test_the_whole_system_and_one_process_do_the_same_work_in_turns(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("share", "is_kept"), [("0.5", True), ("0", False)])
+def test_questions_apart_begin_with_what_is_kept_unless_nothing_is(tmp_path: Path, share: str, is_kept: bool) -> None:
+    path = tmp_path / "pipeline.json"
+    words = ["--stages", "1", "--no-in-process", "--pictures", "12", "--picture-side", "448", "--output-tokens", "2"]
+    words += ["--concurrency", "2", "--rounds", "1", "--questions", "3", "--questions-apart", "--kv-tokens", "8192"]
+    done = run_bench(*words, "--with", f"conductor --kept-prefix-share {share}", path=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [breakdown] = rows_of(path)[0]["breakdowns"]
+    assert "sessions began with that" in done.stdout
+    assert (breakdown["prompts"]["num_kept_hits"] > 0) == is_kept
+
+
+@pytest.mark.slow
 def test_a_system_that_does_not_start_keeps_no_other_from_its_turn_and_a_breakdown_says_where_time_goes(
     tmp_path: Path,
 ) -> None:

@@ -71,3 +71,11 @@ def test_on_a_processor_stages_are_of_equal_size(model: Path, tmp_path: Path) ->
     assert [len(blocks) for blocks in system.local.stages] == [18, 18]
     assert (system.local.num_vision_workers, system.local.device) == (1, "cpu")
     assert system.name == "whole system, 2 stages"
+
+
+@pytest.mark.parametrize(("apart", "order"), [(False, [0, 0, 1, 1]), (True, [0, 1, 0, 1])])
+def test_questions_about_a_picture_come_together_or_apart(tmp_path: Path, apart: bool, order: list[int]) -> None:
+    asked = settings(num_pictures=4, picture_side=32, num_questions=2, questions_apart=apart).draw(tmp_path).timed[0]
+    names = sorted(set(asked.pictures))
+    assert [names.index(name) for name, _ in asked.questions] == order
+    assert len(set(asked.questions)) == 4

@@ -16,24 +16,24 @@ Sessions that are only being prepared have it closed already, so that it is free
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from broker_pipeline.scheduling.kv_ledger import KVLedger, SessionKey
-from broker_pipeline.scheduling.lane import Lane
-from broker_pipeline.scheduling.policies.prefixes import BLOCK_TOKENS, computed_keys
-from broker_pipeline.scheduling.route_table import RouteTable
+from broker_pipeline.scheduling.policies.prefixes import BLOCK_TOKENS, PrefixTable, computed_keys
+from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import Prefix, SessionState
 
 
 class KeptPrefixes:
     """The finished sessions of one scheduler whose KV is kept, by when it was used last."""
 
-    def __init__(self, share: float, ledger: KVLedger, routes: RouteTable) -> None:
+    def __init__(self, share: float, ledger: KVLedger) -> None:
         """Keep at most a `share` of each worker's KV."""
         self._share = share
         self._ledger = ledger
-        self._routes = routes
-        self._kept: dict[SessionKey, tuple[SessionState, Lane]] = {}
-        self._ends: dict[tuple[Lane, bytes], SessionKey] = {}
-        """By lane and key of the last block."""
+        self._kept: dict[SessionKey, tuple[SessionState, PrefixTable]] = {}
+        self._ends: dict[tuple[PrefixTable, bytes], SessionKey] = {}
+        """By the key of the last block."""
         self.num_tokens = 0
         self.num_hits = 0
         """Sessions that have begun with a kept prefix."""
@@ -44,23 +44,22 @@ class KeptPrefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, session: SessionState, lane: Lane) -> None:
-        """Keep what a session has computed that is finished and just being closed; its lane has let go of it."""
+    def keep(self, session: SessionState, table: PrefixTable) -> None:
+        """Keep what a finished session has computed, which is just being closed; its lane's table knows it no more."""
         keys = computed_keys(session)
         num_tokens = len(keys) * BLOCK_TOKENS
-        most = int(self._share * lane.route.kv_capacity_tokens)
-        if not (lane.keeps_prefixes and 0 < num_tokens <= most and self._routes.is_open(lane.route)):
+        if not (table.keeps and 0 < num_tokens <= self._share * session.route.kv_capacity_tokens):
             return
         for key in keys:
-            if (lane, key) in self._ends:  # it has all of that one
-                self._close(self._ends[lane, key])
+            if (table, key) in self._ends:  # it has all of that one
+                self._close(self._ends[table, key])
         session.prefix_keys = keys
-        lane.prefixes.add(session)
-        self._kept[session.key] = (session, lane)
-        self._ends[lane, keys[-1]] = session.key
+        table.add(session)
+        self._kept[session.key] = (session, table)
+        self._ends[table, keys[-1]] = session.key
         self.num_tokens += num_tokens
-        self._ledger.keep(session.key, num_tokens, lane.route)
-        for worker in lane.route.workers:
+        self._ledger.keep(session.key, num_tokens, session.route)
+        for worker in session.route.workers:
             while self._ledger.kept_tokens(worker.key) > self._share * worker.kv_capacity_tokens:
                 self._evict(worker.key)
 
@@ -81,19 +80,20 @@ class KeptPrefixes:
         if prefix is not None and prefix.source in self._kept:
             self._close(prefix.source)
 
-    def tidy(self) -> None:
-        """Close what is kept on routes that are not open any more."""
-        for key, (_, lane) in list(self._kept.items()):
-            if not self._routes.is_open(lane.route):
+    def tidy(self, open_routes: Iterable[Route]) -> None:
+        """Close what is kept on other routes."""
+        open_keys = {route.key for route in open_routes}
+        for key, (session, _) in list(self._kept.items()):
+            if session.route.key not in open_keys:
                 self._close(key)
 
     def _evict(self, key: str) -> None:
-        self._close(next(kept for kept, (_, lane) in self._kept.items() if key in lane.route.key))
+        self._close(next(kept for kept, (session, _) in self._kept.items() if key in session.route.key))
         self.num_evictions += 1
 
     def _close(self, kept: SessionKey) -> None:
-        session, lane = self._kept.pop(kept)
-        del self._ends[lane, session.prefix_keys[-1]]
+        session, table = self._kept.pop(kept)
+        del self._ends[table, session.prefix_keys[-1]]
         self.num_tokens -= len(session.prefix_keys) * BLOCK_TOKENS
-        lane.prefixes.remove(session)
-        self._ledger.close(kept, lane.route)
+        table.remove(session)
+        self._ledger.close(kept, session.route)
