@@ -71,7 +71,8 @@ class ActingStage(ActingWorker):
         super().__init__(
             transport, redis, namespace, name, "stage", share=share,
             fingerprint=fingerprint, blocks=BlockRange(start=start, stop=stop), num_layers=6,
-            kv_capacity_tokens=kv, max_batch_tokens=256, copies_prefixes=True, keeps_prefixes=True, verifies_drafts=True,
+            kv_capacity_tokens=kv, max_batch_tokens=256,
+            copies_prefixes=True, keeps_prefixes=True, verifies_drafts=True,
         )  # fmt: skip
         self.step_s = step_s
         self.kv_tokens = kv
