@@ -105,6 +105,7 @@ class KVCache:
         assert num_tokens <= self.length(session), "the caller has looked"
         self._table.shrink(session, num_tokens)
         self._lengths[session] = num_tokens
+        self._num_drafts.pop(session, None)
 
     def release(self, session: Hashable) -> None:
         """Free a session's region."""

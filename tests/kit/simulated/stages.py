@@ -76,8 +76,9 @@ class SimulatedStage:
             self.cached.pop(key, None)
             self.kept.discard(key)
         elif key not in self.kept:
-            assert num_kept <= self.cached[key], "more is to be kept than was computed"
-            self.reserved[key] = self.cached[key] = num_kept
+            assert num_kept <= len(self.cached[key]), "more is to be kept than was computed"
+            self.reserved[key] = num_kept
+            del self.cached[key][num_kept:]
             self.kept.add(key)
 
     def _segment(self, key: SessionKey, segment: PlannedSegment) -> None:
