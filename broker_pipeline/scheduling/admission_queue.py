@@ -8,6 +8,7 @@ tentative.put ──► (prepared) ──► add ──► admit: the job whose 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from broker_pipeline.scheduling.kv_ledger import KVLedger
@@ -114,6 +115,17 @@ class AdmissionQueue:
             return
         blocked = set(wanted)
         self._sessions = [session for session in self._sessions if not self._is_admitted(session, blocked, now)]
+        if len(self._kept):
+            self._take_kept()
+
+    def _take_kept(self) -> None:
+        """Let nobody wait for what is kept: there is room coming for all who wait, or nothing is kept any more."""
+        needed: Counter[str] = Counter()
+        for session in (*self._sessions, *self._resumed, *self._on_their_way.values()):
+            for key in session.route.key:
+                needed[key] += self.num_tokens(session)
+        for key, num_tokens in needed.items():
+            self._kept.make_room(key, num_tokens)
 
     def _is_admitted(self, session: SessionState, blocked: set[str], now: float) -> bool:
         keys, lane = session.route.key, self._routes.lane(session.route)
@@ -131,7 +143,6 @@ class AdmissionQueue:
             session.num_reserved_tokens = num_tokens
             lane.start(session)
             return True
-        self._make_room(session, num_tokens)
         if session.is_preempted or now - session.waiting_since >= self._limits.overtake_s:
             blocked.update(keys)
         return False
@@ -150,18 +161,12 @@ class AdmissionQueue:
             None,
         )
 
-    def _make_room(self, session: SessionState, num_tokens: int) -> None:
-        """Let no session wait for what is kept for nobody."""
-        for key in session.route.key:
-            self._kept.make_room(key, num_tokens + self._returning_tokens(key, session.order))
-
     def _free_tokens(self, route: Route, order: int) -> int:
         """Return the tokens free on a route, less those of older sessions that are on their way back to it."""
+        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < order]
         return min(
-            worker.kv_capacity_tokens - self._ledger.used_tokens(worker.key) - self._returning_tokens(worker.key, order)
+            worker.kv_capacity_tokens
+            - self._ledger.used_tokens(worker.key)
+            - sum(self.num_tokens(each) for each in coming if worker.key in each.route.key)
             for worker in route.workers
         )
-
-    def _returning_tokens(self, key: str, order: int) -> int:
-        coming = [each for each in (*self._on_their_way.values(), *self._resumed) if each.order < order]
-        return sum(self.num_tokens(each) for each in coming if key in each.route.key)

@@ -69,7 +69,7 @@ class KVLedger:
 
     def kept_tokens(self, key: str) -> int:
         """Return those of the used tokens that are kept for nobody."""
-        return self._num_kept[key]
+        return self._num_kept.get(key, 0)
 
     def needed_tokens(self, key: str) -> int:
         """Return the other ones."""

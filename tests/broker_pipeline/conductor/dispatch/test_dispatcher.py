@@ -91,7 +91,7 @@ async def test_a_session_goes_from_its_prompt_to_its_limit(it: Dispatching) -> N
     assert await generation.ended() is None
     assert it.generations.num_tokens == 3
     (closing,) = it.dispatcher.plan()
-    assert [key.session for key in closing.closes] == ["job"], "its KV is given up"
+    assert [close.session.session for close in closing.closes] == ["job"], "its KV is given up"
 
 
 async def test_what_is_planned_reaches_the_first_stage_and_its_answer_comes_back(it: Dispatching) -> None:

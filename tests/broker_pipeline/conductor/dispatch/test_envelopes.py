@@ -1,9 +1,9 @@
 import numpy as np
 
 from broker_pipeline.conductor.dispatch.envelopes import EnvelopeBuilder
-from broker_pipeline.messages.activation import Envelope, VisualSpan
+from broker_pipeline.messages.activation import Envelope, SessionClose, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
-from broker_pipeline.scheduling.kv_ledger import SessionKey
+from broker_pipeline.scheduling.kv_ledger import Close, SessionKey
 from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import PreparedPrompt, SessionState
@@ -23,7 +23,7 @@ def session(name: str, num_prompt: int, generated: list[int], **changes: object)
     return state
 
 
-def microbatch(*segments: PlannedSegment, closes: tuple[SessionKey, ...] = ()) -> PlannedBatch:
+def microbatch(*segments: PlannedSegment, closes: tuple[Close, ...] = ()) -> PlannedBatch:
     return PlannedBatch(9, ROUTE, segments, closes, sent_at=10.0, deadline=40.0)
 
 
@@ -36,7 +36,7 @@ def test_prefill_replay_and_decode_in_one_envelope() -> None:
             PlannedSegment(fresh, 0, 4, wants_token=True, opens=True),
             PlannedSegment(replayed, 0, 5, wants_token=True, opens=True),
             PlannedSegment(decoding, 4, 1, wants_token=True, num_kv_tokens=50),
-            closes=(SessionKey("gone", 2),),
+            closes=(Close(SessionKey("gone", 2), 16),),
         ),
         now=15.0,
     )
@@ -51,7 +51,7 @@ def test_prefill_replay_and_decode_in_one_envelope() -> None:
     assert [(o.session, o.num_kv_tokens, o.num_prompt_tokens) for o in envelope.opens] == [
         ("fresh", 50, 4), ("replayed", 50, 3),
     ]  # fmt: skip
-    assert [(close.session, close.attempt) for close in envelope.closes] == [("gone", 2)]
+    assert envelope.closes == (SessionClose(session="gone", attempt=2, num_kept_tokens=16),)
     assert envelope.route == ("bp.main.worker.a.1.work", "bp.main.worker.b.1.work")
     assert (envelope.epoch, envelope.microbatch, envelope.budget_s) == (7, 9, 25.0)
 
@@ -71,7 +71,7 @@ def test_history_goes_along_only_where_penalties_need_it() -> None:
 
 
 def test_an_empty_microbatch_has_no_tensors_and_what_is_built_survives_the_wire() -> None:
-    envelope, tensors = BUILDER.build(microbatch(closes=(SessionKey("s", 1),)), now=50.0)
+    envelope, tensors = BUILDER.build(microbatch(closes=(Close(SessionKey("s", 1)),)), now=50.0)
     assert tensors == {}
     assert envelope.budget_s == 0.0
     frame = encode(envelope, tensors)
