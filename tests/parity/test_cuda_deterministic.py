@@ -15,7 +15,7 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
-from trials.bench.shapes import shape_config
+from export.synthetic.shapes import shape_config
 
 pytestmark = [
     pytest.mark.gpu,
