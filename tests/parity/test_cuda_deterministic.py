@@ -8,6 +8,7 @@ from torch import Tensor
 
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
+from export.synthetic.shapes import shape_config
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
@@ -15,7 +16,6 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
-from export.synthetic.shapes import shape_config
 
 pytestmark = [
     pytest.mark.gpu,
