@@ -52,7 +52,8 @@ class ProvenProducts(Generic[W]):
         for weight in weights:
             if tuple(weight.shape) not in self._sizes:
                 found = self._equal_sizes(weight, sorted(set(sizes)), exact)
-                self._sizes[tuple(weight.shape)] = () if self._is_alone and found[0] > _FEW else found
+                is_usable = not self._is_alone or any(size <= _FEW for size in found)
+                self._sizes[tuple(weight.shape)] = found if is_usable else ()
 
     def size_for(self, num_rows: int, weight: W) -> int | None:
         """Return the number of rows that so many are padded to; None if the product is not for them."""
