@@ -22,12 +22,14 @@ import structlog
 from broker_pipeline.conductor.patience import Patience
 from broker_pipeline.conductor.workers.refusals import Refusals
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import PipelineError, StageError, TransportError
+from broker_pipeline.errors import PipelineError, RequestTimeoutError, StageError, TransportError
 from broker_pipeline.messages.status import RefusedWorker
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.routes import PipelineIdentity
 
 log = structlog.get_logger()
+
+_ANYBODY = ""  # in place of the instance of one that is expected and not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Roster:
         self._refusals = Refusals(identity)
         self._members: dict[str, Member] = {}
         self._in_handshake: set[str] = set()
+        self._has_looked = False
         self._is_deaf = False
         self._watched_at = self._heard_at = clock()
         self._reconnected_at: float | None = None
@@ -107,6 +110,9 @@ class Roster:
 
         That is by `join`, `note_unanswered` or `note_refusing`. Those that are `unreadable` are shown as refused.
         """
+        if not self._has_looked:  # a Redis that lost power has lost records, until workers renew them
+            self._has_looked = True
+            self._workers.expect(_ANYBODY)
         self._look_for_gone(records)
         newcomers = []
         in_use = [member.record for member in self.members]
@@ -133,9 +139,14 @@ class Roster:
         self._end_handshake(record)
 
     def note_unanswered(self, record: WorkerRecord, error: PipelineError) -> None:
-        """Have another handshake at the next look, and show until then that this one was not answered."""
+        """Have another handshake at the next look, and show until then that this one was not answered.
+
+        A worker on whose subject nobody listens stays expected: NATS may be back before it is.
+        """
         self._refusals.note_refusing(record, f"does not answer the handshake: {error.message}")
-        self._end_handshake(record)
+        self._in_handshake.discard(record.instance)
+        if isinstance(error, RequestTimeoutError):
+            self._workers.expect_no_more(record.instance)
 
     def note_refusing(self, record: WorkerRecord, error: PipelineError) -> None:
         """Have another handshake at the next look, and show until then that the worker refuses this conductor."""

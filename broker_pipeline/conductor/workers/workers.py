@@ -36,7 +36,8 @@ from broker_pipeline.scheduling.scheduler import Scheduler
 log = structlog.get_logger()
 
 _EXPECTED_S = 2.0
-"""How long one is waited for that is to come, or to come back: a handshake's time, and that of two or three probes."""
+"""How long one is waited for that is to come, or to come back: a handshake's time, that of two or three probes, or that
+until a worker has written a record again which Redis had lost, and the registry is looked at."""
 
 
 class Workers:
@@ -65,7 +66,8 @@ class Workers:
         self._clock = clock
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
-        """Until when anybody waits for workers in their first handshake, and for stages that were just suspended."""
+        """Until when anybody waits for workers that have yet to answer their first handshake, for stages that were just
+        suspended, and for whoever may not be in the registry yet."""
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -104,8 +106,10 @@ class Workers:
     # --- one worker -------------------------------------------------------------------------------------------------
 
     def expect(self, instance: str) -> None:
-        """Note that a worker is being asked whether it is there."""
-        self._expected[instance] = self._clock() + _EXPECTED_S
+        """Note that a worker may soon be there, or be there again."""
+        now = self._clock()
+        self._expected = {each: until for each, until in self._expected.items() if until > now}
+        self._expected[instance] = now + _EXPECTED_S
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""

@@ -9,7 +9,7 @@ import pytest
 
 from broker_pipeline.conductor.workers.roster import Roster, RosterTimes
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import ContractError, RequestTimeoutError
+from broker_pipeline.errors import ContractError, NoResponderError, PipelineError, RequestTimeoutError, TransportError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
 from broker_pipeline.scheduling.planned_batch import PlannedBatch
 from broker_pipeline.scheduling.routes import PipelineIdentity
@@ -21,12 +21,15 @@ TIMES = RosterTimes()
 class RosterSide(StageSide):
     """A roster that is looked at every `watch_s`, as its watch does."""
 
-    def __init__(self, dtype: str = "float32") -> None:
+    def __init__(self, dtype: str = "float32", *, is_new: bool = False) -> None:
         super().__init__()
         self.workers = Workers(self.scheduler, self.generations, self.plan_due, self.clock)
         identity = PipelineIdentity(pipeline="main", fingerprint=FINGERPRINT, dtype=dtype, num_layers=NUM_LAYERS)
         self.roster = Roster(self.workers, identity, TIMES, self.clock)
         self.is_connected = True
+        if not is_new:
+            self.roster.look([])
+            self.pass_s(2.1)  # by now all who are there have been found
 
     def join(self, *records: WorkerRecord) -> None:
         """As when all of them answer their handshake."""
@@ -108,6 +111,48 @@ async def test_a_worker_is_expected_during_its_first_handshake_only(side: Roster
     await waits
     assert side.roster.look([A, B]) == [A], "a mute worker is asked again, and nobody waits for that"
     await side.workers.expected_are_there()
+
+
+@pytest.mark.parametrize("error", [NoResponderError("nobody listens"), TransportError("reconnecting")])
+async def test_a_worker_that_is_out_of_reach_is_expected_for_a_while(side: RosterSide, error: PipelineError) -> None:
+    """After an outage of NATS, others may be back before it is."""
+    side.roster.look([A, B])
+    for each in (A, B):
+        side.roster.note_unanswered(each, error)
+    waits = asyncio.ensure_future(side.workers.expected_are_there())
+    for _ in range(3):
+        await asyncio.sleep(0)
+        assert not waits.done()
+        assert side.roster.look([A, B]) == [A, B]
+        side.roster.note_unanswered(A, error)
+        side.roster.note_unanswered(B, error)
+    side.join(A, B)
+    async with asyncio.timeout(1.0):
+        await waits
+    assert side.states() == {"a": "used", "b": "used"}
+
+
+async def test_one_that_stays_out_of_reach_is_expected_no_more(side: RosterSide) -> None:
+    side.roster.look([A])
+    side.roster.note_unanswered(A, NoResponderError("nobody listens"))
+    side.pass_s(2.1)
+    assert side.roster.look([A]) == [A]
+    async with asyncio.timeout(1.0):
+        await side.workers.expected_are_there()
+
+
+async def test_whoever_the_registry_may_have_lost_is_expected_at_first() -> None:
+    """A Redis that lost power has no record of a worker until that renews it: who failed elsewhere waits for it."""
+    side = RosterSide(is_new=True)
+    side.join(A, B)
+    waits = asyncio.ensure_future(side.workers.expected_are_there(lambda: side.workers.has_route_without(["b-1"])))
+    await asyncio.sleep(0)
+    assert not waits.done()
+    side.join(A, B, record("c", 3, 6))
+    async with asyncio.timeout(1.0):
+        await waits
+        side.pass_s(2.1, A, B)
+        await side.workers.expected_are_there()
 
 
 def test_a_worker_that_refuses_us_is_shown_until_it_joins(side: RosterSide) -> None:
