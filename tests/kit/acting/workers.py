@@ -174,7 +174,7 @@ class ActingStage(ActingWorker):
         for opening in envelope.opens:
             if opening.session == session:
                 num_copied = self._num_copied(opening.prefix)
-                self._close(session, opening.attempt - 1)
+                self.closed[session] = opening.attempt - 1  # what is kept of those before is closed by name only
                 self.reserved[session] = (opening.attempt, opening.num_kv_tokens)
                 self.cached[session] = range(num_copied, num_copied + 1)
         if segment.num_kv_tokens and self.reserved.get(session, (0, 0))[0] == segment.attempt:
