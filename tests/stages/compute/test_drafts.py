@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
-from broker_pipeline.messages.activation import Segment, SessionOpen
+from broker_pipeline.messages.activation import Segment, SessionOpen, SharedPrefix
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
@@ -29,8 +29,12 @@ def opened(variant, **sampling: object) -> StageCompute:
     return compute
 
 
-def step(compute: StageCompute, start: int, tokens: list[int], num_drafts: int = 0) -> StageOutput:
-    segment = Segment(session="a", attempt=1, start=start, count=len(tokens), wants_token=True, num_drafts=num_drafts)
+def step(
+    compute: StageCompute, start: int, tokens: list[int], num_drafts: int = 0, *, session: str = "a"
+) -> StageOutput:
+    segment = Segment(
+        session=session, attempt=1, start=start, count=len(tokens), wants_token=True, num_drafts=num_drafts
+    )
     ids = torch.tensor(tokens, dtype=torch.int32)
     return compute.run(Microbatch((segment,), decode_positions(start, len(tokens), 0), token_ids=ids))
 
@@ -67,6 +71,25 @@ def test_wrong_drafts_leave_no_trace(variant) -> None:
     assert said(step(compute, 4, [right[0], *wrong[1:4]], num_drafts=3))[0] == (5, right[1])
     assert said(step(compute, 5, [right[1], right[2], wrong[3]], num_drafts=2))[:2] == [(6, right[2]), (7, right[3])]
     assert compute.kv.settled_length(("a", 1)) == 6
+
+
+@pytest.mark.parametrize("num_right", [0, 2, 3])
+def test_of_drafts_those_that_were_right_are_kept_for_others(variant, num_right) -> None:
+    """A stage does not know which were: how many it is asked to keep says so."""
+    right = alone(variant, 6)
+    drafts = [token if index < num_right else (token + 1) % 100 for index, token in enumerate(right[1:4])]
+    compute = opened(variant)
+    step(compute, 0, PROMPT)
+    assert (4 + num_right + 1, right[num_right + 1]) in said(step(compute, 4, [right[0], *drafts], num_drafts=3))
+    num_kept = 5 + num_right
+    compute.close("a", 1, num_kept_tokens=num_kept)
+    assert compute.kv.settled_length(("a", 1)) == compute.kv.reserved_tokens == compute.num_kept_tokens == num_kept
+    prefix = SharedPrefix(session="a", attempt=1, num_tokens=num_kept)
+    sampling = SamplingSettings()
+    compute.open(
+        SessionOpen(session="b", attempt=1, num_kv_tokens=32, num_prompt_tokens=10, sampling=sampling, prefix=prefix)
+    )
+    assert said(step(compute, num_kept, [right[num_right + 1]], session="b")) == [(num_kept + 1, right[num_right + 2])]
 
 
 def test_a_repeat_is_computed_once_and_a_gap_is_refused(variant) -> None:

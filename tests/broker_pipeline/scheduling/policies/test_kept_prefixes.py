@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_pipeline.scheduling.drafts.limits import DraftLimits
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from tests.kit.simulated.simulation import SimulatedJob, Simulation
 from tests.kit.simulated.stages import SimulatedStage, stage_worker
 
 
-def simulation(*, kv: int = 640, step: int = 8, share: float = 0.5) -> Simulation:
+def simulation(*, kv: int = 640, step: int = 8, share: float = 0.5, num_drafts: int = 0) -> Simulation:
     """Return one with two stages, in which the prompts of a tenant all begin alike."""
-    limits = SchedulerLimits(kv_step_tokens=step, kept_prefix_share=share)
+    limits = SchedulerLimits(kv_step_tokens=step, kept_prefix_share=share, drafts=DraftLimits(num_drafts))
     found = Simulation(limits=limits, shares_prefixes=True)
     found.start_worker("a", 0, 2, kv=kv, batch=kv)
     found.start_worker("b", 2, 4, kv=kv, batch=kv)
@@ -59,6 +61,36 @@ def test_what_was_said_is_kept_as_well_but_for_the_last_token() -> None:
     it = simulation()
     done(it, 100, max_tokens=45)  # 144 tokens are computed
     assert kept_tokens(it) == [144, 144]
+
+
+@pytest.mark.parametrize("num_said", range(20, 84))
+def test_of_one_that_ends_behind_drafts_those_that_were_right_are_kept(num_said: int) -> None:
+    """It says a word to stop at, say: whatever became of the drafts of its last step, in each place of a block."""
+    it, plain = simulation(num_drafts=6), simulation()
+    job = it.submit(20, 100)
+    while len(job.generated) < num_said:
+        it.plan()
+        it.deliver(it.network[0])
+    job.outcome, job.max_tokens = "succeeded", len(job.generated)
+    it.scheduler.release(job.name, is_finished=True)
+    it.run()
+    assert kept_tokens(it) == [(20 + len(job.generated) - 1) // 16 * 16] * 2
+    done(plain, 20, max_tokens=len(job.generated))
+    left, right = ([list(stage.cached.values()) for stage in each.stages.values()] for each in (it, plain))
+    assert left == right
+    it.check_ended()
+
+
+def test_a_session_that_comes_again_begins_with_what_it_has_left_itself() -> None:
+    """As after a server has forgotten that its job has ended."""
+    it = simulation()
+    job = done(it, 100)
+    said, job.outcome, job.generated = job.generated, "", []
+    it.homeless.append((job, False))
+    it.run()
+    assert (job.outcome, job.generated, job.num_lost) == ("succeeded", said, 0)
+    assert (it.scheduler.kept.num_hits, len(it.scheduler.kept), kept_tokens(it)) == (1, 1, [96, 96])
+    it.check_ended()
 
 
 def test_one_that_has_all_of_another_takes_its_place() -> None:
