@@ -44,7 +44,7 @@ def test_every_seed_runs_once_and_failures_are_known(monkeypatch: pytest.MonkeyP
     seen = campaign.seen()
     assert (seen["num_schedules"], seen["first_seed"], seen["last_seed"]) == (103, 5, 107)
     assert (seen["num_faults"], seen["failed_seeds"], seen["not_run"]) == (206, [7, 60], {})
-    assert len(told) == 2
+    assert sum("problems" in line for line in told) == 2  # beside what is told every few seconds
     assert not campaign.is_good
 
 
