@@ -64,4 +64,5 @@ def _fits(model: ModelSizes, devices: Sequence[Device]) -> bool:
         layers_in(model, Workload(), room, 1, is_first=not index, is_last=index == last)
         for index, room in enumerate(rooms)
     ]
-    return layers[0] > 0 and layers[last] > 0 and sum(max(0, each) for each in layers) >= model.num_layers
+    has_both = layers[0] > 0 and layers[last] > 0 and model.num_layers > (last > 0)  # each stage has a layer of its own
+    return has_both and sum(max(0, each) for each in layers) >= model.num_layers

@@ -132,6 +132,12 @@ def test_what_a_refusal_says_would_do_does(model: ModelSizes, hosts: Fleet) -> N
             assert planned(model, hosts.with_more_like(int(more[2]), int(more[1]))) is not None
 
 
+def test_a_single_layer_is_not_cut_however_many_devices_there_are() -> None:
+    model = replace(sizes_of("8B"), num_layers=1, layer_weights=5_000_000_000, embed_weights=3_000_000_000)
+    with pytest.raises(ConfigurationError, match="no number of devices like"):
+        choose_fleet_plan(model, fleet((RTX4090,), ()), WORK)
+
+
 def test_a_link_needs_what_a_caption_sends_over_it() -> None:
     """Two stages of 8B on two hosts, vision on the first, whose host has broker and gateway: counted by hand."""
     model = sizes_of("8B")
