@@ -33,7 +33,8 @@ _VISION_OPTIONS = (
         "--preprocess-threads",
         default=None,
         type=click.IntRange(min=1),
-        help="Threads that decode and resize.  [default: half of the cores, from 2 to 8]",
+        help="Threads that decode and resize; pictures below a megapixel take three of them at most.  "
+        "[default: half of the cores, from 2 to 8]",
     ),
     option(
         "--cache-bytes",

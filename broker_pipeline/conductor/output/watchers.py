@@ -42,8 +42,10 @@ class Watchers:
 
     def take(self, request: WatchRequest) -> None:
         """Note who is watched, and for how long."""
-        until = self._clock() + request.for_s
-        is_new = request.is_for_all or not self._until.keys() >= set(request.job_ids)
+        now = self._clock()
+        until = now + request.for_s
+        is_new = request.is_for_all and self._all_until <= now  # most requests renew what is watched
+        is_new = is_new or not all(map(self.is_watched, request.job_ids))
         if request.is_for_all:
             self._all_until = until
         if len(self._until) + len(request.job_ids) > _MAX_JOBS:

@@ -44,6 +44,24 @@ def test_all_jobs_can_be_watched() -> None:
     assert watchers.is_watched("whatever")
 
 
+def test_it_is_told_when_somebody_watches_what_nobody_watched() -> None:
+    clock, told = FakeClock(), []
+    clock.pass_s(1.0)
+    watchers = Watchers(clock)
+    with watchers.watched_anew.heard_by(lambda: told.append(clock())):
+        for jobs in (("a",), ("a",), ("a", "b"), ("b",)):
+            watchers.take(WatchRequest(job_ids=jobs, for_s=5.0))
+        assert len(told) == 2, "a, and then b"
+        clock.pass_s(6.0)
+        watchers.take(WatchRequest(job_ids=("a",), for_s=5.0))
+        assert len(told) == 3, "nobody watched it any more"
+        for _ in range(3):
+            watchers.take(WatchRequest(is_for_all=True, for_s=5.0))
+        assert len(told) == 4, "a renewal is nothing new"
+        watchers.take(WatchRequest(job_ids=("c",), for_s=5.0))
+        assert len(told) == 4, "all are watched"
+
+
 def test_more_jobs_than_anybody_can_watch_are_refused_and_the_known_ones_stay() -> None:
     watchers = Watchers()
     for start in range(0, 80_000, 4000):

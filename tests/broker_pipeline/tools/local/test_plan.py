@@ -52,7 +52,11 @@ def test_the_default_output_limit_is_the_conductors() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "flag"),
-    [({"is_deterministic": True}, "--deterministic"), ({"verify_weights": False}, "--no-verify-weights")],
+    [
+        ({"is_deterministic": True}, "--deterministic"),
+        ({"is_deterministic": False}, "--no-deterministic"),
+        ({"verify_weights": False}, "--no-verify-weights"),
+    ],
 )
 def test_how_to_load_and_compute_is_every_workers(changed: dict[str, bool], flag: str) -> None:
     asked = {name for name, service in plan(**changed).items() if flag in service.arguments}
