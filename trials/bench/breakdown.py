@@ -41,7 +41,7 @@ class GpuLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """Prompts of a round as the conductor has counted them half a second ago: kept tokens are some of those copied."""
+    """Prompts of a round as conductors count them: kept tokens are some of those copied."""
 
     num_tokens: int
     num_copied_tokens: int

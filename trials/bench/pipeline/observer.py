@@ -8,12 +8,15 @@ HTTP   /v1/status ──► sessions by state, what the conductor waits for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+
+import msgspec
 
 from broker_pipeline import subjects
 from broker_pipeline.client.gateway_client import fetch_status
@@ -28,6 +31,8 @@ from trials.bench.pipeline.gpu_watch import GpuWatch
 from trials.bench.spread import Spread
 
 _STATUS_S = 0.5
+_SETTLE_S = 5.0
+"""Most that a round waits for what conductors show next: they do so every second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class PipelineObserver:
         self._beats: dict[str, _Beat] = {}
         self._seen = _Seen(time.monotonic(), {})
         self._prompts: PromptLoad | None = None
+        self._shown_at = 0.0
+        self._shown = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -86,13 +93,22 @@ class PipelineObserver:
                     for task in listening:
                         task.cancel()
 
-    def begin(self) -> None:
-        """Forget what was before."""
+    async def begin(self) -> None:
+        """Forget what was before, once conductors have shown all of it."""
+        await self._settle()
         self._seen = _Seen(time.monotonic(), dict(self._beats), self._prompts)
         self._gpus.begin()
 
-    def end(self, submit_s: Sequence[float], job_s: Sequence[float]) -> Breakdown:
-        """Sum up what was heard since `begin`; what the client has measured goes in as it is."""
+    async def end(self, submit_s: Sequence[float], job_s: Sequence[float]) -> Breakdown:
+        """Sum up what was heard since `begin`; what the client has measured goes in as it is.
+
+        What conductors count is awaited: a round may be shorter than the second between two of their reports.
+        """
+        breakdown, first = self._sum_up(submit_s, job_s), self._seen.first_prompts
+        await self._settle()
+        return msgspec.structs.replace(breakdown, prompts=self._prompts.since(first) if self._prompts else None)
+
+    def _sum_up(self, submit_s: Sequence[float], job_s: Sequence[float]) -> Breakdown:
         seen, seconds = self._seen, time.monotonic() - self._seen.started_at
         workers = tuple(self._load(instance, beat) for instance, beat in sorted(self._beats.items(), key=_by_name))
         states = sorted({state for sessions in seen.sessions for state in sessions})
@@ -110,8 +126,15 @@ class PipelineObserver:
             submit_s=Spread.of(submit_s),
             job_s=Spread.of(job_s),
             gpus=self._gpus.end(),
-            prompts=self._prompts.since(seen.first_prompts) if self._prompts else None,
         )
+
+    async def _settle(self) -> None:
+        """Wait until conductors have shown what was by now; where none is left, what they showed last stands."""
+        now = time.time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while self._shown_at < now:
+                    await self._shown.wait()
 
     def _load(self, instance: str, beat: _Beat) -> WorkerLoad:
         now = beat.heartbeat
@@ -149,7 +172,9 @@ class PipelineObserver:
             except GatewayUnreachableError:
                 continue
             if status.conductor is not None:
-                self._prompts = _prompts(status.conductor)
+                self._prompts, self._shown_at = _prompts(status.conductor), status.conductor.updated_at
+                self._shown.set()
+                self._shown.clear()
                 self._seen.sessions.append(status.conductor.num_sessions)
                 if status.conductor.waits_for:
                     self._seen.waits[status.conductor.waits_for] += 1

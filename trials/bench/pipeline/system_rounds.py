@@ -69,8 +69,8 @@ class RunningSystem:
     async def run(self, work: Work) -> Round:
         """Do a round. Raises the error of the first job that does not succeed, or `ServerStartError` of a dead part."""
         contents = {name: (self._pictures / name).read_bytes() for name in work.pictures}
+        await self._observer.begin()
         clock = CpuClock({**self._pids(), "client": os.getpid()})
-        self._observer.begin()
         times, started = _Times(), time.perf_counter()
         await self._submit_all(work, contents, times)
         seconds = time.perf_counter() - started
@@ -81,7 +81,7 @@ class RunningSystem:
             num_prompt_tokens=times.num_prompt_tokens,
             cpu_s=clock.passed(),
             middle_captions_per_s=middle_rate(times.ended_s),
-            breakdown=self._observer.end(times.submit_s, times.job_s),
+            breakdown=await self._observer.end(times.submit_s, times.job_s),
         )
 
     def _pids(self) -> dict[str, int]:

@@ -63,11 +63,16 @@ def test_a_system_that_does_not_start_keeps_no_other_from_its_turn_and_a_breakdo
     words = shlex.split("--stages 1 --vision separate --vision shared --no-in-process --rounds 1 --concurrency 8")
     words += shlex.split("--pictures 24 --picture-side 448 --output-tokens 16")
     words += ["--prompt", "Describe this image", "--profile", str(tmp_path / "traces")]
-    words += ["--with", "vision --cache-bytes -1"]  # with a stage, there is no such process
-    words += ["--with", "stage --preprocess-threads 1", "--with", "conductor --max-preparing 4"]
+    words += [
+        "--with",
+        "stage --preprocess-threads 1",
+        "--with",
+        "conductor --max-preparing 4",
+    ]  # without vision, refused
     done = run_bench(*words, path=path)
     assert done.returncode != 0
-    assert "vision-0 did not start" in done.stderr
+    assert "stage-0 did not start" in done.stderr
+    assert "--preprocess-threads is for a vision worker" in done.stderr
     assert list((tmp_path / "traces" / "1-shared").iterdir())
     [row] = rows_of(path)
     assert row["name"] == "whole system, 1 stage, vision shared"
