@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import UNBOUNDED, JobStatus, PixelBounds, Priority
+from broker_pipeline.messages.jobs import UNBOUNDED, Fps, JobStatus, NumFrames, PixelBounds, Priority
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
@@ -68,11 +68,11 @@ class VideoInput(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video
 
     url: VideoUrl | None = None
     frames: Annotated[tuple[ImageUrl, ...], Meta(max_length=MAX_FRAMES)] | None = None
-    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    fps: Fps | None = None
     """Of a file, how many frames of a second are seen; of frames, how many make a second. 2 if nothing is said."""
     times: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_FRAMES)] | None = None
     """When each of the frames is shown, in seconds, one after the other, in place of `fps`."""
-    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] | None = None
+    max_frames: NumFrames | None = None
     """Of a file, how many frames are seen at most."""
 
 
@@ -84,7 +84,10 @@ class MessageInput(_Body, frozen=True, kw_only=True):
 
 
 class JobRequest(_Sized, frozen=True, kw_only=True):
-    """A job: either `prompt` and `images`, or `messages`. Its bounds hold for each image that has none of its own."""
+    """A job: either `prompt` and `images`, or `messages`. Its bounds hold for each image that has none of its own.
+
+    `fps` and `max_frames` are of videos that come as files of a form.
+    """
 
     prompt: Text | None = None
     system: (
@@ -93,6 +96,8 @@ class JobRequest(_Sized, frozen=True, kw_only=True):
     images: Annotated[tuple[ImageUrl, ...], Meta(max_length=1024)] | None = None
     messages: Annotated[tuple[MessageInput, ...], Meta(min_length=1, max_length=1024)] | None = None
     sampling: SamplingParams | None = None
+    fps: Fps | None = None
+    max_frames: NumFrames | None = None
     metadata: Metadata | None = None
     priority: (
         Annotated[Priority, Meta(description="batch: what waits behind all interactive jobs, but for a small share")]

@@ -44,6 +44,7 @@ from broker_pipeline.client.bulk_calls import BulkCalls
 from broker_pipeline.client.calls import DEFAULT_GATEWAY_URL, DEFAULT_PATIENCE_S
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
 from broker_pipeline.client.gateway_client import GatewayClient
+from broker_pipeline.client.visual_params import VisualParams
 from broker_pipeline.errors import GatewayUnreachableError, InvalidRequestError, PipelineError, error_from_failure
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.process.daemon_thread import in_daemon_thread
@@ -100,19 +101,19 @@ class AsyncClient:
         await self._closing.__aexit__(kind, error, trace)
 
     async def caption(
-        self, picture: PictureInput, prompt: str | None = None, *, system: str | None = None, **sampling: Any
+        self, picture: PictureInput, prompt: str | None = None, *, system: str | None = None, **params: Any
     ) -> CaptionLine:
-        """Return the line of one picture; `sampling` takes the fields of `SamplingParams` by name.
+        """Return the line of one picture; `params` takes the fields of `SamplingParams` and `VisualParams` by name.
 
         Raises `MediaError`, `InvalidRequestError`, `GatewayUnreachableError`, or what the job failed with.
         """
-        line = await self._line(picture, self._request(prompt, system, sampling), "picture")
+        line = await self._line(picture, self._request(prompt, system, params), "picture")
         if line.error is not None:
             raise error_from_failure(line.error)
         return line
 
     async def map(
-        self, pictures: Iterable[PictureInput], prompt: str | None = None, *, system: str | None = None, **sampling: Any
+        self, pictures: Iterable[PictureInput], prompt: str | None = None, *, system: str | None = None, **params: Any
     ) -> AsyncIterator[CaptionLine]:
         """Yield a line for each picture, in their order; one that failed has an `error`, and the others go on.
 
@@ -121,7 +122,7 @@ class AsyncClient:
         if isinstance(pictures, str | bytes | bytearray | Mapping):
             kind = type(pictures).__name__
             raise InvalidRequestError(f"map takes many pictures, and `{kind}` is one, or a row, or holds splits")
-        request = self._request(prompt, system, sampling)
+        request = self._request(prompt, system, params)
         under_way: deque[asyncio.Task[CaptionLine]] = deque()
         try:
             async for number, picture in in_thread(enumerate(pictures), most=1):  # those of a data set are decoded
@@ -135,12 +136,15 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    def _request(self, prompt: str | None, system: str | None, sampling: Mapping[str, Any]) -> CaptionRequest:
+    def _request(self, prompt: str | None, system: str | None, params: Mapping[str, Any]) -> CaptionRequest:
+        seen = {name: params[name] for name in VisualParams.__struct_fields__ if name in params}
+        sampled = {name: value for name, value in params.items() if name not in seen}
         try:
-            params = msgspec.convert(dict(sampling), SamplingParams)
+            sampling, visual = msgspec.convert(sampled, SamplingParams), msgspec.convert(seen, VisualParams)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(str(error)) from error
-        return CaptionRequest(prompt, params, self._own.fingerprint, system, occasion=uuid.uuid4().hex)
+        model, occasion = self._own.fingerprint, uuid.uuid4().hex
+        return CaptionRequest(prompt, sampling, model, system, occasion=occasion, visual=visual)
 
     @property
     def _own(self) -> _Open:
@@ -151,7 +155,7 @@ class AsyncClient:
     async def _line(self, picture: PictureInput, request: CaptionRequest, name: str) -> CaptionLine:
         try:
             item = as_item(picture, name)
-            name = item.id
+            name, request = item.id, request.about(is_video=item.is_video)
             content = await in_daemon_thread(item.read)
         except PipelineError as error:
             return self._own.lines.unreadable(Asked(Picture(name, ""), request), error.to_failure())

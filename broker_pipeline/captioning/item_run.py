@@ -69,14 +69,15 @@ class Prompting:
 
     def request(self, question: Question | None, item: Item, texts: Texts) -> CaptionRequest:
         """Return what is asked about an item. Raises `InvalidRequestError` where a template lacks what it names."""
+        base = self.base.about(is_video=item.is_video)
         if question is None:
-            return self.base
+            return base
         assert self.questions is not None
         if left := [name for name in self.questions.after(question.name) if name not in texts]:
             raise InvalidRequestError(f"`{left[0]}`, which this question uses, has no answer", field="prompt")
         prompt = question.prompt(item, texts, self.seed)
-        system = question.system.render(item, texts) if question.system else self.base.system
-        return replace(self.base, prompt=prompt, system=system)
+        system = question.system.render(item, texts) if question.system else base.system
+        return replace(base, prompt=prompt, system=system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,8 @@ class ItemRun:
 
     def _bare(self, question: Question | None, item: Item, sha256: str) -> Asked:
         name = name_of(question)
-        return Asked(Picture(item.id, sha256), self._prompting.base, None if name == MAIN_QUESTION else name)
+        request = self._prompting.base.about(is_video=item.is_video)
+        return Asked(Picture(item.id, sha256), request, None if name == MAIN_QUESTION else name)
 
     def _refused(self, item: Item, error: InvalidRequestError) -> Ended:
         questions = [each for wave in self._prompting.waves for each in wave]

@@ -69,7 +69,8 @@ class CaptionLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     system: str | None = None
     prompt_sha256: str | None = None
     parameters: dict[str, object] | None = None
-    """Every sampling parameter as it was obeyed, the seed included; as it was asked for where no job was run."""
+    """Every sampling parameter as it was obeyed, the seed included; as it was asked for where no job was run. What was
+    said of pixels and frames is there too."""
     seed: int | None = None
     request: str
     """Fingerprint of prompt and sampling parameters, as they were asked for."""

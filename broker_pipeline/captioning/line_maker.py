@@ -9,6 +9,7 @@ import msgspec
 
 from broker_pipeline.captioning.line import CaptionLine, Timings
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
+from broker_pipeline.client.visual_params import VisualParams
 from broker_pipeline.config import flag_of
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.jobs import JobRecord, JobResult
@@ -51,14 +52,13 @@ class LineMaker:
 
     def _line(self, asked: Asked, status: str, **fields: Any) -> CaptionLine:
         request = asked.request
-        sampling = msgspec.to_builtins(request.sampling)
         if obeyed := fields.get("parameters"):
-            fields["parameters"] = sampling | obeyed
+            fields["parameters"] = request.parameters | obeyed
         defaults: dict[str, Any] = {
             "model": self.model,
             "fingerprint": request.model or None,
-            "parameters": sampling,
-            "seed": sampling.get("seed"),
+            "parameters": request.parameters,
+            "seed": request.sampling.seed,
         }
         return CaptionLine(
             path=asked.picture.path,
@@ -117,7 +117,9 @@ def by_flag(failure: Failure) -> Failure:
     """Name the flag where a gateway or a conductor has named a field of the request."""
     path = (failure.field or "").removeprefix("request.")
     name = path.removeprefix("sampling.")
-    if name == path and name != "prompt":
+    if (seen := path.rpartition(".")[2]) in VisualParams.__struct_fields__:
+        name = seen
+    elif name == path and name != "prompt":
         return failure
     flag = flag_of(name)
     return Failure(failure.code, f"{flag}: {failure.message}", flag, failure.retryable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -14,11 +15,13 @@ from broker_pipeline.captioning.item_run import ItemRun
 from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.client.caption_request import CaptionRequest, Picture
+from broker_pipeline.client.visual_params import VisualParams
 from broker_pipeline.errors import GatewayUnreachableError, PipelineError
 from broker_pipeline.messages.sampling import SamplingParams
 
 _NUM_EXAMPLES = 5
-_FIELDS = frozenset(SamplingParams.__struct_fields__)
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 @dataclass(slots=True)
@@ -82,6 +85,11 @@ class Verification:
 
 def request_of(line: CaptionLine, model: str) -> CaptionRequest:
     """Return what was asked for a line, with the seed that was drawn for it, as a question of its own."""
-    known = {name: value for name, value in (line.parameters or {}).items() if name in _FIELDS and value is not None}
-    sampling = msgspec.convert(known, SamplingParams)
-    return CaptionRequest(line.prompt, sampling, model, line.system, occasion=uuid.uuid4().hex)
+    sampling, visual = _known(line, SamplingParams), _known(line, VisualParams)
+    return CaptionRequest(line.prompt, sampling, model, line.system, occasion=uuid.uuid4().hex, visual=visual)
+
+
+def _known(line: CaptionLine, kind: type[T]) -> T:
+    said = line.parameters or {}
+    names = kind.__struct_fields__
+    return msgspec.convert({name: said[name] for name in names if said.get(name) is not None}, kind)

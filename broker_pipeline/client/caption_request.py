@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from broker_pipeline.client.visual_params import AS_THE_MODEL_HAS_IT, VisualParams
 from broker_pipeline.messages.jobs import DEFAULT_PROMPT, Priority
 from broker_pipeline.messages.sampling import MODEL_DEFAULTS, SamplingParams
 
@@ -27,6 +29,16 @@ class CaptionRequest:
     occasion: str = ""
     """Tells a run that asks anew from all others; empty for one that takes what there is."""
     priority: Priority = "interactive"
+    visual: VisualParams = AS_THE_MODEL_HAS_IT
+
+    def about(self, *, is_video: bool) -> CaptionRequest:
+        """Return what is asked about a video, or about a picture: what is said of the other kind is not in it."""
+        return replace(self, visual=self.visual.of(is_video=is_video))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What was said of sampling and seeing, by name."""
+        return {**msgspec.to_builtins(self.sampling), **msgspec.to_builtins(self.visual)}
 
     def as_json(self) -> bytes:
         """Return the request as the form of `POST /v1/jobs` takes it, without the picture."""
@@ -36,7 +48,7 @@ class CaptionRequest:
         """Return the request as one of `POST /v1/jobs/bulk`, with the URL of a picture or video, and a key."""
         text = DEFAULT_PROMPT if self.prompt is None else self.prompt
         told: list[dict[str, object]] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        media = {"type": "video" if is_video else "image", "url": url}
+        media = {"type": "video" if is_video else "image", "url": url, **msgspec.to_builtins(self.visual)}
         asked = {"role": "user", "content": [media, {"type": "text", "text": text}]}
         return msgspec.json.encode(
             {
@@ -50,7 +62,7 @@ class CaptionRequest:
     @property
     def _asked(self) -> dict[str, object]:
         texts = {name: text for name in ("prompt", "system") if (text := getattr(self, name)) is not None}
-        return {**texts, "sampling": self.sampling}
+        return {**texts, "sampling": self.sampling, **msgspec.to_builtins(self.visual)}
 
     @property
     def fingerprint(self) -> str:

@@ -71,11 +71,15 @@ class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="im
     bounds: PixelBounds = UNBOUNDED
 
 
+Fps = Annotated[float, Meta(gt=0, le=240)]
+NumFrames = Annotated[int, Meta(ge=1, le=MAX_FRAMES)]
+
+
 class VideoPart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="video"):
     """One video in a chat message, given as its frames in order."""
 
     frames: Annotated[tuple[MediaRef, ...], Meta(min_length=1, max_length=MAX_FRAMES)]
-    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
+    fps: Fps = 2.0
     times: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_FRAMES)] = ()
     """When each frame is shown, ascending; without them, `fps` of them a second."""
     bounds: PixelBounds = UNBOUNDED
@@ -90,8 +94,8 @@ class VideoFilePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag
     """One video in a chat message, given as a file; at most `max_frames` of it are seen, `fps` of them a second."""
 
     media: MediaRef
-    fps: Annotated[float, Meta(gt=0, le=240)] = 2.0
-    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] = MAX_FRAMES
+    fps: Fps = 2.0
+    max_frames: NumFrames = MAX_FRAMES
     bounds: PixelBounds = UNBOUNDED
 
 

@@ -21,7 +21,7 @@ from gateway.api.native.events import EVENT_ID, LAST_EVENT_ID_HEADER
 from gateway.api.native.operations import NATIVE_OPERATIONS
 from gateway.api.openai.operations import OPENAI_OPERATIONS
 from gateway.api.operation import Operation
-from gateway.intake.multipart import BOUNDS, IMAGE_FIELD, TEXTS, VIDEO_FIELD
+from gateway.intake.multipart import IMAGE_FIELD, TEXTS, VIDEO_FIELD, VISUAL
 from gateway.intake.request_reader import IDEMPOTENCY_HEADER, IDEMPOTENCY_KEY
 from gateway.schemas import JobRequest
 
@@ -173,7 +173,7 @@ def _form_schema() -> dict[str, Any]:
         "properties": {
             IMAGE_FIELD: {"type": "array", "items": image},
             VIDEO_FIELD: {"type": "array", "items": image | {"description": "A video file; or the text of a URL."}},
-            **{name: schemas["JobRequest"]["properties"][name] for name in (*TEXTS, *BOUNDS)},
+            **{name: schemas["JobRequest"]["properties"][name] for name in (*TEXTS, *VISUAL)},
             "metadata": {"type": "string", "description": "A JSON object."},
             "request": {"type": "string", "description": "A `JobRequest` as JSON, in place of all but the images."},
             **schemas["SamplingParams"]["properties"],

@@ -39,8 +39,7 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
         messages = (*_instructions(request.system), _question(request, sources))
         sent_as = _names_of_question(request, sources)
     check_media(messages, sources, limits)
-    if not any(isinstance(part, ImagePlace) for message in messages for part in message.content):
-        _refuse_bounds(request)
+    _check_used(request, [type(part) for message in messages for part in message.content])
     return JobDraft(
         messages,
         tuple(sources),
@@ -51,14 +50,19 @@ def draft_job(request: JobRequest, media: Sequence[Source], limits: Limits) -> J
     )
 
 
-def _refuse_bounds(request: JobRequest) -> None:
-    """Raise `InvalidRequestError` for bounds of a job that has no image to keep to them."""
-    for name in ("min_pixels", "max_pixels", "size"):
+def _check_used(request: JobRequest, kinds: Sequence[type[DraftPart]]) -> None:
+    """Raise `InvalidRequestError` for what is said of images, or of a form's videos, where there are none."""
+    if ImagePlace not in kinds:
+        _refuse(request, ("min_pixels", "max_pixels", "size"), "images, and the job has none; a video's own")
+    if request.messages is not None or VideoFilePlace not in kinds:
+        _refuse(request, ("fps", "max_frames"), "videos in a form, and the job has none; another's own")
+
+
+def _refuse(request: JobRequest, names: Sequence[str], whose: str) -> None:
+    for name in names:
         if getattr(request, name) is not None:
-            raise InvalidRequestError(
-                "this is for images, and the job has none; a video's own stands next to its `url` in `messages`",
-                field=name,
-            )
+            reason = f"this is for {whose} stands next to its `url` in `messages`"
+            raise InvalidRequestError(reason, field=name)
 
 
 def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
@@ -67,7 +71,9 @@ def _question(request: JobRequest, sources: Sequence[Source]) -> DraftMessage:
         raise InvalidRequestError("give at least one image, or a prompt", field="images")
     text = DEFAULT_PROMPT if prompt is None else _check_text(prompt, "prompt")
     places = (
-        VideoFilePlace(index) if source.is_video else ImagePlace(index, request.bounds)
+        VideoFilePlace(index, request.fps or DEFAULT_FPS, request.max_frames or MAX_FRAMES)
+        if source.is_video
+        else ImagePlace(index, request.bounds)
         for index, source in enumerate(sources)
     )
     return DraftMessage("user", (*places, TextPart(text=text)))

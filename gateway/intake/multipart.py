@@ -6,7 +6,7 @@ prompt    text
 system    text
 metadata  a JSON object
 request   a JSON object as `POST /v1/jobs` takes it, in place of `prompt`, `system`, `metadata` and sampling fields
-min_pixels, max_pixels  numbers
+min_pixels, max_pixels, fps, max_frames  numbers
 priority  interactive or batch
 NAME      a sampling field by its own name: temperature, max_tokens, …; lists are repeated, objects are JSON
 """
@@ -34,7 +34,7 @@ _CHUNK_BYTES = 256 * 1024
 _HEADER_BYTES = 8 * 1024
 _SAMPLING_FIELDS = frozenset(SamplingParams.__struct_fields__)
 TEXTS = ("prompt", "system")
-BOUNDS: tuple[str, ...] = ("min_pixels", "max_pixels")
+VISUAL: tuple[str, ...] = ("min_pixels", "max_pixels", "fps", "max_frames")
 _LISTS = frozenset({"stop", "stop_token_ids", "bad_words"})
 _OBJECTS = frozenset({"logit_bias", "repetition_detection", "structured_outputs"})
 _PLAIN_ENCODINGS = frozenset({"", "binary", "8bit", "7bit"})
@@ -152,7 +152,7 @@ def job_request(form: Form) -> JobRequest:
     fields = dict(form.fields)
     texts = {name: _single(name, fields.pop(name)) for name in TEXTS if name in fields}
     metadata = fields.pop("metadata", None)
-    plain = {name: _single(name, fields.pop(name)) for name in (*BOUNDS, "priority") if name in fields}
+    plain = {name: _single(name, fields.pop(name)) for name in (*VISUAL, "priority") if name in fields}
     return msgspec.structs.replace(
         convert_strings(plain, JobRequest),
         **texts,

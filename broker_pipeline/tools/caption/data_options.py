@@ -42,6 +42,12 @@ _SOURCES = (
     ),
     option("--watch", is_flag=True, help="Go on with what comes into the folders, until interrupted."),
 )
+_SEEN = (
+    option("--min-pixels", default=None, type=_POSITIVE, help="Each picture is resized to at least so many pixels."),
+    option("--max-pixels", default=None, type=_POSITIVE, help="And to no more: fewer are quicker, and show less."),
+    option("--fps", default=None, type=float, help="Frames of a video's second that are seen.  [default: 2]"),
+    option("--max-frames", default=None, type=_POSITIVE, help="Frames of a whole video, evenly over its time."),
+)
 _PROMPTS = (
     option("--prompt", multiple=True, help="What to ask; the gateway asks for a description. A Jinja template, with "
            "`name`, `folder`, `tags`, `caption` and columns. Repeated: alternatives, `weight=3: TEXT`."),
@@ -84,7 +90,7 @@ _SINKS = (
     option("--keep-failed", is_flag=True, help="Rows without captions as well, with the reason."),
     option("--report", default=None, type=_PATH, help="Write a page with samples, lengths and failures."),
 )  # fmt: skip
-DATA_OPTIONS = (*_SOURCES, *_PROMPTS, *_GUARDS, *_SINKS)
+DATA_OPTIONS = (*_SOURCES, *_SEEN, *_PROMPTS, *_GUARDS, *_SINKS)
 
 
 def data_options(function: F) -> F:

@@ -30,6 +30,7 @@ from broker_pipeline.captioning.sources.path_list import ListSource, files_from
 from broker_pipeline.captioning.sources.settings import SourceSettings
 from broker_pipeline.captioning.watching import Watching
 from broker_pipeline.client.caption_request import CaptionRequest
+from broker_pipeline.client.visual_params import VisualParams
 from broker_pipeline.config import flag_of, parse_settings
 from broker_pipeline.errors import ConfigurationError, InvalidRequestError
 from broker_pipeline.process.terminal import printable
@@ -92,7 +93,10 @@ def prompting_of(paths: Sequence[str], options: Options) -> Prompting:
     names = questions.names if questions else frozenset()
     nearby = Nearby(names, roots) if roots is not None or names & NEARBY_NAMES else None
     occasion = uuid.uuid4().hex if options["again"] else ""
-    base = CaptionRequest(None, sampling_params(options), occasion=occasion, priority=options["priority"])
+    visual = parse_settings(VisualParams, {name: options[name] for name in VisualParams.__struct_fields__})
+    base = CaptionRequest(
+        None, sampling_params(options), occasion=occasion, priority=options["priority"], visual=visual
+    )
     return Prompting(base, questions, nearby, options["prompt_seed"])
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import PixelBounds
-from broker_pipeline.pictures.rule import MAX_FRAMES
+from broker_pipeline.messages.jobs import Fps, NumFrames, PixelBounds
 from gateway.schemas import ImageUrl, Pixels, Text, VideoUrl
 
 LOW_DETAIL_PIXELS = 512 * 512
@@ -91,8 +90,8 @@ class VideoContent(_Bounded, frozen=True, kw_only=True, tag_field="type", tag="v
     """A video: a file, or frames as `data:video/jpeg;base64,FRAME,FRAME`."""
 
     video_url: VideoUrl | VideoLocation
-    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
-    max_frames: Annotated[int, Meta(ge=1, le=MAX_FRAMES)] | None = None
+    fps: Fps | None = None
+    max_frames: NumFrames | None = None
 
     @property
     def url(self) -> tuple[str, str]:

@@ -59,6 +59,19 @@ async def test_a_script_needs_no_event_loop(captioner: Captioner, conductor: Cap
     assert (num, first) == (5, path)
 
 
+async def test_what_a_client_says_of_pixels_and_frames_is_in_its_line(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    path = next(folder(captioner.directory / "pictures", 1).rglob("*.png"))
+    async with AsyncClient(captioner.url) as client:
+        line = await client.caption(path, "What?", max_tokens=9, max_pixels=4096, fps=1.0)
+        with pytest.raises(InvalidRequestError, match="fps"):
+            await client.caption(path, fps=-1.0)
+    assert line.parameters is not None
+    assert line.parameters["max_pixels"] == 4096
+    assert "fps" not in line.parameters, "it is no video"
+
+
 async def test_a_notebook_sees_how_many_captions_have_come(
     captioner: Captioner,
     conductor: CaptioningConductor,

@@ -18,10 +18,11 @@ from click.testing import CliRunner
 from broker_pipeline.cli import describe
 from broker_pipeline.errors import Failure, PipelineError
 from broker_pipeline.exit_codes import USAGE, exit_code_of
-from broker_pipeline.messages.jobs import JobSpec, TextPart
+from broker_pipeline.messages.jobs import ImagePart, JobSpec, TextPart, VideoFilePart
 from broker_pipeline.tools.caption.command import command
 from tests.kit.file_server import FileServer
 from tests.kit.running.captioner import Captioner, CaptioningConductor, folder, lines, numbered_picture
+from tests.kit.viewing.videos import clip
 from tests.kit.waiting import eventually
 
 
@@ -314,6 +315,52 @@ async def test_captions_are_made_again_and_compared(captioner: Captioner, conduc
     other = await captioner.run("pictures", "--seed", "3", "--verify", "6")
     assert other.code == 1
     assert "0 captions made again the same, 6 different" in other.text
+
+
+@pytest.mark.parametrize("padding", [b"", b"\x00\x10\x00\x08free" + bytes(2**20)], ids=["in bulk", "by a form"])
+async def test_how_pictures_and_videos_are_seen_is_said_kept_and_asked_again(
+    captioner: Captioner, conductor: CaptioningConductor, padding: bytes
+) -> None:
+    pictures = folder(captioner.directory / "pictures", 1)
+    (pictures / "clip.mp4").write_bytes(clip() + padding)
+    conductor.says = _seen_as
+    flags = ("--videos", "--max-pixels", "4096", "--min-pixels", "1024", "--max-frames", "6")
+    run = await captioner.run("pictures", *flags, "--fps", "1.5")
+    assert run.code == 0, run.text
+    by_name = {Path(line["path"]).name: line for line in lines(captioner.out)}
+    picture, video = by_name["000.png"], by_name["clip.mp4"]
+    assert (picture["caption"], video["caption"]) == ("1024 to 4096 pixels", "1.5 a second, 6 frames")
+    assert {"min_pixels": 1024, "max_pixels": 4096}.items() <= picture["parameters"].items()
+    assert {"fps": 1.5, "max_frames": 6}.items() <= video["parameters"].items()
+    assert "fps" not in picture["parameters"]
+    assert "max_pixels" not in video["parameters"]
+    verified = await captioner.run("verify", "captions.jsonl", "--sample", "2")
+    assert "2 captions made again the same, 0 different" in verified.text
+    again = await captioner.run("pictures", *flags, "--fps", "3")
+    assert "1 captioned" in again.text, "the picture is seen as before"
+    assert lines(captioner.out)[-1]["caption"] == "3.0 a second, 6 frames"
+
+
+def _seen_as(job: JobSpec) -> str:
+    part = job.messages[-1].content[0]
+    if isinstance(part, VideoFilePart):
+        return f"{part.fps} a second, {part.max_frames} frames"
+    assert isinstance(part, ImagePart)
+    return f"{part.bounds.min_pixels} to {part.bounds.max_pixels} pixels"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--fps", "0"], "--fps: expected `float` > 0.0"),
+        (["--max-frames", "769"], "--max-frames: expected `int` <= 768"),
+        (["--min-pixels", "9", "--max-pixels", "8"], "9 are more than --max-pixels, 8"),
+    ],
+)
+async def test_what_nobody_can_see_is_refused_by_its_flag(captioner: Captioner, flags: list[str], reason: str) -> None:
+    folder(captioner.directory / "pictures", 1)
+    run = await captioner.run("pictures", *flags)
+    assert (run.code, reason in run.text) == (2, True), run.text
 
 
 async def test_what_comes_into_a_folder_is_captioned_until_interrupted(

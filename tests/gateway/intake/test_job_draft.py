@@ -93,6 +93,18 @@ def test_a_forms_video_is_a_file() -> None:
     video = Upload("video[0]", b"bytes", is_video=True)
     (message,) = fill(draft_job(request({"prompt": "What happens?"}), [PICTURE, video], Limits(max_images=2)), refs(2))
     assert [type(part) for part in message.content] == [ImagePart, VideoFilePart, TextPart]
+    asked = request({"prompt": "What happens?", "fps": 0.5, "max_frames": 8})
+    (message,) = fill(draft_job(asked, [video], Limits()), refs(1))
+    seen = message.content[0]
+    assert isinstance(seen, VideoFilePart)
+    assert (seen.fps, seen.max_frames) == (0.5, 8)
+
+
+@pytest.mark.parametrize("said", [{"fps": 2.0}, {"max_frames": 8}])
+def test_frames_of_what_is_no_video_of_a_form_are_refused(said: dict[str, object]) -> None:
+    (name,) = said
+    assert refused_field({"prompt": "What?"} | said, (PICTURE,)) == name
+    assert refused_field(_conversation({"type": "video", "url": "data:,v"}) | said) == name
 
 
 def test_images_take_the_jobs_bounds_where_they_have_none_of_their_own() -> None:
