@@ -5,7 +5,10 @@
 -- writes an empty list as {}.
 local args = cjson.decode(ARGV[1])
 
-local function key(kind, id) return (string.gsub(args.keys[kind], '@', function() return id end)) end
+local function key(kind, id)
+  local before, after = string.match(args.keys[kind], '^([^@]*)@(.*)$')
+  return before .. (id or '@') .. after  -- of a row that lacks it: nobody's
+end
 
 -- A string; false where there is none, or something else stands there, which SET replaces.
 local function text(name)
@@ -31,7 +34,12 @@ local function set_aside(name, kind, for_s)
   return found
 end
 
+-- One moment for the whole script, in seconds.
+local moment
 local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+  if not moment then
+    local t = redis.call('TIME')
+    moment = tonumber(t[1]) + tonumber(t[2]) / 1000000
+  end
+  return moment
 end

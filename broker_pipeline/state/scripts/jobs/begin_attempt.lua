@@ -12,23 +12,25 @@
 local id = args.job_id
 local job = key('job', id)
 if redis.call('EXISTS', job) == 0 then create() end
-local status, attempt, held = unpack(redis.call('HMGET', job, 'status', 'attempt', 'num_retries'))
+local status, attempt, held, created_at, started_at, tenant, model, cancelled =
+  unpack(redis.call('HMGET', job, 'status', 'attempt', 'num_retries', 'created_at', 'started_at', 'tenant',
+                    'fingerprint', 'cancel'))
 held = tonumber(held or '0')
 if held > args.num_retries then return {tonumber(attempt), 0, 1, 0, {}} end
 if held < args.num_retries and (status == 'failed' or status == 'cancelled') then
   start_over()
-  status = 'queued'
+  status, started_at, model, cancelled = 'queued', false, false, false
 end
 if FINAL[status] then return {tonumber(attempt), 0, 1, status == 'failed' and 1 or 0, {}} end
-redis.call('HSET', job, 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held or '')
 redis.call('ZREM', UNPUBLISHED, id .. ' ' .. args.num_retries)
 attempt = redis.call('HINCRBY', job, 'attempt', 1)
-redis.call('HSETNX', job, 'started_at', not_before(job, 'created_at'))
-move(id, 'running')
-local model, cancelled = unpack(redis.call('HMGET', job, 'fingerprint', 'cancel'))
+reindex(id, tenant, created_at, status, 'running')
 local is_other = model ~= args.fingerprint and redis.call('EXISTS', key('tokens', id)) == 1
 local is_kept = is_other and (cancelled or not args.restarts)
 if is_other and not is_kept then drop_tokens(id, attempt) end
-if not is_kept then redis.call('HSET', job, 'fingerprint', args.fingerprint) end
+local begun = {'status', 'running', 'num_retries', args.num_retries, 'spec', args.spec, 'held', args.held or '',
+               'started_at', started_at or not_before(created_at)}
+if not is_kept then begun[#begun + 1] = 'fingerprint'; begun[#begun + 1] = args.fingerprint end
+redis.call('HSET', job, unpack(begun))
 local entries = redis.call('LRANGE', key('tokens', id), 0, -1)
 return {attempt, cancelled and 1 or 0, 0, 0, entries, is_other and (model or '')}

@@ -7,9 +7,7 @@ local NUM_PAST_ENDS = 10  -- that a job's record keeps
 local FINAL = {succeeded = true, failed = true, cancelled = true, discarded = true}
 
 -- Clocks differ: no step of a job is shown as earlier than the one before it.
-local function not_before(job, field)
-  return string.format('%.6f', math.max(now(), tonumber(redis.call('HGET', job, field) or '0')))
-end
+local function not_before(moment) return string.format('%.6f', math.max(now(), tonumber(moment or '0'))) end
 
 -- Indexes of one tenant's jobs, for lists and limits: of all, and by status. No job fails over one that is garbled.
 local function index(tenant, status, created_at, id)
@@ -49,9 +47,8 @@ local function create()
   redis.call('HSET', key('job', id), unpack(fields))
 end
 
-local function move(id, status)
-  local job = key('job', id)
-  local old, created_at, tenant = unpack(redis.call('HMGET', job, 'status', 'created_at', 'tenant'))
+-- Moves a job from one status to another in the indexes; its record is the caller's to write, after this.
+local function reindex(id, tenant, created_at, old, status)
   if old == status then return end
   unindex(tenant, old, id)
   index(tenant, status, created_at, id)
@@ -59,14 +56,11 @@ local function move(id, status)
   redis.call('ZADD', key('status', status), created_at, id)
   if FINAL[old] then redis.call('HINCRBY', COUNTS, old, -1) end
   if FINAL[status] then redis.call('HINCRBY', COUNTS, status, 1) end
-  redis.call('HSET', job, 'status', status)
 end
 
 -- The name of a job's idempotency key, where there is one and it is this job's.
-local function idempotency_key_of(id)
-  local name = redis.call('HGET', key('job', id), 'idempotency')
-  return name and name ~= '' and text(name) == id and name
-end
+local function own(name, id) return name and name ~= '' and text(name) == id and name end
+local function idempotency_key_of(id) return own(redis.call('HGET', key('job', id), 'idempotency'), id) end
 
 local function free_idempotency_key(id)
   local name = idempotency_key_of(id)
@@ -75,16 +69,18 @@ end
 
 local function finish(id, status, result, failure)
   local job = key('job', id)
-  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant_of(id)))
-  if result then redis.call('HSET', job, 'result', result) end
-  if failure then redis.call('HSET', job, 'error', failure) end
-  local name = idempotency_key_of(id)
-  if name then redis.call('EXPIRE', name, args.result_ttl_s) end
-  redis.call('HSET', job, 'finished_at', not_before(job, 'started_at'))
+  local old, created_at, started_at, tenant, name =
+    unpack(redis.call('HMGET', job, 'status', 'created_at', 'started_at', 'tenant', 'idempotency'))
+  redis.call('ZADD', EXPIRY, now() + args.result_ttl_s, expiring(id, tenant or ''))
+  if own(name, id) then redis.call('EXPIRE', name, args.result_ttl_s) end
+  reindex(id, tenant, created_at, old, status)
+  local ended = {'status', status, 'finished_at', not_before(started_at)}
+  if result then ended[#ended + 1] = 'result'; ended[#ended + 1] = result end
+  if failure then ended[#ended + 1] = 'error'; ended[#ended + 1] = failure end
+  redis.call('HSET', job, unpack(ended))
   redis.call('HDEL', job, 'held')
   redis.call('EXPIRE', job, args.result_ttl_s)
   redis.call('EXPIRE', key('tokens', id), args.result_ttl_s)
-  move(id, status)
 end
 
 -- A job's tokens begin anew, with an attempt.
@@ -98,8 +94,9 @@ end
 local function start_over()
   local id = args.job_id
   local job = key('job', id)
-  local status, attempt, finished_at, failure, failures =
-    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures'))
+  local status, attempt, finished_at, failure, failures, created_at, tenant, name =
+    unpack(redis.call('HMGET', job, 'status', 'attempt', 'finished_at', 'error', 'failures', 'created_at', 'tenant',
+                      'idempotency'))
   local past = '{"status":"' .. status .. '","attempt":' .. attempt .. ',"finished_at":' .. finished_at
                .. (failure and ',"error":' .. failure or '') .. '}'
   failures = failures and failures .. '\n' .. past or past
@@ -109,10 +106,10 @@ local function start_over()
   redis.call('HSET', job, 'spec', args.spec, 'num_retries', args.num_retries, 'failures', failures)
   drop_tokens(id, attempt + 1)
   redis.call('PERSIST', job)
-  local name = idempotency_key_of(id)
-  if name then redis.call('PERSIST', name) end
-  redis.call('ZREM', EXPIRY, expiring(id, tenant_of(id)))
-  move(id, 'queued')
+  if own(name, id) then redis.call('PERSIST', name) end
+  redis.call('ZREM', EXPIRY, expiring(id, tenant or ''))
+  reindex(id, tenant, created_at, status, 'queued')
+  redis.call('HSET', job, 'status', 'queued')
 end
 
 local function forget(id, known_tenant)
