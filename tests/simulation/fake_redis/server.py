@@ -16,8 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.exceptions import WatchError
 
 from broker_pipeline.state.script_calls import ScriptCalls
-from tests.simulation.fake_redis.data import Arg, RedisData, as_bytes
-from tests.simulation.fake_redis.scripts import run_script
+from tests.simulation.fake_redis.data import Arg, RedisData
 from tests.simulation.processes import Process
 
 _TIMEOUT_S = 1.5
@@ -144,8 +143,7 @@ class FakeRedisClient:
     def _run(self, command: Arg, *args: Arg) -> Any:
         if command == "EVALSHA":
             sha, num_keys, *rest = args
-            encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in rest]
-            return run_script(self._server.data, _SOURCES[str(sha)], encoded[: int(num_keys)], encoded[int(num_keys) :])
+            return self._server.data.run(_SOURCES[str(sha)], int(num_keys), *rest)
         if command == "EXEC":
             return self._execute(*args)
         return self._server.data.call(command, *args)
@@ -179,7 +177,8 @@ class FakeRedisClient:
         return await self._one("DEL", key)
 
     async def hgetall(self, key: str) -> Any:
-        return await self._one("HGETALL", key)
+        found = await self._one("HGETALL", key)
+        return dict(zip(found[::2], found[1::2], strict=True))
 
     async def hmget(self, key: str, fields: tuple[str, ...]) -> Any:
         return await self._one("HMGET", key, *fields)

@@ -139,16 +139,21 @@ async def _dump(redis: RedisClient, namespace: str) -> dict[str, str]:
 
 
 def _dump_of(data: RedisData) -> dict[str, str]:
-    values, ends = data.snapshot()
-    return {
-        key.decode(): _shown(set(value) if isinstance(value, dict) and not _is_hash(value) else value, key in ends)
-        for key, value in values.items()
-        if value
-    }
+    found = {}
+    for key, kind in data.kinds().items():
+        read: dict[bytes, Callable[[], Any]] = {
+            b"string": lambda key=key: data.call("GET", key),
+            b"hash": lambda key=key: _pairs(data.call("HGETALL", key)),
+            b"list": lambda key=key: data.call("LRANGE", key, 0, -1),
+            b"set": lambda key=key: set(data.call("SRANDMEMBER", key, data.call("SCARD", key))),
+            b"zset": lambda key=key: data.call("ZRANGE", key, 0, -1),
+        }
+        found[key.decode()] = _shown(read[kind](), data.call("PTTL", key) >= 0)
+    return found
 
 
-def _is_hash(value: dict[bytes, Any]) -> bool:
-    return all(isinstance(item, bytes) for item in value.values())
+def _pairs(items: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
 def _shown(value: Any, ends: bool) -> str:
