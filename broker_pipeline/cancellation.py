@@ -8,32 +8,26 @@ cancellation). A task that loops over such calls then never ends, and with it a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 
-@contextmanager
-def cancellation_kept() -> Iterator[None]:
-    """Raise `CancelledError` at the end if the task was cancelled meanwhile, whatever the calls inside made of it.
+class cancellation_kept:  # noqa: N801 - reads as what it does
+    """Raises `CancelledError` at the end if the task was cancelled meanwhile, whatever the calls inside made of it.
 
     Cancellations from before do not count, so that clean-up code can make such calls too; nor do those of an
-    `asyncio.timeout` inside, which takes its own back.
+    `asyncio.timeout` inside, which takes its own back. No generator, since nearly every call of a server is in one.
     """
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no loop runs
-        task = None
-    if task is None:
-        yield
-        return
-    num_before = task.cancelling()
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        if task.cancelling() > num_before:
+
+    __slots__ = ("_num_before", "_task")
+
+    def __enter__(self) -> None:
+        try:
+            self._task = asyncio.current_task()
+        except RuntimeError:  # no loop runs
+            self._task = None
+        self._num_before = self._task.cancelling() if self._task else 0
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        may_hide_one = error is None or isinstance(error, Exception)
+        if may_hide_one and self._task and self._task.cancelling() > self._num_before:
             raise asyncio.CancelledError from error
-        raise
-    if task.cancelling() > num_before:
-        raise asyncio.CancelledError

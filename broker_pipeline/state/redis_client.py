@@ -11,8 +11,9 @@ leads by then.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -147,24 +148,33 @@ def public_url(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
-@contextmanager
-def state_errors(action: str) -> Iterator[None]:
-    """Turn what redis-py raises into a `StateError` that starts with `action`; keeps cancellations that it loses.
+class state_errors(cancellation_kept):  # noqa: N801 - reads as what it does
+    """Turns what redis-py raises into a `StateError` that starts with `action`; keeps cancellations that it loses.
 
     Where the server answers and what it holds is no use, that is a `GarbledStateError`.
     """
-    try:
-        with cancellation_kept():
-            yield
-    except (RedisError, OSError) as error:
-        reason = _reason(error)
-        if isinstance(error, _DENIED) or any(word in reason for word in _DENIED_WORDS):
-            raise StateDeniedError(f"{action}: Redis does not allow it: {reason}") from error
-        is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
-        raise (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}") from error
-    except (msgspec.MsgspecError, ValueError) as error:
-        reason = f"Redis holds something that this version did not write: {error}"
-        raise GarbledStateError(f"{action}: {reason}") from error
+
+    __slots__ = ("_action",)
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, (RedisError, OSError, msgspec.MsgspecError, ValueError)):
+            raise _state_error(self._action, error) from error
+
+
+def _state_error(action: str, error: Exception) -> StateError:
+    if not isinstance(error, (RedisError, OSError)):
+        return GarbledStateError(f"{action}: Redis holds something that this version did not write: {error}")
+    reason = _reason(error)
+    if isinstance(error, _DENIED) or any(word in reason for word in _DENIED_WORDS):
+        return StateDeniedError(f"{action}: Redis does not allow it: {reason}")
+    is_garbled = isinstance(error, ResponseError) and any(word in reason for word in _GARBLED_WORDS)
+    return (GarbledStateError if is_garbled else StateError)(f"{action}: {reason}")
 
 
 async def check_takes_writes(redis: RedisClient, namespace: str) -> None:

@@ -88,6 +88,8 @@ class WorkerRegistry:
         self._claims = NameClaims(redis, (keys[0], keys[1]), pipeline)
         self._run = ScriptRunner(redis, "workers", keys, shared, dict.fromkeys(keys, "set"))
         self._unreadable = UnreadableRows("conductor_status_unreadable")
+        self._rows: dict[tuple[bytes, bytes, bytes, int], WorkerRecord | RefusedWorker] = {}
+        """What was read the last time: nearly all is the same the next time."""
 
     async def register(self, record: WorkerRecord) -> None:
         """Take the record's name, waiting up to the time to live for that of a dead instance to run out.
@@ -123,7 +125,10 @@ class WorkerRegistry:
     async def registered(self) -> Registered:
         """Return the records of all that live, sorted by name, and what stands in the place of others."""
         rows: list[tuple[bytes, bytes, bytes, int]] = await self._run("list", {}, "cannot list workers")
-        read = [self._read(*row) for row in sorted(rows)]
+        rows_known, self._rows = self._rows, {}
+        for row in map(tuple, sorted(rows)):
+            self._rows[row] = rows_known.get(row) or self._read(*row)
+        read = self._rows.values()
         return Registered(
             records=[row for row in read if isinstance(row, WorkerRecord)],
             unreadable=[row for row in read if isinstance(row, RefusedWorker)],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import nats.errors
 from nats.js.api import StreamConfig, StreamInfo
@@ -38,20 +37,30 @@ _ERRORS: dict[int, tuple[type[PipelineError], str]] = {
 """Class and hint by number; to be told from those that depend on more."""
 
 
-@contextmanager
-def jetstream_errors(action: str, *, retry_after_s: float = 1.0) -> Iterator[None]:
-    """Turn what nats-py raises into errors of ours that start with `action`; keeps cancellations that it loses."""
-    try:
-        with cancellation_kept():
-            yield
-    except APIError as error:
-        raise _translated(action, error, retry_after_s) from error
-    except (NoStreamResponseError, nats.errors.NoRespondersError) as error:
-        raise TransportError(f"{action}: no JetStream answers; is it enabled, and is the stream there?") from error
-    except TimeoutError as error:
-        raise RequestTimeoutError(f"{action}: JetStream did not answer in time") from error
-    except (nats.errors.Error, OSError) as error:
-        raise TransportError(f"{action}: {error}") from error
+class jetstream_errors(cancellation_kept):  # noqa: N801 - reads as what it does
+    """Turns what nats-py raises into errors of ours that start with `action`; keeps cancellations that it loses."""
+
+    __slots__ = ("_action", "_retry_after_s")
+
+    def __init__(self, action: str, *, retry_after_s: float = 1.0) -> None:
+        self._action, self._retry_after_s = action, retry_after_s
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, (nats.errors.Error, OSError)):
+            raise _ours(self._action, error, self._retry_after_s) from error
+
+
+def _ours(action: str, error: Exception, retry_after_s: float) -> PipelineError:
+    if isinstance(error, APIError):
+        return _translated(action, error, retry_after_s)
+    if isinstance(error, (NoStreamResponseError, nats.errors.NoRespondersError)):
+        return TransportError(f"{action}: no JetStream answers; is it enabled, and is the stream there?")
+    if isinstance(error, TimeoutError):
+        return RequestTimeoutError(f"{action}: JetStream did not answer in time")
+    return TransportError(f"{action}: {error}")
 
 
 def _translated(action: str, error: APIError, retry_after_s: float) -> PipelineError:

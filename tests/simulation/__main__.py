@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
 
 def _prepare(*, is_quiet: bool) -> None:
     if is_quiet:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=True)
     warnings.simplefilter("error")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.disable()  # what a schedule leaves is collected every so often

@@ -244,9 +244,9 @@ class World:
     def is_quiet(self) -> bool:
         """Whether every job has ended and nothing is left of any."""
         return (
-            self.ended | self.forgotten == set(self.specs)
-            and not len(self.broker.stream)
+            not len(self.broker.stream)
             and not any(stage.reserved for stage in self.stages.values())
+            and self.ended | self.forgotten == set(self.specs)
         )
 
 

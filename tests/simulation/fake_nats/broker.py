@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -51,9 +52,7 @@ class FakeBroker:
             if link := self.links.get(name):
                 link.deliver(lane, link.take_answer, subject, message)
             return
-        root, _, what = subject.rpartition(".")
-        names = subject, f"{root}.*", f"{'.'.join(root.split('.')[:2])}.*.*.*.*.{what}"  # as they are listened to
-        listeners = [entry for name in names for entry in self.listeners.get(name, ()) if entry[0].is_known]
+        listeners = [entry for name in _names(subject) for entry in self.listeners.get(name, ()) if entry[0].is_known]
         for link, receiver in listeners:
             link.deliver(lane, _hand_over, receiver, message)
         if not listeners and isinstance(message, Message) and message.reply and sender is not None:
@@ -77,6 +76,13 @@ class FakeBroker:
             self.stream.forget_deliveries()
         for link in self.links.values():
             link.reconnect()
+
+
+@lru_cache(1024)
+def _names(subject: str) -> tuple[str, ...]:
+    """Return the subjects by which it is listened to."""
+    root, _, what = subject.rpartition(".")
+    return subject, f"{root}.*", f"{'.'.join(root.split('.')[:2])}.*.*.*.*.{what}"
 
 
 def _hand_over(receiver: Receiver, message: Message) -> None:
