@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lupa.lua51
-import orjson
 
 Arg = bytes | str | int | float
 
@@ -41,17 +40,17 @@ class RedisData:
 
     def kinds(self) -> dict[bytes, bytes]:
         """Return all keys, and the type of each."""
-        return dict(self._machine.kinds(self._store))
+        return dict(_answer(self._machine.kinds(self._store)))
 
     def call(self, command: Arg, *args: Arg) -> Any:
         """Run one command; bytes, int, None and lists of them come back, as redis-py has them without decoding."""
         encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in args]
-        return self._machine.call(self._store, self._clock(), as_bytes(command), *encoded)
+        return _answer(self._machine.call(self._store, self._clock(), as_bytes(command), *encoded))
 
     def run(self, source: str, num_keys: int, *args: Arg) -> Any:
         """Run a script with so many keys and, after them, arguments; return its answer as redis-py would."""
         encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in args]
-        return self._machine.run(self._store, self._clock(), self._machine.script(source), num_keys, *encoded)
+        return _answer(self._machine.run(self._store, self._clock(), self._machine.script(source), num_keys, *encoded))
 
 
 class _Machine:
@@ -61,7 +60,8 @@ class _Machine:
         self._lua = lupa.lua51.LuaRuntime(encoding=None)
         self._scripts: dict[str, Any] = {}
         commands = self._load("commands.lua")(WALL_S)
-        machine = self._load("machine.lua")(commands, _list, self._decode, _MAX_DECODED)
+        decode = self._load("json.lua")(self._lua.eval(b"newproxy()"))
+        machine = self._load("machine.lua")(commands, decode, _MAX_DECODED)
         self.store, self.copied, self.kinds = machine[b"store"], machine[b"copied"], machine[b"kinds"]
         self.call, self.run = machine[b"call"], machine[b"run"]
 
@@ -74,21 +74,19 @@ class _Machine:
     def _load(self, name: str) -> Any:
         return self._lua.eval(b"function(...)\n" + Path(__file__).with_name(name).read_bytes() + b"\nend")
 
-    def _decode(self, text: bytes) -> Any:
-        return self._to_lua(orjson.loads(text))
 
-    def _to_lua(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return value.encode()
-        if isinstance(value, list):
-            return self._lua.table_from([self._to_lua(item) for item in value])
-        if isinstance(value, dict):
-            return self._lua.table_from({as_bytes(key): self._to_lua(item) for key, item in value.items()})
-        return value
+def _answer(said: Any) -> Any:
+    """Return what Lua has laid flat."""
+    if type(said) is tuple:
+        return _next(iter(said))
+    return None if said is False else said
 
 
-def _list(*items: Any) -> list[Any]:
-    return list(items)
+def _next(items: Iterator[Any]) -> Any:
+    item = next(items)
+    if item is True:
+        return [_next(items) for _ in range(next(items))]
+    return None if item is False else item
 
 
 @cache

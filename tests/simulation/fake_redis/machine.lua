@@ -1,28 +1,42 @@
 -- Calls of commands and scripts on a store: `call` is for clients, `redis.call` for scripts, which are run unchanged.
--- `list` makes a list for Python, `decode` reads JSON.
-local commands, list, decode, max_decoded = ...
+local commands, decode, max_decoded = ...
 local machine = {}
+collectgarbage('setpause', 400)
 local current
 local decoded, num_decoded = {}, 0
 
--- As Redis answers: numbers are cut to integers, false is nothing, a table ends at its first nil.
-local function answer(value)
-  local kind = type(value)
-  if kind == 'number' then return value < 0 and math.ceil(value) or math.floor(value) end
-  if kind ~= 'table' then return value or nil end
-  local items, num = {}, 0
-  while value[num + 1] ~= nil do
-    num = num + 1
-    items[num] = answer(value[num])
+-- As Redis answers: numbers are cut to integers, false is nothing, a table ends at its first nil. For Python a table is
+-- laid flat, since each call of Python costs more than all else here: true, the number of its items, each of them.
+local function lay_out(value, items, num)
+  num = num + 1
+  if type(value) == 'number' then value = value < 0 and math.ceil(value) or math.floor(value) end
+  if type(value) ~= 'table' then
+    items[num] = value or false
+    return num
   end
-  return list(unpack(items, 1, num))
+  local length = 0
+  while value[length + 1] ~= nil do length = length + 1 end
+  items[num], items[num + 1] = true, length
+  num = num + 1
+  for index = 1, length do num = lay_out(value[index], items, num) end
+  return num
 end
 
--- Arguments as Redis has them.
+local function answer(value)
+  if type(value) == 'string' then return value end
+  local items = {}
+  return unpack(items, 1, lay_out(value, items, 0))
+end
+
+-- An argument as Redis has it.
+local function text(value)
+  if type(value) ~= 'number' then return value end
+  return string.format(value == math.floor(value) and '%d' or '%.17g', value)
+end
+
 local function texts(value, ...)
   if value == nil then return end
-  if type(value) == 'number' then value = string.format(value == math.floor(value) and '%d' or '%.17g', value) end
-  return value, texts(...)
+  return text(value), texts(...)
 end
 
 local function copied(value)
@@ -56,7 +70,11 @@ function machine.run(store, now, script, num_keys, ...)
   return answer(script(keys, args))
 end
 
-redis = {call = function(command, ...) return commands[command](current, texts(...)) end}
+redis = {}
+function redis.call(command, first, second, ...)
+  if ... == nil then return commands[command](current, text(first), text(second)) end
+  return commands[command](current, text(first), text(second), texts(...))
+end
 redis.pcall = redis.call  -- nothing is of a wrong type here
 
 -- Decodes once what comes again and again; no script changes what it decoded.
