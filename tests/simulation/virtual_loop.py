@@ -36,7 +36,7 @@ class _Call(list[Any]):
     __slots__ = ()
 
     def cancel(self) -> None:
-        self[2:4] = None, ()
+        self[2] = None
 
     def cancelled(self) -> bool:
         return self[2] is None

@@ -47,6 +47,14 @@ class RedisData:
         encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in args]
         return _answer(self._machine.call(self._store, self._clock(), as_bytes(command), *encoded))
 
+    def transact(self, watched: Arg, seen: bytes | None, commands: list[tuple[Arg, ...]]) -> Any:
+        """Run commands together and return their answers; None where the key holds something else than was seen."""
+        encoded: list[int | bytes] = []
+        for command in commands:
+            encoded += (len(command) - 1, *map(as_bytes, command))
+        found = seen is not None and seen
+        return _answer(self._machine.transact(self._store, self._clock(), as_bytes(watched), found, *encoded))
+
     def run(self, source: str, num_keys: int, *args: Arg) -> Any:
         """Run a script with so many keys and, after them, arguments; return its answer as redis-py would."""
         encoded = [arg if type(arg) is bytes else as_bytes(arg) for arg in args]
@@ -63,7 +71,7 @@ class _Machine:
         decode = self._load("json.lua")(self._lua.eval(b"newproxy()"))
         machine = self._load("machine.lua")(commands, decode, _MAX_DECODED)
         self.store, self.copied, self.kinds = machine[b"store"], machine[b"copied"], machine[b"kinds"]
-        self.call, self.run = machine[b"call"], machine[b"run"]
+        self.call, self.run, self.transact = machine[b"call"], machine[b"run"], machine[b"transact"]
 
     def script(self, source: str) -> Any:
         """Return a script as a function of its keys and arguments."""

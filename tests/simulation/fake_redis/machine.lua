@@ -63,6 +63,19 @@ function machine.call(store, now, command, ...)
   return answer(commands[command](store, ...))
 end
 
+-- Runs commands, each with the number of its arguments before it, unless a key holds something else than was seen.
+function machine.transact(store, now, watched, seen, ...)
+  store.now = now
+  if commands.GET(store, watched) ~= seen then return end
+  local all, at, answers = {...}, 1, {}
+  while at <= #all do
+    local num = all[at]
+    answers[#answers + 1] = commands[all[at + 1]](store, unpack(all, at + 2, at + 1 + num))
+    at = at + 2 + num
+  end
+  return answer(answers)
+end
+
 function machine.run(store, now, script, num_keys, ...)
   local keys, args = {}, {...}
   for index = 1, num_keys do keys[index] = table.remove(args, 1) end

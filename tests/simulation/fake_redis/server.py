@@ -145,14 +145,9 @@ class FakeRedisClient:
             sha, num_keys, *rest = args
             return self._server.data.run(_SOURCES[str(sha)], int(num_keys), *rest)
         if command == "EXEC":
-            return self._execute(*args)
+            answers = self._server.data.transact(*args)
+            return WatchError("watched variable changed") if answers is None else answers
         return self._server.data.call(command, *args)
-
-    def _execute(self, watched: str, seen: Any, commands: list[tuple[Arg, ...]]) -> Any:
-        """Run all of a transaction, unless the key that is watched holds something else than was seen."""
-        if self._server.data.call("GET", watched) != seen:
-            return WatchError("watched variable changed")
-        return [self._server.data.call(*command) for command in commands]
 
     async def _one(self, *command: Arg) -> Any:
         (answer,) = await self._round_trip([command])
