@@ -125,9 +125,10 @@ class WorkerRegistry:
     async def registered(self) -> Registered:
         """Return the records of all that live, sorted by name, and what stands in the place of others."""
         rows: list[tuple[bytes, bytes, bytes, int]] = await self._run("list", {}, "cannot list workers")
-        rows_known, self._rows = self._rows, {}
-        for row in map(tuple, sorted(rows)):
-            self._rows[row] = rows_known.get(row) or self._read(*row)
+        known, self._rows = self._rows, {}
+        for kind, name, row, size in sorted(rows):
+            place = kind, name, row, size
+            self._rows[place] = known.get(place) or self._read(*place)
         read = self._rows.values()
         return Registered(
             records=[row for row in read if isinstance(row, WorkerRecord)],

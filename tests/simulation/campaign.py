@@ -30,6 +30,8 @@ class Campaign:
     num_ran: int = field(default=0, init=False)
     num_faults: int = field(default=0, init=False)
     simulated_s: float = field(default=0.0, init=False)
+    processor_s: float = field(default=0.0, init=False)
+    """Of schedules alone."""
     failures: dict[int, str] = field(default_factory=dict, init=False)
     lost: dict[range, str] = field(default_factory=dict, init=False)
     """Seeds of which nobody knows what they would have come to, and why."""
@@ -74,6 +76,7 @@ class Campaign:
             self.num_ran += len(ran.seeds)
         self.num_faults += ran.num_faults
         self.simulated_s += ran.simulated_s
+        self.processor_s += ran.processor_s
         self.failures |= dict(ran.failures)
         for _, failure in ran.failures:
             self.tell(failure)
@@ -94,19 +97,24 @@ class Campaign:
             "simulated_h": round(self.simulated_s / 3600, 2),
             "num_processes": self.num_processes,
             "seconds": round(self.took_s, 1),
-            "processor_ms": round(1000 * _processor_s() / max(1, self.num_ran), 2),
+            "processor_ms": round(self._ms(self.processor_s), 2),
+            "processor_ms_with_start": round(self._ms(_all_processor_s()), 2),
         }
+
+    def _ms(self, seconds: float) -> float:
+        """Return milliseconds a schedule."""
+        return 1000 * seconds / max(1, self.num_ran)
 
     def __str__(self) -> str:
         lost = sum(map(len, self.lost))
         return (
             f"{self.num_ran} schedules (seeds {_shown(range(self.first, self.next_seed))}), {self.num_faults} faults, "
             f"{self.simulated_s / 3600:.1f} simulated hours: {len(self.failures)} failed, {lost} not run; "
-            f"{self.took_s:.0f} s, {1000 * _processor_s() / max(1, self.num_ran):.1f} ms of processor a schedule"
+            f"{self.took_s:.0f} s, {self._ms(self.processor_s):.1f} ms of processor a schedule"
         )
 
 
-def _processor_s() -> float:
+def _all_processor_s() -> float:
     """Return what this process has used, and all that it has started and that have ended, their start included."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

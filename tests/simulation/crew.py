@@ -30,6 +30,7 @@ class Ran:
     seeds: range
     num_faults: int = 0
     simulated_s: float = 0.0
+    processor_s: float = 0.0
     failures: tuple[tuple[int, str], ...] = ()
     """Seeds, and what was wrong."""
     lost: str = ""
@@ -135,7 +136,7 @@ def _work(pipe: Connection) -> None:
 
 def run_block(seeds: range) -> Ran:
     """Run the schedules of some seeds."""
-    num_faults, simulated_s, failures = 0, 0.0, []
+    began_s, num_faults, simulated_s, failures = time.process_time(), 0, 0.0, []
     for seed in seeds:
         try:
             verdict = simulate(seed)
@@ -148,4 +149,4 @@ def run_block(seeds: range) -> Ran:
             failures.append((seed, str(verdict)))
         if seed % _COLLECT_EVERY == 0:
             gc.collect()
-    return Ran(seeds, num_faults, simulated_s, tuple(failures))
+    return Ran(seeds, num_faults, simulated_s, time.process_time() - began_s, tuple(failures))
