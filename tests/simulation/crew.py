@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -126,9 +127,11 @@ class _Member:
 
 
 def _work(pipe: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a terminal sends to all; the parent ends this one then
     parent = multiprocessing.parent_process()
     assert parent is not None
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError):
         while parent.is_alive():  # others have this end's copy: that it is dead, the pipe would not say
             if pipe.poll(_LOOK_S):
                 pipe.send(run_block(pipe.recv()))

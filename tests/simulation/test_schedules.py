@@ -33,7 +33,9 @@ def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
         assert not verdict.problems, str(verdict)
 
 
-@pytest.mark.parametrize("seed", [778752, 19730, 40563, 42281, 140405, 250751])
+# What a seed draws is as it was; messages have been under way for other times since, and 78481 stands for what 19730
+# found: without the mend it fails, as 40563 does without its own.
+@pytest.mark.parametrize("seed", [778752, 19730, 40563, 42281, 78481, 140405, 250751])
 def test_what_went_wrong_once_goes_right(seed: int) -> None:
     verdict = simulate(seed)
     assert not verdict.problems, str(verdict)
