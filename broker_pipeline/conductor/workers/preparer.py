@@ -20,7 +20,7 @@ from broker_pipeline import subjects
 from broker_pipeline.conductor.workers.vision_info import VisionInfo
 from broker_pipeline.conductor.workers.vision_request import AskAgainError, VisionRequest
 from broker_pipeline.conductor.workers.workers import Workers
-from broker_pipeline.errors import PipelineError, RouteLostError, TransportError
+from broker_pipeline.errors import PipelineError, RouteLostError, TransportError, WorkerLostError
 from broker_pipeline.messages.vision import PrepareCancel, PrepareRequest
 from broker_pipeline.scheduling.policies.retries import may_be_the_workers
 from broker_pipeline.scheduling.routes import Route
@@ -40,9 +40,10 @@ class PreparePauses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """Vision workers, by instance, that have tried a session, and those that could not be reached or were busy.
+    """Vision workers, by instance, that have tried a session, and those that could not be reached, were busy or silent.
 
-    These say nothing of the session: who has failed with it must not be asked once more while they may yet answer.
+    These say nothing of the session: who has failed with it must not be asked once more while they may yet answer. One
+    that died comes again as another instance; one that fell silent and is heard again has not died of the session.
     """
 
     tried: set[str]
@@ -56,7 +57,7 @@ class Asked:
         self.tried.add(key)
         try:
             yield
-        except (AskAgainError, RouteLostError):
+        except (AskAgainError, RouteLostError, WorkerLostError):
             self.unreached.add(key)
             if is_new:
                 self.tried.remove(key)

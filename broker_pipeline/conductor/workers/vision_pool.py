@@ -79,14 +79,16 @@ class VisionPool:
             elif worker.answer_due_at is not None and now > worker.answer_due_at:
                 self._note_never_answered(worker)
 
-    def set_alive(self, key: str, is_alive: bool) -> None:
-        """Note whether a worker gives signs of life."""
+    def set_alive(self, key: str, is_alive: bool) -> bool:
+        """Note whether a worker gives signs of life, and return whether that is news."""
         worker = self._workers.get(key)
-        if worker is not None and worker.is_alive != is_alive:
-            worker.is_alive = is_alive
-            worker.has_suspect &= not is_alive
-            worker.num_deaths += not is_alive
-            self._changed.fire()
+        if worker is None or worker.is_alive == is_alive:
+            return False
+        worker.is_alive = is_alive
+        worker.has_suspect &= not is_alive
+        worker.num_deaths += not is_alive
+        self._changed.fire()
+        return True
 
     def leave(self, key: str) -> None:
         """Forget a worker; what it was asked is asked again elsewhere."""

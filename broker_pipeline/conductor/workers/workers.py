@@ -66,8 +66,8 @@ class Workers:
         self._clock = clock
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
-        """Until when anybody waits for workers that have yet to answer their first handshake, for stages that were just
-        suspended, and for whoever may not be in the registry yet."""
+        """Until when anybody waits for workers that have yet to answer their first handshake, for those that were just
+        suspended or fell silent, and for whoever may not be in the registry yet."""
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -145,6 +145,7 @@ class Workers:
         """Forget a worker."""
         if record.role == "vision":
             self.vision.leave(record.instance)
+            self.expect_no_more(record.instance)
             return
         self.health.leave(record.instance)
         self._reasons.pop(record.instance, None)
@@ -156,15 +157,15 @@ class Workers:
     def note_alive(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Note a sign of life. It is no answer: a stage that was suspended has to compute something first."""
         self.vision.hear(record, heartbeat)
-        if record.role == "vision":
-            self.vision.set_alive(record.instance, is_alive=True)
+        if record.role == "vision" and self.vision.set_alive(record.instance, is_alive=True):
+            self.expect_no_more(record.instance)
 
     def note_silent(self, record: WorkerRecord, error: PipelineError) -> None:
         """Note that a worker gives no sign of life."""
-        if record.role == "vision":
-            self.vision.set_alive(record.instance, is_alive=False)
-        else:
+        if record.role != "vision":
             self.suspend(record.instance, error, record)
+        elif self.vision.set_alive(record.instance, is_alive=False):
+            self.expect(record.instance)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 

@@ -319,6 +319,7 @@ async def test_a_worker_that_falls_silent_ends_the_attempt(it: Preparing) -> Non
     it.workers.note_silent(eye.record, StageError("no sign of life"))
     with pytest.raises(WorkerLostError, match="fell silent"):
         await soon(asking)
+    assert it.tried["job"] == set(), "it may be heard again, and not have died of the session"
 
 
 async def test_a_busy_worker_costs_no_try(it: Preparing) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 import pytest
@@ -489,6 +490,32 @@ async def test_a_stage_that_fell_silent_is_expected_back_for_a_while(side: Roste
     side.pass_s(2.0, A, B)
     await side.workers.expected_are_there()
     assert side.states()["c"] == "suspended", "whoever is gone for longer is waited for no more"
+
+
+async def test_a_vision_worker_that_fell_silent_is_expected_back_for_a_while(side: RosterSide) -> None:
+    """Who failed on another, which may be sick, is not judged before it has come back or had its time."""
+    side.join(sick := record("sick", role="vision"), eye := record("eye", role="vision"))
+    has_other = partial(side.workers.vision.has_other, [sick.instance])
+    side.pass_s(2.6, sick)
+    waits = asyncio.ensure_future(side.workers.expected_are_there(has_other))
+    await asyncio.sleep(0)
+    assert not waits.done()
+    side.hear(eye)
+    await waits
+    assert has_other()
+    side.pass_s(2.6, sick)
+    assert not has_other()
+    side.pass_s(2.0, sick)
+    async with asyncio.timeout(1.0):
+        await side.workers.expected_are_there(has_other)  # whoever is gone for longer is waited for no more
+
+
+async def test_a_vision_worker_that_left_is_expected_no_more(side: RosterSide) -> None:
+    side.join(eye := record("eye", role="vision"))
+    side.pass_s(2.6)
+    side.workers.leave(eye, "it was started again")
+    async with asyncio.timeout(1.0):
+        await side.workers.expected_are_there()
 
 
 async def test_who_comes_back_without_the_rest_of_its_route_is_not_enough(side: RosterSide) -> None:
