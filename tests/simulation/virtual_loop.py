@@ -13,7 +13,6 @@ import asyncio
 import itertools
 from collections import deque
 from contextvars import copy_context
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -36,7 +35,7 @@ class _Call(list[Any]):
     __slots__ = ()
 
     def cancel(self) -> None:
-        self[2] = None
+        self[2:4] = None, ()
 
     def cancelled(self) -> bool:
         return self[2] is None
@@ -58,8 +57,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.ready: deque[_Call] = deque()
         self._timers: list[_Call] = []
         self._numbers = itertools.count()
-        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
-        self.get_debug = bool  # type: ignore[method-assign]  # asked for each future, and answered without a call
 
     def time(self) -> float:
         return self.now
@@ -68,6 +65,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         task = asyncio.Task(coro, loop=self, **options)
         self.tasks.append(task)
         return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
 
     def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def,override]
         call = _Call((0.0, 0, callback, args, copy_context() if context is None else context))
@@ -111,7 +111,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise StandstillError(f"nothing is left to happen at {self.now:.3f} s")
         if timers[0][0] > self.now:
             self.now = timers[0][0]
-            self._most_callbacks = self.num_callbacks + _MOST_AT_ONCE
+            self.grant()
         now = self.now
         while timers and timers[0][0] <= now:
             ready.append(heappop(timers))
