@@ -168,7 +168,7 @@ class World:
     def _start_worker(self, name: str, worker: ActingWorker, process: Process) -> None:
         root = subjects.worker_root(NAMESPACE, "main", worker.record.role, name, process.name)
         worker.record = msgspec.structs.replace(worker.record, instance=process.name, subject=root)
-        worker.heartbeat_s = _HEARTBEAT_S
+        worker.heartbeat_s, worker.phase_s = _HEARTBEAT_S, self.chance.uniform(0, _HEARTBEAT_S)
         self.workers[name] = worker
         if isinstance(worker, ActingStage):
             worker.poison = self.poison

@@ -44,6 +44,8 @@ class ActingWorker:
         """Computes nothing: fails all that is asked for."""
         self.epoch = 0
         self.heartbeat_s = HEARTBEAT_S
+        self.phase_s = 0.0
+        """How long after its registration it begins to say that it lives."""
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self):  # type: ignore[no-untyped-def]
@@ -89,6 +91,7 @@ class ActingWorker:
         )
 
     async def _announce(self) -> None:
+        await asyncio.sleep(self.phase_s)
         while True:
             if not self.is_frozen:
                 with suppress(PipelineError):
