@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -11,6 +13,7 @@ from broker_pipeline.cancellation import cancellation_kept
 from broker_pipeline.errors import StateError
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
+from broker_pipeline.storage.jetstream import jetstream_errors
 
 
 async def lose_cancellation(error: Exception | None = None) -> None:
@@ -21,10 +24,13 @@ async def lose_cancellation(error: Exception | None = None) -> None:
             raise error from None
 
 
+@pytest.mark.parametrize("errors", [state_errors, jetstream_errors])
 @pytest.mark.parametrize("error", [None, OSError("gone")])
-async def test_a_lost_cancellation_is_raised_at_the_end_of_the_block(error: Exception | None) -> None:
+async def test_a_lost_cancellation_is_raised_at_the_end_of_the_block(
+    error: Exception | None, errors: Callable[[str], AbstractContextManager[None]]
+) -> None:
     async def work() -> None:
-        with state_errors("asking"):
+        with errors("asking"):
             await lose_cancellation(error)
         pytest.fail("went on")
 

@@ -3,13 +3,15 @@ import signal
 import socket
 import time
 
+import msgspec
 import pytest
 import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from broker_pipeline import exit_codes
-from broker_pipeline.errors import ConfigurationError, StateError
-from broker_pipeline.state.redis_client import RedisClient, open_redis, public_url
+from broker_pipeline.errors import ConfigurationError, GarbledStateError, StateDeniedError, StateError
+from broker_pipeline.state.redis_client import RedisClient, open_redis, public_url, state_errors
 from broker_pipeline.state.script_runner import ScriptRunner
 from broker_pipeline.tools.local.servers import EmbeddedRedis
 
@@ -102,3 +104,24 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis_url: str,
 def test_public_url_drops_credentials() -> None:
     assert public_url("redis://me:pw@host:6379/2") == "redis://host:6379/2"
     assert public_url("redis://host") == "redis://host"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RedisConnectionError("gone"), StateError),
+        (OSError("gone"), StateError),
+        (NoPermissionError("no"), StateDeniedError),
+        (ResponseError("WRONGTYPE Operation against a key"), GarbledStateError),
+        (ResponseError("odd"), StateError),
+        (msgspec.DecodeError("odd"), GarbledStateError),
+        (ValueError("odd"), GarbledStateError),
+        (KeyError("a bug"), KeyError),
+        (asyncio.CancelledError(), asyncio.CancelledError),
+    ],
+)
+def test_each_error_has_its_class(error: BaseException, kind: type[BaseException]) -> None:
+    with pytest.raises(kind) as caught, state_errors("asking"):
+        raise error
+    assert type(caught.value) is kind
+    assert error in (caught.value, caught.value.__cause__)
