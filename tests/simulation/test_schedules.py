@@ -33,9 +33,17 @@ def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
         assert not verdict.problems, str(verdict)
 
 
-# What a seed draws is as it was; messages have been under way for other times since, and 78481 stands for what 19730
-# found: without the mend it fails, as 40563 does without its own.
-@pytest.mark.parametrize("seed", [778752, 19730, 40563, 42281, 78481, 140405, 250751])
+# Each fails where the mend that it stands for is taken back. Since workers have phases of their own, messages of a seed
+# are under way for other times, and no seed is known that fails without the mends of what 19730, 42281, 140405 and
+# 459554 found: tests of the parts stand for these (`Asked.noting`, `InFlightTable.drop_before`, whom `Workers` expect).
+@pytest.mark.parametrize(
+    "seed",
+    [
+        40563,  # a step larger than any before is given no more time than a first one
+        250751,  # stages close what they keep by name only
+        1032642,  # a failure is judged when all have answered who are expected (778752 found that)
+    ],
+)
 def test_what_went_wrong_once_goes_right(seed: int) -> None:
     verdict = simulate(seed)
     assert not verdict.problems, str(verdict)
