@@ -25,9 +25,8 @@ def parquet_rows(location: str) -> NumberedRows:
             number = first
             try:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                    for row in batch.to_pylist():
-                        yield number, row
-                        number += 1
+                    yield from _rows_of(batch, number, location)
+                    number += batch.num_rows
             except Exception as error:  # noqa: BLE001 - pyarrow's, and the file system's
                 yield number, media_error(location, error)
             first += file.metadata.row_group(group).num_rows
@@ -46,15 +45,28 @@ def arrow_rows(location: str) -> NumberedRows:
         for batch in _batches(stream):
             check_columns(batch.schema.names)
             for start in range(0, batch.num_rows, _BATCH_ROWS):
-                for row in batch.slice(start, _BATCH_ROWS).to_pylist():
-                    yield number, row
-                    number += 1
+                yield from _rows_of(batch.slice(start, _BATCH_ROWS), number + start, location)
+            number += batch.num_rows
 
 
 def count_arrow(location: str) -> int:
     """Return the number of rows; of a mapped file, only what describes its batches is read."""
     with _open(location) as stream:
         return sum(batch.num_rows for batch in _batches(stream))
+
+
+def _rows_of(batch: Any, first: int, location: str) -> NumberedRows:
+    """Yield the rows of a batch; a cell that cannot be read is an error of its own row alone."""
+    try:
+        rows = batch.to_pylist()
+    except Exception as error:  # noqa: BLE001 - such as a text that is no UTF-8, which pyarrow sees here
+        if batch.num_rows == 1:
+            yield first, media_error(location, error)
+            return
+        for index in range(batch.num_rows):
+            yield from _rows_of(batch.slice(index, 1), first + index, location)
+    else:
+        yield from enumerate(rows, first)
 
 
 def _open(location: str) -> Any:

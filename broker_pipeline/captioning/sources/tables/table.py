@@ -69,7 +69,10 @@ class TableSource:
             for number, row in self._read(self.name):
                 yield number, row
         except Exception as error:  # noqa: BLE001 - the formats' libraries and file systems have their own
-            yield number if number < 0 else number + 1, media_error(self.name, error)
+            broken_off = media_error(self.name, error)
+            if number >= 0:
+                broken_off.message += "; no row from here on is read"
+            yield number if number < 0 else number + 1, broken_off
 
     def _item(self, number: int, row: Cells, column: str) -> Item:
         id_ = f"{self.name}#{number}"

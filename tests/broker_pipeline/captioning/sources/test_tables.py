@@ -139,6 +139,20 @@ def test_a_row_group_that_is_broken_costs_no_other(tmp_path: Path) -> None:
     assert isinstance(found[10][1], str)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_cell_that_is_broken_costs_no_other_row(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    table = pa.Table.from_pylist([{"image": picture(n), "said": f"text-{n:02}"} for n in range(40)])
+    if ending == "parquet":
+        parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    else:
+        write_stream(table, str(path))
+    path.write_bytes(path.read_bytes().replace(b"text-07", b"text-\xff7"))
+    found = read_twice(open_source(str(path)))
+    assert [content for _, content, _ in found[:7] + found[8:]] == [picture(n) for n in range(40) if n != 7]
+    assert "can't decode" in str(found[7][1])
+
+
 def test_empty_tables_have_no_items_and_empty_files_say_so(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("image\n")
