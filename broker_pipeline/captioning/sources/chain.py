@@ -44,6 +44,11 @@ class Chain:
         return found
 
     @property
+    def num_filtered(self) -> int:
+        """Files of folders that `--include` and its like leave out."""
+        return sum(part.num_filtered for part in self.parts if isinstance(part, FilesSource | Chain))
+
+    @property
     def unreadable(self) -> dict[str, str]:
         """Folders that could not be listed, with the reason."""
         found: dict[str, str] = {}

@@ -56,6 +56,8 @@ class FilesSource:
         """Folders that could not be listed, with the reason. They are items as well."""
         self.left_out: Counter[str] = Counter()
         """Files of folders that are not named like what is taken, counted by their endings."""
+        self.num_filtered = 0
+        """Files of folders that the settings' names, sizes and ages leave out."""
         self._settings = settings
         self._known = known if known is not None else Known()
         self._clock = clock
@@ -99,6 +101,7 @@ class FilesSource:
 
     def _is_named_right(self, path: str) -> bool:
         if self._settings.has_patterns and not self._settings.takes_name(Path(path).relative_to(self.name).as_posix()):
+            self.num_filtered += 1
             return False
         ending = ending_of(path)
         if ending not in self._settings.endings:
@@ -109,6 +112,7 @@ class FilesSource:
     def _is_taken(self, path: str, now: float) -> bool:
         facts = _facts(path)  # where there are none, reading tells why
         if facts and not (self._settings.takes_size(facts.st_size) and self._settings.takes_age(now - facts.st_mtime)):
+            self.num_filtered += 1
             return False
         return self._known.is_new(path, facts)
 

@@ -17,7 +17,7 @@ from broker_pipeline.config import PathType, option
 from broker_pipeline.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.caption.data_options import data_options
-from broker_pipeline.tools.caption.data_settings import check_texts
+from broker_pipeline.tools.caption.data_settings import check_texts, check_together
 from broker_pipeline.tools.caption.progress import say
 from broker_pipeline.tools.caption.recipe import load_recipe
 from broker_pipeline.tools.caption.sampling_options import sampling_options
@@ -98,6 +98,7 @@ def command(paths: tuple[str, ...], **options: Any) -> None:
       broker-pipeline caption verify captions.jsonl --sample 100
     """
     check_texts(options)
+    check_together(options)
     session = CaptionSession(
         SessionSettings(
             paths=tuple(path if scheme_of(path) else str(Path(path)) for path in paths),

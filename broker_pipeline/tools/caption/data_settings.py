@@ -52,6 +52,15 @@ def check_texts(options: Options) -> None:
                 raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
 
 
+def check_together(options: Options) -> None:
+    """Raise `ConfigurationError` for a flag that means nothing beside the others, or without one."""
+    for name, other in (("null", "files_from"), ("sidecar_dir", "sidecar")):
+        if options[name] and options[other] is None:
+            raise ConfigurationError(f"{flag_of(name)} does nothing without {flag_of(other)}", field=name)
+    if options["only_failed"] and options["again"]:
+        raise ConfigurationError("--only-failed leaves out what --again asks about: take one", field="only_failed")
+
+
 def source_of(typed: Sequence[str], paths: Sequence[str], options: Options, closing: ExitStack) -> Source:
     """Return the source of `paths`, for which the `typed` ones stand, and --files-from; `closing` closes the list."""
     settings = parse_settings(SourceSettings, {name: options[name] for name in _SOURCE_FIELDS})

@@ -280,4 +280,9 @@ def nothing_there(chain: Chain) -> InvalidRequestError:
         reason = f"nothing is in {printable(chain.name)}: no row or line names a picture"
         return InvalidRequestError(reason, field="PATHS")
     left_out = f"; {left_out_text(chain.left_out)}" if chain.left_out else ""
+    if num := chain.num_filtered:
+        reason = (
+            f"no pictures are left: --include, --exclude, sizes and ages leave out {counted(num, 'file')}{left_out}"
+        )
+        return InvalidRequestError(reason, field="PATHS")
     return InvalidRequestError(f"no pictures there; looked for {', '.join(sorted(ENDINGS))}{left_out}", field="PATHS")
