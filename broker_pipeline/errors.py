@@ -4,6 +4,7 @@ Users see `code` and the message; `retryable` says whether the same work may suc
 
     PipelineError
     ├── ConfigurationError            a flag, environment variable or file is wrong
+    │   ├── NoPlaceError              one row has no place in what a run writes; the others have
     │   └── SecretsError              secrets are missing, unreadable, or for somebody else
     │       └── CertificateError      a certificate has ended, or is of another host, authority or key
     ├── InvalidRequestError           a request is wrong; `field` names where
@@ -104,6 +105,12 @@ class ConfigurationError(PipelineError):
     """A flag, environment variable or file is wrong."""
 
     code = "configuration"
+
+
+class NoPlaceError(ConfigurationError):
+    """One row has no place in what a run writes, which the others have."""
+
+    code = "no_place"
 
 
 class SecretsError(ConfigurationError):

@@ -23,6 +23,7 @@ from broker_pipeline.captioning.line import CaptionLine
 from broker_pipeline.captioning.sinks.row import Row, Sink
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.captioning.summary import Summary
+from broker_pipeline.errors import NoPlaceError
 from broker_pipeline.exit_codes import raising_first_error
 from broker_pipeline.process.daemon_thread import in_daemon_thread
 
@@ -127,7 +128,10 @@ class CaptionRun:
     def _add(self, row: Row) -> None:
         with self._sink_lock:
             for sink in self._sinks:
-                sink.add(row)
+                try:
+                    sink.add(row)
+                except NoPlaceError as error:
+                    self.summary.count_left_out(error.message)
 
     def _close(self, *, is_whole: bool) -> None:
         with self._sink_lock, ExitStack() as closing:  # all of them, also where one fails

@@ -36,6 +36,10 @@ class Summary:
     """Left out by what was asked: items that had not failed, for `--only-failed`."""
     num_left_running: int = 0
     """Jobs that the gateway goes on with although nobody waits here any more."""
+    num_left_out: int = 0
+    """Rows that have no place in a file that is written, each time."""
+    first_left_out: str = ""
+    """Why, of the first."""
     failures: dict[tuple[str, str], Failures] = field(default_factory=dict)
     """By code and reason; further reasons of a code, where there are many, are one."""
     guards: Counter[str] = field(default_factory=Counter)
@@ -62,6 +66,11 @@ class Summary:
             self.num_dropped += 1
         elif not failed:
             self.num_captioned += 1
+
+    def count_left_out(self, reason: str) -> None:
+        """Take note of a row that has no place in a file."""
+        self.num_left_out += 1
+        self.first_left_out = self.first_left_out or reason
 
     def _note(self, line: CaptionLine) -> None:
         kind = failure_kind(line)

@@ -55,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def load_manifest(path: Path, target: str, settings: SinkSettings) -> Manifest:
     """Return what is listed for this target; an empty one where nothing is.
 
-    Raises `ConfigurationError` where the file is of another target, and `OSError`.
+    Raises `ConfigurationError` where the file lists shards of another target, and `OSError`.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Manifest)
@@ -64,12 +64,12 @@ def load_manifest(path: Path, target: str, settings: SinkSettings) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = f"{printable(path)} is no manifest of shards; choose a folder of its own for them"
         raise ConfigurationError(reason, field="to") from error
-    if found.target != target:
-        reason = (
-            f"{printable(path.parent)} has the shards {printable(found.target)}; choose another folder for {target}"
-        )
-        raise ConfigurationError(reason, field="to")
-    return found
+    if found.target == target:
+        return found
+    if not found.files:  # a run that was refused, or killed, before its first shard
+        return Manifest(target=target, settings=settings)
+    reason = f"{printable(path.parent)} has the shards {printable(found.target)}; choose another folder for {target}"
+    raise ConfigurationError(reason, field="to")
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from broker_pipeline.captioning.sinks.tables.parquet import Parquet, need_pyarro
 from broker_pipeline.captioning.sinks.tables.table_file import by_id
 from broker_pipeline.captioning.sinks.texts import json_text
 from broker_pipeline.captioning.sources.item import Item
-from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.errors import NoPlaceError
 from broker_pipeline.process.terminal import printable
 
 
@@ -34,20 +34,20 @@ class ParquetShards:
     def check(self, item: Item) -> None:
         """Raise `ConfigurationError` for a video beside pictures, and the other way round, as far as paths tell."""
         if item.path:
-            self._take(item)
+            self.take(item)
 
-    def _take(self, item: Item) -> None:
+    def take(self, item: Item) -> None:
+        """Take note of what an item is; raises `NoPlaceError` for a video beside pictures, and the other way round."""
         media = "video" if item.is_video else "image"
         self._media = self._media or media
         if media != self._media:
             reason = f"{printable(item.id)}: one column holds pictures or videos; write both to tars"
-            raise ConfigurationError(reason, field="to")
+            raise NoPlaceError(reason, field="to")
 
     def learn(self, rows: Sequence[Row]) -> str:
         """Return the columns."""
         if self.columns is None:
-            first = next((row for row in rows if row.is_whole), rows[0])  # of a failed one nobody may know
-            self._media = "video" if first.item.is_video else "image"
+            self._media = self._media or ("video" if rows[0].item.is_video else "image")  # where all have failed
             self.columns = Columns.of(self._record(row, None) for row in rows)
         return json_text(self.columns.kinds)
 
@@ -60,10 +60,7 @@ class ParquetShards:
         table.finish()
 
     def _record(self, row: Row, picture: Mapping[str, object] | bytes | None) -> Record:
-        item = row.item
-        if row.is_whole:
-            self._take(item)
-        return record_of(row, self._settings, {self._media or "image": picture or None, **by_id(item)})
+        return record_of(row, self._settings, {self._media or "image": picture or None, **by_id(row.item)})
 
 
 def _picture(row: Row, content: bytes) -> dict[str, object]:

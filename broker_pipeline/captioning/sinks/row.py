@@ -39,7 +39,11 @@ class Sink(Protocol):
         """Raise `ConfigurationError` where no row of such an item could be written, beside those that were checked."""
 
     def add(self, row: Row) -> None:
-        """Take the next row, also one that failed. Raises `OutputError`; `ConfigurationError` where it never can."""
+        """Take the next row, also one that failed.
+
+        Raises `OutputError`; `NoPlaceError` where it never can take this row, and has left it out; `ConfigurationError`
+        where it never can take any.
+        """
 
     def close(self, *, is_whole: bool) -> None:
         """Finish. Where the run did not come to its end, leave no half of anything: what was there before stays."""

@@ -43,6 +43,9 @@ class ShardForm(Protocol):
     def check(self, item: Item) -> None:
         """Raise `ConfigurationError` where such an item has no place beside those before it."""
 
+    def take(self, item: Item) -> None:
+        """Take note of the item of the next row; raises `NoPlaceError` where it has no place beside those before."""
+
     def learn(self, rows: Sequence[Row]) -> str:
         """Look at the rows of the next shard; returns what decides, besides rows, on what is in the file."""
 
@@ -66,7 +69,7 @@ class Shards:
             before = load_manifest(self._path, pattern.name, settings)
         self._before = before.shards_with(settings)
         self._listed = frozenset(filter(shards_of(pattern.name).fullmatch, before.files))
-        if not self._path.exists():
+        if not before.files:
             self._save((), is_whole=False)  # the folder is this target's: another one is refused
 
     def check(self, item: Item) -> None:
@@ -75,6 +78,8 @@ class Shards:
 
     def add(self, row: Row) -> None:
         """Take a row, and write the shard that it completes."""
+        if row.is_whole:
+            self._form.take(row.item)
         if row.is_whole or self._settings.keep_failed:
             self._rows.append(row)
             if len(self._rows) == self._settings.shard_rows:
@@ -103,7 +108,7 @@ class Shards:
         """Raise `OutputError` where items are left out that have their captions: the next run tries them again."""
         if left := [name for shard in self.shards for name in shard.unreadable]:
             names = f"{printable(left[0])}{', …' if len(left) > 1 else ''}"
-            reason = f"{counted(len(left), 'item')} could not be read again, left out: {names}"
+            reason = f"{counted(len(left), 'item')} could not be read again, or changed meanwhile, left out: {names}"
             raise OutputError(f"--to {printable(self._pattern)}: {reason}", field="to")
 
     def _left(self) -> list[str]:
@@ -152,13 +157,9 @@ class Shards:
 
     def _filled(self, rows: Sequence[Row]) -> Iterator[Filled]:
         for row in rows:
-            try:
-                content = row.item.read()
-            except MediaError:
-                if row.is_whole:
-                    self._unreadable.append(valid(row.item.id))
-                else:
-                    yield row, None
+            content = _content_of(row)
+            if content is None and row.is_whole:
+                self._unreadable.append(valid(row.item.id))
             else:
                 yield row, content
 
@@ -172,6 +173,16 @@ class Shards:
             left=tuple(name for name in self._left() if all(shard.file != name for shard in left)),
         )
         save_manifest(self._path, manifest)
+
+
+def _content_of(row: Row) -> bytes | None:
+    """Return an item's bytes; None where they cannot be had, or are not those that its captions are about."""
+    try:
+        content = row.item.read()
+    except MediaError:
+        return None
+    about = {line.sha256 for line in row.lines.values()}
+    return content if not row.is_whole or about == {hashlib.sha256(content).hexdigest()} else None
 
 
 def _digest(form: str, rows: Sequence[Row]) -> str:

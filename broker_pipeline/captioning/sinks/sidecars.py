@@ -8,8 +8,10 @@ pictures have one file, such as `cat.jpg` and `cat.png`, it is about the first.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -21,13 +23,15 @@ from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sources.item import Item
 from broker_pipeline.captioning.sources.location import scheme_of
-from broker_pipeline.errors import ConfigurationError, OutputError
+from broker_pipeline.errors import ConfigurationError, NoPlaceError, OutputError
 from broker_pipeline.process.terminal import printable
 
 Mode = Literal["overwrite", "skip", "missing", "append", "prepend"]
 _KEEPING = frozenset({"skip", "missing"})
 _JOINT = ", "
 _FIELD = "sidecar"
+_ABOUT_ONE_FILE = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+"""What the system says where other sidecars can be written nevertheless."""
 
 
 class Sidecars:
@@ -57,10 +61,6 @@ class Sidecars:
         """Files of the folder that is written to, each with the item that it is about."""
         self.num_left = 0
         """Files that were there, with something else in them, and are left as they are."""
-        self.num_shared = 0
-        """Captions that were not written, since another picture of this run has the same file."""
-        self.first_shared = ""
-        """Says of the first such one which file and pictures they are."""
         self._settings = settings
         self._roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - resolves no links
 
@@ -76,7 +76,8 @@ class Sidecars:
         """Write the captions of a row."""
         captions = captions_of(row, self._settings).values()
         for path, text in zip(self._files(row.item, list(row.lines)), captions, strict=True):
-            if text is not None and self._take(path, row.item.id):
+            if text is not None:
+                self._take(path, row.item.id)
                 self._write(path, text)
 
     def close(self, *, is_whole: bool) -> None:
@@ -90,7 +91,7 @@ class Sidecars:
         if self._mirror is None:
             if item.path is None:
                 reason = f"{printable(item.id)} is no file that a sidecar could stand beside: --sidecar-dir says where"
-                raise ConfigurationError(reason, field=_FIELD)
+                raise NoPlaceError(reason, field=_FIELD)
             return item.path.with_suffix(ending)
         return self._mirror / f"{self._below(item)}{ending}"
 
@@ -102,20 +103,16 @@ class Sidecars:
         root = next((root for root in self._roots if whole.is_relative_to(root)), whole.parent)
         return str(whole.relative_to(root).with_suffix(""))
 
-    def _take(self, path: Path, item_id: str) -> bool:
-        """Return whether no item before has this file; raises `ConfigurationError` where the run itself does."""
+    def _take(self, path: Path, item_id: str) -> None:
+        """Raise `NoPlaceError` where an item before has this file, or the run itself."""
         if flag := self._others.get(os.path.realpath(path)):
             reason = f"{printable(path)}, of {printable(item_id)}: {flag} names this file already"
-            raise ConfigurationError(reason, field=_FIELD)
+            raise NoPlaceError(reason, field=_FIELD)
         if self._taken and next(iter(self._taken)).parent != path.parent:
             self._taken.clear()  # a source goes through one folder after the other
-        if (other := self._taken.setdefault(path, item_id)) == item_id:
-            return True
-        self.num_shared += 1
-        self.first_shared = (
-            self.first_shared or f"{printable(path)} is about {printable(other)}, not {printable(item_id)}"
-        )
-        return False
+        if (other := self._taken.setdefault(path, item_id)) != item_id:
+            reason = f"{printable(path)} is about {printable(other)}, not {printable(item_id)}"
+            raise NoPlaceError(reason, field=_FIELD)
 
     def _write(self, path: Path, text: str) -> None:
         there = self._there(path)
@@ -124,10 +121,11 @@ class Sidecars:
             return
         wanted = text if there is None else self._joined(there, text)
         if wanted != there:
-            write_whole(path, wanted.encode(), field=_FIELD, is_synced=False)
+            with _placing(path):
+                write_whole(path, wanted.encode(), field=_FIELD, is_synced=False)
 
     def _there(self, path: Path) -> str | None:
-        with writing(path, field=_FIELD):
+        with _placing(path), writing(path, field=_FIELD):
             try:
                 return path.read_bytes().decode()
             except FileNotFoundError:
@@ -135,7 +133,7 @@ class Sidecars:
             except UnicodeDecodeError as error:
                 if self.mode == "overwrite" or self.mode in _KEEPING:
                     return ""
-                raise OutputError(f"{printable(path)} is no UTF-8: nothing is added to it", field=_FIELD) from error
+                raise NoPlaceError(f"{printable(path)} is no UTF-8: nothing is added to it", field=_FIELD) from error
 
     def _joined(self, there: str, text: str) -> str:
         kept = there.strip()
@@ -144,3 +142,15 @@ class Sidecars:
         if self.mode == "append":
             return there if kept == text or kept.endswith(_JOINT + text) else kept + _JOINT + text
         return there if kept == text or kept.startswith(text + _JOINT) else text + _JOINT + kept
+
+
+@contextmanager
+def _placing(path: Path) -> Iterator[None]:
+    """Raise `NoPlaceError` where the system refuses this file alone."""
+    try:
+        yield
+    except OutputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _ABOUT_ONE_FILE:
+            raise NoPlaceError(f"{printable(path)}: {cause.strerror}", field=_FIELD) from error
+        raise

@@ -45,7 +45,18 @@ def check_apart(typed: Sequence[str], paths: Sequence[str], options: Mapping[str
             raise _refused(flag, path, reason)
         if flag != "--out":
             _take(known, flag, path)
+    _check_folders(options["to"])
     return known
+
+
+def _check_folders(targets: Sequence[str]) -> None:
+    """Refuse shards in a folder of others, since it has one manifest."""
+    taken: dict[str, str] = {}
+    for target in targets:
+        if not NUMBER.search(shards := _first_file(target, "%05d")):
+            continue
+        if (other := taken.setdefault(os.path.realpath(Path(shards).parent), target)) != target:
+            raise _refused("--to", target, f"{printable(other)} has this folder; choose another one")
 
 
 def _take(known: dict[str, str], flag: str, path: str) -> None:
@@ -62,9 +73,13 @@ def _refused(flag: str, path: str, reason: str) -> ConfigurationError:
 
 def _is_read(target: str, source: str) -> bool:
     """Whether a file of a target fits a pattern, or is below a folder of a `file:` URL, that PATHS have."""
-    written = f"{target}data/train-00000.parquet" if target.endswith("/") else NUMBER.sub("00000", target)
-    name = os.path.realpath(written)
+    name = os.path.realpath(_first_file(NUMBER.sub("00000", target), "00000"))
     return any(_fits(name, pattern) for pattern in _patterns(source))
+
+
+def _first_file(target: str, number: str) -> str:
+    """Return the table or shard that a target means, with `number` in the name of a data set's."""
+    return f"{target}data/train-{number}.parquet" if target.endswith("/") else target
 
 
 def _patterns(source: str) -> Iterator[str]:

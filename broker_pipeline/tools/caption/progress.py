@@ -115,6 +115,11 @@ def print_summary(console: Console, summary: Summary, out: str, elapsed_s: float
         _say_failures(console, code, failed)
     for reason, num in summary.guards.most_common():
         say(console, f"  guard: {num} x {printable(reason)}")
+    if summary.num_left_out:
+        say(
+            console,
+            f"  without a place in what is written: {counted(summary.num_left_out, 'row')}: {summary.first_left_out}",
+        )
     if summary.num_left_running:
         say(console, f"Accepted, and carried on without this command: {counted(summary.num_left_running, 'job')}.")
 

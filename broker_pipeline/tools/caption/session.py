@@ -135,7 +135,7 @@ class CaptionSession:
                 print_summary(self._console, summary, opened.log.name, time.monotonic() - started)
                 self._say_sidecars(sinks)
                 self._say_left_out()
-            return summary.num_failed == 0 and not any(each.num_shared for each in sidecars_of(sinks))
+            return summary.num_failed == summary.num_left_out == 0
 
     def _sinks(self) -> list[Sink]:
         """Return the sinks, after a look at each part of the source: that it has its column, and sinks take it."""
@@ -257,9 +257,6 @@ class CaptionSession:
             if num := sink.num_left:
                 text = f"left as before, with other texts: {counted(num, 'sidecar')}; --sidecar-mode overwrite replaces"
                 say(self._console, text)
-            if num := sink.num_shared:
-                text = f"not written, since another picture has the file: {counted(num, 'sidecar')}: "
-                say(self._console, text + sink.first_shared)
 
     def _write_recipe(self) -> None:
         out = self._settings.out

@@ -295,7 +295,7 @@ async def test_a_sidecar_replaces_no_source_and_no_log(captioner: Captioner, con
     (captioner.directory / "list.png").write_bytes(numbered_picture(3))
     (captioner.directory / "list.txt").write_text("list.png\n")
     run = await captioner.run("list.txt", "--sidecar", "txt", "--sidecar-mode", "overwrite")
-    assert run.code == 2, run.text
+    assert run.code == 1, run.text
     assert "list.txt, of list.png: PATHS names this file already" in run.text
     assert (captioner.directory / "list.txt").read_text() == "list.png\n"
 
@@ -409,6 +409,8 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["pictures", "--to", "a.csv", "--to", "./a.csv"], "--to names this file already"),
         (["list.csv", "--to", "list.csv"], "PATHS names this file already"),
         (["pictures", "--to", "a-%05d.tar", "--to", "./a-%05d.tar"], "--to names this file already"),
+        (["pictures", "--to", "set/a-%05d.tar", "--to", "set/b-%05d.parquet"], "set/a-%05d.tar has this folder"),
+        (["pictures", "--to", "set/", "--to", "set/data/b-%05d.tar"], "set/ has this folder"),
         (["set-{00000..00001}.tar", "--to", "set-%05d.tar"], "PATHS names this file already"),
         (["set-*.tar", "--to", "set-all-%05d.tar"], "--to set-all-%05d.tar: the next run would read it"),
         (["{set-*,set-0*}.tar", "--out", "set-0.tar"], "--out set-0.tar: the next run would read it"),
@@ -504,7 +506,7 @@ async def test_two_pictures_with_one_sidecar_end_no_run(captioner: Captioner, co
         (photos / name).write_bytes(numbered_picture(number))
     run = await captioner.run("photos", "--sidecar", "txt", "--to", "all.csv")
     assert run.code == 1
-    assert "1 sidecar: photos/cat.txt is about photos/cat.jpg, not photos/cat.png" in run.text
+    assert "1 row: photos/cat.txt is about photos/cat.jpg, not photos/cat.png" in run.text
     assert {path.name for path in photos.glob("*.txt")} == {"cat.txt", "dog.txt"}
     with (captioner.directory / "all.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3

@@ -49,6 +49,22 @@ async def test_any_file_name_is_captioned_and_found_again(captioner: Captioner, 
     assert len(lines(captioner.out)) == len(names)
 
 
+async def test_a_name_that_one_sink_cannot_have_is_said_and_costs_no_other_row(
+    captioner: Captioner, conductor: CaptioningConductor
+) -> None:
+    (captioner.directory / "odd").mkdir()
+    names = [os.fsdecode(b"caf\xe9.png"), "plain.png", f"{'x' * 251}.png"]
+    for number, name in enumerate(names):
+        (captioner.directory / "odd" / name).write_bytes(numbered_picture(number))
+    flags = ("--to", "odd/metadata.jsonl", "--to", "all.jsonl", "--sidecar", ".txt", "--ask", "short=Shorten.")
+    run = await captioner.run("odd", "--prompt", "What?", *flags)
+    assert run.code == 1, run.text
+    assert "2 rows: odd/caf\\xe9.png: metadata in odd cannot name it" in run.text  # and a name too long
+    assert [row["file_name"] for row in lines(captioner.directory / "odd/metadata.jsonl")] == names[1:]
+    assert len(lines(captioner.directory / "all.jsonl")) == len(names)
+    assert (captioner.directory / "odd" / os.fsdecode(b"caf\xe9.short.txt")).exists()
+
+
 async def test_a_name_is_escaped_wherever_it_is_printed(captioner: Captioner, conductor: CaptioningConductor) -> None:
     (captioner.directory / "a.png").write_bytes(numbered_picture(0))
     (captioner.directory / os.fsdecode(b"no\nfolder\xe9")).touch()

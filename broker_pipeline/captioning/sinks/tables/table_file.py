@@ -15,7 +15,7 @@ from broker_pipeline.captioning.sinks.tables.columns import FIRST_ROWS, Columns
 from broker_pipeline.captioning.sinks.tables.text_tables import Table
 from broker_pipeline.captioning.sinks.texts import valid
 from broker_pipeline.captioning.sources.item import Item
-from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.errors import NoPlaceError
 from broker_pipeline.process.terminal import printable
 
 Lead = Callable[[Item], Mapping[str, object]]
@@ -40,7 +40,8 @@ class TableFile:
 
     def check(self, item: Item) -> None:
         """Raise `ConfigurationError` where no row of such an item could be written."""
-        self._lead(item)
+        if valid(item.id) == item.id:  # of what is named otherwise, one item says nothing about the next
+            self._lead(item)
 
     def add(self, row: Row) -> None:
         """Write a row, or keep it until the columns are known."""
@@ -48,7 +49,7 @@ class TableFile:
             return
         try:
             lead = self._lead(row.item)
-        except ConfigurationError:
+        except NoPlaceError:
             if row.is_whole:
                 raise
             return  # it failed, and there is no picture that metadata could be about
@@ -111,6 +112,6 @@ def by_file_name(folder: Path) -> Lead:
     return lead
 
 
-def _outside(item: Item, folder: Path, reason: str) -> ConfigurationError:
+def _outside(item: Item, folder: Path, reason: str) -> NoPlaceError:
     text = f"{printable(item.id)}: metadata in {printable(folder)} cannot name it, since {reason}"
-    return ConfigurationError(f"{text}; --to *.jsonl, *.parquet and the others can", field="to")
+    return NoPlaceError(f"{text}; --to *.jsonl, *.parquet and the others can", field="to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +24,15 @@ HOSTILE = [
 
 
 def line(
-    id_: str, caption: str | None = "a picture", status: str = "succeeded", question: str | None = None
+    id_: str,
+    caption: str | None = "a picture",
+    status: str = "succeeded",
+    question: str | None = None,
+    content: bytes = b"",
 ) -> CaptionLine:
     return CaptionLine(
         path=id_,
-        sha256="0" * 64,
+        sha256=hashlib.sha256(content).hexdigest(),
         question=question,
         status=status,
         caption=caption,
@@ -41,7 +46,8 @@ def line(
 
 def file_row(path: Path, caption: str | None = "a picture") -> Row:
     status = "failed" if caption is None else "succeeded"
-    return Row(Item(str(path), path.read_bytes, {}, path), {"caption": line(str(path), caption, status)})
+    about = line(str(path), caption, status, content=path.read_bytes())
+    return Row(Item(str(path), path.read_bytes, {}, path), {"caption": about})
 
 
 def table_rows(num: int, caption: Callable[[int], str] = lambda number: f"caption {number}") -> list[Row]:
@@ -50,7 +56,7 @@ def table_rows(num: int, caption: Callable[[int], str] = lambda number: f"captio
     for number in range(num):
         id_ = f"in.parquet#{number}"
         item = Item(id_, lambda number=number: numbered_picture(number), {"kind": "a", "size": number})  # type: ignore[misc]
-        rows.append(Row(item, {"caption": line(id_, caption(number))}))
+        rows.append(Row(item, {"caption": line(id_, caption(number), content=item.read())}))
     return rows
 
 

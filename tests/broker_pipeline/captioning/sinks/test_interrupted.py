@@ -16,7 +16,8 @@ from broker_pipeline.captioning.sinks.row import Row
 from broker_pipeline.captioning.sinks.settings import SinkSettings
 from broker_pipeline.captioning.sinks.target import open_sink
 from broker_pipeline.errors import OutputError
-from tests.broker_pipeline.captioning.sinks.made_rows import fill, line, table_rows
+from tests.broker_pipeline.captioning.sinks.made_rows import file_row, fill, line, table_rows
+from tests.kit.running.captioner import folder, numbered_picture
 from tests.kit.running.small_disk import needs_mounting, resize, small_disk
 
 SHORT = SinkSettings(shard_rows=4)
@@ -92,12 +93,22 @@ def run_to_the_end(target: str, rows: list[Row]) -> None:
 def large(row: Row, number: int) -> Row:
     """Return a row whose picture and caption no format makes smaller."""
     content = random.Random(number).randbytes(60_000)
-    return Row(replace(row.item, read=lambda: content), {"caption": line(row.item.id, content.hex())})
+    return Row(replace(row.item, read=lambda: content), {"caption": line(row.item.id, content.hex(), content=content)})
+
+
+def test_a_picture_that_changed_since_it_was_captioned_is_left_out(tmp_path: Path) -> None:
+    rows = [file_row(path) for path in sorted(folder(tmp_path / "pictures", 2).rglob("*.png"))]
+    assert rows[0].item.path
+    rows[0].item.path.write_bytes(numbered_picture(7))
+    with pytest.raises(OutputError, match=r"1 item could not be read again, or changed meanwhile, .*000\.png"):
+        fill(open_sink(f"{tmp_path}/out/%05d.tar", SinkSettings()), rows)
+    with tarfile.open(tmp_path / "out/00000.tar") as tar:
+        assert [name.rpartition("/")[2] for name in tar.getnames() if name.endswith(".png")] == ["001.png"]
 
 
 def test_keys_that_two_tars_share_stay_two_samples(tmp_path: Path) -> None:
     item = table_rows(1)[0].item
-    rows = [Row(replace(item, id=f"{name}.tar::0001"), {"caption": line(name)}) for name in "ab"]
+    rows = [Row(replace(item, id=f"{name}.tar::0001"), {"caption": line(name, content=item.read())}) for name in "ab"]
     fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), rows)
     with tarfile.open(tmp_path / "out-00000.tar") as tar:
         names = tar.getnames()

@@ -126,7 +126,7 @@ def test_failures_are_left_out_or_kept_with_their_reason(tmp_path: Path) -> None
 
 
 def test_a_picture_that_is_gone_is_told_when_the_rest_is_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="1 item could not be read again, left out: gone#1"):
+    with pytest.raises(OutputError, match="1 item could not be read again, or changed meanwhile, left out: gone#1"):
         fill(open_sink(f"{tmp_path}/out-%05d.tar", SHORT), [*table_rows(5), unreadable_row()])
     assert len(list(tmp_path.glob("*.tar"))) == 2
 
@@ -180,7 +180,8 @@ def test_a_manifest_of_somebody_names_no_other_files(tmp_path: Path) -> None:
 
 
 def test_two_targets_in_one_folder_are_refused(tmp_path: Path) -> None:
-    open_sink(f"{tmp_path}/a-%05d.tar", SHORT)
+    open_sink(f"{tmp_path}/typo-%05d.tar", SHORT)  # and the run was refused for something else
+    fill(open_sink(f"{tmp_path}/a-%05d.tar", SHORT), table_rows(3))
     with pytest.raises(ConfigurationError, match="choose another folder"):
         open_sink(f"{tmp_path}/b-%05d.tar", SHORT)
 
