@@ -48,6 +48,7 @@ from broker_pipeline.client.visual_params import VisualParams
 from broker_pipeline.errors import GatewayUnreachableError, InvalidRequestError, PipelineError, error_from_failure
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.process.daemon_thread import in_daemon_thread
+from broker_pipeline.process.terminal import printable
 
 T = TypeVar("T")
 
@@ -109,7 +110,8 @@ class AsyncClient:
         """
         line = await self._line(picture, self._request(prompt, system, params), "picture")
         if line.error is not None:
-            raise error_from_failure(line.error)
+            reason = f"{printable(line.path)}: {line.error.message}"
+            raise error_from_failure(msgspec.structs.replace(line.error, message=reason))
         return line
 
     async def map(

@@ -52,11 +52,22 @@ def check_texts(options: Options) -> None:
                 raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
 
 
+_NEEDS = {
+    "null": ("files_from",),
+    "sidecar_dir": ("sidecar",),
+    "trigger": ("to", "sidecar"),
+    "text_column": ("to",),
+    "keep_failed": ("to",),
+}
+"""Flags, each with those of which one has to be there."""
+
+
 def check_together(options: Options) -> None:
     """Raise `ConfigurationError` for a flag that means nothing beside the others, or without one."""
-    for name, other in (("null", "files_from"), ("sidecar_dir", "sidecar")):
-        if options[name] and options[other] is None:
-            raise ConfigurationError(f"{flag_of(name)} does nothing without {flag_of(other)}", field=name)
+    for name, others in _NEEDS.items():
+        if options[name] and not any(options[other] for other in others):
+            needed = " or ".join(map(flag_of, others))
+            raise ConfigurationError(f"{flag_of(name)} does nothing without {needed}", field=name)
     if options["only_failed"] and options["again"]:
         raise ConfigurationError("--only-failed leaves out what --again asks about: take one", field="only_failed")
 

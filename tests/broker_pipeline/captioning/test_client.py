@@ -34,7 +34,7 @@ async def test_pictures_of_every_form_are_captioned_in_their_order(
         assert lines[-2].error
         assert "`int` is no picture" in lines[-2].error.message
         assert lines[0].system == "Be kind."
-        with pytest.raises(UnreadableFileError):
+        with pytest.raises(UnreadableFileError, match=r"gone\.png: "):
             await client.caption("gone.png")
         with pytest.raises(InvalidRequestError, match="unknown field `max_token`"):
             await client.caption(path, max_token=3)

@@ -427,6 +427,7 @@ async def test_a_list_from_standard_input_and_one_bad_item(
         (["http://127.0.0.1:1/a.parquet", "--to", "metadata.jsonl"], "it is no file of this machine"),
         (["pictures", "--sidecar-dir", "texts"], "--sidecar-dir does nothing without --sidecar"),
         (["pictures", "-0"], "--null does nothing without --files-from"),
+        (["pictures", "--trigger", "ohwx"], "--trigger does nothing without --to or --sidecar"),
         (["pictures", "--only-failed", "--again"], "--only-failed leaves out what --again asks about"),
         (["pictures", "--include", "*.gif"], "--include, --exclude, sizes and ages leave out 1 file"),
         (["pictures", "--min-bytes", "1000000"], "--include, --exclude, sizes and ages leave out 1 file"),
