@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import UNBOUNDED, Fps, JobStatus, NumFrames, PixelBounds, Priority
+from broker_pipeline.messages.jobs import UNBOUNDED, Fps, JobStatus, NumFrames, PixelBounds, Pixels, Priority
 from broker_pipeline.messages.sampling import SamplingParams
 from broker_pipeline.pictures.rule import MAX_FRAMES
 
@@ -13,7 +13,6 @@ MAX_TEXT_LENGTH = 2_000_000
 MAX_BULK = 1000
 """Jobs of one request."""
 
-Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 ImageUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:`, `https:` or `file:` URL of an image")]
 VideoUrl = Annotated[str, Meta(min_length=1, description="`data:`, `http:`, `https:` or `file:` URL of a video file")]

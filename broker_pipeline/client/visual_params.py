@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
-from broker_pipeline.messages.jobs import Fps, NumFrames
-
-_Pixels = Annotated[int, Meta(ge=1, le=2**31)]
+from broker_pipeline.messages.jobs import Fps, NumFrames, Pixels
 
 
 class VisualParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """Pixels that each picture is resized to, and frames that are seen of each video; None leaves it to the model."""
 
-    min_pixels: _Pixels | None = None
-    max_pixels: _Pixels | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
     fps: Fps | None = None
     """Frames of a second."""
     max_frames: NumFrames | None = None

@@ -71,6 +71,7 @@ class ImagePart(WireStruct, frozen=True, kw_only=True, tag_field="type", tag="im
     bounds: PixelBounds = UNBOUNDED
 
 
+Pixels = Annotated[int, Meta(ge=1, le=2**31)]
 Fps = Annotated[float, Meta(gt=0, le=240)]
 NumFrames = Annotated[int, Meta(ge=1, le=MAX_FRAMES)]
 

@@ -39,6 +39,15 @@ from broker_pipeline.tools.caption.sampling_options import sampling_params
 
 Options = dict[str, Any]
 
+_NEEDS = {
+    "null": ("files_from",),
+    "sidecar_dir": ("sidecar",),
+    "trigger": ("to", "sidecar"),
+    "text_column": ("to",),
+    "keep_failed": ("to",),
+}
+"""Flags, each with those of which one has to be there."""
+
 
 def check_texts(options: Options) -> None:
     """Raise `InvalidRequestError` for a text that is empty where one is needed, or no UTF-8."""
@@ -50,16 +59,6 @@ def check_texts(options: Options) -> None:
         for text in (given,) if isinstance(given, str) else given if isinstance(given, tuple) else ():
             if isinstance(text, str) and not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
                 raise InvalidRequestError(f"{flag_of(name)} is not UTF-8", field=name)
-
-
-_NEEDS = {
-    "null": ("files_from",),
-    "sidecar_dir": ("sidecar",),
-    "trigger": ("to", "sidecar"),
-    "text_column": ("to",),
-    "keep_failed": ("to",),
-}
-"""Flags, each with those of which one has to be there."""
 
 
 def check_together(options: Options) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_pipeline.messages.jobs import Fps, NumFrames, PixelBounds
-from gateway.schemas import ImageUrl, Pixels, Text, VideoUrl
+from broker_pipeline.messages.jobs import Fps, NumFrames, PixelBounds, Pixels
+from gateway.schemas import ImageUrl, Text, VideoUrl
 
 LOW_DETAIL_PIXELS = 512 * 512
 """What `detail: low` means: at most so many pixels."""

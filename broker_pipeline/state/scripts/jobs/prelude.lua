@@ -7,7 +7,7 @@ local NUM_PAST_ENDS = 10  -- that a job's record keeps
 local FINAL = {succeeded = true, failed = true, cancelled = true, discarded = true}
 
 -- Clocks differ: no step of a job is shown as earlier than the one before it.
-local function not_before(moment) return string.format('%.6f', math.max(now(), tonumber(moment or '0'))) end
+local function not_before(earlier) return string.format('%.6f', math.max(now(), tonumber(earlier or '0'))) end
 
 -- Indexes of one tenant's jobs, for lists and limits: of all, and by status. No job fails over one that is garbled.
 local function index(tenant, status, created_at, id)
@@ -60,11 +60,10 @@ end
 
 -- The name of a job's idempotency key, where there is one and it is this job's.
 local function own(name, id) return name and name ~= '' and text(name) == id and name end
-local function idempotency_key_of(id) return own(redis.call('HGET', key('job', id), 'idempotency'), id) end
 
 local function free_idempotency_key(id)
-  local name = idempotency_key_of(id)
-  if name then redis.call('DEL', name) end
+  local name = redis.call('HGET', key('job', id), 'idempotency')
+  if own(name, id) then redis.call('DEL', name) end
 end
 
 local function finish(id, status, result, failure)
