@@ -79,6 +79,8 @@ class WorkerRecord(WireReport, frozen=True, kw_only=True):
     kv_capacity_tokens: Count = 0
     max_batch_tokens: Count = 0
     """Most tokens of one microbatch that this worker computes."""
+    max_step_sessions: Count = 0
+    """Sessions of one microbatch up to which a GPU has graphs: more take longer than they have to. 0: any number."""
     copies_prefixes: bool = False
     """Whether a session may begin with KV of another one here; earlier releases refuse such sessions."""
     verifies_drafts: bool = False

@@ -64,6 +64,7 @@ class Lane:
         self._num_demanded = 0
         """Sum of the demands: kept, so that nothing ever adds up all of them."""
         self._max_tokens = route.max_batch_tokens
+        self._max_sessions = route.max_step_sessions
         self._outside_s = 0.0
         self._count = 0
         """Microbatches that should be in flight, as last chosen: for so many sessions, and good for so many more takes.
@@ -170,8 +171,8 @@ class Lane:
             return None
         self._num_takes -= 1
         return BatchBudget(
-            num_sessions=math.ceil(num_sessions / count),
-            num_places=math.ceil(num_places / count),
+            num_sessions=min(math.ceil(num_sessions / count), self._max_sessions),
+            num_places=min(math.ceil(num_places / count), self._max_sessions),
             num_tokens=math.ceil(num_tokens / count),
             max_tokens=max_tokens,
         )
@@ -182,13 +183,14 @@ class Lane:
         What counts is what a round takes along: prompts come at their pace, however many tokens of them wait.
         """
         self._num_counted = len(self.running)
+        num_tokens = min(self._num_demanded, self._num_counted + self._pace.num_tokens(num_places))
         self._num_takes = self._count = choose_num_microbatches(
             self._num_counted,
-            min(self._num_demanded, self._num_counted + self._pace.num_tokens(num_places)),
+            num_tokens,
             stages,
             self._outside_s,
             self._shared,
-            max_tokens=max_tokens,
+            max_tokens=min(max_tokens, self._max_sessions * num_tokens / max(1, self._num_counted)),
             current=self._count,
         )
 

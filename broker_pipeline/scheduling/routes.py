@@ -12,6 +12,7 @@ Routes are as few as can be while every usable worker is on one: more of them wo
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class StageInfo:
     """Workers with the same one share it; empty where nothing is known."""
     device_slots: int = 1
     """Workers that the device computes for at the same time at full speed."""
+    max_step_sessions: int = 0
     copies_prefixes: bool = False
     verifies_drafts: bool = False
     keeps_prefixes: bool = False
@@ -65,6 +67,7 @@ class StageInfo:
             max_batch_tokens=record.max_batch_tokens,
             device_id=record.device_id,
             device_slots=record.device_slots,
+            max_step_sessions=record.max_step_sessions,
             copies_prefixes=record.copies_prefixes,
             verifies_drafts=record.verifies_drafts,
             keeps_prefixes=record.keeps_prefixes,
@@ -102,6 +105,13 @@ class Route:
     def max_batch_tokens(self) -> int:
         """Tokens of the largest microbatch that every stage takes."""
         return min(worker.max_batch_tokens for worker in self.workers)
+
+    @property
+    def max_step_sessions(self) -> int:
+        """Sessions of the largest microbatch that every stage computes at full speed."""
+        return min(
+            (worker.max_step_sessions for worker in self.workers if worker.max_step_sessions), default=sys.maxsize
+        )
 
     @property
     def verifies_drafts(self) -> bool:

@@ -24,7 +24,7 @@ from broker_pipeline.wire.transport import Transport
 from stages.artifact import Artifact
 from stages.compute.grammar.grammars import Grammars
 from stages.compute.kv.capacity import KVRoom, kv_token_bytes
-from stages.compute.loading import load_stage, stage_tensor_names
+from stages.compute.loading import is_fused, load_stage, stage_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
@@ -170,6 +170,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         max_batch_tokens=settings.max_batch_tokens,
         device_id=device_identity(compute.device),
         device_slots=device_slots(compute.device),
+        max_step_sessions=_most_step_sessions(settings, compute),
         copies_prefixes=True,
         verifies_drafts=True,
         keeps_prefixes=True,
@@ -191,6 +192,11 @@ def _assemble(
     limits = StageLimits(max_envelopes=settings.max_envelopes)
     waits = collector if is_cuda else None
     return StageWorker(transport, engine, thread, intake, fence, presence, limits, waits), intake
+
+
+def _most_step_sessions(settings: StageSettings, compute: StageCompute) -> int:
+    options = _compute_options(settings, compute.device, compute.dtype)
+    return settings.max_step_sessions if is_fused(options, compute.dtype, compute.device) else 0
 
 
 def _facts(compute: StageCompute, record: WorkerRecord) -> StageFacts:

@@ -150,30 +150,46 @@ class FusedBlocks:
         self._experts = experts
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], step: AttentionStep, additions: VisualAddition | None = None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        step: AttentionStep,
+        additions: VisualAddition | None = None,
+        wanted: Tensor | None = None,
     ) -> Unsummed:
         """Take hidden states `[n, H]` through all blocks; `rotation` as of `stages.qwen3_vl.rope.text_rotation`.
 
-        `additions` is asked behind each of `deepstack_layers`.
+        `additions` is asked behind each of `deepstack_layers`. Of the last block come only the tokens at `wanted`,
+        int64 `[r]`: of a prompt all others are done once their keys and values are in the cache.
         """
-        state = Unsummed(x, None)
+        state, last = Unsummed(x, None), len(self._blocks) - 1
         for index, block in enumerate(self._blocks):
-            state = self._block(index, block, state, rotation, step)
             layer = self._first_layer + index
-            if additions is not None and layer in self._deepstack_layers:
+            adds = additions is not None and layer in self._deepstack_layers
+            state = self._block(index, block, state, rotation, step, None if adds or index < last else wanted)
+            if adds and additions is not None:
                 state = Unsummed(additions(state.summed(), layer), None)
+                state = state if wanted is None or index < last else state.tokens(wanted)
         return state
 
     def _block(
-        self, index: int, block: PackedBlock, state: Unsummed, rotation: tuple[Tensor, Tensor], step: AttentionStep
+        self,
+        index: int,
+        block: PackedBlock,
+        state: Unsummed,
+        rotation: tuple[Tensor, Tensor],
+        step: AttentionStep,
+        wanted: Tensor | None,
     ) -> Unsummed:
         eps = self._config.rms_norm_eps
         keys, values = self._kv.keys(index), self._kv.values(index)
         x, normed = state.normed(block.input_norm, eps)
         qkv = self._linears.linear(normed, block.qkv)
         q = enter_cache(qkv, (block.q_norm, block.k_norm), rotation, eps, keys, values, step.slots)
-        attended = step.attend(q, keys, values)
-        x, normed = add_rms_norm(x, self._linears.linear(attended.flatten(1), block.o), block.post_attention_norm, eps)
+        attended = step.attend(q, keys, values).flatten(1)
+        if wanted is not None:
+            x, attended = x[wanted], attended[wanted]
+        x, normed = add_rms_norm(x, self._linears.linear(attended, block.o), block.post_attention_norm, eps)
         return Unsummed(x, self._feed_forward(block.mlp, normed))
 
     def _feed_forward(self, mlp: PackedMlp | PackedExperts, normed: Tensor) -> Tensor:

@@ -125,12 +125,12 @@ class CapturedPasses:
         inputs = DeviceInputs.over(self._block, self._sizes(size))
         most_keys = self._model.config.max_position_embeddings  # how many there are is said on the GPU
         attention = self._attention.over(inputs, max_chunk_keys=most_keys)
-        state = self._model.forward(self._enter(inputs, size), inputs, attention, self._add(inputs))
-        if not self._model.is_last:
+        x, wanted = self._enter(inputs, size), inputs.wanted if self._model.is_last else None
+        state = self._model.forward(x, inputs, attention, self._add(inputs), wanted)
+        if wanted is None:
             out = self._hidden[:size]  # one for all sizes: what a graph returns by itself would stay taken for each
             return StepOutput(hidden=out.copy_(state.summed()))
-        chosen = state.tokens(inputs.wanted)
-        logits = self._model.logits(chosen, out=self._logits[: len(inputs.wanted)])
+        logits = self._model.logits(state, out=self._logits[: len(wanted)])
         return StepOutput(None, logits, scan(logits))
 
     def _enter(self, inputs: DeviceInputs, size: int) -> Tensor:

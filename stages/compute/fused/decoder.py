@@ -92,15 +92,16 @@ class FusedDecoder:
 
     def launch(self, batch: Microbatch, injection: VisualInjection | None, wanted: Sequence[int]) -> Computed:
         """Compute as `step` does where no graph takes the microbatch."""
-        state = self._pass(batch, injection)
-        if not self._model.is_last:
+        index = self._index(wanted) if self._model.is_last else None
+        state = self._pass(batch, injection, index)
+        if index is None:
             return Computed(hidden=state.summed())
         if not wanted:
             return Computed()
-        logits = self._model.logits(state.tokens(self._index(wanted)))
+        logits = self._model.logits(state)
         return Computed(logits=logits, scan=LogitScan(scan(logits)))
 
-    def _pass(self, batch: Microbatch, injection: VisualInjection | None) -> Unsummed:
+    def _pass(self, batch: Microbatch, injection: VisualInjection | None, wanted: Tensor | None = None) -> Unsummed:
         layout = self._layout(batch)
         sizes = layout.sizes()
         block = step_block(layout, sizes, batch.positions, batch.token_ids)
@@ -111,7 +112,7 @@ class FusedDecoder:
             x = x if injection is None else injection.replace(x)
         else:
             x = to_device(batch.hidden, self.device)
-        return self._model.forward(x, inputs, attention, _addition(injection))
+        return self._model.forward(x, inputs, attention, _addition(injection), wanted)
 
     def _layout(self, batch: Microbatch) -> Layout:
         spans = attention_spans(batch.segments, self._kv)

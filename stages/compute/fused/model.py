@@ -87,12 +87,17 @@ class FusedModel:
         return F.embedding(token_ids, self._weights.embed)
 
     def forward(
-        self, x: Tensor, inputs: DeviceInputs, attention: AttentionStep, additions: VisualAddition | None = None
+        self,
+        x: Tensor,
+        inputs: DeviceInputs,
+        attention: AttentionStep,
+        additions: VisualAddition | None = None,
+        wanted: Tensor | None = None,
     ) -> Unsummed:
-        """Take hidden states `[n, H]` through all blocks."""
+        """Take hidden states `[n, H]` through all blocks; only those of tokens at `wanted` `[r]` come out."""
         rope = self._rope
         turned = rotation(inputs.positions, rope.frequencies, rope.axes, rope.scale, self.dtype)
-        return self._blocks.forward(x, turned, attention, additions)
+        return self._blocks.forward(x, turned, attention, additions, wanted)
 
     def logits(self, state: Unsummed, out: Tensor | None = None) -> Tensor:
         """Return logits `[r, V]` of `state`, in `out` where that is given."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.scheduling.kv_ledger import SessionKey
 from broker_pipeline.scheduling.lane import Lane
-from broker_pipeline.scheduling.planned_batch import PlannedBatch
+from broker_pipeline.scheduling.planned_batch import PlannedBatch, PlannedSegment
 from broker_pipeline.scheduling.routes import Route, StageInfo
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.step_cost import StepCost
@@ -34,8 +39,8 @@ def _session(number: int, *, has_spoken: bool) -> SessionState:
     return session
 
 
-def _lane(num_speaking: int, num_prompts: int) -> Lane:
-    lane = Lane(ROUTE)
+def _lane(num_speaking: int, num_prompts: int, max_step_sessions: int = 0) -> Lane:
+    lane = Lane(Route((replace(ROUTE.workers[0], max_step_sessions=max_step_sessions),)))
     ended = _session(-1, has_spoken=True)
     ended.generated = [1] * OUTPUT
     lane.start(ended)
@@ -48,14 +53,31 @@ def _lane(num_speaking: int, num_prompts: int) -> Lane:
 
 def test_prompts_that_wait_for_their_turn_keep_no_second_microbatch_away() -> None:
     """A round takes few of them along, so that it never has the size at which one microbatch would be best."""
-    cost, lane = StepCost(), _lane(224, 22)
-    for num_tokens, ms in STEPS_MS.items():
+    taken = _taken(_lane(224, 22), STEPS_MS)
+    assert len(taken) == 2
+    assert all(500 < sum(segment.count for segment in segments) < 900 for segments in taken)
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(0, [600]), (256, [256, 256]), (1024, [600])])
+def test_no_step_has_more_sessions_than_stages_have_graphs_for(limit: int, sizes: list[int]) -> None:
+    """A step of all would be best by what steps cost, but with few of them under way a stage has pauses."""
+    taken = _taken(_lane(600, 0, limit), {number: 20.0 + number / 100 for number in (64, 128, 256, 512, 1024)})
+    assert [len(segments) for segments in taken] == sizes
+
+
+def test_prompts_come_at_the_pace_of_the_sessions_of_a_step() -> None:
+    """In a step of a quarter of the sessions, a quarter of the prompts that a round has."""
+    whole, part = (_taken(_lane(1000, 40, limit), STEPS_MS)[0] for limit in (0, 250))
+    num_whole, num_part = (sum(segment.count > 1 for segment in segments) for segments in (whole, part))
+    assert 0 < num_part <= num_whole / 2
+
+
+def _taken(lane: Lane, steps_ms: Mapping[int, float]) -> list[tuple[PlannedSegment, ...]]:
+    cost, taken = StepCost(), []
+    for num_tokens, ms in steps_ms.items():
         cost.observe(num_tokens, ms / 1e3)
-    sizes = []
     while segments := lane.take([cost], 4096):
-        number = len(sizes)
-        num_tokens = sum(segment.count for segment in segments)
-        sizes.append(num_tokens)
-        lane.in_flight[number] = PlannedBatch(number, ROUTE, segments, (), 0.0, 1.0, num_tokens=num_tokens)
-    assert len(sizes) == 2
-    assert all(500 < size < 900 for size in sizes)
+        number, num_tokens = len(taken), sum(segment.count for segment in segments)
+        taken.append(segments)
+        lane.in_flight[number] = PlannedBatch(number, lane.route, segments, (), 0.0, 1.0, num_tokens=num_tokens)
+    return taken
