@@ -21,13 +21,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker_pipeline.messages.workers import PROCESSOR_PREFIX
 from broker_pipeline.scheduling.routes import Route
 
 _FALL = 0.5  # weight of a sample below the mean: warm-up ends, and is forgotten at once
 _RISE = 0.1  # weight of one above it: a hiccup is no trend
+_FRESH = 256  # steps of any size: what was seen before them may have changed
+_OPTIMISM = 0.95  # of what a size not seen lately is taken to cost, so that it is tried again
 _MOST = 64  # microbatches in flight: a stage keeps no more envelopes
 _TOLERANCE = 1.03  # a larger D has to gain more than this
 _HOST_S = 0.0002  # of the conductor for each microbatch, whatever it holds: without it, tiny ones starve its other work
@@ -44,35 +46,48 @@ class StepTime(Protocol):
         """Return the seconds for `num_tokens`."""
 
 
-class StepCost:
-    """Seconds that one stage needs for a microbatch of n tokens, from what was seen near powers of two.
+class _Seen(NamedTuple):
+    num_tokens: float
+    seconds: float
+    number: int
+    """Of the step that was seen last."""
 
-    A mean of sizes is kept with each mean of seconds: what is near 2048 tokens may always have been 1500.
+
+class StepCost:
+    """Seconds that one stage needs for a microbatch of n tokens, from what was seen near it: half octaves apart.
+
+    A mean of sizes is kept with each mean of seconds: what is near 2048 tokens may always have been 1800. What was not
+    seen lately is taken to cost a little less per token than smaller steps that were: a load that is gone (a tower on
+    the same GPU, the first steps) would keep its size from ever being tried again.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._number = 0
         self._curve: tuple[list[float], list[float]] | None = None
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn from one microbatch."""
-        bucket = _bucket(num_tokens)
+        bucket, self._number = _bucket(num_tokens), self._number + 1
         known = self._seen.get(bucket)
-        if known is None:
-            self._seen[bucket] = (float(num_tokens), seconds)
+        if known is None or self._is_old(known):
+            self._seen[bucket] = _Seen(float(num_tokens), seconds, self._number)
         else:
             weight = _FALL if seconds < self.estimate(num_tokens) else _RISE
-            size, cost = known
-            self._seen[bucket] = (size + weight * (num_tokens - size), cost + weight * (seconds - cost))
-            if seconds > cost:
-                self._lift_larger(bucket, cost + weight * (seconds - cost))
+            size, cost = known.num_tokens, known.seconds + weight * (seconds - known.seconds)
+            self._seen[bucket] = _Seen(size + weight * (num_tokens - size), cost, self._number)
+            if seconds > known.seconds:
+                self._lift_larger(bucket, cost)
         self._curve = None
+
+    def _is_old(self, seen: _Seen) -> bool:
+        return self._number - seen.number > _FRESH
 
     def _lift_larger(self, bucket: int, seconds: float) -> None:
         """Have what was seen of larger steps, maybe long ago, follow a smaller one that has become as dear."""
-        for larger, (size, cost) in self._seen.items():
-            if larger > bucket and cost < seconds:
-                self._seen[larger] = (size, cost + _RISE * (seconds - cost))
+        for larger, seen in self._seen.items():
+            if larger > bucket and seen.seconds < seconds:
+                self._seen[larger] = seen._replace(seconds=seen.seconds + _RISE * (seconds - seen.seconds))
 
     @property
     def is_known(self) -> bool:
@@ -82,7 +97,7 @@ class StepCost:
     @property
     def largest(self) -> float:
         """Tokens of the largest step observed, 0 when nothing was."""
-        return max((size for size, _ in self._seen.values()), default=0.0)
+        return max((seen.num_tokens for seen in self._seen.values()), default=0.0)
 
     def estimate(self, num_tokens: float) -> float:
         """Return the seconds for `num_tokens`, 0 when nothing is known.
@@ -106,9 +121,19 @@ class StepCost:
 
     def _monotone(self) -> tuple[list[float], list[float]]:
         """Sizes seen and their costs; a smaller step never costs more than a larger one, whatever was seen long ago."""
-        points = [self._seen[bucket] for bucket in sorted(self._seen)]
-        costs = list(itertools.accumulate((cost for _, cost in reversed(points)), min))
-        return [size for size, _ in points], costs[::-1]
+        seen = [self._seen[bucket] for bucket in sorted(self._seen)]
+        costs = list(itertools.accumulate(reversed(self._costs(seen)), min))
+        return [each.num_tokens for each in seen], costs[::-1]
+
+    def _costs(self, ascending: Sequence[_Seen]) -> list[float]:
+        costs, per_token = [], math.inf
+        for seen in ascending:
+            if self._is_old(seen):
+                costs.append(min(seen.seconds, _OPTIMISM * per_token * seen.num_tokens))
+            else:
+                costs.append(seen.seconds)
+                per_token = seen.seconds / seen.num_tokens
+        return costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,4 +218,4 @@ def _period(
 
 
 def _bucket(num_tokens: int) -> int:
-    return max(0, round(math.log2(max(1, num_tokens))))
+    return max(0, round(2 * math.log2(max(1, num_tokens))))

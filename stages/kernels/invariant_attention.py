@@ -268,7 +268,7 @@ def _attend_tiles(
         PARTS=_PARTS,
         SINGLE=is_single,
         num_warps=4,
-        num_stages=3 if is_single else 2,
+        num_stages=2,
     )
 
 

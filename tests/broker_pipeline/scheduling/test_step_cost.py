@@ -135,6 +135,34 @@ def test_a_number_stays_while_no_other_gains_enough() -> None:
     assert choose_num_microbatches(256, 256, stage, outside_s=0.003, current=2) == 1
 
 
+def test_a_size_that_was_dear_long_ago_is_tried_again_and_kept_where_it_is_better() -> None:
+    """8B with its tower on one GPU: 512 sessions, 2,620 tokens a round; larger steps were seen at its beginning."""
+
+    def gpu(num_tokens: int) -> float:
+        return 0.008 + 0.0265e-3 * num_tokens
+
+    stage, count, tried = measured(lambda n: 1.6 * gpu(n), (1310, 2620)), 3, []
+    for _ in range(400):
+        stage.observe(2620 // count, gpu(2620 // count))
+        count = choose_num_microbatches(512, 2620, [stage], outside_s=0.011, current=count)
+        tried.append(count)
+    assert tried[0] == 3
+    assert tried[-1] == 2
+
+
+def test_a_size_that_is_still_dear_costs_few_steps() -> None:
+    def launched_one_by_one(num_tokens: int) -> float:
+        return 0.008 + 0.0265e-3 * num_tokens * (2 if num_tokens > 1024 else 1)
+
+    stage, count, tried = measured(launched_one_by_one, (873, 1310, 2620)), 3, []
+    for _ in range(2000):
+        stage.observe(2620 // count, launched_one_by_one(2620 // count))
+        count = choose_num_microbatches(512, 2620, [stage], outside_s=0.011, current=count)
+        tried.append(count)
+    assert 2 <= tried.count(2) + tried.count(1) <= 40
+    assert tried[-1] == 3
+
+
 def test_of_more_than_one_microbatch_takes_the_next_one_hides_the_time_outside() -> None:
     def gpu(num_tokens: int) -> float:
         return 0.007 + 0.027e-3 * num_tokens
