@@ -3,7 +3,7 @@
 A subscription of its own, made and ended with each poll, cost as much as all that a submission stores. Every process
 hears of every end, which is a few dozen bytes; tokens it hears of only where it streams them (see `watch`).
 
-An end that NATS lost is found in Redis: a look now and then, for all polls in one round trip.
+An end that NATS lost is found in Redis: a look now and then, and after each reconnect, for all polls in one round trip.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import structlog
 
@@ -32,6 +32,7 @@ class EndWatch:
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
+        self._reconnected = asyncio.Event()
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     @classmethod
@@ -41,6 +42,7 @@ class EndWatch:
     ) -> AsyncIterator[EndWatch]:
         """Listen while the context is open; `stopping` wakes all who wait. Raises `TransportError`."""
         ends = cls(store)
+        transport.add_reconnect_listener(ends._reconnected.set)
         subject = subjects.job_events(namespace, "*", "finished")
         async with (
             transport.subscribe(subject, JobEvent, on_dropped=_is_found_by_a_look) as messages,
@@ -73,7 +75,10 @@ class EndWatch:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._reconnected.wait()
+            self._reconnected.clear()
             waiting = list(self._waiting)
             for start in range(0, len(waiting), _JOBS_PER_LOOK):
                 job_ids = waiting[start : start + _JOBS_PER_LOOK]

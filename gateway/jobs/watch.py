@@ -19,6 +19,7 @@ import structlog
 from prometheus_client import Histogram
 
 from broker_pipeline import subjects
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.errors import QueueFullError, SlowConsumerError, TransportError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
@@ -65,6 +66,7 @@ class JobWatch:
         self._open: Counter[str] = Counter()
         self._watched: Counter[str] = Counter()
         self._renewed_at = -math.inf
+        self._reconnected = BroadcastEvent()
         transport.add_reconnect_listener(self._on_reconnect)
 
     @asynccontextmanager
@@ -160,8 +162,9 @@ class JobWatch:
             log.info("watch_not_asked_for", num_jobs=len(job_ids), reason=error.message)
 
     def _on_reconnect(self) -> None:
-        """Ask again with the next news: what was asked just now may be lost."""
+        """Ask for all and look for all at once: what was asked and told just now may be lost."""
         self._renewed_at = -math.inf
+        self._reconnected.fire()
 
     def _messages(self, job_id: str) -> AbstractAsyncContextManager[Subscription[JobEvent]]:
         return self._transport.subscribe(
@@ -178,7 +181,7 @@ class JobWatch:
     async def _live(
         self, progress: JobProgress, job_id: str, messages: AsyncIterator[Received[JobEvent]]
     ) -> AsyncGenerator[JobEvent | None, None]:
-        async with aclosing(with_ticks(messages, _LOOK_S, self._stopping)) as ticks:
+        async with aclosing(with_ticks(messages, _LOOK_S, self._stopping, self._reconnected)) as ticks:
             async for received in ticks:
                 await self._renew()
                 events = [] if received is None else list(progress.take_event(received.body))

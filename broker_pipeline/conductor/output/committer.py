@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.errors import GarbledStateError, StateError
 from broker_pipeline.messages.jobs import JobEvent, TokenEntry

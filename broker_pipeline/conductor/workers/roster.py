@@ -287,9 +287,9 @@ class Roster:
         """Go on once the broker is back for long enough: all that was in flight may be gone."""
         if self._reconnected_at is None or now - self._reconnected_at < self._times.settle_s:
             return
-        self._reconnected_at = None
+        back_since, self._reconnected_at = self._reconnected_at, None
         if is_connected:  # else the other connection is still away, and its return will be told as well
             log.warning("broker_was_away")
             for member in self.members:
                 member.asked_at = -math.inf
-            self._workers.resume(TransportError("the broker was away; messages may be lost"))
+            self._workers.resume(TransportError("the broker was away; messages may be lost"), back_since)

@@ -19,6 +19,8 @@ class VisionInfo:
     is_alive: bool = True
     is_mute: bool = False
     """Whether it has just not answered when it was asked whether it is there; what it is asked is late."""
+    is_back: bool = True
+    """Whether it was heard since the broker was last away: before, what it is sent may go where it is no longer."""
     heard_at: float = field(default=0.0)
     num_requests: int = field(default=0)
     num_deaths: int = field(default=0)
@@ -52,11 +54,11 @@ class VisionInfo:
     @property
     def is_usable(self) -> bool:
         """Whether it takes requests."""
-        return self.is_alive and self.record.state == "ready"
+        return self.is_alive and self.is_back and self.record.state == "ready"
 
     def note_heard(self, now: float) -> None:
         """Note a sign of life."""
-        self.heard_at, self.is_mute = now, False
+        self.heard_at, self.is_mute, self.is_back = now, False, True
 
     def note_overtaken(self, due_at: float) -> bool:
         """Note that another has answered in its place; whether the request is to be taken back from it."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.workers.device_loads import DeviceLoads
 from broker_pipeline.conductor.workers.vision_info import VisionInfo
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
@@ -72,7 +72,7 @@ class VisionPool:
         if record.role == "stage":
             self._loads.hear(record.instance, record.device_id, record.device_slots, heartbeat.busy_s, now)
         elif worker := self._workers.get(record.instance):
-            worker.note_heard(now)
+            self._note_heard(worker)
             worker.tower_s.observe(heartbeat.busy_s, worker.num_answered)
             if not heartbeat.num_sessions:
                 worker.answer_due_at = None  # it has answered everything
@@ -121,7 +121,7 @@ class VisionPool:
         if worker := self._workers.get(key):
             worker.is_mute = not is_there
             if is_there:
-                worker.note_heard(self.clock())
+                self._note_heard(worker)
 
     def second(self, late: VisionInfo, avoid: Collection[str], near: str) -> VisionInfo | None:
         """Return who is to be asked as well what a late worker has not answered, where there is somebody and may be."""
@@ -158,11 +158,21 @@ class VisionPool:
         self.health.prove(session, [worker.record.instance])
         self.health.succeed([worker.record.instance])
 
-    def lose_requests(self) -> None:
-        """Ask everything again: the broker was away, so that requests and answers may be gone."""
+    def lose_requests(self, back_since: float) -> None:
+        """Ask everything again: the broker was away until `back_since`, so that requests and answers may be gone.
+
+        Workers that have not been heard since are asked nothing yet: the broker may still have their last connections.
+        """
         for worker in self._workers.values():
             worker.num_outages += 1
+            worker.is_back = worker.heard_at >= back_since
         self._changed.fire()
+
+    def _note_heard(self, worker: VisionInfo) -> None:
+        was_back = worker.is_back
+        worker.note_heard(self.clock())
+        if not was_back:
+            self._changed.fire()
 
     def had_suspect(self, record: WorkerRecord) -> bool:
         """Whether a suspected session was in preparation in a worker's process, by another worker that shares it."""

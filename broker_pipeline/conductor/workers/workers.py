@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import structlog
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
@@ -264,10 +264,13 @@ class Workers:
         """Have nothing sent."""
         self.is_paused = True
 
-    def resume(self, error: PipelineError) -> None:
-        """Go on after messages may have been lost: vision workers are asked again, and stages have to answer first."""
+    def resume(self, error: PipelineError, back_since: float) -> None:
+        """Go on after messages may have been lost, until `back_since` by the clock of `vision`.
+
+        Vision workers are asked again, and stages have to answer first.
+        """
         for worker in self._scheduler.routes.usable:
             self.suspend(worker.key, error)
-        self.vision.lose_requests()
+        self.vision.lose_requests(back_since)
         self.is_paused = False
         self._plan_due.set()

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.errors import CancelledJobError, WorkerLostError
 

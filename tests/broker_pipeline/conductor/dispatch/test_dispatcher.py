@@ -129,7 +129,7 @@ async def test_nothing_is_sent_while_the_broker_is_being_found_again(it: Dispatc
     async with it.transport.subscribe(subjects.work(a.subject), Envelope) as envelopes, it.running():
         await eventually(lambda: not it.plan_due.is_set())
         assert len(it.scheduler.batches) == 0
-        it.workers.resume(TransportError("the broker was away"))
+        it.workers.resume(TransportError("the broker was away"), it.workers.vision.clock())
         assert (await lost(generation)).failure.message == "the broker was away"
         it.workers.ask(a.instance)
         async with asyncio.timeout(5):

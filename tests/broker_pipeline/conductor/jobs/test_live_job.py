@@ -3,7 +3,7 @@ from typing import cast
 
 import pytest
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.errors import CancelledJobError
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy

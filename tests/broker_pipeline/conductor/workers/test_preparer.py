@@ -168,9 +168,22 @@ async def test_a_request_that_the_broker_may_have_lost_is_made_again(it: Prepari
     asking = it.ask()
     await eventually(lambda: len(eye.asked) == 1)
     eye.reply = prepare
-    it.workers.vision.lose_requests()
+    it.workers.vision.lose_requests(0.0)
     assert (await soon(asking)).num_tokens == 4
     assert len(eye.asked) == 2
+
+
+async def test_after_an_outage_only_workers_that_were_heard_since_are_asked(it: Preparing) -> None:
+    """The broker may still have the last connection of the others, where requests end."""
+    eyes = [await it.eye(name, prepare) for name in ("a", "b")]
+    vision = it.workers.vision
+    vision.lose_requests(vision.clock() + 1)
+    asking = it.ask()
+    await asyncio.sleep(0)
+    assert not asking.done()
+    vision.note_there(vision.workers[1].record.instance, is_there=True)
+    assert (await soon(asking)).num_tokens == 4
+    assert [len(eye.asked) for eye in eyes] == [0, 1]
 
 
 async def test_a_request_waits_for_the_first_worker(it: Preparing) -> None:

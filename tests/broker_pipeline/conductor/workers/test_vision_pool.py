@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.conductor.broadcast_event import BroadcastEvent
+from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.workers.vision_pool import VisionPool, done_after_s
 from broker_pipeline.errors import ComputeError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord

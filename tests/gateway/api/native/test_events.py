@@ -15,13 +15,14 @@ import pytest
 from broker_pipeline import subjects
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import JobEvent
+from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.tools.local.servers import EmbeddedRedis
 from broker_pipeline.wire.transport import Transport
 from gateway.settings import GatewaySettings, Limits
 from gateway.wiring import Gateway
 from tests.gateway.api.native.test_jobs import accepted, form
 from tests.gateway.conftest import OpenGateway
-from tests.kit.acting.conductor import ActingConductor
+from tests.kit.acting.conductor import ActingConductor, acting_conductor
 from tests.kit.waiting import eventually
 
 
@@ -210,6 +211,42 @@ async def test_an_end_that_nobody_told_of_is_found(
         await conductor.finish(spec, attempt, "x", tells=False)
         async with asyncio.timeout(6.0):
             assert [each.kind for each in await reading][-1] == "finished"
+
+
+async def test_an_end_that_was_lost_with_a_connection_is_found_as_it_comes_back(
+    start_gateway: OpenGateway,
+    transport: Transport,
+    redis: RedisClient,
+    namespace: str,
+    jpeg: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("watch", "end_watch"):
+        monkeypatch.setattr(f"gateway.jobs.{module}._LOOK_S", 600.0)
+    async with (
+        start_gateway() as (gateway, url),
+        aiohttp.ClientSession(base_url=url) as http,
+        acting_conductor(transport, redis, namespace) as conductor,
+    ):
+        job = await accepted(http, data=form(jpeg))
+        spec = (await conductor.take()).spec
+        async with stream(http, job) as answer, asyncio.TaskGroup() as group, asyncio.timeout(10.0):
+            reading = group.create_task(Reader(answer).rest())
+            polling = group.create_task(fetched(http, f"/v1/jobs/{job['job_id']}?wait_s=60"))
+            attempt = await conductor.begin(spec)
+            await conductor.commit(job["job_id"], attempt, 0, ["x"])
+            await conductor.finish(spec, attempt, "x", tells=False)
+            link = gateway.transport.link.small.socket._link
+            assert link is not None
+            link.transport.abort()
+        assert reading.result()[-1].kind == "finished"
+        assert polling.result()["status"] == "succeeded"
+
+
+async def fetched(http: aiohttp.ClientSession, path: str) -> dict[str, Any]:
+    async with http.get(path) as answer:
+        found: dict[str, Any] = await answer.json()
+        return found
 
 
 async def test_many_clients_of_one_job_see_the_same(
