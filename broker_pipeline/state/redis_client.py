@@ -11,14 +11,16 @@ leads by then.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+import hiredis
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
@@ -41,7 +43,7 @@ from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.security.tls_failures import causes, tls_failure
 from broker_pipeline.state.pools.encrypted import context_for, server_pool
 from broker_pipeline.state.pools.sentinel import is_sentinel_url, sentinel_pool
-from broker_pipeline.state.script_calls import ScriptCalls
+from broker_pipeline.state.script_calls import Command, ScriptCalls
 
 DEFAULT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 32
@@ -83,7 +85,7 @@ class RedisClient(Redis):
         connection_pool.connection_class = type(connected_by.__name__, (_Honest, connected_by), {})
         super().__init__(connection_pool=connection_pool)
         self.auto_close_connection_pool = True
-        self.scripts = ScriptCalls(self, self.note_error)
+        self.scripts = ScriptCalls(self.round_trip, self.note_error)
         """Calls of scripts, which share round trips."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -94,10 +96,29 @@ class RedisClient(Redis):
             await self.note_error(error)
             raise
 
+    async def round_trip(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands together and return their answers, among them errors of the server's.
+
+        A pipeline of redis-py does the same for half as much processor time again.
+        """
+        connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command([hiredis.pack_command(command) for command in commands])
+            return [await _answer(connection) for _ in commands]
+        finally:
+            await self.connection_pool.release(connection)
+
     async def note_error(self, error: RedisError) -> None:
         """Leave all idle connections when an error says that their server is unfit."""
         if _is_unfit(error):
             await self.connection_pool.disconnect(inuse_connections=False)
+
+
+async def _answer(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 @asynccontextmanager

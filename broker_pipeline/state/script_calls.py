@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
+Command = tuple[Any, ...]
+RoundTrip = Callable[[Sequence[Command]], Awaitable[Sequence[Any]]]
 NoteError = Callable[[RedisError], Awaitable[None]]
 
 _MAX_CALLS = 256
@@ -36,9 +37,12 @@ class _Call:
 class ScriptCalls:
     """The calls of one client."""
 
-    def __init__(self, redis: Redis, note_error: NoteError) -> None:
-        """Tell `note_error` of each error, before whoever made the call."""
-        self._redis = redis
+    def __init__(self, round_trip: RoundTrip, note_error: NoteError) -> None:
+        """Have commands run by `round_trip`, and tell `note_error` of each error, before whoever made the call.
+
+        Answers may be the server's errors; what `round_trip` raises is everybody's.
+        """
+        self._run_all = round_trip
         self._note_error = note_error
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
@@ -77,8 +81,9 @@ class ScriptCalls:
             self._sending = None
 
     async def _round_trip(self, calls: Sequence[_Call]) -> None:
-        for script in {id(call.script): call.script for call in await self._ask(calls)}.values():
-            await self._redis.script_load(script.script)
+        if not (unknown := await self._ask(calls)):
+            return
+        await self._run_all([("SCRIPT", "LOAD", script) for script in {call.script.script for call in unknown}])
         for call in await self._ask([call for call in calls if not call.answer.done()]):
             call.answer.set_exception(NoScriptError("the server forgets scripts as soon as it is taught them"))
 
@@ -86,10 +91,7 @@ class ScriptCalls:
         """Make calls, answer those that the server has run, and return those whose script it does not know."""
         if not calls:
             return []
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for call in calls:
-                pipeline.execute_command("EVALSHA", call.script.sha, *call.args)
-            replies = await pipeline.execute(raise_on_error=False)
+        replies = await self._run_all([("EVALSHA", call.script.sha, *call.args) for call in calls])
         unknown = []
         for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, RedisError):

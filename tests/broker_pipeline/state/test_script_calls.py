@@ -90,7 +90,7 @@ async def test_whatever_goes_wrong_callers_are_told_and_later_calls_are_sent(
         raise RuntimeError("the handler is closed")
 
     with monkeypatch.context() as broken:
-        broken.setattr(redis, "pipeline", crash)
+        broken.setattr(redis.connection_pool, "get_connection", crash)
         calls = [redis.scripts.run(script, [namespace], [b"1"]) for _ in range(3)]
         assert [str(error) for error in await asyncio.gather(*calls, return_exceptions=True)] == [
             "the handler is closed"

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -83,11 +83,11 @@ class FakeRedisClient:
         self.is_cut = False
         """Whether nothing gets through, and nobody says so."""
         self._late: list[Callable[[], None]] = []
-        self.scripts = ScriptCalls(self, self.note_error)  # type: ignore[arg-type]
+        self.scripts = ScriptCalls(self._round_trip, self.note_error)
 
     async def note_error(self, error: object) -> None: ...
 
-    async def _round_trip(self, commands: list[tuple[Arg, ...]]) -> list[Any]:
+    async def _round_trip(self, commands: Sequence[tuple[Arg, ...]]) -> list[Any]:
         if self._process.is_dead:  # what its tasks still try while they are cancelled
             raise RedisConnectionError("the process is dead")
         answer: asyncio.Future[list[Any]] = self._server.loop.create_future()
@@ -97,7 +97,7 @@ class FakeRedisClient:
         self._server.call_later(delay_s, self._arrive, commands, answer)
         return await answer
 
-    def _arrive(self, commands: list[tuple[Arg, ...]], answer: asyncio.Future[list[Any]]) -> None:
+    def _arrive(self, commands: Sequence[tuple[Arg, ...]], answer: asyncio.Future[list[Any]]) -> None:
         """Be at the server: what has been sent is done, whatever has become of who sent it."""
         server = self._server
         if self.is_cut:
