@@ -38,10 +38,10 @@ class BatchAnswer:
                 return failed.failure
         if not segment.wants_token:
             return ()
-        first = self._token(key, segment.stop - len(segment.drafts))
+        position = segment.start + segment.count - len(segment.drafts)
+        first = self._token(key, position)
         if first is None:
-            problem = f"no token for position {segment.stop - len(segment.drafts)} came back"
-            return MalformedEnvelopeError(problem).to_failure()
+            return MalformedEnvelopeError(f"no token for position {position} came back").to_failure()
         return self._with_right_drafts(segment, first) if segment.drafts else (first,)
 
     def _with_right_drafts(self, segment: PlannedSegment, first: SampledToken) -> tuple[SampledToken, ...]:

@@ -94,13 +94,13 @@ class Lane:
 
     def make_ready(self, session: SessionState) -> None:
         """Put a session whose segment was answered, or that has grown, at the end of the queue, if it has room."""
-        key = session.key
-        if session.num_tokens > session.num_reserved_tokens:
+        key, num_tokens = session.key, session.num_uncomputed_tokens
+        if session.num_computed_tokens + num_tokens > session.num_reserved_tokens:
             self.stalled[key] = session
             return
-        self.stalled.pop(key, None)
+        if self.stalled:
+            self.stalled.pop(key, None)
         self._ready[key] = session
-        num_tokens = session.num_uncomputed_tokens
         known = self._demands.get(key, 0)
         if num_tokens != known:  # a decoding session asks for one token, again and again
             num_tokens = min(num_tokens, self._max_tokens)
@@ -146,12 +146,13 @@ class Lane:
         budget = self._budget(stages, max_batch_tokens, num_free_places)
         segments = self._segments(budget) if budget else ()
         for segment in segments:
-            del self._ready[segment.session.key]
+            session = segment.session
+            del self._ready[session.key]
+            session.has_grown = False
             if segment.opens:
-                is_batch = segment.session.turn.is_batch
-                self._num_before_batch = num_before_batch(self._num_before_batch, is_batch=is_batch)
-            self.num_unopened -= segment.opens
-            segment.session.is_open, segment.session.has_grown = True, False
+                session.is_open = True
+                self.num_unopened -= 1
+                self._num_before_batch = num_before_batch(self._num_before_batch, is_batch=session.turn.is_batch)
         return segments
 
     def _budget(self, stages: Sequence[StepCost], max_batch_tokens: int, num_free_places: int) -> BatchBudget | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -72,7 +71,7 @@ class Lost:
     is_preempted: bool = False
 
 
-class Sampled(NamedTuple):
+class Sampled(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A session's next tokens: one, and one more for each draft that was right. The session is ready for more."""
 
     session: SessionState

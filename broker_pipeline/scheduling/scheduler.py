@@ -221,7 +221,8 @@ class Scheduler:
             if segment.drafts:
                 self._take_back(segment, len(segment.drafts) + 1 - len(said))
             if said:
-                session.generated += [token.token_id for token in said]
+                for token in said:
+                    session.generated.append(token.token_id)
                 if session.is_repeat:
                     session.is_repeat = session.is_alone = False
                     outcome.repeated.append(session)

@@ -103,7 +103,7 @@ def _tensors(segments: Sequence[PlannedSegment], opening: Sequence[SessionState]
 
 def _inputs(segments: Sequence[PlannedSegment]) -> tuple[Int32Array, Int32Array]:
     """Return token ids int32 [n] and positions int32 [3, n] of all segments, one after the other."""
-    n = sum(segment.count for segment in segments)
+    n = sum([segment.count for segment in segments])
     token_ids, positions = np.empty(n, np.int32), np.empty((3, n), np.int32)
     at = 0
     places, tokens, steps = [], [], []  # of decode steps: most segments are, so that arrays are filled at once

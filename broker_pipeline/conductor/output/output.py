@@ -57,20 +57,21 @@ class Output:
     @property
     def text(self) -> str:
         """All text of the answer shown."""
-        return "".join(text for _, text in self._shown)
+        return "".join([text for _, text in self._shown])
 
     def add(self, token: SampledToken) -> TokenEntry:
         """Take one more token and return its entry; look at `finish_reason` afterwards."""
-        entry = self._entry(token)
-        if self._num_prompt_tokens is not None and len(self.token_ids) == 1:
-            return msgspec.structs.replace(entry, num_prompt_tokens=self._num_prompt_tokens)
-        return entry
-
-    def _entry(self, token: SampledToken) -> TokenEntry:
-        reasoning, text = self._add(token.token_id)
-        if token.logprob is None and not self._choice and not reasoning:
-            return TokenEntry(token_id=token.token_id, text=text)  # most tokens
-        entry = TokenEntry(token_id=token.token_id, text=text, reasoning=reasoning, choice=self._choice)
+        token_id = token.token_id
+        reasoning, text = self._add(token_id)
+        if token.logprob is None and not self._choice and not reasoning and len(self.token_ids) > 1:
+            return TokenEntry(token_id=token_id, text=text)  # most tokens
+        entry = TokenEntry(
+            token_id=token_id,
+            text=text,
+            reasoning=reasoning,
+            choice=self._choice,
+            num_prompt_tokens=self._num_prompt_tokens if len(self.token_ids) == 1 else None,
+        )
         return entry if token.logprob is None else self._with_logprobs(entry, token)
 
     def _with_logprobs(self, entry: TokenEntry, token: SampledToken) -> TokenEntry:
@@ -92,7 +93,7 @@ class Output:
             self._shown.append(self._rest())
         return Choice(
             text=self.text,
-            reasoning="".join(reasoning for reasoning, _ in self._shown),
+            reasoning="".join([reasoning for reasoning, _ in self._shown]),
             finish_reason=reason or "cancelled",
             stop_reason=self._stop_reason(),
             num_output_tokens=len(self.token_ids),
