@@ -38,12 +38,14 @@ class FairShares:
 
     def plan(self, backlog: Mapping[Flow, int], num_wanted: int, num_batch: int | None = None) -> dict[Flow, int]:
         """Return how many jobs to take of which flow, of those that wait: `num_wanted`, at most `num_batch` batch."""
-        if len(backlog) == 1 and num_batch is None:
-            return {flow: min(num, num_wanted) for flow, num in backlog.items() if num > 0}
+        num_batch = num_wanted if num_batch is None else num_batch
+        if len(backlog) == 1:
+            ((flow, num),) = backlog.items()
+            num = min(num, num_wanted, num_batch if _is_batch(flow) else num_wanted)
+            return {flow: num} if num > 0 else {}
         ahead = replace(self, _tags=dict(self._tags), _now=dict(self._now))
         left = {flow: num for flow, num in backlog.items() if num > 0}
         planned: Counter[Flow] = Counter()
-        num_batch = num_wanted if num_batch is None else num_batch
         while planned.total() < num_wanted:
             if num_batch <= 0:
                 left = {flow: num for flow, num in left.items() if not _is_batch(flow)}
