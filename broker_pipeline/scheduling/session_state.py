@@ -124,6 +124,8 @@ class SessionState:
     def positions(self, start: int, stop: int) -> Int32Array:
         """Return the positions of tokens `[start, stop)`, int32 [3, stop - start]."""
         n = self.prompt.num_tokens
+        if stop <= n:
+            return self.prompt.positions[:, start:stop]
         after = np.arange(max(start, n), max(stop, n), dtype=np.int32) + np.int32(self.prompt.position_delta)
         return np.concatenate([self.prompt.positions[:, start:stop], np.broadcast_to(after, (3, len(after)))], axis=1)
 
