@@ -127,7 +127,9 @@ class LiveJobs:
         """Hold a job no more."""
         if self._jobs.pop(job.job_id, None) is not None:
             self._phases[job.phase] -= 1
-            self.flows -= Counter((job.spec.flow,))  # which drops those of which there are none
+            self.flows[flow := job.spec.flow] -= 1
+            if not self.flows[flow]:
+                del self.flows[flow]
 
     def count(self, phase: Phase) -> int:
         """Return the number of jobs in a phase."""

@@ -124,7 +124,8 @@ class Preparer:
         finally:
             for task in pending:
                 task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            if pending or len(asked) > 1:
+                await asyncio.gather(*asked, return_exceptions=True)
         raise next((error for error in errors if not isinstance(error, AskAgainError)), errors[0])
 
     async def _ask(self, asking: VisionRequest, asked: Asked, *, is_alone: bool = False) -> PreparedPrompt:
