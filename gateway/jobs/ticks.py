@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
-from broker_pipeline.broadcast_event import BroadcastEvent
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ import structlog
 from prometheus_client import Histogram
 
 from broker_pipeline import subjects
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.errors import QueueFullError, SlowConsumerError, TransportError
 from broker_pipeline.messages.control import WatchRequest
 from broker_pipeline.messages.jobs import FINAL_STATUSES, JobEvent, JobRecord
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.state.job_store import JobStore
 from broker_pipeline.tracing.tracer import tracer
 from broker_pipeline.wire.transport import Received, Subscription, Transport

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.errors import GarbledStateError, StateError
 from broker_pipeline.messages.jobs import JobEvent, TokenEntry
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.tracing.activities import COMMIT, TELL
 from broker_pipeline.tracing.tracer import tracer

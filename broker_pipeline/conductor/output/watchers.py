@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import structlog
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.errors import SlowConsumerError
 from broker_pipeline.messages.control import WatchRequest
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.wire.transport import Transport
 
 log = structlog.get_logger()

@@ -20,12 +20,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.workers.device_loads import DeviceLoads
 from broker_pipeline.conductor.workers.vision_info import VisionInfo
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
 from broker_pipeline.errors import PipelineError, RequestTimeoutError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.scheduling.policies.circuit_breaker import BreakerLimits
 from broker_pipeline.scheduling.policies.hedging import Hedging
 from broker_pipeline.scheduling.policies.retries import may_be_the_workers

@@ -22,12 +22,12 @@ from dataclasses import replace
 
 import structlog
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.output.generations import Generations
 from broker_pipeline.conductor.workers.vision_pool import VisionPool
 from broker_pipeline.conductor.workers.worker_health import WorkerHealth
 from broker_pipeline.errors import Failure, PipelineError, RouteLostError, StageError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.scheduling.planned_batch import Lost, Outcome, PlannedBatch
 from broker_pipeline.scheduling.policies.route_choice import Unwanted
 from broker_pipeline.scheduling.routes import Route, StageInfo

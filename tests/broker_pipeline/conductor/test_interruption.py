@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.interruption import Interruption
 from broker_pipeline.errors import CancelledJobError, WorkerLostError
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 
 
 async def interrupted(interruption: Interruption) -> None:

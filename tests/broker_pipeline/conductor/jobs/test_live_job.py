@@ -3,9 +3,9 @@ from typing import cast
 
 import pytest
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.jobs.live_job import LiveJob, LiveJobs
 from broker_pipeline.errors import CancelledJobError
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.storage.jobs import Delivery
 

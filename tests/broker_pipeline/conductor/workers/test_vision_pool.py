@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.broadcast_event import BroadcastEvent
 from broker_pipeline.conductor.workers.vision_pool import VisionPool, done_after_s
 from broker_pipeline.errors import ComputeError
 from broker_pipeline.messages.workers import Heartbeat, WorkerRecord
+from broker_pipeline.process.broadcast_event import BroadcastEvent
 from tests.kit.acting.stage_side import record
 from tests.kit.fake_clock import FakeClock
 
