@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 _OUTBOX_SIZE = 2
 _IDLE_POLL_S = 0.05
+_PROBE_S = 1.5
+"""For which an answer to a probe waits for the broker: longer than a connection takes that is under way again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ class StageWorker:
         if isinstance(outcome, Forward):
             await self._forward(work.envelope, outcome)
         elif isinstance(outcome, Reply):
-            await self._answer(outcome)
+            await self._answer(outcome, is_probe=not work.envelope.segments)
 
     async def _forward(self, envelope: Envelope, onward: Forward) -> None:
         try:
@@ -234,9 +236,15 @@ class StageWorker:
         log.warning("microbatch_refused", microbatch=envelope.microbatch, code=error.code, reason=error.message)
         await self._answer(refusal(envelope, self._facts, error))
 
-    async def _answer(self, answer: Reply) -> None:
-        """Send a result. With the broker away it is lost, like all else in flight; the conductor allows for that."""
+    async def _answer(self, answer: Reply, *, is_probe: bool = False) -> None:
+        """Send a result. With the broker away it is lost, like all else in flight; the conductor allows for that.
+
+        A probe asks whether microbatches arrive here, which come over either connection: one may be back before the
+        other. So it is answered once both are seen to work.
+        """
         try:
+            if is_probe:
+                await self._transport.barrier(_PROBE_S)
             await self._transport.publish(answer.subject, answer.result)
         except TransportError as error:
             log.warning("result_lost", microbatch=answer.result.microbatch, reason=error.message)

@@ -207,6 +207,26 @@ async def test_an_envelope_that_cannot_be_computed_is_answered(
         assert len(good.tokens) == 1
 
 
+async def test_a_probe_is_answered_once_both_connections_are_back(
+    transport: Transport, nats_url: str, namespace: str
+) -> None:
+    """Small messages came over the one, and large ones were lost where the other was not back yet."""
+    async with (
+        Transport.open(nats_url, name="stages") as own,
+        transport.subscribe(subjects.results(namespace, PIPELINE, "c"), MicrobatchResult) as answers,
+        running(own, namespace) as route,
+    ):
+        asking = Route(transport, route.stages[1:], answers)
+        assert (await asking.ask()).failure is None
+        own.link.bulk._state.connected.clear()
+        await asking.send()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await anext(answers)
+        own.link.bulk._state.connected.set()
+        assert (await asking.answer()).microbatch == 2
+
+
 async def test_an_older_conductor_is_fenced_off_by_envelope_or_hello(transport: Transport, namespace: str) -> None:
     async with running(transport, namespace) as route:
         await route.ask(inputs(PROMPT), **prompt("a"))
