@@ -49,6 +49,9 @@ class Receiver(Protocol):
         """Hear of a message that found no room; `metadata` is empty where it is not known."""
 
 
+BARRIER_TIMEOUT_S = 30.0
+
+
 class Link(Protocol):
     """One way between processes, in both directions. It keeps the order of messages of about the same size."""
 
@@ -66,8 +69,11 @@ class Link(Protocol):
     def listen(self, subject: str, receiver: Receiver) -> AbstractAsyncContextManager[None]:
         """Give the receiver what is sent to a subject while the context is open; sure to come after a `barrier`."""
 
-    async def barrier(self) -> None:
-        """Return when everything before (messages, subjects listened on) has taken effect on the way."""
+    async def barrier(self, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
+        """Return when everything before (messages, subjects listened on) has taken effect on the way.
+
+        Raises `TransportError` after `timeout_s` seconds.
+        """
 
     def on_lost(self, listener: Callable[[TransportError], None]) -> None:
         """Call `listener` once, when the link is gone for good or where it is already."""

@@ -259,17 +259,6 @@ class Transport:
         """Whether messages can be sent at this moment."""
         return self.link.is_connected
 
-    async def barrier(self, timeout_s: float) -> None:
-        """Return when the broker has processed all that was sent and subscribed, over each connection.
-
-        Outlasts a reconnect. Raises `TransportError` after `timeout_s` seconds.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.link.barrier()
-        except TimeoutError as error:
-            raise TransportError(f"the broker has not answered on every connection within {timeout_s:g} s") from error
-
     @property
     def counts(self) -> TransportCounts:
         """What the transport has got over so far."""

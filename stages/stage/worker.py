@@ -244,7 +244,7 @@ class StageWorker:
         """
         try:
             if is_probe:
-                await self._transport.barrier(_PROBE_S)
+                await self._transport.link.barrier(_PROBE_S)
             await self._transport.publish(answer.subject, answer.result)
         except TransportError as error:
             log.warning("result_lost", microbatch=answer.result.microbatch, reason=error.message)

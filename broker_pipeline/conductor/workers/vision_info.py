@@ -58,7 +58,7 @@ class VisionInfo:
 
     def note_heard(self, now: float) -> None:
         """Note a sign of life."""
-        self.heard_at, self.is_mute, self.is_back = now, False, True
+        self.heard_at, self.is_mute = now, False
 
     def note_overtaken(self, due_at: float) -> bool:
         """Note that another has answered in its place; whether the request is to be taken back from it."""

@@ -169,9 +169,9 @@ class VisionPool:
         self._changed.fire()
 
     def _note_heard(self, worker: VisionInfo) -> None:
-        was_back = worker.is_back
         worker.note_heard(self.clock())
-        if not was_back:
+        if not worker.is_back:
+            worker.is_back = True
             self._changed.fire()
 
     def had_suspect(self, record: WorkerRecord) -> bool:

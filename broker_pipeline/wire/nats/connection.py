@@ -26,6 +26,7 @@ from nats.aio.msg import Msg
 
 from broker_pipeline.errors import ConfigurationError, PayloadTooLargeError, TransportError
 from broker_pipeline.security.credentials import Credentials
+from broker_pipeline.wire.link import BARRIER_TIMEOUT_S
 from broker_pipeline.wire.nats.address import server_addresses, without_credentials
 from broker_pipeline.wire.nats.connection_state import NATS_ERRORS, ConnectionState
 from broker_pipeline.wire.nats.echo import Echo
@@ -36,7 +37,6 @@ RECONNECT_WAIT_S = 0.05
 PING_INTERVAL_S = 0.5
 """So often there is something to acknowledge: a connection that leads nowhere is found out by the kernel."""
 _MAX_UNANSWERED_PINGS = 20
-BARRIER_TIMEOUT_S = 30.0
 _SUBJECT = re.compile(r"[^\s\0]+")
 
 

@@ -21,7 +21,7 @@ from broker_pipeline.security.credentials import Credentials
 from broker_pipeline.subjects import REPLIES, bulk
 from broker_pipeline.wire.codec import Frame
 from broker_pipeline.wire.edges.incoming import IncomingEdges
-from broker_pipeline.wire.link import Link, Receiver
+from broker_pipeline.wire.link import BARRIER_TIMEOUT_S, Link, Receiver
 from broker_pipeline.wire.nats.connection import NatsConnection, open_connection
 from broker_pipeline.wire.nats.jetstream import JetStream
 from broker_pipeline.wire.nats.listener import NatsListener
@@ -149,9 +149,9 @@ class NatsLink(Link):
         ):
             yield
 
-    async def barrier(self) -> None:
+    async def barrier(self, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
         """Return when the server has processed everything that both connections sent before; outlasts a reconnect."""
-        await asyncio.gather(self.small.barrier(), self.bulk.barrier())
+        await asyncio.gather(self.small.barrier(timeout_s), self.bulk.barrier(timeout_s))
 
     # --- life ---
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from broker_pipeline.errors import PipelineError, TransportError, error_from_failure
 from broker_pipeline.wire.codec import Frame
-from broker_pipeline.wire.link import Message, Receiver
+from broker_pipeline.wire.link import BARRIER_TIMEOUT_S, Message, Receiver
 from tests.simulation.fake_nats.broker import FakeBroker
 from tests.simulation.fake_nats.jetstream import FakeJetStream
 from tests.simulation.processes import Process
@@ -134,7 +134,7 @@ class FakeLink:
         finally:
             self.broker.listeners[subject].remove(entry)
 
-    async def barrier(self) -> None:
+    async def barrier(self, timeout_s: float = BARRIER_TIMEOUT_S) -> None:  # noqa: ARG002 - it always comes
         await asyncio.sleep(0.001)
         while not self.is_connected:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
