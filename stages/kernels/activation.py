@@ -6,7 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+from stages.kernels.codes.row_codes import BLOCK, R, store_codes, within
+from stages.kernels.codes.scaled_step import row_operands
+
+_SIZE = 1024  # columns of one program
 
 
 @triton.jit
@@ -17,22 +20,30 @@ def activate(gate, up, dtype):
     return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
 
 
-@triton.jit
-def _silu_mul_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["num_rows"])
+def _silu_mul_kernel(
+    gate_up_ptr, out_ptr, scales_ptr, num_rows, WIDTH: tl.constexpr, SIZE: tl.constexpr, CODED: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < WIDTH
+    columns = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    mask = within(columns, WIDTH, num_rows)
     gate = tl.load(gate_up_ptr + row * 2 * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * WIDTH + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    out = activate(gate, up, out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * WIDTH + columns, out, mask=mask)
+    out = activate(gate, up, gate_up_ptr.dtype.element_ty)
+    if CODED:
+        store_codes(out.to(tl.float32), tl.program_id(1) * (SIZE // BLOCK), out_ptr, scales_ptr, WIDTH)
+    else:
+        tl.store(out_ptr + row * WIDTH + columns, out, mask=mask)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return `silu(gate) * up` `[n, I]` of packed rows `[n, 2I]`, gate first; silu is rounded before the product."""
+def silu_mul(gate_up: Tensor, out: R) -> R:
+    """Write `silu(gate) * up` of packed rows `[n, 2I]`, gate first, into `out`: values `[n, I]`, or their codes.
+
+    silu is rounded before the product.
+    """
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out = gate_up.new_empty(num_rows, width)
+    values, scales, _, is_coded = row_operands(out)
     if num_rows:
-        grid = (num_rows, triton.cdiv(width, _BLOCK))
-        _silu_mul_kernel[grid](gate_up, out, WIDTH=width, BLOCK=_BLOCK, num_warps=4)
+        grid = (len(values), triton.cdiv(width, _SIZE))
+        _silu_mul_kernel[grid](gate_up, values, scales, num_rows, WIDTH=width, SIZE=_SIZE, CODED=is_coded, num_warps=4)
     return out

@@ -7,14 +7,14 @@ they leave the registers.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.activation import activate, silu_mul
-from stages.kernels.scaled_step import BLOCK, RowCodes, add_product, row_operands, weight_operands
+from stages.kernels.codes.row_codes import BLOCK, Rows
+from stages.kernels.codes.scaled_step import add_product, row_operands, weight_operands
 from stages.kernels.tiling import RowTiling, Tiling
 from stages.weights.fp8_matrix import Weight
 
@@ -164,19 +164,17 @@ def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = Fa
     return out
 
 
-def skinny_linear(
-    x: Tensor | RowCodes, weight: Weight, tiling: Tiling, *, gated: bool = False, dtype: torch.dtype | None = None
-) -> Tensor:
+def skinny_linear(x: Rows, weight: Weight, tiling: Tiling, *, gated: bool = False) -> Tensor:
     """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`, on tensor cores; `gated` as in `row_linear`.
 
     Of a weight in FP8 the codes are read and multiplied in x's dtype, or by x's codes; blocks of the tiling must then
-    divide 128. The result has `dtype`, by default x's.
+    divide 128.
     """
     rows, row_scales, row_stride, has_row_scales = row_operands(x)
     values, scales, is_scaled = weight_operands(weight, gated=gated)
-    num_rows = x.num_rows if isinstance(x, RowCodes) else x.shape[0]
+    num_rows = len(x)
     width = weight.shape[0] // 2 if gated else weight.shape[0]
-    out = rows.new_empty(num_rows, width, dtype=dtype or rows.dtype)
+    out = rows.new_empty(num_rows, width, dtype=x.dtype)
     if num_rows:
         grid = (triton.cdiv(num_rows, tiling.block_m) * triton.cdiv(width, tiling.block_n),)
         _skinny_kernel[grid](
@@ -219,7 +217,7 @@ def few_rows_gated(x: Tensor, gate_up: Tensor) -> Tensor:
     """Return `silu(gate) * up` `[n, I]` of rows `[n, H]` and `gate_up` `[2I, H]`, by what is fastest for n."""
     num_rows = x.shape[0]
     if num_rows > 64 or x.element_size() > 2:
-        return silu_mul(F.linear(x, gate_up))
+        return silu_mul(F.linear(x, gate_up), x.new_empty(num_rows, gate_up.shape[0] // 2))
     if num_rows == 1:
         return row_linear(x, gate_up, _ROW, gated=True)
     return skinny_linear(x, gate_up, _NARROW if num_rows <= MOST_FEW_ROWS else _MORE_ROWS, gated=True)

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from triton.testing import do_bench_cudagraph
 
+from stages.kernels.codes.row_codes import quantise_rows
 from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
 from stages.kernels.fp8.linear import fp8_linear, invariant_fp8_linear
-from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.skinny_linear import few_rows_linear
 from stages.random_weights import DrawnTensors
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
@@ -68,10 +68,10 @@ def _ways(weight: Fp8Matrix, *, has_library: bool) -> Mapping[str, Callable[[Ten
         "bfloat16": lambda x: few_rows_linear(x, values),
         "codes": lambda x: fp8_linear(x, weight, None),
         "codes, one order": lambda x: invariant_fp8_linear(x, weight),
-        "rows in FP8, kernel": lambda x: kernel_product(quantise_rows(x), weight, x.dtype),
+        "rows in FP8, kernel": lambda x: kernel_product(quantise_rows(x), weight),
     }
     if has_library:
-        ways["rows in FP8, library"] = lambda x: library_product(quantise_rows(x), weight, x.dtype)
+        ways["rows in FP8, library"] = lambda x: library_product(quantise_rows(x), weight)
     return ways
 
 

@@ -20,6 +20,7 @@ from stages.compute.fused.attention import AttentionStep
 from stages.compute.fused.linear_backends import LinearBackend
 from stages.compute.kv.cache import KVCache
 from stages.kernels.cache_entry import enter_cache
+from stages.kernels.codes.row_codes import R, Rows
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.qwen3_vl.text_config import TextConfig
 from stages.weights.fp8_matrix import Weight, joined, plain
@@ -32,6 +33,11 @@ class PackedMlp:
     gate_up: Weight
     down: Weight
 
+    @property
+    def first(self) -> Weight:
+        """What normed rows are multiplied by first."""
+        return self.gate_up
+
 
 @dataclass(frozen=True, slots=True)
 class PackedExperts:
@@ -40,6 +46,11 @@ class PackedExperts:
     router: Tensor
     gate_up: Weight
     down: Weight
+
+    @property
+    def first(self) -> Weight:
+        """What normed rows are multiplied by first."""
+        return self.router
 
 
 ExpertBlock = Callable[[Tensor, PackedExperts, int], Tensor]
@@ -90,8 +101,8 @@ class PackedBlock:
 
     def matrices(self) -> list[Weight]:
         """Return what rows are multiplied by, but for experts."""
-        dense = [self.mlp.router] if isinstance(self.mlp, PackedExperts) else [self.mlp.gate_up, self.mlp.down]
-        return [self.qkv, self.o, *dense]
+        dense = [] if isinstance(self.mlp, PackedExperts) else [self.mlp.down]
+        return [self.qkv, self.o, self.mlp.first, *dense]
 
 
 VisualAddition = Callable[[Tensor, int], Tensor]
@@ -116,11 +127,11 @@ class Unsummed:
             total = total + self.delta[:, index]
         return self.x + total
 
-    def normed(self, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Return hidden states and their norm."""
+    def normed(self, weight: Tensor, eps: float, out: R) -> tuple[Tensor, R]:
+        """Return hidden states and their norm, which is in `out` as values or codes."""
         if self.delta is None:
-            return self.x, rms_norm(self.x, weight, eps)
-        return add_rms_norm(self.x, self.delta, weight, eps)
+            return self.x, rms_norm(self.x, weight, eps, out)
+        return add_rms_norm(self.x, self.delta, weight, eps, out)
 
     def tokens(self, index: Tensor) -> Unsummed:
         """Return those of some tokens only, int64 `[r]`."""
@@ -183,16 +194,18 @@ class FusedBlocks:
     ) -> Unsummed:
         eps = self._config.rms_norm_eps
         keys, values = self._kv.keys(index), self._kv.values(index)
-        x, normed = state.normed(block.input_norm, eps)
+        x, normed = state.normed(block.input_norm, eps, self._linears.rows_for(state.x, block.qkv))
         qkv = self._linears.linear(normed, block.qkv)
         q = enter_cache(qkv, (block.q_norm, block.k_norm), rotation, eps, keys, values, step.slots)
         attended = step.attend(q, keys, values).flatten(1)
         if wanted is not None:
             x, attended = x[wanted], attended[wanted]
-        x, normed = add_rms_norm(x, self._linears.linear(attended, block.o), block.post_attention_norm, eps)
+        added, rows = self._linears.linear(attended, block.o), self._linears.rows_for(x, block.mlp.first)
+        x, normed = add_rms_norm(x, added, block.post_attention_norm, eps, rows)
         return Unsummed(x, self._feed_forward(block.mlp, normed))
 
-    def _feed_forward(self, mlp: PackedMlp | PackedExperts, normed: Tensor) -> Tensor:
-        if isinstance(mlp, PackedExperts):
-            return self._experts(normed, mlp, self._config.num_experts_per_tok)
-        return self._linears.linear(self._linears.gated(normed, mlp.gate_up), mlp.down)
+    def _feed_forward(self, mlp: PackedMlp | PackedExperts, normed: Rows) -> Tensor:
+        if isinstance(mlp, PackedMlp):
+            return self._linears.linear(self._linears.gated(normed, mlp.gate_up, mlp.down), mlp.down)
+        assert isinstance(normed, Tensor), "a router is not in FP8"
+        return self._experts(normed, mlp, self._config.num_experts_per_tok)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -103,7 +104,7 @@ class FusedModel:
         """Return logits `[r, V]` of `state`, in `out` where that is given."""
         assert self._weights.norm is not None, "only the last stage has the final norm"
         assert self._weights.head is not None, "only the last stage has the head"
-        _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps)
+        _, normed = state.normed(self._weights.norm, self.config.rms_norm_eps, torch.empty_like(state.x))
         if out is None:
             return self._linears.linear(normed, self._weights.head)
         self._linears.linear_into(out, normed, self._weights.head)

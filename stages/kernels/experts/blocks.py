@@ -9,13 +9,13 @@ A block of pairs is found from the experts' starts by every program itself, so t
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.scaled_step import BLOCK, RowCodes, add_product, row_operands, weight_operands
+from stages.kernels.codes.row_codes import BLOCK, Rows
+from stages.kernels.codes.scaled_step import add_product, row_operands, weight_operands
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Weight
 
@@ -168,19 +168,18 @@ def _down_kernel(
 
 
 def sorted_gate_up(
-    x: Tensor | RowCodes,
+    x: Rows,
     order: Tensor,
     starts: Tensor,
     gate_up: Weight,
     num_chosen: int,
     tiling: Tiling,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order, in `dtype` or that of x."""
+    """Return `silu(gate) * up` of every pair `[n * k, I]`, in the pairs' sorted order."""
     rows, row_scales, row_stride, has_row_scales = row_operands(x)
     values, scales, is_scaled = weight_operands(gate_up, gated=True)
     num_experts, inner = gate_up.shape[0], gate_up.shape[1] // 2
-    out = rows.new_empty(order.numel(), inner, dtype=dtype or rows.dtype)
+    out = rows.new_empty(order.numel(), inner, dtype=x.dtype)
     grid = (_max_blocks(order.numel(), num_experts, tiling) * triton.cdiv(inner, tiling.block_n),)
     _gate_up_kernel[grid](
         rows,
@@ -204,7 +203,7 @@ def sorted_gate_up(
 
 
 def sorted_down(
-    activated: Tensor | RowCodes, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
+    activated: Rows, order: Tensor, starts: Tensor, weights: Tensor, down: Weight, tiling: Tiling
 ) -> Tensor:
     """Return the weighted outputs `[n, k, H]` of sorted `activated` `[n * k, I]`, in the dtype of `weights`."""
     rows, row_scales, row_stride, has_row_scales = row_operands(activated)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from stages.kernels.codes.row_codes import quantise_rows
 from stages.kernels.experts.blocks import sorted_down, sorted_gate_up
 from stages.kernels.experts.pairs import pair_down, pair_gate_up
 from stages.kernels.experts.sort import sort_by_expert
@@ -25,7 +26,6 @@ from stages.kernels.experts.tiling import (
     fp8_tilings_for,
     tilings_for,
 )
-from stages.kernels.fp8.row_codes import quantise_rows
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
 
 
@@ -55,7 +55,7 @@ def fused_experts(
     order, starts = sort_by_expert(chosen, gate_up.shape[0])
     if rows_in_fp8 and not deterministic and (coded := tilings_in_fp8(x, chosen.numel(), gate_up, down)):
         rows, num_chosen = quantise_rows(x), chosen.shape[1]
-        activated = sorted_gate_up(rows, order, starts, gate_up, num_chosen, coded.gate_up, dtype=x.dtype)
+        activated = sorted_gate_up(rows, order, starts, gate_up, num_chosen, coded.gate_up)
         return sorted_down(quantise_rows(activated), order, starts, weights, down, coded.down)
     is_fixed = deterministic and isinstance(gate_up, Fp8Matrix)
     tilings = tilings_for(chosen.numel(), gate_up.shape[0], x.element_size(), is_fixed=is_fixed)

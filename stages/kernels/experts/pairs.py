@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from stages.kernels.activation import activate
-from stages.kernels.scaled_step import BLOCK, weight_operands
+from stages.kernels.codes.row_codes import BLOCK
+from stages.kernels.codes.scaled_step import weight_operands
 from stages.kernels.tiling import RowTiling
 from stages.weights.fp8_matrix import Weight
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from broker_pipeline.artifact_manifest import FP8_BLOCK
-from stages.kernels.fp8.row_codes import quantise_rows
-from stages.kernels.scaled_step import RowCodes
+from stages.kernels.codes.row_codes import RowCodes, quantise_rows
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, quantise
 
-BlockProduct = Callable[[RowCodes, Fp8Matrix, torch.dtype], Tensor]
-"""Rows `[n, K]` times a weight `[N, K]` transposed -> `[n, N]` of a dtype."""
+BlockProduct = Callable[[RowCodes, Fp8Matrix], Tensor]
+"""Rows `[n, K]` times a weight `[N, K]` transposed -> `[n, N]` in the rows' dtype."""
 
 _TILING = Tiling(128, FP8_BLOCK, FP8_BLOCK, num_warps=8, num_stages=4)
 _FEWER_ROWS = Tiling(64, FP8_BLOCK, FP8_BLOCK, num_warps=4, num_stages=4)
@@ -27,16 +26,16 @@ _LIBRARY_MULTIPLE = 512
 """Inputs: the library reads weights' scales four at a time."""
 
 
-def kernel_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Tensor:
+def kernel_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
     """Multiply by a kernel of our own: any sizes, and in the interpreter; see `BlockProduct`."""
-    tiling = _TILING if rows.num_rows > _FEWER_ROWS.block_m else _FEWER_ROWS
-    return skinny_linear(rows, weight, tiling, dtype=dtype)
+    tiling = _TILING if len(rows.codes) > _FEWER_ROWS.block_m else _FEWER_ROWS
+    return skinny_linear(rows, weight, tiling)
 
 
-def library_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Tensor:
+def library_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
     """Multiply by cuBLAS where it takes the sizes, and by `kernel_product` elsewhere; see `BlockProduct`."""
-    if weight.shape[0] % FP8_BLOCK or weight.shape[1] % _LIBRARY_MULTIPLE or not rows.num_rows:
-        return kernel_product(rows, weight, dtype)
+    if weight.shape[0] % FP8_BLOCK or weight.shape[1] % _LIBRARY_MULTIPLE or not len(rows):
+        return kernel_product(rows, weight)
     out = F.scaled_mm(
         rows.codes,
         weight.codes.t(),
@@ -44,9 +43,9 @@ def library_product(rows: RowCodes, weight: Fp8Matrix, dtype: torch.dtype) -> Te
         F.ScalingType.BlockWise1x128,
         weight.scales.t(),
         F.ScalingType.BlockWise128x128,
-        output_dtype=dtype,
+        output_dtype=rows.dtype,
     )
-    return out[: rows.num_rows]
+    return out[: len(rows)]
 
 
 def has_library_product(device: torch.device) -> bool:
@@ -54,7 +53,7 @@ def has_library_product(device: torch.device) -> bool:
     weight = quantise(torch.ones(FP8_BLOCK, _LIBRARY_MULTIPLE, device=device))
     rows = quantise_rows(torch.ones(4, _LIBRARY_MULTIPLE, dtype=torch.bfloat16, device=device))
     try:
-        found = library_product(rows, weight, torch.bfloat16)
+        found = library_product(rows, weight)
     except (AttributeError, RuntimeError, ValueError):
         return False
     return bool((found == _LIBRARY_MULTIPLE).all())

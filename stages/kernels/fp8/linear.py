@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stages.kernels.activation import silu_mul
+from stages.kernels.codes.row_codes import RowCodes, Rows, quantise_rows
 from stages.kernels.fp8.block_products import BlockProduct
-from stages.kernels.fp8.row_codes import quantise_rows
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix
@@ -26,18 +25,22 @@ _INVARIANT = Tiling(64, 32, 128)
 """For any number of rows: unlike those of bf16, sums of codes differ by tiles (8B on an H100, 7 rows and 300)."""
 
 
-def fp8_linear(x: Tensor, weight: Fp8Matrix, product: BlockProduct | None) -> Tensor:
-    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; without `product` rows are never quantised."""
-    are_few = x.shape[0] <= MOST_FP8_FEW_ROWS and x.shape[1] <= MOST_FP8_FEW_INPUTS
-    if product is not None and not are_few and x.element_size() == 2:
-        return product(quantise_rows(x), weight, x.dtype)
-    return skinny_linear(x, weight, _tiling(x))
+def takes_codes(like: Tensor, weight: Fp8Matrix, product: BlockProduct | None) -> bool:
+    """Say whether as many rows as `like` has, of its dtype, are quantised to be multiplied; never without `product`."""
+    are_few = len(like) <= MOST_FP8_FEW_ROWS and weight.shape[1] <= MOST_FP8_FEW_INPUTS
+    return product is not None and not are_few and like.element_size() == 2
 
 
-def fp8_gated(x: Tensor, gate_up: Fp8Matrix, product: BlockProduct | None) -> Tensor:
-    """Return `silu(gate) * up` `[n, I]` of rows `[n, H]` and `gate_up` `[2I, H]`."""
-    if x.shape[0] > MOST_FP8_FEW_ROWS:
-        return silu_mul(fp8_linear(x, gate_up, product))
+def fp8_linear(x: Rows, weight: Fp8Matrix, product: BlockProduct | None) -> Tensor:
+    """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; rows that `takes_codes` may be codes already."""
+    if isinstance(x, Tensor) and not takes_codes(x, weight, product):
+        return skinny_linear(x, weight, _tiling(x))
+    assert product is not None, "codes are for one"
+    return product(x if isinstance(x, RowCodes) else quantise_rows(x), weight)
+
+
+def few_rows_fp8_gated(x: Tensor, gate_up: Fp8Matrix) -> Tensor:
+    """Return `silu(gate) * up` `[n, I]` of a few rows `[n, H]` and `gate_up` `[2I, H]`."""
     return skinny_linear(x, gate_up, _tiling(x), gated=True)
 
 

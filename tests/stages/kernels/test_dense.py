@@ -45,14 +45,14 @@ def _close(have: Tensor, want: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("width", [64, 192])
 def test_rms_norm(device: torch.device, dtype: torch.dtype, width: int) -> None:
     x, weight = _random(5, width, device=device, dtype=dtype), _random(width, device=device, dtype=dtype)
-    _close(rms_norm(x, weight, 1e-6), reference_rms_norm(x, weight, 1e-6), dtype)
+    _close(rms_norm(x, weight, 1e-6, torch.empty_like(x)), reference_rms_norm(x, weight, 1e-6), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_add_rms_norm_adds_first(device: torch.device, dtype: torch.dtype) -> None:
     x, weight = _random(3, 96, device=device, dtype=dtype), _random(96, device=device, dtype=dtype)
     delta = _random(3, 96, device=device, dtype=dtype, seed=7)
-    total, normed = add_rms_norm(x, delta, weight, 1e-6)
+    total, normed = add_rms_norm(x, delta, weight, 1e-6, torch.empty_like(x))
     _equal(total, x + delta)
     _close(normed, reference_rms_norm(x + delta, weight, 1e-6), dtype)
 
@@ -61,7 +61,7 @@ def test_add_rms_norm_sums_parts_in_order(device: torch.device) -> None:
     dtype = torch.bfloat16
     x, weight = _random(3, 64, device=device, dtype=dtype), _random(64, device=device, dtype=dtype)
     parts = _random(3, 4, 64, device=device, dtype=dtype, seed=3)
-    total, _ = add_rms_norm(x, parts, weight, 1e-6)
+    total, _ = add_rms_norm(x, parts, weight, 1e-6, torch.empty_like(x))
     summed = torch.zeros_like(x)
     for index in range(4):
         summed = summed + parts[:, index]
@@ -72,7 +72,7 @@ def test_add_rms_norm_sums_parts_in_order(device: torch.device) -> None:
 def test_silu_mul(device: torch.device, dtype: torch.dtype) -> None:
     gate_up = _random(4, 2 * 160, device=device, dtype=dtype)
     gate, up = gate_up.chunk(2, dim=-1)
-    _close(silu_mul(gate_up), F.silu(gate) * up, dtype)
+    _close(silu_mul(gate_up, torch.empty_like(gate)), F.silu(gate) * up, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

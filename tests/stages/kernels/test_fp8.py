@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.kernels.codes.row_codes import RowCodes, quantise_rows
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
-from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, fp8_gated, fp8_linear, invariant_fp8_linear
-from stages.kernels.fp8.row_codes import quantise_rows
-from stages.kernels.scaled_step import RowCodes
+from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, few_rows_fp8_gated, fp8_linear, invariant_fp8_linear
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, dequantise, quantise
@@ -87,9 +86,9 @@ def test_rows_get_the_codes_of_plain_torch(device, inputs) -> None:
 def test_a_row_with_nan_spoils_itself_only() -> None:
     device = torch.device("cuda")
     x, weight = rows(5, 256, device, torch.bfloat16), matrix(64, 256, device)
-    want = kernel_product(quantise_rows(x), weight, torch.float32)
+    want = kernel_product(quantise_rows(x), weight)
     x[2, 200], x[3, 7] = float("nan"), float("inf")
-    found = kernel_product(quantise_rows(x), weight, torch.float32)
+    found = kernel_product(quantise_rows(x), weight)
     assert found[2:4].isnan().all()
     assert torch.equal(found[[0, 1, 4]], want[[0, 1, 4]])
 
@@ -98,7 +97,7 @@ def test_a_row_with_nan_spoils_itself_only() -> None:
 @pytest.mark.parametrize(("inputs", "outputs"), SIZES)
 def test_block_product_is_that_of_the_rounded_rows(device, n, inputs, outputs) -> None:
     x, weight = rows(n, inputs, device, torch.float32), matrix(outputs, inputs, device)
-    have = kernel_product(quantise_rows(x), weight, torch.float32)
+    have = kernel_product(quantise_rows(x), weight)
     values = weight.dequantised(torch.float64)
     assert distance(have, F.linear(rounded(x).double(), values)) < 1e-3  # a GPU sums FP8 in some 13 bits
     assert distance(have, F.linear(x.double(), values)) < ROUNDED_ROWS
@@ -110,11 +109,10 @@ def test_any_number_of_rows(device, n, product) -> None:
     x, weight = rows(n, 200, device, HALF), matrix(256, 200, device)
     want = F.linear(x.double(), weight.dequantised(torch.float64))
     tolerance = WEIGHT_ONLY if product is None or n <= MOST_FP8_FEW_ROWS else ROUNDED_ROWS
-    linear, gated = fp8_linear(x, weight, product), fp8_gated(x, weight, product)
-    assert (linear.shape, gated.shape) == ((n, 256), (n, 128))
+    linear = fp8_linear(x, weight, product)
+    assert linear.shape == (n, 256)
     if n:
         assert distance(linear, want) < tolerance
-        assert distance(gated, silu_mul(want)) < 2 * tolerance
 
 
 def test_a_row_ignores_the_other_rows(device) -> None:
@@ -136,15 +134,15 @@ def test_published_shapes_on_a_gpu(n, inputs, outputs) -> None:
     want, want_rounded = F.linear(x.float(), values), F.linear(rounded(x), values)
     assert distance(fp8_linear(x, weight, None), want) < WEIGHT_ONLY
     assert distance(invariant_fp8_linear(x, weight), want) < WEIGHT_ONLY
-    assert distance(fp8_gated(x, weight, None), silu_mul(want)) < 2 * WEIGHT_ONLY
+    assert distance(few_rows_fp8_gated(x, weight), silu_mul(want)) < 2 * WEIGHT_ONLY
     products = [kernel_product, *([library_product] if has_library_product(device) else [])]
     for product in products:
-        have = product(quantise_rows(x), weight, torch.bfloat16)
+        have = product(quantise_rows(x), weight)
         assert distance(have, want_rounded) < WEIGHT_ONLY, product.__name__
         assert distance(have, want) < ROUNDED_ROWS, product.__name__
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = product(quantise_rows(x), weight, torch.bfloat16)
+            captured = product(quantise_rows(x), weight)
         graph.replay()
         assert torch.equal(captured, have), product.__name__
 

@@ -38,8 +38,11 @@ class PlainLinear:
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
 
-    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
-        return silu_mul(F.linear(x, gate_up))
+    def rows_for(self, like: Tensor, weight: Tensor) -> Tensor:
+        return like.new_empty(len(like), weight.shape[1])
+
+    def gated(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        return silu_mul(F.linear(x, gate_up), self.rows_for(x, down))
 
 
 class Pair:

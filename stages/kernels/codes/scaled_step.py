@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from broker_pipeline.artifact_manifest import FP8_BLOCK
+from stages.kernels.codes.row_codes import BLOCK, RowCodes, Rows
 from stages.weights.fp8_matrix import Fp8Matrix, Weight
-
-BLOCK = tl.constexpr(FP8_BLOCK)
-
-
-@dataclass(frozen=True, slots=True)
-class RowCodes:
-    """`num_rows` rows as codes float8_e4m3fn `[m, K]` and scales float32 `[ceil(K/128), m]`; rows behind are zero."""
-
-    codes: Tensor
-    scales: Tensor
-    num_rows: int
 
 
 @triton.jit
@@ -66,8 +54,8 @@ def add_product(
     return total
 
 
-def row_operands(x: Tensor | RowCodes) -> tuple[Tensor, Tensor, int, bool]:
-    """Return what a kernel reads of rows, as `weight_operands`: values or codes, scales, their stride, if codes."""
+def row_operands(x: Rows) -> tuple[Tensor, Tensor, int, bool]:
+    """Return what a kernel reads or writes of rows: values or codes, scales, their stride, and whether it is codes."""
     if isinstance(x, RowCodes):
         return x.codes, x.scales, x.scales.shape[1], True
     return x, x, 0, False
