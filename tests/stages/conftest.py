@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-_WITH_TRITON = ["kernels", "compute/fused/test_decoder.py", "compute/fused/test_fp8_decoder.py"]
+_WITH_TRITON = [
+    "kernels",
+    "compute/fused/test_decoder.py",
+    "compute/fused/test_fp8_decoder.py",
+    "compute/fused/test_coded_rows.py",
+]
 collect_ignore = [] if find_spec("triton") else _WITH_TRITON
 
 
