@@ -13,7 +13,7 @@ from broker_pipeline import __version__, redis_keys, subjects
 from broker_pipeline.conductor.peer_watch import PeerWatch
 from broker_pipeline.conductor.surroundings import Surroundings
 from broker_pipeline.messages.workers import WorkerRecord
-from broker_pipeline.scheduling.policies.shares import shares_of
+from broker_pipeline.scheduling.policies.shares import Shares
 from broker_pipeline.security.credentials import own_worker_name
 from broker_pipeline.security.tls_contexts import secrets_tls, with_certificate
 from broker_pipeline.state.redis_client import state_errors
@@ -39,6 +39,7 @@ class Membership:
         """
         common = around.common
         self._around = around
+        self._shares = Shares()
         self._registry = WorkerRegistry(
             around.redis, common.namespace, common.pipeline, ttl_s=around.settings.lease_ttl_s / 2
         )
@@ -63,7 +64,7 @@ class Membership:
         """Say that this conductor is there, and return who else is. Raises `StateError`."""
         await self._registry.renew(with_certificate(self.record, secrets_tls(self._around.common.secrets)))
         records = await self._registry.records()
-        shares = shares_of(records)
+        shares = self._shares.see(records, self._around.clock())
         conductors = [record for record in records if record.role == "conductor"]
         self.peers.meet(conductors)
         present = [record for record in conductors if record.instance not in self.peers.gone]

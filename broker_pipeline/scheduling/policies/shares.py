@@ -8,9 +8,12 @@ shares  a b c d e    conductors  x y      x has a b c    y has d e       as many
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker_pipeline.messages.workers import WorkerRecord
+
+_MISSED_S = 2.0
+"""How long a share is missed before it counts as gone: a worker writes a record again that Redis has lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,19 @@ def part_of(me: str, members: Collection[str], shares: Collection[str], holders:
     return Part(frozenset(held[me][:size]), free, max(0, size - len(held[me])))
 
 
-def shares_of(records: Collection[WorkerRecord]) -> frozenset[str]:
-    """Return the shares that have a stage, or the one without a name, so that somebody says what is missing."""
-    return frozenset(record.share for record in records if record.role == "stage") or frozenset({""})
+@dataclass(slots=True)
+class Shares:
+    """Which there are, as records of workers come and go."""
+
+    _missed_since: dict[str, float | None] = field(default_factory=dict)
+
+    def see(self, records: Collection[WorkerRecord], now: float) -> frozenset[str]:
+        """Return the shares that have a stage, or had one before it was missed, up to `_MISSED_S` seconds ago.
+
+        Without any it is the one without a name, so that somebody says what is missing.
+        """
+        seen = {record.share for record in records if record.role == "stage"}
+        missed = {share: now if since is None else since for share, since in self._missed_since.items()}
+        lasting = {share: since for share, since in missed.items() if now - since < _MISSED_S}
+        self._missed_since = lasting | dict.fromkeys(seen)
+        return frozenset(self._missed_since) or frozenset({""})

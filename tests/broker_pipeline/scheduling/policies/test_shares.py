@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_pipeline.scheduling.policies.shares import Part, part_of, shares_of
+from broker_pipeline.scheduling.policies.shares import Part, Shares, part_of
 from tests.broker_pipeline.scheduling.test_routes import record
 
 NAMES = st.sets(st.sampled_from("abcdefgh"), min_size=1)
@@ -67,6 +67,19 @@ def test_what_one_holds_who_has_died_is_waited_for() -> None:
 
 def test_shares_are_those_of_stages_and_without_any_the_one_without_a_name() -> None:
     stages = [record(instance=share, share=share) for share in ("x", "", "x")]
-    assert shares_of(stages) == {"x", ""}
-    assert shares_of([]) == {""}
-    assert shares_of([record(role="vision", blocks=None)]) == {""}
+    assert Shares().see(stages, 0.0) == {"x", ""}
+    assert Shares().see([], 0.0) == {""}
+    assert Shares().see([record(role="vision", blocks=None)], 0.0) == {""}
+
+
+def test_a_share_lasts_while_its_stages_may_be_writing_records_again_that_redis_lost() -> None:
+    both = [record(instance=share, share=share) for share in ("x", "y")]
+    shares = Shares()
+    assert shares.see(both, 10.0) == {"x", "y"}
+    assert shares.see(both[:1], 60.0) == {"x", "y"}  # Redis was away, and it is missed from now on
+    assert shares.see(both[:1], 61.9) == {"x", "y"}
+    assert shares.see(both, 61.95) == {"x", "y"}
+    assert shares.see([], 70.0) == {"x", "y"}
+    assert shares.see(both[:1], 72.1) == {"x"}
+    assert shares.see([], 80.0) == {"x"}
+    assert shares.see([], 82.1) == {""}
