@@ -60,6 +60,11 @@ class VisionPool:
         """Workers that take requests."""
         return sum(worker.is_usable for worker in self._workers.values())
 
+    @property
+    def away(self) -> list[str]:
+        """Instances that were not heard since the broker was away, and may be at any moment."""
+        return [key for key, worker in self._workers.items() if worker.is_alive and not worker.is_back]
+
     def update(self, record: WorkerRecord) -> None:
         """Use a worker, or note its new state."""
         known = self._workers.setdefault(record.instance, VisionInfo(record, heard_at=self.clock()))

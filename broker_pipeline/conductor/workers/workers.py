@@ -157,7 +157,8 @@ class Workers:
     def note_alive(self, record: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Note a sign of life. It is no answer: a stage that was suspended has to compute something first."""
         self.vision.hear(record, heartbeat)
-        if record.role == "vision" and self.vision.set_alive(record.instance, is_alive=True):
+        if record.role == "vision":
+            self.vision.set_alive(record.instance, is_alive=True)
             self.expect_no_more(record.instance)
 
     def note_silent(self, record: WorkerRecord, error: PipelineError) -> None:
@@ -267,10 +268,12 @@ class Workers:
     def resume(self, error: PipelineError, back_since: float) -> None:
         """Go on after messages may have been lost, until `back_since` by the clock of `vision`.
 
-        Vision workers are asked again, and stages have to answer first.
+        Vision workers are asked again, those that are heard again, and stages have to answer first.
         """
         for worker in self._scheduler.routes.usable:
             self.suspend(worker.key, error)
         self.vision.lose_requests(back_since)
+        for away in self.vision.away:
+            self.expect(away)
         self.is_paused = False
         self._plan_due.set()

@@ -80,8 +80,8 @@ class FakeLink:
         self.broker.loop.call_at(when, self._arrive, self.generation, call, args, context=self.broker.context)
 
     def deliver(self, lane: str, call: Callable[..., object], *args: object) -> None:
-        """Have something happen in this link's process, in the order of a lane, if the connection lasts so long."""
-        if self.process.is_dead or self._leaks():
+        """Have something happen in this link's process, in the order of a lane, if there is a connection for so long."""
+        if not self.is_known or self._leaks():
             return
         self.process.call_at(self._arrival(f"{lane} in"), self._arrive, self.generation, call, args)
 

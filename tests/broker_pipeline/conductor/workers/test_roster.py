@@ -510,6 +510,22 @@ async def test_a_vision_worker_that_fell_silent_is_expected_back_for_a_while(sid
         await side.workers.expected_are_there(has_other)  # whoever is gone for longer is waited for no more
 
 
+async def test_after_an_outage_vision_workers_are_expected_until_they_are_heard(side: RosterSide) -> None:
+    """Who failed on one that is back, which may be sick, may do well on another."""
+    side.join(sick := record("sick", role="vision"), eye := record("eye", role="vision"))
+    has_other = partial(side.workers.vision.has_other, [sick.instance])
+    side.pass_s(0.1)
+    side.roster.on_reconnect()
+    side.pass_s(0.2, sick)
+    assert not has_other()
+    waits = asyncio.ensure_future(side.workers.expected_are_there(has_other))
+    await asyncio.sleep(0)
+    assert not waits.done()
+    side.hear(eye)
+    await waits
+    assert has_other()
+
+
 async def test_a_vision_worker_that_left_is_expected_no_more(side: RosterSide) -> None:
     side.join(eye := record("eye", role="vision"))
     side.pass_s(2.6)
