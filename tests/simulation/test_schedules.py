@@ -41,6 +41,9 @@ def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
     [
         40563,  # a step larger than any before is given no more time than a first one
         250751,  # stages close what they keep by name only
+        376898,  # a share whose stage's record Redis has lost counts for a while
+        472787,  # vision workers that are not back after an outage are expected
+        473531,  # nothing comes for a link without a connection
         1032642,  # a failure is judged when all have answered who are expected (778752 found that)
     ],
 )

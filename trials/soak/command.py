@@ -82,6 +82,12 @@ REQUIRED: Mapping[str, Callable[[], None]] = {
 @option("--concurrency", default=32, type=_POSITIVE, help="Jobs in flight at a time.")
 @option("--device", default="cpu", help="Device of every worker.")
 @option(
+    "--deterministic",
+    is_flag=True,
+    help="Workers and the right answers are computed batch-invariantly on that device, so that every answer has to be "
+    "equal to the byte, also where rounding might choose between two tokens.",
+)
+@option(
     "--recovery",
     type=_POSITIVE,
     metavar="FAULTS",
@@ -175,6 +181,7 @@ def _system(options: dict[str, Any], model: Path, directory: Path) -> LocalSetti
         num_spares=options["spares"],
         has_shares=options["shares"],
         device=options["device"],
+        is_deterministic=options["deterministic"],
         extra_arguments=limits,
     )
 

@@ -81,7 +81,12 @@ class Soak:
         adopt_orphans()
         settings, system = self._settings, self._system
         examination = await set_examination(
-            system.model, system.data_dir / "exam", seed=settings.seed, num_jobs=settings.num_jobs, say=self._say
+            system.model,
+            system.data_dir / "exam",
+            seed=settings.seed,
+            num_jobs=settings.num_jobs,
+            exact_on=system.device if system.is_deterministic else None,
+            say=self._say,
         )
         async with AsyncExitStack() as stack:
             if "shm" in settings.kinds:

@@ -42,6 +42,7 @@ def soak_system(
     num_spares: int = 2,
     has_shares: bool = False,
     device: str = "cpu",
+    is_deterministic: bool = False,
     extra_arguments: Mapping[str, tuple[str, ...]] | None = None,
 ) -> LocalSettings:
     """Return the settings of a model cut into `num_stages`, of which the last `num_spares` have a second worker.
@@ -63,6 +64,7 @@ def soak_system(
         num_threads=1,
         kv_tokens=8192,
         device=device,
+        is_deterministic=is_deterministic or None,
         namespace="soak",
         drain_s=5.0,
         start_timeout_s=120.0,

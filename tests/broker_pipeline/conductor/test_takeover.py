@@ -145,7 +145,7 @@ async def test_redis_restarts_and_everything_goes_on(nats_url: str, own_redis: E
         b = await bench.stage("b", 3, 6)
         await bench.vision()
         bench.conductor(lease_ttl_s=3.0)
-        job_ids = [await bench.submit(max_tokens=60) for _ in range(12)]
+        job_ids = [await bench.submit(max_tokens=200) for _ in range(12)]  # some run yet when Redis has died
         await bench.progress(job_ids, 5)
         own_redis.kill()
         await bench.until(lambda: _waits_for(bench) == "Redis does not take results")

@@ -27,17 +27,26 @@ class Examination:
 
 
 async def set_examination(
-    model: Path, directory: Path, *, seed: int, num_jobs: int, say: Callable[[str], None] = lambda _: None
+    model: Path,
+    directory: Path,
+    *,
+    seed: int,
+    num_jobs: int,
+    exact_on: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Examination:
     """Draw `num_jobs` questions whose answers rounding cannot change, and answer them.
+
+    All are such that are computed batch-invariantly on the device `exact_on`, by whatever answers them later as well.
 
     Raises `ServerStartError` when the answers could not be computed, or too few of them are unambiguous.
     """
     pictures = directory / "pictures"
     write_pictures(pictures, seed)
-    drawn = make_questions(seed, num_jobs + int(num_jobs * _SPARE_SHARE) + _NUM_SPARES)
+    num_spare = 0 if exact_on else int(num_jobs * _SPARE_SHARE) + _NUM_SPARES
+    drawn = make_questions(seed, num_jobs + num_spare)
     say(f"computing the right answers of {len(drawn)} questions in one process")
-    answers = await _compute(model, drawn, pictures, directory, say)
+    answers = await _compute(model, drawn, pictures, directory, exact_on, say)
     unambiguous = [(question, answer) for question, answer in zip(drawn, answers, strict=True) if answer.is_unambiguous]
     say(f"{len(unambiguous)} answers do not depend on rounding; taking {num_jobs}")
     if len(unambiguous) < num_jobs:
@@ -52,10 +61,15 @@ async def set_examination(
 
 
 async def _compute(
-    model: Path, questions: list[Question], pictures: Path, directory: Path, say: Callable[[str], None]
+    model: Path,
+    questions: list[Question],
+    pictures: Path,
+    directory: Path,
+    exact_on: str | None,
+    say: Callable[[str], None],
 ) -> list[ExpectedAnswer]:
     asked, answered = directory / "questions.json", directory / "answers.json"
     asked.write_bytes(msgspec.json.encode(questions))
-    arguments = ["-m", _PROGRAM, str(model), str(asked), str(pictures), str(answered)]
+    arguments = ["-m", _PROGRAM, *map(str, (model, asked, pictures, answered)), *([exact_on] if exact_on else [])]
     await run_python("reference", arguments, log_path=directory / "reference.log", tell=say)
     return msgspec.json.decode(answered.read_bytes(), type=list[ExpectedAnswer])

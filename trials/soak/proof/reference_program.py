@@ -1,11 +1,12 @@
 """The right answers to questions, computed in one process without broker, batch mates, chunks or faults.
 
-    python -m trials.soak.proof.reference_program ARTIFACT QUESTIONS.json PICTURES/ ANSWERS.json
+    python -m trials.soak.proof.reference_program ARTIFACT QUESTIONS.json PICTURES/ ANSWERS.json [DEVICE]
 
 `broker-pipeline soak` runs this as a process of its own and compares what came through the pipeline with it.
 
 Where two tokens are so close that rounding chooses between them, both are right; such an answer proves nothing and is
-marked as not unambiguous (see `tolerance`).
+marked as not unambiguous (see `tolerance`). With DEVICE it is computed there, batch-invariantly as by the workers that
+it is held against: then every answer has one right spelling.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from stages.compute.decoder import Computed, Decoder
 from stages.compute.generate import Request, WholeModel
 from stages.compute.loading import load_stage, load_vision, stage_tensor_names, vision_tensor_names
 from stages.compute.microbatch import Microbatch
+from stages.compute.options import ComputeOptions
 from stages.compute.sampling.sampler import SessionSampler
 from stages.compute.visual_injection import VisualInjection
 from stages.prompt.preprocess import Patches
@@ -78,19 +80,21 @@ class WatchedDecoder:
 class ReferenceModel:
     """The whole model in this process."""
 
-    def __init__(self, directory: Path) -> None:
-        """Load the artifact in `directory`."""
+    def __init__(self, directory: Path, options: ComputeOptions | None = None) -> None:
+        """Load the artifact in `directory`; if `options` say deterministic, rounding changes no answer."""
         artifact = Artifact.open(directory)
+        self._is_exact = options is not None and bool(options.is_deterministic)
         self._facts: ModelFacts = read_model_facts(directory)
         self._prompts = Prompts(artifact)
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         num_layers = artifact.config.text.num_layers
         text = artifact.load(stage_tensor_names(artifact.config, 0, num_layers))
         whole = BlockRange(start=0, stop=num_layers)
-        self._stage = load_stage(artifact.config, whole, text, kv_capacity_tokens=_KV_TOKENS)
+        self._stage = load_stage(artifact.config, whole, text, kv_capacity_tokens=_KV_TOKENS, options=options)
         self._decoder = WatchedDecoder(self._stage.decoder)
         self._stage.decoder = self._decoder
-        self._tower: VisionTower = load_vision(artifact.config, artifact.load(vision_tensor_names(artifact.config)))
+        vision = artifact.load(vision_tensor_names(artifact.config))
+        self._tower: VisionTower = load_vision(artifact.config, vision, options)
         self._seen: dict[Path, tuple[Patches, TowerOutput]] = {}
 
     def answers(self, questions: Sequence[Question], pictures: Path) -> Iterator[ExpectedAnswer]:
@@ -144,6 +148,8 @@ class ReferenceModel:
         return self._tokenizer.decode(answer, skip_special_tokens=True).lstrip("\n")
 
     def _is_certain(self, request: Request, before: Sequence[int], token: SampledToken) -> bool:
+        if self._is_exact:
+            return True
         logits = self._decoder.seen[(request.session, token.position)]
         sampler = SessionSampler(request.sampling, (*request.token_ids, *before), len(request.token_ids))
         return is_unambiguous(logits, sampler, token.position, TOLERANCES[self._decoder.dtype])
@@ -151,11 +157,12 @@ class ReferenceModel:
 
 def main(arguments: Sequence[str]) -> None:
     """Read questions, write answers; says how far it is, one line per step."""
-    artifact, questions_path, pictures, answers_path = map(Path, arguments)
+    artifact, questions_path, pictures, answers_path = map(Path, arguments[:4])
+    options = ComputeOptions(arguments[4], is_deterministic=True) if arguments[4:] else None
     torch.set_num_threads(1)
     questions = msgspec.json.decode(questions_path.read_bytes(), type=list[Question])
     answers = []
-    for answer in ReferenceModel(artifact).answers(questions, pictures):
+    for answer in ReferenceModel(artifact, options).answers(questions, pictures):
         answers.append(answer)
         if len(answers) % _NUM_TOGETHER == 0 or len(answers) == len(questions):
             sys.stdout.write(f"{len(answers)} of {len(questions)} answers\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.compute.options import ComputeOptions
 from tests.kit.models.tiny_artifacts import tiny_artifact
 from trials.soak.proof.questions import make_questions, write_pictures
 from trials.soak.proof.reference_program import ReferenceModel
@@ -41,3 +42,11 @@ def test_unambiguous_answers_stand_against_small_errors_and_others_may_not(pictu
     answers = list(ReferenceModel(tiny_artifact()).answers(questions, pictures))
     assert sum(answer.is_unambiguous for answer in answers) >= 36
     assert not all(answer.is_unambiguous for answer in answers)
+
+
+def test_computed_batch_invariantly_every_answer_is_unambiguous(pictures: Path) -> None:
+    questions, options = make_questions(2, 48), ComputeOptions(is_deterministic=True)
+    exact = list(ReferenceModel(tiny_artifact(), options).answers(questions, pictures))
+    assert all(answer.is_unambiguous for answer in exact)
+    for ours, theirs in zip(ReferenceModel(tiny_artifact()).answers(questions, pictures), exact, strict=True):
+        assert not ours.is_unambiguous or ours == theirs
