@@ -13,6 +13,8 @@ from gateway.settings import Limits
 
 FRESH_S = 5.0
 """For so long it is not asked again who is there: as long as a worker's record outlives the worker."""
+ABSENT_S = 0.5
+"""For so long where no conductor is: it may not be found only because Redis has just lost the records of workers."""
 
 
 class CurrentLimits:
@@ -26,14 +28,15 @@ class CurrentLimits:
         self.own = self._current = own
         self._registry = registry
         self._clock = clock
-        self._read_at = float("-inf")
+        self._ask_at = float("-inf")
 
     async def get(self) -> Limits:
-        """Return the limits, no older than `FRESH_S`. Raises `StateError`."""
+        """Return the limits, no older than `FRESH_S`, or `ABSENT_S`. Raises `StateError`."""
         now = self._clock()
-        if now - self._read_at >= FRESH_S:
-            self._read_at = now  # whoever comes meanwhile does not ask too
+        if now >= self._ask_at:
+            self._ask_at = now + FRESH_S  # whoever comes meanwhile does not ask too
             workers, conductor = await self._registry.workers(), await self._registry.conductor_status()
+            self._ask_at = now + (FRESH_S if conductor else ABSENT_S)
             announced = [worker.pictures for worker in workers if worker.state == "ready" and worker.pictures]
             pictures = strictest([self.own.pictures, *announced])
             shown = conductor.limits if conductor else None

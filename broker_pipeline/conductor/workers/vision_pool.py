@@ -63,7 +63,7 @@ class VisionPool:
     @property
     def away(self) -> list[str]:
         """Instances that were not heard since the broker was away, and may be at any moment."""
-        return [key for key, worker in self._workers.items() if worker.is_alive and not worker.is_back]
+        return [key for key, worker in self._workers.items() if not worker.is_back and worker.record.state == "ready"]
 
     def update(self, record: WorkerRecord) -> None:
         """Use a worker, or note its new state."""

@@ -67,7 +67,7 @@ class Workers:
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
         """Until when anybody waits for workers that have yet to answer their first handshake, for those that were just
-        suspended or fell silent, and for whoever may not be in the registry yet."""
+        suspended or fell silent, or were not heard since an outage, and for whoever may not be in the registry yet."""
 
     @property
     def suspended(self) -> tuple[StageInfo, ...]:
@@ -273,7 +273,8 @@ class Workers:
         for worker in self._scheduler.routes.usable:
             self.suspend(worker.key, error)
         self.vision.lose_requests(back_since)
-        for away in self.vision.away:
+        asked = [stage.key for stage in self.suspended if self.health.may_try(stage.key)]
+        for away in (*asked, *self.vision.away):  # those as well that fell silent before it was seen
             self.expect(away)
         self.is_paused = False
         self._plan_due.set()

@@ -14,6 +14,8 @@ from broker_pipeline.messages.workers import WorkerRecord
 
 _MISSED_S = 2.0
 """How long a share is missed before it counts as gone: a worker writes a record again that Redis has lost."""
+_AWAY_S = 1.0
+"""When nobody looked for so long, Redis was away, and a worker could not have written its record again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Shares:
     """Which there are, as records of workers come and go."""
 
     _missed_since: dict[str, float | None] = field(default_factory=dict)
+    """Of each share that counts; None of those that have a stage."""
+    _looked_at: float = field(default=0.0)
 
     def see(self, records: Collection[WorkerRecord], now: float) -> frozenset[str]:
         """Return the shares that have a stage, or had one before it was missed, up to `_MISSED_S` seconds ago.
@@ -52,7 +56,8 @@ class Shares:
         Without any it is the one without a name, so that somebody says what is missing.
         """
         seen = {record.share for record in records if record.role == "stage"}
-        missed = {share: now if since is None else since for share, since in self._missed_since.items()}
+        was_away, self._looked_at = now - self._looked_at > _AWAY_S, now
+        missed = {share: now if since is None or was_away else since for share, since in self._missed_since.items()}
         lasting = {share: since for share, since in missed.items() if now - since < _MISSED_S}
         self._missed_since = lasting | dict.fromkeys(seen)
         return frozenset(self._missed_since) or frozenset({""})

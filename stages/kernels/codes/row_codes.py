@@ -22,7 +22,10 @@ _ROWS_MULTIPLE = 4  # what the library's product wants
 
 @dataclass(frozen=True, slots=True)
 class RowCodes:
-    """`num_rows` rows as codes float8_e4m3fn `[m, K]` and scales float32 `[ceil(K/128), m]`; rows behind are zero."""
+    """`num_rows` rows as codes float8_e4m3fn `[m, K]` and scales float32 `[ceil(K/128), m]`.
+
+    Rows behind are zero once the rows are written.
+    """
 
     codes: Tensor
     scales: Tensor

@@ -8,18 +8,19 @@ import aiohttp
 import msgspec
 import pytest
 
-from broker_pipeline import subjects
+from broker_pipeline import redis_keys, subjects
 from broker_pipeline.errors import StateError
-from broker_pipeline.messages.status import SessionLimits
+from broker_pipeline.messages.status import ConductorStatus, SessionLimits
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule
 from broker_pipeline.state.redis_client import RedisClient, open_redis
 from broker_pipeline.state.registry import WorkerRegistry
 from broker_pipeline.tools.local.servers import EmbeddedRedis
-from gateway.intake.current_limits import FRESH_S, CurrentLimits
+from gateway.intake.current_limits import ABSENT_S, FRESH_S, CurrentLimits
 from gateway.settings import Limits
 from tests.broker_pipeline.pictures.test_header import png_claiming
 from tests.gateway.api.test_status_and_health import conductor_status, show
+from tests.kit.acting.conductor import NOTHING_RUNS
 
 OWN = Limits(max_images=3, pictures=PictureRule(max_pixels=10_000))
 
@@ -59,9 +60,15 @@ async def test_who_is_there_is_asked_now_and_then(redis: RedisClient, namespace:
     registry, clock = WorkerRegistry(redis, namespace, "main"), Clock()
     limits = CurrentLimits(OWN, registry, clock)
     assert await limits.get() == OWN
+    status = ConductorStatus(**NOTHING_RUNS, model="some", fingerprint="f" * 64)
+    await redis.set(redis_keys.status(namespace, "main"), msgspec.json.encode(status))
+    clock.now += ABSENT_S - 0.1
+    assert (await limits.get()).model is None
+    clock.now += 0.1
+    assert (await limits.get()).model == "some", "a conductor that was not found is looked for again soon"
     await registry.register(vision(namespace, "v0", PictureRule(max_pixels=400)))
     clock.now += FRESH_S - 0.1
-    assert await limits.get() == OWN
+    assert (await limits.get()).pictures == OWN.pictures
     clock.now += 0.1
     assert (await limits.get()).pictures.max_pixels == 400
 

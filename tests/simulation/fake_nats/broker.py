@@ -61,8 +61,7 @@ class FakeBroker:
     def call_pullers(self, subject: str) -> None:
         """Tell whoever waits for a job that there is one."""
         for take, link in self.callers.items():
-            if link.is_known:
-                link.deliver("small", take, FakeMsg(subject, b"", {}, None, None, 0))
+            link.deliver("small", take, FakeMsg(subject, b"", {}, None, None, 0))
 
     def kill(self) -> None:
         self.is_up = False

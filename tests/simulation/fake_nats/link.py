@@ -80,7 +80,7 @@ class FakeLink:
         self.broker.loop.call_at(when, self._arrive, self.generation, call, args, context=self.broker.context)
 
     def deliver(self, lane: str, call: Callable[..., object], *args: object) -> None:
-        """Have something happen in this link's process, in the order of a lane, while there is a connection."""
+        """Have something happen in this link's process, in the order of a lane, if there is a connection, and lasts."""
         if not self.is_known or self._leaks():
             return
         self.process.call_at(self._arrival(f"{lane} in"), self._arrive, self.generation, call, args)

@@ -40,7 +40,7 @@ def same(found: RowCodes, want: RowCodes) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [72, 128, 300, 4096])
+@pytest.mark.parametrize("width", [72, 128, 300, 2560, 4096, 5120])
 @pytest.mark.parametrize(("n", "num_padded"), NUM_ROWS)
 def test_codes_of_normed_rows(device, dtype, width, n, num_padded) -> None:
     x, weight = (drawn(*shape, device=device, dtype=dtype) for shape in ((n, width), (width,)))
@@ -52,7 +52,7 @@ def test_codes_of_normed_rows(device, dtype, width, n, num_padded) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [(), (3,)])
-@pytest.mark.parametrize(("n", "width"), [(7, 300), (6, 2560), (9, 4096)])
+@pytest.mark.parametrize(("n", "width"), [(7, 300), (6, 2560), (9, 4096), (5, 5120)])
 def test_codes_of_normed_sums(device, dtype, parts, n, width) -> None:
     x, weight = (drawn(*shape, device=device, dtype=dtype) for shape in ((n, width), (width,)))
     delta = drawn(n, *parts, width, device=device, dtype=dtype, seed=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Literal
 
 import msgspec
 import pytest
@@ -524,6 +525,23 @@ async def test_after_an_outage_vision_workers_are_expected_until_they_are_heard(
     side.hear(eye)
     await waits
     assert has_other()
+
+
+@pytest.mark.parametrize("role", ["vision", "stage"])
+async def test_after_an_outage_that_was_seen_late_those_who_fell_silent_are_expected(
+    side: RosterSide, role: Literal["vision", "stage"]
+) -> None:
+    side.join(sick := record("sick", role=role), record("other", role=role))
+    side.pass_s(3.6)  # the connection is lost, and not yet given up
+    side.is_connected = False
+    side.pass_s(2.0)
+    side.is_connected = True
+    side.roster.on_reconnect()
+    side.pass_s(0.2, sick)
+    waits = asyncio.ensure_future(side.workers.expected_are_there())
+    await asyncio.sleep(0)
+    assert not waits.done()
+    waits.cancel()
 
 
 async def test_a_vision_worker_that_left_is_expected_no_more(side: RosterSide) -> None:

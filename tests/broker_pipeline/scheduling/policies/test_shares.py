@@ -77,9 +77,12 @@ def test_a_share_lasts_while_its_stages_may_be_writing_records_again_that_redis_
     shares = Shares()
     assert shares.see(both, 10.0) == {"x", "y"}
     assert shares.see(both[:1], 60.0) == {"x", "y"}  # Redis was away, and it is missed from now on
+    assert shares.see(both[:1], 61.0) == {"x", "y"}
     assert shares.see(both[:1], 61.9) == {"x", "y"}
-    assert shares.see(both, 61.95) == {"x", "y"}
-    assert shares.see([], 70.0) == {"x", "y"}
-    assert shares.see(both[:1], 72.1) == {"x"}
-    assert shares.see([], 80.0) == {"x"}
-    assert shares.see([], 82.1) == {""}
+    assert shares.see(both[:1], 63.0) == {"x", "y"}, "Redis was away again"
+    assert shares.see(both[:1], 64.0) == {"x", "y"}
+    assert shares.see(both[:1], 64.9) == {"x", "y"}
+    assert shares.see(both[:1], 65.1) == {"x"}
+    for passed_s in (1.0, 1.9, 2.8):
+        assert shares.see([], 65.1 + passed_s) == {"x"}
+    assert shares.see([], 68.2) == {""}
