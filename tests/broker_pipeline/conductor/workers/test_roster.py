@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -80,6 +81,14 @@ def side() -> RosterSide:
 A, B = record("a", 0, 3), record("b", 3, 6)
 
 
+async def begun_waiting(side: RosterSide, is_enough: Callable[[], bool] = lambda: False) -> asyncio.Future[None]:
+    """Return a wait for those who are expected, which there are."""
+    waits = asyncio.ensure_future(side.workers.expected_are_there(is_enough))
+    await asyncio.sleep(0)
+    assert not waits.done()
+    return waits
+
+
 # --- who is there ---------------------------------------------------------------------------------------------------
 
 
@@ -147,9 +156,7 @@ async def test_whoever_the_registry_may_have_lost_is_expected_at_first() -> None
     """A Redis that lost power has no record of a worker until that renews it: who failed elsewhere waits for it."""
     side = RosterSide(is_new=True)
     side.join(A, B)
-    waits = asyncio.ensure_future(side.workers.expected_are_there(lambda: side.workers.has_route_without(["b-1"])))
-    await asyncio.sleep(0)
-    assert not waits.done()
+    waits = await begun_waiting(side, lambda: side.workers.has_route_without(["b-1"]))
     side.join(A, B, record("c", 3, 6))
     async with asyncio.timeout(1.0):
         await waits
@@ -480,9 +487,7 @@ async def test_a_stage_that_fell_silent_is_expected_back_for_a_while(side: Roste
     side.join(A, B, c := record("c", 3, 6))
     side.pass_s(2.6, A, B)
     assert side.states()["c"] == "suspended"
-    waits = asyncio.ensure_future(side.workers.expected_are_there())
-    await asyncio.sleep(0)
-    assert not waits.done()
+    waits = await begun_waiting(side)
     side.hear(c)
     side.watch()
     side.take(*side.plan())
@@ -498,9 +503,7 @@ async def test_a_vision_worker_that_fell_silent_is_expected_back_for_a_while(sid
     side.join(sick := record("sick", role="vision"), eye := record("eye", role="vision"))
     has_other = partial(side.workers.vision.has_other, [sick.instance])
     side.pass_s(2.6, sick)
-    waits = asyncio.ensure_future(side.workers.expected_are_there(has_other))
-    await asyncio.sleep(0)
-    assert not waits.done()
+    waits = await begun_waiting(side, has_other)
     side.hear(eye)
     await waits
     assert has_other()
@@ -519,9 +522,7 @@ async def test_after_an_outage_vision_workers_are_expected_until_they_are_heard(
     side.roster.on_reconnect()
     side.pass_s(0.2, sick)
     assert not has_other()
-    waits = asyncio.ensure_future(side.workers.expected_are_there(has_other))
-    await asyncio.sleep(0)
-    assert not waits.done()
+    waits = await begun_waiting(side, has_other)
     side.hear(eye)
     await waits
     assert has_other()
@@ -538,9 +539,7 @@ async def test_after_an_outage_that_was_seen_late_those_who_fell_silent_are_expe
     side.is_connected = True
     side.roster.on_reconnect()
     side.pass_s(0.2, sick)
-    waits = asyncio.ensure_future(side.workers.expected_are_there())
-    await asyncio.sleep(0)
-    assert not waits.done()
+    waits = await begun_waiting(side)
     waits.cancel()
 
 
