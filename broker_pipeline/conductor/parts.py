@@ -58,7 +58,13 @@ class Parts:
         self._plan_due = asyncio.Event()
         self.scheduler = Scheduler(around.model.facts.num_layers, settings.scheduler_limits)
         self.generations = Generations(self.scheduler, self._plan_due, around.clock)
-        self.workers = Workers(self.scheduler, self.generations, self._plan_due, around.clock)
+        self.workers = Workers(
+            self.scheduler,
+            self.generations,
+            self._plan_due,
+            around.clock,
+            expected_s=settings.roster_times.expected_s,
+        )
         self.live = LiveJobs()
         self.stores = Stores.open(transport, redis, namespace, watchers)
         self.committer = Committer(self.stores.jobs, self.stores.events, self.generations.refuse, around.clock)

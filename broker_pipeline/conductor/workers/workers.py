@@ -35,10 +35,6 @@ from broker_pipeline.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger()
 
-_EXPECTED_S = 2.0
-"""How long one is waited for that is to come, or to come back: a handshake's time, that of two or three probes, or that
-until a worker has written a record again which Redis had lost, and the registry is looked at."""
-
 
 class Workers:
     """Stages through the scheduler, vision workers through their pool."""
@@ -49,8 +45,13 @@ class Workers:
         generations: Generations,
         plan_due: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        expected_s: float,
     ) -> None:
-        """Set `plan_due` whenever there may be something else to send."""
+        """Set `plan_due` whenever there may be something else to send.
+
+        A worker that is to come, or to come back, is waited for up to `expected_s`.
+        """
         self.changed = BroadcastEvent()
         """Fires when workers come or go."""
         self.health = WorkerHealth(clock=clock)
@@ -64,6 +65,7 @@ class Workers:
         self._generations = generations
         self._plan_due = plan_due
         self._clock = clock
+        self._expected_s = expected_s
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
         """Until when anybody waits for workers that have yet to answer their first handshake, for those that were just
@@ -109,7 +111,7 @@ class Workers:
         """Note that a worker may soon be there, or be there again."""
         now = self._clock()
         self._expected = {each: until for each, until in self._expected.items() if until > now}
-        self._expected[instance] = now + _EXPECTED_S
+        self._expected[instance] = now + self._expected_s
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""
@@ -119,10 +121,10 @@ class Workers:
     async def expected_are_there(self, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait until whoever is expected is there, is not, or has had its time, unless who is there `is_enough`.
 
-        It takes `_EXPECTED_S` at most, whoever is expected meanwhile: others on the same route may go as one comes.
+        It takes `expected_s` at most, whoever is expected meanwhile: others on the same route may go as one comes.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(_EXPECTED_S):
+            async with asyncio.timeout(self._expected_s):
                 while not is_enough() and any(until > self._clock() for until in self._expected.values()):
                     await self.changed.wait()
 
