@@ -23,7 +23,7 @@ _TEMPLATE_TOKENS = 64
 
 
 class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One round: every picture once, each with so many output tokens, greedy, whatever the end-of-sequence token says.
+    """One round: every picture once, each with so many output tokens, whatever the end-of-sequence token says.
 
     `num_in_flight` sessions at a time; the next begins when one has ended.
     """
@@ -35,6 +35,8 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     picture_side: int
     num_output_tokens: int
     num_in_flight: int
+    is_sampled: bool = False
+    """As Qwen3-VL's Instruct models recommend, instead of greedily."""
 
     @property
     def questions(self) -> tuple[tuple[str, str], ...]:
@@ -49,7 +51,8 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def sampling(self) -> SamplingParams:
         """The sampling of every session."""
-        return SamplingParams(max_tokens=self.num_output_tokens, temperature=0.0, ignore_eos=True)
+        greedy = SamplingParams(max_tokens=self.num_output_tokens, temperature=0.0, ignore_eos=True)
+        return msgspec.structs.replace(greedy, temperature=0.7, top_p=0.8, top_k=20) if self.is_sampled else greedy
 
     @property
     def num_tokens(self) -> int:
@@ -95,6 +98,7 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Captions of each picture, with prompts that differ at the end."""
     questions_apart: bool = False
     """Whether each question is asked about all pictures before the next one is."""
+    is_sampled: bool = False
 
     def draw(self, directory: Path) -> Rounds:
         """Write the pictures of every round into `directory`."""
@@ -115,6 +119,7 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
             picture_side=self.picture_side,
             num_output_tokens=self.num_output_tokens,
             num_in_flight=self.num_in_flight,
+            is_sampled=self.is_sampled,
         )
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from stages.compute.sampling.adjustments import MASKED, NUM_TABLES, AdjustmentTables, adjust_logit_rows
-from stages.compute.sampling.candidates import DrawSettings
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling.logprobs import logprob_report
 from stages.compute.sampling.plan import (
@@ -27,6 +26,7 @@ from stages.compute.sampling.plan import (
     places_of,
     plan_logit_rows,
     reported_logit_rows,
+    take_rows,
 )
 from stages.compute.sampling.transfer import Numbers, fetch, send
 
@@ -84,12 +84,12 @@ def _run(
     """Tokens int64 `[n]` of `logits` `[n, V]`, `greedy` where nothing is drawn; and the reports."""
     chosen = greedy
     for drawing in plan.draws:
-        settings = DrawSettings.of_table(next(sent))
-        chosen = chosen.index_copy(0, settings.logit_rows, drawing.draw(_take(logits, settings.logit_rows), settings))
+        table = next(sent)
+        chosen = chosen.index_copy(0, table[0].long(), drawing.draw(logits, table))
     reports = []
     for _ in plan.reports:
         places = next(sent).long()
-        reports.append(logprob_report(_take(logits, places), chosen.index_select(0, places), num_top))
+        reports.append(logprob_report(take_rows(logits, places), chosen.index_select(0, places), num_top))
     return chosen, reports
 
 
@@ -105,11 +105,6 @@ def _run_adjusted(
     best = scores.gather(1, scan.greedy.clamp(min=0)[:, None])[:, 0]
     chosen = torch.where(best <= MASKED, NOTHING_LEFT, _marked(chosen, scan))
     return tokens.index_copy(0, places, chosen), reports
-
-
-def _take(logits: Tensor, places: Tensor) -> Tensor:
-    """Return the logit rows at `places`; all of them without a copy, since places only rise."""
-    return logits if len(places) == len(logits) else logits.index_select(0, places)
 
 
 def _marked(tokens: Tensor, scan: LogitScan) -> Tensor:

@@ -1,6 +1,6 @@
 """Which logit rows of a batch are drawn and reported together: decided on the host.
 
-    0 < top_k <= 256    drawn from the best top_k + 64 tokens
+    0 < top_k <= 256    drawn from the best top_k + 64 tokens; on a GPU by a few kernels where no top_k is above 64
     others that draw    drawn from all tokens
     log-probabilities   reported after the draws
 
@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from torch import Tensor
 
 from broker_pipeline.messages.sampling import SamplingSettings
+from broker_pipeline.process.compiler import has_compiler
 from stages.compute.sampling.adjustments import Adjustment
-from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best
+from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best, unit_of
 from stages.compute.sampling.transfer import Numbers
 from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
 
@@ -60,9 +62,17 @@ class DrawPlan:
     width: int | None
     cuts: Cuts
 
-    def draw(self, logits: Tensor, settings: DrawSettings) -> Tensor:
-        """Draw tokens int64 `[n]` from these `logits`, `[n, V]`."""
+    def draw(self, logits: Tensor, table: Tensor) -> Tensor:
+        """Draw tokens int64 `[n]` for those rows of `logits` `[r, V]` that the table names; it is on their device."""
         vocab = logits.shape[1]
+        if self.width is not None and logits.is_cuda and _has_kernels():
+            # Triton is only where CUDA is
+            from stages.kernels.top_k_draw import MOST_RANKED, draw_top_k  # noqa: PLC0415
+
+            if self.width <= MOST_RANKED:
+                return draw_top_k(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
+        settings = DrawSettings.of_table(table)
+        logits = take_rows(logits, settings.logit_rows)
         if self.width is None and vocab > MAX_SORTED_VOCAB:
             return draw_whole(logits, settings, self.cuts)
         return draw(self.rank(logits), settings, vocab)
@@ -99,6 +109,16 @@ def plan_logit_rows(requests: Sequence[LogitRowRequest], vocab: int, sizes: Grou
 def reported_logit_rows(requests: Sequence[LogitRowRequest]) -> list[LogitRowRequest]:
     """Return those of `requests` that want log-probabilities."""
     return [request for request in requests if request.settings.logprobs is not None]
+
+
+def take_rows(logits: Tensor, places: Tensor) -> Tensor:
+    """Return the logit rows at `places`; all of them without a copy, since places only rise."""
+    return logits if len(places) == len(logits) else logits.index_select(0, places)
+
+
+@cache
+def _has_kernels() -> bool:
+    return has_compiler()
 
 
 def _is_ranked(settings: SamplingSettings) -> bool:

@@ -67,6 +67,13 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     "others begin with what is kept of them, where --kv-tokens leave room for it.",
 )
 @click.option(
+    "--sample/--greedy",
+    "is_sampled",
+    default=False,
+    show_default=True,
+    help="Sample as Qwen3-VL Instruct recommends (temperature 0.7, top-p 0.8, top-k 20); needs --no-in-process.",
+)
+@click.option(
     "--max-sessions", type=POSITIVE, help="Most sessions in flight at the conductor.  [default: --concurrency]"
 )
 @click.option(
@@ -186,6 +193,8 @@ def _check_model(options: dict[str, Any], model: Path | None) -> None:
 def _settings(options: dict[str, Any]) -> PipelineSettings:
     if options["num_questions"] > 1 and options["with_in_process"]:
         raise ConfigurationError("one process computes every prompt; give --no-in-process as well", field="questions")
+    if options["is_sampled"] and options["with_in_process"]:
+        raise ConfigurationError("one process decodes greedily; give --no-in-process as well", field="sample")
     num_sessions = options.pop("max_sessions") or options["num_in_flight"]
     extra, profile = _extra_arguments(options.pop("extra")), options.pop("profile")
     extra["conductor"] = ("--max-sessions", str(num_sessions), *extra.get("conductor", ()))

@@ -73,6 +73,17 @@ def test_on_a_processor_stages_are_of_equal_size(model: Path, tmp_path: Path) ->
     assert system.name == "whole system, 2 stages"
 
 
+def test_work_is_greedy_unless_it_is_sampled(tmp_path: Path) -> None:
+    greedy, sampled = (
+        settings(num_pictures=1, picture_side=32, is_sampled=is_sampled).draw(tmp_path).timed[0].sampling
+        for is_sampled in (False, True)
+    )
+    assert (greedy.temperature, greedy.top_k) == (0.0, None)
+    assert (sampled.temperature, sampled.top_p, sampled.top_k) == (0.7, 0.8, 20)
+    assert greedy.max_tokens == sampled.max_tokens
+    assert sampled.ignore_eos
+
+
 @pytest.mark.parametrize(("apart", "order"), [(False, [0, 0, 1, 1]), (True, [0, 1, 0, 1])])
 def test_questions_about_a_picture_come_together_or_apart(tmp_path: Path, apart: bool, order: list[int]) -> None:
     asked = settings(num_pictures=4, picture_side=32, num_questions=2, questions_apart=apart).draw(tmp_path).timed[0]
