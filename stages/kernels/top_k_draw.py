@@ -45,7 +45,7 @@ def _store_best(keys, values, out_ptr, WIDTH: tl.constexpr, NO_VALUE: tl.constex
     tl.store(out_ptr + slots, tl.full((WIDTH,), NO_VALUE, values.dtype), mask=slots >= tl.sum(is_best.to(tl.int32)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr"])
 def _group_keys_kernel(
     logits_ptr, rows_ptr, keys_ptr, VOCAB: tl.constexpr, NUM_GROUPS: tl.constexpr, GROUPS: tl.constexpr
 ):
@@ -65,7 +65,7 @@ def _best_groups_kernel(keys_ptr, best_ptr, NUM_GROUPS: tl.constexpr, BLOCK: tl.
     _store_best(keys, groups, best_ptr + row * WIDTH, WIDTH, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr"])
 def _best_members_kernel(logits_ptr, rows_ptr, groups_ptr, best_ptr, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
     at = tl.program_id(0).to(tl.int64)
     logits_ptr += tl.load(rows_ptr + at).to(tl.int64) * VOCAB
@@ -77,7 +77,7 @@ def _best_members_kernel(logits_ptr, rows_ptr, groups_ptr, best_ptr, VOCAB: tl.c
     _store_best(keys, keys, best_ptr + at * WIDTH, WIDTH, _NOBODY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_ptr", "num_rows"])
 def _draw_kernel(
     best_ptr, table_ptr, tokens_ptr, num_rows, UNIT: tl.constexpr, SPARE: tl.constexpr, VOCAB: tl.constexpr,
     WIDTH: tl.constexpr,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.activation import Segment
+from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from stages.compute.checked_tensors import CheckedTensors
 from stages.compute.fused.attention import FastKernels, InvariantKernels
@@ -35,6 +36,7 @@ from stages.compute.kv.cache import KVCache
 from stages.compute.kv.capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, require_room
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
+from stages.compute.sampling.sampler import SessionSampler, launch_sampling
 from stages.device.hardware import require_compiler
 from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.experts.routing import choose_experts
@@ -45,6 +47,10 @@ _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes la
 _SAMPLED_BYTES = 8  # for each logit of a token that is sampled with filters
 _SAMPLING_BYTES = 200 * 2**20  # for groups of tokens that are sampled without
 _WARM_UP = "warm-up"
+_DRAWS = (
+    SamplingSettings(temperature=1.0, top_k=1),
+    SamplingSettings(temperature=1.0, top_k=1, logit_bias={0: 0.0}),  # in fp32
+)
 _STRIDE = 128
 
 
@@ -123,7 +129,7 @@ def _build(
 
 
 def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: int, *, is_first: bool) -> None:
-    """Launch a chunk and, where there is room, a decode token: builds every kernel that graphs do not have.
+    """Launch a chunk and, where there is room, a decode token, and draw: builds every kernel that graphs do not have.
 
     Such a microbatch may come at any time, with more chunks than a graph takes, and needs memory alongside theirs.
     """
@@ -136,7 +142,10 @@ def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: i
     hidden = torch.zeros(num_tokens, text.hidden_size, dtype=decoder.dtype)
     inputs = {"token_ids": ids} if is_first else {"hidden": hidden}
     batch = Microbatch(tuple(segments), positions, **inputs)
-    decoder.launch(batch, None, range(len(segments)))
+    computed = decoder.launch(batch, None, range(len(segments)))
+    if computed.logits is not None and computed.scan is not None:
+        samplers = [SessionSampler(settings) for settings in _DRAWS[: len(segments)]]
+        launch_sampling(computed.logits, samplers, [0] * len(samplers), computed.scan)
     torch.cuda.synchronize(decoder.device)
     for number in range(len(counts)):
         kv.release((_WARM_UP, number))
