@@ -63,7 +63,7 @@ class Parts:
             self.generations,
             self._plan_due,
             around.clock,
-            expected_s=settings.roster_times.expected_s,
+            longest_silence_s=settings.roster_times.longest_silence_s,
         )
         self.live = LiveJobs()
         self.stores = Stores.open(transport, redis, namespace, watchers)

@@ -7,7 +7,7 @@ other and runs on every device; `fused.decoder` captures whole steps over the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -36,7 +36,7 @@ class Computed:
         """Return only some rows of the logits, int64 `[r]`."""
         assert self.logits is not None, "there are logits to choose from"
         assert self.scan is not None, "logits come with their scan"
-        return Computed(logits=self.logits[index], scan=LogitScan(self.scan.greedy[index]))
+        return Computed(logits=self.logits[index], scan=replace(self.scan, greedy=self.scan.greedy[index]))
 
 
 class Decoder(Protocol):

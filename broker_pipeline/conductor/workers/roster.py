@@ -54,14 +54,9 @@ class RosterTimes:
     """How long after a reconnect others get to reconnect as well."""
 
     @property
-    def expected_s(self) -> float:
-        """How long a worker is waited for that is to come, or to come back.
-
-        That is a handshake's time, that of two or three probes, or until a record that Redis had lost is written again
-        and the registry is looked at; and longer than the longest silence: after an outage a worker is waited for, or
-        is known as silent.
-        """
-        return max(self.hello_timeout_s, self.heartbeat_timeout_s + 2 * self.watch_s)
+    def longest_silence_s(self) -> float:
+        """How long it takes to know a worker as silent, however late we look without having stood still ourselves."""
+        return self.heartbeat_timeout_s + self.watch_s + self.standstill_s
 
 
 @dataclass(slots=True)

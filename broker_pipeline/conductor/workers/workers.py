@@ -35,6 +35,10 @@ from broker_pipeline.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger()
 
+_EXPECTED_S = 2.0
+"""How long one is waited for that is to come, or to come back: a handshake's time, that of two or three probes, or that
+until a worker has written a record again which Redis had lost, and the registry is looked at."""
+
 
 class Workers:
     """Stages through the scheduler, vision workers through their pool."""
@@ -46,11 +50,11 @@ class Workers:
         plan_due: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
         *,
-        expected_s: float,
+        longest_silence_s: float = _EXPECTED_S,
     ) -> None:
         """Set `plan_due` whenever there may be something else to send.
 
-        A worker that is to come, or to come back, is waited for up to `expected_s`.
+        It takes `longest_silence_s` until a worker that is not heard is known as silent.
         """
         self.changed = BroadcastEvent()
         """Fires when workers come or go."""
@@ -65,7 +69,7 @@ class Workers:
         self._generations = generations
         self._plan_due = plan_due
         self._clock = clock
-        self._expected_s = expected_s
+        self._away_s = max(_EXPECTED_S, longest_silence_s)
         self._reasons: dict[str, str] = {}
         self._expected: dict[str, float] = {}
         """Until when anybody waits for workers that have yet to answer their first handshake, for those that were just
@@ -107,11 +111,11 @@ class Workers:
 
     # --- one worker -------------------------------------------------------------------------------------------------
 
-    def expect(self, instance: str) -> None:
+    def expect(self, instance: str, for_s: float = _EXPECTED_S) -> None:
         """Note that a worker may soon be there, or be there again."""
         now = self._clock()
         self._expected = {each: until for each, until in self._expected.items() if until > now}
-        self._expected[instance] = now + self._expected_s
+        self._expected[instance] = now + for_s
 
     def expect_no_more(self, instance: str) -> None:
         """Note what came of that, after the worker was put to use if it is."""
@@ -121,10 +125,13 @@ class Workers:
     async def expected_are_there(self, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait until whoever is expected is there, is not, or has had its time, unless who is there `is_enough`.
 
-        It takes `expected_s` at most, whoever is expected meanwhile: others on the same route may go as one comes.
+        Whoever is expected meanwhile makes it no longer than `_EXPECTED_S`: others on the same route may go as one
+        comes.
         """
+        now = self._clock()
+        longest_s = max([_EXPECTED_S, *(until - now for until in self._expected.values())])
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._expected_s):
+            async with asyncio.timeout(longest_s):
                 while not is_enough() and any(until > self._clock() for until in self._expected.values()):
                     await self.changed.wait()
 
@@ -270,13 +277,16 @@ class Workers:
     def resume(self, error: PipelineError, back_since: float) -> None:
         """Go on after messages may have been lost, until `back_since` by the clock of `vision`.
 
-        Vision workers are asked again, those that are heard again, and stages have to answer first.
+        Vision workers are asked again, those that are heard again, and stages have to answer first. A vision worker is
+        waited for until it is known as silent: whoever failed on another has nobody else to go to.
         """
         for worker in self._scheduler.routes.usable:
             self.suspend(worker.key, error)
         self.vision.lose_requests(back_since)
         asked = [stage.key for stage in self.suspended if self.health.may_try(stage.key)]
-        for away in (*asked, *self.vision.away):  # those as well that fell silent before it was seen
-            self.expect(away)
+        for key in asked:
+            self.expect(key)
+        for key in self.vision.away:  # those as well that fell silent before it was seen
+            self.expect(key, self._away_s)
         self.is_paused = False
         self._plan_due.set()

@@ -85,7 +85,7 @@ class FusedDecoder:
             return Computed()
         assert output.greedy is not None, "captured with the logits"
         num = len(given)
-        found = Computed(logits=output.logits[:num], scan=LogitScan(output.greedy[:num]))
+        found = Computed(logits=output.logits[:num], scan=LogitScan(output.greedy[:num], is_by_kernels=True))
         return found if len(wanted) == num else found.logit_rows(self._index(wanted))
 
     # --- one kernel after the other -----------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class FusedDecoder:
         if not wanted:
             return Computed()
         logits = self._model.logits(state)
-        return Computed(logits=logits, scan=LogitScan(scan(logits)))
+        return Computed(logits=logits, scan=LogitScan(scan(logits), is_by_kernels=True))
 
     def _pass(self, batch: Microbatch, injection: VisualInjection | None, wanted: Tensor | None = None) -> Unsummed:
         layout = self._layout(batch)

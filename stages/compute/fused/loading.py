@@ -144,8 +144,9 @@ def _warm_up(decoder: FusedDecoder, kv: KVCache, text: TextConfig, num_tokens: i
     batch = Microbatch(tuple(segments), positions, **inputs)
     computed = decoder.launch(batch, None, range(len(segments)))
     if computed.logits is not None and computed.scan is not None:
-        samplers = [SessionSampler(settings) for settings in _DRAWS[: len(segments)]]
-        launch_sampling(computed.logits, samplers, [0] * len(samplers), computed.scan)
+        first = replace(computed.scan, greedy=computed.scan.greedy[:1])
+        for settings in _DRAWS:
+            launch_sampling(computed.logits[:1], [SessionSampler(settings)], [0], first)
     torch.cuda.synchronize(decoder.device)
     for number in range(len(counts)):
         kv.release((_WARM_UP, number))

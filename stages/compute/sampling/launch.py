@@ -68,9 +68,9 @@ def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitR
     adjusted_plan = plan_logit_rows(_renumbered(adjusted), logits.shape[1], sizes)
     sent = iter(send([*plan.arrays, *_adjustment_arrays(adjusted), *adjusted_plan.arrays], logits.device))
     num_top = max((request.settings.logprobs or 0 for request in requests), default=0)
-    chosen, reports = _run(plan, sent, logits, scan.greedy, num_top)
+    chosen, reports = _run(plan, sent, logits, scan, num_top)
     if adjusted:
-        chosen, more = _run_adjusted(adjusted_plan, sent, logits, chosen, num_top)
+        chosen, more = _run_adjusted(adjusted_plan, sent, logits, chosen, num_top, by_kernels=scan.is_by_kernels)
         reports += more
     tokens = _marked(chosen, scan)  # last: adjustments make numbers differ that were all the same
     packed = torch.cat((tokens, *(report.view(torch.int64).flatten() for report in reports))) if reports else tokens
@@ -79,13 +79,13 @@ def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitR
 
 
 def _run(
-    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, greedy: Tensor, num_top: int
+    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, scan: LogitScan, num_top: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Tokens int64 `[n]` of `logits` `[n, V]`, `greedy` where nothing is drawn; and the reports."""
-    chosen = greedy
+    """Tokens int64 `[n]` of `logits` `[n, V]`, the greedy ones where nothing is drawn; and the reports."""
+    chosen = scan.greedy
     for drawing in plan.draws:
         table = next(sent)
-        chosen = chosen.index_copy(0, table[0].long(), drawing.draw(logits, table))
+        chosen = chosen.index_copy(0, table[0].long(), drawing.draw(logits, table, by_kernels=scan.is_by_kernels))
     reports = []
     for _ in plan.reports:
         places = next(sent).long()
@@ -94,14 +94,14 @@ def _run(
 
 
 def _run_adjusted(
-    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int
+    plan: SamplingPlan, sent: Iterator[Tensor], logits: Tensor, tokens: Tensor, num_top: int, *, by_kernels: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return all `tokens` `[r]` with those of adjusted logit rows put in, and the reports of these."""
     places = next(sent).long()
     scores = logits.index_select(0, places).float()
     adjust_logit_rows(scores, *islice(sent, NUM_TABLES))
-    scan = scan_logits(scores)
-    chosen, reports = _run(plan, sent, scores, scan.greedy, num_top)
+    scan = replace(scan_logits(scores), is_by_kernels=by_kernels)
+    chosen, reports = _run(plan, sent, scores, scan, num_top)
     best = scores.gather(1, scan.greedy.clamp(min=0)[:, None])[:, 0]
     chosen = torch.where(best <= MASKED, NOTHING_LEFT, _marked(chosen, scan))
     return tokens.index_copy(0, places, chosen), reports

@@ -21,6 +21,8 @@ class LogitScan:
     """
 
     greedy: Tensor
+    is_by_kernels: bool = False
+    """Whether a kernel for GPUs found it, as kernels then may draw as well; else all is done by plain operations."""
 
 
 def scan_logits(logits: Tensor) -> LogitScan:

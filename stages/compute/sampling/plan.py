@@ -1,6 +1,6 @@
 """Which logit rows of a batch are drawn and reported together: decided on the host.
 
-    0 < top_k <= 256    drawn from the best top_k + 64 tokens; on a GPU by a few kernels where no top_k is above 64
+    0 < top_k <= 256    drawn from the best top_k + 64 tokens; up to 64 by kernels on a GPU
     others that draw    drawn from all tokens
     log-probabilities   reported after the draws
 
@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from torch import Tensor
 
 from broker_pipeline.messages.sampling import SamplingSettings
-from broker_pipeline.process.compiler import has_compiler
 from stages.compute.sampling.adjustments import Adjustment
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, Ranked, draw, rank_all, rank_best, unit_of
 from stages.compute.sampling.transfer import Numbers
@@ -25,6 +23,9 @@ from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
 
 MAX_RANKED_TOP_K = 256
 """With a larger `top_k`, or none, tokens are drawn from the whole vocabulary."""
+
+MAX_KERNEL_TOP_K = 64
+"""With a larger `top_k` kernels would have too much to hold: plain operations rank and draw."""
 
 MAX_SORTED_VOCAB = 1 << 14
 """To draw from all tokens, vocabularies up to this size are sorted; of larger ones, histograms are made."""
@@ -62,15 +63,14 @@ class DrawPlan:
     width: int | None
     cuts: Cuts
 
-    def draw(self, logits: Tensor, table: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, table: Tensor, *, by_kernels: bool) -> Tensor:
         """Draw tokens int64 `[n]` for those rows of `logits` `[r, V]` that the table names; it is on their device."""
         vocab = logits.shape[1]
-        if self.width is not None and logits.is_cuda and _has_kernels():
+        if by_kernels and self.width is not None and self.width <= MAX_KERNEL_TOP_K + NUM_SPARE:
             # Triton is only where CUDA is
-            from stages.kernels.top_k_draw import MOST_RANKED, draw_top_k  # noqa: PLC0415
+            from stages.kernels.top_k_draw import draw_top_k  # noqa: PLC0415
 
-            if self.width <= MOST_RANKED:
-                return draw_top_k(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
+            return draw_top_k(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
         settings = DrawSettings.of_table(table)
         logits = take_rows(logits, settings.logit_rows)
         if self.width is None and vocab > MAX_SORTED_VOCAB:
@@ -100,7 +100,9 @@ def plan_logit_rows(requests: Sequence[LogitRowRequest], vocab: int, sizes: Grou
     drawn = [request for request in requests if request.settings.temperature > 0]
     ranked = [request for request in drawn if _is_ranked(request.settings)]
     whole = [request for request in drawn if not _is_ranked(request.settings)]
-    draws = [DrawPlan(_draw_table(ranked, vocab), _width(ranked), _cuts(ranked))] if ranked else []
+    few = [request for request in ranked if request.settings.top_k <= MAX_KERNEL_TOP_K]
+    more = [request for request in ranked if request.settings.top_k > MAX_KERNEL_TOP_K]
+    draws = [DrawPlan(_draw_table(group, vocab), _width(group), _cuts(group)) for group in (few, more) if group]
     draws += [DrawPlan(_draw_table(group, vocab), None, _cuts(group)) for group in _split(whole, sizes.whole)]
     reports = [places_of(group) for group in _split(reported_logit_rows(requests), sizes.reported)]
     return SamplingPlan(tuple(draws), tuple(reports))
@@ -114,11 +116,6 @@ def reported_logit_rows(requests: Sequence[LogitRowRequest]) -> list[LogitRowReq
 def take_rows(logits: Tensor, places: Tensor) -> Tensor:
     """Return the logit rows at `places`; all of them without a copy, since places only rise."""
     return logits if len(places) == len(logits) else logits.index_select(0, places)
-
-
-@cache
-def _has_kernels() -> bool:
-    return has_compiler()
 
 
 def _is_ranked(settings: SamplingSettings) -> bool:

@@ -22,7 +22,6 @@ from broker_pipeline.conductor.output.job_events import JobEvents
 from broker_pipeline.conductor.output.output import Output
 from broker_pipeline.conductor.output.stop_rule import StopRule
 from broker_pipeline.conductor.output.watchers import Watchers
-from broker_pipeline.conductor.workers.roster import RosterTimes
 from broker_pipeline.conductor.workers.workers import Workers
 from broker_pipeline.errors import Failure
 from broker_pipeline.messages.activation import MicrobatchResult, SessionFailure
@@ -67,7 +66,7 @@ class StageSide:
         self.plan_due = asyncio.Event()
         self.scheduler = Scheduler(NUM_LAYERS, limits)
         self.generations = Generations(self.scheduler, self.plan_due, self.clock)
-        self.workers = Workers(self.scheduler, self.generations, self.plan_due, expected_s=RosterTimes().expected_s)
+        self.workers = Workers(self.scheduler, self.generations, self.plan_due)
 
     def committer(self, transport: Transport, redis: RedisClient, namespace: str) -> Committer:
         store = JobStore(redis, namespace)

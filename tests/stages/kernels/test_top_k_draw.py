@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, draw, rank_best, unit_of
+from stages.compute.sampling.plan import MAX_KERNEL_TOP_K
 from stages.kernels.top_k_draw import MOST_RANKED, draw_top_k
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about NaN
@@ -42,7 +43,7 @@ def test_kernels_draw_what_plain_operations_draw(device, vocab, step, dtype) -> 
     logits = 3 * torch.randn(12, vocab, generator=torch.Generator().manual_seed(vocab))
     logits = ((logits / step).round() * step if step else logits).to(device, dtype)  # rounded ones tie
     for seed in range(100 if device.type == "cuda" else 1):  # the interpreter is slow
-        found, want = both(logits, table_of([0, 3, 11], vocab, seed, device))
+        found, want = both(logits, table_of([3, 11, 0], vocab, seed, device))
         assert found == want
 
 
@@ -72,6 +73,10 @@ def test_what_is_not_finite_gives_some_token_and_disturbs_no_other(device, bad) 
     found = draw_top_k(logits, table, unit=unit_of(5000), num_spare=NUM_SPARE).tolist()
     assert (found[0], found[2]) == (want[0], want[2])
     assert 0 <= found[1] < 5000
+
+
+def test_kernels_rank_whatever_plans_leave_to_them() -> None:
+    assert MAX_KERNEL_TOP_K + NUM_SPARE <= MOST_RANKED
 
 
 def test_no_rows_are_no_tokens(device) -> None:

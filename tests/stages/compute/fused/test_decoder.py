@@ -107,6 +107,7 @@ def same(computed, tolerance: float = 1e-4) -> None:
     eager, fused = computed
     torch.testing.assert_close(fused.logits, eager.logits, atol=tolerance, rtol=tolerance)
     assert fused.scan.greedy.tolist() == eager.scan.greedy.tolist()
+    assert (fused.scan.is_by_kernels, eager.scan.is_by_kernels) == (True, False)
 
 
 @pytest.mark.parametrize("moe", [False, True])

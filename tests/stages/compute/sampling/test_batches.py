@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -271,15 +272,21 @@ def test_the_number_of_operations_does_not_grow_with_the_rows(kind, limit):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("by_kernels", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_gpu_chooses_what_the_cpu_chooses_and_never_waits(dtype):
+def test_a_gpu_chooses_what_the_cpu_chooses_and_never_waits(dtype, by_kernels):
     rows, logits = rows_of(11, 90, 5000), logits_of(90, 5000, 11).to(dtype)
     expected = sampled(logits, rows)
-    sampled(logits.cuda(), rows)  # loads kernels
-    samplers, positions, on_gpu = [row.sampler() for row in rows], [row.position for row in rows], logits.cuda()
+    positions, on_gpu = [row.position for row in rows], logits.cuda()
+
+    def launched():
+        scan = dataclasses.replace(scan_logits(on_gpu), is_by_kernels=by_kernels)
+        return launch_sampling(on_gpu, [row.sampler() for row in rows], positions, scan)
+
+    launched()  # loads kernels
     torch.cuda.synchronize()
     with no_device_waits():
-        pending = launch_sampling(on_gpu, samplers, positions, scan_logits(on_gpu))
+        pending = launched()
     torch.cuda.synchronize()
     found = pending.collect()
     assert [choice.token_id for choice in found] == [choice.token_id for choice in expected]
