@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_RANKED = 128
-"""Tokens that are ranked. With twice as many their groups' members no longer fit into a program's registers."""
+"""Tokens that are ranked. A program holds the keys of their groups' members, 8,192, in registers; more: not tried."""
 
 _GROUP = tl.constexpr(64)
 _GROUPS_PER_PROGRAM = 64
@@ -128,12 +128,7 @@ def draw_top_k(logits: Tensor, table: Tensor, *, unit: float, num_spare: int) ->
             logits, table, keys, VOCAB=vocab, NUM_GROUPS=num_groups, GROUPS=_GROUPS_PER_PROGRAM, num_warps=4
         )
         _best_groups_kernel[(num_rows,)](
-            keys,
-            groups,
-            NUM_GROUPS=num_groups,
-            BLOCK=block,
-            WIDTH=MOST_RANKED,
-            num_warps=8,
+            keys, groups, NUM_GROUPS=num_groups, BLOCK=block, WIDTH=MOST_RANKED, num_warps=8
         )
         _best_members_kernel[(num_rows,)](logits, table, groups, best, VOCAB=vocab, WIDTH=MOST_RANKED, num_warps=8)
         _draw_kernel[(num_rows,)](

@@ -99,6 +99,7 @@ class WorkSettings(msgspec.Struct, frozen=True, kw_only=True):
     questions_apart: bool = False
     """Whether each question is asked about all pictures before the next one is."""
     is_sampled: bool = False
+    """See `Work`."""
 
     def draw(self, directory: Path) -> Rounds:
         """Write the pictures of every round into `directory`."""

@@ -125,8 +125,8 @@ class Workers:
     async def expected_are_there(self, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait until whoever is expected is there, is not, or has had its time, unless who is there `is_enough`.
 
-        Whoever is expected meanwhile makes it no longer than `_EXPECTED_S`: others on the same route may go as one
-        comes.
+        It takes `_EXPECTED_S`, or as long as anybody is expected by now, at most, whoever is expected meanwhile: others
+        on the same route may go as one comes.
         """
         now = self._clock()
         longest_s = max([_EXPECTED_S, *(until - now for until in self._expected.values())])

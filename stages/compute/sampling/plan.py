@@ -25,7 +25,7 @@ MAX_RANKED_TOP_K = 256
 """With a larger `top_k`, or none, tokens are drawn from the whole vocabulary."""
 
 MAX_KERNEL_TOP_K = 64
-"""With a larger `top_k` kernels would have too much to hold: plain operations rank and draw."""
+"""With a larger `top_k` plain operations rank and draw: with the spare tokens, these are as many as kernels rank."""
 
 MAX_SORTED_VOCAB = 1 << 14
 """To draw from all tokens, vocabularies up to this size are sorted; of larger ones, histograms are made."""
