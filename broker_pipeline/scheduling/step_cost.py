@@ -76,7 +76,7 @@ class StepCost:
             weight = _FALL if seconds < self.estimate(num_tokens) else _RISE
             size, cost = known.num_tokens, known.seconds + weight * (seconds - known.seconds)
             self._seen[bucket] = _Seen(size + weight * (num_tokens - size), cost, self._number)
-            if seconds > known.seconds:
+            if seconds >= known.seconds:
                 self._lift_larger(bucket, cost)
         self._curve = None
 
@@ -93,6 +93,11 @@ class StepCost:
     def is_known(self) -> bool:
         """Whether anything was observed."""
         return bool(self._seen)
+
+    @property
+    def smallest(self) -> float:
+        """Tokens of the smallest step observed, 0 when nothing was."""
+        return min((seen.num_tokens for seen in self._seen.values()), default=0.0)
 
     @property
     def largest(self) -> float:

@@ -55,6 +55,14 @@ def test_a_hiccup_moves_the_estimate_little_and_an_improvement_much() -> None:
     assert stage.estimate(16) == pytest.approx(0.004, rel=0.05)
 
 
+def test_larger_steps_seen_long_ago_follow_smaller_ones_that_are_as_dear_each_time() -> None:
+    stage = StepCost()
+    stage.observe(16, 0.004)
+    for _ in range(20):
+        stage.observe(4, 0.2)
+    assert stage.estimate(4) > 0.1, "16 tokens in 4 ms were before it became slow"
+
+
 def test_one_microbatch_when_half_of_it_costs_the_same() -> None:
     stages = [measured(flat)] * 3
     assert choose_num_microbatches(64, 64, stages, outside_s=0.0005) == 1

@@ -38,6 +38,8 @@ _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/var/run/netns")
 _IP = shutil.which("ip") or "ip"
+_NICENESS = -15
+"""A wire waits for no processor."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -192,6 +194,8 @@ class _Direction:
 def _carry(ends: Sequence[tuple[str, str]], shape: LinkShape, pipe: Connection) -> None:
     first, second = (_tun(namespace, device) for namespace, device in ends)
     directions = {first: _Direction(first, second, shape), second: _Direction(second, first, shape)}
+    with suppress(OSError):  # where this may not be
+        os.nice(_NICENESS)
     poll = select.epoll()
     for descriptor in directions:
         poll.register(descriptor, select.EPOLLIN)

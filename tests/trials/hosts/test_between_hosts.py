@@ -25,7 +25,7 @@ SHAPE = LinkShape(rate_mbit=100, delay_s=0.005)
 PROGRAM = str(Path(sys.executable).with_name("broker-pipeline"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def link() -> ProbedLink:
     with netlab(1, SHAPE) as lab:
         argv = lab.inside(1, [PROGRAM, "probe", "--listen", "10.78.1.2", "--name", "far"])
