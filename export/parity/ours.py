@@ -20,6 +20,7 @@ from stages.compute.loading import load_stage, load_vision
 from stages.compute.microbatch import Microbatch, key_of
 from stages.compute.options import ComputeOptions
 from stages.compute.visual_injection import VisualInjection
+from stages.kernels.codes.row_codes import Rows
 from stages.qwen3_vl.attention import EagerAttention
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, FINAL_NORM, LM_HEAD, layer_prefix, stage_shapes, vision_shapes
@@ -36,7 +37,7 @@ class _SteppedTower(VisionTower):
     judged: TowerStates
     made: list[Tensor]
 
-    def _block(self, block: int, x: Tensor, normed: Tensor, places: BatchPlaces) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def _block(self, block: int, x: Tensor, normed: Rows, places: BatchPlaces) -> tuple[Tensor, Rows]:  # noqa: ARG002
         if block == 0:
             self.made = [x]
         given, onward = self.judged.inputs[block], self.judged.outputs[block]

@@ -30,6 +30,12 @@ _VISION_OPTIONS = (
         help="Patches of 16 x 16 pixels that the vision tower encodes in one go.",
     ),
     option(
+        "--fp8-tower/--no-fp8-tower",
+        default=False,
+        help="Quantise the blocks of the vision tower to FP8 when they are loaded: half of their memory. All vision "
+        "workers of a pipeline need the same, or what they make of a picture differs.",
+    ),
+    option(
         "--preprocess-threads",
         default=None,
         type=click.IntRange(min=1),

@@ -31,8 +31,9 @@ from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
 from stages.qwen3_vl.tensors import Shapes, stage_shapes, vision_shapes
 from stages.qwen3_vl.vision import VisionTower
-from stages.qwen3_vl.vision_ops import EagerVisionOps
-from stages.weights.fp8_matrix import Weight
+from stages.qwen3_vl.vision_ops import EagerVisionOps, FusedVisionOps, VisionOps, choose_vision_ops
+from stages.weights.fp8_matrix import Weight, plain
+from stages.weights.tower_in_fp8 import tower_in_fp8
 
 
 def compute_dtype(config: ModelConfig, name: str | None) -> torch.dtype:
@@ -143,5 +144,15 @@ def load_vision(
     attention = attention_named(options.attention)
     if is_fused(options, dtype, device):
         require_compiler()
-    ops = None if options.attention == "auto" else EagerVisionOps(attention)
-    return VisionTower(config, loaded, attention, ops)
+    ops: VisionOps = EagerVisionOps(attention)
+    if options.attention == "auto":
+        ops = choose_vision_ops(attention, config.vision.head_dim, device, dtype)
+    if not options.fp8_tower:
+        return VisionTower(config, loaded, attention, ops)
+    in_fp8 = tower_in_fp8(loaded)
+    if isinstance(ops, FusedVisionOps):
+        from stages.compute.fused.linear_backends import choose_fp8_product, has_fp8_numbers  # noqa: PLC0415 - Triton
+
+        if has_fp8_numbers(device):
+            return VisionTower(config, in_fp8, attention, FusedVisionOps(choose_fp8_product("auto", device)))
+    return VisionTower(config, {name: plain(weight, dtype) for name, weight in in_fp8.items()}, attention, ops)

@@ -22,6 +22,8 @@ class ComputeOptions:
     is_deterministic: bool | None = None
     """Whether a session's tokens must not depend on what else shares its microbatches. None: where that costs little,
     which is with the kernels for GPUs and weights in 16 bits."""
+    fp8_tower: bool = False
+    """Whether the vision tower's blocks are quantised to FP8 when they are loaded."""
     max_batch_tokens: int = 4096
     """Tokens of the largest microbatch, for which memory is kept free on a GPU."""
     max_step_sessions: int = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid, check_patch_rows, pixel_values
 from stages.qwen3_vl.tensors import VISION_PREFIX
 from stages.qwen3_vl.vision_config import VISION_LAYER_NORM_EPS, VisionConfig
-from stages.qwen3_vl.vision_ops import FusedVisionOps, VisionOps, choose_vision_ops
+from stages.qwen3_vl.vision_ops import FusedVisionOps, Product, VisionOps, choose_vision_ops
 from stages.qwen3_vl.vision_places import BatchPlaces, PatchPlaces
+from stages.weights.fp8_matrix import Weight
+
+if TYPE_CHECKING:  # Triton is only where CUDA is
+    from stages.kernels.codes.row_codes import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,12 @@ class VisionTower:
     """Weights by their hub names; inference only. On a GPU, `encode` returns when the work is queued."""
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Tensor], attention: Attention, ops: VisionOps | None = None
+        self, config: ModelConfig, tensors: Mapping[str, Weight], attention: Attention, ops: VisionOps | None = None
     ) -> None:
-        """Without `ops` the fastest are taken that mean what `attention` does."""
+        """Without `ops` the fastest are taken that mean what `attention` does; those of a GPU take blocks in FP8."""
         self.config = config.vision
-        self._weights = {name.removeprefix(VISION_PREFIX): tensor for name, tensor in tensors.items()}
+        self._matrices = {name.removeprefix(VISION_PREFIX): weight for name, weight in tensors.items()}
+        self._weights = {name: weight for name, weight in self._matrices.items() if isinstance(weight, Tensor)}
         self._patch_matrix = self._weights["patch_embed.proj.weight"].flatten(1)
         self.places = PatchPlaces(config.vision, self._weights["pos_embed.weight"])
         self._ops = ops or choose_vision_ops(attention, self.config.head_dim, self.device, self.dtype)
@@ -118,12 +123,14 @@ class VisionTower:
         `rows` `[1 + levels, N / merge_factor, H]` is written to.
         """
         x = self._embed(patches) + places.embeddings
-        normed, level = self._norm("blocks.0.norm1", x), 0
+        normed: Rows = self._norm("blocks.0.norm1", x)
+        level = 0
         for block in range(self.config.depth):
             x, normed = self._block(block, x, normed, places)
             if block in self.config.deepstack_indexes:
                 merger, level = self.config.deepstack_indexes.index(block), level + 1
                 rows[level].copy_(self._merge_grouped(f"deepstack_merger_list.{merger}.", x))
+        assert isinstance(normed, Tensor), "mergers are not in FP8"
         rows[0].copy_(self._project("merger.", normed.view(-1, self.config.merged_size)))
 
     def check(self, patches: Tensor, grids: Sequence[PatchGrid]) -> None:
@@ -150,21 +157,29 @@ class VisionTower:
         weight = self._weights[name + ".weight"]
         return F.layer_norm(x, weight.shape, weight, self._bias(name), VISION_LAYER_NORM_EPS)
 
-    def _block(self, block: int, x: Tensor, normed: Tensor, places: BatchPlaces) -> tuple[Tensor, Tensor]:
+    def _block(self, block: int, x: Tensor, normed: Rows, places: BatchPlaces) -> tuple[Tensor, Rows]:
         """Return the stream after this block, and normed for what follows: the next block, or the final merger."""
-        prefix = f"blocks.{block}."
-        following = f"blocks.{block + 1}.norm1" if block + 1 < self.config.depth else "merger.norm"
-        x, normed = self._add_norm(prefix + "norm2", x, self._attend(prefix, normed, places))
-        wide = prefix + "mlp.linear_fc1"
-        inner = self._ops.gelu_linear(normed, self._weights[wide + ".weight"], self._bias(wide))
-        return self._add_norm(following, x, self._linear(prefix + "mlp.linear_fc2", inner))
+        prefix, is_last = f"blocks.{block}.", block + 1 == self.config.depth
+        wide, narrow = prefix + "mlp.linear_fc1", prefix + "mlp.linear_fc2"
+        x, normed = self._add_norm(prefix + "norm2", x, self._attend(prefix, normed, places), wide)
+        inner = self._ops.gelu_linear(normed, self._matrix(wide), self._bias(wide), self._matrix(narrow))
+        norm = "merger.norm" if is_last else f"blocks.{block + 1}.norm1"
+        following = "merger.linear_fc1" if is_last else f"blocks.{block + 1}.attn.qkv"
+        return self._add_norm(norm, x, self._product(narrow, inner), following)
 
-    def _add_norm(self, name: str, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        return self._ops.add_norm(x, delta, self._weights[name + ".weight"], self._bias(name))
+    def _add_norm(self, name: str, x: Tensor, delta: Product, following: str) -> tuple[Tensor, Rows]:
+        weight = self._weights[name + ".weight"]
+        return self._ops.add_norm(x, delta, weight, self._bias(name), self._matrix(following))
 
-    def _attend(self, prefix: str, normed: Tensor, places: BatchPlaces) -> Tensor:
-        qkv = self._linear(prefix + "attn.qkv", normed).view(-1, 3, self.config.num_heads, self.config.head_dim)
-        return self._linear(prefix + "attn.proj", self._ops.attend(qkv, places))
+    def _attend(self, prefix: str, normed: Rows, places: BatchPlaces) -> Product:
+        attended = self._ops.attend(self._product(prefix + "attn.qkv", normed), self.config.head_dim, places)
+        return self._product(prefix + "attn.proj", attended)
+
+    def _product(self, name: str, x: Rows) -> Product:
+        return self._ops.linear(x, self._matrix(name), self._bias(name))
+
+    def _matrix(self, name: str) -> Weight:
+        return self._matrices[name + ".weight"]
 
     def _merge_grouped(self, prefix: str, x: Tensor) -> Tensor:
         """Merge as DeepStack does: group four patches, then norm the group."""

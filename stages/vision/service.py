@@ -153,7 +153,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     if device.type == "cpu":
         require_left(num_values(names) * dtype.itemsize, "the weights of the vision tower")
     tensors = artifact.load(names, device, dtype, verify=settings.verify_weights)
-    options = ComputeOptions(str(device), dtype_name(dtype), settings.attention)
+    options = ComputeOptions(str(device), dtype_name(dtype), settings.attention, fp8_tower=settings.fp8_tower)
     tower = _captured(load_vision(artifact.config, tensors, options), settings)
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
     rules = read_pixel_rules(artifact, settings)

@@ -45,6 +45,8 @@ class Fp8Matrix:
         return values
 
 
+SCALES_MULTIPLE = 4
+"""The library's product reads scales four at a time: rows of a matrix's scales must be a multiple of it apart."""
 Weight = Tensor | Fp8Matrix
 """A matrix as a product takes it."""
 

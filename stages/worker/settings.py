@@ -75,6 +75,8 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     """Pictures that are fetched and decoded at the same time; bounds the memory that pixels take."""
     max_batch_patches: PositiveInt = 12_288
     """Patches that the tower encodes in one go: enough to fill a GPU, for about as long as a decode step takes."""
+    fp8_tower: bool = False
+    """Whether the tower's blocks are quantised to FP8."""
     preprocess_threads: PositiveInt | None = None
     """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 2**30

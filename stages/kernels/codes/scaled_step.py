@@ -68,5 +68,5 @@ def weight_operands(weight: Weight, *, gated: bool = False) -> tuple[Tensor, Ten
     """
     if isinstance(weight, Fp8Matrix):
         assert not gated or weight.shape[-2] % (2 * FP8_BLOCK) == 0, "such matrices are dequantised at load"
-        return weight.codes, weight.scales, True
+        return weight.codes, weight.scales.contiguous(), True
     return weight, weight, False

@@ -15,15 +15,13 @@ from broker_pipeline.artifact_manifest import FP8_BLOCK
 from stages.kernels.codes.row_codes import RowCodes, quantise_rows
 from stages.kernels.skinny_linear import skinny_linear
 from stages.kernels.tiling import Tiling
-from stages.weights.fp8_matrix import Fp8Matrix, quantise
+from stages.weights.fp8_matrix import SCALES_MULTIPLE, Fp8Matrix, quantise
 
 BlockProduct = Callable[[RowCodes, Fp8Matrix], Tensor]
 """Rows `[n, K]` times a weight `[N, K]` transposed -> `[n, N]` in the rows' dtype."""
 
 _TILING = Tiling(128, FP8_BLOCK, FP8_BLOCK, num_warps=8, num_stages=4)
 _FEWER_ROWS = Tiling(64, FP8_BLOCK, FP8_BLOCK, num_warps=4, num_stages=4)
-_LIBRARY_MULTIPLE = 512
-"""Inputs: the library reads weights' scales four at a time."""
 
 
 def kernel_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
@@ -34,14 +32,21 @@ def kernel_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
 
 def library_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
     """Multiply by cuBLAS where it takes the sizes, and by `kernel_product` elsewhere; see `BlockProduct`."""
-    if weight.shape[0] % FP8_BLOCK or weight.shape[1] % _LIBRARY_MULTIPLE or not len(rows):
+    scales = weight.scales
+    if (
+        weight.shape[0] % FP8_BLOCK
+        or weight.shape[1] % FP8_BLOCK
+        or scales.stride(0) % SCALES_MULTIPLE
+        or not len(rows)
+    ):
         return kernel_product(rows, weight)
+    whole = scales.as_strided((len(scales), scales.stride(0)), scales.stride())
     out = F.scaled_mm(
         rows.codes,
         weight.codes.t(),
         rows.scales.t(),
         F.ScalingType.BlockWise1x128,
-        weight.scales.t(),
+        whole.t(),
         F.ScalingType.BlockWise128x128,
         output_dtype=rows.dtype,
     )
@@ -50,10 +55,11 @@ def library_product(rows: RowCodes, weight: Fp8Matrix) -> Tensor:
 
 def has_library_product(device: torch.device) -> bool:
     """Say whether the library multiplies in this way on this device: on Hopper, from CUDA 12.9 on. Tries it once."""
-    weight = quantise(torch.ones(FP8_BLOCK, _LIBRARY_MULTIPLE, device=device))
-    rows = quantise_rows(torch.ones(4, _LIBRARY_MULTIPLE, dtype=torch.bfloat16, device=device))
+    num_inputs = SCALES_MULTIPLE * FP8_BLOCK
+    weight = quantise(torch.ones(FP8_BLOCK, num_inputs, device=device))
+    rows = quantise_rows(torch.ones(4, num_inputs, dtype=torch.bfloat16, device=device))
     try:
         found = library_product(rows, weight)
     except (AttributeError, RuntimeError, ValueError):
         return False
-    return bool((found == _LIBRARY_MULTIPLE).all())
+    return bool((found == num_inputs).all())

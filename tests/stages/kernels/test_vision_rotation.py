@@ -33,6 +33,18 @@ def test_queries_and_keys_are_turned_and_values_stay(
         torch.testing.assert_close(qkv, expected, rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(16, 72), (4, 16), (3, 8)])
+def test_a_bias_is_added_to_queries_keys_and_values_first(device: torch.device, num_heads: int, head_dim: int) -> None:
+    generator = torch.Generator().manual_seed(head_dim)
+    qkv = torch.randn(7, 3, num_heads, head_dim, generator=generator).to(device)
+    bias = torch.randn(3 * num_heads * head_dim, generator=generator).to(device)
+    angles = (torch.rand(7, head_dim // 2, generator=generator) * 60).to(device)
+    expected = qkv + bias.view(3, num_heads, head_dim)
+    rotate_packed(expected, angles.cos(), angles.sin())
+    rotate_packed(qkv, angles.cos(), angles.sin(), bias)
+    assert torch.equal(qkv, expected)
+
+
 def test_nothing_to_turn(device: torch.device) -> None:
     empty = torch.empty(0, 8, device=device)
     rotate_packed(torch.empty(0, 3, 2, 16, device=device), empty, empty)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from export.synthetic.shapes import shape_config
+from stages.compute.loading import load_vision
+from stages.compute.options import ComputeOptions
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.tensors import vision_shapes
@@ -42,10 +44,12 @@ def test_fused_rows_are_as_near_to_fp32_as_eager_ones() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("grids", [[PatchGrid(1, 28, 28)] * 8, [PatchGrid(1, 128, 128)]])
-def test_a_batch_takes_no_more_memory_than_is_kept_free_for_it(grids: list[PatchGrid]) -> None:
+def test_a_batch_takes_no_more_memory_than_is_kept_free_for_it(grids: list[PatchGrid], *, fp8: bool) -> None:
     config, device = shape_config("8B"), torch.device("cuda")
-    tower = VisionTower(config, draw_weights(vision_shapes(config), device, torch.bfloat16), SDPA)
+    weights = draw_weights(vision_shapes(config), device, torch.bfloat16)
+    tower = load_vision(config, weights, ComputeOptions("cuda", fp8_tower=fp8))
     num_patches = sum(grid.num_patches for grid in grids)
     rows = torch.zeros(num_patches, 768, dtype=torch.uint8)
     tower.encode(rows, grids)

@@ -35,6 +35,7 @@ _COLUMNS: list[Column] = [
 @click.option(
     "--max-batch-patches", default=12_288, show_default=True, type=click.IntRange(min=4), help="As of vision workers."
 )
+@click.option("--fp8", is_flag=True, help="With its blocks in FP8, as `vision --fp8-tower` has it.")
 @json_option
 def command(json_path: Path | None, **options: Any) -> None:
     """Time the vision tower by itself: as graphs where the device has them, and launched kernel by kernel.
@@ -44,7 +45,7 @@ def command(json_path: Path | None, **options: Any) -> None:
     \b
     Examples:
       broker-pipeline bench tower --shape tiny --pictures 2 --side 128
-      broker-pipeline bench tower --shape 8B --device cuda --pictures 1 --pictures 15 --json tower.json
+      broker-pipeline bench tower --shape 8B --device cuda --pictures 1 --pictures 15 --fp8 --json tower.json
     """
     machine = MachineFacts.read()
     settings = TowerBenchSettings(**options)

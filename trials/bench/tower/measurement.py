@@ -39,6 +39,8 @@ class TowerBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_warm_up: int
     device: str
     max_batch_patches: int
+    fp8: bool = False
+    """Whether its blocks are in FP8."""
 
 
 class TowerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ def measure_tower(settings: TowerBenchSettings) -> TowerReport:
     """
     config, device = shape_config(settings.shape), choose_device(settings.device)
     weights = DrawnTensors(vision_tensor_names(config), device, compute_dtype(config, None))
-    tower = load_vision(config, weights, ComputeOptions(str(device)))
+    tower = load_vision(config, weights, ComputeOptions(str(device), fp8_tower=settings.fp8))
     say("building graphs")
     before, started = _reserved_bytes(device), time.perf_counter()
     captured = capture_tower(tower, settings.max_batch_patches)
