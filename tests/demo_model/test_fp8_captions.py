@@ -43,10 +43,12 @@ def stage_of(artifact: Artifact, device: str) -> StageCompute:
         return load_stage(artifact.config, blocks, tensors, kv_capacity_tokens=20_000, options=options)
 
 
-def requests_of(artifact: Artifact, directory: Path) -> Iterator[tuple[list[Request], list[str]]]:
+def requests_of(
+    artifact: Artifact, directory: Path, options: ComputeOptions | None = None
+) -> Iterator[tuple[list[Request], list[str]]]:
     """Yield scenes with their visual rows, a hundred at a time, and their true captions."""
     prompts, config = Prompts(artifact), artifact.config
-    tower = load_vision(config, artifact.load(vision_tensor_names(config)))
+    tower = load_vision(config, artifact.load(vision_tensor_names(config)), options)
     path = directory / "scene.png"
     for pictures, captions in unseen_scenes(NUM_SCENES, SEED, batch=100):
         requests = []
@@ -88,4 +90,20 @@ def test_captions_are_those_of_bfloat16(tmp_path, record_property, device: str) 
     record_property("num_equal", num_equal)
     print(f"{NUM_SCENES} scenes: {num_equal} captions equal; right {num_right[0]} in bfloat16, {num_right[1]} in FP8")
     assert num_right[0] >= 0.9 * NUM_SCENES
+    assert num_equal >= 0.99 * NUM_SCENES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@torch.inference_mode()
+def test_captions_with_the_tower_in_fp8_are_those_of_bfloat16(tmp_path) -> None:
+    plain = exported(tmp_path / "plain")
+    model, num_equal = WholeModel([stage_of(plain, "cpu")]), 0
+    in_fp8 = requests_of(plain, tmp_path, ComputeOptions(fp8_tower=True))
+    for (requests, _), (others, _) in zip(requests_of(plain, tmp_path), in_fp8, strict=True):
+        said = [
+            [[token.token_id for token in tokens] for tokens in model.generate(each)] for each in (requests, others)
+        ]
+        num_equal += sum(one == other for one, other in zip(*said, strict=True))
+    print(f"{NUM_SCENES} scenes: {num_equal} captions equal")
     assert num_equal >= 0.99 * NUM_SCENES

@@ -141,4 +141,8 @@ def _noise(grids: Sequence[PatchGrid], tower: TowerEncoder) -> Tensor:
 
 
 def _reserved_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    """Return what the process holds of the GPU for tensors that there are."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
