@@ -5,6 +5,8 @@ In plain torch with eager attention, which rounds where transformers' eager atte
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -20,13 +22,15 @@ from stages.compute.loading import load_stage, load_vision
 from stages.compute.microbatch import Microbatch, key_of
 from stages.compute.options import ComputeOptions
 from stages.compute.visual_injection import VisualInjection
-from stages.kernels.codes.row_codes import Rows
 from stages.qwen3_vl.attention import EagerAttention
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.tensors import EMBED_TOKENS, FINAL_NORM, LM_HEAD, layer_prefix, stage_shapes, vision_shapes
 from stages.qwen3_vl.text import BlockWeights, rms_norm
 from stages.qwen3_vl.vision import VisionTower
 from stages.qwen3_vl.vision_places import BatchPlaces
+
+if TYPE_CHECKING:  # Triton is only where CUDA is
+    from stages.kernels.codes.row_codes import Rows
 
 _OPTIONS = ComputeOptions(attention="eager")
 
