@@ -16,12 +16,13 @@ from broker_pipeline.scheduling.lane import Lane
 from broker_pipeline.scheduling.limits import SchedulerLimits
 from broker_pipeline.scheduling.policies.kept_prefixes import KeptPrefixes
 from broker_pipeline.scheduling.policies.kv_steps import KVSteps
-from broker_pipeline.scheduling.policies.route_choice import RouteLoad, fastest_s
+from broker_pipeline.scheduling.policies.route_choice import RouteLoad
 from broker_pipeline.scheduling.route_table import RouteTable
 from broker_pipeline.scheduling.routes import Route
 from broker_pipeline.scheduling.session_state import SessionState
 from broker_pipeline.scheduling.tentative_reservations import TentativeReservations
 
+StepSeconds = Callable[[Route, float], float | None]
 _RUNNING_PER_STEP = 16  # running sessions for each step of KV that is left free ahead of them
 
 
@@ -72,19 +73,24 @@ class AdmissionQueue:
         """Return the sessions that run on a lane, wait for it or are prepared for it."""
         return len(lane.running) + self.tentative.num_sessions(lane.route)
 
-    def loads(self, now: float, step_s: Callable[[Route, float], float | None]) -> list[RouteLoad]:
-        """Return the open routes as a new session finds them; `step_s` tells what a step of so many tokens takes."""
-        routes = self._routes.open_routes
+    def loads(self, now: float, step_s: StepSeconds, seen_step_s: StepSeconds) -> list[RouteLoad]:
+        """Return the open routes as a new session finds them.
+
+        `step_s` tells what a step of so many tokens takes, `seen_step_s` of no more than there were.
+        """
+        lanes = [self._routes.lane(route) for route in self._routes.open_routes]
+        sizes = [lane.usual_tokens for lane in lanes if lane.usual_tokens]
+        usual_tokens = sum(sizes) / len(sizes) if sizes else 1.0
         return [
             RouteLoad(
-                route,
-                self.num_sessions(lane := self._routes.lane(route)),
-                self.tentative.room(route),
-                step_s(route, lane.usual_tokens) if len(routes) > 1 else None,
-                fastest_s(routes, lane.usual_tokens, step_s) if len(routes) > 1 else 1.0,
+                lane.route,
+                self.num_sessions(lane),
+                self.tentative.room(lane.route),
+                step_s(lane.route, usual_tokens) if len(lanes) > 1 else None,
+                seen_step_s(lane.route, usual_tokens) if len(lanes) > 1 else None,
                 0.0 if lane.running else max(0.0, now - lane.answered_at),
             )
-            for route in routes
+            for lane in lanes
         ]
 
     def forget(self, session: str) -> None:

@@ -171,14 +171,14 @@ class BatchPlanner:
         return bool(self._close_pauses)
 
     def step_s(self, route: Route, num_tokens: float) -> float | None:
-        """Return the seconds of a route's slowest stage for `num_tokens`; None while one is unmeasured.
-
-        Fewer than it has ever had take as long as the fewest that it had: routes are compared by this.
-        """
+        """Return the seconds of a route's slowest stage for `num_tokens`; None while one is unmeasured."""
         stages = [self._costs[key] for key in route.key]
-        if not all(stage.is_known for stage in stages):
-            return None
-        return max(stage.estimate(max(num_tokens, stage.smallest)) for stage in stages)
+        return max(stage.estimate(num_tokens) for stage in stages) if all(stage.is_known for stage in stages) else None
+
+    def seen_step_s(self, route: Route, num_tokens: float) -> float | None:
+        """Return the same of no more tokens than its stages have had at once: nothing beyond is guessed."""
+        most = min(self._costs[key].largest for key in route.key)
+        return self.step_s(route, min(num_tokens, most))
 
     def overtaken(self, now: float) -> list[PlannedBatch]:
         """Return what a probe has overtaken, long enough ago that it will not come any more."""

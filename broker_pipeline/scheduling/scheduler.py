@@ -119,7 +119,7 @@ class Scheduler:
         return sum(self._waiting.num_sessions(lane) for lane in self.routes.lanes if key in lane.route.key)
 
     def _loads(self, now: float) -> list[RouteLoad]:
-        return self._waiting.loads(now, self.batches.step_s)
+        return self._waiting.loads(now, self.batches.step_s, self.batches.seen_step_s)
 
     def room(self) -> int:
         """Return the KV tokens of the emptiest route that nobody has, waits for or is being prepared for."""

@@ -95,11 +95,6 @@ class StepCost:
         return bool(self._seen)
 
     @property
-    def smallest(self) -> float:
-        """Tokens of the smallest step observed, 0 when nothing was."""
-        return min((seen.num_tokens for seen in self._seen.values()), default=0.0)
-
-    @property
     def largest(self) -> float:
         """Tokens of the largest step observed, 0 when nothing was."""
         return max((seen.num_tokens for seen in self._seen.values()), default=0.0)

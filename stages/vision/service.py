@@ -154,7 +154,10 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         require_left(num_values(names) * dtype.itemsize, "the weights of the vision tower")
     tensors = artifact.load(names, device, dtype, verify=settings.verify_weights)
     options = ComputeOptions(str(device), dtype_name(dtype), settings.attention, fp8_tower=settings.fp8_tower)
-    tower = _captured(load_vision(artifact.config, tensors, options), settings)
+    num_weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    loaded = load_vision(artifact.config, tensors, options)
+    del tensors  # graphs are captured where those were that have been quantised
+    tower = _captured(loaded, settings)
     prompts = PromptBuilder.from_directory(artifact.config, artifact.directory)
     rules = read_pixel_rules(artifact, settings)
     record = new_record(
@@ -172,7 +175,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     log.info(
         "vision_loaded",
         worker=record.worker,
-        num_weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        num_weight_bytes=num_weight_bytes,
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )

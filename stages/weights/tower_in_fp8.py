@@ -25,8 +25,10 @@ _MATRIX = re.compile(r".*\bblocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])\.w
 
 def tower_in_fp8(tensors: Mapping[str, Tensor]) -> dict[str, Weight]:
     """Return a tower's tensors by name, each block's four matrices in FP8."""
-    widened = {name: _widened(name, tensor) for name, tensor in tensors.items()}
-    return {name: _quantised(tensor) if _MATRIX.fullmatch(name) else tensor for name, tensor in widened.items()}
+    return {
+        name: _quantised(_widened(name, tensor)) if _MATRIX.fullmatch(name) else _widened(name, tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def _quantised(matrix: Tensor) -> Fp8Matrix:

@@ -1,14 +1,14 @@
 """Which route a new session goes to, and which routes are too slow to be given any. Pure.
 
-    route   sessions   slowness   one session more: sessions * slowness
-    a       20         1          21
-    b       9          2          20     ◄── half as fast, so it gets half as many
-    c       0          11         a straggler: its one session would take eleven times as long as those on a
+    route   sessions   a step takes   one session more: sessions * step
+    a       20         10 ms          210 ms
+    b       9          20 ms          200 ms     ◄── half as fast, so it gets half as many
+    c       0          110 ms         a straggler: its one session would take eleven times as long as those on a
 
-Slowness is how many times as long as the fastest route one takes for a step. The step is as large as its own lately:
-of another size, nobody knows what it costs since the route has become slow. A straggler's is over `_STRAGGLES`, and
-what stragglers could compute all together is little of the whole: otherwise slow hosts are what the pipeline is made
-of. A route without sessions is taken for faster by and by, so that one that has become faster is found out.
+A straggler takes over `_STRAGGLES` times as long for a step as the fastest route, and what stragglers could compute all
+together is little of the whole: otherwise slow hosts are what the pipeline is made of. Nobody is judged by larger steps
+than it has had: in proportion, one with a single session would be slow beside one with many. A route without sessions
+is taken for faster by and by, so that one that has become faster is found out.
 
 Questions about one picture go to one route, if that has hardly more sessions than others: KV is copied there and the
 picture is encoded already.
@@ -39,15 +39,23 @@ class RouteLoad:
     room_tokens: int
     """KV that none of these have or will ask for."""
     step_s: float | None
-    """Seconds of its slowest stage for a microbatch as large as its own lately; None before that is known."""
-    fastest_s: float = 1.0
-    """What the fastest of all routes takes for as many tokens."""
+    """Seconds of its slowest stage for a microbatch of the usual size; None before that is known."""
+    seen_step_s: float | None
+    """The same, but of no more tokens than it has had."""
     idle_s: float = 0.0
 
     @property
-    def slowness(self) -> float | None:
-        """How many times as long as the fastest route it is taken to need."""
-        return None if self.step_s is None else self.step_s / self.fastest_s * float(0.5 ** (self.idle_s / _HALF_S))
+    def taken_step_s(self) -> float | None:
+        """What a step of the usual size is taken to last."""
+        return self._taken(self.step_s)
+
+    @property
+    def taken_seen_step_s(self) -> float | None:
+        """What a step that it has had is taken to last."""
+        return self._taken(self.seen_step_s)
+
+    def _taken(self, step_s: float | None) -> float | None:
+        return None if step_s is None else step_s * float(0.5 ** (self.idle_s / _HALF_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +71,32 @@ class Unwanted:
 def choose_route(loads: Sequence[RouteLoad], num_tokens: int, unwanted: Unwanted, alike: tuple[str, ...] = ()) -> Route:
     """Return the route where a session of `num_tokens` does best; `alike` is the key of one with sessions like it."""
     slow = stragglers(loads)
-    least = min((load.slowness for load in loads if load.slowness is not None), default=1.0)
+    known = [load.taken_step_s for load in loads if load.taken_step_s is not None]
+    fastest_s = min(known, default=1.0)
 
     def order(load: RouteLoad) -> tuple[object, ...]:
         keys = load.route.key
-        slowness = least if load.slowness is None else load.slowness  # one that is new gets its share
+        step_s = fastest_s if load.taken_step_s is None else load.taken_step_s  # one that is new gets its share
         return (
             sum(key in unwanted.failed for key in keys),
             sum(key in unwanted.spared for key in keys),
             load.route in slow,
             load.room_tokens < num_tokens,
-            (load.num_sessions + 1 - _WORTH_SESSIONS * (keys == alike)) * slowness,
+            (load.num_sessions + 1 - _WORTH_SESSIONS * (keys == alike)) * step_s,
             -load.room_tokens,
         )
 
     return min(loads, key=order).route
 
 
-def fastest_s(routes: Sequence[Route], num_tokens: float, step_s: Callable[[Route, float], float | None]) -> float:
-    """Return the seconds of the fastest route for `num_tokens`; 1.0 where none is known."""
-    known = (step_s(route, num_tokens) for route in routes)
-    return min((seconds for seconds in known if seconds), default=1.0)
-
-
 def stragglers(loads: Sequence[RouteLoad]) -> list[Route]:
     """Return the routes that new sessions are kept from."""
-    known = {load.route: load.slowness for load in loads if load.slowness}
-    if len(known) < 2:
+    steps = {load.route: load.taken_seen_step_s for load in loads if load.taken_seen_step_s}
+    if len(steps) < 2:
         return []
-    slow = [route for route, slowness in known.items() if slowness > _STRAGGLES * min(known.values())]
-    speed = sum(1 / slowness for slowness in known.values())
-    return slow if sum(1 / known[route] for route in slow) < _LITTLE * speed else []
+    slow = [route for route, step_s in steps.items() if step_s > _STRAGGLES * min(steps.values())]
+    speed = sum(1 / step_s for step_s in steps.values())
+    return slow if sum(1 / steps[route] for route in slow) < _LITTLE * speed else []
 
 
 def worth_moving(
@@ -110,8 +113,7 @@ def worth_moving(
     moved = []
     for session in sorted(sessions, key=lambda each: each.num_tokens - each.num_kv_tokens):
         load = max(others, key=lambda each: rooms[each.route])
-        there_s = slow.fastest_s * (load.slowness or 0.0)
-        gain_s = 0.5 * (session.num_kv_tokens - session.num_tokens) * ((slow.step_s or 0.0) - there_s)
+        gain_s = 0.5 * (session.num_kv_tokens - session.num_tokens) * ((slow.step_s or 0.0) - (load.step_s or 0.0))
         replay_s = _REPLAY_S + (step_s(load.route, session.num_tokens) or 0.0)
         num_tokens = max(session.num_reserved_tokens, session.num_tokens)
         can_end_there = session.num_kv_tokens <= load.route.kv_capacity_tokens

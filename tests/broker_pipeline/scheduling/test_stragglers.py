@@ -71,3 +71,17 @@ def test_one_is_not_slow_for_having_fewer_sessions_than_the_other_ever_had() -> 
     pair.start("b")
     pair.run(20)
     assert pair.scheduler.leave_stragglers(pair.now) == []
+
+
+def test_busy_sessions_stay_where_they_are_however_long_another_route_has_been_idle() -> None:
+    pair = TwoRoutes()
+    for name in pair.routes:
+        pair.scheduler.release(pair.start(name))
+        short = pair.start(name)
+        pair.run(20)
+        pair.scheduler.release(short)
+    pair.start("a")
+    for _ in range(400):
+        pair.run(2)
+        pair.now += 1.0
+        assert pair.scheduler.leave_stragglers(pair.now) == []

@@ -16,12 +16,13 @@ from stages.compute.loading import load_vision
 from stages.compute.options import ComputeOptions
 from stages.kernels.codes.row_codes import RowCodes
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
-from stages.qwen3_vl.attention import attention_named
+from stages.qwen3_vl.attention import EagerAttention, attention_named
 from stages.qwen3_vl.config import ModelConfig
 from stages.qwen3_vl.patches import PatchGrid
 from stages.qwen3_vl.tensors import VISION_PREFIX, vision_shapes
 from stages.qwen3_vl.vision import TowerEncoder, TowerOutput, VisionTower
 from stages.qwen3_vl.vision_ops import FusedVisionOps, Product
+from stages.qwen3_vl.vision_places import BatchPlaces
 from stages.random_weights import draw_weights
 from stages.weights.fp8_matrix import Fp8Matrix, plain, quantise
 from stages.weights.tower_in_fp8 import tower_in_fp8
@@ -39,7 +40,13 @@ def config_8b() -> ModelConfig:
 
 @cache
 def drawn(device: str) -> dict[str, Tensor]:
-    return dict(draw_weights(vision_shapes(config_8b()), torch.device(device), torch.bfloat16))
+    """Weights at random; biases too, which are zeros as they are drawn."""
+    weights = dict(draw_weights(vision_shapes(config_8b()), torch.device(device), torch.bfloat16))
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in weights.items():
+        if name.endswith(".bias"):
+            weights[name] = (torch.randn(tensor.shape, generator=generator) / 2).to(tensor)
+    return weights
 
 
 def patches(grids: list[PatchGrid]) -> Tensor:
@@ -147,3 +154,30 @@ def _same_alone(captured: TowerEncoder) -> bool:
 
 def _furthest(found: TowerOutput, expected: TowerOutput) -> float:
     return max(distance(a, b) for a, b in zip(found.rows, expected.rows, strict=True))
+
+
+class _AttendedEagerly(FusedVisionOps):
+    """The kernels of a GPU, less attention, which no interpreter has."""
+
+    def attend(self, qkv: Product, head_dim: int, places: BatchPlaces) -> Tensor:
+        rows = qkv.rows.view(len(qkv.rows), 3, -1, head_dim)
+        self._rotate(rows, places.cos, places.sin, qkv.bias)
+        return EagerAttention().attend_frames(*rows.unbind(1), places.lengths).flatten(1)
+
+
+def test_a_whole_tower_of_codes_has_every_bias_once() -> None:
+    config, device = shape_config("tiny"), torch.device("cpu")
+    generator = torch.Generator().manual_seed(4)
+    weights = dict(draw_weights(vision_shapes(config), device, torch.bfloat16))
+    weights |= {
+        name: (torch.randn(tensor.shape, generator=generator) / 2).to(tensor)
+        for name, tensor in weights.items()
+        if name.endswith(".bias")
+    }
+    grids = [PatchGrid(1, 4, 4), PatchGrid(1, 2, 6)]
+    coded = tower_in_fp8(weights)
+    values = {name: plain(weight, torch.float32) for name, weight in coded.items()}
+    shown = patches(grids)
+    exact = VisionTower(config, values, EagerAttention()).encode(shown, grids)
+    found = VisionTower(config, coded, EagerAttention(), _AttendedEagerly(kernel_product)).encode(shown, grids)
+    assert _furthest(found, exact) < 0.06, "without one of the biases it is 0.18 and more"

@@ -24,7 +24,7 @@ from tests.kit.simulated.stages import prompt_of, stage_worker
 
 
 def load(name: str, step_s: float | None, num_sessions: int = 0, room: int = 100_000, idle_s: float = 0.0) -> RouteLoad:
-    return RouteLoad(Route((stage_worker(name, 0, 4, kv=1000),)), num_sessions, room, step_s, 1.0, idle_s)
+    return RouteLoad(Route((stage_worker(name, 0, 4, kv=1000),)), num_sessions, room, step_s, step_s, idle_s)
 
 
 def name_of(route: Route) -> str:

@@ -50,7 +50,7 @@ def bench(lab: Netlab, host: int, *options: str) -> list[str]:
     return lab.inside(host, [PROGRAM, "bench", "edges", "--nats-url", f"nats://10.78.{host}.1:4222", *options])
 
 
-def test_an_edge_keeps_nine_tenths_of_the_wire_and_no_decode_step_waits_behind_a_prompt(tmp_path: Path) -> None:
+def test_an_edge_keeps_nine_tenths_of_what_sockets_get_and_no_decode_step_waits_behind_a_prompt(tmp_path: Path) -> None:
     """All of one measurement, which a repetition of the test makes anew.
 
     What the wire allows is what bare sockets got in the same minute: a busy machine's wire stalls, and drops packets.
