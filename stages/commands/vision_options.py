@@ -32,9 +32,9 @@ _VISION_OPTIONS = (
     option(
         "--fp8-tower/--no-fp8-tower",
         default=False,
-        help="Quantise the blocks of the vision tower to FP8 when they are loaded: half of their memory on GPUs from Ada "
-        "on, in bfloat16; elsewhere values are rounded and nothing is saved. All vision workers of a pipeline need the "
-        "same, or what they make of a picture differs.",
+        help="Quantise the blocks of the vision tower to FP8 when they are loaded: half of their memory on GPUs from "
+        "Ada on, in bfloat16; elsewhere values are rounded and nothing is saved. All vision workers of a pipeline need "
+        "the same, or what they make of a picture differs.",
     ),
     option(
         "--preprocess-threads",
