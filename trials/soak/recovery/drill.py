@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -153,14 +153,11 @@ class RecoveryDrill:
         else:
             await self._keep_away(program, target, kind)
         back_at = time.monotonic() if target in _SERVERS else None
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await load.until_moving(streams, back_at or at)
-        except TimeoutError as error:
-            stuck = [stream.job_id for stream in load.stuck(streams, back_at or at)]
-            raise RecoveryError(f"{kind} {target}: {stuck} stand still after {_PATIENCE_S:g} s") from error
+        struck = f"{kind} {target}"
+        await _all_move(load, streams, back_at or at, struck)
         await asyncio.sleep(_SETTLE_S)
-        until = time.monotonic()
+        until = time.monotonic()  # what was under way at the fault may have come, and the pause may last yet
+        await _all_move(load, [stream for stream in streams if stream.ended_at is None], until, struck)
         return [stood_still_s(_signs(stream), at, until, back_at) for stream in streams]
 
     async def _keep_away(self, program: SupervisedProgram, target: str, kind: str) -> None:
@@ -176,6 +173,15 @@ class RecoveryDrill:
                 program.kill(signal.SIGCONT)
             elif network is not None:
                 await asyncio.shield(network.mend(target))
+
+
+async def _all_move(load: StreamLoad, streams: Sequence[Stream], since: float, struck: str) -> None:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await load.until_moving(streams, since)
+    except TimeoutError as error:
+        stuck = [stream.job_id for stream in load.stuck(streams, since)]
+        raise RecoveryError(f"{struck}: {stuck} stand still after {_PATIENCE_S:g} s") from error
 
 
 def _signs(stream: Stream) -> list[float]:

@@ -25,6 +25,6 @@ async def test_streams_move_again_and_what_they_waited_is_told(tmp_path: Path) -
     found = report.components["conductor"]
     assert found.num_faults == 1
     assert found.num_streams >= 10
-    assert 0 < found.p50 <= found.worst < report.seconds, "it took a while, on an idle machine 0.05 s, and they went on"
+    assert 0.1 < found.p50 <= found.worst < report.seconds, "it took a while, and they went on"
     assert report.kinds["conductor kill"] == found
     assert report.components["gateway"].num_streams >= 3, "of the other gateway"
