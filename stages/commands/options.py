@@ -38,6 +38,12 @@ _COMPUTE_OPTIONS = (
         "pipeline need it.  [default: with the kernels for GPUs, unless weights are in FP8: elsewhere it is slow]",
     ),
     option(
+        "--gpu-memory-gb",
+        default=None,
+        type=click.FloatRange(min=0, min_open=True),
+        help="Take the GPU for one of so many GB (10^9 bytes), as where others need the rest of it.  [default: all]",
+    ),
+    option(
         "--threads",
         default=None,
         type=click.IntRange(min=1),

@@ -51,9 +51,9 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
 @option("--max-envelopes", default=64, type=click.IntRange(min=1), help="Microbatches that may wait here.")
 @option(
     "--row-buffer-bytes",
-    default=2 * 2**30,
+    default=None,
     type=click.IntRange(min=1),
-    help="Bytes of visual rows that may wait for their prefill.",
+    help="Bytes of visual rows that may wait for their prefill.  [default: 2 GiB, at most 4 % of a GPU's memory]",
 )
 @option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
 @option(

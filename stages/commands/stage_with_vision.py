@@ -40,9 +40,8 @@ async def _serve_stage(context: ServiceContext, settings: StageSettings, colocat
     loaded = await unless_stopped(context, asyncio.shield(colocated.tower_loaded))
     if loaded is None:
         return
-    reserved_bytes = loaded[0] + settings.row_buffer_bytes
 
     def meet(record: WorkerRecord, intake: VisualRowIntake) -> None:
         colocated.stage.set_result(LocalStage(subjects.rows(record.subject), intake))
 
-    await serve_stage(context, settings, reserved_bytes=reserved_bytes, on_loaded=meet)
+    await serve_stage(context, settings, vision_bytes=loaded[0], on_loaded=meet)

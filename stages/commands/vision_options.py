@@ -45,9 +45,9 @@ _VISION_OPTIONS = (
     ),
     option(
         "--cache-bytes",
-        default=2**30,
+        default=None,
         type=click.IntRange(min=0),
-        help="Bytes of encoded pictures kept in case they come again.",
+        help="Bytes of encoded pictures kept in case they come again.  [default: 1 GiB, at most 2 % of a GPU's memory]",
     ),
     option(
         "--max-image-bytes",

@@ -15,11 +15,42 @@ from broker_pipeline.process.memory_limit import left_bytes
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
+def limit_memory(device: torch.device, memory_gb: float | None) -> None:
+    """Take a GPU for one of `memory_gb` (10**9 bytes) in this process; None takes it as it is.
+
+    The allocator holds to it as well: whatever is allocated beyond fails as on the smaller GPU.
+
+    Raises:
+        ConfigurationError: the device is no GPU, or has less.
+    """
+    if memory_gb is None:
+        return
+    if device.type != "cuda":
+        raise ConfigurationError(f"--gpu-memory-gb has no effect on {device}: leave it out", field="gpu_memory_gb")
+    share = memory_gb * 1e9 / torch.cuda.get_device_properties(device).total_memory
+    if share > 1:
+        raise ConfigurationError(
+            f"--gpu-memory-gb {memory_gb:g}: {device} has {memory_gb / share:.1f} GB", field="gpu_memory_gb"
+        )
+    torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Return the free bytes of a GPU and all it has, less what `limit_memory` keeps this process from."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return max(0, free - (total - limit)), limit
+
+
+def at_most_share(num_bytes: int, share: float, device: torch.device) -> int:
+    """Return `num_bytes`, or the `share` of a GPU's memory where that is less."""
+    return min(num_bytes, int(share * gpu_memory(device)[1])) if device.type == "cuda" else num_bytes
+
+
 def free_bytes(device: torch.device) -> int:
     """Return how many bytes can still be allocated on a device."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return gpu_memory(device)[0]
     return int(min(_available_memory_bytes(Path("/proc/meminfo")), left_bytes()))
 
 

@@ -29,7 +29,14 @@ from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
 from stages.device.choice import choose_device, choose_dtype, dtype_name
-from stages.device.hardware import device_identity, device_slots, use_own_stream, use_threads
+from stages.device.hardware import (
+    at_most_share,
+    device_identity,
+    device_slots,
+    limit_memory,
+    use_own_stream,
+    use_threads,
+)
 from stages.qwen3_vl.tensors import num_values
 from stages.stage.engine import StageEngine
 from stages.stage.envelope_checks import StageFacts
@@ -43,6 +50,8 @@ from stages.worker.service import close_thread, serve_worker, unless_stopped
 from stages.worker.settings import StageSettings
 
 log = structlog.get_logger()
+
+_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE = 2 * 2**30, 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +67,12 @@ async def serve_stage(
     context: ServiceContext,
     settings: StageSettings,
     *,
-    reserved_bytes: int = 0,
+    vision_bytes: int = 0,
     on_loaded: Callable[[WorkerRecord, VisualRowIntake], None] = lambda *_: None,
 ) -> None:
     """Run one stage worker until the service is stopped.
 
-    `reserved_bytes` of a GPU are left to others of this process, who hear by `on_loaded` where visual rows are taken.
+    `vision_bytes` of a GPU are left to this process's vision worker; `on_loaded` tells it where visual rows are taken.
     """
     common = context.settings
     credentials = load_credentials(common.secrets, "stage", common.namespace)
@@ -78,7 +87,7 @@ async def serve_stage(
             ) as transport,
             open_redis(common.redis_url, credentials=credentials) as redis,
         ):
-            loaded = await unless_stopped(context, thread.run(load, settings, common, reserved_bytes))
+            loaded = await unless_stopped(context, thread.run(load, settings, common, vision_bytes))
             if loaded is not None:
                 presence = Presence(loaded[0].record, credentials.tls if credentials else None)
                 worker, intake = _assemble(loaded[0], settings, transport, presence, (thread, collector))
@@ -93,10 +102,10 @@ async def serve_stage(
         close_thread(collector)
 
 
-def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 0) -> LoadedStage:
+def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0) -> LoadedStage:
     """Open the artifact and load this stage's part of it; runs on the compute thread.
 
-    KV leaves `reserved_bytes` of a GPU free for others of this process.
+    KV leaves `vision_bytes` of a GPU free for this process's vision worker, and room for the rows that it leaves there.
 
     Raises:
         ConfigurationError: blocks, device, dtype or KV room are not possible.
@@ -104,14 +113,16 @@ def load(settings: StageSettings, common: CommonSettings, reserved_bytes: int = 
     """
     started = time.monotonic()
     device = choose_device(settings.device)
+    limit_memory(device, settings.gpu_memory_gb)
     use_threads(settings.threads, device)
     artifact = Artifact.open(Path(settings.model))
     blocks = parse_block_range(settings.blocks, artifact.config.text.num_layers)
     dtype = choose_dtype(settings.dtype, artifact.dtype)
     use_own_stream(device)
     names = stage_tensor_names(artifact.config, blocks.start, blocks.stop)
-    visual_rows = VisualRowBuffer(settings.row_buffer_bytes, settings.row_ttl_s)
-    room = KVRoom(settings.kv_tokens, settings.kv_share, reserved_bytes)
+    row_bytes = settings.row_buffer_bytes or at_most_share(_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE, device)
+    visual_rows = VisualRowBuffer(row_bytes, settings.row_ttl_s)
+    room = KVRoom(settings.kv_tokens, settings.kv_share, vision_bytes + row_bytes if vision_bytes else 0)
     options = _compute_options(settings, device, dtype)
     if device.type == "cpu":
         kv_bytes = room.least_tokens() * kv_token_bytes(artifact.config.text, len(blocks), dtype)

@@ -36,7 +36,7 @@ from stages.compute.fused.captured_tower import capture_tower
 from stages.compute.loading import load_vision, vision_tensor_names
 from stages.compute.options import ComputeOptions
 from stages.device.choice import choose_device, choose_dtype, dtype_name
-from stages.device.hardware import device_identity, device_slots, use_threads
+from stages.device.hardware import at_most_share, device_identity, device_slots, limit_memory, use_threads
 from stages.prompt.chat import PromptBuilder
 from stages.prompt.pixel_budgets import read_pixel_budgets
 from stages.qwen3_vl.tensors import num_values
@@ -59,6 +59,7 @@ from stages.worker.settings import VisionSettings
 
 log = structlog.get_logger()
 
+_CACHE_BYTES, _CACHE_SHARE = 2**30, 0.02
 _FEWEST_THREADS, _MOST_THREADS = 2, 8
 
 
@@ -74,6 +75,7 @@ class LoadedVision:
     rules: PixelRules
     record: WorkerRecord
     device_bytes: int
+    cache_bytes: int
 
 
 class ColocatedStage:
@@ -146,6 +148,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     """
     started = time.monotonic()
     device = choose_device(settings.device)
+    limit_memory(device, settings.gpu_memory_gb)
     use_threads(settings.threads, device)
     artifact = Artifact.open(Path(settings.model))
     dtype = choose_dtype(settings.dtype, artifact.dtype)
@@ -171,6 +174,9 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device_id=device_identity(device),
         device_slots=device_slots(device),
     )
+    cache_bytes = settings.cache_bytes
+    if cache_bytes is None:
+        cache_bytes = at_most_share(_CACHE_BYTES, _CACHE_SHARE, device)
     need = vision_device_bytes(artifact.config, dtype, rules.image, settings.max_batch_patches)
     log.info(
         "vision_loaded",
@@ -179,7 +185,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )
-    return LoadedVision(tower, prompts, rules, record, need + settings.cache_bytes)
+    return LoadedVision(tower, prompts, rules, record, need + cache_bytes, cache_bytes)
 
 
 def _captured(tower: VisionTower, settings: VisionSettings) -> TowerEncoder:
@@ -255,7 +261,7 @@ def _assemble(
     is_single = settings.deterministic is True and isinstance(loaded.tower, VisionTower)  # which has no graphs
     limits = BatchLimits(settings.max_batch_patches, max_pictures=1 if is_single else None)
     batcher = TowerBatcher(lane, limits, threads.launching, threads.finishing)
-    cache = VisionCache(settings.cache_bytes)
+    cache = VisionCache(loaded.cache_bytes)
     encoder = VisualEncoder(media, batcher, cache, loaded.rules, threads.pools, settings.max_pictures)
     sender = VisualRowSender(transport, batcher.to_host, local)
     preparer = SessionPreparer(loaded.prompts, encoder, sender, threads.pools, loaded.rules.vision.spatial_merge_size)

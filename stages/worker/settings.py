@@ -13,6 +13,7 @@ from broker_pipeline.wire.edges.settings import EdgeChoice, EdgeSettings
 
 _PICTURES = PictureRule()
 PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "bfloat16", "float32"]
 AttentionKind = Literal["auto", "sdpa", "eager"]
@@ -27,6 +28,8 @@ class ComputeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     attention: AttentionKind = "auto"
     deterministic: bool | None = None
     """Whether what becomes of a session must not depend on what shares its batches; None: where it costs little."""
+    gpu_memory_gb: PositiveFloat | None = None
+    """GB (10**9 bytes) that the device counts as having, for this worker; None: all it has."""
     threads: PositiveInt | None = None
     """CPU threads of one operation; None: one where a GPU does the work, else torch's (or OMP_NUM_THREADS)."""
     verify_weights: bool = True
@@ -62,7 +65,8 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     max_step_sessions: Annotated[int, Meta(ge=0)] = 256
     """Sessions of the largest decode step that a GPU has as one graph."""
     max_envelopes: PositiveInt = 64
-    row_buffer_bytes: PositiveInt = 2 * 2**30
+    row_buffer_bytes: PositiveInt | None = None
+    """Visual rows that wait for their prefill; None: 2 GiB, or 4 % of a GPU."""
     row_ttl_s: PositiveSeconds = 300.0
 
 
@@ -79,7 +83,8 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     """Whether the tower's blocks are quantised to FP8."""
     preprocess_threads: PositiveInt | None = None
     """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
-    cache_bytes: Annotated[int, Meta(ge=0)] = 2**30
+    cache_bytes: Annotated[int, Meta(ge=0)] | None = None
+    """Encoded pictures that are kept; None: 1 GiB, or 2 % of a GPU."""
     max_image_bytes: PositiveInt = _PICTURES.max_bytes
     max_image_pixels: PositiveInt = _PICTURES.max_pixels
     max_video_bytes: PositiveInt = _PICTURES.max_video_bytes

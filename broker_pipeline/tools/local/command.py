@@ -31,7 +31,7 @@ from broker_pipeline.planning.summary import describe_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.process.terminal import make_console
 from broker_pipeline.tools.local.cluster import LocalCluster
-from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, check_device, cuda_devices, with_memory
 from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.layouts import (
     layout_request,
@@ -53,7 +53,16 @@ _MOST_GATEWAY_PROCESSES = 4
 _SHOW_JOBS_S = 2.0
 _SAME_NAMES = (
     *("host", "port", "nats_url", "nats_replicas", "redis_url", "namespace", "pipeline"),
-    *("dtype", "kv_tokens", "default_max_tokens", "drain_s", "log_level", "verify_weights", "on_other_model"),
+    *(
+        "dtype",
+        "gpu_memory_gb",
+        "kv_tokens",
+        "default_max_tokens",
+        "drain_s",
+        "log_level",
+        "verify_weights",
+        "on_other_model",
+    ),
     *("otlp_endpoint", "media_roots"),
 )
 
@@ -136,6 +145,12 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--threads",
     type=_POSITIVE,
     help="Threads of each worker. [default: 1 where GPUs do the work, else the cores, shared out]",
+)
+@option(
+    "--gpu-memory-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Plan for GPUs of so many GB (10^9 bytes) and use no more of them, as where others need the rest. "
+    "[default: all they have]",
 )
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
 @option(
@@ -235,7 +250,7 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
     """
     if options["device"] is not None:
         check_device(options["device"], len(gpus))
-    used = used_gpus(gpus, options["device"])
+    used = with_memory(used_gpus(gpus, options["device"]), options["gpu_memory_gb"])
     if options["mps"] and not used:
         raise ConfigurationError("--mps has no effect without GPUs: leave it out", field="mps")
     model = options["model"].absolute()

@@ -57,6 +57,8 @@ class LocalSettings:
     num_threads: int | None = None
     """Threads of each worker; None is one where GPUs do the work, and shares the cores out elsewhere."""
     kv_tokens: int | None = None
+    gpu_memory_gb: float | None = None
+    """GB (10**9 bytes) that every GPU counts as having; None: all it has."""
     on_other_model: str = "restart"
     """What becomes of jobs with tokens of another model: `restart`, or `fail`."""
     default_max_tokens: int | None = None
@@ -189,6 +191,7 @@ def _worker_flags(settings: LocalSettings, name: str, devices: Mapping[str, str]
         "--deterministic": settings.is_deterministic,
         "--no-deterministic": settings.is_deterministic is False,
         "--no-verify-weights": not settings.verify_weights,
+        "--gpu-memory-gb": settings.gpu_memory_gb,
         "--threads": num_threads(settings),
         **settings.edge_flags,
     }

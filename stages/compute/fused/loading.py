@@ -37,7 +37,7 @@ from stages.compute.kv.capacity import MOST_GPU_TOKENS, KVRoom, kv_token_bytes, 
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
 from stages.compute.sampling.sampler import SessionSampler, launch_sampling
-from stages.device.hardware import require_compiler
+from stages.device.hardware import gpu_memory, require_compiler
 from stages.kernels.experts.mlp import fused_experts
 from stages.kernels.experts.routing import choose_experts
 from stages.qwen3_vl.config import ModelConfig
@@ -174,7 +174,7 @@ def _measured_tokens(
     torch.cuda.empty_cache()
     if weights.head is not None:
         needed += options.max_step_sessions * text.vocab_size * _SAMPLED_BYTES + _SAMPLING_BYTES
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = gpu_memory(device)
     left = free - needed - room.reserved_bytes - int(_MARGIN_SHARE * total)
     num_tokens = int(left * (room.share or 1.0)) // token_bytes
     require_room(num_tokens, token_bytes, left, device)

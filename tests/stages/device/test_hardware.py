@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broker_pipeline.errors import ConfigurationError
-from stages.device.hardware import free_bytes, require_compiler
+from stages.device.hardware import free_bytes, gpu_memory, limit_memory, require_compiler
 
 
 def test_a_host_has_memory_left() -> None:
@@ -21,3 +21,30 @@ def test_kernels_need_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert refused.value.field == "attention"
     monkeypatch.setenv("CC", "/opt/cc")
     require_compiler()
+
+
+def test_a_processor_has_no_gpu_memory_to_limit() -> None:
+    limit_memory(torch.device("cpu"), None)
+    with pytest.raises(ConfigurationError, match="leave it out") as refused:
+        limit_memory(torch.device("cpu"), 8)
+    assert refused.value.field == "gpu_memory_gb"
+
+
+@pytest.mark.gpu
+def test_a_limited_gpu_is_a_smaller_one() -> None:
+    device = torch.device("cuda:0")
+    free, total = gpu_memory(device)
+    assert free <= total
+    wanted_gb = (total / 4) / 1e9
+    with pytest.raises(ConfigurationError, match="has") as refused:
+        limit_memory(device, total / 1e9 + 1)
+    assert refused.value.field == "gpu_memory_gb"
+    limit_memory(device, wanted_gb)
+    try:
+        left, limit = gpu_memory(device)
+        assert limit == pytest.approx(wanted_gb * 1e9, rel=1e-6)
+        assert left <= limit
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(limit + 2**21, dtype=torch.uint8, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)

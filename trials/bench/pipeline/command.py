@@ -92,7 +92,16 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=POSITIVE,
     help="Conductors, each with some of the copies.  [default: as many as the planner expects to be needed]",
 )
-@click.option("--kv-tokens", type=POSITIVE, help="KV tokens of every stage.  [default: what the sessions need]")
+@click.option(
+    "--kv-tokens",
+    type=POSITIVE,
+    help="KV tokens of every stage.  [default: what the sessions need; what fits, with --gpu-memory-gb]",
+)
+@click.option(
+    "--gpu-memory-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Take GPUs for such of so many GB (10^9 bytes), as for `up`.",
+)
 @click.option(
     "--in-process/--no-in-process",
     "with_in_process",

@@ -41,7 +41,9 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     num_conductors: int | None
     """Conductors, each with some of the copies; None is what the planner expects to be needed."""
     kv_tokens: int | None
-    """Of every stage; None is what so many sessions need."""
+    """Of every stage; None is what so many sessions need, or what fits where `gpu_memory_gb` are given."""
+    gpu_memory_gb: float | None
+    """GB that GPUs count as having; None is all they have."""
     with_in_process: bool
     in_process_threads: tuple[int, ...]
     """Numbers of threads to try; empty for all cores, and on the CPU one as well."""
@@ -78,7 +80,8 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
                     device=self.device if self.device != "cuda" else None,
                     dtype=self.dtype,
                     num_threads=self.num_threads,
-                    kv_tokens=self.kv_tokens or rounds.warm_up.kv_tokens(-(-self.num_sessions // len(layout.chains))),
+                    gpu_memory_gb=self.gpu_memory_gb,
+                    kv_tokens=self.kv_tokens or self._needed_kv_tokens(rounds, len(layout.chains)),
                     restarts=False,
                     profile=Path(self.profile) / f"{label}-{place}" if self.profile else None,
                     extra_arguments=self.extra_arguments,
@@ -104,6 +107,9 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
         )
         sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
         return choose_plan(sizes, site_of(used), self._workload(None), request)
+
+    def _needed_kv_tokens(self, rounds: Rounds, num_copies: int) -> int | None:
+        return None if self.gpu_memory_gb else rounds.warm_up.kv_tokens(-(-self.num_sessions // num_copies))
 
     def _workload(self, num_prompt_tokens: int | None) -> Workload:
         visual = num_visual_tokens(self.picture_side)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 
 import msgspec
 
@@ -71,6 +72,24 @@ def check_device(device: str, num_cuda_devices: int) -> None:
         raise ConfigurationError(f"{device!r} is no device; here are {here}", field="device")
     if device.startswith("cuda") and int(named["index"] or 0) >= num_cuda_devices:
         raise ConfigurationError(f"{device!r} is not on this machine; here are {here}", field="device")
+
+
+def with_memory(gpus: Sequence[CudaDevice], memory_gb: float | None) -> tuple[CudaDevice, ...]:
+    """Return the GPUs as if each had `memory_gb` (10**9 bytes); None leaves them as they are.
+
+    Raises `ConfigurationError` where there are none, or one has less.
+    """
+    if memory_gb is None:
+        return tuple(gpus)
+    if not gpus:
+        raise ConfigurationError("--gpu-memory-gb has no effect without GPUs: leave it out", field="gpu_memory_gb")
+    wanted = int(memory_gb * 1e9)
+    if (smallest := min(gpus, key=lambda each: each.memory_bytes)).memory_bytes < wanted:
+        raise ConfigurationError(
+            f"--gpu-memory-gb {memory_gb:g}: {smallest.name} has {smallest.memory_bytes / 1e9:.1f} GB",
+            field="gpu_memory_gb",
+        )
+    return tuple(msgspec.structs.replace(each, memory_bytes=wanted) for each in gpus)
 
 
 def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:

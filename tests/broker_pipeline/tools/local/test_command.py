@@ -24,7 +24,8 @@ def model_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings, tuple[str, str]]:
     left_out = (
-        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens default_max_tokens profile"
+        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens "
+        "gpu_memory_gb default_max_tokens profile"
     )
     options: dict[str, Any] = dict.fromkeys((*left_out.split(), "otlp_endpoint", "vision_workers", "conductors"))
     options |= {
@@ -223,3 +224,26 @@ def test_every_worker_gets_the_options_about_edges(tmp_path: Path) -> None:
     for words in workers:
         assert "--edges tcp --edge-host 10.0.0.2 --edge-port 7400-7415 --edge-tls off" in words
         assert "--edge-ring-bytes" not in words, "it is left to the worker"
+
+
+def test_a_gpu_of_which_a_part_is_to_be_used_is_a_smaller_one(model_8b: Path) -> None:
+    settings, (chosen, _) = up((H100,), model=model_8b, gpu_memory_gb=24.0)
+    assert "24.0 GB" in chosen, "the plan is for a GPU of that size"
+    for planned in plan_services(settings, nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
+        limit = [value for flag, value in zip(planned.arguments, planned.arguments[1:], strict=False) if "gpu-" in flag]
+        assert limit == (["24.0"] if planned.name.startswith(("stage", "vision")) else [])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory_gb", "words"),
+    [
+        ((H100,), 16.0, "has 16.0 GB"),
+        ((H100, SMALL), 24.0, "NVIDIA L4 has 16.0 GB"),
+        ((), 24.0, "no effect without GPUs"),
+    ],
+)
+def test_a_part_of_a_gpu_that_cannot_be_is_refused(
+    model_8b: Path, gpus: tuple[CudaDevice, ...], memory_gb: float, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        up(gpus, model=model_8b, gpu_memory_gb=memory_gb)
