@@ -6,10 +6,18 @@ from dataclasses import dataclass
 
 from broker_pipeline.messages.edges import Carrier
 from broker_pipeline.messages.workers import BlockRange
-from broker_pipeline.planning.devices import EDGES, MEMORY_MARGIN, Device, Edge
+from broker_pipeline.planning.devices import (
+    EDGES,
+    MEMORY_MARGIN,
+    TOWER_WORKSPACE_BYTES,
+    WAITING_BYTES,
+    WAITING_SHARE,
+    Device,
+    Edge,
+)
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.network import Network
-from broker_pipeline.planning.workload import MAX_STEP_TOKENS, Workload
+from broker_pipeline.planning.workload import Workload, most_step_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +58,9 @@ def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
     """Return what a device has for layers, embedding, head and KV of one stage; below 0 where there is no room."""
     if not device.is_gpu:
         return device.memory_bytes - has_vision * model.tower_bytes
-    room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(MAX_STEP_TOKENS)
-    return room - has_vision * model.tower_bytes
+    room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(most_step_tokens(device.memory_bytes))
+    waiting = min(WAITING_BYTES, WAITING_SHARE * device.memory_bytes)
+    return room - has_vision * (model.tower_bytes + TOWER_WORKSPACE_BYTES + waiting)
 
 
 def sessions_in(model: ModelSizes, workload: Workload, room: float, blocks: BlockRange) -> int:

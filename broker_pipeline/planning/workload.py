@@ -7,7 +7,13 @@ from dataclasses import dataclass
 SESSIONS_PER_STEP = 256
 """Sessions of a decode step beyond which a GPU gains little; the stages' `--max-step-sessions`."""
 MAX_STEP_TOKENS = 4096
-"""Tokens of the largest microbatch: the stages' `--max-batch-tokens`."""
+"""Tokens of the largest microbatch: the stages' `--max-batch-tokens`, but on small GPUs."""
+_SMALL_GPU_BYTES = 32 * 10**9
+
+
+def most_step_tokens(memory_bytes: int) -> int:
+    """Return the tokens of the largest microbatch of a GPU: on a small one they would leave too little for KV."""
+    return MAX_STEP_TOKENS if memory_bytes >= _SMALL_GPU_BYTES else MAX_STEP_TOKENS // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,12 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     help="Part of the memory left alongside the weights to use for them; less where workers share a device.  "
     "[default: all of a GPU's alongside what the largest microbatch needs, 0.25 of a host's]",
 )
-@option("--max-batch-tokens", default=4096, type=click.IntRange(min=1), help="Most tokens of one microbatch.")
+@option(
+    "--max-batch-tokens",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Most tokens of one microbatch.  [default: 4096; 2048 on GPUs of less than 32 GB]",
+)
 @option(
     "--max-step-sessions",
     default=256,
@@ -53,7 +58,7 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     "--row-buffer-bytes",
     default=None,
     type=click.IntRange(min=1),
-    help="Bytes of visual rows that may wait for their prefill.  [default: 2 GiB, at most 4 % of a GPU's memory]",
+    help="Bytes of visual rows that may wait for their prefill.  [default: 2 GiB, at most 2.5 % of a GPU's memory]",
 )
 @option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
 @option(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 import torch
 
@@ -14,6 +15,7 @@ from broker_pipeline import subjects
 from broker_pipeline.artifact_files.block_range import parse_block_range
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.planning.workload import MAX_STEP_TOKENS, most_step_tokens
 from broker_pipeline.process.memory_limit import require_left
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
@@ -33,6 +35,7 @@ from stages.device.hardware import (
     at_most_share,
     device_identity,
     device_slots,
+    gpu_memory,
     limit_memory,
     use_own_stream,
     use_threads,
@@ -51,7 +54,7 @@ from stages.worker.settings import StageSettings
 
 log = structlog.get_logger()
 
-_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE = 2 * 2**30, 0.04
+_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE = 2 * 2**30, 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0)
     device = choose_device(settings.device)
     limit_memory(device, settings.gpu_memory_gb)
     use_threads(settings.threads, device)
+    settings = msgspec.structs.replace(settings, max_batch_tokens=_max_batch_tokens(settings, device))
     artifact = Artifact.open(Path(settings.model))
     blocks = parse_block_range(settings.blocks, artifact.config.text.num_layers)
     dtype = choose_dtype(settings.dtype, artifact.dtype)
@@ -155,13 +159,19 @@ def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0)
     return LoadedStage(compute, visual_rows, record)
 
 
+def _max_batch_tokens(settings: StageSettings, device: torch.device) -> int:
+    if settings.max_batch_tokens is not None:
+        return settings.max_batch_tokens
+    return most_step_tokens(gpu_memory(device)[1]) if device.type == "cuda" else MAX_STEP_TOKENS
+
+
 def _compute_options(settings: StageSettings, device: torch.device, dtype: torch.dtype) -> ComputeOptions:
     return ComputeOptions(
         str(device),
         dtype_name(dtype),
         settings.attention,
         is_deterministic=settings.deterministic,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=settings.max_batch_tokens or MAX_STEP_TOKENS,
         max_step_sessions=settings.max_step_sessions,
     )
 
@@ -178,7 +188,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         share=settings.share,
         num_layers=artifact.config.text.num_layers,
         kv_capacity_tokens=compute.kv.capacity_tokens,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=settings.max_batch_tokens or MAX_STEP_TOKENS,
         device_id=device_identity(compute.device),
         device_slots=device_slots(compute.device),
         max_step_sessions=_most_step_sessions(settings, compute),

@@ -59,7 +59,7 @@ from stages.worker.settings import VisionSettings
 
 log = structlog.get_logger()
 
-_CACHE_BYTES, _CACHE_SHARE = 2**30, 0.02
+_CACHE_BYTES, _CACHE_SHARE = 2**30, 0.015
 _FEWEST_THREADS, _MOST_THREADS = 2, 8
 
 

@@ -61,12 +61,13 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     kv_tokens: PositiveInt | None = None
     kv_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Part of the free memory that KV takes where `kv_tokens` is not given."""
-    max_batch_tokens: PositiveInt = 4096
+    max_batch_tokens: PositiveInt | None = None
+    """Of one microbatch; None: 4,096, or 2,048 on GPUs of less than 32 GB."""
     max_step_sessions: Annotated[int, Meta(ge=0)] = 256
     """Sessions of the largest decode step that a GPU has as one graph."""
     max_envelopes: PositiveInt = 64
     row_buffer_bytes: PositiveInt | None = None
-    """Visual rows that wait for their prefill; None: 2 GiB, or 4 % of a GPU."""
+    """Visual rows that wait for their prefill; None: 2 GiB, or 2.5 % of a GPU."""
     row_ttl_s: PositiveSeconds = 300.0
 
 
@@ -84,7 +85,7 @@ class VisionSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, k
     preprocess_threads: PositiveInt | None = None
     """Threads that decode, resize and cut; None takes half of the cores, from 2 to 8."""
     cache_bytes: Annotated[int, Meta(ge=0)] | None = None
-    """Encoded pictures that are kept; None: 1 GiB, or 2 % of a GPU."""
+    """Encoded pictures that are kept; None: 1 GiB, or 1.5 % of a GPU."""
     max_image_bytes: PositiveInt = _PICTURES.max_bytes
     max_image_pixels: PositiveInt = _PICTURES.max_pixels
     max_video_bytes: PositiveInt = _PICTURES.max_video_bytes

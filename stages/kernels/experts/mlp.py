@@ -45,8 +45,8 @@ def fused_experts(
     all contiguous. Few rows are summed in the order of their choices, rounded after each, as `eager_experts` does in
     ascending order of experts: `choose_experts` gives the choices in that order.
 
-    Of experts in FP8 the codes are read and multiplied in x's dtype; with `rows_in_fp8`, where an expert has many
-    pairs, rows are quantised before each product.
+    Of experts in FP8 the codes are read and multiplied in x's dtype; with `rows_in_fp8` more than a few rows are
+    quantised before each product.
     """
     if x.shape[0] <= MAX_PAIR_ROWS and not deterministic:
         tiling = FP8_PAIR_GATE_UP if isinstance(gate_up, Fp8Matrix) else PAIR_GATE_UP

@@ -33,11 +33,10 @@ _BY_LOAD = (
     ExpertTilings(1 << 62, Tiling(128, 128, 64, num_warps=8), Tiling(128, 128, 64, num_warps=8, num_stages=3)),
 )
 INVARIANT = ExpertTilings(1 << 62, Tiling(64, 64, 64, num_stages=3), Tiling(64, 128, 64, num_stages=3))  # for every n
-_FP8_FROM = 24
-"""Pairs of an expert above which rows are worth quantising: below, reading codes is what takes the time."""
-_FP8_ROWS = (  # not swept
-    ExpertTilings(80, Tiling(64, 64, 128), Tiling(64, 128, 128)),
-    ExpertTilings(1 << 62, Tiling(128, 64, 128, num_warps=8), Tiling(128, 128, 128, num_warps=8)),
+_FP8_ROWS = (  # swept on one H200 over the shapes of 30B-A3B and 235B-A22B
+    ExpertTilings(10, Tiling(16, 64, 128, num_stages=3, swap=True), Tiling(16, 128, 128, num_stages=3, swap=True)),
+    ExpertTilings(22, Tiling(32, 64, 128, num_stages=3, swap=True), Tiling(32, 128, 128, num_stages=3, swap=True)),
+    ExpertTilings(1 << 62, Tiling(64, 64, 128, num_stages=3), Tiling(64, 128, 128, num_stages=3)),
 )
 _WIDE = ExpertTilings(1 << 62, Tiling(16, 32, 32, num_stages=2), Tiling(16, 32, 32, num_stages=2))  # fp32
 
@@ -55,9 +54,9 @@ def tilings_for(num_pairs: int, num_experts: int, itemsize: int, *, is_fixed: bo
     return _first(_BY_LOAD, num_pairs, num_experts)
 
 
-def fp8_tilings_for(num_pairs: int, num_experts: int) -> ExpertTilings | None:
-    """Return the cut with rows in FP8 as well; None where an expert has too few pairs for that."""
-    return _first(_FP8_ROWS, num_pairs, num_experts) if num_pairs > _FP8_FROM * num_experts else None
+def fp8_tilings_for(num_pairs: int, num_experts: int) -> ExpertTilings:
+    """Return the cut with rows in FP8 as well."""
+    return _first(_FP8_ROWS, num_pairs, num_experts)
 
 
 def _first(table: tuple[ExpertTilings, ...], num_pairs: int, num_experts: int) -> ExpertTilings:

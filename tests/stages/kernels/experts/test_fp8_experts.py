@@ -85,7 +85,6 @@ def test_rows_in_fp8_are_rounded_before_each_product(device) -> None:
     n = 101
     x = torch.randn(n, HIDDEN, generator=torch.Generator().manual_seed(2)).to(device, HALF)
     assert tilings_in_fp8(x, 2 * n, *weights)
-    assert not tilings_in_fp8(x, 2 * 24, *weights), "reading the experts is what takes the time"
     chosen, shares = chosen_of(n, 2, device, 2)
     shares = shares.to(HALF)
     parts = fused_experts(x, chosen, shares, *weights, rows_in_fp8=True)
@@ -98,7 +97,7 @@ def test_rows_in_fp8_are_rounded_before_each_product(device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("n", [120, 600])
+@pytest.mark.parametrize("n", [5, 30, 80, 120, 600])
 @pytest.mark.parametrize(("hidden", "inner"), [(2048, 768), (4096, 1536)])
 def test_rows_in_fp8_of_published_shapes_on_a_gpu(n, hidden, inner) -> None:
     device = torch.device("cuda")
