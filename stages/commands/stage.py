@@ -58,7 +58,7 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     "--row-buffer-bytes",
     default=None,
     type=click.IntRange(min=1),
-    help="Bytes of visual rows that may wait for their prefill.  [default: 2 GiB, at most 2.5 % of a GPU's memory]",
+    help="Bytes of visual rows that may wait for their prefill.  [default: 2 GiB, at most 2.5 % of a GPU]",
 )
 @option("--row-ttl-s", default=300.0, type=click.FloatRange(min=0, min_open=True), help="Seconds that they may wait.")
 @option(

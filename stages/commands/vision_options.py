@@ -47,7 +47,7 @@ _VISION_OPTIONS = (
         "--cache-bytes",
         default=None,
         type=click.IntRange(min=0),
-        help="Bytes of encoded pictures kept in case they come again.  [default: 1 GiB, at most 1.5 % of a GPU's memory]",
+        help="Bytes of encoded pictures kept in case they come again.  [default: 1 GiB, at most 1.5 % of a GPU]",
     ),
     option(
         "--max-image-bytes",
