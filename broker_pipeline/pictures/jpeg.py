@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from broker_pipeline.errors import UnsupportedImageError
 from broker_pipeline.pictures.stripped import Stripped
 
@@ -17,7 +19,10 @@ _WITHOUT_BODY = {0x01, *range(0xD0, 0xD9)}
 _COMMENT, _APPLICATION = 0xFE, range(0xE0, 0xF0)
 _JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
 _MARKER = re.compile(rb"\xff+([^\xff\x00])", re.DOTALL)
-_MARKER_IN_SCAN = re.compile(rb"\xff+([^\xff\x00\xd0-\xd7])", re.DOTALL)
+_IS_DATA = np.isin(np.arange(256), [0x00, 0xFF, *range(0xD0, 0xD8)])
+"""What follows 0xff within a scan's data: a zero for 0xff itself, a restart, or one more 0xff of a marker to come."""
+_AT_ONCE = 2**20
+"""Bytes looked at together: of a file of nothing but 0xff each takes eight more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,21 @@ def _join_profile(parts: list[bytes]) -> bytes | None:
 
 def _end_of_scans(content: bytes, place: int) -> int:
     """Return where the data of the last scan end; segments between scans belong to them."""
-    while match := _MARKER_IN_SCAN.search(content, place):
-        if match[1][0] in {_EOI, _SOI}:
-            return match.start()
-        place = match.end() + max(2, int.from_bytes(content[match.end() : match.end() + 2], "big"))
+    for marker in _markers_in_scans(content, place):
+        if marker <= place:  # within the segment before
+            continue
+        if content[marker] in {_EOI, _SOI}:
+            return place + len(content[place:marker].rstrip(b"\xff"))
+        place = marker + 1 + max(2, int.from_bytes(content[marker + 1 : marker + 3], "big"))
     return len(content)
+
+
+def _markers_in_scans(content: bytes, place: int) -> Iterator[int]:
+    """Yield where the second byte of each marker from `place` on is.
+
+    By numpy, as data have a zero behind every 256th byte: a search by `re` took 1.3 ms of Python's lock for 115 kB.
+    """
+    for first in range(place, len(content), _AT_ONCE):
+        data = np.frombuffer(content, np.uint8, offset=first)[: _AT_ONCE + 1]
+        seconds = np.flatnonzero(data[:-1] == 0xFF) + 1
+        yield from (first + int(second) for second in seconds[~_IS_DATA[data[seconds]]])
