@@ -34,6 +34,7 @@ SIDE_FILES = (
     "processor_config.json",
     "generation_config.json",
 )
+_PUBLISHED_PICTURE_PIXELS = 2**24
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -63,6 +64,16 @@ class _Config(msgspec.Struct):
     image_token_id: int
     video_token_id: int
     eos_token_id: int | list[int] | None = None
+
+
+class _Size(msgspec.Struct):
+    longest_edge: int | None = None
+
+
+class _Processor(msgspec.Struct):
+    size: _Size | None = None
+    max_pixels: int | None = None
+    image_processor: "_Processor | None" = None
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True):
@@ -103,6 +114,8 @@ class ModelFacts:
     video_token_id: int
     eos_token_ids: tuple[int, ...]
     generation: GenerationDefaults
+    most_picture_pixels: int = _PUBLISHED_PICTURE_PIXELS
+    """Of a picture as the model sees it, at most; the published models' where no file here says."""
 
 
 def read_model_facts(directory: Path) -> ModelFacts:
@@ -135,6 +148,7 @@ def read_model_facts(directory: Path) -> ModelFacts:
         video_token_id=config.video_token_id,
         eos_token_ids=_first_ids(generation.eos_token_id, text.eos_token_id, config.eos_token_id),
         generation=generation,
+        most_picture_pixels=_most_picture_pixels(directory),
     )
 
 
@@ -170,6 +184,17 @@ def check_side_files(directory: Path, manifest: WeightsManifest) -> None:
                 "checkpoint that has it",
                 field=name,
             )
+
+
+def _most_picture_pixels(directory: Path) -> int:
+    """Read the bound where a file says it, as `stages.prompt.pixel_budgets` does; only plans need it."""
+    for path in (directory / "processor_config.json", directory / "preprocessor_config.json"):
+        if path.is_file():
+            found = _decode(read_artifact_file(path), _Processor, path)
+            said = found.image_processor or found
+            if most := (said.size and said.size.longest_edge) or said.max_pixels:
+                return most
+    return _PUBLISHED_PICTURE_PIXELS
 
 
 def _read_generation(directory: Path, manifest: WeightsManifest) -> GenerationDefaults:

@@ -27,11 +27,10 @@ BUSY_SHARE = STEADY_SHARE * ROUND_SHARE
 """Both. Of what computing alone would allow, whole rounds of 8B on one H100 gave 0.85, of 30B-A3B 0.67; four stages of
 235B were 64 to 82 % busy. One number for all of them, to be measured again per device and model."""
 MEMORY_MARGIN = 0.03
-TOWER_WORKSPACE_BYTES = 1_250_000_000
-"""Of a tower beside its weights: graphs, and its largest batch; measured with 8B's."""
-WAITING_BYTES, WAITING_SHARE = 3 * 2**30, 0.04
-"""Visual rows that wait and pictures that are kept on a GPU, as a stage with vision holds them, or a share of it."""
 """Of a GPU, left by a stage: `stages/compute/fused/loading.py`."""
+ROW_BUFFER_BYTES, ROW_BUFFER_SHARE = 2 * 2**30, 0.025
+CACHE_BYTES, CACHE_SHARE = 2**30, 0.015
+"""Visual rows that wait at a stage, and encoded pictures that are kept: so many bytes, or less of a small GPU."""
 STAGE_HOST_S = 0.002
 """From a microbatch on a stage's host to its kernels, and from its result to the message: 1.3 to 1.6 ms to launch a
 graph, 0.2 of copies (benchmarks.md, "What a profile shows")."""

@@ -25,6 +25,10 @@ _TOWER_BLOCKS = ".blocks."
 _PATCHES_PER_TOKEN = 4
 """A visual token is two by two patches."""
 _WORKSPACE_BYTES = 2 * 10**9  # context, graphs, sampling, what the allocator loses; measured with 8B on an H200
+_TOWER_WORKSPACE_BYTES = 670_000_000  # graphs, libraries; measured with 8B's tower on an H200
+_PATCH_BYTES = 47_000  # of the tower's largest batch, or picture: the largest of the published towers
+_BATCH_PATCHES = 12_288
+_PATCH_PIXELS = 16**2
 _WORKSPACE_TOKEN_VALUES = 60  # activations of the largest microbatch, in hidden states per token; likewise
 
 
@@ -55,6 +59,8 @@ class ModelSizes:
     tower_weights: int
     tower_token_multiplications: int
     """Of the tower for one visual token."""
+    most_picture_pixels: int = 2**20
+    """Of a picture as the tower sees it, at most."""
     num_levels: int = 0
     """DeepStack levels: first layers that get visual rows of their own."""
 
@@ -91,6 +97,7 @@ class ModelSizes:
             kv_values=2 * facts.num_kv_heads * facts.head_dim,
             tower_weights=_num_values(tower),
             tower_token_multiplications=_PATCHES_PER_TOKEN * in_blocks + in_mergers,
+            most_picture_pixels=facts.most_picture_pixels,
             num_levels=facts.num_deepstack_levels,
         )
 
@@ -113,6 +120,11 @@ class ModelSizes:
     def tower_bytes(self) -> int:
         """Bytes of the tower."""
         return self.tower_weights * self.dtype_bytes
+
+    @property
+    def tower_workspace_bytes(self) -> int:
+        """Bytes that a tower on a GPU needs beside its weights: a full batch, or one picture of the most pixels."""
+        return _TOWER_WORKSPACE_BYTES + max(_BATCH_PATCHES, self.most_picture_pixels // _PATCH_PIXELS) * _PATCH_BYTES
 
     def workspace_bytes(self, max_step_tokens: int) -> int:
         """Return the bytes that a stage on a GPU needs beside weights and KV."""

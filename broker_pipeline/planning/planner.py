@@ -95,7 +95,9 @@ def _places(site: Site, request: LayoutRequest, num_stages: int) -> list[VisionP
     """Return where vision may run; by itself a process that only encodes gets a device that nobody else has."""
     if request.vision is not None:
         return [request.vision]
-    places: list[VisionPlace] = ["shared", "every", "beside"]
+    places: list[VisionPlace] = ["shared", "every"]
+    if len(site.devices) > 1:  # beside it on a single GPU, a second process was measured for one model only
+        places.append("beside")
     return [*places, "separate"] if num_stages < len(site.devices) else places
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker_pipeline.errors import ConfigurationError
+from broker_pipeline.planning.devices import Device
 from broker_pipeline.planning.layout import LayoutRequest
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.site import Site, layers_in, room_bytes
 from broker_pipeline.planning.workload import Workload
 
 _GB = 1e9
+_LEAST_TOLD = 0.05 * _GB
+"""What is missing is said to a tenth of a GB."""
 
 
 def check_request(model: ModelSizes, request: LayoutRequest) -> None:
@@ -27,9 +32,7 @@ def does_not_fit(model: ModelSizes, site: Site, request: LayoutRequest) -> Confi
     num_workers = num_stages * (request.num_copies or 1)
     num_sharers = -(-num_workers // len(site.devices))
     device = min(site.devices, key=lambda each: each.memory_bytes)
-    needed = (
-        num_sharers * _stage_bytes(model, num_stages) + device.memory_bytes - room_bytes(model, device, has_vision=True)
-    )
+    needed = _needed_memory(model, device, num_sharers * _stage_bytes(model, num_stages))
     fits = _fewest_stages(model, site)
     hint = (
         "no number of stages would do" if fits is None else f"a copy fits in {fits} stages, each on a device like these"
@@ -39,6 +42,14 @@ def does_not_fit(model: ModelSizes, site: Site, request: LayoutRequest) -> Confi
         f"{device.memory_bytes / _GB:.1f} GB: {(needed - device.memory_bytes) / _GB:.1f} GB are missing; {hint}",
         field="layout",
     )
+
+
+def _needed_memory(model: ModelSizes, device: Device, stage_bytes: float) -> float:
+    """Return the memory of a device like this one that has room for so many bytes: what it leaves grows with it."""
+    needed = float(device.memory_bytes)
+    while (missing := stage_bytes - room_bytes(model, replace(device, memory_bytes=int(needed)), has_vision=True)) > 0:
+        needed += max(missing, _LEAST_TOLD)
+    return needed
 
 
 def _stage_bytes(model: ModelSizes, num_stages: int) -> float:

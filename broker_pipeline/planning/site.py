@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from broker_pipeline.messages.edges import Carrier
 from broker_pipeline.messages.workers import BlockRange
 from broker_pipeline.planning.devices import (
+    CACHE_BYTES,
+    CACHE_SHARE,
     EDGES,
     MEMORY_MARGIN,
-    TOWER_WORKSPACE_BYTES,
-    WAITING_BYTES,
-    WAITING_SHARE,
+    ROW_BUFFER_BYTES,
+    ROW_BUFFER_SHARE,
     Device,
     Edge,
 )
@@ -59,8 +60,9 @@ def room_bytes(model: ModelSizes, device: Device, *, has_vision: bool) -> float:
     if not device.is_gpu:
         return device.memory_bytes - has_vision * model.tower_bytes
     room = device.memory_bytes * (1 - MEMORY_MARGIN) - model.workspace_bytes(most_step_tokens(device.memory_bytes))
-    waiting = min(WAITING_BYTES, WAITING_SHARE * device.memory_bytes)
-    return room - has_vision * (model.tower_bytes + TOWER_WORKSPACE_BYTES + waiting)
+    rows = min(ROW_BUFFER_BYTES, ROW_BUFFER_SHARE * device.memory_bytes)
+    kept = min(CACHE_BYTES, CACHE_SHARE * device.memory_bytes)
+    return room - has_vision * (model.tower_bytes + model.tower_workspace_bytes + rows + kept)
 
 
 def sessions_in(model: ModelSizes, workload: Workload, room: float, blocks: BlockRange) -> int:

@@ -41,7 +41,8 @@ _COMPUTE_OPTIONS = (
         "--gpu-memory-gb",
         default=None,
         type=click.FloatRange(min=0, min_open=True),
-        help="Take the GPU for one of so many GB (10^9 bytes), as where others need the rest of it.  [default: all]",
+        help="Take the GPU for one of so many GB (10^9 bytes), to see what a smaller one would do; what others hold of "
+        "it counts.  [default: all it has]",
     ),
     option(
         "--threads",

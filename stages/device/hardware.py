@@ -18,7 +18,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def limit_memory(device: torch.device, memory_gb: float | None) -> None:
     """Take a GPU for one of `memory_gb` (10**9 bytes) in this process; None takes it as it is.
 
-    The allocator holds to it as well: whatever is allocated beyond fails as on the smaller GPU.
+    What others hold of the GPU counts as it would on the smaller one. torch's allocator gives this process no more.
 
     Raises:
         ConfigurationError: the device is no GPU, or has less.
@@ -36,9 +36,9 @@ def limit_memory(device: torch.device, memory_gb: float | None) -> None:
 
 
 def gpu_memory(device: torch.device) -> tuple[int, int]:
-    """Return the free bytes of a GPU and all it has, less what `limit_memory` keeps this process from."""
+    """Return the free bytes of a GPU and all it has, both less what `limit_memory` leaves out."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    limit = round(total * torch.cuda.get_per_process_memory_fraction(device))
     return max(0, free - (total - limit)), limit
 
 

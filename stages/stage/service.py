@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 import torch
 
@@ -15,6 +14,7 @@ from broker_pipeline import subjects
 from broker_pipeline.artifact_files.block_range import parse_block_range
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.messages.workers import WorkerRecord
+from broker_pipeline.planning.devices import ROW_BUFFER_BYTES, ROW_BUFFER_SHARE
 from broker_pipeline.planning.workload import MAX_STEP_TOKENS, most_step_tokens
 from broker_pipeline.process.memory_limit import require_left
 from broker_pipeline.security.credentials import load_credentials
@@ -53,8 +53,6 @@ from stages.worker.service import close_thread, serve_worker, unless_stopped
 from stages.worker.settings import StageSettings
 
 log = structlog.get_logger()
-
-_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE = 2 * 2**30, 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +116,12 @@ def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0)
     device = choose_device(settings.device)
     limit_memory(device, settings.gpu_memory_gb)
     use_threads(settings.threads, device)
-    settings = msgspec.structs.replace(settings, max_batch_tokens=_max_batch_tokens(settings, device))
     artifact = Artifact.open(Path(settings.model))
     blocks = parse_block_range(settings.blocks, artifact.config.text.num_layers)
     dtype = choose_dtype(settings.dtype, artifact.dtype)
     use_own_stream(device)
     names = stage_tensor_names(artifact.config, blocks.start, blocks.stop)
-    row_bytes = settings.row_buffer_bytes or at_most_share(_ROW_BUFFER_BYTES, _ROW_BUFFER_SHARE, device)
+    row_bytes = settings.row_buffer_bytes or at_most_share(ROW_BUFFER_BYTES, ROW_BUFFER_SHARE, device)
     visual_rows = VisualRowBuffer(row_bytes, settings.row_ttl_s)
     room = KVRoom(settings.kv_tokens, settings.kv_share, vision_bytes + row_bytes if vision_bytes else 0)
     options = _compute_options(settings, device, dtype)
@@ -171,7 +168,7 @@ def _compute_options(settings: StageSettings, device: torch.device, dtype: torch
         dtype_name(dtype),
         settings.attention,
         is_deterministic=settings.deterministic,
-        max_batch_tokens=settings.max_batch_tokens or MAX_STEP_TOKENS,
+        max_batch_tokens=_max_batch_tokens(settings, device),
         max_step_sessions=settings.max_step_sessions,
     )
 
@@ -188,7 +185,7 @@ def _record(settings: StageSettings, common: CommonSettings, artifact: Artifact,
         share=settings.share,
         num_layers=artifact.config.text.num_layers,
         kv_capacity_tokens=compute.kv.capacity_tokens,
-        max_batch_tokens=settings.max_batch_tokens or MAX_STEP_TOKENS,
+        max_batch_tokens=_max_batch_tokens(settings, compute.device),
         device_id=device_identity(compute.device),
         device_slots=device_slots(compute.device),
         max_step_sessions=_most_step_sessions(settings, compute),

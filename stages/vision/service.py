@@ -22,6 +22,7 @@ from broker_pipeline.config import CommonSettings
 from broker_pipeline.errors import ConfigurationError
 from broker_pipeline.messages.workers import WorkerRecord
 from broker_pipeline.pictures.rule import PictureRule, check_bounds
+from broker_pipeline.planning.devices import CACHE_BYTES, CACHE_SHARE
 from broker_pipeline.process.memory_limit import require_left
 from broker_pipeline.security.credentials import load_credentials
 from broker_pipeline.service import ServiceContext
@@ -59,7 +60,6 @@ from stages.worker.settings import VisionSettings
 
 log = structlog.get_logger()
 
-_CACHE_BYTES, _CACHE_SHARE = 2**30, 0.015
 _FEWEST_THREADS, _MOST_THREADS = 2, 8
 
 
@@ -176,7 +176,7 @@ def load(settings: VisionSettings, common: CommonSettings) -> LoadedVision:
     )
     cache_bytes = settings.cache_bytes
     if cache_bytes is None:
-        cache_bytes = at_most_share(_CACHE_BYTES, _CACHE_SHARE, device)
+        cache_bytes = at_most_share(CACHE_BYTES, CACHE_SHARE, device)
     need = vision_device_bytes(artifact.config, dtype, rules.image, settings.max_batch_patches)
     log.info(
         "vision_loaded",

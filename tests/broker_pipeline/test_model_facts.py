@@ -58,6 +58,23 @@ def test_without_a_generation_config_the_model_config_ends_sequences(source, tmp
     assert facts.generation.do_sample is None
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "pixels"),
+    [
+        ("preprocessor_config.json", {"size": {"longest_edge": 2**21, "shortest_edge": 4096}}, 2**21),
+        ("preprocessor_config.json", {"max_pixels": 2**22, "size": None}, 2**22),
+        ("processor_config.json", {"image_processor": {"size": {"longest_edge": 2**20}}}, 2**20),
+        ("preprocessor_config.json", None, 2**24),
+    ],
+)
+def test_the_largest_picture_is_read_where_a_file_says_it(source, tmp_path, name, said, pixels):
+    directory = export(source, tmp_path / "artifact")
+    (directory / "preprocessor_config.json").unlink()
+    if said is not None:
+        (directory / name).write_text(json.dumps(said))
+    assert read_model_facts(directory).most_picture_pixels == pixels
+
+
 def test_no_weights_are_needed(source, tmp_path):
     directory = export(source, tmp_path / "artifact")
     for path in directory.glob("*.safetensors"):

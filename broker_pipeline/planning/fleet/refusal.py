@@ -20,13 +20,14 @@ def fleet_does_not_fit(model: ModelSizes, fleet: Fleet) -> ConfigurationError:
     slots = fleet.slots(fleet.hosts_with_devices)
     devices = [fleet.device(slot) for slot in slots]
     largest = max(slots, key=lambda slot: fleet.device(slot).memory_bytes)
-    needed = needed_bytes(model)
-    room = sum(max(0.0, room_bytes(model, device, has_vision=False)) for device in devices)
+    needed = needed_bytes(model, has_tower=False)
+    rooms = [room_bytes(model, fleet.device(slot), has_vision=slot == largest) for slot in slots]
+    room = sum(max(0.0, each) for each in rooms)
     missing = (
         f"{(needed - room) / _GB:.1f} GB are missing"
         if needed > room
         else f"no cut fits: a layer has {model.layer_bytes / _GB:.1f} GB, embedding and head "
-        f"{model.embed_weights * model.dtype_bytes / _GB:.1f} GB each, and the tower {model.tower_bytes / _GB:.1f} GB"
+        f"{model.embed_weights * model.dtype_bytes / _GB:.1f} GB each"
     )
     device = fleet.device(largest)
     like = f"{device.name} with {device.memory_bytes / _GB:.1f} GB"
@@ -35,8 +36,9 @@ def fleet_does_not_fit(model: ModelSizes, fleet: Fleet) -> ConfigurationError:
     if more is None:
         hint = f"no number of devices like the {like} would do"
     return ConfigurationError(
-        f"{model.name} does not fit: with one caption's KV it needs {needed / _GB:.1f} GB, and the {len(devices)} "
-        f"device{'s' * (len(devices) > 1)} have room for {room / _GB:.1f} GB of it: {missing}; {hint}",
+        f"{model.name} does not fit: with one caption's KV layers, embedding and head need {needed / _GB:.1f} GB, and "
+        f"beside vision the {len(devices)} device{'s' * (len(devices) > 1)} have room for {room / _GB:.1f} GB of it: "
+        f"{missing}; {hint}",
         field="hosts",
     )
 

@@ -149,7 +149,7 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--gpu-memory-gb",
     type=click.FloatRange(min=0, min_open=True),
-    help="Plan for GPUs of so many GB (10^9 bytes) and use no more of them, as where others need the rest. "
+    help="Take the GPUs for such of so many GB (10^9 bytes), to see what smaller ones would do. "
     "[default: all they have]",
 )
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")

@@ -64,6 +64,6 @@ def fused_experts(
 
 
 def tilings_in_fp8(x: Tensor, num_pairs: int, gate_up: Weight, down: Weight) -> ExpertTilings | None:
-    """Return the cut where both matrices are in FP8 and rows are worth quantising; else None."""
+    """Return the cut where both matrices are in FP8, and rows are not in float32; else None."""
     in_fp8 = isinstance(gate_up, Fp8Matrix) and isinstance(down, Fp8Matrix) and x.element_size() == 2
     return fp8_tilings_for(num_pairs, gate_up.shape[0]) if in_fp8 else None

@@ -158,7 +158,7 @@ def command(json_path: Path | None, work_dir: Path | None, model: Path | None, *
     if not options["with_in_process"]:
         refuse_unread("in_process_threads", why="has no effect with --no-in-process: give one of them")
     if options["device"] == "cpu":
-        refuse_unread("mps", why="is for GPUs: add --device cuda")
+        refuse_unread("mps", "gpu_memory_gb", why="is for GPUs: add --device cuda")
     machine = MachineFacts.read()
     shape, num_layers, quantize = options.pop("shape"), options.pop("num_layers"), options.pop("quantize")
     settings = _settings(options)
@@ -202,6 +202,8 @@ def _check_model(options: dict[str, Any], model: Path | None) -> None:
 def _settings(options: dict[str, Any]) -> PipelineSettings:
     if options["num_questions"] > 1 and options["with_in_process"]:
         raise ConfigurationError("one process computes every prompt; give --no-in-process as well", field="questions")
+    if options["gpu_memory_gb"] and options["with_in_process"]:
+        raise ConfigurationError("one process takes the whole GPU; give --no-in-process as well", field="gpu_memory_gb")
     if options["is_sampled"] and options["with_in_process"]:
         raise ConfigurationError("one process decodes greedily; give --no-in-process as well", field="sample")
     num_sessions = options.pop("max_sessions") or options["num_in_flight"]

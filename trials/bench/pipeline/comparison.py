@@ -18,7 +18,7 @@ from statistics import median
 import msgspec
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.tools.local.gpus.devices import cuda_devices, with_memory
+from broker_pipeline.tools.local.gpus.devices import cuda_devices
 from broker_pipeline.tools.local.gpus.mps import mps_service
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.options import say
@@ -42,7 +42,7 @@ async def measure_pipeline(
         await baseline.run_alone()
         for row in baseline.rows():
             yield row
-    gpus = with_memory(await cuda_devices() if settings.device != "cpu" else (), settings.gpu_memory_gb)
+    gpus = await cuda_devices() if settings.device != "cpu" else ()
     failed: PipelineError | None = None
     async with AsyncExitStack() as stack:
         worker_env = await stack.enter_async_context(mps_service(directory / "mps")) if settings.mps else {}

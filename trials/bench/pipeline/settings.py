@@ -11,7 +11,7 @@ from broker_pipeline.planning.layout import Layout, LayoutRequest, VisionPlace, 
 from broker_pipeline.planning.planner import Plan, choose_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cuts import balanced_cut
-from broker_pipeline.tools.local.gpus.devices import CudaDevice
+from broker_pipeline.tools.local.gpus.devices import CudaDevice, with_memory
 from broker_pipeline.tools.local.layouts import read_sizes, served_dtype, site_of, used_gpus
 from broker_pipeline.tools.local.plan import LocalSettings
 from trials.bench.work import Rounds, WorkSettings, num_visual_tokens
@@ -71,7 +71,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
                     stages=layout.stages,
                     shares=layout.shares(num_conductors),
                     num_conductors=num_conductors,
-                    num_gateway_processes=plan.num_gateways if used_gpus(gpus, self.device) else 1,
+                    num_gateway_processes=plan.num_gateways if self._used(gpus) else 1,
                     vision_stages=layout.vision_stages,
                     num_vision_workers=len(layout.encoders),
                     is_vision_beside=layout.vision == "beside",
@@ -90,13 +90,13 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
 
     def forecast(self, model: Path, layout: Layout, num_prompt_tokens: int, gpus: Sequence[CudaDevice]) -> Forecast:
         """Predict what a layout gives for this work."""
-        used = used_gpus(gpus, self.device)
+        used = self._used(gpus)
         sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
         return forecast(sizes, site_of(used), self._workload(num_prompt_tokens), layout)
 
     def _plan(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Plan:
         """Cut as `up` would: on GPUs so that the slowest stage is fastest, elsewhere into stages of equal size."""
-        request, used = parse_layout(asked), used_gpus(gpus, self.device)
+        request, used = parse_layout(asked), self._used(gpus)
         chain = None if used or request.num_stages is None else balanced_cut(model, request.num_stages)
         request = LayoutRequest(
             num_copies=request.num_copies,
@@ -107,6 +107,9 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
         )
         sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
         return choose_plan(sizes, site_of(used), self._workload(None), request)
+
+    def _used(self, gpus: Sequence[CudaDevice]) -> tuple[CudaDevice, ...]:
+        return with_memory(used_gpus(gpus, self.device), self.gpu_memory_gb)
 
     def _needed_kv_tokens(self, rounds: Rounds, num_copies: int) -> int | None:
         return None if self.gpu_memory_gb else rounds.warm_up.kv_tokens(-(-self.num_sessions // num_copies))

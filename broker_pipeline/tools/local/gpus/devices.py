@@ -83,7 +83,7 @@ def with_memory(gpus: Sequence[CudaDevice], memory_gb: float | None) -> tuple[Cu
         return tuple(gpus)
     if not gpus:
         raise ConfigurationError("--gpu-memory-gb has no effect without GPUs: leave it out", field="gpu_memory_gb")
-    wanted = int(memory_gb * 1e9)
+    wanted = round(memory_gb * 1e9)
     if (smallest := min(gpus, key=lambda each: each.memory_bytes)).memory_bytes < wanted:
         raise ConfigurationError(
             f"--gpu-memory-gb {memory_gb:g}: {smallest.name} has {smallest.memory_bytes / 1e9:.1f} GB",

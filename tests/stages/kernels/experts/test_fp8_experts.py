@@ -96,6 +96,17 @@ def test_rows_in_fp8_are_rounded_before_each_product(device) -> None:
     assert distance(parts, x, (chosen, shares), weights) < 0.06
 
 
+@pytest.mark.parametrize(("n", "are_rounded"), [(MAX_PAIR_ROWS, False), (MAX_PAIR_ROWS + 1, True)])
+def test_more_than_a_few_rows_are_rounded(device, n: int, are_rounded: bool) -> None:
+    weights = experts(2 * INNER, HIDDEN, device), experts(HIDDEN, INNER, device)
+    x = torch.randn(n, HIDDEN, generator=torch.Generator().manual_seed(n)).to(device, HALF)
+    chosen, shares = chosen_of(n, 3, device)
+    routed = chosen, shares.to(HALF)
+    off = distance(fused_experts(x, *routed, *weights, rows_in_fp8=True), x, routed, weights)
+    assert (off > 0.02) == are_rounded
+    assert off < (0.06 if are_rounded else 0.01)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [5, 30, 80, 120, 600])
 @pytest.mark.parametrize(("hidden", "inner"), [(2048, 768), (4096, 1536)])
