@@ -105,7 +105,7 @@ class OutgoingEdges:
         return frame
 
     def renew(self) -> None:
-        """Have every edge made anew at its next payload: messages may be lost, and nobody frees what they refer to."""
+        """Have edges made anew with their next payloads: messages may be lost, and nobody frees what they refer to."""
         for peer in self._peers.values():
             peer.is_stale = peer.edge is not None
 
@@ -126,7 +126,7 @@ class OutgoingEdges:
         peer = self._peers.get(root) or self._add_peer(root)
         if peer.is_stale and peer.edge is not None:
             peer.is_stale = False
-            await peer.edge.close()
+            peer.asking = asyncio.get_running_loop().create_task(self._replace(peer, peer.edge), name=f"edge to {root}")
             return None
         if peer.edge is None and peer.asking is None and self._clock() >= peer.retry_at:
             peer.asking = asyncio.get_running_loop().create_task(self._connect(peer), name=f"edge to {root}")
@@ -136,6 +136,11 @@ class OutgoingEdges:
         if len(self._peers) >= _MAX_PEERS:  # each start of a worker is another one
             self._peers = {root: peer for root, peer in self._peers.items() if peer.edge or peer.asking}
         return self._peers.setdefault(root, _Peer(root))
+
+    async def _replace(self, peer: _Peer, edge: OutgoingEdge) -> None:
+        """Make an edge anew at once, not with the next payload: that it ends is how a peer's death is known."""
+        await edge.close()
+        await self._connect(peer)
 
     async def _connect(self, peer: _Peer) -> None:
         try:
