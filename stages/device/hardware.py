@@ -27,12 +27,12 @@ def limit_memory(device: torch.device, memory_gb: float | None) -> None:
         return
     if device.type != "cuda":
         raise ConfigurationError(f"--gpu-memory-gb has no effect on {device}: leave it out", field="gpu_memory_gb")
-    share = memory_gb * 1e9 / torch.cuda.get_device_properties(device).total_memory
-    if share > 1:
+    total_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
+    if memory_gb > total_gb:
         raise ConfigurationError(
-            f"--gpu-memory-gb {memory_gb:g}: {device} has {memory_gb / share:.1f} GB", field="gpu_memory_gb"
+            f"--gpu-memory-gb {memory_gb:g}: {device} has {total_gb:.1f} GB", field="gpu_memory_gb"
         )
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    torch.cuda.set_per_process_memory_fraction(memory_gb / total_gb, device)
 
 
 def gpu_memory(device: torch.device) -> tuple[int, int]:

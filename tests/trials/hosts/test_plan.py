@@ -210,7 +210,7 @@ def test_what_is_wrong_in_a_host_file_is_said_in_one_sentence(
 
 def test_what_cannot_fit_is_refused_with_what_would_do(tmp_path: Path) -> None:
     said = refusal(TWO, tmp_path, model="235B-A22B")
-    assert "GB are missing; 11 more like the NVIDIA L40S with 48.0 GB of gpu-1 would do" in said
+    assert "GB are missing; 10 more like the NVIDIA L40S with 48.0 GB of gpu-1 would do" in said
 
 
 def test_no_host_has_a_device(tmp_path: Path) -> None:

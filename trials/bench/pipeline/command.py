@@ -13,7 +13,7 @@ import click
 import msgspec
 import uvloop
 
-from broker_pipeline.config import PathType, refuse_unread
+from broker_pipeline.config import PathType, refuse_nan, refuse_unread
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.machine import MachineFacts
@@ -100,6 +100,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
 @click.option(
     "--gpu-memory-gb",
     type=click.FloatRange(min=0, min_open=True),
+    callback=refuse_nan,
     help="Take GPUs for such of so many GB (10^9 bytes), as for `up`.",
 )
 @click.option(

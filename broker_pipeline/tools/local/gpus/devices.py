@@ -83,13 +83,12 @@ def with_memory(gpus: Sequence[CudaDevice], memory_gb: float | None) -> tuple[Cu
         return tuple(gpus)
     if not gpus:
         raise ConfigurationError("--gpu-memory-gb has no effect without GPUs: leave it out", field="gpu_memory_gb")
-    wanted = round(memory_gb * 1e9)
-    if (smallest := min(gpus, key=lambda each: each.memory_bytes)).memory_bytes < wanted:
+    if (smallest := min(gpus, key=lambda each: each.memory_bytes)).memory_bytes < memory_gb * 1e9:
         raise ConfigurationError(
             f"--gpu-memory-gb {memory_gb:g}: {smallest.name} has {smallest.memory_bytes / 1e9:.1f} GB",
             field="gpu_memory_gb",
         )
-    return tuple(msgspec.structs.replace(each, memory_bytes=wanted) for each in gpus)
+    return tuple(msgspec.structs.replace(each, memory_bytes=round(memory_gb * 1e9)) for each in gpus)
 
 
 def assign_devices(num_workers: int, num_cuda_devices: int) -> list[str]:

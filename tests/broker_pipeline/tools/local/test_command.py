@@ -239,6 +239,7 @@ def test_a_gpu_of_which_a_part_is_to_be_used_is_a_smaller_one(model_8b: Path) ->
     [
         ((H100,), 16.0, r"needs 23\.\d GB.* has 16\.0 GB: 7\.\d GB are missing"),
         ((H100,), 23.4, r"needs 23\.\d GB.* has 23\.4 GB: 0\.[1-9] GB are missing"),
+        ((H100,), float("inf"), "--gpu-memory-gb inf: NVIDIA H100 80GB HBM3 has 85.0 GB"),
         ((H100, SMALL), 24.0, "NVIDIA L4 has 16.0 GB"),
         ((), 24.0, "no effect without GPUs"),
     ],
