@@ -114,8 +114,6 @@ class ModelFacts:
     video_token_id: int
     eos_token_ids: tuple[int, ...]
     generation: GenerationDefaults
-    most_picture_pixels: int = _PUBLISHED_PICTURE_PIXELS
-    """Of a picture as the model sees it, at most; the published models' where no file here says."""
 
 
 def read_model_facts(directory: Path) -> ModelFacts:
@@ -148,7 +146,6 @@ def read_model_facts(directory: Path) -> ModelFacts:
         video_token_id=config.video_token_id,
         eos_token_ids=_first_ids(generation.eos_token_id, text.eos_token_id, config.eos_token_id),
         generation=generation,
-        most_picture_pixels=_most_picture_pixels(directory),
     )
 
 
@@ -186,8 +183,11 @@ def check_side_files(directory: Path, manifest: WeightsManifest) -> None:
             )
 
 
-def _most_picture_pixels(directory: Path) -> int:
-    """Read the bound where a file says it, as `stages.prompt.pixel_budgets` does; only plans need it."""
+def read_most_picture_pixels(directory: Path) -> int:
+    """Return the pixels of the largest picture as the model sees it; of the published models where no file here says.
+
+    Only plans need it: `stages.prompt.pixel_budgets` reads what pictures are resized by. Raises `ArtifactCorruptError`.
+    """
     for path in (directory / "processor_config.json", directory / "preprocessor_config.json"):
         if path.is_file():
             found = _decode(read_artifact_file(path), _Processor, path)

@@ -66,7 +66,13 @@ class ModelSizes:
 
     @classmethod
     def of(
-        cls, manifest: WeightsManifest, facts: ModelFacts, dtype: Dtype | None = None, *, keeps_fp8: bool = True
+        cls,
+        manifest: WeightsManifest,
+        facts: ModelFacts,
+        dtype: Dtype | None = None,
+        *,
+        keeps_fp8: bool = True,
+        most_picture_pixels: int = 2**20,
     ) -> Self:
         """Read the sizes of an artifact, as it is served in `dtype` (None: in its own).
 
@@ -97,7 +103,7 @@ class ModelSizes:
             kv_values=2 * facts.num_kv_heads * facts.head_dim,
             tower_weights=_num_values(tower),
             tower_token_multiplications=_PATCHES_PER_TOKEN * in_blocks + in_mergers,
-            most_picture_pixels=facts.most_picture_pixels,
+            most_picture_pixels=most_picture_pixels,
             num_levels=facts.num_deepstack_levels,
         )
 

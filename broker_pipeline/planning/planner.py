@@ -96,7 +96,7 @@ def _places(site: Site, request: LayoutRequest, num_stages: int) -> list[VisionP
     if request.vision is not None:
         return [request.vision]
     places: list[VisionPlace] = ["shared", "every"]
-    if len(site.devices) > 1:  # beside it on a single GPU, a second process was measured for one model only
+    if len(site.devices) > 1:  # on a single one a second process was measured for one model only
         places.append("beside")
     return [*places, "separate"] if num_stages < len(site.devices) else places
 

@@ -14,7 +14,7 @@ from broker_pipeline.wire.edges.settings import EdgeChoice, EdgeSettings
 _PICTURES = PictureRule()
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
+PositiveSeconds = PositiveFloat
 Dtype = Literal["auto", "bfloat16", "float32"]
 AttentionKind = Literal["auto", "sdpa", "eager"]
 

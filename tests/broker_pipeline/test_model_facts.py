@@ -12,7 +12,7 @@ from rich.console import Console
 
 from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.errors import ArtifactCorruptError, ArtifactMissingError, CheckpointError
-from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.model_facts import read_model_facts, read_most_picture_pixels
 from export.exporter import ExportOptions, export_checkpoint
 from export.source.checkpoint import LocalCheckpoint
 from stages.artifact import Artifact
@@ -72,7 +72,7 @@ def test_the_largest_picture_is_read_where_a_file_says_it(source, tmp_path, name
     (directory / "preprocessor_config.json").unlink()
     if said is not None:
         (directory / name).write_text(json.dumps(said))
-    assert read_model_facts(directory).most_picture_pixels == pixels
+    assert read_most_picture_pixels(directory) == pixels
 
 
 def test_no_weights_are_needed(source, tmp_path):

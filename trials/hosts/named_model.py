@@ -6,9 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.model_facts import read_model_facts
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.tools.local.layouts import read_sizes
 from export.synthetic.shapes import SHAPE_NAMES
@@ -32,4 +30,4 @@ def sizes_of_shape(shape: str) -> ModelSizes:
     """Return the sizes of a shape."""
     with tempfile.TemporaryDirectory() as directory:
         artifact = write_shape_artifact(Path(directory) / shape, shape)
-        return ModelSizes.of(read_manifest(artifact), read_model_facts(artifact))
+        return read_sizes(artifact)

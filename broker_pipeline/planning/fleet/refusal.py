@@ -20,7 +20,7 @@ def fleet_does_not_fit(model: ModelSizes, fleet: Fleet) -> ConfigurationError:
     slots = fleet.slots(fleet.hosts_with_devices)
     devices = [fleet.device(slot) for slot in slots]
     largest = max(slots, key=lambda slot: fleet.device(slot).memory_bytes)
-    needed = needed_bytes(model, has_tower=False)
+    needed = needed_bytes(model)
     rooms = [room_bytes(model, fleet.device(slot), has_vision=slot == largest) for slot in slots]
     room = sum(max(0.0, each) for each in rooms)
     missing = (
@@ -43,11 +43,11 @@ def fleet_does_not_fit(model: ModelSizes, fleet: Fleet) -> ConfigurationError:
     )
 
 
-def needed_bytes(model: ModelSizes, *, has_tower: bool = True) -> float:
-    """Return the bytes of all weights and of one session's KV; without the tower where vision may be elsewhere."""
+def needed_bytes(model: ModelSizes) -> float:
+    """Return the bytes of the weights of all stages and of one session's KV."""
     ends = (2 - model.is_tied) * model.embed_weights * model.dtype_bytes
     kv = Workload().num_session_tokens * model.kv_bytes
-    return ends + has_tower * model.tower_bytes + model.num_layers * (model.layer_bytes + kv)
+    return ends + model.num_layers * (model.layer_bytes + kv)
 
 
 def num_more(model: ModelSizes, devices: Sequence[Device], like: Device) -> int | None:

@@ -122,7 +122,7 @@ class _Search:
     def _times_held(self, slots: Sequence[Slot]) -> float:
         """Return how many times devices have room for the model, as if it could be cut anywhere."""
         rooms = (room_bytes(self._model, self._fleet.device(slot), has_vision=False) for slot in slots)
-        return sum(max(0.0, room) for room in rooms) / needed_bytes(self._model, has_tower=False)
+        return sum(max(0.0, room) for room in rooms) / needed_bytes(self._model)
 
     def _copy(self, run: _Run, vision: VisionPlace) -> _Copy:
         """Return the rate and the stages of one copy on some devices; each kind of run is looked at once."""

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 from broker_pipeline.artifact_manifest import Dtype, read_manifest
 from broker_pipeline.errors import ConfigurationError
-from broker_pipeline.model_facts import read_model_facts
+from broker_pipeline.model_facts import read_model_facts, read_most_picture_pixels
 from broker_pipeline.planning.devices import gpu, processor
 from broker_pipeline.planning.layout import LayoutRequest, parse_layout
 from broker_pipeline.planning.model_sizes import ModelSizes
@@ -27,7 +27,13 @@ _WAITING = 256
 
 def read_sizes(artifact: Path, dtype: Dtype | None = None, *, on_gpus: bool = True) -> ModelSizes:
     """Read what the planner needs to know of an artifact; raises `ArtifactError`."""
-    return ModelSizes.of(read_manifest(artifact), read_model_facts(artifact), dtype, keeps_fp8=on_gpus)
+    return ModelSizes.of(
+        read_manifest(artifact),
+        read_model_facts(artifact),
+        dtype,
+        keeps_fp8=on_gpus,
+        most_picture_pixels=read_most_picture_pixels(artifact),
+    )
 
 
 def served_dtype(dtype: str | None) -> Dtype | None:

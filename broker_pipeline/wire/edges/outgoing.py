@@ -124,7 +124,7 @@ class OutgoingEdges:
     async def _edge_to(self, root: str) -> OutgoingEdge | None:
         """Return the edge to a process; where there is none, see to it that there will be, if it is time to."""
         peer = self._peers.get(root) or self._add_peer(root)
-        if peer.is_stale and peer.edge is not None:
+        if peer.is_stale and peer.edge is not None and peer.asking is None:
             peer.is_stale = False
             peer.asking = asyncio.get_running_loop().create_task(self._replace(peer, peer.edge), name=f"edge to {root}")
             return None

@@ -226,7 +226,7 @@ def test_every_worker_gets_the_options_about_edges(tmp_path: Path) -> None:
         assert "--edge-ring-bytes" not in words, "it is left to the worker"
 
 
-def test_a_gpu_of_which_a_part_is_to_be_used_is_a_smaller_one(model_8b: Path) -> None:
+def test_a_gpu_that_is_taken_for_a_smaller_one_is_planned_as_one(model_8b: Path) -> None:
     settings, (chosen, _) = up((H100,), model=model_8b, gpu_memory_gb=24.0)
     assert "24.0 GB" in chosen, "the plan is for a GPU of that size"
     for planned in plan_services(settings, nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
@@ -244,7 +244,7 @@ def test_a_gpu_of_which_a_part_is_to_be_used_is_a_smaller_one(model_8b: Path) ->
         ((), 24.0, "no effect without GPUs"),
     ],
 )
-def test_a_part_of_a_gpu_that_cannot_be_is_refused(
+def test_a_smaller_gpu_that_cannot_be_is_refused(
     model_8b: Path, gpus: tuple[CudaDevice, ...], memory_gb: float, words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
