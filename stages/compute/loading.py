@@ -26,6 +26,7 @@ from stages.compute.kv.capacity import KVRoom, kv_token_bytes
 from stages.compute.options import ComputeOptions
 from stages.compute.stage_compute import StageCompute
 from stages.compute.visual_row_buffer import VisualRowBuffer
+from stages.device.choice import choose_device
 from stages.device.hardware import require_compiler
 from stages.qwen3_vl.attention import attention_named
 from stages.qwen3_vl.config import SUPPORTED_DTYPES, ModelConfig
@@ -88,7 +89,7 @@ def load_stage(
         ArtifactError: tensors are missing, superfluous, or of a wrong shape or dtype; the message lists them.
     """
     options = options or ComputeOptions()
-    dtype, device = compute_dtype(config, options.dtype), torch.device(options.device)
+    dtype, device = compute_dtype(config, options.dtype), choose_device(options.device)
     shapes = stage_tensor_names(config, blocks.start, blocks.stop)
     check_names(tensors, shapes)
     source = CheckedTensors(tensors, shapes, dtype, device)
@@ -137,7 +138,7 @@ def load_vision(
 ) -> VisionTower:
     """Build the vision tower from exactly its tensors; errors as for `load_stage`."""
     options = options or ComputeOptions()
-    dtype, device = compute_dtype(config, options.dtype), torch.device(options.device)
+    dtype, device = compute_dtype(config, options.dtype), choose_device(options.device)
     shapes = vision_tensor_names(config)
     check_names(tensors, shapes)
     loaded = CheckedTensors(tensors, shapes, dtype, device).all()

@@ -28,18 +28,29 @@ MOST_FEW_ROWS = 16
 
 
 @triton.jit
+def _scaled(x, scales, inputs, NUM_INPUTS: tl.constexpr, SCALED: tl.constexpr):
+    """Return a row's inputs times the scales of the codes that they meet: the cheap side, once for all outputs."""
+    if SCALED:
+        x *= tl.load(scales + inputs // BLOCK, mask=inputs < NUM_INPUTS, other=0.0)
+    return x
+
+
+@triton.jit
 def _row_kernel(
     x_ptr,
     weight_ptr,
+    scales_ptr,
     out_ptr,
     WIDTH: tl.constexpr,
     NUM_INPUTS: tl.constexpr,
     GATED: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(0) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     row = tl.program_id(1).to(tl.int64)
     inputs = tl.arange(0, BLOCK_K)
     column_mask = columns < WIDTH
@@ -47,6 +58,9 @@ def _row_kernel(
     x_tile = x_ptr + row * NUM_INPUTS + inputs
     weight_tile = weight_ptr + columns.to(tl.int64)[:, None] * NUM_INPUTS + inputs[None, :]
     up_tile = weight_tile + WIDTH * NUM_INPUTS
+    num_blocks: tl.constexpr = (NUM_INPUTS + BLOCK - 1) // BLOCK
+    scales = scales_ptr + (first_column // BLOCK) * num_blocks
+    up_scales = scales + (WIDTH // BLOCK) * num_blocks
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for done in tl.range(0, NUM_INPUTS, BLOCK_K, num_stages=STAGES):
@@ -57,13 +71,13 @@ def _row_kernel(
         else:
             weight = tl.load(weight_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
             x = tl.load(x_tile + done, mask=inside, other=0.0).to(tl.float32)
-        total += weight.to(tl.float32) * x[None, :]
+        total += weight.to(tl.float32) * _scaled(x, scales, done + inputs, NUM_INPUTS, SCALED)[None, :]
         if GATED:
             if whole:
                 up_weight = tl.load(up_tile + done)
             else:
                 up_weight = tl.load(up_tile + done, mask=column_mask[:, None] & inside[None, :], other=0.0)
-            up_total += up_weight.to(tl.float32) * x[None, :]
+            up_total += up_weight.to(tl.float32) * _scaled(x, up_scales, done + inputs, NUM_INPUTS, SCALED)[None, :]
     if GATED:
         out = activate(tl.sum(total, axis=1), tl.sum(up_total, axis=1), out_ptr.dtype.element_ty)
     else:
@@ -141,21 +155,25 @@ def _skinny_kernel(
     tl.store(out_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], out, mask=mask)
 
 
-def row_linear(x: Tensor, weight: Tensor, tiling: RowTiling, *, gated: bool = False) -> Tensor:
+def row_linear(x: Tensor, weight: Weight, tiling: RowTiling, *, gated: bool = False) -> Tensor:
     """Multiply `x` `[n, K]` by `weight` `[N, K]` transposed, `[n, N]`; reads the weights once per row.
 
-    With `gated` the result is `silu(first half) * second half`, `[n, N / 2]`.
+    With `gated` the result is `silu(first half) * second half`, `[n, N / 2]`. Of a weight in FP8 the codes are read;
+    the tiling's outputs must then divide 128.
     """
+    values, scales, is_scaled = weight_operands(weight, gated=gated)
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)
     if x.shape[0]:
         _row_kernel[(triton.cdiv(width, tiling.block_n), x.shape[0])](
             x,
-            weight,
+            values,
+            scales,
             out,
             WIDTH=width,
             NUM_INPUTS=x.shape[1],
             GATED=gated,
+            SCALED=is_scaled,
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
             STAGES=tiling.num_stages,

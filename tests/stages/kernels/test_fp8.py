@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 from stages.kernels.codes.row_codes import RowCodes, quantise_rows
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
 from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, few_rows_fp8_gated, fp8_linear, invariant_fp8_linear
-from stages.kernels.skinny_linear import skinny_linear
-from stages.kernels.tiling import Tiling
+from stages.kernels.skinny_linear import row_linear, skinny_linear
+from stages.kernels.tiling import RowTiling, Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, dequantise, quantise
 from tests.kit.models.fp8_rows import rounded
 
@@ -60,11 +60,21 @@ def test_codes_are_multiplied_as_values(device, dtype, tiling, inputs, outputs) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("tiling", [Tiling(16, 32, 64), Tiling(16, 64, 128, swap=True)])
+@pytest.mark.parametrize("tiling", [RowTiling(4, 128, num_stages=3), RowTiling(16, 256), RowTiling(2, 32)])
+@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
+def test_a_row_by_itself_is_multiplied_without_tensor_cores(device, dtype, tiling, inputs, outputs) -> None:
+    x, weight = rows(2, inputs, device, dtype), matrix(outputs, inputs, device)
+    want = F.linear(x.double(), weight.dequantised(torch.float64))
+    assert distance(row_linear(x, weight, tiling), want) < (1e-6 if dtype == torch.float32 else WEIGHT_ONLY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("tiling", [Tiling(16, 32, 64), Tiling(16, 64, 128, swap=True), RowTiling(4, 256)])
 def test_gate_and_up_have_their_own_scales(device, dtype, tiling) -> None:
     x, weight = rows(3, 200, device, dtype), matrix(512, 200, device)
     want = silu_mul(F.linear(x.double(), weight.dequantised(torch.float64)))
-    have = skinny_linear(x, weight, tiling, gated=True)
+    multiply = row_linear if isinstance(tiling, RowTiling) else skinny_linear
+    have = multiply(x, weight, tiling, gated=True)
     assert distance(have, want) < (1e-6 if dtype == torch.float32 else 2 * WEIGHT_ONLY)
 
 
@@ -113,6 +123,7 @@ def test_any_number_of_rows(device, n, product) -> None:
     assert linear.shape == (n, 256)
     if n:
         assert distance(linear, want) < tolerance
+        assert distance(few_rows_fp8_gated(x, weight), silu_mul(want)) < 2 * WEIGHT_ONLY
 
 
 def test_a_row_ignores_the_other_rows(device) -> None:
