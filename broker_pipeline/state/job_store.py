@@ -24,7 +24,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from broker_pipeline import redis_keys
-from broker_pipeline.errors import Failure, GarbledStateError
+from broker_pipeline.errors import Failure, GarbledStateError, LeaseLostError
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_pages import JobPage, job_fields, page_of_records
@@ -38,6 +38,7 @@ from broker_pipeline.state.job_records import (
     job_scripts,
     spec_args,
 )
+from broker_pipeline.state.lease import Claim
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.unreadable_rows import UnreadableRows
 
@@ -182,18 +183,32 @@ class JobStore:
         raise job_not_found(job_id)
 
     async def begin_attempt(
-        self, spec: JobSpec, fingerprint: str, *, restarts: bool = True, hold: Hold | None = None
+        self,
+        spec: JobSpec,
+        fingerprint: str,
+        *,
+        restarts: bool = True,
+        hold: Hold | None = None,
+        claim: Claim | None = None,
     ) -> Attempt:
         """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
 
         So is a request to run it again that Redis lost, and a message of an earlier sending of the job is finished.
         The tokens to come are of the model `fingerprint`. Those of another one are dropped if the job `restarts`.
         `hold` says who has the job from now on.
+
+        Raises:
+            LeaseLostError: the lease of `claim` is another's; nothing was written.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
         args = {**spec_args(spec), "fingerprint": fingerprint, "restarts": restarts}
         args["held"] = as_json(hold) if hold else ""
-        number, cancelled, finished, failed, entries, *other = await self._run("begin_attempt", args, action)
+        if claim is not None:
+            args |= {"lease": claim.key, "instance": claim.instance}
+        number, *answer = await self._run("begin_attempt", args, action)
+        if not answer:
+            raise LeaseLostError(f"{action}: another conductor has the lease")
+        cancelled, finished, failed, entries, *other = answer
         with state_errors(action):
             tokens = [_decode_token(entry) for entry in entries]
             if number > _MAX_ATTEMPT:

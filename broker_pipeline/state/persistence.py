@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from broker_pipeline.errors import GarbledStateError, StateDeniedError, StateError
+from broker_pipeline.errors import GarbledStateError, LeaseLostError, StateDeniedError, StateError
 
 T = TypeVar("T")
 
@@ -22,13 +22,13 @@ _MAX_TRIES = 240
 async def persist(call: Callable[[], Awaitable[T]]) -> T:
     """Call until Redis answers; raises its `StateError` when it never does (the lease is lost long before).
 
-    Raises `GarbledStateError` and `StateDeniedError` at once: Redis has answered.
+    Raises `GarbledStateError`, `StateDeniedError` and `LeaseLostError` at once: Redis has answered.
     """
     pause_s = _FIRST_PAUSE_S
     for _ in range(_MAX_TRIES):
         try:
             return await call()
-        except (GarbledStateError, StateDeniedError):
+        except (GarbledStateError, StateDeniedError, LeaseLostError):
             raise
         except StateError as error:
             log.info("state_write_repeated", reason=error.message, pause_s=round(pause_s, 2))

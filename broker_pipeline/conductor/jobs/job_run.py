@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -30,6 +31,7 @@ from broker_pipeline.errors import (
     CancelledJobError,
     Failure,
     GarbledStateError,
+    LeaseLostError,
     ModelChangedError,
     PipelineError,
     RetriesExhaustedError,
@@ -41,6 +43,7 @@ from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.policies.retries import Retry, may_be_the_workers, named
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
+from broker_pipeline.state.lease import Claim
 from broker_pipeline.state.persistence import persist
 from broker_pipeline.tracing.activities import ATTEMPT
 from broker_pipeline.tracing.tracer import tracer
@@ -78,6 +81,8 @@ class RunLimits:
     share: str = ""
     epoch: int = 0
     """Of the tenure: how the next one knows what to hand back."""
+    claim: Claim | None = None
+    """What Redis looks at before an attempt begins."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -101,6 +106,9 @@ class JobRunner:
         except GarbledStateError as error:
             self.committer.drop(job.job_id)
             await self.ends.write_garbled(job, error)
+        except LeaseLostError as error:  # if it was delivered to the new holder meanwhile, this is no news to the queue
+            log.info("job_requeued", job=job.job_id, reason=error.message)
+            await self.requeue(job)
         except StateError as error:
             log.warning("job_requeued", job=job.job_id, reason=error.message)
             await self.requeue(job, delay_s=self.limits.requeue_s)
@@ -126,9 +134,7 @@ class JobRunner:
         if not job.num_attempts and self.others.come_first(job.job_id):
             await self.requeue(job, _OTHERS_FIRST_S)
             return True
-        model, restarts = self.builder.model.facts.fingerprint, self.limits.restarts
-        hold = Hold(self.limits.epoch, self.limits.share, job.delivery.name)
-        attempt = await persist(lambda: self.stores.jobs.begin_attempt(job.spec, model, restarts=restarts, hold=hold))
+        attempt = await self._begun(job)
         if attempt.is_finished:
             log.info("job_was_finished", job=job.job_id)
             await self.ends.acknowledge(job, has_failed=attempt.has_failed)
@@ -149,10 +155,23 @@ class JobRunner:
         await asyncio.sleep(verdict.delay_s)
         return False
 
-    async def _until_lease_held(self) -> None:
-        """Begin no attempt without the lease: after a standstill, that would void an attempt of the new holder's.
+    async def _begun(self, job: LiveJob) -> Attempt:
+        limits = self.limits
+        begin = partial(
+            self.stores.jobs.begin_attempt,
+            job.spec,
+            self.builder.model.facts.fingerprint,
+            restarts=limits.restarts,
+            hold=Hold(limits.epoch, limits.share, job.delivery.name),
+            claim=limits.claim,
+        )
+        return await persist(begin)
 
-        A lease that was not renewed in time either still is, or this task ends.
+    async def _until_lease_held(self) -> None:
+        """Begin no attempt without the lease: after a standstill, that is likely to be the new holder's to do.
+
+        A lease that was not renewed in time either still is, or this task ends. What is under way to Redis meanwhile
+        is refused there: see `Claim`.
         """
         while not self.limits.lease_held():  # noqa: ASYNC110 - for a moment at most, see above
             await asyncio.sleep(_LEASE_POLL_S)

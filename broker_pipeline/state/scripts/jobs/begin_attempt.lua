@@ -1,7 +1,9 @@
 -- Takes the next attempt of a job. Every call takes a number of its own; those handed out before are void from then on.
--- args: those of `create`, fingerprint, restarts, held: who has it from now on. Returns {attempt, cancelled, finished, failed, token entries,
--- fingerprint of another model that they are or were of}; what is finished may have been so in an earlier sending of the
--- job, which is over whatever became of it.
+-- args: those of `create`, fingerprint, restarts, held: who has it from now on; lease and instance: no other instance may
+-- have that lease, so that a late request takes no number from the conductor that has taken over. Returns {attempt,
+-- cancelled, finished, failed, token entries, fingerprint of another model that they are or were of}, or {-1} where
+-- another has the lease; what is finished may have been so in an earlier sending of the job, which is over whatever
+-- became of it.
 --
 --     num_retries in Redis    that of the message
 --     the same                                       a further attempt
@@ -9,6 +11,8 @@
 --     lower                   Redis lost the request   granted now
 --
 -- Tokens of another model are dropped, or left for the job's end: where it is cancelled, and without `restarts`.
+local holder = args.lease and text(args.lease)
+if holder and holder ~= args.instance then return {-1} end
 local id = args.job_id
 local job = key('job', id)
 if redis.call('EXISTS', job) == 0 then create() end

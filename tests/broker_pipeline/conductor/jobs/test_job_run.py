@@ -36,6 +36,7 @@ from broker_pipeline.scheduling.policies.sampling import as_asked, resolve_sampl
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state import persistence
 from broker_pipeline.state.job_store import JobStore, TokenCommit
+from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.storage.jobs import JobQueue, QueueDepth
 from broker_pipeline.storage.media import MediaStore
@@ -488,6 +489,24 @@ async def test_a_job_that_another_conductor_runs_as_well_is_left_to_the_later_at
     assert await it.queue.pull(0.3) is None, "it is not requeued while the other runs it"
     assert len(it.live) == 0
     assert it.scheduler.ledger.used_tokens(STAGE.instance) == 0
+
+
+async def test_without_the_lease_no_attempt_begins_and_the_job_goes_back_at_once(it: Running) -> None:
+    """Its request reaches Redis when another conductor has taken over, which may have begun the job already."""
+    job = await it.submit()
+    theirs = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
+    lease = Lease(it.redis, it.namespace, "main", "late")
+    it.runner.limits = replace(it.runner.limits, claim=lease.claim)
+    await Lease(it.redis, it.namespace, "main", "successor").acquire()
+    async with asyncio.timeout(10):
+        await it.runner.run(job)
+    assert not it.sent
+    [taken] = await it.store.commit([TokenCommit(job.job_id, theirs.number, 0, (TokenEntry(token_id=32, text="A"),))])
+    assert taken, "the attempt of the other one goes on"
+    again = await it.queue.pull(1.0)
+    assert again is not None
+    assert again.num_deliveries == 2
+    assert len(it.live) == 0
 
 
 async def test_a_job_whose_attempt_redis_has_lost_is_begun_anew(it: Running) -> None:
