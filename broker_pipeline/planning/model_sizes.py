@@ -118,6 +118,11 @@ class ModelSizes:
         return self.layer_share * self.dtype_bytes
 
     @property
+    def is_fp8(self) -> bool:
+        """Whether a layer's matrices are multiplied in FP8."""
+        return self.layer_share < 1.0
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of a token's keys and values in one layer."""
         return self.kv_values * self.dtype_bytes

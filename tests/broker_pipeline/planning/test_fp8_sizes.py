@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from broker_pipeline.artifact_manifest import read_manifest
 from broker_pipeline.model_facts import read_model_facts
-from broker_pipeline.planning.devices import gpu
-from broker_pipeline.planning.layout import LayoutRequest
+from broker_pipeline.planning.devices import Device, gpu
+from broker_pipeline.planning.forecast import forecast
+from broker_pipeline.planning.layout import Layout, LayoutRequest, VisionPlace, chain_of
 from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.planner import choose_plan
 from broker_pipeline.planning.site import Site
@@ -15,6 +18,8 @@ from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.layouts import read_sizes
 from tests.kit.models.planned_sizes import sizes_of
 from trials.bench.shape_artifact import write_shape_artifact
+
+H100, H200 = gpu("NVIDIA H100 80GB HBM3", 85 * 10**9), gpu("NVIDIA H200", 150 * 10**9)
 
 
 @pytest.mark.parametrize("shape", ["8B", "30B-A3B", "235B-A22B"])
@@ -32,7 +37,36 @@ def test_layers_take_half_the_bytes_on_a_gpu_in_bfloat16_only(tmp_path, shape: s
 def test_235b_fits_four_gpus_of_80_gb(tmp_path) -> None:
     directory = write_shape_artifact(tmp_path / "artifact", "235B-A22B", in_fp8=True)
     sizes = ModelSizes.of(read_manifest(directory), read_model_facts(directory))
-    four = Site(devices=(gpu("NVIDIA H100 80GB HBM3", 85 * 10**9),) * 4, num_cores=64)
+    four = Site(devices=(H100,) * 4, num_cores=64)
     plan = choose_plan(sizes, four, Workload(), LayoutRequest())
     [chain] = plan.layout.chains
     assert len(chain) == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "device", "counts", "vision", "num_sessions", "num_captions", "captions_per_s"),
+    [
+        ("8B", H100, [36], "shared", 512, 2048, 101.7),
+        ("8B", H200, [36], "shared", 512, 2048, 121.9),
+        ("8B", H200, [36], "beside", 768, 3072, 114.9),
+        ("30B-A3B", H200, [48], "beside", 768, 3072, 128.5),
+        ("30B-A3B", H200, [48], "shared", 512, 2048, 105.8),
+        ("235B-A22B", H200, [49, 45], "beside", 512, 2048, 60.8),
+    ],
+)
+def test_whole_systems(
+    tmp_path,
+    shape: str,
+    device: Device,
+    counts: Sequence[int],
+    vision: VisionPlace,
+    num_sessions: int,
+    num_captions: int,
+    captions_per_s: float,
+) -> None:
+    """Rounds of docs/benchmarks.md; what has experts is less well known."""
+    sizes = read_sizes(write_shape_artifact(tmp_path / "artifact", shape, in_fp8=True))
+    site = Site(devices=(device,) * len(counts), num_cores=16 * len(counts), edge="shm")
+    work = Workload(num_sessions=num_sessions, num_captions=num_captions)
+    found = forecast(sizes, site, work, Layout(chains=(chain_of(counts),), vision=vision))
+    assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.25 if sizes.num_experts else 0.1)
