@@ -185,7 +185,7 @@ class Conductor:
                     share,
                     epoch,
                     lease_held=lambda: lease.is_held,
-                    claim=lease.claim,
+                    fence=lease.fence,
                     num_shares=lambda: len(self._census.shares),
                     is_handed_over=lambda: self._is_handing_over,
                 )

@@ -139,7 +139,7 @@ class Parts:
                 restarts=settings.on_other_model == "restart",
                 share=self._term.share,
                 epoch=self._term.epoch,
-                claim=self._term.claim,
+                fence=self._term.fence,
             ),
             others=self.others,
         )

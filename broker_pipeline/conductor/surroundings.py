@@ -11,7 +11,7 @@ from broker_pipeline.conductor.output.text_model import TextModel
 from broker_pipeline.conductor.settings import ConductorSettings
 from broker_pipeline.config import CommonSettings
 from broker_pipeline.scheduling.routes import PipelineIdentity
-from broker_pipeline.state.lease import Claim
+from broker_pipeline.state.lease import Fence
 from broker_pipeline.state.redis_client import RedisClient
 from broker_pipeline.wire.transport import Transport
 
@@ -50,7 +50,7 @@ class Term:
     epoch: int
     lease_held: Callable[[], bool]
     """Whether nobody else can conduct the share at this moment."""
-    claim: Claim
+    fence: Fence
     """The same for Redis to look at."""
     num_shares: Callable[[], int]
     """How many shares there are at this moment: all of them ask the same vision workers."""

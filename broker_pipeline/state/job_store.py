@@ -38,7 +38,7 @@ from broker_pipeline.state.job_records import (
     job_scripts,
     spec_args,
 )
-from broker_pipeline.state.lease import Claim
+from broker_pipeline.state.lease import Fence
 from broker_pipeline.state.redis_client import RedisClient, state_errors
 from broker_pipeline.state.unreadable_rows import UnreadableRows
 
@@ -189,7 +189,7 @@ class JobStore:
         *,
         restarts: bool = True,
         hold: Hold | None = None,
-        claim: Claim | None = None,
+        fence: Fence | None = None,
     ) -> Attempt:
         """Take the next attempt of a job and void the earlier ones; a job that Redis lost is recorded again.
 
@@ -198,13 +198,13 @@ class JobStore:
         `hold` says who has the job from now on.
 
         Raises:
-            LeaseLostError: the lease of `claim` is another's; nothing was written.
+            LeaseLostError: the lease of `fence` is another's; nothing was written.
         """
         action = f"cannot begin an attempt of job {spec.job_id}"
         args = {**spec_args(spec), "fingerprint": fingerprint, "restarts": restarts}
         args["held"] = as_json(hold) if hold else ""
-        if claim is not None:
-            args |= {"lease": claim.key, "instance": claim.instance}
+        if fence is not None:
+            args |= {"lease": fence.key, "instance": fence.instance}
         number, *answer = await self._run("begin_attempt", args, action)
         if not answer:
             raise LeaseLostError(f"{action}: another conductor has the lease")

@@ -5,7 +5,7 @@
                                 └── not renewed within the time to live: LeaseLostError, before Redis lets another in
 
 The holder counts the time to live from *before* it sent the renewal, on its monotonic clock, so it stops no later than
-Redis does. What it had sent to stages by then is fenced by its epoch, what it had sent to Redis by its `Claim`.
+Redis does. What it had sent to stages by then is fenced by its epoch, what it had sent to Redis by its `Fence`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Fence:
     """Whose a lease has to be, or nobody's, for a write to be done: it may arrive when another has taken over.
 
     A partition that heals lets through what TCP has kept, as does a process that goes on after a standstill.
@@ -64,8 +64,8 @@ class Lease:
         self._ttl_s = ttl_s
         self._renewal_s = min(RENEWAL_S, ttl_s / 20)
         self._clock = clock
-        self.claim = Claim(redis_keys.lease(namespace, pipeline, share), instance)
-        keys = [self.claim.key, redis_keys.epoch(namespace, pipeline)]
+        self.fence = Fence(redis_keys.lease(namespace, pipeline, share), instance)
+        keys = [self.fence.key, redis_keys.epoch(namespace, pipeline)]
         self._run = ScriptRunner(redis, "lease", keys, {"instance": instance, "ttl_ms": int(ttl_s * 1000)})
         self._valid_until = self._fresh_until = float("-inf")
         self._last_epoch = 0

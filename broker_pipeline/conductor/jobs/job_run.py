@@ -43,7 +43,7 @@ from broker_pipeline.scheduling.planned_batch import Lost
 from broker_pipeline.scheduling.policies.retries import Retry, may_be_the_workers, named
 from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import Attempt
-from broker_pipeline.state.lease import Claim
+from broker_pipeline.state.lease import Fence
 from broker_pipeline.state.persistence import persist
 from broker_pipeline.tracing.activities import ATTEMPT
 from broker_pipeline.tracing.tracer import tracer
@@ -81,7 +81,7 @@ class RunLimits:
     share: str = ""
     epoch: int = 0
     """Of the tenure: how the next one knows what to hand back."""
-    claim: Claim | None = None
+    fence: Fence | None = None
     """What Redis looks at before an attempt begins."""
 
 
@@ -163,7 +163,7 @@ class JobRunner:
             self.builder.model.facts.fingerprint,
             restarts=limits.restarts,
             hold=Hold(limits.epoch, limits.share, job.delivery.name),
-            claim=limits.claim,
+            fence=limits.fence,
         )
         return await persist(begin)
 
@@ -171,7 +171,7 @@ class JobRunner:
         """Begin no attempt without the lease: after a standstill, that is likely to be the new holder's to do.
 
         A lease that was not renewed in time either still is, or this task ends. What is under way to Redis meanwhile
-        is refused there: see `Claim`.
+        is refused there: see `Fence`.
         """
         while not self.limits.lease_held():  # noqa: ASYNC110 - for a moment at most, see above
             await asyncio.sleep(_LEASE_POLL_S)

@@ -496,7 +496,7 @@ async def test_without_the_lease_no_attempt_begins_and_the_job_goes_back_at_once
     job = await it.submit()
     theirs = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
     lease = Lease(it.redis, it.namespace, "main", "late")
-    it.runner.limits = replace(it.runner.limits, claim=lease.claim)
+    it.runner.limits = replace(it.runner.limits, fence=lease.fence)
     await Lease(it.redis, it.namespace, "main", "successor").acquire()
     async with asyncio.timeout(10):
         await it.runner.run(job)

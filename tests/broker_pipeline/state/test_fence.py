@@ -29,21 +29,21 @@ async def test_an_attempt_begins_while_the_lease_is_nobody_elses(
 ) -> None:
     spec = make_spec()
     mine, theirs = (Lease(redis, namespace, "main", instance) for instance in ("mine", "theirs"))
-    assert (await store.begin_attempt(spec, MODEL, claim=mine.claim)).number == 1, "nobody has it"
+    assert (await store.begin_attempt(spec, MODEL, fence=mine.fence)).number == 1, "nobody has it"
     await mine.acquire()
-    assert (await store.begin_attempt(spec, MODEL, claim=mine.claim)).number == 2
+    assert (await store.begin_attempt(spec, MODEL, fence=mine.fence)).number == 2
     await theirs.acquire(gone=["mine"])
     with pytest.raises(LeaseLostError):
-        await store.begin_attempt(spec, MODEL, claim=mine.claim)
+        await store.begin_attempt(spec, MODEL, fence=mine.fence)
     assert (await store.get(spec.job_id)).attempt == 2
     with pytest.raises(LeaseLostError):
-        await store.begin_attempt(other := make_spec(), MODEL, claim=mine.claim)
+        await store.begin_attempt(other := make_spec(), MODEL, fence=mine.fence)
     with pytest.raises(JobNotFoundError):
         await store.get(other.job_id)
-    assert (await store.begin_attempt(spec, MODEL, claim=theirs.claim)).number == 3
+    assert (await store.begin_attempt(spec, MODEL, fence=theirs.fence)).number == 3
 
 
 async def test_what_is_no_lease_is_nobodys(redis: RedisClient, store: JobStore, namespace: str) -> None:
-    claim = Lease(redis, namespace, "main", "mine").claim
-    await redis.lpush(claim.key, "garbage")
-    assert (await store.begin_attempt(make_spec(), MODEL, claim=claim)).number == 1
+    fence = Lease(redis, namespace, "main", "mine").fence
+    await redis.lpush(fence.key, "garbage")
+    assert (await store.begin_attempt(make_spec(), MODEL, fence=fence)).number == 1
