@@ -72,8 +72,8 @@ class Device:
     """Rate of products with experts, of `flops_per_s`: prefill of 30B-A3B has 0.46, of 12 layers of 235B 0.55; whole
     runs of 30B-A3B would need less."""
     fp8_gain: float = 1.6
-    """Products whose weights and rows are in FP8, of that rate: 25.3 ms of a step of 8B took 15.9 (benchmarks.md, "What
-    fills one H200")."""
+    """Products whose weights and rows are in FP8, of that rate: 25.3 ms of a step of 8B took 15.9, without quantising
+    the rows (benchmarks.md, "What fills one H200")."""
     fp8_expert_gain: float = 1.3
     """The same of products with experts, whose rows are quantised anew for each: whole runs of 30B-A3B and 235B."""
     tower_share: float = 0.63

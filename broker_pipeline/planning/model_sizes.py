@@ -119,7 +119,7 @@ class ModelSizes:
 
     @property
     def is_fp8(self) -> bool:
-        """Whether a layer's matrices are multiplied in FP8."""
+        """Whether a layer's matrices stay in FP8 on the device, and meet rows in FP8 where there are many."""
         return self.layer_share < 1.0
 
     @property

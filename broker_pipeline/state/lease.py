@@ -5,7 +5,8 @@
                                 └── not renewed within the time to live: LeaseLostError, before Redis lets another in
 
 The holder counts the time to live from *before* it sent the renewal, on its monotonic clock, so it stops no later than
-Redis does. What it had sent to stages by then is fenced by its epoch, what it had sent to Redis by its `Fence`.
+Redis does. What it had sent by then is fenced: at stages by its epoch, in Redis by its `Fence` where it begins an
+attempt, and by the attempt's number where it goes on with one.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Whose a lease has to be, or nobody's, for a write to be done: it may arrive when another has taken over.
+    """Whose a lease has to be, or nobody's, for an attempt to begin: the request may arrive when another has it.
 
-    A partition that heals lets through what TCP has kept, as does a process that goes on after a standstill.
+    A partition that heals lets through what TCP has kept, as does a process that goes on after a standstill. What the
+    same process sent in an earlier tenure of the share is let through.
     """
 
     key: str

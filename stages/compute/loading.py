@@ -85,7 +85,7 @@ def load_stage(
     without `grammars` it refuses structured outputs.
 
     Raises:
-        ConfigurationError: the range or the dtype is not possible, or there is no room for KV.
+        ConfigurationError: the range or the dtype is not possible, there is no such device, or no room for KV.
         ArtifactError: tensors are missing, superfluous, or of a wrong shape or dtype; the message lists them.
     """
     options = options or ComputeOptions()

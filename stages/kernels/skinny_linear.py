@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from broker_pipeline.artifact_manifest import FP8_BLOCK
 from stages.kernels.activation import activate, silu_mul
 from stages.kernels.codes.row_codes import BLOCK, Rows
 from stages.kernels.codes.scaled_step import add_product, row_operands, weight_operands
@@ -162,6 +163,7 @@ def row_linear(x: Tensor, weight: Weight, tiling: RowTiling, *, gated: bool = Fa
     the tiling's outputs must then divide 128.
     """
     values, scales, is_scaled = weight_operands(weight, gated=gated)
+    assert not is_scaled or FP8_BLOCK % tiling.block_n == 0, "outputs of a tile share their scales"
     width = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(x.shape[0], width)
     if x.shape[0]:

@@ -51,6 +51,8 @@ from broker_pipeline.tracing.tracer import tracer
 log = structlog.get_logger()
 
 _LEASE_POLL_S = 0.05
+_REFUSED_S = 0.5
+"""How long a job stays away from everybody that was taken without the lease: until that is known here."""
 _OTHERS_FIRST_S = 0.2
 """How long a job that is left to other shares stays away from everybody."""
 
@@ -74,6 +76,8 @@ class RunLimits:
     """Deliveries of one job, over all conductors, before it fails."""
     lease_held: Callable[[], bool]
     """Whether nobody else can conduct at this moment."""
+    fence: Fence
+    """What Redis looks at before an attempt begins."""
     restarts: bool = True
     """Whether a job with tokens of another model begins again from token 0; otherwise it fails."""
     requeue_s: float = 5.0
@@ -81,8 +85,6 @@ class RunLimits:
     share: str = ""
     epoch: int = 0
     """Of the tenure: how the next one knows what to hand back."""
-    fence: Fence | None = None
-    """What Redis looks at before an attempt begins."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -101,14 +103,10 @@ class JobRunner:
     async def run(self, job: LiveJob) -> None:
         """Run one job until it has ended and is acknowledged, or is another conductor's."""
         try:
-            while not await self._attempt(job):
-                job.phase = "recovering"
+            await self._run(job)
         except GarbledStateError as error:
             self.committer.drop(job.job_id)
             await self.ends.write_garbled(job, error)
-        except LeaseLostError as error:  # if it was delivered to the new holder meanwhile, this is no news to the queue
-            log.info("job_requeued", job=job.job_id, reason=error.message)
-            await self.requeue(job)
         except StateError as error:
             log.warning("job_requeued", job=job.job_id, reason=error.message)
             await self.requeue(job, delay_s=self.limits.requeue_s)
@@ -116,6 +114,13 @@ class JobRunner:
             self.generations.stop(job.job_id)
             self.builder.workers.forget(job.job_id)
             self.live.remove(job)
+
+    async def _run(self, job: LiveJob) -> None:
+        try:
+            while not await self._attempt(job):
+                job.phase = "recovering"
+        except LeaseLostError as error:
+            await self._leave_to_holder(job, error)
 
     async def requeue(self, job: LiveJob, delay_s: float = 0.0) -> None:
         """Leave a job to whoever pulls next."""
@@ -166,6 +171,18 @@ class JobRunner:
             fence=limits.fence,
         )
         return await persist(begin)
+
+    async def _leave_to_holder(self, job: LiveJob, refusal: LeaseLostError) -> None:
+        """Let go of a job that another conductor is to run.
+
+        Where it is running, its delivery is left as it is: the new holder has it, or hands it back. Nobody else may
+        know of one that was not begun, so it is requeued, not at once: until this conductor hears that its lease is
+        gone, it may be given the job again.
+        """
+        is_running = await persist(lambda: self.stores.jobs.has_later_attempt(job.job_id, 0))
+        log.info("job_left_to_holder", job=job.job_id, reason=refusal.message, is_running=is_running)
+        if not is_running:
+            await self.requeue(job, _REFUSED_S)
 
     async def _until_lease_held(self) -> None:
         """Begin no attempt without the lease: after a standstill, that is likely to be the new holder's to do.

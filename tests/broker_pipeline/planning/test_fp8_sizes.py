@@ -44,14 +44,14 @@ def test_235b_fits_four_gpus_of_80_gb(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "device", "counts", "vision", "num_sessions", "num_captions", "captions_per_s"),
+    ("shape", "device", "counts", "vision", "num_sessions", "measured", "predicted"),
     [
-        ("8B", H100, [36], "shared", 512, 2048, 101.7),
-        ("8B", H200, [36], "shared", 512, 2048, 121.9),
-        ("8B", H200, [36], "beside", 768, 3072, 114.9),
-        ("30B-A3B", H200, [48], "beside", 768, 3072, 128.5),
-        ("30B-A3B", H200, [48], "shared", 512, 2048, 105.8),
-        ("235B-A22B", H200, [49, 45], "beside", 512, 2048, 60.8),
+        ("8B", H100, [36], "shared", 512, 101.7, 97),
+        ("8B", H200, [36], "shared", 512, 121.9, 119),
+        ("8B", H200, [36], "beside", 768, 114.9, 119),
+        ("30B-A3B", H200, [48], "beside", 768, 128.5, 131),
+        ("30B-A3B", H200, [48], "shared", 512, 105.8, 131),
+        ("235B-A22B", H200, [49, 45], "beside", 512, 60.8, 49),
     ],
 )
 def test_whole_systems(
@@ -61,12 +61,13 @@ def test_whole_systems(
     counts: Sequence[int],
     vision: VisionPlace,
     num_sessions: int,
-    num_captions: int,
-    captions_per_s: float,
+    measured: float,
+    predicted: float,
 ) -> None:
-    """Rounds of docs/benchmarks.md; what has experts is less well known."""
+    """Rounds of docs/benchmarks.md, to which the gains were fitted; what has experts is less well known."""
     sizes = read_sizes(write_shape_artifact(tmp_path / "artifact", shape, in_fp8=True))
     site = Site(devices=(device,) * len(counts), num_cores=16 * len(counts), edge="shm")
-    work = Workload(num_sessions=num_sessions, num_captions=num_captions)
+    work = Workload(num_sessions=num_sessions, num_captions=4 * num_sessions)
     found = forecast(sizes, site, work, Layout(chains=(chain_of(counts),), vision=vision))
-    assert found.captions_per_s == pytest.approx(captions_per_s, rel=0.25 if sizes.num_experts else 0.1)
+    assert found.captions_per_s == pytest.approx(measured, rel=0.25 if sizes.num_experts else 0.1)
+    assert found.captions_per_s == pytest.approx(predicted, abs=0.5), "what the document says"

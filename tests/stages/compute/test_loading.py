@@ -99,3 +99,9 @@ def test_the_checkpoints_own_dtype_is_the_default():
 def test_the_vision_tower_wants_exactly_its_tensors():
     with pytest.raises(ArtifactError, match="unexpected"):
         load_vision(CONFIG, tensors_of(FP32[0]))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    options = ComputeOptions(device="cuda:99")
+    with pytest.raises(ConfigurationError, match="cuda:99"):
+        load_stage(CONFIG, BLOCKS, own_tensors(), kv_capacity_tokens=64, options=options)

@@ -11,7 +11,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from stages.kernels.codes.row_codes import RowCodes, quantise_rows
 from stages.kernels.fp8.block_products import has_library_product, kernel_product, library_product
-from stages.kernels.fp8.linear import MOST_FP8_FEW_ROWS, few_rows_fp8_gated, fp8_linear, invariant_fp8_linear
+from stages.kernels.fp8.linear import (
+    MOST_FP8_FEW_ROWS,
+    few_rows_fp8_gated,
+    fp8_linear,
+    invariant_fp8_linear,
+    takes_codes,
+)
 from stages.kernels.skinny_linear import row_linear, skinny_linear
 from stages.kernels.tiling import RowTiling, Tiling
 from stages.weights.fp8_matrix import Fp8Matrix, dequantise, quantise
@@ -111,6 +117,13 @@ def test_block_product_is_that_of_the_rounded_rows(device, n, inputs, outputs) -
     values = weight.dequantised(torch.float64)
     assert distance(have, F.linear(rounded(x).double(), values)) < 1e-3  # a GPU sums FP8 in some 13 bits
     assert distance(have, F.linear(x.double(), values)) < ROUNDED_ROWS
+
+
+@pytest.mark.parametrize(("n", "inputs", "are_codes"), [(1, 12_288, False), (2, 12_288, True), (2, 4096, False)])
+def test_rows_with_many_inputs_are_quantised_but_for_a_single_one(device, n, inputs, are_codes) -> None:
+    weight = Fp8Matrix(torch.empty(4, inputs, dtype=torch.float8_e4m3fn), torch.empty(1, inputs // 128))
+    assert takes_codes(torch.empty(n, 4, dtype=HALF), weight, kernel_product) == are_codes
+    assert not takes_codes(torch.empty(n, 4, dtype=HALF), weight, None)
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, MOST_FP8_FEW_ROWS + 1])

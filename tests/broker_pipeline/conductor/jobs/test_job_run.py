@@ -72,7 +72,7 @@ class Running(StageSide):
         self.sent: list[PlannedBatch] = []
         self.is_lease_held = True
         self.num_lease_looks = 0
-        stores = Stores.open(transport, redis, namespace, Watchers())
+        stores, lease = Stores.open(transport, redis, namespace, Watchers()), Lease(redis, namespace, "main", "this")
         self.tokens = Committer(self.store, stores.events, self.generations.refuse)
         self.runner = JobRunner(
             live=self.live,
@@ -81,7 +81,7 @@ class Running(StageSide):
             generations=self.generations,
             committer=self.tokens,
             ends=JobEnds(self.live, stores, self.tokens, model().facts),
-            limits=RunLimits(max_deliveries=3, lease_held=self._lease_held, requeue_s=0.0),
+            limits=RunLimits(max_deliveries=3, lease_held=self._lease_held, fence=lease.fence, requeue_s=0.0),
         )
 
     def _builder(self, transport: Transport) -> GenerationBuilder:
@@ -491,19 +491,28 @@ async def test_a_job_that_another_conductor_runs_as_well_is_left_to_the_later_at
     assert it.scheduler.ledger.used_tokens(STAGE.instance) == 0
 
 
-async def test_without_the_lease_no_attempt_begins_and_the_job_goes_back_at_once(it: Running) -> None:
-    """Its request reaches Redis when another conductor has taken over, which may have begun the job already."""
+async def test_without_the_lease_a_job_that_another_conductor_runs_is_left_as_it_is(it: Running) -> None:
+    """The request to begin it reaches Redis when that one has taken over."""
     job = await it.submit()
     theirs = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
-    lease = Lease(it.redis, it.namespace, "main", "late")
-    it.runner.limits = replace(it.runner.limits, fence=lease.fence)
     await Lease(it.redis, it.namespace, "main", "successor").acquire()
     async with asyncio.timeout(10):
         await it.runner.run(job)
     assert not it.sent
     [taken] = await it.store.commit([TokenCommit(job.job_id, theirs.number, 0, (TokenEntry(token_id=32, text="A"),))])
-    assert taken, "the attempt of the other one goes on"
-    again = await it.queue.pull(1.0)
+    assert taken, "its attempt goes on"
+    assert await it.queue.pull(1.0) is None, "it is not requeued, for a third to void that"
+    assert len(it.live) == 0
+
+
+async def test_without_the_lease_a_job_that_nobody_runs_goes_back_to_the_queue(it: Running) -> None:
+    job = await it.submit()
+    await Lease(it.redis, it.namespace, "main", "successor").acquire()
+    async with asyncio.timeout(10):
+        await it.runner.run(job)
+    assert (await it.store.get(job.job_id)).attempt == 0
+    assert await it.queue.pull(0.2) is None, "not at once: whoever lost the lease may pull still"
+    again = await it.queue.pull(5.0)
     assert again is not None
     assert again.num_deliveries == 2
     assert len(it.live) == 0
