@@ -38,9 +38,9 @@ class Tenure:
             "reporter": self._reporter.run(),
             "unqueued jobs": parts.unqueued.run(),
             "weights": parts.weights.run(),
+            "left deliveries": parts.left.run(),
         }
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(parts.left.run(), name="left deliveries")
             running = [tasks.create_task(loop, name=name) for name, loop in loops.items()]
             drain_s = max(0.0, common.drain_s - _MARGIN_S)
             await parts.puller.run(stopping, lambda: 0.0 if self._term.is_handed_over() else drain_s)
@@ -50,3 +50,4 @@ class Tenure:
     def on_reconnect(self) -> None:
         """Note that the broker was away."""
         self._parts.roster.on_reconnect()
+        self._parts.left.on_reconnect()

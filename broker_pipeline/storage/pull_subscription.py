@@ -62,7 +62,7 @@ class PullSubscription:
     _arrived: asyncio.Queue[_Arrived] = field(default_factory=asyncio.Queue)
     _subscription: Subscription | None = None
     _open: dict[str, _Request] = field(default_factory=dict)
-    """By consumer; the end of an earlier request says nothing to anybody."""
+    """The last ones, by consumer, also when their `fetch` was cancelled; the end of an earlier one says nothing."""
     _answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -98,14 +98,9 @@ class PullSubscription:
         self._answered.clear()
         self._open = {name: _Request(f"{self._inbox}.{next(self._numbers)}", num) for name, num in wanted.items()}
         asked = self._open
-        try:
-            for consumer, request in asked.items():
-                await self._ask(consumer, request)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_ANSWER_S):
-                    await self._answered.wait()
-        finally:
-            self._open = {}
+        for consumer, request in asked.items():
+            await self._ask(consumer, request)
+        await self._until_answered()
         for consumer, request in asked.items():
             if not request.is_answered and await is_missing(self.jetstream, self.stream, consumer):
                 raise TransportError("the job queue is gone: its stream or its consumer was deleted")
@@ -114,6 +109,12 @@ class PullSubscription:
             await asyncio.sleep(_PAUSE_S)
         return {consumer: wanted[consumer] - max(0, request.num_left) for consumer, request in asked.items()}
 
+    async def _until_answered(self) -> None:
+        if not all(request.is_answered for request in self._open.values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._answered.wait()
+
     async def _ask(self, consumer: str, request: _Request) -> None:
         with jetstream_errors("the job queue"):
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
@@ -121,9 +122,13 @@ class PullSubscription:
             await self.jetstream.client.publish(subject, content, request.reply)
 
     async def close(self) -> None:
-        """Unsubscribe, and requeue what has arrived but was taken by nobody."""
+        """Unsubscribe, and requeue what has arrived but was taken by nobody.
+
+        A request that is under way is waited for: what it brings would come back after `ack_wait_s` only.
+        """
         if self._subscription is None:
             return
+        await self._until_answered()
         with suppress(nats.errors.Error):  # a connection that is gone asks for nothing anyway
             await self._subscription.unsubscribe()
         self._subscription = None

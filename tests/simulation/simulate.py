@@ -55,9 +55,9 @@ class Verdict:
         return "\n".join([*lines, f"replay: python -m tests.simulation --seed {self.schedule.seed} --log"])
 
 
-def simulate(seed: int) -> Verdict:
-    """Run the schedule of a seed to its end."""
-    schedule, chance = draw(seed), random.Random(seed)
+def simulate(seed: int, schedule: Schedule | None = None) -> Verdict:
+    """Run the schedule of a seed to its end, or another one with its chance."""
+    schedule, chance = schedule or draw(seed), random.Random(seed)
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     world = World(loop, chance)

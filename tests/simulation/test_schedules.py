@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -16,6 +18,9 @@ import structlog
 from broker_pipeline.scheduling.policies.retries import Retry, RetryPolicy
 from tests.kit.acting import workers
 from tests.kit.acting.workers import ActingStage
+from tests.simulation import world
+from tests.simulation.faults import Fault
+from tests.simulation.schedule import Schedule, draw
 from tests.simulation.simulate import simulate
 
 _BLOCK = 100
@@ -50,6 +55,38 @@ def test_whatever_happens_every_job_ends_once_and_right(first: int) -> None:
 def test_what_went_wrong_once_goes_right(seed: int) -> None:
     verdict = simulate(seed)
     assert not verdict.problems, str(verdict)
+
+
+def _without_a_conductor(seed: int, *, by_nats: bool) -> Schedule:
+    """Have a conductor, or NATS, away for a while, and Redis take its time, so that much is under way just then."""
+    drawn, chance = draw(seed), random.Random(seed)
+    jobs = tuple(dataclasses.replace(job, is_poison=False) for job in drawn.jobs)
+    at_s, kind, for_s = chance.uniform(0.1, 0.7), chance.choice(("cut", "stop")), chance.uniform(1.5, 4.0)
+    away = Fault(at_s, kind, "conductor-0", for_s, chance.random())
+    if by_nats:
+        away = dataclasses.replace(away, kind="restart", target="nats", detail=1.0)
+    slow = Fault(0.0, "slow", "redis", away.ends_s, 0.07)
+    return dataclasses.replace(drawn, num_conductors=2, jobs=jobs, faults=(slow, away))
+
+
+# Each takes six to ten seconds longer where its mend is taken back.
+@pytest.mark.parametrize(
+    ("seed", "by_nats"),
+    [
+        (1027, False),  # what a conductor had asked of Redis arrives when another has taken over
+        (1378, False),
+        (420, False),  # what a conductor had asked the queue for arrives when it has let go
+        (211, True),  # what NATS delivered just before it was killed, or was told then, does not arrive
+        (312, True),
+    ],
+)
+def test_no_job_waits_until_the_queue_gives_it_out_by_itself(
+    seed: int, by_nats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "_ACK_WAIT_S", 10.0)
+    verdict = simulate(seed, _without_a_conductor(seed, by_nats=by_nats))
+    assert not verdict.problems, str(verdict)
+    assert verdict.took_s - verdict.schedule.quiet_from_s < 3.0
 
 
 def test_a_seed_is_one_history_also_in_another_process() -> None:

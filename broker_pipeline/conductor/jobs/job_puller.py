@@ -53,6 +53,8 @@ class JobPuller:
             await stopping.wait()
             pulling.cancel()
             self.waits_for = "stopping"
+            await asyncio.wait({pulling})
+            await self.queue.close()  # what has arrived is for others, now and not when all have ended here
             await self._drain(drain_s())
             keeper.cancel()
 

@@ -1,17 +1,19 @@
-"""Hands back to the queue what earlier tenures of a share had taken from it: it is delivered again at once.
+"""Hands back to the queue what nobody has who was given it: it is delivered again at once.
 
-    delivered ──► held by a tenure that is over     handed back
-             ├──► held by another                   left alone
-             └──► held by nobody, `_BEGIN_S` later  handed back: whoever it went to died before it could begin the job
+    delivered ──► held by a tenure of this share that is over   handed back
+             ├──► held by another                               left alone
+             └──► held by nobody, `_BEGIN_S` later              handed back: whoever it went to died before it could
+                                                                begin the job, or it was lost on its way, or its end was
 
-Without that a dead conductor's jobs come back once their time to be acknowledged has passed (`ack_wait_s`), as they do
-where Redis cannot say whose they were.
+A tenure does so first, and after each outage of NATS. Without that such jobs come back once their time to be
+acknowledged has passed (`ack_wait_s`), as they do where Redis cannot say whose they were.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -29,15 +31,29 @@ _BEGIN_S = 0.3
 
 @dataclass(frozen=True, slots=True)
 class LeftDeliveries:
-    """What a new tenure does first."""
+    """What a tenure hands back."""
 
     transport: Transport
     held: HeldJobs
     queue: JobQueue
     share: str
     epoch: int
+    taken: Callable[[], Iterable[str]] = tuple
+    """Names the deliveries that are in this tenure's hands, begun or not."""
+    _is_due: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
+        """Hand back now, and after each outage, until cancelled."""
+        while True:
+            self._is_due.clear()
+            await self.hand_back_in_time()
+            await self._is_due.wait()
+
+    def on_reconnect(self) -> None:
+        """Note that the broker was away: what it delivered just before may have been lost."""
+        self._is_due.set()
+
+    async def hand_back_in_time(self) -> None:
         """Hand everything back, trying again through outages until it comes back by itself."""
         reason = "NATS did not answer"
         try:
@@ -64,7 +80,7 @@ class LeftDeliveries:
             await self.transport.link.barrier()
             log.info("deliveries_handed_back", num_jobs=len(left))
         await asyncio.sleep(_BEGIN_S)
-        in_hands = [hold.delivery for hold in (*holds, *await self.held.all())]
+        in_hands = [hold.delivery for hold in (*holds, *await self.held.all())] + list(self.taken())
         await self.queue.hand_back_unheld(outstanding, in_hands)
         await self.transport.link.barrier()
         return self.transport.link.num_reconnects == num_reconnects

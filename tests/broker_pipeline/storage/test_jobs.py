@@ -28,6 +28,7 @@ from broker_pipeline.storage.jobs import JobQueue, QueueDepth
 from broker_pipeline.tools.local.processes import ChildProcess
 from broker_pipeline.tools.local.servers import EmbeddedNats, find_nats_server
 from broker_pipeline.wire.transport import Transport
+from tests.kit.acting.pulling import after_asking
 from tests.kit.waiting import eventually
 
 
@@ -307,6 +308,24 @@ async def test_closing_puts_back_what_nobody_took(transport: Transport, namespac
         delivery = await next_queue.pull(3.0)
         assert delivery is not None
         assert (delivery.spec.job_id, delivery.num_deliveries) == ("b", 2)
+
+
+async def test_closing_puts_back_what_a_cancelled_pull_has_asked_for(
+    transport: Transport, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = JobQueue(transport, namespace, ack_wait_s=30.0)
+    await queue.ensure()
+    await queue.publish(spec("a"))
+    async with queue:
+        pull = asyncio.create_task(queue.pull(5.0))
+        after_asking(monkeypatch, pull.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await pull
+    monkeypatch.undo()
+    async with JobQueue(transport, namespace) as next_queue:
+        delivery = await next_queue.pull(3.0)
+        assert delivery is not None
+        assert (delivery.spec.job_id, delivery.num_deliveries) == ("a", 2)
 
 
 async def test_what_is_no_job_is_told_and_dropped(transport: Transport, namespace: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import pytest
@@ -65,7 +66,7 @@ async def test_jobs_of_earlier_tenures_are_delivered_again(side: Side) -> None:
     async with side.queue:
         await side.taken("a", epoch=5)
         await side.taken("b", epoch=6)
-        await side.left(epoch=7).run()
+        await side.left(epoch=7).hand_back_in_time()
         assert await side.again() == ["a 2", "b 2"]
 
 
@@ -75,7 +76,7 @@ async def test_jobs_of_others_stay_where_they_are_and_an_end_without_acknowledge
         await side.taken("of-another-share", epoch=5, share="x")
         await side.taken("ended", epoch=5)
         await side.store.finish("ended", 1, "cancelled")
-        await side.left(epoch=7).run()
+        await side.left(epoch=7).hand_back_in_time()
         assert await side.again() == ["ended 2"]
         assert await side.redis.hget(redis_keys.job(side.namespace, "ended"), "held") is None
 
@@ -90,7 +91,7 @@ async def test_a_job_that_nobody_had_begun_yet_is_delivered_again(side: Side) ->
         assert await side.queue.pull(5.0) is not None
         await side.taken("mine", epoch=7)
         await side.put("waiting")
-        await side.left(epoch=7).run()
+        await side.left(epoch=7).hand_back_in_time()
         assert await side.again() == ["not-begun 2", "waiting 1"]
 
 
@@ -109,9 +110,29 @@ async def test_what_nobody_can_read_counts_as_held_by_nobody(side: Side) -> None
 async def test_handing_back_twice_delivers_once(side: Side) -> None:
     async with side.queue:
         await side.taken("a", epoch=5)
-        await side.left(epoch=7).run()
-        await side.left(epoch=7).run()
+        await side.left(epoch=7).hand_back_in_time()
+        await side.left(epoch=7).hand_back_in_time()
         assert await side.again() == ["a 2"]
+
+
+async def test_what_was_delivered_as_the_broker_went_away_is_handed_back_when_it_is_back(side: Side) -> None:
+    async with side.queue:
+        in_hands: list[str] = []
+        left = LeftDeliveries(side.transport, HeldJobs(side.redis, side.namespace), side.queue, "", 7, lambda: in_hands)
+        for job_id in ("lost", "taken"):
+            await side.put(job_id)
+            delivery = await side.queue.pull(5.0)
+            assert delivery is not None
+        in_hands.append(delivery.name)
+        running = asyncio.create_task(left.run())
+        for num_deliveries in (2, 3):  # at the tenure's begin, and after an outage
+            again = await side.queue.pull(5.0)
+            assert again is not None
+            assert (again.spec.job_id, again.num_deliveries) == ("lost", num_deliveries)
+            assert await side.again() == []
+            left.on_reconnect()
+        running.cancel()
+        await asyncio.wait({running})
 
 
 @pytest.mark.parametrize("name", ["", "somewhere.else", "$JS.ACK", "$JS.ACK.a b", "$JS.ACK.>", "$JS.ACK.a\r\nPUB x 0"])
