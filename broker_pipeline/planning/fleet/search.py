@@ -73,9 +73,13 @@ class _Search:
                 yield from self._plans(slots)
 
     def _orders(self, slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
-        """Return the orders in which devices may form copies: host by host, and the largest first."""
-        by_room = sorted(slots, key=lambda slot: (-self._fleet.device(slot).memory_bytes, slot))
-        return list(dict.fromkeys((slots, tuple(by_room))))
+        """Return the orders in which devices may form copies: host by host, the largest first, or at both ends.
+
+        A copy's first stage has the embedding and the tower to hold, its last one the head: what fits at all fits in
+        the last order (`refusal`).
+        """
+        first, *rest = sorted(slots, key=lambda slot: (-self._fleet.device(slot).memory_bytes, slot))
+        return list(dict.fromkeys((slots, (first, *rest), (first, *rest[1:], *rest[:1]))))
 
     def _plans(self, slots: tuple[Slot, ...]) -> Iterator[FleetPlan]:
         for vision in ("shared", "every"):

@@ -132,6 +132,17 @@ def test_what_a_refusal_says_would_do_does(model: ModelSizes, hosts: Fleet) -> N
             assert planned(model, hosts.with_more_like(int(more[2]), int(more[1]))) is not None
 
 
+def test_the_largest_devices_hold_embedding_and_head_wherever_they_are() -> None:
+    """Hypothesis found hosts of which a refusal said that one more GPU would do, and it did not."""
+    model = replace(sizes_of("8B"), num_layers=8, layer_weights=9_000_000_000, embed_weights=3_000_000_000)
+    hosts = fleet((RTX4090, RTX4090), (H100,))
+    with pytest.raises(ConfigurationError, match="1 more like the H100 with 80"):
+        choose_fleet_plan(model, hosts, WORK)
+    found = planned(model, hosts.with_more_like(1, 1))
+    assert found is not None
+    assert [len(blocks) for blocks in found.plan.layout.chains[0]] == [3, 1, 1, 3]
+
+
 def test_a_single_layer_is_not_cut_however_many_devices_there_are() -> None:
     model = replace(sizes_of("8B"), num_layers=1, layer_weights=5_000_000_000, embed_weights=3_000_000_000)
     with pytest.raises(ConfigurationError, match="no number of devices like"):
