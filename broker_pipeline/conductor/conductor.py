@@ -186,6 +186,7 @@ class Conductor:
                     epoch,
                     lease_held=lambda: lease.is_held,
                     fence=lease.fence,
+                    taken=self._taken,
                     num_shares=lambda: len(self._census.shares),
                     is_handed_over=lambda: self._is_handing_over,
                 )
@@ -199,6 +200,9 @@ class Conductor:
         finally:
             await _unless_away(lease.release())
             del self._held[share]
+
+    def _taken(self) -> list[str]:
+        return [name for held in self._held.values() if held.tenure is not None for name in held.tenure.taken()]
 
     def _on_reconnect(self) -> None:
         self._peers.on_reconnect()

@@ -80,7 +80,7 @@ class Parts:
         self.roster = Roster(self.workers, around.identity, settings.roster_times, around.clock)
         self.roster_watch = self._roster_watch()
         self.left = LeftDeliveries(
-            transport, HeldJobs(redis, namespace), self.queue, term.share, term.epoch, self._taken
+            transport, HeldJobs(redis, namespace), self.queue, term.share, term.epoch, term.taken
         )
         self.unqueued = UnqueuedJobs(self.stores, JobPublisher.open(self.queue, redis, namespace))
         self.weights = TenantWeights(GatewayKeys(redis, namespace))
@@ -172,9 +172,6 @@ class Parts:
             ),
             copies_prefixes=around.settings.copy_prefixes,
         )
-
-    def _taken(self) -> list[str]:
-        return [job.delivery.name for job in self.live]
 
     def _load(self) -> Load:
         return Load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from broker_pipeline.conductor.metrics import ConductorMetrics
@@ -52,6 +52,8 @@ class Term:
     """Whether nobody else can conduct the share at this moment."""
     fence: Fence
     """The same for Redis to look at."""
+    taken: Callable[[], Iterable[str]]
+    """Names the deliveries that this conductor has, of all its shares."""
     num_shares: Callable[[], int]
     """How many shares there are at this moment: all of them ask the same vision workers."""
     is_handed_over: Callable[[], bool] = lambda: False

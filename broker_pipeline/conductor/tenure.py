@@ -47,6 +47,10 @@ class Tenure:
             for task in running:
                 task.cancel()
 
+    def taken(self) -> list[str]:
+        """Name the deliveries that it has."""
+        return [job.delivery.name for job in self._parts.live]
+
     def on_reconnect(self) -> None:
         """Note that the broker was away."""
         self._parts.roster.on_reconnect()

@@ -7,7 +7,6 @@ begin_attempt ──► job: held = {epoch, share, delivery} ──► that cond
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -54,8 +53,15 @@ class HeldJobs:
         return holds
 
 
+def read_hold(held: bytes | str) -> Hold | None:
+    """Read what a job's record says of its holder; None where nobody can."""
+    try:
+        return _decode(held)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
 def _read(rows: Sequence[Any]) -> Iterator[Hold]:
     for row in rows:
-        if isinstance(row, list) and row[0] is not None:
-            with suppress(msgspec.MsgspecError, ValueError):
-                yield _decode(row[0])
+        if isinstance(row, list) and row[0] is not None and (hold := read_hold(row[0])):
+            yield hold

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from broker_pipeline import redis_keys
 from broker_pipeline.errors import Failure, GarbledStateError, LeaseLostError
 from broker_pipeline.messages.jobs import JobRecord, JobResult, JobSpec, JobStatus, TokenEntry
-from broker_pipeline.state.held_jobs import Hold
+from broker_pipeline.state.held_jobs import Hold, read_hold
 from broker_pipeline.state.job_pages import JobPage, job_fields, page_of_records
 from broker_pipeline.state.job_records import (
     DEFAULT_RESULT_TTL_S,
@@ -215,6 +215,12 @@ class JobStore:
                 raise ValueError(f"{number} attempts are more than anybody makes")
             other_model = other[0].decode() if other and other[0] is not None else None
         return Attempt(number, tokens, bool(cancelled), bool(finished), bool(failed), other_model)
+
+    async def hold(self, job_id: str) -> Hold | None:
+        """Return who has a running job, or had it when it died; None where nobody says so."""
+        with state_errors(f"cannot look who has job {job_id}"):
+            status, held = await self._redis.hmget(redis_keys.job(self._namespace, job_id), ("status", "held"))
+        return read_hold(held) if status == b"running" and held else None
 
     async def has_later_attempt(self, job_id: str, attempt: int) -> bool:
         """Return whether a later attempt of a job is under way: somebody else has begun it, and voided this one."""

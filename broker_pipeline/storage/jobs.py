@@ -234,6 +234,7 @@ class JobQueue:
                     if (each.consumer, number) not in known:
                         name = f"$JS.ACK.{self._stream.name}.{each.consumer}.1.{number}.{each.num_deliveries}.0.0"
                         await self._jetstream.client.publish(name, b"-NAK")
+                await asyncio.sleep(0)  # they may be many
         await self._calls.call()
 
     # --- pulling ---

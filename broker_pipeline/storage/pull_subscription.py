@@ -126,12 +126,11 @@ class PullSubscription:
 
         A request that is under way is waited for: what it brings would come back after `ack_wait_s` only.
         """
-        if self._subscription is None:
-            return
-        await self._until_answered()
-        with suppress(nats.errors.Error):  # a connection that is gone asks for nothing anyway
-            await self._subscription.unsubscribe()
-        self._subscription = None
+        if self._subscription is not None:
+            await self._until_answered()
+            with suppress(nats.errors.Error):  # a connection that is gone asks for nothing anyway
+                await self._subscription.unsubscribe()
+            self._subscription = None
         while msg := self.take_arrived(asyncio.get_running_loop().time()):
             try:
                 await msg.nak()

@@ -51,9 +51,10 @@ class JobPuller:
             keeper = tasks.create_task(self._keep_deliveries(), name="deliveries")
             pulling = tasks.create_task(self._pull(tasks), name="pull")
             await stopping.wait()
-            pulling.cancel()
             self.waits_for = "stopping"
-            await asyncio.wait({pulling})
+            while not pulling.done():  # Python 3.11's `wait_for` may swallow a cancellation
+                pulling.cancel()
+                await asyncio.wait({pulling}, timeout=_DRAIN_POLL_S)
             await self.queue.close()  # what has arrived is for others, now and not when all have ended here
             await self._drain(drain_s())
             keeper.cancel()

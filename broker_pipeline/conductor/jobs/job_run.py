@@ -175,13 +175,14 @@ class JobRunner:
     async def _leave_to_holder(self, job: LiveJob, refusal: LeaseLostError) -> None:
         """Let go of a job that another conductor is to run.
 
-        Where it is running, its delivery is left as it is: the new holder has it, or hands it back. Nobody else may
-        know of one that was not begun, so it is requeued, not at once: until this conductor hears that its lease is
-        gone, it may be given the job again.
+        Where a later tenure runs it, its delivery is left as it is: requeued, it would be one more, and may void that.
+        Else nobody may know of this delivery, so it is requeued, not at once: until this conductor hears that its lease
+        is gone, it may be given the job again.
         """
-        is_running = await persist(lambda: self.stores.jobs.has_later_attempt(job.job_id, 0))
-        log.info("job_left_to_holder", job=job.job_id, reason=refusal.message, is_running=is_running)
-        if not is_running:
+        hold = await persist(lambda: self.stores.jobs.hold(job.job_id))
+        is_run = hold is not None and hold.epoch > self.limits.epoch
+        log.info("job_left_to_holder", job=job.job_id, reason=refusal.message, is_run=is_run)
+        if not is_run:
             await self.requeue(job, _REFUSED_S)
 
     async def _until_lease_held(self) -> None:

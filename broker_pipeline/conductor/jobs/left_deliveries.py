@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from broker_pipeline.errors import PipelineError
-from broker_pipeline.state.held_jobs import HeldJobs
+from broker_pipeline.state.held_jobs import HeldJobs, Hold
 from broker_pipeline.storage.jobs import JobQueue
 from broker_pipeline.wire.transport import Transport
 
@@ -39,28 +39,33 @@ class LeftDeliveries:
     share: str
     epoch: int
     taken: Callable[[], Iterable[str]] = tuple
-    """Names the deliveries that are in this tenure's hands, begun or not."""
-    _is_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Names the deliveries that are in this conductor's hands, begun or not."""
+    _is_due: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     async def run(self) -> None:
         """Hand back now, and after each outage, until cancelled."""
+        await self.hand_back_in_time()
         while True:
-            self._is_due.clear()
-            await self.hand_back_in_time()
             await self._is_due.wait()
+            await asyncio.sleep(_PAUSE_S)  # a conductor has more connections than one
+            await self.hand_back_in_time(self._begin_s())
 
     def on_reconnect(self) -> None:
         """Note that the broker was away: what it delivered just before may have been lost."""
         self._is_due.set()
 
-    async def hand_back_in_time(self) -> None:
+    def _begin_s(self) -> float:
+        """Have tenures look one after the other: what one hands back may be another's before the third one looks."""
+        return _BEGIN_S * (1 + self.epoch * 0.618034 % 1)
+
+    async def hand_back_in_time(self, begin_s: float = _BEGIN_S) -> None:
         """Hand everything back, trying again through outages until it comes back by itself."""
         reason = "NATS did not answer"
         try:
             async with asyncio.timeout(self.queue.ack_wait_s):
                 while True:
                     try:
-                        if await self.hand_back():
+                        if await self.hand_back(begin_s):
                             return
                     except PipelineError as error:
                         reason = error.message
@@ -68,19 +73,27 @@ class LeftDeliveries:
         except TimeoutError:
             log.warning("deliveries_not_handed_back", reason=reason)
 
-    async def hand_back(self) -> bool:
-        """Hand everything back once; False when NATS was lost meanwhile, and some of it may be as well."""
+    async def hand_back(self, begin_s: float = _BEGIN_S) -> bool:
+        """Hand everything back once; False when NATS was lost meanwhile, and some of it may be as well.
+
+        A job that was requeued with a delay comes back at once as well.
+        """
+        self._is_due.clear()
         num_reconnects = self.transport.link.num_reconnects
         outstanding = await self.queue.outstanding()
         holds = await self.held.all()
-        left = [hold for hold in holds if hold.share == self.share and hold.epoch < self.epoch]
+        left = [hold for hold in holds if self._is_left(hold)]
         for hold in left:
             await self.queue.hand_back(hold.delivery)
         if left:
             await self.transport.link.barrier()
             log.info("deliveries_handed_back", num_jobs=len(left))
-        await asyncio.sleep(_BEGIN_S)
-        in_hands = [hold.delivery for hold in (*holds, *await self.held.all())] + list(self.taken())
+        await asyncio.sleep(begin_s)
+        holds += await self.held.all()
+        in_hands = [hold.delivery for hold in holds if not self._is_left(hold)] + list(self.taken())
         await self.queue.hand_back_unheld(outstanding, in_hands)
         await self.transport.link.barrier()
         return self.transport.link.num_reconnects == num_reconnects
+
+    def _is_left(self, hold: Hold) -> bool:
+        return hold.share == self.share and hold.epoch < self.epoch

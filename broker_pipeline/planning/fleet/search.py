@@ -75,8 +75,7 @@ class _Search:
     def _orders(self, slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
         """Return the orders in which devices may form copies: host by host, the largest first, or at both ends.
 
-        A copy's first stage has the embedding and the tower to hold, its last one the head: what fits at all fits in
-        the last order (`refusal`).
+        A copy's first stage has the embedding and the tower to hold, its last one the head.
         """
         first, *rest = sorted(slots, key=lambda slot: (-self._fleet.device(slot).memory_bytes, slot))
         return list(dict.fromkeys((slots, (first, *rest), (first, *rest[1:], *rest[:1]))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -82,9 +83,10 @@ class _Client:
     def __init__(self, link: FakeLink) -> None:
         self._link = link
         self._takes: dict[str, Callable[[FakeMsg], None]] = {}
+        self._numbers = itertools.count()
 
     def new_inbox(self) -> str:
-        return f"pull.{self._link.process.name}"
+        return f"pull.{self._link.process.name}.{next(self._numbers)}"
 
     async def subscribe(self, subject: str, cb: Callable[[FakeMsg], Awaitable[None]]) -> SimpleNamespace:
         callers = self._link.broker.callers

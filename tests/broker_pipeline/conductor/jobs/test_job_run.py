@@ -35,6 +35,7 @@ from broker_pipeline.scheduling.policies.retries import RetryLimits, RetryPolicy
 from broker_pipeline.scheduling.policies.sampling import as_asked, resolve_sampling, seed_of
 from broker_pipeline.scheduling.session_state import PreparedPrompt
 from broker_pipeline.state import persistence
+from broker_pipeline.state.held_jobs import Hold
 from broker_pipeline.state.job_store import JobStore, TokenCommit
 from broker_pipeline.state.lease import Lease
 from broker_pipeline.state.redis_client import RedisClient
@@ -81,7 +82,9 @@ class Running(StageSide):
             generations=self.generations,
             committer=self.tokens,
             ends=JobEnds(self.live, stores, self.tokens, model().facts),
-            limits=RunLimits(max_deliveries=3, lease_held=self._lease_held, fence=lease.fence, requeue_s=0.0),
+            limits=RunLimits(
+                max_deliveries=3, lease_held=self._lease_held, fence=lease.fence, requeue_s=0.0, epoch=EPOCH
+            ),
         )
 
     def _builder(self, transport: Transport) -> GenerationBuilder:
@@ -491,26 +494,34 @@ async def test_a_job_that_another_conductor_runs_as_well_is_left_to_the_later_at
     assert it.scheduler.ledger.used_tokens(STAGE.instance) == 0
 
 
-async def test_without_the_lease_a_job_that_another_conductor_runs_is_left_as_it_is(it: Running) -> None:
+async def begun(it: Running, job: LiveJob, epoch: int) -> int:
+    """Have a tenure begin a job, of the same delivery; returns its attempt."""
+    hold = Hold(epoch, "", job.delivery.name)
+    return (await it.store.begin_attempt(job.spec, model().facts.fingerprint, hold=hold)).number
+
+
+async def test_without_the_lease_a_job_that_a_later_tenure_runs_is_left_as_it_is(it: Running) -> None:
     """The request to begin it reaches Redis when that one has taken over."""
     job = await it.submit()
-    theirs = await it.store.begin_attempt(job.spec, model().facts.fingerprint)
+    theirs = await begun(it, job, EPOCH + 1)
     await Lease(it.redis, it.namespace, "main", "successor").acquire()
     async with asyncio.timeout(10):
         await it.runner.run(job)
     assert not it.sent
-    [taken] = await it.store.commit([TokenCommit(job.job_id, theirs.number, 0, (TokenEntry(token_id=32, text="A"),))])
+    [taken] = await it.store.commit([TokenCommit(job.job_id, theirs, 0, (TokenEntry(token_id=32, text="A"),))])
     assert taken, "its attempt goes on"
     assert await it.queue.pull(1.0) is None, "it is not requeued, for a third to void that"
     assert len(it.live) == 0
 
 
-async def test_without_the_lease_a_job_that_nobody_runs_goes_back_to_the_queue(it: Running) -> None:
+@pytest.mark.parametrize("is_begun", [False, True], ids=["by nobody", "by a tenure that is over"])
+async def test_without_the_lease_a_job_that_nobody_runs_goes_back_to_the_queue(it: Running, is_begun: bool) -> None:
     job = await it.submit()
+    num_attempts = await begun(it, job, EPOCH - 1) if is_begun else 0
     await Lease(it.redis, it.namespace, "main", "successor").acquire()
     async with asyncio.timeout(10):
         await it.runner.run(job)
-    assert (await it.store.get(job.job_id)).attempt == 0
+    assert (await it.store.get(job.job_id)).attempt == num_attempts
     assert await it.queue.pull(0.2) is None, "not at once: whoever lost the lease may pull still"
     again = await it.queue.pull(5.0)
     assert again is not None

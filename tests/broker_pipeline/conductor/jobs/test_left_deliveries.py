@@ -115,6 +115,18 @@ async def test_handing_back_twice_delivers_once(side: Side) -> None:
         assert await side.again() == ["a 2"]
 
 
+async def test_what_a_dead_tenure_began_and_a_late_one_was_given_is_delivered_again(side: Side) -> None:
+    """The hold is the dead one's still, which keeps nothing from being handed back."""
+    async with side.queue:
+        await side.taken("a", epoch=5)
+        handing_back = asyncio.create_task(side.left(epoch=7).hand_back())
+        late = await side.queue.pull(5.0)
+        assert late is not None
+        assert late.num_deliveries == 2, "handed back, and given to somebody who is refused it"
+        await handing_back
+        assert await side.again() == ["a 3"]
+
+
 async def test_what_was_delivered_as_the_broker_went_away_is_handed_back_when_it_is_back(side: Side) -> None:
     async with side.queue:
         in_hands: list[str] = []
