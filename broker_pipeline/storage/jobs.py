@@ -227,7 +227,7 @@ class JobQueue:
         They went to a process that died before it could say that it has them. `held` are the deliveries of which
         somebody has said so. The server passes over what was acknowledged. Raises `TransportError`.
         """
-        known = {_place(name) for name in held}
+        known = {(found["consumer"], int(found["number"])) for name in held if (found := _DELIVERY.fullmatch(name))}
         with jetstream_errors("handing jobs back"):
             for each in outstanding:
                 for number in each.numbers:
@@ -314,13 +314,6 @@ class JobQueue:
         """Stop pulling, and requeue what has arrived but was taken by nobody."""
         await self._calls.close()
         await self._puller.close()
-
-
-def _place(delivery: str) -> tuple[str, int]:
-    """Return consumer and number of the message that a delivery's name stands for."""
-    found = _DELIVERY.fullmatch(delivery)
-    assert found is not None, "whoever holds a job says so by a name of a delivery"
-    return found["consumer"], int(found["number"])
 
 
 @dataclass(slots=True, eq=False)
