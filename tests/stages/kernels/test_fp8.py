@@ -47,6 +47,12 @@ def matrix(outputs: int, inputs: int, device: torch.device) -> Fp8Matrix:
     return quantise(weight * torch.exp2(blocks % 4 - 1.0) / inputs**0.5)
 
 
+def multiplied(x: Tensor, weight: Fp8Matrix, tiling: Tiling | RowTiling, *, gated: bool = False) -> Tensor:
+    if isinstance(tiling, RowTiling):
+        return row_linear(x, weight, tiling, gated=gated)
+    return skinny_linear(x, weight, tiling, gated=gated)
+
+
 def distance(have: Tensor, want: Tensor) -> float:
     return float((have.float() - want).norm() / want.norm())
 
@@ -57,21 +63,22 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("tiling", [Tiling(16, 32, 32), Tiling(16, 16, 64, swap=True), Tiling(16, 32, 128)])
+@pytest.mark.parametrize(
+    ("n", "tiling"),
+    [
+        (18, Tiling(16, 32, 32)),
+        (18, Tiling(16, 16, 64, swap=True)),
+        (18, Tiling(16, 32, 128)),
+        (2, RowTiling(4, 128, num_stages=3)),
+        (2, RowTiling(16, 256)),
+        (2, RowTiling(2, 32)),
+    ],
+)
 @pytest.mark.parametrize(("inputs", "outputs"), SIZES)
-def test_codes_are_multiplied_as_values(device, dtype, tiling, inputs, outputs) -> None:
-    x, weight = rows(18, inputs, device, dtype), matrix(outputs, inputs, device)
+def test_codes_are_multiplied_as_values(device, dtype, n, tiling, inputs, outputs) -> None:
+    x, weight = rows(n, inputs, device, dtype), matrix(outputs, inputs, device)
     want = F.linear(x.double(), weight.dequantised(torch.float64))
-    assert distance(skinny_linear(x, weight, tiling), want) < (1e-6 if dtype == torch.float32 else WEIGHT_ONLY)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("tiling", [RowTiling(4, 128, num_stages=3), RowTiling(16, 256), RowTiling(2, 32)])
-@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
-def test_a_row_by_itself_is_multiplied_without_tensor_cores(device, dtype, tiling, inputs, outputs) -> None:
-    x, weight = rows(2, inputs, device, dtype), matrix(outputs, inputs, device)
-    want = F.linear(x.double(), weight.dequantised(torch.float64))
-    assert distance(row_linear(x, weight, tiling), want) < (1e-6 if dtype == torch.float32 else WEIGHT_ONLY)
+    assert distance(multiplied(x, weight, tiling), want) < (1e-6 if dtype == torch.float32 else WEIGHT_ONLY)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -79,8 +86,7 @@ def test_a_row_by_itself_is_multiplied_without_tensor_cores(device, dtype, tilin
 def test_gate_and_up_have_their_own_scales(device, dtype, tiling) -> None:
     x, weight = rows(3, 200, device, dtype), matrix(512, 200, device)
     want = silu_mul(F.linear(x.double(), weight.dequantised(torch.float64)))
-    multiply = row_linear if isinstance(tiling, RowTiling) else skinny_linear
-    have = multiply(x, weight, tiling, gated=True)
+    have = multiplied(x, weight, tiling, gated=True)
     assert distance(have, want) < (1e-6 if dtype == torch.float32 else 2 * WEIGHT_ONLY)
 
 

@@ -38,6 +38,14 @@ def new_spec(job_id: str) -> JobSpec:
     return JobSpec(job_id=job_id, created_at=0.0, messages=(message,))
 
 
+def unused_runner(kind: type[JobRunner], live: LiveJobs) -> JobRunner:
+    """Return a runner of jobs none of which begins an attempt, so that nothing else of it is touched."""
+    nothing: Any = None
+    return kind(
+        live=live, stores=nothing, builder=nothing, generations=nothing, committer=nothing, ends=nothing, limits=nothing
+    )
+
+
 async def test_a_job_that_is_requeued_before_it_has_begun_is_held_no_more() -> None:
     requeued: list[float] = []
 
@@ -45,12 +53,14 @@ async def test_a_job_that_is_requeued_before_it_has_begun_is_held_no_more() -> N
         requeued.append(delay)
 
     live = LiveJobs()
-    nothing: Any = None  # none of it is touched by a job that never begins
-    runner = JobRunner(
-        live=live, stores=nothing, builder=nothing, generations=nothing, committer=nothing, ends=nothing, limits=nothing
-    )
+    nothing: Any = None
     puller = JobPuller(
-        queue=nothing, live=live, runner=runner, admission=nothing, load=nothing, retry_limits=RetryLimits()
+        queue=nothing,
+        live=live,
+        runner=unused_runner(JobRunner, live),
+        admission=nothing,
+        load=nothing,
+        retry_limits=RetryLimits(),
     )
     message: Any = SimpleNamespace(nak=nak)
     async with asyncio.TaskGroup() as tasks:
@@ -71,16 +81,17 @@ class Computing(JobRunner):
 async def test_a_job_that_comes_when_it_stops_is_for_others_while_it_drains(
     transport: Transport, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing: Any = None
     live, stopping = LiveJobs(), asyncio.Event()
-    runner = Computing(
-        live=live, stores=nothing, builder=nothing, generations=nothing, committer=nothing, ends=nothing, limits=nothing
-    )
     queue = JobQueue(transport, namespace, ack_wait_s=30.0)
     await queue.ensure()
     admission = Admission(AdmissionLimits(), expected_tokens=100)
     puller = JobPuller(
-        queue=queue, live=live, runner=runner, admission=admission, load=lambda: READY, retry_limits=RetryLimits()
+        queue=queue,
+        live=live,
+        runner=unused_runner(Computing, live),
+        admission=admission,
+        load=lambda: READY,
+        retry_limits=RetryLimits(),
     )
     running = asyncio.create_task(puller.run(stopping, lambda: 60.0))
     await queue.publish(new_spec("first"))
