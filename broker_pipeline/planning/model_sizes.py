@@ -54,8 +54,8 @@ class ModelSizes:
     embed_weights: int
     """Of the embedding, and of the head: they have the same shape."""
     is_tied: bool = False
-    kv_values: int
-    """Keys and values of a token in a layer."""
+    kv_bytes: int
+    """Of a token's keys and values in a layer."""
     tower_weights: int
     tower_token_multiplications: int
     """Of the tower for one visual token."""
@@ -72,11 +72,13 @@ class ModelSizes:
         dtype: Dtype | None = None,
         *,
         keeps_fp8: bool = True,
+        kv_in_fp8: bool = False,
         most_picture_pixels: int = 2**20,
     ) -> Self:
         """Read the sizes of an artifact, as it is served in `dtype` (None: in its own).
 
-        Matrices in FP8 stay so in bfloat16 on GPUs; with `keeps_fp8` False, or in float32, they are dequantised.
+        Matrices in FP8 stay so in bfloat16 on GPUs; with `keeps_fp8` False, or in float32, they are dequantised. With
+        `kv_in_fp8` keys and values are codes, with two bytes of scale for each head.
         """
         stored, tower = manifest.stored_in(block_file(0)), manifest.stored_in(VISION_FILE)
         scales = {scale_name(record.name) for record in stored if record.dtype == FP8_DTYPE}
@@ -100,7 +102,7 @@ class ModelSizes:
             num_experts_per_token=facts.num_experts_per_token,
             embed_weights=_num_values(manifest.stored_in(EMBED_FILE)),
             is_tied=any(record.tied_to is not None for record in manifest.tensors),
-            kv_values=2 * facts.num_kv_heads * facts.head_dim,
+            kv_bytes=2 * facts.num_kv_heads * (facts.head_dim + 2 if kv_in_fp8 else facts.head_dim * dtype_bytes),
             tower_weights=_num_values(tower),
             tower_token_multiplications=_PATCHES_PER_TOKEN * in_blocks + in_mergers,
             most_picture_pixels=most_picture_pixels,
@@ -121,11 +123,6 @@ class ModelSizes:
     def is_fp8(self) -> bool:
         """Whether a layer's matrices stay in FP8 on the device, and meet rows in FP8 where there are many."""
         return self.layer_share < 1.0
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of a token's keys and values in one layer."""
-        return self.kv_values * self.dtype_bytes
 
     @property
     def tower_bytes(self) -> int:

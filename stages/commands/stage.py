@@ -35,6 +35,13 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     help="Tokens of keys and values to hold, over all sessions.  [default: what fits]",
 )
 @option(
+    "--kv-dtype",
+    default="auto",
+    type=click.Choice(["auto", "fp8"]),
+    help="Dtype to hold keys and values in: auto is that of --dtype; fp8 takes half of bfloat16's bytes, and rounds "
+    "them to 4 bits of significand. All stages of a pipeline need the same.",
+)
+@option(
     "--kv-share",
     default=None,
     type=click.FloatRange(min=0, max=1, min_open=True),

@@ -118,8 +118,9 @@ def _load_eager(
         **source.ends(config, blocks),
     )
     text, device = config.text, source.device
-    num_tokens = kv_room.fit(kv_token_bytes(text, len(blocks), source.dtype), device)
-    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, device)
+    in_fp8 = options.kv_in_fp8
+    num_tokens = kv_room.fit(kv_token_bytes(text, len(blocks), source.dtype, in_fp8=in_fp8), device)
+    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, device, in_fp8=in_fp8)
     if options.is_deterministic:
         return EagerDecoder(
             text,

@@ -20,6 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stages.cached_heads import CachedHeads
+from stages.kernels.codes.head_codes import head_operands, unpack_codes
+
 _LOG2_E = 1.4426950408889634
 _KEYS = 64
 _PARTS = 4
@@ -45,6 +48,8 @@ def _attend_part(
     q,
     keys_ptr,
     values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
     base,
     seen,
     first,
@@ -54,28 +59,50 @@ def _attend_part(
     HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    CODED: tl.constexpr,
 ):
-    """Attend with rows `[R, d]` to keys `first` to `stop` of a region at `base`; row r sees the first `seen[r]`."""
-    lanes = tl.arange(0, HEAD_DIM)
+    """Attend with rows `[R, d]` to keys `first` to `stop` of a region; row r sees the first `seen[r]`.
+
+    `base` is the place of its first head. With CODED keys and values are pairs of codes, with scales.
+    """
     ones = tl.full((KEYS, _ONES), 1.0, q.dtype)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS, _ONES), tl.float32)
-    summed = tl.zeros((ROWS, HEAD_DIM), tl.float32)
+    width: tl.constexpr = HEAD_DIM // 2 if CODED else HEAD_DIM
+    summed = tl.zeros((ROWS, width), tl.float32)
+    lanes = tl.arange(0, width)
+    if CODED:
+        even_summed = summed
+        even_q, odd_q = tl.split(tl.reshape(q, (ROWS, width, 2)))
     for at in range(first, stop, KEYS):
         place = at + tl.arange(0, KEYS)
         is_key = place < stop
-        offset = base + place[:, None].to(tl.int64) * KV_HEADS * HEAD_DIM + lanes[None, :]
-        k = tl.load(keys_ptr + offset, mask=is_key[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        head = base + place.to(tl.int64) * KV_HEADS
+        offset = head[:, None] * width + lanes[None, :]
+        k = tl.load(keys_ptr + offset, mask=is_key[:, None], other=0)
+        if CODED:
+            even, odd = unpack_codes(k, q.dtype)
+            scores = tl.dot(even_q, tl.trans(even), input_precision="ieee")
+            scores = tl.dot(odd_q, tl.trans(odd), scores, input_precision="ieee")
+            scores *= tl.load(key_scales_ptr + head, mask=is_key, other=0.0).to(tl.float32)[None, :]
+        else:
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores *= scale
         scores = tl.where(place[None, :] < seen[:, None], scores, float("-inf"))
         higher = tl.maximum(best, tl.max(scores, axis=1))
         least = tl.maximum(higher, _LEAST)
         shrink = tl.exp2(best - least)
         weights = tl.exp2(scores - least[:, None]).to(q.dtype)
-        v = tl.load(values_ptr + offset, mask=is_key[:, None], other=0.0)
+        v = tl.load(values_ptr + offset, mask=is_key[:, None], other=0)
         total = tl.dot(weights, ones, total * shrink[:, None], input_precision="ieee")
+        if CODED:
+            even, v = unpack_codes(v, q.dtype)
+            weights *= tl.load(value_scales_ptr + head, mask=is_key, other=0.0).to(q.dtype)[None, :]
+            even_summed = tl.dot(weights, even, even_summed * shrink[:, None], input_precision="ieee")
         summed = tl.dot(weights, v, summed * shrink[:, None], input_precision="ieee")
         best = higher
+    if CODED:
+        summed = tl.reshape(tl.join(even_summed, summed), (ROWS, HEAD_DIM))
     return best, tl.max(total, axis=1), summed
 
 
@@ -89,6 +116,8 @@ def _part_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
     tokens_ptr,
     starts_ptr,
     lengths_ptr,
@@ -101,6 +130,7 @@ def _part_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PARTS: tl.constexpr,
+    CODED: tl.constexpr,
 ):
     """One part of one decode token, for all query heads of one kv head."""
     index, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -115,9 +145,22 @@ def _part_kernel(
     first = part * part_keys
     stop = tl.minimum(first + part_keys, length)
     seen = heads * 0 + length
-    base = (start * KV_HEADS + kv_head) * HEAD_DIM
     best, total, summed = _attend_part(
-        q, keys_ptr, values_ptr, base, seen, first, stop, scale, KV_HEADS, HEAD_DIM, ROWS, KEYS
+        q,
+        keys_ptr,
+        values_ptr,
+        key_scales_ptr,
+        value_scales_ptr,
+        start * KV_HEADS + kv_head,
+        seen,
+        first,
+        stop,
+        scale,
+        KV_HEADS,
+        HEAD_DIM,
+        ROWS,
+        KEYS,
+        CODED,
     )
     place = ((index * KV_HEADS + kv_head) * PARTS + part) * GROUP + heads
     tl.store(sums_ptr + place[:, None].to(tl.int64) * HEAD_DIM + lanes[None, :], summed, mask=is_head[:, None])
@@ -164,6 +207,8 @@ def _tile_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
     queries_ptr,
     starts_ptr,
     lengths_ptr,
@@ -176,6 +221,7 @@ def _tile_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PARTS: tl.constexpr,
+    CODED: tl.constexpr,
     SINGLE: tl.constexpr,
 ):
     """All parts of one tile's queries; row r is head r % HEADS of query r // HEADS, HEADS being GROUP or just above.
@@ -191,7 +237,7 @@ def _tile_kernel(
     if num_queries <= 0:
         return
     length = tl.load(lengths_ptr + tile)
-    base = (tl.load(starts_ptr + tile).to(tl.int64) * KV_HEADS + kv_head) * HEAD_DIM
+    base = tl.load(starts_ptr + tile).to(tl.int64) * KV_HEADS + kv_head
     lanes, rows = tl.arange(0, HEAD_DIM), tl.arange(0, ROWS)
     query, head = rows // HEADS, rows % HEADS
     is_row = (query < num_queries) & (head < GROUP)
@@ -205,7 +251,21 @@ def _tile_kernel(
     for first in range(0, length, part_keys):
         stop = tl.minimum(first + part_keys, length)
         part_best, part_total, part_summed = _attend_part(
-            q, keys_ptr, values_ptr, base, seen, first, stop, scale, KV_HEADS, HEAD_DIM, ROWS, KEYS
+            q,
+            keys_ptr,
+            values_ptr,
+            key_scales_ptr,
+            value_scales_ptr,
+            base,
+            seen,
+            first,
+            stop,
+            scale,
+            KV_HEADS,
+            HEAD_DIM,
+            ROWS,
+            KEYS,
+            CODED,
         )
         best, total, summed = _merge(best, total, summed, part_best, part_total, part_summed)
     mean = _mean(total, summed).to(out_ptr.dtype.element_ty)
@@ -219,18 +279,18 @@ def queries_per_tile(num_heads: int, kv_heads: int) -> int:
 
 
 def attend_invariant_tiles(
-    q: Tensor, keys: Tensor, values: Tensor, tiles: tuple[Tensor, Tensor, Tensor], *, out: Tensor
+    q: Tensor, keys: CachedHeads, values: CachedHeads, tiles: tuple[Tensor, Tensor, Tensor], *, out: Tensor
 ) -> None:
     """Write `out` for the queries of `tiles`, which are as of `flash_attention.attend_tiles`, and causal.
 
-    Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`. A tile has at most
+    Shapes: q and out `[n, heads, d]`, keys and values `[capacity, kv_heads, d]`, values or codes. A tile has at most
     `queries_per_tile` queries, and is cut so that of a session's tokens none is on both sides of a multiple of that.
     """
     _attend_tiles(q, keys, values, tiles, out=out, num_rows=_TILE_ROWS)
 
 
 def attend_invariant_tokens(
-    q: Tensor, keys: Tensor, values: Tensor, tokens: Tensor, starts: Tensor, lengths: Tensor, *, out: Tensor
+    q: Tensor, keys: CachedHeads, values: CachedHeads, tokens: Tensor, starts: Tensor, lengths: Tensor, *, out: Tensor
 ) -> None:
     """Write `out[tokens]` for single queries `q[tokens]`; shapes as of `decode_attention.attend_decode_tokens`."""
     num_tokens, kv_heads = tokens.shape[0], keys.shape[1]
@@ -240,10 +300,16 @@ def attend_invariant_tokens(
         _attend_parts(q, keys, values, (tokens, starts, lengths), out=out)
 
 
+def _operands(keys: CachedHeads, values: CachedHeads) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], bool]:
+    """Return what a kernel reads of the cache, and whether it is codes."""
+    (key_heads, key_scales, is_coded), (value_heads, value_scales, _) = head_operands(keys), head_operands(values)
+    return (key_heads, value_heads, key_scales, value_scales), is_coded
+
+
 def _attend_tiles(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    keys: CachedHeads,
+    values: CachedHeads,
     tiles: tuple[Tensor, Tensor, Tensor],
     *,
     out: Tensor,
@@ -251,11 +317,10 @@ def _attend_tiles(
     is_single: bool = False,
 ) -> None:
     (kv_heads, head_dim), group = keys.shape[1:], q.shape[1] // keys.shape[1]
-    heads = triton.next_power_of_2(group)
+    heads, (operands, is_coded) = triton.next_power_of_2(group), _operands(keys, values)
     _tile_kernel[(tiles[-1].shape[0], kv_heads)](
         q,
-        keys,
-        values,
+        *operands,
         *tiles,
         out,
         head_dim**-0.5 * _LOG2_E,
@@ -265,15 +330,16 @@ def _attend_tiles(
         HEAD_DIM=head_dim,
         ROWS=max(num_rows, heads),
         KEYS=_KEYS,
+        CODED=is_coded,
         PARTS=_PARTS,
         SINGLE=is_single,
-        num_warps=4,
+        num_warps=2 if is_single and is_coded else 4,
         num_stages=2,
     )
 
 
 def _attend_parts(
-    q: Tensor, keys: Tensor, values: Tensor, places: tuple[Tensor, Tensor, Tensor], *, out: Tensor
+    q: Tensor, keys: CachedHeads, values: CachedHeads, places: tuple[Tensor, Tensor, Tensor], *, out: Tensor
 ) -> None:
     """Compute the parts of few tokens side by side."""
     (kv_heads, head_dim), group = keys.shape[1:], q.shape[1] // keys.shape[1]
@@ -281,11 +347,10 @@ def _attend_parts(
     sums = torch.empty(num_tokens * q.shape[1] * _PARTS, head_dim, dtype=torch.float32, device=q.device)
     stats = torch.empty(num_tokens * q.shape[1] * _PARTS, 2, dtype=torch.float32, device=q.device)
     sizes = {"KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "PARTS": _PARTS}
-    heads = triton.next_power_of_2(group)
+    heads, (operands, is_coded) = triton.next_power_of_2(group), _operands(keys, values)
     _part_kernel[(num_tokens, kv_heads, _PARTS)](
         q,
-        keys,
-        values,
+        *operands,
         *places,
         sums,
         stats,
@@ -293,6 +358,7 @@ def _attend_parts(
         **sizes,
         ROWS=max(_DECODE_ROWS, heads),
         KEYS=_KEYS,
+        CODED=is_coded,
         num_warps=4,
         num_stages=3,
     )

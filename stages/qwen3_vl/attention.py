@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.cached_heads import CachedHeads
+
 AttentionName = Literal["auto", "eager", "sdpa"]
 
 
@@ -69,7 +71,7 @@ class AttentionPlan:
 class Attention(Protocol):
     """A kernel for the decoder and one for the vision tower. Scale is head_dim ** -0.5 in both."""
 
-    def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
+    def attend_cached(self, q: Tensor, keys: CachedHeads, values: CachedHeads, plan: AttentionPlan) -> Tensor:
         """Attend causally: q `[n, heads, d]`, keys and values `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
 
     def attend_frames(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -79,7 +81,7 @@ class Attention(Protocol):
 class EagerAttention:
     """Scores in the activation dtype, softmax in fp32, probabilities rounded to the activation dtype."""
 
-    def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
+    def attend_cached(self, q: Tensor, keys: CachedHeads, values: CachedHeads, plan: AttentionPlan) -> Tensor:
         """See `Attention`."""
         group = q.shape[1] // keys.shape[1]
         attended = torch.empty_like(q)
@@ -108,7 +110,7 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 class SdpaAttention:
     """`torch.nn.functional.scaled_dot_product_attention`, one call per segment or per run of equal frames."""
 
-    def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
+    def attend_cached(self, q: Tensor, keys: CachedHeads, values: CachedHeads, plan: AttentionPlan) -> Tensor:
         """See `Attention`."""
         attended = torch.empty_like(q)
         for span in plan.spans:

@@ -126,7 +126,8 @@ def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0)
     room = KVRoom(settings.kv_tokens, settings.kv_share, vision_bytes + row_bytes if vision_bytes else 0)
     options = _compute_options(settings, device, dtype)
     if device.type == "cpu":
-        kv_bytes = room.least_tokens() * kv_token_bytes(artifact.config.text, len(blocks), dtype)
+        token_bytes = kv_token_bytes(artifact.config.text, len(blocks), dtype, in_fp8=options.kv_in_fp8)
+        kv_bytes = room.least_tokens() * token_bytes
         require_left(
             num_values(names) * dtype.itemsize + kv_bytes, f"the weights of blocks {settings.blocks}, and their KV,"
         )
@@ -167,6 +168,7 @@ def _compute_options(settings: StageSettings, device: torch.device, dtype: torch
         str(device),
         dtype_name(dtype),
         settings.attention,
+        kv_dtype=settings.kv_dtype,
         is_deterministic=settings.deterministic,
         max_batch_tokens=_max_batch_tokens(settings, device),
         max_step_sessions=settings.max_step_sessions,

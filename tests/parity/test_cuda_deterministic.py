@@ -9,6 +9,7 @@ from torch import Tensor
 from broker_pipeline.messages.activation import Segment
 from broker_pipeline.messages.workers import BlockRange
 from export.synthetic.shapes import shape_config
+from stages.cached_heads import KVDtype
 from stages.compute.fused.decoder import FusedDecoder
 from stages.compute.loading import load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
@@ -23,16 +24,25 @@ pytestmark = [
 ]
 
 NUM_TOKENS = 700
-CASES = [("8B", False), ("8B", True), ("30B-A3B", False), ("30B-A3B", True), ("2B", False)]
+CASES = [
+    *(("8B", False, "auto"), ("8B", True, "auto"), ("8B", True, "fp8"), ("30B-A3B", False, "auto")),
+    *(("30B-A3B", True, "auto"), ("2B", False, "auto"), ("2B", False, "fp8")),
+]
 
 
-def layers(shape: str, *, in_fp8: bool, max_step_sessions: int) -> StageCompute:
+def layers(shape: str, *, in_fp8: bool, kv_dtype: KVDtype, max_step_sessions: int) -> StageCompute:
     """Layers 3 and 4 of a published shape, with random weights."""
     config, blocks, device = shape_config(shape), BlockRange(start=3, stop=5), torch.device("cuda")
     names = stage_tensor_names(config, blocks.start, blocks.stop)
     coded = [name for name in names if is_fp8_matrix(name)] if in_fp8 else []
     weights = DrawnTensors(names, device, torch.bfloat16, in_fp8=coded)
-    options = ComputeOptions("cuda", is_deterministic=True, max_batch_tokens=2048, max_step_sessions=max_step_sessions)
+    options = ComputeOptions(
+        "cuda",
+        is_deterministic=True,
+        kv_dtype=kv_dtype,
+        max_batch_tokens=2048,
+        max_step_sessions=max_step_sessions,
+    )
     return load_stage(config, blocks, weights, kv_capacity_tokens=30_000, options=options)
 
 
@@ -64,9 +74,11 @@ def states(stage: StageCompute, hidden: Tensor, cuts: list[int], num_others: int
 
 
 @pytest.mark.parametrize("max_step_sessions", [0, 64])
-@pytest.mark.parametrize(("shape", "in_fp8"), CASES, ids=str)
-def test_a_session_has_the_same_bits_in_any_company(shape: str, in_fp8: bool, max_step_sessions: int) -> None:
-    stage = layers(shape, in_fp8=in_fp8, max_step_sessions=max_step_sessions)
+@pytest.mark.parametrize(("shape", "in_fp8", "kv_dtype"), CASES, ids=str)
+def test_a_session_has_the_same_bits_in_any_company(
+    shape: str, in_fp8: bool, kv_dtype: KVDtype, max_step_sessions: int
+) -> None:
+    stage = layers(shape, in_fp8=in_fp8, kv_dtype=kv_dtype, max_step_sessions=max_step_sessions)
     assert isinstance(stage.decoder, FusedDecoder)
     hidden = torch.randn(NUM_TOKENS, stage.config.text.hidden_size).to(torch.bfloat16)
     whole = states(stage, hidden, [], 0)

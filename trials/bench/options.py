@@ -41,6 +41,11 @@ quantize_option = click.option(
 )
 
 
+kv_dtype_option = click.option(
+    "--kv-dtype", type=click.Choice(["auto", "fp8"]), help="Dtype of keys and values, as for `stage`.  [default: auto]"
+)
+
+
 def seconds_option(function: F) -> F:
     """Add how long each row of a benchmark in real time is measured."""
     add = click.option(

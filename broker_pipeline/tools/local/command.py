@@ -57,6 +57,7 @@ _SAME_NAMES = (
         "dtype",
         "gpu_memory_gb",
         "kv_tokens",
+        "kv_dtype",
         "default_max_tokens",
         "drain_s",
         "log_level",
@@ -153,6 +154,11 @@ def edge_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "[default: all they have]",
 )
 @option("--kv-tokens", type=_POSITIVE, help="KV cache of each stage, in tokens. [default: what fits]")
+@option(
+    "--kv-dtype",
+    type=click.Choice(["auto", "fp8"]),
+    help="Dtype of the KV cache: auto is that of --dtype, fp8 half of bfloat16's bytes. [default: auto]",
+)
 @option(
     "--on-other-model",
     default="restart",
@@ -254,7 +260,8 @@ def local_settings(options: dict[str, Any], gpus: Sequence[CudaDevice]) -> tuple
     if options["mps"] and not used:
         raise ConfigurationError("--mps has no effect without GPUs: leave it out", field="mps")
     model = options["model"].absolute()
-    sizes = read_sizes(model, served_dtype(options["dtype"]), on_gpus=bool(used))
+    kv_in_fp8 = options["kv_dtype"] == "fp8"
+    sizes = read_sizes(model, served_dtype(options["dtype"]), on_gpus=bool(used), kv_in_fp8=kv_in_fp8)
     site, work = site_of(used, options["edges"]), Workload()
     plan = choose_plan(sizes, site, work, layout_request(options, has_gpus=bool(used)))
     everywhere = gpus and options["device"] in {"auto", "cuda"}

@@ -25,13 +25,16 @@ _WAITING = 256
 """Jobs beside those on the stages: being prepared, and waiting for room."""
 
 
-def read_sizes(artifact: Path, dtype: Dtype | None = None, *, on_gpus: bool = True) -> ModelSizes:
+def read_sizes(
+    artifact: Path, dtype: Dtype | None = None, *, on_gpus: bool = True, kv_in_fp8: bool = False
+) -> ModelSizes:
     """Read what the planner needs to know of an artifact; raises `ArtifactError`."""
     return ModelSizes.of(
         read_manifest(artifact),
         read_model_facts(artifact),
         dtype,
         keeps_fp8=on_gpus,
+        kv_in_fp8=kv_in_fp8,
         most_picture_pixels=read_most_picture_pixels(artifact),
     )
 

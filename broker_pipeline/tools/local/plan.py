@@ -57,6 +57,8 @@ class LocalSettings:
     num_threads: int | None = None
     """Threads of each worker; None is one where GPUs do the work, and shares the cores out elsewhere."""
     kv_tokens: int | None = None
+    kv_dtype: str | None = None
+    """What stages hold keys and values in; None leaves it to them."""
     gpu_memory_gb: float | None = None
     """GB (10**9 bytes) that every GPU counts as having; None: all it has."""
     on_other_model: str = "restart"
@@ -174,6 +176,7 @@ def _stage(settings: LocalSettings, name: str, devices: Mapping[str, str]) -> tu
     own = {
         "--blocks": f"{blocks.start}:{blocks.stop}",
         "--kv-tokens": settings.kv_tokens,
+        "--kv-dtype": settings.kv_dtype,
         "--kv-share": _kv_share(name, devices) if settings.kv_tokens is None else None,
         "--vision": has_vision,
         "--share": settings.shares[index] or None if settings.shares else None,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.cached_heads import CachedHeads
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, SdpaAttention
 from stages.qwen3_vl.moe import eager_experts
 
@@ -30,7 +31,7 @@ def batch_invariant_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up:
 class BatchInvariantAttention(SdpaAttention):
     """Each token of a chunk as if it were a decode step: it attends to what is before it and to itself."""
 
-    def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
+    def attend_cached(self, q: Tensor, keys: CachedHeads, values: CachedHeads, plan: AttentionPlan) -> Tensor:
         """See `Attention`."""
         return super().attend_cached(q, keys, values, AttentionPlan(_by_token(plan.spans), q.device))
 

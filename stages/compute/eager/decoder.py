@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stages.cached_heads import put_heads
 from stages.compute.decoder import Computed, attention_spans
 from stages.compute.kv.cache import KVCache
 from stages.compute.microbatch import Microbatch
@@ -98,7 +99,7 @@ class EagerDecoder:
     ) -> Tensor:
         q, k, v = project_qkv(block, x, rotation, self._config, self._linear)
         keys, values = self._kv.keys(index), self._kv.values(index)
-        keys.index_copy_(0, plan.slots, k)
-        values.index_copy_(0, plan.slots, v)
+        put_heads(keys, plan.slots, k)
+        put_heads(values, plan.slots, v)
         attended = self._attention.attend_cached(q, keys, values, plan)
         return finish_block(block, x, attended, self._config, self._experts, self._linear)

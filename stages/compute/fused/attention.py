@@ -1,7 +1,7 @@
 """Attention of one microbatch on the GPU, by the fastest kernels or by those that are batch-invariant.
 
 kernels          chunks                              decode tokens
-FastKernels      torch's flash attention             in as many parts as fill the GPU
+FastKernels      torch's flash attention             in as many parts as fill the GPU; not over KV in FP8
 InvariantKernels tiles of a kernel of this project   the same kernel, so that a query has the same bits in either
 """
 
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stages.cached_heads import CachedHeads
 from stages.compute.fused.step_inputs import DeviceInputs, TileRule
 from stages.kernels.decode_attention import attend_decode_tokens, num_parts
 from stages.kernels.flash_attention import attend_tiles
@@ -29,7 +30,7 @@ class AttentionStep(Protocol):
     def slots(self) -> Tensor:
         """The cache slot of every token, int32 `[n]`."""
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, keys: CachedHeads, values: CachedHeads) -> Tensor:
         """Attend with queries `[n, heads, d]` to a layer's cache `[capacity, kv_heads, d]`; returns `[n, heads, d]`."""
 
 
@@ -55,7 +56,7 @@ class FastKernels:
 
 
 class InvariantKernels:
-    """Those for `--deterministic`: see `stages.kernels.invariant_attention`."""
+    """Those for `--deterministic`, and for KV in FP8: see `stages.kernels.invariant_attention`."""
 
     def __init__(self, config: TextConfig) -> None:
         self.tiles = TileRule(queries_per_tile(config.num_heads, config.num_kv_heads), is_aligned=True)
@@ -74,7 +75,9 @@ class _FastAttention:
     def slots(self) -> Tensor:
         return self.inputs.slots
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, keys: CachedHeads, values: CachedHeads) -> Tensor:
+        assert isinstance(keys, Tensor), "these kernels know no codes"
+        assert isinstance(values, Tensor), "as the keys"
         inputs = self.inputs
         out = self._attend_chunks(q, keys, values) if self.max_chunk_keys else torch.empty_like(q)
         places = inputs.decode_tokens, inputs.starts, inputs.lengths
@@ -97,7 +100,7 @@ class _InvariantAttention:
     def slots(self) -> Tensor:
         return self.inputs.slots
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, keys: CachedHeads, values: CachedHeads) -> Tensor:
         inputs, out = self.inputs, torch.empty_like(q)
         if self.has_chunks:
             tiles = inputs.chunk_offsets, inputs.chunk_starts, inputs.chunk_lengths

@@ -64,6 +64,11 @@ def load_fused(
         ArtifactError: a tensor has a wrong shape or dtype.
     """
     _require_kernels(config.text)
+    if options.kv_in_fp8 and not has_fp8_numbers(source.device):
+        raise ConfigurationError(
+            f"--kv-dtype fp8: {source.device} has no FP8, which GPUs have from Ada and Hopper on; leave it out",
+            field="kv_dtype",
+        )
     try:
         packed = tuple(
             PackedBlock.pack(
@@ -108,7 +113,8 @@ def _build(
     only_largest: bool = False,
 ) -> tuple[FusedDecoder, KVCache]:
     text = config.text
-    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device)
+    in_fp8 = options.kv_in_fp8
+    kv = KVCache(len(blocks), num_tokens, text.num_kv_heads, text.head_dim, source.dtype, source.device, in_fp8=in_fp8)
     model = FusedModel(
         text,
         blocks.start,
@@ -120,7 +126,7 @@ def _build(
         ),
         num_deepstack_levels=config.vision.num_deepstack_levels,
     )
-    decoder = FusedDecoder(model, kv, InvariantKernels(text) if options.is_deterministic else FastKernels())
+    decoder = FusedDecoder(model, kv, InvariantKernels(text) if options.is_deterministic or in_fp8 else FastKernels())
     with torch.inference_mode():
         if options.max_step_sessions:
             decoder.capture(options.max_step_sessions, options.max_batch_tokens, only_largest=only_largest)
@@ -167,7 +173,7 @@ def _measured_tokens(
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
     decoder, kv = _build(config, blocks, weights, linears, source, options.max_batch_tokens, options, only_largest=True)
-    token_bytes = kv_token_bytes(text, len(blocks), source.dtype)
+    token_bytes = kv_token_bytes(text, len(blocks), source.dtype, in_fp8=options.kv_in_fp8)
     needed = torch.cuda.max_memory_reserved(device) - before - kv.capacity_tokens * token_bytes
     del decoder, kv
     gc.collect()

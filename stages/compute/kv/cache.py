@@ -10,21 +10,28 @@ The last tokens of a length may be drafts: the session may go on behind any of t
 
 Nothing else is needed by kernels that take region offsets, so there are no pages and no gathers. A region that grows
 may move; copies are queued on the device before the step that needs them. One slot behind the
-last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads.
+last belongs to nobody: a step that is padded to a fixed size stores there what nobody reads. In FP8 there are scales
+beside the codes, which go wherever these go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor
 
 from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
+from stages.cached_heads import CachedHeads, HeadCodes
 from stages.compute.kv.regions import Move, Region, RegionTable
 
 _MOST_TEMPORARY_BYTES = 64 * 2**20
+
+
+def _heads(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> CachedHeads:
+    """Return one layer's keys or values: a tensor, or codes and scales."""
+    return HeadCodes(tensors[0], tensors[1], dtype) if len(tensors) > 1 else tensors[0]
 
 
 class KVCache:
@@ -38,19 +45,24 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        in_fp8: bool = False,
     ) -> None:
+        """Hold what is of `dtype`, or with `in_fp8` codes of it."""
         shape = (num_layers, capacity_tokens + 1, kv_heads, head_dim)
-        self._both = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self._keys, self._values = (tensor.unbind(0) for tensor in self._both)
+        kinds = [(torch.float8_e4m3fn, shape), (torch.bfloat16, shape[:-1])] if in_fp8 else [(dtype, shape)]
+        tensors = [[torch.zeros(size, dtype=kind, device=device) for kind, size in kinds] for _ in range(2)]
+        self._tensors = tuple(chain(*tensors))
+        self._keys, self._values = ([_heads(of, dtype) for of in zip(*own, strict=True)] for own in tensors)
         self._table = RegionTable(capacity_tokens)
         self._lengths: dict[Hashable, int] = {}
         self._num_drafts: dict[Hashable, int] = {}
 
-    def keys(self, layer: int) -> Tensor:
+    def keys(self, layer: int) -> CachedHeads:
         """Return the layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
         return self._keys[layer]
 
-    def values(self, layer: int) -> Tensor:
+    def values(self, layer: int) -> CachedHeads:
         """Return the layer's values `[capacity + 1, kv_heads, head_dim]`."""
         return self._values[layer]
 
@@ -96,7 +108,7 @@ class KVCache:
         """Give a session that has nothing cached yet the first tokens of another one, which has that many."""
         assert num_tokens <= self.length(source), "the caller has looked"
         start, to = self._table[source].start, self._table[target].start
-        for tensor in self._both:
+        for tensor in self._tensors:
             tensor[:, to : to + num_tokens] = tensor[:, start : start + num_tokens]
         self._lengths[target] = num_tokens
 
@@ -160,8 +172,8 @@ class KVCache:
         for move in moves:
             length = self._lengths[move.session]
             overlaps = abs(move.target - move.source) < length
-            num_at_once = _MOST_TEMPORARY_BYTES // (self._both[0][0, :length].nbytes + 1) if overlaps else num_layers
-            for tensor, first in product(self._both, range(0, num_layers, max(1, num_at_once))):
+            num_at_once = _MOST_TEMPORARY_BYTES // (self._tensors[0][0, :length].nbytes + 1) if overlaps else num_layers
+            for tensor, first in product(self._tensors, range(0, num_layers, max(1, num_at_once))):
                 layers = tensor[first : first + max(1, num_at_once)]
                 source = layers[:, move.source : move.source + length]
                 layers[:, move.target : move.target + length] = source.clone() if overlaps else source

@@ -38,9 +38,10 @@ class KVRoom:
         return self.num_tokens or _FEWEST_TOKENS
 
 
-def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype) -> int:
+def kv_token_bytes(text: TextConfig, num_layers: int, dtype: torch.dtype, *, in_fp8: bool = False) -> int:
     """Return the bytes of keys and values of one token in `num_layers` layers."""
-    return 2 * num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
+    head_bytes = text.head_dim + 2 if in_fp8 else text.head_dim * dtype.itemsize
+    return 2 * num_layers * text.num_kv_heads * head_bytes
 
 
 def default_kv_tokens(

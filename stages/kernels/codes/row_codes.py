@@ -52,7 +52,7 @@ R = TypeVar("R", bound=Rows)
 
 
 @triton.jit
-def _nearest_code(x):
+def nearest_code(x):
     """Round to the nearest value that e4m3 has, of even codes where two are as near: the cast that follows is exact.
 
     The cast alone would do on a GPU; the interpreter's is wrong where rounding carries into the exponent.
@@ -81,7 +81,7 @@ def store_codes(x, first_block, codes_ptr, scales_ptr, WIDTH: tl.constexpr):
     columns = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     values = tl.reshape(x, (x.shape[0] // BLOCK, BLOCK))
     scale = tl.maximum(tl.max(tl.abs(values), axis=1) / 448.0, 1.1754943508222875e-38)
-    codes = _nearest_code(values / scale[:, None]).to(tl.float8e4nv)
+    codes = nearest_code(values / scale[:, None]).to(tl.float8e4nv)
     tl.store(scales_ptr + blocks * tl.num_programs(0) + row, scale, mask=blocks * BLOCK < WIDTH)
     tl.store(codes_ptr + row * WIDTH + columns, codes, mask=columns < WIDTH)
 

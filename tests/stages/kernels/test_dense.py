@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from export.synthetic.shapes import shape_config
+from stages.cached_heads import HeadCodes
 from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
@@ -99,6 +100,12 @@ def test_enter_cache_norms_rotates_and_stores(device: torch.device, dtype: torch
     _close(values[slots.long()], v, dtype)
     untouched = [row for row in range(12) if row not in slots.tolist()]
     assert not keys[untouched].any()
+    coded = [HeadCodes.of(torch.zeros_like(heads)) for heads in (keys, values)]
+    _equal(enter_cache(qkv, (norms[0], norms[1]), rotation, config.rms_norm_eps, coded[0], coded[1], slots), have)
+    for heads, codes in zip((keys, values), coded, strict=True):
+        want = HeadCodes.of(heads)
+        _equal(codes.scales, want.scales)
+        _equal(codes.codes.view(torch.uint8), want.codes.view(torch.uint8))
 
 
 @pytest.mark.parametrize("parts", [1, 4])

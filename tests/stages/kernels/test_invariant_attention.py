@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.cached_heads import CachedHeads, HeadCodes
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, TileRule, step_block
 from stages.kernels.invariant_attention import attend_invariant_tiles, attend_invariant_tokens, queries_per_tile
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
@@ -14,7 +15,9 @@ HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the int
 SIZES = [(4, 2, 32), (8, 1, 64), (32, 8, 128), (6, 2, 32)]
 
 
-def _attended(q: Tensor, keys: Tensor, values: Tensor, spans: list[AttentionSpan], *, one_by_one: bool) -> Tensor:
+def _attended(
+    q: Tensor, keys: CachedHeads, values: CachedHeads, spans: list[AttentionSpan], *, one_by_one: bool
+) -> Tensor:
     kv_heads = keys.shape[1]
     if one_by_one:
         spans = [
@@ -64,6 +67,22 @@ def test_a_query_is_the_same_in_a_prompt_and_as_a_decode_token(
     torch.testing.assert_close(whole, single, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_codes_attend_as_their_values(device: torch.device, sizes: tuple[int, int, int], one_by_one: bool) -> None:
+    """Of any size: a slot's values are up to a hundred thousand times those of another."""
+    dtype = HALF if device.type == "cuda" else torch.float32  # fp16 has no room for the scales
+    q, keys, values = (each.to(dtype) for each in _tensors(sizes, 58, device))
+    growing = torch.logspace(-3, 2, len(keys), device=device, dtype=dtype)[:, None, None]
+    codes = [HeadCodes.of(heads * growing) for heads in (keys, values)]
+    spans = [AttentionSpan(0, 40, 3, 290), AttentionSpan(40, 17, 500, 17), AttentionSpan(57, 1, 700, 600)]
+    found = _attended(q, codes[0], codes[1], spans, one_by_one=one_by_one)
+    coded = [heads[: len(keys)].float() for heads in codes]
+    want = EagerAttention().attend_cached(q.float(), coded[0], coded[1], AttentionPlan(spans, device))
+    off = (found.float() - want).norm(dim=-1) / want.norm(dim=-1)
+    assert off.max() < (0.01 if dtype == HALF else 1e-5)
+
+
 def test_nobody_s_tokens_and_tiles_are_left_alone(device: torch.device) -> None:
     q, keys, values = _tensors((4, 2, 32), 4, device)
     out = torch.full_like(q, float("nan"))
@@ -77,9 +96,11 @@ def test_nobody_s_tokens_and_tiles_are_left_alone(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("in_fp8", [False, True])
 @pytest.mark.parametrize("sizes", [*SIZES, (64, 4, 128), (16, 8, 128)], ids=str)
-def test_a_query_has_the_same_bits_wherever_it_stands(sizes: tuple[int, int, int]) -> None:
-    q, keys, values = _tensors(sizes, 1100, torch.device("cuda"))
+def test_a_query_has_the_same_bits_wherever_it_stands(sizes: tuple[int, int, int], in_fp8: bool) -> None:
+    q, *both = _tensors(sizes, 1100, torch.device("cuda"))
+    keys, values = (HeadCodes.of(heads) if in_fp8 else heads for heads in both)
     spans = [AttentionSpan(0, 1100, 5, 1200)]
     whole = _attended(q, keys, values, spans, one_by_one=False)
     assert torch.equal(_attended(q, keys, values, spans, one_by_one=True), whole)

@@ -17,7 +17,7 @@ from broker_pipeline.config import PathType, refuse_nan, refuse_unread
 from broker_pipeline.errors import ConfigurationError, PipelineError
 from broker_pipeline.logs import log_errors_only
 from broker_pipeline.tools.machine import MachineFacts
-from trials.bench.options import POSITIVE, repeated, shape_or_demo, work_options
+from trials.bench.options import POSITIVE, kv_dtype_option, repeated, shape_or_demo, work_options
 from trials.bench.pipeline.comparison import measure_pipeline
 from trials.bench.pipeline.row import COLUMNS, PipelineRow
 from trials.bench.pipeline.settings import PipelineSettings
@@ -97,6 +97,7 @@ _COMMANDS = ("gateway", "conductor", "vision", "stage")
     type=POSITIVE,
     help="KV tokens of every stage.  [default: what the sessions need; what fits, with --gpu-memory-gb]",
 )
+@kv_dtype_option
 @click.option(
     "--gpu-memory-gb",
     type=click.FloatRange(min=0, min_open=True),
@@ -205,6 +206,8 @@ def _settings(options: dict[str, Any]) -> PipelineSettings:
         raise ConfigurationError("one process computes every prompt; give --no-in-process as well", field="questions")
     if options["gpu_memory_gb"] and options["with_in_process"]:
         raise ConfigurationError("one process takes the whole GPU; give --no-in-process as well", field="gpu_memory_gb")
+    if options["kv_dtype"] and options["with_in_process"]:
+        raise ConfigurationError("one process is not told; give --no-in-process as well", field="kv_dtype")
     if options["is_sampled"] and options["with_in_process"]:
         raise ConfigurationError("one process decodes greedily; give --no-in-process as well", field="sample")
     num_sessions = options.pop("max_sessions") or options["num_in_flight"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from broker_pipeline.planning.forecast import Forecast, forecast
 from broker_pipeline.planning.layout import Layout, LayoutRequest, VisionPlace, parse_layout
+from broker_pipeline.planning.model_sizes import ModelSizes
 from broker_pipeline.planning.planner import Plan, choose_plan
 from broker_pipeline.planning.workload import Workload
 from broker_pipeline.tools.local.cuts import balanced_cut
@@ -42,6 +43,8 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     """Conductors, each with some of the copies; None is what the planner expects to be needed."""
     kv_tokens: int | None
     """Of every stage; None is what so many sessions need, or what fits where `gpu_memory_gb` are given."""
+    kv_dtype: str | None
+    """What stages hold keys and values in; None leaves it to them."""
     gpu_memory_gb: float | None
     """GB that GPUs count as having; None is all they have."""
     with_in_process: bool
@@ -80,6 +83,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
                     device=self.device if self.device != "cuda" else None,
                     dtype=self.dtype,
                     num_threads=self.num_threads,
+                    kv_dtype=self.kv_dtype,
                     gpu_memory_gb=self.gpu_memory_gb,
                     kv_tokens=self.kv_tokens or self._needed_kv_tokens(rounds, len(layout.chains)),
                     restarts=False,
@@ -91,8 +95,7 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
     def forecast(self, model: Path, layout: Layout, num_prompt_tokens: int, gpus: Sequence[CudaDevice]) -> Forecast:
         """Predict what a layout gives for this work."""
         used = self._used(gpus)
-        sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
-        return forecast(sizes, site_of(used), self._workload(num_prompt_tokens), layout)
+        return forecast(self._sizes(model, used), site_of(used), self._workload(num_prompt_tokens), layout)
 
     def _plan(self, model: Path, asked: str, place: VisionPlace, gpus: Sequence[CudaDevice]) -> Plan:
         """Cut as `up` would: on GPUs so that the slowest stage is fastest, elsewhere into stages of equal size."""
@@ -105,8 +108,10 @@ class PipelineSettings(WorkSettings, frozen=True, kw_only=True):
             vision=place,
             num_vision_workers=1 if place == "separate" else None,
         )
-        sizes = read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used))
-        return choose_plan(sizes, site_of(used), self._workload(None), request)
+        return choose_plan(self._sizes(model, used), site_of(used), self._workload(None), request)
+
+    def _sizes(self, model: Path, used: Sequence[CudaDevice]) -> ModelSizes:
+        return read_sizes(model, served_dtype(self.dtype), on_gpus=bool(used), kv_in_fp8=self.kv_dtype == "fp8")
 
     def _used(self, gpus: Sequence[CudaDevice]) -> tuple[CudaDevice, ...]:
         return with_memory(used_gpus(gpus, self.device), self.gpu_memory_gb)

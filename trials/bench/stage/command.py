@@ -11,7 +11,7 @@ import msgspec
 from broker_pipeline.config import refuse_unread
 from broker_pipeline.tools.machine import MachineFacts
 from export.synthetic.shapes import SHAPE_NAMES
-from trials.bench.options import POSITIVE, quantize_option, repeated, step_options
+from trials.bench.options import POSITIVE, kv_dtype_option, quantize_option, repeated, step_options
 from trials.bench.report import BenchReport, Column, json_option, show
 from trials.bench.spread import shown
 from trials.bench.stage.rows import StageBenchSettings
@@ -63,6 +63,7 @@ def _parse_mixed(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) 
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: the shape's]")
 @quantize_option
+@kv_dtype_option
 @click.option(
     "--fp8-product",
     type=click.Choice(["auto", "library", "kernel", "weight-only"]),

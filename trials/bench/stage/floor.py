@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -45,6 +46,14 @@ class StepNeeds:
         return (memory_s, "memory") if memory_s >= compute_s else (compute_s, "compute")
 
 
+class ItemSizes(NamedTuple):
+    """Bytes of one value: of a layer's weights, of keys and values, and of all else."""
+
+    weight: int
+    kv: int
+    other: int
+
+
 def measure_rates(device: torch.device, dtype: torch.dtype) -> DeviceRates:
     """Copy and multiply, some times each."""
     num_bytes = _COPY_BYTES[device.type]
@@ -66,25 +75,23 @@ def step_needs(
     num_cached_tokens: int,
     num_pairs: int,
     num_sampled: int,
-    itemsize: int,
-    weight_itemsize: int,
+    itemsizes: ItemSizes,
 ) -> StepNeeds:
     """Return what `num_tokens` new tokens need on the first `num_layers` layers.
 
     `num_cached_tokens` are the tokens of all sessions whose keys and values are read, `num_pairs` counts each once for
     every new token that looks at it; `num_sampled` tokens go through the head, 0 where the stage has none.
-    A value of a layer's weights has `weight_itemsize` bytes, any other `itemsize`.
     """
     attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
     bytes_read, flops = 0.0, 0.0
     for layer in range(num_layers):
         read, used = _mlp_weights(config, layer, num_tokens)
-        bytes_read += (attention + read) * weight_itemsize
+        bytes_read += (attention + read) * itemsizes.weight
         flops += 2 * num_tokens * (attention + used)
-    bytes_read += 2 * num_cached_tokens * num_layers * config.num_kv_heads * config.head_dim * itemsize
+    bytes_read += 2 * num_cached_tokens * num_layers * config.num_kv_heads * config.head_dim * itemsizes.kv
     flops += 4 * num_pairs * num_layers * config.num_heads * config.head_dim
     if num_sampled:
-        bytes_read += config.vocab_size * config.hidden_size * itemsize
+        bytes_read += config.vocab_size * config.hidden_size * itemsizes.other
         flops += 2 * num_sampled * config.vocab_size * config.hidden_size
     return StepNeeds(bytes_read, flops)
 

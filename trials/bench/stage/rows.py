@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from stages.cached_heads import KVDtype
 from stages.compute.options import Fp8Product
 from trials.bench.spread import Spread
 from trials.bench.stage.floor import DeviceRates
@@ -29,6 +30,7 @@ class StageBenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None
     quantize: str | None = None
     fp8_product: Fp8Product = "auto"
+    kv_dtype: KVDtype | None = None
     num_threads: int | None
     is_deterministic: bool | None
 

@@ -25,6 +25,7 @@ from broker_pipeline.messages.activation import Segment, SessionOpen
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.workers import BlockRange
 from export.synthetic.shapes import shape_config
+from stages.cached_heads import CachedHeads, put_heads
 from stages.compute.loading import compute_dtype, is_fused, load_stage, stage_tensor_names
 from stages.compute.microbatch import Microbatch
 from stages.compute.options import ComputeOptions
@@ -35,11 +36,12 @@ from stages.qwen3_vl.tensors import is_fp8_matrix
 from stages.random_weights import DrawnTensors
 from trials.bench.options import say
 from trials.bench.spread import Spread
-from trials.bench.stage.floor import DeviceRates, StepNeeds, measure_rates, step_needs, synchronize
+from trials.bench.stage.floor import DeviceRates, ItemSizes, StepNeeds, measure_rates, step_needs, synchronize
 from trials.bench.stage.rows import StageBenchSettings, StageReport, StageRow
 
 _GREEDY = SamplingSettings()
 _SEED = 1
+_SLOTS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def _options(settings: StageBenchSettings) -> ComputeOptions:
         settings.device,
         settings.dtype,
         fp8_product=settings.fp8_product,
+        kv_dtype=settings.kv_dtype or "auto",
         is_deterministic=settings.is_deterministic,
         max_batch_tokens=settings.num_tokens_most,
         max_step_sessions=settings.num_decoded_most,
@@ -103,6 +106,14 @@ def _blocks(config: ModelConfig, num_layers: int | None) -> BlockRange:
     return BlockRange(start=0, stop=num_layers or most)
 
 
+def _fill(cached: CachedHeads, device: torch.device) -> None:
+    """Write random numbers into all slots of a layer, some at a time."""
+    num_slots, *heads = cached.shape
+    for slots in torch.split(torch.arange(num_slots, device=device), _SLOTS_AT_ONCE):
+        dtype = cached.dtype
+        put_heads(cached, slots, torch.randn(len(slots), *heads, dtype=dtype, device=device))
+
+
 class _StageBench:
     def __init__(self, stage: StageCompute, settings: StageBenchSettings, rates: DeviceRates) -> None:
         self._stage = stage
@@ -111,8 +122,8 @@ class _StageBench:
         self._keeps_fp8 = settings.quantize is not None and is_fused(_options(settings), stage.dtype, stage.device)
         self._chance = torch.Generator().manual_seed(_SEED)
         for layer in range(len(stage.blocks)):  # zeros would be computed faster on a GPU, which then draws less power
-            stage.kv.keys(layer).normal_()
-            stage.kv.values(layer).normal_()
+            for cached in (stage.kv.keys(layer), stage.kv.values(layer)):
+                _fill(cached, stage.device)
 
     def decode(self, num_sessions: int) -> StageRow:
         """Time steps of one new token for each session; all hold `context` tokens before the first."""
@@ -206,6 +217,7 @@ class _StageBench:
         return torch.randint(vocab_size, (num_tokens,), generator=self._chance, dtype=torch.int32)
 
     def _needs(self, num_tokens: int, num_cached: int, num_pairs: int, num_sampled: int) -> StepNeeds:
+        itemsize = self._stage.dtype.itemsize
         return step_needs(
             self._stage.config.text,
             len(self._stage.blocks),
@@ -213,8 +225,11 @@ class _StageBench:
             num_cached_tokens=num_cached,
             num_pairs=num_pairs,
             num_sampled=num_sampled if self._stage.is_last else 0,
-            itemsize=self._stage.dtype.itemsize,
-            weight_itemsize=1 if self._keeps_fp8 else self._stage.dtype.itemsize,
+            itemsizes=ItemSizes(
+                weight=1 if self._keeps_fp8 else itemsize,
+                kv=1 if self._settings.kv_dtype == "fp8" else itemsize,
+                other=itemsize,
+            ),
         )
 
     def _row(

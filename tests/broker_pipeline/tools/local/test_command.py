@@ -24,7 +24,7 @@ def model_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def up(gpus: tuple[CudaDevice, ...] = (), **changes: Any) -> tuple[LocalSettings, tuple[str, str]]:
     left_out = (
-        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens "
+        "stages cut data_dir nats_url redis_url secrets device dtype threads kv_tokens kv_dtype "
         "gpu_memory_gb default_max_tokens profile"
     )
     options: dict[str, Any] = dict.fromkeys((*left_out.split(), "otlp_endpoint", "vision_workers", "conductors"))

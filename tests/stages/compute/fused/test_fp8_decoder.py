@@ -40,13 +40,16 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: to
     return DrawnTensors(dict(shapes), device, dtype, in_fp8=[name for name in shapes if is_fp8_matrix(name)])
 
 
+@pytest.mark.parametrize("kv_in_fp8", [False, True])
 @pytest.mark.parametrize("moe", [False, True])
-def test_blocks_compute_with_the_values(device: torch.device, moe: bool) -> None:
+def test_blocks_compute_with_the_values(device: torch.device, moe: bool, kv_in_fp8: bool) -> None:
     """In fp32 there is no rounding between the two: every matrix meets its own scales."""
     config, dtype = tiny_config(moe=moe), torch.float32
     text, shapes = config.text, stage_tensor_names(config, 0, NUM_LAYERS)
     source = CheckedTensors(drawn(shapes, device, dtype), shapes, dtype, device)
-    caches = [KVCache(NUM_LAYERS, 32, text.num_kv_heads, text.head_dim, dtype, device) for _ in range(2)]
+    caches = [
+        KVCache(NUM_LAYERS, 32, text.num_kv_heads, text.head_dim, dtype, device, in_fp8=kv_in_fp8) for _ in range(2)
+    ]
     ends = source.ends(config, BlockRange(start=0, stop=NUM_LAYERS))
     blocks = tuple(source.block(config, layer) for layer in range(NUM_LAYERS))
     eager = EagerDecoder(text, 0, StageWeights(blocks, **ends), kv=caches[0], attention=SdpaAttention())

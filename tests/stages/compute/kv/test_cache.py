@@ -8,19 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_pipeline.errors import KVCapacityError, KVPositionError, SessionUnknownError
+from stages.cached_heads import put_heads
 from stages.compute.kv.cache import KVCache
 
 
-def cache(capacity: int = 16, layers: int = 2) -> KVCache:
-    return KVCache(layers, capacity, kv_heads=2, head_dim=4, dtype=torch.float32, device=torch.device("cpu"))
+def cache(capacity: int = 16, layers: int = 2, *, in_fp8: bool = False) -> KVCache:
+    device = torch.device("cpu")
+    return KVCache(layers, capacity, kv_heads=2, head_dim=4, dtype=torch.float32, device=device, in_fp8=in_fp8)
 
 
 def write(kv: KVCache, session: str, start: int, values: list[float], num_drafts: int = 0) -> None:
-    region = kv.region(session)
+    first = kv.region(session).start + start
+    slots = torch.arange(first, first + len(values))
+    heads = torch.tensor(values, dtype=torch.float32)[:, None, None].expand(-1, 2, 4)
     for layer in range(2):
-        for i, value in enumerate(values):
-            kv.keys(layer)[region.start + start + i] = value + layer
-            kv.values(layer)[region.start + start + i] = -value - layer
+        put_heads(kv.keys(layer), slots, heads + layer)
+        put_heads(kv.values(layer), slots, -heads - layer)
     kv.advance(session, start, len(values), num_drafts)
 
 
@@ -29,7 +32,7 @@ def read(kv: KVCache, session: str) -> list[float]:
     for layer in range(2):
         assert torch.equal(kv.keys(layer)[slots], -kv.values(layer)[slots])
     assert torch.equal(kv.keys(1)[slots], kv.keys(0)[slots] + 1)
-    return kv.keys(0)[slots, 0, 0].tolist()
+    return kv.keys(0)[slots][:, 0, 0].tolist()
 
 
 def test_a_session_fills_its_region_in_order():
@@ -92,8 +95,9 @@ def test_a_session_that_is_opened_anew_knows_no_drafts():
     assert kv.settled_length("a") == 2
 
 
-def test_packing_keeps_contents():
-    kv = cache(12)
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_packing_keeps_contents(in_fp8: bool):
+    kv = cache(12, in_fp8=in_fp8)
     for session in "abcd":
         kv.reserve(session, 3)
     write(kv, "b", 0, [1, 2])

@@ -14,7 +14,9 @@ ROUNDS = Rounds(pictures="pictures", warm_up=WORK, timed=())
 
 
 def settings(**changes: Any) -> PipelineSettings:
-    options: dict[str, Any] = dict.fromkeys(("dtype", "num_threads", "num_conductors", "kv_tokens", "profile"))
+    options: dict[str, Any] = dict.fromkeys(
+        ("dtype", "num_threads", "num_conductors", "kv_tokens", "kv_dtype", "profile")
+    )
     options |= {"num_pictures": 8, "picture_side": 448, "num_output_tokens": 64, "num_in_flight": 512, "num_rounds": 1}
     options |= {"prompt": "Describe this image", "device": "cuda", "num_stages": (1,), "layouts": (), "mps": False}
     options |= {

@@ -9,7 +9,7 @@ from broker_pipeline.errors import ConfigurationError
 from export.synthetic.shapes import SHAPE_NAMES, hf_config, shape_config
 from stages.qwen3_vl.config import ModelConfig
 from trials.bench.stage.command import command
-from trials.bench.stage.floor import DeviceRates, step_needs
+from trials.bench.stage.floor import DeviceRates, ItemSizes, step_needs
 
 CONFIGS = Path(__file__).parents[3] / "fixtures" / "hf-configs"
 
@@ -50,15 +50,14 @@ def test_the_floor_of_8b_is_the_known_one() -> None:
             num_cached_tokens=held,
             num_pairs=held,
             num_sampled=num_sessions,
-            itemsize=2,
-            weight_itemsize=2,
+            itemsizes=ItemSizes(weight=2, kv=2, other=2),
         )
         floor_s, bound = needs.floor(rates)
         assert bound == "memory"
         assert floor_s * 1e3 == pytest.approx(known_ms, rel=0.02)
 
 
-@pytest.mark.parametrize("more", [[], ["--quantize", "fp8"]])
+@pytest.mark.parametrize("more", [[], ["--quantize", "fp8"], ["--kv-dtype", "fp8"]])
 def test_the_command_times_decode_and_prefill(tmp_path: Path, more: list[str]) -> None:
     path = tmp_path / "stage.json"
     arguments = shlex.split("--shape tiny --batch 2 --prefill 2 --context 8 --steps 3 --warm-up 1 --mixed 3:1")
