@@ -44,15 +44,16 @@ def fused(variant, cuts=(), **options):
     return build_stages(config_of(variant), tensors_of(variant), cuts, kv_capacity_tokens=2048, options=options)
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.parametrize("variant", BF16, ids=str)
-def test_logits_are_as_near_to_fp32_as_the_plain_path_in_bf16(variant, name):
+def test_logits_are_as_near_to_fp32_as_the_plain_path_in_bf16(variant, name, kv_dtype):
     shown = scene(variant, name)
     rows = encode(variant, shown)
     exact = build_stages(config_of(variant), tensors_of(variant), options=ComputeOptions(dtype="float32"))
     truth = prompt_logits(exact, shown, rows)
-    plain = distance(prompt_logits(stages_of(variant), shown, rows), truth)
-    found = distance(prompt_logits(fused(variant, max_step_sessions=0), shown, rows), truth)
+    plain = distance(prompt_logits(stages_of(variant, kv_dtype=kv_dtype), shown, rows), truth)
+    found = distance(prompt_logits(fused(variant, max_step_sessions=0, kv_dtype=kv_dtype), shown, rows), truth)
     assert found <= 1.5 * plain + 0.005
 
 

@@ -203,9 +203,9 @@ def encode(variant: Variant, scene: Scene, attention: AttentionName = "eager") -
 
 
 def stages_of(
-    variant: Variant, cuts: Sequence[int] = (), attention: AttentionName = "eager", capacity: int = 2048
+    variant: Variant, cuts: Sequence[int] = (), attention: AttentionName = "eager", capacity: int = 2048, **more
 ) -> list[StageCompute]:
-    options = ComputeOptions(attention=attention)
+    options = ComputeOptions(attention=attention, **more)
     tensors = tensors_of(variant)
     return build_stages(config_of(variant), tensors, cuts, kv_capacity_tokens=capacity, options=options)
 

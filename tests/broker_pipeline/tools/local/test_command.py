@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_a_gpu_that_is_taken_for_a_smaller_one_is_planned_as_one(model_8b: Path)
     for planned in plan_services(settings, nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
         limit = [value for flag, value in zip(planned.arguments, planned.arguments[1:], strict=False) if "gpu-" in flag]
         assert limit == (["24.0"] if planned.name.startswith(("stage", "vision")) else [])
+
+
+def test_keys_and_values_in_fp8_are_planned_and_passed_on(model_8b: Path) -> None:
+    said = [up((H100,), model=model_8b, gpu_memory_gb=24.0, kv_dtype=kv_dtype) for kv_dtype in (None, "fp8")]
+    rates = [re.search(r"([\d.]+) captions/s", " ".join(lines)) for _, lines in said]
+    assert rates[0] is not None
+    assert rates[1] is not None
+    assert float(rates[1][1]) > 1.5 * float(rates[0][1])
+    for planned in plan_services(said[1][0], nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
+        assert ("--kv-dtype fp8" in " ".join(planned.arguments)) == planned.name.startswith("stage")
 
 
 @pytest.mark.parametrize(
