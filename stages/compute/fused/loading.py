@@ -49,6 +49,7 @@ _SAMPLING_BYTES = 200 * 2**20  # for groups of tokens that are sampled without
 _WARM_UP = "warm-up"
 _DRAWS = (
     SamplingSettings(temperature=1.0, top_k=1),
+    SamplingSettings(temperature=1.0, top_p=0.9),
     SamplingSettings(temperature=1.0, top_k=1, logit_bias={0: 0.0}),  # in fp32
 )
 _STRIDE = 128

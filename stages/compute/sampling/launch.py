@@ -19,10 +19,9 @@ from stages.compute.sampling.adjustments import MASKED, NUM_TABLES, AdjustmentTa
 from stages.compute.sampling.logit_scan import LogitScan, scan_logits
 from stages.compute.sampling.logprobs import logprob_report
 from stages.compute.sampling.plan import (
-    CPU_GROUPS,
-    GPU_GROUPS,
     LogitRowRequest,
     SamplingPlan,
+    group_sizes,
     places_of,
     plan_logit_rows,
     reported_logit_rows,
@@ -63,9 +62,8 @@ def launch_logit_rows(logits: Tensor, scan: LogitScan, requests: Sequence[LogitR
         return SamplingResults(fetch(scan.greedy), logits.shape[0], ())
     plain = [request for request in requests if request.adjustment is None]
     adjusted = [request for request in requests if request.adjustment is not None]
-    sizes = CPU_GROUPS if logits.device.type == "cpu" else GPU_GROUPS
-    plan = plan_logit_rows(plain, logits.shape[1], sizes)
-    adjusted_plan = plan_logit_rows(_renumbered(adjusted), logits.shape[1], sizes)
+    plan = plan_logit_rows(plain, logits.shape[1], group_sizes(logits, by_kernels=scan.is_by_kernels))
+    adjusted_plan = plan_logit_rows(_renumbered(adjusted), logits.shape[1], group_sizes(logits, by_kernels=False))
     sent = iter(send([*plan.arrays, *_adjustment_arrays(adjusted), *adjusted_plan.arrays], logits.device))
     num_top = max((request.settings.logprobs or 0 for request in requests), default=0)
     chosen, reports = _run(plan, sent, logits, scan, num_top)

@@ -1,7 +1,7 @@
 """Which logit rows of a batch are drawn and reported together: decided on the host.
 
     0 < top_k <= 256    drawn from the best top_k + 64 tokens; up to 64 by kernels on a GPU
-    others that draw    drawn from all tokens
+    others that draw    drawn from all tokens; by kernels on a GPU where logits are in bf16, as they are unless adjusted
     log-probabilities   reported after the draws
 
 On a GPU many go together, as launches cost more than memory; on a CPU only as many as stay in its caches.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from broker_pipeline.messages.sampling import SamplingSettings
@@ -44,6 +45,9 @@ CPU_GROUPS = GroupSizes(whole=4, reported=8)
 GPU_GROUPS = GroupSizes(whole=16, reported=64)
 """Scratch memory of a group at V = 150,000: 10 MB a logit row to draw from, 160 MB in all; 2 MB one to report."""
 
+KERNEL_GROUPS = GroupSizes(whole=256, reported=64)
+"""Where kernels draw: 0.26 MB a logit row to draw from, 67 MB in all."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogitRowRequest:
@@ -71,6 +75,10 @@ class DrawPlan:
             from stages.kernels.top_k_draw import draw_top_k  # noqa: PLC0415
 
             return draw_top_k(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
+        if by_kernels and self.width is None and logits.dtype == torch.bfloat16:
+            from stages.kernels.whole_draw import draw_from_all  # noqa: PLC0415
+
+            return draw_from_all(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
         settings = DrawSettings.of_table(table)
         logits = take_rows(logits, settings.logit_rows)
         if self.width is None and vocab > MAX_SORTED_VOCAB:
@@ -93,6 +101,13 @@ class SamplingPlan:
     def arrays(self) -> list[Numbers]:
         """What the device needs, in the order in which `launch_logit_rows` takes it."""
         return [*(plan.table for plan in self.draws), *self.reports]
+
+
+def group_sizes(logits: Tensor, *, by_kernels: bool) -> GroupSizes:
+    """Return how many of these logit rows go together."""
+    if logits.device.type == "cpu":
+        return CPU_GROUPS
+    return KERNEL_GROUPS if by_kernels and logits.dtype == torch.bfloat16 else GPU_GROUPS
 
 
 def plan_logit_rows(requests: Sequence[LogitRowRequest], vocab: int, sizes: GroupSizes) -> SamplingPlan:
