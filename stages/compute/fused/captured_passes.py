@@ -20,7 +20,7 @@ from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, Ti
 from stages.compute.microbatch import Microbatch
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import Staging, pinned
-from stages.kernels.logit_scan import scan
+from stages.kernels.sampling.logit_scan import scan
 from stages.kernels.visual_rows import add_rows, replace_rows
 
 _STRIDES = ((1024, 64), (4096, 128))

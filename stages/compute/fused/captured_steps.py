@@ -16,7 +16,7 @@ from stages.compute.fused.model import FusedModel
 from stages.compute.fused.step_inputs import DeviceInputs, Layout, StepSizes, step_block
 from stages.compute.microbatch import Microbatch
 from stages.device.host_copy import Staging, pinned
-from stages.kernels.logit_scan import scan
+from stages.kernels.sampling.logit_scan import scan
 
 _SMALL = (1, 2, 4)
 _STRIDES = ((64, 8), (256, 16), (1024, 32))

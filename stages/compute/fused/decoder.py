@@ -25,7 +25,7 @@ from stages.compute.microbatch import Microbatch
 from stages.compute.sampling.logit_scan import LogitScan
 from stages.compute.visual_injection import VisualInjection
 from stages.device.host_copy import to_device
-from stages.kernels.logit_scan import scan
+from stages.kernels.sampling.logit_scan import scan
 
 
 class FusedDecoder:

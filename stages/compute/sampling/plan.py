@@ -72,11 +72,11 @@ class DrawPlan:
         vocab = logits.shape[1]
         if by_kernels and self.width is not None and self.width <= MAX_KERNEL_TOP_K + NUM_SPARE:
             # Triton is only where CUDA is
-            from stages.kernels.top_k_draw import draw_top_k  # noqa: PLC0415
+            from stages.kernels.sampling.top_k_draw import draw_top_k  # noqa: PLC0415
 
             return draw_top_k(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
         if by_kernels and self.width is None and logits.dtype == torch.bfloat16:
-            from stages.kernels.whole_draw import draw_from_all  # noqa: PLC0415
+            from stages.kernels.sampling.whole_draw import draw_from_all  # noqa: PLC0415
 
             return draw_from_all(logits, table, unit=unit_of(vocab), num_spare=NUM_SPARE)
         settings = DrawSettings.of_table(table)

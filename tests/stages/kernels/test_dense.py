@@ -15,8 +15,8 @@ from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.decode_attention import attend_decode_tokens, num_parts
-from stages.kernels.logit_scan import scan
 from stages.kernels.norms import add_rms_norm, rms_norm
+from stages.kernels.sampling.logit_scan import scan
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
 from stages.qwen3_vl.rope import TextRope, text_rotation
 from stages.qwen3_vl.text import BlockWeights, MlpWeights, project_qkv

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, draw, rank_best, unit_of
 from stages.compute.sampling.plan import MAX_KERNEL_TOP_K
-from stages.kernels.top_k_draw import MOST_RANKED, draw_top_k
+from stages.kernels.sampling.top_k_draw import MOST_RANKED, draw_top_k
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about NaN
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.compute.sampling.candidates import NUM_SPARE, DrawSettings, draw, rank_all, unit_of
 from stages.compute.sampling.whole_vocabulary import Cuts, draw_whole
-from stages.kernels.whole_draw import draw_from_all
+from stages.kernels.sampling.whole_draw import draw_from_all
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about NaN
 ALL_CUTS = Cuts(top_k=True, top_p=True, min_p=True)
