@@ -58,6 +58,12 @@ FURTHER_STAGE_CAPTION_S = 0.010
 """The same, for each further stage: 7 ms with GPUs (four stages 53 ms), 14 on a CPU (three stages 80 ms)."""
 
 
+_EXPERT_WEIGHTS = 3 * 2048 * 768  # of an expert of 30B-A3B
+_EXPERT_POWER = 0.13
+"""By which products with larger experts are faster: prefill of 12 layers of 235B, whose experts have four times the
+weights, has 0.55 of the rate where 30B-A3B has 0.46."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device. `num_slots` workers compute on it at the same time at full speed: the cores of a processor."""
@@ -69,8 +75,8 @@ class Device:
     kv_share: float = 0.85
     """KV's rate, of `bytes_per_s`: attention reads 2.5 of 2.96 TB/s on an H100."""
     expert_share: float = 0.45
-    """Rate of products with experts, of `flops_per_s`: prefill of 30B-A3B has 0.46, of 12 layers of 235B 0.55; whole
-    runs of 30B-A3B would need less."""
+    """Rate of products with experts as large as those of 30B-A3B, of `flops_per_s`: its prefill has 0.46; whole runs
+    would need less."""
     fp8_gain: float = 1.6
     """Products whose weights and rows are in FP8, of that rate: 25.3 ms of a step of 8B took 15.9, without quantising
     the rows (benchmarks.md, "What fills one H200")."""
@@ -86,6 +92,11 @@ class Device:
     is_gpu: bool = True
     is_estimated: bool = True
     """Whether its rates are not measured: guesses by name, or taken from other rates."""
+
+
+    def expert_flops_per_s(self, num_weights: int) -> float:
+        """Return the rate of products with experts of so many weights each."""
+        return self.flops_per_s * self.expert_share * (num_weights / _EXPERT_WEIGHTS) ** _EXPERT_POWER
 
 
 _H100 = Device(name="H100", memory_bytes=85 * 10**9, bytes_per_s=2.96e12, flops_per_s=600e12, is_estimated=False)

@@ -15,8 +15,10 @@ def layer_s(model: ModelSizes, device: Device, work: Workload, num_tokens: float
     experts = model.num_experts_read(num_tokens, work.experts_share) * model.expert_weights
     reading = (model.layer_weights + experts) * model.layer_value_bytes / device.bytes_per_s
     gain, expert_gain = (device.fp8_gain, device.fp8_expert_gain) if model.is_fp8 else (1.0, 1.0)
-    chosen = model.num_experts_per_token * model.expert_weights / (device.expert_share * expert_gain)
-    computing = 2 * num_tokens * (model.layer_weights / gain + chosen) / device.flops_per_s
+    computing = 2 * num_tokens * model.layer_weights / (gain * device.flops_per_s)
+    if model.num_experts:
+        chosen = model.num_experts_per_token * model.expert_weights
+        computing += 2 * num_tokens * chosen / (expert_gain * device.expert_flops_per_s(model.expert_weights))
     kv = num_sessions * work.mean_context * model.kv_bytes / (device.bytes_per_s * device.kv_share)
     return math.hypot(reading, computing) + kv + (device.expert_layer_s if model.num_experts else device.layer_s)
 
