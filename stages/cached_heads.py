@@ -21,6 +21,7 @@ _CODE_EXPONENT = 8  # of the largest code: 448 = 1.75 * 2 ** 8
 _ROUND_UP = 0x1FFFFF  # carries into the exponent of a float32 beyond 1.75
 _MANTISSA_BITS = 23
 _MOST_EXPONENT = 254
+_INFINITY = 0x7F800000  # the bits of float32; those of NaN are above
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,15 @@ class HeadCodes:
 
     @classmethod
     def of(cls, heads: Tensor) -> HeadCodes:
-        """Quantise heads `[m, heads, d]`; one with NaN keeps it."""
+        """Quantise heads `[m, heads, d]`; one with NaN or infinity becomes NaN."""
         wide = heads.to(torch.float32)
-        bits = wide.abs().amax(-1).view(torch.int32)
-        exponents = (((bits + _ROUND_UP) >> _MANTISSA_BITS) - _CODE_EXPONENT).clamp(1, _MOST_EXPONENT)
+        bits = (wide.view(torch.int32) & 0x7FFFFFFF).amax(-1)
+        is_finite = bits < _INFINITY
+        exponents = ((bits.clamp(max=_INFINITY - 1) + _ROUND_UP) >> _MANTISSA_BITS) - _CODE_EXPONENT
+        exponents = exponents.clamp(min=1)
         codes = (wide * _power_of_two(_MOST_EXPONENT - exponents)[..., None]).to(torch.float8_e4m3fn)
-        return cls(codes, _power_of_two(exponents).to(torch.bfloat16), heads.dtype)
+        scales = _power_of_two(exponents).where(is_finite, torch.nan)
+        return cls(codes, scales.to(torch.bfloat16), heads.dtype)
 
     @property
     def shape(self) -> torch.Size:

@@ -93,10 +93,10 @@ class Device:
     is_estimated: bool = True
     """Whether its rates are not measured: guesses by name, or taken from other rates."""
 
-
     def expert_flops_per_s(self, num_weights: int) -> float:
         """Return the rate of products with experts of so many weights each."""
-        return self.flops_per_s * self.expert_share * (num_weights / _EXPERT_WEIGHTS) ** _EXPERT_POWER
+        nearer: float = (num_weights / _EXPERT_WEIGHTS) ** _EXPERT_POWER
+        return self.flops_per_s * self.expert_share * nearer
 
 
 _H100 = Device(name="H100", memory_bytes=85 * 10**9, bytes_per_s=2.96e12, flops_per_s=600e12, is_estimated=False)

@@ -54,8 +54,10 @@ class ModelSizes:
     embed_weights: int
     """Of the embedding, and of the head: they have the same shape."""
     is_tied: bool = False
+    kv_values: int
+    """Keys and values of a token in a layer."""
     kv_bytes: int
-    """Of a token's keys and values in a layer."""
+    """What these take of memory."""
     tower_weights: int
     tower_token_multiplications: int
     """Of the tower for one visual token."""
@@ -102,6 +104,7 @@ class ModelSizes:
             num_experts_per_token=facts.num_experts_per_token,
             embed_weights=_num_values(manifest.stored_in(EMBED_FILE)),
             is_tied=any(record.tied_to is not None for record in manifest.tensors),
+            kv_values=2 * facts.num_kv_heads * facts.head_dim,
             kv_bytes=2 * facts.num_kv_heads * (facts.head_dim + 2 if kv_in_fp8 else facts.head_dim * dtype_bytes),
             tower_weights=_num_values(tower),
             tower_token_multiplications=_PATCHES_PER_TOKEN * in_blocks + in_mergers,

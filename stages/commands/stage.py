@@ -39,7 +39,7 @@ from stages.worker.settings import ComputeSettings, StageSettings, VisionSetting
     default="auto",
     type=click.Choice(["auto", "fp8"]),
     help="Dtype to hold keys and values in: auto is that of --dtype; fp8 takes half of bfloat16's bytes, and rounds "
-    "them to 4 bits of significand. All stages of a pipeline need the same.",
+    "them to 4 bits of significand. All stages of a pipeline should have the same.",
 )
 @option(
     "--kv-share",

@@ -72,7 +72,7 @@ class Attention(Protocol):
     """A kernel for the decoder and one for the vision tower. Scale is head_dim ** -0.5 in both."""
 
     def attend_cached(self, q: Tensor, keys: CachedHeads, values: CachedHeads, plan: AttentionPlan) -> Tensor:
-        """Attend causally: q `[n, heads, d]`, keys and values `[capacity, kv_heads, d]` -> `[n, heads, d]`."""
+        """Attend causally: q `[n, heads, d]`, keys and values `[capacity, kv_heads, d]` or codes -> `[n, heads, d]`."""
 
     def attend_frames(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
         """Attend within each of consecutive frames: all `[N, heads, d]` -> `[N, heads, d]`."""

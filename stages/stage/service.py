@@ -151,6 +151,7 @@ def load(settings: StageSettings, common: CommonSettings, vision_bytes: int = 0)
         blocks=f"{blocks.start}:{blocks.stop}",
         num_weight_bytes=tensors.num_bytes,
         kv_tokens=compute.kv.capacity_tokens,
+        kv_dtype=settings.kv_dtype,
         device=str(device),
         load_s=round(time.monotonic() - started, 3),
     )

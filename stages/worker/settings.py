@@ -16,7 +16,6 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 PositiveSeconds = PositiveFloat
 Dtype = Literal["auto", "bfloat16", "float32"]
-KVKind = Literal["auto", "fp8"]
 AttentionKind = Literal["auto", "sdpa", "eager"]
 
 
@@ -60,7 +59,7 @@ class StageSettings(ComputeSettings, frozen=True, forbid_unknown_fields=True, kw
     share: ShareName = ""
     """The stages that one conductor has together; empty is a share as well."""
     kv_tokens: PositiveInt | None = None
-    kv_dtype: KVKind = "auto"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     kv_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Part of the free memory that KV takes where `kv_tokens` is not given."""
     max_batch_tokens: PositiveInt | None = None

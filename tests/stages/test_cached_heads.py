@@ -33,11 +33,17 @@ def test_what_has_four_bits_is_exact() -> None:
     assert torch.equal(HeadCodes.of(exact)[EVERYTHING], exact)
 
 
-def test_zeros_stay_and_nan_is_kept() -> None:
-    heads = torch.tensor([[[0.0, 0.0], [float("nan"), 1.0]]])
-    found = HeadCodes.of(heads)[EVERYTHING]
-    assert not found[0, 0].any()
-    assert found[0, 1, 0].isnan()
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_head_with_what_is_not_finite_is_nan_and_no_other(bad: float) -> None:
+    for heads in ([[[0.0, 0.0], [bad, 1.0]]], [[[0.0, 0.0], [1.0, bad]]], [[[0.0, 0.0], [bad, bad]]]):
+        found = HeadCodes.of(torch.tensor(heads))[EVERYTHING]
+        assert not found[0, 0].any()
+        assert found[0, 1].isnan().all()
+
+
+def test_what_is_smaller_than_any_scale_allows_is_near_in_its_size() -> None:
+    heads = torch.tensor([[[2.0**-120, -(2.0**-121), 0.0, 2.0**-126]]])
+    assert (HeadCodes.of(heads)[EVERYTHING] - heads).abs().max() <= 2.0**-126
 
 
 def test_heads_are_put_where_they_belong() -> None:

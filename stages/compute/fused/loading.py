@@ -45,7 +45,7 @@ from stages.qwen3_vl.text_config import TextConfig
 
 _MARGIN_SHARE = 0.03  # of the GPU: what allocators lose, and what CUDA takes later
 _SAMPLED_BYTES = 8  # for each logit of a token that is sampled with filters
-_SAMPLING_BYTES = 200 * 2**20  # for groups of tokens that are sampled without
+_SAMPLING_BYTES = 300 * 2**20  # for groups of tokens that are sampled without, 67 MB by kernels and 160 adjusted
 _WARM_UP = "warm-up"
 _DRAWS = (
     SamplingSettings(temperature=1.0, top_k=1),
@@ -53,6 +53,7 @@ _DRAWS = (
     SamplingSettings(temperature=1.0, top_k=1, logit_bias={0: 0.0}),  # in fp32
 )
 _STRIDE = 128
+_FEWEST_CODED = 32  # values of a head; half of them are a product's fewest inputs
 
 
 def load_fused(
@@ -65,11 +66,8 @@ def load_fused(
         ArtifactError: a tensor has a wrong shape or dtype.
     """
     _require_kernels(config.text)
-    if options.kv_in_fp8 and not has_fp8_numbers(source.device):
-        raise ConfigurationError(
-            f"--kv-dtype fp8: {source.device} has no FP8, which GPUs have from Ada and Hopper on; leave it out",
-            field="kv_dtype",
-        )
+    if options.kv_in_fp8:
+        require_codes(config.text, source.device)
     try:
         packed = tuple(
             PackedBlock.pack(
@@ -100,6 +98,17 @@ def _require_kernels(text: TextConfig) -> None:
             f"the kernels need a power of two as head_dim, not {text.head_dim}; use --attention sdpa", field="attention"
         )
     require_compiler()
+
+
+def require_codes(text: TextConfig, device: torch.device) -> None:
+    """Raise ConfigurationError where the kernels cannot hold keys and values in FP8."""
+    problem = ""
+    if not has_fp8_numbers(device):
+        problem = f"{device} has no FP8, which GPUs have from Ada and Hopper on"
+    elif text.head_dim < _FEWEST_CODED:
+        problem = f"the kernels need a head_dim of {_FEWEST_CODED} for it, not {text.head_dim}"
+    if problem:
+        raise ConfigurationError(f"--kv-dtype fp8: {problem}; leave it out, or use --attention sdpa", field="kv_dtype")
 
 
 def _build(

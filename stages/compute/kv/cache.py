@@ -59,11 +59,11 @@ class KVCache:
         self._num_drafts: dict[Hashable, int] = {}
 
     def keys(self, layer: int) -> CachedHeads:
-        """Return the layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated."""
+        """Return the layer's keys `[capacity + 1, kv_heads, head_dim]`, normed and rotated; in FP8 their codes."""
         return self._keys[layer]
 
     def values(self, layer: int) -> CachedHeads:
-        """Return the layer's values `[capacity + 1, kv_heads, head_dim]`."""
+        """Return the layer's values `[capacity + 1, kv_heads, head_dim]`, likewise."""
         return self._values[layer]
 
     @property

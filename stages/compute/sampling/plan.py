@@ -1,7 +1,7 @@
 """Which logit rows of a batch are drawn and reported together: decided on the host.
 
     0 < top_k <= 256    drawn from the best top_k + 64 tokens; up to 64 by kernels on a GPU
-    others that draw    drawn from all tokens; by kernels on a GPU where logits are in bf16, as they are unless adjusted
+    others that draw    drawn from all tokens; by the fused decoder's kernels from logits in bf16, which nothing adjusts
     log-probabilities   reported after the draws
 
 On a GPU many go together, as launches cost more than memory; on a CPU only as many as stay in its caches.

@@ -19,6 +19,7 @@ from stages.cached_heads import CachedHeads, HeadCodes
 from stages.kernels.codes.row_codes import nearest_code
 
 _IS_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+_INFINITY = tl.constexpr(0x7F800000)
 _UNPACK = tl.constexpr("""
 {
 .reg .b32 low, high, bits, most, zero;
@@ -42,7 +43,7 @@ def unpack_codes(pairs, dtype: tl.constexpr):
     """Return the values of the even and of the odd codes of int16 `pairs`, in `dtype`: bfloat16 on a GPU.
 
     A code's bits are those of a bfloat16 with 120 less in its exponent. Triton converts by way of float16 and
-    float32, which takes longer. A code that is NaN becomes 480: its head's scale tells it.
+    float32, which takes longer. A code that is NaN becomes 480: the scale of its head is NaN.
     """
     if _IS_INTERPRETED:
         low, high = (pairs & 255).to(tl.uint8), ((pairs >> 8) & 255).to(tl.uint8)
@@ -59,11 +60,13 @@ def unpack_codes(pairs, dtype: tl.constexpr):
 @triton.jit
 def head_codes(first, second):
     """Quantise both halves `[R, d / 2]` of fp32 heads; returns their codes, and scales bfloat16 `[R]`."""
-    bits = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=1).to(tl.int32, bitcast=True)
-    exponents = tl.minimum(tl.maximum(((bits + 0x1FFFFF) >> 23) - 8, 1), 254)
+    left, right = first.to(tl.int32, bitcast=True), second.to(tl.int32, bitcast=True)
+    bits = tl.max(tl.maximum(left & 0x7FFFFFFF, right & 0x7FFFFFFF), axis=1)  # as numbers, NaN would be passed over
+    exponents = tl.maximum(((tl.minimum(bits, _INFINITY - 1) + 0x1FFFFF) >> 23) - 8, 1)
     inverse = ((254 - exponents) << 23).to(tl.float32, bitcast=True)[:, None]
+    scales = tl.where(bits < _INFINITY, (exponents << 23).to(tl.float32, bitcast=True), float("nan"))
     left, right = nearest_code(first * inverse).to(tl.float8e4nv), nearest_code(second * inverse).to(tl.float8e4nv)
-    return left, right, (exponents << 23).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    return left, right, scales.to(tl.bfloat16)
 
 
 def head_operands(heads: CachedHeads) -> tuple[Tensor, Tensor, bool]:

@@ -147,7 +147,8 @@ def draw_from_all(logits: Tensor, table: Tensor, *, unit: float, num_spare: int)
     num_rows, vocab = table.shape[1], logits.shape[1]
     assert logits.is_contiguous(), "rows are found by their number"
     assert table.is_contiguous(), "settings are found by their row"
-    counts = torch.zeros(num_rows, _NUM_SCORES.value, dtype=torch.int32, device=logits.device)
+    num_counted = triton.next_power_of_2(num_rows)  # few sizes, or the allocator keeps memory for each number of rows
+    counts = torch.zeros(num_counted, _NUM_SCORES.value, dtype=torch.int32, device=logits.device)
     found = torch.empty(num_rows, 2, dtype=torch.int64, device=logits.device)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:

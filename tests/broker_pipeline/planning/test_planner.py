@@ -31,6 +31,7 @@ def sizes(num_layers: int, layer_mb: int, embed_mb: int, tower_mb: int) -> Model
         dtype_bytes=2,
         layer_weights=layer_mb * 500_000,
         embed_weights=embed_mb * 500_000,
+        kv_values=2048,
         kv_bytes=4096,
         tower_weights=tower_mb * 500_000,
         tower_token_multiplications=tower_mb * 2_000_000,

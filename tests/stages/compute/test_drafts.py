@@ -8,6 +8,7 @@ import torch
 from broker_pipeline.errors import KVPositionError, NonFiniteLogitsError
 from broker_pipeline.messages.activation import Segment, SessionOpen, SharedPrefix
 from broker_pipeline.messages.sampling import SampledToken, SamplingSettings
+from stages.cached_heads import KVDtype
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.stage_compute import StageCompute
 from stages.qwen3_vl.positions import decode_positions
@@ -18,9 +19,9 @@ VARIANTS = (FP32[0], FP32[3])
 pytestmark = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
-def opened(variant, **sampling: object) -> StageCompute:
+def opened(variant, kv_dtype: KVDtype = "auto", **sampling: object) -> StageCompute:
     """A stage that has the prompt's KV."""
-    (compute,) = stages_of(variant, capacity=64)
+    (compute,) = stages_of(variant, capacity=64, kv_dtype=kv_dtype)
     settings = SamplingSettings(**sampling)
     compute.open(
         SessionOpen(session="a", attempt=1, num_kv_tokens=32, num_prompt_tokens=4, sampling=settings),
@@ -63,10 +64,11 @@ def test_what_follows_right_drafts_is_what_would_have_been_said(variant, samplin
     assert said(step(compute, 8, right[4:5])) == [(9, right[5])]
 
 
-def test_wrong_drafts_leave_no_trace(variant) -> None:
-    right = alone(variant, 4)
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_wrong_drafts_leave_no_trace(variant, kv_dtype) -> None:
+    right = alone(variant, 4, kv_dtype=kv_dtype)
     wrong = [(token + 1) % 100 for token in right]
-    compute = opened(variant)
+    compute = opened(variant, kv_dtype)
     step(compute, 0, PROMPT)
     assert said(step(compute, 4, [right[0], *wrong[1:4]], num_drafts=3))[0] == (5, right[1])
     assert said(step(compute, 5, [right[1], right[2], wrong[3]], num_drafts=2))[:2] == [(6, right[2]), (7, right[3])]

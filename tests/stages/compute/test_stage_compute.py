@@ -23,6 +23,7 @@ from broker_pipeline.errors import (
 from broker_pipeline.messages.activation import Segment, SessionOpen, SharedPrefix, VisualSpan
 from broker_pipeline.messages.sampling import SamplingSettings
 from broker_pipeline.messages.structured_outputs import GrammarSettings
+from stages.cached_heads import KVDtype
 from stages.compute.generate import WholeModel
 from stages.compute.microbatch import Microbatch, StageOutput
 from stages.compute.options import ComputeOptions
@@ -39,8 +40,8 @@ VARIANT = FP32[0]
 HIDDEN = 64
 
 
-def stage(capacity: int = 256, cuts: tuple[int, ...] = (), index: int = 0) -> StageCompute:
-    return stages_of(VARIANT, cuts, capacity=capacity)[index]
+def stage(capacity: int = 256, cuts: tuple[int, ...] = (), index: int = 0, kv_dtype: KVDtype = "auto") -> StageCompute:
+    return stages_of(VARIANT, cuts, capacity=capacity, kv_dtype=kv_dtype)[index]
 
 
 def opening(session: str, tokens: int = 32, attempt: int = 1, **sampling) -> SessionOpen:
@@ -98,14 +99,16 @@ def test_prefill_and_decode_share_a_microbatch():
     assert chosen(mixed) == chosen(run(apart, segment("a", 5, 1))) | chosen(run(apart, segment("b", 0, 7)))
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize(("step", "room"), [(1, 51), (3, 51), (2, 256)])
-def test_kv_that_grows_and_moves_gives_the_same_bits(step, room):
-    whole = decoded(stage(51), 12)
-    assert decoded(stage(room), 12, step) == whole
+def test_kv_that_grows_and_moves_gives_the_same_bits(step, room, kv_dtype):
+    whole = decoded(stage(51, kv_dtype=kv_dtype), 12)
+    assert decoded(stage(room, kv_dtype=kv_dtype), 12, step) == whole
 
 
-def test_a_copied_prefix_gives_the_bits_of_a_computed_one():
-    compute = stage()
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_a_copied_prefix_gives_the_bits_of_a_computed_one(kv_dtype):
+    compute = stage(kv_dtype=kv_dtype)
     assert decoded_second(compute, is_copied=True) == decoded_second(compute, is_copied=False)
 
 
@@ -457,14 +460,14 @@ def test_stages_behind_the_deepstack_layers_ignore_visual_spans():
 # --- failures of the computation -------------------------------------------------------------------------------------
 
 
-def test_nan_in_one_session_fails_that_session_only():
-    compute = stage(cuts=(3,), index=1)
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_nan_in_one_session_fails_that_session_only(kv_dtype: KVDtype):
+    compute, healthy = (stage(cuts=(3,), index=1, kv_dtype=kv_dtype) for _ in range(2))
     for session in "ab":
         compute.open(opening(session))
     hidden = torch.randn(8, HIDDEN, generator=torch.Generator().manual_seed(0))
     parts = (segment("a", 0, 4), segment("b", 0, 4))
     positions = decode_positions(0, 4, 0).repeat(1, 2)
-    healthy = stage(cuts=(3,), index=1)
     for session in "ab":
         healthy.open(opening(session))
     expected = healthy.run(Microbatch(parts, positions, hidden=hidden.clone()))

@@ -15,6 +15,7 @@ from stages.compute.sampling.logit_scan import CONSTANT, NOT_FINITE, scan_logits
 from stages.kernels.activation import silu_mul
 from stages.kernels.cache_entry import enter_cache
 from stages.kernels.decode_attention import attend_decode_tokens, num_parts
+from stages.kernels.invariant_attention import attend_invariant_tokens
 from stages.kernels.norms import add_rms_norm, rms_norm
 from stages.kernels.sampling.logit_scan import scan
 from stages.qwen3_vl.attention import AttentionPlan, AttentionSpan, EagerAttention
@@ -106,6 +107,27 @@ def test_enter_cache_norms_rotates_and_stores(device: torch.device, dtype: torch
         want = HeadCodes.of(heads)
         _equal(codes.scales, want.scales)
         _equal(codes.codes.view(torch.uint8), want.codes.view(torch.uint8))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about NaN
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_seen_in_codes(device: torch.device, bad: float) -> None:
+    """By whoever looks at the token, and by nobody else."""
+    d, dtype = 32, torch.float32
+    qkv = _random(3, 4 * d, device=device, dtype=dtype)
+    qkv[1, 3 * d + 5] = bad  # a value
+    qkv[2, 2 * d + 5] = bad  # a key, which its norm makes NaN altogether
+    ones, slots = torch.ones(d, device=device), torch.arange(3, dtype=torch.int32, device=device)
+    rotation = torch.ones(3, 1, d, device=device), torch.zeros(3, 1, d, device=device)
+    keys, values = (HeadCodes.of(torch.zeros(3, 1, d, device=device)) for _ in range(2))
+    q = enter_cache(qkv, (ones, ones), rotation, 1e-6, keys, values, slots)
+    assert values.scales.isnan().flatten().tolist() == [False, True, False]
+    assert keys.scales.isnan().flatten().tolist() == [False, False, True]
+    out = torch.zeros_like(q)
+    for length in (1, 2, 3):
+        places = [torch.tensor([each], dtype=torch.int32, device=device) for each in (0, 0, length)]
+        attend_invariant_tokens(q, keys, values, *places, out=out)
+        assert out[0].isfinite().all() == (length == 1)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

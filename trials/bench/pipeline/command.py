@@ -206,8 +206,9 @@ def _settings(options: dict[str, Any]) -> PipelineSettings:
         raise ConfigurationError("one process computes every prompt; give --no-in-process as well", field="questions")
     if options["gpu_memory_gb"] and options["with_in_process"]:
         raise ConfigurationError("one process takes the whole GPU; give --no-in-process as well", field="gpu_memory_gb")
-    if options["kv_dtype"] and options["with_in_process"]:
-        raise ConfigurationError("one process is not told; give --no-in-process as well", field="kv_dtype")
+    if options["kv_dtype"] == "fp8" and options["with_in_process"]:
+        problem = "one process holds keys and values in its own dtype; give --no-in-process as well"
+        raise ConfigurationError(problem, field="kv_dtype")
     if options["is_sampled"] and options["with_in_process"]:
         raise ConfigurationError("one process decodes greedily; give --no-in-process as well", field="sample")
     num_sessions = options.pop("max_sessions") or options["num_in_flight"]

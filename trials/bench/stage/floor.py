@@ -49,9 +49,9 @@ class StepNeeds:
 class ItemSizes(NamedTuple):
     """Bytes of one value: of a layer's weights, of keys and values, and of all else."""
 
-    weight: int
-    kv: int
-    other: int
+    weight: float
+    kv: float
+    other: float
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> DeviceRates:

@@ -217,9 +217,9 @@ class _StageBench:
         return torch.randint(vocab_size, (num_tokens,), generator=self._chance, dtype=torch.int32)
 
     def _needs(self, num_tokens: int, num_cached: int, num_pairs: int, num_sampled: int) -> StepNeeds:
-        itemsize = self._stage.dtype.itemsize
+        text, itemsize = self._stage.config.text, self._stage.dtype.itemsize
         return step_needs(
-            self._stage.config.text,
+            text,
             len(self._stage.blocks),
             num_tokens=num_tokens,
             num_cached_tokens=num_cached,
@@ -227,7 +227,7 @@ class _StageBench:
             num_sampled=num_sampled if self._stage.is_last else 0,
             itemsizes=ItemSizes(
                 weight=1 if self._keeps_fp8 else itemsize,
-                kv=1 if self._settings.kv_dtype == "fp8" else itemsize,
+                kv=1 + 2 / text.head_dim if self._settings.kv_dtype == "fp8" else itemsize,
                 other=itemsize,
             ),
         )

@@ -51,6 +51,7 @@ MODELS = st.builds(
     layer_weights=st.sampled_from([100_000_000, 2_000_000_000, 5_000_000_000, 9_000_000_000]),
     embed_weights=st.sampled_from([10_000_000, 600_000_000, 3_000_000_000]),
     is_tied=st.booleans(),
+    kv_values=st.just(2048),
     kv_bytes=st.just(4096),
     tower_weights=st.sampled_from([10_000_000, 600_000_000]),
     tower_token_multiplications=st.just(2_400_000_000),

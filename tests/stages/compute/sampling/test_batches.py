@@ -296,6 +296,18 @@ def test_a_gpu_chooses_what_the_cpu_chooses_and_never_waits(dtype, by_kernels):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_more_rows_than_kernels_draw_from_together_draw_what_the_cpu_draws():
+    rows = [Row(random.Random(seed), 700, temperature=1.3, top_p=0.95) for seed in range(300)]
+    logits, positions = logits_of(300, 700, 3).bfloat16(), [row.position for row in rows]
+    on_gpu = logits.cuda()
+    scan = dataclasses.replace(scan_logits(on_gpu), is_by_kernels=True)
+    pending = launch_sampling(on_gpu, [row.sampler() for row in rows], positions, scan)
+    torch.cuda.synchronize()
+    assert [choice.token_id for choice in pending.collect()] == [each.token_id for each in sampled(logits, rows)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_wait_is_found_and_leaves_no_trace():
     number = torch.ones(1, device="cuda")
     with pytest.raises(RuntimeError, match="synchronizing"), no_device_waits():
