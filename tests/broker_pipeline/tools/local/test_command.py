@@ -241,6 +241,8 @@ def test_keys_and_values_in_fp8_are_planned_and_passed_on(model_8b: Path) -> Non
     assert rates[0] is not None
     assert rates[1] is not None
     assert float(rates[1][1]) > 1.5 * float(rates[0][1])
+    assert ["--kv-dtype fp8 makes room" in second for _, (_, second) in said] == [True, False]
+    assert "--kv-dtype" not in up((H100,), model=model_8b)[1][1], "where there is room"
     for planned in plan_services(said[1][0], nats_url="", redis_url="", addresses={"gateway-0": ("", 0)}):
         assert ("--kv-dtype fp8" in " ".join(planned.arguments)) == planned.name.startswith("stage")
 
